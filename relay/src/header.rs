@@ -1,0 +1,37 @@
+//! Header names of a record: the contract with consumers (DESIGN: record headers).
+
+/// Every name that begins so is the relay's own; rows may not set one.
+pub const RESERVED_PREFIX: &str = "outbox-";
+/// The event's id, a uuid as text.
+pub const ID: &str = "outbox-id";
+/// The event's type; absent when the row has none.
+pub const TYPE: &str = "outbox-type";
+/// Name of the relay that published the record.
+pub const RELAY: &str = "outbox-relay";
+/// `<system id>:<timeline>:<commit LSN>:<ordinal>`: decimal, decimal, 16 upper-case hex digits,
+/// 10 decimal digits; sortable as text within a timeline.
+pub const POSITION: &str = "outbox-position";
+/// `1` on a record that a repair published; it may repeat one that was already delivered.
+pub const REPAIRED: &str = "outbox-repaired";
+
+/// The CloudEvents Kafka binding's names, used with `headers = "cloudevents"`.
+pub mod cloudevents {
+    /// Always `1.0`.
+    pub const SPECVERSION: &str = "ce_specversion";
+    /// The event's id.
+    pub const ID: &str = "ce_id";
+    /// The event's type.
+    pub const TYPE: &str = "ce_type";
+    /// Where the event comes from: `/outbox-relay/<relay name>`.
+    pub const SOURCE: &str = "ce_source";
+    /// RFC 3339 time of the event.
+    pub const TIME: &str = "ce_time";
+    /// As [`super::POSITION`].
+    pub const POSITION: &str = "ce_outboxposition";
+    /// As [`super::RELAY`].
+    pub const RELAY: &str = "ce_outboxrelay";
+    /// As [`super::REPAIRED`].
+    pub const REPAIRED: &str = "ce_outboxrepaired";
+    /// Media type of the payload.
+    pub const CONTENT_TYPE: &str = "content-type";
+}

@@ -1,0 +1,20 @@
+//! Publishes a PostgreSQL outbox to Kafka through logical replication: exactly once, in key order.
+//!
+//! ```text
+//! PostgreSQL WAL ─► source ─────► route ─────► sink ─────► broker
+//!                   (decode)      (pure)       (deliver)
+//!       ▲                                         │
+//!       └────────── confirmed position ◄──────────┘
+//! ```
+//!
+//! Rows go forward; one position comes back. The daemon is the product; the library is public so
+//! that tests, fuzzing and benchmarks reach the parts. `ARCHITECTURE.md` has the map.
+
+pub mod header;
+pub mod lsn;
+pub mod position;
+pub mod progress;
+pub mod record;
+pub mod row;
+pub mod sink;
+pub mod source;

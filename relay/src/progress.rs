@@ -1,0 +1,162 @@
+//! The progress record: how far delivery has come, stored in the broker beside the records.
+//!
+//! One JSON object, its format fixed by `version`; any change of shape is a new version, and a
+//! newer one than this relay knows is refused with its number. What is confirmed to PostgreSQL
+//! never passes what a stored record covers. `sink` stores the bytes without reading them.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{lsn::Lsn, position::Position};
+
+/// The format written by this relay.
+pub const VERSION: u32 = 1;
+
+/// How far delivery has come, and what a repair or a restart needs to go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Always [`VERSION`].
+    pub version: u32,
+    /// Delivered position; `None` in the record that announces that the slot is about to be made.
+    pub position: Option<Position>,
+    /// Replication slot that the position belongs to.
+    pub slot: String,
+    /// `system_identifier` of the cluster, decimal, as text: it does not fit a JSON number.
+    pub system_id: String,
+    /// Timeline on which the position was reached.
+    pub timeline: u32,
+    /// Newest first. Empty only before the slot is made.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// Releases of parked events that are delivered or under way, until their rows are gone.
+    pub releases: Vec<ReleaseRecord>,
+    /// A repair under way.
+    pub repair: Option<RepairRecord>,
+}
+
+/// Which transactions were visible at a moment that delivery has passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRecord {
+    /// `pg_current_wal_insert_lsn()`, read after the snapshot; delivery has passed it.
+    pub lsn: Lsn,
+    /// Milliseconds since the Unix epoch, the database's clock.
+    pub taken_ms: i64,
+    /// `pg_current_snapshot()` as text.
+    pub snapshot: String,
+}
+
+/// A release of parked events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRecord {
+    /// The release's id.
+    pub id: String,
+    /// Start of the commit record of the transaction that announced it.
+    pub commit: Lsn,
+    /// How many of its events are delivered.
+    pub delivered: u64,
+    /// Whether all are.
+    pub complete: bool,
+}
+
+/// A repair of a lost slot: rows visible in `upper` and not in `lower` are read from the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepairRecord {
+    /// Where the new slot's stream begins.
+    pub consistent_point: Lsn,
+    /// `pg_snapshot` text of the newest valid snapshot before the loss; `None` reads from the
+    /// table's beginning.
+    pub lower: Option<String>,
+    /// `pg_snapshot` text of the new slot's exported snapshot.
+    pub upper: String,
+    /// `created_at` in microseconds since the Unix epoch, and id, of the last row delivered.
+    pub cursor: Option<(i64, String)>,
+    /// How many rows are delivered: the next one's ordinal.
+    pub delivered: u64,
+}
+
+/// The stored bytes can't be used. Nothing was delivered or confirmed on their account.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgressError {
+    /// Written by a newer relay.
+    #[error(
+        "the progress record has format version {found}, this relay knows {VERSION}: run the version that wrote it, or a newer one"
+    )]
+    NewerVersion {
+        /// The record's version.
+        found: u64,
+    },
+    /// Not a progress record.
+    #[error("the progress record can't be read")]
+    Unreadable(#[source] serde_json::Error),
+}
+
+impl Progress {
+    /// The bytes to store.
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).expect("plain data has a JSON form").into()
+    }
+
+    /// Reads stored bytes.
+    ///
+    /// # Errors
+    /// [`ProgressError`]; stop, and let a person look.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ProgressError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u64,
+        }
+        let Versioned { version } =
+            serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)?;
+        if version > u64::from(VERSION) {
+            return Err(ProgressError::NewerVersion { found: version });
+        }
+        serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::RowPosition;
+
+    fn sample() -> Progress {
+        Progress {
+            version: VERSION,
+            position: Some(Position::Row(RowPosition {
+                commit: Lsn::new(0x1_0000_0010),
+                ordinal: 7,
+            })),
+            slot: "outbox_orders".into(),
+            system_id: "7312345678901234567".into(),
+            timeline: 1,
+            snapshots: vec![SnapshotRecord {
+                lsn: Lsn::new(16),
+                taken_ms: 1_790_000_000_000,
+                snapshot: "10:20:10,14".into(),
+            }],
+            releases: vec![],
+            repair: None,
+        }
+    }
+
+    /// The stored form is a contract with every relay that comes after this one.
+    #[test]
+    fn the_stored_form_is_the_documented_one() {
+        let stored = concat!(
+            r#"{"version":1,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+            r#""system_id":"7312345678901234567","timeline":1,"snapshots":[{"lsn":"0/10","#,
+            r#""taken_ms":1790000000000,"snapshot":"10:20:10,14"}],"releases":[],"repair":null}"#
+        );
+        assert_eq!(sample().encode(), stored);
+        assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), sample());
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_with_its_number() {
+        let error = Progress::decode(br#"{"version":2,"anything":{}}"#).expect_err("refused");
+        assert!(error.to_string().contains("format version 2"), "{error}");
+    }
+}

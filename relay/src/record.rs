@@ -1,0 +1,319 @@
+//! What the sink takes: records, in order, in one arena per batch.
+//!
+//! A batch owns its bytes, so a record costs no allocation. `route` writes, `sink` reads, the
+//! pipeline moves batches between them and gives them back empty.
+
+use std::time::Instant;
+
+use crate::position::{Position, RowPosition};
+
+/// Bounds of a [`Batch`].
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Records in a batch.
+    pub records_max: usize,
+    /// Bytes of keys, payloads, topics and headers in a batch; one record may fill it alone.
+    pub bytes_max: usize,
+}
+
+/// Records in order, and the position that is reached when all of them are stored.
+#[derive(Debug)]
+pub struct Batch {
+    arena: Vec<u8>,
+    records: Vec<Entry>,
+    limits: BatchLimits,
+    /// Position once every record here is stored; `None` while nothing was received.
+    pub position: Option<Position>,
+    /// A row that can't be a record: it ends the batch.
+    pub refused: Option<Refused>,
+    /// When the first record was received.
+    pub first_received: Option<Instant>,
+    /// Commit time of the newest record, in microseconds since 2000-01-01 UTC.
+    pub newest_commit_us: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    position: RowPosition,
+    timestamp_ms: Option<i64>,
+    partition: Option<i32>,
+    /// End offsets in the arena of topic, key, payload and headers; it starts at `start`.
+    start: usize,
+    topic: usize,
+    key: usize,
+    payload: usize,
+    headers: usize,
+    has_key: bool,
+    has_payload: bool,
+}
+
+/// One record, borrowed from its batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// Place of the row it was made from.
+    pub position: RowPosition,
+    /// Destination.
+    pub topic: &'a str,
+    /// Partition key; `None` when the row has none.
+    pub key: Option<&'a [u8]>,
+    /// `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+    /// Explicit partition of the row, not negative.
+    pub partition: Option<i32>,
+    /// Record timestamp in milliseconds since the Unix epoch; `None` leaves it to the sink.
+    pub timestamp_ms: Option<i64>,
+    headers: &'a [u8],
+}
+
+/// Why a row can't be a record. Nothing of it was written to the batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Place of the row.
+    pub position: RowPosition,
+    /// The event's id where it could be read.
+    pub event_id: Option<String>,
+    /// Its topic where it could be read.
+    pub topic: Option<String>,
+    /// Its key where it could be read.
+    pub key: Option<Vec<u8>>,
+    /// A stable word for the kind of refusal, such as `headers_shape`.
+    pub reason: &'static str,
+    /// What is wrong, for a person; no payload in it.
+    pub error: String,
+}
+
+impl Batch {
+    /// An empty batch. Its arena grows with use and is kept from one fill to the next.
+    pub fn new(limits: BatchLimits) -> Self {
+        Batch {
+            arena: Vec::new(),
+            records: Vec::new(),
+            limits,
+            position: None,
+            refused: None,
+            first_received: None,
+            newest_commit_us: 0,
+        }
+    }
+
+    /// Empties the batch. An arena that a few large records blew up is given back.
+    pub fn clear(&mut self) {
+        const KEPT_BYTES: usize = 8 << 20;
+        self.arena.clear();
+        self.arena.shrink_to(KEPT_BYTES);
+        self.records.clear();
+        self.position = None;
+        self.refused = None;
+        self.first_received = None;
+        self.newest_commit_us = 0;
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether there is no record; the position may have moved all the same.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Bytes of all records.
+    pub fn size_bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Whether nothing more may be added: the next row would have to wait for the next batch.
+    pub fn is_full(&self) -> bool {
+        self.refused.is_some()
+            || self.records.len() >= self.limits.records_max
+            || self.arena.len() >= self.limits.bytes_max
+    }
+
+    /// The records in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'_>> + '_ {
+        self.records.iter().map(|entry| self.view(entry))
+    }
+
+    /// The `index`-th record.
+    pub fn get(&self, index: usize) -> Option<Record<'_>> {
+        self.records.get(index).map(|entry| self.view(entry))
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "offsets were taken from this very arena")]
+    fn view(&self, entry: &Entry) -> Record<'_> {
+        let bytes = &self.arena;
+        let topic = &bytes[entry.start..entry.topic];
+        Record {
+            position: entry.position,
+            topic: std::str::from_utf8(topic).expect("a topic is written from a str"),
+            key: entry.has_key.then(|| &bytes[entry.topic..entry.key]),
+            payload: entry.has_payload.then(|| &bytes[entry.key..entry.payload]),
+            partition: entry.partition,
+            timestamp_ms: entry.timestamp_ms,
+            headers: &bytes[entry.payload..entry.headers],
+        }
+    }
+
+    /// Begins a record. Write topic, key and payload through the arguments, then headers one by
+    /// one; nothing is in the batch until [`RecordWriter::finish`].
+    pub fn start_record(&mut self, head: RecordHead<'_>) -> RecordWriter<'_> {
+        let start = self.arena.len();
+        self.arena.extend_from_slice(head.topic.as_bytes());
+        let topic = self.arena.len();
+        self.arena.extend_from_slice(head.key.unwrap_or_default());
+        let key = self.arena.len();
+        self.arena.extend_from_slice(head.payload.unwrap_or_default());
+        let payload = self.arena.len();
+        let entry = Entry {
+            position: head.position,
+            timestamp_ms: head.timestamp_ms,
+            partition: head.partition,
+            start,
+            topic,
+            key,
+            payload,
+            headers: payload,
+            has_key: head.key.is_some(),
+            has_payload: head.payload.is_some(),
+        };
+        RecordWriter { batch: self, entry, finished: false }
+    }
+}
+
+/// What a record is, but for its headers.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordHead<'a> {
+    /// Place of the row.
+    pub position: RowPosition,
+    /// Destination, not empty.
+    pub topic: &'a str,
+    /// Partition key.
+    pub key: Option<&'a [u8]>,
+    /// `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+    /// Explicit partition, not negative.
+    pub partition: Option<i32>,
+    /// Milliseconds since the Unix epoch.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// Adds headers to a record under way; dropped without `finish`, it takes the record back.
+#[derive(Debug)]
+pub struct RecordWriter<'b> {
+    batch: &'b mut Batch,
+    entry: Entry,
+    finished: bool,
+}
+
+impl RecordWriter<'_> {
+    /// Adds a header. Name and value are copied.
+    pub fn header(&mut self, name: &str, value: &[u8]) {
+        self.header_with(name, |arena| arena.extend_from_slice(value));
+    }
+
+    /// Adds a header whose value `write` appends to the arena; it must not touch what is there.
+    pub fn header_with(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
+        let arena = &mut self.batch.arena;
+        push_len(arena, name.len());
+        let value_len_at = arena.len();
+        push_len(arena, 0);
+        arena.extend_from_slice(name.as_bytes());
+        let value_at = arena.len();
+        write(arena);
+        let value_len = u32::try_from(arena.len() - value_at).expect("a header is below 4 GiB");
+        if let Some(place) = arena.get_mut(value_len_at..value_len_at + 4) {
+            place.copy_from_slice(&value_len.to_ne_bytes());
+        }
+    }
+
+    /// The record is part of the batch.
+    pub fn finish(mut self) {
+        self.entry.headers = self.batch.arena.len();
+        self.batch.records.push(self.entry);
+        self.finished = true;
+    }
+}
+
+impl Drop for RecordWriter<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.batch.arena.truncate(self.entry.start);
+        }
+    }
+}
+
+fn push_len(arena: &mut Vec<u8>, len: usize) {
+    let len = u32::try_from(len).expect("a header is below 4 GiB");
+    arena.extend_from_slice(&len.to_ne_bytes());
+}
+
+impl<'a> Record<'a> {
+    /// Bytes of topic, key, payload and headers.
+    pub fn size_bytes(&self) -> usize {
+        self.topic.len()
+            + self.key.map_or(0, <[u8]>::len)
+            + self.payload.map_or(0, <[u8]>::len)
+            + self.headers.len()
+    }
+
+    /// Headers in the order in which they were written.
+    pub fn headers(&self) -> Headers<'a> {
+        Headers { rest: self.headers }
+    }
+}
+
+/// Iterator over a record's headers: name, value.
+#[derive(Clone, Debug)]
+pub struct Headers<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name_len, rest) = self.rest.split_first_chunk::<4>()?;
+        let (value_len, rest) = rest.split_first_chunk::<4>()?;
+        let (name, rest) = rest.split_at_checked(u32::from_ne_bytes(*name_len) as usize)?;
+        let (value, rest) = rest.split_at_checked(u32::from_ne_bytes(*value_len) as usize)?;
+        self.rest = rest;
+        Some((std::str::from_utf8(name).expect("a name is written from a str"), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn head(ordinal: u64) -> RecordHead<'static> {
+        RecordHead {
+            position: RowPosition { commit: Lsn::new(1), ordinal },
+            topic: "orders",
+            key: Some(b"k"),
+            payload: None,
+            partition: None,
+            timestamp_ms: Some(5),
+        }
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let mut batch = Batch::new(BatchLimits { records_max: 2, bytes_max: 1 << 20 });
+        let mut writer = batch.start_record(head(0));
+        writer.header("a", b"1");
+        writer.header_with("b", |arena| arena.extend_from_slice(b""));
+        writer.finish();
+        let record = batch.get(0).expect("one record");
+        assert_eq!((record.topic, record.key, record.payload), ("orders", Some(&b"k"[..]), None));
+        assert_eq!(record.headers().collect::<Vec<_>>(), [("a", &b"1"[..]), ("b", &b""[..])]);
+    }
+
+    #[test]
+    fn a_record_that_is_not_finished_leaves_nothing_behind() {
+        let mut batch = Batch::new(BatchLimits { records_max: 2, bytes_max: 1 << 20 });
+        batch.start_record(head(0)).header("a", b"1");
+        assert_eq!((batch.len(), batch.size_bytes()), (0, 0));
+    }
+}

@@ -1,0 +1,103 @@
+//! What a broker must do for the relay: store records durably, in order, together with progress.
+//!
+//! A sink knows records and opaque progress bytes; it knows neither rows nor WAL. It is called by
+//! `pipeline` (deliver) and `daemon` (start-up), by one caller at a time. It never retries a
+//! delivery whose outcome is uncertain: retry is replay, from the progress that is read back.
+
+pub mod kafka;
+
+use std::{future::Future, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::record::Batch;
+
+/// Any error of a library below, kept as the cause.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A place to publish to. See the module's documentation for what it promises.
+pub trait Sink: Send {
+    /// Reads the newest progress record that is stored, `None` when there is none. Waits until
+    /// nothing that another relay left open can hide a newer one. Takes no ownership: a relay
+    /// that runs is not disturbed.
+    fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
+
+    /// Makes this the only relay of its name that can deliver; what an older one left unfinished
+    /// is undone. Called once, after the first [`Sink::read_progress`], before the second.
+    fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Stores the records of `range` in order, and `progress` with them: at once where the
+    /// delivery is exactly-once, after them where it is at-least-once. Returns when all of it is
+    /// durable. An empty range stores progress alone.
+    ///
+    /// Not cancel safe: dropped half-way, the outcome is uncertain, and the sink must be made anew.
+    ///
+    /// # Errors
+    /// See [`SinkError`]; after any but `Refused` the sink must be made anew.
+    fn deliver(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> impl Future<Output = Result<Stored, SinkError>> + Send;
+}
+
+/// Proof that a delivery and its progress are durable. Only a sink can make one, so nothing else
+/// can move the position that PostgreSQL is told.
+#[derive(Debug)]
+#[must_use = "only what is stored may be confirmed"]
+pub struct Stored(());
+
+/// Why a delivery or a start-up step failed, sorted by what the caller must do next.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Nothing is certain, and the broker may take it later: wait, start again from progress.
+    #[error("{doing}")]
+    Unavailable {
+        /// What was being done, such as `committing a transaction of 512 records`.
+        doing: String,
+        /// The library's error.
+        #[source]
+        source: BoxError,
+    },
+    /// Records that were not taken. Deliver fewer at a time; one refused alone never will be.
+    #[error("{} of the records were refused, the first because {}", .records.len(), .records.first().map_or("", |r| r.error.as_str()))]
+    Refused {
+        /// Which, by index in the batch, ascending and not empty.
+        records: Vec<RefusedRecord>,
+        /// What became of the other records of the range.
+        rest: Rest,
+    },
+    /// Another relay of the same name has taken over: send nothing more, go back to standby.
+    #[error("fenced by another relay of the same name")]
+    Fenced(#[source] BoxError),
+    /// Only a person can mend it: a wrong setting, a progress topic with the wrong settings.
+    #[error("{what}; {remedy}")]
+    Misconfigured {
+        /// What is wrong.
+        what: String,
+        /// The setting or command that mends it.
+        remedy: String,
+    },
+}
+
+/// What became of the records that were not refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// None of them is stored: the transaction was aborted.
+    NotStored,
+    /// All of them are stored, the progress is not.
+    Stored,
+}
+
+/// A record that the broker did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedRecord {
+    /// Index in the batch.
+    pub index: usize,
+    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `no_such_partition`,
+    /// `not_authorised`, `invalid_timestamp`, `invalid_record`.
+    pub reason: &'static str,
+    /// The broker's words, for a person.
+    pub error: String,
+}

@@ -1,0 +1,44 @@
+//! Where the source hands what it has read: the pipeline's side of the seam.
+
+use crate::{
+    position::RowPosition,
+    record::Batch,
+    row::{Relation, Row},
+};
+
+/// Takes what the stream carries, in order, and writes records into the batch that is being
+/// filled. Synchronous on purpose: the source's task owns the socket and never waits for others.
+pub trait Intake: Send {
+    /// A table was announced or has changed its shape.
+    ///
+    /// # Errors
+    /// The table no longer fits; the stream ends with this error.
+    fn relation(&mut self, relation: &Relation) -> Result<(), IntakeError>;
+
+    /// A row was inserted. What can't be a record is noted in `batch.refused`.
+    fn row(&mut self, row: &Row<'_>, batch: &mut Batch);
+
+    /// A transactional WAL message with the prefix `outbox`.
+    fn message(&mut self, position: RowPosition, content: &[u8], batch: &mut Batch);
+}
+
+/// Why the stream can't go on, for the pipeline to sort.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// The table's shape changed to one that needs the text format: reconnect, asking for it.
+    #[error("{table} has a column {column} whose type needs the text format")]
+    NeedsText {
+        /// Qualified name.
+        table: String,
+        /// The mapped column.
+        column: String,
+    },
+    /// A mapped column is gone, or has a type that can't serve its purpose.
+    #[error("{what}; {remedy}")]
+    DoesNotFit {
+        /// What is wrong, with table and column.
+        what: String,
+        /// The SQL or setting that mends it.
+        remedy: String,
+    },
+}
