@@ -5,7 +5,7 @@
 //! next transaction's `final_lsn` equals the last one's `end_lsn`, and comparing with `<=` would
 //! lose it. Pure values: no clock, no I/O, no task. Made by `source`, stored by `progress`.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,23 @@ pub struct RowPosition {
 impl fmt::Display for RowPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.commit, self.ordinal)
+    }
+}
+
+/// The text is not of the form `16/B374D848:12`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an event's position, which looks like 16/B374D848:12")]
+pub struct ParsePositionError(String);
+
+impl FromStr for RowPosition {
+    type Err = ParsePositionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.rsplit_once(':')
+            .and_then(|(commit, ordinal)| {
+                Some(RowPosition { commit: commit.parse().ok()?, ordinal: ordinal.parse().ok()? })
+            })
+            .ok_or_else(|| ParsePositionError(text.to_owned()))
     }
 }
 
@@ -74,6 +91,28 @@ impl fmt::Display for Position {
             Position::Row(row) => write!(f, "{row}"),
             Position::UpTo(end) => write!(f, "up to {end}"),
         }
+    }
+}
+
+/// A position that PostgreSQL may be told, because a stored progress record covers it. Made only
+/// from a sink's proof of storage, or from a record that was read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confirmable(Position);
+
+impl Confirmable {
+    /// `position` is covered by a progress record that the broker has.
+    pub(crate) fn stored(position: Position) -> Self {
+        Confirmable(position)
+    }
+
+    /// What PostgreSQL is told.
+    pub fn lsn(self) -> Lsn {
+        self.0.resume_lsn()
+    }
+
+    /// What is covered.
+    pub fn position(self) -> Position {
+        self.0
     }
 }
 

@@ -94,6 +94,20 @@ pub enum ProgressError {
 }
 
 impl Progress {
+    /// Nothing is delivered, and the slot is about to be made.
+    pub fn before_first_start(slot: &str) -> Self {
+        Progress {
+            version: VERSION,
+            position: None,
+            slot: slot.to_owned(),
+            system_id: String::new(),
+            timeline: 0,
+            snapshots: vec![],
+            releases: vec![],
+            repair: None,
+        }
+    }
+
     /// The bytes to store.
     pub fn encode(&self) -> Bytes {
         serde_json::to_vec(self).expect("plain data has a JSON form").into()

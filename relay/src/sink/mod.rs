@@ -10,7 +10,10 @@ use std::{future::Future, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::record::Batch;
+use crate::{
+    position::{Confirmable, Position},
+    record::Batch,
+};
 
 /// Any error of a library below, kept as the cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -47,6 +50,13 @@ pub trait Sink: Send {
 #[derive(Debug)]
 #[must_use = "only what is stored may be confirmed"]
 pub struct Stored(());
+
+impl Stored {
+    /// The position whose progress was part of the delivery that this proves.
+    pub fn confirms(self, position: Position) -> Confirmable {
+        Confirmable::stored(position)
+    }
+}
 
 /// Why a delivery or a start-up step failed, sorted by what the caller must do next.
 #[derive(Debug, thiserror::Error)]

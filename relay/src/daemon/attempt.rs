@@ -1,0 +1,198 @@
+//! One attempt: start, stream, end whole.
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    control,
+    start::{self, Started},
+};
+use crate::{
+    admin::{Board, Phase},
+    config::Config,
+    pipeline::{Pipeline, PipelineError, intake::RouteIntake},
+    position::Confirmable,
+    reconcile::Halt,
+    record::{BatchLimits, Refused},
+    sink::SinkError,
+    source::{
+        handover::handover,
+        intake::IntakeError,
+        stream::{Stream, StreamError},
+    },
+};
+
+/// Snapshots that may wait for the pipeline.
+const SNAPSHOTS_WAITING_MAX: usize = 2;
+
+/// Why an attempt ended, sorted by what the daemon does next.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// A person must mend it.
+    Halted(Halt),
+    /// Another relay has taken over: stand by.
+    Fenced,
+    /// Wait a little, and start again from the first step.
+    Retry {
+        /// A stable word for the metrics.
+        cause: &'static str,
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        error: anyhow::Error,
+    },
+}
+
+impl Ended {
+    pub(super) fn retry(
+        cause: &'static str,
+        doing: &'static str,
+        error: impl Into<anyhow::Error>,
+    ) -> Self {
+        Ended::Retry { cause, doing, error: error.into() }
+    }
+
+    pub(super) fn sink(doing: &'static str, error: SinkError) -> Self {
+        match error {
+            SinkError::Fenced(_) => Ended::Fenced,
+            SinkError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
+            error @ (SinkError::Unavailable { .. } | SinkError::Refused { .. }) => {
+                Ended::retry("kafka", doing, error)
+            }
+        }
+    }
+}
+
+/// What one of the tasks ended with.
+enum Task {
+    Stream(Result<(), StreamError>),
+    Pipeline(Result<(), PipelineError>),
+    Control(Result<(), control::ControlError>),
+}
+
+/// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
+pub(super) async fn run(
+    config: &Config,
+    board: &Board,
+    stop: &CancellationToken,
+) -> Result<(), Ended> {
+    // A stop during start-up drops it half-way: nothing was delivered, nothing confirmed.
+    let started = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        started = start::start(config, board) => started?,
+    };
+    board.phase(Phase::Streaming);
+    tracing::info!(from = %started.from, "streaming");
+    stream(config, board, stop, started).await
+}
+
+/// Runs the tasks until one ends, then lets the others end: the source on its own, the pipeline
+/// after the delivery under way, the control session last.
+async fn stream(
+    config: &Config,
+    board: &Board,
+    stop: &CancellationToken,
+    started: Started,
+) -> Result<(), Ended> {
+    let limits = BatchLimits {
+        records_max: config.batch.records_max,
+        bytes_max: config.batch.bytes_max,
+    };
+    let (giver, taker) = handover(limits);
+    let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
+    let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
+    let intake = RouteIntake::new(started.router, started.from);
+    let source = Stream::new(
+        started.socket,
+        started.unread,
+        giver,
+        intake,
+        started.from,
+        config.batch.record_bytes_max,
+        confirmed_rx,
+        board.clone(),
+    );
+    let pipeline = Pipeline::new(
+        taker,
+        started.sink,
+        started.progress,
+        snapshots_rx,
+        confirmed_tx,
+        board.clone(),
+    );
+
+    // Stopping the source ends the pipeline after its delivery, which ends the source in turn.
+    let source_stop = stop.child_token();
+    let control_stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    {
+        let stop = source_stop.clone();
+        tasks.spawn(async move { Task::Stream(source.run(stop).await) });
+        tasks.spawn(async move { Task::Pipeline(pipeline.run().await) });
+        let (session, stop) = (started.session, control_stop.clone());
+        tasks.spawn(async move { Task::Control(control::run(&session, snapshots_tx, stop).await) });
+    }
+
+    let mut ended = Ok(());
+    while let Some(task) = tasks.join_next().await {
+        let (result, is_source) = match task {
+            Ok(Task::Stream(result)) => (result.map_err(stream_ended), true),
+            Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
+            Ok(Task::Control(result)) => (
+                result.map_err(|e| Ended::retry("postgres", "reading the server's position", e)),
+                false,
+            ),
+            Err(panicked) => {
+                (Err(Ended::retry("panic", "running a task of the relay", panicked)), false)
+            }
+        };
+        if result.is_err() && (ended.is_ok() || matches!(result, Err(Ended::Halted(_)))) {
+            ended = result; // The first cause, unless a later one says what a person must do.
+        }
+        source_stop.cancel();
+        if is_source {
+            control_stop.cancel();
+        }
+    }
+    ended
+}
+
+fn stream_ended(error: StreamError) -> Ended {
+    match error {
+        StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
+            Ended::Halted(Halt { reason: what, remedy })
+        }
+        error @ StreamError::Intake(IntakeError::NeedsText { .. }) => {
+            Ended::retry("table_changed", "following a change of the table", error)
+        }
+        error => Ended::retry("postgres", "streaming from PostgreSQL", error),
+    }
+}
+
+fn pipeline_ended(error: PipelineError) -> Ended {
+    match error {
+        PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
+        PipelineError::Refused(refused) => Ended::Halted(refused_halt(&refused)),
+    }
+}
+
+fn refused_halt(refused: &Refused) -> Halt {
+    let id = refused.event_id.as_deref().unwrap_or("unknown");
+    let topic = refused.topic.as_deref().unwrap_or("unknown");
+    Halt::new(
+        format!(
+            "the event {id} for topic {topic} at position {} was refused ({}): {}; everything \
+             before it is published, nothing after it",
+            refused.position, refused.reason, refused.error
+        ),
+        format!(
+            "mend the cause and the relay goes on by itself, or leave this one event out with \
+             `outbox-relay resume --skip {}`",
+            refused.position
+        ),
+    )
+}

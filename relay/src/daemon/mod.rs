@@ -1,0 +1,129 @@
+//! Builds the parts, owns the tasks, and starts again after whatever ended them.
+//!
+//! One attempt runs from the leader's lock to the stream (`start`), streams until something ends
+//! (`attempt`), and ends whole: retry is replay, from the progress that is read back. What only a
+//! person can mend halts the relay; it stays alive, says what to do, and looks again by itself.
+
+mod attempt;
+mod control;
+mod start;
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::attempt::Ended;
+use crate::{
+    admin::{self, Board, Phase},
+    backoff::Backoff,
+    config::Config,
+};
+
+/// Waiting time after a failed attempt: from the first to the last of these, doubling.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// An attempt that streamed for this long starts the waiting times anew.
+const STEADY_AFTER: Duration = Duration::from_secs(30);
+/// How often a halted relay looks whether somebody has mended the cause.
+const HALTED_RETRY: Duration = Duration::from_secs(10);
+/// SIGTERM is answered within 10 s, broker away or not; this leaves room for the exit itself.
+const STOP_MAX: Duration = Duration::from_secs(8);
+/// A person at the log sees what is happening this often, while events flow.
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Runs until `stop`. Returns when all that was delivered is confirmed, or after 8 s of trying.
+///
+/// # Errors
+/// The admin address can't be used. Anything later is retried for ever.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
+    let mut helpers = JoinSet::new();
+    if let Some(address) = config.admin.listen {
+        let listener = admin::bind(address).await?;
+        tracing::info!(%address, "admin endpoints are up");
+        helpers.spawn(admin::serve(listener, board.clone(), stop.clone()));
+    }
+    helpers.spawn(pulse(board.clone(), stop.clone()));
+
+    let supervised = supervise(&config, &board, &stop);
+    let deadline = async {
+        stop.cancelled().await;
+        board.phase(Phase::Stopping);
+        tracing::info!("stopping: finishing the delivery under way");
+        tokio::time::sleep(STOP_MAX).await;
+    };
+    tokio::select! {
+        // A stop that takes too long abandons the delivery: its outcome is uncertain, nothing of
+        // it is confirmed, and the next start finds out from the stored progress.
+        () = deadline => tracing::warn!(
+            "stopped without an answer from the broker; the delivery under way is not confirmed \
+             and will be looked up at the next start"
+        ),
+        () = supervised => {}
+    }
+    helpers.abort_all();
+    Ok(())
+}
+
+async fn supervise(config: &Config, board: &Board, stop: &CancellationToken) {
+    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    while !stop.is_cancelled() {
+        let started = Instant::now();
+        let ended = attempt::run(config, board, stop).await;
+        if started.elapsed() >= STEADY_AFTER {
+            backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        }
+        let wait = match ended {
+            Ok(()) => continue,
+            Err(Ended::Halted(halt)) => {
+                tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
+                board.error(halt.to_string());
+                board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
+                HALTED_RETRY
+            }
+            Err(Ended::Fenced) => {
+                tracing::warn!("another relay of this name has taken over; standing by");
+                board.reconnected("fenced");
+                board.phase(Phase::Standby { doing: "fenced by another relay".into() });
+                RETRY_MAX
+            }
+            Err(Ended::Retry { cause, doing, error }) => {
+                let wait = backoff.next_wait();
+                let error = format!("{error:#}");
+                tracing::warn!(doing, error, retry_in = ?wait, "will try again");
+                board.reconnected(cause);
+                board.error(format!("{doing}: {error}"));
+                board.phase(Phase::Retrying {
+                    doing: doing.to_owned(),
+                    error,
+                    next_attempt_in: wait,
+                });
+                wait
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Shows that the process makes progress, and what it does.
+async fn pulse(board: Board, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut summarised = Instant::now();
+    let mut last = String::new();
+    while !stop.is_cancelled() {
+        tick.tick().await;
+        board.beat();
+        if summarised.elapsed() >= SUMMARY_INTERVAL {
+            summarised = Instant::now();
+            let line = board.summary_line();
+            if line != last {
+                tracing::info!("{line}");
+                last = line;
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The order of start-up: leader's lock → read progress → fence → read progress again →
+//! reconcile → slot → `START_REPLICATION`. Each step assumes the ones before it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::BytesMut;
+
+use super::{attempt::Ended, control};
+use crate::{
+    admin::{Board, Phase},
+    config::Config,
+    leader,
+    lsn::Lsn,
+    position::Position,
+    postgres::{conninfo::ConnectSettings, socket::Socket, sql::SqlSession},
+    progress::{Progress, SnapshotRecord},
+    reconcile::{self, Decision, Facts, Halt},
+    record::{Batch, BatchLimits},
+    route::{Origin, Router},
+    sink::{Sink, kafka::KafkaSink},
+    source::{
+        connect::{
+            self, ReplicationConnection, SnapshotAction, StartError, StreamOptions, SystemIdentity,
+        },
+        slot,
+    },
+};
+
+/// A standby asks for the lock this often.
+const LOCK_RETRY: Duration = Duration::from_millis(500);
+/// While a slot is being made, the transactions it waits for are named this often.
+const WAITING_REPORT: Duration = Duration::from_secs(5);
+
+/// Everything that streaming needs.
+pub(super) struct Started {
+    pub(super) session: SqlSession,
+    pub(super) sink: KafkaSink,
+    pub(super) progress: Progress,
+    pub(super) from: Position,
+    pub(super) router: Router,
+    pub(super) socket: Socket,
+    pub(super) unread: BytesMut,
+}
+
+/// Goes through the steps. Not to be confused with readiness: a start may wait for long, as a
+/// standby or for open transactions. Cancel safe: nothing is delivered or confirmed here but
+/// the progress records of a first start.
+pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, Ended> {
+    let settings = &config.postgres.connect;
+    let application = format!("outbox-relay {}", config.name);
+
+    doing(board, "connecting to PostgreSQL");
+    let session = SqlSession::connect(settings, &application)
+        .await
+        .map_err(|e| Ended::retry("postgres", "connecting to PostgreSQL", e))?;
+    lead(config, board, &session).await?;
+    let mut replication = ReplicationConnection::connect(settings, &application)
+        .await
+        .map_err(|e| Ended::retry("postgres", "connecting for replication", e))?;
+    let identity = identify(&mut replication).await?;
+
+    doing(board, "reading progress from Kafka");
+    let mut sink = KafkaSink::start(config.kafka_settings())
+        .await
+        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
+    let before = read_progress(&mut sink).await?;
+    reconcile::same_cluster(before.as_ref(), &identity).map_err(Ended::Halted)?;
+    doing(board, "fencing older relays");
+    sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
+    let stored = read_progress(&mut sink).await?;
+
+    doing(board, "reconciling progress with the slot");
+    let slot = &config.postgres.slot;
+    let tables = inspect_tables(config, &session).await?;
+    let decision =
+        decide(config, &session, &mut replication, &identity, stored.as_ref()).await?;
+    let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
+    let from = match decision {
+        Decision::Stop(halt) => return Err(Ended::Halted(halt)),
+        Decision::Stream { from } => from,
+        Decision::MakeSlot => {
+            progress = Progress::before_first_start(slot);
+            identity.clone_into_progress(&mut progress);
+            make_slot(config, board, &session, &mut replication, &mut sink, &mut progress).await?
+        }
+    };
+    identity.clone_into_progress(&mut progress);
+    progress.slot.clone_from(slot);
+    progress.position = Some(from);
+
+    doing(board, "starting replication");
+    let binary = tables.values().all(|columns| Router::binary_possible(columns, &config.route));
+    let options = StreamOptions {
+        publications: vec![config.postgres.publication.clone()],
+        binary,
+        messages: true,
+    };
+    let (socket, unread) = replication
+        .start_replication(slot, from.resume_lsn(), &options)
+        .await
+        .map_err(start_refused)?;
+    let origin =
+        Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
+    let router = Router::new(config.route.clone(), origin);
+    Ok(Started { session, sink, progress, from, router, socket, unread })
+}
+
+fn doing(board: &Board, doing: &str) {
+    tracing::debug!("{doing}");
+    board.phase(Phase::Starting { doing: doing.to_owned() });
+}
+
+/// Waits for the lock; until then this relay is a standby.
+async fn lead(config: &Config, board: &Board, session: &SqlSession) -> Result<(), Ended> {
+    const DOING: &str = "asking for the leader's lock";
+    let slot = &config.postgres.slot;
+    let broken = |e| Ended::retry("postgres", DOING, anyhow::Error::new(e));
+    let mut told = None;
+    while !leader::try_lead(session.client(), slot).await.map_err(broken)? {
+        let leader = leader::who_leads(session.client(), slot).await.map_err(broken)?;
+        if told != Some(leader.clone()) {
+            let who = leader.as_deref().unwrap_or("another relay");
+            tracing::info!(leader = who, "standing by");
+            board.phase(Phase::Standby { doing: format!("waiting for {who}") });
+            told = Some(leader);
+        }
+        tokio::time::sleep(LOCK_RETRY).await;
+    }
+    Ok(())
+}
+
+async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {
+    replication
+        .identify_system()
+        .await
+        .map_err(|e| Ended::retry("postgres", "identifying the cluster", e))
+}
+
+async fn read_progress(sink: &mut KafkaSink) -> Result<Option<Progress>, Ended> {
+    let bytes = sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?;
+    bytes.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
+        let topic = "look at the progress topic, or run the version that wrote the record";
+        Ended::Halted(Halt::new(e.to_string(), topic))
+    })
+}
+
+impl SystemIdentity {
+    fn clone_into_progress(&self, progress: &mut Progress) {
+        progress.system_id.clone_from(&self.system_id);
+        progress.timeline = self.timeline;
+    }
+}
+
+async fn decide(
+    config: &Config,
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+    identity: &SystemIdentity,
+    stored: Option<&Progress>,
+) -> Result<Decision, Ended> {
+    const DOING: &str = "reconciling progress with the slot";
+    let slot = slot::inspect(session.client(), &config.postgres.slot)
+        .await
+        .map_err(|e| Ended::retry("postgres", DOING, e))?;
+    let history = match stored {
+        Some(progress) if progress.timeline < identity.timeline => replication
+            .timeline_history(identity.timeline)
+            .await
+            .map_err(|e| Ended::retry("postgres", DOING, e))?,
+        _ => vec![],
+    };
+    let database = session
+        .client()
+        .query_one("select current_database()::text", &[])
+        .await
+        .and_then(|row| row.try_get::<_, String>(0))
+        .map_err(|e| Ended::retry("postgres", DOING, e))?;
+    Ok(reconcile::decide(&Facts {
+        slot_name: &config.postgres.slot,
+        progress: stored,
+        slot: slot.as_ref(),
+        database: &database,
+        identity,
+        history: &history,
+    }))
+}
+
+/// A first start: says so in the progress topic, makes the slot, stores its snapshot.
+async fn make_slot(
+    config: &Config,
+    board: &Board,
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+    sink: &mut KafkaSink,
+    progress: &mut Progress,
+) -> Result<Position, Ended> {
+    const DOING: &str = "making the replication slot";
+    // Were the relay to die between making the slot and storing where it begins, the next start
+    // would find a slot of unknown origin; this record says that it was ours.
+    store(sink, progress).await?;
+
+    doing(board, DOING);
+    let name = &config.postgres.slot;
+    let failover = session.server_version_num() >= 170_000;
+    let created = {
+        let create = replication.create_slot(name, SnapshotAction::Export, failover);
+        tokio::pin!(create);
+        loop {
+            tokio::select! {
+                created = &mut create => break created,
+                () = tokio::time::sleep(WAITING_REPORT) => report_writers(board, session).await,
+            }
+        }
+    }
+    .map_err(|e| Ended::retry("postgres", DOING, e))?;
+    tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
+
+    let snapshot = exported_snapshot(session, created.snapshot_name.as_deref()).await?;
+    let position = Position::UpTo(created.consistent_point);
+    progress.position = Some(position);
+    progress.snapshots = vec![SnapshotRecord { lsn: created.consistent_point, ..snapshot }];
+    store(sink, progress).await?;
+    Ok(position)
+}
+
+/// Names what the slot waits for: every transaction that had written before it was begun.
+async fn report_writers(board: &Board, session: &SqlSession) {
+    if let Ok(writers) = connect::writers_waited_for(session.client()).await {
+        let pids: Vec<String> = writers.iter().map(ToString::to_string).collect();
+        let pids = pids.join(", ");
+        tracing::warn!(transactions = pids, "the slot waits for open transactions to end");
+        let doing = format!("making the slot: waiting for open transactions to end: {pids}");
+        board.phase(Phase::Starting { doing });
+    }
+}
+
+/// The snapshot that the slot begins with, which shows exactly what the stream will not send.
+async fn exported_snapshot(
+    session: &SqlSession,
+    name: Option<&str>,
+) -> Result<SnapshotRecord, Ended> {
+    const DOING: &str = "reading the slot's snapshot";
+    let name = name.ok_or_else(|| {
+        Ended::retry("postgres", DOING, anyhow::anyhow!("the server exported no snapshot"))
+    })?;
+    let client = session.client();
+    let read = async {
+        let quoted = name.replace('\'', "''");
+        client
+            .batch_execute(&format!(
+                "begin isolation level repeatable read read only; \
+                 set transaction snapshot '{quoted}'"
+            ))
+            .await?;
+        let row = client
+            .query_one(
+                "select pg_current_snapshot()::text, \
+                        (extract(epoch from clock_timestamp()) * 1000)::int8",
+                &[],
+            )
+            .await?;
+        client.batch_execute("commit").await?;
+        Ok::<_, tokio_postgres::Error>(SnapshotRecord {
+            lsn: Lsn::ZERO,
+            taken_ms: row.try_get(1)?,
+            snapshot: row.try_get(0)?,
+        })
+    };
+    read.await.map_err(|e| Ended::retry("postgres", DOING, e))
+}
+
+/// Stores progress alone.
+async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
+    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
+    let _stored = sink
+        .deliver(&nothing.into(), 0..0, progress.encode())
+        .await
+        .map_err(|e| Ended::sink("storing progress", e))?;
+    Ok(())
+}
+
+/// The columns of every table of the settings, checked against publication and mapping.
+async fn inspect_tables(
+    config: &Config,
+    session: &SqlSession,
+) -> Result<BTreeMap<String, Vec<Column>>, Ended> {
+    const DOING: &str = "looking at the outbox tables";
+    let failed = |e| Ended::retry("postgres", DOING, anyhow::Error::new(e));
+    let name = &config.postgres.publication;
+    let publication = slot::inspect_publication(session.client(), name).await.map_err(failed)?;
+    let mut tables = BTreeMap::new();
+    for table in &config.route.tables {
+        let columns =
+            slot::table_columns(session.client(), &table.schema, &table.name).await.map_err(failed)?;
+        slot::fits(name, publication.as_ref(), table, &columns).map_err(Ended::Halted)?;
+        tables.insert(table.to_string(), columns);
+    }
+    Ok(tables)
+}
+
+fn start_refused(error: StartError) -> Ended {
+    const DOING: &str = "starting replication";
+    match error {
+        // A walsender that has not noticed its client's death yet; it will.
+        error @ StartError::SlotActive { .. } => Ended::retry("slot_active", DOING, error),
+        error => Ended::retry("postgres", DOING, error),
+    }
+}

@@ -1,0 +1,149 @@
+//! `outbox-relay resume`: an operator's decision where the relay stands still, written as progress.
+//!
+//! It takes the leader's lock and fences, so it can't race a relay that works; the relay that
+//! stands still reads the new progress at its next look, and goes on by itself.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    config::Config,
+    leader,
+    position::{Position, RowPosition},
+    postgres::sql::SqlSession,
+    progress::{self, Progress},
+    record::{Batch, BatchLimits},
+    sink::{Sink, kafka::KafkaSink},
+    source::{connect::ReplicationConnection, slot},
+};
+
+/// A relay that stands still holds the lock only while it looks again.
+const LOCK_WAIT: Duration = Duration::from_secs(20);
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Go on from the slot's confirmed position, whatever progress says.
+    AtSlot,
+    /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
+    AtNow,
+    /// Leave this one event out.
+    Skip(RowPosition),
+}
+
+/// What the decision changed.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Stored before.
+    pub before: Option<Position>,
+    /// Stored now; `None` when the relay will make a new slot.
+    pub after: Option<Position>,
+}
+
+/// Carries the decision out.
+///
+/// # Errors
+/// A relay is at work, or the decision does not fit what is there; then nothing was changed.
+pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome> {
+    let application = format!("outbox-relay {} resume", config.name);
+    let settings = &config.postgres.connect;
+    let session =
+        SqlSession::connect(settings, &application).await.context("connecting to PostgreSQL")?;
+    let slot_name = &config.postgres.slot;
+    take_lock(&session, slot_name).await?;
+    let mut replication = ReplicationConnection::connect(settings, &application).await?;
+    let identity = replication.identify_system().await?;
+
+    let mut sink = KafkaSink::start(config.kafka_settings()).await?;
+    sink.read_progress().await?;
+    sink.fence().await?;
+    let stored = sink.read_progress().await?.map(|b| Progress::decode(&b)).transpose()?;
+    let before = stored.as_ref().and_then(|progress| progress.position);
+    let slot = slot::inspect(session.client(), slot_name).await?;
+
+    let after = match decision {
+        Decision::AtSlot => {
+            let slot = slot.with_context(|| {
+                format!("slot {slot_name} does not exist; `resume --at now` makes a new one")
+            })?;
+            let confirmed = slot.confirmed_flush_lsn.context("the slot has no position yet")?;
+            Some(Position::UpTo(confirmed))
+        }
+        Decision::AtNow => {
+            if slot.is_some() {
+                replication.drop_slot(slot_name).await?;
+            }
+            None
+        }
+        Decision::Skip(row) => Some(skipped(before, row)?),
+    };
+    let mut next = stored.unwrap_or_else(|| Progress::before_first_start(slot_name));
+    next.version = progress::VERSION;
+    next.position = after;
+    next.slot.clone_from(slot_name);
+    if next.system_id != identity.system_id || next.timeline != identity.timeline {
+        next.snapshots.clear(); // They speak of another history.
+    }
+    next.system_id.clone_from(&identity.system_id);
+    next.timeline = identity.timeline;
+    if after.is_none() {
+        next.snapshots.clear();
+        next.repair = None;
+    }
+    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
+    let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
+    Ok(Outcome { before, after })
+}
+
+/// Only the event at which the relay stands can be left out, as far as that can be known: it must
+/// lie after progress, and progress inside a transaction must lie in the same one.
+fn skipped(before: Option<Position>, row: RowPosition) -> anyhow::Result<Position> {
+    match before {
+        None => bail!("there is no stored progress; nothing to skip from"),
+        Some(before) if before.covers(row) => {
+            bail!("the event at {row} is done already: progress is at {before}")
+        }
+        Some(Position::Row(last)) if last.commit != row.commit && row.ordinal > 0 => {
+            bail!("progress is at {last}, in another transaction: events before {row} would be lost")
+        }
+        Some(_) => Ok(Position::Row(row)),
+    }
+}
+
+async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    while !leader::try_lead(session.client(), slot).await? {
+        if Instant::now() >= deadline {
+            let who = leader::who_leads(session.client(), slot).await?;
+            bail!(
+                "a relay is at work on slot {slot}: {}; stop it first",
+                who.as_deref().unwrap_or("unknown process")
+            );
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn row(commit: u64, ordinal: u64) -> RowPosition {
+        RowPosition { commit: Lsn::new(commit), ordinal }
+    }
+
+    #[test]
+    fn an_event_that_is_done_or_far_ahead_is_not_skipped() {
+        let inside = Some(Position::Row(row(100, 3)));
+        assert!(skipped(None, row(1, 0)).is_err());
+        assert!(skipped(inside, row(100, 3)).is_err());
+        assert!(skipped(inside, row(200, 1)).is_err());
+        assert_eq!(skipped(inside, row(100, 4)).expect("next"), Position::Row(row(100, 4)));
+        let between = Some(Position::UpTo(Lsn::new(100)));
+        assert_eq!(skipped(between, row(100, 0)).expect("next"), Position::Row(row(100, 0)));
+    }
+}

@@ -1,0 +1,79 @@
+//! The one queue: two batches that change hands between the source and the pipeline.
+//!
+//! The source fills one while the pipeline delivers the other. An empty batch given back means
+//! "the sink is free": batches form by themselves, as large as the delivery before them was long.
+
+use tokio::sync::mpsc;
+
+use crate::record::{Batch, BatchLimits};
+
+/// Makes the two ends.
+pub fn handover(limits: BatchLimits) -> (Giver, Taker) {
+    let (full_tx, full_rx) = mpsc::channel(1);
+    let (spare_tx, spare_rx) = mpsc::channel(1);
+    (
+        Giver { full: full_tx, spare: spare_rx, filling: Batch::new(limits), free: None },
+        Taker { full: full_rx, spare: spare_tx, idle: Some(Batch::new(limits)) },
+    )
+}
+
+/// The source's end.
+#[derive(Debug)]
+pub struct Giver {
+    full: mpsc::Sender<Batch>,
+    spare: mpsc::Receiver<Batch>,
+    /// The batch that is being filled.
+    pub filling: Batch,
+    free: Option<Batch>,
+}
+
+impl Giver {
+    /// Whether the sink waits for a batch.
+    pub fn sink_is_free(&self) -> bool {
+        self.free.is_some()
+    }
+
+    /// Waits until the sink is free. Cancel safe. `false` when the pipeline has ended.
+    pub async fn until_sink_is_free(&mut self) -> bool {
+        if self.free.is_none() {
+            self.free = self.spare.recv().await;
+        }
+        self.free.is_some()
+    }
+
+    /// Hands over what has been filled, if the sink is free; `filling` is empty afterwards.
+    pub fn give(&mut self) {
+        if let Some(empty) = self.free.take() {
+            let full = std::mem::replace(&mut self.filling, empty);
+            // There are two batches, and the pipeline has just given its own back, so there is
+            // room. A pipeline that has ended is noticed by `until_sink_is_free`.
+            let _ = self.full.try_send(full);
+        }
+    }
+}
+
+/// The pipeline's end.
+#[derive(Debug)]
+pub struct Taker {
+    full: mpsc::Receiver<Batch>,
+    spare: mpsc::Sender<Batch>,
+    idle: Option<Batch>,
+}
+
+impl Taker {
+    /// Says that the sink is free and waits for the next batch; `None` when the source has ended.
+    /// Not cancel safe: the batch given back must be [`Taker::give_back`] first.
+    pub async fn take(&mut self) -> Option<Batch> {
+        if let Some(idle) = self.idle.take() {
+            // A source that has ended is noticed by the receive below.
+            let _ = self.spare.send(idle).await;
+        }
+        self.full.recv().await
+    }
+
+    /// Keeps an emptied batch for the next [`Taker::take`].
+    pub fn give_back(&mut self, mut batch: Batch) {
+        batch.clear();
+        self.idle = Some(batch);
+    }
+}
