@@ -15,6 +15,7 @@ pub mod lsn;
 pub mod position;
 pub mod progress;
 pub mod record;
+pub mod route;
 pub mod row;
 pub mod sink;
 pub mod source;

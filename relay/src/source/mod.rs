@@ -2,3 +2,4 @@
 //! relay has come. Knows nothing of records' meaning or of brokers; called by `pipeline`.
 
 pub mod intake;
+pub mod pgoutput;

@@ -1,0 +1,340 @@
+//! From settings to a plan: which column of a table serves which purpose, and whether it can.
+//!
+//! A [`Mapping`] is settings that make sense; a [`Plan`] is a mapping laid over one table's
+//! shape, made anew whenever the table is announced, so that routing a row looks up no name.
+
+use super::{
+    kind::{Fit, Kind},
+    settings::{HeaderStyle, Problem},
+    table::{TableName, quoted},
+    template::{Part, Template},
+};
+use crate::row::{Relation, Value};
+
+/// Distinct columns that may be mapped; their values live on the stack while a row is routed.
+pub(super) const SLOTS_MAX: usize = 24;
+
+/// What a column is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Id,
+    Topic,
+    Key,
+    Type,
+    Payload,
+    Headers,
+    Partition,
+    CreatedAt,
+    /// Becomes a header.
+    Header,
+}
+
+impl Role {
+    /// The setting that names its column.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Role::Id => "outbox.columns.id",
+            Role::Topic => "outbox.columns.topic",
+            Role::Key => "outbox.columns.key",
+            Role::Type => "outbox.columns.type",
+            Role::Payload => "outbox.columns.payload",
+            Role::Headers => "outbox.columns.headers",
+            Role::Partition => "outbox.columns.partition",
+            Role::CreatedAt => "outbox.columns.created_at",
+            Role::Header => "outbox.header_columns",
+        }
+    }
+
+    /// The type to suggest.
+    fn sql_type(self) -> &'static str {
+        match self {
+            Role::Id => "uuid",
+            Role::Topic | Role::Key | Role::Type | Role::Header => "text",
+            Role::Payload | Role::Headers => "jsonb",
+            Role::Partition => "int",
+            Role::CreatedAt => "timestamptz",
+        }
+    }
+
+    fn is_required(self) -> bool {
+        matches!(self, Role::Id | Role::Topic | Role::Payload)
+    }
+}
+
+/// The format in which the stream carries values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The types' text forms: any type may serve.
+    Text,
+    /// Their binary forms: cheaper for the server, and only known types may serve.
+    Binary,
+}
+
+/// Settings that make sense, made by [`Settings::validate`](super::Settings::validate).
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    pub(super) tables: Vec<TableName>,
+    /// Topic and headers apart.
+    pub(super) columns: Vec<(Role, String)>,
+    pub(super) topic: TopicFrom,
+    pub(super) relay_name: String,
+    pub(super) header_style: HeaderStyle,
+    /// Debezium's `id` header is written as well.
+    pub(super) debezium_id: bool,
+    pub(super) header_columns: Vec<(String, String)>,
+    pub(super) record_bytes_max: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum TopicFrom {
+    Column(String),
+    Template(Template),
+}
+
+/// A mapped column that can't serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The column.
+    pub column: String,
+    /// What is wrong, with table and column.
+    pub what: String,
+    /// The SQL or setting that mends it.
+    pub remedy: String,
+}
+
+/// Where one role's value is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    slot: u8,
+    pub(super) kind: Kind,
+    /// Index of the column, to name it.
+    pub(super) column: u16,
+}
+
+/// The mapped values of one row, by slot.
+pub(super) type Values<'a> = [Value<'a>; SLOTS_MAX];
+
+impl Slot {
+    #[inline]
+    pub(super) fn of<'a>(self, values: &Values<'a>) -> Value<'a> {
+        values.get(usize::from(self.slot)).copied().unwrap_or(Value::Null)
+    }
+}
+
+/// A mapping laid over one table.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// For each column its place in [`Values`], `UNMAPPED` for most.
+    pub(super) slots: Vec<u8>,
+    pub(super) id: Slot,
+    pub(super) topic: TopicPlan,
+    pub(super) key: Option<Slot>,
+    pub(super) event_type: Option<Slot>,
+    pub(super) payload: Slot,
+    pub(super) headers: Option<Slot>,
+    pub(super) partition: Option<Slot>,
+    pub(super) created_at: Option<Slot>,
+    /// Header name and column.
+    pub(super) header_columns: Vec<(String, Slot)>,
+    /// A column that only the text format can carry.
+    pub(super) text_column: Option<String>,
+}
+
+/// Marks a column that no role uses.
+pub(super) const UNMAPPED: u8 = u8::MAX;
+
+#[derive(Clone, Debug)]
+pub(super) enum TopicPlan {
+    Column(Slot),
+    Template(Vec<TopicPart>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum TopicPart {
+    Literal(String),
+    Column(Slot),
+}
+
+impl Mapping {
+    /// The mapped tables, in the order of the settings.
+    pub fn tables(&self) -> &[TableName] {
+        &self.tables
+    }
+
+    /// Whether rows of this table become records.
+    pub fn maps(&self, schema: &str, table: &str) -> bool {
+        self.tables.iter().any(|name| name.is(schema, table))
+    }
+
+    /// The columns that are read, each once.
+    pub fn column_names(&self) -> Vec<&str> {
+        let topic: Vec<&str> = match &self.topic {
+            TopicFrom::Column(column) => vec![column],
+            TopicFrom::Template(template) => template.columns().collect(),
+        };
+        let others = self.columns.iter().map(|(_, column)| column.as_str());
+        let headers = self.header_columns.iter().map(|(column, _)| column.as_str());
+        let mut names: Vec<&str> = Vec::new();
+        for name in others.chain(topic).chain(headers) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// Whether a table of this shape serves, and the format that its stream needs: for start-up
+    /// and `check`, from the catalogue. One table that needs text makes the whole stream text.
+    ///
+    /// # Errors
+    /// All that is wrong, never an empty list.
+    pub fn format_for(&self, relation: &Relation) -> Result<Format, Vec<Misfit>> {
+        let plan = self.plan(relation)?;
+        Ok(if plan.text_column.is_some() { Format::Text } else { Format::Binary })
+    }
+
+    pub(super) fn check_size(&self) -> Result<(), Vec<Problem>> {
+        let count = self.column_names().len();
+        if count <= SLOTS_MAX {
+            return Ok(());
+        }
+        Err(vec![Problem {
+            key: "outbox.header_columns".to_owned(),
+            what: format!("{count} columns are mapped, {SLOTS_MAX} at most can be"),
+            remedy: "put the values into the headers column".to_owned(),
+        }])
+    }
+
+    pub(super) fn plan(&self, relation: &Relation) -> Result<Plan, Vec<Misfit>> {
+        let mut planner = Planner::new(relation);
+        let mut role = |role| {
+            let (_, column) = self.columns.iter().find(|(r, _)| *r == role)?;
+            planner.slot(role, role.setting(), column)
+        };
+        let id = role(Role::Id);
+        let key = role(Role::Key);
+        let event_type = role(Role::Type);
+        let payload = role(Role::Payload);
+        let headers = role(Role::Headers);
+        let partition = role(Role::Partition);
+        let created_at = role(Role::CreatedAt);
+        let topic = match &self.topic {
+            TopicFrom::Column(column) => {
+                planner.slot(Role::Topic, Role::Topic.setting(), column).map(TopicPlan::Column)
+            }
+            TopicFrom::Template(template) => Some(planner.template(template)),
+        };
+        let header_columns = self
+            .header_columns
+            .iter()
+            .filter_map(|(column, header)| {
+                let slot = planner.slot(Role::Header, Role::Header.setting(), column)?;
+                Some((header.clone(), slot))
+            })
+            .collect();
+        let Planner { slots, text_column, misfits, .. } = planner;
+        match (id, topic, payload) {
+            (Some(id), Some(topic), Some(payload)) if misfits.is_empty() => Ok(Plan {
+                slots,
+                id,
+                topic,
+                key,
+                event_type,
+                payload,
+                headers,
+                partition,
+                created_at,
+                header_columns,
+                text_column,
+            }),
+            _ => Err(misfits),
+        }
+    }
+}
+
+/// Gives each mapped column its slot, and notes what does not fit.
+struct Planner<'r> {
+    relation: &'r Relation,
+    table: TableName,
+    slots: Vec<u8>,
+    used: u8,
+    text_column: Option<String>,
+    misfits: Vec<Misfit>,
+}
+
+impl<'r> Planner<'r> {
+    fn new(relation: &'r Relation) -> Self {
+        Planner {
+            relation,
+            table: TableName {
+                schema: relation.schema.clone(),
+                table: relation.table.clone(),
+            },
+            slots: vec![UNMAPPED; relation.columns.len()],
+            used: 0,
+            text_column: None,
+            misfits: Vec::new(),
+        }
+    }
+
+    fn template(&mut self, template: &Template) -> TopicPlan {
+        let parts = template.parts().iter().filter_map(|part| match part {
+            Part::Literal(text) => Some(TopicPart::Literal(text.clone())),
+            Part::Column(column) => {
+                self.slot(Role::Topic, "outbox.topic", column).map(TopicPart::Column)
+            }
+        });
+        TopicPlan::Template(parts.collect())
+    }
+
+    fn slot(&mut self, role: Role, setting: &str, name: &str) -> Option<Slot> {
+        let found = self.relation.columns.iter().enumerate().find(|(_, c)| c.name == name);
+        let Some((index, column)) = found else {
+            self.missing(role, setting, name);
+            return None;
+        };
+        let kind = Kind::from_oid(column.type_oid);
+        match kind.fit(role) {
+            Fit::Binary => {}
+            Fit::TextOnly => self.text_column = Some(name.to_owned()),
+            Fit::Unfit => {
+                self.unfit(role, setting, name, column.type_oid);
+                return None;
+            }
+        }
+        let slot = self.slots.get_mut(index)?;
+        if *slot == UNMAPPED {
+            *slot = self.used;
+            self.used += 1;
+        }
+        Some(Slot { slot: *slot, kind, column: u16::try_from(index).ok()? })
+    }
+
+    fn missing(&mut self, role: Role, setting: &str, name: &str) {
+        let (table, column) = (&self.table, quoted(name));
+        let none = if role.is_required() || role == Role::Header { "" } else { " (\"\" for none)" };
+        self.misfits.push(Misfit {
+            column: name.to_owned(),
+            what: format!("{table} publishes no column {column}, which {setting} names"),
+            remedy: format!(
+                "name the column that holds it in {setting}{none}, or \
+                 `alter table {table} add column {column} {}`; where the table has it, the \
+                 publication's column list must name it too",
+                role.sql_type()
+            ),
+        });
+    }
+
+    fn unfit(&mut self, role: Role, setting: &str, name: &str, type_oid: u32) {
+        let (table, column, wanted) = (&self.table, quoted(name), role.sql_type());
+        let kind = Kind::from_oid(type_oid).name(type_oid);
+        self.misfits.push(Misfit {
+            column: name.to_owned(),
+            what: format!("{table} has a column {column} of {kind}, which can't serve as {setting}"),
+            remedy: format!(
+                "name another column in {setting}, or `alter table {table} alter column {column} \
+                 type {wanted} using {column}::{wanted}`"
+            ),
+        });
+    }
+}

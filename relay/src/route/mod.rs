@@ -1,0 +1,167 @@
+//! From a row to a record: where it goes, what it carries.
+//!
+//! Pure: values in, bytes of a [`Batch`] out; no socket, clock or task. A table's Relation is
+//! turned into a plan once, and a row then costs one walk over its columns, no look-up by name
+//! and no allocation but what the batch and a few kept buffers grow by. Payload bytes pass
+//! untouched. A row that can't be a record is [`Refused`], whole, with a reason that stays the
+//! same from release to release; whether to park it or to stop is the pipeline's to decide. A
+//! topic's validity beyond not being empty is the sink's to judge. Called by `pipeline`.
+
+mod event;
+mod headers;
+mod kind;
+mod mapping;
+mod refusal;
+mod settings;
+mod table;
+mod template;
+#[cfg(test)]
+mod tests;
+mod time;
+mod value;
+
+use self::{
+    event::Scratch,
+    headers::{RelayHeaders, Reserved},
+    mapping::{Plan, UNMAPPED, Values},
+    refusal::Refusal,
+};
+pub use self::{
+    mapping::{Format, Mapping, Misfit},
+    refusal::reason,
+    settings::{Columns, HeaderStyle, Preset, Problem, Settings},
+    table::TableName,
+    template::Template,
+};
+use crate::{
+    record::{Batch, Refused},
+    row::{Malformed, Relation, Row, Tuple, Value},
+};
+
+/// Which cluster's WAL the rows come from, for the position header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// `systemid` of IDENTIFY_SYSTEM, decimal.
+    pub system_id: String,
+    /// Its timeline.
+    pub timeline: u32,
+}
+
+/// Turns rows into records. Made for one stream, since a format and an origin belong to one.
+#[derive(Debug)]
+pub struct Router {
+    mapping: Mapping,
+    format: Format,
+    relay: RelayHeaders,
+    /// The mapped tables announced so far, by OID. As few as the settings name.
+    plans: Vec<(u32, Plan)>,
+    scratch: Scratch,
+}
+
+/// What a table is to this relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelationUse {
+    /// Its rows become records.
+    Mapped,
+    /// Its rows are passed over: not ours, or a leaf partition announced beside its root.
+    Ignored,
+}
+
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routed {
+    /// It is a record of the batch.
+    Added,
+    /// Its table is not mapped.
+    Ignored,
+}
+
+/// A mapped table does not fit, by what the caller must do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RelationError {
+    /// Stop; a person changes the table or the settings.
+    #[error("{}", .0.iter().map(|misfit| format!("{}; {}", misfit.what, misfit.remedy)).collect::<Vec<_>>().join("; "))]
+    DoesNotFit(Vec<Misfit>),
+    /// Reconnect, asking for the text format: `column` now has a type that only it can carry.
+    #[error("{table} has a column {column} whose type needs the text format")]
+    NeedsText {
+        /// Qualified name.
+        table: String,
+        /// The mapped column.
+        column: String,
+    },
+}
+
+impl Router {
+    /// A router that knows no table yet. `format` is what the stream was asked for.
+    pub fn new(mapping: Mapping, origin: &Origin, format: Format) -> Self {
+        let reserved =
+            Reserved { style: mapping.header_style, debezium_id: mapping.debezium_id };
+        let Origin { system_id, timeline } = origin;
+        Router {
+            relay: RelayHeaders::new(reserved, &mapping.relay_name, system_id, *timeline),
+            mapping,
+            format,
+            plans: Vec::new(),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Takes note of a table's shape; of a table known already, of its new one.
+    ///
+    /// # Errors
+    /// [`RelationError`]; no row of this table may be routed after it.
+    pub fn relation(&mut self, relation: &Relation) -> Result<RelationUse, RelationError> {
+        // A table that was dropped and made again has another OID, a renamed one another name.
+        self.plans.retain(|(id, _)| *id != relation.id);
+        if !self.mapping.maps(&relation.schema, &relation.table) {
+            return Ok(RelationUse::Ignored);
+        }
+        let plan = self.mapping.plan(relation).map_err(RelationError::DoesNotFit)?;
+        if let (Format::Binary, Some(column)) = (self.format, &plan.text_column) {
+            let table = format!("{}.{}", relation.schema, relation.table);
+            return Err(RelationError::NeedsText { table, column: column.clone() });
+        }
+        self.plans.push((relation.id, plan));
+        Ok(RelationUse::Mapped)
+    }
+
+    /// Adds the row to the batch as a record, if its table is mapped. Only records are added:
+    /// the batch's position and times are its owner's to keep.
+    ///
+    /// # Errors
+    /// [`Refused`] with one of the words of [`reason`], and as much of id, topic and key as can be
+    /// read; nothing is added then.
+    pub fn route(&mut self, row: &Row<'_>, batch: &mut Batch) -> Result<Routed, Box<Refused>> {
+        let id = row.relation.id;
+        let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == id) else {
+            return Ok(Routed::Ignored);
+        };
+        let mut values: Values<'_> = [Value::Null; mapping::SLOTS_MAX];
+        let added = read(plan, &row.tuple, &mut values)
+            .map_err(Refusal::malformed_row)
+            .and_then(|()| self.scratch.add(plan, &self.mapping, &self.relay, row, &values, batch));
+        match added {
+            Ok(()) => Ok(Routed::Added),
+            Err(refusal) => Err(Box::new(event::refused(plan, row, &values, refusal))),
+        }
+    }
+}
+
+/// Puts the mapped values into their slots, in one walk. What is null, or cut off, stays null.
+#[inline]
+fn read<'a>(plan: &Plan, tuple: &Tuple<'a>, values: &mut Values<'a>) -> Result<(), Malformed> {
+    if tuple.column_count() != plan.slots.len() {
+        return Err(Malformed::new("column count of an Insert", 0));
+    }
+    let mut slots = plan.slots.iter();
+    for value in tuple.columns() {
+        let value = value?;
+        if let Some(slot) = slots.next().filter(|slot| **slot != UNMAPPED)
+            && let Some(place) = values.get_mut(usize::from(*slot))
+        {
+            *place = value;
+        }
+    }
+    Ok(())
+}
