@@ -5,6 +5,7 @@
 //! delivery whose outcome is uncertain: retry is replay, from the progress that is read back.
 
 pub mod kafka;
+pub mod partition;
 
 use std::{future::Future, ops::Range, sync::Arc};
 
