@@ -1,0 +1,82 @@
+//! What exists at the broker: topics, partitions, watermarks. Creates nothing.
+//!
+//! Shared by the sink's thread and by probes; librdkafka's clients are thread-safe.
+
+use std::time::Duration;
+
+use rdkafka::{
+    consumer::Consumer as _,
+    error::{KafkaError, RDKafkaErrorCode},
+};
+
+use super::{context::Context, native::Consumer, settings::Settings};
+
+/// A client for look-ups.
+pub(super) struct Lookup {
+    client: Consumer,
+}
+
+/// Whether a topic exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// With this many partitions, at least 1.
+    Partitions(i32),
+    Missing,
+    NotAuthorised,
+    Invalid,
+}
+
+/// The cluster, as one broker sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Cluster {
+    pub brokers: Vec<String>,
+    pub id: Option<String>,
+}
+
+impl Lookup {
+    pub(super) fn new(settings: &Settings) -> Result<Self, KafkaError> {
+        let client = settings.lookup_config().create_with_context(Context::new("lookup"))?;
+        Ok(Lookup { client })
+    }
+
+    pub(super) fn find(&self, topic: &str, timeout: Duration) -> Result<Found, KafkaError> {
+        let metadata = self.client.fetch_metadata(Some(topic), timeout)?;
+        let Some(entry) = metadata.topics().iter().find(|entry| entry.name() == topic) else {
+            return Ok(Found::Missing);
+        };
+        match entry.error().map(RDKafkaErrorCode::from) {
+            None => match i32::try_from(entry.partitions().len()) {
+                Ok(count) if count > 0 => Ok(Found::Partitions(count)),
+                _ => Ok(Found::Missing),
+            },
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(Found::Missing),
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Ok(Found::NotAuthorised),
+            Some(RDKafkaErrorCode::InvalidTopic) => Ok(Found::Invalid),
+            Some(other) => Err(KafkaError::MetadataFetch(other)),
+        }
+    }
+
+    /// Offset of the first record of partition 0, and the high watermark: one past the newest
+    /// record or marker that is replicated, whether or not its transaction has ended.
+    pub(super) fn watermarks(
+        &self,
+        topic: &str,
+        timeout: Duration,
+    ) -> Result<(i64, i64), KafkaError> {
+        self.client.fetch_watermarks(topic, 0, timeout)
+    }
+
+    pub(super) fn cluster(&self, topic: &str, timeout: Duration) -> Result<Cluster, KafkaError> {
+        let metadata = self.client.fetch_metadata(Some(topic), timeout)?;
+        let brokers =
+            metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
+        Ok(Cluster { brokers, id: self.client.client().fetch_cluster_id(timeout) })
+    }
+
+    /// Writes out what librdkafka has to say; its messages would pile up otherwise.
+    pub(super) fn serve(&self) {
+        // Without a subscription a poll yields events only: log lines, and errors of brokers,
+        // which the context has written out by then.
+        while self.client.poll(Duration::ZERO).is_some() {}
+    }
+}

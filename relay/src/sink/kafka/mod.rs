@@ -1,0 +1,230 @@
+//! Kafka, through librdkafka: records and progress in one transaction, or records first.
+//!
+//! Promises what [`Sink`] asks for. Knows records and opaque progress bytes; leaves retrying,
+//! bisecting and parking to the pipeline. All blocking calls run on one thread of the sink's own
+//! (`thread`), fed through a bounded channel; all `unsafe` is in `native`.
+
+mod admin;
+mod context;
+mod errors;
+mod lookup;
+mod native;
+mod produce;
+mod progress_topic;
+mod property;
+mod settings;
+mod stop;
+mod thread;
+mod topics;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use self::{
+    errors::{sort, unavailable},
+    lookup::{Found, Lookup},
+    stop::Stop,
+    thread::{Command, Worker},
+};
+pub use self::{
+    progress_topic::ProgressTopic,
+    settings::{Delivery, Problem, Settings, TopicCreation},
+};
+use super::{Sink, SinkError, Stored};
+use crate::record::Batch;
+
+/// One caller at a time, and one command that nobody waits for any more.
+const COMMANDS_MAX: usize = 2;
+/// How long [`KafkaSink::stop`] waits for librdkafka to let go.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The Kafka sink. Dropping it asks its thread to stop and does not wait; [`KafkaSink::stop`] does.
+#[derive(Debug)]
+pub struct KafkaSink {
+    /// `None` once a stop was requested.
+    commands: Option<SyncSender<Command>>,
+    stop: Stop,
+    ended: oneshot::Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+    probe: Probe,
+}
+
+impl KafkaSink {
+    /// Makes the sink's clients and thread. Waits for no broker.
+    ///
+    /// # Errors
+    /// `Misconfigured` if librdkafka refuses the settings; see [`Settings::problems`].
+    pub fn start(settings: Settings) -> Result<Self, SinkError> {
+        let lookup = Arc::new(make_lookup(&settings)?);
+        let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
+        let stop = Stop::default();
+        let (commands, received) = sync_channel(COMMANDS_MAX);
+        let (end, ended) = oneshot::channel();
+        let worker = Worker::new(settings, lookup, stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("kafka".into())
+            .spawn(move || {
+                worker.run(&received);
+                let _ = end.send(());
+            })
+            .map_err(|error| unavailable("starting the Kafka thread", error))?;
+        Ok(KafkaSink { commands: Some(commands), stop, ended, thread: Some(thread), probe })
+    }
+
+    /// A handle that asks whether the brokers answer; it works while a delivery is under way.
+    pub fn probe(&self) -> Probe {
+        self.probe.clone()
+    }
+
+    /// Ends the sink's thread and clients, within two seconds even when no broker answers. A
+    /// delivery under way is given up: finish it first.
+    pub async fn stop(mut self) {
+        self.request_stop();
+        match tokio::time::timeout(STOP_LIMIT, &mut self.ended).await {
+            // Ended, or its sender went with a panic: either way joining does not wait.
+            Ok(_) => {
+                if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+                    tracing::error!("the Kafka thread ended in a panic");
+                }
+            }
+            Err(_) => tracing::warn!("librdkafka did not let go in {STOP_LIMIT:?}: going on"),
+        }
+    }
+
+    fn request_stop(&mut self) {
+        self.stop.request();
+        self.commands = None;
+    }
+
+    async fn ask<T>(
+        &self,
+        doing: &'static str,
+        command: impl FnOnce(oneshot::Sender<Result<T, SinkError>>) -> Command,
+    ) -> Result<T, SinkError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.as_ref().is_some_and(|c| c.try_send(command(reply)).is_ok());
+        if !sent {
+            return Err(unavailable(doing, "the Kafka thread is busy or has ended"));
+        }
+        answer.await.unwrap_or_else(|_| Err(unavailable(doing, "the Kafka thread has ended")))
+    }
+}
+
+impl Drop for KafkaSink {
+    fn drop(&mut self) {
+        self.request_stop();
+    }
+}
+
+impl Sink for KafkaSink {
+    async fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+        self.ask("reading progress", Command::ReadProgress).await
+    }
+
+    async fn fence(&mut self) -> Result<(), SinkError> {
+        self.ask("fencing", Command::Fence).await
+    }
+
+    async fn deliver(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> Result<Stored, SinkError> {
+        let batch = Arc::clone(batch);
+        self.ask("delivering", |reply| Command::Deliver { batch, range, progress, reply }).await
+    }
+}
+
+/// Asks whether the brokers answer. Cheap; for readiness.
+#[derive(Clone)]
+pub struct Probe {
+    lookup: Arc<Lookup>,
+    topic: String,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl Probe {
+    /// Looks the progress topic up, within three seconds. Cancel safe.
+    ///
+    /// # Errors
+    /// `Unavailable` if no broker answers, or the topic is gone or out of reach.
+    pub async fn check(&self) -> Result<(), SinkError> {
+        let lookup = Arc::clone(&self.lookup);
+        let topic = self.topic.clone();
+        blocking(move || match lookup.find(&topic, PROBE_TIMEOUT) {
+            Ok(Found::Partitions(_)) => Ok(()),
+            Ok(found) => {
+                Err(unavailable(format!("looking up {topic}"), format!("the topic is {found:?}")))
+            }
+            Err(error) => Err(sort("asking the brokers for a sign of life", error, None)),
+        })
+        .await
+    }
+}
+
+/// What a doctor wants to know before the relay runs.
+#[derive(Clone, Debug)]
+pub struct Preflight {
+    /// `host:port` of every broker of the cluster.
+    pub brokers: Vec<String>,
+    /// The cluster's id, where the brokers tell it.
+    pub cluster_id: Option<String>,
+    /// State of the progress topic.
+    pub progress_topic: ProgressTopic,
+}
+
+/// Looks at the cluster and the progress topic; changes nothing, fences nobody. Ends within about
+/// ten seconds.
+///
+/// # Errors
+/// `Unavailable` if the brokers don't answer or refuse the credentials; `Misconfigured` if the
+/// settings can't be used or the progress topic has the wrong ones.
+pub async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
+    blocking(move || {
+        let lookup = make_lookup(&settings)?;
+        let cluster = lookup
+            .cluster(&settings.progress_topic(), PREFLIGHT_TIMEOUT)
+            .map_err(|error| sort("asking the brokers who they are", error, None))?;
+        let progress_topic = progress_topic::inspect(&settings, &lookup)?;
+        lookup.serve();
+        Ok(Preflight { brokers: cluster.brokers, cluster_id: cluster.id, progress_topic })
+    })
+    .await
+}
+
+fn make_lookup(settings: &Settings) -> Result<Lookup, SinkError> {
+    Lookup::new(settings).map_err(|error| {
+        let problem = settings.problems().into_iter().next();
+        let (what, remedy) = match problem {
+            Some(problem) => (format!("{}: {}", problem.key, problem.what), problem.remedy),
+            None => ("librdkafka refuses sink.properties".into(), error.to_string()),
+        };
+        SinkError::Misconfigured { what, remedy }
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
+) -> Result<T, SinkError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(unavailable("asking the brokers", error)))
+}

@@ -1,0 +1,308 @@
+//! The topic that holds how far the relay has come: made, verified and read here.
+//!
+//! One partition, compacted, one key: the relay's name. The rule of reading: take the true high
+//! watermark H first (a `read_committed` query would answer the last stable offset instead), then
+//! read until everything before H has been read *or passed over*. Transaction markers and aborted
+//! records take offsets but are never handed out, so the last record's offset proves nothing; the
+//! end-of-partition event carries the offset the reader has come to, which under `read_committed`
+//! is at most the last stable offset. While it is below H, a transaction is open that may hold a
+//! newer record: wait for its end.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::{
+    admin,
+    context::Context,
+    errors::{sort, unavailable},
+    lookup::{Found, Lookup},
+    native::{Consumer, PartitionReader, Read, Topic},
+    settings::{Settings, TopicCreation},
+    stop::{SLICE, Stop},
+};
+use crate::sink::SinkError;
+
+const SEGMENT_BYTES: &str = "16777216";
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a topic just created may take to have a leader.
+const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
+/// A reader that waits says so, and asks the broker for a sign of life, this often.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// What is known of the progress topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgressTopic {
+    /// Not there yet; the relay creates it.
+    Missing,
+    /// There, with one partition, compacted.
+    Verified,
+    /// There, with one partition; its settings could not be seen, for this reason.
+    Unverified(String),
+}
+
+/// Looks at the topic without changing anything.
+pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTopic, SinkError> {
+    let name = settings.progress_topic();
+    let found = lookup
+        .find(&name, REQUEST_TIMEOUT)
+        .map_err(|error| sort(&format!("looking up the progress topic {name}"), error, None))?;
+    let partitions = match found {
+        Found::Partitions(partitions) => partitions,
+        Found::Missing => return Ok(ProgressTopic::Missing),
+        Found::NotAuthorised => {
+            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed);
+            return Err(sort(&format!("looking up the progress topic {name}"), error, None));
+        }
+        Found::Invalid => {
+            return Err(SinkError::Misconfigured {
+                what: format!("the broker refuses the progress topic's name {name}"),
+                remedy: "choose another `name`".into(),
+            });
+        }
+    };
+    match admin::topic_settings(settings, &name) {
+        Ok(found) => verify(settings, partitions, &found).map(|()| ProgressTopic::Verified),
+        Err(error) => {
+            verify_partitions(settings, partitions)?;
+            Ok(ProgressTopic::Unverified(error.to_string()))
+        }
+    }
+}
+
+/// Creates the topic if it is missing, and verifies it.
+pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Result<(), SinkError> {
+    let name = settings.progress_topic();
+    let deadline = Instant::now() + CREATION_TIMEOUT;
+    let mut created = false;
+    loop {
+        match inspect(settings, lookup)? {
+            ProgressTopic::Verified => return Ok(()),
+            ProgressTopic::Unverified(reason) => {
+                tracing::warn!(
+                    topic = name,
+                    reason,
+                    "the progress topic's settings could not be verified: it must have \
+                     cleanup.policy=compact, or progress is lost with time"
+                );
+                return Ok(());
+            }
+            ProgressTopic::Missing if created && Instant::now() >= deadline => {
+                return Err(unavailable(
+                    format!("creating the progress topic {name}"),
+                    "it was created, and is still unknown to the broker",
+                ));
+            }
+            ProgressTopic::Missing if created => {}
+            ProgressTopic::Missing => {
+                create(settings, &name)?;
+                created = true;
+            }
+        }
+        if !stop.sleep(SLICE) {
+            return Err(unavailable("looking up the progress topic", "asked to stop"));
+        }
+    }
+}
+
+fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
+    let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
+    tracing::info!(topic = name, replication_factor, "creating the progress topic");
+    let creation = TopicCreation { partitions: 1, replication_factor };
+    let config = [("cleanup.policy", "compact"), ("segment.bytes", SEGMENT_BYTES)];
+    admin::create_topic(settings, name, creation, &config).map_err(|error| {
+        let doing = match error.rdkafka_error_code() {
+            Some(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::PolicyViolation,
+            ) => format!(
+                "creating the progress topic {name}: not allowed; create it by hand with \
+                 `kafka-topics --create --topic {name} --partitions 1 --config \
+                 cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}`"
+            ),
+            _ => format!("creating the progress topic {name}"),
+        };
+        unavailable(doing, error)
+    })
+}
+
+fn verify(
+    settings: &Settings,
+    partitions: i32,
+    found: &HashMap<String, String>,
+) -> Result<(), SinkError> {
+    verify_partitions(settings, partitions)?;
+    let policy = found.get("cleanup.policy").map_or("", String::as_str);
+    if policy == "compact" {
+        return Ok(());
+    }
+    let name = settings.progress_topic();
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    Err(SinkError::Misconfigured {
+        what: format!(
+            "the progress topic {name} has cleanup.policy={policy}, which loses progress"
+        ),
+        remedy: format!(
+            "run `kafka-configs --bootstrap-server {servers} --alter --entity-type topics \
+             --entity-name {name} --add-config cleanup.policy=compact`"
+        ),
+    })
+}
+
+fn verify_partitions(settings: &Settings, partitions: i32) -> Result<(), SinkError> {
+    if partitions == 1 {
+        return Ok(());
+    }
+    let name = settings.progress_topic();
+    Err(SinkError::Misconfigured {
+        what: format!("the progress topic {name} has {partitions} partitions instead of 1"),
+        remedy: "partitions can't be taken away: give the relay another `name`, or, if this topic \
+                 never held progress, delete it and let the relay create it"
+            .into(),
+    })
+}
+
+/// The newest progress record, `None` when there is none; see the module for the rule.
+pub(super) fn read(
+    settings: &Settings,
+    lookup: &Lookup,
+    stop: &Stop,
+) -> Result<Option<Bytes>, SinkError> {
+    let name = settings.progress_topic();
+    let doing = format!("reading the progress topic {name}");
+    let failed = |error| sort(&doing, error, None);
+    let (low, high) = lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
+    if low >= high {
+        return Ok(None);
+    }
+    let consumer: std::sync::Arc<Consumer> = std::sync::Arc::new(
+        settings.reader_config().create_with_context(Context::new("progress")).map_err(failed)?,
+    );
+    let mut reader = Topic::new(&consumer, &name)
+        .and_then(|topic| PartitionReader::start(topic, 0))
+        .map_err(|code| failed(KafkaError::MessageConsumption(code)))?;
+    let mut newest = Newest { key: settings.relay_name.as_bytes(), value: None, position: low };
+    let started = Instant::now();
+    let mut reported = started;
+    let mut heard = false;
+    while newest.position < high {
+        if stop.requested() {
+            return Err(unavailable(doing, "asked to stop"));
+        }
+        let read = reader.next(SLICE);
+        heard |= matches!(read, Some(Read::Record { .. } | Read::End { .. }));
+        if let Some(Read::Error(code)) = read {
+            give_up_on(code).map_err(failed)?;
+        }
+        if let Some(read) = read {
+            newest.take(read);
+        }
+        while consumer.poll(Duration::ZERO).is_some() {}
+        if newest.position < high && reported.elapsed() >= REPORT_EVERY {
+            reported = Instant::now();
+            // Also a sign of life: with the broker away, waiting would never end.
+            lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
+            if !heard && started.elapsed() > 3 * REPORT_EVERY {
+                return Err(unavailable(doing, "the broker answers, but sends no records"));
+            }
+            tracing::warn!(
+                topic = name,
+                read_to = newest.position,
+                wanted = high,
+                waited_seconds = started.elapsed().as_secs(),
+                "an open transaction, perhaps of a relay that died, may hide the newest progress: \
+                 waiting until the broker ends it, after its transaction.timeout.ms"
+            );
+        }
+    }
+    Ok(newest.value)
+}
+
+/// Errors that time does not mend; librdkafka goes on after all others.
+fn give_up_on(code: RDKafkaErrorCode) -> Result<(), KafkaError> {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::TopicAuthorizationFailed
+        | Code::UnknownTopicOrPartition
+        | Code::UnknownTopic
+        | Code::UnknownPartition
+        | Code::Authentication
+        | Code::SaslAuthenticationFailed
+        | Code::Fatal => Err(KafkaError::MessageConsumption(code)),
+        _ => Ok(()),
+    }
+}
+
+/// The newest value under the relay's key, and the offset up to which that is known.
+struct Newest<'a> {
+    key: &'a [u8],
+    value: Option<Bytes>,
+    position: i64,
+}
+
+impl Newest<'_> {
+    fn take(&mut self, read: Read) {
+        match read {
+            Read::Record { offset, key, payload } => {
+                if key.as_deref() == Some(self.key) {
+                    self.value = payload.map(Bytes::from);
+                }
+                self.position = self.position.max(offset + 1);
+            }
+            Read::End { offset } => self.position = self.position.max(offset),
+            Read::Error(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::settings::sample, *};
+
+    fn policy(value: &str) -> HashMap<String, String> {
+        [("cleanup.policy".to_owned(), value.to_owned())].into()
+    }
+
+    #[test]
+    fn only_a_compacted_topic_of_one_partition_may_hold_progress() {
+        let settings = sample("kafka:9092");
+        assert!(verify(&settings, 1, &policy("compact")).is_ok());
+        for (partitions, value) in [(1, "delete"), (1, "compact,delete"), (2, "compact"), (1, "")] {
+            let error = verify(&settings, partitions, &policy(value)).expect_err(value);
+            assert!(matches!(error, SinkError::Misconfigured { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_for_a_wrong_policy_is_a_command() {
+        let error = verify(&sample("kafka:9092"), 1, &policy("delete")).expect_err("refused");
+        let text = error.to_string();
+        assert!(
+            text.contains("kafka-configs --bootstrap-server kafka:9092 --alter")
+                && text.contains("--entity-name outbox-relay-progress-orders"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_newest_value_of_the_relays_own_key_counts_and_a_tombstone_clears_it() {
+        let mut newest = Newest { key: b"orders", value: None, position: 0 };
+        let record = |offset, key: &str, payload: Option<&str>| Read::Record {
+            offset,
+            key: Some(key.into()),
+            payload: payload.map(Into::into),
+        };
+        newest.take(record(0, "orders", Some("1")));
+        newest.take(record(2, "others", Some("2")));
+        assert_eq!((newest.value.as_deref(), newest.position), (Some(&b"1"[..]), 3));
+        newest.take(Read::End { offset: 5 });
+        assert_eq!(newest.position, 5);
+        newest.take(record(5, "orders", None));
+        assert_eq!((newest.value, newest.position), (None, 6));
+    }
+}

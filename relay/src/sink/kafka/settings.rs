@@ -1,0 +1,345 @@
+//! What the Kafka sink can be told, and the librdkafka configuration that follows from it.
+//!
+//! Promises that no property can weaken delivery: those that would are refused by name, with the
+//! reason ([`Settings::problems`]). The file's shape is `config`'s; this module knows values only.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use rdkafka::{
+    ClientConfig,
+    config::RDKafkaLogLevel,
+    error::KafkaError,
+    producer::{BaseProducer, Producer as _},
+};
+
+use super::{context::Context, property};
+
+/// Default of `transaction.timeout.ms`: a dead relay holds `read_committed` readers that long.
+const TRANSACTION_TIMEOUT_DEFAULT_MS: u64 = 15_000;
+
+/// What a delivery promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// One Kafka transaction per batch, progress included.
+    ExactlyOnce,
+    /// Idempotent records first, then progress; a crash between the two repeats records.
+    AtLeastOnce,
+}
+
+/// How a missing topic is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicCreation {
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Replication factor; -1 is the broker's default.
+    pub replication_factor: i32,
+}
+
+/// Everything the sink needs to know. Property values may be secrets and never show in `Debug`.
+#[derive(Clone)]
+pub struct Settings {
+    /// The relay's name, `[a-z0-9_]{1,56}`: transactional id and progress topic derive from it.
+    pub relay_name: String,
+    /// Transactions or not.
+    pub delivery: Delivery,
+    /// Any librdkafka property; `bootstrap.servers` is needed.
+    pub properties: BTreeMap<String, String>,
+    /// Missing topics are created so; `None` refuses their records.
+    pub create_topics: Option<TopicCreation>,
+    /// How long a missing topic is looked for again before its records are refused.
+    pub topic_grace: Duration,
+    /// Records in a batch, at most.
+    pub records_max: usize,
+    /// Bytes in a batch, at most; one record may exceed it alone.
+    pub bytes_max: usize,
+    /// Bytes of one record, at most.
+    pub record_bytes_max: usize,
+    /// Replication factor of the progress topic; `None` is the broker's default.
+    pub progress_replication_factor: Option<i32>,
+}
+
+/// A setting that can't stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The setting, as `sink.properties.<name>` or `sink.<name>`.
+    pub key: String,
+    /// What is wrong with it; never its value where that may be a secret.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden: BTreeMap<&str, &str> =
+            self.properties.keys().map(|name| (name.as_str(), "***")).collect();
+        f.debug_struct("Settings")
+            .field("relay_name", &self.relay_name)
+            .field("delivery", &self.delivery)
+            .field("properties", &hidden)
+            .field("create_topics", &self.create_topics)
+            .field("topic_grace", &self.topic_grace)
+            .field("records_max", &self.records_max)
+            .field("bytes_max", &self.bytes_max)
+            .field("record_bytes_max", &self.record_bytes_max)
+            .field("progress_replication_factor", &self.progress_replication_factor)
+            .finish()
+    }
+}
+
+impl Settings {
+    /// `outbox-relay-<name>`: whoever initialises it last fences the others.
+    pub fn transactional_id(&self) -> String {
+        format!("outbox-relay-{}", self.relay_name)
+    }
+
+    /// `outbox-relay-progress-<name>`.
+    pub fn progress_topic(&self) -> String {
+        format!("outbox-relay-progress-{}", self.relay_name)
+    }
+
+    /// `transaction.timeout.ms`, which bounds a delivery in both modes.
+    pub fn transaction_timeout(&self) -> Duration {
+        let given = self.properties.get("transaction.timeout.ms");
+        let ms = given.and_then(|text| text.trim().parse().ok());
+        Duration::from_millis(ms.unwrap_or(TRANSACTION_TIMEOUT_DEFAULT_MS))
+    }
+
+    /// How long a delivery may take before it is given up: two thirds of the transaction's time,
+    /// so that the abort still reaches the broker before the broker aborts by itself.
+    pub fn delivery_limit(&self) -> Duration {
+        self.transaction_timeout() * 2 / 3
+    }
+
+    /// All that is wrong, in the order of the property names. Creates and drops a client to let
+    /// librdkafka check names, values and their combinations; sends nothing that matters.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self
+            .properties
+            .iter()
+            .filter_map(|(name, value)| property::refuse(name, value))
+            .collect();
+        let servers = ["bootstrap.servers", "metadata.broker.list"];
+        if !servers
+            .iter()
+            .any(|name| self.properties.get(*name).is_some_and(|v| !v.trim().is_empty()))
+        {
+            problems.push(Problem {
+                key: "sink.properties.bootstrap.servers".into(),
+                what: "no broker is named".into(),
+                remedy: "set it to a comma-separated list of host:port".into(),
+            });
+        }
+        if let Some(creation) = self.create_topics
+            && (creation.partitions < 1 || !valid_replication(creation.replication_factor))
+        {
+            problems.push(Problem {
+                key: "sink.create_topics".into(),
+                what: "partitions and replication_factor must be at least 1".into(),
+                remedy: "replication_factor may also be -1, the broker's default".into(),
+            });
+        }
+        if self.progress_replication_factor.is_some_and(|factor| !valid_replication(factor)) {
+            problems.push(Problem {
+                key: "sink.progress_replication_factor".into(),
+                what: "it must be at least 1".into(),
+                remedy: "leave it out for the broker's default".into(),
+            });
+        }
+        if problems.is_empty() { self.trial().into_iter().collect() } else { problems }
+    }
+
+    fn trial(&self) -> Option<Problem> {
+        let created =
+            self.producer_config().create_with_context::<_, BaseProducer<_>>(Context::new("check"));
+        match created {
+            Ok(producer) => {
+                // Unpolled events of a client that lives for a moment are freed with it.
+                debug_assert_eq!(producer.in_flight_count(), 0);
+                None
+            }
+            Err(KafkaError::ClientConfig(_, reason, name, _)) => Some(Problem {
+                what: if property::may_be_secret(&name) {
+                    "librdkafka does not take its value".into()
+                } else {
+                    reason
+                },
+                remedy: "see librdkafka's CONFIGURATION.md for names and values".into(),
+                key: format!("sink.properties.{name}"),
+            }),
+            Err(KafkaError::ClientCreation(reason)) => Some(Problem {
+                key: "sink.properties".into(),
+                what: format!("librdkafka refuses the combination: {reason}"),
+                remedy: "see librdkafka's CONFIGURATION.md".into(),
+            }),
+            Err(other) => Some(Problem {
+                key: "sink.properties".into(),
+                what: other.to_string(),
+                remedy: "see librdkafka's CONFIGURATION.md".into(),
+            }),
+        }
+    }
+
+    /// For the client that delivers.
+    pub(super) fn producer_config(&self) -> ClientConfig {
+        let mut config = self.base_config();
+        let limit_ms = self.delivery_limit().as_millis().to_string();
+        config.set("enable.idempotence", "true");
+        config.set("acks", "all");
+        config.set("message.timeout.ms", limit_ms);
+        // Only failures are reported: a flush that leaves nothing behind and reports none is
+        // success, and a report per record would cost the more the faster we are.
+        config.set("delivery.report.only.error", "true");
+        // Topics are looked up first, by another client. This closes the gap in which one is
+        // deleted between look-up and produce: the producer's own look-ups would create it again.
+        config.set("allow.auto.create.topics", "false");
+        let kilobytes = (self.bytes_max + self.record_bytes_max) / 1024 * 2 + 1024;
+        config.set("queue.buffering.max.kbytes", kilobytes.min(i32::MAX as usize).to_string());
+        // The progress record takes one place, and the records of a refused delivery may linger.
+        let messages = self.records_max.saturating_mul(2).saturating_add(16).min(10_000_000);
+        config.set("queue.buffering.max.messages", messages.to_string());
+        self.set_default(&mut config, "batch.size", "1000000");
+        self.set_default(&mut config, "batch.num.messages", "100000");
+        if self.delivery == Delivery::ExactlyOnce {
+            config.set("transactional.id", self.transactional_id());
+            config
+                .set("transaction.timeout.ms", self.transaction_timeout().as_millis().to_string());
+        } else {
+            config.remove("transaction.timeout.ms");
+        }
+        config
+    }
+
+    /// For the producer that stores one record per wire batch, so that a refusal names its record.
+    pub(super) fn careful_producer_config(&self) -> ClientConfig {
+        let mut config = self.producer_config();
+        config.set("batch.num.messages", "1");
+        config
+    }
+
+    /// For metadata and watermarks: creates no topic, and sees past open transactions.
+    pub(super) fn lookup_config(&self) -> ClientConfig {
+        let mut config = self.base_config();
+        config.remove("transaction.timeout.ms");
+        config.set("allow.auto.create.topics", "false");
+        // With read_committed, a "high watermark" query answers the last stable offset instead.
+        config.set("isolation.level", "read_uncommitted");
+        config
+    }
+
+    /// For reading the progress topic, without a consumer group.
+    pub(super) fn reader_config(&self) -> ClientConfig {
+        let mut config = self.lookup_config();
+        config.set("isolation.level", "read_committed");
+        config.set("enable.partition.eof", "true");
+        config.set("auto.offset.reset", "earliest");
+        config.set("queued.max.messages.kbytes", "1024");
+        config.set("fetch.wait.max.ms", "100");
+        config
+    }
+
+    /// For creating topics and describing their settings.
+    pub(super) fn admin_config(&self) -> ClientConfig {
+        let mut config = self.base_config();
+        config.remove("transaction.timeout.ms");
+        config
+    }
+
+    fn base_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        self.properties.iter().for_each(|(name, value)| {
+            config.set(name.as_str(), value.as_str());
+        });
+        self.set_default(&mut config, "client.id", &self.transactional_id());
+        // A transaction that follows at once finds the last one's markers being written: try again
+        // soon, then ever less often.
+        self.set_default(&mut config, "retry.backoff.ms", "2");
+        self.set_default(&mut config, "retry.backoff.max.ms", "500");
+        // Ready again soon after an outage; librdkafka's default lets it wait ten seconds.
+        self.set_default(&mut config, "reconnect.backoff.max.ms", "1000");
+        self.set_default(&mut config, "log.connection.close", "false");
+        let message_max =
+            self.record_bytes_max.saturating_add(64 << 10).clamp(1_000_000, 1_000_000_000);
+        self.set_default(&mut config, "message.max.bytes", &message_max.to_string());
+        let verbose = tracing::enabled!(target: "librdkafka", tracing::Level::DEBUG);
+        config.set_log_level(if verbose { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
+        config
+    }
+
+    fn set_default(&self, config: &mut ClientConfig, name: &str, value: &str) {
+        if !self.properties.contains_key(name) {
+            config.set(name, value);
+        }
+    }
+}
+
+fn valid_replication(factor: i32) -> bool {
+    factor == -1 || (1..=i32::from(i16::MAX)).contains(&factor)
+}
+
+#[cfg(test)]
+pub(super) fn sample(servers: &str) -> Settings {
+    Settings {
+        relay_name: "orders".into(),
+        delivery: Delivery::ExactlyOnce,
+        properties: [("bootstrap.servers".to_owned(), servers.to_owned())].into(),
+        create_topics: None,
+        topic_grace: Duration::from_secs(10),
+        records_max: 10_000,
+        bytes_max: 16 << 20,
+        record_bytes_max: 16 << 20,
+        progress_replication_factor: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &str, value: &str) -> Settings {
+        let mut settings = sample("127.0.0.1:1");
+        settings.properties.insert(name.into(), value.into());
+        settings
+    }
+
+    #[test]
+    fn plain_settings_have_no_problem_in_either_mode() {
+        let mut settings = sample("127.0.0.1:1");
+        assert_eq!(settings.problems(), []);
+        settings.delivery = Delivery::AtLeastOnce;
+        assert_eq!(settings.problems(), []);
+    }
+
+    #[test]
+    fn an_unknown_property_is_named() {
+        let problems = with("linger.msec", "5").problems();
+        assert_eq!(problems[0].key, "sink.properties.linger.msec");
+        assert!(problems[0].what.contains("No such configuration property"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_combination_that_librdkafka_refuses_is_a_problem() {
+        let problems = with("socket.timeout.ms", "60000").problems();
+        assert!(problems[0].what.contains("socket.timeout.ms"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_missing_broker_list_is_reported_with_every_other_problem() {
+        let mut settings = with("transactional.id", "mine");
+        settings.properties.remove("bootstrap.servers");
+        let keys: Vec<_> = settings.problems().into_iter().map(|p| p.key).collect();
+        assert_eq!(keys, ["sink.properties.transactional.id", "sink.properties.bootstrap.servers"]);
+    }
+
+    #[test]
+    fn values_of_properties_never_show() {
+        let settings = with("sasl.password", "hunter2");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_delivery_ends_before_its_transaction_does() {
+        assert_eq!(sample("b:1").delivery_limit(), Duration::from_secs(10));
+        assert_eq!(with("transaction.timeout.ms", "3000").delivery_limit(), Duration::from_secs(2));
+    }
+}

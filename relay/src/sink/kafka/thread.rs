@@ -1,0 +1,149 @@
+//! The one thread on which all blocking calls to Kafka run, and the commands it takes.
+//!
+//! Owned by [`super::KafkaSink`]; ends when the sink is stopped or dropped, or is asked to stop
+//! while it works. After an uncertain outcome it refuses every further command: a new sink starts
+//! again from progress.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    errors::unavailable,
+    lookup::Lookup,
+    produce::{Load, Outlet},
+    progress_topic,
+    settings::{Delivery, Settings},
+    stop::Stop,
+    topics::Topics,
+};
+use crate::{
+    record::Batch,
+    sink::{SinkError, Stored},
+};
+
+/// How often log lines of an idle client are written out.
+const IDLE_TICK: Duration = Duration::from_millis(500);
+
+type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
+
+/// What the thread is asked to do; each is answered once.
+pub(super) enum Command {
+    ReadProgress(Reply<Option<Bytes>>),
+    Fence(Reply<()>),
+    Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Stored> },
+}
+
+pub(super) struct Worker {
+    settings: Settings,
+    stop: Stop,
+    lookup: Arc<Lookup>,
+    topics: Topics,
+    outlet: Option<Outlet>,
+    /// The progress topic exists and was verified.
+    ensured: bool,
+    /// An outcome is uncertain.
+    spent: bool,
+}
+
+impl Worker {
+    pub(super) fn new(settings: Settings, lookup: Arc<Lookup>, stop: Stop) -> Self {
+        let topics = Topics::new(&settings);
+        Worker { settings, stop, lookup, topics, outlet: None, ensured: false, spent: false }
+    }
+
+    /// Serves commands until their sender is gone or a stop is requested.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        while !self.stop.requested() {
+            match commands.recv_timeout(IDLE_TICK) {
+                Ok(command) => self.serve(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.lookup.serve();
+        }
+    }
+
+    fn serve(&mut self, command: Command) {
+        match command {
+            Command::ReadProgress(reply) => {
+                let result = self.read_progress();
+                self.answer(reply, result);
+            }
+            Command::Fence(reply) => {
+                let result = self.fence();
+                self.answer(reply, result);
+            }
+            Command::Deliver { batch, range, progress, reply } => {
+                let result = self.deliver(&batch, range, &progress);
+                // The caller reuses the batch once it has the answer.
+                drop(batch);
+                self.answer(reply, result.map(|()| Stored(())));
+            }
+        }
+    }
+
+    fn answer<T>(&mut self, reply: Reply<T>, result: Result<T, SinkError>) {
+        self.spent |= matches!(&result, Err(error) if !matches!(error, SinkError::Refused { .. }));
+        // Nobody waits for the answer any more: the caller does not know the outcome.
+        self.spent |= reply.send(result).is_err();
+    }
+
+    fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+        self.usable()?;
+        if !self.ensured {
+            progress_topic::ensure(&self.settings, &self.lookup, &self.stop)?;
+            self.ensured = true;
+        }
+        progress_topic::read(&self.settings, &self.lookup, &self.stop)
+    }
+
+    fn fence(&mut self) -> Result<(), SinkError> {
+        self.usable()?;
+        self.outlet = None;
+        let config = self.settings.producer_config();
+        let outlet = Outlet::new(&self.settings, &config, &self.stop)?;
+        if self.settings.delivery == Delivery::ExactlyOnce {
+            outlet.fence()?;
+        }
+        self.outlet = Some(outlet);
+        Ok(())
+    }
+
+    fn deliver(
+        &mut self,
+        batch: &Batch,
+        range: Range<usize>,
+        progress: &Bytes,
+    ) -> Result<(), SinkError> {
+        self.usable()?;
+        let Worker { settings, stop, lookup, topics, outlet, .. } = self;
+        let Some(outlet) = outlet else {
+            return Err(unavailable("delivering", "the sink was not fenced before"));
+        };
+        topics.resolve(batch, range.clone(), settings, lookup, stop)?;
+        let load = Load { batch, range };
+        match settings.delivery {
+            Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
+            Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
+                Outlet::new(settings, &settings.careful_producer_config(), stop)
+            }),
+        }
+    }
+
+    fn usable(&self) -> Result<(), SinkError> {
+        if self.spent {
+            let reason = "an earlier outcome is uncertain: the sink must be made anew";
+            return Err(unavailable("using the Kafka sink", reason));
+        }
+        Ok(())
+    }
+}
