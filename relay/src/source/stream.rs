@@ -25,7 +25,7 @@ use super::{
         self, LogicalMessage, Message,
         frame::{Frame, decode_frame, encode_status},
     },
-    wire,
+    copy,
 };
 use crate::{
     admin::Board,
@@ -300,7 +300,7 @@ impl<I: Intake> Stream<I> {
         let goodbye = async {
             let status = encode_status(confirmed, confirmed, confirmed, 0, false);
             self.socket.write_all(&status).await?;
-            self.socket.write_all(wire::COPY_DONE).await?;
+            self.socket.write_all(copy::COPY_DONE).await?;
             self.socket.flush().await?;
             self.socket.set_read_low_water(1)?;
             // The walsender may be in the middle of a transaction; it ends the copy after that
@@ -338,18 +338,18 @@ impl<I: Intake> Decoder<I> {
                 break;
             }
             let rest = unread.get(done..).unwrap_or_default();
-            let Some((tag, body_bytes)) = wire::header(rest)? else { break };
+            let Some((tag, body_bytes)) = copy::header(rest)? else { break };
             let kept_bytes = if body_bytes > self.frame_bytes_max {
                 OVERSIZED_PREFIX_BYTES.min(body_bytes)
             } else {
                 body_bytes
             };
-            let Some(body) = rest.get(wire::HEADER_BYTES..wire::HEADER_BYTES + kept_bytes) else {
+            let Some(body) = rest.get(copy::HEADER_BYTES..copy::HEADER_BYTES + kept_bytes) else {
                 break;
             };
             self.frame(tag, body, body_bytes, &mut heard)?;
             self.skip_bytes = body_bytes - kept_bytes;
-            done += wire::HEADER_BYTES + kept_bytes;
+            done += copy::HEADER_BYTES + kept_bytes;
         }
         unread.advance(done);
         Ok(heard)
@@ -382,7 +382,7 @@ impl<I: Intake> Decoder<I> {
                 }
             },
             b'E' => {
-                let (code, message) = wire::error_response(body);
+                let (code, message) = copy::error_response(body);
                 Err(StreamError::Server { code, message })
             }
             b'c' => Err(StreamError::Server {
