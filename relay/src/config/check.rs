@@ -1,0 +1,453 @@
+//! From what was written to what holds: defaults, ranges, and settings that contradict each other.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
+    LeaderConfig, LogConfig, LogFormat, OutboxConfig, PostgresConfig, Preset, Properties, Purpose,
+    SinkConfig, Size, Start, TableName, conninfo,
+    problem::{Origin, Problem},
+    properties,
+    secret::Secret,
+    written::{Given, Opt, Written},
+};
+
+/// The name's length leaves room for the longest prefix, `outbox_`, in a slot's 63 bytes.
+const NAME_CHARS_MAX: usize = 56;
+/// PostgreSQL's `NAMEDATALEN` − 1.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// Checks everything. What is wrong is added to `problems`, and a default stands in for it so
+/// that the checks after it still run; the result holds only if there is no problem.
+pub(super) fn check(
+    written: Written,
+    purpose: Purpose,
+    origins: BTreeMap<String, Origin>,
+    problems: &mut Vec<Problem>,
+) -> Config {
+    let mut checker = Checker { problems };
+    let w = written;
+    let url = checker.url(w.url, w.url_file, purpose);
+    let name = checker.name(w.name, &url, purpose);
+    let slot = checker.slot(w.slot, &name);
+    let publication = checker.identifier("postgres.publication", w.publication, "outbox");
+    let preset = value_or(w.preset, Preset::Default);
+    Config {
+        postgres: PostgresConfig { url, slot, publication, start: value_or(w.start, Start::Now) },
+        outbox: OutboxConfig {
+            tables: checker.tables(w.tables, preset),
+            preset,
+            columns: columns(w.columns),
+            topic: w.topic.map(|topic| topic.value),
+            headers: value_or(w.headers, HeaderStyle::Outbox),
+            header_columns: checker.header_columns(w.header_columns),
+        },
+        sink: SinkConfig {
+            delivery: value_or(w.delivery, Delivery::ExactlyOnce),
+            create_topics: checker.create_topics(
+                w.create_topics,
+                w.create_partitions,
+                w.create_replication,
+            ),
+            topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
+            properties: checker.properties(w.properties_file, w.properties, purpose),
+        },
+        batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
+        leader: LeaderConfig { timeout: checker.leader_timeout(w.leader_timeout) },
+        admin: AdminConfig { listen: checker.listen(w.listen) },
+        log: LogConfig {
+            format: value_or(w.log_format, LogFormat::Text),
+            level: checker.level(w.log_level),
+        },
+        name,
+        origins,
+    }
+}
+
+fn value_or<T>(given: Opt<T>, default: T) -> T {
+    given.map_or(default, |given| given.value)
+}
+
+fn columns(given: [Opt<Column>; 8]) -> Columns {
+    // In the order of `written::COLUMNS`.
+    let [id, topic, key, r#type, payload, headers, partition, created_at] =
+        given.map(|column| value_or(column, Column::Preset));
+    Columns { id, topic, key, r#type, payload, headers, partition, created_at }
+}
+
+struct Checker<'a> {
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn problem(
+        &mut self,
+        key: &str,
+        origin: &Origin,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.problems.push(Problem {
+            key: key.to_owned(),
+            origin: origin.clone(),
+            what: what.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    /// Whether a problem of this key was reported while it was read: no second one then.
+    fn is_reported(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.key == key)
+    }
+
+    fn url(&mut self, url: Opt<String>, file: Opt<PathBuf>, purpose: Purpose) -> Secret {
+        if let (Some(url), Some(file)) = (&url, &file)
+            && url.origin.layer() == file.origin.layer()
+        {
+            self.problem(
+                "postgres.url_file",
+                &file.origin,
+                "contradicts postgres.url",
+                "give one of the two",
+            );
+        }
+        let url = match (url, file) {
+            (Some(url), Some(file)) if file.origin.layer() > url.origin.layer() => {
+                self.url_from(&file)
+            }
+            (Some(url), _) => Some(("postgres.url", url)),
+            (None, Some(file)) => self.url_from(&file),
+            (None, None) => {
+                let given = ["postgres.url", "postgres.url_file"];
+                let silent = given.into_iter().any(|key| self.is_reported(key));
+                if purpose != Purpose::Admin && !silent {
+                    self.problem(
+                        "postgres.url",
+                        &Origin::Default,
+                        "is not set",
+                        "set it, or postgres.url_file, or give --postgres postgres://user@host/database",
+                    );
+                }
+                None
+            }
+        };
+        let Some((key, url)) = url else { return Secret::default() };
+        if conninfo::parse(&url.value).is_none() {
+            self.problem(
+                key,
+                &url.origin,
+                "is not a connection string",
+                "write postgres://user@host/database or host=… dbname=…",
+            );
+        }
+        Secret::new(url.value)
+    }
+
+    fn url_from(&mut self, file: &Given<PathBuf>) -> Option<(&'static str, Given<String>)> {
+        const KEY: &str = "postgres.url_file";
+        let problem = match std::fs::read_to_string(&file.value) {
+            Ok(text) if !text.trim().is_empty() => {
+                let value = text.trim().to_owned();
+                return Some((KEY, Given { value, origin: file.origin.clone() }));
+            }
+            Ok(_) => format!("{} is empty", file.value.display()),
+            Err(error) => format!("{} can't be read: {error}", file.value.display()),
+        };
+        self.problem(KEY, &file.origin, problem, "name a file that holds the connection string");
+        None
+    }
+
+    fn name(&mut self, given: Opt<String>, url: &Secret, purpose: Purpose) -> String {
+        if let Some(name) = given {
+            if !is_plain_name(&name.value, NAME_CHARS_MAX) {
+                self.problem(
+                    "name",
+                    &name.origin,
+                    format!("{:?} does not fit", name.value),
+                    "use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it",
+                );
+            }
+            return name.value;
+        }
+        let found = conninfo::parse(url.expose()).unwrap_or_default();
+        let fitted = found.database.or(found.user).map(|database| {
+            let fit =
+                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+            database.chars().take(NAME_CHARS_MAX).map(fit).collect::<String>()
+        });
+        match fitted {
+            Some(name) => name,
+            None => {
+                // Without a connection string that one is missed, not its consequence.
+                let url_is_fine = !url.expose().is_empty()
+                    && !self.is_reported("postgres.url")
+                    && !self.is_reported("postgres.url_file");
+                if url_is_fine && purpose == Purpose::Relay && !self.is_reported("name") {
+                    self.problem(
+                        "name",
+                        &Origin::Default,
+                        "is not set, and the connection string names no database to take it from",
+                        "set it, such as name = \"orders\"",
+                    );
+                }
+                "outbox".into()
+            }
+        }
+    }
+
+    fn slot(&mut self, given: Opt<String>, name: &str) -> String {
+        let Some(slot) = given else { return format!("outbox_{name}") };
+        if !is_plain_name(&slot.value, IDENTIFIER_BYTES_MAX) {
+            self.problem(
+                "postgres.slot",
+                &slot.origin,
+                format!("{:?} is not a slot's name", slot.value),
+                "use 1 to 63 of a-z, 0-9 and _",
+            );
+        }
+        slot.value
+    }
+
+    fn identifier(&mut self, key: &str, given: Opt<String>, default: &str) -> String {
+        let Some(name) = given else { return default.to_owned() };
+        if name.value.len() > IDENTIFIER_BYTES_MAX || name.value.contains('\0') {
+            self.problem(
+                key,
+                &name.origin,
+                "is longer than an identifier of PostgreSQL",
+                "use at most 63 bytes",
+            );
+        }
+        name.value
+    }
+
+    fn tables(&mut self, given: Opt<Vec<String>>, preset: Preset) -> Vec<TableName> {
+        const KEY: &str = "outbox.tables";
+        let Some(given) = given else {
+            if preset != Preset::Default && !self.is_reported(KEY) {
+                self.problem(
+                    KEY,
+                    &Origin::Default,
+                    "is not set, and outbox.preset says that the table is not our own",
+                    "name it, such as tables = [\"public.outboxevent\"]",
+                );
+            }
+            return vec![TableName { schema: "outbox".into(), table: "events".into() }];
+        };
+        let mut tables: Vec<TableName> = Vec::new();
+        for text in &given.value {
+            let table = match text.split_once('.') {
+                Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
+                    TableName { schema: schema.to_owned(), table: table.to_owned() }
+                }
+                _ => {
+                    let what = format!("{text:?} is not a table with its schema");
+                    self.problem(KEY, &given.origin, what, "write schema.table");
+                    continue;
+                }
+            };
+            if tables.contains(&table) {
+                self.problem(KEY, &given.origin, format!("{table} is there twice"), "remove one");
+            } else {
+                tables.push(table);
+            }
+        }
+        if given.value.is_empty() {
+            self.problem(KEY, &given.origin, "is empty", "name a table, or leave it out");
+        }
+        tables
+    }
+
+    fn header_columns(
+        &mut self,
+        given: BTreeMap<String, Given<String>>,
+    ) -> BTreeMap<String, String> {
+        let mut headers: BTreeMap<String, String> = BTreeMap::new();
+        for (column, header) in given {
+            let key = format!("outbox.header_columns.{column}");
+            let name = header.value;
+            if name.is_empty() || name.starts_with(crate::header::RESERVED_PREFIX) {
+                self.problem(
+                    &key,
+                    &header.origin,
+                    format!("{name:?} can't be a header's name"),
+                    format!(
+                        "use a name that does not begin with {}",
+                        crate::header::RESERVED_PREFIX
+                    ),
+                );
+            } else if headers.values().any(|other| *other == name) {
+                let what = format!("another column already becomes header {name:?}");
+                self.problem(&key, &header.origin, what, "give each column a header of its own");
+            }
+            headers.insert(column, name);
+        }
+        headers
+    }
+
+    fn create_topics(
+        &mut self,
+        flag: Opt<bool>,
+        partitions: Opt<u64>,
+        replicas: Opt<u64>,
+    ) -> Option<CreateTopics> {
+        const HOW: &str = "create_topics = { partitions = 6, replication_factor = 3 }";
+        if let Some(flag) = flag.filter(|flag| flag.value) {
+            self.problem(
+                "sink.create_topics",
+                &flag.origin,
+                "true does not say how many partitions and replicas",
+                format!("write {HOW}"),
+            );
+        }
+        let origin = partitions.as_ref().or(replicas.as_ref())?.origin.clone();
+        let mut number = |part: &str, given: Opt<u64>, max: u64| -> i32 {
+            let key = format!("sink.create_topics.{part}");
+            match given {
+                Some(given) if (1..=max).contains(&given.value) => {
+                    return i32::try_from(given.value).unwrap_or(1);
+                }
+                Some(given) => {
+                    let what = format!("{} is out of range", given.value);
+                    self.problem(&key, &given.origin, what, format!("use 1 to {max}"));
+                }
+                None if self.is_reported(&key) => {}
+                None => self.problem(&key, &origin, "is not set", format!("write {HOW}")),
+            }
+            1
+        };
+        let partitions = number("partitions", partitions, 100_000);
+        let replication_factor = number("replication_factor", replicas, 32_767);
+        Some(CreateTopics { partitions, replication_factor })
+    }
+
+    fn properties(
+        &mut self,
+        file: Opt<PathBuf>,
+        given: BTreeMap<String, Given<String>>,
+        purpose: Purpose,
+    ) -> Properties {
+        const SERVERS: &str = "bootstrap.servers";
+        let mut all = Properties::default();
+        let problems_before = self.problems.len();
+        if let Some(file) = file {
+            match properties::read_file(&file.value) {
+                Ok(found) => all = found,
+                Err(errors) => {
+                    for error in errors {
+                        let what = format!("{}: {error}", file.value.display());
+                        let remedy = "name a readable file of key=value lines";
+                        self.problem("sink.properties_file", &file.origin, what, remedy);
+                    }
+                }
+            }
+        }
+        for (name, given) in given {
+            all.set(name, given.value);
+        }
+        let servers = all.get(SERVERS).is_some_and(|servers| !servers.trim().is_empty());
+        let file_is_fine = self.problems.len() == problems_before;
+        let key = format!("sink.properties.{SERVERS}");
+        if !servers && purpose == Purpose::Relay && file_is_fine && !self.is_reported(&key) {
+            self.problem(&key, &Origin::Default, "is not set", "set it, or give --kafka host:9092");
+        }
+        all
+    }
+
+    fn batch(&mut self, records: Opt<u64>, bytes: Opt<Size>, record: Opt<Size>) -> BatchConfig {
+        const DEFAULT: Size = Size(16 << 20);
+        const RECORDS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+        const BYTES: std::ops::RangeInclusive<Size> = Size(64 << 10)..=Size(1 << 30);
+        if let Some(given) = records.as_ref().filter(|given| !RECORDS.contains(&given.value)) {
+            let what = format!("{} is out of range", given.value);
+            self.problem("batch.records_max", &given.origin, what, "use 1 to 1000000");
+        }
+        if let Some(given) = bytes.as_ref().filter(|given| !BYTES.contains(&given.value)) {
+            let what = format!("{} is out of range", given.value);
+            self.problem("batch.bytes_max", &given.origin, what, "use 64 KiB to 1 GiB");
+        }
+        let bytes_max = value_or(bytes, DEFAULT);
+        if let Some(given) = &record {
+            let key = "batch.record_bytes_max";
+            if given.value > bytes_max {
+                let what = format!("{} is more than batch.bytes_max, {bytes_max}", given.value);
+                self.problem(key, &given.origin, what, "lower it, or raise batch.bytes_max");
+            } else if given.value < Size(1 << 10) {
+                let what = format!("{} is out of range", given.value);
+                self.problem(key, &given.origin, what, "use 1 KiB or more");
+            }
+        }
+        let record_max = value_or(record, DEFAULT.min(bytes_max));
+        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        BatchConfig {
+            records_max: count(value_or(records, 10_000)),
+            bytes_max: count(bytes_max.0),
+            record_bytes_max: count(record_max.0),
+        }
+    }
+
+    fn leader_timeout(&mut self, given: Opt<Duration>) -> Duration {
+        let Some(given) = given else { return Duration::from_secs(10) };
+        if given.value < Duration::from_secs(2) {
+            self.problem(
+                "leader.timeout",
+                &given.origin,
+                format!(
+                    "{} is shorter than a slow commit",
+                    humantime::format_duration(given.value)
+                ),
+                "use 2s or more",
+            );
+        }
+        given.value
+    }
+
+    fn listen(&mut self, given: Opt<String>) -> Option<String> {
+        let Some(given) = given else { return Some("127.0.0.1:9464".into()) };
+        let text = given.value.trim();
+        if text.is_empty() || text == "off" {
+            return None;
+        }
+        let is_address = text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if !is_address {
+            self.problem(
+                "admin.listen",
+                &given.origin,
+                format!("{text:?} is not an address"),
+                "write host:port, such as 127.0.0.1:9464, or off",
+            );
+        }
+        Some(text.to_owned())
+    }
+
+    fn level(&mut self, given: Opt<String>) -> String {
+        let Some(given) = given else { return "info".into() };
+        if !is_filter(&given.value) {
+            self.problem(
+                "log.level",
+                &given.origin,
+                format!("{:?} is not a level", given.value),
+                "write error, warn, info, debug, trace, or a filter such as info,outbox_relay=debug",
+            );
+        }
+        given.value
+    }
+}
+
+/// A misspelt level (`inof`) would be taken for a module's name, and nothing would be logged.
+fn is_filter(text: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_part = |part: &str| {
+        LEVELS.contains(&part.to_ascii_lowercase().as_str()) || part.contains(['=', '[', '_', ':'])
+    };
+    text.split(',').all(|part| is_part(part.trim())) && EnvFilter::try_new(text).is_ok()
+}
+
+fn is_plain_name(name: &str, max: usize) -> bool {
+    (1..=max).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}

@@ -1,0 +1,148 @@
+//! Every setting there is: the one list that reading, printing and `docs/CONFIG.md` agree with.
+
+/// One setting.
+#[derive(Debug)]
+pub struct Key {
+    /// Full name; a last part `*` stands for any name.
+    pub name: &'static str,
+    /// What is written there.
+    pub takes: &'static str,
+    /// What holds when it is not given, as printed in the docs.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+impl Key {
+    /// Its row in the table of `docs/CONFIG.md`.
+    pub fn docs_row(&self) -> String {
+        let Key { name, takes, default, meaning } = self;
+        let default = if default.is_empty() { "—" } else { default };
+        format!("| `{name}` | {takes} | {default} | `{}` | {meaning} |", env_name(name))
+    }
+}
+
+const fn key(
+    name: &'static str,
+    takes: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key { name, takes, default, meaning }
+}
+
+/// In the order of the docs and of `outbox-relay config`.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key("name", "`[a-z0-9_]{1,56}`", "the database's name, made to fit", "The relay's name. Slot, transactional id and progress topic derive from it; no two relays of one broker share it."),
+    key("postgres.url", "connection string", "", "`postgres://…` or `host=… dbname=…`, with every parameter libpq knows for TLS, several hosts and `target_session_attrs`. Required, here or by `url_file`."),
+    key("postgres.url_file", "path", "", "File that holds the connection string, for a mounted secret. Not together with `url`."),
+    key("postgres.slot", "`[a-z0-9_]{1,63}`", "`outbox_<name>`", "Logical replication slot; made when it is missing."),
+    key("postgres.publication", "text", "`outbox`", "Publication to stream."),
+    key("postgres.start", "`now` or `all`", "`now`", "When the slot is first made: only what is committed from then on, or the rows that are already there too."),
+    key("outbox.tables", "list of `schema.table`", "`outbox.events`", "Outbox tables. Required with a preset."),
+    key("outbox.preset", "`default` or `debezium`", "`default`", "Column names and topic to start from: the relay's own table, or Debezium's outbox layout."),
+    key("outbox.topic", "template", "the row's topic column; with `debezium` `outbox.event.{aggregatetype}`", "Topic of a row; `{column}` stands for a column's value."),
+    key("outbox.headers", "`outbox` or `cloudevents`", "`outbox`", "Names of the record headers: `outbox-*`, or the CloudEvents Kafka binding."),
+    key("outbox.columns.id", "column or `false`", "`id`", "Column of the event's id. `false`, here and below: the table has none."),
+    key("outbox.columns.topic", "column or `false`", "`topic`; with `debezium` none", "Column of the topic."),
+    key("outbox.columns.key", "column or `false`", "`key`; with `debezium` `aggregateid`", "Column of the partition key."),
+    key("outbox.columns.type", "column or `false`", "`type`", "Column of the event's type."),
+    key("outbox.columns.payload", "column or `false`", "`payload`", "Column of the payload: `json`, `jsonb`, `text` or `bytea`."),
+    key("outbox.columns.headers", "column or `false`", "`headers`; with `debezium` none", "Column of the headers, a flat JSON object of strings."),
+    key("outbox.columns.partition", "column or `false`", "`partition`; with `debezium` none", "Column of the explicit partition."),
+    key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp; without it, the commit's time."),
+    key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
+    key("sink.kind", "`kafka`", "`kafka`", "The broker's kind."),
+    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`", "One Kafka transaction a batch; or no transactions: lower latency, duplicates after a crash."),
+    key("sink.create_topics", "`false` or a table", "`false`", "Whether a topic that is missing is made. With `false` it is waited for, then the relay stops at that row."),
+    key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic the relay makes."),
+    key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),
+    key("sink.topic_grace", "duration", "`10s`", "How long an unknown topic is waited for."),
+    key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` wins over it."),
+    key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
+    key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
+    key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),
+    key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "A row above it is refused without being stored in memory."),
+    key("leader.timeout", "duration, 2s or more", "`10s`", "A leader without a sign of life for so long is replaced by a standby."),
+    key("admin.listen", "`host:port` or `off`", "`127.0.0.1:9464`", "Where `/livez`, `/readyz`, `/metrics`, `/status` and the page at `/` are served; `off` or empty: nowhere."),
+    key("log.format", "`text` or `json`", "`text`", "Form of the log on standard error."),
+    key("log.level", "level or filter", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,outbox_relay::source=debug`. `RUST_LOG` is read too; this variable wins over it."),
+];
+
+/// The variable that sets a key. A last `*` stays: it is replaced by the name in upper case.
+pub fn env_name(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+/// What every variable of ours begins with.
+pub const ENV_PREFIX: &str = "OUTBOX_RELAY__";
+
+/// What a full key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// A setting that has a value.
+    Known,
+    /// A table that holds settings.
+    Section,
+    /// A table whose keys are free.
+    Open,
+    /// A setting that may be a value or a table (`sink.create_topics`).
+    Either,
+    /// Nothing that there is.
+    Unknown,
+}
+
+pub(super) fn place(full: &str) -> Place {
+    let is_key = KEYS.iter().any(|key| match key.name.strip_suffix('*') {
+        Some(open) => full.strip_prefix(open).is_some_and(|name| !name.is_empty()),
+        None => key.name == full,
+    });
+    let mut below =
+        KEYS.iter().filter_map(|key| key.name.strip_prefix(full)?.strip_prefix('.')).peekable();
+    match (is_key, below.peek()) {
+        (true, None) => Place::Known,
+        (true, Some(_)) => Place::Either,
+        (false, Some(&"*")) => Place::Open,
+        (false, Some(_)) => Place::Section,
+        (false, None) => Place::Unknown,
+    }
+}
+
+/// What is written there, as plain text; empty for a key that there isn't.
+pub(super) fn takes(full: &str) -> String {
+    let key = KEYS.iter().find(|key| key.name == full);
+    key.map_or("", |key| key.takes).replace('`', "")
+}
+
+/// The setting or section that was probably meant.
+pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
+    let last = |name: &'static str| name.rsplit('.').next().unwrap_or(name);
+    let typed = unknown.rsplit('.').next().unwrap_or(unknown);
+    // The right name in the wrong section comes first: `sink.bytes_max`.
+    if let Some(key) = names().find(|name| last(name) == typed) {
+        return Some(key);
+    }
+    names()
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, _)| *distance <= 1 + typed.len() / 4)
+        .map(|(_, name)| name)
+}
+
+/// Keys without the open ones, and sections.
+fn names() -> impl Iterator<Item = &'static str> {
+    const SECTIONS: [&str; 10] = [
+        "postgres",
+        "outbox",
+        "outbox.columns",
+        "outbox.header_columns",
+        "sink",
+        "sink.properties",
+        "batch",
+        "leader",
+        "admin",
+        "log",
+    ];
+    KEYS.iter().map(|key| key.name).filter(|name| !name.ends_with('*')).chain(SECTIONS)
+}

@@ -1,0 +1,275 @@
+//! Where settings come from, merged: file, then environment, then flags, each over the last.
+//!
+//! Unknown keys are found layer by layer, before merging: a mistake that a later layer happens to
+//! cover is still a mistake. What a value means is left to `written`.
+
+use std::{collections::BTreeMap, fmt, io::ErrorKind, path::Path};
+
+use config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+
+use super::{
+    Sources,
+    keys::{self, ENV_PREFIX, Place},
+    problem::{Origin, Problem},
+};
+
+/// The merged settings: each value by its full key, with its origin.
+pub(super) type Merged = BTreeMap<String, (ValueKind, Origin)>;
+
+/// Reads all sources. What can't be read is a problem; the rest is still returned, so that its
+/// problems are reported together with it.
+pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Merged {
+    let layers = [file(sources, problems), environment(sources, problems), flags(sources)];
+    let mut builder = config::Config::builder();
+    for layer in layers {
+        builder = builder.add_source(layer);
+    }
+    let mut given = Merged::new();
+    match builder.build().and_then(|merged| merged.collect()) {
+        Ok(merged) => flatten(merged, "", &mut given),
+        Err(error) => problems.push(Problem {
+            key: "settings".into(),
+            origin: Origin::Default,
+            what: error.to_string(),
+            remedy: "check the file and the environment".into(),
+        }),
+    }
+    given
+}
+
+/// One source, already sifted: only keys that exist, in tables that exist.
+#[derive(Clone, Default)]
+struct Layer(Map<String, Value>);
+
+/// Names nothing: a layer holds secrets.
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Layer")
+    }
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+impl Layer {
+    /// Puts a value at its key, making the tables on the way. Sections are never values here, so
+    /// only a setting that may be either can be in the way; then the table wins.
+    fn set(&mut self, key: &str, kind: ValueKind, origin: &Origin) {
+        let origin = origin.encode();
+        let mut table = &mut self.0;
+        let mut rest = key;
+        while let Some((section, below)) = rest.split_once('.') {
+            let value = table
+                .entry(section.to_owned())
+                .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+            if !matches!(value.kind, ValueKind::Table(_)) {
+                value.kind = ValueKind::Table(Map::new());
+            }
+            let ValueKind::Table(inner) = &mut value.kind else { return };
+            table = inner;
+            let walked = key.strip_suffix(below).map_or("", |path| path.trim_end_matches('.'));
+            rest = below;
+            if keys::place(walked) == Place::Open {
+                break; // What follows is one name, dots and all.
+            }
+        }
+        table.insert(rest.to_owned(), Value::new(Some(&origin), kind));
+    }
+}
+
+fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Layer {
+    let mut layer = Layer::default();
+    let Some(path) = &sources.file else { return layer };
+    let origin = Origin::File(path.display().to_string());
+    match read(path, sources.explicit) {
+        Ok(text) => match File::from_str(&text, FileFormat::Toml).collect() {
+            Ok(map) => sift(map, "", &origin, &mut layer, problems),
+            Err(error) => problems.push(Problem {
+                key: path.display().to_string(),
+                origin: Origin::Default,
+                what: without_snippet(&error.to_string()),
+                remedy: "mend the TOML there; the settings in it were not read".into(),
+            }),
+        },
+        Err(problem) => problems.push(problem),
+    }
+    layer
+}
+
+/// The file's text; empty when it is only the default one and is not there.
+fn read(path: &Path, explicit: bool) -> Result<String, Problem> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == ErrorKind::NotFound && !explicit => Ok(String::new()),
+        Err(error) => Err(Problem {
+            key: path.display().to_string(),
+            origin: Origin::Default,
+            what: format!("the settings file can't be read: {error}"),
+            remedy: "name a readable file with --config, or leave --config out".into(),
+        }),
+    }
+}
+
+/// The parser shows the line that it failed at, and that line may hold a password.
+fn without_snippet(error: &str) -> String {
+    let is_snippet = |line: &str| {
+        line.trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit()).starts_with('|')
+    };
+    let lines: Vec<&str> =
+        error.lines().map(str::trim_end).filter(|l| !l.is_empty() && !is_snippet(l)).collect();
+    lines.join(": ")
+}
+
+/// Copies what exists into the layer and reports the rest.
+fn sift(
+    map: Map<String, Value>,
+    above: &str,
+    origin: &Origin,
+    layer: &mut Layer,
+    problems: &mut Vec<Problem>,
+) {
+    for (name, value) in sorted(map) {
+        let full = if above.is_empty() { name } else { format!("{above}.{name}") };
+        match (keys::place(&full), value.kind) {
+            (Place::Open, ValueKind::Table(table)) => open(table, &full, origin, layer),
+            (Place::Section | Place::Either, ValueKind::Table(table)) => {
+                sift(table, &full, origin, layer, problems);
+            }
+            (Place::Section | Place::Open, _) => problems.push(Problem {
+                what: "must be a table".into(),
+                remedy: format!("write [{full}] and its settings below it"),
+                key: full,
+                origin: origin.clone(),
+            }),
+            (Place::Known, ValueKind::Table(_)) => problems.push(Problem {
+                what: "is a table".into(),
+                remedy: format!("write {}", keys::takes(&full)),
+                key: full,
+                origin: origin.clone(),
+            }),
+            (Place::Known | Place::Either, kind) => layer.set(&full, kind, origin),
+            (Place::Unknown, _) => problems.push(unknown(full, origin.clone())),
+        }
+    }
+}
+
+/// A table with free keys. TOML reads an unquoted `bootstrap.servers` as tables in one another:
+/// what was meant is the name with its dots.
+fn open(map: Map<String, Value>, above: &str, origin: &Origin, layer: &mut Layer) {
+    for (name, value) in sorted(map) {
+        let full = format!("{above}.{name}");
+        match value.kind {
+            ValueKind::Table(table) => open(table, &full, origin, layer),
+            kind => layer.set(&full, kind, origin),
+        }
+    }
+}
+
+fn environment(sources: &Sources, problems: &mut Vec<Problem>) -> Layer {
+    let mut layer = Layer::default();
+    if let Some(level) = sources.env.get("RUST_LOG").filter(|level| !level.is_empty()) {
+        let origin = Origin::Env("RUST_LOG".into());
+        layer.set("log.level", ValueKind::String(level.clone()), &origin);
+    }
+    for (name, value) in sources.env.iter() {
+        let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+        let key = env_key(rest);
+        let origin = Origin::Env(name.clone());
+        match keys::place(&key) {
+            Place::Known | Place::Either => {
+                layer.set(&key, ValueKind::String(value.clone()), &origin);
+            }
+            _ => problems.push(unknown(key, origin)),
+        }
+    }
+    layer
+}
+
+/// `SINK__PROPERTIES__BOOTSTRAP_SERVERS` → `sink.properties.bootstrap.servers`.
+fn env_key(name: &str) -> String {
+    let key = name.to_lowercase().replace("__", ".");
+    match key.strip_prefix("sink.properties.") {
+        Some(property) => format!("sink.properties.{}", property.replace('_', ".")),
+        None => key,
+    }
+}
+
+fn flags(sources: &Sources) -> Layer {
+    let mut layer = Layer::default();
+    for flag in &sources.flags.0 {
+        let origin = Origin::Flag(flag.flag.to_owned());
+        layer.set(flag.key, ValueKind::String(flag.value.clone()), &origin);
+    }
+    layer
+}
+
+fn unknown(key: String, origin: Origin) -> Problem {
+    let meant = keys::nearest(&key);
+    let remedy = match meant {
+        Some(meant) if matches!(origin, Origin::Env(_)) => {
+            format!("did you mean {} ({meant})?", keys::env_name(meant))
+        }
+        Some(meant) => format!("did you mean {meant}?"),
+        None if key.starts_with("sink.") => {
+            "properties of librdkafka go under [sink.properties]".into()
+        }
+        None => "remove it, or look it up in docs/CONFIG.md".into(),
+    };
+    Problem { key, origin, what: "there is no such setting".into(), remedy }
+}
+
+/// Ordered by name, so that problems come in the same order each time.
+fn sorted(map: Map<String, Value>) -> BTreeMap<String, Value> {
+    map.into_iter().collect()
+}
+
+fn flatten(map: Map<String, Value>, above: &str, given: &mut Merged) {
+    for (name, value) in map {
+        let full = if above.is_empty() { name } else { format!("{above}.{name}") };
+        let origin = Origin::decode(value.origin());
+        match (keys::place(&full), value.kind) {
+            (Place::Section | Place::Either | Place::Open, ValueKind::Table(table)) => {
+                flatten(table, &full, given);
+            }
+            (_, kind) => {
+                given.insert(full, (kind, origin));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parsers_snippet_is_dropped_and_its_words_stay() {
+        let error = concat!(
+            "TOML parse error at line 2, column 7\n  |\n2 | url = \"postgres://u:pw@db\n",
+            "  |       ^\ninvalid basic string\n"
+        );
+        assert_eq!(
+            without_snippet(error),
+            "TOML parse error at line 2, column 7: invalid basic string"
+        );
+    }
+
+    #[test]
+    fn variables_name_keys() {
+        for (name, key) in [
+            ("NAME", "name"),
+            ("BATCH__RECORD_BYTES_MAX", "batch.record_bytes_max"),
+            ("SINK__PROPERTIES__BOOTSTRAP_SERVERS", "sink.properties.bootstrap.servers"),
+            ("SINK__CREATE_TOPICS__PARTITIONS", "sink.create_topics.partitions"),
+        ] {
+            assert_eq!(env_key(name), key);
+        }
+    }
+}

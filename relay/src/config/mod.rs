@@ -1,0 +1,346 @@
+//! Settings: read once into a validated value, from a file, the environment and flags.
+//!
+//! Promises that a [`Config`] holds together: every key is known, every value fits, nothing was
+//! clamped or ignored in silence, and if something is wrong, all of it is said at once. Leaves to
+//! each module what its settings do; only `config` knows the file. Called by `cli`.
+//!
+//! Two stages: `written` is what the user typed, [`Config`] is what the program needs.
+
+mod check;
+mod conninfo;
+pub mod keys;
+mod layers;
+mod print;
+mod problem;
+mod properties;
+pub mod secret;
+pub mod sizes;
+mod written;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+pub use problem::{Origin, Problem, Problems};
+pub use properties::Properties;
+use secret::Secret;
+use sizes::Size;
+
+/// The settings file that is read when none is named.
+pub const DEFAULT_FILE: &str = "outbox-relay.toml";
+
+/// Where settings come from; each layer wins over the one before it.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The TOML file.
+    pub file: Option<PathBuf>,
+    /// Whether the user named the file: then it must be there.
+    pub explicit: bool,
+    /// Environment variables; only `OUTBOX_RELAY__…` and `RUST_LOG` are read.
+    pub env: Environment,
+    /// Flags of the command line.
+    pub flags: Overrides,
+}
+
+/// Environment variables by name. Prints no value: there are passwords in it.
+#[derive(Clone, Default)]
+pub struct Environment(pub BTreeMap<String, String>);
+
+impl Environment {
+    /// This process's variables. Text that is not UTF-8 fits no setting and is made to show it.
+    pub fn of_process() -> Self {
+        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        Environment(std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))).collect())
+    }
+}
+
+impl std::ops::Deref for Environment {
+    type Target = BTreeMap<String, String>;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Settings given as flags.
+#[derive(Clone, Default)]
+pub struct Overrides(Vec<Override>);
+
+#[derive(Clone)]
+struct Override {
+    flag: &'static str,
+    key: &'static str,
+    value: String,
+}
+
+impl Overrides {
+    /// Adds what `flag` (`--kafka`) says about `key` (`sink.properties.bootstrap.servers`), if
+    /// it was given.
+    #[must_use]
+    pub fn with(mut self, flag: &'static str, key: &'static str, value: Option<&str>) -> Self {
+        self.0.extend(value.map(|value| Override { flag, key, value: value.to_owned() }));
+        self
+    }
+}
+
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.iter().map(|given| given.flag)).finish()
+    }
+}
+
+/// What the command needs: a required setting is missed only by a command that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Everything: database and broker.
+    Relay,
+    /// The database alone (`migrate`); the broker's address may be missing.
+    Database,
+    /// Neither (`status`); the connection string may be empty, the name a stand-in.
+    Admin,
+}
+
+/// The settings that hold. No secret prints, not even with `{:?}`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Slot, transactional id and progress topic derive from it: `[a-z0-9_]{1,56}`.
+    pub name: String,
+    /// The database.
+    pub postgres: PostgresConfig,
+    /// Tables and how their rows become records.
+    pub outbox: OutboxConfig,
+    /// The broker.
+    pub sink: SinkConfig,
+    /// Bounds of memory.
+    pub batch: BatchConfig,
+    /// Which of several relays of one name is active.
+    pub leader: LeaderConfig,
+    /// The admin address.
+    pub admin: AdminConfig,
+    /// The log.
+    pub log: LogConfig,
+    origins: BTreeMap<String, Origin>,
+}
+
+/// The database and its slot.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    /// Connection string, from `url` or `url_file`, as libpq understands it.
+    pub url: Secret,
+    /// Logical replication slot.
+    pub slot: String,
+    /// Publication to stream.
+    pub publication: String,
+    /// What the first stream begins with.
+    pub start: Start,
+}
+
+/// What a slot that is first made begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// What is committed from then on.
+    Now,
+    /// The rows that are already there, too.
+    All,
+}
+
+/// Outbox tables and how their rows become records.
+#[derive(Clone, Debug)]
+pub struct OutboxConfig {
+    /// Not empty, none twice.
+    pub tables: Vec<TableName>,
+    /// What unset columns and topic mean.
+    pub preset: Preset,
+    /// Mapped columns.
+    pub columns: Columns,
+    /// Topic template, `{column}` in it; `None` leaves it to the preset.
+    pub topic: Option<String>,
+    /// Names of the record headers.
+    pub headers: HeaderStyle,
+    /// Further columns that become headers: column → header name.
+    pub header_columns: BTreeMap<String, String>,
+}
+
+/// A table by schema and name, both unquoted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableName {
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub table: String,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}
+
+/// A known table layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// `outbox.events`.
+    Default,
+    /// Debezium's outbox event router.
+    Debezium,
+}
+
+/// Which column serves a purpose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Column {
+    /// As the preset has it.
+    #[default]
+    Preset,
+    /// That one.
+    Named(String),
+    /// The table has none.
+    Absent,
+}
+
+/// Mapped columns.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each is the column of the thing it is named after")]
+pub struct Columns {
+    pub id: Column,
+    pub topic: Column,
+    pub key: Column,
+    pub r#type: Column,
+    pub payload: Column,
+    pub headers: Column,
+    pub partition: Column,
+    pub created_at: Column,
+}
+
+/// Names of the record headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderStyle {
+    /// `outbox-*`.
+    Outbox,
+    /// The CloudEvents Kafka binding, `ce_*`.
+    CloudEvents,
+}
+
+/// The broker.
+#[derive(Clone, Debug)]
+pub struct SinkConfig {
+    /// What a crash may cost.
+    pub delivery: Delivery,
+    /// How missing topics are made; `None`: they are not.
+    pub create_topics: Option<CreateTopics>,
+    /// How long an unknown topic is waited for.
+    pub topic_grace: Duration,
+    /// librdkafka's properties, `bootstrap.servers` among them.
+    pub properties: Properties,
+}
+
+/// What a crash may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nothing, for readers of committed records.
+    ExactlyOnce,
+    /// Records repeated with the same id.
+    AtLeastOnce,
+}
+
+/// How a missing topic is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateTopics {
+    /// 1 or more.
+    pub partitions: i32,
+    /// 1 or more.
+    pub replication_factor: i32,
+}
+
+/// Bounds of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchConfig {
+    /// Records in a batch.
+    pub records_max: usize,
+    /// Bytes in a batch.
+    pub bytes_max: usize,
+    /// Bytes of a row that is taken; at most `bytes_max`.
+    pub record_bytes_max: usize,
+}
+
+/// Which of several relays of one name is active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderConfig {
+    /// Silence after which a leader is replaced.
+    pub timeout: Duration,
+}
+
+/// The admin address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// `host:port`; `None` serves nothing.
+    pub listen: Option<String>,
+}
+
+impl AdminConfig {
+    /// Where a client on this machine reaches it: loopback where the server listens everywhere.
+    pub fn reach(&self) -> Option<String> {
+        let listen = self.listen.as_ref()?;
+        let Ok(address) = listen.parse::<SocketAddr>() else { return Some(listen.clone()) };
+        let ip = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ip => ip,
+        };
+        Some(SocketAddr::new(ip, address.port()).to_string())
+    }
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Form of a line.
+    pub format: LogFormat,
+    /// Level or filter, checked.
+    pub level: String,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Reads all sources and checks them together.
+///
+/// # Errors
+/// Everything that is wrong, in the order of sources, then of keys. Print it and exit with 2.
+pub fn load(sources: &Sources, purpose: Purpose) -> Result<Config, Problems> {
+    let mut problems = Vec::new();
+    let merged = layers::merge(sources, &mut problems);
+    let origins = merged.iter().map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
+    let written = written::Written::read(merged, &mut problems);
+    let config = check::check(written, purpose, origins, &mut problems);
+    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+}
+
+impl Config {
+    /// Where a key's value came from.
+    pub fn origin(&self, key: &str) -> Origin {
+        self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// The effective settings as TOML, each with its origin, secrets as `***`.
+    pub fn print(&self) -> String {
+        print::print(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! The effective settings as TOML: what holds, and where it came from.
+
+use std::fmt::Write as _;
+
+use super::{
+    Column, Config, Delivery, HeaderStyle, LogFormat, Origin, Preset, Start, conninfo, keys,
+    sizes::Size,
+};
+
+/// Every setting that has a value, in the order of [`keys::KEYS`].
+pub(super) fn print(config: &Config) -> String {
+    let mut out = String::new();
+    let mut section = "";
+    for key in keys::KEYS {
+        for (name, value) in values(config, key.name) {
+            let (above, last) = split(key.name);
+            if above != section {
+                let gap = if out.is_empty() { "" } else { "\n" };
+                let _ = writeln!(out, "{gap}[{above}]");
+                section = above;
+            }
+            let origin = match (config.origin(&key.name.replace('*', &name)), key.name) {
+                (Origin::Default, "postgres.url") => config.origin("postgres.url_file"),
+                (origin, _) => origin,
+            };
+            let shown = if last == "*" { quoted(&name) } else { last.to_owned() };
+            let line = format!("{shown} = {value}");
+            // Writing to a string can't fail.
+            let _ = writeln!(out, "{line:<50} # {origin}");
+        }
+    }
+    out
+}
+
+/// Table and name in it.
+fn split(key: &'static str) -> (&'static str, &'static str) {
+    key.rsplit_once('.').unwrap_or(("", key))
+}
+
+/// The TOML value of a key, with the name that stands for `*`; none when it holds nothing.
+fn values(c: &Config, key: &str) -> Vec<(String, String)> {
+    let value = match key {
+        "outbox.header_columns.*" => {
+            let pairs = c.outbox.header_columns.iter();
+            return pairs.map(|(column, header)| (column.clone(), quoted(header))).collect();
+        }
+        "sink.properties.*" => {
+            let pairs = c.sink.properties.masked();
+            return pairs.map(|(name, value)| (name.to_owned(), quoted(value))).collect();
+        }
+        key if key.starts_with("outbox.") => outbox(c, key),
+        key if key.starts_with("sink.") => sink(c, key),
+        "name" => Some(quoted(&c.name)),
+        "postgres.url" => {
+            let url = c.postgres.url.expose();
+            (!url.is_empty()).then(|| quoted(&conninfo::masked(url)))
+        }
+        "postgres.slot" => Some(quoted(&c.postgres.slot)),
+        "postgres.publication" => Some(quoted(&c.postgres.publication)),
+        "postgres.start" => Some(quoted(match c.postgres.start {
+            Start::Now => "now",
+            Start::All => "all",
+        })),
+        "batch.records_max" => Some(c.batch.records_max.to_string()),
+        "batch.bytes_max" => Some(size(c.batch.bytes_max)),
+        "batch.record_bytes_max" => Some(size(c.batch.record_bytes_max)),
+        "leader.timeout" => Some(duration(c.leader.timeout)),
+        "admin.listen" => Some(quoted(c.admin.listen.as_deref().unwrap_or("off"))),
+        "log.format" => Some(quoted(match c.log.format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        })),
+        "log.level" => Some(quoted(&c.log.level)),
+        _ => None,
+    };
+    value.map(|value| (String::new(), value)).into_iter().collect()
+}
+
+fn outbox(c: &Config, key: &str) -> Option<String> {
+    let columns = &c.outbox.columns;
+    let column = |column: &Column| match column {
+        Column::Preset => None,
+        Column::Named(name) => Some(quoted(name)),
+        Column::Absent => Some("false".to_owned()),
+    };
+    match key {
+        "outbox.tables" => {
+            let tables: Vec<String> =
+                c.outbox.tables.iter().map(|table| quoted(&table.to_string())).collect();
+            Some(format!("[{}]", tables.join(", ")))
+        }
+        "outbox.preset" => Some(quoted(match c.outbox.preset {
+            Preset::Default => "default",
+            Preset::Debezium => "debezium",
+        })),
+        "outbox.topic" => c.outbox.topic.as_deref().map(quoted),
+        "outbox.headers" => Some(quoted(match c.outbox.headers {
+            HeaderStyle::Outbox => "outbox",
+            HeaderStyle::CloudEvents => "cloudevents",
+        })),
+        "outbox.columns.id" => column(&columns.id),
+        "outbox.columns.topic" => column(&columns.topic),
+        "outbox.columns.key" => column(&columns.key),
+        "outbox.columns.type" => column(&columns.r#type),
+        "outbox.columns.payload" => column(&columns.payload),
+        "outbox.columns.headers" => column(&columns.headers),
+        "outbox.columns.partition" => column(&columns.partition),
+        "outbox.columns.created_at" => column(&columns.created_at),
+        _ => None,
+    }
+}
+
+fn sink(c: &Config, key: &str) -> Option<String> {
+    match key {
+        "sink.kind" => Some(quoted("kafka")),
+        "sink.delivery" => Some(quoted(match c.sink.delivery {
+            Delivery::ExactlyOnce => "exactly-once",
+            Delivery::AtLeastOnce => "at-least-once",
+        })),
+        "sink.create_topics" => Some(match c.sink.create_topics {
+            None => "false".into(),
+            Some(how) => format!(
+                "{{ partitions = {}, replication_factor = {} }}",
+                how.partitions, how.replication_factor
+            ),
+        }),
+        "sink.topic_grace" => Some(duration(c.sink.topic_grace)),
+        _ => None,
+    }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn size(bytes: usize) -> String {
+    quoted(&Size(bytes as u64).to_string())
+}
+
+fn duration(duration: std::time::Duration) -> String {
+    quoted(&humantime::format_duration(duration).to_string())
+}

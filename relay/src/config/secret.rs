@@ -1,0 +1,83 @@
+//! Values that must not be seen: they print as `***` wherever they go.
+
+use std::fmt;
+
+/// What stands for a secret in every print.
+pub const MASK: &str = "***";
+
+/// Text that prints as `***`, also with `{:?}`; [`Secret::expose`] is the only way in.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The text itself, for the library that needs it; never for a print.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
+/// Whether the value of a librdkafka property must not be seen. By words rather than by a list:
+/// a property of a later version is masked too, and one mask too many harms nobody.
+pub fn is_secret_property(name: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "password",
+        "passphrase",
+        "secret",
+        "token",
+        "credential",
+        "private.key",
+        "key.pem",
+        "jaas",
+        "oauthbearer.config",
+    ];
+    let name = name.to_ascii_lowercase();
+    WORDS.iter().any(|word| name.contains(word)) || name == "basic.auth.user.info"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_never_prints() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret} {secret:?}"), "*** ***");
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn properties_that_carry_secrets_are_known_by_their_words() {
+        for name in [
+            "sasl.password",
+            "ssl.key.password",
+            "ssl.keystore.password",
+            "ssl.key.pem",
+            "sasl.oauthbearer.client.secret",
+            "sasl.oauthbearer.config",
+            "sasl.oauthbearer.assertion.private.key.pem",
+            "SASL.PASSWORD",
+        ] {
+            assert!(is_secret_property(name), "{name}");
+        }
+        for name in ["bootstrap.servers", "sasl.username", "ssl.key.location", "linger.ms"] {
+            assert!(!is_secret_property(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,362 @@
+use super::*;
+
+/// The settings that a file, variables and flags amount to.
+fn load_from(
+    file: &str,
+    env: &[(&str, &str)],
+    flags: Overrides,
+    purpose: Purpose,
+) -> Result<Config, Vec<String>> {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("outbox-relay.toml");
+    std::fs::write(&path, file).expect("writable");
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let sources =
+        Sources { file: Some(path.clone()), explicit: true, env: Environment(env), flags };
+    let shorten = |text: String| text.replace(&path.display().to_string(), "FILE");
+    load(&sources, purpose)
+        .map_err(|problems| problems.0.iter().map(|p| shorten(p.to_string())).collect())
+}
+
+fn file(text: &str) -> Result<Config, Vec<String>> {
+    load_from(text, &[], Overrides::default(), Purpose::Relay)
+}
+
+fn least() -> Overrides {
+    Overrides::default()
+        .with("--postgres", "postgres.url", Some("postgres://relay:hunter2@db/My-App"))
+        .with("--kafka", "sink.properties.bootstrap.servers", Some("localhost:9092"))
+}
+
+#[test]
+fn two_flags_are_enough_and_the_rest_has_the_documented_defaults() {
+    let config = load(&Sources { flags: least(), ..Sources::default() }, Purpose::Relay);
+    let config = config.expect("complete");
+    assert_eq!(config.name, "my_app");
+    assert_eq!(config.postgres.slot, "outbox_my_app");
+    assert_eq!(config.postgres.publication, "outbox");
+    assert_eq!(config.postgres.start, Start::Now);
+    assert_eq!(
+        format!("{:?}", config.outbox.tables),
+        r#"[TableName { schema: "outbox", table: "events" }]"#
+    );
+    assert_eq!(config.sink.delivery, Delivery::ExactlyOnce);
+    assert_eq!(config.sink.create_topics, None);
+    assert_eq!(config.sink.topic_grace, Duration::from_secs(10));
+    assert_eq!(
+        config.batch,
+        BatchConfig { records_max: 10_000, bytes_max: 16 << 20, record_bytes_max: 16 << 20 }
+    );
+    assert_eq!(config.leader.timeout, Duration::from_secs(10));
+    assert_eq!(config.admin.listen.as_deref(), Some("127.0.0.1:9464"));
+    assert_eq!(config.log, LogConfig { format: LogFormat::Text, level: "info".into() });
+}
+
+#[test]
+fn every_key_can_be_written_in_the_file() {
+    let config = file(
+        r#"
+        name = "orders"
+        [postgres]
+        url = "host=db dbname=app"
+        slot = "s"
+        publication = "P"
+        start = "all"
+        [outbox]
+        tables = ["public.outboxevent"]
+        preset = "debezium"
+        topic = "events.{aggregatetype}"
+        headers = "cloudevents"
+        header_columns = { tenant_id = "tenant" }
+        [outbox.columns]
+        key = "aggregateid"
+        type = "type"
+        id = "id"
+        payload = "payload"
+        created_at = false
+        topic = false
+        headers = false
+        partition = false
+        [sink]
+        kind = "kafka"
+        delivery = "at-least-once"
+        create_topics = { partitions = 6, replication_factor = 3 }
+        topic_grace = "3s"
+        [sink.properties]
+        bootstrap.servers = "a:1,b:2"
+        "linger.ms" = 5
+        "enable.metrics.push" = false
+        [batch]
+        records_max = 7
+        bytes_max = "1MB"
+        record_bytes_max = 65536
+        [leader]
+        timeout = "1m"
+        [admin]
+        listen = "off"
+        [log]
+        format = "json"
+        level = "debug"
+        "#,
+    )
+    .expect("all of it fits");
+    assert_eq!(config.outbox.columns.key, Column::Named("aggregateid".into()));
+    assert_eq!(config.outbox.columns.created_at, Column::Absent);
+    assert_eq!(config.outbox.header_columns.get("tenant_id").map(String::as_str), Some("tenant"));
+    assert_eq!(
+        config.sink.create_topics,
+        Some(CreateTopics { partitions: 6, replication_factor: 3 })
+    );
+    let properties: Vec<_> = config.sink.properties.iter().collect();
+    assert_eq!(
+        properties,
+        [("bootstrap.servers", "a:1,b:2"), ("enable.metrics.push", "false"), ("linger.ms", "5")]
+    );
+    assert_eq!((config.batch.bytes_max, config.batch.record_bytes_max), (1_000_000, 65_536));
+    assert_eq!(config.admin.listen, None);
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_a_flag_over_both() {
+    let config = load_from(
+        "name = \"file\"\n[batch]\nrecords_max = 1\n[sink.properties]\nbootstrap.servers = \"f:1\"\n",
+        &[
+            ("OUTBOX_RELAY__NAME", "env"),
+            ("OUTBOX_RELAY__BATCH__RECORDS_MAX", "2"),
+            ("OUTBOX_RELAY__BATCH__BYTES_MAX", "2 MiB"),
+            ("OUTBOX_RELAY__OUTBOX__TABLES", "a.b, c.d"),
+            ("OUTBOX_RELAY__OUTBOX__COLUMNS__PARTITION", "false"),
+            ("OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS", "e:1"),
+            ("OUTBOX_RELAY__SINK__PROPERTIES__SSL_KEY_PASSWORD", "pw"),
+            ("RUST_LOG", "debug"),
+            ("OTHER", "x"),
+        ],
+        least().with("--name", "name", Some("flag")),
+        Purpose::Relay,
+    )
+    .expect("it fits together");
+    assert_eq!(config.name, "flag");
+    assert_eq!(config.origin("name"), Origin::Flag("--name".into()));
+    assert_eq!(config.batch.records_max, 2);
+    assert_eq!(config.batch.record_bytes_max, 2 << 20, "the default follows bytes_max down");
+    assert_eq!(config.outbox.tables.len(), 2);
+    assert_eq!(config.outbox.columns.partition, Column::Absent);
+    assert_eq!(config.sink.properties.get("bootstrap.servers"), Some("localhost:9092"));
+    assert_eq!(config.sink.properties.get("ssl.key.password"), Some("pw"));
+    assert_eq!(config.log.level, "debug");
+    assert_eq!(config.origin("log.level"), Origin::Env("RUST_LOG".into()));
+}
+
+#[test]
+fn all_problems_are_reported_at_once_each_with_its_key_origin_and_remedy() {
+    let problems = load_from(
+        r#"
+        nmae = "orders"
+        admin = "here"
+        [postgres]
+        url = "mysql://root:hunter2@db"
+        start = "yesterday"
+        [outbox]
+        tables = ["events", "a.b", "a.b"]
+        preset = "debezium"
+        headers = 3
+        header_columns = { tenant = "outbox-tenant" }
+        [sink]
+        delivery = "exactly_once"
+        bytes_max = "1 MiB"
+        linger = 5
+        create_topics = { partitions = 0 }
+        [batch]
+        records_max = "10000"
+        bytes_max = "1 MiB"
+        record_bytes_max = "2 MiB"
+        [leader]
+        timeout = 10
+        "#,
+        &[("OUTBOX_RELAY__BATCH__RECORD_BYTE_MAX", "1"), ("OUTBOX_RELAY__LOG__FORMAT", "yaml")],
+        Overrides::default().with("--name", "name", Some("Orders!")),
+        Purpose::Relay,
+    )
+    .expect_err("nothing fits");
+    let expected = [
+        "admin (FILE): must be a table; write [admin] and its settings below it",
+        "nmae (FILE): there is no such setting; did you mean name?",
+        "sink.bytes_max (FILE): there is no such setting; did you mean batch.bytes_max?",
+        "sink.linger (FILE): there is no such setting; properties of librdkafka go under [sink.properties]",
+        "batch.record_byte_max (OUTBOX_RELAY__BATCH__RECORD_BYTE_MAX): there is no such setting; did you mean OUTBOX_RELAY__BATCH__RECORD_BYTES_MAX (batch.record_bytes_max)?",
+        r#"postgres.start (FILE): "yesterday" does not fit; write "now" or "all""#,
+        r#"outbox.headers (FILE): 3 does not fit; write "outbox" or "cloudevents""#,
+        r#"sink.delivery (FILE): "exactly_once" does not fit; write "exactly-once" or "at-least-once""#,
+        r#"batch.records_max (FILE): "10000" does not fit; write a whole number, not negative"#,
+        r#"leader.timeout (FILE): 10 does not fit; write a duration with its unit, such as "10s" or "500ms""#,
+        r#"log.format (OUTBOX_RELAY__LOG__FORMAT): "yaml" does not fit; write "text" or "json""#,
+        "postgres.url (FILE): is not a connection string; write postgres://user@host/database or host=… dbname=…",
+        r#"name (--name): "Orders!" does not fit; use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it"#,
+        r#"outbox.tables (FILE): "events" is not a table with its schema; write schema.table"#,
+        "outbox.tables (FILE): a.b is there twice; remove one",
+        r#"outbox.header_columns.tenant (FILE): "outbox-tenant" can't be a header's name; use a name that does not begin with outbox-"#,
+        "sink.create_topics.partitions (FILE): 0 is out of range; use 1 to 100000",
+        "sink.create_topics.replication_factor (FILE): is not set; write create_topics = { partitions = 6, replication_factor = 3 }",
+        "sink.properties.bootstrap.servers: is not set; set it, or give --kafka host:9092",
+        "batch.record_bytes_max (FILE): 2 MiB is more than batch.bytes_max, 1 MiB; lower it, or raise batch.bytes_max",
+    ];
+    assert_eq!(problems, expected);
+}
+
+#[test]
+fn single_mistakes_are_named_once() {
+    let base =
+        "[sink.properties]\nbootstrap.servers = \"a:1\"\n[postgres]\nurl = \"postgres://h/app\"\n";
+    let cases: [(&str, &[&str]); 8] = [
+        (
+            "[admin]\nlisten = \"9464\"",
+            &[
+                r#"admin.listen (FILE): "9464" is not an address; write host:port, such as 127.0.0.1:9464, or off"#,
+            ],
+        ),
+        (
+            "slot = \"Slot\"",
+            &[
+                r#"postgres.slot (FILE): "Slot" is not a slot's name; use 1 to 63 of a-z, 0-9 and _"#,
+            ],
+        ),
+        (
+            "url_file = \"/nowhere\"",
+            &["postgres.url_file (FILE): contradicts postgres.url; give one of the two"],
+        ),
+        (
+            "[outbox]\npreset = \"debezium\"",
+            &[
+                "outbox.tables: is not set, and outbox.preset says that the table is not our own; name it, such as tables = [\"public.outboxevent\"]",
+            ],
+        ),
+        (
+            "[sink]\ncreate_topics = true",
+            &[
+                "sink.create_topics (FILE): true does not say how many partitions and replicas; write create_topics = { partitions = 6, replication_factor = 3 }",
+            ],
+        ),
+        (
+            "[bacth]\nrecords_max = 1\nbytes_max = 1",
+            &["bacth (FILE): there is no such setting; did you mean batch?"],
+        ),
+        (
+            "[batch.records_max]\na = 1",
+            &["batch.records_max (FILE): is a table; write number, 1 to 1000000"],
+        ),
+        (
+            "[log]\nlevel = \"inof\"",
+            &[
+                "log.level (FILE): \"inof\" is not a level; write error, warn, info, debug, trace, or a filter such as info,outbox_relay=debug",
+            ],
+        ),
+    ];
+    for (extra, expected) in cases {
+        assert_eq!(file(&format!("{base}{extra}\n")).expect_err(extra), expected);
+    }
+    assert_eq!(
+        file("").expect_err("nothing is set"),
+        [
+            "postgres.url: is not set; set it, or postgres.url_file, or give --postgres postgres://user@host/database",
+            "sink.properties.bootstrap.servers: is not set; set it, or give --kafka host:9092",
+        ]
+    );
+}
+
+#[test]
+fn what_a_command_does_not_need_may_be_missing() {
+    let none = Overrides::default;
+    assert!(load_from("", &[], none(), Purpose::Admin).is_ok());
+    let url = [("OUTBOX_RELAY__POSTGRES__URL", "postgres://h/app")];
+    assert!(load_from("", &url, none(), Purpose::Database).is_ok());
+    assert!(load_from("", &[], none(), Purpose::Database).is_err());
+    assert!(load_from("", &url, none(), Purpose::Relay).is_err());
+}
+
+#[test]
+fn a_file_that_was_named_must_be_there_and_the_default_one_need_not() {
+    let at = |explicit| Sources {
+        file: Some("/nowhere/outbox-relay.toml".into()),
+        explicit,
+        flags: least(),
+        ..Sources::default()
+    };
+    assert!(load(&at(false), Purpose::Relay).is_ok());
+    let problems = load(&at(true), Purpose::Relay).expect_err("it is not there");
+    assert!(
+        problems
+            .to_string()
+            .contains("/nowhere/outbox-relay.toml: the settings file can't be read")
+    );
+}
+
+#[test]
+fn a_flag_wins_over_the_files_url_file() {
+    let config = load_from("[postgres]\nurl_file = \"/nowhere\"\n", &[], least(), Purpose::Relay);
+    assert_eq!(config.expect("the file is not read").name, "my_app");
+}
+
+#[test]
+fn secrets_in_files_of_their_own_are_read_and_never_shown() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (url, properties) = (dir.path().join("url"), dir.path().join("kafka.properties"));
+    std::fs::write(&url, "postgres://relay:hunter2@db/app\n").expect("writable");
+    std::fs::write(&properties, "sasl.password=hunter3\nbootstrap.servers=k:1\n")
+        .expect("writable");
+    let text = format!(
+        "[postgres]\nurl_file = {url:?}\n[sink]\nproperties_file = {properties:?}\n[sink.properties]\n\"ssl.key.password\" = \"hunter4\"\n"
+    );
+    let config = file(&text).expect("both are there");
+    assert_eq!(config.postgres.url.expose(), "postgres://relay:hunter2@db/app");
+    assert_eq!(config.sink.properties.get("sasl.password"), Some("hunter3"));
+    for shown in [format!("{config:?}"), format!("{config:#?}"), config.print()] {
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert!(shown.contains("***"));
+    }
+    let broken = file("[postgres]\nurl = \"postgres://u:hunter2@db/app\n").expect_err("no end");
+    assert!(!broken.join("\n").contains("hunter"), "{broken:?}");
+    let sources = Sources { flags: least(), ..Sources::default() };
+    assert!(!format!("{sources:?}").contains("hunter"));
+}
+
+#[test]
+fn effective_settings_print_as_toml_with_their_origins() {
+    let sources = Sources { flags: least(), ..Sources::default() };
+    let printed = load(&sources, Purpose::Relay).expect("complete").print();
+    let first = [
+        format!("{:<50} # default", "name = \"my_app\""),
+        String::new(),
+        "[postgres]".to_owned(),
+        format!("{:<50} # --postgres", "url = \"postgres://relay:***@db/My-App\""),
+    ];
+    assert_eq!(printed.lines().take(4).collect::<Vec<_>>(), first);
+    let again = file(&printed).expect("what is printed can be read");
+    assert_eq!(
+        (again.batch, again.log),
+        (
+            load(&sources, Purpose::Relay).expect("complete").batch,
+            LogConfig { format: LogFormat::Text, level: "info".into() }
+        )
+    );
+}
+
+#[test]
+fn the_admin_address_is_reached_through_loopback() {
+    for (listen, reach) in [
+        ("0.0.0.0:9464", "127.0.0.1:9464"),
+        ("[::]:9464", "[::1]:9464"),
+        ("10.0.0.7:1", "10.0.0.7:1"),
+        ("localhost:9464", "localhost:9464"),
+    ] {
+        assert_eq!(AdminConfig { listen: Some(listen.into()) }.reach().as_deref(), Some(reach));
+    }
+}
+
+/// Every key has its row in the docs, with type, default, variable and meaning as in the code.
+#[test]
+fn the_docs_list_exactly_the_keys_there_are() {
+    let docs = include_str!("../../../docs/CONFIG.md");
+    let rows: Vec<&str> = docs.lines().filter(|line| line.starts_with("| `")).collect();
+    let expected: Vec<String> = keys::KEYS.iter().map(keys::Key::docs_row).collect();
+    assert_eq!(rows, expected, "write the left side as the right side says");
+}
