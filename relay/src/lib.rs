@@ -13,6 +13,7 @@
 pub mod header;
 pub mod lsn;
 pub mod position;
+pub mod postgres;
 pub mod progress;
 pub mod record;
 pub mod row;
