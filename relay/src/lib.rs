@@ -14,6 +14,7 @@ pub mod config;
 pub mod header;
 pub mod lsn;
 pub mod position;
+pub mod postgres;
 pub mod progress;
 pub mod record;
 pub mod route;

@@ -1,0 +1,223 @@
+//! Why there is no connection, sorted by what the caller must do.
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::ErrorFields;
+
+/// Any error of a library below, kept as the cause.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// No connection was made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It may work later: wait, then try again. The server starts up, has no connection left,
+    /// can't be reached, or isn't the kind of server asked for.
+    #[error("{what}")]
+    Transient {
+        /// With the host; several hosts are told of one after another.
+        what: String,
+        /// The server's code, if it was the server that refused.
+        sqlstate: Option<String>,
+        /// The library's error.
+        #[source]
+        source: Option<BoxError>,
+    },
+    /// Trying again won't help before a person has mended it: a wrong password, an unknown
+    /// database, a certificate that is not trusted.
+    #[error("{what}; {remedy}")]
+    Permanent {
+        /// With the host; several hosts are told of one after another.
+        what: String,
+        /// What mends it.
+        remedy: String,
+        /// The server's code, if it was the server that refused.
+        sqlstate: Option<String>,
+        /// The library's error.
+        #[source]
+        source: Option<BoxError>,
+    },
+}
+
+impl ConnectError {
+    pub(crate) fn transient(what: impl Into<String>) -> Self {
+        ConnectError::Transient { what: what.into(), sqlstate: None, source: None }
+    }
+
+    pub(crate) fn permanent(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        ConnectError::Permanent {
+            what: what.into(),
+            remedy: remedy.into(),
+            sqlstate: None,
+            source: None,
+        }
+    }
+
+    /// An I/O error while doing `doing`: TLS's verdicts stay, everything else may pass.
+    pub(crate) fn io(doing: &str, error: std::io::Error) -> Self {
+        let what = format!("{doing}: {error}");
+        match super::tls::verdict(&error) {
+            Some(verdict) => ConnectError::Permanent {
+                what,
+                remedy: super::tls::remedy(verdict).to_owned(),
+                sqlstate: None,
+                source: Some(error.into()),
+            },
+            None => ConnectError::Transient { what, sqlstate: None, source: Some(error.into()) },
+        }
+    }
+
+    /// What the server said, sorted by its SQLSTATE.
+    pub(crate) fn server(error: &ServerError) -> Self {
+        let (what, sqlstate) = (error.to_string(), Some(error.sqlstate.clone()));
+        match remedy(error) {
+            Some(remedy) => {
+                ConnectError::Permanent { what, remedy: remedy.to_owned(), sqlstate, source: None }
+            }
+            None => ConnectError::Transient { what, sqlstate, source: None },
+        }
+    }
+
+    /// Whether it was TLS that failed, not the network or PostgreSQL.
+    pub(crate) fn is_tls_verdict(&self) -> bool {
+        let ConnectError::Permanent { source: Some(source), .. } = self else { return false };
+        source.downcast_ref().and_then(super::tls::verdict).is_some()
+    }
+
+    /// Whether to wait and try again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ConnectError::Transient { .. })
+    }
+
+    /// The server's code, if it was the server that refused.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            ConnectError::Transient { sqlstate, .. } | ConnectError::Permanent { sqlstate, .. } => {
+                sqlstate.as_deref()
+            }
+        }
+    }
+
+    /// The same, with `host` named.
+    pub(crate) fn at(mut self, host: &str) -> Self {
+        let (ConnectError::Transient { what, .. } | ConnectError::Permanent { what, .. }) =
+            &mut self;
+        *what = format!("{host}: {what}");
+        self
+    }
+
+    /// One error for two hosts that both failed. One host that may come back is reason to wait.
+    pub(crate) fn and(self, other: ConnectError) -> Self {
+        let (mut kept, told) = match (self.is_transient(), other.is_transient()) {
+            (false, true) => (other, self),
+            _ => (self, other),
+        };
+        let (ConnectError::Transient { what, .. } | ConnectError::Permanent { what, .. }) =
+            &mut kept;
+        *what = format!("{what}; {told}");
+        kept
+    }
+}
+
+/// An ErrorResponse of the server.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {sqlstate}){}", .detail.as_ref().map_or(String::new(), |d| format!(": {d}")))]
+pub struct ServerError {
+    /// Five characters.
+    pub sqlstate: String,
+    /// The server's primary message, in its language.
+    pub message: String,
+    /// The server's detail.
+    pub detail: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the fields; what the server left out stays empty.
+    pub(crate) fn read(mut fields: ErrorFields<'_>) -> std::io::Result<Self> {
+        let mut error =
+            ServerError { sqlstate: String::new(), message: String::new(), detail: None };
+        while let Some(field) = fields.next()? {
+            // Before the start-up is over the text may be in any encoding.
+            let text = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+            match field.type_() {
+                b'C' => error.sqlstate = text(),
+                b'M' => error.message = text(),
+                b'D' => error.detail = Some(text()),
+                _ => {}
+            }
+        }
+        Ok(error)
+    }
+
+    /// From tokio-postgres.
+    pub(crate) fn of(error: &tokio_postgres::error::DbError) -> Self {
+        ServerError {
+            sqlstate: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+        }
+    }
+}
+
+/// Whether the server only needs time: it starts, stops, or has run out of something.
+pub(crate) fn needs_time(sqlstate: &str) -> bool {
+    matches!(sqlstate, "57P01" | "57P02" | "57P03" | "57P05")
+        || ["08", "53", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
+            && sqlstate != "08P01"
+}
+
+/// What mends a refused start-up; `None` where waiting may.
+fn remedy(error: &ServerError) -> Option<&'static str> {
+    Some(match error.sqlstate.as_str() {
+        "28P01" => "check the user and the password (url, passfile or PGPASSWORD)",
+        "28000" => {
+            "check pg_hba.conf on the server: user, database, address and TLS must match a line"
+        }
+        "3D000" => "create the database, or correct its name",
+        "42501" => {
+            "grant the right to the role: alter role … replication, grant connect on database …"
+        }
+        "08P01" => "connect to PostgreSQL itself: a pooler can't carry replication",
+        sqlstate if ["28", "42", "22", "0A"].iter().any(|class| sqlstate.starts_with(class)) => {
+            "correct the connection's settings"
+        }
+        "57P04" => "the database was dropped: create it, or correct its name",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_what_a_person_must_mend() {
+        for (sqlstate, transient) in [
+            ("57P03", true),
+            ("53300", true),
+            ("57P01", true),
+            ("08006", true),
+            ("55000", true),
+            ("28P01", false),
+            ("28000", false),
+            ("3D000", false),
+            ("42501", false),
+            ("08P01", false),
+        ] {
+            let error =
+                ServerError { sqlstate: sqlstate.into(), message: "no".into(), detail: None };
+            let error = ConnectError::server(&error);
+            assert_eq!(error.is_transient(), transient, "{sqlstate}");
+            assert_eq!(error.sqlstate(), Some(sqlstate));
+        }
+    }
+
+    #[test]
+    fn one_host_that_may_come_back_is_reason_to_wait() {
+        let refused = || ConnectError::permanent("a: wrong password", "mend it");
+        let starting = || ConnectError::transient("b: starting up");
+        assert!(refused().and(starting()).is_transient());
+        assert!(starting().and(refused()).is_transient());
+        assert!(!refused().and(refused()).is_transient());
+        let text = refused().and(starting()).to_string();
+        assert!(text.contains("wrong password") && text.contains("starting up"), "{text}");
+    }
+}

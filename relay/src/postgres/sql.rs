@@ -1,0 +1,190 @@
+//! SQL sessions: tokio-postgres over this crate's own transport, trust and host walk.
+//!
+//! The session owns the task that drives its connection. Used by `daemon`, `leader`, `check` and
+//! whatever else speaks SQL; statements are theirs.
+
+use std::{future::Ready, sync::Arc};
+
+use tokio::sync::watch;
+use tokio_postgres::{Client, Config, SimpleQueryMessage, tls::TlsConnect};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    conninfo::{ChannelBinding, ConnectSettings},
+    dial::{Line, Startup, dial},
+    error::{ConnectError, ServerError},
+    socket::Socket,
+};
+
+/// Connects and authenticates. The URL's own `application_name` goes before the one given here.
+///
+/// Cancel safe: dropped half-way, what was opened is closed.
+///
+/// # Errors
+/// [`ConnectError`], sorted by whether waiting may help.
+pub async fn connect(
+    settings: &ConnectSettings,
+    application_name: &str,
+) -> Result<SqlSession, ConnectError> {
+    dial(settings, &SqlStartup { settings, application_name }).await
+}
+
+/// A connection for SQL. Dropping it closes the connection at once.
+#[derive(Debug)]
+pub struct SqlSession {
+    client: Client,
+    host: String,
+    lost: watch::Receiver<Ended>,
+    task: AbortOnDropHandle<()>,
+}
+
+/// `None` while the connection stands, then its error if it had one.
+type Ended = Option<Option<Arc<tokio_postgres::Error>>>;
+
+/// The connection has ended.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the connection to {host} has ended")]
+pub struct SessionLost {
+    host: String,
+    #[source]
+    source: Option<Arc<tokio_postgres::Error>>,
+}
+
+impl SqlSession {
+    /// For statements.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// For transactions, which borrow it alone.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Host and port that answered.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Waits until the connection has ended. Cancel safe, and may be awaited again.
+    pub async fn closed(&self) -> SessionLost {
+        let mut lost = self.lost.clone();
+        // An error means that the task is gone, which is the same to us.
+        let ended = lost.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+        SessionLost { host: self.host.clone(), source: ended.flatten() }
+    }
+
+    /// Says goodbye and waits until the server's side is closed: locks are free afterwards.
+    pub async fn close(self) {
+        let SqlSession { client, task, .. } = self;
+        drop(client);
+        // The task only fails by panicking, and then the connection is closed as well.
+        drop(task.await);
+    }
+}
+
+struct SqlStartup<'a> {
+    settings: &'a ConnectSettings,
+    application_name: &'a str,
+}
+
+impl Startup for SqlStartup<'_> {
+    type Session = SqlSession;
+
+    async fn start(&self, line: Line) -> Result<SqlSession, ConnectError> {
+        let settings = self.settings;
+        let mut config = Config::new();
+        config.user(&settings.user).dbname(&settings.database);
+        config.application_name(
+            settings.application_name.as_deref().unwrap_or(self.application_name),
+        );
+        if let Some(password) = &line.password {
+            config.password(password.expose());
+        }
+        if let Some(options) = &settings.options {
+            config.options(options);
+        }
+        config.channel_binding(match settings.channel_binding {
+            ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
+            ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
+        });
+        // The line is encrypted already, or not to be: tokio-postgres must not ask for TLS, and
+        // its "direct" handshake is to take the line as it is, with its channel binding.
+        if line.socket.is_tls() {
+            config
+                .ssl_mode(tokio_postgres::config::SslMode::Require)
+                .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
+        } else {
+            config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        }
+        let (client, connection) =
+            config.connect_raw(line.socket, Encrypted).await.map_err(connect_error)?;
+        let (ended, lost) = watch::channel(None);
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let result = connection.await;
+            ended.send_replace(Some(result.err().map(Arc::new)));
+        }));
+        Ok(SqlSession { client, host: line.route.host, lost, task })
+    }
+
+    async fn ask(
+        &self,
+        session: &mut SqlSession,
+        query: &'static str,
+    ) -> Result<String, ConnectError> {
+        let answer = session.client.simple_query(query).await.map_err(connect_error)?;
+        let value = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten(),
+            _ => None,
+        });
+        value.map(str::to_owned).ok_or_else(|| {
+            ConnectError::transient(format!("the server gave no answer to {query:?}"))
+        })
+    }
+}
+
+/// Takes a line that is encrypted already for its own handshake's result.
+struct Encrypted;
+
+impl TlsConnect<Socket> for Encrypted {
+    type Stream = Socket;
+    type Error = std::convert::Infallible;
+    type Future = Ready<Result<Socket, Self::Error>>;
+
+    fn connect(self, stream: Socket) -> Self::Future {
+        std::future::ready(Ok(stream))
+    }
+}
+
+/// Sorts tokio-postgres' errors of the start-up.
+fn connect_error(error: tokio_postgres::Error) -> ConnectError {
+    if let Some(error) = error.as_db_error() {
+        return ConnectError::server(&ServerError::of(error));
+    }
+    if error.is_closed() {
+        return ConnectError::transient("the server closed the connection during the start-up");
+    }
+    let what = error.to_string();
+    match error.into_source().map(|source| source.downcast::<std::io::Error>()) {
+        // SCRAM's and the parser's verdicts on what the server said come as these kinds.
+        Some(Ok(error))
+            if super::tls::verdict(&error).is_some()
+                || !matches!(
+                    error.kind(),
+                    std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData
+                ) =>
+        {
+            ConnectError::io("during the start-up", *error)
+        }
+        _ => ConnectError::permanent(
+            what,
+            "check user, password (url, passfile or PGPASSWORD) and channel_binding",
+        ),
+    }
+}
