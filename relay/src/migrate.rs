@@ -3,7 +3,7 @@
 use anyhow::Context;
 use outbox_migrations::{Applied, Set};
 
-use crate::{config::Config, postgres::sql::SqlSession};
+use crate::{config::Config, postgres::sql};
 
 /// Brings the database up to date. Two at once do not clash: the second waits, and finds
 /// nothing left to do.
@@ -12,7 +12,7 @@ use crate::{config::Config, postgres::sql::SqlSession};
 /// No connection, or a migration failed; a failed migration leaves nothing behind.
 pub async fn run(config: &Config, set: Set) -> anyhow::Result<Vec<Applied>> {
     let application = format!("outbox-relay {} migrate", config.name);
-    let mut session = SqlSession::connect(&config.postgres.connect, &application)
+    let mut session = sql::connect(&config.connect()?, &application)
         .await
         .context("connecting to PostgreSQL")?;
     outbox_migrations::apply(session.client_mut(), set)

@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     leader,
     position::{Position, RowPosition},
-    postgres::sql::SqlSession,
+    postgres::sql::{self, SqlSession},
     progress::{self, Progress},
     record::{Batch, BatchLimits},
     sink::{Sink, kafka::KafkaSink},
@@ -48,15 +48,16 @@ pub struct Outcome {
 /// A relay is at work, or the decision does not fit what is there; then nothing was changed.
 pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome> {
     let application = format!("outbox-relay {} resume", config.name);
-    let settings = &config.postgres.connect;
+    let parts = config.parts()?;
+    let settings = &parts.connect;
     let session =
-        SqlSession::connect(settings, &application).await.context("connecting to PostgreSQL")?;
+        sql::connect(settings, &application).await.context("connecting to PostgreSQL")?;
     let slot_name = &config.postgres.slot;
     take_lock(&session, slot_name).await?;
     let mut replication = ReplicationConnection::connect(settings, &application).await?;
     let identity = replication.identify_system().await?;
 
-    let mut sink = KafkaSink::start(config.kafka_settings()).await?;
+    let mut sink = KafkaSink::start(parts.kafka.clone())?;
     sink.read_progress().await?;
     sink.fence().await?;
     let stored = sink.read_progress().await?.map(|b| Progress::decode(&b)).transpose()?;

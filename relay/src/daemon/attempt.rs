@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     admin::{Board, Phase},
-    config::Config,
+    config::{Config, parts::Parts},
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
     reconcile::Halt,
@@ -76,6 +76,7 @@ enum Task {
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
 pub(super) async fn run(
     config: &Config,
+    parts: &Parts,
     board: &Board,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
@@ -83,8 +84,9 @@ pub(super) async fn run(
     let started = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
-        started = start::start(config, board) => started?,
+        started = start::start(config, parts, board) => started?,
     };
+    board.resumed(started.from);
     board.phase(Phase::Streaming);
     tracing::info!(from = %started.from, "streaming");
     stream(config, board, stop, started).await

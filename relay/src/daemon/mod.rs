@@ -17,7 +17,7 @@ use self::attempt::Ended;
 use crate::{
     admin::{self, Board, Phase},
     backoff::Backoff,
-    config::Config,
+    config::{Config, parts::Parts},
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -37,16 +37,18 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// # Errors
 /// The admin address can't be used. Anything later is retried for ever.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let parts = config.parts()?;
+    warn_of_unverified(&parts);
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let mut helpers = JoinSet::new();
-    if let Some(address) = config.admin.listen {
+    if let Some(address) = &config.admin.listen {
         let listener = admin::bind(address).await?;
         tracing::info!(%address, "admin endpoints are up");
         helpers.spawn(admin::serve(listener, board.clone(), stop.clone()));
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
 
-    let supervised = supervise(&config, &board, &stop);
+    let supervised = supervise(&config, &parts, &board, &stop);
     let deadline = async {
         stop.cancelled().await;
         board.phase(Phase::Stopping);
@@ -66,11 +68,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn supervise(config: &Config, board: &Board, stop: &CancellationToken) {
+async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &CancellationToken) {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     while !stop.is_cancelled() {
         let started = Instant::now();
-        let ended = attempt::run(config, board, stop).await;
+        let ended = attempt::run(config, parts, board, stop).await;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }
@@ -84,7 +86,7 @@ async fn supervise(config: &Config, board: &Board, stop: &CancellationToken) {
             }
             Err(Ended::Fenced) => {
                 tracing::warn!("another relay of this name has taken over; standing by");
-                board.reconnected("fenced");
+                board.metrics().reconnected("fenced");
                 board.phase(Phase::Standby { doing: "fenced by another relay".into() });
                 RETRY_MAX
             }
@@ -92,7 +94,7 @@ async fn supervise(config: &Config, board: &Board, stop: &CancellationToken) {
                 let wait = backoff.next_wait();
                 let error = format!("{error:#}");
                 tracing::warn!(doing, error, retry_in = ?wait, "will try again");
-                board.reconnected(cause);
+                board.metrics().reconnected(cause);
                 board.error(format!("{doing}: {error}"));
                 board.phase(Phase::Retrying {
                     doing: doing.to_owned(),
@@ -109,20 +111,28 @@ async fn supervise(config: &Config, board: &Board, stop: &CancellationToken) {
     }
 }
 
+/// A password or an event may be read by whoever can pose as the server.
+fn warn_of_unverified(parts: &Parts) {
+    for host in parts.connect.unverified_hosts() {
+        tracing::warn!(
+            host,
+            "the connection to PostgreSQL is not verified; add sslmode=verify-full (and \
+             sslrootcert) to postgres.url"
+        );
+    }
+}
+
 /// Shows that the process makes progress, and what it does.
 async fn pulse(board: Board, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut summarised = Instant::now();
-    let mut last = String::new();
     while !stop.is_cancelled() {
         tick.tick().await;
         board.beat();
         if summarised.elapsed() >= SUMMARY_INTERVAL {
             summarised = Instant::now();
-            let line = board.summary_line();
-            if line != last {
+            if let Some(line) = board.summary_line() {
                 tracing::info!("{line}");
-                last = line;
             }
         }
     }

@@ -1,29 +1,32 @@
 //! The order of start-up: leader's lock → read progress → fence → read progress again →
 //! reconcile → slot → `START_REPLICATION`. Each step assumes the ones before it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::{attempt::Ended, control};
+use super::attempt::Ended;
 use crate::{
     admin::{Board, Phase},
-    config::Config,
+    config::{Config, parts::Parts},
     leader,
     lsn::Lsn,
     position::Position,
-    postgres::{conninfo::ConnectSettings, socket::Socket, sql::SqlSession},
+    postgres::{
+        socket::Socket,
+        sql::{self, SqlSession},
+    },
     progress::{Progress, SnapshotRecord},
     reconcile::{self, Decision, Facts, Halt},
     record::{Batch, BatchLimits},
-    route::{Origin, Router},
+    route::{Format, Origin, Router},
     sink::{Sink, kafka::KafkaSink},
     source::{
-        connect::{
-            self, ReplicationConnection, SnapshotAction, StartError, StreamOptions, SystemIdentity,
-        },
+        command::{SnapshotAction, StreamOptions},
+        connect::{ReplicationConnection, StartError, SystemIdentity},
         slot,
     },
+    table_fit,
 };
 
 /// A standby asks for the lock this often.
@@ -45,12 +48,16 @@ pub(super) struct Started {
 /// Goes through the steps. Not to be confused with readiness: a start may wait for long, as a
 /// standby or for open transactions. Cancel safe: nothing is delivered or confirmed here but
 /// the progress records of a first start.
-pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, Ended> {
-    let settings = &config.postgres.connect;
+pub(super) async fn start(
+    config: &Config,
+    parts: &Parts,
+    board: &Board,
+) -> Result<Started, Ended> {
+    let settings = &parts.connect;
     let application = format!("outbox-relay {}", config.name);
 
     doing(board, "connecting to PostgreSQL");
-    let session = SqlSession::connect(settings, &application)
+    let session = sql::connect(settings, &application)
         .await
         .map_err(|e| Ended::retry("postgres", "connecting to PostgreSQL", e))?;
     lead(config, board, &session).await?;
@@ -60,8 +67,7 @@ pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, End
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
-    let mut sink = KafkaSink::start(config.kafka_settings())
-        .await
+    let mut sink = KafkaSink::start(parts.kafka.clone())
         .map_err(|e| Ended::sink("connecting to Kafka", e))?;
     let before = read_progress(&mut sink).await?;
     reconcile::same_cluster(before.as_ref(), &identity).map_err(Ended::Halted)?;
@@ -71,7 +77,7 @@ pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, End
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
-    let tables = inspect_tables(config, &session).await?;
+    let format = inspect_tables(config, parts, &session).await?;
     let decision =
         decide(config, &session, &mut replication, &identity, stored.as_ref()).await?;
     let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
@@ -89,10 +95,9 @@ pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, End
     progress.position = Some(from);
 
     doing(board, "starting replication");
-    let binary = tables.values().all(|columns| Router::binary_possible(columns, &config.route));
     let options = StreamOptions {
         publications: vec![config.postgres.publication.clone()],
-        binary,
+        binary: format == Format::Binary,
         messages: true,
     };
     let (socket, unread) = replication
@@ -101,7 +106,7 @@ pub(super) async fn start(config: &Config, board: &Board) -> Result<Started, End
         .map_err(start_refused)?;
     let origin =
         Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
-    let router = Router::new(config.route.clone(), origin);
+    let router = Router::new(parts.mapping.clone(), &origin, format);
     Ok(Started { session, sink, progress, from, router, socket, unread })
 }
 
@@ -225,7 +230,7 @@ async fn make_slot(
 
 /// Names what the slot waits for: every transaction that had written before it was begun.
 async fn report_writers(board: &Board, session: &SqlSession) {
-    if let Ok(writers) = connect::writers_waited_for(session.client()).await {
+    if let Ok(writers) = slot::writers_waited_for(session.client()).await {
         let pids: Vec<String> = writers.iter().map(ToString::to_string).collect();
         let pids = pids.join(", ");
         tracing::warn!(transactions = pids, "the slot waits for open transactions to end");
@@ -279,23 +284,27 @@ async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
     Ok(())
 }
 
-/// The columns of every table of the settings, checked against publication and mapping.
+/// Looks at every table of the settings, and returns the format that their rows need.
 async fn inspect_tables(
     config: &Config,
+    parts: &Parts,
     session: &SqlSession,
-) -> Result<BTreeMap<String, Vec<Column>>, Ended> {
+) -> Result<Format, Ended> {
     const DOING: &str = "looking at the outbox tables";
     let failed = |e| Ended::retry("postgres", DOING, anyhow::Error::new(e));
     let name = &config.postgres.publication;
     let publication = slot::inspect_publication(session.client(), name).await.map_err(failed)?;
-    let mut tables = BTreeMap::new();
-    for table in &config.route.tables {
-        let columns =
-            slot::table_columns(session.client(), &table.schema, &table.name).await.map_err(failed)?;
-        slot::fits(name, publication.as_ref(), table, &columns).map_err(Ended::Halted)?;
-        tables.insert(table.to_string(), columns);
+    let mut format = Format::Binary;
+    for table in parts.mapping.tables() {
+        let columns = slot::column_types(session.client(), &table.schema, &table.table)
+            .await
+            .map_err(failed)?;
+        let fits = table_fit::fits(name, publication.as_ref(), table, columns, &parts.mapping);
+        if fits.map_err(Ended::Halted)? == Format::Text {
+            format = Format::Text;
+        }
     }
-    Ok(tables)
+    Ok(format)
 }
 
 fn start_refused(error: StartError) -> Ended {

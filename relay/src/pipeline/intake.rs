@@ -5,9 +5,10 @@ use std::time::Instant;
 use crate::{
     position::{Position, RowPosition},
     record::Batch,
-    route::{Routed, Router},
+    route::{RelationError, RelationUse, Routed, Router},
     row::{Relation, Row},
     source::intake::{Intake, IntakeError},
+    table_fit,
 };
 
 /// Joins the source to the router.
@@ -27,7 +28,13 @@ impl RouteIntake {
 
 impl Intake for RouteIntake {
     fn relation(&mut self, relation: &Relation) -> Result<(), IntakeError> {
-        self.router.relation(relation)
+        match self.router.relation(relation) {
+            Ok(RelationUse::Mapped | RelationUse::Ignored) => Ok(()),
+            Err(RelationError::NeedsText { table, column }) => {
+                Err(IntakeError::NeedsText { table, column })
+            }
+            Err(RelationError::DoesNotFit(misfits)) => Err(table_fit::misfits(&misfits).into()),
+        }
     }
 
     fn row(&mut self, row: &Row<'_>, batch: &mut Batch) {
@@ -43,7 +50,7 @@ impl Intake for RouteIntake {
                 }
             }
             Ok(Routed::Ignored) => {}
-            Err(refused) => batch.refused = Some(refused),
+            Err(refused) => batch.refused = Some(*refused),
         }
     }
 

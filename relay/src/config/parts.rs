@@ -1,0 +1,116 @@
+//! From checked settings to what each module takes: the one place that knows all of them.
+
+use super::{
+    Column, Config, Delivery, HeaderStyle, Preset,
+    problem::{Problem, Problems},
+};
+use crate::{
+    postgres::conninfo::ConnectSettings,
+    route::{self, Mapping},
+    sink::kafka,
+};
+
+/// What the relay's modules are made from.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// For `postgres`.
+    pub connect: ConnectSettings,
+    /// For `route`.
+    pub mapping: Mapping,
+    /// For `sink`.
+    pub kafka: kafka::Settings,
+}
+
+impl Config {
+    /// Makes the modules' settings, with the checks that only they can make.
+    ///
+    /// # Errors
+    /// All that is wrong, each with its key.
+    pub fn parts(&self) -> Result<Parts, Problems> {
+        let mut problems = Vec::new();
+        let connect = self.connect().map_err(|found| problems.extend(found.0));
+        let mapping = self.route().validate().map_err(|found| {
+            problems.extend(found.into_iter().map(|p| self.found(&p.key, p.what, p.remedy)));
+        });
+        let kafka = self.kafka();
+        let found = kafka.problems().into_iter();
+        problems.extend(found.map(|p| self.found(&p.key, p.what, p.remedy)));
+        match (connect, mapping, problems.is_empty()) {
+            (Ok(connect), Ok(mapping), true) => Ok(Parts { connect, mapping, kafka }),
+            _ => Err(Problems(problems)),
+        }
+    }
+
+    /// How to reach the database.
+    ///
+    /// # Errors
+    /// What is wrong with `postgres.url`.
+    pub fn connect(&self) -> Result<ConnectSettings, Problems> {
+        ConnectSettings::parse(self.postgres.url.expose()).map_err(|error| {
+            let remedy = "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
+            let found = error.problems().iter();
+            Problems(found.map(|what| self.found("postgres.url", what.clone(), remedy.into())).collect())
+        })
+    }
+
+    fn found(&self, key: &str, what: String, remedy: String) -> Problem {
+        Problem { key: key.to_owned(), origin: self.origin(key), what, remedy }
+    }
+
+    fn route(&self) -> route::Settings {
+        let name = |column: &Column| match column {
+            Column::Preset => None,
+            Column::Named(name) => Some(name.clone()),
+            Column::Absent => Some(String::new()),
+        };
+        let outbox = &self.outbox;
+        let columns = &outbox.columns;
+        route::Settings {
+            relay_name: self.name.clone(),
+            tables: outbox.tables.iter().map(ToString::to_string).collect(),
+            preset: match outbox.preset {
+                Preset::Default => route::Preset::Default,
+                Preset::Debezium => route::Preset::Debezium,
+            },
+            columns: route::Columns {
+                id: name(&columns.id),
+                topic: name(&columns.topic),
+                key: name(&columns.key),
+                event_type: name(&columns.r#type),
+                payload: name(&columns.payload),
+                headers: name(&columns.headers),
+                partition: name(&columns.partition),
+                created_at: name(&columns.created_at),
+            },
+            topic: outbox.topic.clone(),
+            header_style: match outbox.headers {
+                HeaderStyle::Outbox => route::HeaderStyle::Outbox,
+                HeaderStyle::CloudEvents => route::HeaderStyle::CloudEvents,
+            },
+            header_columns: outbox.header_columns.clone().into_iter().collect(),
+            record_bytes_max: self.batch.record_bytes_max,
+        }
+    }
+
+    fn kafka(&self) -> kafka::Settings {
+        let sink = &self.sink;
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        kafka::Settings {
+            relay_name: self.name.clone(),
+            delivery: match sink.delivery {
+                Delivery::ExactlyOnce => kafka::Delivery::ExactlyOnce,
+                Delivery::AtLeastOnce => kafka::Delivery::AtLeastOnce,
+            },
+            properties: sink.properties.iter().map(owned).collect(),
+            create_topics: sink.create_topics.map(|topics| kafka::TopicCreation {
+                partitions: topics.partitions,
+                replication_factor: topics.replication_factor,
+            }),
+            topic_grace: sink.topic_grace,
+            records_max: self.batch.records_max,
+            bytes_max: self.batch.bytes_max,
+            record_bytes_max: self.batch.record_bytes_max,
+            progress_replication_factor: None,
+        }
+    }
+}
