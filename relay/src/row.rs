@@ -215,11 +215,11 @@ mod tests {
     #[test]
     fn a_malformed_tuple_yields_one_error_and_ends() {
         for (count, bytes) in [
-            (4, TWO),                                  // one column short
-            (2, TWO),                                  // bytes left over
-            (1, b"x".as_slice()),                      // unknown marker
-            (1, b"t\xff\xff\xff\xff".as_slice()),      // negative length
-            (1, b"t\x7f\xff\xff\xffabc".as_slice()),   // length past the end
+            (4, TWO),                                // one column short
+            (2, TWO),                                // bytes left over
+            (1, b"x".as_slice()),                    // unknown marker
+            (1, b"t\xff\xff\xff\xff".as_slice()),    // negative length
+            (1, b"t\x7f\xff\xff\xffabc".as_slice()), // length past the end
             (1, b"".as_slice()),
         ] {
             let mut columns = tuple(count, bytes, false).columns();

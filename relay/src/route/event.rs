@@ -78,10 +78,18 @@ impl Scratch {
             return Err(too_large(mapping, size_bytes));
         }
         record.finish();
-        if self.payload.capacity() > KEPT_BYTES {
-            self.payload = Vec::new();
-        }
+        self.trim();
         Ok(())
+    }
+
+    /// Gives back what one large value blew up.
+    #[inline]
+    fn trim(&mut self) {
+        for buffer in [&mut self.key, &mut self.payload, &mut self.part] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = Vec::new();
+            }
+        }
     }
 }
 
@@ -200,17 +208,11 @@ fn topic_part<'a>(
                         set it, and make the column not null";
             Err(Refusal::of_column(reason::NO_TOPIC, row, slot, what))
         }
-        Some(text) => {
-            std::str::from_utf8(text).map_err(|_| Refusal::malformed_value(row, slot))
-        }
+        Some(text) => std::str::from_utf8(text).map_err(|_| Refusal::malformed_value(row, slot)),
     }
 }
 
-fn read_partition(
-    plan: &Plan,
-    row: &Row<'_>,
-    values: &Values<'_>,
-) -> Result<Option<i32>, Refusal> {
+fn read_partition(plan: &Plan, row: &Row<'_>, values: &Values<'_>) -> Result<Option<i32>, Refusal> {
     let Some(slot) = plan.partition else { return Ok(None) };
     let refusal = |reason, what| Err(Refusal::of_column(reason, row, slot, what));
     match value::int(slot.kind, slot.of(values)) {
@@ -233,11 +235,7 @@ fn read_partition(
 }
 
 /// The row's own time, else its transaction's; `None` only if the server's clock was before 1970.
-fn read_moment(
-    plan: &Plan,
-    row: &Row<'_>,
-    values: &Values<'_>,
-) -> Result<Option<Moment>, Refusal> {
+fn read_moment(plan: &Plan, row: &Row<'_>, values: &Values<'_>) -> Result<Option<Moment>, Refusal> {
     let commit_time = || Moment::from_postgres_us(row.commit_time_us).ok();
     let Some(slot) = plan.created_at else { return Ok(commit_time()) };
     let what = match value::moment(slot.kind, slot.of(values)) {

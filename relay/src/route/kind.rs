@@ -79,8 +79,7 @@ impl Kind {
 
     pub(super) fn fit(self, role: Role) -> Fit {
         use Kind::{
-            Bool, Bytea, Int2, Int4, Int8, Json, Jsonb, Other, Text, Timestamp, Timestamptz, Uuid,
-            Xid8,
+            Bytea, Int2, Int4, Int8, Json, Jsonb, Other, Text, Timestamp, Timestamptz, Uuid, Xid8,
         };
         match (role, self) {
             (Role::Id | Role::Topic | Role::Type, Uuid | Text | Int2 | Int4 | Int8 | Xid8) => {

@@ -266,10 +266,7 @@ impl<'r> Planner<'r> {
     fn new(relation: &'r Relation) -> Self {
         Planner {
             relation,
-            table: TableName {
-                schema: relation.schema.clone(),
-                table: relation.table.clone(),
-            },
+            table: TableName { schema: relation.schema.clone(), table: relation.table.clone() },
             slots: vec![UNMAPPED; relation.columns.len()],
             used: 0,
             text_column: None,
@@ -330,7 +327,9 @@ impl<'r> Planner<'r> {
         let kind = Kind::from_oid(type_oid).name(type_oid);
         self.misfits.push(Misfit {
             column: name.to_owned(),
-            what: format!("{table} has a column {column} of {kind}, which can't serve as {setting}"),
+            what: format!(
+                "{table} has a column {column} of {kind}, which can't serve as {setting}"
+            ),
             remedy: format!(
                 "name another column in {setting}, or `alter table {table} alter column {column} \
                  type {wanted} using {column}::{wanted}`"

@@ -95,8 +95,7 @@ pub enum RelationError {
 impl Router {
     /// A router that knows no table yet. `format` is what the stream was asked for.
     pub fn new(mapping: Mapping, origin: &Origin, format: Format) -> Self {
-        let reserved =
-            Reserved { style: mapping.header_style, debezium_id: mapping.debezium_id };
+        let reserved = Reserved { style: mapping.header_style, debezium_id: mapping.debezium_id };
         let Origin { system_id, timeline } = origin;
         Router {
             relay: RelayHeaders::new(reserved, &mapping.relay_name, system_id, *timeline),

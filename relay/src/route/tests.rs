@@ -1,1 +1,459 @@
+//! Routing as a whole: what a row becomes, what is refused, and that both formats agree.
 
+mod properties;
+
+use super::*;
+use crate::{
+    lsn::Lsn,
+    position::RowPosition,
+    record::BatchLimits,
+    row::Column,
+    source::pgoutput::{Message, decode, decode_insert_prefix, encode, golden},
+};
+
+const UUID: u32 = 2950;
+const TEXT: u32 = 25;
+const JSONB: u32 = 3802;
+const BYTEA: u32 = 17;
+const INT4: u32 = 23;
+const INT8: u32 = 20;
+const TIMESTAMPTZ: u32 = 1184;
+
+/// 2026-11-23 18:31:27.123456 UTC, as PostgreSQL counts.
+const COMMIT_TIME_US: i64 = 848_773_887_123_456;
+const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+
+fn settings() -> Settings {
+    Settings {
+        relay_name: "orders".into(),
+        tables: vec!["outbox.events".into()],
+        preset: Preset::Default,
+        columns: Columns::default(),
+        topic: None,
+        header_style: HeaderStyle::Outbox,
+        header_columns: vec![],
+        record_bytes_max: 1 << 20,
+    }
+}
+
+fn relation(columns: &[(&str, u32)]) -> Relation {
+    let column =
+        |(name, type_oid): &(&str, u32)| Column { name: (*name).into(), type_oid: *type_oid };
+    Relation {
+        id: 7,
+        schema: "outbox".into(),
+        table: "events".into(),
+        columns: columns.iter().map(column).collect(),
+    }
+}
+
+/// The table that our migration makes.
+fn events() -> Relation {
+    relation(&[
+        ("id", UUID),
+        ("topic", TEXT),
+        ("key", TEXT),
+        ("type", TEXT),
+        ("payload", JSONB),
+        ("headers", JSONB),
+        ("partition", INT4),
+        ("created_at", TIMESTAMPTZ),
+        ("xid", 5069),
+    ])
+}
+
+/// A row of [`events`], in text.
+fn event() -> Vec<Value<'static>> {
+    [
+        ID,
+        "orders",
+        "customer-1",
+        "order.placed",
+        r#"{"total": 1}"#,
+        "{}",
+        "3",
+        "2026-11-24 00:01:27.123456+05:30",
+        "770",
+    ]
+    .map(|text| Value::Text(text.as_bytes()))
+    .to_vec()
+}
+
+fn with(column: usize, value: Value<'static>) -> Vec<Value<'static>> {
+    let mut values = event();
+    values[column] = value;
+    values
+}
+
+fn text(value: &'static str) -> Value<'static> {
+    Value::Text(value.as_bytes())
+}
+
+/// A record, read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    topic: String,
+    key: Option<Vec<u8>>,
+    payload: Option<Vec<u8>>,
+    partition: Option<i32>,
+    timestamp_ms: Option<i64>,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Seen {
+    fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(n, _)| n == name)?;
+        Some(std::str::from_utf8(value).unwrap())
+    }
+
+    fn header_names(&self) -> Vec<&str> {
+        self.headers.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+fn router(settings: &Settings, format: Format) -> Router {
+    let origin = Origin { system_id: "7312345678901234567".into(), timeline: 1 };
+    Router::new(settings.validate().unwrap(), &origin, format)
+}
+
+/// Routes one Insert message, and reads what it became.
+fn route_insert(
+    router: &mut Router,
+    relation: &Relation,
+    insert: &[u8],
+) -> Result<Option<Seen>, Box<Refused>> {
+    let Ok(Message::Insert(insert)) = decode(insert) else { panic!("no Insert") };
+    let row = Row {
+        position: RowPosition { commit: Lsn::new(0x16_B374_D848), ordinal: 42 },
+        relation,
+        commit_time_us: COMMIT_TIME_US,
+        tuple: insert.tuple,
+        size_bytes: 0,
+    };
+    let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 30 });
+    let routed = router.route(&row, &mut batch);
+    if routed != Ok(Routed::Added) {
+        assert_eq!((batch.len(), batch.size_bytes()), (0, 0), "a row in part");
+    }
+    if routed? == Routed::Ignored {
+        return Ok(None);
+    }
+    let record = batch.get(0).unwrap();
+    Ok(Some(Seen {
+        topic: record.topic.into(),
+        key: record.key.map(<[u8]>::to_vec),
+        payload: record.payload.map(<[u8]>::to_vec),
+        partition: record.partition,
+        timestamp_ms: record.timestamp_ms,
+        headers: record.headers().map(|(name, value)| (name.into(), value.to_vec())).collect(),
+    }))
+}
+
+fn try_route(
+    settings: &Settings,
+    relation: &Relation,
+    values: &[Value<'_>],
+) -> Result<Seen, Box<Refused>> {
+    let binary = values.iter().any(|value| matches!(value, Value::Binary(_)));
+    let mut router = router(settings, if binary { Format::Binary } else { Format::Text });
+    assert_eq!(router.relation(relation), Ok(RelationUse::Mapped));
+    let insert = encode::insert(relation.id, values);
+    Ok(route_insert(&mut router, relation, &insert)?.expect("the table is mapped"))
+}
+
+fn refused(settings: &Settings, values: &[Value<'_>]) -> Refused {
+    *try_route(settings, &events(), values).expect_err("refused")
+}
+
+#[test]
+fn a_row_becomes_a_record_with_the_documented_headers() {
+    let seen = try_route(&settings(), &events(), &event()).unwrap();
+    assert_eq!(seen.topic, "orders");
+    assert_eq!(seen.key.as_deref(), Some(b"customer-1".as_slice()));
+    assert_eq!(seen.payload.as_deref(), Some(br#"{"total": 1}"#.as_slice()));
+    assert_eq!(seen.partition, Some(3));
+    assert_eq!(seen.timestamp_ms, Some(1_795_458_687_123));
+    assert_eq!(
+        seen.header_names(),
+        ["outbox-id", "outbox-type", "outbox-relay", "outbox-position"]
+    );
+    assert_eq!(seen.header("outbox-id"), Some(ID));
+    assert_eq!(seen.header("outbox-type"), Some("order.placed"));
+    assert_eq!(seen.header("outbox-relay"), Some("orders"));
+    let position = "7312345678901234567:1:00000016B374D848:0000000042";
+    assert_eq!(seen.header("outbox-position"), Some(position));
+}
+
+#[test]
+fn nulls_are_absent_and_a_null_payload_is_a_tombstone() {
+    let mut values = event();
+    for column in [2, 3, 4, 5, 6, 7] {
+        values[column] = Value::Null;
+    }
+    let seen = try_route(&settings(), &events(), &values).unwrap();
+    assert_eq!((seen.key.as_ref(), seen.payload.as_ref(), seen.partition), (None, None, None));
+    assert_eq!(seen.header("outbox-type"), None);
+    assert_eq!(seen.timestamp_ms, Some(1_795_458_687_123), "the commit's time");
+}
+
+#[test]
+fn the_rows_own_headers_come_last() {
+    let mut with_columns = settings();
+    with_columns.header_columns = vec![("xid".into(), "tx".into())];
+    let values = with(5, text(r#"{"traceparent": "00-a-b-01"}"#));
+    let seen = try_route(&with_columns, &events(), &values).unwrap();
+    assert_eq!(seen.header_names()[4..], ["tx", "traceparent"]);
+    assert_eq!((seen.header("tx"), seen.header("traceparent")), (Some("770"), Some("00-a-b-01")));
+}
+
+#[test]
+fn cloudevents_headers_are_those_of_the_kafka_binding() {
+    let style = Settings { header_style: HeaderStyle::CloudEvents, ..settings() };
+    let seen = try_route(&style, &events(), &event()).unwrap();
+    let headers: Vec<_> =
+        seen.header_names().into_iter().map(|name| (name, seen.header(name).unwrap())).collect();
+    assert_eq!(
+        headers,
+        [
+            ("ce_specversion", "1.0"),
+            ("ce_id", ID),
+            ("ce_type", "order.placed"),
+            ("ce_source", "/outbox-relay/orders"),
+            ("ce_time", "2026-11-23T18:31:27.123456Z"),
+            ("ce_outboxrelay", "orders"),
+            ("ce_outboxposition", "7312345678901234567:1:00000016B374D848:0000000042"),
+            ("content-type", "application/json"),
+        ]
+    );
+    let own = with(5, text(r#"{"content-type": "application/avro"}"#));
+    let seen = try_route(&style, &events(), &own).unwrap();
+    assert_eq!(seen.header("content-type"), Some("application/avro"));
+    assert_eq!(seen.header_names().len(), 8, "the row's own instead of ours");
+    let tombstone = try_route(&style, &events(), &with(4, Value::Null)).unwrap();
+    assert_eq!(tombstone.header("content-type"), None);
+    assert_eq!(refused(&style, &with(3, Value::Null)).reason, reason::NO_TYPE);
+    assert_eq!(
+        refused(&style, &with(5, text(r#"{"ce_id": "x"}"#))).reason,
+        reason::RESERVED_HEADER
+    );
+}
+
+#[test]
+fn debeziums_table_gives_what_its_router_gives() {
+    let debezium = Settings { preset: Preset::Debezium, ..settings() };
+    let table = relation(&[
+        ("id", UUID),
+        ("aggregatetype", 1043),
+        ("aggregateid", 1043),
+        ("type", 1043),
+        ("payload", JSONB),
+    ]);
+    let row = [text(ID), text("Order"), text("1"), text("OrderPlaced"), text("{}")];
+    let seen = try_route(&debezium, &table, &row).unwrap();
+    assert_eq!(seen.topic, "outbox.event.Order");
+    assert_eq!((seen.key.unwrap(), seen.payload.unwrap()), (b"1".to_vec(), b"{}".to_vec()));
+    let (name, value) = seen.headers.last().unwrap();
+    assert_eq!((name.as_str(), value.as_slice()), ("id", ID.as_bytes()));
+    let empty = try_route(&debezium, &table, &[row[0], text(""), row[2], row[3], row[4]]);
+    assert_eq!(empty.unwrap_err().reason, reason::NO_TOPIC);
+}
+
+#[test]
+fn what_cannot_be_a_record_is_refused_with_its_reason_and_name() {
+    for (column, value, reason) in [
+        (0, Value::Null, reason::NO_ID),
+        (0, Value::Unchanged, reason::MALFORMED_VALUE),
+        (1, Value::Null, reason::NO_TOPIC),
+        (1, text(""), reason::NO_TOPIC),
+        (1, Value::Text(b"\xff"), reason::MALFORMED_VALUE),
+        (5, text("[]"), reason::HEADERS_SHAPE),
+        (5, text(r#"{"a": 1}"#), reason::HEADERS_SHAPE),
+        (5, Value::Text(b"{\"a\": \"\xff\"}"), reason::HEADERS_SHAPE),
+        (5, text(r#"{"outbox-id": "x"}"#), reason::RESERVED_HEADER),
+        (6, text("-1"), reason::NEGATIVE_PARTITION),
+        (6, text("2147483648"), reason::BAD_PARTITION),
+        (6, text("one"), reason::BAD_PARTITION),
+        (7, text("infinity"), reason::BAD_TIMESTAMP),
+        (7, text("yesterday"), reason::BAD_TIMESTAMP),
+    ] {
+        let refused = refused(&settings(), &with(column, value));
+        assert_eq!(refused.reason, reason, "{value:?}");
+        assert!(refused.error.starts_with("outbox.events."), "{}", refused.error);
+        assert_eq!(refused.event_id.is_some(), column != 0);
+        assert_eq!(refused.topic.is_some(), column != 1);
+        assert_eq!(refused.key.as_deref(), Some(b"customer-1".as_slice()));
+    }
+}
+
+#[test]
+fn key_payload_and_headers_together_are_held_to_the_limit() {
+    let seen = try_route(&settings(), &events(), &event()).unwrap();
+    let size: usize = seen.key.unwrap().len()
+        + seen.payload.unwrap().len()
+        + seen.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    let limited = |record_bytes_max| Settings { record_bytes_max, ..settings() };
+    assert!(try_route(&limited(size), &events(), &event()).is_ok());
+    assert_eq!(refused(&limited(size - 1), &event()).reason, reason::TOO_LARGE);
+    assert_eq!(refused(&limited(3), &event()).reason, reason::TOO_LARGE);
+}
+
+#[test]
+fn a_row_cut_off_is_refused_with_what_came_before_the_cut() {
+    let (events, settings) = (events(), settings());
+    let bytes = encode::insert(events.id, &event());
+    let mut router = router(&settings, Format::Text);
+    router.relation(&events).unwrap();
+    let mut refused_at = |len: usize| {
+        let insert = decode_insert_prefix(bytes.split_at(len).0).unwrap().unwrap();
+        let position = RowPosition { commit: Lsn::ZERO, ordinal: 0 };
+        let (tuple, size_bytes) = (insert.tuple, 20_000_000);
+        let row = Row { position, relation: &events, commit_time_us: 0, tuple, size_bytes };
+        let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 30 });
+        let refused = router.route(&row, &mut batch).unwrap_err();
+        assert_eq!((refused.reason, batch.size_bytes()), (reason::TOO_LARGE, 0));
+        assert!(refused.error.contains("20000000"), "{}", refused.error);
+        [refused.event_id.is_some(), refused.topic.is_some(), refused.key.is_some()]
+    };
+    assert_eq!(refused_at(8), [false, false, false]);
+    assert_eq!(refused_at(50), [true, false, false]);
+    assert_eq!(refused_at(62), [true, true, false]);
+    assert_eq!(refused_at(bytes.len()), [true, true, true]);
+}
+
+#[test]
+fn other_tables_are_passed_over() {
+    let mut router = router(&settings(), Format::Binary);
+    let leaf = Relation { id: 8, table: "events_2026_11".into(), ..events() };
+    assert_eq!(router.relation(&events()), Ok(RelationUse::Mapped));
+    assert_eq!(router.relation(&leaf), Ok(RelationUse::Ignored));
+    let insert = encode::insert(leaf.id, &event());
+    assert_eq!(route_insert(&mut router, &leaf, &insert), Ok(None));
+    let renamed = Relation { table: "events_old".into(), ..events() };
+    assert_eq!(router.relation(&renamed), Ok(RelationUse::Ignored));
+    let insert = encode::insert(renamed.id, &event());
+    assert_eq!(route_insert(&mut router, &renamed, &insert), Ok(None));
+}
+
+#[test]
+fn a_table_that_changes_its_shape_is_followed() {
+    let mut router = router(&settings(), Format::Text);
+    router.relation(&events()).unwrap();
+    let mut wider = events();
+    wider.columns.insert(0, Column { name: "note".into(), type_oid: TEXT });
+    wider.columns[3].type_oid = INT8;
+    assert_eq!(router.relation(&wider), Ok(RelationUse::Mapped));
+    let mut values = vec![Value::Null];
+    values.extend(with(2, text("-42")));
+    let insert = encode::insert(wider.id, &values);
+    let seen = route_insert(&mut router, &wider, &insert).unwrap().unwrap();
+    assert_eq!(seen.key, Some(b"-42".to_vec()));
+    let insert = encode::insert(wider.id, &event());
+    let refused = route_insert(&mut router, &wider, &insert).unwrap_err();
+    assert_eq!(refused.reason, reason::MALFORMED_ROW, "a row of the old shape");
+}
+
+#[test]
+fn a_table_that_does_not_fit_is_refused_with_all_that_is_wrong_and_its_remedy() {
+    let mut table = events();
+    table.columns.remove(2);
+    table.columns[4].type_oid = INT4;
+    let error = router(&settings(), Format::Text).relation(&table).unwrap_err();
+    let RelationError::DoesNotFit(misfits) = &error else { panic!("{error}") };
+    let columns: Vec<_> = misfits.iter().map(|misfit| misfit.column.as_str()).collect();
+    assert_eq!(columns, ["key", "headers"]);
+    let text = error.to_string();
+    for part in [
+        "outbox.events publishes no column key, which outbox.columns.key names",
+        "`alter table outbox.events add column key text`",
+        "a column headers of type int, which can't serve as outbox.columns.headers",
+        "`alter table outbox.events alter column headers type jsonb using headers::jsonb`",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn an_unknown_type_needs_the_text_format_and_works_there() {
+    let mut table = events();
+    table.columns[2].type_oid = 1700;
+    let needs_text =
+        RelationError::NeedsText { table: "outbox.events".into(), column: "key".into() };
+    assert_eq!(router(&settings(), Format::Binary).relation(&table), Err(needs_text));
+    let mapping = settings().validate().unwrap();
+    assert_eq!(mapping.format_for(&table), Ok(Format::Text));
+    assert_eq!(mapping.format_for(&events()), Ok(Format::Binary));
+    let seen = try_route(&settings(), &table, &with(2, text("1.50"))).unwrap();
+    assert_eq!(seen.key, Some(b"1.50".to_vec()));
+}
+
+#[test]
+fn all_problems_of_the_settings_are_reported_at_once() {
+    let wrong = Settings {
+        tables: vec!["events".into(), "a.b".into(), "A.B".into()],
+        columns: Columns { id: Some(String::new()), ..Columns::default() },
+        topic: Some("a.{".into()),
+        header_style: HeaderStyle::CloudEvents,
+        header_columns: vec![("a".into(), "ce_id".into()), ("b".into(), String::new())],
+        record_bytes_max: 0,
+        ..settings()
+    };
+    let problems = wrong.validate().unwrap_err();
+    let keys: Vec<_> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        [
+            "outbox.tables",
+            "outbox.tables",
+            "outbox.topic",
+            "outbox.columns.id",
+            "outbox.header_columns",
+            "outbox.header_columns",
+            "batch.record_bytes_max",
+        ]
+    );
+    let both = Settings {
+        topic: Some("a".into()),
+        columns: Columns { topic: Some("b".into()), ..Columns::default() },
+        ..settings()
+    };
+    assert_eq!(both.validate().unwrap_err()[0].key, "outbox.topic");
+    let many = (0..30).map(|i| (format!("c{i}"), format!("h{i}"))).collect();
+    let many = Settings { header_columns: many, ..settings() };
+    assert_eq!(many.validate().unwrap_err()[0].key, "outbox.header_columns");
+}
+
+#[test]
+fn what_a_real_server_sends_in_either_format_is_the_same_record() {
+    let mapped = Settings {
+        tables: vec!["public.outbox_all".into()],
+        header_columns: ["ts", "x", "ok", "raw", "j", "pad"]
+            .map(|name| (name.to_owned(), format!("h-{name}")))
+            .to_vec(),
+        ..settings()
+    };
+    let in_binary =
+        Settings { header_columns: mapped.header_columns[1..].to_vec(), ..mapped.clone() };
+    let bytes = golden::bytes(golden::RELATION);
+    let Ok(Message::Relation(relation)) = decode(&bytes) else { panic!("no Relation") };
+    let route = |settings: &Settings, format, insert: &str| {
+        let mut router = router(settings, format);
+        assert_eq!(router.relation(&relation), Ok(RelationUse::Mapped));
+        route_insert(&mut router, &relation, &golden::bytes(insert)).unwrap().unwrap()
+    };
+    let seen = route(&mapped, Format::Text, golden::INSERT_TEXT);
+    assert_eq!((seen.topic.as_str(), seen.key.as_deref()), ("orders", Some(b"-42".as_slice())));
+    assert_eq!(seen.timestamp_ms, Some(1_795_458_687_123));
+    assert_eq!(seen.header("outbox-id"), Some(ID));
+    assert_eq!(seen.header("h-ts"), Some("1999-12-31 23:59:59.5"));
+    assert_eq!(seen.header("h-x"), Some("123456789012"));
+    assert_eq!(seen.header("h-ok"), Some("true"));
+    assert_eq!(seen.header("h-j"), Some(r#"{ "k" :1}"#));
+    assert_eq!(seen.header("h-pad"), Some("ab  "));
+    assert_eq!(seen.header("x"), Some("y"));
+    assert!(seen.headers.contains(&("h-raw".into(), vec![0, 0xff, b'\\'])));
+    let as_text = route(&in_binary, Format::Text, golden::INSERT_TEXT);
+    let as_binary = route(&in_binary, Format::Binary, golden::INSERT_BINARY);
+    assert_eq!(as_text, as_binary);
+    // As the record's time a timestamp is read in both formats, as a header only in text.
+    assert!(router(&mapped, Format::Binary).relation(&relation).is_err());
+}

@@ -32,9 +32,7 @@ impl Moment {
 
     /// From PostgreSQL's binary form, which has infinity at the ends of the range.
     pub(super) fn from_postgres_us(us: i64) -> Result<Self, NoMoment> {
-        us.checked_add(POSTGRES_EPOCH_US)
-            .ok_or(NoMoment::OutOfRange)
-            .and_then(Moment::from_unix_us)
+        us.checked_add(POSTGRES_EPOCH_US).ok_or(NoMoment::OutOfRange).and_then(Moment::from_unix_us)
     }
 
     /// From the text form under `DateStyle = ISO`: `2026-11-23 18:31:27.123456+00`. Without an

@@ -65,8 +65,10 @@ pub fn decode_frame(content: &[u8]) -> Result<Frame<'_>, Malformed> {
     }
 }
 
-/// Size of an encoded status update.
-pub const STATUS_BYTES: usize = 39;
+/// What the length field of a status update says: itself and all that follows.
+const STATUS_LENGTH: u32 = 4 + 1 + 3 * 8 + 8 + 1;
+/// Size of an encoded status update: the tag before the length is not counted in it.
+pub const STATUS_BYTES: usize = 1 + STATUS_LENGTH as usize;
 
 /// A standby status update as a whole CopyData message, ready to be written to the socket.
 ///
@@ -79,8 +81,6 @@ pub fn encode_status(
     clock_us: i64,
     reply: bool,
 ) -> [u8; STATUS_BYTES] {
-    /// The length counts itself and not the tag before it.
-    const LENGTH: [u8; 4] = (STATUS_BYTES as u32 - 1).to_be_bytes();
     let mut out = [0; STATUS_BYTES];
     let mut rest = out.as_mut_slice();
     let mut put = |bytes: &[u8]| {
@@ -90,7 +90,7 @@ pub fn encode_status(
         }
     };
     put(b"d");
-    put(&LENGTH);
+    put(&STATUS_LENGTH.to_be_bytes());
     put(b"r");
     put(&write.get().to_be_bytes());
     put(&flush.get().to_be_bytes());
@@ -107,8 +107,7 @@ mod tests {
 
     #[test]
     fn a_status_update_is_the_copy_data_message_of_the_manual() {
-        let status =
-            encode_status(Lsn::new(0x0102), Lsn::new(0x0304), Lsn::new(0x0506), -2, true);
+        let status = encode_status(Lsn::new(0x0102), Lsn::new(0x0304), Lsn::new(0x0506), -2, true);
         let mut expected = vec![b'd', 0, 0, 0, 38, b'r'];
         for lsn in [0x0102_u64, 0x0304, 0x0506] {
             expected.extend(lsn.to_be_bytes());

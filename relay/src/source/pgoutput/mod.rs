@@ -11,13 +11,15 @@
 #[cfg(test)]
 pub(crate) mod encode;
 pub mod frame;
+#[cfg(test)]
+pub(crate) mod golden;
 mod message;
 mod read;
 #[cfg(test)]
 mod tests;
 
-use self::read::Reader;
 pub use self::message::{Begin, Commit, Insert, LogicalMessage, Message};
+use self::read::Reader;
 use crate::{
     lsn::Lsn,
     row::{Column, Malformed, Relation, Tuple},

@@ -38,8 +38,7 @@ impl<'a> Reader<'a> {
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
-        let (bytes, rest) =
-            self.rest.split_first_chunk().ok_or(Malformed::new(what, self.at()))?;
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(Malformed::new(what, self.at()))?;
         self.rest = rest;
         Ok(*bytes)
     }

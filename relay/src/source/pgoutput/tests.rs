@@ -44,11 +44,13 @@ fn view(values: &[Owned]) -> Vec<Value<'_>> {
 
 fn relations() -> impl Strategy<Value = Relation> {
     let columns = vec(("[^\0]{0,20}", any::<u32>()), 0..20);
-    (any::<u32>(), "[^\0]{0,20}", "[^\0]{0,20}", columns).prop_map(|(id, schema, table, columns)| {
-        let columns =
-            columns.into_iter().map(|(name, type_oid)| Column { name, type_oid }).collect();
-        Relation { id, schema, table, columns }
-    })
+    (any::<u32>(), "[^\0]{0,20}", "[^\0]{0,20}", columns).prop_map(
+        |(id, schema, table, columns)| {
+            let columns =
+                columns.into_iter().map(|(name, type_oid)| Column { name, type_oid }).collect();
+            Relation { id, schema, table, columns }
+        },
+    )
 }
 
 /// A valid message of any kind.
@@ -177,19 +179,34 @@ fn an_unknown_tag_is_named() {
     assert!(error.to_string().contains("0x53 is no message tag"), "{error}");
 }
 
-/// Bytes that PostgreSQL 15 sent for `insert into t values (1, null)`.
 #[test]
-fn a_relation_and_an_insert_of_a_real_server_are_understood() {
-    let relation = b"R\x00\x00\x40\x0cpublic\0t\0d\x00\x02\x01id\0\x00\x00\x00\x17\xff\xff\xff\xff\
-        \x00note\0\x00\x00\x00\x19\xff\xff\xff\xff";
-    let Ok(Message::Relation(relation)) = decode(relation) else { panic!("no Relation") };
+fn what_a_real_server_sent_is_understood() {
+    let bytes = golden::bytes(golden::BEGIN);
+    let Ok(Message::Begin(begin)) = decode(&bytes) else { panic!("no Begin") };
+    assert_eq!((begin.final_lsn, begin.xid), (Lsn::new(0x152_7D90), 727));
+
+    let bytes = golden::bytes(golden::RELATION_T);
+    let Ok(Message::Relation(relation)) = decode(&bytes) else { panic!("no Relation") };
     assert_eq!((relation.schema.as_str(), relation.table.as_str()), ("public", "t"));
     let columns: Vec<_> = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid)).collect();
     assert_eq!(columns, [("id", 23), ("note", 25)]);
 
-    let insert = b"I\x00\x00\x40\x0cN\x00\x02t\x00\x00\x00\x011n";
-    let Ok(Message::Insert(insert)) = decode(insert) else { panic!("no Insert") };
+    let bytes = golden::bytes(golden::INSERT_T);
+    let Ok(Message::Insert(insert)) = decode(&bytes) else { panic!("no Insert") };
     assert_eq!(insert.relation_id, relation.id);
     let values: Vec<_> = insert.tuple.columns().collect();
     assert_eq!(values, [Ok(Value::Text(b"1")), Ok(Value::Null)]);
+
+    let bytes = golden::bytes(golden::COMMIT);
+    let Ok(Message::Commit(commit)) = decode(&bytes) else { panic!("no Commit") };
+    assert_eq!((commit.commit_lsn, commit.end_lsn), (begin.final_lsn, Lsn::new(0x152_7DC0)));
+    assert_eq!(commit.commit_time_us, begin.commit_time_us);
+
+    let bytes = golden::bytes(golden::MESSAGE);
+    let Ok(Message::Message(message)) = decode(&bytes) else { panic!("no Message") };
+    assert!(message.transactional);
+    assert_eq!((message.prefix, message.content), (b"outbox".as_slice(), b"hello".as_slice()));
+
+    let bytes = golden::bytes(golden::TRUNCATE);
+    assert!(matches!(decode(&bytes), Ok(Message::Truncate)));
 }
