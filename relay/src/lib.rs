@@ -10,9 +10,11 @@
 //! Rows go forward; one position comes back. The daemon is the product; the library is public so
 //! that tests, fuzzing and benchmarks reach the parts. `ARCHITECTURE.md` has the map.
 
+pub mod admin;
 pub mod config;
 pub mod header;
 pub mod lsn;
+pub mod metrics;
 pub mod position;
 pub mod postgres;
 pub mod progress;

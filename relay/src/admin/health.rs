@@ -1,0 +1,208 @@
+//! Whether the relay is alive and whether it is ready: pure decisions over what the board knows.
+//!
+//! Readiness sees the replication stream and the deliveries, not just the process, and an outage
+//! turns it within 20 s. Liveness holds through outages: a restart would mend none of them.
+
+use std::time::Duration;
+
+/// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
+pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Longer than a transaction of Kafka may take when all is well.
+pub const DELIVERY_MAX: Duration = Duration::from_secs(15);
+/// The daemon's heart beats every second; this long without one, its runtime hangs.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(30);
+
+/// What the relay is at. Set by `daemon`, shown by `/status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// On the way to streaming; `doing` is the step, such as `waiting for writers: pid 4711`.
+    Starting {
+        /// The step.
+        doing: String,
+    },
+    /// Another relay of the name is the leader; this one could take over at once.
+    Standby {
+        /// Such as `waiting for the leader's lock`.
+        doing: String,
+    },
+    /// Receiving and delivering.
+    Streaming,
+    /// Only a person can make it go on; the process stays alive to say so.
+    Halted {
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Something failed that may pass.
+    Retrying {
+        /// What was being done.
+        doing: String,
+        /// Why it failed.
+        error: String,
+        /// Time until the next attempt, from when the phase was set.
+        next_attempt_in: Duration,
+    },
+    /// Asked to stop, finishing the delivery under way.
+    Stopping,
+}
+
+impl Phase {
+    /// One word for `/status`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Phase::Starting { .. } => "starting",
+            Phase::Standby { .. } => "standby",
+            Phase::Streaming => "streaming",
+            Phase::Halted { .. } => "halted",
+            Phase::Retrying { .. } => "retrying",
+            Phase::Stopping => "stopping",
+        }
+    }
+
+    /// `leader` while it owns the slot, `standby` while another does, else `none`.
+    pub fn role(&self) -> &'static str {
+        match self {
+            Phase::Standby { .. } => "standby",
+            Phase::Streaming | Phase::Halted { .. } => "leader",
+            Phase::Starting { .. } | Phase::Retrying { .. } | Phase::Stopping => "none",
+        }
+    }
+
+    /// What there is to say beyond the word; empty when nothing.
+    pub fn detail(&self) -> String {
+        match self {
+            Phase::Starting { doing } | Phase::Standby { doing } => doing.clone(),
+            Phase::Streaming | Phase::Stopping => String::new(),
+            Phase::Halted { reason, remedy } => format!("{reason}; {remedy}"),
+            Phase::Retrying { doing, error, .. } => format!("{doing}: {error}"),
+        }
+    }
+}
+
+/// What the decisions are made of, as of one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Vitals {
+    pub(super) phase: Phase,
+    /// How long the phase has held.
+    pub(super) phase_for: Duration,
+    /// Time since PostgreSQL was last heard of; `None` before the first connection.
+    pub(super) silent_for: Option<Duration>,
+    /// How long the delivery under way has taken; `None` when there is none.
+    pub(super) delivering_for: Option<Duration>,
+    /// Time since the daemon's last heartbeat.
+    pub(super) beat_ago: Duration,
+}
+
+/// `Err` has the reason, for a person.
+pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
+    match &now.phase {
+        Phase::Standby { .. } => Ok(()),
+        Phase::Streaming => {
+            match now.silent_for {
+                None => return Err("nothing was heard from PostgreSQL yet".into()),
+                Some(silent) if silent > SILENCE_MAX => {
+                    let silent = silent.as_secs();
+                    return Err(format!("nothing was heard from PostgreSQL for {silent} s"));
+                }
+                Some(_) => {}
+            }
+            match now.delivering_for {
+                Some(taken) if taken > DELIVERY_MAX => {
+                    let taken = taken.as_secs();
+                    Err(format!("the broker has not taken a delivery for {taken} s"))
+                }
+                _ => Ok(()),
+            }
+        }
+        Phase::Retrying { next_attempt_in, .. } => {
+            let wait = next_attempt_in.saturating_sub(now.phase_for).as_secs();
+            Err(format!("{}; next attempt in {wait} s", now.phase.detail()))
+        }
+        Phase::Stopping => Err("stopping".into()),
+        Phase::Starting { .. } => Err(format!("starting: {}", now.phase.detail())),
+        Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
+    }
+}
+
+/// `Err` has the reason, for a person.
+pub(super) fn liveness(now: &Vitals) -> Result<(), String> {
+    if now.beat_ago > HEARTBEAT_MAX {
+        return Err(format!("no heartbeat of the daemon for {} s", now.beat_ago.as_secs()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn vitals(phase: Phase) -> Vitals {
+        Vitals {
+            phase,
+            phase_for: s(2),
+            silent_for: Some(s(1)),
+            delivering_for: None,
+            beat_ago: s(1),
+        }
+    }
+
+    #[test]
+    fn a_relay_that_streams_is_ready_until_an_end_of_the_road_falls_silent() {
+        let streaming = vitals(Phase::Streaming);
+        assert_eq!(readiness(&streaming), Ok(()));
+        let slow =
+            Vitals { delivering_for: Some(s(15)), silent_for: Some(s(15)), ..streaming.clone() };
+        assert_eq!(readiness(&slow), Ok(()), "slow is not away");
+        for (vitals, reason) in [
+            (
+                Vitals { silent_for: Some(s(16)), ..streaming.clone() },
+                "nothing was heard from PostgreSQL for 16 s",
+            ),
+            (
+                Vitals { silent_for: None, ..streaming.clone() },
+                "nothing was heard from PostgreSQL yet",
+            ),
+            (
+                Vitals { delivering_for: Some(s(16)), ..streaming },
+                "the broker has not taken a delivery for 16 s",
+            ),
+        ] {
+            assert_eq!(readiness(&vitals), Err(reason.to_owned()));
+            assert_eq!(liveness(&vitals), Ok(()), "an outage is no reason for a restart");
+        }
+    }
+
+    #[test]
+    fn a_standby_is_ready_and_every_other_phase_says_why_it_is_not() {
+        assert_eq!(readiness(&vitals(Phase::Standby { doing: "waiting".into() })), Ok(()));
+        for (phase, reason) in [
+            (Phase::Starting { doing: "fencing".into() }, "starting: fencing"),
+            (
+                Phase::Halted { reason: "row 1:0 has no topic".into(), remedy: "fix it".into() },
+                "halted: row 1:0 has no topic; fix it",
+            ),
+            (
+                Phase::Retrying {
+                    doing: "connecting to db:5432".into(),
+                    error: "connection refused".into(),
+                    next_attempt_in: s(5),
+                },
+                "connecting to db:5432: connection refused; next attempt in 3 s",
+            ),
+            (Phase::Stopping, "stopping"),
+        ] {
+            assert_eq!(readiness(&vitals(phase)), Err(reason.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_daemon_without_a_heartbeat_is_not_alive() {
+        let hung = Vitals { beat_ago: s(31), ..vitals(Phase::Streaming) };
+        assert_eq!(liveness(&hung), Err("no heartbeat of the daemon for 31 s".to_owned()));
+    }
+}

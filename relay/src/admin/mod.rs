@@ -1,0 +1,130 @@
+//! What operators see of a relay: health, metrics, status and a page, over HTTP.
+//!
+//! Promises answers that cost the relay nothing: all of them come from the [`Board`], none waits
+//! for a database or a broker. Reading only; nothing can be changed here, so there is no login.
+//! Started by `daemon`; the board is written by `daemon`, `pipeline` and `source`.
+
+mod board;
+pub mod client;
+pub mod health;
+mod lag;
+mod limited;
+pub mod status;
+
+use std::{io, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderName, StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use rand::Rng;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use board::Board;
+pub(crate) use board::approximate;
+pub use health::Phase;
+use limited::Limited;
+
+const PAGE: &str = include_str!("page.html");
+/// How long answers under way may still take after a stop.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The admin address can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen on {listen}: set admin.listen to an address that is free, or to \"off\"")]
+pub struct BindError {
+    listen: String,
+    source: io::Error,
+}
+
+/// Takes the address, so that a mistake in it ends the start and not a task later.
+///
+/// # Errors
+/// The address is in use, or is not one of this machine.
+pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
+    let error = |source| BindError { listen: listen.to_owned(), source };
+    TcpListener::bind(listen).await.map_err(error)
+}
+
+/// Serves until `stop`, then for at most a second more. Dropping it ends it at once.
+///
+/// # Errors
+/// None that a caller can mend; failed accepts are waited out.
+pub async fn serve(listener: TcpListener, board: Board, stop: CancellationToken) -> io::Result<()> {
+    let serving = axum::serve(Limited::new(listener), router(board))
+        .with_graceful_shutdown(stop.clone().cancelled_owned())
+        .into_future();
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        result = serving => result,
+        () = patience => Ok(()),
+    }
+}
+
+fn router(board: Board) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .fallback(nothing_there)
+        .with_state(board)
+}
+
+type Headers<const N: usize> = [(HeaderName, &'static str); N];
+
+const NO_STORE: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
+const NO_SNIFF: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+const PLAIN: Headers<2> = [NO_STORE, NO_SNIFF];
+
+async fn livez(State(board): State<Board>) -> Response {
+    health_answer(board.liveness())
+}
+
+async fn readyz(State(board): State<Board>) -> Response {
+    health_answer(board.readiness())
+}
+
+fn health_answer(health: Result<(), String>) -> Response {
+    match health {
+        Ok(()) => (PLAIN, "ok\n").into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(board): State<Board>) -> Response {
+    const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let headers: Headers<2> = [NO_STORE, (header::CONTENT_TYPE, TYPE)];
+    (headers, board.render_metrics()).into_response()
+}
+
+async fn status(State(board): State<Board>) -> Response {
+    (PLAIN, Json(board.status())).into_response()
+}
+
+async fn nothing_there() -> Response {
+    let here = "there is /livez /readyz /metrics /status and a page at /\n";
+    (StatusCode::NOT_FOUND, PLAIN, here).into_response()
+}
+
+/// The page runs one inline script, named by a nonce; it may talk to its own origin alone.
+async fn page() -> Response {
+    let nonce = format!("{:032x}", rand::rng().random::<u128>());
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; \
+         connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers = [(header::CONTENT_SECURITY_POLICY, policy)];
+    (PLAIN, headers, Html(PAGE.replace("{nonce}", &nonce))).into_response()
+}
+
+#[cfg(test)]
+mod tests;

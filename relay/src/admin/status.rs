@@ -1,0 +1,72 @@
+//! The shape of `/status`: what the server writes, `outbox-relay status` reads and the page shows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{lsn::Lsn, position::Position};
+
+/// The relay as of one moment. New fields may be added; none changes its meaning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The relay's name.
+    pub name: String,
+    /// Of the program.
+    pub version: String,
+    /// `leader`, `standby` or `none`.
+    pub role: String,
+    /// `starting`, `standby`, `streaming`, `halted`, `retrying` or `stopping`.
+    pub phase: String,
+    /// What there is to say of the phase; empty when nothing.
+    pub detail: String,
+    /// Whether `/readyz` answers 200.
+    pub ready: bool,
+    /// Why not.
+    pub not_ready_because: Option<String>,
+    /// Replication slot.
+    pub slot: String,
+    /// End of the server's WAL as last heard.
+    pub server_wal_end: Option<Lsn>,
+    /// Position received from PostgreSQL.
+    pub received: Option<Lsn>,
+    /// Position stored by the broker, in full.
+    pub delivered: Option<Position>,
+    /// Position confirmed to PostgreSQL.
+    pub confirmed: Option<Lsn>,
+    /// WAL between the server's end and the delivered position; null before either is known.
+    pub lag_bytes: Option<u64>,
+    /// How long what is not delivered has been waiting.
+    pub lag_seconds: Option<f64>,
+    /// Since the process started.
+    pub records_delivered: u64,
+    /// Since the process started.
+    pub bytes_delivered: u64,
+    /// Deliveries since the process started.
+    pub batches: u64,
+    /// The newest delivery that had records.
+    pub last_batch: Option<LastBatch>,
+    /// Lanes that are parked now; null while this version does not park.
+    pub parked_lanes: Option<u64>,
+    /// The newest error, also when it has passed.
+    pub last_error: Option<LastError>,
+    /// Since the process started.
+    pub uptime_seconds: f64,
+}
+
+/// A delivery.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastBatch {
+    /// Records in it.
+    pub records: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// From handing it over until it was stored.
+    pub seconds: f64,
+}
+
+/// An error and when it happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastError {
+    /// What went wrong.
+    pub error: String,
+    /// RFC 3339, UTC.
+    pub at: String,
+}

@@ -1,0 +1,89 @@
+use super::*;
+use crate::{lsn::Lsn, position::Position};
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinHandle};
+
+struct Server {
+    address: String,
+    board: Board,
+    stop: CancellationToken,
+    task: JoinHandle<io::Result<()>>,
+}
+
+async fn server() -> Server {
+    let listener = bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    let board = Board::new("orders", "outbox_orders", "1.2.3");
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(serve(listener, board.clone(), stop.clone()));
+    Server { address, board, stop, task }
+}
+
+impl Server {
+    async fn get(&self, path: &str) -> (u16, String) {
+        client::get(&self.address, path).await.expect("an answer")
+    }
+}
+
+#[tokio::test]
+async fn health_follows_the_board() {
+    let server = server().await;
+    assert_eq!(server.get("/livez").await, (200, "ok\n".into()));
+    assert_eq!(server.get("/readyz").await, (503, "starting: reading settings\n".into()));
+    server.board.connected();
+    server.board.phase(Phase::Streaming);
+    assert_eq!(server.get("/readyz").await, (200, "ok\n".into()));
+}
+
+#[tokio::test]
+async fn status_reads_back_as_it_was() {
+    let server = server().await;
+    server.board.delivered(Position::UpTo(Lsn::new(16)), 2, 10, Duration::from_millis(3), 0);
+    server.board.error("the broker was away".into());
+    let (code, body) = server.get("/status").await;
+    let read: status::Status = serde_json::from_str(&body).expect("the documented shape");
+    let now = server.board.status();
+    assert_eq!(code, 200);
+    let comparable =
+        |s: status::Status| status::Status { uptime_seconds: 0.0, lag_seconds: None, ..s };
+    assert_eq!(comparable(read), comparable(now));
+    assert!(body.contains(r#""delivered":{"up_to":"0/10"}"#), "{body}");
+    assert!(body.contains(r#""parked_lanes":null"#), "{body}");
+}
+
+#[tokio::test]
+async fn metrics_the_page_and_a_wrong_path_answer() {
+    let server = server().await;
+    let (code, metrics) = server.get("/metrics").await;
+    assert!(code == 200 && metrics.contains("outbox_relay_ready 0\n"), "{metrics}");
+    let (code, page) = server.get("/").await;
+    assert!(code == 200 && page.starts_with("<!doctype html>") && !page.contains("{nonce}"));
+    assert!(!page.contains("http://") && !page.contains("https://"), "no external assets");
+    assert_eq!(server.get("/admin").await.0, 404);
+}
+
+#[tokio::test]
+async fn an_address_in_use_names_the_setting() {
+    let server = server().await;
+    let error = bind(&server.address).await.expect_err("it is taken").to_string();
+    assert!(error.contains(&server.address) && error.contains("admin.listen"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_said_with_the_address() {
+    let listener = bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    drop(listener);
+    let error = client::get(&address, "/status").await.expect_err("nobody").to_string();
+    assert!(error.contains(&address), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_request_does_not_hold_up_a_stop() {
+    let server = server().await;
+    let mut slow = TcpStream::connect(&server.address).await.expect("connected");
+    slow.write_all(b"GET /status HTTP/1.1\r\n").await.expect("sent");
+    assert_eq!(server.get("/livez").await.0, 200);
+    server.stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(5), server.task).await;
+    assert!(matches!(ended, Ok(Ok(Ok(())))), "{ended:?}");
+}

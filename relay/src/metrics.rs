@@ -1,0 +1,318 @@
+//! What the relay counts: every name, unit and label in one list, `docs/METRICS.md` after it.
+//!
+//! Handles are plain fields, registered once; nothing is looked up per row. Counters move as things
+//! happen; gauges are set when `/metrics` is read, from what the board knows. Named by
+//! `admin` (which owns the one instance), `pipeline` and `daemon`; imports none of them.
+
+use std::{sync::atomic::AtomicU64, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::Registry,
+};
+
+/// A metric's entry in the list.
+#[derive(Debug)]
+pub struct Metric {
+    /// Full name, as scraped.
+    pub name: &'static str,
+    /// `gauge`, `counter`, `histogram` or `info`.
+    pub kind: &'static str,
+    /// Labels and their values.
+    pub labels: &'static str,
+    /// What it says, with its unit.
+    pub help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    kind: &'static str,
+    labels: &'static str,
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, labels, help }
+}
+
+/// Every metric there is.
+#[rustfmt::skip]
+pub const METRICS: &[Metric] = &[
+    metric("outbox_relay_build_info", "info", "`version`, `name`, `slot`", "Always 1; which relay this is"),
+    metric("outbox_relay_ready", "gauge", "", "1 while /readyz answers 200"),
+    metric("outbox_relay_role", "gauge", "`role`: `leader`, `standby`, `none`", "1 for the role that holds"),
+    metric("outbox_relay_server_wal_end_lsn", "gauge", "", "End of the server's WAL as last heard, in bytes from its beginning"),
+    metric("outbox_relay_received_lsn", "gauge", "", "Position received from PostgreSQL, in bytes of WAL"),
+    metric("outbox_relay_delivered_lsn", "gauge", "", "Position stored by the broker, in bytes of WAL"),
+    metric("outbox_relay_confirmed_lsn", "gauge", "", "Position confirmed to PostgreSQL, which may drop the WAL before it, in bytes of WAL"),
+    metric("outbox_relay_lag_bytes", "gauge", "", "WAL between the server's end and the delivered position"),
+    metric("outbox_relay_lag_seconds", "gauge", "", "How long what is not delivered has been waiting; 0 when all is delivered"),
+    metric("outbox_relay_records_delivered_total", "counter", "", "Records stored by the broker"),
+    metric("outbox_relay_delivered_bytes_total", "counter", "", "Bytes of topics, keys, payloads and headers stored by the broker"),
+    metric("outbox_relay_batches_total", "counter", "", "Deliveries, those that stored progress alone included"),
+    metric("outbox_relay_batch_records", "histogram", "", "Records in a delivery that had any"),
+    metric("outbox_relay_delivery_seconds", "histogram", "", "Time from handing a batch to the broker until it is stored, commit included"),
+    metric("outbox_relay_reconnects_total", "counter", "`cause`: `postgres`, `broker`, `fenced`, `other`", "Times the relay started again from its progress"),
+    metric("outbox_relay_refused_total", "counter", "`reason`", "Rows and records that can't be delivered, by why"),
+    metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
+];
+
+/// Why the relay started again from its progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The connection to PostgreSQL.
+    Postgres,
+    /// The connection to the broker, or a delivery whose outcome is uncertain.
+    Broker,
+    /// Another relay of the same name.
+    Fenced,
+    /// Anything else.
+    Other,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+/// What gauges are set to when they are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gauges {
+    /// Whether `/readyz` answers 200.
+    pub ready: bool,
+    /// `leader`, `standby` or `none`.
+    pub role: &'static str,
+    /// In bytes, as all the positions below.
+    pub server_wal_end: u64,
+    /// Received from PostgreSQL.
+    pub received: u64,
+    /// Stored by the broker.
+    pub delivered: u64,
+    /// Confirmed to PostgreSQL.
+    pub confirmed: u64,
+    /// Between the server's end and `delivered`.
+    pub lag_bytes: u64,
+    /// See the metric.
+    pub lag: Duration,
+}
+
+type IntGauge = Gauge<u64, AtomicU64>;
+
+/// The one set of handles.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    ready: IntGauge,
+    role: Family<RoleLabel, IntGauge>,
+    server_wal_end: IntGauge,
+    received: IntGauge,
+    delivered: IntGauge,
+    confirmed: IntGauge,
+    lag_bytes: IntGauge,
+    lag_seconds: Gauge<f64, AtomicU64>,
+    resident_bytes: IntGauge,
+    records_delivered: Counter,
+    bytes_delivered: Counter,
+    batches: Counter,
+    batch_records: Histogram,
+    delivery_seconds: Histogram,
+    reconnects: Family<CauseLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new(name: &str, slot: &str, version: &str) -> Self {
+        let mut metrics = Metrics {
+            registry: Registry::default(),
+            ready: Gauge::default(),
+            role: Family::default(),
+            server_wal_end: Gauge::default(),
+            received: Gauge::default(),
+            delivered: Gauge::default(),
+            confirmed: Gauge::default(),
+            lag_bytes: Gauge::default(),
+            lag_seconds: Gauge::default(),
+            resident_bytes: Gauge::default(),
+            records_delivered: Counter::default(),
+            bytes_delivered: Counter::default(),
+            batches: Counter::default(),
+            // 1 to 1 M records, and 0.5 ms to 33 s.
+            batch_records: Histogram::new(exponential_buckets(1.0, 4.0, 11)),
+            delivery_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 17)),
+            reconnects: Family::default(),
+            refused: Family::default(),
+        };
+        let build = [("version", version), ("name", name), ("slot", slot)]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        metrics.register(build.to_vec());
+        // So that a rate exists from the first scrape on.
+        for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
+            let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
+        }
+        metrics
+    }
+
+    fn register(&mut self, build: Vec<(String, String)>) {
+        for metric in METRICS {
+            // The library adds the suffix that the kind has.
+            let name = metric.name.trim_end_matches("_total").trim_end_matches("_info");
+            let mut add = Adder { registry: &mut self.registry, name, help: metric.help };
+            match metric.name {
+                "outbox_relay_build_info" => add.it(Info::new(build.clone())),
+                "outbox_relay_ready" => add.it(self.ready.clone()),
+                "outbox_relay_role" => add.it(self.role.clone()),
+                "outbox_relay_server_wal_end_lsn" => add.it(self.server_wal_end.clone()),
+                "outbox_relay_received_lsn" => add.it(self.received.clone()),
+                "outbox_relay_delivered_lsn" => add.it(self.delivered.clone()),
+                "outbox_relay_confirmed_lsn" => add.it(self.confirmed.clone()),
+                "outbox_relay_lag_bytes" => add.it(self.lag_bytes.clone()),
+                "outbox_relay_lag_seconds" => add.it(self.lag_seconds.clone()),
+                "outbox_relay_records_delivered_total" => add.it(self.records_delivered.clone()),
+                "outbox_relay_delivered_bytes_total" => add.it(self.bytes_delivered.clone()),
+                "outbox_relay_batches_total" => add.it(self.batches.clone()),
+                "outbox_relay_batch_records" => add.it(self.batch_records.clone()),
+                "outbox_relay_delivery_seconds" => add.it(self.delivery_seconds.clone()),
+                "outbox_relay_reconnects_total" => add.it(self.reconnects.clone()),
+                "outbox_relay_refused_total" => add.it(self.refused.clone()),
+                "process_resident_memory_bytes" => add.it(self.resident_bytes.clone()),
+                name => debug_assert!(false, "{name} is in the list and has no handle"),
+            }
+        }
+    }
+
+    /// A delivery is stored.
+    pub fn delivered(&self, records: u64, bytes: u64, took: Duration) {
+        self.batches.inc();
+        if records == 0 {
+            return; // Progress alone: its size and time would hide those of real batches.
+        }
+        self.records_delivered.inc_by(records);
+        self.bytes_delivered.inc_by(bytes);
+        self.batch_records.observe(records as f64);
+        self.delivery_seconds.observe(took.as_secs_f64());
+    }
+
+    /// The relay starts again from its progress.
+    pub fn reconnect(&self, cause: Cause) {
+        self.reconnects.get_or_create(&CauseLabel { cause: cause.word() }).inc();
+    }
+
+    /// A row or record can't be delivered; `reason` is one of the fixed words.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// The OpenMetrics text, with gauges as given.
+    pub fn render(&self, now: Gauges) -> String {
+        self.ready.set(u64::from(now.ready));
+        for role in ["leader", "standby", "none"] {
+            self.role.get_or_create(&RoleLabel { role }).set(u64::from(role == now.role));
+        }
+        self.server_wal_end.set(now.server_wal_end);
+        self.received.set(now.received);
+        self.delivered.set(now.delivered);
+        self.confirmed.set(now.confirmed);
+        self.lag_bytes.set(now.lag_bytes);
+        self.lag_seconds.set(now.lag.as_secs_f64());
+        self.resident_bytes.set(resident_bytes().unwrap_or(0));
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("writing to a string can't fail");
+        text
+    }
+}
+
+impl Cause {
+    fn word(self) -> &'static str {
+        match self {
+            Cause::Postgres => "postgres",
+            Cause::Broker => "broker",
+            Cause::Fenced => "fenced",
+            Cause::Other => "other",
+        }
+    }
+}
+
+struct Adder<'a> {
+    registry: &'a mut Registry,
+    name: &'static str,
+    help: &'static str,
+}
+
+impl Adder<'_> {
+    fn it(&mut self, metric: impl prometheus_client::registry::Metric) {
+        self.registry.register(self.name, self.help, metric);
+    }
+}
+
+/// From `/proc`; `None` where there is none.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_of_the_list_is_scraped_under_its_name() {
+        let metrics = Metrics::new("orders", "outbox_orders", "1.2.3");
+        metrics.delivered(3, 100, Duration::from_millis(5));
+        metrics.reconnect(Cause::Broker);
+        metrics.refused("too_large");
+        let text = metrics.render(Gauges { role: "leader", received: 7, ..Gauges::default() });
+        for metric in METRICS {
+            let family = metric.name.trim_end_matches("_total").trim_end_matches("_info");
+            assert!(
+                text.contains(&format!("# TYPE {family} {}\n", metric.kind)),
+                "{family}\n{text}"
+            );
+        }
+        for line in [
+            "outbox_relay_build_info{version=\"1.2.3\",name=\"orders\",slot=\"outbox_orders\"} 1\n",
+            "outbox_relay_role{role=\"leader\"} 1\n",
+            "outbox_relay_received_lsn 7\n",
+            "outbox_relay_records_delivered_total 3\n",
+            "outbox_relay_delivered_bytes_total 100\n",
+            "outbox_relay_batch_records_count 1\n",
+            "outbox_relay_reconnects_total{cause=\"broker\"} 1\n",
+            "outbox_relay_reconnects_total{cause=\"postgres\"} 0\n",
+            "outbox_relay_refused_total{reason=\"too_large\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_docs_list_exactly_the_metrics_there_are() {
+        let docs = include_str!("../../docs/METRICS.md");
+        let rows: Vec<&str> = docs.lines().filter(|line| line.starts_with("| `")).collect();
+        let expected: Vec<String> = METRICS
+            .iter()
+            .map(|m| {
+                let labels = if m.labels.is_empty() { "—" } else { m.labels };
+                format!("| `{}` | {} | {labels} | {} |", m.name, m.kind, m.help)
+            })
+            .collect();
+        assert_eq!(rows, expected, "write the left side as the right side says");
+    }
+}
