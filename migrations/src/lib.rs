@@ -31,11 +31,8 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-const OUTBOX: &[Migration] = &[Migration {
-    version: 1,
-    name: "events",
-    sql: include_str!("../outbox/V1__events.sql"),
-}];
+const OUTBOX: &[Migration] =
+    &[Migration { version: 1, name: "events", sql: include_str!("../outbox/V1__events.sql") }];
 
 impl Set {
     /// Every set of this version.
