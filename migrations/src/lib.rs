@@ -1,1 +1,133 @@
-//! (to be written)
+//! The database side of outbox-relay, as plain SQL: usable by any migration tool, and applied
+//! here with [`apply`].
+//!
+//! Files follow the naming of Flyway and refinery (`V1__events.sql`) and never change once
+//! released; their checksums are kept in `<set>.migrations` and verified at each run. Every
+//! statement may be repeated, so a set that was applied by hand is adopted, not refused. Called by
+//! the relay's `migrate` command and by tests; grants are left to the operator (`docs/ROLES.md`).
+
+mod apply;
+
+use std::{fmt, str::FromStr};
+
+pub use apply::{Applied, MigrateError, apply};
+
+/// A group of migrations with a schema and a history of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Set {
+    /// The producer's database: schema `outbox`.
+    Outbox,
+}
+
+/// One file of a [`Set`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migration {
+    /// From 1, without gaps.
+    pub version: i32,
+    /// As in the file's name, `V<version>__<name>.sql`.
+    pub name: &'static str,
+    /// The file's text.
+    pub sql: &'static str,
+}
+
+const OUTBOX: &[Migration] =
+    &[Migration { version: 1, name: "events", sql: include_str!("../outbox/V1__events.sql") }];
+
+impl Set {
+    /// Every set of this version.
+    pub const ALL: &'static [Set] = &[Set::Outbox];
+
+    /// Name of the set and of its schema.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Set::Outbox => "outbox",
+        }
+    }
+
+    /// Its migrations, in the order in which they are applied.
+    pub const fn migrations(self) -> &'static [Migration] {
+        match self {
+            Set::Outbox => OUTBOX,
+        }
+    }
+
+    /// The whole set as one script for `psql -1`.
+    pub fn print(self) -> String {
+        self.migrations().iter().map(|m| format!("-- {}\n{}\n", m.file_name(), m.sql)).collect()
+    }
+
+    /// Table with the history of what was applied.
+    pub(crate) const fn history_table(self) -> &'static str {
+        match self {
+            Set::Outbox => "outbox.migrations",
+        }
+    }
+}
+
+impl Migration {
+    /// `V1__events.sql`.
+    pub fn file_name(&self) -> String {
+        format!("V{}__{}.sql", self.version, self.name)
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// No set of this version has that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this version has no migration set {name:?}; it has: outbox")]
+pub struct UnknownSet {
+    name: String,
+}
+
+impl FromStr for Set {
+    type Err = UnknownSet;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Set::ALL
+            .iter()
+            .copied()
+            .find(|set| set.name() == name)
+            .ok_or_else(|| UnknownSet { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_count_from_one_without_gaps() {
+        for set in Set::ALL {
+            let versions: Vec<i32> = set.migrations().iter().map(|m| m.version).collect();
+            let expected: Vec<i32> = (1..).take(versions.len()).collect();
+            assert_eq!(versions, expected, "{set}");
+            assert!(!versions.is_empty(), "an empty set must not look as if it were applied");
+        }
+    }
+
+    #[test]
+    fn a_set_that_this_version_does_not_have_is_named_in_the_error() {
+        assert_eq!("outbox".parse(), Ok(Set::Outbox));
+        let error = "inbox".parse::<Set>().expect_err("comes with the consumer's side");
+        assert_eq!(
+            error.to_string(),
+            r#"this version has no migration set "inbox"; it has: outbox"#
+        );
+    }
+
+    /// refinery hashes name, version and text: a released file that changes would be refused by
+    /// every database that has it.
+    #[test]
+    fn a_printed_set_carries_each_file_whole() {
+        let script = Set::Outbox.print();
+        for migration in Set::Outbox.migrations() {
+            assert!(script.contains(migration.sql), "{}", migration.file_name());
+        }
+    }
+}

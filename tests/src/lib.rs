@@ -1,1 +1,175 @@
-//! (to be written)
+//! End-to-end tests on real PostgreSQL and real Kafka, and the harness they run in.
+//!
+//! ```text
+//! Harness ─► Database (roles, template) ─► Postgres ┐
+//!    │ └───► Topic (records)            ─► Kafka    ├─► guardian: nothing stays behind
+//!    └─────► Relay (a child process)   ─────────────┘
+//! Load, Event ─► committed rows ─► check::compare ◄─ records
+//! ```
+//!
+//! Servers start once per process and are shared; each test owns its database, slot, relay name
+//! and topics, so all run at once. Used by the suite here and by `bench`.
+
+pub mod check;
+pub mod database;
+mod docker;
+pub mod event;
+mod guardian;
+pub mod kafka;
+pub mod load;
+pub mod murmur2;
+pub mod postgres;
+pub mod relay;
+pub mod servers;
+pub mod topic;
+mod unprivileged;
+pub mod wait;
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use tempfile::TempDir;
+
+use crate::{
+    check::Count,
+    database::{Database, Role},
+    event::{Committed, Event},
+    kafka::Kafka,
+    load::{Load, Plan},
+    postgres::Session,
+    relay::Settings,
+    topic::Topic,
+};
+
+/// Everything that one test owns.
+#[derive(Debug)]
+pub struct Harness {
+    // Before the database in order of drop: it holds the relays' logs and settings.
+    dir: TempDir,
+    database: Database,
+    kafka: &'static Kafka,
+    writer: Session,
+}
+
+impl Harness {
+    /// A database, a writer in it, and a broker.
+    ///
+    /// # Panics
+    /// When PostgreSQL or Kafka can't be had; the text says what to install.
+    pub async fn start() -> Self {
+        let (kafka, database) = tokio::join!(servers::kafka(), Database::create());
+        let writer = database.connect(Role::Writer).await;
+        let dir = tempfile::Builder::new().prefix("outbox-test-").tempdir().expect("a directory");
+        Harness { dir, database, kafka, writer }
+    }
+
+    /// The test's database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The run's broker.
+    pub fn kafka(&self) -> &'static Kafka {
+        self.kafka
+    }
+
+    /// A topic's handle, its name made unique; it need not exist.
+    pub fn topic(&self, name: &str) -> Topic {
+        Topic::new(self.kafka, format!("{}.{name}", self.database.name()))
+    }
+
+    /// A topic by its name as it is in the broker.
+    pub fn topic_named(&self, name: &str) -> Topic {
+        Topic::new(self.kafka, name.to_owned())
+    }
+
+    /// Settings of a relay of this database, named after it.
+    pub fn relay(&self) -> Settings {
+        self.relay_of(&self.database)
+    }
+
+    /// Settings of a relay of another database, in this test's directory.
+    pub fn relay_of(&self, database: &Database) -> Settings {
+        Settings::new(self.dir.path())
+            .set("name", database.name())
+            .set("postgres.url", &database.url(Role::Relay))
+            .set("sink.properties.\"bootstrap.servers\"", self.kafka.brokers())
+            .env("RUST_BACKTRACE", "1")
+    }
+
+    /// Writes events in one transaction, as the writer's role.
+    ///
+    /// # Panics
+    /// When the database refuses them.
+    pub async fn commit(&mut self, events: impl IntoIterator<Item = Event>) {
+        let transaction = self.writer.transaction().await.expect("a transaction begins");
+        for event in events {
+            event.insert(transaction.client()).await.expect("the event is inserted");
+        }
+        transaction.commit().await.expect("the transaction is committed");
+    }
+
+    /// Writes events in one transaction, and rolls it back.
+    ///
+    /// # Panics
+    /// When the database refuses them.
+    pub async fn roll_back(&mut self, events: impl IntoIterator<Item = Event>) {
+        let transaction = self.writer.transaction().await.expect("a transaction begins");
+        for event in events {
+            event.insert(transaction.client()).await.expect("the event is inserted");
+        }
+        transaction.rollback().await.expect("the transaction is rolled back");
+    }
+
+    /// Starts writers in the test's database.
+    pub async fn load(&self, plan: &Plan) -> Load {
+        Load::start(&self.database, plan).await
+    }
+
+    /// What is committed, from the table.
+    pub async fn committed(&self) -> Vec<Committed> {
+        event::committed(self.database.superuser()).await
+    }
+
+    /// Waits until a consumer of `topic` has seen every committed event, and counts.
+    ///
+    /// # Panics
+    /// When one is missing after [`wait::PATIENCE`].
+    pub async fn count(&self, topic: &Topic, partitions: i32) -> Count {
+        let truth = self.committed().await;
+        let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        let steps = check::positions_that_step_back(&records);
+        assert!(steps.is_empty(), "positions grow within a partition: {steps:?}");
+        check::compare(&truth, &records, partitions)
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        if self.kafka.is_external() {
+            delete_topics(self.kafka, self.database.name());
+        }
+    }
+}
+
+/// Removes what a test made in a broker that is not ours: its topics, and its relay's progress.
+fn delete_topics(kafka: &'static Kafka, name: &str) {
+    let (prefix, progress) = (format!("{name}."), format!("outbox-relay-progress-{name}"));
+    let deleted = std::thread::spawn(move || {
+        let admin: AdminClient<_> = kafka.client().create()?;
+        let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(10))?;
+        let ours: Vec<&str> = metadata
+            .topics()
+            .iter()
+            .map(rdkafka::metadata::MetadataTopic::name)
+            .filter(|topic| topic.starts_with(&prefix) || *topic == progress)
+            .collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(admin.delete_topics(&ours, &AdminOptions::new()))?;
+        anyhow::Ok(())
+    })
+    .join();
+    if let Ok(Err(error)) = deleted {
+        servers::report(&format!("deleting topics of {name}: {error:#}"));
+    }
+}

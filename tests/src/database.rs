@@ -1,0 +1,257 @@
+//! A database of a test's own, with the migrations applied and the three roles of `docs/ROLES.md`.
+//!
+//! Each is a copy of one template, made on first use by the owner's role, so the grants that the
+//! documentation gives are the ones that every test runs with.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use outbox_migrations::Set;
+use tokio::sync::OnceCell;
+use tokio_postgres::Config;
+
+use crate::{
+    postgres::{PASSWORD, Postgres, Session},
+    servers,
+};
+
+/// The statements of `docs/ROLES.md`, in its order: cluster, database, schema.
+const ROLES: &str = include_str!("../../docs/ROLES.md");
+
+/// What the writers of `load` need to number events: not part of the product.
+const SEQUENCES: &str = "
+    create schema test;
+    create table test.lanes (lane text primary key, last bigint not null);
+    grant usage on schema test to outbox_writer;
+    grant select, insert, update on test.lanes to outbox_writer;
+";
+
+static TEMPLATE: OnceCell<Result<String, String>> = OnceCell::const_new();
+
+/// A database that is dropped, with its slots, when this is.
+#[derive(Debug)]
+pub struct Database {
+    postgres: &'static Postgres,
+    name: String,
+    superuser: Session,
+}
+
+/// Whose rights a session has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Owns the schema `outbox`.
+    Owner,
+    /// Adds events.
+    Writer,
+    /// Streams and reads events.
+    Relay,
+}
+
+impl Role {
+    const ALL: [Role; 3] = [Role::Owner, Role::Writer, Role::Relay];
+
+    /// As `docs/ROLES.md` calls it.
+    const fn documented_name(self) -> &'static str {
+        match self {
+            Role::Owner => "outbox_owner",
+            Role::Writer => "outbox_writer",
+            Role::Relay => "outbox_relay",
+        }
+    }
+
+    /// Its name in this run: another run may use the same cluster.
+    fn name(self) -> String {
+        format!("{}_{}", self.documented_name(), std::process::id())
+    }
+}
+
+impl Database {
+    /// A database with the outbox set applied.
+    ///
+    /// # Panics
+    /// When there is no PostgreSQL; the text says what to install.
+    pub async fn create() -> Self {
+        Self::copy(&template().await).await.expect("a database for the test")
+    }
+
+    /// A database without anything of the product in it; the roles may connect, and the owner may
+    /// migrate.
+    ///
+    /// # Panics
+    /// As [`Database::create`].
+    pub async fn create_empty() -> Self {
+        template().await; // Makes the roles.
+        let database = Self::copy("template0").await.expect("a database for the test");
+        let grants = documented(1, &database.name).expect("docs/ROLES.md has its statements");
+        database.superuser.batch_execute(&grants).await.expect("the documented grants");
+        database
+    }
+
+    async fn copy(template: &str) -> Result<Self> {
+        let postgres = servers::postgres().await;
+        let name = unique_name("t");
+        let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
+        maintenance.batch_execute(&format!("create database {name} template {template}")).await?;
+        let superuser = postgres.connect(&postgres.superuser(&name)).await?;
+        // Privileges on the database itself are not copied with a template.
+        superuser.batch_execute(&documented(1, &name)?).await?;
+        Ok(Database { postgres, name, superuser })
+    }
+
+    /// Its name; other names of the test (slot, relay, topics) derive from it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A session with every right: for looking, and for what an administrator would do.
+    pub fn superuser(&self) -> &Session {
+        &self.superuser
+    }
+
+    /// A new session of a role.
+    ///
+    /// # Panics
+    /// When the role can't connect.
+    pub async fn connect(&self, role: Role) -> Session {
+        self.postgres.connect(&self.config(role)).await.expect("a session for the test")
+    }
+
+    /// How a role connects.
+    pub fn config(&self, role: Role) -> Config {
+        self.postgres.role(&role.name(), &self.name)
+    }
+
+    /// How a role connects, as a URL over TCP.
+    pub fn url(&self, role: Role) -> String {
+        let (host, port) = self.postgres.address();
+        format!("postgres://{}:{PASSWORD}@{host}:{port}/{}", role.name(), self.name)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (postgres, name) = (self.postgres, self.name.clone());
+        // Dropping must wait, or slots would pin WAL for the rest of the run; and it must not
+        // block the test's own runtime, so it has a thread and a runtime to itself.
+        let dropped = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(drop_database(postgres, &name))
+        })
+        .join();
+        if let Ok(Err(error)) = dropped {
+            servers::report(&format!("dropping {}: {error:#}", self.name));
+        }
+    }
+}
+
+async fn drop_database(postgres: &Postgres, name: &str) -> Result<()> {
+    let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
+    maintenance
+        .execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1",
+            &[&name],
+        )
+        .await?;
+    maintenance
+        .execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
+             where database = $1",
+            &[&name],
+        )
+        .await?;
+    maintenance.batch_execute(&format!("drop database if exists {name} with (force)")).await?;
+    Ok(())
+}
+
+/// Name that no other test of this or another run has; letters, digits and underscores.
+pub(crate) fn unique_name(prefix: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}{}_{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+async fn template() -> String {
+    let template = TEMPLATE
+        .get_or_init(|| async {
+            make_template()
+                .await
+                .map_err(|error| format!("making the template database: {error:#}"))
+        })
+        .await;
+    match template {
+        Ok(name) => name.clone(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Roles once per cluster, then one database as `docs/ROLES.md` has it made.
+async fn make_template() -> Result<String> {
+    let postgres = servers::postgres().await;
+    let name = unique_name("outbox_template_");
+    let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
+    maintenance.batch_execute(&documented(0, &name)?).await.context("creating the roles")?;
+    for role in Role::ALL {
+        let statement = format!("alter role {} password '{PASSWORD}'", role.name());
+        maintenance.batch_execute(&statement).await?;
+    }
+    maintenance.batch_execute(&format!("create database {name} template template0")).await?;
+    maintenance.batch_execute(&documented(1, &name)?).await?;
+    if postgres.is_external() {
+        clear_at_exit(postgres, &name);
+    }
+
+    let mut owner = postgres.connect(&postgres.role(&Role::Owner.name(), &name)).await?;
+    outbox_migrations::apply(&mut owner, Set::Outbox).await?;
+    owner.batch_execute(&documented(2, &name)?).await.context("the grants of docs/ROLES.md")?;
+    let superuser = postgres.connect(&postgres.superuser(&name)).await?;
+    superuser.batch_execute(&named(SEQUENCES, &name)).await?;
+    Ok(name)
+}
+
+/// The `index`-th SQL block of `docs/ROLES.md`, with this run's names.
+fn documented(index: usize, database: &str) -> Result<String> {
+    let block = ROLES
+        .split("```sql\n")
+        .nth(index + 1)
+        .and_then(|rest| rest.split("```").next())
+        .context("docs/ROLES.md has three SQL blocks")?;
+    Ok(named(block, database))
+}
+
+fn named(sql: &str, database: &str) -> String {
+    Role::ALL
+        .iter()
+        .fold(sql.replace("database app", &format!("database {database}")), |sql, role| {
+            sql.replace(role.documented_name(), &role.name())
+        })
+}
+
+/// A cluster that is not ours keeps neither template nor roles. Only an orderly exit does this: a
+/// killed run leaves them, named by its process id.
+fn clear_at_exit(postgres: &'static Postgres, template: &str) {
+    static TEMPLATE: std::sync::OnceLock<(&Postgres, String)> = std::sync::OnceLock::new();
+    extern "C" fn clear() {
+        let Some((postgres, template)) = TEMPLATE.get() else { return };
+        let cleared = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+                drop_database(postgres, template).await?;
+                let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
+                for role in Role::ALL {
+                    maintenance.batch_execute(&format!("drop role {}", role.name())).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .join();
+        if let Ok(Err(error)) = cleared {
+            servers::report(&format!("clearing OUTBOX_TEST_POSTGRES: {error:#}"));
+        }
+    }
+    if TEMPLATE.set((postgres, template.to_owned())).is_ok() {
+        // SAFETY: `clear` has the signature that atexit takes and does not unwind: the thread
+        // that may panic is joined.
+        let registered = unsafe { libc::atexit(clear) };
+        assert_eq!(registered, 0, "atexit takes a handler");
+    }
+}

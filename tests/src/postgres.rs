@@ -1,0 +1,262 @@
+//! One PostgreSQL for a run: `OUTBOX_TEST_POSTGRES` (a superuser's URL), else Docker
+//! (`OUTBOX_TEST_POSTGRES_IMAGE`), else installed binaries (`OUTBOX_TEST_POSTGRES_BIN` chooses).
+//!
+//! It knows sessions and the cluster; databases and roles of a test are `database`'s.
+
+use std::{
+    ops::{Deref, DerefMut},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls, config::Host};
+
+use crate::{docker, guardian, servers, unprivileged::Unprivileged, wait};
+
+/// How long a server may take from start to its first answer.
+const START: Duration = Duration::from_secs(60);
+/// Password of every role that the harness makes.
+pub(crate) const PASSWORD: &str = "outbox-tests";
+
+/// What the suite needs beyond the defaults: logical decoding, and room for all tests at once.
+/// Durability is off; no test crashes the machine.
+const SETTINGS: &[&str] = &[
+    "wal_level=logical",
+    "fsync=off",
+    "full_page_writes=off",
+    "max_connections=300",
+    "max_wal_senders=120",
+    "max_replication_slots=120",
+    "shared_buffers=128MB",
+    "max_wal_size=4GB",
+    "timezone=UTC",
+];
+
+/// A running cluster and how its superuser gets in.
+#[derive(Debug)]
+pub struct Postgres {
+    superuser: Config,
+    /// Directory of its Unix socket, where it is on this machine.
+    socket_dir: Option<PathBuf>,
+    /// Whether it was there before the run: then nothing of ours may stay in it.
+    external: bool,
+}
+
+/// A connection that is closed when dropped.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    connection: JoinHandle<()>,
+}
+
+impl Postgres {
+    pub(crate) async fn start() -> Result<Self> {
+        if let Ok(url) = std::env::var("OUTBOX_TEST_POSTGRES") {
+            let superuser: Config = url.parse().context("OUTBOX_TEST_POSTGRES")?;
+            let postgres = Postgres { superuser, socket_dir: None, external: true };
+            postgres.connect(&postgres.superuser).await.context("OUTBOX_TEST_POSTGRES")?;
+            return Ok(postgres);
+        }
+        // Binaries named on purpose are wanted on purpose.
+        let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
+        let no_docker = match (&chosen, docker::engine().await) {
+            (None, Ok(())) => match Self::start_container().await {
+                Ok(postgres) => return Ok(postgres),
+                Err(error) => error.context("Docker could not start PostgreSQL"),
+            },
+            (Some(_), _) => anyhow!("OUTBOX_TEST_POSTGRES_BIN is set, so Docker was not asked"),
+            (None, Err(error)) => error,
+        };
+        let Some(bin) = chosen.or_else(installed) else {
+            bail!(
+                "no PostgreSQL for the tests: {no_docker:#}; and no initdb in PATH or the usual \
+                 places. Install PostgreSQL 14 or later (apt-get install postgresql, brew install \
+                 postgresql), or start Docker, or set OUTBOX_TEST_POSTGRES to a superuser's URL"
+            )
+        };
+        servers::report(&format!("{no_docker:#}: using PostgreSQL from {}", bin.display()));
+        Self::start_local(&bin).await
+    }
+
+    async fn start_container() -> Result<Self> {
+        let (name, tag) = docker::image("OUTBOX_TEST_POSTGRES_IMAGE", "postgres:15");
+        let request = GenericImage::new(name, tag)
+            .with_exposed_port(5432.tcp())
+            .with_env_var("POSTGRES_PASSWORD", PASSWORD)
+            .with_startup_timeout(START)
+            .with_cmd(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
+        let container = docker::start(request).await?;
+        let mut superuser = Config::new();
+        superuser
+            .host(container.get_host().await?.to_string())
+            .port(container.get_host_port_ipv4(5432.tcp()).await?)
+            .user("postgres")
+            .dbname("postgres")
+            .password(PASSWORD);
+        let postgres = Postgres { superuser, socket_dir: None, external: false };
+        postgres.wait_ready().await?;
+        // Dropping the handle would stop the container; the guardian does that at the end.
+        std::mem::forget(container);
+        Ok(postgres)
+    }
+
+    async fn start_local(bin: &Path) -> Result<Self> {
+        let user = Unprivileged::find()?;
+        let dir = tempfile::Builder::new().prefix("outbox-postgres-").tempdir()?.keep();
+        guardian::remove_at_exit(&dir);
+        user.owns(&dir)?;
+        let password_file = dir.join("password");
+        std::fs::write(&password_file, PASSWORD)?;
+        user.owns(&password_file)?;
+        let initdb = user
+            .command(&bin.join("initdb"))
+            .args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
+            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
+            .arg(format!("--pwfile={}", password_file.display()))
+            .arg("--pgdata")
+            .arg(dir.join("data"))
+            .current_dir(&dir)
+            .output()
+            .context("initdb did not start")?;
+        if !initdb.status.success() {
+            bail!("initdb failed: {}", String::from_utf8_lossy(&initdb.stderr));
+        }
+
+        let port = servers::free_port();
+        let log = dir.join("log");
+        let mut server = user.command(&bin.join("postgres"));
+        server.arg("-D").arg(dir.join("data")).arg("-k").arg(&dir);
+        server.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        server.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
+        let pid = spawn_logged(server, &dir, &log)?;
+        guardian::quit_at_exit(pid);
+
+        let mut superuser = Config::new();
+        superuser.host("127.0.0.1").port(port).user("postgres").dbname("postgres");
+        superuser.password(PASSWORD);
+        let postgres = Postgres { superuser, socket_dir: Some(dir), external: false };
+        postgres
+            .wait_ready()
+            .await
+            .with_context(|| format!("PostgreSQL's log:\n{}", servers::tail(&log)))?;
+        Ok(postgres)
+    }
+
+    async fn wait_ready(&self) -> Result<()> {
+        wait::until("PostgreSQL answers", START, || self.connect(&self.superuser)).await.map(drop)
+    }
+
+    /// How the superuser connects to `database`.
+    pub(crate) fn superuser(&self, database: &str) -> Config {
+        let mut config = self.superuser.clone();
+        config.dbname(database);
+        config
+    }
+
+    /// How a role that the harness made connects to `database`.
+    pub(crate) fn role(&self, role: &str, database: &str) -> Config {
+        let mut config = self.superuser(database);
+        config.user(role).password(PASSWORD);
+        config
+    }
+
+    /// Opens a session.
+    pub(crate) async fn connect(&self, config: &Config) -> Result<Session> {
+        let (client, connection) = config.connect(NoTls).await.context("connecting")?;
+        // A connection's error is also the error of the statement that meets it.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Ok(Session { client, connection })
+    }
+
+    /// Where it listens, as host and port.
+    pub fn address(&self) -> (String, u16) {
+        let host = match self.superuser.get_hosts().first() {
+            Some(Host::Tcp(host)) => host.clone(),
+            Some(Host::Unix(dir)) => dir.display().to_string(),
+            None => "localhost".to_owned(),
+        };
+        (host, self.superuser.get_ports().first().copied().unwrap_or(5432))
+    }
+
+    /// Directory of the Unix socket, for a server on this machine that the harness started.
+    pub fn socket_dir(&self) -> Option<&Path> {
+        self.socket_dir.as_deref()
+    }
+
+    pub(crate) fn is_external(&self) -> bool {
+        self.external
+    }
+}
+
+impl Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Starts a server with its output in `log`, and returns its process id. The server is not waited
+/// for: the guardian ends it.
+pub(crate) fn spawn_logged(mut server: Command, dir: &Path, log: &Path) -> Result<u32> {
+    use std::os::unix::process::CommandExt;
+    let output = std::fs::File::create(log)?;
+    let child = server
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", server.get_program().display()))?;
+    Ok(child.id())
+}
+
+/// Directory with `initdb`: PATH, else the newest in the places of Debian, Red Hat and Homebrew.
+fn installed() -> Option<PathBuf> {
+    let in_path = std::env::var_os("PATH")
+        .and_then(|path| std::env::split_paths(&path).find(|dir| dir.join("initdb").is_file()));
+    in_path.or_else(|| {
+        let mut found: Vec<(u32, PathBuf)> = [
+            ("/usr/lib/postgresql", ""),
+            ("/usr", "pgsql-"),
+            ("/opt/homebrew/opt", "postgresql@"),
+            ("/usr/local/opt", "postgresql@"),
+        ]
+        .iter()
+        .flat_map(|(parent, prefix)| versions(Path::new(parent), prefix))
+        .collect();
+        found.sort();
+        found.pop().map(|(_, bin)| bin)
+    })
+}
+
+/// `<parent>/<prefix><major>/bin` with an `initdb` in it.
+fn versions(parent: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
+    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let major = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            let bin = entry.path().join("bin");
+            bin.join("initdb").is_file().then_some((major, bin))
+        })
+        .collect()
+}

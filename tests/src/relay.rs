@@ -1,0 +1,320 @@
+//! The relay as a real process: started with a settings file, killed, stopped, asked.
+//!
+//! Its log goes to a file whose end is printed when the test that owns it fails.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs::OpenOptions,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use crate::{guardian, servers, wait};
+
+/// SIGTERM to exit, as promised (DESIGN: command line).
+pub const STOP: Duration = Duration::from_secs(10);
+/// How long a command that ends by itself may take.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// Settings of a relay that is not running yet.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    dir: PathBuf,
+    /// Dotted TOML keys, and values as TOML writes them.
+    values: BTreeMap<String, String>,
+    environment: BTreeMap<String, String>,
+}
+
+/// A relay's process; ended by KILL when dropped.
+#[derive(Debug)]
+pub struct Relay {
+    settings: Settings,
+    child: Child,
+    pid: u32,
+    admin: SocketAddr,
+    log: PathBuf,
+}
+
+impl Settings {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Settings { dir: dir.to_owned(), values: BTreeMap::new(), environment: BTreeMap::new() }
+    }
+
+    /// Sets a key to a string.
+    #[must_use]
+    pub fn set(self, key: &str, value: &str) -> Self {
+        let text = Value::from(value).to_string(); // A JSON string is a TOML basic string.
+        self.set_toml(key, &text)
+    }
+
+    /// Sets a key to a value as TOML writes it: `12`, `true`, `["a"]`.
+    #[must_use]
+    pub fn set_toml(mut self, key: &str, value: &str) -> Self {
+        self.values.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Leaves a key out.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.values.remove(key);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.environment.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Starts `run`, and returns without waiting for anything.
+    ///
+    /// # Panics
+    /// When the process does not start.
+    pub fn spawn(self) -> Relay {
+        let port = servers::free_port();
+        let settings = self.set("admin.listen", &format!("127.0.0.1:{port}"));
+        let log = settings.dir.join(format!("{}.log", settings.name()));
+        let (child, pid) = spawn(&settings, &log).expect("the relay starts");
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Relay { settings, child, pid, admin, log }
+    }
+
+    /// Starts `run` and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends, or is not ready after [`wait::PATIENCE`].
+    pub async fn start(self) -> Relay {
+        let mut relay = self.spawn();
+        relay.wait_ready().await;
+        relay
+    }
+
+    /// Runs another command to its end, such as `["check"]`.
+    ///
+    /// # Panics
+    /// When it does not start, or does not end in a minute.
+    pub async fn command(&self, arguments: &[&str]) -> Output {
+        let run = async {
+            let mut command = self.prepare(arguments)?;
+            let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+            anyhow::Ok(tokio::time::timeout(COMMAND, output).await??)
+        };
+        run.await.unwrap_or_else(|error| panic!("{arguments:?}: {error:#}"))
+    }
+
+    fn name(&self) -> String {
+        self.values.get("name").map_or("relay", |name| name.trim_matches('"')).to_owned()
+    }
+
+    fn prepare(&self, arguments: &[&str]) -> Result<Command> {
+        let mut toml = String::new();
+        for (key, value) in &self.values {
+            writeln!(toml, "{key} = {value}")?;
+        }
+        let file = self.dir.join(format!("{}.toml", self.name()));
+        std::fs::write(&file, toml)?;
+        let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
+        let mut command = Command::new(binary()?);
+        command.arg(subcommand).arg("--config").arg(file).args(rest).current_dir(&self.dir);
+        command.envs(&self.environment);
+        Ok(command)
+    }
+}
+
+impl Relay {
+    /// Waits until `/readyz` says 200.
+    ///
+    /// # Panics
+    /// When the process ends, or is not ready after [`wait::PATIENCE`].
+    pub async fn wait_ready(&mut self) {
+        self.wait_for("/readyz", 200).await;
+    }
+
+    /// Waits until `path` answers with `status`.
+    ///
+    /// # Panics
+    /// When the process ends, or does not say so within [`wait::PATIENCE`].
+    pub async fn wait_for(&mut self, path: &str, status: u16) {
+        let admin = self.admin;
+        let what = format!("{path} says {status}");
+        let answered = wait::until(&what, wait::PATIENCE, || {
+            let ended = self.child.try_wait();
+            async move {
+                if let Some(ended) = ended? {
+                    // No answer will come; the deadline would only hide why.
+                    panic!("the relay ended: {ended}");
+                }
+                match get(admin, path).await? {
+                    (found, _) if found == status => Ok(()),
+                    (found, body) => bail!("{found} {body}"),
+                }
+            }
+        });
+        answered.await.expect("the relay answers");
+    }
+
+    /// Body of an admin page.
+    ///
+    /// # Panics
+    /// When it is not 200.
+    pub async fn page(&self, path: &str) -> String {
+        match get(self.admin, path).await {
+            Ok((200, body)) => body,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
+    /// `/status`.
+    ///
+    /// # Panics
+    /// When there is none, or it is not JSON.
+    pub async fn status(&self) -> Value {
+        serde_json::from_str(&self.page("/status").await).expect("/status is JSON")
+    }
+
+    /// Whether its log has `text`, in any of its lives.
+    pub fn logs_contain(&self, text: &str) -> bool {
+        self.log_text().contains(text)
+    }
+
+    /// Waits until its log has `text`.
+    ///
+    /// # Panics
+    /// When it does not within [`wait::PATIENCE`].
+    pub async fn wait_log(&self, text: &str) {
+        wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
+            if self.logs_contain(text) { Ok(()) } else { Err(servers::tail(&self.log)) }
+        })
+        .await
+        .expect("the relay logs it");
+    }
+
+    /// Its log so far.
+    pub fn log_text(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its process id, for signals.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Ends it with KILL and waits for that.
+    ///
+    /// # Panics
+    /// When it had ended before.
+    pub async fn kill9(&mut self) {
+        assert!(self.child.try_wait().expect("a status").is_none(), "it was running until now");
+        self.child.kill().await.expect("it is killed");
+        guardian::forget(self.pid);
+    }
+
+    /// Starts it again with the same settings, after [`Relay::kill9`] or [`Relay::sigterm`].
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self) {
+        (self.child, self.pid) = spawn(&self.settings, &self.log).expect("the relay starts");
+    }
+
+    /// Asks it to stop, and returns how it ended.
+    ///
+    /// # Panics
+    /// When it has not ended after [`STOP`].
+    pub async fn sigterm(&mut self) -> ExitStatus {
+        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
+        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "the relay was running");
+        self.wait_end(STOP).await
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// When it has not after `deadline`.
+    pub async fn wait_end(&mut self, deadline: Duration) -> ExitStatus {
+        let ended = tokio::time::timeout(deadline, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("the relay still runs after {deadline:?}"));
+        guardian::forget(self.pid);
+        status.expect("a status")
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _gone = self.child.start_kill();
+        }
+        // `kill_on_drop` leaves the waiting to the runtime; here the process must be gone before
+        // the test's database is dropped.
+        let until = std::time::Instant::now() + STOP;
+        while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        guardian::forget(self.pid);
+        if std::thread::panicking() {
+            servers::report(&format!(
+                "log of {}:\n{}",
+                self.settings.name(),
+                servers::tail(&self.log)
+            ));
+        }
+    }
+}
+
+fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
+    let output = OpenOptions::new().create(true).append(true).open(log)?;
+    let child = settings
+        .prepare(&["run"])?
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A terminal's ctrl-C ends the tests; the guardian ends this.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let pid = child.id().context("a process that runs has an id")?;
+    guardian::kill_at_exit(pid);
+    Ok((child, pid))
+}
+
+/// `OUTBOX_TEST_RELAY`, else the one that cargo built beside the running test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("OUTBOX_TEST_RELAY") {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    // target/<profile>/deps/<test> or target/<profile>/<program>.
+    this.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("relay-under-test"))
+        .find(|path| path.is_file())
+        .context("no relay-under-test beside the tests: cargo build -p outbox-tests --bins")
+}
+
+/// A GET of the admin server: status and body.
+async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
+    let status = head.split(' ').nth(1).context("an HTTP status")?.parse()?;
+    Ok((status, body.to_owned()))
+}

@@ -1,0 +1,118 @@
+//! The servers of a run: one PostgreSQL and one Kafka per process, started when first asked for.
+//!
+//! Each comes from an environment variable, else from Docker, else from what is installed; when
+//! none can be had, every test that needs it fails with what to install. `guardian` stops them.
+
+use std::{
+    collections::HashSet,
+    future::Future,
+    net::{Ipv4Addr, TcpListener},
+    path::PathBuf,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use tokio::sync::OnceCell;
+
+use crate::{kafka::Kafka, postgres::Postgres};
+
+static POSTGRES: OnceCell<Result<Postgres, String>> = OnceCell::const_new();
+static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
+
+/// This run's PostgreSQL.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn postgres() -> &'static Postgres {
+    shared(&POSTGRES, "PostgreSQL", Postgres::start).await
+}
+
+/// This run's Kafka.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn kafka() -> &'static Kafka {
+    shared(&KAFKA, "Kafka", Kafka::start).await
+}
+
+/// Starts it on the first call. A failure is kept too: the second test should fail at once with
+/// the same words, not wait for another attempt.
+async fn shared<T, F, Fut>(
+    cell: &'static OnceCell<Result<T, String>>,
+    what: &'static str,
+    start: F,
+) -> &'static T
+where
+    T: Send + Sync,
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<T>>,
+{
+    let server = cell
+        .get_or_init(|| async move {
+            // On a runtime of its own: the first test's ends with that test.
+            let started = tokio::task::spawn_blocking(move || {
+                let begun = Instant::now();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .context("starting a runtime")?;
+                let server = runtime.block_on(start())?;
+                report(&format!("{what} is ready after {:.1?}", begun.elapsed()));
+                Ok(server)
+            });
+            let started: Result<T> = match started.await {
+                Ok(started) => started,
+                Err(panicked) => Err(panicked.into()),
+            };
+            started.map_err(|error| format!("{error:#}"))
+        })
+        .await;
+    match server {
+        Ok(server) => server,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A line for the person who runs the tests; shown with `--nocapture` and on failure.
+#[expect(clippy::print_stderr, reason = "a test harness speaks on the terminal")]
+pub(crate) fn report(line: &str) {
+    eprintln!("harness: {line}");
+}
+
+/// `target/harness`: what a later run may find again, such as Kafka's jars.
+pub(crate) fn cache_dir() -> Result<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
+        Into::into,
+    );
+    let dir = target.join("harness");
+    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))
+}
+
+/// A free port of the loopback interface, never the same one twice.
+///
+/// # Panics
+/// When the loopback interface has none.
+pub fn free_port() -> u16 {
+    static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        if HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return port;
+        }
+    }
+}
+
+/// The end of a log, for an error's text.
+pub(crate) fn tail(log: &std::path::Path) -> String {
+    const LINES: usize = 40;
+    let text = std::fs::read(log).map_or_else(
+        |error| format!("(no log: {error})"),
+        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+}

@@ -1,0 +1,241 @@
+//! A topic of a test's own, and what a consumer that reads committed records finds in it.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::Headers,
+};
+
+use crate::{kafka, kafka::Kafka, wait};
+
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(10);
+
+/// A topic's name, and the broker it is in.
+#[derive(Clone, Debug)]
+pub struct Topic {
+    kafka: &'static Kafka,
+    name: String,
+}
+
+/// A record as a consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it was found.
+    pub topic: String,
+    /// Where it was found.
+    pub partition: i32,
+    /// Where it was found.
+    pub offset: i64,
+    /// `None` where it has none.
+    pub key: Option<Vec<u8>>,
+    /// `None` is a tombstone.
+    pub payload: Option<Vec<u8>>,
+    /// In their order; text, as all of ours are.
+    pub headers: Vec<(String, String)>,
+    /// Milliseconds since the Unix epoch.
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Record {
+    /// The value of the header `name`.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The event's id, with either style of headers.
+    pub fn id(&self) -> Option<&str> {
+        self.header("outbox-id").or_else(|| self.header("ce_id")).or_else(|| self.header("id"))
+    }
+}
+
+impl Topic {
+    pub(crate) fn new(kafka: &'static Kafka, name: String) -> Self {
+        Topic { kafka, name }
+    }
+
+    /// Its name in the broker.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Creates it and waits until the broker's metadata shows all partitions.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn create(self, partitions: i32) -> Self {
+        self.create_with(partitions, &[]).await
+    }
+
+    /// As [`Topic::create`], with settings such as `max.message.bytes`.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn create_with(self, partitions: i32, settings: &[(&str, &str)]) -> Self {
+        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
+        let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
+        let outcomes = admin.create_topics([&new], &AdminOptions::new()).await;
+        for outcome in outcomes.expect("the broker answers") {
+            outcome.expect("the topic is created");
+        }
+        let topic = self.clone();
+        kafka::ask("the topic is in the metadata", move || match topic.partitions()? {
+            Some(found) if found == partitions => Ok(()),
+            found => bail!("{} has {found:?} partitions", topic.name),
+        })
+        .await
+        .expect("the topic appears");
+        self
+    }
+
+    /// Number of partitions, `None` when there is no such topic. Blocks.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub fn partitions(&self) -> Result<Option<i32>> {
+        let consumer: BaseConsumer = self.kafka.client().create()?;
+        // All topics: asking for one by its name could create it.
+        let metadata = consumer.fetch_metadata(None, ASK)?;
+        let found = metadata.topics().iter().find(|topic| topic.name() == self.name);
+        found.map(|topic| i32::try_from(topic.partitions().len()).context("partitions")).transpose()
+    }
+
+    /// Whether the broker has it.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub async fn exists(&self) -> bool {
+        let topic = self.clone();
+        let partitions = tokio::task::spawn_blocking(move || topic.partitions()).await;
+        partitions.expect("no panic").expect("the broker answers").is_some()
+    }
+
+    /// Everything committed in it, each partition from its beginning to its end at this moment.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub async fn records(&self) -> Vec<Record> {
+        let topic = self.clone();
+        let records = tokio::task::spawn_blocking(move || {
+            let mut reader = Reader::open(&topic)?;
+            while reader.ended.len() < reader.partitions {
+                reader.poll()?;
+            }
+            anyhow::Ok(reader.records)
+        });
+        records.await.expect("no panic").expect("the topic can be read")
+    }
+
+    /// Waits until the ids of all of `expected` were seen, and returns everything that is there
+    /// then, so that what came twice is there twice.
+    ///
+    /// # Panics
+    /// When they are not all there after [`wait::PATIENCE`], with some that are missing.
+    pub async fn records_with(&self, expected: impl IntoIterator<Item = String>) -> Vec<Record> {
+        let mut missing: BTreeSet<String> = expected.into_iter().collect();
+        let topic = self.clone();
+        let waited = tokio::task::spawn_blocking(move || {
+            let mut reader = Reader::open(&topic)?;
+            loop {
+                for id in reader.records.drain(..).filter_map(|r| r.id().map(str::to_owned)) {
+                    missing.remove(&id);
+                }
+                if missing.is_empty() {
+                    return anyhow::Ok(());
+                }
+                reader.poll().with_context(|| {
+                    let some: Vec<_> = missing.iter().take(5).collect();
+                    format!("{} events are missing, such as {some:?}", missing.len())
+                })?;
+            }
+        });
+        waited.await.expect("no panic").expect("every expected record arrives");
+        self.records().await
+    }
+}
+
+/// A consumer of all partitions from their beginnings.
+struct Reader {
+    consumer: BaseConsumer,
+    partitions: usize,
+    /// Partitions whose end was reached, and nothing came since.
+    ended: BTreeSet<i32>,
+    records: Vec<Record>,
+    deadline: Instant,
+}
+
+impl Reader {
+    fn open(topic: &Topic) -> Result<Self> {
+        let partitions = topic.partitions()?.with_context(|| format!("no topic {}", topic.name))?;
+        let consumer: BaseConsumer = topic
+            .kafka
+            .client()
+            .set("group.id", "unused: partitions are assigned by hand")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "20")
+            .create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..partitions {
+            assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Reader {
+            consumer,
+            partitions: usize::try_from(partitions)?,
+            ended: BTreeSet::new(),
+            records: Vec::new(),
+            deadline: Instant::now() + wait::PATIENCE,
+        })
+    }
+
+    /// Takes what comes next: a record, or the news that a partition holds no more. What an open
+    /// transaction hides is past that end.
+    fn poll(&mut self) -> Result<()> {
+        match self.consumer.poll(Duration::from_millis(20)) {
+            Some(Ok(message)) => {
+                self.ended.remove(&message.partition());
+                let record = record(&message);
+                self.records.push(record);
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => drop(self.ended.insert(partition)),
+            Some(Err(error)) => return Err(error).context("reading"),
+            None if Instant::now() >= self.deadline => {
+                bail!("read {} records and no more came", self.records.len())
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn record(message: &rdkafka::message::BorrowedMessage<'_>) -> Record {
+    let headers = message.headers().map(|headers| {
+        headers
+            .iter()
+            .map(|header| {
+                let value = header.value.map(|value| String::from_utf8_lossy(value).into_owned());
+                (header.key.to_owned(), value.unwrap_or_default())
+            })
+            .collect()
+    });
+    Record {
+        topic: message.topic().to_owned(),
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(<[u8]>::to_vec),
+        payload: message.payload().map(<[u8]>::to_vec),
+        headers: headers.unwrap_or_default(),
+        timestamp_ms: message.timestamp().to_millis(),
+    }
+}

@@ -1,0 +1,35 @@
+//! Waiting for a condition, with a deadline and never for a time.
+
+use std::{future::Future, time::Duration};
+
+use anyhow::{Result, bail};
+use tokio::time::{Instant, sleep};
+
+/// How long a test waits for what should take moments: long enough for a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Probes until the answer is `Ok`, and returns it.
+///
+/// # Errors
+/// After `deadline`, with the last answer that was not.
+pub async fn until<T, E, F, Fut>(what: &str, deadline: Duration, mut probe: F) -> Result<T>
+where
+    E: std::fmt::Display,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+{
+    let end = Instant::now() + deadline;
+    let mut last_seen = "no answer at all".to_owned();
+    loop {
+        // A probe that hangs must not outlive the deadline.
+        match tokio::time::timeout_at(end, probe()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(seen)) => last_seen = format!("{seen:#}"),
+            Err(_) => bail!("{what}: not within {deadline:?}; last seen: {last_seen}"),
+        }
+        sleep(POLL).await;
+    }
+}

@@ -1,0 +1,151 @@
+//! Applying the outbox set: by the program, by hand, twice, and by two at once.
+
+use outbox_migrations::{Applied, MigrateError, Set, apply};
+use outbox_tests::database::{Database, Role};
+
+fn everything() -> Vec<Applied> {
+    let applied =
+        |m: &outbox_migrations::Migration| Applied { version: m.version, name: m.name.to_owned() };
+    Set::Outbox.migrations().iter().map(applied).collect()
+}
+
+async fn history_rows(database: &Database) -> i64 {
+    let count = "select count(*) from outbox.migrations";
+    database.superuser().query_one(count, &[]).await.expect("a count").get(0)
+}
+
+#[tokio::test]
+async fn a_second_migrate_has_nothing_to_do() {
+    let database = Database::create_empty().await;
+    let mut owner = database.connect(Role::Owner).await;
+    assert_eq!(apply(&mut owner, Set::Outbox).await.expect("applied"), everything());
+    assert_eq!(apply(&mut owner, Set::Outbox).await.expect("up to date"), []);
+}
+
+#[tokio::test]
+async fn of_several_that_migrate_at_once_one_does_it_and_the_others_wait() {
+    let database = Database::create_empty().await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut owner = database.connect(Role::Owner).await;
+        tasks.spawn(async move { apply(&mut owner, Set::Outbox).await });
+    }
+    let mut applied = Vec::new();
+    for outcome in tasks.join_all().await {
+        applied.extend(outcome.expect("none of them fails"));
+    }
+    assert_eq!(applied, everything());
+    assert_eq!(history_rows(&database).await, 1);
+}
+
+#[tokio::test]
+async fn the_lock_is_free_after_a_migration_that_failed() {
+    let database = Database::create_empty().await;
+    let mut first = database.connect(Role::Owner).await;
+    let foreign = "create schema outbox; create table outbox.events (id int)";
+    first.batch_execute(foreign).await.expect("a foreign table");
+    apply(&mut first, Set::Outbox).await.expect_err("a foreign table is in the way");
+    database.superuser().batch_execute("drop table outbox.events").await.expect("dropped");
+    // `first` is still connected: a lock that it held would be waited for until the deadline.
+    let mut second = database.connect(Role::Owner).await;
+    let second = apply(&mut second, Set::Outbox);
+    let applied = tokio::time::timeout(outbox_tests::wait::PATIENCE, second).await;
+    assert_eq!(applied.expect("not blocked").expect("applied"), everything());
+}
+
+#[tokio::test]
+async fn a_table_of_another_shape_is_refused_with_what_it_lacks() {
+    let database = Database::create_empty().await;
+    let foreign = "create schema outbox; \
+                   create table outbox.events (id uuid, created_at timestamptz, topic text) \
+                       partition by range (created_at)";
+    database.superuser().batch_execute(foreign).await.expect("a foreign table");
+    let superuser = database.superuser();
+    let script = Set::Outbox.print();
+    let error = superuser.batch_execute(&script).await.expect_err("refused");
+    let error = error.as_db_error().expect("by the database");
+    assert!(
+        error.message().contains("column \"key\"") || error.message().contains("lacks key text"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_applied_by_hand_is_adopted() {
+    let database = Database::create_empty().await;
+    let mut owner = database.connect(Role::Owner).await;
+    owner.batch_execute(&Set::Outbox.print()).await.expect("the printed script runs");
+    let insert = "select outbox.publish('orders', '{}')";
+    owner.batch_execute(insert).await.expect("the owner may publish");
+    assert_eq!(apply(&mut owner, Set::Outbox).await.expect("adopted"), everything());
+    let rows: i64 =
+        owner.query_one("select count(*) from outbox.events", &[]).await.expect("a count").get(0);
+    assert_eq!(rows, 1, "the rows are still there");
+}
+
+#[tokio::test]
+async fn an_applied_migration_with_another_text_is_refused() {
+    let database = Database::create().await;
+    let tamper = "update outbox.migrations set checksum = '1'";
+    database.superuser().batch_execute(tamper).await.expect("updated");
+    let mut owner = database.connect(Role::Owner).await;
+    let error = apply(&mut owner, Set::Outbox).await.expect_err("refused");
+    assert!(matches!(error, MigrateError::History { .. }), "{error:?}");
+    assert!(error.to_string().contains("outbox.migrations has V1__events"), "{error}");
+}
+
+#[tokio::test]
+async fn a_history_with_a_newer_migration_is_refused() {
+    let database = Database::create().await;
+    let newer = "insert into outbox.migrations select 99, 'later', applied_on, '1' \
+                 from outbox.migrations";
+    database.superuser().batch_execute(newer).await.expect("inserted");
+    let mut owner = database.connect(Role::Owner).await;
+    let error = apply(&mut owner, Set::Outbox).await.expect_err("refused");
+    assert!(error.to_string().contains("V99__later"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_create_is_told_so_once() {
+    let database = Database::create_empty().await;
+    let mut writer = database.connect(Role::Writer).await;
+    let error = apply(&mut writer, Set::Outbox).await.expect_err("refused");
+    assert_eq!(error.to_string(), "creating the schema outbox failed");
+    let cause = std::error::Error::source(&error).expect("the database's answer");
+    assert!(format!("{cause:?}").contains("permission denied"), "{cause:?}");
+}
+
+#[tokio::test]
+async fn the_publication_carries_inserts_of_the_partition_root_alone() {
+    let database = Database::create().await;
+    let row = database
+        .superuser()
+        .query_one(
+            "select pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot, \
+             (select string_agg(schemaname || '.' || tablename, ',') from pg_publication_tables \
+              where pubname = 'outbox') \
+             from pg_publication where pubname = 'outbox'",
+            &[],
+        )
+        .await
+        .expect("the publication is there");
+    let flags: Vec<bool> = (0..5).map(|column| row.get(column)).collect();
+    assert_eq!(flags, [true, false, false, false, true]);
+    assert_eq!(row.get::<_, &str>(5), "outbox.events");
+}
+
+#[tokio::test]
+async fn a_publication_of_that_name_without_the_table_is_refused() {
+    let database = Database::create_empty().await;
+    let foreign = "create publication outbox";
+    database.superuser().batch_execute(foreign).await.expect("a foreign publication");
+    let mut owner = database.connect(Role::Owner).await;
+    let error = apply(&mut owner, Set::Outbox).await.expect_err("refused");
+    assert_eq!(error.to_string(), "applying migration V1__events failed");
+    let cause = std::error::Error::source(&error).expect("the database's answer");
+    let text = format!("{cause:?}");
+    assert!(text.contains("does not publish outbox.events"), "{text}");
+    let missing = "select to_regclass('outbox.events') is null";
+    let row = database.superuser().query_one(missing, &[]).await.expect("an answer");
+    assert!(row.get::<_, bool>(0), "the migration is applied whole or not at all");
+}
