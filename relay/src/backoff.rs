@@ -4,20 +4,20 @@ use std::time::Duration;
 
 /// Waiting times, each about twice the last.
 #[derive(Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
     max: Duration,
 }
 
 impl Backoff {
     /// Begins at `min` and stays at `max`.
-    pub fn new(min: Duration, max: Duration) -> Self {
+    pub(crate) fn new(min: Duration, max: Duration) -> Self {
         Backoff { next: min, max }
     }
 
     /// The next waiting time: between half and all of the current step, so that many relays that
     /// lost the same server don't come back at once.
-    pub fn next_wait(&mut self) -> Duration {
+    pub(crate) fn next_wait(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.max);
         step.mul_f64(rand::random_range(0.5..=1.0))

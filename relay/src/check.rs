@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 
 use crate::{
-    config::Config,
-    postgres::sql::SqlSession,
-    row::Relation,
-    route::{Origin, Router},
-    sink::kafka,
-    source::slot,
+    config::{Config, parts::Parts},
+    postgres::sql,
+    sink::{
+        SinkError,
+        kafka::{self, ProgressTopic},
+    },
+    source::slot::{self, InspectError},
+    table_fit,
 };
 
 /// Bound of each of the two halves, so that the whole ends within 15 s.
@@ -46,11 +49,9 @@ pub struct Finding {
 }
 
 /// Looks at everything. Problems come as findings, never as errors.
-pub async fn run(config: &Config) -> Vec<Finding> {
-    let (mut findings, kafka) = tokio::join!(
-        half("PostgreSQL", postgres(config)), //
-        half("Kafka", kafka(config)),
-    );
+pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
+    let (mut findings, kafka) =
+        tokio::join!(half("PostgreSQL", postgres(config, parts)), half("Kafka", kafka(parts)));
     findings.extend(kafka);
     findings
 }
@@ -67,37 +68,40 @@ async fn half(name: &'static str, looks: impl Future<Output = Vec<Finding>>) -> 
     })
 }
 
-async fn kafka(config: &Config) -> Vec<Finding> {
-    match kafka::preflight(&config.kafka_settings()).await {
-        Ok(seen) => seen
-            .into_iter()
-            .map(|fact| Finding {
-                name: fact.name,
-                verdict: if fact.remedy.is_some() { Verdict::Warning } else { Verdict::Ok },
-                seen: fact.seen,
-                remedy: fact.remedy.unwrap_or_default(),
-            })
-            .collect(),
-        Err(error) => vec![problem(
-            "Kafka",
-            chain(&error),
-            "check bootstrap.servers, the security settings and that the brokers are up",
-        )],
-    }
+async fn kafka(parts: &Parts) -> Vec<Finding> {
+    let preflight = match kafka::preflight(parts.kafka.clone()).await {
+        Ok(preflight) => preflight,
+        Err(SinkError::Misconfigured { what, remedy }) => {
+            return vec![problem("Kafka", what, remedy)];
+        }
+        Err(error) => {
+            let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
+            return vec![problem("Kafka", chain(&error), remedy)];
+        }
+    };
+    let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
+    let brokers = preflight.brokers.join(", ");
+    let topic = parts.kafka.progress_topic();
+    let progress = match preflight.progress_topic {
+        ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
+        ProgressTopic::Verified => ok("progress", format!("{topic} has one partition, compacted")),
+        ProgressTopic::Unverified(why) => warning(
+            "progress",
+            format!("the settings of {topic} can't be seen: {why}"),
+            "allow DescribeConfigs on the topic, so that each start can verify it",
+        ),
+    };
+    vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}")), progress]
 }
 
-async fn postgres(config: &Config) -> Vec<Finding> {
-    let settings = &config.postgres.connect;
+async fn postgres(config: &Config, parts: &Parts) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for host in settings.unverified_hosts() {
-        findings.push(Finding {
-            name: "TLS to PostgreSQL",
-            verdict: Verdict::Warning,
-            seen: format!("the connection to {host} is not verified"),
-            remedy: "add sslmode=verify-full (and sslrootcert) to postgres.url".into(),
-        });
+    for host in parts.connect.unverified_hosts() {
+        let seen = format!("the connection to {host} is not verified");
+        let remedy = "add sslmode=verify-full (and sslrootcert) to postgres.url";
+        findings.push(warning("TLS", seen, remedy));
     }
-    let session = match SqlSession::connect(settings, "outbox-relay check").await {
+    let session = match sql::connect(&parts.connect, "outbox-relay check").await {
         Ok(session) => session,
         Err(error) => {
             let remedy = "check postgres.url, and that the server is up";
@@ -105,10 +109,11 @@ async fn postgres(config: &Config) -> Vec<Finding> {
             return findings;
         }
     };
-    match server(config, &session).await {
+    match server(config, parts, session.client()).await {
         Ok(seen) => findings.extend(seen),
         Err(error) => {
-            findings.push(problem("PostgreSQL", chain(&error), "grant the relay's role its rights"));
+            let remedy = "grant the relay's role what docs/ROLES.md lists";
+            findings.push(problem("PostgreSQL", chain(&error), remedy));
         }
     }
     findings
@@ -116,68 +121,96 @@ async fn postgres(config: &Config) -> Vec<Finding> {
 
 async fn server(
     config: &Config,
-    session: &SqlSession,
-) -> Result<Vec<Finding>, tokio_postgres::Error> {
-    let client = session.client();
-    let mut findings = vec![version(session)];
-    findings.extend(slot::preconditions(client).await?.into_iter().map(|fact| Finding {
-        name: fact.name,
-        verdict: if fact.remedy.is_some() { Verdict::Problem } else { Verdict::Ok },
-        seen: fact.seen,
-        remedy: fact.remedy.unwrap_or_default(),
-    }));
-    let name = &config.postgres.publication;
-    let publication = slot::inspect_publication(client, name).await?;
-    for table in &config.route.tables {
-        let columns = slot::table_columns(client, &table.schema, &table.name).await?;
-        findings.push(match slot::fits(name, publication.as_ref(), table, &columns) {
-            Ok(()) => ok("publication", format!("{name} publishes inserts into {table}")),
-            Err(halt) => problem("publication", halt.reason, &halt.remedy),
-        });
-        if !columns.is_empty() {
-            let relation = Relation {
-                id: 0,
-                schema: table.schema.clone(),
-                table: table.name.clone(),
-                columns,
-            };
-            let origin = Origin { system_id: String::new(), timeline: 0 };
-            findings.push(match Router::new(config.route.clone(), origin).relation(&relation) {
-                Ok(_) => ok("columns", format!("{table} has every mapped column")),
-                Err(error) => problem("columns", error.to_string(), "see docs/CONFIG.md, outbox"),
-            });
-        }
-    }
+    parts: &Parts,
+    client: &Client,
+) -> Result<Vec<Finding>, InspectError> {
     let name = &config.postgres.slot;
-    findings.push(match slot::inspect(client, name).await? {
+    let found = slot::inspect(client, name).await?;
+    let mut findings = capacity(&slot::capacity(client).await?, found.is_some());
+    let publication_name = &config.postgres.publication;
+    let publication = slot::inspect_publication(client, publication_name).await?;
+    for table in parts.mapping.tables() {
+        let columns = slot::column_types(client, &table.schema, &table.table).await?;
+        let publication = publication.as_ref();
+        let fits = table_fit::fits(publication_name, publication, table, columns, &parts.mapping);
+        findings.push(match fits {
+            Ok(_) => ok("table", format!("{table} is published by {publication_name} and fits")),
+            Err(halt) => problem("table", halt.reason, halt.remedy),
+        });
+    }
+    findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
         Some(slot) if slot.is_lost() => problem(
             "slot",
             format!("{name} has lost its WAL"),
             "run `outbox-relay resume --at now`, and raise max_slot_wal_keep_size",
         ),
-        Some(slot) => ok("slot", format!("{name}: {slot}")),
+        Some(slot) => {
+            let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();
+            let used = if slot.active { "active" } else { "not active" };
+            ok("slot", format!("{name} is {used}, confirmed up to {confirmed}"))
+        }
     });
     Ok(findings)
 }
 
-fn version(session: &SqlSession) -> Finding {
-    let version = session.server_version_num();
-    let (major, minor) = (version / 10_000, version % 10_000);
-    let seen = format!("version {major}.{minor}");
-    if version < 140_000 {
-        problem("PostgreSQL", seen, "PostgreSQL 14 or later is needed")
+/// What the server and the role are able to do.
+fn capacity(found: &slot::Capacity, has_slot: bool) -> Vec<Finding> {
+    let (major, minor) = (found.server_version_num / 10_000, found.server_version_num % 10_000);
+    let version = format!("version {major}.{minor}");
+    let mut findings = vec![if major < 14 {
+        problem("PostgreSQL", version, "PostgreSQL 14 or later is needed")
     } else {
-        ok("PostgreSQL", seen)
+        ok("PostgreSQL", version)
+    }];
+    findings.push(if found.wal_level == "logical" {
+        ok("wal_level", "logical".into())
+    } else {
+        let remedy = "alter system set wal_level = logical, and restart the server";
+        problem("wal_level", found.wal_level.clone(), remedy)
+    });
+    findings.push(if found.may_replicate {
+        ok("role", "may replicate".into())
+    } else {
+        problem("role", "may not replicate".into(), "alter role … replication (docs/ROLES.md)")
+    });
+    let slots =
+        format!("{} of {} slots in use", found.replication_slots, found.max_replication_slots);
+    findings.push(if has_slot || found.replication_slots < found.max_replication_slots {
+        ok("slots", slots)
+    } else {
+        problem("slots", slots, "raise max_replication_slots, and restart the server")
+    });
+    let senders = format!("{} of {} WAL senders in use", found.wal_senders, found.max_wal_senders);
+    findings.push(if found.wal_senders < found.max_wal_senders {
+        ok("senders", senders)
+    } else {
+        problem("senders", senders, "raise max_wal_senders, and restart the server")
+    });
+    if found.max_slot_wal_keep_size_mb < 0 {
+        findings.push(warning(
+            "WAL kept",
+            "without a limit: a relay that is away for long fills the disk".into(),
+            "set max_slot_wal_keep_size to what the disk can spare",
+        ));
     }
+    if found.in_recovery {
+        let remedy = "add target_session_attrs=read-write to postgres.url";
+        findings.push(problem("server", "is a standby".into(), remedy));
+    }
+    findings
 }
 
 fn ok(name: &'static str, seen: String) -> Finding {
     Finding { name, verdict: Verdict::Ok, seen, remedy: String::new() }
 }
 
-fn problem(name: &'static str, seen: String, remedy: &str) -> Finding {
-    Finding { name, verdict: Verdict::Problem, seen, remedy: remedy.to_owned() }
+fn warning(name: &'static str, seen: String, remedy: impl Into<String>) -> Finding {
+    Finding { name, verdict: Verdict::Warning, seen, remedy: remedy.into() }
+}
+
+fn problem(name: &'static str, seen: String, remedy: impl Into<String>) -> Finding {
+    Finding { name, verdict: Verdict::Problem, seen, remedy: remedy.into() }
 }
 
 /// An error with its causes, in one line.

@@ -13,7 +13,7 @@ const LOCK_CLASS: i32 = 0x6F75_7462;
 ///
 /// # Errors
 /// The session is broken.
-pub async fn try_lead(client: &Client, slot: &str) -> Result<bool, tokio_postgres::Error> {
+pub(crate) async fn try_lead(client: &Client, slot: &str) -> Result<bool, tokio_postgres::Error> {
     let row = client
         .query_one("select pg_try_advisory_lock($1, hashtext($2))", &[&LOCK_CLASS, &slot])
         .await?;
@@ -24,7 +24,7 @@ pub async fn try_lead(client: &Client, slot: &str) -> Result<bool, tokio_postgre
 ///
 /// # Errors
 /// The session is broken.
-pub async fn who_leads(
+pub(crate) async fn who_leads(
     client: &Client,
     slot: &str,
 ) -> Result<Option<String>, tokio_postgres::Error> {

@@ -11,15 +11,24 @@
 //! that tests, fuzzing and benchmarks reach the parts. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
+mod backoff;
+pub mod check;
 pub mod config;
+pub mod daemon;
 pub mod header;
+mod leader;
 pub mod lsn;
 pub mod metrics;
+pub mod migrate;
+pub mod pipeline;
 pub mod position;
 pub mod postgres;
 pub mod progress;
+pub mod reconcile;
 pub mod record;
+pub mod resume;
 pub mod route;
 pub mod row;
 pub mod sink;
 pub mod source;
+mod table_fit;

@@ -12,9 +12,8 @@ use crate::{config::Config, postgres::sql};
 /// No connection, or a migration failed; a failed migration leaves nothing behind.
 pub async fn run(config: &Config, set: Set) -> anyhow::Result<Vec<Applied>> {
     let application = format!("outbox-relay {} migrate", config.name);
-    let mut session = sql::connect(&config.connect()?, &application)
-        .await
-        .context("connecting to PostgreSQL")?;
+    let mut session =
+        sql::connect(&config.connect()?, &application).await.context("connecting to PostgreSQL")?;
     outbox_migrations::apply(session.client_mut(), set)
         .await
         .with_context(|| format!("applying the {} migrations", set.name()))

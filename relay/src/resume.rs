@@ -50,8 +50,7 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     let application = format!("outbox-relay {} resume", config.name);
     let parts = config.parts()?;
     let settings = &parts.connect;
-    let session =
-        sql::connect(settings, &application).await.context("connecting to PostgreSQL")?;
+    let session = sql::connect(settings, &application).await.context("connecting to PostgreSQL")?;
     let slot_name = &config.postgres.slot;
     take_lock(&session, slot_name).await?;
     let mut replication = ReplicationConnection::connect(settings, &application).await?;
@@ -107,7 +106,9 @@ fn skipped(before: Option<Position>, row: RowPosition) -> anyhow::Result<Positio
             bail!("the event at {row} is done already: progress is at {before}")
         }
         Some(Position::Row(last)) if last.commit != row.commit && row.ordinal > 0 => {
-            bail!("progress is at {last}, in another transaction: events before {row} would be lost")
+            bail!(
+                "progress is at {last}, in another transaction: events before {row} would be lost"
+            )
         }
         Some(_) => Ok(Position::Row(row)),
     }

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// # Errors
 /// [`Halt`] with what is missing and the SQL or setting that mends it.
-pub fn fits(
+pub(crate) fn fits(
     publication_name: &str,
     publication: Option<&slot::PublicationState>,
     table: &TableName,
@@ -36,8 +36,7 @@ pub fn fits(
             ),
         ));
     };
-    let published =
-        publication.tables.iter().find(|p| p.schema == *schema && p.table == *name);
+    let published = publication.tables.iter().find(|p| p.schema == *schema && p.table == *name);
     let Some(published) = published else {
         let add = format!("alter publication {publication_name} add table {table}");
         let remedy = if publication.via_root {
@@ -67,20 +66,14 @@ pub fn fits(
         })
         .map(|column| Column { name: column.name, type_oid: column.type_oid })
         .collect();
-    let relation = Relation {
-        id: 0,
-        schema: schema.clone(),
-        table: name.clone(),
-        columns: published_columns,
-    };
+    let relation =
+        Relation { id: 0, schema: schema.clone(), table: name.clone(), columns: published_columns };
     mapping.format_for(&relation).map_err(|found| misfits(&found))
 }
 
 /// All that is wrong with a table's columns, as one halt.
-pub fn misfits(misfits: &[Misfit]) -> Halt {
-    let all = |text: fn(&Misfit) -> &str| {
-        misfits.iter().map(text).collect::<Vec<_>>().join("; ")
-    };
+pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
+    let all = |text: fn(&Misfit) -> &str| misfits.iter().map(text).collect::<Vec<_>>().join("; ");
     Halt::new(all(|misfit| &misfit.what), all(|misfit| &misfit.remedy))
 }
 

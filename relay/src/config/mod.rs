@@ -10,6 +10,7 @@ mod check;
 mod conninfo;
 pub mod keys;
 mod layers;
+pub mod parts;
 mod print;
 mod problem;
 mod properties;

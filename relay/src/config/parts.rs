@@ -47,9 +47,12 @@ impl Config {
     /// What is wrong with `postgres.url`.
     pub fn connect(&self) -> Result<ConnectSettings, Problems> {
         ConnectSettings::parse(self.postgres.url.expose()).map_err(|error| {
-            let remedy = "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
+            let remedy =
+                "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
             let found = error.problems().iter();
-            Problems(found.map(|what| self.found("postgres.url", what.clone(), remedy.into())).collect())
+            Problems(
+                found.map(|what| self.found("postgres.url", what.clone(), remedy.into())).collect(),
+            )
         })
     }
 

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
+    metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
     reconcile::Halt,
@@ -37,8 +38,8 @@ pub(super) enum Ended {
     Fenced,
     /// Wait a little, and start again from the first step.
     Retry {
-        /// A stable word for the metrics.
-        cause: &'static str,
+        /// For the metrics.
+        cause: Cause,
         /// What was being done.
         doing: &'static str,
         /// What went wrong.
@@ -48,7 +49,7 @@ pub(super) enum Ended {
 
 impl Ended {
     pub(super) fn retry(
-        cause: &'static str,
+        cause: Cause,
         doing: &'static str,
         error: impl Into<anyhow::Error>,
     ) -> Self {
@@ -60,7 +61,7 @@ impl Ended {
             SinkError::Fenced(_) => Ended::Fenced,
             SinkError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
             error @ (SinkError::Unavailable { .. } | SinkError::Refused { .. }) => {
-                Ended::retry("kafka", doing, error)
+                Ended::retry(Cause::Broker, doing, error)
             }
         }
     }
@@ -100,10 +101,8 @@ async fn stream(
     stop: &CancellationToken,
     started: Started,
 ) -> Result<(), Ended> {
-    let limits = BatchLimits {
-        records_max: config.batch.records_max,
-        bytes_max: config.batch.bytes_max,
-    };
+    let limits =
+        BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
     let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
@@ -145,11 +144,12 @@ async fn stream(
             Ok(Task::Stream(result)) => (result.map_err(stream_ended), true),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
-                result.map_err(|e| Ended::retry("postgres", "reading the server's position", e)),
+                result
+                    .map_err(|e| Ended::retry(Cause::Postgres, "reading the server's position", e)),
                 false,
             ),
             Err(panicked) => {
-                (Err(Ended::retry("panic", "running a task of the relay", panicked)), false)
+                (Err(Ended::retry(Cause::Other, "running a task of the relay", panicked)), false)
             }
         };
         if result.is_err() && (ended.is_ok() || matches!(result, Err(Ended::Halted(_)))) {
@@ -169,9 +169,9 @@ fn stream_ended(error: StreamError) -> Ended {
             Ended::Halted(Halt { reason: what, remedy })
         }
         error @ StreamError::Intake(IntakeError::NeedsText { .. }) => {
-            Ended::retry("table_changed", "following a change of the table", error)
+            Ended::retry(Cause::Other, "following a change of the table", error)
         }
-        error => Ended::retry("postgres", "streaming from PostgreSQL", error),
+        error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
     }
 }
 

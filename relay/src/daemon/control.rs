@@ -20,7 +20,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The control session has ended: start again.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub(super) enum ControlError {
     /// The session broke.
     #[error("the control session broke")]
     Broken(#[from] tokio_postgres::Error),
@@ -37,7 +37,7 @@ pub enum ControlError {
 ///
 /// # Errors
 /// [`ControlError`]; the session is of no more use.
-pub async fn take_snapshot(session: &SqlSession) -> Result<SnapshotRecord, ControlError> {
+pub(super) async fn take_snapshot(session: &SqlSession) -> Result<SnapshotRecord, ControlError> {
     let snapshot = session.client().query_one("select pg_current_snapshot()::text", &[]);
     let snapshot: String = bounded(snapshot).await?.try_get(0)?;
     let position = session.client().query_one(
@@ -54,7 +54,7 @@ pub async fn take_snapshot(session: &SqlSession) -> Result<SnapshotRecord, Contr
 ///
 /// # Errors
 /// [`ControlError`]; the relay starts again from the first step.
-pub async fn run(
+pub(super) async fn run(
     session: &SqlSession,
     snapshots: mpsc::Sender<SnapshotRecord>,
     stop: CancellationToken,

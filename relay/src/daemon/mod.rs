@@ -8,7 +8,10 @@ mod attempt;
 mod control;
 mod start;
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +21,7 @@ use crate::{
     admin::{self, Board, Phase},
     backoff::Backoff,
     config::{Config, parts::Parts},
+    metrics::Cause,
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -86,7 +90,7 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
             }
             Err(Ended::Fenced) => {
                 tracing::warn!("another relay of this name has taken over; standing by");
-                board.metrics().reconnected("fenced");
+                board.metrics().reconnect(Cause::Fenced);
                 board.phase(Phase::Standby { doing: "fenced by another relay".into() });
                 RETRY_MAX
             }
@@ -94,7 +98,7 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
                 let wait = backoff.next_wait();
                 let error = format!("{error:#}");
                 tracing::warn!(doing, error, retry_in = ?wait, "will try again");
-                board.metrics().reconnected(cause);
+                board.metrics().reconnect(cause);
                 board.error(format!("{doing}: {error}"));
                 board.phase(Phase::Retrying {
                     doing: doing.to_owned(),
@@ -123,7 +127,7 @@ fn warn_of_unverified(parts: &Parts) {
 }
 
 /// Shows that the process makes progress, and what it does.
-async fn pulse(board: Board, stop: CancellationToken) {
+async fn pulse(board: Board, stop: CancellationToken) -> io::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut summarised = Instant::now();
     while !stop.is_cancelled() {
@@ -136,4 +140,5 @@ async fn pulse(board: Board, stop: CancellationToken) {
             }
         }
     }
+    Ok(())
 }

@@ -11,6 +11,7 @@ use crate::{
     config::{Config, parts::Parts},
     leader,
     lsn::Lsn,
+    metrics::Cause,
     position::Position,
     postgres::{
         socket::Socket,
@@ -22,8 +23,9 @@ use crate::{
     route::{Format, Origin, Router},
     sink::{Sink, kafka::KafkaSink},
     source::{
-        command::{SnapshotAction, StreamOptions},
-        connect::{ReplicationConnection, StartError, SystemIdentity},
+        connect::{
+            ReplicationConnection, SnapshotAction, StartError, StreamOptions, SystemIdentity,
+        },
         slot,
     },
     table_fit,
@@ -48,27 +50,23 @@ pub(super) struct Started {
 /// Goes through the steps. Not to be confused with readiness: a start may wait for long, as a
 /// standby or for open transactions. Cancel safe: nothing is delivered or confirmed here but
 /// the progress records of a first start.
-pub(super) async fn start(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
-) -> Result<Started, Ended> {
+pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Result<Started, Ended> {
     let settings = &parts.connect;
     let application = format!("outbox-relay {}", config.name);
 
     doing(board, "connecting to PostgreSQL");
     let session = sql::connect(settings, &application)
         .await
-        .map_err(|e| Ended::retry("postgres", "connecting to PostgreSQL", e))?;
+        .map_err(|e| Ended::retry(Cause::Postgres, "connecting to PostgreSQL", e))?;
     lead(config, board, &session).await?;
     let mut replication = ReplicationConnection::connect(settings, &application)
         .await
-        .map_err(|e| Ended::retry("postgres", "connecting for replication", e))?;
+        .map_err(|e| Ended::retry(Cause::Postgres, "connecting for replication", e))?;
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
-    let mut sink = KafkaSink::start(parts.kafka.clone())
-        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
+    let mut sink =
+        KafkaSink::start(parts.kafka.clone()).map_err(|e| Ended::sink("connecting to Kafka", e))?;
     let before = read_progress(&mut sink).await?;
     reconcile::same_cluster(before.as_ref(), &identity).map_err(Ended::Halted)?;
     doing(board, "fencing older relays");
@@ -78,8 +76,7 @@ pub(super) async fn start(
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
     let format = inspect_tables(config, parts, &session).await?;
-    let decision =
-        decide(config, &session, &mut replication, &identity, stored.as_ref()).await?;
+    let decision = decide(config, &session, &mut replication, &identity, stored.as_ref()).await?;
     let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
     let from = match decision {
         Decision::Stop(halt) => return Err(Ended::Halted(halt)),
@@ -104,8 +101,7 @@ pub(super) async fn start(
         .start_replication(slot, from.resume_lsn(), &options)
         .await
         .map_err(start_refused)?;
-    let origin =
-        Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
+    let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
     let router = Router::new(parts.mapping.clone(), &origin, format);
     Ok(Started { session, sink, progress, from, router, socket, unread })
 }
@@ -119,7 +115,7 @@ fn doing(board: &Board, doing: &str) {
 async fn lead(config: &Config, board: &Board, session: &SqlSession) -> Result<(), Ended> {
     const DOING: &str = "asking for the leader's lock";
     let slot = &config.postgres.slot;
-    let broken = |e| Ended::retry("postgres", DOING, anyhow::Error::new(e));
+    let broken = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     let mut told = None;
     while !leader::try_lead(session.client(), slot).await.map_err(broken)? {
         let leader = leader::who_leads(session.client(), slot).await.map_err(broken)?;
@@ -138,7 +134,7 @@ async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdent
     replication
         .identify_system()
         .await
-        .map_err(|e| Ended::retry("postgres", "identifying the cluster", e))
+        .map_err(|e| Ended::retry(Cause::Postgres, "identifying the cluster", e))
 }
 
 async fn read_progress(sink: &mut KafkaSink) -> Result<Option<Progress>, Ended> {
@@ -166,12 +162,17 @@ async fn decide(
     const DOING: &str = "reconciling progress with the slot";
     let slot = slot::inspect(session.client(), &config.postgres.slot)
         .await
-        .map_err(|e| Ended::retry("postgres", DOING, e))?;
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    if let Some(slot) = slot.as_ref().filter(|slot| slot.is_being_made()) {
+        let pid = slot.active_pid.unwrap_or_default();
+        let error = anyhow::anyhow!("slot {} is being made by pid {pid}", config.postgres.slot);
+        return Err(Ended::retry(Cause::Postgres, DOING, error));
+    }
     let history = match stored {
         Some(progress) if progress.timeline < identity.timeline => replication
             .timeline_history(identity.timeline)
             .await
-            .map_err(|e| Ended::retry("postgres", DOING, e))?,
+            .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
     let database = session
@@ -179,7 +180,7 @@ async fn decide(
         .query_one("select current_database()::text", &[])
         .await
         .and_then(|row| row.try_get::<_, String>(0))
-        .map_err(|e| Ended::retry("postgres", DOING, e))?;
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     Ok(reconcile::decide(&Facts {
         slot_name: &config.postgres.slot,
         progress: stored,
@@ -206,7 +207,7 @@ async fn make_slot(
 
     doing(board, DOING);
     let name = &config.postgres.slot;
-    let failover = session.server_version_num() >= 170_000;
+    let failover = replication.server_version_num() >= 170_000;
     let created = {
         let create = replication.create_slot(name, SnapshotAction::Export, failover);
         tokio::pin!(create);
@@ -217,7 +218,7 @@ async fn make_slot(
             }
         }
     }
-    .map_err(|e| Ended::retry("postgres", DOING, e))?;
+    .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
 
     let snapshot = exported_snapshot(session, created.snapshot_name.as_deref()).await?;
@@ -246,7 +247,7 @@ async fn exported_snapshot(
 ) -> Result<SnapshotRecord, Ended> {
     const DOING: &str = "reading the slot's snapshot";
     let name = name.ok_or_else(|| {
-        Ended::retry("postgres", DOING, anyhow::anyhow!("the server exported no snapshot"))
+        Ended::retry(Cause::Postgres, DOING, anyhow::anyhow!("the server exported no snapshot"))
     })?;
     let client = session.client();
     let read = async {
@@ -271,7 +272,7 @@ async fn exported_snapshot(
             snapshot: row.try_get(0)?,
         })
     };
-    read.await.map_err(|e| Ended::retry("postgres", DOING, e))
+    read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))
 }
 
 /// Stores progress alone.
@@ -291,7 +292,7 @@ async fn inspect_tables(
     session: &SqlSession,
 ) -> Result<Format, Ended> {
     const DOING: &str = "looking at the outbox tables";
-    let failed = |e| Ended::retry("postgres", DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     let name = &config.postgres.publication;
     let publication = slot::inspect_publication(session.client(), name).await.map_err(failed)?;
     let mut format = Format::Binary;
@@ -311,7 +312,7 @@ fn start_refused(error: StartError) -> Ended {
     const DOING: &str = "starting replication";
     match error {
         // A walsender that has not noticed its client's death yet; it will.
-        error @ StartError::SlotActive { .. } => Ended::retry("slot_active", DOING, error),
-        error => Ended::retry("postgres", DOING, error),
+        error @ StartError::SlotActive(..) => Ended::retry(Cause::Postgres, DOING, error),
+        error => Ended::retry(Cause::Postgres, DOING, error),
     }
 }

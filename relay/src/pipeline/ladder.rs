@@ -107,7 +107,10 @@ mod tests {
             assert!(ages.len() <= RUNGS_MAX, "{ages:?}");
             for (wanted, most) in [(1, 4), (10, 30), (60, 180), (600, 1800)] {
                 if second > most {
-                    assert!(ages.iter().any(|age| (wanted..=most).contains(age)), "{second}: {ages:?}");
+                    assert!(
+                        ages.iter().any(|age| (wanted..=most).contains(age)),
+                        "{second}: {ages:?}"
+                    );
                 }
             }
         }

@@ -134,7 +134,8 @@ impl<S: Sink> Pipeline<S> {
         let started = Instant::now();
         self.board.delivery_started();
         let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
-        let bytes = batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
+        let bytes =
+            batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
         let newest_commit_us = batch.newest_commit_us;
         let records = range.len() as u64;
         self.board.delivered(position, records, bytes, started.elapsed(), newest_commit_us);

@@ -19,13 +19,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    copy,
     handover::Giver,
     intake::{Intake, IntakeError},
     pgoutput::{
         self, LogicalMessage, Message,
         frame::{Frame, decode_frame, encode_status},
     },
-    copy,
 };
 use crate::{
     admin::Board,
@@ -239,8 +239,7 @@ impl<I: Intake> Stream<I> {
         let batch = &self.decoder.giver.filling;
         !batch.is_empty()
             || batch.refused.is_some()
-            || (batch.position.is_some()
-                && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
+            || (batch.position.is_some() && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
     }
 
     fn give(&mut self) {
