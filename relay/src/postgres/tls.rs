@@ -33,23 +33,8 @@ pub(crate) const ALPN: &[u8] = b"postgresql";
 
 /// The settings name certificates or keys that can't be used. Only a person can mend it.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct TlsError {
-    what: String,
-    #[source]
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-impl TlsError {
-    fn new(what: String) -> Self {
-        TlsError { what, source: None }
-    }
-
-    fn because(what: String, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = source.into();
-        TlsError { what: format!("{what}: {source}"), source: None }
-    }
-}
+#[error("{0}")]
+pub(crate) struct TlsError(String);
 
 /// Makes the client's side of a handshake. Reads files: not for the event loop.
 pub(crate) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError> {
@@ -57,7 +42,7 @@ pub(crate) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsE
     let verifier = Verifier::new(settings, Arc::clone(&provider))?;
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::because("no version of TLS can be used".into(), error))?
+        .map_err(|error| TlsError(format!("no version of TLS can be used: {error}")))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &settings.client {
@@ -66,10 +51,9 @@ pub(crate) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsE
             let (chain, key) = client_certificate(client)?;
             let path = client.certificate.display();
             builder.with_client_auth_cert(chain, key).map_err(|error| {
-                TlsError::because(
-                    format!("the client certificate {path} and its key can't be used"),
-                    error,
-                )
+                TlsError(format!(
+                    "the client certificate {path} and its key can't be used: {error}"
+                ))
             })?
         }
     };
@@ -85,13 +69,13 @@ fn client_certificate(
     let chain = certificates(&client.certificate)?;
     let path = client.key.display();
     let unreadable = |error: &dyn std::fmt::Display| {
-        TlsError::new(format!("the private key {path} can't be read: {error}"))
+        TlsError(format!("the private key {path} can't be read: {error}"))
     };
     let metadata = fs::metadata(&client.key).map_err(|error| unreadable(&error))?;
     // As libpq: a key of root's may be readable by the group it is handed to.
     let too_open = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & too_open != 0 {
-        return Err(TlsError::new(format!(
+        return Err(TlsError(format!(
             "the private key {path} can be read by others; chmod 600 mends it"
         )));
     }
@@ -106,10 +90,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| {
-            TlsError::because(format!("the certificate file {shown} can't be read"), error)
+            TlsError(format!("the certificate file {shown} can't be read: {error}"))
         })?;
     if certificates.is_empty() {
-        return Err(TlsError::new(format!("the file {shown} holds no PEM certificate")));
+        return Err(TlsError(format!("the file {shown} holds no PEM certificate")));
     }
     Ok(certificates)
 }
@@ -126,7 +110,7 @@ fn roots(
                 drop(store.add(certificate.clone()));
             }
             if store.is_empty() {
-                return Err(TlsError::new(format!(
+                return Err(TlsError(format!(
                     "no certificate of sslrootcert {} can be used; X.509 version 3 is needed",
                     path.display()
                 )));
@@ -137,7 +121,7 @@ fn roots(
             let found = rustls_native_certs::load_native_certs();
             store.add_parsable_certificates(found.certs);
             if store.is_empty() {
-                return Err(TlsError::new(
+                return Err(TlsError(
                     "this system has no trusted certificates; set sslrootcert, \
                      or install ca-certificates"
                         .into(),

@@ -50,14 +50,16 @@ pub(super) async fn log_in<S: AsyncRead + AsyncWrite + Unpin>(
         Message::AuthenticationCleartextPassword => {
             unbound(&credentials)?;
             let password = password(&credentials)?.expose();
-            frontend::password_message(password.as_bytes(), &mut answer).map_err(unencodable)?;
+            frontend::password_message(password.as_bytes(), &mut answer)
+                .map_err(|e| unencodable(&e))?;
             send(wire, &answer).await?;
         }
         Message::AuthenticationMd5Password(body) => {
             unbound(&credentials)?;
             let password = password(&credentials)?.expose().as_bytes();
             let hash = md5_hash(credentials.user.as_bytes(), password, body.salt());
-            frontend::password_message(hash.as_bytes(), &mut answer).map_err(unencodable)?;
+            frontend::password_message(hash.as_bytes(), &mut answer)
+                .map_err(|e| unencodable(&e))?;
             send(wire, &answer).await?;
         }
         Message::AuthenticationSasl(body) => scram(wire, &body, credentials).await?,
@@ -112,19 +114,19 @@ async fn scram<S: AsyncRead + AsyncWrite + Unpin>(
     let mut scram = ScramSha256::new(password(&credentials)?.expose().as_bytes(), binding);
     let mut answer = BytesMut::new();
     frontend::sasl_initial_response(mechanism, scram.message(), &mut answer)
-        .map_err(unencodable)?;
+        .map_err(|e| unencodable(&e))?;
     send(wire, &answer).await?;
     let Message::AuthenticationSaslContinue(body) = next(wire).await? else {
         return Err(unexpected());
     };
-    scram.update(body.data()).map_err(not_proven)?;
+    scram.update(body.data()).map_err(|e| not_proven(&e))?;
     answer.clear();
-    frontend::sasl_response(scram.message(), &mut answer).map_err(unencodable)?;
+    frontend::sasl_response(scram.message(), &mut answer).map_err(|e| unencodable(&e))?;
     send(wire, &answer).await?;
     let Message::AuthenticationSaslFinal(body) = next(wire).await? else {
         return Err(unexpected());
     };
-    scram.finish(body.data()).map_err(not_proven)
+    scram.finish(body.data()).map_err(|e| not_proven(&e))
 }
 
 /// The next message that is neither an error nor a notice.
@@ -174,14 +176,14 @@ fn during(error: io::Error) -> ConnectError {
     ConnectError::io("while logging in", error)
 }
 
-fn not_proven(error: io::Error) -> ConnectError {
+fn not_proven(error: &io::Error) -> ConnectError {
     ConnectError::permanent(
         format!("SCRAM failed: {error}"),
         "the server does not know the password, or is not the one it claims to be",
     )
 }
 
-fn unencodable(error: io::Error) -> ConnectError {
+fn unencodable(error: &io::Error) -> ConnectError {
     ConnectError::permanent(
         format!("the password can't be sent: {error}"),
         "it must not hold a zero byte",

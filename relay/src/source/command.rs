@@ -108,8 +108,9 @@ pub(super) fn timeline_history(content: &str) -> Option<Vec<(u32, Lsn)>> {
 }
 
 /// The process that the server names as the slot's user. The server's language doesn't matter:
-/// the number is the text's last.
-pub(super) fn active_pid(message: &str) -> Option<i32> {
+/// it is the last number beside the slot's name.
+pub(super) fn active_pid(message: &str, slot: &str) -> Option<i32> {
+    let message = message.replace(slot, "");
     message.rsplit(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty())?.parse().ok()
 }
 
@@ -174,8 +175,9 @@ mod tests {
     #[test]
     fn the_process_that_uses_a_slot_is_found_in_the_text() {
         let text = "replication slot \"outbox_2\" is active for PID 4711";
-        assert_eq!(active_pid(text), Some(4711));
-        assert_eq!(active_pid("no number"), None);
+        assert_eq!(active_pid(text, "outbox_2"), Some(4711));
+        assert_eq!(active_pid("PID 4711 uses slot outbox_2", "outbox_2"), Some(4711));
+        assert_eq!(active_pid("no number", "outbox_2"), None);
     }
 
     #[test]

@@ -138,6 +138,9 @@ mod tests {
         let mut wire = Wire::new(client);
         assert!(matches!(wire.message().await.expect("a message"), Message::ReadyForQuery(_)));
         assert!(matches!(wire.receive().await.expect("a reply"), Reply::CopyBoth));
-        assert!(wire.receive().await.is_err_and(|e| e.kind() == io::ErrorKind::UnexpectedEof) || drip.await.is_ok());
+        assert!(
+            wire.receive().await.is_err_and(|e| e.kind() == io::ErrorKind::UnexpectedEof)
+                || drip.await.is_ok()
+        );
     }
 }

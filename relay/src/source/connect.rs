@@ -1,0 +1,489 @@
+//! A connection that speaks the replication protocol, up to the moment the stream begins.
+//!
+//! Logs in with `replication=database`, runs the commands that come before the stream, and hands
+//! the socket over with `START_REPLICATION`. What is in a slot or a publication is read over SQL
+//! in `slot`; the stream itself is `stream`'s. Called by the source's task and by start-up.
+//!
+//! Commands are not cancel safe: one dropped half-way leaves its answer in the line, and the
+//! next returns [`QueryError::Interrupted`]. Drop the connection then.
+
+use std::{collections::BTreeMap, io};
+
+use bytes::{Bytes, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::{
+    backend::{DataRowBody, Message},
+    frontend,
+};
+
+pub use super::command::{SnapshotAction, StreamOptions, is_slot_name};
+use super::{
+    auth::{self, Credentials},
+    command,
+    wire::{Reply, Wire, malformed},
+};
+use crate::{
+    lsn::Lsn,
+    postgres::{
+        conninfo::ConnectSettings,
+        dial::{CancelHandle, Line, Startup, dial},
+        error::{ConnectError, ServerError, needs_time},
+        socket::Socket,
+    },
+};
+
+/// All rows of one answer together; no command here has more than a few.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Logged in, nothing streaming yet.
+#[derive(Debug)]
+pub struct ReplicationConnection {
+    wire: Wire<Socket>,
+    host: String,
+    parameters: BTreeMap<String, String>,
+    server_version_num: u32,
+    backend_pid: i32,
+    cancel: CancelHandle,
+    /// A command was sent and its answer not read to the end.
+    interrupted: bool,
+}
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The server refused it. The connection goes on.
+    #[error("{doing}: {error}")]
+    Refused {
+        /// The command's purpose.
+        doing: &'static str,
+        /// What the server said.
+        error: ServerError,
+    },
+    /// The connection is lost, or what came over it can't be read: make a new one.
+    #[error("{doing}: {source}")]
+    Lost {
+        /// The command's purpose.
+        doing: &'static str,
+        /// The transport's error, or the protocol's violation.
+        source: io::Error,
+    },
+    /// An earlier command was dropped half-way: make a new connection.
+    #[error("{doing}: an earlier command on this connection was interrupted")]
+    Interrupted {
+        /// The command's purpose.
+        doing: &'static str,
+    },
+}
+
+impl QueryError {
+    /// The server's code, if it was the server that refused.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            QueryError::Refused { error, .. } => Some(&error.sqlstate),
+            _ => None,
+        }
+    }
+}
+
+/// Which cluster answers, and how far it has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// `system_identifier`, decimal. A promoted standby shares it with its primary.
+    pub system_id: String,
+    /// The timeline that the server writes on (a standby: replays).
+    pub timeline: u32,
+    /// The protocol's `xlogpos`: the end of what is flushed to disk (a standby: replayed).
+    pub flush_lsn: Lsn,
+}
+
+/// A slot that was just made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Commits from here on are in the stream; what was committed before is in the snapshot.
+    pub consistent_point: Lsn,
+    /// For `SET TRANSACTION SNAPSHOT`, with [`SnapshotAction::Export`]. Gone as soon as this
+    /// connection runs another command or closes.
+    pub snapshot_name: Option<String>,
+}
+
+/// Why the stream did not begin, sorted by what the caller must do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process streams from it: wait for its end, or terminate it.
+    #[error("{0}")]
+    SlotActive(ServerError, Option<i32>),
+    /// There is no such slot: make it, or repair.
+    #[error("{0}")]
+    SlotMissing(ServerError),
+    /// The server can't serve the slot: its WAL is gone, it was invalidated, belongs to another
+    /// database, or `wal_level` is not `logical`. `slot::inspect` tells which.
+    #[error("{0}")]
+    SlotLost(ServerError),
+    /// Connect again, after a while.
+    #[error("the stream can't begin: {0}")]
+    Transient(#[source] QueryError),
+    /// Only a person can mend it.
+    #[error("the stream can't begin: {0}")]
+    Other(#[source] QueryError),
+}
+
+impl ReplicationConnection {
+    /// Connects to the first host that fits. The URL's own `application_name` goes before the
+    /// one given here. Values come in ISO and UTC notation, whatever the role's settings are.
+    ///
+    /// Cancel safe: dropped half-way, what was opened is closed.
+    ///
+    /// # Errors
+    /// [`ConnectError`], sorted by whether waiting may help.
+    pub async fn connect(
+        settings: &ConnectSettings,
+        application_name: &str,
+    ) -> Result<Self, ConnectError> {
+        dial(settings, &ReplicationStartup { settings, application_name }).await
+    }
+
+    /// Host and port that answered.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Such as 150004 for 15.4.
+    pub fn server_version_num(&self) -> u32 {
+        self.server_version_num
+    }
+
+    /// The server's process, as in `pg_stat_replication.pid`.
+    pub fn backend_pid(&self) -> i32 {
+        self.backend_pid
+    }
+
+    /// A parameter that the server reported at the start, such as `server_encoding`.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// Ends what this connection is running, from elsewhere.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.cancel.clone()
+    }
+
+    /// Runs one statement of SQL, or one replication command, and returns its rows as text.
+    ///
+    /// # Errors
+    /// [`QueryError`]; only after `Refused` may the connection be used again.
+    pub async fn simple_query(
+        &mut self,
+        sql: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, QueryError> {
+        let doing = "running a query";
+        let text = |value: Bytes| {
+            String::from_utf8(value.into()).map_err(|_| malformed("a value is not UTF-8"))
+        };
+        let rows = self.rows(doing, sql).await?.into_iter();
+        let rows = rows.map(|row| row.into_iter().map(|v| v.map(text).transpose()).collect());
+        rows.collect::<io::Result<_>>().map_err(|source| QueryError::Lost { doing, source })
+    }
+
+    /// Asks who the server is.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, QueryError> {
+        let doing = "identifying the system";
+        let row = self.row(doing, "IDENTIFY_SYSTEM").await?;
+        let identity = || {
+            let field = |index: usize| row.get(index).and_then(Option::as_deref);
+            Some(SystemIdentity {
+                system_id: field(0)?.to_owned(),
+                timeline: field(1)?.parse().ok()?,
+                flush_lsn: field(2)?.parse().ok()?,
+            })
+        };
+        identity().ok_or_else(|| unreadable(doing))
+    }
+
+    /// The timelines before `timeline`, oldest first, each with the LSN at which it was left.
+    /// Empty for timeline 1, which has no history.
+    ///
+    /// # Errors
+    /// [`QueryError`]; SQLSTATE 58P01 when the server no longer has the history's file.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>, QueryError> {
+        let doing = "reading the timeline's history";
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let rows = self.rows(doing, &format!("TIMELINE_HISTORY {timeline}")).await?;
+        let content = rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten());
+        // The reasons in it may be in any encoding.
+        content
+            .and_then(|content| command::timeline_history(&String::from_utf8_lossy(&content)))
+            .ok_or_else(|| unreadable(doing))
+    }
+
+    /// Makes a logical slot for pgoutput, permanent. The server waits for every open writing
+    /// transaction of the cluster first, for hours if need be; `slot::writers_waited_for` names
+    /// them. `failover` counts on PostgreSQL 17 and later.
+    ///
+    /// May be dropped in a `select!`. The server does not notice that by itself: it goes on
+    /// waiting and then makes the slot. Call [`CancelHandle::cancel`] (taken beforehand) so that
+    /// it isn't made, and drop the connection.
+    ///
+    /// # Errors
+    /// [`QueryError`]; SQLSTATE 42710 when a slot of that name exists, 53400 when
+    /// `max_replication_slots` are in use, 57014 when it was cancelled.
+    pub async fn create_slot(
+        &mut self,
+        slot: &str,
+        snapshot: SnapshotAction,
+        failover: bool,
+    ) -> Result<CreatedSlot, QueryError> {
+        let doing = "creating the slot";
+        let sql = command::create_slot(self.server_version_num, slot, snapshot, failover);
+        let mut row = self.row(doing, &sql).await?.into_iter().skip(1);
+        let consistent_point = row.next().flatten().and_then(|text| text.parse().ok());
+        Ok(CreatedSlot {
+            consistent_point: consistent_point.ok_or_else(|| unreadable(doing))?,
+            snapshot_name: row.next().flatten(),
+        })
+    }
+
+    /// Drops a slot that nobody uses.
+    ///
+    /// # Errors
+    /// [`QueryError`]; SQLSTATE 42704 when there is none, 55006 when it is active.
+    pub async fn drop_slot(&mut self, slot: &str) -> Result<(), QueryError> {
+        self.rows("dropping the slot", &command::drop_slot(slot)).await.map(drop)
+    }
+
+    /// Begins the stream and hands the socket over, with the bytes already read past the
+    /// server's agreement. The server goes back to the slot's `confirmed_flush_lsn` if `start`
+    /// is before it, in silence: compare first.
+    ///
+    /// # Errors
+    /// [`StartError`]. A missing publication is not among them: the server finds it later, in
+    /// the stream.
+    pub async fn start_replication(
+        mut self,
+        slot: &str,
+        start: Lsn,
+        options: &StreamOptions,
+    ) -> Result<(Socket, BytesMut), StartError> {
+        let doing = "starting replication";
+        let sql = command::start_replication(slot, start, options);
+        match self.begin_stream(doing, &sql).await {
+            Ok(()) => Ok(self.wire.into_parts()),
+            Err(QueryError::Refused { error, doing }) => Err(match error.sqlstate.as_str() {
+                "55006" => {
+                    let pid = command::active_pid(&error.message, slot);
+                    StartError::SlotActive(error, pid)
+                }
+                "42704" => StartError::SlotMissing(error),
+                "55000" | "58P01" => StartError::SlotLost(error),
+                sqlstate if needs_time(sqlstate) => {
+                    StartError::Transient(QueryError::Refused { error, doing })
+                }
+                _ => StartError::Other(QueryError::Refused { error, doing }),
+            }),
+            Err(error @ QueryError::Interrupted { .. }) => Err(StartError::Transient(error)),
+            Err(QueryError::Lost { doing, source }) => {
+                let error = QueryError::Lost { doing, source };
+                Err(StartError::Transient(error))
+            }
+        }
+    }
+
+    async fn begin_stream(&mut self, doing: &'static str, sql: &str) -> Result<(), QueryError> {
+        self.send_query(doing, sql).await?;
+        let lost = |source| QueryError::Lost { doing, source };
+        loop {
+            match self.wire.receive().await.map_err(lost)? {
+                Reply::CopyBoth => return Ok(()),
+                Reply::Message(Message::ErrorResponse(body)) => {
+                    let error = ServerError::read(body.fields()).map_err(lost)?;
+                    return Err(QueryError::Refused { doing, error });
+                }
+                Reply::Message(Message::NoticeResponse(_) | Message::ParameterStatus(_)) => {}
+                Reply::Message(_) => return Err(lost(malformed("an unexpected message"))),
+            }
+        }
+    }
+
+    async fn row(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<Option<String>>, QueryError> {
+        let row =
+            self.rows(doing, sql).await?.into_iter().next().ok_or_else(|| unreadable(doing))?;
+        let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
+        Ok(row.into_iter().map(|value| value.map(text)).collect())
+    }
+
+    /// Reads the answer to its end, also after an error, so that the next command has its own.
+    async fn rows(
+        &mut self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<Vec<Option<Bytes>>>, QueryError> {
+        self.send_query(doing, sql).await?;
+        let lost = |source| QueryError::Lost { doing, source };
+        let (mut rows, mut bytes, mut refused) = (Vec::new(), 0, None);
+        loop {
+            match self.wire.message().await {
+                Ok(Message::ReadyForQuery(_)) => break,
+                Ok(Message::DataRow(body)) => {
+                    bytes += body.buffer().len();
+                    if bytes > ANSWER_BYTES_MAX {
+                        return Err(lost(malformed("an answer larger than 16 MiB")));
+                    }
+                    rows.push(values(&body).map_err(lost)?);
+                }
+                Ok(Message::ErrorResponse(body)) => {
+                    refused = Some(ServerError::read(body.fields()).map_err(lost)?);
+                }
+                Ok(Message::ParameterStatus(body)) => {
+                    let name = body.name().map_err(lost)?.to_owned();
+                    self.parameters.insert(name, body.value().map_err(lost)?.to_owned());
+                }
+                Ok(
+                    Message::RowDescription(_)
+                    | Message::CommandComplete(_)
+                    | Message::EmptyQueryResponse
+                    | Message::NoticeResponse(_),
+                ) => {}
+                Ok(_) => return Err(lost(malformed("an unexpected message"))),
+                // A fatal error's text says more than the end of the connection that follows it.
+                Err(error) => {
+                    return Err(match refused {
+                        Some(refused) => lost(io::Error::other(refused)),
+                        None => lost(error),
+                    });
+                }
+            }
+        }
+        self.interrupted = false;
+        match refused {
+            Some(error) => Err(QueryError::Refused { doing, error }),
+            None => Ok(rows),
+        }
+    }
+
+    async fn send_query(&mut self, doing: &'static str, sql: &str) -> Result<(), QueryError> {
+        if std::mem::replace(&mut self.interrupted, true) {
+            return Err(QueryError::Interrupted { doing });
+        }
+        let lost = |source| QueryError::Lost { doing, source };
+        let mut message = BytesMut::new();
+        frontend::query(sql, &mut message).map_err(lost)?;
+        self.wire.send(&message).await.map_err(lost)
+    }
+}
+
+fn values(body: &DataRowBody) -> io::Result<Vec<Option<Bytes>>> {
+    let range = |range: Option<std::ops::Range<usize>>| {
+        // The ranges were checked against this buffer. Copied, so that a row of a few bytes does
+        // not hold the whole read.
+        Ok(range.and_then(|r| body.buffer().get(r)).map(Bytes::copy_from_slice))
+    };
+    body.ranges().map(range).collect()
+}
+
+fn unreadable(doing: &'static str) -> QueryError {
+    QueryError::Lost { doing, source: malformed("the answer has not the documented shape") }
+}
+
+struct ReplicationStartup<'a> {
+    settings: &'a ConnectSettings,
+    application_name: &'a str,
+}
+
+impl Startup for ReplicationStartup<'_> {
+    type Session = ReplicationConnection;
+
+    async fn start(&self, line: Line) -> Result<ReplicationConnection, ConnectError> {
+        let Line { socket, route, password } = line;
+        let end_point = socket.channel_binding();
+        let mut wire = Wire::new(socket);
+        let during = |error| ConnectError::io("during the start-up", error);
+        wire.send(&self.packet().map_err(during)?).await.map_err(during)?;
+        let credentials = Credentials {
+            user: &self.settings.user,
+            password: password.as_ref(),
+            channel_binding: self.settings.channel_binding,
+            end_point,
+        };
+        auth::log_in(&mut wire, credentials).await?;
+
+        let (mut parameters, mut key) = (BTreeMap::new(), (0, 0));
+        loop {
+            match wire.message().await.map_err(during)? {
+                Message::BackendKeyData(body) => key = (body.process_id(), body.secret_key()),
+                Message::ParameterStatus(body) => {
+                    let name = body.name().map_err(during)?.to_owned();
+                    parameters.insert(name, body.value().map_err(during)?.to_owned());
+                }
+                Message::NoticeResponse(_) => {}
+                Message::ErrorResponse(body) => {
+                    let error = ServerError::read(body.fields()).map_err(during)?;
+                    return Err(ConnectError::server(&error));
+                }
+                Message::ReadyForQuery(_) => break,
+                _ => return Err(during(malformed("an unexpected message"))),
+            }
+        }
+        let version = parameters.get("server_version").map_or("", String::as_str);
+        let server_version_num = command::version_number(version).ok_or_else(|| {
+            ConnectError::permanent(
+                format!("the server reports its version as {version:?}"),
+                "connect to PostgreSQL itself",
+            )
+        })?;
+        Ok(ReplicationConnection {
+            wire,
+            host: route.host.clone(),
+            parameters,
+            server_version_num,
+            backend_pid: key.0,
+            cancel: CancelHandle::new(route, key.0, key.1),
+            interrupted: false,
+        })
+    }
+
+    async fn ask(
+        &self,
+        session: &mut ReplicationConnection,
+        query: &'static str,
+    ) -> Result<String, ConnectError> {
+        match session.row("asking for the kind of server", query).await {
+            Ok(row) => Ok(row.into_iter().next().flatten().unwrap_or_default()),
+            Err(QueryError::Refused { error, .. }) => Err(ConnectError::server(&error)),
+            Err(error) => Err(ConnectError::transient(error.to_string())),
+        }
+    }
+}
+
+impl ReplicationStartup<'_> {
+    fn packet(&self) -> io::Result<BytesMut> {
+        let settings = self.settings;
+        let name = settings.application_name.as_deref().unwrap_or(self.application_name);
+        let mut parameters = vec![
+            ("user", settings.user.as_str()),
+            ("database", &settings.database),
+            ("replication", "database"),
+            ("application_name", name),
+            ("client_encoding", "UTF8"),
+            // The text form of values must not depend on the role's settings.
+            ("DateStyle", "ISO"),
+            ("IntervalStyle", "postgres"),
+            ("TimeZone", "UTC"),
+            ("bytea_output", "hex"),
+            ("extra_float_digits", "3"),
+            // Making a slot waits for open transactions as long as it takes.
+            ("lock_timeout", "0"),
+        ];
+        parameters.extend(settings.options.as_deref().map(|options| ("options", options)));
+        let mut packet = BytesMut::new();
+        frontend::startup_message(parameters, &mut packet)?;
+        Ok(packet)
+    }
+}
