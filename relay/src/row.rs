@@ -109,8 +109,8 @@ impl<'a> Tuple<'a> {
     /// past the end, bytes after the last column. Truncated rule: the values that are whole come
     /// out, the first that is cut ends the iteration without an error, and bytes after the last
     /// column don't matter.
-    pub fn columns(&self) -> Columns<'a> {
-        Columns {
+    pub fn columns(&self) -> ColumnValues<'a> {
+        ColumnValues {
             rest: self.bytes,
             left: self.column_count,
             size_bytes: self.bytes.len(),
@@ -121,14 +121,14 @@ impl<'a> Tuple<'a> {
 
 /// Iterator over a [`Tuple`]'s values, see [`Tuple::columns`].
 #[derive(Clone, Debug)]
-pub struct Columns<'a> {
+pub struct ColumnValues<'a> {
     rest: &'a [u8],
     left: u16,
     size_bytes: usize,
     truncated: bool,
 }
 
-impl<'a> Columns<'a> {
+impl<'a> ColumnValues<'a> {
     /// The next value and what follows it; `None` when the bytes end before it does.
     #[inline]
     fn split(rest: &'a [u8], at: usize) -> Result<Option<(Value<'a>, &'a [u8])>, Malformed> {
@@ -153,7 +153,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-impl<'a> Iterator for Columns<'a> {
+impl<'a> Iterator for ColumnValues<'a> {
     type Item = Result<Value<'a>, Malformed>;
 
     #[inline]

@@ -125,7 +125,9 @@ fn iso_unix_us(mut text: &[u8]) -> Option<i64> {
         return None;
     }
     let seconds = days(year, month, day) * DAY_SECONDS + hour * 3600 + minute * 60 + second;
-    Some((seconds - offset) * 1_000_000 + fraction_us)
+    // Six digits of years exceed the microseconds of an i64, and so does the end of
+    // PostgreSQL's own range; either is far past what a record carries.
+    Some((seconds - offset).saturating_mul(1_000_000).saturating_add(fraction_us))
 }
 
 /// Days from 1970-01-01 in the Gregorian calendar, the year beginning in March so that the leap
@@ -173,7 +175,15 @@ mod tests {
 
     #[test]
     fn what_a_record_cannot_carry_is_told_from_what_is_no_timestamp() {
-        for text in ["infinity", "-infinity", "10000-01-01 00:00:00", "0044-03-15 12:00:00 BC"] {
+        for text in [
+            "infinity",
+            "-infinity",
+            "1969-12-31 23:59:59.999999",
+            "10000-01-01 00:00:00",
+            "294276-12-31 23:59:59.999999",
+            "999999-12-31 23:59:59.999999",
+            "0044-03-15 12:00:00 BC",
+        ] {
             assert_eq!(iso(text), Err(NoMoment::OutOfRange), "{text}");
         }
         for text in ["", "now", "2026-11-23", "23/11/2026 18:31:27", "2026-13-01 00:00:00", "1 "] {
