@@ -11,10 +11,16 @@
 //! that tests, fuzzing and benchmarks reach the parts. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod daemon;
+pub mod demo;
 pub mod header;
+pub mod logging;
 pub mod lsn;
 pub mod metrics;
+pub mod migrate;
 pub mod position;
 pub mod progress;
 pub mod record;
