@@ -147,13 +147,16 @@ impl Checker<'_> {
 
     fn url_from(&mut self, file: &Given<PathBuf>) -> Option<(&'static str, Given<String>)> {
         const KEY: &str = "postgres.url_file";
+        // A connection string typed here by mistake is not to be shown with its password.
+        let path = file.value.display().to_string();
+        let path = if conninfo::parse(&path).is_some() { conninfo::masked(&path) } else { path };
         let problem = match std::fs::read_to_string(&file.value) {
             Ok(text) if !text.trim().is_empty() => {
                 let value = text.trim().to_owned();
                 return Some((KEY, Given { value, origin: file.origin.clone() }));
             }
-            Ok(_) => format!("{} is empty", file.value.display()),
-            Err(error) => format!("{} can't be read: {error}", file.value.display()),
+            Ok(_) => format!("{path} is empty"),
+            Err(error) => format!("{path} can't be read: {error}"),
         };
         self.problem(KEY, &file.origin, problem, "name a file that holds the connection string");
         None

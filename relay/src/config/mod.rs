@@ -323,7 +323,8 @@ pub enum LogFormat {
 /// Everything that is wrong, in the order of sources, then of keys. Print it and exit with 2.
 pub fn load(sources: &Sources, purpose: Purpose) -> Result<Config, Problems> {
     let mut problems = Vec::new();
-    let merged = layers::merge(sources, &mut problems);
+    let (merged, file_was_read) = layers::merge(sources, &mut problems);
+    let purpose = if file_was_read { purpose } else { Purpose::Admin };
     let origins = merged.iter().map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
     let written = written::Written::read(merged, &mut problems);
     let config = check::check(written, purpose, origins, &mut problems);

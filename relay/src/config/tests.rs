@@ -313,8 +313,11 @@ fn secrets_in_files_of_their_own_are_read_and_never_shown() {
         assert!(!shown.contains("hunter"), "{shown}");
         assert!(shown.contains("***"));
     }
+    let mistaken = file("[postgres]\nurl_file = \"postgres://u:hunter2@db/app\"\n");
+    assert!(!mistaken.expect_err("not a file").join("\n").contains("hunter"));
     let broken = file("[postgres]\nurl = \"postgres://u:hunter2@db/app\n").expect_err("no end");
-    assert!(!broken.join("\n").contains("hunter"), "{broken:?}");
+    let expected = "FILE: TOML parse error at line 2, column 35: invalid basic string, expected `\"`; mend the TOML there; the settings in it were not read";
+    assert_eq!(broken, [expected], "and nothing is said to be missing");
     let sources = Sources { flags: least(), ..Sources::default() };
     assert!(!format!("{sources:?}").contains("hunter"));
 }
