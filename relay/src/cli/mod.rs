@@ -150,13 +150,13 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let file = cli.config;
     match cli.command {
         Command::Run(flags) => {
-            let config = config::load(&sources(file, flags.overrides()), Purpose::Relay)?;
+            let config = relay_settings(file, &flags)?;
             logging::init(&config.log);
             daemon::run(config).await?;
             Ok(Outcome::Done)
         }
         Command::Check { flags, json } => {
-            let config = config::load(&sources(file, flags.overrides()), Purpose::Relay)?;
+            let config = relay_settings(file, &flags)?;
             logging::init(&quiet(&config));
             Ok(check::run(&config, json).await?.into())
         }
@@ -180,11 +180,16 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         }
         Command::Demo(args) => Ok(demo::run(args).await?.into()),
         Command::Config(flags) => {
-            let config = config::load(&sources(file, flags.overrides()), Purpose::Relay)?;
+            let config = relay_settings(file, &flags)?;
             print(&config.print());
             Ok(Outcome::Done)
         }
     }
+}
+
+/// The settings for commands that concern the whole relay.
+fn relay_settings(file: Option<PathBuf>, flags: &Flags) -> Result<Config, Problems> {
+    config::load_with(&sources(file, flags.overrides()), Purpose::Relay, daemon::examine)
 }
 
 impl Flags {

@@ -36,10 +36,7 @@ fn two_flags_are_enough_and_the_rest_has_the_documented_defaults() {
     assert_eq!(config.postgres.slot, "outbox_my_app");
     assert_eq!(config.postgres.publication, "outbox");
     assert_eq!(config.postgres.start, Start::Now);
-    assert_eq!(
-        format!("{:?}", config.outbox.tables),
-        r#"[TableName { schema: "outbox", table: "events" }]"#
-    );
+    assert_eq!(config.outbox.tables, ["outbox.events"]);
     assert_eq!(config.sink.delivery, Delivery::ExactlyOnce);
     assert_eq!(config.sink.create_topics, None);
     assert_eq!(config.sink.topic_grace, Duration::from_secs(10));
@@ -287,6 +284,29 @@ fn a_file_that_was_named_must_be_there_and_the_default_one_need_not() {
         problems
             .to_string()
             .contains("/nowhere/outbox-relay.toml: the settings file can't be read")
+    );
+}
+
+#[test]
+fn what_modules_find_is_reported_with_the_rest_and_never_twice() {
+    let finding = |key: &str| Finding {
+        key: key.into(),
+        what: "is odd".into(),
+        remedy: "make it even".into(),
+    };
+    let sources =
+        Sources { flags: least().with("--name", "name", Some("A")), ..Sources::default() };
+    let found = load_with(&sources, Purpose::Relay, |_| {
+        vec![finding("name"), finding("sink.properties.bootstrap.servers")]
+    });
+    let problems = found.expect_err("two of them").0;
+    assert_eq!(
+        problems.iter().map(|p| p.key.as_str()).collect::<Vec<_>>(),
+        ["name", "sink.properties.bootstrap.servers"]
+    );
+    assert_eq!(
+        problems.iter().map(ToString::to_string).next_back().as_deref(),
+        Some("sink.properties.bootstrap.servers (--kafka): is odd; make it even")
     );
 }
 
