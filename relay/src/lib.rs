@@ -13,10 +13,12 @@
 pub mod admin;
 mod backoff;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod header;
 mod leader;
+pub mod logging;
 pub mod lsn;
 pub mod metrics;
 pub mod migrate;

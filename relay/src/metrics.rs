@@ -160,7 +160,7 @@ impl Metrics {
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
-        metrics.register(build.to_vec());
+        metrics.register(&build);
         // So that a rate exists from the first scrape on.
         for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
             let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
@@ -168,13 +168,13 @@ impl Metrics {
         metrics
     }
 
-    fn register(&mut self, build: Vec<(String, String)>) {
+    fn register(&mut self, build: &[(String, String)]) {
         for metric in METRICS {
             // The library adds the suffix that the kind has.
             let name = metric.name.trim_end_matches("_total").trim_end_matches("_info");
             let mut add = Adder { registry: &mut self.registry, name, help: metric.help };
             match metric.name {
-                "outbox_relay_build_info" => add.it(Info::new(build.clone())),
+                "outbox_relay_build_info" => add.it(Info::new(build.to_vec())),
                 "outbox_relay_ready" => add.it(self.ready.clone()),
                 "outbox_relay_role" => add.it(self.role.clone()),
                 "outbox_relay_server_wal_end_lsn" => add.it(self.server_wal_end.clone()),

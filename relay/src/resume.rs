@@ -42,6 +42,20 @@ pub struct Outcome {
     pub after: Option<Position>,
 }
 
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |position: Option<Position>| match position {
+            Some(position) => position.to_string(),
+            None => "nothing".to_owned(),
+        };
+        write!(f, "progress was {}; now it is {}", shown(self.before), shown(self.after))?;
+        if self.after.is_none() {
+            f.write_str(": the relay makes a new slot at its next start")?;
+        }
+        Ok(())
+    }
+}
+
 /// Carries the decision out.
 ///
 /// # Errors

@@ -17,10 +17,9 @@ use tokio::time::Instant;
 use super::{
     health::{self, Phase, Vitals},
     lag::Lag,
-    status::{LastBatch, LastError, Status},
+    status::{LastBatch, LastError, Status, approximate},
 };
 use crate::{
-    config::sizes::Size,
     lsn::Lsn,
     metrics::{Gauges, Metrics},
     position::Position,
@@ -355,12 +354,6 @@ fn age_of_commit(commit_us: i64) -> Duration {
     Duration::from_micros(u64::try_from(age).unwrap_or(0))
 }
 
-/// Bytes to a whole number of the largest unit, for reading at a glance.
-pub(crate) fn approximate(bytes: u64) -> String {
-    let unit = [1 << 30, 1 << 20, 1 << 10].into_iter().find(|unit| bytes >= 10 * unit).unwrap_or(1);
-    Size(bytes / unit * unit).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,13 +403,5 @@ mod tests {
         let status = Board::new("orders", "s", "1").status();
         assert_eq!((status.lag_bytes, status.received, status.delivered), (None, None, None));
         assert_eq!(status.not_ready_because.as_deref(), Some("starting: reading settings"));
-    }
-
-    #[test]
-    fn sizes_read_at_a_glance() {
-        assert_eq!(approximate(0), "0 B");
-        assert_eq!(approximate(9_000), "9000 B");
-        assert_eq!(approximate(25 * 1024 + 3), "25 KiB");
-        assert_eq!(approximate(11 << 30), "11 GiB");
     }
 }

@@ -28,11 +28,16 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub(super) struct Limited {
     listener: TcpListener,
     free: Arc<Semaphore>,
+    silence_max: Duration,
 }
 
 impl Limited {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Limited { listener, free: Arc::new(Semaphore::new(CONNECTIONS_MAX)) }
+        Limited::within(listener, CONNECTIONS_MAX, SILENCE_MAX)
+    }
+
+    fn within(listener: TcpListener, connections_max: usize, silence_max: Duration) -> Self {
+        Limited { listener, free: Arc::new(Semaphore::new(connections_max)), silence_max }
     }
 }
 
@@ -46,8 +51,10 @@ impl Listener for Limited {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    let deadline = Box::pin(tokio::time::sleep(SILENCE_MAX));
-                    return (LimitedStream { stream, deadline, _permit: permit }, peer);
+                    let silence_max = self.silence_max;
+                    let deadline = Box::pin(tokio::time::sleep(silence_max));
+                    let stream = LimitedStream { stream, deadline, silence_max, _permit: permit };
+                    return (stream, peer);
                 }
                 // Too many open files, for one: trying again at once would only burn the CPU.
                 Err(error) => {
@@ -67,6 +74,7 @@ impl Listener for Limited {
 pub(super) struct LimitedStream {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,
+    silence_max: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -98,7 +106,8 @@ impl AsyncWrite for LimitedStream {
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.deadline.as_mut().reset(Instant::now() + SILENCE_MAX);
+        let deadline = Instant::now() + self.silence_max;
+        self.deadline.as_mut().reset(deadline);
         Poll::Ready(Ok(written))
     }
 
@@ -108,5 +117,37 @@ impl AsyncWrite for LimitedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, routing::get};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::timeout,
+    };
+
+    #[tokio::test]
+    async fn silent_clients_are_cut_off_and_make_room_for_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let limited = Limited::within(listener, 1, Duration::from_millis(50));
+        let router = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(axum::serve(limited, router).into_future());
+        let mut slow = TcpStream::connect(address).await.expect("connected");
+        slow.write_all(b"GET / HT").await.expect("sent");
+        let mut next = TcpStream::connect(address).await.expect("connected");
+        next.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+
+        let patience = Duration::from_secs(10);
+        let mut answer = String::new();
+        timeout(patience, next.read_to_string(&mut answer)).await.expect("in time").expect("read");
+        assert!(answer.ends_with("here"), "{answer}");
+        let mut rest = Vec::new();
+        let closed = timeout(patience, slow.read_to_end(&mut rest)).await.expect("in time");
+        assert!(closed.is_err() || !rest.starts_with(b"HTTP/1.1 200"));
+        server.abort();
     }
 }

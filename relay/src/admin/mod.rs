@@ -25,7 +25,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use board::Board;
-pub(crate) use board::approximate;
 pub use health::Phase;
 use limited::Limited;
 

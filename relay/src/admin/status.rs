@@ -70,3 +70,25 @@ pub struct LastError {
     /// RFC 3339, UTC.
     pub at: String,
 }
+
+/// Bytes to a whole number of the largest unit, for reading at a glance.
+pub(crate) fn approximate(bytes: u64) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, factor)| bytes >= 10 * factor) {
+        Some((unit, factor)) => format!("{} {unit}", bytes / factor),
+        None => format!("{bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_at_a_glance() {
+        assert_eq!(approximate(0), "0 B");
+        assert_eq!(approximate(9_000), "9000 B");
+        assert_eq!(approximate(25 * 1024 + 3), "25 KiB");
+        assert_eq!(approximate(11 << 30), "11 GiB");
+    }
+}

@@ -7,17 +7,11 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
     LeaderConfig, LogConfig, LogFormat, OutboxConfig, PostgresConfig, Preset, Properties, Purpose,
-    SinkConfig, Size, Start, TableName, conninfo,
+    SinkConfig, Size, Start,
     problem::{Origin, Problem},
     properties,
-    secret::Secret,
     written::{Given, Opt, Written},
 };
-
-/// The name's length leaves room for the longest prefix, `outbox_`, in a slot's 63 bytes.
-const NAME_CHARS_MAX: usize = 56;
-/// PostgreSQL's `NAMEDATALEN` − 1.
-const IDENTIFIER_BYTES_MAX: usize = 63;
 
 /// Checks everything. What is wrong is added to `problems`, and a default stands in for it so
 /// that the checks after it still run; the result holds only if there is no problem.
@@ -77,12 +71,13 @@ fn columns(given: [Opt<Column>; 8]) -> Columns {
     Columns { id, topic, key, r#type, payload, headers, partition, created_at }
 }
 
-struct Checker<'a> {
+/// Collects problems; the checks of names are in `identity`.
+pub(super) struct Checker<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
 impl Checker<'_> {
-    fn problem(
+    pub(super) fn problem(
         &mut self,
         key: &str,
         origin: &Origin,
@@ -98,132 +93,12 @@ impl Checker<'_> {
     }
 
     /// Whether a problem of this key was reported while it was read: no second one then.
-    fn is_reported(&self, key: &str) -> bool {
+    pub(super) fn is_reported(&self, key: &str) -> bool {
         self.problems.iter().any(|problem| problem.key == key)
     }
 
-    fn url(&mut self, url: Opt<String>, file: Opt<PathBuf>, purpose: Purpose) -> Secret {
-        if let (Some(url), Some(file)) = (&url, &file)
-            && url.origin.layer() == file.origin.layer()
-        {
-            self.problem(
-                "postgres.url_file",
-                &file.origin,
-                "contradicts postgres.url",
-                "give one of the two",
-            );
-        }
-        let url = match (url, file) {
-            (Some(url), Some(file)) if file.origin.layer() > url.origin.layer() => {
-                self.url_from(&file)
-            }
-            (Some(url), _) => Some(("postgres.url", url)),
-            (None, Some(file)) => self.url_from(&file),
-            (None, None) => {
-                let given = ["postgres.url", "postgres.url_file"];
-                let silent = given.into_iter().any(|key| self.is_reported(key));
-                if purpose != Purpose::Admin && !silent {
-                    self.problem(
-                        "postgres.url",
-                        &Origin::Default,
-                        "is not set",
-                        "set it, or postgres.url_file, or give --postgres postgres://user@host/database",
-                    );
-                }
-                None
-            }
-        };
-        let Some((key, url)) = url else { return Secret::default() };
-        if conninfo::parse(&url.value).is_none() {
-            self.problem(
-                key,
-                &url.origin,
-                "is not a connection string",
-                "write postgres://user@host/database or host=… dbname=…",
-            );
-        }
-        Secret::new(url.value)
-    }
-
-    fn url_from(&mut self, file: &Given<PathBuf>) -> Option<(&'static str, Given<String>)> {
-        const KEY: &str = "postgres.url_file";
-        let problem = match std::fs::read_to_string(&file.value) {
-            Ok(text) if !text.trim().is_empty() => {
-                let value = text.trim().to_owned();
-                return Some((KEY, Given { value, origin: file.origin.clone() }));
-            }
-            Ok(_) => format!("{} is empty", file.value.display()),
-            Err(error) => format!("{} can't be read: {error}", file.value.display()),
-        };
-        self.problem(KEY, &file.origin, problem, "name a file that holds the connection string");
-        None
-    }
-
-    fn name(&mut self, given: Opt<String>, url: &Secret, purpose: Purpose) -> String {
-        if let Some(name) = given {
-            if !is_plain_name(&name.value, NAME_CHARS_MAX) {
-                self.problem(
-                    "name",
-                    &name.origin,
-                    format!("{:?} does not fit", name.value),
-                    "use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it",
-                );
-            }
-            return name.value;
-        }
-        let found = conninfo::parse(url.expose()).unwrap_or_default();
-        let fitted = found.database.or(found.user).map(|database| {
-            let fit =
-                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
-            database.chars().take(NAME_CHARS_MAX).map(fit).collect::<String>()
-        });
-        match fitted {
-            Some(name) => name,
-            None => {
-                // Without a connection string that one is missed, not its consequence.
-                let url_is_fine = !url.expose().is_empty()
-                    && !self.is_reported("postgres.url")
-                    && !self.is_reported("postgres.url_file");
-                if url_is_fine && purpose == Purpose::Relay && !self.is_reported("name") {
-                    self.problem(
-                        "name",
-                        &Origin::Default,
-                        "is not set, and the connection string names no database to take it from",
-                        "set it, such as name = \"orders\"",
-                    );
-                }
-                "outbox".into()
-            }
-        }
-    }
-
-    fn slot(&mut self, given: Opt<String>, name: &str) -> String {
-        let Some(slot) = given else { return format!("outbox_{name}") };
-        if !is_plain_name(&slot.value, IDENTIFIER_BYTES_MAX) {
-            self.problem(
-                "postgres.slot",
-                &slot.origin,
-                format!("{:?} is not a slot's name", slot.value),
-                "use 1 to 63 of a-z, 0-9 and _",
-            );
-        }
-        slot.value
-    }
-
-    fn identifier(&mut self, key: &str, given: Opt<String>, default: &str) -> String {
-        let Some(name) = given else { return default.to_owned() };
-        if name.value.len() > IDENTIFIER_BYTES_MAX || name.value.contains('\0') {
-            self.problem(
-                key,
-                &name.origin,
-                "is longer than an identifier of PostgreSQL",
-                "use at most 63 bytes",
-            );
-        }
-        name.value
-    }
-
-    fn tables(&mut self, given: Opt<Vec<String>>, preset: Preset) -> Vec<TableName> {
+    /// Whether each is a qualified name; quoting is for `route` to judge.
+    fn tables(&mut self, given: Opt<Vec<String>>, preset: Preset) -> Vec<String> {
         const KEY: &str = "outbox.tables";
         let Some(given) = given else {
             if preset != Preset::Default && !self.is_reported(KEY) {
@@ -234,27 +109,23 @@ impl Checker<'_> {
                     "name it, such as tables = [\"public.outboxevent\"]",
                 );
             }
-            return vec![TableName { schema: "outbox".into(), table: "events".into() }];
+            return vec!["outbox.events".into()];
         };
-        let mut tables: Vec<TableName> = Vec::new();
-        for text in &given.value {
-            let table = match text.split_once('.') {
-                Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
-                    TableName { schema: schema.to_owned(), table: table.to_owned() }
-                }
-                _ => {
-                    let what = format!("{text:?} is not a table with its schema");
-                    self.problem(KEY, &given.origin, what, "write schema.table");
-                    continue;
-                }
-            };
-            if tables.contains(&table) {
+        let mut tables: Vec<String> = Vec::new();
+        for table in given.value {
+            let is_qualified = table
+                .split_once('.')
+                .is_some_and(|(schema, name)| !schema.is_empty() && !name.is_empty());
+            if !is_qualified {
+                let what = format!("{table:?} is not a table with its schema");
+                self.problem(KEY, &given.origin, what, "write schema.table");
+            } else if tables.contains(&table) {
                 self.problem(KEY, &given.origin, format!("{table} is there twice"), "remove one");
             } else {
                 tables.push(table);
             }
         }
-        if given.value.is_empty() {
+        if tables.is_empty() && !self.is_reported(KEY) {
             self.problem(KEY, &given.origin, "is empty", "name a table, or leave it out");
         }
         tables
@@ -445,9 +316,4 @@ fn is_filter(text: &str) -> bool {
         LEVELS.contains(&part.to_ascii_lowercase().as_str()) || part.contains(['=', '[', '_', ':'])
     };
     text.split(',').all(|part| is_part(part.trim())) && EnvFilter::try_new(text).is_ok()
-}
-
-fn is_plain_name(name: &str, max: usize) -> bool {
-    (1..=max).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }

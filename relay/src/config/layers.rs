@@ -17,9 +17,12 @@ use super::{
 pub(super) type Merged = BTreeMap<String, (ValueKind, Origin)>;
 
 /// Reads all sources. What can't be read is a problem; the rest is still returned, so that its
-/// problems are reported together with it.
-pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Merged {
-    let layers = [file(sources, problems), environment(sources, problems), flags(sources)];
+/// problems are reported together with it. The second value says whether the file was read:
+/// if not, a setting that is missing may well be in it.
+pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> (Merged, bool) {
+    let file = file(sources, problems);
+    let file_was_read = file.is_some();
+    let layers = [file.unwrap_or_default(), environment(sources, problems), flags(sources)];
     let mut builder = config::Config::builder();
     for layer in layers {
         builder = builder.add_source(layer);
@@ -34,7 +37,7 @@ pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Merged {
             remedy: "check the file and the environment".into(),
         }),
     }
-    given
+    (given, file_was_read)
 }
 
 /// One source, already sifted: only keys that exist, in tables that exist.
@@ -84,23 +87,27 @@ impl Layer {
     }
 }
 
-fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Layer {
+/// `None` when there is a file and it could not be read.
+fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Option<Layer> {
     let mut layer = Layer::default();
-    let Some(path) = &sources.file else { return layer };
+    let Some(path) = &sources.file else { return Some(layer) };
     let origin = Origin::File(path.display().to_string());
-    match read(path, sources.explicit) {
-        Ok(text) => match File::from_str(&text, FileFormat::Toml).collect() {
-            Ok(map) => sift(map, "", &origin, &mut layer, problems),
-            Err(error) => problems.push(Problem {
-                key: path.display().to_string(),
-                origin: Origin::Default,
-                what: without_snippet(&error.to_string()),
-                remedy: "mend the TOML there; the settings in it were not read".into(),
-            }),
-        },
-        Err(problem) => problems.push(problem),
+    let parsed = read(path, sources.explicit).and_then(|text| {
+        File::from_str(&text, FileFormat::Toml).collect().map_err(|error| Problem {
+            key: path.display().to_string(),
+            origin: Origin::Default,
+            what: without_snippet(&error.to_string()),
+            remedy: "mend the TOML there; the settings in it were not read".into(),
+        })
+    });
+    match parsed {
+        Ok(map) => sift(map, "", &origin, &mut layer, problems),
+        Err(problem) => {
+            problems.push(problem);
+            return None;
+        }
     }
-    layer
+    Some(layer)
 }
 
 /// The file's text; empty when it is only the default one and is not there.

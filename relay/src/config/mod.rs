@@ -8,6 +8,7 @@
 
 mod check;
 mod conninfo;
+mod identity;
 pub mod keys;
 mod layers;
 pub mod parts;
@@ -157,8 +158,8 @@ pub enum Start {
 /// Outbox tables and how their rows become records.
 #[derive(Clone, Debug)]
 pub struct OutboxConfig {
-    /// Not empty, none twice.
-    pub tables: Vec<TableName>,
+    /// `schema.table` as typed; not empty, none twice.
+    pub tables: Vec<String>,
     /// What unset columns and topic mean.
     pub preset: Preset,
     /// Mapped columns.
@@ -169,21 +170,6 @@ pub struct OutboxConfig {
     pub headers: HeaderStyle,
     /// Further columns that become headers: column → header name.
     pub header_columns: BTreeMap<String, String>,
-}
-
-/// A table by schema and name, both unquoted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TableName {
-    /// Schema.
-    pub schema: String,
-    /// Name.
-    pub table: String,
-}
-
-impl fmt::Display for TableName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.schema, self.table)
-    }
 }
 
 /// A known table layout.
@@ -318,16 +304,47 @@ pub enum LogFormat {
     Json,
 }
 
+/// What a module finds wrong with its part of the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The setting's full key.
+    pub key: String,
+    /// What is wrong; no secret in it.
+    pub what: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
 /// Reads all sources and checks them together.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of sources, then of keys. Print it and exit with 2.
 pub fn load(sources: &Sources, purpose: Purpose) -> Result<Config, Problems> {
+    load_with(sources, purpose, |_| Vec::new())
+}
+
+/// As [`load`], and asks the modules too, so that what only they can know is reported together
+/// with the rest. Where a problem was found already, a default stands in for the value that
+/// `modules` sees, and what it finds there is left out.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(
+    sources: &Sources,
+    purpose: Purpose,
+    modules: impl FnOnce(&Config) -> Vec<Finding>,
+) -> Result<Config, Problems> {
     let mut problems = Vec::new();
-    let merged = layers::merge(sources, &mut problems);
+    let (merged, file_was_read) = layers::merge(sources, &mut problems);
+    let purpose = if file_was_read { purpose } else { Purpose::Admin };
     let origins = merged.iter().map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
     let written = written::Written::read(merged, &mut problems);
     let config = check::check(written, purpose, origins, &mut problems);
+    for Finding { key, what, remedy } in modules(&config) {
+        if !problems.iter().any(|known| known.key == key) {
+            problems.push(Problem { origin: config.origin(&key), key, what, remedy });
+        }
+    }
     if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
 }
 

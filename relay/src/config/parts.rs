@@ -1,9 +1,6 @@
 //! From checked settings to what each module takes: the one place that knows all of them.
 
-use super::{
-    Column, Config, Delivery, HeaderStyle, Preset,
-    problem::{Problem, Problems},
-};
+use super::{Column, Config, Delivery, Finding, HeaderStyle, Preset};
 use crate::{
     postgres::conninfo::ConnectSettings,
     route::{self, Mapping},
@@ -21,23 +18,37 @@ pub struct Parts {
     pub kafka: kafka::Settings,
 }
 
+/// What the modules find wrong with their settings; never empty.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(|f| format!("{}: {}; {}", f.key, f.what, f.remedy)).collect::<Vec<_>>().join("; "))]
+pub struct Findings(pub Vec<Finding>);
+
+/// For [`config::load_with`](super::load_with): the checks that only the modules can make.
+pub fn examine(config: &Config) -> Vec<Finding> {
+    config.parts().err().map_or_else(Vec::new, |findings| findings.0)
+}
+
+fn finding(key: String, what: String, remedy: String) -> Finding {
+    Finding { key, what, remedy }
+}
+
 impl Config {
     /// Makes the modules' settings, with the checks that only they can make.
     ///
     /// # Errors
     /// All that is wrong, each with its key.
-    pub fn parts(&self) -> Result<Parts, Problems> {
+    pub fn parts(&self) -> Result<Parts, Findings> {
         let mut problems = Vec::new();
         let connect = self.connect().map_err(|found| problems.extend(found.0));
         let mapping = self.route().validate().map_err(|found| {
-            problems.extend(found.into_iter().map(|p| self.found(&p.key, p.what, p.remedy)));
+            problems.extend(found.into_iter().map(|p| finding(p.key, p.what, p.remedy)));
         });
         let kafka = self.kafka();
         let found = kafka.problems().into_iter();
-        problems.extend(found.map(|p| self.found(&p.key, p.what, p.remedy)));
+        problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
         match (connect, mapping, problems.is_empty()) {
             (Ok(connect), Ok(mapping), true) => Ok(Parts { connect, mapping, kafka }),
-            _ => Err(Problems(problems)),
+            _ => Err(Findings(problems)),
         }
     }
 
@@ -45,19 +56,15 @@ impl Config {
     ///
     /// # Errors
     /// What is wrong with `postgres.url`.
-    pub fn connect(&self) -> Result<ConnectSettings, Problems> {
+    pub fn connect(&self) -> Result<ConnectSettings, Findings> {
         ConnectSettings::parse(self.postgres.url.expose()).map_err(|error| {
             let remedy =
                 "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
             let found = error.problems().iter();
-            Problems(
-                found.map(|what| self.found("postgres.url", what.clone(), remedy.into())).collect(),
-            )
+            let found =
+                found.map(|what| finding("postgres.url".into(), what.clone(), remedy.into()));
+            Findings(found.collect())
         })
-    }
-
-    fn found(&self, key: &str, what: String, remedy: String) -> Problem {
-        Problem { key: key.to_owned(), origin: self.origin(key), what, remedy }
     }
 
     fn route(&self) -> route::Settings {
@@ -70,7 +77,7 @@ impl Config {
         let columns = &outbox.columns;
         route::Settings {
             relay_name: self.name.clone(),
-            tables: outbox.tables.iter().map(ToString::to_string).collect(),
+            tables: outbox.tables.clone(),
             preset: match outbox.preset {
                 Preset::Default => route::Preset::Default,
                 Preset::Debezium => route::Preset::Debezium,

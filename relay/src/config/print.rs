@@ -85,8 +85,7 @@ fn outbox(c: &Config, key: &str) -> Option<String> {
     };
     match key {
         "outbox.tables" => {
-            let tables: Vec<String> =
-                c.outbox.tables.iter().map(|table| quoted(&table.to_string())).collect();
+            let tables: Vec<String> = c.outbox.tables.iter().map(|table| quoted(table)).collect();
             Some(format!("[{}]", tables.join(", ")))
         }
         "outbox.preset" => Some(quoted(match c.outbox.preset {

@@ -36,10 +36,7 @@ fn two_flags_are_enough_and_the_rest_has_the_documented_defaults() {
     assert_eq!(config.postgres.slot, "outbox_my_app");
     assert_eq!(config.postgres.publication, "outbox");
     assert_eq!(config.postgres.start, Start::Now);
-    assert_eq!(
-        format!("{:?}", config.outbox.tables),
-        r#"[TableName { schema: "outbox", table: "events" }]"#
-    );
+    assert_eq!(config.outbox.tables, ["outbox.events"]);
     assert_eq!(config.sink.delivery, Delivery::ExactlyOnce);
     assert_eq!(config.sink.create_topics, None);
     assert_eq!(config.sink.topic_grace, Duration::from_secs(10));
@@ -291,6 +288,29 @@ fn a_file_that_was_named_must_be_there_and_the_default_one_need_not() {
 }
 
 #[test]
+fn what_modules_find_is_reported_with_the_rest_and_never_twice() {
+    let finding = |key: &str| Finding {
+        key: key.into(),
+        what: "is odd".into(),
+        remedy: "make it even".into(),
+    };
+    let sources =
+        Sources { flags: least().with("--name", "name", Some("A")), ..Sources::default() };
+    let found = load_with(&sources, Purpose::Relay, |_| {
+        vec![finding("name"), finding("sink.properties.bootstrap.servers")]
+    });
+    let problems = found.expect_err("two of them").0;
+    assert_eq!(
+        problems.iter().map(|p| p.key.as_str()).collect::<Vec<_>>(),
+        ["name", "sink.properties.bootstrap.servers"]
+    );
+    assert_eq!(
+        problems.iter().map(ToString::to_string).next_back().as_deref(),
+        Some("sink.properties.bootstrap.servers (--kafka): is odd; make it even")
+    );
+}
+
+#[test]
 fn a_flag_wins_over_the_files_url_file() {
     let config = load_from("[postgres]\nurl_file = \"/nowhere\"\n", &[], least(), Purpose::Relay);
     assert_eq!(config.expect("the file is not read").name, "my_app");
@@ -313,8 +333,11 @@ fn secrets_in_files_of_their_own_are_read_and_never_shown() {
         assert!(!shown.contains("hunter"), "{shown}");
         assert!(shown.contains("***"));
     }
+    let mistaken = file("[postgres]\nurl_file = \"postgres://u:hunter2@db/app\"\n");
+    assert!(!mistaken.expect_err("not a file").join("\n").contains("hunter"));
     let broken = file("[postgres]\nurl = \"postgres://u:hunter2@db/app\n").expect_err("no end");
-    assert!(!broken.join("\n").contains("hunter"), "{broken:?}");
+    let expected = "FILE: TOML parse error at line 2, column 35: invalid basic string, expected `\"`; mend the TOML there; the settings in it were not read";
+    assert_eq!(broken, [expected], "and nothing is said to be missing");
     let sources = Sources { flags: least(), ..Sources::default() };
     assert!(!format!("{sources:?}").contains("hunter"));
 }

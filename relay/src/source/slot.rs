@@ -4,6 +4,8 @@
 //! The catalogs grow columns with each release: rows are read as JSON, and what a server does
 //! not know is `None`, so that one query serves PostgreSQL 14 to 18.
 
+use std::fmt;
+
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio_postgres::{Client, types::ToSql};
 
@@ -158,6 +160,37 @@ pub struct OpenTransaction {
     pub user: Option<String>,
     /// Its database.
     pub database: Option<String>,
+}
+
+impl SlotState {
+    /// Its WAL is gone, or the server has given it up: it will never stream again.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+            || self.invalidation_reason.is_some()
+            || self.conflicting == Some(true)
+    }
+
+    /// A process is making it, and waits for open transactions.
+    pub fn is_being_made(&self) -> bool {
+        self.active && self.confirmed_flush_lsn.is_none()
+    }
+}
+
+impl fmt::Display for OpenTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.prepared, self.pid) {
+            (Some(gid), _) => write!(f, "prepared transaction {gid:?}")?,
+            (None, Some(pid)) => write!(f, "pid {pid}")?,
+            (None, None) => f.write_str("a transaction")?,
+        }
+        if let Some(application) = &self.application {
+            write!(f, " ({application})")?;
+        }
+        if let Some(seconds) = self.age_seconds {
+            write!(f, ", open for {seconds:.0} s")?;
+        }
+        Ok(())
+    }
 }
 
 /// Looks a slot up; `None` when there is none of that name.

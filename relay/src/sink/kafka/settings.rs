@@ -5,12 +5,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use rdkafka::{
-    ClientConfig,
-    config::RDKafkaLogLevel,
-    error::KafkaError,
-    producer::BaseProducer,
-};
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError, producer::BaseProducer};
 
 use super::{context::Context, property};
 

@@ -1,0 +1,320 @@
+//! The command line: what can be typed, and which module does it.
+//!
+//! Promises that every error ends in one of three exit codes: 0 done, 1 failed at run time or
+//! problems found, 2 wrong usage or settings. Printing is done here and in `status`, `check`,
+//! `migrate`, `dead_letter` and `demo`; nowhere else. Called by `main` alone.
+
+mod output;
+mod signal;
+mod status;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use outbox_migrations::Set;
+
+use crate::{
+    check,
+    config::{
+        self, Config, DEFAULT_FILE, Environment, Origin, Overrides, Problems, Purpose, Sources,
+        parts,
+    },
+    daemon, logging, migrate,
+    position::RowPosition,
+    resume,
+};
+pub use output::print;
+
+const AFTER_HELP: &str = "\
+Examples:
+  outbox-relay migrate --postgres postgres://owner@db/app create the outbox table
+  outbox-relay check   --postgres postgres://relay@db/app --kafka kafka:9092
+  outbox-relay run     --postgres postgres://relay@db/app --kafka kafka:9092
+  outbox-relay status
+
+Settings come from outbox-relay.toml, then from OUTBOX_RELAY__SECTION__KEY in the environment, then
+from flags; `outbox-relay config` prints what holds.
+Exit codes: 0 done, 1 failed or problems found, 2 wrong usage or settings.";
+
+/// Publishes a PostgreSQL outbox to Kafka through logical replication: exactly once, in key order.
+#[derive(Debug, Parser)]
+#[command(name = "outbox-relay", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Settings file [default: outbox-relay.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the relay until SIGTERM or SIGINT
+    #[command(after_help = "Example:
+  outbox-relay run --postgres postgres://relay@db/app --kafka kafka:9092
+
+A password on the command line is visible to everyone on the machine: set OUTBOX_RELAY__POSTGRES__URL
+or postgres.url_file instead.")]
+    Run(Flags),
+    /// Examine every precondition, with a remedy for each that does not hold
+    #[command(after_help = "Ends within 15 s; exit code 1 if there is a problem.")]
+    Check {
+        #[command(flatten)]
+        flags: Flags,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create or upgrade the tables in a database
+    #[command(after_help = "Examples:
+  outbox-relay migrate --postgres postgres://owner@db/app
+  outbox-relay migrate --print | psql service=app")]
+    Migrate {
+        /// Connection string of the tables' owner
+        #[arg(long, value_name = "URL")]
+        postgres: Option<String>,
+        /// Which tables: `outbox`, the producer's
+        #[arg(long, default_value = "outbox")]
+        set: Set,
+        /// Print the SQL instead of applying it; needs no database
+        #[arg(long)]
+        print: bool,
+    },
+    /// Show how a running relay is doing
+    #[command(after_help = "Exit code 1 if no relay answers.")]
+    Status {
+        /// Address of the relay's admin server [default: admin.listen]
+        #[arg(long, value_name = "HOST:PORT")]
+        admin: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decide where the relay stands still and only a person can: it then goes on by itself
+    #[command(after_help = "Examples:
+  outbox-relay resume --at slot              go on from the slot's confirmed position
+  outbox-relay resume --at now               make a new slot; leave out what was missed
+  outbox-relay resume --skip 16/B374D848:12  leave this one event out
+
+The relay's log and /readyz name the command that fits. Exit code 1 if a relay is at work.")]
+    Resume {
+        #[command(flatten)]
+        flags: Flags,
+        #[command(flatten)]
+        decision: ResumeArgs,
+    },
+    /// Print the settings that hold, each with where it came from; secrets as ***
+    Config(Flags),
+}
+
+/// Settings that are common enough to have a flag.
+#[derive(Debug, Args)]
+struct Flags {
+    /// Connection string of the database [setting: postgres.url]
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
+    /// Addresses of the brokers, separated by commas [setting: sink.properties."bootstrap.servers"]
+    #[arg(long, value_name = "BROKERS")]
+    kafka: Option<String>,
+    /// The relay's name [setting: name; default: the database's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where to serve health, metrics and status, or "off" [setting: admin.listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    /// Level or filter of the log [setting: log.level]
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ResumeArgs {
+    /// Where to go on
+    #[arg(long, value_enum)]
+    at: Option<At>,
+    /// The position of the event to leave out, as the relay names it
+    #[arg(long, value_name = "POSITION")]
+    skip: Option<RowPosition>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum At {
+    /// The slot's confirmed position
+    Slot,
+    /// A new slot, made at the next start
+    Now,
+}
+
+impl ResumeArgs {
+    fn decision(&self) -> resume::Decision {
+        match (self.skip, self.at) {
+            (Some(row), _) => resume::Decision::Skip(row),
+            (None, Some(At::Slot)) => resume::Decision::AtSlot,
+            (None, Some(At::Now)) => resume::Decision::AtNow,
+            (None, None) => unreachable!("the group is required"),
+        }
+    }
+}
+
+/// How a command ended when nothing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// It did its work, and what it found is bad.
+    ProblemsFound,
+}
+
+impl From<bool> for Outcome {
+    fn from(all_is_well: bool) -> Self {
+        if all_is_well { Outcome::Done } else { Outcome::ProblemsFound }
+    }
+}
+
+/// Runs a command line to its end. The one place where errors become exit codes.
+pub async fn run(cli: Cli) -> ExitCode {
+    match Box::pin(dispatch(cli)).await {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::ProblemsFound) => ExitCode::from(1),
+        Err(error) => {
+            output::print_error(&error);
+            // Also where a module found the problem later than `config`.
+            ExitCode::from(if error.chain().any(|e| e.is::<Problems>()) { 2 } else { 1 })
+        }
+    }
+}
+
+/// The runtime could not be made.
+pub fn failed_to_start(error: std::io::Error) -> ExitCode {
+    output::print_error(&anyhow::Error::new(error).context("can't start"));
+    ExitCode::from(1)
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
+    let file = cli.config;
+    match cli.command {
+        Command::Run(flags) => {
+            let config = relay_settings(file, &flags)?;
+            logging::init(&config.log);
+            daemon::run(config, signal::stop_on_signal()?).await?;
+            Ok(Outcome::Done)
+        }
+        Command::Check { flags, json } => {
+            let config = relay_settings(file, &flags)?;
+            logging::init(&quiet(&config));
+            let findings = check::run(&config, &config.parts()?).await;
+            print(&output::findings(&findings, json));
+            Ok(check::passed(&findings).into())
+        }
+        Command::Migrate { set, print: true, .. } => {
+            print(&set.print());
+            Ok(Outcome::Done)
+        }
+        Command::Migrate { postgres, set, print: false } => {
+            let flags =
+                Overrides::default().with("--postgres", "postgres.url", postgres.as_deref());
+            let config = config::load(&sources(file, flags), Purpose::Database)?;
+            logging::init(&quiet(&config));
+            let applied = migrate::run(&config, set).await?;
+            print(&output::applied(&applied, set));
+            Ok(Outcome::Done)
+        }
+        Command::Status { admin, json } => {
+            let flags = Overrides::default().with("--admin", "admin.listen", admin.as_deref());
+            let config = config::load(&sources(file, flags), Purpose::Admin)?;
+            status::run(&config.admin, json).await?;
+            Ok(Outcome::Done)
+        }
+        Command::Resume { flags, decision } => {
+            let config = relay_settings(file, &flags)?;
+            logging::init(&quiet(&config));
+            let outcome = resume::run(&config, decision.decision()).await?;
+            print(&outcome.to_string());
+            Ok(Outcome::Done)
+        }
+        Command::Config(flags) => {
+            let config = relay_settings(file, &flags)?;
+            print(&config.print());
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// The settings for commands that concern the whole relay.
+fn relay_settings(file: Option<PathBuf>, flags: &Flags) -> Result<Config, Problems> {
+    config::load_with(&sources(file, flags.overrides()), Purpose::Relay, parts::examine)
+}
+
+impl Flags {
+    fn overrides(&self) -> Overrides {
+        Overrides::default()
+            .with("--postgres", "postgres.url", self.postgres.as_deref())
+            .with("--kafka", "sink.properties.bootstrap.servers", self.kafka.as_deref())
+            .with("--name", "name", self.name.as_deref())
+            .with("--admin", "admin.listen", self.admin.as_deref())
+            .with("--log", "log.level", self.log.as_deref())
+    }
+}
+
+fn sources(file: Option<PathBuf>, flags: Overrides) -> Sources {
+    Sources {
+        explicit: file.is_some(),
+        file: Some(file.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))),
+        env: Environment::of_process(),
+        flags,
+    }
+}
+
+/// For commands whose output is the point: the log only warns, unless a level was asked for.
+fn quiet(config: &Config) -> config::LogConfig {
+    let mut log = config.log.clone();
+    if config.origin("log.level") == Origin::Default {
+        log.level = "warn".into();
+    }
+    log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let cli = Cli::parse_from([
+            "outbox-relay",
+            "run",
+            "--postgres",
+            "postgres://h/app",
+            "--kafka",
+            "a:1,b:2",
+            "--name",
+            "n",
+            "--admin",
+            "off",
+            "--log",
+            "debug",
+            "--config",
+            "x.toml",
+        ]);
+        assert_eq!(cli.config, Some(PathBuf::from("x.toml")));
+        let Command::Run(flags) = cli.command else { panic!("run was typed") };
+        let sources = Sources { flags: flags.overrides(), ..Sources::default() };
+        let config = config::load(&sources, Purpose::Relay).expect("complete");
+        assert_eq!(config.name, "n");
+        assert_eq!(config.sink.properties.get("bootstrap.servers"), Some("a:1,b:2"));
+        assert_eq!((config.admin.listen, config.log.level.as_str()), (None, "debug"));
+    }
+
+    #[test]
+    fn migrate_knows_its_sets() {
+        let parse = |set| Cli::try_parse_from(["outbox-relay", "migrate", "--set", set]);
+        assert!(parse("outbox").is_ok());
+        assert!(parse("both").is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! Standard output and standard error of the commands.
+
+use std::io::Write;
+
+use outbox_migrations::{Applied, Set};
+
+use crate::check::{Finding, Verdict};
+
+/// Prints to standard output. A reader that has gone away (`| head`) is no error.
+pub fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    // Nothing is left to tell it to.
+    let _ = write!(out, "{text}{end}").and_then(|()| out.flush());
+}
+
+/// What the doctor found, as a table or as JSON.
+pub(super) fn findings(findings: &[Finding], json: bool) -> String {
+    if json {
+        return serde_json::to_string_pretty(findings).expect("plain data has a JSON form");
+    }
+    let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Finding { name, verdict, seen, remedy } in findings {
+        let mark = match verdict {
+            Verdict::Ok => "ok     ",
+            Verdict::Warning => "warning",
+            Verdict::Problem => "PROBLEM",
+        };
+        text.push_str(&format!(
+            "{mark}  {name:width$}  {seen}
+"
+        ));
+        if !remedy.is_empty() {
+            text.push_str(&format!(
+                "{:9}{:width$}  → {remedy}
+",
+                "", ""
+            ));
+        }
+    }
+    let count = |wanted| findings.iter().filter(|finding| finding.verdict == wanted).count();
+    let (problems, warnings) = (count(Verdict::Problem), count(Verdict::Warning));
+    text.push_str(&format!(
+        "{problems} problems, {warnings} warnings
+"
+    ));
+    text
+}
+
+/// What a migration did.
+pub(super) fn applied(applied: &[Applied], set: Set) -> String {
+    if applied.is_empty() {
+        return format!(
+            "{set}: up to date
+"
+        );
+    }
+    applied
+        .iter()
+        .map(|m| {
+            format!(
+                "{set}: applied V{} {}
+",
+                m.version, m.name
+            )
+        })
+        .collect()
+}
+
+/// Prints an error with its causes, one a line.
+pub(super) fn print_error(error: &anyhow::Error) {
+    let mut text = format!("outbox-relay: {error}\n");
+    for cause in error.chain().skip(1) {
+        text.push_str(&format!("  because: {cause}\n"));
+    }
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}

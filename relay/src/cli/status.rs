@@ -1,0 +1,117 @@
+//! `outbox-relay status`: asks a running relay and prints its answer.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, bail};
+
+use super::print;
+use crate::{
+    admin::{
+        client,
+        status::{Status, approximate},
+    },
+    config::AdminConfig,
+};
+
+/// Fetches `/status` and prints it.
+pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<()> {
+    let Some(address) = admin.reach() else {
+        bail!("admin.listen is off, so there is nobody to ask: set it, or give --admin HOST:PORT");
+    };
+    let (code, body) = client::get(&address, "/status").await?;
+    if code != 200 {
+        bail!("{address} answers /status with code {code}: is it a relay's admin address?");
+    }
+    if json {
+        print(&body);
+        return Ok(());
+    }
+    let status = serde_json::from_str(&body)
+        .with_context(|| format!("what {address} answers is not a relay's status"))?;
+    print(&table(&status));
+    Ok(())
+}
+
+fn table(s: &Status) -> String {
+    fn known<T: ToString>(value: Option<T>) -> String {
+        value.map_or_else(|| "-".into(), |value| value.to_string())
+    }
+    let phase = match s.not_ready_because.as_deref().unwrap_or(&s.detail) {
+        "" => s.phase.clone(),
+        why => format!("{} ({why})", s.phase),
+    };
+    let lag = match (s.lag_bytes, s.lag_seconds) {
+        (Some(bytes), Some(seconds)) => format!("{}, {seconds:.1} s", approximate(bytes)),
+        _ => "-".into(),
+    };
+    let batch = s.last_batch.as_ref().map(|b| {
+        format!("{} records, {}, {:.1} ms", b.records, approximate(b.bytes), b.seconds * 1000.0)
+    });
+    let rows = [
+        ("relay", format!("{} {}", s.name, s.version)),
+        ("phase", phase),
+        ("ready", if s.ready { "yes" } else { "no" }.into()),
+        ("role", s.role.clone()),
+        ("slot", s.slot.clone()),
+        ("received", known(s.received)),
+        ("delivered", known(s.delivered)),
+        ("confirmed", known(s.confirmed)),
+        ("server's WAL end", known(s.server_wal_end)),
+        ("lag", lag),
+        ("records delivered", s.records_delivered.to_string()),
+        ("last batch", known(batch)),
+        ("parked lanes", known(s.parked_lanes)),
+        ("last error", known(s.last_error.as_ref().map(|e| format!("{} {}", e.at, e.error)))),
+        ("uptime", uptime(s.uptime_seconds)),
+    ];
+    let mut out = String::new();
+    for (name, value) in rows {
+        // Writing to a string can't fail.
+        let _ = writeln!(out, "{name:<18} {value}");
+    }
+    out
+}
+
+fn uptime(seconds: f64) -> String {
+    let whole = std::time::Duration::try_from_secs_f64(seconds.trunc()).unwrap_or_default();
+    humantime::format_duration(whole).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        admin::{Board, Phase},
+        lsn::Lsn,
+        position::Position,
+    };
+    use std::time::Duration;
+
+    #[test]
+    fn the_table_has_every_line_and_a_dash_for_what_is_not_known() {
+        let board = Board::new("orders", "outbox_orders", "1.2.3");
+        board.connected();
+        board.phase(Phase::Streaming);
+        board.server(Lsn::new(0x300));
+        board.delivered(Position::UpTo(Lsn::new(0x100)), 2, 5000, Duration::from_millis(4), 0);
+        let status = Status { lag_seconds: Some(0.5), uptime_seconds: 61.9, ..board.status() };
+        let expected = "\
+relay              orders 1.2.3
+phase              streaming
+ready              yes
+role               leader
+slot               outbox_orders
+received           -
+delivered          up to 0/100
+confirmed          -
+server's WAL end   0/300
+lag                512 B, 0.5 s
+records delivered  2
+last batch         2 records, 5000 B, 4.0 ms
+parked lanes       -
+last error         -
+uptime             1m 1s
+";
+        assert_eq!(table(&status), expected);
+    }
+}
