@@ -20,7 +20,7 @@ use crate::{docker, guardian, servers, unprivileged::Unprivileged, wait};
 /// How long a server may take from start to its first answer.
 const START: Duration = Duration::from_secs(60);
 /// Password of every role that the harness makes.
-pub(crate) const PASSWORD: &str = "outbox-tests";
+pub const PASSWORD: &str = "outbox-tests";
 
 /// What the suite needs beyond the defaults: logical decoding, and room for all tests at once.
 /// Durability is off; no test crashes the machine.

@@ -1,5 +1,12 @@
 //! The end-to-end suite. One binary, so that its servers start once per run.
 
+mod connect;
+mod crash;
+mod delivery;
+mod layouts;
 mod migrations;
+mod ordering;
 mod publish;
 mod servers;
+mod settings;
+mod topics;

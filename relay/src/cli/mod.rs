@@ -8,7 +8,7 @@ mod output;
 mod signal;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outbox_migrations::Set;
@@ -171,8 +171,29 @@ impl From<bool> for Outcome {
     }
 }
 
+/// One thread reads the WAL while the other delivers; the broker's client has threads of its own.
+const WORKERS: usize = 2;
+
+/// The process: a runtime, a command, an exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse(); // Wrong usage ends here, with 2.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::print_error(&anyhow::Error::new(error).context("can't start"));
+            return ExitCode::from(1);
+        }
+    };
+    let code = runtime.block_on(run(cli));
+    // A name lookup that hangs must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
 /// Runs a command line to its end. The one place where errors become exit codes.
-pub async fn run(cli: Cli) -> ExitCode {
+async fn run(cli: Cli) -> ExitCode {
     match Box::pin(dispatch(cli)).await {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::ProblemsFound) => ExitCode::from(1),
@@ -182,12 +203,6 @@ pub async fn run(cli: Cli) -> ExitCode {
             ExitCode::from(if error.chain().any(|e| e.is::<Problems>()) { 2 } else { 1 })
         }
     }
-}
-
-/// The runtime could not be made.
-pub fn failed_to_start(error: std::io::Error) -> ExitCode {
-    output::print_error(&anyhow::Error::new(error).context("can't start"));
-    ExitCode::from(1)
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {

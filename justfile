@@ -1,0 +1,34 @@
+# The one door. `just` lists it; each line is a command that also works by itself.
+
+_list:
+    @just --list --unsorted
+
+# Format, lint and document: everything short of running it.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+# Every test, on real servers that start and stop by themselves.
+test *args:
+    cargo test --workspace {{args}}
+
+# A throwaway database and broker, writers, the relay under kill -9, and a count.
+demo *args:
+    cargo run --release -p outbox-relay -- demo {{args}}
+
+# The relay against its yardsticks, as ratios.
+bench *args:
+    cargo run --release -p outbox-bench -- {{args}}
+
+# Minutes of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
+fuzz target minutes="1":
+    cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time=$(( {{minutes}} * 60 ))
+
+# Licences, bans, sources; needs cargo-deny.
+deny:
+    cargo deny check
+
+# What CI runs.
+ci:
+    .ci/run

@@ -1,0 +1,63 @@
+//! Settings and commands: what is wrong is said at once, with exit codes that scripts rely on.
+
+use outbox_tests::Harness;
+
+#[tokio::test]
+async fn all_problems_are_reported_together_with_exit_code_2() {
+    let t = Harness::start().await;
+    let settings = t
+        .relay()
+        .set("name", "Not A Name")
+        .set_toml("batch.records_max", "0")
+        .set("sink.delivery", "sometimes")
+        .set("sink.colour", "blue");
+    let output = settings.command(&["run"]).await;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for key in ["name", "batch.records_max", "sink.delivery", "sink.colour"] {
+        assert!(text.contains(key), "{key} is missing from: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_property_that_would_break_a_guarantee_is_refused_by_its_name() {
+    let t = Harness::start().await;
+    let settings = t.relay().set("sink.properties.\"enable.idempotence\"", "false");
+    let output = settings.command(&["run"]).await;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("enable.idempotence"), "{text}");
+}
+
+#[tokio::test]
+async fn check_finds_nothing_wrong_where_nothing_is() {
+    let t = Harness::start().await;
+    let output = t.relay().command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+}
+
+#[tokio::test]
+async fn check_names_a_missing_publication_and_exits_with_1() {
+    let t = Harness::start().await;
+    let drop = "drop publication outbox";
+    t.database().superuser().batch_execute(drop).await.expect("dropped");
+    let output = t.relay().command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("create publication outbox"), "the remedy is missing: {text}");
+}
+
+#[tokio::test]
+async fn the_database_password_is_in_no_output() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().set("log.level", "debug").start().await;
+    t.commit([outbox_tests::event::Event::to(topic.name())]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let status = relay.page("/status").await;
+    let metrics = relay.page("/metrics").await;
+    for text in [relay.log_text(), status, metrics] {
+        assert!(!text.contains(outbox_tests::postgres::PASSWORD), "{text}");
+    }
+}
