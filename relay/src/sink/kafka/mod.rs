@@ -16,6 +16,7 @@ mod settings;
 mod stop;
 mod thread;
 mod topics;
+mod transaction;
 
 use std::{
     ops::Range,

@@ -199,7 +199,7 @@ fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
     bytes.map_or((ptr::null_mut(), 0), |bytes| (bytes.as_ptr().cast_mut().cast(), bytes.len()))
 }
 
-/// Reads one partition from its beginning, without a consumer group.
+/// Reads one partition from a given offset, without a consumer group.
 pub(super) struct PartitionReader {
     topic: Topic<Consumer>,
     partition: i32,
@@ -217,15 +217,13 @@ pub(super) enum Read {
 }
 
 impl PartitionReader {
-    pub(super) fn start(topic: Topic<Consumer>, partition: i32) -> Result<Self, RDKafkaErrorCode> {
+    pub(super) fn start(
+        topic: Topic<Consumer>,
+        partition: i32,
+        from: i64,
+    ) -> Result<Self, RDKafkaErrorCode> {
         // SAFETY: the handle is valid while `topic` lives, which the reader owns.
-        let result = unsafe {
-            sys::rd_kafka_consume_start(
-                topic.handle.as_ptr(),
-                partition,
-                i64::from(sys::RD_KAFKA_OFFSET_BEGINNING),
-            )
-        };
+        let result = unsafe { sys::rd_kafka_consume_start(topic.handle.as_ptr(), partition, from) };
         if result == 0 { Ok(PartitionReader { topic, partition }) } else { Err(last_error()) }
     }
 

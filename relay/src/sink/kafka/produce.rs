@@ -15,13 +15,13 @@ use std::{
 use bytes::Bytes;
 use rdkafka::{
     ClientConfig,
-    error::{KafkaError, RDKafkaError, RDKafkaErrorCode},
-    producer::{Producer as _, PurgeConfig},
+    error::{KafkaError, RDKafkaErrorCode},
+    producer::Producer as _,
 };
 
 use super::{
     context::{Context, Failure, PROGRESS_OPAQUE},
-    errors::{Verdict, judge, refusal, refused, sort, unavailable},
+    errors::{Verdict, judge, refusal, sort, unavailable},
     native::{self, Outgoing, Producer, Topic},
     settings::Settings,
     stop::{SLICE, Stop},
@@ -32,11 +32,6 @@ use crate::{
     sink::{Rest, SinkError},
 };
 
-/// How long making ourselves the only producer may take: brokers abort what an older one left.
-const FENCE_LIMIT: Duration = Duration::from_secs(30);
-/// How long taking a delivery back may take, and how long when we are asked to stop meanwhile.
-const ABORT_LIMIT: Duration = Duration::from_secs(5);
-const ABORT_LIMIT_STOPPING: Duration = Duration::from_millis(1_000);
 /// Topic handles kept; beyond that all are given back.
 const HANDLES_MAX: usize = 10_000;
 
@@ -44,12 +39,13 @@ const HANDLES_MAX: usize = 10_000;
 pub(super) struct Outlet {
     handles: HashMap<String, Topic<Producer>>,
     progress: Topic<Producer>,
-    client: Arc<Producer>,
+    pub(super) client: Arc<Producer>,
     relay_name: String,
-    limit: Duration,
-    stop: Stop,
-    /// The newest progress this producer stored.
-    stored: Option<Bytes>,
+    /// Of a delivery, from its first record to its end.
+    pub(super) limit: Duration,
+    pub(super) stop: Stop,
+    /// The newest progress that a transaction of this producer stored.
+    pub(super) stored: Option<Bytes>,
 }
 
 /// The records of one delivery.
@@ -83,65 +79,6 @@ impl Outlet {
         })
     }
 
-    /// Takes the transactional id over: older producers are fenced, their transaction aborted.
-    pub(super) fn fence(&self) -> Result<(), SinkError> {
-        let deadline = Instant::now() + FENCE_LIMIT;
-        self.until(deadline, "taking over the transactional id", |slice| {
-            self.client.init_transactions(slice)
-        })
-    }
-
-    /// Records and progress in one transaction.
-    pub(super) fn deliver_transaction(
-        &mut self,
-        load: &Load<'_>,
-        topics: &mut Topics,
-        progress: &Bytes,
-    ) -> Result<(), SinkError> {
-        let count = load.range.len();
-        let deadline = Instant::now() + self.limit;
-        self.client
-            .begin_transaction()
-            .map_err(|error| self.sorted("beginning a transaction", error))?;
-        // Progress first: its partition is then registered with the transaction in the same
-        // request as the others'. Order across partitions means nothing inside a transaction.
-        let verdict = self
-            .send_progress(progress, deadline)
-            .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
-            .and_then(|()| self.settle(deadline));
-        let error = match verdict {
-            Ok(Verdict::Stored) => match self.commit(deadline, count) {
-                Ok(()) => {
-                    self.stored = Some(progress.clone());
-                    return Ok(());
-                }
-                Err(error) => error,
-            },
-            Ok(Verdict::Refused(records)) => {
-                self.abort()?;
-                return Err(SinkError::Refused { records, rest: Rest::NotStored });
-            }
-            Ok(Verdict::Failed(Some(code))) => {
-                let error = KafkaError::MessageProduction(code);
-                Problem::from(self.sorted(&format!("storing {count} records"), error))
-            }
-            // All were taken back, because of something that only the transaction can tell.
-            Ok(Verdict::Failed(None)) => match self.commit(deadline, count) {
-                Ok(()) => Problem::from(unavailable(
-                    format!("storing {count} records"),
-                    "they were taken back, and the transaction does not say why",
-                )),
-                Err(error) => error,
-            },
-            Err(error) => Problem::from(error),
-        };
-        let aborted = self.abort();
-        if error.not_authorised && !load.range.is_empty() && aborted.is_ok() {
-            return Err(self.not_authorised(load, error.error));
-        }
-        Err(error.error)
-    }
-
     /// Records, then progress. Records that are refused leave the others stored, and no progress.
     pub(super) fn deliver_plain(
         &mut self,
@@ -152,6 +89,9 @@ impl Outlet {
     ) -> Result<(), SinkError> {
         match self.store(load, topics, OnRefusal::Stop)? {
             Verdict::Stored => {}
+            Verdict::Refused(records) if load.range.len() == 1 => {
+                return Err(SinkError::Refused { records, rest: Rest::Stored });
+            }
             // A broker refuses a batch of the wire as a whole. Storing everything once more, a
             // record at a time, names the guilty, and leaves the innocent in their order.
             Verdict::Refused(_) => match careful()?.store(load, topics, OnRefusal::GoOn)? {
@@ -184,7 +124,7 @@ impl Outlet {
     }
 
     /// Queues the records in order. One that can't be queued is noted as failed.
-    fn send(
+    pub(super) fn send(
         &mut self,
         load: &Load<'_>,
         topics: &mut Topics,
@@ -240,7 +180,11 @@ impl Outlet {
         Ok(())
     }
 
-    fn send_progress(&self, progress: &Bytes, deadline: Instant) -> Result<(), SinkError> {
+    pub(super) fn send_progress(
+        &self,
+        progress: &Bytes,
+        deadline: Instant,
+    ) -> Result<(), SinkError> {
         let outgoing = Outgoing {
             key: Some(self.relay_name.as_bytes()),
             payload: Some(progress),
@@ -274,7 +218,7 @@ impl Outlet {
     }
 
     /// Waits until every queued record is stored or failed, and judges the failures.
-    fn settle(&self, deadline: Instant) -> Result<Verdict, SinkError> {
+    pub(super) fn settle(&self, deadline: Instant) -> Result<Verdict, SinkError> {
         // The native flush, never the crate's: that one sleeps to a 100 ms boundary, and so would
         // the commit that calls it while anything is in flight.
         while !native::flush(&self.client, SLICE) {
@@ -283,49 +227,7 @@ impl Outlet {
         Ok(judge(&self.client.context().take_failures()))
     }
 
-    fn commit(&self, deadline: Instant, count: usize) -> Result<(), Problem> {
-        let doing = format!("committing a transaction of {count} records");
-        self.slices(deadline, &doing, |slice| self.client.commit_transaction(slice))
-    }
-
-    /// Takes the open transaction back, so that nothing of it will ever be read.
-    fn abort(&self) -> Result<(), SinkError> {
-        self.client.purge(PurgeConfig::default().queue().inflight());
-        let limit = if self.stop.requested() { ABORT_LIMIT_STOPPING } else { ABORT_LIMIT };
-        let deadline = Instant::now() + limit;
-        let aborted = loop {
-            match self.client.abort_transaction(SLICE) {
-                Err(error) if may_call_again(&error) && Instant::now() < deadline => {}
-                Err(error) => break Err(self.sorted("aborting a transaction", error)),
-                Ok(()) => break Ok(()),
-            }
-        };
-        // What the purge took back is no failure of the next delivery.
-        native::flush(&self.client, SLICE);
-        self.client.context().take_failures();
-        aborted
-    }
-
-    /// The broker would not let a partition into the transaction. It does not say which: if the
-    /// progress topic is still ours, it was one of the records'.
-    fn not_authorised(&mut self, load: &Load<'_>, error: SinkError) -> SinkError {
-        let Some(progress) = self.stored.clone() else { return error };
-        let nothing = Batch::new(crate::record::BatchLimits { records_max: 0, bytes_max: 0 });
-        let empty = Load { batch: &nothing, range: 0..0 };
-        let mut no_topics = Topics::none();
-        if self.deliver_transaction(&empty, &mut no_topics, &progress).is_err() {
-            return error;
-        }
-        let records = load.range.clone().filter_map(|index| {
-            let topic = load.batch.get(index)?.topic;
-            let text =
-                format!("the relay may not write to {topic}, or to another topic of its batch");
-            Some(refused(index, "not_authorised", text))
-        });
-        SinkError::Refused { records: records.collect(), rest: Rest::NotStored }
-    }
-
-    fn failed(&self, count: usize, code: Option<RDKafkaErrorCode>) -> SinkError {
+    pub(super) fn failed(&self, count: usize, code: Option<RDKafkaErrorCode>) -> SinkError {
         let doing = match count {
             0 => "storing progress".to_owned(),
             _ => format!("storing {count} records"),
@@ -333,7 +235,7 @@ impl Outlet {
         self.sorted(&doing, KafkaError::MessageProduction(code.unwrap_or(RDKafkaErrorCode::Fail)))
     }
 
-    fn sorted(&self, doing: &str, error: KafkaError) -> SinkError {
+    pub(super) fn sorted(&self, doing: &str, error: KafkaError) -> SinkError {
         sort(doing, error, self.client.client().fatal_error())
     }
 
@@ -356,71 +258,11 @@ impl Outlet {
             None => Ok(()),
         }
     }
-
-    fn until(
-        &self,
-        deadline: Instant,
-        doing: &str,
-        call: impl FnMut(Duration) -> Result<(), KafkaError>,
-    ) -> Result<(), SinkError> {
-        self.slices(deadline, doing, call).map_err(|problem| problem.error)
-    }
-
-    /// Repeats a call that may be taken up again, until it ends or the time is over.
-    fn slices(
-        &self,
-        deadline: Instant,
-        doing: &str,
-        mut call: impl FnMut(Duration) -> Result<(), KafkaError>,
-    ) -> Result<(), Problem> {
-        loop {
-            match call(SLICE) {
-                Ok(()) => return Ok(()),
-                Err(error) if may_call_again(&error) => {
-                    if self.stop.requested() || Instant::now() >= deadline {
-                        return Err(self.sorted(doing, error).into());
-                    }
-                }
-                Err(error) => {
-                    let not_authorised = error.rdkafka_error_code()
-                        == Some(RDKafkaErrorCode::TopicAuthorizationFailed);
-                    return Err(Problem { error: self.sorted(doing, error), not_authorised });
-                }
-            }
-        }
-    }
 }
 
 /// What to do with the records after one that librdkafka itself refuses.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum OnRefusal {
+pub(super) enum OnRefusal {
     Stop,
     GoOn,
-}
-
-/// Why a transaction could not be committed.
-struct Problem {
-    error: SinkError,
-    /// A partition was not let into the transaction.
-    not_authorised: bool,
-}
-
-impl From<SinkError> for Problem {
-    fn from(error: SinkError) -> Self {
-        Problem { error, not_authorised: false }
-    }
-}
-
-/// A call of the transaction API that ran out of time goes on in the background, and calling it
-/// again takes it up.
-fn may_call_again(error: &KafkaError) -> bool {
-    match error {
-        KafkaError::Transaction(error) => is_retriable(error),
-        KafkaError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
-        _ => false,
-    }
-}
-
-fn is_retriable(error: &RDKafkaError) -> bool {
-    error.is_retriable() && !error.is_fatal() && !error.txn_requires_abort()
 }

@@ -184,7 +184,7 @@ pub(super) fn read(
         settings.reader_config().create_with_context(Context::new("progress")).map_err(failed)?,
     );
     let mut reader = Topic::new(&consumer, &name)
-        .and_then(|topic| PartitionReader::start(topic, 0))
+        .and_then(|topic| PartitionReader::start(topic, 0, low))
         .map_err(|code| failed(KafkaError::MessageConsumption(code)))?;
     let mut newest = Newest { key: settings.relay_name.as_bytes(), value: None, position: low };
     let started = Instant::now();

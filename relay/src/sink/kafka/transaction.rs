@@ -1,0 +1,230 @@
+//! The transactional half of [`Outlet`]: take over, commit, abort.
+//!
+//! An outcome is certain only when a call says so: committed, or aborted. A commit or abort whose
+//! answer did not come ends the producer; the next one's take-over settles what it left.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::{
+    error::{KafkaError, RDKafkaError, RDKafkaErrorCode},
+    producer::{Producer as _, PurgeConfig},
+};
+
+use super::{
+    errors::{Verdict, refused},
+    native,
+    produce::{Load, OnRefusal, Outlet},
+    stop::SLICE,
+    topics::Topics,
+};
+use crate::{
+    record::{Batch, BatchLimits},
+    sink::{RefusedRecord, Rest, SinkError},
+};
+
+/// How long making ourselves the only producer may take: brokers abort what an older one left.
+const FENCE_LIMIT: Duration = Duration::from_secs(30);
+/// How long taking a delivery back may take, and how long when we are asked to stop meanwhile.
+const ABORT_LIMIT: Duration = Duration::from_secs(2);
+const ABORT_LIMIT_STOPPING: Duration = Duration::from_secs(1);
+
+impl Outlet {
+    /// Takes the transactional id over: older producers are fenced, their transaction aborted.
+    pub(super) fn fence(&self) -> Result<(), SinkError> {
+        let deadline = Instant::now() + FENCE_LIMIT;
+        let doing = "taking over the transactional id";
+        self.slices(deadline, doing, |slice| self.client.init_transactions(slice))
+            .map_err(|problem| problem.error)
+    }
+
+    /// Records and progress in one transaction.
+    pub(super) fn deliver_transaction(
+        &mut self,
+        load: &Load<'_>,
+        topics: &mut Topics,
+        progress: &Bytes,
+    ) -> Result<(), SinkError> {
+        match self.attempt(load, topics, progress) {
+            Ok(()) => Ok(()),
+            Err(Aborted::No(error)) => Err(error),
+            Err(Aborted::Refused(records)) => {
+                Err(SinkError::Refused { records, rest: Rest::NotStored })
+            }
+            Err(Aborted::NotAuthorised(error)) => Err(self.not_authorised(load, error)),
+            // Certain, unlike an uncertain outcome: nothing of it is stored. It happens in the
+            // delivery after each refused one: the refused batch left a gap in its partition's
+            // sequence numbers, which librdkafka mends, by a new epoch, in this abort.
+            Err(Aborted::Yes(error)) => {
+                tracing::debug!(%error, "a transaction was aborted: trying it once more");
+                self.attempt(load, topics, progress).map_err(|again| match again {
+                    Aborted::Refused(records) => {
+                        SinkError::Refused { records, rest: Rest::NotStored }
+                    }
+                    Aborted::No(error) | Aborted::NotAuthorised(error) | Aborted::Yes(error) => {
+                        error
+                    }
+                })
+            }
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        load: &Load<'_>,
+        topics: &mut Topics,
+        progress: &Bytes,
+    ) -> Result<(), Aborted> {
+        let count = load.range.len();
+        let deadline = Instant::now() + self.limit;
+        self.client
+            .begin_transaction()
+            .map_err(|error| Aborted::No(self.sorted("beginning a transaction", error)))?;
+        // Progress first: its partition is then registered with the transaction in the same
+        // request as the others'. Order across partitions means nothing inside a transaction.
+        let verdict = self
+            .send_progress(progress, deadline)
+            .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
+            .and_then(|()| self.settle(deadline));
+        let problem = match verdict {
+            Ok(Verdict::Stored) => match self.commit(deadline, count) {
+                Ok(()) => {
+                    self.stored = Some(progress.clone());
+                    return Ok(());
+                }
+                // Without a demand to abort, the commit may yet happen: nothing is certain.
+                Err(problem) if !problem.wants_abort => return Err(Aborted::No(problem.error)),
+                Err(problem) => Problem::from(problem.error),
+            },
+            Ok(Verdict::Refused(records)) => {
+                self.abort().map_err(Aborted::No)?;
+                return Err(Aborted::Refused(records));
+            }
+            Ok(Verdict::Failed(Some(code))) => Problem::from(self.failed(count, Some(code))),
+            // All were taken back, because of something that only the transaction can tell; it
+            // had failed by then, so that this commit is never sent.
+            Ok(Verdict::Failed(None)) => match self.commit(deadline, count) {
+                // It can't have been committed without them.
+                Ok(()) => return Err(Aborted::No(self.failed(count, None))),
+                Err(problem) => problem,
+            },
+            Err(error) => Problem::from(error),
+        };
+        match self.abort() {
+            Ok(()) if problem.not_authorised && count > 0 => {
+                Err(Aborted::NotAuthorised(problem.error))
+            }
+            Ok(()) if problem.wants_abort => Err(Aborted::Yes(problem.error)),
+            _ => Err(Aborted::No(problem.error)),
+        }
+    }
+
+    fn commit(&self, deadline: Instant, count: usize) -> Result<(), Problem> {
+        let doing = format!("committing a transaction of {count} records");
+        self.slices(deadline, &doing, |slice| self.client.commit_transaction(slice))
+    }
+
+    /// Takes the open transaction back, so that nothing of it will ever be read.
+    fn abort(&self) -> Result<(), SinkError> {
+        self.client.purge(PurgeConfig::default().queue().inflight());
+        let limit = if self.stop.requested() { ABORT_LIMIT_STOPPING } else { ABORT_LIMIT };
+        let deadline = Instant::now() + limit;
+        let aborted = loop {
+            match self.client.abort_transaction(SLICE) {
+                Err(error) if may_call_again(&error) && Instant::now() < deadline => {}
+                Err(error) => break Err(self.sorted("aborting a transaction", error)),
+                Ok(()) => break Ok(()),
+            }
+        };
+        // What the purge took back is no failure of the next delivery.
+        native::flush(&self.client, SLICE);
+        self.client.context().take_failures();
+        aborted
+    }
+
+    /// The broker would not let a partition into the transaction. It does not say which: if the
+    /// progress topic is still ours, it was one of the records'.
+    fn not_authorised(&mut self, load: &Load<'_>, error: SinkError) -> SinkError {
+        let Some(progress) = self.stored.clone() else { return error };
+        let nothing = Batch::new(BatchLimits { records_max: 0, bytes_max: 0 });
+        let empty = Load { batch: &nothing, range: 0..0 };
+        if self.attempt(&empty, &mut Topics::none(), &progress).is_err() {
+            return error;
+        }
+        let records = load.range.clone().filter_map(|index| {
+            let topic = load.batch.get(index)?.topic;
+            let text =
+                format!("the relay may not write to {topic}, or to another topic of its batch");
+            Some(refused(index, "not_authorised", text))
+        });
+        SinkError::Refused { records: records.collect(), rest: Rest::NotStored }
+    }
+
+    /// Repeats a call that may be taken up again, until it ends or the time is over.
+    fn slices(
+        &self,
+        deadline: Instant,
+        doing: &str,
+        mut call: impl FnMut(Duration) -> Result<(), KafkaError>,
+    ) -> Result<(), Problem> {
+        loop {
+            match call(SLICE) {
+                Ok(()) => return Ok(()),
+                Err(error) if may_call_again(&error) => {
+                    if self.stop.requested() || Instant::now() >= deadline {
+                        return Err(self.sorted(doing, error).into());
+                    }
+                }
+                Err(error) => {
+                    let not_authorised = error.rdkafka_error_code()
+                        == Some(RDKafkaErrorCode::TopicAuthorizationFailed);
+                    let wants_abort =
+                        matches!(&error, KafkaError::Transaction(e) if e.txn_requires_abort());
+                    let error = self.sorted(doing, error);
+                    return Err(Problem { error, not_authorised, wants_abort });
+                }
+            }
+        }
+    }
+}
+
+/// Why a transaction could not be committed.
+struct Problem {
+    error: SinkError,
+    /// A partition was not let into the transaction.
+    not_authorised: bool,
+    /// The transaction failed, and the producer did not.
+    wants_abort: bool,
+}
+
+impl From<SinkError> for Problem {
+    fn from(error: SinkError) -> Self {
+        Problem { error, not_authorised: false, wants_abort: false }
+    }
+}
+
+/// What became of a transaction that was not committed.
+enum Aborted {
+    /// Perhaps not aborted, or the producer is at its end.
+    No(SinkError),
+    /// For certain.
+    Yes(SinkError),
+    /// For certain, because of these records.
+    Refused(Vec<RefusedRecord>),
+    /// For certain, because a partition was not let in.
+    NotAuthorised(SinkError),
+}
+
+/// A call of the transaction API that ran out of time goes on in the background, and calling it
+/// again takes it up.
+fn may_call_again(error: &KafkaError) -> bool {
+    match error {
+        KafkaError::Transaction(error) => is_retriable(error),
+        KafkaError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
+        _ => false,
+    }
+}
+
+fn is_retriable(error: &RDKafkaError) -> bool {
+    error.is_retriable() && !error.is_fatal() && !error.txn_requires_abort()
+}
