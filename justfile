@@ -13,14 +13,6 @@ check:
 test *args:
     cargo test --workspace {{args}}
 
-# A throwaway database and broker, writers, the relay under kill -9, and a count.
-demo *args:
-    cargo run --release -p outbox-relay -- demo {{args}}
-
-# The relay against its yardsticks, as ratios.
-bench *args:
-    cargo run --release -p outbox-bench -- {{args}}
-
 # Minutes of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
 fuzz target minutes="1":
     cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time=$(( {{minutes}} * 60 ))

@@ -135,7 +135,7 @@ impl Topic {
         records.await.expect("no panic").expect("the topic can be read")
     }
 
-    /// Waits until the ids of all of `expected` were seen, and returns everything that is there
+    /// Waits until the topic is there and the ids of all of `expected` were seen, and returns everything that is there
     /// then, so that what came twice is there twice.
     ///
     /// # Panics
@@ -144,7 +144,14 @@ impl Topic {
         let mut missing: BTreeSet<String> = expected.into_iter().collect();
         let topic = self.clone();
         let waited = tokio::task::spawn_blocking(move || {
-            let mut reader = Reader::open(&topic)?;
+            let deadline = Instant::now() + wait::PATIENCE;
+            let mut reader = loop {
+                match Reader::open(&topic) {
+                    Err(error) if Instant::now() >= deadline => return Err(error),
+                    Err(_) => std::thread::sleep(Duration::from_millis(20)),
+                    Ok(reader) => break reader,
+                }
+            };
             loop {
                 for id in reader.records.drain(..).filter_map(|r| r.id().map(str::to_owned)) {
                     missing.remove(&id);

@@ -97,7 +97,10 @@ async fn an_explicit_partition_wins_over_the_key() {
     let _relay = t.relay().start().await;
     let event = |partition| Event::to(topic.name()).key("21").partition(partition);
     t.commit((0..8).map(event)).await;
-    t.count(&topic, 8).await.assert_exactly_once();
+    // One key over several partitions has no order to keep; all else must hold.
+    let count = t.count(&topic, 8).await;
+    assert_eq!((count.delivered, count.lost, count.duplicated), (8, 0, 0), "{count}");
+    assert_eq!((count.wrong_partition, count.altered), (0, 0), "{count}");
 }
 
 #[tokio::test]
@@ -130,18 +133,6 @@ async fn events_written_while_no_relay_ran_arrive_when_one_does() {
     t.commit((0..100).map(|_| Event::to(topic.name()).key("k"))).await;
     relay.restart();
     t.count(&topic, 2).await.assert_exactly_once();
-}
-
-#[tokio::test]
-async fn with_start_all_the_rows_that_were_there_before_the_slot_arrive_too() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(2).await;
-    t.commit((0..50).map(|_| Event::to(topic.name()).key("before"))).await;
-    let _relay = t.relay().set("postgres.start", "all").start().await;
-    t.commit((0..50).map(|_| Event::to(topic.name()).key("after"))).await;
-    let truth = t.committed().await;
-    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
-    check::compare(&truth, &records, 2).assert_exactly_once();
 }
 
 #[tokio::test]

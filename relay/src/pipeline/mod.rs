@@ -82,7 +82,7 @@ impl<S: Sink> Pipeline<S> {
             return Ok(()); // Only a refused row: nothing to store before it.
         }
         // Ranges still to be delivered, the next one last.
-        let mut ranges = vec![0..batch.len()];
+        let mut ranges: Vec<Range<usize>> = std::iter::once(0..batch.len()).collect();
         while let Some(range) = ranges.pop() {
             match self.deliver_range(batch, range.clone()).await {
                 Ok(()) => {}

@@ -313,9 +313,8 @@ impl<I: Intake> Stream<I> {
                 }
             }
         };
-        match timeout(Duration::from_secs(1), goodbye).await {
-            Ok(Err(error)) => tracing::debug!(%error, "the goodbye to the server was cut short"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = timeout(Duration::from_secs(1), goodbye).await {
+            tracing::debug!(%error, "the goodbye to the server was cut short");
         }
         self.board.confirmed(confirmed);
         Ok(())
