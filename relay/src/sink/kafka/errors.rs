@@ -122,7 +122,8 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
             "the principal needs Write and Describe on the transactional id outbox-relay-<name>"
         }
         Code::TopicAuthorizationFailed => {
-            "the principal needs Read, Write and Describe on the topic outbox-relay-progress-<name>"
+            "the principal needs Read, Write and Describe on outbox-relay-progress-<name>, and Write \
+             and Describe on every topic"
         }
         Code::ClusterAuthorizationFailed => {
             "the principal needs IdempotentWrite on the cluster (brokers before 2.8)"

@@ -9,7 +9,11 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
 };
 
-use super::{context::Context, native::Consumer, settings::Settings};
+use super::{
+    context::Context,
+    native::{self, Consumer},
+    settings::Settings,
+};
 
 /// A client for look-ups.
 pub(super) struct Lookup {
@@ -22,6 +26,7 @@ pub(super) enum Found {
     /// With this many partitions, at least 1.
     Partitions(i32),
     Missing,
+    /// It may not be described, or not be written to.
     NotAuthorised,
     Invalid,
 }
@@ -54,6 +59,19 @@ impl Lookup {
             Some(RDKafkaErrorCode::InvalidTopic) => Ok(Found::Invalid),
             Some(other) => Err(KafkaError::MetadataFetch(other)),
         }
+    }
+
+    /// Like [`Lookup::find`], and whether we may write to it, where the broker tells. Asked before,
+    /// because a transaction ends its producer when a partition is not let in.
+    pub(super) fn find_writable(
+        &self,
+        topic: &str,
+        timeout: Duration,
+    ) -> Result<Found, KafkaError> {
+        let found = self.find(topic, timeout)?;
+        let refused = matches!(found, Found::Partitions(_))
+            && native::may_write(&self.client, topic, timeout) == Some(false);
+        Ok(if refused { Found::NotAuthorised } else { found })
     }
 
     /// Offset of the first record of partition 0, and the high watermark: one past the newest

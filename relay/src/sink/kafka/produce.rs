@@ -44,8 +44,6 @@ pub(super) struct Outlet {
     /// Of a delivery, from its first record to its end.
     pub(super) limit: Duration,
     pub(super) stop: Stop,
-    /// The newest progress that a transaction of this producer stored.
-    pub(super) stored: Option<Bytes>,
 }
 
 /// The records of one delivery.
@@ -75,7 +73,6 @@ impl Outlet {
             relay_name: settings.relay_name.clone(),
             limit: settings.delivery_limit(),
             stop: stop.clone(),
-            stored: None,
         })
     }
 

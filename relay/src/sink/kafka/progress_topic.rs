@@ -49,7 +49,7 @@ pub enum ProgressTopic {
 pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTopic, SinkError> {
     let name = settings.progress_topic();
     let found = lookup
-        .find(&name, REQUEST_TIMEOUT)
+        .find_writable(&name, REQUEST_TIMEOUT)
         .map_err(|error| sort(&format!("looking up the progress topic {name}"), error, None))?;
     let partitions = match found {
         Found::Partitions(partitions) => partitions,

@@ -189,6 +189,9 @@ impl Settings {
         // The progress record takes one place, and the records of a refused delivery may linger.
         let messages = self.records_max.saturating_mul(2).saturating_add(16).min(10_000_000);
         config.set("queue.buffering.max.messages", messages.to_string());
+        // Every delivery ends in a flush; until then, sending while records are still being queued
+        // is faster than waiting for fuller requests.
+        self.set_default(&mut config, "linger.ms", "0");
         self.set_default(&mut config, "batch.size", "1000000");
         self.set_default(&mut config, "batch.num.messages", "100000");
         if self.delivery == Delivery::ExactlyOnce {

@@ -64,17 +64,6 @@ impl Topics {
         }
     }
 
-    /// Knows no topic, for a delivery without records.
-    pub(super) fn none() -> Self {
-        Topics {
-            known: HashMap::new(),
-            missing: HashMap::new(),
-            creation: None,
-            grace: Duration::ZERO,
-            delivery: 0,
-        }
-    }
-
     /// Makes sure that every record of `range` has somewhere to go.
     ///
     /// # Errors
@@ -167,7 +156,7 @@ impl Topics {
             );
             return Ok(Look::Refused(("invalid_topic", error)));
         }
-        let found = match lookup.find(name, LOOKUP_TIMEOUT) {
+        let found = match lookup.find_writable(name, LOOKUP_TIMEOUT) {
             Ok(found) => found,
             // What is known still holds; the delivery itself will say if the brokers are away.
             Err(error) if self.known.contains_key(name) => {
@@ -181,10 +170,14 @@ impl Topics {
                 self.note(name, partitions);
                 Look::Known
             }
-            Found::NotAuthorised => Look::Refused((
-                "not_authorised",
-                format!("the relay may not describe the topic {name}: grant it Describe and Write"),
-            )),
+            Found::NotAuthorised => {
+                self.known.remove(name);
+                let error = format!(
+                    "the relay's principal may not write to the topic {name}: grant it Describe \
+                     and Write"
+                );
+                Look::Refused(("not_authorised", error))
+            }
             Found::Invalid => {
                 Look::Refused(("invalid_topic", format!("the broker refuses {name:?}")))
             }

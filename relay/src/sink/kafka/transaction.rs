@@ -12,16 +12,13 @@ use rdkafka::{
 };
 
 use super::{
-    errors::{Verdict, refused},
+    errors::Verdict,
     native,
     produce::{Load, OnRefusal, Outlet},
     stop::SLICE,
     topics::Topics,
 };
-use crate::{
-    record::{Batch, BatchLimits},
-    sink::{RefusedRecord, Rest, SinkError},
-};
+use crate::sink::{RefusedRecord, Rest, SinkError};
 
 /// How long making ourselves the only producer may take: brokers abort what an older one left.
 const FENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -51,7 +48,6 @@ impl Outlet {
             Err(Aborted::Refused(records)) => {
                 Err(SinkError::Refused { records, rest: Rest::NotStored })
             }
-            Err(Aborted::NotAuthorised(error)) => Err(self.not_authorised(load, error)),
             // Certain, unlike an uncertain outcome: nothing of it is stored. It happens in the
             // delivery after each refused one: the refused batch left a gap in its partition's
             // sequence numbers, which librdkafka mends, by a new epoch, in this abort.
@@ -61,9 +57,7 @@ impl Outlet {
                     Aborted::Refused(records) => {
                         SinkError::Refused { records, rest: Rest::NotStored }
                     }
-                    Aborted::No(error) | Aborted::NotAuthorised(error) | Aborted::Yes(error) => {
-                        error
-                    }
+                    Aborted::No(error) | Aborted::Yes(error) => error,
                 })
             }
         }
@@ -88,10 +82,7 @@ impl Outlet {
             .and_then(|()| self.settle(deadline));
         let problem = match verdict {
             Ok(Verdict::Stored) => match self.commit(deadline, count) {
-                Ok(()) => {
-                    self.stored = Some(progress.clone());
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 // Without a demand to abort, the commit may yet happen: nothing is certain.
                 Err(problem) if !problem.wants_abort => return Err(Aborted::No(problem.error)),
                 Err(problem) => Problem::from(problem.error),
@@ -111,9 +102,6 @@ impl Outlet {
             Err(error) => Problem::from(error),
         };
         match self.abort() {
-            Ok(()) if problem.not_authorised && count > 0 => {
-                Err(Aborted::NotAuthorised(problem.error))
-            }
             Ok(()) if problem.wants_abort => Err(Aborted::Yes(problem.error)),
             _ => Err(Aborted::No(problem.error)),
         }
@@ -142,24 +130,6 @@ impl Outlet {
         aborted
     }
 
-    /// The broker would not let a partition into the transaction. It does not say which: if the
-    /// progress topic is still ours, it was one of the records'.
-    fn not_authorised(&mut self, load: &Load<'_>, error: SinkError) -> SinkError {
-        let Some(progress) = self.stored.clone() else { return error };
-        let nothing = Batch::new(BatchLimits { records_max: 0, bytes_max: 0 });
-        let empty = Load { batch: &nothing, range: 0..0 };
-        if self.attempt(&empty, &mut Topics::none(), &progress).is_err() {
-            return error;
-        }
-        let records = load.range.clone().filter_map(|index| {
-            let topic = load.batch.get(index)?.topic;
-            let text =
-                format!("the relay may not write to {topic}, or to another topic of its batch");
-            Some(refused(index, "not_authorised", text))
-        });
-        SinkError::Refused { records: records.collect(), rest: Rest::NotStored }
-    }
-
     /// Repeats a call that may be taken up again, until it ends or the time is over.
     fn slices(
         &self,
@@ -176,12 +146,10 @@ impl Outlet {
                     }
                 }
                 Err(error) => {
-                    let not_authorised = error.rdkafka_error_code()
-                        == Some(RDKafkaErrorCode::TopicAuthorizationFailed);
                     let wants_abort =
                         matches!(&error, KafkaError::Transaction(e) if e.txn_requires_abort());
                     let error = self.sorted(doing, error);
-                    return Err(Problem { error, not_authorised, wants_abort });
+                    return Err(Problem { error, wants_abort });
                 }
             }
         }
@@ -191,15 +159,13 @@ impl Outlet {
 /// Why a transaction could not be committed.
 struct Problem {
     error: SinkError,
-    /// A partition was not let into the transaction.
-    not_authorised: bool,
     /// The transaction failed, and the producer did not.
     wants_abort: bool,
 }
 
 impl From<SinkError> for Problem {
     fn from(error: SinkError) -> Self {
-        Problem { error, not_authorised: false, wants_abort: false }
+        Problem { error, wants_abort: false }
     }
 }
 
@@ -211,8 +177,6 @@ enum Aborted {
     Yes(SinkError),
     /// For certain, because of these records.
     Refused(Vec<RefusedRecord>),
-    /// For certain, because a partition was not let in.
-    NotAuthorised(SinkError),
 }
 
 /// A call of the transaction API that ran out of time goes on in the background, and calling it
