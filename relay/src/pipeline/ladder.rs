@@ -6,8 +6,8 @@
 
 use crate::{lsn::Lsn, progress::SnapshotRecord};
 
-/// At most this many are kept; the spacing rule leaves fewer.
-const RUNGS_MAX: usize = 16;
+/// At most this many are kept; the spacing rule leaves 19.
+const RUNGS_MAX: usize = 24;
 /// How many may wait until delivery has passed them.
 const WAITING_MAX: usize = 4;
 /// Nothing is kept for longer once a younger one is older than [`OLDEST_MS`].

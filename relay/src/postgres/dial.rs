@@ -1,7 +1,7 @@
 //! The walk over hosts, addresses and `sslmode`'s fallbacks until a session stands.
 //!
 //! The same for SQL and for replication: what is said once a line is open comes in as a
-//! [`Startup`]. One attempt, from the first packet to the end of authentication, is bounded by
+//! `Startup`. One attempt, from the first packet to the end of authentication, is bounded by
 //! `connect_timeout`. Retrying later is the caller's.
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
