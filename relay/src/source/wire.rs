@@ -130,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn messages_in_single_bytes_are_put_together() {
         let (mut server, client) = tokio::io::duplex(1);
-        let sent = b"Z\0\0\0\x05IW\0\0\0\x07\0\0\0d";
+        let sent = b"Z\0\0\0\x05IW\0\0\0\x07\0\0\0";
         let drip = async move { server.write_all(sent).await.expect("written") };
         let read = async {
             let mut wire = Wire::new(client);
