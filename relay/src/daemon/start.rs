@@ -9,6 +9,7 @@ use super::attempt::Ended;
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
+    fault::{self, Point},
     leader,
     lsn::Lsn,
     metrics::Cause,
@@ -59,6 +60,7 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "connecting to PostgreSQL", e))?;
     lead(config, board, &session).await?;
+    fault::point(Point::Leading);
     let mut replication = ReplicationConnection::connect(settings, &application)
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "connecting for replication", e))?;
@@ -68,9 +70,11 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
     let mut sink =
         KafkaSink::start(parts.kafka.clone()).map_err(|e| Ended::sink("connecting to Kafka", e))?;
     let before = read_progress(&mut sink).await?;
+    fault::point(Point::ProgressRead);
     reconcile::same_cluster(before.as_ref(), &identity).map_err(Ended::Halted)?;
     doing(board, "fencing older relays");
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
+    fault::point(Point::Fenced);
     let stored = read_progress(&mut sink).await?;
 
     doing(board, "reconciling progress with the slot");
@@ -101,6 +105,7 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
         .start_replication(slot, from.resume_lsn(), &options)
         .await
         .map_err(start_refused)?;
+    fault::point(Point::StreamStarted);
     let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
     let router = Router::new(parts.mapping.clone(), &origin, format);
     Ok(Started { session, sink, progress, from, router, socket, unread })
@@ -204,6 +209,7 @@ async fn make_slot(
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot of unknown origin; this record says that it was ours.
     store(sink, progress).await?;
+    fault::point(Point::FirstProgressStored);
 
     doing(board, DOING);
     let name = &config.postgres.slot;
@@ -219,6 +225,7 @@ async fn make_slot(
         }
     }
     .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    fault::point(Point::SlotMade);
     tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
 
     let snapshot = exported_snapshot(session, created.snapshot_name.as_deref()).await?;
@@ -226,6 +233,7 @@ async fn make_slot(
     progress.position = Some(position);
     progress.snapshots = vec![SnapshotRecord { lsn: created.consistent_point, ..snapshot }];
     store(sink, progress).await?;
+    fault::point(Point::SlotStored);
     Ok(position)
 }
 

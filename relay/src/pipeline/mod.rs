@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use self::ladder::Ladder;
 use crate::{
     admin::Board,
+    fault::{self, Point},
     position::{Confirmable, Position},
     progress::{Progress, SnapshotRecord},
     record::{Batch, Refused},
@@ -134,12 +135,14 @@ impl<S: Sink> Pipeline<S> {
         let started = Instant::now();
         self.board.delivery_started();
         let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
+        fault::point(Point::Delivered);
         let bytes =
             batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
         let newest_commit_us = batch.newest_commit_us;
         let records = range.len() as u64;
         self.board.delivered(position, records, bytes, started.elapsed(), newest_commit_us);
         self.confirmed.send_replace(stored.confirms(position));
+        fault::point(Point::Confirmable);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     admin::Board,
+    fault::{self, Point},
     lsn::Lsn,
     position::{Confirmable, Position, RowPosition},
     postgres::socket::Socket,
@@ -245,6 +246,7 @@ impl<I: Intake> Stream<I> {
     fn give(&mut self) {
         self.given_at = Instant::now();
         self.decoder.giver.give();
+        fault::point(Point::BatchGiven);
     }
 
     fn make_room(&mut self) {
@@ -285,6 +287,7 @@ impl<I: Intake> Stream<I> {
         })
         .await
         .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        fault::point(Point::StatusSent);
         self.reply_due = false;
         self.board.confirmed(confirmed);
         Ok(())
@@ -295,6 +298,7 @@ impl<I: Intake> Stream<I> {
     async fn finish(mut self) -> Result<(), StreamError> {
         drop(self.decoder); // The pipeline takes nothing more, and ends after its delivery.
         while self.confirmed.changed().await.is_ok() {}
+        fault::point(Point::Finishing);
         let confirmed = self.confirmed.borrow().lsn();
         let goodbye = async {
             let status = encode_status(confirmed, confirmed, confirmed, 0, false);

@@ -28,6 +28,7 @@ use super::{
     topics::Topics,
 };
 use crate::{
+    fault::{self, Point},
     record::Batch,
     sink::{Rest, SinkError},
 };
@@ -102,6 +103,7 @@ impl Outlet {
         }
         let deadline = Instant::now() + self.limit;
         self.send_progress(progress, deadline)?;
+        fault::point(Point::ProgressFollows);
         match self.settle(deadline)? {
             Verdict::Stored => Ok(()),
             Verdict::Refused(_) => Err(self.failed(0, None)),
@@ -117,7 +119,7 @@ impl Outlet {
     ) -> Result<Verdict, SinkError> {
         let deadline = Instant::now() + self.limit;
         self.send(load, topics, deadline, on_refusal)?;
-        self.settle(deadline)
+        self.settle(deadline).inspect(|_| fault::point(Point::RecordsStored))
     }
 
     /// Queues the records in order. One that can't be queued is noted as failed.
@@ -160,6 +162,7 @@ impl Outlet {
                 }
             }
         }
+        fault::point(Point::RecordsProduced);
         Ok(())
     }
 

@@ -25,7 +25,10 @@ use super::{
     settings::{Settings, TopicCreation},
     stop::{SLICE, Stop},
 };
-use crate::sink::SinkError;
+use crate::{
+    fault::{self, Point},
+    sink::SinkError,
+};
 
 const SEGMENT_BYTES: &str = "16777216";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,6 +103,7 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
             ProgressTopic::Missing if created => {}
             ProgressTopic::Missing => {
                 create(settings, &name)?;
+                fault::point(Point::ProgressTopicMade);
                 created = true;
             }
         }

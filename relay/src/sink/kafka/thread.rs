@@ -26,6 +26,7 @@ use super::{
     topics::Topics,
 };
 use crate::{
+    fault::{self, Point},
     record::Batch,
     sink::{SinkError, Stored},
 };
@@ -134,6 +135,7 @@ impl Worker {
         match settings.delivery {
             Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
             Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
+                fault::point(Point::StoringAlone);
                 Outlet::new(settings, &settings.careful_producer_config(), stop)
             }),
         }

@@ -18,7 +18,10 @@ use super::{
     stop::SLICE,
     topics::Topics,
 };
-use crate::sink::{RefusedRecord, Rest, SinkError};
+use crate::{
+    fault::{self, Point},
+    sink::{RefusedRecord, Rest, SinkError},
+};
 
 /// How long making ourselves the only producer may take: brokers abort what an older one left.
 const FENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -74,15 +77,21 @@ impl Outlet {
         self.client
             .begin_transaction()
             .map_err(|error| Aborted::No(self.sorted("beginning a transaction", error)))?;
+        fault::point(Point::TransactionBegun);
         // Progress first: its partition is then registered with the transaction in the same
         // request as the others'. Order across partitions means nothing inside a transaction.
         let verdict = self
             .send_progress(progress, deadline)
+            .inspect(|()| fault::point(Point::ProgressProduced))
             .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
-            .and_then(|()| self.settle(deadline));
+            .and_then(|()| self.settle(deadline))
+            .inspect(|_| fault::point(Point::RecordsStored));
         let problem = match verdict {
             Ok(Verdict::Stored) => match self.commit(deadline, count) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    fault::point(Point::Committed);
+                    return Ok(());
+                }
                 // Without a demand to abort, the commit may yet happen: nothing is certain.
                 Err(problem) if !problem.wants_abort => return Err(Aborted::No(problem.error)),
                 Err(problem) => Problem::from(problem.error),
@@ -109,11 +118,13 @@ impl Outlet {
 
     fn commit(&self, deadline: Instant, count: usize) -> Result<(), Problem> {
         let doing = format!("committing a transaction of {count} records");
+        fault::soon(Point::CommitUnderWay);
         self.slices(deadline, &doing, |slice| self.client.commit_transaction(slice))
     }
 
     /// Takes the open transaction back, so that nothing of it will ever be read.
     fn abort(&self) -> Result<(), SinkError> {
+        fault::point(Point::Aborting);
         self.client.purge(PurgeConfig::default().queue().inflight());
         let limit = if self.stop.requested() { ABORT_LIMIT_STOPPING } else { ABORT_LIMIT };
         let deadline = Instant::now() + limit;
@@ -127,6 +138,7 @@ impl Outlet {
         // What the purge took back is no failure of the next delivery.
         native::flush(&self.client, SLICE);
         self.client.context().take_failures();
+        fault::point(Point::Aborted);
         aborted
     }
 
