@@ -35,3 +35,4 @@ pub mod row;
 pub mod sink;
 pub mod source;
 mod table_fit;
+pub mod throwaway;

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use outbox_relay::throwaway::guardian;
 use testcontainers::{
     ContainerAsync, ContainerRequest, GenericImage, bollard::Docker, runners::AsyncRunner,
 };
-
-use crate::guardian;
 
 /// How long an engine may take to answer at all.
 const PING: Duration = Duration::from_secs(2);
@@ -31,7 +30,7 @@ pub(crate) async fn start(
     request: ContainerRequest<GenericImage>,
 ) -> Result<ContainerAsync<GenericImage>> {
     let container = request.start().await?;
-    guardian::remove_container_at_exit(container.id());
+    guardian::remove_container_at_exit(container.id())?;
     Ok(container)
 }
 

@@ -14,13 +14,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use outbox_relay::throwaway::{self, guardian};
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
 };
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
-use crate::{docker, guardian, postgres::spawn_logged, servers, wait};
+use crate::{docker, servers, wait};
 
 const VERSION: &str = "4.1.0";
 /// How long a broker may take from start to its first answer.
@@ -87,7 +88,7 @@ impl Kafka {
     async fn start_local() -> Result<Self> {
         let libraries = libraries()?;
         let dir = tempfile::Builder::new().prefix("outbox-kafka-").tempdir()?.keep();
-        guardian::remove_at_exit(&dir);
+        guardian::remove_at_exit(&dir)?;
         let brokers = format!("127.0.0.1:{}", servers::free_port());
         let controller = format!("127.0.0.1:{}", servers::free_port());
         let mut properties = String::new();
@@ -110,12 +111,12 @@ impl Kafka {
         let mut server = java(&libraries, "kafka.Kafka");
         server.arg(&file);
         let log = dir.join("log");
-        guardian::kill_at_exit(spawn_logged(server, &dir, &log)?);
+        guardian::kill_at_exit(throwaway::spawn_logged(server, &dir, &log)?)?;
         let kafka = Kafka { brokers, external: false };
         kafka
             .wait_ready(START)
             .await
-            .with_context(|| format!("Kafka's log:\n{}", servers::tail(&log)))?;
+            .with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&log)))?;
         Ok(kafka)
     }
 

@@ -14,7 +14,6 @@ pub mod check;
 pub mod database;
 mod docker;
 pub mod event;
-mod guardian;
 pub mod kafka;
 pub mod load;
 pub mod murmur2;
@@ -22,7 +21,6 @@ pub mod postgres;
 pub mod relay;
 pub mod servers;
 pub mod topic;
-mod unprivileged;
 pub mod wait;
 
 use std::time::Duration;

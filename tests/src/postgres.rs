@@ -6,16 +6,16 @@
 use std::{
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use outbox_relay::throwaway::{self, LocalPostgres};
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, config::Host};
 
-use crate::{docker, guardian, servers, unprivileged::Unprivileged, wait};
+use crate::{docker, servers, wait};
 
 /// How long a server may take from start to its first answer.
 const START: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "outbox-tests";
 
 /// What the suite needs beyond the defaults: logical decoding, and room for all tests at once.
-/// Durability is off; no test crashes the machine.
+/// Durability is off, in a container too; no test crashes the machine.
 const SETTINGS: &[&str] = &[
     "wal_level=logical",
     "fsync=off",
@@ -71,7 +71,7 @@ impl Postgres {
             (Some(_), _) => anyhow!("OUTBOX_TEST_POSTGRES_BIN is set, so Docker was not asked"),
             (None, Err(error)) => error,
         };
-        let Some(bin) = chosen.or_else(installed) else {
+        let Some(bin) = chosen.or_else(throwaway::installed) else {
             bail!(
                 "no PostgreSQL for the tests: {no_docker:#}; and no initdb in PATH or the usual \
                  places. Install PostgreSQL 14 or later (apt-get install postgresql, brew install \
@@ -105,44 +105,14 @@ impl Postgres {
     }
 
     async fn start_local(bin: &Path) -> Result<Self> {
-        let user = Unprivileged::find()?;
-        let dir = tempfile::Builder::new().prefix("outbox-postgres-").tempdir()?.keep();
-        guardian::remove_at_exit(&dir);
-        user.owns(&dir)?;
-        let password_file = dir.join("password");
-        std::fs::write(&password_file, PASSWORD)?;
-        user.owns(&password_file)?;
-        let initdb = user
-            .command(&bin.join("initdb"))
-            .args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
-            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
-            .arg(format!("--pwfile={}", password_file.display()))
-            .arg("--pgdata")
-            .arg(dir.join("data"))
-            .current_dir(&dir)
-            .output()
-            .context("initdb did not start")?;
-        if !initdb.status.success() {
-            bail!("initdb failed: {}", String::from_utf8_lossy(&initdb.stderr));
-        }
-
-        let port = servers::free_port();
-        let log = dir.join("log");
-        let mut server = user.command(&bin.join("postgres"));
-        server.arg("-D").arg(dir.join("data")).arg("-k").arg(&dir);
-        server.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
-        server.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
-        let pid = spawn_logged(server, &dir, &log)?;
-        guardian::quit_at_exit(pid);
-
+        let local = LocalPostgres::start(bin, PASSWORD, SETTINGS)?;
         let mut superuser = Config::new();
-        superuser.host("127.0.0.1").port(port).user("postgres").dbname("postgres");
+        superuser.host("127.0.0.1").port(local.port()).user("postgres").dbname("postgres");
         superuser.password(PASSWORD);
-        let postgres = Postgres { superuser, socket_dir: Some(dir), external: false };
-        postgres
-            .wait_ready()
-            .await
-            .with_context(|| format!("PostgreSQL's log:\n{}", servers::tail(&log)))?;
+        let socket_dir = Some(local.socket_dir().to_owned());
+        let postgres = Postgres { superuser, socket_dir, external: false };
+        let ready = postgres.wait_ready().await;
+        ready.with_context(|| format!("PostgreSQL's log:\n{}", throwaway::tail(&local.log())))?;
         Ok(postgres)
     }
 
@@ -210,53 +180,4 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.connection.abort();
     }
-}
-
-/// Starts a server with its output in `log`, and returns its process id. The server is not waited
-/// for: the guardian ends it.
-pub(crate) fn spawn_logged(mut server: Command, dir: &Path, log: &Path) -> Result<u32> {
-    use std::os::unix::process::CommandExt;
-    let output = std::fs::File::create(log)?;
-    let child = server
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("starting {}", server.get_program().display()))?;
-    Ok(child.id())
-}
-
-/// Directory with `initdb`: PATH, else the newest in the places of Debian, Red Hat and Homebrew.
-fn installed() -> Option<PathBuf> {
-    let in_path = std::env::var_os("PATH")
-        .and_then(|path| std::env::split_paths(&path).find(|dir| dir.join("initdb").is_file()));
-    in_path.or_else(|| {
-        let mut found: Vec<(u32, PathBuf)> = [
-            ("/usr/lib/postgresql", ""),
-            ("/usr", "pgsql-"),
-            ("/opt/homebrew/opt", "postgresql@"),
-            ("/usr/local/opt", "postgresql@"),
-        ]
-        .iter()
-        .flat_map(|(parent, prefix)| versions(Path::new(parent), prefix))
-        .collect();
-        found.sort();
-        found.pop().map(|(_, bin)| bin)
-    })
-}
-
-/// `<parent>/<prefix><major>/bin` with an `initdb` in it.
-fn versions(parent: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
-    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let major = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
-            let bin = entry.path().join("bin");
-            bin.join("initdb").is_file().then_some((major, bin))
-        })
-        .collect()
 }

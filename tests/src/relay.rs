@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use outbox_relay::throwaway::{self, guardian};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{guardian, servers, wait};
+use crate::{servers, wait};
 
 /// SIGTERM to exit, as promised (DESIGN: command line).
 pub const STOP: Duration = Duration::from_secs(10);
@@ -196,7 +197,7 @@ impl Relay {
     /// When it does not within [`wait::PATIENCE`].
     pub async fn wait_log(&self, text: &str) {
         wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
-            if self.logs_contain(text) { Ok(()) } else { Err(servers::tail(&self.log)) }
+            if self.logs_contain(text) { Ok(()) } else { Err(throwaway::tail(&self.log)) }
         })
         .await
         .expect("the relay logs it");
@@ -269,7 +270,7 @@ impl Drop for Relay {
             servers::report(&format!(
                 "log of {}:\n{}",
                 self.settings.name(),
-                servers::tail(&self.log)
+                throwaway::tail(&self.log)
             ));
         }
     }
@@ -287,7 +288,7 @@ fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
         .kill_on_drop(true)
         .spawn()?;
     let pid = child.id().context("a process that runs has an id")?;
-    guardian::kill_at_exit(pid);
+    guardian::kill_at_exit(pid)?;
     Ok((child, pid))
 }
 

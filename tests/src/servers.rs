@@ -3,16 +3,10 @@
 //! Each comes from an environment variable, else from Docker, else from what is installed; when
 //! none can be had, every test that needs it fails with what to install. `guardian` stops them.
 
-use std::{
-    collections::HashSet,
-    future::Future,
-    net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
-    sync::{LazyLock, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{future::Future, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
+use outbox_relay::throwaway;
 use tokio::sync::OnceCell;
 
 use crate::{kafka::Kafka, postgres::Postgres};
@@ -96,23 +90,5 @@ pub(crate) fn cache_dir() -> Result<PathBuf> {
 /// # Panics
 /// When the loopback interface has none.
 pub fn free_port() -> u16 {
-    static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
-    loop {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free loopback port");
-        let port = listener.local_addr().expect("a bound socket has an address").port();
-        if HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
-            return port;
-        }
-    }
-}
-
-/// The end of a log, for an error's text.
-pub(crate) fn tail(log: &std::path::Path) -> String {
-    const LINES: usize = 40;
-    let text = std::fs::read(log).map_or_else(
-        |error| format!("(no log: {error})"),
-        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-    );
-    let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+    throwaway::free_port().expect("a free loopback port")
 }

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 
 /// The user that servers run as: ourselves, or `postgres` or `nobody` when we are root.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Unprivileged(Option<(u32, u32)>);
+pub(super) struct Unprivileged(Option<(u32, u32)>);
 
 impl Unprivileged {
-    pub(crate) fn find() -> Result<Self> {
+    pub(super) fn find() -> Result<Self> {
         // SAFETY: geteuid has no preconditions and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
             return Ok(Unprivileged(None));
@@ -28,7 +28,7 @@ impl Unprivileged {
     }
 
     /// Gives `path` to the user.
-    pub(crate) fn owns(self, path: &Path) -> Result<()> {
+    pub(super) fn owns(self, path: &Path) -> Result<()> {
         match self.0 {
             Some((uid, gid)) => chown(path, Some(uid), Some(gid))
                 .with_context(|| format!("giving {} to user {uid}", path.display())),
@@ -37,7 +37,7 @@ impl Unprivileged {
     }
 
     /// A command that will run as the user; supplementary groups go with root's uid.
-    pub(crate) fn command(self, program: &Path) -> Command {
+    pub(super) fn command(self, program: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some((uid, gid)) = self.0 {
             command.uid(uid).gid(gid);

@@ -1,0 +1,70 @@
+//! Servers that are gone, with all they wrote, when this process ends, whichever way it ends.
+//!
+//! Finds an installed PostgreSQL, starts it in a directory of its own as a user that PostgreSQL
+//! accepts, and has a guardian clear up. Knows no SQL and waits for no answer: its callers do,
+//! `demo` and the test suite's harness. The daemon has no use for it.
+
+pub mod guardian;
+mod postgres;
+mod unprivileged;
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{LazyLock, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
+
+pub use postgres::{LocalPostgres, installed};
+
+/// Lines of a log that an error's text shows.
+const TAIL_LINES: usize = 40;
+
+/// Starts a server with its output in `log`, and returns its process id. It is not waited for:
+/// tell the guardian how to end it.
+///
+/// # Errors
+/// The log can't be written, or the program not started.
+pub fn spawn_logged(mut server: Command, dir: &Path, log: &Path) -> Result<u32> {
+    let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+    let child = server
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // A terminal's ctrl-C is for this process; servers go when the guardian says.
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("starting {}", server.get_program().display()))?;
+    Ok(child.id())
+}
+
+/// A port of the loopback interface that is free now, never the same one twice.
+///
+/// # Errors
+/// The loopback interface has none.
+pub fn free_port() -> io::Result<u16> {
+    static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    loop {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        if HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return Ok(port);
+        }
+    }
+}
+
+/// The end of a log, for an error's text.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read(log).map_or_else(
+        |error| format!("(no log: {error})"),
+        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n")
+}
