@@ -7,6 +7,7 @@ mod layouts;
 mod migrations;
 mod ordering;
 mod publish;
+mod secure_postgres;
 mod servers;
 mod settings;
 mod topics;
