@@ -10,6 +10,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use rdkafka::{
 };
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
-use crate::{docker, servers, wait};
+use crate::{docker, proxy::Proxy, servers, wait};
 
 const VERSION: &str = "4.1.0";
 /// How long a broker may take from start to its first answer.
@@ -35,12 +36,23 @@ pub struct Kafka {
     brokers: String,
     /// Whether it was there before the run: then no topic of ours may stay in it.
     external: bool,
+    lines: Mutex<Vec<Line>>,
 }
+
+/// A listener of its own for one test's proxy, whose port the broker tells its clients.
+#[derive(Debug)]
+struct Line {
+    listens: String,
+    proxy_port: u16,
+}
+
+/// Tests that break the line to the broker, and room for more.
+const LINES: usize = 16;
 
 impl Kafka {
     pub(crate) async fn start() -> Result<Self> {
         if let Ok(brokers) = std::env::var("OUTBOX_TEST_KAFKA") {
-            let kafka = Kafka { brokers, external: true };
+            let kafka = Kafka { brokers, external: true, lines: Mutex::default() };
             kafka.wait_ready(ASK * 5).await.context("OUTBOX_TEST_KAFKA")?;
             return Ok(kafka);
         }
@@ -66,19 +78,25 @@ impl Kafka {
         let (name, tag) = docker::image("OUTBOX_TEST_KAFKA_IMAGE", "apache/kafka:4.1.0");
         // The broker tells clients its address, so the port must be known before it starts.
         let port = servers::free_port();
-        let request = GenericImage::new(name, tag)
+        let mut request = GenericImage::new(name, tag)
             .with_mapped_port(port, 9092.tcp())
             .with_startup_timeout(START);
+        let (mut inside, mut lines) = (Vec::new(), Vec::new());
+        for inside_port in (9100..).take(LINES) {
+            let (outside, proxy_port) = (servers::free_port(), servers::free_port());
+            request = request.with_mapped_port(outside, inside_port.tcp());
+            inside.push(Line { listens: format!("0.0.0.0:{inside_port}"), proxy_port });
+            lines.push(Line { listens: format!("127.0.0.1:{outside}"), proxy_port });
+        }
         let advertised = format!("127.0.0.1:{port}");
-        let request = settings("0.0.0.0:9092", &advertised, "127.0.0.1:9093").into_iter().fold(
-            request,
-            |request, (key, value)| {
-                let variable = format!("KAFKA_{}", key.to_uppercase().replace('.', "_"));
-                request.with_env_var(variable, value)
-            },
-        );
+        let settings = settings("0.0.0.0:9092", &advertised, "127.0.0.1:9093", &inside);
+        let request = settings.into_iter().fold(request, |request, (key, value)| {
+            let variable = format!("KAFKA_{}", key.to_uppercase().replace('.', "_"));
+            request.with_env_var(variable, value)
+        });
         let container = docker::start(request).await?;
-        let kafka = Kafka { brokers: advertised, external: false };
+        let lines = Mutex::new(lines);
+        let kafka = Kafka { brokers: advertised, external: false, lines };
         kafka.wait_ready(START).await?;
         // Dropping the handle would stop the container; the guardian does that at the end.
         std::mem::forget(container);
@@ -91,8 +109,14 @@ impl Kafka {
         guardian::remove_at_exit(&dir)?;
         let brokers = format!("127.0.0.1:{}", servers::free_port());
         let controller = format!("127.0.0.1:{}", servers::free_port());
+        let lines: Vec<Line> = (0..LINES)
+            .map(|_| Line {
+                listens: format!("127.0.0.1:{}", servers::free_port()),
+                proxy_port: servers::free_port(),
+            })
+            .collect();
         let mut properties = String::new();
-        for (key, value) in settings(&brokers, &brokers, &controller) {
+        for (key, value) in settings(&brokers, &brokers, &controller, &lines) {
             writeln!(properties, "{key}={value}")?;
         }
         writeln!(properties, "log.dirs={}", dir.join("data").display())?;
@@ -112,7 +136,7 @@ impl Kafka {
         server.arg(&file);
         let log = dir.join("log");
         guardian::kill_at_exit(throwaway::spawn_logged(server, &dir, &log)?)?;
-        let kafka = Kafka { brokers, external: false };
+        let kafka = Kafka { brokers, external: false, lines: Mutex::new(lines) };
         kafka
             .wait_ready(START)
             .await
@@ -144,6 +168,20 @@ impl Kafka {
         &self.brokers
     }
 
+    /// A line to the broker that can be broken: a proxy whose address is to be the relay's
+    /// `bootstrap.servers`. The broker leads its clients back to it.
+    ///
+    /// # Panics
+    /// When the broker is not ours, or more tests break lines than there are.
+    pub async fn line(&self) -> Proxy {
+        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let line = line.expect(
+            "a listener for a proxy: unset OUTBOX_TEST_KAFKA, for the broker must be started with \
+             them; if it was, raise kafka::LINES",
+        );
+        Proxy::on(line.proxy_port, &line.listens).await.expect("the port that was set aside")
+    }
+
     /// A client's settings, to be completed.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -161,23 +199,41 @@ impl Kafka {
 }
 
 /// A broker and controller in one, small and quick: the same in a container and without.
-fn settings(listen: &str, advertised: &str, controller: &str) -> BTreeMap<&'static str, String> {
-    BTreeMap::from([
-        ("node.id", "1".to_owned()),
-        ("process.roles", "broker,controller".to_owned()),
-        ("listeners", format!("PLAINTEXT://{listen},CONTROLLER://{controller}")),
-        ("advertised.listeners", format!("PLAINTEXT://{advertised}")),
-        ("controller.listener.names", "CONTROLLER".to_owned()),
-        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
-        ("controller.quorum.voters", format!("1@{controller}")),
-        ("offsets.topic.replication.factor", "1".to_owned()),
-        ("offsets.topic.num.partitions", "3".to_owned()),
-        ("transaction.state.log.replication.factor", "1".to_owned()),
-        ("transaction.state.log.min.isr", "1".to_owned()),
-        ("transaction.state.log.num.partitions", "5".to_owned()),
-        ("group.initial.rebalance.delay.ms", "0".to_owned()),
-        ("auto.create.topics.enable", "true".to_owned()),
-    ])
+fn settings(
+    listen: &str,
+    advertised: &str,
+    controller: &str,
+    lines: &[Line],
+) -> BTreeMap<String, String> {
+    let mut listeners = format!("PLAINTEXT://{listen},CONTROLLER://{controller}");
+    let mut advertised = format!("PLAINTEXT://{advertised}");
+    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+    let mut settings = BTreeMap::new();
+    for (n, Line { listens, proxy_port }) in lines.iter().enumerate() {
+        listeners += &format!(",LINE{n}://{listens}");
+        advertised += &format!(",LINE{n}://127.0.0.1:{proxy_port}");
+        protocols += &format!(",LINE{n}:PLAINTEXT");
+        settings.insert(format!("listener.name.line{n}.num.network.threads"), "1".to_owned());
+    }
+    let fixed = [
+        ("node.id", "1"),
+        ("process.roles", "broker,controller"),
+        ("listeners", &listeners),
+        ("advertised.listeners", &advertised),
+        ("controller.listener.names", "CONTROLLER"),
+        ("inter.broker.listener.name", "PLAINTEXT"),
+        ("listener.security.protocol.map", &protocols),
+        ("controller.quorum.voters", &format!("1@{controller}")),
+        ("offsets.topic.replication.factor", "1"),
+        ("offsets.topic.num.partitions", "3"),
+        ("transaction.state.log.replication.factor", "1"),
+        ("transaction.state.log.min.isr", "1"),
+        ("transaction.state.log.num.partitions", "5"),
+        ("group.initial.rebalance.delay.ms", "0"),
+        ("auto.create.topics.enable", "true"),
+    ];
+    settings.extend(fixed.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    settings
 }
 
 /// Kafka's jars, for `java -cp`, from `target/harness`; the first process to come fetches them.

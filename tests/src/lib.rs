@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod load;
 pub mod murmur2;
 pub mod postgres;
+pub mod proxy;
 pub mod relay;
 pub mod servers;
 pub mod topic;
