@@ -59,23 +59,49 @@ impl Halt {
     }
 }
 
-/// Whether progress was stored for another cluster. Asked before the fence, so that an innocent
-/// relay of the same name that serves that cluster is not fenced.
+/// Whether what is stored under this relay's name is this relay's own. Asked before the fence, so
+/// that a mistake in the settings does not fence an innocent relay of the same name, which serves
+/// another cluster, slot or database.
 ///
 /// # Errors
-/// [`Halt`] naming both clusters.
-pub fn same_cluster(progress: Option<&Progress>, identity: &SystemIdentity) -> Result<(), Halt> {
-    match progress {
-        Some(progress) if progress.system_id != identity.system_id => Err(Halt::new(
-            format!(
-                "stored progress belongs to the cluster with system identifier {}, this one is {}",
-                progress.system_id, identity.system_id
-            ),
-            "give this relay another name, or, if the database was moved here by a dump, run \
-             `outbox-relay resume --at now`",
-        )),
-        _ => Ok(()),
+/// [`Halt`] naming both.
+pub fn is_ours(facts: &Facts<'_>) -> Result<(), Halt> {
+    if let Some(progress) = facts.progress {
+        same_cluster(progress, facts.identity)?;
+        same_slot(progress, facts.slot_name)?;
     }
+    match facts.slot {
+        Some(slot) => fits(facts, slot),
+        None => Ok(()),
+    }
+}
+
+fn same_cluster(progress: &Progress, identity: &SystemIdentity) -> Result<(), Halt> {
+    if progress.system_id == identity.system_id {
+        return Ok(());
+    }
+    Err(Halt::new(
+        format!(
+            "stored progress belongs to the cluster with system identifier {}, this one is {}",
+            progress.system_id, identity.system_id
+        ),
+        "give this relay another name, or, if the database was moved here by a dump, run \
+         `outbox-relay resume --at now`",
+    ))
+}
+
+fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
+    if progress.slot == slot_name {
+        return Ok(());
+    }
+    Err(Halt::new(
+        format!(
+            "stored progress belongs to slot {}, this relay is to use {slot_name}",
+            progress.slot
+        ),
+        "give this relay another name, or set postgres.slot back; if the slot was renamed on \
+         purpose, run `outbox-relay resume --at slot`",
+    ))
 }
 
 /// Decides. See the module's documentation.
@@ -87,10 +113,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
 }
 
 fn try_decide(facts: &Facts<'_>) -> Result<Decision, Halt> {
-    same_cluster(facts.progress, facts.identity)?;
-    if let Some(slot) = facts.slot {
-        fits(facts, slot)?;
-    }
+    is_ours(facts)?;
     let stored = facts.progress.and_then(|progress| Some((progress, progress.position?)));
     match (facts.progress, stored, facts.slot) {
         (None, _, None) => Ok(Decision::MakeSlot),

@@ -71,7 +71,7 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     let identity = replication.identify_system().await?;
 
     let mut sink = KafkaSink::start(parts.kafka.clone())?;
-    sink.read_progress().await?;
+    sink.glance_at_progress().await?;
     sink.fence().await?;
     let stored = sink.read_progress().await?.map(|b| Progress::decode(&b)).transpose()?;
     let before = stored.as_ref().and_then(|progress| progress.position);
@@ -132,11 +132,9 @@ async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + LOCK_WAIT;
     while !leader::try_lead(session.client(), slot).await? {
         if Instant::now() >= deadline {
-            let who = leader::who_leads(session.client(), slot).await?;
-            bail!(
-                "a relay is at work on slot {slot}: {}; stop it first",
-                who.as_deref().unwrap_or("unknown process")
-            );
+            let who = leader::holder(session.client(), slot).await?;
+            let who = who.map_or_else(|| "unknown process".to_owned(), |who| who.to_string());
+            bail!("a relay is at work on slot {slot}: {who}; stop it first");
         }
         sleep(Duration::from_millis(100)).await;
     }

@@ -35,6 +35,8 @@ pub struct Settings {
     /// Dotted TOML keys, and values as TOML writes them.
     values: BTreeMap<String, String>,
     environment: BTreeMap<String, String>,
+    /// Of its files, where several relays have one name.
+    file_name: Option<String>,
 }
 
 /// A relay's process; ended by KILL when dropped.
@@ -49,7 +51,12 @@ pub struct Relay {
 
 impl Settings {
     pub(crate) fn new(dir: &Path) -> Self {
-        Settings { dir: dir.to_owned(), values: BTreeMap::new(), environment: BTreeMap::new() }
+        Settings {
+            dir: dir.to_owned(),
+            values: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            file_name: None,
+        }
     }
 
     /// Sets a key to a string.
@@ -77,6 +84,13 @@ impl Settings {
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.environment.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Names its settings file and log: for several relays of one name.
+    #[must_use]
+    pub fn files(mut self, name: &str) -> Self {
+        self.file_name = Some(name.to_owned());
         self
     }
 
@@ -117,6 +131,9 @@ impl Settings {
     }
 
     fn name(&self) -> String {
+        if let Some(name) = &self.file_name {
+            return name.clone();
+        }
         self.values.get("name").map_or("relay", |name| name.trim_matches('"')).to_owned()
     }
 
@@ -223,6 +240,22 @@ impl Relay {
         guardian::forget(self.pid);
     }
 
+    /// Stops its process in the middle of whatever it does, as a paused virtual machine would.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on after [`Relay::freeze`].
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
+        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the relay was running");
+    }
+
     /// Starts it again with the same settings, after [`Relay::kill9`] or [`Relay::sigterm`].
     ///
     /// # Panics
@@ -236,9 +269,7 @@ impl Relay {
     /// # Panics
     /// When it has not ended after [`STOP`].
     pub async fn sigterm(&mut self) -> ExitStatus {
-        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
-        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "the relay was running");
+        self.signal(libc::SIGTERM);
         self.wait_end(STOP).await
     }
 

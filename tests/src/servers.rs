@@ -70,7 +70,7 @@ where
 
 /// A line for the person who runs the tests; shown with `--nocapture` and on failure.
 #[expect(clippy::print_stderr, reason = "a test harness speaks on the terminal")]
-pub(crate) fn report(line: &str) {
+pub fn report(line: &str) {
     eprintln!("harness: {line}");
 }
 

@@ -4,6 +4,7 @@ mod connect;
 mod crash;
 mod delivery;
 mod layouts;
+mod leader;
 mod migrations;
 mod ordering;
 mod publish;

@@ -44,6 +44,7 @@ struct Inner {
     confirmed: AtomicU64,
     wal_end: AtomicU64,
     heard: Stamp,
+    broker_heard: Stamp,
     beat: Stamp,
     delivering: Stamp,
     sampled: Stamp,
@@ -61,6 +62,8 @@ struct State {
     /// When the last delivery with records ended, and how old its newest commit was then.
     last_age: Option<(Duration, Duration)>,
     last_error: Option<LastError>,
+    /// Why the brokers did not answer when they were last asked.
+    broker_error: Option<String>,
     lag: Lag,
     /// When the summary was last made, and the records delivered by then.
     summary: (Duration, u64),
@@ -98,6 +101,7 @@ impl Board {
             confirmed: AtomicU64::new(0),
             wal_end: AtomicU64::new(0),
             heard: Stamp::default(),
+            broker_heard: Stamp::default(),
             beat: Stamp::default(),
             delivering: Stamp::default(),
             sampled: Stamp::default(),
@@ -111,6 +115,7 @@ impl Board {
                 last_batch: None,
                 last_age: None,
                 last_error: None,
+                broker_error: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
             }),
@@ -143,6 +148,32 @@ impl Board {
         self.0.wal_end.store(0, Relaxed);
         self.0.sampled.clear();
         self.state().lag.reset();
+    }
+
+    /// PostgreSQL has answered a standby.
+    pub fn heard(&self) {
+        self.0.heard.set(self.now());
+    }
+
+    /// The brokers have answered.
+    pub fn broker_heard(&self) {
+        self.0.broker_heard.set(self.now());
+        self.state().broker_error = None;
+    }
+
+    /// The brokers were asked for a sign of life and gave none.
+    pub fn broker_silent(&self, error: String) {
+        self.state().broker_error = Some(error);
+    }
+
+    /// Whether the brokers have answered so recently.
+    pub fn broker_heard_within(&self, time: Duration) -> bool {
+        self.0.broker_heard.age(self.now()).is_some_and(|age| age < time)
+    }
+
+    /// Whether the brokers answered when they were last asked.
+    pub fn broker_answers(&self) -> bool {
+        self.state().broker_error.is_none()
     }
 
     /// Where delivery goes on from, as read from stored progress.
@@ -196,7 +227,9 @@ impl Board {
         self.0.metrics.delivered(records, bytes, took);
         self.0.batches.fetch_add(1, Relaxed);
         let now = self.now();
+        self.0.broker_heard.set(now);
         let mut state = self.state();
+        state.broker_error = None;
         state.delivered = Some(position);
         if records > 0 {
             self.0.records.fetch_add(records, Relaxed);
@@ -327,6 +360,8 @@ impl Board {
             phase_for: now.saturating_sub(state.phase_since),
             silent_for: self.0.heard.age(now),
             delivering_for: self.0.delivering.age(now),
+            broker_silent_for: self.0.broker_heard.age(now),
+            broker_error: state.broker_error.clone(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }
     }

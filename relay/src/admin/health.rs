@@ -9,6 +9,8 @@ use std::time::Duration;
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Longer than a transaction of Kafka may take when all is well.
 pub const DELIVERY_MAX: Duration = Duration::from_secs(15);
+/// The brokers are asked every two seconds, and given three to answer.
+pub const BROKER_SILENCE_MAX: Duration = Duration::from_secs(12);
 /// The daemon's heart beats every second; this long without one, its runtime hangs.
 pub const HEARTBEAT_MAX: Duration = Duration::from_secs(30);
 
@@ -90,6 +92,10 @@ pub(super) struct Vitals {
     pub(super) silent_for: Option<Duration>,
     /// How long the delivery under way has taken; `None` when there is none.
     pub(super) delivering_for: Option<Duration>,
+    /// Time since the brokers last answered; `None` before they first did.
+    pub(super) broker_silent_for: Option<Duration>,
+    /// Why they did not when last asked.
+    pub(super) broker_error: Option<String>,
     /// Time since the daemon's last heartbeat.
     pub(super) beat_ago: Duration,
 }
@@ -97,23 +103,10 @@ pub(super) struct Vitals {
 /// `Err` has the reason, for a person.
 pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
     match &now.phase {
-        Phase::Standby { .. } => Ok(()),
-        Phase::Streaming => {
-            match now.silent_for {
-                None => return Err("nothing was heard from PostgreSQL yet".into()),
-                Some(silent) if silent > SILENCE_MAX => {
-                    let silent = silent.as_secs();
-                    return Err(format!("nothing was heard from PostgreSQL for {silent} s"));
-                }
-                Some(_) => {}
-            }
-            match now.delivering_for {
-                Some(taken) if taken > DELIVERY_MAX => {
-                    let taken = taken.as_secs();
-                    Err(format!("the broker has not taken a delivery for {taken} s"))
-                }
-                _ => Ok(()),
-            }
+        // A standby that could not deliver either is not ready to take over.
+        Phase::Standby { .. } | Phase::Streaming => {
+            heard_from_postgres(now)?;
+            heard_from_brokers(now)
         }
         Phase::Retrying { next_attempt_in, .. } => {
             let wait = next_attempt_in.saturating_sub(now.phase_for).as_secs();
@@ -122,6 +115,29 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
         Phase::Stopping => Err("stopping".into()),
         Phase::Starting { .. } => Err(format!("starting: {}", now.phase.detail())),
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
+    }
+}
+
+fn heard_from_postgres(now: &Vitals) -> Result<(), String> {
+    match now.silent_for {
+        None => Err("nothing was heard from PostgreSQL yet".into()),
+        Some(silent) if silent > SILENCE_MAX => {
+            Err(format!("nothing was heard from PostgreSQL for {} s", silent.as_secs()))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn heard_from_brokers(now: &Vitals) -> Result<(), String> {
+    match (now.delivering_for, now.broker_silent_for) {
+        (Some(taken), _) if taken > DELIVERY_MAX => {
+            Err(format!("the broker has not taken a delivery for {} s", taken.as_secs()))
+        }
+        (_, Some(silent)) if silent > BROKER_SILENCE_MAX => {
+            let because = now.broker_error.as_deref().unwrap_or("no answer");
+            Err(format!("the brokers have not answered for {} s: {because}", silent.as_secs()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -147,6 +163,8 @@ mod tests {
             phase_for: s(2),
             silent_for: Some(s(1)),
             delivering_for: None,
+            broker_silent_for: Some(s(2)),
+            broker_error: None,
             beat_ago: s(1),
         }
     }
@@ -168,8 +186,16 @@ mod tests {
                 "nothing was heard from PostgreSQL yet",
             ),
             (
-                Vitals { delivering_for: Some(s(16)), ..streaming },
+                Vitals { delivering_for: Some(s(16)), ..streaming.clone() },
                 "the broker has not taken a delivery for 16 s",
+            ),
+            (
+                Vitals {
+                    broker_silent_for: Some(s(13)),
+                    broker_error: Some("timed out".into()),
+                    ..streaming
+                },
+                "the brokers have not answered for 13 s: timed out",
             ),
         ] {
             assert_eq!(readiness(&vitals), Err(reason.to_owned()));
@@ -178,8 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_is_ready_and_every_other_phase_says_why_it_is_not() {
-        assert_eq!(readiness(&vitals(Phase::Standby { doing: "waiting".into() })), Ok(()));
+    fn a_standby_is_ready_while_it_could_deliver() {
+        let standby = vitals(Phase::Standby { doing: "waiting".into() });
+        assert_eq!(readiness(&standby), Ok(()));
+        let cut_off = Vitals { broker_silent_for: Some(s(13)), ..standby };
+        assert!(readiness(&cut_off).is_err());
+    }
+
+    #[test]
+    fn every_other_phase_says_why_it_is_not_ready() {
         for (phase, reason) in [
             (Phase::Starting { doing: "fencing".into() }, "starting: fencing"),
             (

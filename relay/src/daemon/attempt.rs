@@ -7,8 +7,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    control,
+    broker, control,
+    standby::{self, Leading},
     start::{self, Started},
+    unfinished::Unfinished,
 };
 use crate::{
     admin::{Board, Phase},
@@ -16,6 +18,7 @@ use crate::{
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
+    postgres::sql::SqlSession,
     reconcile::Halt,
     record::{BatchLimits, Refused},
     sink::SinkError,
@@ -72,6 +75,7 @@ enum Task {
     Stream(Result<(), StreamError>),
     Pipeline(Result<(), PipelineError>),
     Control(Result<(), control::ControlError>),
+    Broker,
 }
 
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
@@ -81,16 +85,40 @@ pub(super) async fn run(
     board: &Board,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
+    let unfinished = Unfinished::default();
     // A stop during start-up drops it half-way: nothing was delivered, nothing confirmed.
-    let started = tokio::select! {
+    let begun = tokio::select! {
         biased;
-        () = stop.cancelled() => return Ok(()),
-        started = start::start(config, parts, board) => started?,
+        () = stop.cancelled() => None,
+        begun = begin(config, parts, board, &unfinished) => Some(begun),
     };
+    unfinished.cancel().await;
+    let Some(begun) = begun else { return Ok(()) };
+    let (session, started) = begun?;
+    board.connected();
+    board.broker_heard();
     board.resumed(started.from);
     board.phase(Phase::Streaming);
     tracing::info!(from = %started.from, "streaming");
-    stream(config, board, stop, started).await
+    stream(config, board, stop, session, started).await
+}
+
+/// From standing by to the stream. All the while the session that holds the lock shows that this
+/// relay is alive; a step that takes long must not get it deposed.
+async fn begin(
+    config: &Config,
+    parts: &Parts,
+    board: &Board,
+    unfinished: &Unfinished,
+) -> Result<(SqlSession, Started), Ended> {
+    let Leading { session, sink } = standby::lead(config, parts, board).await?;
+    let started = tokio::select! {
+        started = start::start(config, parts, board, &session, sink, unfinished) => started?,
+        lost = control::pulse(&session) => {
+            return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
+        }
+    };
+    Ok((session, started))
 }
 
 /// Runs the tasks until one ends, then lets the others end: the source on its own, the pipeline
@@ -99,6 +127,7 @@ async fn stream(
     config: &Config,
     board: &Board,
     stop: &CancellationToken,
+    session: SqlSession,
     started: Started,
 ) -> Result<(), Ended> {
     let limits =
@@ -107,6 +136,7 @@ async fn stream(
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
     let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
     let intake = RouteIntake::new(started.router, started.from);
+    let probe = started.sink.probe();
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -134,8 +164,19 @@ async fn stream(
         let stop = source_stop.clone();
         tasks.spawn(async move { Task::Stream(source.run(stop).await) });
         tasks.spawn(async move { Task::Pipeline(pipeline.run().await) });
-        let (session, stop) = (started.session, control_stop.clone());
-        tasks.spawn(async move { Task::Control(control::run(&session, snapshots_tx, stop).await) });
+        let (stop, control_board) = (control_stop.clone(), board.clone());
+        let silence_max = config.leader.timeout;
+        tasks.spawn(async move {
+            let run = control::run(&session, snapshots_tx, &control_board, silence_max, stop);
+            Task::Control(run.await)
+        });
+        let (stop, board) = (control_stop.clone(), board.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => Task::Broker,
+                never = broker::watch(probe, &board) => match never {},
+            }
+        });
     }
 
     let mut ended = Ok(());
@@ -148,6 +189,7 @@ async fn stream(
                     .map_err(|e| Ended::retry(Cause::Postgres, "reading the server's position", e)),
                 false,
             ),
+            Ok(Task::Broker) => (Ok(()), false),
             Err(panicked) => {
                 (Err(Ended::retry(Cause::Other, "running a task of the relay", panicked)), false)
             }

@@ -1,7 +1,9 @@
-//! The control session's work while the relay streams: snapshots for a later repair, and a pulse.
+//! The control session's work while the relay leads: a pulse, and snapshots for a later repair.
 //!
-//! A server that does not answer here for long is gone, whatever the replication socket says; the
-//! walsender alone may be silent for good reason while it decodes a huge foreign transaction.
+//! The session holds the leader's lock, and each of its queries is the sign of life that standbys
+//! look for (`leader`). A server that does not answer here for long is gone, whatever the
+//! replication socket says; the walsender alone may be silent for good reason while it decodes a
+//! huge foreign transaction.
 
 use std::time::Duration;
 
@@ -11,9 +13,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{lsn::Lsn, postgres::sql::SqlSession, progress::SnapshotRecord};
+use crate::{
+    admin::Board,
+    lsn::Lsn,
+    postgres::sql::{SessionLost, SqlSession},
+    progress::SnapshotRecord,
+};
 
-/// A snapshot is taken this often.
+/// A query runs this often.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A server that has not answered for this long is gone.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -25,40 +32,61 @@ pub(super) enum ControlError {
     #[error("the control session broke")]
     Broken(#[from] tokio_postgres::Error),
     /// The server does not answer.
-    #[error("no answer on the control session for {} s", ANSWER_MAX.as_secs())]
-    Silent,
+    #[error("no answer on the control session for {} s", .0.as_secs())]
+    Silent(Duration),
     /// The server's words could not be understood.
     #[error("the server's position could not be read")]
     Lsn(#[from] crate::lsn::ParseLsnError),
 }
 
+/// Shows that this relay is alive while a start takes its time. Returns when the session has
+/// ended; the start's own statements say what else goes wrong, and may well keep this one waiting.
+pub(super) async fn pulse(session: &SqlSession) -> SessionLost {
+    let beat = async {
+        let mut tick = interval(INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // Within a transaction of the start that has failed this fails as well, and was seen.
+            let _ = session.client().simple_query("select 1").await;
+        }
+    };
+    tokio::select! {
+        lost = session.closed() => lost,
+        never = beat => never,
+    }
+}
+
 /// Takes a snapshot, and then the WAL position that delivery must pass before the snapshot counts:
 /// in this order, so that whatever the snapshot shows as committed starts before that position.
-///
-/// # Errors
-/// [`ControlError`]; the session is of no more use.
-pub(super) async fn take_snapshot(session: &SqlSession) -> Result<SnapshotRecord, ControlError> {
+/// Also where the WAL ends that the server can send.
+async fn take_snapshot(session: &SqlSession) -> Result<(SnapshotRecord, Lsn), ControlError> {
     let snapshot = session.client().query_one("select pg_current_snapshot()::text", &[]);
-    let snapshot: String = bounded(snapshot).await?.try_get(0)?;
+    let snapshot: String = snapshot.await?.try_get(0)?;
     let position = session.client().query_one(
-        "select pg_current_wal_insert_lsn()::text, \
+        "select pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, \
                 (extract(epoch from clock_timestamp()) * 1000)::int8",
         &[],
     );
-    let row = bounded(position).await?;
+    let row = position.await?;
     let lsn: Lsn = row.try_get::<_, &str>(0)?.parse()?;
-    Ok(SnapshotRecord { lsn, taken_ms: row.try_get(1)?, snapshot })
+    let wal_end: Lsn = row.try_get::<_, &str>(1)?.parse()?;
+    Ok((SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot }, wal_end))
 }
 
-/// Takes snapshots until told to stop. One that finds no room is dropped.
+/// Takes snapshots until told to stop. One that finds no room is dropped. Gives up before
+/// standbys do: after `leader_timeout` without an answer they may have deposed this relay.
 ///
 /// # Errors
 /// [`ControlError`]; the relay starts again from the first step.
 pub(super) async fn run(
     session: &SqlSession,
     snapshots: mpsc::Sender<SnapshotRecord>,
+    board: &Board,
+    leader_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
+    let answer_max = ANSWER_MAX.min(leader_timeout);
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -66,14 +94,10 @@ pub(super) async fn run(
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
+        let taken = timeout(answer_max, take_snapshot(session)).await;
+        let (snapshot, wal_end) = taken.map_err(|_elapsed| ControlError::Silent(answer_max))??;
+        board.server_wal_end(wal_end);
         // A queue that is full waits for a delivery; the pulse is needed all the same.
-        let snapshot = take_snapshot(session).await?;
         let _ = snapshots.try_send(snapshot);
     }
-}
-
-async fn bounded<T>(
-    query: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, ControlError> {
-    Ok(timeout(ANSWER_MAX, query).await.map_err(|_elapsed| ControlError::Silent)??)
 }

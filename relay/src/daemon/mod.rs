@@ -5,8 +5,11 @@
 //! person can mend halts the relay; it stays alive, says what to do, and looks again by itself.
 
 mod attempt;
+mod broker;
 mod control;
+mod standby;
 mod start;
+mod unfinished;
 
 use std::{
     io,
@@ -88,11 +91,18 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
                 board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
                 HALTED_RETRY
             }
+            // Another relay leads, or the broker has ended a transaction that outlived its time:
+            // the lock tells which.
             Err(Ended::Fenced) => {
-                tracing::warn!("another relay of this name has taken over; standing by");
+                let wait = backoff.next_wait();
+                tracing::warn!(retry_in = ?wait, "fenced at the broker; will stand by");
                 board.metrics().reconnect(Cause::Fenced);
-                board.phase(Phase::Standby { doing: "fenced by another relay".into() });
-                RETRY_MAX
+                board.phase(Phase::Retrying {
+                    doing: "delivering".into(),
+                    error: "fenced at the broker".into(),
+                    next_attempt_in: wait,
+                });
+                wait
             }
             Err(Ended::Retry { cause, doing, error }) => {
                 let wait = backoff.next_wait();

@@ -1,45 +1,36 @@
-//! The order of start-up: leader's lock → read progress → fence → read progress again →
-//! reconcile → slot → `START_REPLICATION`. Each step assumes the ones before it.
+//! The order of start-up, from the leader's lock on: read progress → fence → read progress again
+//! → reconcile → slot → `START_REPLICATION`. Each step assumes the ones before it.
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
-use super::attempt::Ended;
+use super::{attempt::Ended, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
     fault::{self, Point},
-    leader,
     lsn::Lsn,
     metrics::Cause,
     position::Position,
-    postgres::{
-        socket::Socket,
-        sql::{self, SqlSession},
-    },
+    postgres::{socket::Socket, sql::SqlSession},
     progress::{Progress, SnapshotRecord},
     reconcile::{self, Decision, Facts, Halt},
     record::{Batch, BatchLimits},
     route::{Format, Origin, Router},
     sink::{Sink, kafka::KafkaSink},
     source::{
-        connect::{
-            ReplicationConnection, SnapshotAction, StartError, StreamOptions, SystemIdentity,
-        },
-        slot,
+        connect::{ReplicationConnection, SnapshotAction, StreamOptions, SystemIdentity},
+        slot::{self, SlotState},
     },
     table_fit,
 };
 
-/// A standby asks for the lock this often.
-const LOCK_RETRY: Duration = Duration::from_millis(500);
 /// While a slot is being made, the transactions it waits for are named this often.
 const WAITING_REPORT: Duration = Duration::from_secs(5);
 
 /// Everything that streaming needs.
 pub(super) struct Started {
-    pub(super) session: SqlSession,
     pub(super) sink: KafkaSink,
     pub(super) progress: Progress,
     pub(super) from: Position,
@@ -48,30 +39,27 @@ pub(super) struct Started {
     pub(super) unread: BytesMut,
 }
 
-/// Goes through the steps. Not to be confused with readiness: a start may wait for long, as a
-/// standby or for open transactions. Cancel safe: nothing is delivered or confirmed here but
-/// the progress records of a first start.
-pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Result<Started, Ended> {
-    let settings = &parts.connect;
-    let application = format!("outbox-relay {}", config.name);
-
-    doing(board, "connecting to PostgreSQL");
-    let session = sql::connect(settings, &application)
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "connecting to PostgreSQL", e))?;
-    lead(config, board, &session).await?;
-    fault::point(Point::Leading);
-    let mut replication = ReplicationConnection::connect(settings, &application)
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "connecting for replication", e))?;
+/// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
+/// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
+/// safe: nothing is delivered or confirmed here but the progress records of a first start, and
+/// what the server goes on doing is in `unfinished`.
+pub(super) async fn start(
+    config: &Config,
+    parts: &Parts,
+    board: &Board,
+    session: &SqlSession,
+    ready: Option<KafkaSink>,
+    unfinished: &Unfinished,
+) -> Result<Started, Ended> {
+    doing(board, "connecting for replication");
+    let mut replication = connect_replication(config, parts).await?;
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
-    let mut sink =
-        KafkaSink::start(parts.kafka.clone()).map_err(|e| Ended::sink("connecting to Kafka", e))?;
-    let before = read_progress(&mut sink).await?;
-    fault::point(Point::ProgressRead);
-    reconcile::same_cluster(before.as_ref(), &identity).map_err(Ended::Halted)?;
+    let mut sink = match ready {
+        Some(sink) => sink,
+        None => connect_sink(config, parts, session, &identity).await?,
+    };
     doing(board, "fencing older relays");
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
@@ -79,8 +67,8 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
-    let format = inspect_tables(config, parts, &session).await?;
-    let decision = decide(config, &session, &mut replication, &identity, stored.as_ref()).await?;
+    let format = inspect_tables(config, parts, session).await?;
+    let decision = decide(config, session, &mut replication, &identity, stored.as_ref()).await?;
     let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
     let from = match decision {
         Decision::Stop(halt) => return Err(Ended::Halted(halt)),
@@ -88,7 +76,16 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
         Decision::MakeSlot => {
             progress = Progress::before_first_start(slot);
             identity.clone_into_progress(&mut progress);
-            make_slot(config, board, &session, &mut replication, &mut sink, &mut progress).await?
+            make_slot(
+                config,
+                board,
+                session,
+                &mut replication,
+                &mut sink,
+                &mut progress,
+                unfinished,
+            )
+            .await?
         }
     };
     identity.clone_into_progress(&mut progress);
@@ -104,35 +101,62 @@ pub(super) async fn start(config: &Config, parts: &Parts, board: &Board) -> Resu
     let (socket, unread) = replication
         .start_replication(slot, from.resume_lsn(), &options)
         .await
-        .map_err(start_refused)?;
+        .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
     let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
     let router = Router::new(parts.mapping.clone(), &origin, format);
-    Ok(Started { session, sink, progress, from, router, socket, unread })
+    Ok(Started { sink, progress, from, router, socket, unread })
 }
 
-fn doing(board: &Board, doing: &str) {
+pub(super) fn doing(board: &Board, doing: &str) {
     tracing::debug!("{doing}");
     board.phase(Phase::Starting { doing: doing.to_owned() });
 }
 
-/// Waits for the lock; until then this relay is a standby.
-async fn lead(config: &Config, board: &Board, session: &SqlSession) -> Result<(), Ended> {
-    const DOING: &str = "asking for the leader's lock";
-    let slot = &config.postgres.slot;
-    let broken = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
-    let mut told = None;
-    while !leader::try_lead(session.client(), slot).await.map_err(broken)? {
-        let leader = leader::who_leads(session.client(), slot).await.map_err(broken)?;
-        if told != Some(leader.clone()) {
-            let who = leader.as_deref().unwrap_or("another relay");
-            tracing::info!(leader = who, "standing by");
-            board.phase(Phase::Standby { doing: format!("waiting for {who}") });
-            told = Some(leader);
-        }
-        tokio::time::sleep(LOCK_RETRY).await;
-    }
-    Ok(())
+/// All that can be done before leading: checks everything, changes nothing, fences nobody.
+pub(super) async fn prepare(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+) -> Result<KafkaSink, Ended> {
+    let identity = identify(&mut connect_replication(config, parts).await?).await?;
+    inspect_tables(config, parts, session).await?;
+    connect_sink(config, parts, session, &identity).await
+}
+
+async fn connect_replication(
+    config: &Config,
+    parts: &Parts,
+) -> Result<ReplicationConnection, Ended> {
+    let application = format!("outbox-relay {}", config.name);
+    ReplicationConnection::connect(&parts.connect, &application)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "connecting for replication", e))
+}
+
+/// A sink that may fence: what is stored under its name is this relay's own.
+async fn connect_sink(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    identity: &SystemIdentity,
+) -> Result<KafkaSink, Ended> {
+    let mut sink =
+        KafkaSink::start(parts.kafka.clone()).map_err(|e| Ended::sink("connecting to Kafka", e))?;
+    let seen = sink.glance_at_progress().await;
+    let seen = decode(seen.map_err(|e| Ended::sink("reading progress", e))?)?;
+    let (slot, database) = survey(config, session).await?;
+    reconcile::is_ours(&Facts {
+        slot_name: &config.postgres.slot,
+        progress: seen.as_ref(),
+        slot: slot.as_ref(),
+        database: &database,
+        identity,
+        history: &[],
+    })
+    .map_err(Ended::Halted)?;
+    fault::point(Point::ProgressRead);
+    Ok(sink)
 }
 
 async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {
@@ -143,8 +167,11 @@ async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdent
 }
 
 async fn read_progress(sink: &mut KafkaSink) -> Result<Option<Progress>, Ended> {
-    let bytes = sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?;
-    bytes.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
+    decode(sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?)
+}
+
+fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
+    stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
         let topic = "look at the progress topic, or run the version that wrote the record";
         Ended::Halted(Halt::new(e.to_string(), topic))
     })
@@ -165,9 +192,7 @@ async fn decide(
     stored: Option<&Progress>,
 ) -> Result<Decision, Ended> {
     const DOING: &str = "reconciling progress with the slot";
-    let slot = slot::inspect(session.client(), &config.postgres.slot)
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let (slot, database) = survey(config, session).await?;
     if let Some(slot) = slot.as_ref().filter(|slot| slot.is_being_made()) {
         let pid = slot.active_pid.unwrap_or_default();
         let error = anyhow::anyhow!("slot {} is being made by pid {pid}", config.postgres.slot);
@@ -180,12 +205,6 @@ async fn decide(
             .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
-    let database = session
-        .client()
-        .query_one("select current_database()::text", &[])
-        .await
-        .and_then(|row| row.try_get::<_, String>(0))
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     Ok(reconcile::decide(&Facts {
         slot_name: &config.postgres.slot,
         progress: stored,
@@ -196,6 +215,24 @@ async fn decide(
     }))
 }
 
+/// The slot, if it exists, and the database that the session is in.
+async fn survey(
+    config: &Config,
+    session: &SqlSession,
+) -> Result<(Option<SlotState>, String), Ended> {
+    const DOING: &str = "looking at the slot";
+    let slot = slot::inspect(session.client(), &config.postgres.slot)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let database = session
+        .client()
+        .query_one("select current_database()::text", &[])
+        .await
+        .and_then(|row| row.try_get::<_, String>(0))
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    Ok((slot, database))
+}
+
 /// A first start: says so in the progress topic, makes the slot, stores its snapshot.
 async fn make_slot(
     config: &Config,
@@ -204,6 +241,7 @@ async fn make_slot(
     replication: &mut ReplicationConnection,
     sink: &mut KafkaSink,
     progress: &mut Progress,
+    unfinished: &Unfinished,
 ) -> Result<Position, Ended> {
     const DOING: &str = "making the replication slot";
     // Were the relay to die between making the slot and storing where it begins, the next start
@@ -214,6 +252,7 @@ async fn make_slot(
     doing(board, DOING);
     let name = &config.postgres.slot;
     let failover = replication.server_version_num() >= 170_000;
+    unfinished.begin(replication.cancel_handle());
     let created = {
         let create = replication.create_slot(name, SnapshotAction::Export, failover);
         tokio::pin!(create);
@@ -226,6 +265,7 @@ async fn make_slot(
     }
     .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     fault::point(Point::SlotMade);
+    unfinished.end();
     tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
 
     let snapshot = exported_snapshot(session, created.snapshot_name.as_deref()).await?;
@@ -314,13 +354,4 @@ async fn inspect_tables(
         }
     }
     Ok(format)
-}
-
-fn start_refused(error: StartError) -> Ended {
-    const DOING: &str = "starting replication";
-    match error {
-        // A walsender that has not noticed its client's death yet; it will.
-        error @ StartError::SlotActive(..) => Ended::retry(Cause::Postgres, DOING, error),
-        error => Ended::retry(Cause::Postgres, DOING, error),
-    }
 }

@@ -21,14 +21,20 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A place to publish to. See the module's documentation for what it promises.
 pub trait Sink: Send {
-    /// Reads the newest progress record that is stored, `None` when there is none. Waits until
-    /// nothing that another relay left open can hide a newer one. Takes no ownership: a relay
-    /// that runs is not disturbed.
-    fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
+    /// Reads the newest progress record that can be read now, `None` when there is none; a
+    /// delivery under way may hide a newer one. For who may be looking at another relay's
+    /// progress: nobody is disturbed, nobody waited for.
+    fn glance_at_progress(
+        &mut self,
+    ) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
 
     /// Makes this the only relay of its name that can deliver; what an older one left unfinished
-    /// is undone. Called once, after the first [`Sink::read_progress`], before the second.
+    /// is undone.
     fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Reads the newest progress record that is stored, `None` when there is none. Called after
+    /// [`Sink::fence`]; waits until nothing that an older relay left open can hide a newer one.
+    fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
 
     /// Stores the records of `range` in order, and `progress` with them: at once where the
     /// delivery is exactly-once, after them where it is at-least-once. Returns when all of it is

@@ -34,6 +34,7 @@ use tokio::sync::oneshot;
 use self::{
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
+    progress_topic::Until,
     stop::Stop,
     thread::{Command, Worker},
 };
@@ -130,8 +131,14 @@ impl Drop for KafkaSink {
 }
 
 impl Sink for KafkaSink {
+    async fn glance_at_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+        let until = Until::Stable;
+        self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
+    }
+
     async fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
-        self.ask("reading progress", Command::ReadProgress).await
+        let until = Until::Newest;
+        self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
     }
 
     async fn fence(&mut self) -> Result<(), SinkError> {

@@ -171,11 +171,21 @@ fn verify_partitions(settings: &Settings, partitions: i32) -> Result<(), SinkErr
     })
 }
 
+/// How far the topic is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// To where an open transaction, if there is one, hides what follows.
+    Stable,
+    /// To the end there is now: waits for open transactions to end.
+    Newest,
+}
+
 /// The newest progress record, `None` when there is none; see the module for the rule.
 pub(super) fn read(
     settings: &Settings,
     lookup: &Lookup,
     stop: &Stop,
+    until: Until,
 ) -> Result<Option<Bytes>, SinkError> {
     let name = settings.progress_topic();
     let doing = format!("reading the progress topic {name}");
@@ -203,8 +213,12 @@ pub(super) fn read(
         if let Some(Read::Error(code)) = read {
             give_up_on(code).map_err(failed)?;
         }
+        let at_stable_end = matches!(read, Some(Read::End { .. }));
         if let Some(read) = read {
             newest.take(read);
+        }
+        if at_stable_end && until == Until::Stable {
+            break;
         }
         while consumer.poll(Duration::ZERO).is_some() {}
         if newest.position < high && reported.elapsed() >= REPORT_EVERY {

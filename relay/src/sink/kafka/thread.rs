@@ -20,7 +20,7 @@ use super::{
     errors::unavailable,
     lookup::Lookup,
     produce::{Load, Outlet},
-    progress_topic,
+    progress_topic::{self, Until},
     settings::{Delivery, Settings},
     stop::Stop,
     topics::Topics,
@@ -38,7 +38,7 @@ type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 
 /// What the thread is asked to do; each is answered once.
 pub(super) enum Command {
-    ReadProgress(Reply<Option<Bytes>>),
+    ReadProgress { until: Until, reply: Reply<Option<Bytes>> },
     Fence(Reply<()>),
     Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Stored> },
 }
@@ -75,8 +75,8 @@ impl Worker {
 
     fn serve(&mut self, command: Command) {
         match command {
-            Command::ReadProgress(reply) => {
-                let result = self.read_progress();
+            Command::ReadProgress { until, reply } => {
+                let result = self.read_progress(until);
                 self.answer(reply, result);
             }
             Command::Fence(reply) => {
@@ -98,13 +98,13 @@ impl Worker {
         self.spent |= reply.send(result).is_err();
     }
 
-    fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+    fn read_progress(&mut self, until: Until) -> Result<Option<Bytes>, SinkError> {
         self.usable()?;
         if !self.ensured {
             progress_topic::ensure(&self.settings, &self.lookup, &self.stop)?;
             self.ensured = true;
         }
-        progress_topic::read(&self.settings, &self.lookup, &self.stop)
+        progress_topic::read(&self.settings, &self.lookup, &self.stop, until)
     }
 
     fn fence(&mut self) -> Result<(), SinkError> {

@@ -1,0 +1,151 @@
+//! Until this relay leads: asks for the lock, and meanwhile stands by, ready to take over at once.
+//!
+//! A standby has its session, its client of the brokers and all checks behind it, and keeps
+//! looking: at the leader's signs of life, and whether the brokers answer. It takes the lock only
+//! when they do; a leader that can't deliver gives it up by ending its attempt. So the lock goes
+//! to who can use it, and a standby that says it is ready is.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{attempt::Ended, broker, start};
+use crate::{
+    admin::{Board, Phase},
+    config::{Config, parts::Parts},
+    fault::{self, Point},
+    leader::{self, Holder},
+    metrics::Cause,
+    postgres::sql::{self, SqlSession},
+    sink::kafka::KafkaSink,
+};
+
+/// A standby asks for the lock this often.
+const LOCK_RETRY: Duration = Duration::from_millis(200);
+/// And looks at the leader's signs of life this often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What leading begins with.
+pub(super) struct Leading {
+    /// Holds the lock.
+    pub(super) session: SqlSession,
+    /// Made while standing by; `None` when the lock was free at once.
+    pub(super) sink: Option<KafkaSink>,
+}
+
+/// Returns when this relay holds the lock and nobody else uses its slot. Cancel safe.
+pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Result<Leading, Ended> {
+    start::doing(board, "connecting to PostgreSQL");
+    let application = format!("outbox-relay {}", config.name);
+    let session = sql::connect(&parts.connect, &application)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "connecting to PostgreSQL", e))?;
+    let slot = &config.postgres.slot;
+    let mut sink = None;
+    if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
+        start::doing(board, "getting ready to stand by");
+        let ready = start::prepare(config, parts, &session).await?;
+        stand_by(config, board, &session, &ready).await?;
+        sink = Some(ready);
+    }
+    fault::point(Point::Leading);
+    evict(&session, slot).await?;
+    Ok(Leading { session, sink })
+}
+
+/// Waits for the lock, and deposes a leader that gives no sign of life.
+async fn stand_by(
+    config: &Config,
+    board: &Board,
+    session: &SqlSession,
+    sink: &KafkaSink,
+) -> Result<(), Ended> {
+    let (client, slot) = (session.client(), &config.postgres.slot);
+    board.broker_heard(); // While getting ready.
+    board.heard();
+    let watch = broker::watch(sink.probe(), board);
+    let wait = async {
+        let mut seen = Seen::default();
+        loop {
+            // Leading without a broker would only keep the lock from who has one.
+            if board.broker_answers()
+                && leader::try_lead(client, slot).await.map_err(lock_failed)?
+            {
+                return Ok(());
+            }
+            if seen.is_due() {
+                let holder = leader::holder(client, slot).await.map_err(lock_failed)?;
+                board.heard();
+                seen.tell(board, holder.as_ref());
+                if holder.is_some_and(|h| h.silent_for >= Some(config.leader.timeout)) {
+                    depose(config, session).await?;
+                    continue;
+                }
+            }
+            sleep(LOCK_RETRY).await;
+        }
+    };
+    tokio::select! {
+        result = wait => result,
+        never = watch => match never {},
+    }
+}
+
+async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {
+    let timeout = config.leader.timeout;
+    let deposed = leader::depose(session.client(), &config.postgres.slot, timeout)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "ending a silent leader's session", e))?;
+    if let Some(leader) = deposed {
+        let silent_for = leader.silent_for.unwrap_or_default();
+        tracing::warn!(%leader, ?silent_for, "deposed a leader that gave no sign of life");
+    }
+    Ok(())
+}
+
+async fn evict(session: &SqlSession, slot: &str) -> Result<(), Ended> {
+    let evicted = leader::evict(session.client(), slot)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "ending what still reads from the slot", e))?;
+    if !evicted.is_empty() {
+        tracing::warn!(pids = ?evicted, slot, "ended what an older leader left reading the slot");
+    }
+    Ok(())
+}
+
+fn lock_failed(error: tokio_postgres::Error) -> Ended {
+    Ended::retry(Cause::Postgres, "asking for the leader's lock", error)
+}
+
+/// What was last seen of the leader, so that each is named once.
+#[derive(Default)]
+struct Seen {
+    looked_at: Option<Instant>,
+    pid: Option<i32>,
+    said_hidden: bool,
+}
+
+impl Seen {
+    fn is_due(&mut self) -> bool {
+        let due = self.looked_at.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL);
+        if due {
+            self.looked_at = Some(Instant::now());
+        }
+        due
+    }
+
+    fn tell(&mut self, board: &Board, holder: Option<&Holder>) {
+        let Some(holder) = holder else { return };
+        if self.pid.replace(holder.pid) != Some(holder.pid) {
+            tracing::info!(leader = %holder, "standing by");
+            board.phase(Phase::Standby { doing: format!("waiting for {holder}") });
+        }
+        if holder.silent_for.is_none() && !std::mem::replace(&mut self.said_hidden, true) {
+            tracing::warn!(
+                leader = %holder,
+                "the leader's signs of life are hidden, so it can't be replaced when it hangs: \
+                 use the same role for both relays, and leave track_activities on"
+            );
+        }
+    }
+}

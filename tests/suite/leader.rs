@@ -1,0 +1,223 @@
+//! Two relays of one name: one delivers, the other takes over, and never both.
+
+use std::time::{Duration, Instant};
+
+use outbox_tests::{
+    Harness,
+    event::Event,
+    load::{Load, Plan},
+    relay::{Relay, Settings},
+    servers::report,
+    topic::Topic,
+    wait,
+};
+use serde_json::Value;
+
+const ENDLESS: u64 = 1_000_000;
+
+/// Settings of the `n`-th of several relays that share everything but their files and ports.
+fn peer(t: &Harness, n: u32) -> Settings {
+    let name = t.database().name();
+    t.relay().files(&format!("{name}-{n}"))
+}
+
+async fn role(relay: &Relay) -> String {
+    let status = relay.status().await;
+    status.get("role").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+async fn wait_role(relay: &Relay, expected: &str, deadline: Duration) {
+    wait::until(&format!("its role is {expected}"), deadline, || async {
+        match role(relay).await {
+            found if found == expected => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("the role is taken");
+}
+
+/// A leader and a standby that has said so, and is ready.
+async fn pair(t: &Harness) -> (Relay, Relay) {
+    let leader = peer(t, 1).start().await;
+    let standby = peer(t, 2).start().await;
+    wait_role(&standby, "standby", wait::PATIENCE).await;
+    assert_eq!(role(&leader).await, "leader");
+    (leader, standby)
+}
+
+async fn load(t: &Harness, topic: &Topic) -> Load {
+    let topic = topic.name().to_owned();
+    t.load(&Plan { topic, partitions: 8, writers: 4, transactions: ENDLESS }).await
+}
+
+async fn delivered(relay: &Relay) -> u64 {
+    relay.status().await.get("records_delivered").and_then(Value::as_u64).unwrap_or(0)
+}
+
+async fn wait_delivers(relay: &Relay) {
+    wait::until("it delivers", wait::PATIENCE, || async {
+        match delivered(relay).await {
+            0 => Err("nothing yet"),
+            _ => Ok(()),
+        }
+    })
+    .await
+    .expect("records are delivered");
+}
+
+/// How often `text` is in the log of a relay.
+fn said(relay: &Relay, text: &str) -> usize {
+    relay.log_text().matches(text).count()
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_within_two_seconds_of_an_orderly_stop() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let (mut leader, standby) = pair(&t).await;
+    let load = load(&t, &topic).await;
+    wait_delivers(&leader).await;
+    assert!(leader.sigterm().await.success());
+    let stopped = Instant::now();
+    wait_role(&standby, "leader", Duration::from_secs(2)).await;
+    wait_delivers(&standby).await;
+    report(&format!("took over {:?} after the stop", stopped.elapsed()));
+    load.stop().await;
+    t.count(&topic, 8).await.assert_exactly_once();
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_within_five_seconds_of_a_kill() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let (mut leader, mut standby) = pair(&t).await;
+    let load = load(&t, &topic).await;
+    // To and fro: each takes over from the other, and the killed one comes back as the standby.
+    for _ in 0..2 {
+        wait_delivers(&leader).await;
+        leader.kill9().await;
+        let killed = Instant::now();
+        wait_role(&standby, "leader", Duration::from_secs(5)).await;
+        report(&format!("took over {:?} after the kill", killed.elapsed()));
+        leader.restart();
+        leader.wait_ready().await;
+        wait_role(&leader, "standby", wait::PATIENCE).await;
+        std::mem::swap(&mut leader, &mut standby);
+    }
+    wait_delivers(&leader).await;
+    load.stop().await;
+    t.count(&topic, 8).await.assert_exactly_once();
+}
+
+#[tokio::test]
+async fn a_frozen_leader_is_deposed_and_thawed_it_publishes_and_confirms_nothing() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let timeout = |n| peer(&t, n).set("leader.timeout", "2s");
+    let (leader, standby) = (timeout(1).start().await, timeout(2).start().await);
+    wait_role(&standby, "standby", wait::PATIENCE).await;
+    let load = load(&t, &topic).await;
+    wait_delivers(&leader).await;
+
+    leader.freeze();
+    let frozen = Instant::now();
+    wait_role(&standby, "leader", TIMEOUT + Duration::from_secs(4)).await;
+    let took = frozen.elapsed();
+    report(&format!("deposed and replaced {took:?} after it froze"));
+    assert!(took >= TIMEOUT - Duration::from_secs(1), "no sooner than the setting says: {took:?}");
+    wait_delivers(&standby).await;
+
+    leader.thaw();
+    let before = delivered(&leader).await;
+    wait_role(&leader, "standby", wait::PATIENCE).await;
+    let after = delivered(&leader).await;
+    assert_eq!(before, after, "a thawed leader publishes nothing");
+    // It stays so: the new leader goes on, is not fenced, and starts nothing again.
+    let reached = delivered(&standby).await;
+    wait::until("the new leader goes on", wait::PATIENCE, || async {
+        match delivered(&standby).await {
+            found if found > reached + 200 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("it delivers");
+    load.stop().await;
+    t.count(&topic, 8).await.assert_exactly_once();
+    assert_eq!(said(&leader, "streaming from="), 1);
+    assert_eq!(said(&standby, "streaming from="), 1, "{}", standby.log_text());
+    assert_eq!(said(&standby, "fenced at the broker"), 0, "{}", standby.log_text());
+    assert_eq!(said(&standby, "deposed a leader"), 1);
+    assert_eq!(said(&leader, "deposed a leader"), 0);
+}
+
+#[tokio::test]
+async fn a_relay_of_another_name_on_the_same_database_and_topics_disturbs_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(4).await;
+    let other = format!("{}_b", t.database().name());
+    let first = t.relay().start().await;
+    let second = t.relay().set("name", &other).start().await;
+    t.commit((0..100).map(|n| Event::to(topic.name()).key(&format!("customer-{}", n % 7)))).await;
+    for relay in [&first, &second] {
+        wait::until("it delivers all", wait::PATIENCE, || async {
+            match delivered(relay).await {
+                100 => Ok(()),
+                found => Err(found),
+            }
+        })
+        .await
+        .expect("all are delivered");
+        assert_eq!(said(relay, "will try again") + said(relay, "fenced at the broker"), 0);
+    }
+    let records = topic.records().await;
+    for name in [t.database().name(), &other] {
+        let of_one = records.iter().filter(|r| r.header("outbox-relay") == Some(name)).cloned();
+        let of_one: Vec<_> = of_one.collect();
+        outbox_tests::check::compare(&t.committed().await, &of_one, 4).assert_exactly_once();
+    }
+}
+
+#[tokio::test]
+async fn a_namesake_with_another_slot_is_stopped_before_it_fences_anyone() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let leader = peer(&t, 1).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let namesake = format!("outbox_{}_b", t.database().name());
+    let mut mistaken = peer(&t, 2).set("postgres.slot", &namesake).spawn();
+    mistaken.wait_log("stored progress belongs to slot").await;
+    mistaken.wait_for("/readyz", 503).await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert_eq!(said(&leader, "fenced at the broker") + said(&leader, "will try again"), 0);
+}
+
+#[tokio::test]
+async fn making_a_slot_that_waits_for_a_writer_is_given_up_with_the_relay() {
+    let t = Harness::start().await;
+    let writer = t.database().connect(outbox_tests::database::Role::Writer).await;
+    writer.batch_execute("begin; select outbox.publish('t', '{}')").await.expect("it has written");
+    let mut relay = t.relay().spawn();
+    relay.wait_log("the slot waits for open transactions").await;
+    relay.wait_for("/livez", 200).await;
+    relay.wait_for("/readyz", 503).await;
+    assert!(relay.sigterm().await.success());
+    let slots = "select count(*) from pg_replication_slots where slot_name = $1";
+    let slot = format!("outbox_{}", t.database().name());
+    wait::until("nobody makes the slot any more", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(slots, &[&slot]).await;
+        match row.map_err(|e| e.to_string())?.get::<_, i64>(0) {
+            0 => Ok(()),
+            found => Err(format!("{found} slots")),
+        }
+    })
+    .await
+    .expect("it is given up on the server too");
+    writer.batch_execute("commit").await.expect("committed");
+    relay.restart();
+    relay.wait_ready().await;
+}
