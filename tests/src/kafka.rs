@@ -1,30 +1,30 @@
 //! One Kafka for a run: `OUTBOX_TEST_KAFKA` (brokers), else Docker (`OUTBOX_TEST_KAFKA_IMAGE`),
-//! else Apache Kafka's published jars, fetched once with Maven and run by a JDK 17.
+//! else Apache Kafka's published jars (`local_kafka`).
 //!
 //! The broker creates topics by itself, on purpose: only then does a test that finds none prove
 //! that the relay asked before it produced. Topics and consumers of a test are `topic`'s.
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
-    fs::File,
-    path::{Path, PathBuf},
-    process::Command,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use outbox_relay::throwaway::{self, guardian};
+use outbox_relay::throwaway;
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
 };
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
-use crate::{docker, proxy::Proxy, servers, wait};
+use crate::{
+    docker,
+    local_kafka::{self, LocalKafka},
+    proxy::Proxy,
+    servers, wait,
+};
 
-const VERSION: &str = "4.1.0";
 /// How long a broker may take from start to its first answer.
 const START: Duration = Duration::from_secs(90);
 /// How long one question for metadata may take; well above a broker's first answer.
@@ -63,7 +63,7 @@ impl Kafka {
             },
             Err(error) => error,
         };
-        servers::report(&format!("{no_docker:#}: using Apache Kafka {VERSION} from Maven"));
+        servers::report(&format!("{no_docker:#}: using Apache Kafka from Maven"));
         let local = Self::start_local().await;
         local.with_context(|| {
             format!(
@@ -104,9 +104,6 @@ impl Kafka {
     }
 
     async fn start_local() -> Result<Self> {
-        let libraries = libraries()?;
-        let dir = tempfile::Builder::new().prefix("outbox-kafka-").tempdir()?.keep();
-        guardian::remove_at_exit(&dir)?;
         let brokers = format!("127.0.0.1:{}", servers::free_port());
         let controller = format!("127.0.0.1:{}", servers::free_port());
         let lines: Vec<Line> = (0..LINES)
@@ -115,33 +112,25 @@ impl Kafka {
                 proxy_port: servers::free_port(),
             })
             .collect();
-        let mut properties = String::new();
-        for (key, value) in settings(&brokers, &brokers, &controller, &lines) {
-            writeln!(properties, "{key}={value}")?;
-        }
-        writeln!(properties, "log.dirs={}", dir.join("data").display())?;
-        let file = dir.join("server.properties");
-        std::fs::write(&file, properties)?;
-
-        let formatted = java(&libraries, "kafka.tools.StorageTool")
-            .args(["format", "-t", "b3V0Ym94LXRlc3RzLTAwMQ", "-c"])
-            .arg(&file)
-            .current_dir(&dir)
-            .output()
-            .context("java did not start")?;
-        if !formatted.status.success() {
-            bail!("formatting Kafka's storage: {}", String::from_utf8_lossy(&formatted.stderr));
-        }
-        let mut server = java(&libraries, "kafka.Kafka");
-        server.arg(&file);
-        let log = dir.join("log");
-        guardian::kill_at_exit(throwaway::spawn_logged(server, &dir, &log)?)?;
+        let local = LocalKafka::start(&settings(&brokers, &brokers, &controller, &lines), &[])?;
         let kafka = Kafka { brokers, external: false, lines: Mutex::new(lines) };
-        kafka
-            .wait_ready(START)
-            .await
-            .with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&log)))?;
+        let ready = kafka.wait_ready(START).await;
+        ready.with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&local.log())))?;
+        // Dropping the handle would end the broker; the guardian does that at the end.
+        std::mem::forget(local);
         Ok(kafka)
+    }
+
+    /// A broker that a test has started for itself, once it answers on `brokers`. The handle is
+    /// never freed: tests end with their process.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn private(brokers: &str) -> &'static Self {
+        let lines = Mutex::default();
+        let kafka = Kafka { brokers: brokers.to_owned(), external: false, lines };
+        kafka.wait_ready(START).await.expect("the broker answers");
+        Box::leak(Box::new(kafka))
     }
 
     async fn wait_ready(&self, deadline: Duration) -> Result<()> {
@@ -208,73 +197,21 @@ fn settings(
     let mut listeners = format!("PLAINTEXT://{listen},CONTROLLER://{controller}");
     let mut advertised = format!("PLAINTEXT://{advertised}");
     let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
-    let mut settings = BTreeMap::new();
+    let mut settings = local_kafka::small();
     for (n, Line { listens, proxy_port }) in lines.iter().enumerate() {
         listeners += &format!(",LINE{n}://{listens}");
         advertised += &format!(",LINE{n}://127.0.0.1:{proxy_port}");
         protocols += &format!(",LINE{n}:PLAINTEXT");
         settings.insert(format!("listener.name.line{n}.num.network.threads"), "1".to_owned());
     }
-    let fixed = [
-        ("node.id", "1"),
-        ("process.roles", "broker,controller"),
-        ("listeners", &listeners),
-        ("advertised.listeners", &advertised),
-        ("controller.listener.names", "CONTROLLER"),
-        ("inter.broker.listener.name", "PLAINTEXT"),
-        ("listener.security.protocol.map", &protocols),
-        ("controller.quorum.voters", &format!("1@{controller}")),
-        ("offsets.topic.replication.factor", "1"),
-        ("offsets.topic.num.partitions", "3"),
-        ("transaction.state.log.replication.factor", "1"),
-        ("transaction.state.log.min.isr", "1"),
-        ("transaction.state.log.num.partitions", "5"),
-        ("group.initial.rebalance.delay.ms", "0"),
-        ("auto.create.topics.enable", "true"),
+    let listening = [
+        ("listeners", listeners),
+        ("advertised.listeners", advertised),
+        ("listener.security.protocol.map", protocols),
+        ("controller.quorum.voters", format!("1@{controller}")),
     ];
-    settings.extend(fixed.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    settings.extend(listening.map(|(key, value)| (key.to_owned(), value)));
     settings
-}
-
-/// Kafka's jars, for `java -cp`, from `target/harness`; the first process to come fetches them.
-fn libraries() -> Result<PathBuf> {
-    let cache = servers::cache_dir()?;
-    let libraries = cache.join(format!("kafka-libs-{VERSION}"));
-    let lock = File::create(cache.join("kafka-libs.lock"))?;
-    lock.lock().context("waiting for another process that fetches Kafka's jars")?;
-    if libraries.is_dir() {
-        return Ok(libraries);
-    }
-    servers::report(&format!("fetching Apache Kafka {VERSION} with Maven (43 MB, once)"));
-    // Into another directory first: an interrupted fetch must not look like a whole one.
-    let partial = cache.join("kafka-libs.partial");
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial)?;
-    }
-    let maven = Command::new("mvn")
-        .args(["--quiet", "--batch-mode", "--file"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/pom.xml"))
-        .args(["dependency:copy-dependencies", "-DincludeScope=runtime"])
-        .arg(format!("-Dkafka.version={VERSION}"))
-        .arg(format!("-DoutputDirectory={}", partial.display()))
-        .output()
-        .context("mvn did not start")?;
-    if !maven.status.success() {
-        bail!("mvn could not fetch Kafka: {}", String::from_utf8_lossy(&maven.stdout));
-    }
-    std::fs::rename(&partial, &libraries)?;
-    Ok(libraries)
-}
-
-fn java(libraries: &Path, main: &str) -> Command {
-    let mut command = Command::new("java");
-    command
-        .args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
-        .arg("-Dorg.slf4j.simpleLogger.showDateTime=true")
-        .arg("-cp")
-        .arg(libraries.join("*"))
-        .arg(main);
-    command
 }
 
 /// Waits until `what` is what the broker says, asking on a blocking thread.

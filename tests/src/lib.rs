@@ -17,6 +17,7 @@ mod docker;
 pub mod event;
 pub mod kafka;
 pub mod load;
+pub mod local_kafka;
 pub mod murmur2;
 pub mod postgres;
 pub mod proxy;

@@ -58,7 +58,8 @@ impl Record {
 }
 
 impl Topic {
-    pub(crate) fn new(kafka: &'static Kafka, name: String) -> Self {
+    /// A topic of a broker by its name there; it need not exist.
+    pub fn new(kafka: &'static Kafka, name: String) -> Self {
         Topic { kafka, name }
     }
 

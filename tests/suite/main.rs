@@ -8,6 +8,7 @@ mod leader;
 mod migrations;
 mod ordering;
 mod publish;
+mod secure_kafka;
 mod secure_postgres;
 mod servers;
 mod settings;

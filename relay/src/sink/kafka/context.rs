@@ -29,6 +29,8 @@ pub(super) struct Context {
     client: &'static str,
     failures: Mutex<Vec<Failure>>,
     said: Mutex<HashMap<String, Said>>,
+    /// Why brokers don't let us in.
+    locked_out: Mutex<Option<RDKafkaErrorCode>>,
 }
 
 /// A record that was not stored.
@@ -46,7 +48,12 @@ struct Said {
 
 impl Context {
     pub(super) fn new(client: &'static str) -> Self {
-        Context { client, failures: Mutex::default(), said: Mutex::default() }
+        Context {
+            client,
+            failures: Mutex::default(),
+            said: Mutex::default(),
+            locked_out: Mutex::default(),
+        }
     }
 
     /// Notes a failure that librdkafka told a call of ours at once.
@@ -60,6 +67,12 @@ impl Context {
         let mut failures = std::mem::take(&mut *unpoisoned(&self.failures));
         failures.sort_by_key(|failure| failure.opaque);
         failures
+    }
+
+    /// Takes what a broker last held against our credentials or certificates. A call that fails for
+    /// it only says that it reached nobody.
+    pub(super) fn take_locked_out(&self) -> Option<RDKafkaErrorCode> {
+        unpoisoned(&self.locked_out).take()
     }
 
     /// Whether to write a line that begins so, and how many like it were left out before.
@@ -121,6 +134,10 @@ impl ClientContext for Context {
     fn stats_raw(&self, _: &[u8]) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if let Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) = code {
+            *unpoisoned(&self.locked_out) = code;
+        }
         if let Some(suppressed) = self.may_say("ERROR", reason) {
             tracing::warn!(target: "librdkafka", client = self.client, suppressed, "{error}: {reason}");
         }

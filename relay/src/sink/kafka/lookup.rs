@@ -7,6 +7,7 @@ use std::time::Duration;
 use rdkafka::{
     consumer::Consumer as _,
     error::{KafkaError, RDKafkaErrorCode},
+    metadata::Metadata,
 };
 
 use super::{
@@ -14,6 +15,9 @@ use super::{
     native::{self, Consumer},
     settings::Settings,
 };
+
+/// How long librdkafka must have had nothing to say.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// A client for look-ups.
 pub(super) struct Lookup {
@@ -45,7 +49,7 @@ impl Lookup {
     }
 
     pub(super) fn find(&self, topic: &str, timeout: Duration) -> Result<Found, KafkaError> {
-        let metadata = self.client.fetch_metadata(Some(topic), timeout)?;
+        let metadata = self.metadata(topic, timeout)?;
         let Some(entry) = metadata.topics().iter().find(|entry| entry.name() == topic) else {
             return Ok(Found::Missing);
         };
@@ -81,20 +85,35 @@ impl Lookup {
         topic: &str,
         timeout: Duration,
     ) -> Result<(i64, i64), KafkaError> {
-        self.client.fetch_watermarks(topic, 0, timeout)
+        self.client.fetch_watermarks(topic, 0, timeout).map_err(|error| self.explained(error))
     }
 
     pub(super) fn cluster(&self, topic: &str, timeout: Duration) -> Result<Cluster, KafkaError> {
-        let metadata = self.client.fetch_metadata(Some(topic), timeout)?;
+        let metadata = self.metadata(topic, timeout)?;
         let brokers =
             metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
         Ok(Cluster { brokers, id: self.client.client().fetch_cluster_id(timeout) })
     }
 
-    /// Writes out what librdkafka has to say; its messages would pile up otherwise.
+    fn metadata(&self, topic: &str, timeout: Duration) -> Result<Metadata, KafkaError> {
+        self.client.fetch_metadata(Some(topic), timeout).map_err(|error| self.explained(error))
+    }
+
+    /// A call that reached nobody, and why if brokers are there and don't let us in.
+    fn explained(&self, error: KafkaError) -> KafkaError {
+        self.serve();
+        match self.client.context().take_locked_out() {
+            Some(code) => KafkaError::Global(code),
+            None => error,
+        }
+    }
+
+    /// Writes out what librdkafka has to say; its messages would pile up otherwise. Waits a moment
+    /// for more of them: not between deliveries.
     pub(super) fn serve(&self) {
         // Without a subscription a poll yields events only: log lines, and errors of brokers,
-        // which the context has written out by then.
-        while self.client.poll(Duration::ZERO).is_some() {}
+        // which the context has taken note of by then. One without patience ends at the first
+        // log line, whatever is behind it.
+        while self.client.poll(PATIENCE).is_some() {}
     }
 }

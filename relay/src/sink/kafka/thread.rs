@@ -66,10 +66,9 @@ impl Worker {
         while !self.stop.requested() {
             match commands.recv_timeout(IDLE_TICK) {
                 Ok(command) => self.serve(command),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.lookup.serve(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.lookup.serve();
         }
     }
 
