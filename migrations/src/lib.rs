@@ -31,8 +31,14 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-const OUTBOX: &[Migration] =
-    &[Migration { version: 1, name: "events", sql: include_str!("../outbox/V1__events.sql") }];
+const OUTBOX: &[Migration] = &[
+    Migration { version: 1, name: "events", sql: include_str!("../outbox/V1__events.sql") },
+    Migration {
+        version: 2,
+        name: "dead_letters",
+        sql: include_str!("../outbox/V2__dead_letters.sql"),
+    },
+];
 
 impl Set {
     /// Every set of this version.

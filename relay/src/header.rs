@@ -1,5 +1,7 @@
 //! Header names of a record: the contract with consumers (DESIGN: record headers).
 
+use crate::position::RowPosition;
+
 /// Every name that begins so is the relay's own; rows may not set one.
 pub const RESERVED_PREFIX: &str = "outbox-";
 /// The event's id, a uuid as text.
@@ -13,6 +15,16 @@ pub const RELAY: &str = "outbox-relay";
 pub const POSITION: &str = "outbox-position";
 /// `1` on a record that a repair published; it may repeat one that was already delivered.
 pub const REPAIRED: &str = "outbox-repaired";
+
+/// Stands in a refused event for headers of the row that can't be used; its value is the column's
+/// text. Never sent: no header has an empty name.
+pub const UNREADABLE: &str = "";
+
+/// The value of [`POSITION`].
+pub fn position(system_id: &str, timeline: u32, position: RowPosition) -> String {
+    let RowPosition { commit, ordinal } = position;
+    format!("{system_id}:{timeline}:{:016X}:{ordinal:010}", commit.get())
+}
 
 /// The CloudEvents Kafka binding's names, used with `headers = "cloudevents"`.
 pub mod cloudevents {

@@ -16,6 +16,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dead_letter;
 pub mod fault;
 pub mod header;
 mod leader;

@@ -59,6 +59,8 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_delivery_seconds", "histogram", "", "Time from handing a batch to the broker until it is stored, commit included"),
     metric("outbox_relay_reconnects_total", "counter", "`cause`: `postgres`, `broker`, `fenced`, `other`", "Times the relay started again from its progress"),
     metric("outbox_relay_refused_total", "counter", "`reason`", "Rows and records that can't be delivered, by why"),
+    metric("outbox_relay_parked_total", "counter", "`reason`", "Events that were parked, by why; `lane_parked` for those behind a refused one"),
+    metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
 
@@ -105,6 +107,8 @@ pub struct Gauges {
     pub delivered: u64,
     /// Confirmed to PostgreSQL.
     pub confirmed: u64,
+    /// Lanes.
+    pub parked_lanes: u64,
     /// Between the server's end and `delivered`.
     pub lag_bytes: u64,
     /// See the metric.
@@ -133,6 +137,8 @@ pub struct Metrics {
     delivery_seconds: Histogram,
     reconnects: Family<CauseLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
+    parked: Family<ReasonLabel, Counter>,
+    parked_lanes: IntGauge,
 }
 
 impl Metrics {
@@ -157,6 +163,8 @@ impl Metrics {
             delivery_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 17)),
             reconnects: Family::default(),
             refused: Family::default(),
+            parked: Family::default(),
+            parked_lanes: Gauge::default(),
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -190,6 +198,8 @@ impl Metrics {
                 "outbox_relay_delivery_seconds" => add.it(self.delivery_seconds.clone()),
                 "outbox_relay_reconnects_total" => add.it(self.reconnects.clone()),
                 "outbox_relay_refused_total" => add.it(self.refused.clone()),
+                "outbox_relay_parked_total" => add.it(self.parked.clone()),
+                "outbox_relay_parked_lanes" => add.it(self.parked_lanes.clone()),
                 "process_resident_memory_bytes" => add.it(self.resident_bytes.clone()),
                 name => debug_assert!(false, "{name} is in the list and has no handle"),
             }
@@ -218,6 +228,11 @@ impl Metrics {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// An event is parked; `reason` is one of the fixed words.
+    pub fn parked(&self, reason: &'static str) {
+        self.parked.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
     /// The OpenMetrics text, with gauges as given.
     pub fn render(&self, now: Gauges) -> String {
         self.ready.set(u64::from(now.ready));
@@ -228,6 +243,7 @@ impl Metrics {
         self.received.set(now.received);
         self.delivered.set(now.delivered);
         self.confirmed.set(now.confirmed);
+        self.parked_lanes.set(now.parked_lanes);
         self.lag_bytes.set(now.lag_bytes);
         self.lag_seconds.set(now.lag.as_secs_f64());
         self.resident_bytes.set(resident_bytes().unwrap_or(0));
@@ -278,6 +294,7 @@ mod tests {
         metrics.delivered(3, 100, Duration::from_millis(5));
         metrics.reconnect(Cause::Broker);
         metrics.refused("too_large");
+        metrics.parked("too_large");
         let text = metrics.render(Gauges { role: "leader", received: 7, ..Gauges::default() });
         for metric in METRICS {
             let family = metric.name.trim_end_matches("_total").trim_end_matches("_info");

@@ -108,6 +108,28 @@ impl Progress {
         }
     }
 
+    /// A release is about to be delivered, or to go on being; its transaction commits at `commit`.
+    /// Returns how many of its places are done.
+    pub fn begin_release(&mut self, id: &str, commit: Lsn) -> u64 {
+        if let Some(known) = self.releases.iter_mut().find(|release| release.id == id) {
+            known.commit = commit;
+            return known.delivered;
+        }
+        let release = ReleaseRecord { id: id.to_owned(), commit, delivered: 0, complete: false };
+        self.releases.push(release);
+        0
+    }
+
+    /// The first `delivered` places of a release are done.
+    pub fn deliver_release(&mut self, id: &str, delivered: u64) {
+        self.releases.iter_mut().filter(|r| r.id == id).for_each(|r| r.delivered = delivered);
+    }
+
+    /// All places of a release are done.
+    pub fn complete_release(&mut self, id: &str) {
+        self.releases.iter_mut().filter(|r| r.id == id).for_each(|r| r.complete = true);
+    }
+
     /// The bytes to store.
     pub fn encode(&self) -> Bytes {
         serde_json::to_vec(self).expect("plain data has a JSON form").into()

@@ -5,7 +5,10 @@
 
 use std::time::Instant;
 
-use crate::position::{Position, RowPosition};
+use crate::{
+    header,
+    position::{Position, RowPosition},
+};
 
 /// Bounds of a [`Batch`].
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +27,11 @@ pub struct Batch {
     limits: BatchLimits,
     /// Position once every record here is stored; `None` while nothing was received.
     pub position: Option<Position>,
-    /// A row that can't be a record: it ends the batch.
-    pub refused: Option<Refused>,
+    /// Those of the records that are none: kept for parking, never delivered. By index, ascending.
+    pub unfit: Vec<RefusedRecord>,
+    /// Releases of parked events that the transaction at the batch's end announced; they end the
+    /// batch, and their place is behind its records.
+    pub announced: Vec<Announced>,
     /// When the first record was received.
     pub first_received: Option<Instant>,
     /// Commit time of the newest record, in microseconds since 2000-01-01 UTC.
@@ -65,7 +71,7 @@ pub struct Record<'a> {
     headers: &'a [u8],
 }
 
-/// Why a row can't be a record. Nothing of it was written to the batch.
+/// Why a row can't be a record, and what of it could be read. Nothing of it is in the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Place of the row.
@@ -76,10 +82,43 @@ pub struct Refused {
     pub topic: Option<String>,
     /// Its key where it could be read.
     pub key: Option<Vec<u8>>,
+    /// Its type where it could be read.
+    pub event_type: Option<Vec<u8>>,
+    /// Its payload where it could be read.
+    pub payload: Option<Vec<u8>>,
+    /// Its own headers as the row has them, usable or not.
+    pub headers: Option<Vec<u8>>,
+    /// Its explicit partition, not negative.
+    pub partition: Option<i32>,
     /// A stable word for the kind of refusal, such as `headers_shape`.
     pub reason: &'static str,
     /// What is wrong, for a person; no payload in it.
     pub error: String,
+}
+
+/// A record that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedRecord {
+    /// Index in the batch.
+    pub index: usize,
+    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `no_such_partition`,
+    /// `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
+    pub reason: &'static str,
+    /// What is wrong, in the broker's words where it was the broker; for a person.
+    pub error: String,
+    /// Whether it is this very record that is refused, and not one that it was sent together with.
+    pub certain: bool,
+}
+
+/// A release of parked events, announced in the WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// The release's id, as the message has it.
+    pub id: String,
+    /// The transaction that announced it.
+    pub writer: u64,
+    /// Where its first event stands: in the announcing transaction, behind what else is in it.
+    pub first: RowPosition,
 }
 
 impl Batch {
@@ -90,7 +129,8 @@ impl Batch {
             records: Vec::new(),
             limits,
             position: None,
-            refused: None,
+            unfit: Vec::new(),
+            announced: Vec::new(),
             first_received: None,
             newest_commit_us: 0,
         }
@@ -103,7 +143,8 @@ impl Batch {
         self.arena.shrink_to(KEPT_BYTES);
         self.records.clear();
         self.position = None;
-        self.refused = None;
+        self.unfit.clear();
+        self.announced.clear();
         self.first_received = None;
         self.newest_commit_us = 0;
     }
@@ -125,7 +166,7 @@ impl Batch {
 
     /// Whether nothing more may be added: the next row would have to wait for the next batch.
     pub fn is_full(&self) -> bool {
-        self.refused.is_some()
+        !self.announced.is_empty()
             || self.records.len() >= self.limits.records_max
             || self.arena.len() >= self.limits.bytes_max
     }
@@ -153,6 +194,16 @@ impl Batch {
             timestamp_ms: entry.timestamp_ms,
             headers: &bytes[entry.payload..entry.headers],
         }
+    }
+
+    /// Takes records out, in one pass over all of them: those for which `keep` says no. Their bytes
+    /// stay until the batch is emptied; the indexes of those after them move up.
+    pub fn withdraw(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        let mut index = 0;
+        self.records.retain(|_| {
+            index += 1;
+            keep(index - 1)
+        });
     }
 
     /// Begins a record. Write topic, key and payload through the arguments, then headers one by
@@ -255,6 +306,14 @@ impl<'a> Record<'a> {
             + self.key.map_or(0, <[u8]>::len)
             + self.payload.map_or(0, <[u8]>::len)
             + self.headers.len()
+    }
+
+    /// The event's id, from its header; `None` where it has none.
+    pub fn event_id(&self) -> Option<&'a [u8]> {
+        self.headers()
+            .find(|(name, _)| *name == header::ID || *name == header::cloudevents::ID)
+            .map(|(_, id)| id)
+            .filter(|id| !id.is_empty())
     }
 
     /// Headers in the order in which they were written.

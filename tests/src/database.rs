@@ -43,12 +43,14 @@ pub enum Role {
     Owner,
     /// Adds events.
     Writer,
-    /// Streams and reads events.
+    /// Streams and reads events, and parks them.
     Relay,
+    /// Looks after parked events.
+    Operator,
 }
 
 impl Role {
-    const ALL: [Role; 3] = [Role::Owner, Role::Writer, Role::Relay];
+    const ALL: [Role; 4] = [Role::Owner, Role::Writer, Role::Relay, Role::Operator];
 
     /// As `docs/ROLES.md` calls it.
     const fn documented_name(self) -> &'static str {
@@ -56,6 +58,7 @@ impl Role {
             Role::Owner => "outbox_owner",
             Role::Writer => "outbox_writer",
             Role::Relay => "outbox_relay",
+            Role::Operator => "outbox_operator",
         }
     }
 

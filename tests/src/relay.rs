@@ -142,9 +142,10 @@ impl Settings {
         for (key, value) in &self.values {
             writeln!(toml, "{key} = {value}")?;
         }
-        let file = self.dir.join(format!("{}.toml", self.name()));
-        std::fs::write(&file, toml)?;
         let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
+        // A file for each: a relay that was just started may not have read its own yet.
+        let file = self.dir.join(format!("{}.{subcommand}.toml", self.name()));
+        std::fs::write(&file, toml)?;
         let mut command = Command::new(binary()?);
         command.arg(subcommand).arg("--config").arg(file).args(rest).current_dir(&self.dir);
         command.envs(&self.environment);

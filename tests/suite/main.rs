@@ -2,6 +2,7 @@
 
 mod connect;
 mod crash;
+mod dead_letters;
 mod delivery;
 mod layouts;
 mod leader;

@@ -51,6 +51,8 @@ struct Inner {
     records: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
+    /// One more than there are; 0 is "not known".
+    parked_lanes: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -108,6 +110,7 @@ impl Board {
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
+            parked_lanes: AtomicU64::new(0),
             state: Mutex::new(State {
                 phase: Phase::Starting { doing: "reading settings".into() },
                 phase_since: Duration::ZERO,
@@ -239,6 +242,11 @@ impl Board {
         }
     }
 
+    /// How many lanes are parked.
+    pub fn parked_lanes(&self, count: usize) {
+        self.0.parked_lanes.store(count as u64 + 1, Relaxed);
+    }
+
     /// The position confirmed to PostgreSQL.
     pub fn confirmed(&self, lsn: Lsn) {
         self.0.confirmed.store(lsn.get(), Relaxed);
@@ -292,7 +300,7 @@ impl Board {
             bytes_delivered: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
             last_batch: state.last_batch.clone(),
-            parked_lanes: None,
+            parked_lanes: self.0.parked_lanes.load(Relaxed).checked_sub(1),
             last_error: state.last_error.clone(),
             uptime_seconds: now.as_secs_f64(),
         }
@@ -311,6 +319,7 @@ impl Board {
             received: self.0.received.load(Relaxed),
             delivered,
             confirmed: self.0.confirmed.load(Relaxed),
+            parked_lanes: self.0.parked_lanes.load(Relaxed).saturating_sub(1),
             lag_bytes: lag_bytes.unwrap_or(0),
             lag,
         })

@@ -43,7 +43,7 @@ pub struct Status {
     pub batches: u64,
     /// The newest delivery that had records.
     pub last_batch: Option<LastBatch>,
-    /// Lanes that are parked now; null while this version does not park.
+    /// Lanes that are parked now; null before it is known.
     pub parked_lanes: Option<u64>,
     /// The newest error, also when it has passed.
     pub last_error: Option<LastError>,

@@ -4,6 +4,7 @@
 //! problems found, 2 wrong usage or settings. Printing is done here and in `status`, `check`,
 //! `migrate`, `dead_letter` and `demo`; nowhere else. Called by `main` alone.
 
+mod dead_letters;
 mod output;
 mod signal;
 mod status;
@@ -102,6 +103,25 @@ The relay's log and /readyz name the command that fits. Exit code 1 if a relay i
         flags: Flags,
         #[command(flatten)]
         decision: ResumeArgs,
+    },
+    /// Look at events that were refused for good, and edit, release or discard them
+    #[command(after_help = "Examples:
+  outbox-relay dead-letters list
+  outbox-relay dead-letters release --topic orders --key customer-1
+
+It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
+    DeadLetters {
+        /// Connection string of an operator [setting: postgres.url]
+        #[arg(long, global = true, value_name = "URL")]
+        postgres: Option<String>,
+        /// The relay's name [setting: name; default: the database's name]
+        #[arg(long, global = true)]
+        name: Option<String>,
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        action: dead_letters::Action,
     },
     /// Print the settings that hold, each with where it came from; secrets as ***
     Config(Flags),
@@ -245,6 +265,15 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             logging::init(&quiet(&config));
             let outcome = resume::run(&config, decision.decision()).await?;
             print(&outcome.to_string());
+            Ok(Outcome::Done)
+        }
+        Command::DeadLetters { postgres, name, json, action } => {
+            let flags = Overrides::default()
+                .with("--postgres", "postgres.url", postgres.as_deref())
+                .with("--name", "name", name.as_deref());
+            let config = config::load(&sources(file, flags), Purpose::Database)?;
+            logging::init(&quiet(&config));
+            dead_letters::run(&config, action, json).await?;
             Ok(Outcome::Done)
         }
         Command::Config(flags) => {

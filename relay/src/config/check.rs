@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
-    LeaderConfig, LogConfig, LogFormat, OutboxConfig, PostgresConfig, Preset, Properties, Purpose,
-    SinkConfig, Size, Start,
+    LeaderConfig, LogConfig, LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset,
+    Properties, Purpose, SinkConfig, Size, Start,
     problem::{Origin, Problem},
     properties,
     written::{Given, Opt, Written},
@@ -49,6 +49,7 @@ pub(super) fn check(
             properties: checker.properties(w.properties_file, w.properties, purpose),
         },
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
+        parking: ParkingConfig { lanes_max: checker.lanes_max(w.lanes_max) },
         leader: LeaderConfig { timeout: checker.leader_timeout(w.leader_timeout) },
         admin: AdminConfig { listen: checker.listen(w.listen) },
         log: LogConfig {
@@ -256,6 +257,18 @@ impl Checker<'_> {
             records_max: count(value_or(records, 10_000)),
             bytes_max: count(bytes_max.0),
             record_bytes_max: count(record_max.0),
+        }
+    }
+
+    fn lanes_max(&mut self, given: Opt<u64>) -> usize {
+        let Some(given) = given else { return 100_000 };
+        match usize::try_from(given.value) {
+            Ok(max) if (1..=10_000_000).contains(&max) => max,
+            _ => {
+                let what = format!("{} is out of range", given.value);
+                self.problem("parking.lanes_max", &given.origin, what, "use 1 to 10000000");
+                100_000
+            }
         }
     }
 

@@ -55,7 +55,7 @@ pub const KEYS: &[Key] = &[
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
     key("sink.kind", "`kafka`", "`kafka`", "The broker's kind."),
     key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`", "One Kafka transaction a batch; or no transactions: lower latency, duplicates after a crash."),
-    key("sink.create_topics", "`false` or a table", "`false`", "Whether a topic that is missing is made. With `false` it is waited for, then the relay stops at that row."),
+    key("sink.create_topics", "`false` or a table", "`false`", "Whether a topic that is missing is made. With `false` it is waited for, then what is sent to it is parked."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic the relay makes."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),
     key("sink.topic_grace", "duration", "`10s`", "How long an unknown topic is waited for."),
@@ -64,6 +64,7 @@ pub const KEYS: &[Key] = &[
     key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
     key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),
     key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "A row above it is refused without being stored in memory."),
+    key("parking.lanes_max", "number, 1 to 10000000", "`100000`", "Lanes that may be parked at once, some 50 bytes of memory each; beyond it the relay stands still."),
     key("leader.timeout", "duration, 2s or more", "`10s`", "A leader without a sign of life for so long is replaced by a standby."),
     key("admin.listen", "`host:port` or `off`", "`127.0.0.1:9464`", "Where `/livez`, `/readyz`, `/metrics`, `/status` and the page at `/` are served; `off` or empty: nowhere."),
     key("log.format", "`text` or `json`", "`text`", "Form of the log on standard error."),
@@ -132,7 +133,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 10] = [
+    const SECTIONS: [&str; 11] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -140,6 +141,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "sink",
         "sink.properties",
         "batch",
+        "parking",
         "leader",
         "admin",
         "log",

@@ -124,6 +124,8 @@ pub struct Config {
     pub sink: SinkConfig,
     /// Bounds of memory.
     pub batch: BatchConfig,
+    /// Parked lanes.
+    pub parking: ParkingConfig,
     /// Which of several relays of one name is active.
     pub leader: LeaderConfig,
     /// The admin address.
@@ -256,6 +258,13 @@ pub struct BatchConfig {
     pub bytes_max: usize,
     /// Bytes of a row that is taken; at most `bytes_max`.
     pub record_bytes_max: usize,
+}
+
+/// Parked lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParkingConfig {
+    /// Lanes that may be parked at once.
+    pub lanes_max: usize,
 }
 
 /// Which of several relays of one name is active.

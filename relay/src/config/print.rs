@@ -64,6 +64,7 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
         "batch.records_max" => Some(c.batch.records_max.to_string()),
         "batch.bytes_max" => Some(size(c.batch.bytes_max)),
         "batch.record_bytes_max" => Some(size(c.batch.record_bytes_max)),
+        "parking.lanes_max" => Some(c.parking.lanes_max.to_string()),
         "leader.timeout" => Some(duration(c.leader.timeout)),
         "admin.listen" => Some(quoted(c.admin.listen.as_deref().unwrap_or("off"))),
         "log.format" => Some(quoted(match c.log.format {

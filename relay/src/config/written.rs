@@ -49,6 +49,7 @@ pub(super) struct Written {
     pub(super) records_max: Opt<u64>,
     pub(super) bytes_max: Opt<Size>,
     pub(super) record_bytes_max: Opt<Size>,
+    pub(super) lanes_max: Opt<u64>,
     pub(super) leader_timeout: Opt<Duration>,
     pub(super) listen: Opt<String>,
     pub(super) log_format: Opt<LogFormat>,
@@ -100,6 +101,7 @@ impl Written {
             records_max: from.number("batch.records_max"),
             bytes_max: from.size("batch.bytes_max"),
             record_bytes_max: from.size("batch.record_bytes_max"),
+            lanes_max: from.number("parking.lanes_max"),
             leader_timeout: from.duration("leader.timeout"),
             listen: from.text_or_empty("admin.listen"),
             log_format: from

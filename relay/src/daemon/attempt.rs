@@ -1,5 +1,7 @@
 //! One attempt: start, stream, end whole.
 
+use std::sync::Arc;
+
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -20,7 +22,7 @@ use crate::{
     position::Confirmable,
     postgres::sql::SqlSession,
     reconcile::Halt,
-    record::{BatchLimits, Refused},
+    record::BatchLimits,
     sink::SinkError,
     source::{
         handover::handover,
@@ -110,8 +112,9 @@ async fn begin(
     parts: &Parts,
     board: &Board,
     unfinished: &Unfinished,
-) -> Result<(SqlSession, Started), Ended> {
+) -> Result<(Arc<SqlSession>, Started), Ended> {
     let Leading { session, sink } = standby::lead(config, parts, board).await?;
+    let session = Arc::new(session);
     let started = tokio::select! {
         started = start::start(config, parts, board, &session, sink, unfinished) => started?,
         lost = control::pulse(&session) => {
@@ -127,7 +130,7 @@ async fn stream(
     config: &Config,
     board: &Board,
     stop: &CancellationToken,
-    session: SqlSession,
+    session: Arc<SqlSession>,
     started: Started,
 ) -> Result<(), Ended> {
     let limits =
@@ -135,8 +138,8 @@ async fn stream(
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
     let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
-    let intake = RouteIntake::new(started.router, started.from);
-    let probe = started.sink.probe();
+    let intake = RouteIntake::new(started.router, started.from, &config.name);
+    let probe = started.probe;
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -147,14 +150,7 @@ async fn stream(
         confirmed_rx,
         board.clone(),
     );
-    let pipeline = Pipeline::new(
-        taker,
-        started.sink,
-        started.progress,
-        snapshots_rx,
-        confirmed_tx,
-        board.clone(),
-    );
+    let pipeline = Pipeline::new(taker, started.delivery, snapshots_rx, confirmed_tx, limits);
 
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.
     let source_stop = stop.child_token();
@@ -220,23 +216,10 @@ fn stream_ended(error: StreamError) -> Ended {
 fn pipeline_ended(error: PipelineError) -> Ended {
     match error {
         PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
-        PipelineError::Refused(refused) => Ended::Halted(refused_halt(&refused)),
+        PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
+        PipelineError::TooManyLanes(error) => start::too_many_lanes(error),
+        error @ PipelineError::Malformed { .. } => {
+            Ended::retry(Cause::Postgres, "reading a row", error)
+        }
     }
-}
-
-fn refused_halt(refused: &Refused) -> Halt {
-    let id = refused.event_id.as_deref().unwrap_or("unknown");
-    let topic = refused.topic.as_deref().unwrap_or("unknown");
-    Halt::new(
-        format!(
-            "the event {id} for topic {topic} at position {} was refused ({}): {}; everything \
-             before it is published, nothing after it",
-            refused.position, refused.reason, refused.error
-        ),
-        format!(
-            "mend the cause and the relay goes on by itself, or leave this one event out with \
-             `outbox-relay resume --skip {}`",
-            refused.position
-        ),
-    )
 }

@@ -1,7 +1,8 @@
 //! The order of start-up, from the leader's lock on: read progress → fence → read progress again
-//! → reconcile → slot → `START_REPLICATION`. Each step assumes the ones before it.
+//! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
+//! the ones before it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 
@@ -9,16 +10,21 @@ use super::{attempt::Ended, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
+    dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store, TooManyLanes},
     fault::{self, Point},
     lsn::Lsn,
     metrics::Cause,
+    pipeline::delivery::Delivery,
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
     progress::{Progress, SnapshotRecord},
     reconcile::{self, Decision, Facts, Halt},
     record::{Batch, BatchLimits},
     route::{Format, Origin, Router},
-    sink::{Sink, kafka::KafkaSink},
+    sink::{
+        Sink,
+        kafka::{KafkaSink, Probe},
+    },
     source::{
         connect::{ReplicationConnection, SnapshotAction, StreamOptions, SystemIdentity},
         slot::{self, SlotState},
@@ -31,8 +37,8 @@ const WAITING_REPORT: Duration = Duration::from_secs(5);
 
 /// Everything that streaming needs.
 pub(super) struct Started {
-    pub(super) sink: KafkaSink,
-    pub(super) progress: Progress,
+    pub(super) delivery: Delivery<KafkaSink, Store>,
+    pub(super) probe: Probe,
     pub(super) from: Position,
     pub(super) router: Router,
     pub(super) socket: Socket,
@@ -47,7 +53,7 @@ pub(super) async fn start(
     config: &Config,
     parts: &Parts,
     board: &Board,
-    session: &SqlSession,
+    session: &Arc<SqlSession>,
     ready: Option<KafkaSink>,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
@@ -63,7 +69,12 @@ pub(super) async fn start(
     doing(board, "fencing older relays");
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
-    let stored = read_progress(&mut sink).await?;
+    let mut stored = read_progress(&mut sink).await?;
+
+    doing(board, "reading parked lanes");
+    let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
+    let (mut dead_letters, lanes) =
+        parked(config, session, origin.clone(), stored.as_mut()).await?;
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
@@ -74,7 +85,9 @@ pub(super) async fn start(
         Decision::Stop(halt) => return Err(Ended::Halted(halt)),
         Decision::Stream { from } => from,
         Decision::MakeSlot => {
-            progress = Progress::before_first_start(slot);
+            // What was delivered of a release stays delivered, whatever became of the slot.
+            let releases = progress.releases;
+            progress = Progress { releases, ..Progress::before_first_start(slot) };
             identity.clone_into_progress(&mut progress);
             make_slot(
                 config,
@@ -92,6 +105,10 @@ pub(super) async fn start(
     progress.slot.clone_from(slot);
     progress.position = Some(from);
 
+    // The slot is there by now, so its stream has the announcement.
+    let failed = |error| dead_letters_failed("announcing releases again", error);
+    dead_letters.announce_again().await.map_err(failed)?;
+
     doing(board, "starting replication");
     let options = StreamOptions {
         publications: vec![config.postgres.publication.clone()],
@@ -103,9 +120,53 @@ pub(super) async fn start(
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
-    let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
     let router = Router::new(parts.mapping.clone(), &origin, format);
-    Ok(Started { sink, progress, from, router, socket, unread })
+    let probe = sink.probe();
+    let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
+    Ok(Started { delivery, probe, from, router, socket, unread })
+}
+
+/// Finishes the releases that progress says are complete, and reads which lanes are parked.
+async fn parked(
+    config: &Config,
+    session: &Arc<SqlSession>,
+    origin: Origin,
+    progress: Option<&mut Progress>,
+) -> Result<(Store, Lanes), Ended> {
+    const DOING: &str = "reading parked lanes";
+    let failed = |error| dead_letters_failed(DOING, error);
+    let mut dead_letters =
+        Store::open(Arc::clone(session), &config.name, origin).await.map_err(failed)?;
+    if let Some(progress) = progress {
+        for release in progress.releases.iter().filter(|release| release.complete) {
+            dead_letters.finish(&release.id).await.map_err(failed)?;
+        }
+        progress.releases.retain(|release| !release.complete);
+    }
+    let max = config.parking.lanes_max;
+    let lanes = dead_letters.lanes(max).await.map_err(failed)?;
+    let lanes = lanes.ok_or_else(|| too_many_lanes(TooManyLanes { max }))?;
+    if !lanes.is_empty() {
+        tracing::info!(lanes = lanes.len(), "lanes are parked");
+    }
+    Ok((dead_letters, lanes))
+}
+
+/// What to do when the table of dead letters can't be used.
+pub(super) fn dead_letters_failed(doing: &'static str, error: DeadLetterError) -> Ended {
+    match error {
+        DeadLetterError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
+        error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
+    }
+}
+
+/// Nothing of what would have to be parked is delivered or confirmed.
+pub(super) fn too_many_lanes(error: TooManyLanes) -> Ended {
+    Ended::Halted(Halt::new(
+        error.to_string(),
+        "mend what refuses them and release or discard them (`outbox-relay dead-letters list`), or \
+         raise parking.lanes_max",
+    ))
 }
 
 pub(super) fn doing(board: &Board, doing: &str) {

@@ -1,15 +1,20 @@
-//! Where rows become records: skips what is delivered, routes the rest into the batch.
+//! Where rows become records: skips what is delivered, routes the rest into the batch, and puts
+//! releases of parked events at the end of the transaction that announced them.
 
 use std::time::Instant;
 
 use crate::{
+    dead_letter::Message,
     position::{Position, RowPosition},
-    record::Batch,
+    record::{Announced, Batch},
     route::{RelationError, RelationUse, Routed, Router},
     row::{Relation, Row},
     source::intake::{Intake, IntakeError},
     table_fit,
 };
+
+/// Releases that one transaction may announce; the command announces one.
+const ANNOUNCED_MAX: usize = 100;
 
 /// Joins the source to the router.
 #[derive(Debug)]
@@ -17,12 +22,16 @@ pub struct RouteIntake {
     router: Router,
     /// Stored before this connection: the server sends a cut transaction again from its Begin.
     delivered: Position,
+    relay_name: String,
+    /// Releases that the open transaction has announced so far.
+    announced: Vec<(String, u64)>,
 }
 
 impl RouteIntake {
-    /// Rows that `delivered` covers are skipped.
-    pub fn new(router: Router, delivered: Position) -> Self {
-        RouteIntake { router, delivered }
+    /// Rows that `delivered` covers are skipped. Releases of other relays than `relay_name` are
+    /// not ours.
+    pub fn new(router: Router, delivered: Position, relay_name: &str) -> Self {
+        RouteIntake { router, delivered, relay_name: relay_name.to_owned(), announced: Vec::new() }
     }
 }
 
@@ -42,20 +51,53 @@ impl Intake for RouteIntake {
             return;
         }
         match self.router.route(row, batch) {
-            Ok(Routed::Added) => {
-                batch.position = Some(Position::Row(row.position));
-                batch.newest_commit_us = row.commit_time_us;
-                if batch.first_received.is_none() {
-                    batch.first_received = Some(Instant::now());
-                }
-            }
-            Ok(Routed::Ignored) => {}
-            Err(refused) => batch.refused = Some(*refused),
+            Ok(Routed::Added) => {}
+            Ok(Routed::Ignored) => return,
+            Err(refused) => self.router.keep(row, *refused, batch),
+        }
+        batch.position = Some(Position::Row(row.position));
+        batch.newest_commit_us = row.commit_time_us;
+        if batch.first_received.is_none() {
+            batch.first_received = Some(Instant::now());
         }
     }
 
-    fn message(&mut self, _position: RowPosition, _content: &[u8], _batch: &mut Batch) {
-        // Announces a release of parked events; one without matching rows is ignored, and
-        // nothing is parked by this version.
+    fn message(&mut self, position: RowPosition, content: &[u8]) {
+        // Its place is the end of its transaction: as long as that is not delivered whole, neither
+        // is the release, whatever rows of it are.
+        let end = RowPosition { ordinal: u64::MAX, ..position };
+        if self.delivered.covers(end) {
+            return;
+        }
+        match Message::decode(content) {
+            Ok(Message { relay, release, writer }) if relay == self.relay_name => {
+                let Ok(writer) = writer.parse() else {
+                    tracing::warn!(%position, release, "a release names no transaction");
+                    return;
+                };
+                if self.announced.len() < ANNOUNCED_MAX {
+                    self.announced.push((release, writer));
+                } else {
+                    tracing::warn!(%position, "more than {ANNOUNCED_MAX} releases in one transaction: the rest waits for the next start");
+                }
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%position, %error, "a WAL message with the prefix outbox says nothing that is known");
+            }
+        }
+    }
+
+    fn commit(&mut self, end: RowPosition, batch: &mut Batch) {
+        if self.announced.is_empty() {
+            return;
+        }
+        // The message takes an ordinal itself. Where nothing but messages is in the transaction,
+        // the released events have it to themselves, and count from 0.
+        let alone = end.ordinal == self.announced.len() as u64;
+        let first = RowPosition { ordinal: if alone { 0 } else { end.ordinal }, ..end };
+        let announced = self.announced.drain(..);
+        let announced = announced.map(|(id, writer)| Announced { id, writer, first });
+        batch.announced.extend(announced);
     }
 }

@@ -14,7 +14,7 @@ const WAITING_MAX: usize = 4;
 const OLDEST_MS: i64 = 600_000;
 
 /// Snapshots, newest first, and those that delivery has not passed yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ladder {
     rungs: Vec<SnapshotRecord>,
     waiting: Vec<SnapshotRecord>,
@@ -39,8 +39,16 @@ impl Ladder {
         }
     }
 
-    /// Everything up to `delivered` is part of the record that is about to be stored.
-    pub fn pass(&mut self, delivered: Lsn) {
+    /// The ladder after a delivery up to `delivered`; `None` if that passes no snapshot. It counts
+    /// only once the delivery is stored: one that fails may be followed by a shorter one.
+    pub fn passed(&self, delivered: Lsn) -> Option<Ladder> {
+        self.waiting.first().filter(|waiting| waiting.lsn <= delivered)?;
+        let mut ladder = self.clone();
+        ladder.pass(delivered);
+        Some(ladder)
+    }
+
+    fn pass(&mut self, delivered: Lsn) {
         let passed = self.waiting.iter().take_while(|waiting| waiting.lsn <= delivered).count();
         for snapshot in self.waiting.drain(..passed) {
             self.rungs.insert(0, snapshot);

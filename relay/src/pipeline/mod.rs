@@ -1,24 +1,26 @@
 //! The main path: batch → sink → progress → confirmation.
 //!
-//! Takes batches from the source, one at a time and in order, and tells the source what is
-//! stored. It bisects what the broker refuses, so that only a record refused alone is refused.
-//! It retries nothing: after an uncertain outcome the daemon starts again from progress.
+//! Takes batches from the source, one at a time and in order, has them delivered or parked
+//! (`delivery`), carries out the releases that they announce, and tells the source what is stored.
 
+pub mod delivery;
 pub mod intake;
 pub mod ladder;
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use self::ladder::Ladder;
+use self::{
+    delivery::{Course, Delivery, Origin},
+    ladder::Ladder,
+};
 use crate::{
-    admin::Board,
-    fault::{self, Point},
-    position::{Confirmable, Position},
+    dead_letter::{DeadLetterError, DeadLetters, TooManyLanes},
+    position::{Confirmable, Position, RowPosition},
     progress::{Progress, SnapshotRecord},
-    record::{Batch, Refused},
-    sink::{RefusedRecord, Rest, Sink, SinkError},
+    record::{Batch, BatchLimits},
+    sink::{Sink, SinkError, Stored},
     source::handover::Taker,
 };
 
@@ -28,36 +30,45 @@ pub enum PipelineError {
     /// The sink failed; the outcome of the delivery under way is uncertain.
     #[error("delivery failed")]
     Sink(#[source] SinkError),
-    /// A row can't be a record, or the broker will never take it. Everything before it is stored.
-    #[error("the event at {} was refused ({}): {}", .0.position, .0.reason, .0.error)]
-    Refused(Box<Refused>),
+    /// What must be parked could not be; nothing that covers it is stored.
+    #[error("parking events failed")]
+    DeadLetters(#[from] DeadLetterError),
+    /// Nothing more can be parked until a person has seen to what is.
+    #[error(transparent)]
+    TooManyLanes(#[from] TooManyLanes),
+    /// A row does not follow the protocol; the event is not to blame. Connect anew.
+    #[error("the row at {position} can't be read: {error}")]
+    Malformed {
+        /// Its place.
+        position: RowPosition,
+        /// What is wrong.
+        error: String,
+    },
 }
 
 /// Delivers batches until the source ends.
 #[derive(Debug)]
-pub struct Pipeline<S> {
+pub struct Pipeline<S, D> {
     taker: Taker,
-    sink: S,
-    progress: Progress,
-    ladder: Ladder,
-    /// Snapshots wait here until delivery has passed them; bounded, the newest may be dropped.
-    snapshots: mpsc::Receiver<SnapshotRecord>,
-    confirmed: watch::Sender<Confirmable>,
-    board: Board,
+    delivery: Delivery<S, D>,
+    course: StreamCourse,
+    /// Of a batch that a release is read into.
+    limits: BatchLimits,
 }
 
-impl<S: Sink> Pipeline<S> {
-    /// `progress` is what was read back or first stored: delivery goes on from it.
+impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
+    /// `snapshots` wait in their channel until delivery has passed them; it is bounded, and the
+    /// newest may be dropped. `limits` bound what a release takes into memory at a time.
     pub fn new(
         taker: Taker,
-        sink: S,
-        progress: Progress,
+        delivery: Delivery<S, D>,
         snapshots: mpsc::Receiver<SnapshotRecord>,
         confirmed: watch::Sender<Confirmable>,
-        board: Board,
+        limits: BatchLimits,
     ) -> Self {
-        let ladder = Ladder::new(progress.snapshots.clone());
-        Pipeline { taker, sink, progress, ladder, snapshots, confirmed, board }
+        let ladder = Ladder::new(delivery.progress().snapshots.clone());
+        let course = StreamCourse { ladder, passing: None, snapshots, confirmed };
+        Pipeline { taker, delivery, course, limits }
     }
 
     /// Delivers until the source ends, which is how a stop arrives.
@@ -66,117 +77,89 @@ impl<S: Sink> Pipeline<S> {
     /// [`PipelineError`]. What was stored has been confirmed to the source.
     pub async fn run(mut self) -> Result<(), PipelineError> {
         while let Some(batch) = self.taker.take().await {
-            let batch = Arc::new(batch);
-            self.deliver(&batch).await?;
-            if let Some(refused) = &batch.refused {
-                return Err(PipelineError::Refused(Box::new(refused.clone())));
+            let mut batch = Arc::new(batch);
+            self.delivery.deliver(&mut batch, &mut self.course).await?;
+            let mut batch =
+                Arc::into_inner(batch).expect("a sink keeps no batch after its delivery");
+            if !batch.announced.is_empty() {
+                batch = self.release(batch).await?;
             }
-            let batch = Arc::into_inner(batch).expect("a sink keeps no batch after its delivery");
             self.taker.give_back(batch);
         }
         Ok(())
     }
 
-    /// Stores all records of the batch and its position, in order.
-    async fn deliver(&mut self, batch: &Arc<Batch>) -> Result<(), PipelineError> {
-        if batch.is_empty() && batch.position.is_none() {
-            return Ok(()); // Only a refused row: nothing to store before it.
-        }
-        // Ranges still to be delivered, the next one last.
-        let mut ranges: Vec<Range<usize>> = std::iter::once(0..batch.len()).collect();
-        while let Some(range) = ranges.pop() {
-            match self.deliver_range(batch, range.clone()).await {
-                Ok(()) => {}
-                Err(SinkError::Refused { rest: Rest::NotStored, .. }) if range.len() > 1 => {
-                    let middle = range.start + range.len() / 2;
-                    ranges.push(middle..range.end);
-                    ranges.push(range.start..middle);
-                }
-                Err(SinkError::Refused { rest: Rest::Stored, records }) if range.len() > 1 => {
-                    self.deliver_alone(batch, records).await?;
-                    ranges.push(range.end..range.end); // The progress of the whole range.
-                }
-                Err(SinkError::Refused { records, .. }) => {
-                    return Err(refused_for_good(batch, records));
-                }
-                Err(error) => return Err(PipelineError::Sink(error)),
+    /// Carries out the releases at the batch's end; its records are delivered. Until all of them
+    /// are done the position stays before them, so that whatever ends the relay meanwhile, the
+    /// server sends their announcement again.
+    async fn release(&mut self, mut batch: Batch) -> Result<Batch, PipelineError> {
+        let mut done = Vec::new();
+        let mut places = 0;
+        for mut announced in std::mem::take(&mut batch.announced) {
+            announced.first.ordinal += places;
+            let taken = self.delivery.release(&announced, self.limits).await?;
+            if let Some(taken) = taken {
+                places += taken;
+                self.delivery.progress_mut().complete_release(&announced.id);
+                done.push(announced.id);
             }
         }
-        Ok(())
-    }
-
-    /// At-least-once: the others are stored; each refused record gets a try of its own.
-    async fn deliver_alone(
-        &mut self,
-        batch: &Arc<Batch>,
-        refused: Vec<RefusedRecord>,
-    ) -> Result<(), PipelineError> {
-        for RefusedRecord { index, .. } in refused {
-            match self.deliver_range(batch, index..index + 1).await {
-                Ok(()) => {}
-                Err(SinkError::Refused { records, .. }) => {
-                    return Err(refused_for_good(batch, records));
-                }
-                Err(error) => return Err(PipelineError::Sink(error)),
-            }
+        batch.withdraw(|_| false);
+        let mut rest = Arc::new(batch);
+        self.delivery.deliver(&mut rest, &mut self.course).await?;
+        for id in done {
+            self.delivery.finish(&id).await?;
         }
-        Ok(())
+        Ok(Arc::into_inner(rest).expect("a sink keeps no batch after its delivery"))
     }
+}
 
-    async fn deliver_range(
-        &mut self,
-        batch: &Arc<Batch>,
-        range: Range<usize>,
-    ) -> Result<(), SinkError> {
-        let Some(position) = position_after(batch, &range) else { return Ok(()) };
-        self.take_snapshots(position);
-        self.progress.position = Some(position);
-        self.progress.snapshots = self.ladder.rungs().to_vec();
-        let started = Instant::now();
-        self.board.delivery_started();
-        let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
-        fault::point(Point::Delivered);
-        let bytes =
-            batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
-        let newest_commit_us = batch.newest_commit_us;
-        let records = range.len() as u64;
-        self.board.delivered(position, records, bytes, started.elapsed(), newest_commit_us);
-        self.confirmed.send_replace(stored.confirms(position));
-        fault::point(Point::Confirmable);
-        Ok(())
-    }
+/// The stream's progress: a position, and the snapshots that it has passed.
+#[derive(Debug)]
+struct StreamCourse {
+    ladder: Ladder,
+    /// The ladder with what the delivery under way passes: it counts once that is stored.
+    passing: Option<Ladder>,
+    snapshots: mpsc::Receiver<SnapshotRecord>,
+    confirmed: watch::Sender<Confirmable>,
+}
 
-    /// Moves the snapshots that this delivery passes into the record that goes with it.
-    fn take_snapshots(&mut self, position: Position) {
+impl Course for StreamCourse {
+    fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool {
+        let Some(position) = position_after(batch, end) else { return false };
         while let Ok(snapshot) = self.snapshots.try_recv() {
             self.ladder.offer(snapshot);
         }
-        self.ladder.pass(position.resume_lsn());
+        let was_passing = self.passing.take().is_some();
+        self.passing = self.ladder.passed(position.resume_lsn());
+        match &self.passing {
+            Some(ladder) => progress.snapshots = ladder.rungs().to_vec(),
+            None if was_passing => progress.snapshots = self.ladder.rungs().to_vec(),
+            None => {}
+        }
+        progress.position = Some(position);
+        true
+    }
+
+    fn stored(&mut self, progress: &Progress, proof: Stored) {
+        if let Some(ladder) = self.passing.take() {
+            self.ladder = ladder;
+        }
+        let position = progress.position.expect("it was advanced to one");
+        self.confirmed.send_replace(proof.confirms(position));
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin::Stream
     }
 }
 
-/// The position that is reached when `range` and all before it is stored.
-fn position_after(batch: &Batch, range: &Range<usize>) -> Option<Position> {
-    if range.end == batch.len() && batch.refused.is_none() {
+/// The position that is reached when the first `end` records are delivered. The batch's own lies
+/// behind the releases that it announces.
+fn position_after(batch: &Batch, end: usize) -> Option<Position> {
+    if end == batch.len() && batch.announced.is_empty() {
         return batch.position;
     }
-    let last = range.end.checked_sub(1)?;
+    let last = end.checked_sub(1)?;
     batch.get(last).map(|record| Position::Row(record.position))
-}
-
-fn refused_for_good(batch: &Batch, records: Vec<RefusedRecord>) -> PipelineError {
-    let first = records.into_iter().next().expect("a refusal names at least one record");
-    let record = batch.get(first.index).expect("a sink refuses records of the batch");
-    let event_id = record
-        .headers()
-        .find(|(name, _)| *name == crate::header::ID || *name == crate::header::cloudevents::ID)
-        .map(|(_, id)| String::from_utf8_lossy(id).into_owned());
-    PipelineError::Refused(Box::new(Refused {
-        position: record.position,
-        event_id,
-        topic: Some(record.topic.to_owned()),
-        key: record.key.map(<[u8]>::to_vec),
-        reason: first.reason,
-        error: first.error,
-    }))
 }

@@ -9,6 +9,7 @@ use super::{
     value,
 };
 use crate::{
+    header,
     record::{Batch, RecordHead, Refused},
     row::Row,
 };
@@ -108,9 +109,65 @@ pub(super) fn refused(
     };
     let event_id = read(plan.id).map(|id| String::from_utf8_lossy(&id).into_owned());
     let key = plan.key.and_then(&mut read);
+    let event_type = plan.event_type.and_then(&mut read);
+    let payload = read(plan.payload);
+    let headers = plan.headers.and_then(&mut read);
     let topic = read_topic(plan, row, values, &mut buffer, &mut part).ok().map(str::to_owned);
+    let partition = read_partition(plan, row, values).ok().flatten();
     let Refusal { reason, error } = refusal;
-    Refused { position: row.position, event_id, topic, key, reason, error }
+    let position = row.position;
+    let read = (event_id.filter(|id| !id.is_empty()), topic, key, event_type, payload, headers);
+    let (event_id, topic, key, event_type, payload, headers) = read;
+    Refused {
+        position,
+        event_id,
+        topic,
+        key,
+        event_type,
+        payload,
+        headers,
+        partition,
+        reason,
+        error,
+    }
+}
+
+/// What can be read of a refused row, as a record that is not to be delivered as it is: without a
+/// topic it has an empty one, and headers that can't be used are one of [`header::UNREADABLE`].
+#[cold]
+pub(super) fn keep(
+    plan: &Plan,
+    relay: &RelayHeaders,
+    row: &Row<'_>,
+    values: &Values<'_>,
+    refused: &Refused,
+    batch: &mut Batch,
+) {
+    let moment = read_moment(plan, row, values).unwrap_or(None);
+    let write = |batch: &mut Batch, readable: bool| {
+        let mut record = batch.start_record(RecordHead {
+            position: refused.position,
+            topic: refused.topic.as_deref().unwrap_or_default(),
+            key: refused.key.as_deref(),
+            payload: refused.payload.as_deref(),
+            partition: refused.partition,
+            timestamp_ms: moment.map(Moment::unix_ms),
+        });
+        let mut out = HeaderWriter::new(&mut record);
+        let id = refused.event_id.as_deref().unwrap_or_default();
+        relay.write(&mut out, row.position, id.as_bytes(), refused.event_type.as_deref(), moment);
+        if readable {
+            write_row_headers(plan, relay, row, values, &mut Vec::new(), &mut out)?;
+        } else if let Some(headers) = &refused.headers {
+            out.put(header::UNREADABLE, headers);
+        }
+        record.finish();
+        Ok::<(), Refusal>(())
+    };
+    if write(batch, true).is_err() {
+        // Without the row's own headers it can't fail.
+        let _ = write(batch, false);
+    }
 }
 
 #[cold]

@@ -34,7 +34,7 @@ pub use self::{
     template::Template,
 };
 use crate::{
-    record::{Batch, Refused},
+    record::{Batch, Refused, RefusedRecord},
     row::{Malformed, Relation, Row, Tuple, Value},
 };
 
@@ -144,6 +144,22 @@ impl Router {
             Ok(()) => Ok(Routed::Added),
             Err(refusal) => Err(Box::new(event::refused(plan, row, &values, refusal))),
         }
+    }
+
+    /// Adds a row that was refused to the batch as what can be read of it, for parking: an event
+    /// of its own, last in the batch and listed among its unfit ones.
+    #[cold]
+    pub fn keep(&self, row: &Row<'_>, refused: Refused, batch: &mut Batch) {
+        let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == row.relation.id) else {
+            return;
+        };
+        let mut values: Values<'_> = [Value::Null; mapping::SLOTS_MAX];
+        // What can't be read stays null.
+        let _ = read(plan, &row.tuple, &mut values);
+        event::keep(plan, &self.relay, row, &values, &refused, batch);
+        let index = batch.len() - 1;
+        let Refused { reason, error, .. } = refused;
+        batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
     }
 }
 

@@ -29,6 +29,25 @@ pub mod reason {
     /// The row as a whole does not follow the protocol or its table's shape. Not the event's
     /// fault: don't park it, drop the connection and start again from progress.
     pub const MALFORMED_ROW: &str = "malformed_row";
+    /// Of a dead letter that another version parked, whose word this one does not know.
+    pub const UNFIT: &str = "unfit";
+
+    /// The word, as one of these; [`UNFIT`] for any other.
+    pub fn known(word: &str) -> &'static str {
+        let words = [
+            NO_ID,
+            NO_TOPIC,
+            NO_TYPE,
+            HEADERS_SHAPE,
+            RESERVED_HEADER,
+            NEGATIVE_PARTITION,
+            BAD_PARTITION,
+            BAD_TIMESTAMP,
+            TOO_LARGE,
+            MALFORMED_VALUE,
+        ];
+        words.into_iter().find(|known| *known == word).unwrap_or(UNFIT)
+    }
 }
 
 /// A refusal before it knows the event's id, topic and key.

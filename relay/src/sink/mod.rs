@@ -11,6 +11,7 @@ use std::{future::Future, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
+pub use crate::record::RefusedRecord;
 use crate::{
     position::{Confirmable, Position},
     record::Batch,
@@ -63,6 +64,12 @@ impl Stored {
     pub fn confirms(self, position: Position) -> Confirmable {
         Confirmable::stored(position)
     }
+
+    /// What a scripted sink of a test gives.
+    #[cfg(test)]
+    pub(crate) fn scripted() -> Self {
+        Stored(())
+    }
 }
 
 /// Why a delivery or a start-up step failed, sorted by what the caller must do next.
@@ -77,7 +84,8 @@ pub enum SinkError {
         #[source]
         source: BoxError,
     },
-    /// Records that were not taken. Deliver fewer at a time; one refused alone never will be.
+    /// Records that were not taken. Where none is certain, deliver fewer at a time: one refused alone
+    /// never will be.
     #[error("{} of the records were refused, the first because {}", .records.len(), .records.first().map_or("", |r| r.error.as_str()))]
     Refused {
         /// Which, by index in the batch, ascending and not empty.
@@ -105,16 +113,4 @@ pub enum Rest {
     NotStored,
     /// All of them are stored, the progress is not.
     Stored,
-}
-
-/// A record that the broker did not take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedRecord {
-    /// Index in the batch.
-    pub index: usize,
-    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `no_such_partition`,
-    /// `not_authorised`, `invalid_timestamp`, `invalid_record`.
-    pub reason: &'static str,
-    /// The broker's words, for a person.
-    pub error: String,
 }

@@ -15,11 +15,14 @@ pub trait Intake: Send {
     /// The table no longer fits; the stream ends with this error.
     fn relation(&mut self, relation: &Relation) -> Result<(), IntakeError>;
 
-    /// A row was inserted. What can't be a record is noted in `batch.refused`.
+    /// A row was inserted. What can't be a record is noted in `batch.unfit`.
     fn row(&mut self, row: &Row<'_>, batch: &mut Batch);
 
     /// A transactional WAL message with the prefix `outbox`.
-    fn message(&mut self, position: RowPosition, content: &[u8], batch: &mut Batch);
+    fn message(&mut self, position: RowPosition, content: &[u8]);
+
+    /// The open transaction is complete. `end` is the place behind all that it carried.
+    fn commit(&mut self, end: RowPosition, batch: &mut Batch);
 }
 
 /// Why the stream can't go on, for the pipeline to sort.

@@ -239,7 +239,7 @@ impl<I: Intake> Stream<I> {
     fn batch_is_due(&self) -> bool {
         let batch = &self.decoder.giver.filling;
         !batch.is_empty()
-            || batch.refused.is_some()
+            || !batch.announced.is_empty()
             || (batch.position.is_some() && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
     }
 
@@ -423,7 +423,10 @@ impl<I: Intake> Decoder<I> {
                 });
             }
             Message::Commit(commit) => {
-                self.open = None;
+                if let Some(open) = self.open.take() {
+                    let end = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
+                    self.intake.commit(end, &mut self.giver.filling);
+                }
                 self.reach(commit.end_lsn);
             }
             Message::Relation(relation) => {
@@ -444,7 +447,7 @@ impl<I: Intake> Decoder<I> {
                 if transactional {
                     let (position, _) = self.next_position("Message")?;
                     if prefix == b"outbox" {
-                        self.intake.message(position, content, &mut self.giver.filling);
+                        self.intake.message(position, content);
                     }
                 }
             }

@@ -54,19 +54,23 @@ pub(super) fn judge(failures: &[Failure]) -> Verdict {
     if let Some(failure) = passing {
         return Verdict::Failed(Some(failure.code));
     }
+    // Sent in one request with others, it may be one of those that is refused.
     let records: Vec<_> = causes()
-        .filter_map(|failure| Some(refused(failure.opaque, refusal(failure.code)?, failure.code)))
+        .filter_map(|failure| {
+            let record = refused(failure.opaque, refusal(failure.code)?, failure.code);
+            Some(RefusedRecord { certain: false, ..record })
+        })
         .collect();
     if records.is_empty() { Verdict::Failed(None) } else { Verdict::Refused(records) }
 }
 
-/// A refused record in the broker's words.
+/// A record that is refused for certain, in the broker's words.
 pub(super) fn refused(
     index: usize,
     reason: &'static str,
     error: impl std::fmt::Display,
 ) -> RefusedRecord {
-    RefusedRecord { index, reason, error: error.to_string() }
+    RefusedRecord { index, reason, error: error.to_string(), certain: true }
 }
 
 /// Whether the error says that another producer of our transactional id has taken over. A broker

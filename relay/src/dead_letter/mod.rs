@@ -1,0 +1,175 @@
+//! Parked events: what the broker refused for good, and what waits behind it in its lane.
+//!
+//! They live in `outbox.dead_letters`, in the database that the events come from, and their
+//! identity is the event's position there together with its id, so that parking one again changes
+//! nothing. `pipeline` parks and delivers; an operator's command changes rows and announces, by a
+//! WAL [`Message`] of the same transaction, where in the stream the change takes its place.
+//! [`Store`] is the relay's side of the table, [`operator`] the command's.
+
+mod edit;
+mod headers;
+mod lane;
+pub mod operator;
+mod store;
+
+use std::future::Future;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    edit::{Edit, EditError},
+    lane::{Lane, Lanes, TooManyLanes},
+    store::Store,
+};
+use crate::{
+    position::RowPosition,
+    record::{Batch, Record},
+};
+
+/// Reason of an event that was not refused itself.
+pub const BEHIND: &str = "lane_parked";
+/// What there is to say of such an event.
+pub const BEHIND_ERROR: &str = "it waits behind an earlier event of its lane";
+
+/// The content of the WAL message that announces a release: its prefix is `outbox`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Name of the relay that it is for.
+    pub relay: String,
+    /// The release's id.
+    pub release: String,
+    /// The transaction that changed the rows, `pg_current_xact_id()` as text.
+    pub writer: String,
+}
+
+impl Message {
+    /// Reads a message's content.
+    ///
+    /// # Errors
+    /// It is no message of this version: ignore it.
+    pub fn decode(content: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(content)
+    }
+}
+
+/// An event to be parked.
+#[derive(Clone, Copy, Debug)]
+pub struct Letter<'a> {
+    /// What is known of it; its topic is empty where there is none.
+    pub record: Record<'a>,
+    /// Its lane; `None` for an event that stands alone.
+    pub lane: Option<Lane>,
+    /// A stable word, [`BEHIND`] for one that only follows.
+    pub reason: &'static str,
+    /// What is wrong, for a person.
+    pub error: &'a str,
+    /// Whether it is a record; if not, it must be edited before it can be delivered.
+    pub fit: bool,
+    /// Whether a repair read it from the table: then it may be parked already, under the position
+    /// that the stream gave it.
+    pub repaired: bool,
+}
+
+/// A released event that goes back among the parked ones.
+#[derive(Clone, Copy, Debug)]
+pub struct PutBack<'a> {
+    /// Its place in the release.
+    pub ordinal: u64,
+    /// Its lane now: an edit may have given it another one.
+    pub lane: Option<Lane>,
+    /// As in [`Letter`].
+    pub reason: &'static str,
+    /// As in [`Letter`].
+    pub error: &'a str,
+}
+
+/// A release at the moment when the stream has come to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Lanes that are parked no more, unless one of the release's own events is refused again.
+    pub lanes: Vec<Lane>,
+    /// Its events have places below this; 0 where it only changes which lanes are parked.
+    pub end: u64,
+}
+
+/// Why the table of dead letters can't be used, sorted by what the caller must do.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLetterError {
+    /// The session broke or the server can't do it now: start again from progress.
+    #[error("{doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// The database's answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// There is no such table, or the role may not use it: a person must mend it.
+    #[error("{what}; {remedy}")]
+    Misconfigured {
+        /// What is wrong.
+        what: String,
+        /// What mends it.
+        remedy: String,
+    },
+}
+
+/// Where events are parked, as the pipeline needs it. Every call is durable when it returns, may be
+/// repeated with the same effect, and is made by one caller at a time. Not cancel safe: dropped
+/// half-way, its outcome is uncertain, which a repetition mends.
+pub trait DeadLetters: Send {
+    /// Parks events, in order; one that is there already (same position, same id) is left as it is.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; a beginning of the letters may be parked.
+    fn park(
+        &mut self,
+        letters: &[Letter<'_>],
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+
+    /// Waits until what `writer` has changed can be seen: a commit is in the stream a moment before
+    /// it is visible. Then takes into the release whatever else is parked in its lanes by now, and
+    /// gives each of its events its place, in the order of positions. `None` where no row belongs to it: it is done,
+    /// or of no relay's making.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn begin(
+        &mut self,
+        release: &str,
+        writer: u64,
+    ) -> impl Future<Output = Result<Option<Release>, DeadLetterError>> + Send;
+
+    /// Adds the release's events from place `from` on to `batch` until that is full; the event at
+    /// place 0 has the position `first`. Returns the place after the last one that was read, `None`
+    /// when there is none left.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn read(
+        &mut self,
+        release: &str,
+        from: u64,
+        first: RowPosition,
+        batch: &mut Batch,
+    ) -> impl Future<Output = Result<Option<u64>, DeadLetterError>> + Send;
+
+    /// Puts events back among the parked ones, with them all of the release that is behind them in
+    /// their lanes and not before place `from`.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn put_back(
+        &mut self,
+        release: &str,
+        letters: &[PutBack<'_>],
+        from: u64,
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+
+    /// The release's events are delivered, and progress says so.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn finish(&mut self, release: &str)
+    -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+}

@@ -1,0 +1,495 @@
+//! The relay's side of `outbox.dead_letters`.
+//!
+//! It speaks through the session that holds the leader's lock, which others use too: so each step
+//! is one statement, a transaction of its own, and may be repeated with the same effect.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::Value;
+use tokio_postgres::{
+    Row,
+    error::SqlState,
+    types::{PgLsn, ToSql},
+};
+use uuid::Uuid;
+
+use super::{DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release, headers};
+use crate::{
+    header,
+    position::RowPosition,
+    postgres::sql::SqlSession,
+    record::{Batch, Record, RecordHead, RefusedRecord},
+    route::{Origin, reason},
+};
+
+/// Bytes of payloads in one statement, beyond one that is larger alone.
+const STATEMENT_BYTES: usize = 4 << 20;
+/// Between two looks at whether a release is visible; mostly there is one look.
+const VISIBLE_POLL: Duration = Duration::from_millis(2);
+/// Letters in one statement.
+const STATEMENT_ROWS: usize = 2_000;
+/// Rows that are read at a time; a batch may be full before they end.
+const READ_ROWS: i64 = 500;
+/// Bytes of payloads that are read at a time, beyond one that is larger alone.
+const READ_BYTES: i64 = 4 << 20;
+
+/// The table, for one relay.
+#[derive(Debug)]
+pub struct Store {
+    session: Arc<SqlSession>,
+    relay: String,
+    origin: Origin,
+}
+
+impl Store {
+    /// Looks whether the table can be used. `session` is the one that holds the leader's lock.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn open(
+        session: Arc<SqlSession>,
+        relay: &str,
+        origin: Origin,
+    ) -> Result<Self, DeadLetterError> {
+        const DOING: &str = "looking at outbox.dead_letters";
+        let mut store = Store { session, relay: relay.to_owned(), origin };
+        // A park that is not durable is none. A setting that waits for standbys too is left alone.
+        store
+            .execute(
+                DOING,
+                "select set_config('synchronous_commit', 'on', false) \
+                 where current_setting('synchronous_commit') = 'off'",
+                &[],
+            )
+            .await?;
+        store.adopt().await?;
+        Ok(store)
+    }
+
+    /// Positions of another cluster's WAL mean nothing here, and its events come before all that
+    /// this one streams: a dump was restored, or the cluster upgraded.
+    async fn adopt(&mut self) -> Result<(), DeadLetterError> {
+        let adopted = self
+            .execute(
+                "looking at outbox.dead_letters",
+                "update outbox.dead_letters d \
+                 set system_id = $2, commit_lsn = '0/0', ordinal = o.ordinal \
+                 from (select id, (select max(id) from outbox.dead_letters) + row_number() over \
+                              (order by commit_lsn, ordinal, id) as ordinal \
+                       from outbox.dead_letters \
+                       where relay = $1 and system_id <> $2 and state in ('parked', 'releasing') \
+                      ) o \
+                 where d.id = o.id",
+                &[&self.relay.clone(), &self.origin.system_id.clone()],
+            )
+            .await?;
+        if adopted > 0 {
+            tracing::warn!(events = adopted, "another cluster's parked events were taken over");
+        }
+        Ok(())
+    }
+
+    /// What is parked now, or announced and not yet delivered.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; `None` if it is more than `max` lanes.
+    pub async fn lanes(&mut self, max: usize) -> Result<Option<Lanes>, DeadLetterError> {
+        let limit = i64::try_from(max).unwrap_or(i64::MAX).saturating_add(1);
+        let rows = self
+            .query(
+                "reading the parked lanes",
+                "select distinct on (lane) lane, commit_lsn, ordinal from outbox.dead_letters \
+                 where relay = $1 and state in ('parked', 'releasing') and lane is not null \
+                 order by lane, commit_lsn, ordinal limit $2",
+                &[&self.relay, &limit],
+            )
+            .await?;
+        let mut lanes = Lanes::new(max);
+        for row in rows {
+            let (lane, from) = (Lane::from_uuid(row.get(0)), position(&row, 1));
+            if lanes.park(lane, from).is_err() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(lanes))
+    }
+
+    /// Announces once more what was released and is not delivered: the first announcement may be
+    /// in WAL that is lost. If it is not, this one finds nothing left to do.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn announce_again(&mut self) -> Result<(), DeadLetterError> {
+        self.query(
+            "announcing releases again",
+            "select pg_catalog.pg_logical_emit_message(true, 'outbox', \
+                 pg_catalog.jsonb_build_object('relay', $1::text, 'release', release_id, \
+                     'writer', pg_catalog.pg_current_xact_id()::text)::text) \
+             from (select release_id from outbox.dead_letters \
+                   where relay = $1 and state = 'releasing' \
+                   group by release_id order by min(changed_at)) r",
+            &[&self.relay],
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
+        let columns = Columns::of(letters);
+        self.execute(
+            "parking events",
+            "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, \
+                 lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, error) \
+             select $1, $2, n.* \
+             from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
+                 $9::int4[], $10::int8[], $11::bytea[], $12::jsonb[], $13::bool[], $14::text[], \
+                 $15::text[]) \
+                 as n (commit_lsn, ordinal, event_id, lane, topic, key, partition, timestamp_ms, \
+                     payload, headers, fit, reason, error) \
+             where not $16 or not exists (select from outbox.dead_letters d \
+                 where d.relay = $1 and d.event_id = n.event_id \
+                     and d.lane is not distinct from n.lane \
+                     and d.state in ('parked', 'releasing')) \
+             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do nothing",
+            &[
+                &self.relay.clone(),
+                &self.origin.system_id.clone(),
+                &columns.commits,
+                &columns.ordinals,
+                &columns.event_ids,
+                &columns.lanes,
+                &columns.topics,
+                &columns.keys,
+                &columns.partitions,
+                &columns.timestamps_ms,
+                &columns.payloads,
+                &columns.headers,
+                &columns.fit,
+                &columns.reasons,
+                &columns.errors,
+                &letters.iter().any(|letter| letter.repaired),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Under synchronous replication this may take as long as the standbys do.
+    async fn wait_visible(&self, writer: u64) -> Result<(), DeadLetterError> {
+        let query = "select pg_catalog.pg_visible_in_snapshot($1::text::xid8, \
+                         pg_catalog.pg_current_snapshot())";
+        let writer = writer.to_string();
+        loop {
+            let rows = self.query("waiting for a release to be visible", query, &[&writer]).await?;
+            if rows.first().is_some_and(|row| row.get(0)) {
+                return Ok(());
+            }
+            tokio::time::sleep(VISIBLE_POLL).await;
+        }
+    }
+
+    async fn execute(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DeadLetterError> {
+        self.session.client().execute(sql, parameters).await.map_err(|e| sorted(doing, e))
+    }
+
+    async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DeadLetterError> {
+        self.session.client().query(sql, parameters).await.map_err(|e| sorted(doing, e))
+    }
+}
+
+impl DeadLetters for Store {
+    async fn park(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
+        let mut rest = letters;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |letter: &&Letter<'_>| {
+                bytes += letter.record.size_bytes();
+                bytes <= STATEMENT_BYTES
+            };
+            let count = rest.iter().take(STATEMENT_ROWS).take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(count);
+            self.insert(now).await?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    async fn begin(
+        &mut self,
+        release: &str,
+        writer: u64,
+    ) -> Result<Option<Release>, DeadLetterError> {
+        const DOING: &str = "beginning a release";
+        let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
+        self.wait_visible(writer).await?;
+        // A later release may have taken what was parked since: it goes with the earlier one, or
+        // it would be overtaken.
+        self.execute(
+            DOING,
+            "update outbox.dead_letters set state = 'releasing', release_id = $2, \
+                 release_ordinal = null, changed_at = clock_timestamp() \
+             where relay = $1 and state in ('parked', 'releasing') and release_id is distinct from $2 \
+                 and lane in (select lane from outbox.dead_letters \
+                     where relay = $1 and release_id = $2 and state = 'releasing')",
+            &[&self.relay, &id],
+        )
+        .await?;
+        self.execute(
+            DOING,
+            "update outbox.dead_letters d set release_ordinal = o.ordinal \
+             from (select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + coalesce( \
+                       (select max(release_ordinal) + 1 from outbox.dead_letters \
+                        where relay = $1 and release_id = $2), 0) as ordinal \
+                   from outbox.dead_letters where relay = $1 and release_id = $2 \
+                       and state = 'releasing' and release_ordinal is null) o \
+             where d.id = o.id",
+            &[&self.relay, &id],
+        )
+        .await?;
+        let rows = self
+            .query(
+                DOING,
+                "select array_agg(distinct lane) filter (where lane is not null \
+                        and (m.state = 'releasing' or not exists ( \
+                            select from outbox.dead_letters o where o.relay = $1 \
+                                and o.lane = m.lane and o.state in ('parked', 'releasing')))), \
+                    max(release_ordinal) filter (where state = 'releasing') + 1 \
+                 from outbox.dead_letters m \
+                 where relay = $1 and release_id = $2 and state in ('releasing', 'discarded') \
+                 having count(*) > 0",
+                &[&self.relay, &id],
+            )
+            .await?;
+        Ok(rows.first().map(|row| Release {
+            lanes: row
+                .get::<_, Option<Vec<Uuid>>>(0)
+                .into_iter()
+                .flatten()
+                .map(Lane::from_uuid)
+                .collect(),
+            end: unsigned(row.get::<_, Option<i64>>(1).unwrap_or(0)),
+        }))
+    }
+
+    async fn read(
+        &mut self,
+        release: &str,
+        from: u64,
+        first: RowPosition,
+        batch: &mut Batch,
+    ) -> Result<Option<u64>, DeadLetterError> {
+        let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
+        let mut next = from;
+        while !batch.is_full() {
+            // The window keeps what is read at a time within bounds, whatever a payload's size.
+            let rows = self
+                .query(
+                    "reading released events",
+                    "select release_ordinal, topic, key, partition, timestamp_ms, payload, headers, \
+                            fit, reason, error \
+                     from (select *, sum(octet_length(payload)) over \
+                                  (order by release_ordinal rows unbounded preceding) \
+                                  - octet_length(payload) as before \
+                           from (select * from outbox.dead_letters where relay = $1 \
+                                     and release_id = $2 and state = 'releasing' \
+                                     and release_ordinal >= $3 \
+                                 order by release_ordinal limit $4) d) d \
+                     where coalesce(before, 0) < $5 order by release_ordinal",
+                    &[&self.relay, &id, &signed(next), &READ_ROWS, &READ_BYTES],
+                )
+                .await?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in rows {
+                if batch.is_full() {
+                    break;
+                }
+                let ordinal = unsigned(row.get(0));
+                let ordinal_there = first.ordinal + ordinal;
+                add(&row, &self.origin, RowPosition { ordinal: ordinal_there, ..first }, batch);
+                next = ordinal + 1;
+            }
+        }
+        Ok((next > from).then_some(next))
+    }
+
+    async fn put_back(
+        &mut self,
+        release: &str,
+        letters: &[PutBack<'_>],
+        from: u64,
+    ) -> Result<(), DeadLetterError> {
+        const DOING: &str = "parking released events again";
+        let Ok(id) = release.parse::<Uuid>() else { return Ok(()) };
+        let ordinals: Vec<i64> = letters.iter().map(|letter| signed(letter.ordinal)).collect();
+        let lanes: Vec<Option<Uuid>> =
+            letters.iter().map(|letter| letter.lane.map(Lane::to_uuid)).collect();
+        let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason).collect();
+        let errors: Vec<String> =
+            letters.iter().map(|letter| headers::sanitised(letter.error)).collect();
+        // In one statement: were the relay to end between the first of a lane and the rest, the
+        // rest would still be in the release, and the first would be taken in behind them.
+        self.execute(
+            DOING,
+            "with refused as ( \
+                 select * from unnest($3::int8[], $4::uuid[], $5::text[], $6::text[]) \
+                     as r (ordinal, lane, reason, error)), \
+             back as ( \
+                 select d.id, coalesce(r.lane, d.lane) as lane, r.reason, r.error \
+                 from outbox.dead_letters d left join refused r on r.ordinal = d.release_ordinal \
+                 where d.relay = $1 and d.release_id = $2 and d.state = 'releasing' \
+                     and (r.ordinal is not null or d.release_ordinal >= $7 and exists ( \
+                         select from refused s \
+                         where s.lane = d.lane and s.ordinal < d.release_ordinal))) \
+             update outbox.dead_letters d \
+             set state = 'parked', release_id = null, release_ordinal = null, lane = back.lane, \
+                 reason = coalesce(back.reason, $8), error = coalesce(back.error, $9), \
+                 changed_at = clock_timestamp() \
+             from back where d.id = back.id",
+            &[
+                &self.relay,
+                &id,
+                &ordinals,
+                &lanes,
+                &reasons,
+                &errors,
+                &signed(from),
+                &super::BEHIND,
+                &super::BEHIND_ERROR,
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn finish(&mut self, release: &str) -> Result<(), DeadLetterError> {
+        let Ok(id) = release.parse::<Uuid>() else { return Ok(()) };
+        self.execute(
+            "finishing a release",
+            "update outbox.dead_letters set state = 'released', changed_at = clock_timestamp() \
+             where relay = $1 and release_id = $2 and state = 'releasing' \
+                 and release_ordinal is not null",
+            &[&self.relay, &id],
+        )
+        .await?;
+        Ok(())
+    }
+}
+
+/// Letters as the arrays of one statement.
+#[derive(Default)]
+struct Columns<'a> {
+    commits: Vec<PgLsn>,
+    ordinals: Vec<i64>,
+    event_ids: Vec<Option<String>>,
+    lanes: Vec<Option<Uuid>>,
+    topics: Vec<Option<String>>,
+    keys: Vec<Option<&'a [u8]>>,
+    partitions: Vec<Option<i32>>,
+    timestamps_ms: Vec<Option<i64>>,
+    payloads: Vec<Option<&'a [u8]>>,
+    headers: Vec<Value>,
+    fit: Vec<bool>,
+    reasons: Vec<&'a str>,
+    errors: Vec<String>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(letters: &[Letter<'a>]) -> Self {
+        let mut columns = Columns::default();
+        for letter in letters {
+            let record: Record<'a> = letter.record;
+            let text = |bytes: &[u8]| headers::sanitised(&String::from_utf8_lossy(bytes));
+            let topic = Some(record.topic).filter(|topic| !topic.is_empty());
+            columns.commits.push(PgLsn::from(record.position.commit.get()));
+            columns.ordinals.push(signed(record.position.ordinal));
+            columns.event_ids.push(record.event_id().map(text));
+            columns.lanes.push(letter.lane.map(Lane::to_uuid));
+            columns.topics.push(topic.map(headers::sanitised));
+            columns.keys.push(record.key);
+            columns.partitions.push(record.partition);
+            columns.timestamps_ms.push(record.timestamp_ms);
+            columns.payloads.push(record.payload);
+            columns.headers.push(headers::to_json(record.headers()));
+            columns.fit.push(letter.fit);
+            columns.reasons.push(letter.reason);
+            columns.errors.push(headers::sanitised(letter.error));
+        }
+        columns
+    }
+}
+
+/// Adds a row of the table to the batch as a record at `position`.
+fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut Batch) {
+    let headers: Value = row.get(6);
+    let mut record = batch.start_record(RecordHead {
+        position,
+        topic: row.get::<_, Option<&str>>(1).unwrap_or_default(),
+        key: row.get(2),
+        payload: row.get(5),
+        partition: row.get(3),
+        timestamp_ms: row.get(4),
+    });
+    for (name, value) in headers::from_json(&headers) {
+        if headers::is_position(name) {
+            let position = header::position(&origin.system_id, origin.timeline, position);
+            record.header(name, position.as_bytes());
+        } else {
+            record.header(name, &value);
+        }
+    }
+    record.finish();
+    if !row.get::<_, bool>(7) {
+        let (index, error) = (batch.len() - 1, row.get(9));
+        let reason = reason::known(row.get(8));
+        batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
+    }
+}
+
+fn position(row: &Row, column: usize) -> RowPosition {
+    let commit = crate::lsn::Lsn::new(row.get::<_, PgLsn>(column).into());
+    RowPosition { commit, ordinal: unsigned(row.get(column + 1)) }
+}
+
+/// Ordinals count rows of a transaction: they don't come near either type's end.
+fn signed(ordinal: u64) -> i64 {
+    i64::try_from(ordinal).unwrap_or(i64::MAX)
+}
+
+fn unsigned(ordinal: i64) -> u64 {
+    u64::try_from(ordinal).unwrap_or(0)
+}
+
+pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    match source.code() {
+        Some(code) if missing.contains(code) || *code == SqlState::UNDEFINED_COLUMN => {
+            DeadLetterError::Misconfigured {
+                what: "the table outbox.dead_letters, where refused events are parked, is missing \
+                       or of another version"
+                    .into(),
+                remedy: "run `outbox-relay migrate` as the schema's owner".into(),
+            }
+        }
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => DeadLetterError::Misconfigured {
+            what: "the relay's role may not use outbox.dead_letters, where refused events are \
+                   parked"
+                .into(),
+            remedy: "grant usage on schema outbox and select, insert, update on \
+                     outbox.dead_letters to it (docs/ROLES.md)"
+                .into(),
+        },
+        _ => DeadLetterError::Database { doing, source },
+    }
+}

@@ -1,0 +1,344 @@
+//! Delivers a batch and the progress that goes with it, parking what must be.
+//!
+//! Bisects what the broker refuses, so that only a record refused alone is refused; parks it and
+//! what follows it in its lane, and lets the other lanes go on. A park is durable before any
+//! progress that covers its position is stored. Where the events come from is a [`Course`]'s
+//! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
+//! daemon starts again from progress. While no lane is parked, all of this costs a branch a batch.
+
+use std::{ops::Range, sync::Arc, time::Instant};
+
+use super::PipelineError;
+use crate::{
+    admin::Board,
+    dead_letter::{BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack},
+    fault::{self, Point},
+    position::RowPosition,
+    progress::Progress,
+    record::{Announced, Batch, BatchLimits, Record, RefusedRecord},
+    route::reason,
+    sink::{Rest, Sink, SinkError, Stored},
+};
+
+/// Where events come from, and what progress says of them.
+pub trait Course: Send {
+    /// Writes into `progress` what holds once the first `end` records of `batch` are stored or
+    /// parked, and all before them; the batch's own position where these are all. May be called
+    /// again with a smaller `end`. `false` when there is nothing to say, and so nothing to store.
+    fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool;
+
+    /// What was last advanced to is stored.
+    fn stored(&mut self, progress: &Progress, proof: Stored);
+
+    /// Whose events they are.
+    fn origin(&self) -> Origin<'_>;
+}
+
+/// Whose events a batch has, which decides how they are parked.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// The stream's: a parked one is a new dead letter.
+    Stream,
+    /// A repair's: as the stream's, and it may be parked already.
+    Repair,
+    /// A release's: a parked one goes back to where it was.
+    Release {
+        /// The release.
+        id: &'a str,
+        /// Position of its event at place 0.
+        first: RowPosition,
+    },
+}
+
+/// The sink, the parked lanes and the progress: all that a delivery changes.
+#[derive(Debug)]
+pub struct Delivery<S, D> {
+    sink: S,
+    dead_letters: D,
+    lanes: Lanes,
+    progress: Progress,
+    board: Board,
+    /// Reasons that were logged.
+    told: Vec<&'static str>,
+}
+
+impl<S: Sink, D: DeadLetters> Delivery<S, D> {
+    /// `progress` is what was read back or first stored, `lanes` what was parked by then.
+    pub fn new(sink: S, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
+        board.parked_lanes(lanes.len());
+        Delivery { sink, dead_letters, lanes, progress, board, told: Vec::new() }
+    }
+
+    /// What is stored, or about to be.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// For what no delivery changes.
+    pub fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
+    }
+
+    /// The parts again, for what comes next.
+    pub fn into_parts(self) -> (S, D, Lanes, Progress) {
+        (self.sink, self.dead_letters, self.lanes, self.progress)
+    }
+
+    /// Stores or parks all records of the batch, in order, and the progress that goes with them.
+    /// Parked ones are no longer in the batch when it returns. Nobody else may hold the batch.
+    ///
+    /// Not cancel safe: dropped half-way, the outcome is uncertain.
+    ///
+    /// # Errors
+    /// [`PipelineError`]; what was stored by then has been told to the course.
+    pub async fn deliver<C: Course>(
+        &mut self,
+        batch: &mut Arc<Batch>,
+        course: &mut C,
+    ) -> Result<(), PipelineError> {
+        if !self.lanes.is_empty() || !batch.unfit.is_empty() {
+            let unfit = std::mem::take(&mut alone(batch).unfit);
+            self.park(batch, &unfit, false, 0, course).await?;
+        }
+        let mut start = 0;
+        // Ends of the ranges that are still to be delivered, the next one last.
+        let mut ends = vec![batch.len()];
+        while let Some(&end) = ends.last() {
+            if start == end && ends.len() > 1 {
+                ends.pop(); // All of it is parked, and a later range has the progress.
+                continue;
+            }
+            let (records, rest) = match self.store(batch, start..end, course).await {
+                Ok(()) => {
+                    start = end;
+                    ends.pop();
+                    continue;
+                }
+                Err(SinkError::Refused { records, rest }) => (records, rest),
+                Err(error) => return Err(PipelineError::Sink(error)),
+            };
+            let guilty = guilty(records, rest, end - start);
+            if guilty.is_empty() {
+                ends.push(start + (end - start) / 2);
+                continue;
+            }
+            // Where the rest is stored, what follows in a lane was in flight already.
+            let followers = if rest == Rest::Stored { end } else { start };
+            let parked = self.park(batch, &guilty, true, followers, course).await?;
+            assert!(!parked.is_empty(), "a sink refuses records of the range it was given");
+            for end in &mut ends {
+                *end -= parked.partition_point(|index| index < end);
+            }
+            if rest == Rest::Stored {
+                start = ends.last().copied().unwrap_or(start);
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers the parked events of a release, at most as many at a time as `limits` allow. Returns how many places they took; `None` for a release that has no
+    /// row: it is done, or of nobody's making. The next progress should say that it is complete.
+    ///
+    /// # Errors
+    /// As [`Delivery::deliver`].
+    pub async fn release(
+        &mut self,
+        announced: &Announced,
+        limits: BatchLimits,
+    ) -> Result<Option<u64>, PipelineError> {
+        let first = announced.first;
+        let id = announced.id.as_str();
+        let begun = self.dead_letters.begin(id, announced.writer).await?;
+        let Some(release) = begun else { return Ok(None) };
+        // What was parked behind them by now goes with them, so that nothing that comes after the
+        // release has anything to wait for.
+        release.lanes.iter().for_each(|lane| self.lanes.free(*lane));
+        let mut next = self.progress.begin_release(id, first.commit);
+        if next < release.end {
+            tracing::info!(release = id, events = release.end - next, "releasing parked events");
+        }
+        let mut batch = Batch::new(limits);
+        while let Some(after) = self.dead_letters.read(id, next, first, &mut batch).await? {
+            let mut shared = Arc::new(batch);
+            let mut course = ReleaseCourse { id, first, after };
+            self.deliver(&mut shared, &mut course).await?;
+            batch = Arc::into_inner(shared).expect("a sink keeps no batch after its delivery");
+            batch.clear();
+            next = after;
+        }
+        self.board.parked_lanes(self.lanes.len());
+        Ok(Some(release.end))
+    }
+
+    /// Stored progress says that the release is complete: its rows need not be kept for it.
+    ///
+    /// # Errors
+    /// [`PipelineError::DeadLetters`]; the next start does it.
+    pub async fn finish(&mut self, release: &str) -> Result<(), PipelineError> {
+        self.dead_letters.finish(release).await?;
+        self.progress.releases.retain(|known| known.id != release);
+        Ok(())
+    }
+
+    async fn store<C: Course>(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        course: &mut C,
+    ) -> Result<(), SinkError> {
+        if !course.advance(&mut self.progress, batch, range.end) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.board.delivery_started();
+        let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
+        fault::point(Point::Delivered);
+        let bytes =
+            batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
+        let newest_commit_us = batch.newest_commit_us;
+        let records = range.len() as u64;
+        if let Some(position) = self.progress.position {
+            self.board.delivered(position, records, bytes, started.elapsed(), newest_commit_us);
+        }
+        course.stored(&self.progress, stored);
+        fault::point(Point::Confirmable);
+        Ok(())
+    }
+
+    /// Parks the records that are refused (`fit`: records all the same), and of those from `followers`
+    /// on the ones whose lane is parked by then; takes them out of the batch. Returns which they
+    /// were, ascending.
+    async fn park<C: Course>(
+        &mut self,
+        batch: &mut Arc<Batch>,
+        refused: &[RefusedRecord],
+        fit: bool,
+        followers: usize,
+        course: &C,
+    ) -> Result<Vec<usize>, PipelineError> {
+        let origin = course.origin();
+        let mut refused = refused.iter().peekable();
+        let repaired = matches!(origin, Origin::Repair);
+        let mut letters = Vec::new();
+        let mut parked = Vec::new();
+        for (index, record) in batch.iter().enumerate() {
+            let refused = refused.next_if(|refused| refused.index == index);
+            if refused.is_none() && (index < followers || self.lanes.is_empty()) {
+                continue;
+            }
+            let lane = Lane::of(record.topic, record.key, record.partition);
+            let (reason, error, fit) = match refused {
+                Some(refused) => {
+                    self.note(&record, refused)?;
+                    (refused.reason, refused.error.as_str(), fit)
+                }
+                None if lane.is_some_and(|lane| self.lanes.hold(lane, record.position)) => {
+                    (BEHIND, BEHIND_ERROR, true)
+                }
+                None => continue,
+            };
+            if let Some(lane) = lane {
+                self.lanes.park(lane, record.position)?;
+            }
+            letters.push(Letter { record, lane, reason, error, fit, repaired });
+            parked.push(index);
+        }
+        if letters.is_empty() {
+            return Ok(parked);
+        }
+        match origin {
+            Origin::Stream | Origin::Repair => self.dead_letters.park(&letters).await?,
+            Origin::Release { id, first } => {
+                let place = |position: RowPosition| position.ordinal.saturating_sub(first.ordinal);
+                let stored = followers.checked_sub(1).and_then(|last| batch.get(last));
+                let from = stored.map_or(0, |last| place(last.position) + 1);
+                let back: Vec<PutBack<'_>> = letters
+                    .iter()
+                    .map(|letter| PutBack {
+                        ordinal: place(letter.record.position),
+                        lane: letter.lane,
+                        reason: letter.reason,
+                        error: letter.error,
+                    })
+                    .collect();
+                self.dead_letters.put_back(id, &back, from).await?;
+            }
+        }
+        let metrics = self.board.metrics();
+        letters.iter().for_each(|letter| metrics.parked(letter.reason));
+        self.board.parked_lanes(self.lanes.len());
+        drop(letters);
+        let mut next = parked.iter().copied().peekable();
+        alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
+        Ok(parked)
+    }
+
+    /// Counts a refusal, and logs the first of its kind.
+    fn note(&mut self, record: &Record<'_>, refused: &RefusedRecord) -> Result<(), PipelineError> {
+        let RefusedRecord { reason, error, .. } = refused;
+        if *reason == reason::MALFORMED_ROW {
+            return Err(PipelineError::Malformed {
+                position: record.position,
+                error: error.clone(),
+            });
+        }
+        self.board.metrics().refused(reason);
+        if !self.told.contains(reason) {
+            self.told.push(reason);
+            let (position, topic) = (record.position, record.topic);
+            let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
+            tracing::warn!(
+                %event_id, topic, %position, reason, error,
+                "an event was refused for good: it is parked, and so is what follows in its lane; \
+                 see `outbox-relay dead-letters list`. Others refused for the same reason are not \
+                 logged"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The records that are refused themselves: where all was taken back, one that was sent together
+/// with others may only share their fate.
+fn guilty(mut records: Vec<RefusedRecord>, rest: Rest, count: usize) -> Vec<RefusedRecord> {
+    if rest == Rest::NotStored && count > 1 {
+        records.retain(|record| record.certain);
+    }
+    records
+}
+
+/// A batch that only its owner holds.
+fn alone(batch: &mut Arc<Batch>) -> &mut Batch {
+    Arc::get_mut(batch).expect("a sink keeps no batch after its delivery")
+}
+
+/// Counts the places of a release; the position stays before it until all of it is delivered.
+struct ReleaseCourse<'a> {
+    id: &'a str,
+    first: RowPosition,
+    /// The place behind the batch's last event.
+    after: u64,
+}
+
+impl Course for ReleaseCourse<'_> {
+    fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool {
+        let delivered = match end.checked_sub(1).and_then(|last| batch.get(last)) {
+            Some(last) if end < batch.len() => last.position.ordinal - self.first.ordinal + 1,
+            _ => self.after,
+        };
+        progress.deliver_release(self.id, delivered);
+        true
+    }
+
+    fn stored(&mut self, _progress: &Progress, proof: Stored) {
+        // It covers no new position.
+        drop(proof);
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin::Release { id: self.id, first: self.first }
+    }
+}
+
+#[cfg(test)]
+mod tests;

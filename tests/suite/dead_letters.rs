@@ -1,0 +1,473 @@
+//! Parked lanes and dead letters: what is refused for good waits in order, and the rest flows.
+
+use std::collections::BTreeSet;
+
+use outbox_tests::{
+    Harness, check,
+    database::Role,
+    event::Event,
+    load::Plan,
+    relay::{Relay, Settings},
+    topic::Topic,
+    wait,
+};
+use serde_json::Value;
+
+/// More transactions than the writers get to: they end when told.
+const ENDLESS: u64 = 1_000_000;
+
+/// Refused soon, for a topic that is not there.
+fn impatient(t: &Harness) -> Settings {
+    t.relay().set("sink.topic_grace", "100ms")
+}
+
+/// Runs `outbox-relay dead-letters …` with an operator's rights, and returns its JSON.
+async fn dead_letters(t: &Harness, arguments: &[&str]) -> Value {
+    let (code, stdout, stderr) = try_dead_letters(t, arguments).await;
+    assert_eq!(code, Some(0), "{arguments:?}: {stdout}{stderr}");
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
+}
+
+async fn try_dead_letters(t: &Harness, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let settings = t.relay().set("postgres.url", &t.database().url(Role::Operator));
+    let settings = settings.without("sink.properties.\"bootstrap.servers\"");
+    let all = [&["dead-letters"], arguments, &["--json"]].concat();
+    let output = settings.command(&all).await;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+async fn list(t: &Harness) -> Vec<Value> {
+    match dead_letters(t, &["list"]).await {
+        Value::Array(entries) => entries,
+        other => panic!("{other}"),
+    }
+}
+
+fn texts<'a>(entries: &'a [Value], field: &str) -> Vec<&'a str> {
+    entries.iter().map(|entry| entry[field].as_str().unwrap_or("null")).collect()
+}
+
+async fn count_parked(t: &Harness) -> i64 {
+    let sql = "select count(*) from outbox.dead_letters where state in ('parked', 'releasing')";
+    t.database().superuser().query_one(sql, &[]).await.expect("a count").get(0)
+}
+
+async fn wait_parked(t: &Harness, wanted: impl Fn(i64) -> bool) -> i64 {
+    wait::until("events are parked or released", wait::PATIENCE, || async {
+        match count_parked(t).await {
+            found if wanted(found) => Ok(found),
+            found => Err(format!("{found} are parked")),
+        }
+    })
+    .await
+    .expect("as many as wanted")
+}
+
+async fn wait_records(topic: &Topic, wanted: usize) {
+    wait::until(&format!("{wanted} records"), wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            found if found == wanted => Ok(()),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("they arrive");
+}
+
+/// Values of the header `sequence`, in the order of the topic.
+async fn sequences(topic: &Topic, key: &str) -> Vec<u64> {
+    let records = topic.records().await;
+    let of_key = records.iter().filter(|record| record.key.as_deref() == Some(key.as_bytes()));
+    of_key.filter_map(|record| record.header("sequence")?.parse().ok()).collect()
+}
+
+async fn insert(t: &Harness, columns: &str, values: &str) {
+    let sql = format!("insert into outbox.events ({columns}) values ({values})");
+    t.database().superuser().batch_execute(&sql).await.expect("inserted");
+}
+
+async fn parked_lanes(relay: &Relay) -> Option<u64> {
+    relay.status().await.get("parked_lanes")?.as_u64()
+}
+
+async fn wait_lanes(relay: &Relay, wanted: u64) {
+    wait::until(&format!("{wanted} lanes are parked"), wait::PATIENCE, || async {
+        match parked_lanes(relay).await {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await
+    .expect("the status says so");
+}
+
+#[tokio::test]
+async fn what_goes_to_a_missing_topic_is_parked_and_other_lanes_flow() {
+    let mut t = Harness::start().await;
+    let (there, missing) = (t.topic("there").create(1).await, t.topic("missing"));
+    let mut relay = impatient(&t).start().await;
+    let lost = || Event::to(missing.name()).key("k");
+    let fine = || Event::to(there.name()).key("k");
+    t.commit([fine(), lost(), fine(), lost(), Event::to(missing.name())]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    t.commit([fine(), lost()]).await;
+    wait_parked(&t, |parked| parked == 4).await;
+    wait_records(&there, 3).await;
+    let entries = list(&t).await;
+    let expected = ["unknown_topic", "unknown_topic", "unknown_topic", "lane_parked"];
+    assert_eq!(texts(&entries, "reason"), expected);
+    assert_eq!(texts(&entries, "key"), ["k", "k", "null", "k"]);
+    let fields = ["id", "event_id", "topic", "key", "position", "reason", "error", "parked_at"];
+    for entry in &entries {
+        let entry = entry.as_object().expect("an object");
+        assert_eq!(entry.len(), fields.len(), "{entry:?}");
+        assert!(fields.iter().all(|field| entry.contains_key(*field)), "{entry:?}");
+    }
+    assert!(!missing.exists().await);
+    assert_eq!(parked_lanes(&relay).await, Some(1), "an event alone is no lane");
+    relay.wait_for("/readyz", 200).await;
+    let metrics = relay.page("/metrics").await;
+    let line = "outbox_relay_parked_total{reason=\"unknown_topic\"} 3";
+    assert!(metrics.contains(line), "{metrics}");
+    assert!(relay.logs_contain("refused for good"), "the first of a reason is logged");
+    assert!(relay.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn each_reason_parks_its_event_and_its_lane() {
+    let t = Harness::start().await;
+    let small = [("max.message.bytes", "2000"), ("message.timestamp.before.max.ms", "3600000")];
+    let topic = t.topic("orders").create_with(2, &small).await;
+    let relay = impatient(&t).set("batch.record_bytes_max", "64 KiB").start().await;
+    let (name, missing) = (topic.name(), t.topic("missing").name().to_owned());
+    // In one session, so in one order.
+    let cases = [
+        (
+            "topic, key, payload",
+            format!("'{name}', 'a', to_jsonb(repeat(md5('1'), 200))"),
+            "too_large",
+        ),
+        ("topic, key, created_at", format!("'{name}', 'b', '2001-01-01'"), "invalid_timestamp"),
+        ("topic, key, created_at", format!("'{name}', 'c', '1901-01-01'"), "bad_timestamp"),
+        ("topic, key", format!("'{missing}', 'd'"), "unknown_topic"),
+        ("topic, key", "'no topic!', 'e'".to_owned(), "invalid_topic"),
+        ("topic, key, partition", format!("'{name}', 'f', 7"), "no_such_partition"),
+        ("topic, key, partition", format!("'{name}', 'g', -7"), "negative_partition"),
+        ("topic, key, headers", format!("'{name}', 'h', '{{\"a\": 1}}'"), "headers_shape"),
+        (
+            "topic, key, headers",
+            format!("'{name}', 'i', '{{\"outbox-id\": \"x\"}}'"),
+            "reserved_header",
+        ),
+        ("topic, key", "'', 'j'".to_owned(), "no_topic"),
+        (
+            "topic, key, payload",
+            format!(
+                "'{name}', 'k', (select to_jsonb(string_agg(md5(n::text), '')) from generate_series(1, 4000) n)"
+            ),
+            "too_large",
+        ),
+    ];
+    for (columns, values, _) in &cases {
+        insert(&t, columns, values).await;
+    }
+    let total = i64::try_from(cases.len()).expect("few");
+    wait_parked(&t, |parked| parked == total).await;
+    for key in ["a", "b", "c", "f", "g", "h", "i", "k", "fine"] {
+        insert(&t, "topic, key, headers", &format!("'{name}', '{key}', '{{\"late\": \"1\"}}'"))
+            .await;
+    }
+    wait_parked(&t, |parked| parked == total + 8).await;
+    wait_records(&topic, 1).await;
+    let entries = list(&t).await;
+    let mut expected: Vec<&str> = cases.iter().map(|(.., reason)| *reason).collect();
+    expected.extend(["lane_parked"; 8]);
+    assert_eq!(texts(&entries, "reason"), expected);
+    assert!(texts(&entries, "event_id").iter().all(|id| *id != "null"), "{entries:?}");
+    // (no topic, j) has no lane that is known; the unknown and the invalid topic's have.
+    assert_eq!(parked_lanes(&relay).await, Some(10));
+}
+
+#[tokio::test]
+async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    let event = |key: &str| Event::to(topic.name()).key(key);
+    t.commit([event("a"), event("a").partition(9), event("a"), event("b").partition(9)]).await;
+    t.commit([event("a"), event("b"), event("c")]).await;
+    wait_parked(&t, |parked| parked == 5).await;
+    wait_records(&topic, 2).await;
+
+    let released = dead_letters(&t, &["release", "--all"]).await;
+    assert_eq!((&released["events"], &released["lanes"]), (&5.into(), &2.into()));
+    let again = wait_parked_again(&t).await;
+    assert_eq!(again, 5, "each is refused again, or behind one that is");
+    assert_eq!(parked_lanes(&relay).await, Some(2));
+
+    let entries = list(&t).await;
+    let id = entries[0]["id"].to_string();
+    let (code, _, stderr) = try_dead_letters(&t, &["edit", &id]).await;
+    assert!(code == Some(1) && stderr.contains("nothing to change"), "{code:?} {stderr}");
+    let headers = r#"{"sequence": "2", "mended": "yes"}"#;
+    let edited = dead_letters(&t, &["edit", &id, "--no-partition", "--headers", headers]).await;
+    assert_eq!(edited["partition"], Value::Null);
+    dead_letters(&t, &["release", "--topic", topic.name(), "--key", "a"]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    wait_records(&topic, 5).await;
+    wait_lanes(&relay, 1).await;
+    assert_eq!(sequences(&topic, "a").await, [1, 2, 3, 4]);
+    let records = topic.records().await;
+    let mended = records.iter().find(|record| record.header("mended").is_some()).expect("there");
+    assert_eq!(mended.id(), entries[0]["event_id"].as_str());
+    assert_eq!(check::positions_that_step_back(&records), Vec::<String>::new());
+
+    let id = list(&t).await[0]["id"].to_string();
+    let discarded = dead_letters(&t, &["discard", &id]).await;
+    assert_eq!(discarded["state"], "discarded");
+    let (code, _, stderr) = try_dead_letters(&t, &["discard", &id]).await;
+    assert!(code == Some(1) && stderr.contains("is discarded"), "{code:?} {stderr}");
+    dead_letters(&t, &["release", "--all"]).await;
+    wait_parked(&t, |parked| parked == 0).await;
+    t.commit([event("b")]).await;
+    wait_records(&topic, 7).await;
+    assert_eq!(sequences(&topic, "b").await, [2, 3], "the first was discarded");
+    wait_lanes(&relay, 0).await;
+    let Value::Array(history) = dead_letters(&t, &["list", "--all"]).await else {
+        panic!("a list")
+    };
+    let expected = ["released", "released", "discarded", "released", "released"];
+    assert_eq!(texts(&history, "state"), expected, "in the order of positions");
+}
+
+/// Waits until the relay has come to a release and parked its events again.
+async fn wait_parked_again(t: &Harness) -> i64 {
+    let sql = "select count(*) filter (where state = 'parked'), \
+                      count(*) filter (where state = 'releasing') from outbox.dead_letters";
+    wait::until("the release is over", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(sql, &[]).await.map_err(|e| e.to_string())?;
+        match row.get::<_, i64>(1) {
+            0 => Ok(row.get::<_, i64>(0)),
+            releasing => Err(format!("{releasing} are being released")),
+        }
+    })
+    .await
+    .expect("it ends")
+}
+
+#[tokio::test]
+async fn discarding_the_only_event_of_a_lane_lets_the_lane_flow() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    let event = || Event::to(topic.name()).key("a");
+    t.commit([event().partition(9)]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let id = list(&t).await[0]["id"].to_string();
+    dead_letters(&t, &["discard", &id]).await;
+    t.commit([event()]).await;
+    wait_records(&topic, 1).await;
+    wait_lanes(&relay, 0).await;
+    assert_eq!(count_parked(&t).await, 0);
+}
+
+#[tokio::test]
+async fn a_row_too_large_to_keep_is_delivered_with_the_payload_that_an_edit_gives_it() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().set("batch.record_bytes_max", "8 KiB").start().await;
+    let large = "(select to_jsonb(string_agg(md5(n::text), '')) from generate_series(1, 4000) n)";
+    insert(&t, "topic, key, payload", &format!("'{}', 'a', {large}", topic.name())).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let entries = list(&t).await;
+    assert_eq!(texts(&entries, "reason"), ["too_large"]);
+    let id = entries[0]["id"].to_string();
+    let shown = dead_letters(&t, &["show", &id]).await;
+    assert_eq!((&shown["payload"], &shown["fit"]), (&Value::Null, &false.into()));
+    let released = dead_letters(&t, &["release", "--all"]).await;
+    assert_eq!(released["unfit"].as_array().map(Vec::len), Some(1), "the command says so");
+    assert_eq!(wait_parked_again(&t).await, 1);
+    let (code, _, stderr) = try_dead_letters(&t, &["edit", &id, "--key", "a"]).await;
+    assert!(code == Some(1) && stderr.contains("--payload"), "{code:?} {stderr}");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("payload");
+    std::fs::write(&file, "{\"reference\": 1}").expect("written");
+    dead_letters(&t, &["edit", &id, "--payload", file.to_str().expect("a path")]).await;
+    dead_letters(&t, &["release", "--topic", topic.name(), "--key", "a"]).await;
+    wait_records(&topic, 1).await;
+    let record = topic.records().await.remove(0);
+    assert_eq!(record.payload.as_deref(), Some(b"{\"reference\": 1}".as_slice()));
+    assert_eq!(record.id(), entries[0]["event_id"].as_str());
+}
+
+#[tokio::test]
+async fn an_edit_to_a_lane_that_is_parked_itself_is_refused() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().start().await;
+    let event = |key: &str| Event::to(topic.name()).key(key).partition(9);
+    t.commit([event("a"), event("b")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    let id = list(&t).await[0]["id"].to_string();
+    let (code, _, stderr) = try_dead_letters(&t, &["edit", &id, "--key", "b"]).await;
+    assert!(code == Some(1) && stderr.contains("overtake"), "{code:?} {stderr}");
+    dead_letters(&t, &["edit", &id, "--key", "c", "--no-partition"]).await;
+    dead_letters(&t, &["release", "--topic", topic.name(), "--key", "c"]).await;
+    wait_records(&topic, 1).await;
+    assert_eq!(topic.records().await.remove(0).key.as_deref(), Some(b"c".as_slice()));
+    assert_eq!(count_parked(&t).await, 1);
+}
+
+#[tokio::test]
+async fn thousands_of_lanes_are_parked_and_released_at_once() {
+    const EVENTS: i64 = 6_000;
+    let t = Harness::start().await;
+    let topic = t.topic("late");
+    let relay = impatient(&t).start().await;
+    let many = format!(
+        "insert into outbox.events (topic, key, headers) \
+         select '{}', 'k' || n % (3 * {EVENTS} / 4), \
+             jsonb_build_object('sequence', (n / (3 * {EVENTS} / 4) + 1)::text) \
+         from generate_series(0, {EVENTS} - 1) n",
+        topic.name()
+    );
+    t.database().superuser().batch_execute(&many).await.expect("inserted");
+    wait_parked(&t, |parked| parked == EVENTS).await;
+    wait_lanes(&relay, 4_500).await;
+    let topic = topic.create(4).await;
+    dead_letters(&t, &["release", "--all"]).await;
+    t.count(&topic, 4).await.assert_exactly_once();
+    wait_lanes(&relay, 0).await;
+    wait_parked(&t, |parked| parked == 0).await;
+}
+
+#[tokio::test]
+async fn more_lanes_than_may_be_parked_halt_the_relay_and_lose_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late");
+    let mut relay = impatient(&t).set_toml("parking.lanes_max", "3").start().await;
+    t.commit((0..5).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
+    relay.wait_for("/readyz", 503).await;
+    relay.wait_log("parking.lanes_max").await;
+    let topic = topic.create(2).await;
+    relay.wait_for("/readyz", 200).await;
+    // Those that came in batches before the one too many.
+    dead_letters(&t, &["release", "--all"]).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+}
+
+/// Kills while lanes are parked under load, then while they are released under load.
+async fn park_and_release_through_kills(t: &Harness, settings: Settings) -> Topic {
+    let topic = t.topic("late");
+    let mut relay = settings.start().await;
+    let plan =
+        Plan { topic: topic.name().to_owned(), partitions: 4, writers: 4, transactions: ENDLESS };
+    let load = t.load(&plan).await;
+    let mut parked = 0;
+    for _ in 0..3 {
+        parked = wait_parked(t, |found| found > parked).await;
+        relay.kill9().await;
+        relay.restart();
+    }
+    wait_parked(t, |found| found > parked).await;
+    let topic = topic.create(4).await;
+    let mut seen = 0;
+    for _ in 0..4 {
+        dead_letters(t, &["release", "--all"]).await;
+        seen = wait_for_more(&topic, seen).await;
+        relay.kill9().await;
+        relay.restart();
+    }
+    load.stop().await;
+    relay.wait_for("/readyz", 200).await;
+    let truth: BTreeSet<String> = t.committed().await.into_iter().map(|row| row.id).collect();
+    wait::until("all is released", wait::PATIENCE, || async {
+        dead_letters(t, &["release", "--all"]).await;
+        let records = topic.records().await;
+        let there: BTreeSet<&str> = records.iter().filter_map(|record| record.id()).collect();
+        match (truth.len() - there.len(), count_parked(t).await) {
+            (0, 0) => Ok(()),
+            (missing, parked) => Err(format!("{missing} are missing, {parked} are parked")),
+        }
+    })
+    .await
+    .expect("all is released");
+    assert!(relay.sigterm().await.success());
+    topic
+}
+
+async fn wait_for_more(topic: &Topic, before: usize) -> usize {
+    wait::until("more records arrive", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            found if found > before => Ok(found),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("the relay delivers")
+}
+
+#[tokio::test]
+async fn parked_and_released_through_kills_each_event_arrives_once_and_in_order() {
+    let t = Harness::start().await;
+    let topic = park_and_release_through_kills(&t, impatient(&t)).await;
+    t.count(&topic, 4).await.assert_exactly_once();
+}
+
+#[tokio::test]
+async fn with_at_least_once_parking_and_releasing_through_kills_lose_nothing() {
+    let t = Harness::start().await;
+    let settings = impatient(&t).set("sink.delivery", "at-least-once");
+    let topic = park_and_release_through_kills(&t, settings).await;
+    let truth = t.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    check::compare(&truth, &records, 4).assert_at_least_once();
+}
+
+#[tokio::test]
+async fn with_at_least_once_a_refused_event_parks_what_comes_later() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create_with(1, &[("max.message.bytes", "4000")]).await;
+    let relay = t.relay().set("sink.delivery", "at-least-once").start().await;
+    let event = |key: &str| Event::to(topic.name()).key(key);
+    let large: String = (0..400).map(|n| format!("{n:015}")).collect();
+    t.commit([event("a").payload(large.into())]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    t.commit([event("a"), event("b")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    wait_records(&topic, 1).await;
+    assert_eq!(texts(&list(&t).await, "reason"), ["too_large", "lane_parked"]);
+    wait_lanes(&relay, 1).await;
+}
+
+#[tokio::test]
+async fn a_poisoned_lane_keeps_its_order_through_kills_while_the_others_flow() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(4).await;
+    let mut relay = t.relay().start().await;
+    for round in 0..30 {
+        let poison = round % 10 == 4;
+        let key = format!("k{}", round / 10);
+        t.commit((0..8).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
+        if poison {
+            t.commit([Event::to(topic.name()).key(&key).partition(99)]).await;
+        }
+        if round % 7 == 6 {
+            relay.kill9().await;
+            relay.restart();
+        }
+    }
+    wait_parked(&t, |parked| parked == 3 * 26 - 30).await;
+    wait_records(&topic, 8 * 30 - (3 * 25 - 30)).await;
+    let parked = list(&t).await;
+    for lane in 0..8 {
+        let key = format!("k{lane}");
+        let delivered = sequences(&topic, &key).await;
+        let poisoned = parked.iter().filter(|entry| entry["key"].as_str() == Some(&key)).count();
+        let expected: Vec<u64> = (1..=delivered.len() as u64).collect();
+        assert_eq!(delivered, expected, "{key} in order and from its first on");
+        assert_eq!(delivered.len() + poisoned, if lane < 3 { 31 } else { 30 }, "{key}");
+    }
+    assert!(relay.sigterm().await.success());
+}
