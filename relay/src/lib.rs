@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dead_letter;
+pub mod demo;
 pub mod fault;
 pub mod header;
 mod leader;

@@ -124,6 +124,22 @@ impl Database {
         self.postgres.role(&role.name(), &self.name)
     }
 
+    /// How the superuser connects, in libpq's `key=value` form.
+    pub fn superuser_settings(&self) -> String {
+        let config = self.postgres.superuser(&self.name);
+        let (host, port) = self.postgres.address();
+        let password = String::from_utf8_lossy(config.get_password().unwrap_or_default());
+        [
+            ("host", host.as_str()),
+            ("port", &port.to_string()),
+            ("user", config.get_user().unwrap_or("postgres")),
+            ("password", &password),
+            ("dbname", &self.name),
+        ]
+        .map(|(key, value)| format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")))
+        .join(" ")
+    }
+
     /// How a role connects, as a URL over TCP.
     pub fn url(&self, role: Role) -> String {
         let (host, port) = self.postgres.address();

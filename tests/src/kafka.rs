@@ -182,6 +182,21 @@ impl Kafka {
         config
     }
 
+    /// Names of all topics.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub async fn topics(&self) -> Vec<String> {
+        let client = self.client();
+        let ask = move || {
+            let consumer: BaseConsumer = client.create()?;
+            let metadata = consumer.fetch_metadata(None, START)?;
+            anyhow::Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+        };
+        let topics = tokio::task::spawn_blocking(ask).await.expect("no panic");
+        topics.expect("the broker lists its topics")
+    }
+
     pub(crate) fn is_external(&self) -> bool {
         self.external
     }

@@ -325,7 +325,10 @@ fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
 }
 
 /// `OUTBOX_TEST_RELAY`, else the one that cargo built beside the running test.
-fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// There is none.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("OUTBOX_TEST_RELAY") {
         return Ok(path.into());
     }

@@ -4,6 +4,7 @@ mod connect;
 mod crash;
 mod dead_letters;
 mod delivery;
+mod demo;
 mod layouts;
 mod leader;
 mod migrations;

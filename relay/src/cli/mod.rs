@@ -5,6 +5,7 @@
 //! `migrate`, `dead_letter` and `demo`; nowhere else. Called by `main` alone.
 
 mod dead_letters;
+mod demo;
 mod output;
 mod signal;
 mod status;
@@ -28,6 +29,7 @@ pub use output::print;
 
 const AFTER_HELP: &str = "\
 Examples:
+  outbox-relay demo                                      see it work; needs nothing but PostgreSQL
   outbox-relay migrate --postgres postgres://owner@db/app create the outbox table
   outbox-relay check   --postgres postgres://relay@db/app --kafka kafka:9092
   outbox-relay run     --postgres postgres://relay@db/app --kafka kafka:9092
@@ -125,6 +127,9 @@ It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
     },
     /// Print the settings that hold, each with where it came from; secrets as ***
     Config(Flags),
+    /// See it work: writers, a relay that is killed again and again, a consumer, and the count
+    #[command(after_help = demo::AFTER_HELP)]
+    Demo(demo::DemoArgs),
 }
 
 /// Settings that are common enough to have a flag.
@@ -281,6 +286,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             print(&config.print());
             Ok(Outcome::Done)
         }
+        Command::Demo(arguments) => Ok(demo::run(arguments).await?.into()),
     }
 }
 

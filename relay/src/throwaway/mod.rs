@@ -26,14 +26,19 @@ pub use postgres::{LocalPostgres, installed};
 /// Lines of a log that an error's text shows.
 const TAIL_LINES: usize = 40;
 
-/// Starts a server with its output in `log`, and returns its process id. It is not waited for:
-/// tell the guardian how to end it.
+/// Starts a server with its output in `log`. It is not waited for: `ends` tells the guardian how
+/// to end it.
 ///
 /// # Errors
-/// The log can't be written, or the program not started.
-pub fn spawn_logged(mut server: Command, dir: &Path, log: &Path) -> Result<u32> {
+/// The log can't be written, the program not started, or nobody would end it; then it is ended.
+pub fn spawn_logged(
+    mut server: Command,
+    dir: &Path,
+    log: &Path,
+    ends: fn(u32) -> Result<()>,
+) -> Result<()> {
     let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
-    let child = server
+    let mut child = server
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -42,7 +47,7 @@ pub fn spawn_logged(mut server: Command, dir: &Path, log: &Path) -> Result<u32> 
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", server.get_program().display()))?;
-    Ok(child.id())
+    ends(child.id()).inspect_err(|_| drop(child.kill()))
 }
 
 /// A port of the loopback interface that is free now, never the same one twice.

@@ -49,8 +49,7 @@ impl LocalPostgres {
         server.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
         server.args(settings.iter().flat_map(|setting| ["-c", setting]));
         let postgres = LocalPostgres { dir, port };
-        let pid = spawn_logged(server, &postgres.dir, &postgres.log())?;
-        guardian::quit_at_exit(pid)?;
+        spawn_logged(server, &postgres.dir, &postgres.log(), guardian::quit_at_exit)?;
         Ok(postgres)
     }
 

@@ -49,20 +49,7 @@ impl Lookup {
     }
 
     pub(super) fn find(&self, topic: &str, timeout: Duration) -> Result<Found, KafkaError> {
-        let metadata = self.metadata(topic, timeout)?;
-        let Some(entry) = metadata.topics().iter().find(|entry| entry.name() == topic) else {
-            return Ok(Found::Missing);
-        };
-        match entry.error().map(RDKafkaErrorCode::from) {
-            None => match i32::try_from(entry.partitions().len()) {
-                Ok(count) if count > 0 => Ok(Found::Partitions(count)),
-                _ => Ok(Found::Missing),
-            },
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(Found::Missing),
-            Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Ok(Found::NotAuthorised),
-            Some(RDKafkaErrorCode::InvalidTopic) => Ok(Found::Invalid),
-            Some(other) => Err(KafkaError::MetadataFetch(other)),
-        }
+        found(&self.metadata(topic, timeout)?, topic)
     }
 
     /// Like [`Lookup::find`], and whether we may write to it, where the broker tells. Asked before,
@@ -72,10 +59,30 @@ impl Lookup {
         topic: &str,
         timeout: Duration,
     ) -> Result<Found, KafkaError> {
-        let found = self.find(topic, timeout)?;
+        let metadata = self.metadata(topic, timeout)?;
+        let found = found(&metadata, topic)?;
         let refused = matches!(found, Found::Partitions(_))
+            && self.is_controlled(&metadata)
             && native::may_write(&self.client, topic, timeout) == Some(false);
         Ok(if refused { Found::NotAuthorised } else { found })
+    }
+
+    /// Whether there is a controller to answer administrative requests; without one librdkafka
+    /// waits for it until they time out.
+    pub(super) fn has_controller(
+        &self,
+        topic: &str,
+        timeout: Duration,
+    ) -> Result<bool, KafkaError> {
+        // One topic, because the metadata of all may be large.
+        Ok(self.is_controlled(&self.metadata(topic, timeout)?))
+    }
+
+    /// While brokers elect a controller they name none, and the mock cluster names one that it
+    /// does not have.
+    fn is_controlled(&self, metadata: &Metadata) -> bool {
+        let controller = native::controller(&self.client);
+        metadata.brokers().iter().any(|broker| Some(broker.id()) == controller)
     }
 
     /// Offset of the first record of partition 0, and the high watermark: one past the newest
@@ -115,5 +122,21 @@ impl Lookup {
         // which the context has taken note of by then. One without patience ends at the first
         // log line, whatever is behind it.
         while self.client.poll(PATIENCE).is_some() {}
+    }
+}
+
+fn found(metadata: &Metadata, topic: &str) -> Result<Found, KafkaError> {
+    let Some(entry) = metadata.topics().iter().find(|entry| entry.name() == topic) else {
+        return Ok(Found::Missing);
+    };
+    match entry.error().map(RDKafkaErrorCode::from) {
+        None => match i32::try_from(entry.partitions().len()) {
+            Ok(count) if count > 0 => Ok(Found::Partitions(count)),
+            _ => Ok(Found::Missing),
+        },
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(Found::Missing),
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Ok(Found::NotAuthorised),
+        Some(RDKafkaErrorCode::InvalidTopic) => Ok(Found::Invalid),
+        Some(other) => Err(KafkaError::MetadataFetch(other)),
     }
 }

@@ -279,6 +279,13 @@ unsafe fn copied(bytes: *const c_void, len: usize) -> Option<Vec<u8>> {
     Some(unsafe { slice::from_raw_parts(bytes.cast::<u8>(), len) }.to_vec())
 }
 
+/// The controller's node id, as the newest metadata names it.
+pub(super) fn controller(client: &Consumer) -> Option<i32> {
+    // SAFETY: the client is alive; with no time to wait the call reads what is known.
+    let id = unsafe { sys::rd_kafka_controllerid(client.native(), 0) };
+    (id >= 0).then_some(id)
+}
+
 /// What a principal is known to be allowed on `topic`; `None` when the broker does not tell.
 pub(super) fn may_write(client: &Consumer, topic: &str, timeout: Duration) -> Option<bool> {
     let name = CString::new(topic).ok()?;

@@ -68,6 +68,11 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
             });
         }
     };
+    let asked = format!("looking up the progress topic {name}");
+    if !lookup.has_controller(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
+        verify_partitions(settings, partitions)?;
+        return Ok(ProgressTopic::Unverified("the brokers name no controller to ask".into()));
+    }
     match admin::topic_settings(settings, &name) {
         Ok(found) => verify(settings, partitions, &found).map(|()| ProgressTopic::Verified),
         Err(error) => {
