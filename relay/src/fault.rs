@@ -1,9 +1,7 @@
 //! Places where a crash matters, at which a test can end or stop this very process.
 //!
 //! The product contains none of this: without the feature `fault-points`, `point` and `soon`
-//! are nothing, and only the tests' own program turns it on and arms a point. `tests/suite/faults.rs`
-//! crashes a relay at every one of them and counts what a consumer got; a new point needs a
-//! scenario there, or the suite does not compile.
+//! are nothing, and only the tests' own program turns it on and arms a point.
 
 #[cfg(feature = "fault-points")]
 pub use self::armed::{ParseFaultError, arm};

@@ -111,6 +111,11 @@ impl Database {
         &self.superuser
     }
 
+    /// The cluster that it is in.
+    pub fn postgres(&self) -> &'static Postgres {
+        self.postgres
+    }
+
     /// A new session of a role.
     ///
     /// # Panics
@@ -144,6 +149,14 @@ impl Database {
     pub fn url(&self, role: Role) -> String {
         let (host, port) = self.postgres.address();
         format!("postgres://{}:{PASSWORD}@{host}:{port}/{}", role.name(), self.name)
+    }
+
+    /// How a role connects, as a URL over the Unix socket; `None` when the server is not ours or
+    /// not on this machine.
+    pub fn unix_url(&self, role: Role) -> Option<String> {
+        let dir = self.postgres.socket_dir()?.display();
+        let (_, port) = self.postgres.address();
+        Some(format!("postgres://{}@/{}?host={dir}&port={port}", role.name(), self.name))
     }
 }
 

@@ -36,6 +36,7 @@ pub struct Kafka {
     brokers: String,
     /// Whether it was there before the run: then no topic of ours may stay in it.
     external: bool,
+    from_jars: bool,
     lines: Mutex<Vec<Line>>,
 }
 
@@ -52,7 +53,8 @@ const LINES: usize = 16;
 impl Kafka {
     pub(crate) async fn start() -> Result<Self> {
         if let Ok(brokers) = std::env::var("OUTBOX_TEST_KAFKA") {
-            let kafka = Kafka { brokers, external: true, lines: Mutex::default() };
+            let kafka =
+                Kafka { brokers, external: true, from_jars: false, lines: Mutex::default() };
             kafka.wait_ready(ASK * 5).await.context("OUTBOX_TEST_KAFKA")?;
             return Ok(kafka);
         }
@@ -96,7 +98,7 @@ impl Kafka {
         });
         let container = docker::start(request).await?;
         let lines = Mutex::new(lines);
-        let kafka = Kafka { brokers: advertised, external: false, lines };
+        let kafka = Kafka { brokers: advertised, external: false, from_jars: false, lines };
         kafka.wait_ready(START).await?;
         // Dropping the handle would stop the container; the guardian does that at the end.
         std::mem::forget(container);
@@ -113,7 +115,7 @@ impl Kafka {
             })
             .collect();
         let local = LocalKafka::start(&settings(&brokers, &brokers, &controller, &lines), &[])?;
-        let kafka = Kafka { brokers, external: false, lines: Mutex::new(lines) };
+        let kafka = Kafka { brokers, external: false, from_jars: true, lines: Mutex::new(lines) };
         let ready = kafka.wait_ready(START).await;
         ready.with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&local.log())))?;
         // Dropping the handle would end the broker; the guardian does that at the end.
@@ -128,7 +130,7 @@ impl Kafka {
     /// When it does not answer.
     pub async fn private(brokers: &str) -> &'static Self {
         let lines = Mutex::default();
-        let kafka = Kafka { brokers: brokers.to_owned(), external: false, lines };
+        let kafka = Kafka { brokers: brokers.to_owned(), external: false, from_jars: true, lines };
         kafka.wait_ready(START).await.expect("the broker answers");
         Box::leak(Box::new(kafka))
     }
@@ -195,6 +197,11 @@ impl Kafka {
         };
         let topics = tokio::task::spawn_blocking(ask).await.expect("no panic");
         topics.expect("the broker lists its topics")
+    }
+
+    /// Whether it runs from Apache's jars, with [`local_kafka::jvm_options`].
+    pub fn is_from_jars(&self) -> bool {
+        self.from_jars
     }
 
     pub(crate) fn is_external(&self) -> bool {

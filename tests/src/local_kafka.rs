@@ -17,7 +17,8 @@ use outbox_relay::throwaway::guardian;
 
 use crate::servers;
 
-const VERSION: &str = "4.1.0";
+/// The version of the jars.
+pub const VERSION: &str = "4.1.0";
 /// Id of every cluster that is formatted here.
 const CLUSTER_ID: &str = "b3V0Ym94LXRlc3RzLTAwMQ";
 
@@ -174,10 +175,16 @@ fn libraries() -> Result<PathBuf> {
     Ok(libraries)
 }
 
+/// The JVM's options for a broker: `OUTBOX_TEST_KAFKA_JVM`, else small and quick to start.
+pub fn jvm_options() -> String {
+    std::env::var("OUTBOX_TEST_KAFKA_JVM")
+        .unwrap_or_else(|_| "-Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC".to_owned())
+}
+
 fn java(libraries: &Path, main: &str) -> Command {
     let mut command = Command::new("java");
     command
-        .args(["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
+        .args(jvm_options().split_whitespace())
         .arg("-Dorg.slf4j.simpleLogger.showDateTime=true")
         .arg("-cp")
         .arg(libraries.join("*"))

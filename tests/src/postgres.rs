@@ -181,3 +181,20 @@ impl Drop for Session {
         self.connection.abort();
     }
 }
+
+/// A program of PostgreSQL's, such as `pg_recvlogical`: beside the server's, else in PATH.
+///
+/// # Errors
+/// It is in neither place.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
+    let in_path = std::env::var_os("PATH");
+    let in_path = in_path.iter().flat_map(std::env::split_paths);
+    chosen
+        .into_iter()
+        .chain(throwaway::installed())
+        .chain(in_path)
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file())
+        .with_context(|| format!("no {name} beside initdb or in PATH: install PostgreSQL"))
+}

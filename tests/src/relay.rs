@@ -35,6 +35,8 @@ pub struct Settings {
     /// Dotted TOML keys, and values as TOML writes them.
     values: BTreeMap<String, String>,
     environment: BTreeMap<String, String>,
+    /// What to run; `None` is what [`binary`] finds.
+    program: Option<PathBuf>,
     /// Of its files, where several relays have one name.
     file_name: Option<String>,
 }
@@ -55,6 +57,7 @@ impl Settings {
             dir: dir.to_owned(),
             values: BTreeMap::new(),
             environment: BTreeMap::new(),
+            program: None,
             file_name: None,
         }
     }
@@ -91,6 +94,13 @@ impl Settings {
     #[must_use]
     pub fn files(mut self, name: &str) -> Self {
         self.file_name = Some(name.to_owned());
+        self
+    }
+
+    /// Runs this program instead of the one that was built with the tests.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -146,7 +156,8 @@ impl Settings {
         // A file for each: a relay that was just started may not have read its own yet.
         let file = self.dir.join(format!("{}.{subcommand}.toml", self.name()));
         std::fs::write(&file, toml)?;
-        let mut command = Command::new(binary()?);
+        let program = self.program.clone().map_or_else(binary, Ok)?;
+        let mut command = Command::new(program);
         command.arg(subcommand).arg("--config").arg(file).args(rest).current_dir(&self.dir);
         command.envs(&self.environment);
         Ok(command)
@@ -202,6 +213,17 @@ impl Relay {
     /// When there is none, or it is not JSON.
     pub async fn status(&self) -> Value {
         serde_json::from_str(&self.page("/status").await).expect("/status is JSON")
+    }
+
+    /// As [`Relay::status`], for a relay that may not answer yet.
+    ///
+    /// # Errors
+    /// It does not answer, or not with JSON.
+    pub async fn try_status(&self) -> Result<Value> {
+        match get(self.admin, "/status").await? {
+            (200, body) => Ok(serde_json::from_str(&body)?),
+            (status, body) => bail!("{status} {body}"),
+        }
     }
 
     /// Whether its log has `text`, in any of its lives.

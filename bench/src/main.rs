@@ -1,0 +1,131 @@
+//! `outbox-bench`: the relay against its yardsticks, on real servers, in one run.
+//!
+//! ```text
+//! backlog ─► slots at one position ─┬─► relay ─► Kafka ─► consumer (counts)
+//!                                   ├─► pg_recvlogical to nowhere
+//!                                   └─► the server's own decoding
+//! ```
+//!
+//! Numbers of different runs don't compare; the ratios within one do. The servers are the test
+//! harness's; the relay is this same program, so that one build measures what one build ships.
+
+mod backlog;
+mod consumer;
+mod drain;
+mod latency;
+mod process;
+mod relay;
+mod report;
+mod yardstick;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use self::{backlog::Shape, report::Report};
+
+/// Measures the relay against pg_recvlogical, the server's own decoding and librdkafka.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outbox-bench",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  cargo run --release -p outbox-bench
+  cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
+  cargo run --release -p outbox-bench -- drain --json > bench.json
+
+PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
+counted by a read_committed consumer; one that lost, doubled or reordered anything is an error.
+Exit codes: 0 done, 1 a run failed or counted wrong, 2 wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Drain backlogs, and measure memory and latency (the default)
+    Drain(DrainArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct DrainArgs {
+    /// What to measure; all of it by default, which takes about ten minutes on two cores
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Scenario>,
+    /// Rounds of a drain, in each of which every contestant has one turn; medians are reported
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    /// Contestants beside pg_recvlogical and the relay over TCP, exactly once
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = drain::Extra::ALL)]
+    extras: Vec<drain::Extra>,
+    /// Rows of every backlog, instead of each scenario's own number
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1_000..=20_000_000))]
+    rows: Option<u32>,
+    /// Seconds of load per delivery mode of the latency scenario
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=600))]
+    seconds: u32,
+    /// Another relay to measure instead of the one built with this program
+    #[arg(long, value_name = "PROGRAM")]
+    relay: Option<PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// 1,000,000 rows in transactions of 10,000
+    Large,
+    /// 200,000 transactions of one row
+    Small,
+    /// One transaction of 1,500,000 rows of 400 bytes: memory
+    Huge,
+    /// 1,000 commits of one row a second
+    Latency,
+}
+
+fn main() -> ExitCode {
+    if relay::is_asked_for() {
+        return outbox_relay::cli::main();
+    }
+    let cli = Cli::parse();
+    let Command::Drain(args) = cli.command.unwrap_or_else(|| {
+        // The default command with its own defaults, which only a parse can tell.
+        Cli::parse_from(["outbox-bench", "drain"]).command.expect("a command was given")
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime.map_err(anyhow::Error::from).and_then(|r| r.block_on(drain_all(&args))) {
+        Ok(report) => {
+            report::print(&if args.json { report.json() } else { report.text() });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            report::progress(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn drain_all(args: &DrainArgs) -> Result<Report> {
+    let wants = |scenario| args.only.is_empty() || args.only.contains(&scenario);
+    let mut report = Report::of_this_machine().await?;
+    for (scenario, shape) in [(Scenario::Large, Shape::LARGE), (Scenario::Small, Shape::SMALL)] {
+        if wants(scenario) {
+            let shape = shape.with_rows(args.rows);
+            report.drains.push(drain::run(&shape, args, args.rounds).await?);
+        }
+    }
+    if wants(Scenario::Huge) {
+        // Memory hardly varies, and the rate is not the point.
+        let args = DrainArgs { extras: Vec::new(), ..args.clone() };
+        report.drains.push(drain::run(&Shape::HUGE.with_rows(args.rows), &args, 1).await?);
+    }
+    if wants(Scenario::Latency) {
+        report.latencies = latency::run(args).await?;
+    }
+    Ok(report)
+}
