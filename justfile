@@ -13,6 +13,10 @@ check:
 test *args:
     cargo test --workspace {{args}}
 
+# The relay against its yardsticks, on real servers; `just bench --help` lists the options.
+bench *args:
+    cargo run --release -p outbox-bench -- drain {{args}}
+
 # Minutes of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
 fuzz target minutes="1":
     cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time=$(( {{minutes}} * 60 ))

@@ -11,6 +11,7 @@
 //! that tests, fuzzing and benchmarks reach the parts. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
+mod allocator;
 mod backoff;
 pub mod check;
 pub mod cli;

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use outbox_migrations::Set;
 
 use crate::{
-    check,
+    allocator, check,
     config::{
         self, Config, DEFAULT_FILE, Environment, Origin, Overrides, Problems, Purpose, Sources,
         parts,
@@ -202,6 +202,7 @@ const WORKERS: usize = 2;
 /// The process: a runtime, a command, an exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse(); // Wrong usage ends here, with 2.
+    allocator::use_one_heap();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
     let runtime = match runtime {
