@@ -1,12 +1,54 @@
 //! The consumer's half of the outbox: each message takes effect once, in key order.
 //!
-//! **Not built yet.** This crate reserves the name and states the promise; it has no public item.
+//! The row that remembers a message, the effect, and whatever the work publishes commit together
+//! in the consumer's PostgreSQL. So redelivery, rebalances, crashes and processes that come back
+//! from the dead leave one effect for each message; the broker's offset is only a hint where to go
+//! on.
 //!
-//! What it will promise: a consumer that links it writes one handler, which gets a transaction and
-//! a typed message. The dedup row, the effect, and whatever the handler publishes commit together
-//! in the consumer's PostgreSQL, so redelivery, rebalances, crashes and zombies leave one effect
-//! per message. A message that fails waits with its key's later ones; all other keys flow.
+//! [`Inbox`] is the core and knows no broker: any consumer of RabbitMQ, NATS, SQS or HTTP can use it.
 //!
-//! What it will leave to others: effects outside that transaction, and schema of the payload.
-//! Until then, a consumer of the relay's topics stores the header `outbox-id` in a table with a
-//! unique key, in the transaction of its effect, and reads with `isolation.level=read_committed`.
+//! ```no_run
+//! use outbox_idempotency::{Inbox, MessageId, Once};
+//!
+//! # async fn example(pool: deadpool_postgres::Pool, id: uuid::Uuid)
+//! # -> Result<(), Box<dyn std::error::Error>> {
+//! // The tables: `outbox-relay migrate --set inbox`, or `migrate` of this crate.
+//! let inbox = Inbox::open(pool, "billing/charge").await?;
+//! let id = MessageId::from_uuid(id).ok_or("the relay's ids carry their time")?;
+//!
+//! let done = inbox
+//!     .once(&id, |tx| async move {
+//!         tx.execute("update account set balance = balance - $1 where id = $2", &[&5_i64, &7_i64])
+//!             .await
+//!     })
+//!     .await?;
+//! match done {
+//!     Once::Applied(_) | Once::Duplicate => { /* acknowledge the message */ }
+//!     Once::OutsideWindow => { /* too old to tell: put it aside for a person */ }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it leaves to others: effects outside that transaction, which it can't undo or tell from
+//! one another (`docs/CONSUMER.md`).
+
+mod error;
+mod inbox;
+mod message_id;
+mod transaction;
+
+pub use error::{InboxError, OnceError};
+pub use inbox::{Claim, Inbox, Once};
+pub use message_id::MessageId;
+pub use outbox_migrations::MigrateError;
+pub use transaction::{Event, Tx};
+
+/// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set
+/// inbox` does. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).
+///
+/// # Errors
+/// [`MigrateError`]; what was applied before stays applied.
+pub async fn migrate(client: &mut tokio_postgres::Client) -> Result<(), MigrateError> {
+    outbox_migrations::apply(client, outbox_migrations::Set::Inbox).await.map(drop)
+}

@@ -18,6 +18,8 @@ pub use apply::{Applied, MigrateError, apply};
 pub enum Set {
     /// The producer's database: schema `outbox`.
     Outbox,
+    /// The consumer's database: schema `inbox`.
+    Inbox,
 }
 
 /// One file of a [`Set`].
@@ -40,14 +42,18 @@ const OUTBOX: &[Migration] = &[
     },
 ];
 
+const INBOX: &[Migration] =
+    &[Migration { version: 1, name: "messages", sql: include_str!("../inbox/V1__messages.sql") }];
+
 impl Set {
     /// Every set of this version.
-    pub const ALL: &'static [Set] = &[Set::Outbox];
+    pub const ALL: &'static [Set] = &[Set::Outbox, Set::Inbox];
 
     /// Name of the set and of its schema.
     pub const fn name(self) -> &'static str {
         match self {
             Set::Outbox => "outbox",
+            Set::Inbox => "inbox",
         }
     }
 
@@ -55,6 +61,7 @@ impl Set {
     pub const fn migrations(self) -> &'static [Migration] {
         match self {
             Set::Outbox => OUTBOX,
+            Set::Inbox => INBOX,
         }
     }
 
@@ -67,6 +74,7 @@ impl Set {
     pub(crate) const fn history_table(self) -> &'static str {
         match self {
             Set::Outbox => "outbox.migrations",
+            Set::Inbox => "inbox.migrations",
         }
     }
 }
@@ -86,7 +94,7 @@ impl fmt::Display for Set {
 
 /// No set of this version has that name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this version has no migration set {name:?}; it has: outbox")]
+#[error("this version has no migration set {name:?}; it has: outbox, inbox")]
 pub struct UnknownSet {
     name: String,
 }
@@ -120,10 +128,11 @@ mod tests {
     #[test]
     fn a_set_that_this_version_does_not_have_is_named_in_the_error() {
         assert_eq!("outbox".parse(), Ok(Set::Outbox));
-        let error = "inbox".parse::<Set>().expect_err("comes with the consumer's side");
+        assert_eq!("inbox".parse(), Ok(Set::Inbox));
+        let error = "both".parse::<Set>().expect_err("no such set");
         assert_eq!(
             error.to_string(),
-            r#"this version has no migration set "inbox"; it has: outbox"#
+            r#"this version has no migration set "both"; it has: outbox, inbox"#
         );
     }
 
@@ -131,9 +140,11 @@ mod tests {
     /// every database that has it.
     #[test]
     fn a_printed_set_carries_each_file_whole() {
-        let script = Set::Outbox.print();
-        for migration in Set::Outbox.migrations() {
-            assert!(script.contains(migration.sql), "{}", migration.file_name());
+        for set in Set::ALL {
+            let script = set.print();
+            for migration in set.migrations() {
+                assert!(script.contains(migration.sql), "{}", migration.file_name());
+            }
         }
     }
 }

@@ -47,10 +47,12 @@ pub enum Role {
     Relay,
     /// Looks after parked events.
     Operator,
+    /// Takes messages over.
+    Consumer,
 }
 
 impl Role {
-    const ALL: [Role; 4] = [Role::Owner, Role::Writer, Role::Relay, Role::Operator];
+    const ALL: [Role; 5] = [Role::Owner, Role::Writer, Role::Relay, Role::Operator, Role::Consumer];
 
     /// As `docs/ROLES.md` calls it.
     const fn documented_name(self) -> &'static str {
@@ -59,6 +61,7 @@ impl Role {
             Role::Writer => "outbox_writer",
             Role::Relay => "outbox_relay",
             Role::Operator => "outbox_operator",
+            Role::Consumer => "inbox_consumer",
         }
     }
 
@@ -88,6 +91,29 @@ impl Database {
         let grants = documented(1, &database.name).expect("docs/ROLES.md has its statements");
         database.superuser.batch_execute(&grants).await.expect("the documented grants");
         database
+    }
+
+    /// A consumer's database: the sets inbox and outbox applied, since a consumer may publish.
+    ///
+    /// # Panics
+    /// As [`Database::create`].
+    pub async fn create_inbox() -> Self {
+        let database = Self::create().await;
+        let mut owner = database.connect(Role::Owner).await;
+        outbox_migrations::apply(&mut owner, Set::Inbox).await.expect("the inbox is migrated");
+        let grants = documented(3, &database.name).expect("docs/ROLES.md has its statements");
+        owner.batch_execute(&grants).await.expect("the documented grants");
+        let member = named("grant outbox_writer to inbox_consumer", &database.name);
+        database.superuser.batch_execute(&member).await.expect("a consumer that publishes");
+        database
+    }
+
+    /// Connections of a role, for what takes a pool.
+    ///
+    /// # Panics
+    /// When it can't be made, which asks nothing of the server.
+    pub fn pool(&self, role: Role, connections: usize) -> deadpool_postgres::Pool {
+        pool(self.config(role), connections)
     }
 
     async fn copy(template: &str) -> Result<Self> {
@@ -158,6 +184,15 @@ impl Database {
         let (_, port) = self.postgres.address();
         Some(format!("postgres://{}@/{}?host={dir}&port={port}", role.name(), self.name))
     }
+}
+
+/// Connections by a configuration, such as one that leads through a proxy.
+///
+/// # Panics
+/// When it can't be made, which asks nothing of the server.
+pub fn pool(config: Config, connections: usize) -> deadpool_postgres::Pool {
+    let manager = deadpool_postgres::Manager::new(config, tokio_postgres::NoTls);
+    deadpool_postgres::Pool::builder(manager).max_size(connections).build().expect("a pool")
 }
 
 impl Drop for Database {

@@ -5,6 +5,7 @@ mod crash;
 mod dead_letters;
 mod delivery;
 mod demo;
+mod inbox;
 mod layouts;
 mod leader;
 mod migrations;

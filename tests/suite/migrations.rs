@@ -4,9 +4,13 @@ use outbox_migrations::{Applied, MigrateError, Set, apply};
 use outbox_tests::database::{Database, Role};
 
 fn everything() -> Vec<Applied> {
+    everything_of(Set::Outbox)
+}
+
+fn everything_of(set: Set) -> Vec<Applied> {
     let applied =
         |m: &outbox_migrations::Migration| Applied { version: m.version, name: m.name.to_owned() };
-    Set::Outbox.migrations().iter().map(applied).collect()
+    set.migrations().iter().map(applied).collect()
 }
 
 async fn history_rows(database: &Database) -> i64 {
@@ -18,8 +22,22 @@ async fn history_rows(database: &Database) -> i64 {
 async fn a_second_migrate_has_nothing_to_do() {
     let database = Database::create_empty().await;
     let mut owner = database.connect(Role::Owner).await;
-    assert_eq!(apply(&mut owner, Set::Outbox).await.expect("applied"), everything());
-    assert_eq!(apply(&mut owner, Set::Outbox).await.expect("up to date"), []);
+    for &set in Set::ALL {
+        assert_eq!(apply(&mut owner, set).await.expect("applied"), everything_of(set));
+        assert_eq!(apply(&mut owner, set).await.expect("up to date"), []);
+    }
+}
+
+#[tokio::test]
+async fn an_inbox_that_was_made_by_hand_is_adopted_with_its_rows() {
+    let database = Database::create_empty().await;
+    let mut owner = database.connect(Role::Owner).await;
+    owner.batch_execute(&Set::Inbox.print()).await.expect("the printed script runs");
+    let row = "insert into inbox.messages values (current_date, 1, gen_random_uuid())";
+    owner.batch_execute(row).await.expect("there is a partition for today");
+    outbox_idempotency::migrate(&mut owner).await.expect("adopted");
+    let rows = owner.query_one("select count(*) from inbox.messages", &[]).await.expect("a count");
+    assert_eq!(rows.get::<_, i64>(0), 1);
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ or postgres.url_file instead.")]
         /// Connection string of the tables' owner
         #[arg(long, value_name = "URL")]
         postgres: Option<String>,
-        /// Which tables: `outbox`, the producer's
+        /// Which tables: `outbox`, the producer's, or `inbox`, a consumer's
         #[arg(long, default_value = "outbox")]
         set: Set,
         /// Print the SQL instead of applying it; needs no database
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn migrate_knows_its_sets() {
         let parse = |set| Cli::try_parse_from(["outbox-relay", "migrate", "--set", set]);
-        assert!(parse("outbox").is_ok());
+        assert!(parse("outbox").is_ok() && parse("inbox").is_ok());
         assert!(parse("both").is_err());
     }
 }

@@ -1,0 +1,301 @@
+//! The inbox of one logical consumer: claims messages, each once, in the transaction of the effect.
+//!
+//! It knows no broker. A claim is one inserted row; a second copy waits at the unique index until
+//! the first copy's transaction has ended, and then is a duplicate, or, if that rolled back, the
+//! first. Nothing is ever updated, so success leaves no dead row behind.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use deadpool_postgres::Pool;
+use tokio_postgres::{
+    GenericClient, Transaction,
+    types::{ToSql, Type},
+};
+use uuid::Uuid;
+
+use crate::{
+    error::{InboxError, OnceError},
+    message_id::MessageId,
+    transaction::{Open, Tx},
+};
+
+const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) \
+                     values ($1, $2, date '1970-01-01' + $3::int4) on conflict do nothing \
+                     returning true";
+
+/// Sorted, so that two batches that share ids wait for one another in one direction only.
+pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
+     select $1, m.id, date '1970-01-01' + m.day \
+     from unnest($2::uuid[], $3::int4[]) as m (id, day) order by m.id, m.day \
+     on conflict do nothing returning id";
+
+/// Days since 1970-01-01, or null.
+const WINDOW: &str = "select oldest - date '1970-01-01', newest - date '1970-01-01' from inbox.";
+
+/// Whether a message is to take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It was not here before: it is this transaction's, and taken if and only if that commits.
+    Fresh,
+    /// It has taken effect. Acknowledge it and do nothing.
+    Duplicate,
+    /// Its day is older than what is remembered, or further ahead than is prepared for, so nobody
+    /// can tell whether it has taken effect. It was not claimed; put it aside for a person.
+    OutsideWindow,
+}
+
+/// What became of [`Inbox::once`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Once<R> {
+    /// The work was done and is committed; what it returned.
+    Applied(R),
+    /// As [`Claim::Duplicate`]; the work was not called.
+    Duplicate,
+    /// As [`Claim::OutsideWindow`]; the work was not called.
+    OutsideWindow,
+}
+
+/// The inbox of one consumer, in the consumer's database. Cheap to clone; for any number of tasks.
+#[derive(Clone)]
+pub struct Inbox {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pool: Pool,
+    consumer: String,
+    consumer_id: i32,
+    window: Mutex<Window>,
+}
+
+/// Days that the inbox can tell about, both included; none where `oldest > newest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    oldest: i32,
+    newest: i32,
+}
+
+impl Window {
+    fn has(self, id: &MessageId) -> bool {
+        (self.oldest..=self.newest).contains(&id.day())
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("consumer", &self.shared.consumer).finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    /// The inbox of `consumer`, a name such as `billing/charge` that all its instances share and
+    /// that outlives releases: another name has taken nothing yet and takes everything again.
+    /// Registers the name, and makes and drops partitions ([`Inbox::maintain`]).
+    ///
+    /// # Errors
+    /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing.
+    pub async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
+        const DOING: &str = "registering the consumer";
+        let refused = |error| InboxError::of(DOING, error);
+        let client = pool.get().await.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
+        let find = "select id from inbox.consumers where name = $1";
+        let name: (&(dyn ToSql + Sync), Type) = (&consumer, Type::TEXT);
+        let found = client.query_typed(find, std::slice::from_ref(&name)).await.map_err(refused)?;
+        let row = match found.into_iter().next() {
+            Some(row) => row,
+            None => {
+                let add = "insert into inbox.consumers as c (name) values ($1) \
+                           on conflict (name) do update set name = c.name returning id";
+                let mut rows = client.query_typed(add, &[name]).await.map_err(refused)?;
+                rows.pop().expect("an upsert returns its row")
+            }
+        };
+        let consumer_id = row.try_get(0).map_err(refused)?;
+        let window = maintain(&**client).await?;
+        drop(client);
+        let consumer = consumer.to_owned();
+        let shared = Shared { pool, consumer, consumer_id, window: Mutex::new(window) };
+        Ok(Inbox { shared: Arc::new(shared) })
+    }
+
+    /// The name it was opened with.
+    pub fn consumer(&self) -> &str {
+        &self.shared.consumer
+    }
+
+    /// Does `work` and remembers the message, both in one transaction: however often and wherever
+    /// it is called for the message, the work is committed once. BEGIN and the claim are one round
+    /// trip. A concurrent call for the same message waits for this one.
+    ///
+    /// Cancel safe: dropped before the end, everything is rolled back; dropped during the commit,
+    /// a further call finds out.
+    ///
+    /// # Errors
+    /// [`OnceError::Work`] from the work, rolled back. [`InboxError::Unavailable`] may have
+    /// been committed: call it again, and it will say [`Once::Duplicate`] if so.
+    pub async fn once<R, E, F, Fut>(&self, id: &MessageId, work: F) -> Result<Once<R>, OnceError<E>>
+    where
+        F: FnOnce(Tx) -> Fut,
+        Fut: Future<Output = Result<R, E>>,
+    {
+        if !self.knows(id) {
+            let client = self.shared.pool.get().await;
+            let client = client.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
+            if !self.look(&**client, id).await? {
+                return Ok(Once::OutsideWindow);
+            }
+        }
+        let Shared { pool, consumer_id, .. } = &*self.shared;
+        let (uuid, day) = (id.uuid(), id.day());
+        let params: [&(dyn ToSql + Sync); 3] = [consumer_id, &uuid, &day];
+        let (open, claimed) = match Open::begin(pool, "claiming a message", CLAIM, &params).await {
+            Err(error) if no_partition(&error) => {
+                self.maintain().await?; // For the next one: the window has moved.
+                return Ok(Once::OutsideWindow);
+            }
+            begun => begun?,
+        };
+        if claimed.is_empty() {
+            open.rollback().await?;
+            return Ok(Once::Duplicate);
+        }
+        let outcome = work(open.tx()).await;
+        match outcome {
+            Ok(result) => {
+                open.commit().await?;
+                Ok(Once::Applied(result))
+            }
+            Err(error) => {
+                // What can't be told to the database now is rolled back with its connection.
+                drop(open.rollback().await);
+                Err(OnceError::Work(error))
+            }
+        }
+    }
+
+    /// Claims a message in a transaction of the caller's own, on any connection to the inbox's
+    /// database. Waits while another transaction has claimed it and has not ended. Commit only
+    /// what was [`Claim::Fresh`]. The isolation level must be READ COMMITTED, the default.
+    ///
+    /// # Errors
+    /// [`InboxError`]; the transaction is failed then: roll it back.
+    pub async fn claim(
+        &self,
+        transaction: &Transaction<'_>,
+        id: &MessageId,
+    ) -> Result<Claim, InboxError> {
+        if !self.knows(id) && !self.look(transaction, id).await? {
+            return Ok(Claim::OutsideWindow);
+        }
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.shared.consumer_id, Type::INT4),
+            (&id.uuid(), Type::UUID),
+            (&id.day(), Type::INT4),
+        ];
+        let claimed = transaction.query_typed(CLAIM, &params).await;
+        let claimed = claimed.map_err(|error| InboxError::of("claiming a message", error))?;
+        Ok(if claimed.is_empty() { Claim::Duplicate } else { Claim::Fresh })
+    }
+
+    /// As [`Inbox::claim`], for many in one statement. One answer for each id, in their order; of
+    /// an id that is there twice, the later ones are duplicates. Ids are claimed in one order, so
+    /// batches that overlap wait for one another but do not deadlock.
+    ///
+    /// # Errors
+    /// As [`Inbox::claim`].
+    pub async fn claim_batch(
+        &self,
+        transaction: &Transaction<'_>,
+        ids: &[MessageId],
+    ) -> Result<Vec<Claim>, InboxError> {
+        let mut batch = Batch { outside: Vec::new(), ids: Vec::new(), days: Vec::new() };
+        for id in ids {
+            let outside = !self.knows(id) && !self.look(transaction, id).await?;
+            batch.add(id, outside);
+        }
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.shared.consumer_id, Type::INT4),
+            (&batch.ids, Type::UUID_ARRAY),
+            (&batch.days, Type::INT4_ARRAY),
+        ];
+        let claimed = transaction.query_typed(CLAIM_BATCH, &params).await;
+        let claimed = claimed.map_err(|error| InboxError::of("claiming a batch", error))?;
+        Ok(batch.outcome(ids, claimed.iter().map(|row| row.get(0))))
+    }
+
+    /// Makes the partitions of the days ahead and drops those older than
+    /// `inbox.settings.retention_days`. Call it every hour or so where no runner does.
+    ///
+    /// # Errors
+    /// [`InboxError`]; nothing was changed.
+    pub async fn maintain(&self) -> Result<(), InboxError> {
+        let client = self.shared.pool.get().await;
+        let client = client.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
+        let window = maintain(&**client).await?;
+        *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
+        Ok(())
+    }
+
+    /// Whether there is a partition to look for the id in, as far as is known here.
+    fn knows(&self, id: &MessageId) -> bool {
+        self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).has(id)
+    }
+
+    /// Asks the database, for ids that are outside of what is known: a message far away costs a
+    /// query, and all others none.
+    async fn look(&self, client: &impl GenericClient, id: &MessageId) -> Result<bool, InboxError> {
+        let now = window(client, "window()").await?;
+        *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(now.has(id))
+    }
+}
+
+/// A batch as the statement takes it.
+struct Batch {
+    /// One for each id.
+    outside: Vec<bool>,
+    ids: Vec<Uuid>,
+    days: Vec<i32>,
+}
+
+impl Batch {
+    fn add(&mut self, id: &MessageId, outside: bool) {
+        self.outside.push(outside);
+        if !outside {
+            self.ids.push(id.uuid());
+            self.days.push(id.day());
+        }
+    }
+
+    fn outcome(self, ids: &[MessageId], claimed: impl Iterator<Item = Uuid>) -> Vec<Claim> {
+        let mut fresh: std::collections::HashSet<Uuid> = claimed.collect();
+        let outcome = ids.iter().zip(self.outside).map(|(id, outside)| match outside {
+            true => Claim::OutsideWindow,
+            false if fresh.remove(&id.uuid()) => Claim::Fresh,
+            false => Claim::Duplicate,
+        });
+        outcome.collect()
+    }
+}
+
+async fn maintain(client: &impl GenericClient) -> Result<Window, InboxError> {
+    window(client, "maintain()").await
+}
+
+async fn window(client: &impl GenericClient, function: &str) -> Result<Window, InboxError> {
+    let refused = |error| InboxError::of("looking at inbox.messages' partitions", error);
+    let rows = client.query_typed(&format!("{WINDOW}{function}"), &[]).await.map_err(refused)?;
+    let row = rows.first().expect("a function with out parameters returns one row");
+    let (oldest, newest): (Option<i32>, Option<i32>) =
+        (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);
+    Ok(Window { oldest: oldest.unwrap_or(i32::MAX), newest: newest.unwrap_or(i32::MIN) })
+}
+
+/// The partition was dropped after the window was last looked at.
+fn no_partition(error: &InboxError) -> bool {
+    let InboxError::Refused { source, .. } = error else { return false };
+    source.as_db_error().is_some_and(|error| {
+        *error.code() == tokio_postgres::error::SqlState::CHECK_VIOLATION
+            && error.schema() == Some("inbox")
+    })
+}

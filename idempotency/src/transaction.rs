@@ -1,0 +1,266 @@
+//! An open transaction on a pooled connection, and [`Tx`], all that a handler sees of it.
+//!
+//! Whoever opens it ends it: the handler's `Tx` has no way to, and one that is dropped before its
+//! end is rolled back before the connection is used again. A statement that failed is remembered,
+//! because PostgreSQL answers COMMIT in a failed transaction with a rollback and no error.
+
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering};
+
+use deadpool_postgres::{Object, Pool};
+use futures_util::{FutureExt as _, future};
+use tokio_postgres::{Row, types::ToSql};
+use uuid::Uuid;
+
+use crate::{error::InboxError, error::state_of};
+
+/// A second copy of a message must wait for the first and then see its row, which is what READ
+/// COMMITTED does; the others answer with an error.
+const BEGIN: &str = "begin isolation level read committed read write";
+
+type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// Begun and not ended yet; rolled back when dropped.
+pub(crate) struct Open {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Object,
+    /// SQLSTATE of the first statement that failed: nothing of this will be kept.
+    failed: Mutex<Option<String>>,
+    ended: AtomicBool,
+}
+
+/// The transaction that a message takes effect in: a handler may do anything in it but end it.
+///
+/// Statements are prepared once per connection and kept there, so pass values as parameters, never
+/// in the text. Cancel safe: a dropped statement is rolled back with all others.
+pub struct Tx {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Tx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").finish_non_exhaustive()
+    }
+}
+
+impl Tx {
+    /// Runs a statement and returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// The database's. The transaction is failed then: return the error.
+    pub async fn execute(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<u64, tokio_postgres::Error> {
+        self.shared.execute(sql, params).await
+    }
+
+    /// Runs a query and returns all its rows.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`].
+    pub async fn query(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        self.shared.query(sql, params).await
+    }
+
+    /// Runs a query and returns its one row.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`]; also when it has no row or several, which fails nothing in the database.
+    pub async fn query_one(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Row, tokio_postgres::Error> {
+        let statement = self.shared.prepare(sql).await?;
+        self.shared.seen(self.shared.client.query_one(&statement, params).await)
+    }
+
+    /// Runs a query and returns its row, if it has one.
+    ///
+    /// # Errors
+    /// As [`Tx::query_one`].
+    pub async fn query_opt(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Option<Row>, tokio_postgres::Error> {
+        let statement = self.shared.prepare(sql).await?;
+        self.shared.seen(self.shared.client.query_opt(&statement, params).await)
+    }
+
+    /// Writes an event into the outbox of this database, in this transaction, and returns its id:
+    /// it is published if and only if the message takes effect. Needs the migration set `outbox`
+    /// and the writer's grants (`docs/ROLES.md`).
+    ///
+    /// # Errors
+    /// As [`Tx::execute`]; SQLSTATE 22023 when the event can't be a record.
+    pub async fn publish(&self, event: &Event<'_>) -> Result<Uuid, tokio_postgres::Error> {
+        let Event { topic, key, kind, payload, headers } = event;
+        let row = self
+            .query_one(
+                "select outbox.publish(topic => $1, payload => $2, key => $3, type => $4, \
+                 headers => $5)",
+                &[topic, payload, key, kind, headers],
+            )
+            .await?;
+        row.try_get(0)
+    }
+}
+
+/// An event for [`Tx::publish`].
+#[derive(Clone, Debug)]
+pub struct Event<'a> {
+    topic: &'a str,
+    key: Option<&'a str>,
+    kind: Option<&'a str>,
+    payload: Option<serde_json::Value>,
+    headers: serde_json::Value,
+}
+
+impl<'a> Event<'a> {
+    /// An event without key, type and headers of its own.
+    pub fn new(topic: &'a str, payload: serde_json::Value) -> Self {
+        let headers = serde_json::Value::Object(serde_json::Map::new());
+        Event { topic, key: None, kind: None, payload: Some(payload), headers }
+    }
+
+    /// An event without a payload: what a compacted topic takes for a deletion.
+    pub fn tombstone(topic: &'a str) -> Self {
+        Event { payload: None, ..Event::new(topic, serde_json::Value::Null) }
+    }
+
+    /// With a key: events of one key stay in order.
+    #[must_use]
+    pub fn key(mut self, key: &'a str) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// With a type.
+    #[must_use]
+    pub fn kind(mut self, kind: &'a str) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// With a header more.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Some(headers) = self.headers.as_object_mut() {
+            headers.insert(name.to_owned(), value.into());
+        }
+        self
+    }
+}
+
+impl Shared {
+    async fn prepare(&self, sql: &str) -> Result<tokio_postgres::Statement, tokio_postgres::Error> {
+        self.seen(self.client.prepare_cached(sql).await)
+    }
+
+    async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, tokio_postgres::Error> {
+        let statement = self.prepare(sql).await?;
+        self.seen(self.client.execute(&statement, params).await)
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let statement = self.prepare(sql).await?;
+        self.seen(self.client.query(&statement, params).await)
+    }
+
+    /// Only the server's errors fail a transaction; the driver's own, such as a parameter of the
+    /// wrong type or a second row, do not.
+    fn seen<T>(
+        &self,
+        result: Result<T, tokio_postgres::Error>,
+    ) -> Result<T, tokio_postgres::Error> {
+        if let Err(error) = &result
+            && error.code().is_some()
+        {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert_with(|| state_of(error));
+        }
+        result
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if !self.ended.load(Ordering::Relaxed) {
+            // The first poll hands the statement to the connection, which keeps it in order: it is
+            // done before anything that the next user of the connection asks for.
+            let _ = self.client.batch_execute("rollback").now_or_never();
+        }
+    }
+}
+
+impl Open {
+    /// Begins, and runs `sql` in the same round trip.
+    pub(crate) async fn begin(
+        pool: &Pool,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<(Self, Vec<Row>), InboxError> {
+        let client = pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
+        let refused = |error| InboxError::of(doing, error);
+        let statement = client.prepare_cached(sql).await.map_err(refused)?;
+        let shared = Shared { client, failed: Mutex::new(None), ended: AtomicBool::new(false) };
+        let open = Open { shared: Arc::new(shared) };
+        let client = &open.shared.client;
+        // In the order of their first polls, and `join` polls the left one first.
+        let (begun, rows) =
+            future::join(client.batch_execute(BEGIN), client.query(&statement, params)).await;
+        begun.map_err(refused)?;
+        Ok((open, rows.map_err(refused)?))
+    }
+
+    /// For the handler.
+    pub(crate) fn tx(&self) -> Tx {
+        Tx { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Commits, unless a statement had failed or somebody still has the [`Tx`]. Not cancel safe:
+    /// dropped half-way, the outcome is unknown.
+    pub(crate) async fn commit(self) -> Result<(), InboxError> {
+        // Nobody can make another `Tx` from here on.
+        if Arc::strong_count(&self.shared) > 1 {
+            // What the kept one still asks for must not be a transaction of its own. The last to
+            // be dropped rolls back.
+            let ended = self.shared.client.batch_execute("rollback; begin read only").await;
+            ended.map_err(|error| InboxError::of("ending the transaction", error))?;
+            return Err(InboxError::Escaped);
+        }
+        let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(state) = failed {
+            self.rollback().await?;
+            return Err(InboxError::Aborted(state));
+        }
+        let committed = self.shared.client.batch_execute("commit").await;
+        self.shared.ended.store(true, Ordering::Relaxed);
+        // A deferred constraint speaks up here.
+        committed.map_err(|error| match InboxError::of("committing", error) {
+            InboxError::Refused { source, .. } => InboxError::Uncommitted(source),
+            other => other,
+        })
+    }
+
+    /// Rolls back, and waits for it.
+    pub(crate) async fn rollback(self) -> Result<(), InboxError> {
+        let ended = self.shared.client.batch_execute("rollback").await;
+        self.shared.ended.store(true, Ordering::Relaxed);
+        ended.map_err(|error| InboxError::of("rolling back", error))
+    }
+}

@@ -1,0 +1,4 @@
+//! The consumer's half on a real PostgreSQL.
+
+mod core;
+mod retention;

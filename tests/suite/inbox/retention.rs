@@ -1,0 +1,122 @@
+//! What the inbox forgets, and that it never takes what it forgot for new.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outbox_idempotency::{Inbox, MessageId, Once};
+use outbox_tests::database::{Database, Role};
+use uuid::Uuid;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Midnight (UTC) that began today, by the database's clock.
+async fn today(database: &Database) -> SystemTime {
+    let today = "select extract(epoch from date_trunc('day', now() at time zone 'utc'))::bigint";
+    let row = database.superuser().query_one(today, &[]).await.expect("a time");
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(row.get::<_, i64>(0)).expect("after 1970"))
+}
+
+async fn keep_days(database: &Database, inbox: &Inbox, days: i32) {
+    let keep = "update inbox.settings set retention_days = $1";
+    database.superuser().execute(keep, &[&days]).await.expect("updated");
+    inbox.maintain().await.expect("maintained");
+}
+
+async fn take(inbox: &Inbox, id: &MessageId) -> Once<()> {
+    let work = |_| async { Ok::<_, std::convert::Infallible>(()) };
+    inbox.once(id, work).await.expect("no failure")
+}
+
+#[tokio::test]
+async fn a_message_is_looked_for_on_its_own_day_whenever_it_comes() {
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    // The last moment of a day and the first of the next are two buckets, and each message has one.
+    for occurred in [midnight - Duration::from_millis(1), midnight, midnight + DAY] {
+        let id = MessageId::at(Uuid::from_u128(7), occurred);
+        assert_eq!(take(&inbox, &id).await, Once::Applied(()), "{occurred:?}");
+        assert_eq!(take(&inbox, &id).await, Once::Duplicate, "{occurred:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_forgotten_is_outside_the_window_and_never_new_again() {
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    // Another process that does not hear of what the first one drops.
+    let other = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    // Retention is 14 days: the oldest day kept begins 14 days before today's midnight.
+    let (too_old, oldest, next) = (
+        MessageId::at(Uuid::now_v7(), midnight - 14 * DAY - Duration::from_millis(1)),
+        MessageId::at(Uuid::now_v7(), midnight - 14 * DAY),
+        MessageId::at(Uuid::now_v7(), midnight - 13 * DAY),
+    );
+    assert_eq!(take(&inbox, &too_old).await, Once::OutsideWindow);
+    assert_eq!(take(&inbox, &oldest).await, Once::Applied(()));
+    assert_eq!(take(&inbox, &next).await, Once::Applied(()));
+
+    keep_days(&database, &inbox, 13).await;
+    for inbox in [&inbox, &other] {
+        assert_eq!(take(inbox, &oldest).await, Once::OutsideWindow);
+        assert_eq!(take(inbox, &next).await, Once::Duplicate);
+    }
+    // A longer retention does not bring an empty day back.
+    keep_days(&database, &inbox, 30).await;
+    assert_eq!(take(&inbox, &oldest).await, Once::OutsideWindow);
+    assert_eq!(take(&inbox, &next).await, Once::Duplicate);
+}
+
+#[tokio::test]
+async fn days_ahead_are_prepared_and_beyond_them_nothing_is_taken() {
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    let (last, beyond) = (
+        MessageId::at(Uuid::now_v7(), midnight + 8 * DAY - Duration::from_millis(1)),
+        MessageId::at(Uuid::now_v7(), midnight + 8 * DAY),
+    );
+    assert_eq!(take(&inbox, &last).await, Once::Applied(()));
+    assert_eq!(take(&inbox, &beyond).await, Once::OutsideWindow);
+    let ahead = "update inbox.settings set ahead_days = 8";
+    database.superuser().batch_execute(ahead).await.expect("updated");
+    inbox.maintain().await.expect("maintained");
+    assert_eq!(take(&inbox, &beyond).await, Once::Applied(()));
+}
+
+#[tokio::test]
+async fn a_busy_table_is_not_waited_for_and_its_old_days_stay_until_next_time() {
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    let oldest = MessageId::at(Uuid::now_v7(), midnight - 14 * DAY);
+    let mut session = database.connect(Role::Consumer).await;
+    let transaction = session.transaction().await.expect("begun");
+    inbox.claim(&transaction, &oldest).await.expect("claimed");
+    keep_days(&database, &inbox, 13).await;
+    transaction.commit().await.expect("committed");
+    assert_eq!(take(&inbox, &oldest).await, Once::Duplicate, "its day is still there");
+    inbox.maintain().await.expect("maintained");
+    assert_eq!(take(&inbox, &oldest).await, Once::OutsideWindow);
+}
+
+#[tokio::test]
+async fn several_that_maintain_at_once_do_not_clash() {
+    let database = Database::create_inbox().await;
+    let drop_all = "do $$ declare t text; begin \
+                    for t in select inhrelid::regclass from pg_inherits \
+                        where inhparent = 'inbox.messages'::regclass \
+                    loop execute 'drop table ' || t; end loop; end $$";
+    database.superuser().batch_execute(drop_all).await.expect("an inbox that was never maintained");
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let pool = database.pool(Role::Consumer, 1);
+        tasks.spawn(async move { Inbox::open(pool, "billing").await });
+    }
+    for opened in tasks.join_all().await {
+        opened.expect("none of them fails");
+    }
+    let inbox = Inbox::open(database.pool(Role::Consumer, 1), "billing").await.expect("opened");
+    let id = MessageId::from_uuid(Uuid::now_v7()).expect("a time");
+    assert_eq!(take(&inbox, &id).await, Once::Applied(()));
+}
