@@ -24,7 +24,7 @@ const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) \
                      returning true";
 
 /// Sorted, so that two batches that share ids wait for one another in one direction only.
-pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
+const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
      select $1, m.id, date '1970-01-01' + m.day \
      from unnest($2::uuid[], $3::int4[]) as m (id, day) order by m.id, m.day \
      on conflict do nothing returning id";
@@ -70,7 +70,7 @@ struct Shared {
 
 /// Days that the inbox can tell about, both included; none where `oldest > newest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Window {
+struct Window {
     oldest: i32,
     newest: i32,
 }
@@ -138,18 +138,14 @@ impl Inbox {
         F: FnOnce(Tx) -> Fut,
         Fut: Future<Output = Result<R, E>>,
     {
-        if !self.knows(id) {
-            let client = self.shared.pool.get().await;
-            let client = client.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
-            if !self.look(&**client, id).await? {
-                return Ok(Once::OutsideWindow);
-            }
+        if !self.can_tell(id).await? {
+            return Ok(Once::OutsideWindow);
         }
         let Shared { pool, consumer_id, .. } = &*self.shared;
         let (uuid, day) = (id.uuid(), id.day());
         let params: [&(dyn ToSql + Sync); 3] = [consumer_id, &uuid, &day];
         let (open, claimed) = match Open::begin(pool, "claiming a message", CLAIM, &params).await {
-            Err(error) if no_partition(&error) => {
+            Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
                 self.maintain().await?; // For the next one: the window has moved.
                 return Ok(Once::OutsideWindow);
             }
@@ -236,6 +232,24 @@ impl Inbox {
         Ok(())
     }
 
+    pub(crate) fn consumer_id(&self) -> i32 {
+        self.shared.consumer_id
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    /// Whether it can tell a new message with this id from one that was here before.
+    pub(crate) async fn can_tell(&self, id: &MessageId) -> Result<bool, InboxError> {
+        if self.knows(id) {
+            return Ok(true);
+        }
+        let client = self.shared.pool.get().await;
+        let client = client.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
+        self.look(&**client, id).await
+    }
+
     /// Whether there is a partition to look for the id in, as far as is known here.
     fn knows(&self, id: &MessageId) -> bool {
         self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).has(id)
@@ -292,9 +306,8 @@ async fn window(client: &impl GenericClient, function: &str) -> Result<Window, I
 }
 
 /// The partition was dropped after the window was last looked at.
-fn no_partition(error: &InboxError) -> bool {
-    let InboxError::Refused { source, .. } = error else { return false };
-    source.as_db_error().is_some_and(|error| {
+pub(crate) fn no_partition(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| {
         *error.code() == tokio_postgres::error::SqlState::CHECK_VIOLATION
             && error.schema() == Some("inbox")
     })

@@ -30,18 +30,37 @@
 //! # }
 //! ```
 //!
+//! [`Processor`] adds what happens when a handler fails: retries in the order of the key, dead letters
+//! ([`dead_letters`]), alerts, metrics.
+//!
 //! What it leaves to others: effects outside that transaction, which it can't undo or tell from
 //! one another (`docs/CONSUMER.md`).
 
+mod alert;
+pub mod dead_letters;
 mod error;
+mod failure;
+mod handler;
 mod inbox;
+mod message;
 mod message_id;
+mod meter;
+mod ordering;
+mod processor;
+mod retry;
 mod transaction;
 
+pub use alert::Alert;
 pub use error::{InboxError, OnceError};
+pub use failure::{Classify, Failure};
+pub use handler::{BatchHandler, Handler};
 pub use inbox::{Claim, Inbox, Once};
+pub use message::{Headers, Message, RawMessage, Source};
 pub use message_id::MessageId;
+pub use ordering::Ordering;
 pub use outbox_migrations::MigrateError;
+pub use processor::{Dedup, Processor, Stop};
+pub use retry::Retry;
 pub use transaction::{Event, Tx};
 
 /// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set

@@ -48,6 +48,11 @@ impl MessageId {
     pub(crate) fn day(&self) -> i32 {
         self.day
     }
+
+    /// What [`MessageId::uuid`] and [`MessageId::day`] said.
+    pub(crate) fn from_parts(uuid: Uuid, day: i32) -> Self {
+        MessageId { uuid, day }
+    }
 }
 
 impl std::fmt::Display for MessageId {

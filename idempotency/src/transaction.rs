@@ -232,21 +232,60 @@ impl Open {
         Tx { shared: Arc::clone(&self.shared) }
     }
 
-    /// Commits, unless a statement had failed or somebody still has the [`Tx`]. Not cancel safe:
-    /// dropped half-way, the outcome is unknown.
-    pub(crate) async fn commit(self) -> Result<(), InboxError> {
+    /// A statement of the inbox's own.
+    pub(crate) async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, InboxError> {
+        self.shared.query(sql, params).await.map_err(|error| InboxError::of(doing, error))
+    }
+
+    /// Marks where [`Open::back_to_savepoint`] goes back to.
+    pub(crate) async fn savepoint(&self) -> Result<(), InboxError> {
+        let done = self.shared.client.batch_execute("savepoint work").await;
+        done.map_err(|error| InboxError::of("setting a savepoint", error))
+    }
+
+    /// Undoes what was done since the savepoint, failures included.
+    pub(crate) async fn back_to_savepoint(&self) -> Result<(), InboxError> {
+        let done = self.shared.client.batch_execute("rollback to savepoint work").await;
+        self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        done.map_err(|error| InboxError::of("going back to the savepoint", error))
+    }
+
+    /// What constraints that are deferred would say at the commit.
+    pub(crate) async fn check_constraints(&self) -> Result<(), tokio_postgres::Error> {
+        self.shared.client.batch_execute("set constraints all immediate").await
+    }
+
+    /// Whether the work left the transaction as it must: no statement failed, no [`Tx`] is kept.
+    pub(crate) fn check(&self) -> Result<(), InboxError> {
         // Nobody can make another `Tx` from here on.
         if Arc::strong_count(&self.shared) > 1 {
-            // What the kept one still asks for must not be a transaction of its own. The last to
-            // be dropped rolls back.
-            let ended = self.shared.client.batch_execute("rollback; begin read only").await;
-            ended.map_err(|error| InboxError::of("ending the transaction", error))?;
             return Err(InboxError::Escaped);
         }
-        let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(state) = failed {
-            self.rollback().await?;
-            return Err(InboxError::Aborted(state));
+        let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().map_or(Ok(()), |state| Err(InboxError::Aborted(state.clone())))
+    }
+
+    /// Commits, unless [`Open::check`] finds something. Not cancel safe: dropped half-way, the
+    /// outcome is unknown.
+    pub(crate) async fn commit(self) -> Result<(), InboxError> {
+        match self.check() {
+            Err(InboxError::Escaped) => {
+                // What the kept one still asks for must not be a transaction of its own. The last
+                // to be dropped rolls back.
+                let ended = self.shared.client.batch_execute("rollback; begin read only").await;
+                ended.map_err(|error| InboxError::of("ending the transaction", error))?;
+                return Err(InboxError::Escaped);
+            }
+            Err(error) => {
+                self.rollback().await?;
+                return Err(error);
+            }
+            Ok(()) => {}
         }
         let committed = self.shared.client.batch_execute("commit").await;
         self.shared.ended.store(true, Ordering::Relaxed);

@@ -42,8 +42,10 @@ const OUTBOX: &[Migration] = &[
     },
 ];
 
-const INBOX: &[Migration] =
-    &[Migration { version: 1, name: "messages", sql: include_str!("../inbox/V1__messages.sql") }];
+const INBOX: &[Migration] = &[
+    Migration { version: 1, name: "messages", sql: include_str!("../inbox/V1__messages.sql") },
+    Migration { version: 2, name: "parked", sql: include_str!("../inbox/V2__parked.sql") },
+];
 
 impl Set {
     /// Every set of this version.

@@ -1,0 +1,42 @@
+//! What a person should hear of, given to a hook of the user's.
+
+use std::{fmt, sync::Arc};
+
+/// Something that happened, after it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Alert {
+    /// A message became a dead letter.
+    DeadLetter {
+        /// The inbox's name.
+        consumer: String,
+        /// Why.
+        code: String,
+        /// Whether the consumer had no dead letter with this code before: worth more than a count.
+        /// Of several that die in one moment, each may be the first.
+        new_code: bool,
+    },
+}
+
+type Hook = Arc<dyn Fn(&Alert) + Send + Sync>;
+
+#[derive(Clone, Default)]
+pub(crate) struct Alerts(Vec<Hook>);
+
+impl fmt::Debug for Alerts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Alerts").field(&self.0.len()).finish()
+    }
+}
+
+impl Alerts {
+    pub(crate) fn add(&mut self, hook: impl Fn(&Alert) + Send + Sync + 'static) {
+        self.0.push(Arc::new(hook));
+    }
+
+    pub(crate) fn raise(&self, alert: &Alert) {
+        for hook in &self.0 {
+            hook(alert);
+        }
+    }
+}

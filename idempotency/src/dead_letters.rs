@@ -1,0 +1,189 @@
+//! Messages that a consumer gave up: looked at, replayed, discarded.
+//!
+//! A replay moves a message back to where its key's messages wait, so only this consumer sees it,
+//! and a running [`crate::Processor`] takes it within half a second. Each command is one statement.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::{GenericClient, Row, types::ToSql};
+
+/// A dead letter without its payload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeadLetter {
+    /// Its number.
+    pub id: i64,
+    /// Whose it is.
+    pub consumer: String,
+    /// `dead`, `replayed` or `discarded`.
+    pub state: String,
+    /// The message's id.
+    pub message_id: String,
+    /// Where it was found.
+    pub topic: String,
+    /// Where it was found.
+    pub partition: i32,
+    /// Where it was found.
+    pub offset: i64,
+    /// Text, or `{"base64": …}`, or null.
+    pub key: Value,
+    /// Why, in one word.
+    pub code: String,
+    /// The last error.
+    pub error: String,
+    /// How often it was tried since it came, or since its last replay.
+    pub attempts: i32,
+    /// How often it had been replayed before.
+    pub replays: i32,
+    /// RFC 3339, UTC.
+    pub first_failed_at: String,
+    /// RFC 3339, UTC.
+    pub died_at: String,
+}
+
+/// A dead letter with what it says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Letter {
+    /// Everything else.
+    #[serde(flatten)]
+    pub entry: DeadLetter,
+    /// `[[name, value], …]`
+    pub headers: Value,
+    /// Text, or `{"base64": …}`, or null for a tombstone.
+    pub payload: Value,
+}
+
+/// Which of them; all conditions that are given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// This one.
+    pub id: Option<i64>,
+    /// Those with this code.
+    pub code: Option<String>,
+    /// Those of this consumer.
+    pub consumer: Option<String>,
+}
+
+const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::text, d.topic, d.partition, \
+    d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, \
+    to_char(d.first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
+    to_char(d.died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+
+/// `$1`, `$2` and `$3` are a [`Selection`].
+const SELECTED: &str = "($1::bigint is null or d.id = $1) and ($2::text is null or d.code = $2) \
+    and ($3::text is null or d.consumer_id = (select id from inbox.consumers where name = $3))";
+
+impl Selection {
+    fn params(&self) -> [&(dyn ToSql + Sync); 3] {
+        [&self.id, &self.code, &self.consumer]
+    }
+}
+
+/// Dead letters in the order of their numbers, after the number `after` and at most `limit`; only
+/// those that were neither replayed nor discarded, unless `all`.
+///
+/// # Errors
+/// The database's.
+pub async fn list(
+    client: &impl GenericClient,
+    selection: &Selection,
+    all: bool,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<DeadLetter>, tokio_postgres::Error> {
+    let sql = format!(
+        "select {COLUMNS} from inbox.dead_letters d join inbox.consumers c on c.id = d.consumer_id \
+         where {SELECTED} and ($4 or d.state = 'dead') and d.id > $5 order by d.id limit $6"
+    );
+    let [id, code, consumer] = selection.params();
+    let rows = client.query(&sql, &[id, code, consumer, &all, &after, &limit]).await?;
+    rows.iter().map(entry).collect()
+}
+
+/// One of them, whole; `None` if there is none of that number.
+///
+/// # Errors
+/// The database's.
+pub async fn show(
+    client: &impl GenericClient,
+    id: i64,
+) -> Result<Option<Letter>, tokio_postgres::Error> {
+    let sql = format!(
+        "select {COLUMNS}, d.headers, d.payload from inbox.dead_letters d \
+         join inbox.consumers c on c.id = d.consumer_id where d.id = $1"
+    );
+    let Some(row) = client.query_opt(&sql, &[&id]).await? else { return Ok(None) };
+    let letter =
+        Letter { entry: entry(&row)?, headers: row.try_get(14)?, payload: bytes(row.try_get(15)?) };
+    Ok(Some(letter))
+}
+
+/// Lets the selected ones be handled again, each behind what waits of its key, in the order of
+/// their numbers; returns how many. A message that fails again is a new dead letter.
+///
+/// # Errors
+/// The database's; nothing was changed.
+pub async fn replay(
+    client: &impl GenericClient,
+    selection: &Selection,
+) -> Result<u64, tokio_postgres::Error> {
+    // The lane's row is written first and locked by that, so that nobody frees the lane meanwhile.
+    let sql = format!(
+        "with chosen as (select d.* from inbox.dead_letters d \
+             where {SELECTED} and d.state = 'dead' order by d.id for update), \
+         moved as (update inbox.dead_letters set state = 'replayed', changed_at = now() \
+             where id in (select id from chosen)), \
+         lanes as (insert into inbox.parked_lanes as l (consumer_id, lane) \
+             select distinct consumer_id, lane from chosen order by consumer_id, lane \
+             on conflict (consumer_id, lane) do update set due_at = l.due_at \
+             returning consumer_id, lane) \
+         insert into inbox.parked (consumer_id, lane, message_id, day, topic, partition, \
+             record_offset, key, payload, headers, replays) \
+         select consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, \
+             headers, replays + 1 \
+         from chosen join lanes using (consumer_id, lane) order by id"
+    );
+    client.execute(&sql, &selection.params()).await
+}
+
+/// Gives the selected ones up for good; returns how many. They stay as history.
+///
+/// # Errors
+/// The database's; nothing was changed.
+pub async fn discard(
+    client: &impl GenericClient,
+    selection: &Selection,
+) -> Result<u64, tokio_postgres::Error> {
+    let sql = format!(
+        "update inbox.dead_letters d set state = 'discarded', changed_at = now() \
+         where {SELECTED} and d.state = 'dead'"
+    );
+    client.execute(&sql, &selection.params()).await
+}
+
+fn entry(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {
+    Ok(DeadLetter {
+        id: row.try_get(0)?,
+        consumer: row.try_get(1)?,
+        state: row.try_get(2)?,
+        message_id: row.try_get(3)?,
+        topic: row.try_get(4)?,
+        partition: row.try_get(5)?,
+        offset: row.try_get(6)?,
+        key: bytes(row.try_get(7)?),
+        code: row.try_get(8)?,
+        error: row.try_get(9)?,
+        attempts: row.try_get(10)?,
+        replays: row.try_get(11)?,
+        first_failed_at: row.try_get(12)?,
+        died_at: row.try_get(13)?,
+    })
+}
+
+fn bytes(bytes: Option<Vec<u8>>) -> Value {
+    match bytes.map(String::from_utf8) {
+        None => Value::Null,
+        Some(Ok(text)) => text.into(),
+        Some(Err(error)) => json!({ "base64": BASE64.encode(error.as_bytes()) }),
+    }
+}

@@ -1,0 +1,178 @@
+//! Why a handler did not succeed, said where it happened: `.transient()?`, `.permanent("code")?`.
+//!
+//! A failure is the message's or nobody's: that the database is away says nothing about a message,
+//! so it costs no attempt and makes no dead letter. PostgreSQL's errors are sorted by SQLSTATE when
+//! they are passed on with `?`; any other error must be classified by who knows it.
+
+use std::{borrow::Cow, error::Error, fmt, time::Duration, time::SystemTime};
+
+use crate::error::{Sort, sort, state_of};
+
+/// Most of an error's text that is kept.
+const ERROR_BYTES_MAX: usize = 1024;
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What a handler returns when it did not succeed. Its transaction is rolled back in any case.
+#[derive(Debug)]
+pub struct Failure {
+    pub(crate) kind: Kind,
+    code: Cow<'static, str>,
+    error: BoxError,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Kind {
+    /// Again later, by the retry policy.
+    Transient,
+    /// Again after this time, or by the policy where that is later.
+    After(Duration),
+    /// Not before this time; it costs no attempt.
+    Defer(SystemTime),
+    /// Never: a dead letter now.
+    Permanent,
+    /// Another transaction was in the way: again at once.
+    Conflict,
+    /// The database is away: wait, and count nothing.
+    Outage,
+    /// The consumer must stop.
+    Fatal,
+}
+
+impl Failure {
+    /// It may pass: the message is tried again, by the retry policy.
+    pub fn transient(error: impl Into<BoxError>) -> Self {
+        Self::new(Kind::Transient, "transient", error)
+    }
+
+    /// As [`Failure::transient`], but not before `delay` has passed.
+    pub fn retry_after(delay: Duration, error: impl Into<BoxError>) -> Self {
+        Self::new(Kind::After(delay), "transient", error)
+    }
+
+    /// The message's time has not come: it waits until `until`, and later messages of its key wait
+    /// behind it. It costs no attempt.
+    pub fn defer(until: SystemTime) -> Self {
+        Self::new(Kind::Defer(until), "deferred", "deferred")
+    }
+
+    /// It will never succeed: the message becomes a dead letter with this code, a stable word to
+    /// look and alert by.
+    pub fn permanent(code: impl Into<Cow<'static, str>>, error: impl Into<BoxError>) -> Self {
+        Self::new(Kind::Permanent, code, error)
+    }
+
+    /// Nothing can be right from here on: the consumer stops, and the message stays untouched.
+    pub fn fatal(error: impl Into<BoxError>) -> Self {
+        Self::new(Kind::Fatal, "fatal", error)
+    }
+
+    /// What the message's dead letter is found by.
+    pub fn code(&self) -> &str {
+        &self.code
+    }
+
+    pub(crate) fn new(
+        kind: Kind,
+        code: impl Into<Cow<'static, str>>,
+        error: impl Into<BoxError>,
+    ) -> Self {
+        Failure { kind, code: code.into(), error: error.into() }
+    }
+
+    /// The error with its causes, cut to what a row should hold.
+    pub(crate) fn text(&self) -> String {
+        let mut text = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        // PostgreSQL's text takes anything but this.
+        let mut text = text.replace('\0', "\u{fffd}");
+        let end = (0..=ERROR_BYTES_MAX.min(text.len())).rfind(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+        text
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.error)
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let kind = match sort(&error) {
+            Sort::Outage => Kind::Outage,
+            Sort::Conflict => Kind::Conflict,
+            Sort::Permanent => Kind::Permanent,
+            Sort::Other => Kind::Transient,
+        };
+        Failure::new(kind, format!("sqlstate-{}", state_of(&error)), error)
+    }
+}
+
+/// Says what an error means, where it happens.
+pub trait Classify<T> {
+    /// As [`Failure::transient`].
+    ///
+    /// # Errors
+    /// The error, as a failure.
+    fn transient(self) -> Result<T, Failure>;
+    /// As [`Failure::retry_after`].
+    ///
+    /// # Errors
+    /// The error, as a failure.
+    fn retry_after(self, delay: Duration) -> Result<T, Failure>;
+    /// As [`Failure::permanent`].
+    ///
+    /// # Errors
+    /// The error, as a failure.
+    fn permanent(self, code: &'static str) -> Result<T, Failure>;
+    /// As [`Failure::fatal`].
+    ///
+    /// # Errors
+    /// The error, as a failure.
+    fn fatal(self) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<BoxError>> Classify<T> for Result<T, E> {
+    fn transient(self) -> Result<T, Failure> {
+        self.map_err(Failure::transient)
+    }
+
+    fn retry_after(self, delay: Duration) -> Result<T, Failure> {
+        self.map_err(|error| Failure::retry_after(delay, error))
+    }
+
+    fn permanent(self, code: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::permanent(code, error))
+    }
+
+    fn fatal(self) -> Result<T, Failure> {
+        self.map_err(Failure::fatal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_has_its_causes() {
+        let cause = std::io::Error::other("é".repeat(2000));
+        let text = Failure::transient(std::io::Error::other(cause)).text();
+        assert!(text.len() <= ERROR_BYTES_MAX && text.len() > ERROR_BYTES_MAX - 3);
+        assert_eq!(Failure::permanent("x", "a\0b").text(), "a\u{fffd}b");
+    }
+
+    #[test]
+    fn an_error_is_classified_where_it_happens() {
+        let bad: Result<i32, _> = "x".parse::<i32>();
+        let failure = bad.permanent("not-a-number").expect_err("a failure");
+        assert_eq!((failure.kind, failure.code()), (Kind::Permanent, "not-a-number"));
+    }
+}

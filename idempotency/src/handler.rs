@@ -1,0 +1,139 @@
+//! What a user writes: a function from a transaction and a message to done or failed.
+
+use std::{marker::PhantomData, panic::AssertUnwindSafe};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    failure::{Failure, Kind},
+    message::{Message, RawMessage},
+    transaction::Tx,
+};
+
+/// Handles one message. Every `async fn(Tx, Message<T>) -> Result<(), Failure>` is one.
+///
+/// What it writes through `tx` is kept if and only if it returns `Ok`, and only once for each
+/// message, however often it is called for it. What it does elsewhere is not.
+pub trait Handler<T>: Send + Sync + 'static {
+    /// Handles it. `tx` must not be kept.
+    fn handle(
+        &self,
+        tx: Tx,
+        message: Message<T>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+impl<T, F, Fut> Handler<T> for F
+where
+    F: Fn(Tx, Message<T>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Failure>> + Send,
+{
+    fn handle(
+        &self,
+        tx: Tx,
+        message: Message<T>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        self(tx, message)
+    }
+}
+
+/// Handles several messages in one transaction: many times the throughput, where one statement can
+/// do the work of all. Every `async fn(Tx, Vec<Message<T>>) -> Result<(), Failure>` is one.
+///
+/// The messages are new and in order within each key. When it fails, the batch is halved until the
+/// message is alone that can't be handled.
+pub trait BatchHandler<T>: Send + Sync + 'static {
+    /// Handles them; there is at least one. `tx` must not be kept.
+    fn handle(
+        &self,
+        tx: Tx,
+        messages: Vec<Message<T>>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+impl<T, F, Fut> BatchHandler<T> for F
+where
+    F: Fn(Tx, Vec<Message<T>>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Failure>> + Send,
+{
+    fn handle(
+        &self,
+        tx: Tx,
+        messages: Vec<Message<T>>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        self(tx, messages)
+    }
+}
+
+/// A handler without its types. It never panics.
+pub(crate) trait Work: Send + Sync {
+    fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>>;
+}
+
+struct One<T, H>(H, PhantomData<fn() -> T>);
+
+struct Batch<T, H>(H, PhantomData<fn() -> T>);
+
+pub(crate) fn one<T, H>(handler: H) -> impl Work
+where
+    T: DeserializeOwned + Send + 'static,
+    H: Handler<T>,
+{
+    One(handler, PhantomData)
+}
+
+pub(crate) fn batch<T, H>(handler: H) -> impl Work
+where
+    T: DeserializeOwned + Send + 'static,
+    H: BatchHandler<T>,
+{
+    Batch(handler, PhantomData)
+}
+
+impl<T: DeserializeOwned + Send + 'static, H: Handler<T>> Work for One<T, H> {
+    fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>> {
+        guarded(async move {
+            let mut messages = messages.into_iter();
+            if let Some(message) = messages.next() {
+                debug_assert!(messages.next().is_none(), "one at a time");
+                self.0.handle(tx, decode(message)?).await?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static, H: BatchHandler<T>> Work for Batch<T, H> {
+    fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>> {
+        guarded(async move {
+            let messages: Result<Vec<_>, _> = messages.into_iter().map(decode).collect();
+            self.0.handle(tx, messages?).await
+        })
+    }
+}
+
+/// A tombstone is read as JSON's null, so an `Option` takes it.
+fn decode<T: DeserializeOwned>(message: RawMessage) -> Result<Message<T>, Failure> {
+    let payload = serde_json::from_slice(message.payload.as_deref().unwrap_or(b"null"));
+    let payload = payload.map_err(|error| Failure::permanent("undecodable", error))?;
+    Ok(message.with(payload))
+}
+
+/// A panic is a failure of the message like any other: it burns attempts and ends as a dead letter.
+fn guarded<'a>(
+    work: impl Future<Output = Result<(), Failure>> + Send + 'a,
+) -> BoxFuture<'a, Result<(), Failure>> {
+    let work = AssertUnwindSafe(work).catch_unwind();
+    async move {
+        work.await.unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            Err(Failure::new(Kind::Transient, "panic", format!("the handler panicked: {text}")))
+        })
+    }
+    .boxed()
+}

@@ -1,0 +1,463 @@
+//! Takes messages, in any number of copies, and gives each its one effect, in the order of its key.
+//!
+//! No broker here: a runner brings messages, those of one key in order and one after the other,
+//! and acknowledges them when [`Processor::process`] has returned. By then each has taken effect,
+//! waits durably, or is a dead letter. The database alone knows which; nothing here is remembered,
+//! so two processes that both believe a message to be theirs do no harm.
+
+mod due;
+mod store;
+
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::de::DeserializeOwned;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::{
+    alert::{Alert, Alerts},
+    error::InboxError,
+    failure::{Failure, Kind},
+    handler::{self, BatchHandler, Handler, Work},
+    inbox::{Inbox, no_partition},
+    message::RawMessage,
+    meter::{Meter, Outcome},
+    ordering::Ordering,
+    retry::Retry,
+    transaction::{Open, Tx},
+};
+use store::{Due, Shelf};
+
+/// How often a transaction that met another one is run again before that counts as a failure.
+const CONFLICTS_MAX: u32 = 20;
+/// While the database is away: the first wait, and the longest.
+const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Dead letters of messages that the inbox can't tell about.
+const OUTSIDE_WINDOW: &str = "outside-window";
+
+/// The consumer must stop: a handler said so, or the database refuses the inbox itself. The
+/// messages at hand were not touched.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// A handler returned [`Failure::fatal`].
+    #[error("the handler can't go on: {0}")]
+    Handler(String),
+    /// The inbox is refused by its database.
+    #[error("the inbox can't go on")]
+    Inbox(#[source] InboxError),
+}
+
+/// Whether messages are remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dedup {
+    /// One row for each message: the default.
+    #[default]
+    Rows,
+    /// Not at all: a message that comes twice takes effect twice. For handlers that are idempotent
+    /// by themselves, and to measure what remembering costs. Keys that wait are still respected.
+    Off,
+}
+
+/// A handler with its inbox, and what happens when it fails. Cheap to clone.
+#[derive(Clone)]
+pub struct Processor {
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    inbox: Inbox,
+    work: Arc<dyn Work>,
+    batch_max: usize,
+    dedup: Dedup,
+    ordering: Ordering,
+    retry: Retry,
+    alerts: Alerts,
+    meter: Meter,
+    parked: Arc<tokio::sync::Notify>,
+}
+
+impl std::fmt::Debug for Processor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Processor").field("inbox", &self.shared.inbox).finish_non_exhaustive()
+    }
+}
+
+/// What one run of a transaction came to.
+enum Attempt {
+    Done,
+    /// There was nothing to do.
+    Idle,
+    Failed(Failure),
+}
+
+/// Messages of a transaction, by what is to be done with them.
+#[derive(Default)]
+struct Sorted<'a> {
+    fresh: Vec<&'a RawMessage>,
+    waiting: Vec<&'a RawMessage>,
+    outside: Vec<&'a RawMessage>,
+    duplicates: usize,
+}
+
+impl Processor {
+    /// A handler of JSON messages, one at a time.
+    pub fn new<T, H>(inbox: Inbox, handler: H) -> Self
+    where
+        T: DeserializeOwned + Send + 'static,
+        H: Handler<T>,
+    {
+        Self::with(inbox, Arc::new(handler::one(handler)), 1)
+    }
+
+    /// A handler of JSON messages, up to `max` at a time: as many as have come while the batch
+    /// before was handled.
+    pub fn batch<T, H>(inbox: Inbox, max: usize, handler: H) -> Self
+    where
+        T: DeserializeOwned + Send + 'static,
+        H: BatchHandler<T>,
+    {
+        Self::with(inbox, Arc::new(handler::batch(handler)), max.max(1))
+    }
+
+    fn with(inbox: Inbox, work: Arc<dyn Work>, batch_max: usize) -> Self {
+        let meter = Meter::new(inbox.consumer());
+        let shared = Shared {
+            inbox,
+            work,
+            batch_max,
+            dedup: Dedup::Rows,
+            ordering: Ordering::Key,
+            retry: Retry::default(),
+            alerts: Alerts::default(),
+            meter,
+            parked: Arc::default(),
+        };
+        Processor { shared: Arc::new(shared) }
+    }
+
+    /// With another retry policy.
+    #[must_use]
+    pub fn retry(mut self, retry: Retry) -> Self {
+        Arc::make_mut(&mut self.shared).retry = retry;
+        self
+    }
+
+    /// With another way to remember messages.
+    #[must_use]
+    pub fn dedup(mut self, dedup: Dedup) -> Self {
+        Arc::make_mut(&mut self.shared).dedup = dedup;
+        self
+    }
+
+    /// With something else to keep in order. Change it only while nothing is parked.
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        Arc::make_mut(&mut self.shared).ordering = ordering;
+        self
+    }
+
+    /// Calls `hook` after what a person should hear of; it must not block.
+    #[must_use]
+    pub fn on_alert(mut self, hook: impl Fn(&Alert) + Send + Sync + 'static) -> Self {
+        Arc::make_mut(&mut self.shared).alerts.add(hook);
+        self
+    }
+
+    /// Its inbox.
+    pub fn inbox(&self) -> &Inbox {
+        &self.shared.inbox
+    }
+
+    /// Most messages in one transaction.
+    pub fn batch_max(&self) -> usize {
+        self.shared.batch_max
+    }
+
+    /// Messages with the same lane are kept in order.
+    pub(crate) fn lane(&self, message: &RawMessage) -> Uuid {
+        self.shared.ordering.lane(message)
+    }
+
+    fn shelf(&self) -> Shelf {
+        let consumer_id = self.shared.inbox.consumer_id();
+        Shelf { consumer_id, ordering: self.shared.ordering }
+    }
+
+    /// Gives each message its one effect, puts it aside, or finds that it was here before; returns
+    /// when all of that is committed. Messages of one key must come in order, and no two calls may
+    /// have the same key at the same time, but for copies. While the database is away it waits.
+    ///
+    /// Cancel safe: what was not committed is as good as new.
+    ///
+    /// # Errors
+    /// [`Stop`]: don't acknowledge them, and stop.
+    pub async fn process(&self, messages: &[RawMessage]) -> Result<(), Stop> {
+        // A batch that fails is halved, and the first half is done before the second.
+        let mut open: Vec<Range<usize>> = (0..messages.len())
+            .step_by(self.shared.batch_max)
+            .map(|start| start..messages.len().min(start + self.shared.batch_max))
+            .rev()
+            .collect();
+        while let Some(range) = open.pop() {
+            let batch = messages.get(range.clone()).unwrap_or_default();
+            match self.settle(|| self.attempt(batch)).await? {
+                Attempt::Done | Attempt::Idle => {}
+                Attempt::Failed(failure) => match batch {
+                    [message] => {
+                        self.settle(|| self.put_aside(message, &failure)).await?;
+                    }
+                    _ => {
+                        let middle = range.start + batch.len() / 2;
+                        open.push(middle..range.end);
+                        open.push(range.start..middle);
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a transaction again while the reason is not the message's.
+    async fn settle<F, Fut>(&self, run: F) -> Result<Attempt, Stop>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Attempt, InboxError>>,
+    {
+        let (mut conflicts, mut wait) = (0, OUTAGE.0);
+        loop {
+            let failure = match run().await {
+                Ok(Attempt::Failed(failure)) => failure,
+                Ok(done) => return Ok(done),
+                Err(error) => self.blame(error)?,
+            };
+            match failure.kind {
+                Kind::Fatal => return Err(Stop::Handler(failure.text())),
+                Kind::Conflict if conflicts < CONFLICTS_MAX => {
+                    self.shared.meter.conflict();
+                    conflicts += 1;
+                }
+                Kind::Outage => {
+                    self.shared.meter.outage();
+                    tracing::warn!(
+                        consumer = self.shared.inbox.consumer(),
+                        error = failure.text(),
+                        "the database is unavailable; waiting {wait:?}, nothing is acknowledged"
+                    );
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(OUTAGE.1);
+                }
+                _ => return Ok(Attempt::Failed(failure)),
+            }
+        }
+    }
+
+    /// The inbox's errors as failures of the message, but for those that a person must mend.
+    fn blame(&self, error: InboxError) -> Result<Failure, Stop> {
+        Ok(match error {
+            InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),
+            InboxError::Conflict(error) => error.into(),
+            InboxError::Uncommitted(error) => error.into(),
+            InboxError::Aborted(state) => aborted(state),
+            InboxError::Refused { .. } | InboxError::Escaped => return Err(Stop::Inbox(error)),
+        })
+    }
+
+    /// One transaction for all of them.
+    async fn attempt(&self, messages: &[RawMessage]) -> Result<Attempt, InboxError> {
+        let begun = Instant::now();
+        let (open, sorted) = self.claim(messages).await?;
+        let shelf = self.shelf();
+        shelf.append(&open, &sorted.waiting).await?;
+        let mut buried = Vec::new();
+        for message in &sorted.outside {
+            let failure = Failure::permanent(OUTSIDE_WINDOW, "older or newer than what is kept");
+            let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
+            buried.push((failure, new_code));
+        }
+        if !sorted.fresh.is_empty() {
+            let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
+            if let Err(failure) = self.work(open.tx(), work).await {
+                drop(open.rollback().await);
+                return Ok(Attempt::Failed(failure));
+            }
+        } else if sorted.waiting.is_empty() && sorted.outside.is_empty() {
+            open.rollback().await?;
+            self.shared.meter.count(Outcome::Duplicate, sorted.duplicates);
+            return Ok(Attempt::Done);
+        }
+        open.commit().await?;
+        let meter = &self.shared.meter;
+        meter.transaction(begun.elapsed());
+        meter.count(Outcome::Applied, sorted.fresh.len());
+        meter.count(Outcome::Duplicate, sorted.duplicates);
+        meter.count(Outcome::Waiting, sorted.waiting.len());
+        for (failure, new_code) in buried {
+            self.announce(&failure, new_code);
+        }
+        Ok(Attempt::Done)
+    }
+
+    async fn work(&self, tx: Tx, messages: Vec<RawMessage>) -> Result<(), Failure> {
+        self.shared.work.run(tx, messages).await
+    }
+
+    /// Stores a message that failed, in a transaction that claims it again: another process may
+    /// have been quicker.
+    async fn put_aside(
+        &self,
+        message: &RawMessage,
+        failure: &Failure,
+    ) -> Result<Attempt, InboxError> {
+        let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
+        let shelf = self.shelf();
+        if sorted.fresh.is_empty() && sorted.outside.is_empty() {
+            shelf.append(&open, &sorted.waiting).await?;
+            open.commit().await?;
+            self.shared.meter.count(Outcome::Waiting, sorted.waiting.len());
+            return Ok(Attempt::Done);
+        }
+        let attempts = if matches!(failure.kind, Kind::Defer(_)) { 0 } else { 1 };
+        // What can't be claimed can't be parked either.
+        let due = if sorted.outside.is_empty() { self.due(failure, attempts) } else { None };
+        let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
+        if let Some(due) = due {
+            shelf.park(&open, message, attempts, due, failure).await?;
+            open.commit().await?;
+            self.shared.meter.count(Outcome::Parked, 1);
+            self.shared.parked.notify_one();
+            return Ok(Attempt::Done);
+        }
+        let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
+        open.commit().await?;
+        self.announce(failure, new_code);
+        Ok(Attempt::Done)
+    }
+
+    /// When a message that failed is tried again; `None`: never.
+    fn due(&self, failure: &Failure, failed: u32) -> Option<Due> {
+        let by_policy = || self.shared.retry.delay(failed, rand::random());
+        match failure.kind {
+            Kind::Defer(until) => Some(Due::At(until)),
+            Kind::Permanent | Kind::Fatal => None,
+            Kind::After(delay) => Some(Due::In(by_policy()?.max(delay).as_secs_f64())),
+            Kind::Transient | Kind::Conflict | Kind::Outage => {
+                Some(Due::In(by_policy()?.as_secs_f64()))
+            }
+        }
+    }
+
+    fn announce(&self, failure: &Failure, new_code: bool) {
+        self.shared.meter.count(Outcome::Dead, 1);
+        let consumer = self.shared.inbox.consumer().to_owned();
+        let code = failure.code().to_owned();
+        tracing::warn!(consumer, code, "a message became a dead letter");
+        self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
+    }
+
+    /// Begins, claims, and looks which lanes are parked: one round trip.
+    async fn claim<'a>(
+        &self,
+        messages: &'a [RawMessage],
+    ) -> Result<(Open, Sorted<'a>), InboxError> {
+        let inbox = &self.shared.inbox;
+        let mut sorted = Sorted::default();
+        let mut known = Vec::with_capacity(messages.len());
+        for message in messages {
+            if self.shared.dedup == Dedup::Off || inbox.can_tell(&message.id).await? {
+                known.push(message);
+            } else {
+                sorted.outside.push(message);
+            }
+        }
+        let lanes: Vec<Uuid> = known.iter().map(|message| self.lane(message)).collect();
+        let claimed = match self.shared.dedup {
+            Dedup::Rows => claim_rows(inbox, &known, &lanes).await,
+            Dedup::Off => claim_nothing(inbox, &known, &lanes).await,
+        };
+        let (open, mut claimed, parked) = match claimed {
+            // A day was dropped since we looked: look again.
+            Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
+                inbox.maintain().await?;
+                return Err(InboxError::Conflict(source));
+            }
+            claimed => claimed?,
+        };
+        for (message, lane) in known.into_iter().zip(lanes) {
+            // Of copies in one batch the first is taken.
+            if !claimed.remove(&message.id.uuid()) {
+                sorted.duplicates += 1;
+            } else if parked.contains(&lane) {
+                sorted.waiting.push(message);
+            } else {
+                sorted.fresh.push(message);
+            }
+        }
+        Ok((open, sorted))
+    }
+}
+
+/// The work said that it was done, and ignored the failure of a statement.
+fn aborted(state: String) -> Failure {
+    let code = format!("sqlstate-{state}");
+    Failure::new(Kind::Transient, code, InboxError::Aborted(state))
+}
+
+type Claimed = (Open, HashSet<Uuid>, HashSet<Uuid>);
+
+async fn claim_rows(
+    inbox: &Inbox,
+    messages: &[&RawMessage],
+    lanes: &[Uuid],
+) -> Result<Claimed, InboxError> {
+    const DOING: &str = "claiming messages";
+    let consumer = inbox.consumer_id();
+    if let ([message], [lane]) = (messages, lanes) {
+        let sql = "select inbox.claim($1, $2, date '1970-01-01' + $3::int4, $4)";
+        let (id, day) = (message.id.uuid(), message.id.day());
+        let params: [&(dyn ToSql + Sync); 4] = [&consumer, &id, &day, lane];
+        let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+        let state: &str = rows.first().map_or(Ok(""), |row| row.try_get(0)).map_err(read)?;
+        let fresh = (state != "duplicate").then_some(id);
+        let parked = (state == "waiting").then_some(*lane);
+        return Ok((open, fresh.into_iter().collect(), parked.into_iter().collect()));
+    }
+    let sql = "select claimed, parked from inbox.claim_batch($1, $2, \
+               array(select date '1970-01-01' + d from unnest($3::int4[]) with ordinality as t (d, n) \
+                     order by n), $4)";
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
+    let days: Vec<i32> = messages.iter().map(|message| message.id.day()).collect();
+    let params: [&(dyn ToSql + Sync); 4] = [&consumer, &ids, &days, &lanes];
+    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let column = |n| -> Result<HashSet<Uuid>, InboxError> {
+        let ids: Vec<Uuid> =
+            rows.first().map_or(Ok(Vec::new()), |row| row.try_get(n)).map_err(read)?;
+        Ok(ids.into_iter().collect())
+    };
+    let (claimed, parked) = (column(0)?, column(1)?);
+    Ok((open, claimed, parked))
+}
+
+/// Without remembering: all are new.
+async fn claim_nothing(
+    inbox: &Inbox,
+    messages: &[&RawMessage],
+    lanes: &[Uuid],
+) -> Result<Claimed, InboxError> {
+    let sql = "select lane from inbox.parked_lanes where consumer_id = $1 and lane = any ($2) \
+               order by lane for update";
+    let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
+    let (open, rows) = Open::begin(inbox.pool(), "looking for parked keys", sql, &params).await?;
+    let parked: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    let claimed = messages.iter().map(|message| message.id.uuid()).collect();
+    Ok((open, claimed, parked.map_err(read)?))
+}
+
+fn read(error: tokio_postgres::Error) -> InboxError {
+    InboxError::of("reading what was claimed", error)
+}

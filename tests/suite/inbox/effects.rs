@@ -1,0 +1,76 @@
+//! A table where each effect is a row, so that two, and a wrong order, are seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outbox_idempotency::{Headers, Inbox, Message, MessageId, RawMessage, Source, Tx};
+use outbox_tests::database::{Database, Role};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What the messages of these tests say: the `n`-th of its key, from 1.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Step {
+    pub(super) key: String,
+    pub(super) n: i32,
+}
+
+const TABLE: &str = "create table effects (place bigint generated always as identity, \
+                         key text not null, n int not null); \
+                     grant select, insert on effects to public";
+
+/// A consumer's database with the table in it.
+pub(super) async fn database() -> Database {
+    let database = Database::create_inbox().await;
+    database.superuser().batch_execute(TABLE).await.expect("a table for effects");
+    database
+}
+
+pub(super) async fn inbox(database: &Database) -> Inbox {
+    Inbox::open(database.pool(Role::Consumer, 12), "billing").await.expect("the inbox opens")
+}
+
+/// The effect.
+pub(super) async fn take(tx: &Tx, step: &Step) -> Result<u64, tokio_postgres::Error> {
+    tx.execute("insert into effects (key, n) values ($1, $2)", &[&step.key, &step.n]).await
+}
+
+/// The effects so far, in their order.
+pub(super) async fn effects(database: &Database) -> Vec<Step> {
+    let sql = "select key, n from effects order by place";
+    let rows = database.superuser().query(sql, &[]).await.expect("effects");
+    rows.iter().map(|row| Step { key: row.get(0), n: row.get(1) }).collect()
+}
+
+/// A number from the database.
+pub(super) async fn number(database: &Database, sql: &str) -> i64 {
+    database.superuser().query_one(sql, &[]).await.expect("a number").get(0)
+}
+
+pub(super) fn message(key: &str, n: i32) -> RawMessage {
+    let step = Step { key: key.to_owned(), n };
+    Message {
+        id: MessageId::from_uuid(Uuid::now_v7()).expect("version 7 has a time"),
+        key: Some(key.as_bytes().to_vec()),
+        payload: Some(serde_json::to_vec(&step).expect("JSON")),
+        headers: Headers(vec![("outbox-type".into(), Some(b"step".to_vec()))]),
+        source: Source { topic: "steps".into(), partition: 0, offset: i64::from(n) },
+        attempt: 1,
+    }
+}
+
+/// # Panics
+/// When one of `expected` is missing or doubled, or comes before an earlier one of its key.
+pub(super) fn assert_once_and_in_order(found: &[Step], expected: impl IntoIterator<Item = Step>) {
+    let expected: BTreeSet<Step> = expected.into_iter().collect();
+    let distinct: BTreeSet<Step> = found.iter().cloned().collect();
+    let lost: Vec<_> = expected.difference(&distinct).take(5).collect();
+    assert!(lost.is_empty(), "lost {}, such as {lost:?}", expected.len() - distinct.len());
+    let invented: Vec<_> = distinct.difference(&expected).take(5).collect();
+    assert!(invented.is_empty(), "never sent: {invented:?}");
+    assert_eq!(found.len(), expected.len(), "doubled");
+    let mut last: BTreeMap<&str, i32> = BTreeMap::new();
+    for Step { key, n } in found {
+        let before = last.insert(key, *n).unwrap_or(0);
+        assert!(before < *n, "{key}: {n} after {before}");
+    }
+}
