@@ -17,7 +17,7 @@ use crate::{
         kafka::{self, ProgressTopic},
     },
     source::slot::{self, InspectError},
-    table_fit,
+    table_fit::{self, Unfit},
 };
 
 /// Bound of each of the two halves, so that the whole ends within 15 s.
@@ -135,7 +135,9 @@ async fn server(
         let fits = table_fit::fits(publication_name, publication, table, columns, &parts.mapping);
         findings.push(match fits {
             Ok(_) => ok("table", format!("{table} is published by {publication_name} and fits")),
-            Err(halt) => problem("table", halt.reason, halt.remedy),
+            Err(Unfit::Unpublished(halt) | Unfit::Columns(halt)) => {
+                problem("table", halt.reason, halt.remedy)
+            }
         });
     }
     findings.push(match found {

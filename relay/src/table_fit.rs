@@ -8,18 +8,44 @@ use crate::{
     source::{intake::IntakeError, slot},
 };
 
+/// Why a table does not serve, by what may be streamed all the same.
+#[derive(Debug)]
+pub(crate) enum Unfit {
+    /// Rows are written that would not be in the stream: nothing may be streamed past them.
+    Unpublished(Halt),
+    /// Its columns, as they are now. Rows that were written before they became so may well serve,
+    /// and the stream has them in the shape that they were written in.
+    Columns(Halt),
+}
+
 /// Looks at one table of the settings. `columns` are those of the catalog, empty when there is no
 /// such table.
 ///
 /// # Errors
-/// [`Halt`] with what is missing and the SQL or setting that mends it.
+/// [`Unfit`] with what is missing and the SQL or setting that mends it.
 pub(crate) fn fits(
     publication_name: &str,
     publication: Option<&slot::PublicationState>,
     table: &TableName,
     columns: Vec<slot::Column>,
     mapping: &Mapping,
-) -> Result<Format, Halt> {
+) -> Result<Format, Unfit> {
+    published_columns(publication_name, publication, table, columns)
+        .map_err(Unfit::Unpublished)
+        .and_then(|columns| {
+            let TableName { schema, table } = table.clone();
+            let fit = mapping.format_for(&Relation { id: 0, schema, table, columns });
+            fit.map_err(|found| Unfit::Columns(misfits(&found)))
+        })
+}
+
+/// The columns that the stream has of a table.
+fn published_columns(
+    publication_name: &str,
+    publication: Option<&slot::PublicationState>,
+    table: &TableName,
+    columns: Vec<slot::Column>,
+) -> Result<Vec<Column>, Halt> {
     let TableName { schema, table: name } = table;
     if columns.is_empty() {
         return Err(Halt::new(
@@ -59,16 +85,11 @@ pub(crate) fn fits(
             format!("alter publication {publication_name} set (publish = 'insert')"),
         ));
     }
-    let published_columns = columns
-        .into_iter()
-        .filter(|column| {
-            published.columns.as_ref().is_none_or(|names| names.contains(&column.name))
-        })
-        .map(|column| Column { name: column.name, type_oid: column.type_oid })
-        .collect();
-    let relation =
-        Relation { id: 0, schema: schema.clone(), table: name.clone(), columns: published_columns };
-    mapping.format_for(&relation).map_err(|found| misfits(&found))
+    let is_published = |column: &slot::Column| {
+        published.columns.as_ref().is_none_or(|names| names.contains(&column.name))
+    };
+    let columns = columns.into_iter().filter(is_published);
+    Ok(columns.map(|slot::Column { name, type_oid, .. }| Column { name, type_oid }).collect())
 }
 
 /// All that is wrong with a table's columns, as one halt.

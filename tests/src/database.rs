@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use outbox_migrations::Set;
-use tokio::sync::OnceCell;
 use tokio_postgres::Config;
 
 use crate::{
     postgres::{PASSWORD, Postgres, Session},
-    servers,
+    servers, wait,
 };
 
 /// The statements of `docs/ROLES.md`, in its order: cluster, database, schema.
@@ -25,8 +24,6 @@ const SEQUENCES: &str = "
     grant usage on schema test to outbox_writer;
     grant select, insert, update on test.lanes to outbox_writer;
 ";
-
-static TEMPLATE: OnceCell<Result<String, String>> = OnceCell::const_new();
 
 /// A database that is dropped, with its slots, when this is.
 #[derive(Debug)]
@@ -77,7 +74,16 @@ impl Database {
     /// # Panics
     /// When there is no PostgreSQL; the text says what to install.
     pub async fn create() -> Self {
-        Self::copy(&template().await).await.expect("a database for the test")
+        Self::create_in(servers::postgres().await).await
+    }
+
+    /// As [`Database::create`], in a cluster of the test's own.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn create_in(postgres: &'static Postgres) -> Self {
+        let template = template(postgres).await;
+        Self::copy(postgres, &template).await.expect("a database for the test")
     }
 
     /// A database without anything of the product in it; the roles may connect, and the owner may
@@ -86,8 +92,9 @@ impl Database {
     /// # Panics
     /// As [`Database::create`].
     pub async fn create_empty() -> Self {
-        template().await; // Makes the roles.
-        let database = Self::copy("template0").await.expect("a database for the test");
+        let postgres = servers::postgres().await;
+        template(postgres).await; // Makes the roles.
+        let database = Self::copy(postgres, "template0").await.expect("a database for the test");
         let grants = documented(1, &database.name).expect("docs/ROLES.md has its statements");
         database.superuser.batch_execute(&grants).await.expect("the documented grants");
         database
@@ -116,8 +123,7 @@ impl Database {
         pool(self.config(role), connections)
     }
 
-    async fn copy(template: &str) -> Result<Self> {
-        let postgres = servers::postgres().await;
+    async fn copy(postgres: &'static Postgres, template: &str) -> Result<Self> {
         let name = unique_name("t");
         let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
         maintenance.batch_execute(&format!("create database {name} template {template}")).await?;
@@ -135,6 +141,17 @@ impl Database {
     /// A session with every right: for looking, and for what an administrator would do.
     pub fn superuser(&self) -> &Session {
         &self.superuser
+    }
+
+    /// A new superuser's session, after its server was away.
+    ///
+    /// # Panics
+    /// When the server does not come back.
+    pub async fn reconnect(&mut self) {
+        let config = self.postgres.superuser(&self.name);
+        let connected =
+            wait::until("PostgreSQL is back", wait::PATIENCE, || self.postgres.connect(&config));
+        self.superuser = connected.await.expect("a session");
     }
 
     /// The cluster that it is in.
@@ -238,10 +255,11 @@ pub(crate) fn unique_name(prefix: &str) -> String {
     format!("{prefix}{}_{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
-async fn template() -> String {
-    let template = TEMPLATE
+async fn template(postgres: &'static Postgres) -> String {
+    let template = postgres
+        .template
         .get_or_init(|| async {
-            make_template()
+            make_template(postgres)
                 .await
                 .map_err(|error| format!("making the template database: {error:#}"))
         })
@@ -253,8 +271,7 @@ async fn template() -> String {
 }
 
 /// Roles once per cluster, then one database as `docs/ROLES.md` has it made.
-async fn make_template() -> Result<String> {
-    let postgres = servers::postgres().await;
+async fn make_template(postgres: &'static Postgres) -> Result<String> {
     let name = unique_name("outbox_template_");
     let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
     maintenance.batch_execute(&documented(0, &name)?).await.context("creating the roles")?;

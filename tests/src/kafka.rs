@@ -135,6 +135,20 @@ impl Kafka {
         Box::leak(Box::new(kafka))
     }
 
+    /// A broker for one test, which may end it and start it again; with further properties.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start_private(properties: &[(&str, &str)]) -> (&'static Self, LocalKafka) {
+        let brokers = format!("127.0.0.1:{}", servers::free_port());
+        let controller = format!("127.0.0.1:{}", servers::free_port());
+        let mut all = settings(&brokers, &brokers, &controller, &[]);
+        all.extend(properties.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        let local = tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[]));
+        let local = local.await.expect("no panic").expect("a broker");
+        (Self::private(&brokers).await, local)
+    }
+
     async fn wait_ready(&self, deadline: Duration) -> Result<()> {
         let consumer: BaseConsumer = self.client().create()?;
         let end = Instant::now() + deadline;

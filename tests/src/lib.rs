@@ -20,6 +20,7 @@ pub mod load;
 pub mod local_kafka;
 pub mod murmur2;
 pub mod postgres;
+pub mod probes;
 pub mod proxy;
 pub mod relay;
 pub mod servers;
@@ -37,7 +38,7 @@ use crate::{
     event::{Committed, Event},
     kafka::Kafka,
     load::{Load, Plan},
-    postgres::Session,
+    postgres::{Postgres, Session},
     relay::Settings,
     topic::Topic,
 };
@@ -58,7 +59,16 @@ impl Harness {
     /// # Panics
     /// When PostgreSQL or Kafka can't be had; the text says what to install.
     pub async fn start() -> Self {
-        let (kafka, database) = tokio::join!(servers::kafka(), Database::create());
+        let (kafka, postgres) = tokio::join!(servers::kafka(), servers::postgres());
+        Self::with(postgres, kafka).await
+    }
+
+    /// As [`Harness::start`], on servers of the test's own.
+    ///
+    /// # Panics
+    /// When one of them does not answer.
+    pub async fn with(postgres: &'static Postgres, kafka: &'static Kafka) -> Self {
+        let database = Database::create_in(postgres).await;
         let writer = database.connect(Role::Writer).await;
         let dir = tempfile::Builder::new().prefix("outbox-test-").tempdir().expect("a directory");
         Harness { dir, database, kafka, writer }
@@ -69,7 +79,16 @@ impl Harness {
         &self.database
     }
 
-    /// The run's broker.
+    /// New sessions, after PostgreSQL was away.
+    ///
+    /// # Panics
+    /// When it does not come back.
+    pub async fn reconnect(&mut self) {
+        self.database.reconnect().await;
+        self.writer = self.database.connect(Role::Writer).await;
+    }
+
+    /// The test's broker.
     pub fn kafka(&self) -> &'static Kafka {
         self.kafka
     }

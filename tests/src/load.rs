@@ -1,13 +1,17 @@
 //! Concurrent writers that commit, roll back, and roll back to savepoints.
 
+use std::time::Duration;
+
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use tokio::task::JoinSet;
+use tokio_postgres::{Config, Error};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     database::{Database, Role},
     event::Event,
-    postgres::Session,
+    postgres::{Postgres, Session},
+    wait,
 };
 
 /// Keys that writers share, so that they meet.
@@ -33,13 +37,33 @@ pub struct Plan {
     pub transactions: u64,
 }
 
+/// How fast a writer writes.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// As fast as the server takes it.
+    Full,
+    /// A transaction each time this has passed.
+    Every(Duration),
+}
+
 impl Load {
     /// Starts the writers, as the writer's role.
     pub async fn start(database: &Database, plan: &Plan) -> Self {
+        Self::at_pace(database, plan, Pace::Full).await
+    }
+
+    /// As [`Load::start`], with a transaction of each writer once in `interval`: for tests that
+    /// share the machine and need events, not many of them.
+    pub async fn paced(database: &Database, plan: &Plan, interval: Duration) -> Self {
+        Self::at_pace(database, plan, Pace::Every(interval)).await
+    }
+
+    async fn at_pace(database: &Database, plan: &Plan, pace: Pace) -> Self {
         let (mut writers, stop) = (JoinSet::new(), CancellationToken::new());
         for seed in 0..plan.writers {
             let session = database.connect(Role::Writer).await;
-            writers.spawn(write(session, plan.clone(), seed, stop.clone()));
+            let reconnect = (database.postgres(), database.config(Role::Writer));
+            writers.spawn(write(session, reconnect, plan.clone(), pace, seed, stop.clone()));
         }
         Load { writers, stop }
     }
@@ -59,47 +83,79 @@ impl Load {
     }
 }
 
-async fn write(mut session: Session, plan: Plan, seed: u64, stop: CancellationToken) -> u64 {
+/// Returns the number of events committed; not those of a transaction whose answer was lost with
+/// the server.
+async fn write(
+    mut session: Session,
+    (postgres, config): (&'static Postgres, Config),
+    plan: Plan,
+    pace: Pace,
+    seed: u64,
+    stop: CancellationToken,
+) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
     let mut committed = 0;
     for _ in 0..plan.transactions {
         if stop.is_cancelled() {
             break;
         }
-        committed += transaction(&mut session, &plan, &mut random).await;
+        match transaction(&mut session, &plan, &mut random).await {
+            Ok(events) => committed += events,
+            Err(error) if session.is_closed() || is_shutdown(&error) => {
+                let connect = || postgres.connect(&config);
+                let connected = wait::until("PostgreSQL is back", wait::PATIENCE, connect).await;
+                session = connected.expect("a writer connects again");
+            }
+            Err(error) => panic!("a writer's transaction: {error:?}"),
+        }
+        if let Pace::Every(interval) = pace {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(interval) => {}
+            }
+        }
     }
     committed
 }
 
+/// The server's last words, which come before the end of the connection does.
+fn is_shutdown(error: &Error) -> bool {
+    error.code().is_some_and(|state| state.code().starts_with("57P"))
+}
+
 /// One transaction in one of four ways; returns the number of events that it committed.
-async fn transaction(session: &mut Session, plan: &Plan, random: &mut StdRng) -> u64 {
+async fn transaction(
+    session: &mut Session,
+    plan: &Plan,
+    random: &mut StdRng,
+) -> Result<u64, Error> {
     let kept = events(plan, random);
     let also = events(plan, random);
     let way = random.random_range(0..10);
-    let mut transaction = session.transaction().await.expect("a transaction begins");
+    let mut transaction = session.transaction().await?;
     // A savepoint's events come in the order of lanes as well: or writers would deadlock.
     let (mut committed, mut all) = (kept.len(), kept);
     if way < 3 {
-        let savepoint = transaction.savepoint("attempt").await.expect("a savepoint");
+        let savepoint = transaction.savepoint("attempt").await?;
         for event in &also {
-            event.insert(savepoint.client()).await.expect("the event is inserted");
+            event.insert(savepoint.client()).await?;
         }
         // Rolled back: its locks go with it.
-        savepoint.rollback().await.expect("the savepoint is rolled back");
+        savepoint.rollback().await?;
     } else if way < 5 {
         committed += also.len();
         all.extend(also);
         all.sort_by_key(Event::lane);
     }
     for event in &all {
-        event.insert(transaction.client()).await.expect("the event is inserted");
+        event.insert(transaction.client()).await?;
     }
     if way == 9 {
-        transaction.rollback().await.expect("the transaction is rolled back");
-        return 0;
+        transaction.rollback().await?;
+        return Ok(0);
     }
-    transaction.commit().await.expect("the transaction is committed");
-    committed as u64
+    transaction.commit().await?;
+    Ok(committed as u64)
 }
 
 /// One to four events, sorted by lane so that two writers lock lanes in one order.

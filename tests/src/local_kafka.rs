@@ -69,6 +69,28 @@ impl LocalKafka {
         self.end();
     }
 
+    /// Lets it write no file beyond `bytes`, as on a disk that is full. Its next life may again.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn limit_files(&self, bytes: u64) {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        let pid = libc::pid_t::try_from(self.pid()).expect("a process id");
+        // SAFETY: prlimit reads one limit and writes none; the child was not waited for.
+        let set = unsafe {
+            libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut())
+        };
+        assert_eq!(set, 0, "the broker was running");
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    pub fn has_ended(&mut self) -> bool {
+        self.server.try_wait().expect("a status").is_some()
+    }
+
     /// Starts it again, with all it had stored.
     ///
     /// # Panics

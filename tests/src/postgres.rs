@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use outbox_relay::throwaway::{self, LocalPostgres};
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
-use tokio::task::JoinHandle;
+use tokio::{sync::OnceCell, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls, config::Host};
 
 use crate::{docker, servers, wait};
@@ -31,6 +31,7 @@ const SETTINGS: &[&str] = &[
     "max_connections=300",
     "max_wal_senders=120",
     "max_replication_slots=120",
+    "max_prepared_transactions=20",
     "shared_buffers=128MB",
     "max_wal_size=4GB",
     "timezone=UTC",
@@ -44,6 +45,8 @@ pub struct Postgres {
     socket_dir: Option<PathBuf>,
     /// Whether it was there before the run: then nothing of ours may stay in it.
     external: bool,
+    /// Name of the database that those of tests are copies of, once it was made.
+    pub(crate) template: OnceCell<Result<String, String>>,
 }
 
 /// A connection that is closed when dropped.
@@ -57,7 +60,7 @@ impl Postgres {
     pub(crate) async fn start() -> Result<Self> {
         if let Ok(url) = std::env::var("OUTBOX_TEST_POSTGRES") {
             let superuser: Config = url.parse().context("OUTBOX_TEST_POSTGRES")?;
-            let postgres = Postgres { superuser, socket_dir: None, external: true };
+            let postgres = Postgres::new(superuser, None, true);
             postgres.connect(&postgres.superuser).await.context("OUTBOX_TEST_POSTGRES")?;
             return Ok(postgres);
         }
@@ -97,7 +100,7 @@ impl Postgres {
             .user("postgres")
             .dbname("postgres")
             .password(PASSWORD);
-        let postgres = Postgres { superuser, socket_dir: None, external: false };
+        let postgres = Postgres::new(superuser, None, false);
         postgres.wait_ready().await?;
         // Dropping the handle would stop the container; the guardian does that at the end.
         std::mem::forget(container);
@@ -106,14 +109,36 @@ impl Postgres {
 
     async fn start_local(bin: &Path) -> Result<Self> {
         let local = LocalPostgres::start(bin, PASSWORD, SETTINGS)?;
-        let mut superuser = Config::new();
-        superuser.host("127.0.0.1").port(local.port()).user("postgres").dbname("postgres");
-        superuser.password(PASSWORD);
-        let socket_dir = Some(local.socket_dir().to_owned());
-        let postgres = Postgres { superuser, socket_dir, external: false };
+        let postgres = Self::of(&local);
         let ready = postgres.wait_ready().await;
         ready.with_context(|| format!("PostgreSQL's log:\n{}", throwaway::tail(&local.log())))?;
         Ok(postgres)
+    }
+
+    /// A server from installed binaries for one test, which may end it and start it again. The
+    /// handle is never freed: tests end with their process.
+    ///
+    /// # Panics
+    /// When there are no binaries, or it does not answer.
+    pub async fn private() -> (&'static Self, LocalPostgres) {
+        let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
+        let bin = chosen.or_else(throwaway::installed);
+        let bin = bin.expect("initdb: apt-get install postgresql");
+        let local = LocalPostgres::start(&bin, PASSWORD, SETTINGS).expect("a server");
+        let postgres = Self::of(&local);
+        postgres.wait_ready().await.expect("the server answers");
+        (Box::leak(Box::new(postgres)), local)
+    }
+
+    fn of(local: &LocalPostgres) -> Self {
+        let mut superuser = Config::new();
+        superuser.host("127.0.0.1").port(local.port()).user("postgres").dbname("postgres");
+        superuser.password(PASSWORD);
+        Postgres::new(superuser, Some(local.socket_dir().to_owned()), false)
+    }
+
+    fn new(superuser: Config, socket_dir: Option<PathBuf>, external: bool) -> Self {
+        Postgres { superuser, socket_dir, external, template: OnceCell::new() }
     }
 
     async fn wait_ready(&self) -> Result<()> {

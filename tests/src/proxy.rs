@@ -74,6 +74,8 @@ struct Faults {
     how: Cut,
     refusing: bool,
     frozen: bool,
+    /// Connections that were there when this grew are stranded.
+    strandings: u64,
     delay: Duration,
     bytes_per_second: Option<u64>,
 }
@@ -168,6 +170,13 @@ impl Proxy {
         self.change(|faults| faults.frozen = true);
     }
 
+    /// The line forgets the connections there are: nothing of them is carried any more, not even
+    /// their end, and [`Proxy::heal`] changes nothing. New ones are carried. So it is where what
+    /// lay between has lost its memory: one side is gone, and the other can't know.
+    pub fn strand(&self) {
+        self.change(|faults| faults.strandings += 1);
+    }
+
     /// Each run of bytes comes later by this, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.change(|faults| faults.delay = delay);
@@ -181,7 +190,8 @@ impl Proxy {
     /// No fault any more; what was held is carried. A trap stays.
     pub fn heal(&self) {
         self.change(|faults| {
-            *faults = Faults { cuts: faults.cuts, how: faults.how, ..Faults::default() };
+            let Faults { cuts, how, strandings, .. } = *faults;
+            *faults = Faults { cuts, how, strandings, ..Faults::default() };
         });
     }
 
@@ -292,15 +302,17 @@ struct Pump<'a> {
 impl Pump<'_> {
     async fn run(self, mut from: ReadHalf<'_>, mut to: WriteHalf<'_>) -> Result<(), Trapped> {
         let mut faults = self.shared.faults.subscribe();
+        let born = faults.borrow().strandings;
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            thawed(&mut faults).await;
+            thawed(&mut faults, born).await;
             let room = portion(&faults.borrow()).min(buffer.len());
             let room = buffer.get_mut(..room).unwrap_or_default();
             let read_bytes = match from.read(room).await {
                 Ok(read_bytes) if read_bytes > 0 => read_bytes,
                 // Its end, orderly or not, is passed on when all before it is.
                 _ => {
+                    thawed(&mut faults, born).await;
                     let _ = to.shutdown().await;
                     return Ok(());
                 }
@@ -311,7 +323,7 @@ impl Pump<'_> {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            thawed(&mut faults).await;
+            thawed(&mut faults, born).await;
             if to.write_all(bytes).await.is_err() {
                 return Err(Trapped); // The other end has reset it: so do we.
             }
@@ -350,9 +362,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn thawed(faults: &mut watch::Receiver<Faults>) {
+/// Waits while nothing may pass; for ever, on a connection that is stranded.
+async fn thawed(faults: &mut watch::Receiver<Faults>, born: u64) {
     // An error means that the proxy is being dropped, and this task with it.
-    let _ = faults.wait_for(|faults| !faults.frozen).await;
+    let _ = faults.wait_for(|faults| !faults.frozen && faults.strandings == born).await;
 }
 
 fn portion(faults: &Faults) -> usize {

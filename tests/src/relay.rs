@@ -248,6 +248,23 @@ impl Relay {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Where it answers `/livez` and the rest.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The most memory it ever had resident, in bytes: `VmHWM` of `/proc`.
+    ///
+    /// # Panics
+    /// When it has ended, or this is not Linux.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        let status = status.expect("the relay runs");
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmHWM in KiB") << 10
+    }
+
     /// Its process id, for signals.
     pub fn pid(&self) -> u32 {
         self.pid
@@ -365,7 +382,7 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// A GET of the admin server: status and body.
-async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;

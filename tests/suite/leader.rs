@@ -153,6 +153,62 @@ async fn a_frozen_leader_is_deposed_and_thawed_it_publishes_and_confirms_nothing
     assert_eq!(said(&leader, "deposed a leader"), 0);
 }
 
+/// At-least-once has no transaction that the broker could refuse a replaced relay.
+#[tokio::test]
+async fn a_frozen_at_least_once_leader_thaws_and_stores_no_progress_that_counts() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let settings =
+        |n| peer(&t, n).set("leader.timeout", "2s").set("sink.delivery", "at-least-once");
+    // Its records are stored; it thaws with their progress in its hands.
+    let leader = settings(1).env("OUTBOX_FAULT", "records-stored:20:freeze").start().await;
+    let mut standby = settings(2).start().await;
+    wait_role(&standby, "standby", wait::PATIENCE).await;
+    let load = load(&t, &topic).await;
+    wait_role(&standby, "leader", wait::PATIENCE).await;
+    wait_delivers(&standby).await;
+    load.stop().await;
+    let stored = || async {
+        let name = format!("outbox-relay-progress-{}", t.database().name());
+        t.topic_named(&name).records().await
+    };
+    wait_confirmed(&t).await;
+    standby.freeze(); // So that the late record is the last, and the next start's own.
+    let before = stored().await.len();
+    leader.thaw();
+    wait::until("it stores its progress", wait::PATIENCE, || async {
+        match stored().await.len() {
+            now if now > before => Ok(()),
+            now => Err(format!("{now} records")),
+        }
+    })
+    .await
+    .expect("nothing stops it");
+    standby.thaw();
+    standby.kill9().await;
+    wait_role(&leader, "leader", wait::PATIENCE).await;
+    assert_eq!(said(&leader, "halted"), 0, "{}", leader.log_text());
+    let truth = t.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    outbox_tests::check::compare(&truth, &records, 8).assert_at_least_once();
+}
+
+/// Waits until the slot is confirmed up to now.
+async fn wait_confirmed(t: &Harness) {
+    let superuser = t.database().superuser();
+    let now = superuser.query_one("select pg_current_wal_insert_lsn()::text", &[]).await;
+    let now: String = now.expect("an LSN").get(0);
+    let query = "select confirmed_flush_lsn >= $1::text::pg_lsn from pg_replication_slots \
+                 where slot_name = $2";
+    let slot = format!("outbox_{}", t.database().name());
+    wait::until("all is confirmed", wait::PATIENCE, || async {
+        let row = superuser.query_one(query, &[&now, &slot]).await.map_err(|e| e.to_string())?;
+        if row.get(0) { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await
+    .expect("the slot follows");
+}
+
 #[tokio::test]
 async fn a_relay_of_another_name_on_the_same_database_and_topics_disturbs_nothing() {
     let mut t = Harness::start().await;

@@ -23,6 +23,7 @@ use crate::{
     postgres::sql::SqlSession,
     reconcile::Halt,
     record::BatchLimits,
+    route::Format,
     sink::SinkError,
     source::{
         handover::handover,
@@ -41,6 +42,8 @@ pub(super) enum Ended {
     Halted(Halt),
     /// Another relay has taken over: stand by.
     Fenced,
+    /// Start again, asking for the text format: the stream has rows, now or once, that need it.
+    NeedsText(IntakeError),
     /// Wait a little, and start again from the first step.
     Retry {
         /// For the metrics.
@@ -80,11 +83,13 @@ enum Task {
     Broker,
 }
 
-/// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
+/// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed. `format` is
+/// what the stream is known to need.
 pub(super) async fn run(
     config: &Config,
     parts: &Parts,
     board: &Board,
+    format: Format,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
     let unfinished = Unfinished::default();
@@ -92,7 +97,7 @@ pub(super) async fn run(
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        begun = begin(config, parts, board, &unfinished) => Some(begun),
+        begun = begin(config, parts, board, format, &unfinished) => Some(begun),
     };
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
@@ -111,12 +116,13 @@ async fn begin(
     config: &Config,
     parts: &Parts,
     board: &Board,
+    format: Format,
     unfinished: &Unfinished,
 ) -> Result<(Arc<SqlSession>, Started), Ended> {
     let Leading { session, sink } = standby::lead(config, parts, board).await?;
     let session = Arc::new(session);
     let started = tokio::select! {
-        started = start::start(config, parts, board, &session, sink, unfinished) => started?,
+        started = start::start(config, parts, board, &session, sink, format, unfinished) => started?,
         lost = control::pulse(&session) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
@@ -182,7 +188,7 @@ async fn stream(
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
                 result
-                    .map_err(|e| Ended::retry(Cause::Postgres, "reading the server's position", e)),
+                    .map_err(|e| Ended::retry(Cause::Postgres, "reading PostgreSQL's position", e)),
                 false,
             ),
             Ok(Task::Broker) => (Ok(()), false),
@@ -206,9 +212,7 @@ fn stream_ended(error: StreamError) -> Ended {
         StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
             Ended::Halted(Halt { reason: what, remedy })
         }
-        error @ StreamError::Intake(IntakeError::NeedsText { .. }) => {
-            Ended::retry(Cause::Other, "following a change of the table", error)
-        }
+        StreamError::Intake(error @ IntakeError::NeedsText { .. }) => Ended::NeedsText(error),
         error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
     }
 }

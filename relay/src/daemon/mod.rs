@@ -25,6 +25,7 @@ use crate::{
     backoff::Backoff,
     config::{Config, parts::Parts},
     metrics::Cause,
+    route::Format,
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -77,9 +78,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
 async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &CancellationToken) {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    // The catalogue tells what rows need that are written now; older ones may need the other, and
+    // only the stream tells that. The text format carries all.
+    let mut format = Format::Binary;
     while !stop.is_cancelled() {
         let started = Instant::now();
-        let ended = attempt::run(config, parts, board, stop).await;
+        let ended = attempt::run(config, parts, board, format, stop).await;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }
@@ -103,6 +107,13 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
                     next_attempt_in: wait,
                 });
                 wait
+            }
+            Err(Ended::NeedsText(reason)) => {
+                tracing::info!(%reason, "streaming in the text format from now on");
+                format = Format::Text;
+                board.metrics().reconnect(Cause::Other);
+                board.phase(Phase::Starting { doing: "following a change of the table".into() });
+                backoff.next_wait()
             }
             Err(Ended::Retry { cause, doing, error }) => {
                 let wait = backoff.next_wait();

@@ -29,7 +29,7 @@ use crate::{
         connect::{ReplicationConnection, SnapshotAction, StreamOptions, SystemIdentity},
         slot::{self, SlotState},
     },
-    table_fit,
+    table_fit::{self, Unfit},
 };
 
 /// While a slot is being made, the transactions it waits for are named this often.
@@ -45,7 +45,8 @@ pub(super) struct Started {
     pub(super) unread: BytesMut,
 }
 
-/// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
+/// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by,
+/// `format` is what the stream is known to need.
 /// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
 /// safe: nothing is delivered or confirmed here but the progress records of a first start, and
 /// what the server goes on doing is in `unfinished`.
@@ -55,6 +56,7 @@ pub(super) async fn start(
     board: &Board,
     session: &Arc<SqlSession>,
     ready: Option<KafkaSink>,
+    format: Format,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
     doing(board, "connecting for replication");
@@ -78,13 +80,14 @@ pub(super) async fn start(
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
-    let format = inspect_tables(config, parts, session).await?;
+    let mut tables = inspect_tables(config, parts, session, format).await?;
     let decision = decide(config, session, &mut replication, &identity, stored.as_ref()).await?;
     let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
     let from = match decision {
         Decision::Stop(halt) => return Err(Ended::Halted(halt)),
         Decision::Stream { from } => from,
         Decision::MakeSlot => {
+            tables.must_fit()?;
             // What was delivered of a release stays delivered, whatever became of the slot.
             let releases = progress.releases;
             progress = Progress { releases, ..Progress::before_first_start(slot) };
@@ -101,6 +104,14 @@ pub(super) async fn start(
             .await?
         }
     };
+    if let Some(Halt { reason, remedy }) = &tables.misfit {
+        tracing::warn!(
+            reason,
+            remedy,
+            "a table does not fit: what was written before it became so is delivered, then the \
+             relay halts"
+        );
+    }
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
     progress.position = Some(from);
@@ -112,7 +123,7 @@ pub(super) async fn start(
     doing(board, "starting replication");
     let options = StreamOptions {
         publications: vec![config.postgres.publication.clone()],
-        binary: format == Format::Binary,
+        binary: tables.format == Format::Binary,
         messages: true,
     };
     let (socket, unread) = replication
@@ -120,7 +131,7 @@ pub(super) async fn start(
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
-    let router = Router::new(parts.mapping.clone(), &origin, format);
+    let router = Router::new(parts.mapping.clone(), &origin, tables.format);
     let probe = sink.probe();
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
     Ok(Started { delivery, probe, from, router, socket, unread })
@@ -181,7 +192,7 @@ pub(super) async fn prepare(
     session: &SqlSession,
 ) -> Result<KafkaSink, Ended> {
     let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    inspect_tables(config, parts, session).await?;
+    inspect_tables(config, parts, session, Format::Binary).await?;
     connect_sink(config, parts, session, &identity).await
 }
 
@@ -394,25 +405,47 @@ async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
     Ok(())
 }
 
-/// Looks at every table of the settings, and returns the format that their rows need.
+/// What the tables of the settings look like now.
+struct Tables {
+    /// That their rows need.
+    format: Format,
+    /// Why rows that are written from now on would not serve.
+    misfit: Option<Halt>,
+}
+
+impl Tables {
+    /// Before there is a slot, there is nothing in the stream that could serve.
+    fn must_fit(&mut self) -> Result<(), Ended> {
+        self.misfit.take().map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
+    }
+}
+
+/// Looks at every table of the settings. `least` is a format that the stream is known to need.
 async fn inspect_tables(
     config: &Config,
     parts: &Parts,
     session: &SqlSession,
-) -> Result<Format, Ended> {
+    least: Format,
+) -> Result<Tables, Ended> {
     const DOING: &str = "looking at the outbox tables";
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     let name = &config.postgres.publication;
     let publication = slot::inspect_publication(session.client(), name).await.map_err(failed)?;
-    let mut format = Format::Binary;
+    let mut found = Tables { format: least, misfit: None };
     for table in parts.mapping.tables() {
         let columns = slot::column_types(session.client(), &table.schema, &table.table)
             .await
             .map_err(failed)?;
-        let fits = table_fit::fits(name, publication.as_ref(), table, columns, &parts.mapping);
-        if fits.map_err(Ended::Halted)? == Format::Text {
-            format = Format::Text;
+        match table_fit::fits(name, publication.as_ref(), table, columns, &parts.mapping) {
+            Ok(Format::Binary) => {}
+            Ok(Format::Text) => found.format = Format::Text,
+            Err(Unfit::Unpublished(halt)) => return Err(Ended::Halted(halt)),
+            Err(Unfit::Columns(halt)) => {
+                // It carries every type, whatever shape the rows in the stream have.
+                found.format = Format::Text;
+                found.misfit = Some(halt);
+            }
         }
     }
-    Ok(format)
+    Ok(found)
 }

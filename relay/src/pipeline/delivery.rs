@@ -1,6 +1,6 @@
 //! Delivers a batch and the progress that goes with it, parking what must be.
 //!
-//! Bisects what the broker refuses, so that only a record refused alone is refused; parks it and
+//! Gives the broker as much at a time as it takes in time (`pace`). Bisects what the broker refuses, so that only a record refused alone is refused; parks it and
 //! what follows it in its lane, and lets the other lanes go on. A park is durable before any
 //! progress that covers its position is stored. Where the events come from is a [`Course`]'s
 //! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
@@ -8,7 +8,7 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use super::PipelineError;
+use super::{PipelineError, pace::Pace};
 use crate::{
     admin::Board,
     dead_letter::{BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack},
@@ -57,6 +57,8 @@ pub struct Delivery<S, D> {
     dead_letters: D,
     lanes: Lanes,
     progress: Progress,
+    /// `None` where the sink takes its time.
+    pace: Option<Pace>,
     board: Board,
     /// Reasons that were logged.
     told: Vec<&'static str>,
@@ -66,7 +68,8 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     /// `progress` is what was read back or first stored, `lanes` what was parked by then.
     pub fn new(sink: S, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
         board.parked_lanes(lanes.len());
-        Delivery { sink, dead_letters, lanes, progress, board, told: Vec::new() }
+        let pace = sink.delivery_limit().map(Pace::new);
+        Delivery { sink, dead_letters, lanes, progress, pace, board, told: Vec::new() }
     }
 
     /// What is stored, or about to be.
@@ -107,6 +110,13 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             if start == end && ends.len() > 1 {
                 ends.pop(); // All of it is parked, and a later range has the progress.
                 continue;
+            }
+            let end = match &self.pace {
+                Some(pace) => pace.cut(batch, start..end),
+                None => end,
+            };
+            if ends.last() != Some(&end) {
+                ends.push(end);
             }
             let (records, rest) = match self.store(batch, start..end, course).await {
                 Ok(()) => {
@@ -193,12 +203,16 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         self.board.delivery_started();
         let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
         fault::point(Point::Delivered);
-        let bytes =
-            batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes() as u64).sum();
+        let took = started.elapsed();
+        let sizes = batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes());
+        let bytes = sizes.sum();
+        if let Some(pace) = self.pace.as_mut().filter(|_| !range.is_empty()) {
+            pace.learn(bytes, took);
+        }
         let newest_commit_us = batch.newest_commit_us;
         let records = range.len() as u64;
         if let Some(position) = self.progress.position {
-            self.board.delivered(position, records, bytes, started.elapsed(), newest_commit_us);
+            self.board.delivered(position, records, bytes as u64, took, newest_commit_us);
         }
         course.stored(&self.progress, stored);
         fault::point(Point::Confirmable);

@@ -6,6 +6,7 @@
 pub mod delivery;
 pub mod intake;
 pub mod ladder;
+mod pace;
 
 use std::sync::Arc;
 

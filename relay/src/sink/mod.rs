@@ -7,7 +7,7 @@
 pub mod kafka;
 pub mod partition;
 
-use std::{future::Future, ops::Range, sync::Arc};
+use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -36,6 +36,11 @@ pub trait Sink: Send {
     /// Reads the newest progress record that is stored, `None` when there is none. Called after
     /// [`Sink::fence`]; waits until nothing that an older relay left open can hide a newer one.
     fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
+
+    /// After how long a delivery is given up; `None` where it is not.
+    fn delivery_limit(&self) -> Option<Duration> {
+        None
+    }
 
     /// Stores the records of `range` in order, and `progress` with them: at once where the
     /// delivery is exactly-once, after them where it is at-least-once. Returns when all of it is

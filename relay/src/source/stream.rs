@@ -172,8 +172,24 @@ impl<I: Intake> Stream<I> {
     /// reads nothing more, waits for the delivery under way and confirms it before it returns.
     ///
     /// # Errors
-    /// [`StreamError`]; each asks for a reconnect, after reconciling.
+    /// [`StreamError`]; each asks for a reconnect, after reconciling. What precedes a row that does
+    /// not fit is delivered and confirmed by then.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), StreamError> {
+        match self.stream(stop).await {
+            Ok(()) => self.finish().await,
+            Err(StreamError::Intake(misfit)) => {
+                // A person may have to mend it, and that may take long.
+                if self.decoder.giver.until_sink_is_free().await {
+                    self.give();
+                }
+                self.finish().await?;
+                Err(misfit.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn stream(&mut self, stop: CancellationToken) -> Result<(), StreamError> {
         let mut status = interval(STATUS_INTERVAL);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut low_water = 0;
@@ -196,14 +212,14 @@ impl<I: Intake> Stream<I> {
             tokio::select! {
                 biased; // Stop first; then the timer, so that neither a full batch nor a busy
                         // socket can starve the status updates; the sink before more reads.
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ok(()),
                 _ = status.tick() => self.on_tick(has_room).await?,
                 // Cancel safe: a batch received is kept in the giver.
                 alive = self.decoder.giver.until_sink_is_free(),
                     if !self.decoder.giver.sink_is_free() =>
                 {
                     if !alive {
-                        break; // The pipeline has ended, and says why itself.
+                        return Ok(()); // The pipeline has ended, and says why itself.
                     }
                 }
                 // Cancel safe: `read_buf` reads once or not at all.
@@ -212,7 +228,6 @@ impl<I: Intake> Stream<I> {
                 }
             }
         }
-        self.finish().await
     }
 
     fn decode(&mut self) -> Result<(), StreamError> {

@@ -26,7 +26,10 @@ while read -r what value; do
     case $what in
     quit) quit="$quit $value" ;;
     kill) kill="$kill $value" ;;
-    forget) kill=$(for p in $kill; do [ "$p" = "$value" ] || printf '%s ' "$p"; done) ;;
+    forget)
+        kill=$(for p in $kill; do [ "$p" = "$value" ] || printf '%s ' "$p"; done)
+        quit=$(for p in $quit; do [ "$p" = "$value" ] || printf '%s ' "$p"; done)
+        ;;
     dir) dirs="$dirs
 $value" ;;
     container) containers="$containers $value" ;;

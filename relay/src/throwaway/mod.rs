@@ -15,19 +15,19 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     os::unix::process::CommandExt,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{LazyLock, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
 
-pub use postgres::{LocalPostgres, installed};
+pub use postgres::{LocalPostgres, Shutdown, installed};
 
 /// Lines of a log that an error's text shows.
 const TAIL_LINES: usize = 40;
 
-/// Starts a server with its output in `log`. It is not waited for: `ends` tells the guardian how
-/// to end it.
+/// Starts a server with its output added to `log`. It need not be waited for: `ends` tells the
+/// guardian how to end it.
 ///
 /// # Errors
 /// The log can't be written, the program not started, or nobody would end it; then it is ended.
@@ -36,8 +36,9 @@ pub fn spawn_logged(
     dir: &Path,
     log: &Path,
     ends: fn(u32) -> Result<()>,
-) -> Result<()> {
-    let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+) -> Result<Child> {
+    let output = File::options().create(true).append(true).open(log);
+    let output = output.with_context(|| format!("opening {}", log.display()))?;
     let mut child = server
         .current_dir(dir)
         .stdin(Stdio::null())
@@ -47,7 +48,8 @@ pub fn spawn_logged(
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", server.get_program().display()))?;
-    ends(child.id()).inspect_err(|_| drop(child.kill()))
+    ends(child.id()).inspect_err(|_| drop(child.kill()))?;
+    Ok(child)
 }
 
 /// A port of the loopback interface that is free now, never the same one twice.

@@ -1,6 +1,9 @@
 //! An installed PostgreSQL, run in a directory of its own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -10,8 +13,21 @@ use super::{free_port, guardian, spawn_logged, unprivileged::Unprivileged};
 /// socket, and answers a moment later.
 #[derive(Debug)]
 pub struct LocalPostgres {
+    user: Unprivileged,
+    bin: PathBuf,
+    settings: Vec<String>,
     dir: PathBuf,
     port: u16,
+    server: Child,
+}
+
+/// How a server is asked to end (the manual, "Shutting Down the Server").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Sessions are ended, walsenders after all they have to send; the next start finds all in order.
+    Fast,
+    /// As a crash: the next start recovers from the WAL.
+    Immediate,
 }
 
 impl LocalPostgres {
@@ -42,15 +58,36 @@ impl LocalPostgres {
             bail!("initdb failed: {}", String::from_utf8_lossy(&initdb.stderr));
         }
 
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
         let port = free_port()?;
-        let mut server = user.command(&bin.join("postgres"));
-        server.arg("-D").arg(dir.join("data")).arg("-k").arg(&dir);
-        server.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
-        server.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
-        server.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        let postgres = LocalPostgres { dir, port };
-        spawn_logged(server, &postgres.dir, &postgres.log(), guardian::quit_at_exit)?;
-        Ok(postgres)
+        let server = spawn(user, bin, &settings, &dir, port)?;
+        Ok(LocalPostgres { user, bin: bin.into(), settings, dir, port, server })
+    }
+
+    /// Ends it and waits until it has.
+    ///
+    /// # Errors
+    /// The system does not say how it ended.
+    pub fn stop(&mut self, how: Shutdown) -> Result<ExitStatus> {
+        let signal = match how {
+            Shutdown::Fast => libc::SIGINT,
+            Shutdown::Immediate => libc::SIGQUIT,
+        };
+        let pid = libc::pid_t::try_from(self.server.id()).context("a process id")?;
+        // SAFETY: kill takes any numbers; the child was not waited for, so this one is its.
+        unsafe { libc::kill(pid, signal) };
+        let status = self.server.wait().context("waiting for PostgreSQL to end")?;
+        guardian::forget(self.server.id());
+        Ok(status)
+    }
+
+    /// Starts it again after [`LocalPostgres::stop`]. It answers a moment later.
+    ///
+    /// # Errors
+    /// What could not be started.
+    pub fn restart(&mut self) -> Result<()> {
+        self.server = spawn(self.user, &self.bin, &self.settings, &self.dir, self.port)?;
+        Ok(())
     }
 
     /// Directory of its Unix socket.
@@ -65,8 +102,27 @@ impl LocalPostgres {
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        self.dir.join("log")
+        log_file(&self.dir)
     }
+}
+
+fn spawn(
+    user: Unprivileged,
+    bin: &Path,
+    settings: &[String],
+    dir: &Path,
+    port: u16,
+) -> Result<Child> {
+    let mut server = user.command(&bin.join("postgres"));
+    server.arg("-D").arg(dir.join("data")).arg("-k").arg(dir);
+    server.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+    server.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
+    server.args(settings.iter().flat_map(|setting| ["-c", setting]));
+    spawn_logged(server, dir, &log_file(dir), guardian::quit_at_exit)
+}
+
+fn log_file(dir: &Path) -> PathBuf {
+    dir.join("log")
 }
 
 /// Directory with `initdb`: PATH, else the newest in the places of Debian, Red Hat and Homebrew.

@@ -10,6 +10,7 @@ mod errors;
 mod lookup;
 mod native;
 mod produce;
+mod progress_log;
 mod progress_topic;
 mod property;
 mod settings;
@@ -61,6 +62,7 @@ pub struct KafkaSink {
     ended: oneshot::Receiver<()>,
     thread: Option<JoinHandle<()>>,
     probe: Probe,
+    delivery_limit: Duration,
 }
 
 impl KafkaSink {
@@ -71,6 +73,7 @@ impl KafkaSink {
     pub fn start(settings: Settings) -> Result<Self, SinkError> {
         let lookup = Arc::new(make_lookup(&settings)?);
         let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
+        let delivery_limit = settings.delivery_limit();
         let stop = Stop::default();
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let (end, ended) = oneshot::channel();
@@ -82,7 +85,8 @@ impl KafkaSink {
                 let _ = end.send(());
             })
             .map_err(|error| unavailable("starting the Kafka thread", error))?;
-        Ok(KafkaSink { commands: Some(commands), stop, ended, thread: Some(thread), probe })
+        let thread = Some(thread);
+        Ok(KafkaSink { commands: Some(commands), stop, ended, thread, probe, delivery_limit })
     }
 
     /// A handle that asks whether the brokers answer; it works while a delivery is under way.
@@ -143,6 +147,10 @@ impl Sink for KafkaSink {
 
     async fn fence(&mut self) -> Result<(), SinkError> {
         self.ask("fencing", Command::Fence).await
+    }
+
+    fn delivery_limit(&self) -> Option<Duration> {
+        Some(self.delivery_limit)
     }
 
     async fn deliver(

@@ -23,6 +23,7 @@ use super::{
     context::{Context, Failure, PROGRESS_OPAQUE},
     errors::{Verdict, judge, refusal, sort, unavailable},
     native::{self, Outgoing, Producer, Topic},
+    progress_log,
     settings::Settings,
     stop::{SLICE, Stop},
     topics::Topics,
@@ -41,7 +42,8 @@ pub(super) struct Outlet {
     handles: HashMap<String, Topic<Producer>>,
     progress: Topic<Producer>,
     pub(super) client: Arc<Producer>,
-    relay_name: String,
+    /// Under which progress is stored.
+    pub(super) progress_key: String,
     /// Of a delivery, from its first record to its end.
     pub(super) limit: Duration,
     pub(super) stop: Stop,
@@ -71,7 +73,7 @@ impl Outlet {
             handles: HashMap::new(),
             progress,
             client,
-            relay_name: settings.relay_name.clone(),
+            progress_key: progress_log::key(&settings.relay_name, None),
             limit: settings.delivery_limit(),
             stop: stop.clone(),
         })
@@ -185,9 +187,19 @@ impl Outlet {
         progress: &Bytes,
         deadline: Instant,
     ) -> Result<(), SinkError> {
+        self.send_to_progress(&self.progress_key, Some(progress), deadline)
+    }
+
+    /// Queues a record for the progress topic; `None` is a tombstone.
+    pub(super) fn send_to_progress(
+        &self,
+        key: &str,
+        payload: Option<&[u8]>,
+        deadline: Instant,
+    ) -> Result<(), SinkError> {
         let outgoing = Outgoing {
-            key: Some(self.relay_name.as_bytes()),
-            payload: Some(progress),
+            key: Some(key.as_bytes()),
+            payload,
             timestamp_ms: None,
             partition: 0,
             opaque: PROGRESS_OPAQUE,

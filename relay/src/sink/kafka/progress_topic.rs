@@ -1,6 +1,6 @@
 //! The topic that holds how far the relay has come: made, verified and read here.
 //!
-//! One partition, compacted, one key: the relay's name. The rule of reading: take the true high
+//! One partition, compacted; `progress_log` says which record counts. The rule of reading: take the true high
 //! watermark H first (a `read_committed` query would answer the last stable offset instead), then
 //! read until everything before H has been read *or passed over*. Transaction markers and aborted
 //! records take offsets but are never handed out, so the last record's offset proves nothing; the
@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
@@ -22,6 +21,7 @@ use super::{
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
     native::{Consumer, PartitionReader, Read, Topic},
+    progress_log::{self, Newest},
     settings::{Settings, TopicCreation},
     stop::{SLICE, Stop},
 };
@@ -185,19 +185,19 @@ pub(super) enum Until {
     Newest,
 }
 
-/// The newest progress record, `None` when there is none; see the module for the rule.
+/// Finds the newest progress record; see the module for the rule.
 pub(super) fn read(
     settings: &Settings,
     lookup: &Lookup,
     stop: &Stop,
     until: Until,
-) -> Result<Option<Bytes>, SinkError> {
+) -> Result<progress_log::Found, SinkError> {
     let name = settings.progress_topic();
     let doing = format!("reading the progress topic {name}");
     let failed = |error| sort(&doing, error, None);
     let (low, high) = lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
     if low >= high {
-        return Ok(None);
+        return Ok(progress_log::Found::default());
     }
     let consumer: std::sync::Arc<Consumer> = std::sync::Arc::new(
         settings.reader_config().create_with_context(Context::new("progress")).map_err(failed)?,
@@ -205,7 +205,7 @@ pub(super) fn read(
     let mut reader = Topic::new(&consumer, &name)
         .and_then(|topic| PartitionReader::start(topic, 0, low))
         .map_err(|code| failed(KafkaError::MessageConsumption(code)))?;
-    let mut newest = Newest { key: settings.relay_name.as_bytes(), value: None, position: low };
+    let mut newest = Newest::new(&settings.relay_name, low);
     let started = Instant::now();
     let mut reported = started;
     let mut heard = false;
@@ -243,7 +243,7 @@ pub(super) fn read(
             );
         }
     }
-    Ok(newest.value)
+    Ok(newest.found)
 }
 
 /// Errors that time does not mend; librdkafka goes on after all others.
@@ -258,28 +258,6 @@ fn give_up_on(code: RDKafkaErrorCode) -> Result<(), KafkaError> {
         | Code::SaslAuthenticationFailed
         | Code::Fatal => Err(KafkaError::MessageConsumption(code)),
         _ => Ok(()),
-    }
-}
-
-/// The newest value under the relay's key, and the offset up to which that is known.
-struct Newest<'a> {
-    key: &'a [u8],
-    value: Option<Bytes>,
-    position: i64,
-}
-
-impl Newest<'_> {
-    fn take(&mut self, read: Read) {
-        match read {
-            Read::Record { offset, key, payload } => {
-                if key.as_deref() == Some(self.key) {
-                    self.value = payload.map(Bytes::from);
-                }
-                self.position = self.position.max(offset + 1);
-            }
-            Read::End { offset } => self.position = self.position.max(offset),
-            Read::Error(_) => {}
-        }
     }
 }
 
@@ -310,22 +288,5 @@ mod tests {
                 && text.contains("--entity-name outbox-relay-progress-orders"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn the_newest_value_of_the_relays_own_key_counts_and_a_tombstone_clears_it() {
-        let mut newest = Newest { key: b"orders", value: None, position: 0 };
-        let record = |offset, key: &str, payload: Option<&str>| Read::Record {
-            offset,
-            key: Some(key.into()),
-            payload: payload.map(Into::into),
-        };
-        newest.take(record(0, "orders", Some("1")));
-        newest.take(record(2, "others", Some("2")));
-        assert_eq!((newest.value.as_deref(), newest.position), (Some(&b"1"[..]), 3));
-        newest.take(Read::End { offset: 5 });
-        assert_eq!(newest.position, 5);
-        newest.take(record(5, "orders", None));
-        assert_eq!((newest.value, newest.position), (None, 6));
     }
 }

@@ -17,7 +17,8 @@ const TRANSACTION_TIMEOUT_DEFAULT_MS: u64 = 15_000;
 pub enum Delivery {
     /// One Kafka transaction per batch, progress included.
     ExactlyOnce,
-    /// Idempotent records first, then progress; a crash between the two repeats records.
+    /// Idempotent records first, then progress; a crash between the two repeats records. Only
+    /// making this the relay whose progress counts takes a transaction.
     AtLeastOnce,
 }
 
@@ -145,8 +146,9 @@ impl Settings {
     }
 
     fn trial(&self) -> Option<Problem> {
-        let created =
-            self.producer_config().create_with_context::<_, BaseProducer<_>>(Context::new("check"));
+        let created = self
+            .transactional_config()
+            .create_with_context::<_, BaseProducer<_>>(Context::new("check"));
         match created {
             Ok(_) => None,
             Err(KafkaError::ClientConfig(_, reason, name, _)) => Some(Problem {
@@ -171,7 +173,15 @@ impl Settings {
         }
     }
 
-    /// For the client that delivers.
+    /// For the client that delivers in transactions, or only fences.
+    pub(super) fn transactional_config(&self) -> ClientConfig {
+        let mut config = self.producer_config();
+        config.set("transactional.id", self.transactional_id());
+        config.set("transaction.timeout.ms", self.transaction_timeout().as_millis().to_string());
+        config
+    }
+
+    /// For the client that delivers without transactions.
     pub(super) fn producer_config(&self) -> ClientConfig {
         let mut config = self.base_config();
         let limit_ms = self.delivery_limit().as_millis().to_string();
@@ -194,13 +204,7 @@ impl Settings {
         self.set_default(&mut config, "linger.ms", "0");
         self.set_default(&mut config, "batch.size", "1000000");
         self.set_default(&mut config, "batch.num.messages", "100000");
-        if self.delivery == Delivery::ExactlyOnce {
-            config.set("transactional.id", self.transactional_id());
-            config
-                .set("transaction.timeout.ms", self.transaction_timeout().as_millis().to_string());
-        } else {
-            config.remove("transaction.timeout.ms");
-        }
+        config.remove("transaction.timeout.ms");
         config
     }
 

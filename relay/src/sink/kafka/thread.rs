@@ -20,6 +20,7 @@ use super::{
     errors::unavailable,
     lookup::Lookup,
     produce::{Load, Outlet},
+    progress_log::{self, Found},
     progress_topic::{self, Until},
     settings::{Delivery, Settings},
     stop::Stop,
@@ -48,6 +49,8 @@ pub(super) struct Worker {
     stop: Stop,
     lookup: Arc<Lookup>,
     topics: Topics,
+    /// Holds the transactional id from the fence to the claim.
+    fence: Option<Outlet>,
     outlet: Option<Outlet>,
     /// The progress topic exists and was verified.
     ensured: bool,
@@ -58,7 +61,8 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(settings: Settings, lookup: Arc<Lookup>, stop: Stop) -> Self {
         let topics = Topics::new(&settings);
-        Worker { settings, stop, lookup, topics, outlet: None, ensured: false, spent: false }
+        let (fence, outlet) = (None, None);
+        Worker { settings, stop, lookup, topics, fence, outlet, ensured: false, spent: false }
     }
 
     /// Serves commands until their sender is gone or a stop is requested.
@@ -103,18 +107,41 @@ impl Worker {
             progress_topic::ensure(&self.settings, &self.lookup, &self.stop)?;
             self.ensured = true;
         }
-        progress_topic::read(&self.settings, &self.lookup, &self.stop, until)
+        let found = progress_topic::read(&self.settings, &self.lookup, &self.stop, until)?;
+        if let Some(fence) = self.fence.take() {
+            self.outlet = Some(self.claim(fence, &found)?);
+        }
+        Ok(found.value)
+    }
+
+    /// Makes progress that counts this relay's own from here on, see [`progress_log`]; returns
+    /// what delivers.
+    fn claim(&self, fence: Outlet, found: &Found) -> Result<Outlet, SinkError> {
+        match self.settings.delivery {
+            // Nobody else can end a transaction of this id any more.
+            Delivery::ExactlyOnce if found.writer.is_none() => Ok(fence),
+            Delivery::ExactlyOnce => {
+                fence.claim(&found.claim(&self.settings.relay_name, None))?;
+                Ok(fence)
+            }
+            Delivery::AtLeastOnce => {
+                let writer = format!("{:016x}", rand::random::<u64>());
+                fence.claim(&found.claim(&self.settings.relay_name, Some(&writer)))?;
+                let config = self.settings.producer_config();
+                let mut outlet = Outlet::new(&self.settings, &config, &self.stop)?;
+                outlet.progress_key = progress_log::key(&self.settings.relay_name, Some(&writer));
+                Ok(outlet)
+            }
+        }
     }
 
     fn fence(&mut self) -> Result<(), SinkError> {
         self.usable()?;
         self.outlet = None;
-        let config = self.settings.producer_config();
-        let outlet = Outlet::new(&self.settings, &config, &self.stop)?;
-        if self.settings.delivery == Delivery::ExactlyOnce {
-            outlet.fence()?;
-        }
-        self.outlet = Some(outlet);
+        let config = self.settings.transactional_config();
+        let fence = Outlet::new(&self.settings, &config, &self.stop)?;
+        fence.fence()?;
+        self.fence = Some(fence);
         Ok(())
     }
 
@@ -127,7 +154,7 @@ impl Worker {
         self.usable()?;
         let Worker { settings, stop, lookup, topics, outlet, .. } = self;
         let Some(outlet) = outlet else {
-            return Err(unavailable("delivering", "the sink was not fenced before"));
+            return Err(unavailable("delivering", "progress was not read behind a fence before"));
         };
         topics.resolve(batch, range.clone(), settings, lookup, stop)?;
         let load = Load { batch, range };

@@ -38,6 +38,23 @@ impl Outlet {
             .map_err(|problem| problem.error)
     }
 
+    /// Stores `records` of the progress topic, key and value, in one transaction.
+    pub(super) fn claim(&self, records: &[(String, Option<Bytes>)]) -> Result<(), SinkError> {
+        let deadline = Instant::now() + self.limit;
+        self.client
+            .begin_transaction()
+            .map_err(|error| self.sorted("beginning a transaction", error))?;
+        for (key, value) in records {
+            self.send_to_progress(key, value.as_deref(), deadline)?;
+        }
+        match self.settle(deadline)? {
+            Verdict::Stored => {}
+            Verdict::Refused(_) => return Err(self.failed(0, None)),
+            Verdict::Failed(code) => return Err(self.failed(0, code)),
+        }
+        self.commit(deadline, records.len()).map_err(|problem| problem.error)
+    }
+
     /// Records and progress in one transaction.
     pub(super) fn deliver_transaction(
         &mut self,

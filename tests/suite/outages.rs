@@ -1,0 +1,337 @@
+//! What a bad day brings to either end of the road: away, frozen, slow, restarted. The probes tell
+//! the truth, the relay comes back without a hand, and nothing is lost, doubled or misplaced.
+
+use std::time::Duration;
+
+use outbox_relay::throwaway::Shutdown;
+use outbox_tests::{
+    Harness, check,
+    database::Role,
+    kafka::Kafka,
+    load::{Load, Plan},
+    postgres::Postgres,
+    probes::Probes,
+    proxy::{Cut, Proxy},
+    relay::{Relay, Settings},
+    servers::{self, report},
+    topic::Topic,
+    wait,
+};
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+/// An outage shows in `/readyz` within this, and its end within that (DESIGN: command line).
+const SEEN: Duration = Duration::from_secs(20);
+const OVER: Duration = Duration::from_secs(10);
+/// A broker's transactions, and so deliveries, get this long where a test would else take too long.
+const SHORT_TRANSACTION: &str = "3000";
+/// Between two transactions of a writer.
+const PACE: Duration = Duration::from_millis(10);
+const PARTITIONS: i32 = 4;
+
+/// Writers at work, and a relay that publishes what they write, watched.
+struct Day {
+    t: Harness,
+    topic: Topic,
+    relay: Relay,
+    probes: Probes,
+    load: Load,
+}
+
+impl Day {
+    async fn begin(t: Harness, settings: Settings) -> Self {
+        let topic = t.topic("orders").create(PARTITIONS).await;
+        let relay = settings.start().await;
+        let plan = Plan {
+            topic: topic.name().to_owned(),
+            partitions: PARTITIONS,
+            writers: 3,
+            transactions: 1_000_000,
+        };
+        let load = Load::paced(t.database(), &plan, PACE).await;
+        let day = Day { probes: Probes::of(&relay), t, topic, relay, load };
+        day.flows().await;
+        day
+    }
+
+    /// Waits until more is delivered than until now.
+    async fn flows(&self) {
+        let before = self.delivered().await;
+        wait::until("events flow", wait::PATIENCE, || async {
+            match self.delivered().await {
+                now if now > before => Ok(()),
+                now => Err(format!("{now} are delivered")),
+            }
+        })
+        .await
+        .expect("the relay delivers");
+    }
+
+    async fn delivered(&self) -> u64 {
+        let status = self.relay.status().await;
+        status.get("records_delivered").and_then(Value::as_u64).expect("a number")
+    }
+
+    /// An outage that lasts for so long, and at least until it is seen. Returns the reason that
+    /// `/readyz` gave for it.
+    async fn through<O>(
+        &self,
+        begin: impl FnOnce() -> O,
+        lasts: Duration,
+        end: impl FnOnce(O),
+    ) -> String {
+        let began = Instant::now();
+        let outage = begin();
+        let reason = self.probes.not_ready_within(SEEN, began).await;
+        sleep(lasts.saturating_sub(began.elapsed())).await;
+        end(outage);
+        self.recovers(Instant::now()).await;
+        reason
+    }
+
+    /// How often the relay has begun to stream.
+    fn streams(&self) -> usize {
+        self.relay.log_text().matches("streaming from=").count()
+    }
+
+    async fn recovers(&self, ended: Instant) {
+        self.probes.ready_within(OVER, ended).await;
+        self.flows().await;
+    }
+
+    /// Counts what the day brought, exactly.
+    async fn ends_exactly_once(mut self) {
+        self.ends().await;
+        self.t.count(&self.topic, PARTITIONS).await.assert_exactly_once();
+        assert!(self.relay.sigterm().await.success());
+    }
+
+    /// Counts: nothing lost, and each event in order by its first sight.
+    async fn ends_at_least_once(mut self) {
+        self.ends().await;
+        let truth = self.t.committed().await;
+        let records = self.topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        check::compare(&truth, &records, PARTITIONS).assert_at_least_once();
+        assert!(self.relay.sigterm().await.success());
+    }
+
+    async fn ends(&mut self) {
+        let idle = Plan { topic: String::new(), partitions: 1, writers: 0, transactions: 0 };
+        let idle = Load::start(self.t.database(), &idle).await;
+        std::mem::replace(&mut self.load, idle).stop().await;
+        self.probes.assert_always_live();
+    }
+}
+
+/// A relay whose broker is behind `line`.
+fn behind(t: &Harness, line: &Proxy) -> Settings {
+    t.relay().set("sink.properties.\"bootstrap.servers\"", &line.address())
+}
+
+/// A relay whose PostgreSQL is behind `line`.
+fn database_behind(t: &Harness, line: &Proxy) -> Settings {
+    let (host, port) = t.database().postgres().address();
+    let url = t.database().url(Role::Relay).replace(&format!("{host}:{port}"), &line.address());
+    t.relay().set("postgres.url", &url)
+}
+
+async fn line_to_postgres(t: &Harness) -> Proxy {
+    let (host, port) = t.database().postgres().address();
+    Proxy::to(&format!("{host}:{port}")).await
+}
+
+/// Frozen first, so that what is under way is neither refused nor lost; then refused.
+async fn broker_out_of_reach(day: &Day, line: &Proxy, lasts: Duration) {
+    for fault in [Proxy::freeze, Proxy::refuse] {
+        let reason = day.through(|| fault(line), lasts, |()| line.heal()).await;
+        assert!(reason.contains("roker") || reason.contains("Kafka"), "{reason}");
+    }
+    line.cut(Cut::Reset);
+    day.flows().await;
+}
+
+#[tokio::test]
+async fn a_broker_out_of_reach_for_longer_than_a_transaction_may_last() {
+    let t = Harness::start().await;
+    let line = t.kafka().line().await;
+    let settings = behind(&t, &line);
+    let day = Day::begin(t, settings).await;
+    // Transactions end after 15 s by default, deliveries after 10.
+    broker_out_of_reach(&day, &line, Duration::from_secs(17)).await;
+    day.ends_exactly_once().await;
+}
+
+#[tokio::test]
+async fn at_least_once_and_a_broker_out_of_reach() {
+    let t = Harness::start().await;
+    let line = t.kafka().line().await;
+    let settings = behind(&t, &line)
+        .set("sink.delivery", "at-least-once")
+        .set("sink.properties.\"transaction.timeout.ms\"", SHORT_TRANSACTION);
+    let day = Day::begin(t, settings).await;
+    broker_out_of_reach(&day, &line, Duration::from_secs(6)).await;
+    day.ends_at_least_once().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_crashes_and_comes_back() {
+    let (postgres, (kafka, mut broker)) =
+        tokio::join!(servers::postgres(), Kafka::start_private(&[]));
+    let t = Harness::with(postgres, kafka).await;
+    let settings = t.relay();
+    let day = Day::begin(t, settings).await;
+    broker.kill9();
+    let killed = Instant::now();
+    day.probes.not_ready_within(SEEN, killed).await;
+    broker.restart();
+    Kafka::private(kafka.brokers()).await;
+    day.recovers(Instant::now()).await;
+    day.ends_exactly_once().await;
+}
+
+/// No room for another record: a broker gives its only disk up, and itself.
+#[tokio::test]
+async fn a_broker_whose_disk_is_full() {
+    let (postgres, (kafka, mut broker)) =
+        tokio::join!(servers::postgres(), Kafka::start_private(&[]));
+    let t = Harness::with(postgres, kafka).await;
+    let settings = t.relay();
+    let day = Day::begin(t, settings).await;
+    broker.limit_files(100_000);
+    let full = Instant::now();
+    day.probes.not_ready_within(wait::PATIENCE, full).await;
+    wait::until("the broker ends", wait::PATIENCE, || {
+        let ended = broker.has_ended();
+        async move { if ended { Ok(()) } else { Err("it runs") } }
+    })
+    .await
+    .expect("it does not go on without a disk");
+    broker.restart();
+    Kafka::private(kafka.brokers()).await;
+    day.recovers(Instant::now()).await;
+    day.ends_exactly_once().await;
+}
+
+#[tokio::test]
+async fn a_database_out_of_reach() {
+    let t = Harness::start().await;
+    let line = line_to_postgres(&t).await;
+    let settings = database_behind(&t, &line);
+    let day = Day::begin(t, settings).await;
+    for how in [Cut::Reset, Cut::Close] {
+        let streams = day.streams();
+        line.cut(how);
+        wait::until("it streams again", OVER, || async {
+            if day.streams() > streams { Ok(()) } else { Err("not yet") }
+        })
+        .await
+        .expect("it comes back");
+        day.recovers(Instant::now()).await;
+    }
+    for fault in [Proxy::refuse, Proxy::freeze] {
+        let reason = day.through(|| fault(&line), Duration::from_secs(4), |()| line.heal()).await;
+        assert!(reason.contains("PostgreSQL") || reason.contains("replication"), "{reason}");
+    }
+    // The server never learns that the sessions of before are gone: one holds the leader's lock,
+    // one reads from the slot.
+    let stranded = Instant::now();
+    line.strand();
+    day.probes.not_ready_within(SEEN, stranded).await;
+    day.recovers(stranded + SEEN).await;
+    day.ends_exactly_once().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_restarted() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let t = Harness::with(postgres, kafka).await;
+    let settings = t.relay();
+    let mut day = Day::begin(t, settings).await;
+    for (how, away) in [
+        (Shutdown::Immediate, Duration::ZERO),
+        (Shutdown::Fast, Duration::ZERO),
+        (Shutdown::Immediate, Duration::from_secs(6)),
+    ] {
+        let began = Instant::now();
+        server.stop(how).expect("it ends");
+        let took = began.elapsed();
+        assert!(took < OVER, "{how:?} waited {took:?} for the relay");
+        if !away.is_zero() {
+            day.probes.not_ready_within(SEEN, began).await;
+            sleep(away).await;
+        }
+        server.restart().expect("it starts");
+        day.t.reconnect().await;
+        day.recovers(Instant::now()).await;
+    }
+    day.ends_exactly_once().await;
+}
+
+/// More than a broker takes of one transaction in its time, from behind a narrow line.
+#[tokio::test]
+async fn a_slow_broker_gets_what_it_takes_in_time() {
+    const EVENTS: usize = 3_000;
+    const BYTES_PER_SECOND: u64 = 300_000;
+    let t = Harness::start().await;
+    let line = t.kafka().line().await;
+    let settings =
+        behind(&t, &line).set("sink.properties.\"transaction.timeout.ms\"", SHORT_TRANSACTION);
+    let day = Day::begin(t, settings).await;
+    let began = Instant::now();
+    line.throttle(BYTES_PER_SECOND);
+    backlog(&day, EVENTS).await;
+    let least = day.delivered().await + EVENTS as u64;
+    wait::until("the backlog is delivered", wait::PATIENCE, || async {
+        match day.delivered().await {
+            now if now >= least => Ok(()),
+            now => Err(format!("{now} of {least} are delivered")),
+        }
+    })
+    .await
+    .expect("it gets through");
+    report(&format!("{EVENTS} KB at {BYTES_PER_SECOND} bytes a second: {:.1?}", began.elapsed()));
+    line.heal();
+    day.recovers(Instant::now()).await;
+    day.ends_exactly_once().await;
+}
+
+/// What is written while the broker is frozen waits in PostgreSQL.
+#[tokio::test]
+async fn memory_is_bounded_by_settings_while_events_pile_up() {
+    const MIB: u64 = 1 << 20;
+    const EVENTS: usize = 60_000;
+    /// What it takes with nothing to do, unoptimised.
+    const IDLE: u64 = 32 * MIB;
+    let t = Harness::start().await;
+    let line = t.kafka().line().await;
+    let settings = behind(&t, &line)
+        .set("batch.bytes_max", "1 MiB")
+        .set("batch.record_bytes_max", "1 MiB")
+        .set("sink.properties.\"transaction.timeout.ms\"", SHORT_TRANSACTION);
+    let day = Day::begin(t, settings).await;
+    let idle = day.relay.peak_memory_bytes();
+    let began = Instant::now();
+    line.freeze();
+    backlog(&day, EVENTS).await;
+    day.probes.not_ready_within(SEEN, began).await;
+    line.heal();
+    day.recovers(Instant::now()).await;
+    // Two batches, the producer's queue (twice a batch and the largest record), and the largest
+    // row as it is read.
+    let limit = IDLE + 2 * MIB + 2 * (MIB + MIB) + MIB + 2 * MIB;
+    let relay = day.relay.peak_memory_bytes();
+    report(&format!("memory: {} KiB at first, {} KiB at most", idle >> 10, relay >> 10));
+    assert!(relay <= limit, "{relay} bytes, {limit} are allowed; {idle} at the beginning");
+    day.ends_exactly_once().await;
+}
+
+/// Commits so many events of 1 KB at once.
+async fn backlog(day: &Day, events: usize) {
+    let insert = format!(
+        "insert into outbox.events (topic, key, payload, headers) \
+         select '{}', 'backlog-' || n % 7, to_jsonb(repeat(md5(n::text), 32)), \
+         jsonb_build_object('sequence', n::text) from generate_series(1, {events}) n",
+        day.topic.name()
+    );
+    day.t.database().superuser().batch_execute(&insert).await.expect("inserted");
+}

@@ -1,0 +1,185 @@
+//! The table changes while the relay streams: what fits is followed, what does not is named, and
+//! what was written meanwhile is not lost.
+
+use outbox_tests::{Harness, relay::Relay, topic::Topic, wait};
+
+/// Inserts events of one lane, each statement a transaction. `key` is the column's name by now.
+async fn insert(t: &Harness, topic: &Topic, key: &str, first: usize, last: usize) {
+    for n in first..=last {
+        let insert = format!(
+            "insert into outbox.events (topic, {key}, headers) values ('{}', 'customer-1', \
+             jsonb_build_object('sequence', '{n}'))",
+            topic.name()
+        );
+        t.database().superuser().batch_execute(&insert).await.expect("inserted");
+    }
+}
+
+async fn alter(t: &Harness, change: &str) {
+    let alter = format!("alter table outbox.events {change}");
+    t.database().superuser().batch_execute(&alter).await.expect(change);
+}
+
+/// Waits until a consumer has seen so many events.
+async fn arrive(topic: &Topic, count: usize) {
+    wait::until("they arrive", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            found if found >= count => Ok(()),
+            found => Err(format!("{found} of {count}")),
+        }
+    })
+    .await
+    .expect("they arrive");
+}
+
+fn streams(relay: &Relay) -> usize {
+    relay.log_text().matches("streaming from=").count()
+}
+
+#[tokio::test]
+async fn an_added_column_and_other_known_types_are_followed_without_a_reconnect() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    insert(&t, &topic, "key", 1, 3).await;
+    alter(&t, "add column tenant text not null default 'none'").await;
+    insert(&t, &topic, "key", 4, 6).await;
+    alter(&t, "alter column key type varchar(100), alter column payload type json").await;
+    insert(&t, &topic, "key", 7, 9).await;
+    alter(&t, "drop column tenant").await;
+    insert(&t, &topic, "key", 10, 12).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!((count.delivered, streams(&relay)), (12, 1));
+}
+
+/// A type that only the text format can carry, while the relay streams and while it does not.
+#[tokio::test]
+async fn a_type_that_needs_the_text_format_is_followed_and_so_is_the_way_back() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    t.database().superuser().batch_execute("create domain word as text").await.expect("a type");
+    t.database()
+        .superuser()
+        .batch_execute("grant usage on type word to public")
+        .await
+        .expect("granted");
+    insert(&t, &topic, "key", 1, 3).await;
+    alter(&t, "alter column key type word").await;
+    insert(&t, &topic, "key", 4, 6).await;
+    arrive(&topic, 6).await;
+    relay.kill9().await;
+    insert(&t, &topic, "key", 7, 9).await;
+    // Now the catalogue says that the binary format will do, and the stream does not.
+    alter(&t, "alter column key type text").await;
+    insert(&t, &topic, "key", 10, 12).await;
+    relay.restart();
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!(count.delivered, 12);
+    assert_eq!(relay.log_text().matches("halted").count(), 0);
+}
+
+#[tokio::test]
+async fn a_renamed_column_halts_at_the_first_row_that_has_it_and_loses_none() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    insert(&t, &topic, "key", 1, 3).await;
+    alter(&t, "rename column key to customer").await;
+    insert(&t, &topic, "customer", 4, 6).await;
+    relay.wait_log("halted").await;
+    relay.wait_for("/readyz", 503).await;
+    relay.wait_for("/livez", 200).await;
+    assert!(relay.logs_contain("outbox.columns.key"), "{}", relay.log_text());
+    arrive(&topic, 3).await;
+    assert_eq!(topic.records().await.len(), 3);
+    // Mended, with rows of both names in the stream.
+    alter(&t, "rename column customer to key").await;
+    insert(&t, &topic, "key", 7, 9).await;
+    assert!(relay.sigterm().await.success());
+
+    // As the rows have it that are next: up to those that have it otherwise.
+    let mut meanwhile = t.relay().set("outbox.columns.key", "customer").spawn();
+    arrive(&topic, 6).await;
+    meanwhile.wait_log("outbox.columns.key").await;
+    meanwhile.wait_for("/readyz", 503).await;
+    assert!(meanwhile.sigterm().await.success());
+
+    relay.restart();
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!(count.delivered, 9);
+}
+
+#[tokio::test]
+async fn a_column_dropped_while_rows_with_it_wait_halts_only_behind_them() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    insert(&t, &topic, "key", 1, 1).await;
+    arrive(&topic, 1).await;
+    relay.kill9().await;
+    insert(&t, &topic, "key", 2, 4).await;
+    alter(&t, "drop column type").await;
+    insert(&t, &topic, "key", 5, 6).await;
+    relay.restart();
+    arrive(&topic, 4).await;
+    relay.wait_log("halted").await;
+    relay.wait_for("/readyz", 503).await;
+    assert!(relay.logs_contain("outbox.columns.type"), "{}", relay.log_text());
+    assert!(relay.sigterm().await.success());
+    let _without = t.relay().set_toml("outbox.columns.type", "false").start().await;
+    arrive(&topic, 6).await;
+    alter(&t, "add column type text").await; // For the count.
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!(count.delivered, 6);
+}
+
+#[tokio::test]
+async fn partitions_detached_and_attached_again_lose_no_row_of_the_outbox() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    let superuser = t.database().superuser();
+    superuser
+        .batch_execute(
+            "create table outbox.events_old partition of outbox.events \
+             for values from ('2001-01-01') to ('2002-01-01')",
+        )
+        .await
+        .expect("a partition");
+    let old = |n: usize| {
+        let insert = format!(
+            "insert into outbox.events (topic, key, created_at, headers) values ('{}', \
+             'customer-1', '2001-05-05', jsonb_build_object('sequence', '{n}'))",
+            topic.name()
+        );
+        async move { superuser.batch_execute(&insert).await.expect("inserted") }
+    };
+    old(1).await;
+    insert(&t, &topic, "key", 2, 2).await;
+    alter(&t, "detach partition outbox.events_old").await;
+    insert(&t, &topic, "key", 3, 3).await;
+    alter(
+        &t,
+        "attach partition outbox.events_old for values from ('2001-01-01') to ('2002-01-01')",
+    )
+    .await;
+    old(4).await;
+    insert(&t, &topic, "key", 5, 5).await;
+    // Retention as an operator would do it by hand.
+    superuser
+        .batch_execute(
+            "create table outbox.events_new partition of outbox.events \
+                        for values from ('2003-01-01') to ('2004-01-01')",
+        )
+        .await
+        .expect("another partition");
+    insert(&t, &topic, "key", 6, 6).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!((count.delivered, streams(&relay)), (6, 1));
+}
