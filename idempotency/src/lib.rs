@@ -31,7 +31,7 @@
 //! ```
 //!
 //! [`Processor`] adds what happens when a handler fails: retries in the order of the key, dead letters
-//! ([`dead_letters`]), alerts, metrics.
+//! ([`dead_letters`]), alerts, metrics. With the feature `kafka` there is a runner for consumer groups.
 //!
 //! What it leaves to others: effects outside that transaction, which it can't undo or tell from
 //! one another (`docs/CONSUMER.md`).
@@ -42,6 +42,8 @@ mod error;
 mod failure;
 mod handler;
 mod inbox;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 mod message;
 mod message_id;
 mod meter;

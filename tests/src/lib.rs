@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod check;
+pub mod consumer;
 pub mod database;
 mod docker;
 pub mod event;

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures_util::future;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Attempt, Processor, Stop, store};
@@ -30,27 +29,24 @@ const MAINTAIN: Duration = Duration::from_secs(3600);
 
 impl Processor {
     /// What must go on beside the messages that come in: parked ones are tried again when they are
-    /// due, gauges are measured, days of the inbox are made and dropped. Runs until told to stop;
-    /// the Kafka runner does it by itself. Any number of processes may run it.
+    /// due, gauges are measured, days of the inbox are made and dropped. Runs until it is dropped
+    /// or can't go on; the Kafka runner does it by itself. Any number of processes may run it.
     ///
-    /// Cancel safe.
-    ///
-    /// # Errors
-    /// [`Stop`], as [`Processor::process`].
-    pub async fn background(&self, stop: &CancellationToken) -> Result<(), Stop> {
-        let retries = future::try_join_all((0..AT_ONCE).map(|_| self.retries()));
+    /// Cancel safe: what is dropped is rolled back.
+    pub async fn background(&self) -> Stop {
+        let retries = future::select_all((0..AT_ONCE).map(|_| Box::pin(self.retries())));
         tokio::select! {
-            biased; // Stop first. What is dropped is rolled back.
-            () = stop.cancelled() => Ok(()),
-            stopped = retries => stopped.map(drop),
-            () = self.upkeep() => Ok(()),
+            (stop, _, _) = retries => stop,
+            stop = self.upkeep() => stop,
         }
     }
 
-    async fn retries(&self) -> Result<(), Stop> {
+    async fn retries(&self) -> Stop {
         loop {
-            if let Attempt::Done = self.settle(|| self.retry_one()).await? {
-                continue;
+            match self.settle(|| self.retry_one()).await {
+                Err(stop) => return stop,
+                Ok(Attempt::Done) => continue,
+                Ok(Attempt::Idle | Attempt::Failed(_)) => {}
             }
             tokio::select! {
                 () = self.shared.parked.notified() => {}
@@ -59,7 +55,7 @@ impl Processor {
         }
     }
 
-    async fn upkeep(&self) {
+    async fn upkeep(&self) -> Stop {
         let mut maintained = Instant::now();
         loop {
             if let Err(error) = self.observe().await {

@@ -6,6 +6,7 @@
 
 mod dead_letters;
 mod demo;
+mod inbox;
 mod output;
 mod signal;
 mod status;
@@ -124,6 +125,20 @@ It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
         json: bool,
         #[command(subcommand)]
         action: dead_letters::Action,
+    },
+    /// Look after a consumer's database
+    Inbox {
+        /// Connection string of an operator of the consumer's database [setting: postgres.url]
+        #[arg(long, global = true, value_name = "URL")]
+        postgres: Option<String>,
+        /// Only what is this consumer's, such as billing/charge
+        #[arg(long, global = true, value_name = "NAME")]
+        consumer: Option<String>,
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
+        #[command(subcommand)]
+        part: inbox::Part,
     },
     /// Print the settings that hold, each with where it came from; secrets as ***
     Config(Flags),
@@ -280,6 +295,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             let config = config::load(&sources(file, flags), Purpose::Database)?;
             logging::init(&quiet(&config));
             dead_letters::run(&config, action, json).await?;
+            Ok(Outcome::Done)
+        }
+        Command::Inbox { postgres, consumer, json, part } => {
+            let flags =
+                Overrides::default().with("--postgres", "postgres.url", postgres.as_deref());
+            let config = config::load(&sources(file, flags), Purpose::Database)?;
+            logging::init(&quiet(&config));
+            inbox::run(&config, part, consumer, json).await?;
             Ok(Outcome::Done)
         }
         Command::Config(flags) => {

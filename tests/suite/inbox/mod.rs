@@ -1,6 +1,9 @@
 //! The consumer's half on a real PostgreSQL.
 
+mod command;
 mod core;
 mod effects;
+mod kafka;
+mod outages;
 mod processor;
 mod retention;

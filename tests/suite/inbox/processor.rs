@@ -14,7 +14,6 @@ use outbox_idempotency::{
 };
 use outbox_tests::{database::Database, wait};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
 
 use super::effects::{
     Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
@@ -32,21 +31,17 @@ fn step(key: &str, n: i32) -> Step {
     Step { key: key.to_owned(), n }
 }
 
-struct Background(CancellationToken, JoinHandle<Result<(), Stop>>);
+struct Background(JoinHandle<Stop>);
 
 impl Background {
     fn start(processor: &Processor) -> Self {
-        let (stop, processor) = (CancellationToken::new(), processor.clone());
-        let task = tokio::spawn({
-            let stop = stop.clone();
-            async move { processor.background(&stop).await }
-        });
-        Background(stop, task)
+        let processor = processor.clone();
+        Background(tokio::spawn(async move { processor.background().await }))
     }
 
     async fn stop(self) {
-        self.0.cancel();
-        self.1.await.expect("no panic").expect("no reason to stop");
+        self.0.abort();
+        assert!(self.0.await.expect_err("it had no reason to stop").is_cancelled());
     }
 }
 

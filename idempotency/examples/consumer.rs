@@ -1,0 +1,32 @@
+//! README's consumer: takes orders from Kafka and charges each once.
+//!
+//! `cargo run -p outbox-idempotency --features kafka --example consumer`, on a database where
+//! `outbox-relay migrate --set inbox` was run and which has a table `charges (order_id, cents)`.
+
+use outbox_idempotency::kafka::{ClientConfig, Runner};
+use outbox_idempotency::{Classify as _, Failure, Inbox, Message, Processor, Tx};
+
+#[derive(serde::Deserialize)]
+struct Order {
+    order: i64,
+    amount_cents: i64,
+}
+
+async fn charge(tx: Tx, Message { payload, .. }: Message<Order>) -> Result<(), Failure> {
+    let cents = u32::try_from(payload.amount_cents).permanent("bad-amount")?;
+    let sql = "insert into charges (order_id, cents) values ($1, $2)";
+    tx.execute(sql, &[&payload.order, &i64::from(cents)]).await?;
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let database = std::env::var("DATABASE_URL")?.parse()?;
+    let manager = deadpool_postgres::Manager::new(database, tokio_postgres::NoTls);
+    let pool = deadpool_postgres::Pool::builder(manager).max_size(24).build()?;
+    let mut kafka = ClientConfig::new();
+    kafka.set("bootstrap.servers", "localhost:9092").set("group.id", "billing");
+    let processor = Processor::new(Inbox::open(pool, "billing/charge").await?, charge);
+    let stop = async { drop(tokio::signal::ctrl_c().await) };
+    Ok(Runner::new(processor, kafka, &["orders"]).run(stop).await?)
+}

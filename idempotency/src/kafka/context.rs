@@ -1,0 +1,100 @@
+//! Rebalances: partitions that come are opened, those that go are drained before they go.
+//!
+//! Called on the poll thread, inside `poll`. No effect depends on it: what is still under way when a
+//! partition goes meets the next owner at the inbox, and one of the two waits for the other.
+
+use std::{sync::Arc, time::Duration};
+
+use rdkafka::{
+    ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    error::KafkaResult,
+};
+
+use super::desk::Partition;
+use super::shared::Shared;
+
+pub(super) struct Context {
+    pub(super) shared: Arc<Shared>,
+    /// How long a rebalance may wait for what is under way.
+    pub(super) drain: Duration,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        use rdkafka::config::RDKafkaLogLevel as Level;
+        match level {
+            Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
+                tracing::error!(target: "librdkafka", facility, "{message}");
+            }
+            Level::Warning => tracing::warn!(target: "librdkafka", facility, "{message}"),
+            _ => tracing::debug!(target: "librdkafka", facility, "{message}"),
+        }
+    }
+
+    fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let partitions = partitions(list);
+                tracing::info!(partitions = partitions.len(), "partitions assigned");
+                let mut desk = self.shared.desk();
+                partitions.into_iter().for_each(|partition| desk.assign(partition));
+            }
+            Rebalance::Revoke(list) => {
+                let partitions = partitions(list);
+                // Of lost partitions another one is the owner already: nothing to wait for, and no
+                // offset of ours would be taken.
+                let lost = consumer.assignment_lost();
+                if !lost {
+                    let left = self.shared.drain(&partitions, self.drain);
+                    if left > 0 {
+                        tracing::warn!(left, "partitions go while messages are under way");
+                    }
+                    commit(consumer, &self.shared);
+                }
+                tracing::info!(partitions = partitions.len(), lost, "partitions revoked");
+                let mut desk = self.shared.desk();
+                desk.close(&partitions);
+                desk.forget(&partitions);
+            }
+            Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            // A hint that was not taken: what was finished meanwhile is found to be a duplicate.
+            tracing::debug!(%error, "offsets were not committed");
+        }
+    }
+}
+
+/// Commits where each partition would be resumed, and waits for it.
+pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
+    let offsets = list(shared.desk().committable());
+    if offsets.count() == 0 {
+        return;
+    }
+    if let Err(error) = consumer.commit(&offsets, CommitMode::Sync) {
+        tracing::debug!(%error, "offsets were not committed");
+    }
+}
+
+pub(super) fn list(offsets: Vec<(Partition, i64)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(offsets.len());
+    for ((topic, partition), offset) in offsets {
+        let added = list.add_partition_offset(&topic, partition, Offset::Offset(offset));
+        added.expect("an offset from the broker is one");
+    }
+    list
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+    list.elements().iter().map(|one| (one.topic().into(), one.partition())).collect()
+}

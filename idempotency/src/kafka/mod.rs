@@ -1,0 +1,204 @@
+//! Runs a [`Processor`] on Kafka topics, as a member of a consumer group.
+//!
+//! ```text
+//! poll thread ─► desk ─► workers ─► Processor ─► PostgreSQL
+//!      ▲                    │
+//!      └── offsets behind which all is finished
+//! ```
+//!
+//! One thread polls whatever the handlers do, so a slow handler never costs the membership. The
+//! database knows which messages took effect; a committed offset only says where to go on, and is
+//! never past one that is not finished.
+
+mod context;
+mod desk;
+mod identity;
+mod poll;
+mod shared;
+
+use std::{sync::Arc, time::Duration};
+
+pub use rdkafka::ClientConfig;
+use rdkafka::{consumer::BaseConsumer, error::KafkaError};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::processor::{Processor, Stop};
+use context::Context;
+use poll::Poll;
+use shared::Shared;
+
+/// Why a runner ended before it was told to. What was under way is rolled back or finished; the
+/// next start goes on where this one was.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The client can't be made from its settings.
+    #[error("the Kafka consumer can't start")]
+    Client(#[source] KafkaError),
+    /// The client can't go on.
+    #[error("the Kafka consumer can't go on")]
+    Fatal(#[source] KafkaError),
+    /// See [`Stop`].
+    #[error(transparent)]
+    Stop(#[from] Stop),
+    /// A record's id carries no time, and the topic has `message.timestamp.type=LogAppendTime`: a
+    /// copy that is produced again could not be told from a new message. Give the topic
+    /// `CreateTime`, or the records ids that are UUIDs of version 7.
+    #[error(
+        "{topic}/{partition}@{offset}: its id carries no time, and the topic has LogAppendTime"
+    )]
+    NoTime {
+        /// Of the record.
+        topic: String,
+        /// Of the record.
+        partition: i32,
+        /// Of the record.
+        offset: i64,
+    },
+    /// A task panicked: a defect of this crate.
+    #[error("a task of the runner panicked")]
+    Panicked,
+}
+
+/// A consumer of Kafka topics.
+#[derive(Debug)]
+pub struct Runner {
+    processor: Processor,
+    config: ClientConfig,
+    topics: Vec<String>,
+    concurrency: usize,
+    limits: Limits,
+    drain: Duration,
+}
+
+/// What may be in memory: at the limit nothing more is fetched until half of it is done.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Runner {
+    /// A runner with `config`'s `bootstrap.servers` and `group.id`, and whatever else librdkafka
+    /// knows. Unless set, `auto.offset.reset` is `earliest`, so that a new group misses nothing,
+    /// `partition.assignment.strategy` is `cooperative-sticky`, `isolation.level` is
+    /// `read_committed`, and what librdkafka fetches ahead is bounded to 16 MiB.
+    pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
+        let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
+        Runner {
+            processor,
+            config,
+            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            concurrency,
+            limits: Limits { messages: 10_000, bytes: 64 << 20 },
+            drain: Duration::from_secs(10),
+        }
+    }
+
+    /// How many messages, or batches, are handled at once: 16, or 4 for batches. Each takes one
+    /// connection of the inbox's pool, and what goes on beside them up to five.
+    #[must_use]
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers.max(1);
+        self
+    }
+
+    /// Most messages in memory, 10,000, and most bytes, 64 MiB.
+    #[must_use]
+    pub fn in_flight(mut self, messages: usize, bytes: usize) -> Self {
+        self.limits = Limits { messages: messages.max(1), bytes: bytes.max(1) };
+        self
+    }
+
+    /// How long a rebalance or a stop waits for handlers that are at work: 10 s. What is still
+    /// under way then is rolled back at a stop, and goes on at a rebalance; it meets the
+    /// partition's next owner at the inbox.
+    #[must_use]
+    pub fn drain(mut self, patience: Duration) -> Self {
+        self.drain = patience;
+        self
+    }
+
+    /// Runs until `stop` ends, and returns when what was under way is done, or `drain` has passed.
+    ///
+    /// Dropped half-way, what was under way is rolled back or committed, and the group learns of
+    /// it a moment later.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let shared = Arc::new(Shared::default());
+        let context = Context { shared: Arc::clone(&shared), drain: self.drain };
+        let consumer: BaseConsumer<Context> =
+            self.config().create_with_context(context).map_err(RunError::Client)?;
+        let leave = CancellationToken::new();
+        // Also when this future is dropped.
+        let _leaves = leave.clone().drop_guard();
+
+        // Each runs until it can't go on; dropping the set ends them, and rolls back what they do.
+        let mut tasks: JoinSet<Stop> = JoinSet::new();
+        for _ in 0..self.concurrency {
+            let (processor, shared) = (self.processor.clone(), Arc::clone(&shared));
+            tasks.spawn(async move { work(&processor, &shared).await });
+        }
+        let processor = self.processor.clone();
+        tasks.spawn(async move { processor.background().await });
+
+        let poll = Poll {
+            consumer,
+            shared,
+            processor: self.processor.clone(),
+            topics: self.topics,
+            limits: self.limits,
+            drain: self.drain,
+            stop: leave.clone(),
+        };
+        let mut poll = tokio::task::spawn_blocking(move || poll.run());
+        let outcome = tokio::select! {
+            polled = &mut poll => return polled.unwrap_or(Err(RunError::Panicked)),
+            ended = tasks.join_next() => match ended {
+                Some(Ok(stop)) => Err(stop.into()),
+                Some(Err(_)) | None => Err(RunError::Panicked),
+            },
+            () = stop => Ok(()),
+        };
+        // The workers go on while the poll thread waits for what they have.
+        leave.cancel();
+        let polled = poll.await.unwrap_or(Err(RunError::Panicked));
+        outcome.and(polled)
+    }
+
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in [
+            ("auto.offset.reset", "earliest"),
+            ("auto.commit.interval.ms", "1000"),
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("isolation.level", "read_committed"),
+            ("queued.max.messages.kbytes", "16384"),
+        ] {
+            config.set(name, value);
+        }
+        for (name, value) in self.config.config_map() {
+            config.set(name, value);
+        }
+        // Offsets are stored when their messages are finished; librdkafka commits what is stored.
+        config.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
+        config
+    }
+}
+
+/// Works until it can't go on.
+async fn work(processor: &Processor, shared: &Shared) -> Stop {
+    loop {
+        let items = shared.take(processor.batch_max()).await;
+        let messages: Vec<_> = items.iter().map(|item| item.message.clone()).collect();
+        match processor.process(&messages).await {
+            Ok(()) => shared.done(&items, true),
+            Err(stop) => {
+                shared.done(&items, false);
+                return stop;
+            }
+        }
+    }
+}

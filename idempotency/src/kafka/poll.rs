@@ -1,0 +1,182 @@
+//! The one thread that speaks with Kafka: it polls, whatever happens, until it is told to stop.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    Message as _,
+    consumer::{BaseConsumer, Consumer as _},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    message::{BorrowedMessage, Headers as _},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Limits, RunError,
+    context::{self, Context},
+    identity::{NoTime, identify},
+    shared::Shared,
+};
+use crate::{
+    message::{Headers, Message, RawMessage, Source},
+    processor::Processor,
+};
+
+/// How long a poll waits when nothing comes.
+const POLL: Duration = Duration::from_millis(50);
+/// How often offsets are handed to librdkafka, which commits them at its own interval.
+const STORE: Duration = Duration::from_millis(100);
+
+pub(super) struct Poll {
+    pub(super) consumer: BaseConsumer<Context>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) processor: Processor,
+    pub(super) topics: Vec<String>,
+    pub(super) limits: Limits,
+    pub(super) drain: Duration,
+    pub(super) stop: CancellationToken,
+}
+
+/// Whether fetching is paused, and for which assignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Open,
+    Paused { assignments: u64 },
+}
+
+impl Poll {
+    /// Blocks until told to stop.
+    pub(super) fn run(self) -> Result<(), RunError> {
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&topics).map_err(RunError::Client)?;
+        let outcome = self.poll();
+        self.leave();
+        outcome
+    }
+
+    fn poll(&self) -> Result<(), RunError> {
+        let mut names: HashMap<String, Arc<str>> = HashMap::new();
+        let (mut flow, mut stored) = (Flow::Open, Instant::now());
+        while !self.stop.is_cancelled() {
+            match self.consumer.poll(POLL) {
+                Some(Ok(record)) => {
+                    let message = message(&record, &mut names)?;
+                    let lane = self.processor.lane(&message);
+                    self.shared.push(message, lane);
+                }
+                Some(Err(error)) => survivable(error)?,
+                None => {}
+            }
+            flow = self.regulate(flow);
+            if stored.elapsed() >= STORE {
+                stored = Instant::now();
+                self.store();
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops fetching at the limit, and goes on below half of it: librdkafka throws away what it
+    /// has fetched of a paused partition.
+    fn regulate(&self, flow: Flow) -> Flow {
+        let ((messages, bytes), assignments) = {
+            let desk = self.shared.desk();
+            (desk.load(), desk.assignments())
+        };
+        let Limits { messages: messages_max, bytes: bytes_max } = self.limits;
+        let full = messages >= messages_max || bytes >= bytes_max;
+        let low = messages <= messages_max / 2 && bytes <= bytes_max / 2;
+        let paused = Flow::Paused { assignments };
+        let (outcome, next) = match flow {
+            Flow::Open if full => (self.all(|c, list| c.pause(list)), paused),
+            Flow::Paused { .. } if low => (self.all(|c, list| c.resume(list)), Flow::Open),
+            // Partitions that came meanwhile are not paused.
+            Flow::Paused { .. } if flow != paused => (self.all(|c, list| c.pause(list)), paused),
+            same => return same,
+        };
+        match outcome {
+            Ok(()) => next,
+            Err(error) => {
+                tracing::warn!(%error, "fetching was not paused or resumed; trying again");
+                flow
+            }
+        }
+    }
+
+    fn all(
+        &self,
+        change: impl Fn(&BaseConsumer<Context>, &rdkafka::TopicPartitionList) -> KafkaResult<()>,
+    ) -> KafkaResult<()> {
+        change(&self.consumer, &self.consumer.assignment()?)
+    }
+
+    fn store(&self) {
+        let offsets = context::list(self.shared.desk().committable());
+        if offsets.count() > 0
+            && let Err(error) = self.consumer.store_offsets(&offsets)
+        {
+            tracing::debug!(%error, "offsets were not stored");
+        }
+    }
+
+    /// Finishes what is under way, commits, and leaves the group.
+    fn leave(self) {
+        let partitions = self.shared.desk().partitions();
+        let left = self.shared.drain(&partitions, self.drain);
+        if left > 0 {
+            tracing::warn!(left, "stopping while messages are under way; they are rolled back");
+        }
+        context::commit(&self.consumer, &self.shared);
+        // Nothing is left for the revocation that closing brings.
+        self.shared.desk().forget(&partitions);
+        drop(self.consumer);
+    }
+}
+
+/// Most errors pass: brokers that are away, a topic that is not there yet.
+fn survivable(error: KafkaError) -> Result<(), RunError> {
+    match error {
+        KafkaError::MessageConsumptionFatal(_) => Err(RunError::Fatal(error)),
+        KafkaError::MessageConsumption(
+            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed,
+        ) => Err(RunError::Fatal(error)),
+        error => {
+            tracing::warn!(%error, "consuming");
+            Ok(())
+        }
+    }
+}
+
+fn message(
+    record: &BorrowedMessage<'_>,
+    names: &mut HashMap<String, Arc<str>>,
+) -> Result<RawMessage, RunError> {
+    let topic = match names.get(record.topic()) {
+        Some(topic) => Arc::clone(topic),
+        None => {
+            let topic: Arc<str> = record.topic().into();
+            names.insert(record.topic().to_owned(), Arc::clone(&topic));
+            topic
+        }
+    };
+    let source = Source { topic, partition: record.partition(), offset: record.offset() };
+    let headers = record.headers().map(|headers| {
+        headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
+    });
+    let headers = Headers(headers.unwrap_or_default());
+    let id = identify(&headers, &source, record.timestamp()).map_err(|NoTime| {
+        let Source { topic, partition, offset } = &source;
+        RunError::NoTime { topic: topic.to_string(), partition: *partition, offset: *offset }
+    })?;
+    Ok(Message {
+        id,
+        key: record.key().map(<[u8]>::to_vec),
+        payload: record.payload().map(<[u8]>::to_vec),
+        headers,
+        source,
+        attempt: 1,
+    })
+}

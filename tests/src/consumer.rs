@@ -1,0 +1,280 @@
+//! A consumer as a real process: started, killed, frozen, asked to stop; and the count of what it did.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use outbox_relay::throwaway::{self, guardian};
+use tokio::process::{Child, Command};
+use uuid::Uuid;
+
+use crate::{
+    database::{Database, Role},
+    event::{Committed, SEQUENCE},
+    kafka::Kafka,
+    servers,
+    topic::Topic,
+    wait,
+};
+
+/// SIGTERM to exit: what is under way is waited for.
+const STOP: Duration = Duration::from_secs(20);
+/// After so long the server ends a session that a frozen process holds in a transaction.
+const IDLE: &str = "2s";
+
+/// How a consumer is to run; one group for each database.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// 0 for one message at a time.
+    pub batch: usize,
+    /// Of the calls of its handler.
+    pub fail_percent: u32,
+}
+
+/// A consumer's process; ended by KILL when dropped.
+#[derive(Debug)]
+pub struct Consumer {
+    command: Vec<(String, String)>,
+    log: PathBuf,
+    child: Child,
+    pid: u32,
+}
+
+/// The outcome of a comparison; all but the first must be zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// Committed events that took effect.
+    pub applied: usize,
+    /// Committed events without an effect.
+    pub lost: usize,
+    /// Effects beyond the first of an event.
+    pub doubled: usize,
+    /// Effects that came after a later one of their lane.
+    pub misordered: usize,
+    /// Effects of what was never committed.
+    pub invented: usize,
+    /// Follow-up events beyond, or missing of, one for each effect.
+    pub follow_ups_off: usize,
+}
+
+/// Makes the table that consumers write into. `database` is their database.
+///
+/// # Panics
+/// When it can't be made.
+pub async fn make_effects(database: &Database) {
+    let table = "create table effects (place bigint generated always as identity, \
+                     message uuid not null, lane text not null, n bigint); \
+                 grant select, insert on effects to public";
+    database.superuser().batch_execute(table).await.expect("a table for effects");
+}
+
+impl Consumer {
+    /// Starts one; `name` names its log in `dir`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(
+        dir: &Path,
+        name: &str,
+        database: &Database,
+        kafka: &Kafka,
+        topic: &Topic,
+        plan: &Plan,
+    ) -> Self {
+        let url = format!(
+            "{}?options=-c%20idle_in_transaction_session_timeout%3D{IDLE}",
+            database.url(Role::Consumer)
+        );
+        let settings = serde_json::json!({
+            "database": url, "brokers": kafka.brokers(), "group": database.name(),
+            "topic": topic.name(), "batch": plan.batch, "fail_percent": plan.fail_percent,
+        });
+        let command = vec![
+            ("CONSUMER".to_owned(), settings.to_string()),
+            ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
+        ];
+        let log = dir.join(format!("{name}.log"));
+        let (child, pid) = spawn(&command, &log).expect("the consumer starts");
+        Consumer { command, log, child, pid }
+    }
+
+    /// Ends it with KILL and waits for that.
+    ///
+    /// # Panics
+    /// When it had ended before.
+    pub async fn kill9(&mut self) {
+        assert!(self.child.try_wait().expect("a status").is_none(), "it was running until now");
+        self.child.kill().await.expect("it is killed");
+        guardian::forget(self.pid);
+    }
+
+    /// Starts it again.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self) {
+        (self.child, self.pid) = spawn(&self.command, &self.log).expect("the consumer starts");
+    }
+
+    /// Stops its process where it is.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Asks it to stop, and returns how it ended.
+    ///
+    /// # Panics
+    /// When it has not ended in time.
+    pub async fn sigterm(&mut self) -> ExitStatus {
+        self.signal(libc::SIGTERM);
+        let ended = tokio::time::timeout(STOP, self.child.wait()).await;
+        guardian::forget(self.pid);
+        ended.expect("it ends in time").expect("a status")
+    }
+
+    /// Waits until its log has `text`.
+    ///
+    /// # Panics
+    /// When it does not within [`wait::PATIENCE`].
+    pub async fn wait_log(&self, text: &str) {
+        wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
+            let log = std::fs::read(&self.log).unwrap_or_default();
+            let found = String::from_utf8_lossy(&log).contains(text);
+            if found { Ok(()) } else { Err(throwaway::tail(&self.log)) }
+        })
+        .await
+        .expect("the consumer logs it");
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
+        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the consumer was running");
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _gone = self.child.start_kill();
+        }
+        let until = std::time::Instant::now() + STOP;
+        while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        guardian::forget(self.pid);
+        if std::thread::panicking() {
+            servers::report(&format!("consumer's log:\n{}", throwaway::tail(&self.log)));
+        }
+    }
+}
+
+fn spawn(environment: &[(String, String)], log: &Path) -> Result<(Child, u32)> {
+    let output = OpenOptions::new().create(true).append(true).open(log)?;
+    let program = std::env::current_exe()?
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("consumer-under-test"))
+        .find(|path| path.is_file())
+        .context("no consumer-under-test beside the tests: cargo build -p outbox-tests --bins")?;
+    let child = Command::new(program)
+        .envs(environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let pid = child.id().context("a process that runs has an id")?;
+    guardian::kill_at_exit(pid)?;
+    Ok((child, pid))
+}
+
+/// How many effects there are now.
+///
+/// # Panics
+/// When the table can't be read.
+pub async fn effects_so_far(database: &Database) -> i64 {
+    let sql = "select count(*) from effects";
+    database.superuser().query_one(sql, &[]).await.expect("a count").get(0)
+}
+
+/// Waits until there is an effect for each committed event of `topic`, and nothing is parked, and
+/// counts.
+///
+/// # Panics
+/// When it does not come to that; with the count.
+pub async fn count(database: &Database, truth: &[Committed], topic: &Topic) -> Effects {
+    let truth: Vec<&Committed> = truth.iter().filter(|row| row.topic == topic.name()).collect();
+    let expected = i64::try_from(truth.len()).expect("a count");
+    let waited = wait::until("all take effect", wait::PATIENCE, || async {
+        let sql = "select (select count(distinct message) from effects), \
+                          (select count(*) from inbox.parked)";
+        let row = database.superuser().query_one(sql, &[]).await.map_err(|e| e.to_string())?;
+        match (row.get::<_, i64>(0), row.get::<_, i64>(1)) {
+            (applied, 0) if applied >= expected => Ok(()),
+            (applied, parked) => Err(format!("{applied} of {expected}, {parked} parked")),
+        }
+    })
+    .await;
+    let counted = compare(database, &truth).await;
+    waited.unwrap_or_else(|error| panic!("{error:#}; {counted:?}"));
+    counted
+}
+
+async fn compare(database: &Database, truth: &[&Committed]) -> Effects {
+    let sql = "select message, lane, n from effects order by place";
+    let rows = database.superuser().query(sql, &[]).await.expect("effects");
+    let expected: BTreeSet<Uuid> =
+        truth.iter().map(|row| row.id.parse().expect("a uuid")).collect();
+    let numbered: BTreeSet<Uuid> = truth
+        .iter()
+        .filter(|row| row.headers.contains_key(SEQUENCE))
+        .map(|row| row.id.parse().expect("a uuid"))
+        .collect();
+    let mut found = BTreeSet::new();
+    let mut last: BTreeMap<String, i64> = BTreeMap::new();
+    let mut count = Effects::default();
+    for row in &rows {
+        let (message, lane): (Uuid, String) = (row.get(0), row.get(1));
+        if !found.insert(message) {
+            count.doubled += 1;
+            continue;
+        }
+        if let Some(n) = row.get::<_, Option<i64>>(2)
+            && numbered.contains(&message)
+        {
+            let before = last.insert(lane, n).unwrap_or(0);
+            count.misordered += usize::from(before > n);
+        }
+    }
+    count.applied = found.intersection(&expected).count();
+    count.lost = expected.len() - count.applied;
+    count.invented = found.len() - count.applied;
+    let follow_ups = "select count(*) from outbox.events where topic = 'follow-ups'";
+    let follow_ups: i64 =
+        database.superuser().query_one(follow_ups, &[]).await.expect("a count").get(0);
+    count.follow_ups_off = rows.len().abs_diff(usize::try_from(follow_ups).expect("a count"));
+    count
+}
+
+impl Effects {
+    /// # Panics
+    /// When anything was lost, doubled, moved or made up.
+    #[track_caller]
+    pub fn assert_effectively_once(&self) {
+        assert_eq!(*self, Effects { applied: self.applied, ..Effects::default() });
+        assert!(self.applied > 0, "nothing was to be done");
+    }
+}

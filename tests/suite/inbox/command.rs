@@ -1,0 +1,54 @@
+//! `outbox-relay inbox dead-letters`, as an operator types it.
+
+use outbox_idempotency::{Failure, Message, Processor, Tx};
+use outbox_tests::{Harness, database::Role};
+use serde_json::Value;
+
+use super::effects::{Step, database, inbox, message, number, take};
+
+#[tokio::test]
+async fn an_operator_lists_shows_replays_and_discards() {
+    let t = Harness::start().await;
+    let database = database().await;
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        Err::<(), _>(Failure::permanent(format!("code-{}", message.payload.key), "no"))
+    };
+    let processor = Processor::new(inbox(&database).await, handler);
+    let messages = [message("a", 1), message("b", 1), message("b", 2)];
+    processor.process(&messages).await.expect("settled");
+
+    let settings = t.relay_of(&database).set("postgres.url", &database.url(Role::Operator));
+    let run = async |arguments: &[&str]| {
+        let arguments = [&["inbox", "dead-letters"][..], arguments].concat();
+        let output = settings.command(&arguments).await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
+
+    let (code, text) = run(&["list"]).await;
+    assert_eq!((code, text.lines().count()), (Some(0), 3), "{text}");
+    assert!(text.contains("billing  steps/0@1  a  code-a: no"), "{text}");
+    let (_, text) = run(&["list", "--code", "code-b", "--json"]).await;
+    let list = json(&text);
+    assert_eq!(list.as_array().map(Vec::len), Some(2), "{text}");
+    let id = list[0]["id"].to_string();
+    let (_, text) = run(&["show", &id, "--json"]).await;
+    assert_eq!(json(&text)["payload"], r#"{"key":"b","n":1}"#, "{text}");
+
+    let (code, text) = run(&["replay", &id]).await;
+    assert_eq!((code, text.as_str()), (Some(0), "1 replayed\n"));
+    let (code, text) = run(&["replay", &id]).await;
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no dead letter"), "{text}");
+    assert_eq!(number(&database, "select count(*) from inbox.parked").await, 1);
+    let (_, text) = run(&["discard", "--all", "--consumer", "mail"]).await;
+    assert_eq!(text, "0 discarded\n");
+    let (_, text) = run(&["discard", "--all", "--json"]).await;
+    assert_eq!(json(&text)["discarded"], 2);
+    assert_eq!(run(&["list", "--json"]).await.1, "[]\n");
+    let (_, text) = run(&["list", "--all"]).await;
+    assert_eq!((text.matches("discarded").count(), text.matches("replayed").count()), (2, 1));
+    assert_eq!(run(&["replay"]).await.0, Some(2), "which ones must be said");
+}

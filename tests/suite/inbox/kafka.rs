@@ -1,0 +1,145 @@
+//! PostgreSQL → relay → Kafka → consumers → PostgreSQL, with every process killed at some time:
+//! each event takes effect once, in the order of its key.
+
+use outbox_tests::{
+    Harness,
+    consumer::{self, Consumer, Plan},
+    database::Database,
+    load::{self, Load},
+    topic::Topic,
+    wait,
+};
+
+/// More transactions than the writers get to: they end when told.
+const ENDLESS: u64 = 1_000_000;
+
+/// A producer's database with writers, a consumer's database, a topic between.
+struct Stack {
+    harness: Harness,
+    consumers: Database,
+    topic: Topic,
+    dir: tempfile::TempDir,
+}
+
+impl Stack {
+    async fn start() -> Self {
+        let harness = Harness::start().await;
+        let topic = harness.topic("orders").create(8).await;
+        let consumers = Database::create_inbox().await;
+        consumer::make_effects(&consumers).await;
+        let dir = tempfile::tempdir().expect("a directory");
+        Stack { harness, consumers, topic, dir }
+    }
+
+    fn consumer(&self, name: &str, plan: &Plan) -> Consumer {
+        let kafka = self.harness.kafka();
+        Consumer::start(self.dir.path(), name, &self.consumers, kafka, &self.topic, plan)
+    }
+
+    async fn load(&self, writers: u64) -> Load {
+        let topic = self.topic.name().to_owned();
+        let plan = load::Plan { topic, partitions: 8, writers, transactions: ENDLESS };
+        self.harness.load(&plan).await
+    }
+
+    /// Waits until a hundred more effects are there: a fault that hits an idle consumer proves
+    /// little.
+    async fn more(&self) {
+        let before = consumer::effects_so_far(&self.consumers).await;
+        wait::until("more takes effect", wait::PATIENCE, || async {
+            match consumer::effects_so_far(&self.consumers).await {
+                now if now > before + 100 => Ok(()),
+                now => Err(format!("{now} after {before}")),
+            }
+        })
+        .await
+        .expect("the consumers go on");
+    }
+
+    async fn count(&self) -> consumer::Effects {
+        let truth = self.harness.committed().await;
+        consumer::count(&self.consumers, &truth, &self.topic).await
+    }
+}
+
+#[tokio::test]
+async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
+    let t = Stack::start().await;
+    // At-least-once, so that a killed relay publishes again what it had published.
+    let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
+    let mut consumer = t.consumer("one", &Plan { batch: 0, fail_percent: 3 });
+    let load = t.load(4).await;
+    for round in 0..4 {
+        t.more().await;
+        consumer.kill9().await;
+        if round % 2 == 0 {
+            relay.kill9().await;
+            relay.restart();
+        }
+        consumer.restart();
+    }
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+    assert!(consumer.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn batches_survive_kills_of_their_consumer() {
+    let t = Stack::start().await;
+    let _relay = t.harness.relay().start().await;
+    let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3 });
+    let load = t.load(4).await;
+    for _ in 0..3 {
+        t.more().await;
+        consumer.kill9().await;
+        consumer.restart();
+    }
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+    assert!(consumer.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
+    let t = Stack::start().await;
+    let _relay = t.harness.relay().start().await;
+    let plan = Plan { batch: 0, fail_percent: 3 };
+    let mut first = t.consumer("first", &plan);
+    let load = t.load(4).await;
+    t.more().await;
+    let mut second = t.consumer("second", &plan);
+    second.wait_log("partitions assigned partitions=4").await;
+    t.more().await;
+    assert!(first.sigterm().await.success());
+    t.more().await;
+    first.restart();
+    let third = t.consumer("third", &Plan { batch: 50, ..plan });
+    third.wait_log("partitions assigned").await;
+    t.more().await;
+    second.kill9().await;
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+}
+
+#[tokio::test]
+async fn a_consumer_that_thaws_after_its_partitions_went_does_no_harm() {
+    let t = Stack::start().await;
+    let _relay = t.harness.relay().start().await;
+    let plan = Plan { batch: 0, fail_percent: 3 };
+    let zombie = t.consumer("zombie", &plan);
+    let load = t.load(4).await;
+    t.more().await;
+    zombie.freeze();
+    let next = t.consumer("next", &plan);
+    // All eight, and not only those that a living one gives away.
+    next.wait_log("partitions assigned partitions=8").await;
+    t.more().await;
+    zombie.thaw();
+    zombie.wait_log("lost=true").await;
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+}

@@ -1,0 +1,84 @@
+//! The line to the consumer's database breaks, at the worst moments.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
+
+use outbox_idempotency::{Inbox, Message, Processor, Retry, Tx};
+use outbox_tests::{
+    database::{self, Database, Role},
+    proxy::{From, Proxy, Trap, contains},
+    wait,
+};
+
+use super::effects::{Step, database, effects, message, number, take};
+
+/// A processor whose every statement goes through a proxy, and how often its handler was called.
+async fn behind_a_proxy(database: &Database) -> (Processor, Proxy, Arc<AtomicU32>) {
+    let (host, port) = database.postgres().address();
+    let server = format!("{host}:{port}");
+    let proxy = Proxy::to(&server).await;
+    let url = database.url(Role::Consumer).replace(&server, &proxy.address());
+    let pool = database::pool(url.parse().expect("a URL"), 4);
+    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
+    let calls = Arc::new(AtomicU32::new(0));
+    let handler = {
+        let calls = Arc::clone(&calls);
+        move |tx: Tx, message: Message<Step>| {
+            calls.fetch_add(1, SeqCst);
+            async move {
+                take(&tx, &message.payload).await?;
+                Ok(())
+            }
+        }
+    };
+    (Processor::new(inbox, handler).retry(Retry::default().attempts(1)), proxy, calls)
+}
+
+async fn assert_nothing_aside(database: &Database) {
+    let aside =
+        "select (select count(*) from inbox.parked) + (select count(*) from inbox.dead_letters)";
+    assert_eq!(number(database, aside).await, 0, "an outage is nobody's fault");
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_has_happened_once_or_happens_once_more() {
+    let database = database().await;
+    let (processor, proxy, calls) = behind_a_proxy(&database).await;
+    for (n, trap, calls_expected) in [(1, Trap::Answer, 1), (2, Trap::Before, 3)] {
+        let sprung = proxy.trap(From::Client, trap, |bytes| contains(bytes, b"commit\0"));
+        processor.process(&[message("a", n)]).await.expect("settled");
+        sprung.await.expect("the commit was met");
+        assert_eq!(calls.load(SeqCst), calls_expected, "{trap:?}");
+    }
+    let expected = [1, 2].map(|n| Step { key: "a".into(), n });
+    assert_eq!(effects(&database).await, expected);
+    assert_nothing_aside(&database).await;
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_messages_wait_and_nothing_is_counted_against_them() {
+    let database = database().await;
+    let (processor, proxy, calls) = behind_a_proxy(&database).await;
+    proxy.refuse();
+    let before = proxy.accepted();
+    let waiting = tokio::spawn({
+        let processor = processor.clone();
+        async move { processor.process(&[message("a", 1), message("a", 2)]).await }
+    });
+    wait::until("several attempts to connect", wait::PATIENCE, || async {
+        match proxy.accepted() - before {
+            tries if tries >= 4 => Ok(()),
+            tries => Err(format!("{tries}")),
+        }
+    })
+    .await
+    .expect("it tries again");
+    assert!(!waiting.is_finished());
+    assert_eq!(calls.load(SeqCst), 0);
+    proxy.heal();
+    waiting.await.expect("no panic").expect("settled");
+    assert_eq!(effects(&database).await, [1, 2].map(|n| Step { key: "a".into(), n }));
+    assert_nothing_aside(&database).await;
+}
