@@ -45,6 +45,10 @@ points! {
     SlotMade = "slot-made",
     /// The slot's beginning is stored; nothing was streamed.
     SlotStored = "slot-stored",
+    /// Releases that were complete are finished, and it is known which lanes are parked.
+    LanesRead = "lanes-read",
+    /// Releases that are not delivered are announced once more.
+    AnnouncedAgain = "announced-again",
     /// The server has agreed to stream.
     StreamStarted = "stream-started",
     /// A batch left the source; none of it left the relay.
@@ -69,6 +73,24 @@ points! {
     ProgressFollows = "progress-follows",
     /// At-least-once: a refused batch is about to be stored again, a record at a time.
     StoringAlone = "storing-alone",
+    /// Events are refused for good; nothing of it is in the table of dead letters.
+    Parking = "parking",
+    /// They are parked, or back among the parked ones; no progress covers them.
+    Parked = "parked",
+    /// A release's events have their places; none of them is delivered.
+    ReleaseBegun = "release-begun",
+    /// Its events are delivered or parked again; no progress says that it is complete.
+    ReleaseDelivered = "release-delivered",
+    /// Progress says that it is complete; its rows do not.
+    ReleaseStored = "release-stored",
+    /// Its rows say so too; progress still lists it.
+    ReleaseFinished = "release-finished",
+    /// A command has changed dead letters in a transaction that announces nothing yet.
+    CommandChanged = "command-changed",
+    /// The transaction announces the change, and is open.
+    CommandAnnounced = "command-announced",
+    /// It is committed; nobody but the server knows.
+    CommandCommitted = "command-committed",
     /// The sink has answered that all is stored; the source does not know.
     Delivered = "delivered",
     /// The source may confirm a new position, and has not told the server.

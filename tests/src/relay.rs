@@ -25,6 +25,8 @@ use crate::{servers, wait};
 
 /// SIGTERM to exit, as promised (DESIGN: command line).
 pub const STOP: Duration = Duration::from_secs(10);
+/// The variable that `relay-under-test` reads its fault from.
+const FAULT: &str = "OUTBOX_FAULT";
 /// How long a command that ends by itself may take.
 const COMMAND: Duration = Duration::from_secs(60);
 
@@ -95,6 +97,12 @@ impl Settings {
     pub fn files(mut self, name: &str) -> Self {
         self.file_name = Some(name.to_owned());
         self
+    }
+
+    /// Arms a fault: `point[:nth[:freeze]]`.
+    #[must_use]
+    pub fn fault(self, fault: &str) -> Self {
+        self.env(FAULT, fault)
     }
 
     /// Runs this program instead of the one that was built with the tests.
@@ -290,6 +298,11 @@ impl Relay {
         self.signal(libc::SIGCONT);
     }
 
+    /// Asks it to stop, and returns at once.
+    pub fn ask_to_stop(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
     fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.pid).expect("a process id");
         // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
@@ -304,12 +317,22 @@ impl Relay {
         (self.child, self.pid) = spawn(&self.settings, &self.log).expect("the relay starts");
     }
 
+    /// As [`Relay::restart`], with the fault that it is to run into (`outbox_relay::fault`).
+    ///
+    /// # Panics
+    /// As [`Relay::restart`].
+    pub fn restart_with(&mut self, fault: Option<&str>) {
+        self.settings.environment.remove(FAULT);
+        self.settings.environment.extend(fault.map(|fault| (FAULT.to_owned(), fault.to_owned())));
+        self.restart();
+    }
+
     /// Asks it to stop, and returns how it ended.
     ///
     /// # Panics
     /// When it has not ended after [`STOP`].
     pub async fn sigterm(&mut self) -> ExitStatus {
-        self.signal(libc::SIGTERM);
+        self.ask_to_stop();
         self.wait_end(STOP).await
     }
 
@@ -318,10 +341,18 @@ impl Relay {
     /// # Panics
     /// When it has not after `deadline`.
     pub async fn wait_end(&mut self, deadline: Duration) -> ExitStatus {
-        let ended = tokio::time::timeout(deadline, self.child.wait()).await;
-        let status = ended.unwrap_or_else(|_| panic!("the relay still runs after {deadline:?}"));
+        let ended = self.ended_within(deadline).await;
+        ended.unwrap_or_else(|| panic!("the relay still runs after {deadline:?}"))
+    }
+
+    /// How it ended; `None` when it still runs after `deadline`.
+    ///
+    /// # Panics
+    /// When the system does not say how.
+    pub async fn ended_within(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        let ended = tokio::time::timeout(deadline, self.child.wait()).await.ok()?;
         guardian::forget(self.pid);
-        status.expect("a status")
+        Some(ended.expect("a status"))
     }
 }
 

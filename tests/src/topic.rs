@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+    },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::Headers,
@@ -96,6 +98,19 @@ impl Topic {
         .await
         .expect("the topic appears");
         self
+    }
+
+    /// Changes a setting of it, such as `max.message.bytes`.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn set(&self, setting: &str, value: &str) {
+        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set(setting, value);
+        let outcomes = admin.alter_configs([&change], &AdminOptions::new()).await;
+        for outcome in outcomes.expect("the broker answers") {
+            outcome.expect("the topic is changed");
+        }
     }
 
     /// Number of partitions, `None` when there is no such topic. Blocks.

@@ -10,6 +10,7 @@ mod inbox;
 mod large;
 mod layouts;
 mod leader;
+mod matrix;
 mod migrations;
 mod ordering;
 mod outages;

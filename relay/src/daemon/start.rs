@@ -119,6 +119,7 @@ pub(super) async fn start(
     // The slot is there by now, so its stream has the announcement.
     let failed = |error| dead_letters_failed("announcing releases again", error);
     dead_letters.announce_again().await.map_err(failed)?;
+    fault::point(Point::AnnouncedAgain);
 
     doing(board, "starting replication");
     let options = StreamOptions {
@@ -160,6 +161,7 @@ async fn parked(
     if !lanes.is_empty() {
         tracing::info!(lanes = lanes.len(), "lanes are parked");
     }
+    fault::point(Point::LanesRead);
     Ok((dead_letters, lanes))
 }
 

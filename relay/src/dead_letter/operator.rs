@@ -15,6 +15,7 @@ use super::{
     headers,
     store::sorted,
 };
+use crate::fault::{self, Point};
 
 /// A parked event, or one of history, as `list` gives it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -246,7 +247,7 @@ impl<'a> Operator<'a> {
             .await
             .map_err(failed)?;
         let after = read(&transaction, &self.relay, id, "").await?;
-        transaction.commit().await.map_err(failed)?;
+        commit(transaction).await.map_err(failed)?;
         Ok(after)
     }
 
@@ -286,7 +287,7 @@ impl<'a> Operator<'a> {
             return Ok(Released { release: None, events, lanes, unfit: vec![] });
         }
         announce(&transaction, &self.relay, release).await.map_err(failed)?;
-        transaction.commit().await.map_err(failed)?;
+        commit(transaction).await.map_err(failed)?;
         Ok(Released { release: Some(release), events, lanes, unfit: row.get(2) })
     }
 
@@ -312,7 +313,7 @@ impl<'a> Operator<'a> {
             .map_err(failed)?;
         announce(&transaction, &self.relay, release).await.map_err(failed)?;
         let after = read(&transaction, &self.relay, id, "").await?;
-        transaction.commit().await.map_err(failed)?;
+        commit(transaction).await.map_err(failed)?;
         Ok(after)
     }
 }
@@ -323,6 +324,7 @@ async fn announce(
     relay: &str,
     release: Uuid,
 ) -> Result<(), tokio_postgres::Error> {
+    fault::point(Point::CommandChanged);
     let writer =
         transaction.query_one("select pg_current_xact_id()::text", &[]).await?.try_get(0)?;
     let message = Message { relay: relay.to_owned(), release: release.to_string(), writer };
@@ -332,6 +334,13 @@ async fn announce(
             &[&Json(message)],
         )
         .await?;
+    fault::point(Point::CommandAnnounced);
+    Ok(())
+}
+
+async fn commit(transaction: Transaction<'_>) -> Result<(), tokio_postgres::Error> {
+    transaction.commit().await?;
+    fault::point(Point::CommandCommitted);
     Ok(())
 }
 

@@ -162,6 +162,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let Some(release) = begun else { return Ok(None) };
         // What was parked behind them by now goes with them, so that nothing that comes after the
         // release has anything to wait for.
+        fault::point(Point::ReleaseBegun);
         release.lanes.iter().for_each(|lane| self.lanes.free(*lane));
         let mut next = self.progress.begin_release(id, first.commit);
         if next < release.end {
@@ -177,6 +178,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             next = after;
         }
         self.board.parked_lanes(self.lanes.len());
+        fault::point(Point::ReleaseDelivered);
         Ok(Some(release.end))
     }
 
@@ -185,7 +187,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     /// # Errors
     /// [`PipelineError::DeadLetters`]; the next start does it.
     pub async fn finish(&mut self, release: &str) -> Result<(), PipelineError> {
+        fault::point(Point::ReleaseStored);
         self.dead_letters.finish(release).await?;
+        fault::point(Point::ReleaseFinished);
         self.progress.releases.retain(|known| known.id != release);
         Ok(())
     }
@@ -260,6 +264,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         if letters.is_empty() {
             return Ok(parked);
         }
+        fault::point(Point::Parking);
         match origin {
             Origin::Stream | Origin::Repair => self.dead_letters.park(&letters).await?,
             Origin::Release { id, first } => {
@@ -278,6 +283,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 self.dead_letters.put_back(id, &back, from).await?;
             }
         }
+        fault::point(Point::Parked);
         let metrics = self.board.metrics();
         letters.iter().for_each(|letter| metrics.parked(letter.reason));
         self.board.parked_lanes(self.lanes.len());

@@ -1,0 +1,156 @@
+//! The crash matrix: at every place where a crash matters, in both delivery modes, a real relay
+//! is ended, or frozen while a standby takes over, under writers, poison and releases; then what
+//! is committed is counted against what a consumer reads.
+//!
+//! One story serves all: [`story`] tells it. Which cases there are comes from `Point::ALL` and
+//! [`way`]: a new point does not compile before it says how the story gets there, and a case
+//! whose point was not passed fails.
+
+mod story;
+
+use std::{
+    collections::VecDeque,
+    panic::{self, AssertUnwindSafe},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use outbox_relay::fault::Point;
+use outbox_tests::servers::report;
+
+use self::story::{Way, live};
+
+/// Cases at once: each is mostly waiting.
+const AT_ONCE: usize = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivery {
+    ExactlyOnce,
+    AtLeastOnce,
+}
+
+impl Delivery {
+    const fn setting(self) -> &'static str {
+        match self {
+            Delivery::ExactlyOnce => "exactly-once",
+            Delivery::AtLeastOnce => "at-least-once",
+        }
+    }
+}
+
+/// How the story gets to a point. Numbers are those of its passings at which the relay's lives
+/// end, one life each.
+fn way(point: Point, delivery: Delivery) -> Option<Way> {
+    let exactly_once = delivery == Delivery::ExactlyOnce;
+    let only = |of: Delivery, way| (delivery == of).then_some(way);
+    match point {
+        // Passed by every start: the first ever, and one that finds everything under way.
+        Point::Leading
+        | Point::ProgressRead
+        | Point::Fenced
+        | Point::LanesRead
+        | Point::AnnouncedAgain
+        | Point::StreamStarted => Some(Way::Starting),
+        // Passed once in a database's life, or again if nothing was stored by then.
+        Point::ProgressTopicMade | Point::SlotMade | Point::SlotStored => Some(Way::Running(&[1])),
+        Point::FirstProgressStored => Some(Way::Running(&[1, 1])),
+        Point::BatchGiven
+        | Point::RecordsProduced
+        | Point::RecordsStored
+        | Point::Delivered
+        | Point::Confirmable
+        | Point::StatusSent => Some(Way::Running(&[1, 3])),
+        Point::TransactionBegun
+        | Point::ProgressProduced
+        | Point::CommitUnderWay
+        | Point::Committed => only(Delivery::ExactlyOnce, Way::Running(&[1, 4])),
+        Point::ProgressFollows => only(Delivery::AtLeastOnce, Way::Running(&[1, 4])),
+        Point::Aborting | Point::Aborted => only(Delivery::ExactlyOnce, Way::Running(&[1, 3])),
+        Point::StoringAlone => only(Delivery::AtLeastOnce, Way::Running(&[1, 2])),
+        // First when a lane is parked, later also when a release puts its events back.
+        Point::Parking | Point::Parked => Some(Way::Running(&[1, 2, 3])),
+        Point::ReleaseBegun
+        | Point::ReleaseDelivered
+        | Point::ReleaseStored
+        | Point::ReleaseFinished => Some(Way::Running(&[1, 2])),
+        Point::CommandChanged | Point::CommandAnnounced | Point::CommandCommitted => {
+            exactly_once.then_some(Way::Command)
+        }
+        Point::Finishing => Some(Way::Stopping),
+    }
+}
+
+/// Runs all of them to their ends, and fails with those that failed.
+fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
+    let only = std::env::var("OUTBOX_TEST_POINT").ok();
+    let wanted = |case: &(Point, Way)| only.as_ref().is_none_or(|only| case.0.name() == only);
+    let cases: VecDeque<_> = cases.into_iter().filter(wanted).collect();
+    assert!(!cases.is_empty(), "there is no such point: {only:?}");
+    let cases = Mutex::new(cases);
+    let failed = Mutex::new(Vec::new());
+    let work = || {
+        while let Some((point, way)) = locked(&cases).pop_front() {
+            let name = format!("{} ({way:?}, {})", point.name(), delivery.setting());
+            let begun = Instant::now();
+            // A runtime each, as a test has it: a case that clears up blocks no other.
+            let case = || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.expect("a runtime").block_on(live(point, delivery, way));
+            };
+            match panic::catch_unwind(AssertUnwindSafe(case)) {
+                Ok(()) => report(&format!("{name}: {:.1?}", begun.elapsed())),
+                Err(_) => locked(&failed).push(name),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(work);
+        }
+    });
+    let failed = locked(&failed);
+    assert!(failed.is_empty(), "fails at {failed:?}");
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn crashes(delivery: Delivery) -> impl Iterator<Item = (Point, Way)> {
+    Point::ALL.iter().filter_map(move |point| Some((*point, way(*point, delivery)?)))
+}
+
+#[test]
+fn exactly_once_holds_through_a_crash_at_every_point() {
+    all(Delivery::ExactlyOnce, crashes(Delivery::ExactlyOnce));
+}
+
+#[test]
+fn at_least_once_holds_through_a_crash_at_every_point() {
+    all(Delivery::AtLeastOnce, crashes(Delivery::AtLeastOnce));
+}
+
+#[test]
+fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws() {
+    let points = [
+        Point::BatchGiven,
+        Point::RecordsStored,
+        Point::CommitUnderWay,
+        Point::Committed,
+        Point::Delivered,
+        Point::Parking,
+        Point::Parked,
+        Point::ReleaseBegun,
+        Point::ReleaseStored,
+    ];
+    all(Delivery::ExactlyOnce, points.map(|point| (point, Way::Frozen(2))));
+}
+
+#[test]
+fn each_point_is_reached_in_some_mode() {
+    for point in Point::ALL {
+        let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce];
+        assert!(modes.iter().any(|mode| way(*point, *mode).is_some()), "{}", point.name());
+    }
+}

@@ -1,0 +1,337 @@
+//! What happens in every case: writers that roll back, lanes that are poisoned, refused, released
+//! while they are still refused, mended and released; a relay that ends in the middle of it,
+//! again and again; a last one that must bring everything home.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    os::unix::process::ExitStatusExt,
+    time::{Duration, Instant},
+};
+
+use outbox_relay::{
+    dead_letter::operator::{Operator, Selection},
+    fault::Point,
+};
+use outbox_tests::{
+    Harness, check,
+    database::Role,
+    event::{Committed, Event, SEQUENCE},
+    load::{Load, Plan},
+    postgres::Session,
+    relay::{Relay, Settings},
+    topic::{Record, Topic},
+    wait,
+};
+
+use serde_json::Value;
+
+use super::Delivery;
+
+const PARTITIONS: i32 = 4;
+/// Above this many bytes the broker refuses what is sent to the topic.
+const LIMIT: &str = "max.message.bytes";
+/// Payload of an event that is too large, now and then.
+const POISON_BYTES: usize = 120_000;
+const SCARCE: &str = "100000";
+const ENOUGH: &str = "1000000";
+const PARKED: &str = "select count(*) > 0 from outbox.dead_letters where state = 'parked'";
+const NONE_PARKED: &str =
+    "select count(*) = 0 from outbox.dead_letters where state in ('parked', 'releasing')";
+const NONE_RELEASING: &str =
+    "select count(*) = 0 from outbox.dead_letters where state = 'releasing'";
+/// Of a writer's transactions.
+const INTERVAL: Duration = Duration::from_millis(25);
+/// Within this a point is passed, or never will be.
+const REACHED: Duration = Duration::from_secs(40);
+
+/// How the story gets to a point.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    /// Any start passes it.
+    Starting,
+    /// It is passed while the story goes on: a life each ends at these passings.
+    Running(&'static [u64]),
+    /// An orderly stop passes it.
+    Stopping,
+    /// An operator's command passes it, in its own process.
+    Command,
+    /// As `Running`, but the relay freezes there, a standby takes over, and it thaws.
+    Frozen(u64),
+}
+
+/// Lives through it.
+///
+/// # Panics
+/// When the point is not passed, or anything is lost, doubled (exactly-once) or out of order.
+pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create_with(PARTITIONS, &[(LIMIT, SCARCE)]).await;
+    let plan = Plan {
+        topic: topic.name().to_owned(),
+        partitions: PARTITIONS,
+        writers: 2,
+        transactions: u64::MAX,
+    };
+    let load = Load::paced(t.database(), &plan, INTERVAL).await;
+    let settings = t
+        .relay()
+        .set("sink.delivery", delivery.setting())
+        .set("leader.timeout", "2s")
+        .set("sink.topic_grace", "100ms");
+    let mut before = BTreeSet::new();
+    let mut troubled = async || {
+        before = before_the_slot(&t).await;
+        trouble(&t, &topic).await;
+    };
+    // The trouble lasts as long as the lives do, and every case has some.
+    let relays = tokio::select! {
+        relays = async {
+            let relays = lives(&t, settings, point, way).await;
+            parks(&t).await;
+            relays
+        } => relays,
+        () = troubled() => unreachable!("there is no end of trouble"),
+    };
+    load.stop().await;
+    bring_home(&t, &topic, &before, delivery).await;
+    drop(relays);
+}
+
+/// The relay's lives; the last one goes on.
+async fn lives(t: &Harness, settings: Settings, point: Point, way: Way) -> Vec<Relay> {
+    let name = point.name();
+    let mut relay = match way {
+        Way::Starting => {
+            let mut relay = settings.fault(name).spawn();
+            ended_at(&mut relay, name).await;
+            relay.restart_with(None);
+            parks(t).await;
+            relay.kill9().await;
+            relay.restart_with(Some(name));
+            ended_at(&mut relay, name).await;
+            relay
+        }
+        Way::Running(passings) => {
+            let (first, later) = passings.split_first().expect("a passing");
+            let mut relay = settings.fault(&format!("{name}:{first}")).spawn();
+            ended_at(&mut relay, name).await;
+            for passing in later {
+                relay.restart_with(Some(&format!("{name}:{passing}")));
+                ended_at(&mut relay, name).await;
+            }
+            relay
+        }
+        Way::Stopping => {
+            let mut relay = settings.fault(name).spawn();
+            parks(t).await;
+            relay.ask_to_stop();
+            ended_at(&mut relay, name).await;
+            relay
+        }
+        Way::Command => {
+            let relay = settings.clone().spawn();
+            commands_end_at(t, &settings, name).await;
+            return vec![relay];
+        }
+        Way::Frozen(passing) => return frozen_at(settings, name, passing).await,
+    };
+    relay.restart_with(None);
+    relay.wait_ready().await;
+    vec![relay]
+}
+
+async fn ended_at(relay: &mut Relay, point: &str) {
+    let status = relay.ended_within(REACHED).await;
+    let status = status.unwrap_or_else(|| panic!("{point} was not passed within {REACHED:?}"));
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "at {point}, by the fault: {status}");
+    assert!(relay.logs_contain(&format!("fault: {point}")), "it ended at {point}");
+}
+
+/// Waits until the relay has delivered enough to have parked something.
+async fn parks(t: &Harness) {
+    until(t, "something is parked", "select count(*) > 0 from outbox.dead_letters").await;
+}
+
+/// Commands of each kind end half-way: whatever they changed is announced, or is not changed.
+async fn commands_end_at(t: &Harness, settings: &Settings, point: &str) {
+    let operator = settings
+        .clone()
+        .set("postgres.url", &t.database().url(Role::Operator))
+        .without("sink.properties.\"bootstrap.servers\"")
+        .without("sink.delivery")
+        .fault(point);
+    for _ in 0..3 {
+        wait::until(&format!("{point} is passed"), REACHED, || async {
+            let output = operator.command(&["dead-letters", "release", "--all"]).await;
+            match output.status.signal() {
+                Some(libc::SIGKILL) => Ok(()),
+                // Nothing was parked at this moment.
+                _ if output.status.success() => Err("nothing to release".to_owned()),
+                _ => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+            }
+        })
+        .await
+        .expect("it is passed");
+    }
+}
+
+/// The first relay freezes, the second takes over, the first thaws and stands by.
+async fn frozen_at(settings: Settings, point: &str, passing: u64) -> Vec<Relay> {
+    let frozen = settings.clone().files("first").fault(&format!("{point}:{passing}:freeze"));
+    let frozen = frozen.spawn();
+    frozen.wait_log(&format!("fault: {point}")).await;
+    let heir = settings.files("second").spawn();
+    heir.wait_log("streaming").await;
+    delivers(&heir).await;
+    frozen.thaw();
+    wait::until("the thawed relay stands by", wait::PATIENCE, || async {
+        let status = frozen.try_status().await.map_err(|error| format!("{error:#}"))?;
+        let role = status.get("role").and_then(Value::as_str).unwrap_or_default();
+        if role == "standby" { Ok(()) } else { Err(role.to_owned()) }
+    })
+    .await
+    .expect("it stands by");
+    delivers(&heir).await;
+    assert_eq!(heir.log_text().matches("streaming from").count(), 1, "{}", heir.log_text());
+    vec![heir, frozen]
+}
+
+/// Waits until it has delivered more.
+async fn delivers(relay: &Relay) {
+    let delivered = || async {
+        let status = relay.try_status().await.map_err(|error| format!("{error:#}"))?;
+        Ok::<_, String>(status.get("records_delivered").and_then(Value::as_u64).unwrap_or(0))
+    };
+    let before = delivered().await.unwrap_or(0);
+    wait::until("it delivers more", wait::PATIENCE, || async {
+        match delivered().await? {
+            found if found > before => Ok(()),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("it delivers");
+}
+
+/// Poisons a lane, releases it while the poison is still refused, mends it, releases it; for ever.
+async fn trouble(t: &Harness, topic: &Topic) {
+    let mut writer = t.database().connect(Role::Writer).await;
+    let mut operator = t.database().connect(Role::Operator).await;
+    for lane in (0..5).cycle() {
+        poison(&mut writer, topic, &format!("customer-{lane}")).await;
+        until(t, "the poison is parked", PARKED).await;
+        release(t, &mut operator).await;
+        until(t, "the release is over", NONE_RELEASING).await;
+        topic.set(LIMIT, ENOUGH).await;
+        release_all(t, &mut operator).await;
+        topic.set(LIMIT, SCARCE).await;
+    }
+}
+
+async fn poison(writer: &mut Session, topic: &Topic, key: &str) {
+    let payload = "poison!".repeat(POISON_BYTES / 7 + 1);
+    let transaction = writer.transaction().await.expect("a transaction begins");
+    let event = Event::to(topic.name()).key(key).payload(payload.into());
+    event.insert(transaction.client()).await.expect("the event is inserted");
+    transaction.commit().await.expect("the transaction is committed");
+}
+
+fn is_poison(row: &Committed) -> bool {
+    row.payload.as_ref().is_some_and(|payload| payload.len() > POISON_BYTES)
+}
+
+async fn release(t: &Harness, operator: &mut Session) {
+    let mut operator = Operator::new(operator, t.database().name());
+    operator.release(&Selection::default()).await.expect("it is announced");
+}
+
+/// Releases until nothing is parked or being released: what comes meanwhile is parked behind.
+async fn release_all(t: &Harness, operator: &mut Session) {
+    let deadline = Instant::now() + wait::PATIENCE;
+    while !is(t, NONE_PARKED).await {
+        assert!(Instant::now() < deadline, "lanes are still parked after {:?}", wait::PATIENCE);
+        release(t, operator).await;
+        until(t, "the release is over", NONE_RELEASING).await;
+    }
+}
+
+async fn is(t: &Harness, condition: &str) -> bool {
+    t.database().superuser().query_one(condition, &[]).await.expect("an answer").get(0)
+}
+
+async fn until(t: &Harness, what: &str, condition: &str) {
+    wait::until(what, wait::PATIENCE, || async {
+        if is(t, condition).await { Ok(()) } else { Err("not yet") }
+    })
+    .await
+    .expect("it comes");
+}
+
+/// Events that were committed before there was a slot, or so close to it that it can't be told:
+/// the relay starts from now.
+async fn before_the_slot(t: &Harness) -> BTreeSet<String> {
+    let slot = format!(
+        "select count(confirmed_flush_lsn) > 0 from pg_replication_slots \
+         where slot_name = 'outbox_{}'",
+        t.database().name()
+    );
+    until(t, "the slot is made", &slot).await;
+    t.committed().await.into_iter().map(|row| row.id).collect()
+}
+
+/// Mends what is refused, waits until everything is delivered, and counts.
+async fn bring_home(t: &Harness, topic: &Topic, before: &BTreeSet<String>, delivery: Delivery) {
+    let mut operator = t.database().connect(Role::Operator).await;
+    let deadline = Instant::now() + wait::PATIENCE;
+    let (truth, mut records) = loop {
+        // Again and again: what the trouble asked for last may reach the broker after this.
+        topic.set(LIMIT, ENOUGH).await;
+        release_all(t, &mut operator).await;
+        let records = topic.records().await;
+        let truth = owed(t.committed().await, before, &records);
+        let there: BTreeSet<&str> = records.iter().filter_map(Record::id).collect();
+        let missing = truth.iter().filter(|row| !there.contains(row.id.as_str())).count();
+        if missing == 0 {
+            break (truth, records);
+        }
+        assert!(Instant::now() < deadline, "{missing} events are missing");
+    };
+    let count = check::compare(&truth, &records, PARTITIONS);
+    if delivery == Delivery::ExactlyOnce {
+        count.assert_exactly_once();
+        assert_eq!(check::positions_that_step_back(&records), Vec::<String>::new());
+        return;
+    }
+    check::Count { out_of_order: 0, ..count }.assert_at_least_once();
+    // What was in flight with a refused event may precede it, and overtake what shared its request
+    // until that is stored again: the order is that of the last time each was stored.
+    let (poison, others): (Vec<_>, Vec<_>) = truth.into_iter().partition(is_poison);
+    let mut counted: BTreeSet<String> = poison.into_iter().map(|row| row.id).collect();
+    records.reverse();
+    records.retain(|record| record.id().is_some_and(|id| counted.insert(id.to_owned())));
+    records.reverse();
+    check::compare(&others, &records, PARTITIONS).assert_exactly_once();
+}
+
+/// What must have been delivered: all but what precedes, in its lane, the first that the slot has
+/// seen.
+fn owed(
+    committed: Vec<Committed>,
+    before: &BTreeSet<String>,
+    records: &[Record],
+) -> Vec<Committed> {
+    let lane = |row: &Committed| (row.key.clone(), row.partition);
+    let sequence = |row: &Committed| row.headers.get(SEQUENCE).and_then(|n| n.parse::<u64>().ok());
+    let there: BTreeSet<&str> = records.iter().filter_map(Record::id).collect();
+    let mut first = HashMap::new();
+    for row in committed.iter().filter(|row| there.contains(row.id.as_str())) {
+        let first = first.entry(lane(row)).or_insert(u64::MAX);
+        *first = sequence(row).unwrap_or(u64::MAX).min(*first);
+    }
+    let mut owed = committed;
+    owed.retain(|row| {
+        let seen = first.get(&lane(row)).is_some_and(|first| sequence(row) >= Some(*first));
+        !before.contains(&row.id) || there.contains(row.id.as_str()) || seen
+    });
+    owed
+}
