@@ -145,7 +145,8 @@ async fn server(
         Some(slot) if slot.is_lost() => problem(
             "slot",
             format!("{name} has lost its WAL"),
-            "run `outbox-relay resume --at now`, and raise max_slot_wal_keep_size",
+            "the relay's next start makes a new one and publishes what is missing from the tables; \
+             raise max_slot_wal_keep_size",
         ),
         Some(slot) => {
             let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();

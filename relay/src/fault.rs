@@ -41,10 +41,20 @@ points! {
     Fenced = "fenced",
     /// A first start has said that the slot will be its own; there is no slot.
     FirstProgressStored = "first-progress-stored",
-    /// The slot is there; where it begins is not stored.
+    /// The slot is there, for a first start or a repair; where it begins is not stored.
     SlotMade = "slot-made",
     /// The slot's beginning is stored; nothing was streamed.
     SlotStored = "slot-stored",
+    /// A repair has said that it will make the slot anew; the old one may still be there.
+    RepairAnnounced = "repair-announced",
+    /// The new slot and what is to be read are stored; nothing was read.
+    RepairBegun = "repair-begun",
+    /// A page of a repair is stored, and the next one not read.
+    RepairPageStored = "repair-page-stored",
+    /// All rows of a repair are stored, its end is not.
+    RepairDelivered = "repair-delivered",
+    /// A repair's end is stored; nothing was streamed.
+    RepairEnded = "repair-ended",
     /// Releases that were complete are finished, and it is known which lanes are parked.
     LanesRead = "lanes-read",
     /// Releases that are not delivered are announced once more.

@@ -32,6 +32,7 @@ pub mod postgres;
 pub mod progress;
 pub mod reconcile;
 pub mod record;
+pub mod repair;
 pub mod resume;
 pub mod route;
 pub mod row;

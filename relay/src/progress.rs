@@ -64,7 +64,8 @@ pub struct ReleaseRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepairRecord {
-    /// Where the new slot's stream begins.
+    /// Where the new slot's stream begins; `0/0` in the record that announces that the slot is about
+    /// to be made, where `upper` is empty.
     pub consistent_point: Lsn,
     /// `pg_snapshot` text of the newest valid snapshot before the loss; `None` reads from the
     /// table's beginning.
@@ -75,6 +76,19 @@ pub struct RepairRecord {
     pub cursor: Option<(i64, String)>,
     /// How many rows are delivered: the next one's ordinal.
     pub delivered: u64,
+}
+
+impl RepairRecord {
+    /// The slot is about to be made; nothing is known of it.
+    pub fn announced(lower: Option<String>) -> Self {
+        let (consistent_point, upper) = (Lsn::ZERO, String::new());
+        RepairRecord { consistent_point, lower, upper, cursor: None, delivered: 0 }
+    }
+
+    /// Whether the slot is made, and rows may be delivered.
+    pub fn is_begun(&self) -> bool {
+        self.consistent_point != Lsn::ZERO
+    }
 }
 
 /// The stored bytes can't be used. Nothing was delivered or confirmed on their account.

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     config::Config,
     leader,
+    lsn::Lsn,
     position::{Position, RowPosition},
     postgres::sql::{self, SqlSession},
     progress::{self, Progress},
@@ -102,9 +103,11 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     }
     next.system_id.clone_from(&identity.system_id);
     next.timeline = identity.timeline;
-    if after.is_none() {
-        next.snapshots.clear();
+    if !matches!(decision, Decision::Skip(_)) {
         next.repair = None;
+        // What they show as committed must be behind the position.
+        let reached = after.map_or(Lsn::ZERO, Position::resume_lsn);
+        next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
     }
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
@@ -144,7 +147,6 @@ async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
 
     fn row(commit: u64, ordinal: u64) -> RowPosition {
         RowPosition { commit: Lsn::new(commit), ordinal }

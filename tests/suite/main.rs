@@ -15,6 +15,7 @@ mod migrations;
 mod ordering;
 mod outages;
 mod publish;
+mod repair;
 mod schema;
 mod secure_kafka;
 mod secure_postgres;

@@ -55,6 +55,10 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
         // Passed once in a database's life, or again if nothing was stored by then.
         Point::ProgressTopicMade | Point::SlotMade | Point::SlotStored => Some(Way::Running(&[1])),
         Point::FirstProgressStored => Some(Way::Running(&[1, 1])),
+        Point::RepairBegun | Point::RepairPageStored | Point::RepairEnded => {
+            Some(Way::Seeding(&[1]))
+        }
+        Point::RepairAnnounced | Point::RepairDelivered => Some(Way::Seeding(&[1, 1])),
         Point::BatchGiven
         | Point::RecordsProduced
         | Point::RecordsStored

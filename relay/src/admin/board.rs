@@ -216,11 +216,12 @@ impl Board {
         self.0.delivering.set(self.now());
     }
 
-    /// A batch is stored, or progress alone (`records` 0). `newest_commit_us` is its newest commit
+    /// A batch is stored, or progress alone (`records` 0); `position` is the stored progress's.
+    /// `newest_commit_us` is its newest commit
     /// time in microseconds since 2000-01-01 UTC.
     pub fn delivered(
         &self,
-        position: Position,
+        position: Option<Position>,
         records: u64,
         bytes: u64,
         took: Duration,
@@ -233,7 +234,7 @@ impl Board {
         self.0.broker_heard.set(now);
         let mut state = self.state();
         state.broker_error = None;
-        state.delivered = Some(position);
+        state.delivered = position;
         if records > 0 {
             self.0.records.fetch_add(records, Relaxed);
             self.0.bytes.fetch_add(bytes, Relaxed);
@@ -417,7 +418,7 @@ mod tests {
         board.delivery_started();
         assert!(board.vitals(board.now()).delivering_for.is_some());
         let position = Position::UpTo(Lsn::new(1000));
-        board.delivered(position, 3, 77, Duration::from_millis(4), now_us() - 7_000_000);
+        board.delivered(Some(position), 3, 77, Duration::from_millis(4), now_us() - 7_000_000);
         board.confirmed(Lsn::new(1000));
         assert!(board.vitals(board.now()).delivering_for.is_none());
         let status = board.status();

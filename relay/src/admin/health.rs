@@ -29,6 +29,13 @@ pub enum Phase {
     },
     /// Receiving and delivering.
     Streaming,
+    /// Publishing from the tables what a lost slot would have sent, or what was there at first.
+    Repairing {
+        /// Rows so far.
+        delivered: u64,
+        /// Up to which moment they were written; `None` before the first.
+        through: Option<String>,
+    },
     /// Only a person can make it go on; the process stays alive to say so.
     Halted {
         /// What is wrong.
@@ -56,6 +63,7 @@ impl Phase {
             Phase::Starting { .. } => "starting",
             Phase::Standby { .. } => "standby",
             Phase::Streaming => "streaming",
+            Phase::Repairing { .. } => "repairing",
             Phase::Halted { .. } => "halted",
             Phase::Retrying { .. } => "retrying",
             Phase::Stopping => "stopping",
@@ -66,7 +74,7 @@ impl Phase {
     pub fn role(&self) -> &'static str {
         match self {
             Phase::Standby { .. } => "standby",
-            Phase::Streaming | Phase::Halted { .. } => "leader",
+            Phase::Streaming | Phase::Repairing { .. } | Phase::Halted { .. } => "leader",
             Phase::Starting { .. } | Phase::Retrying { .. } | Phase::Stopping => "none",
         }
     }
@@ -76,6 +84,11 @@ impl Phase {
         match self {
             Phase::Starting { doing } | Phase::Standby { doing } => doing.clone(),
             Phase::Streaming | Phase::Stopping => String::new(),
+            Phase::Repairing { delivered, through } => {
+                let through = through.as_ref().map(|t| format!(", up to those of {t}"));
+                let through = through.unwrap_or_default();
+                format!("{delivered} rows of the outbox tables are published{through}")
+            }
             Phase::Halted { reason, remedy } => format!("{reason}; {remedy}"),
             Phase::Retrying { doing, error, .. } => format!("{doing}: {error}"),
         }
@@ -114,6 +127,7 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
         }
         Phase::Stopping => Err("stopping".into()),
         Phase::Starting { .. } => Err(format!("starting: {}", now.phase.detail())),
+        Phase::Repairing { .. } => Err(format!("repairing: {}", now.phase.detail())),
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
     }
 }
@@ -226,6 +240,10 @@ mod tests {
                     next_attempt_in: s(5),
                 },
                 "connecting to db:5432: connection refused; next attempt in 3 s",
+            ),
+            (
+                Phase::Repairing { delivered: 7, through: Some("2026".into()) },
+                "repairing: 7 rows of the outbox tables are published, up to those of 2026",
             ),
             (Phase::Stopping, "stopping"),
         ] {

@@ -13,7 +13,7 @@ pub struct Status {
     pub version: String,
     /// `leader`, `standby` or `none`.
     pub role: String,
-    /// `starting`, `standby`, `streaming`, `halted`, `retrying` or `stopping`.
+    /// `starting`, `standby`, `repairing`, `streaming`, `halted`, `retrying` or `stopping`.
     pub phase: String,
     /// What there is to say of the phase; empty when nothing.
     pub detail: String,

@@ -37,7 +37,7 @@ async fn health_follows_the_board() {
 #[tokio::test]
 async fn status_reads_back_as_it_was() {
     let server = server().await;
-    server.board.delivered(Position::UpTo(Lsn::new(16)), 2, 10, Duration::from_millis(3), 0);
+    server.board.delivered(Some(Position::UpTo(Lsn::new(16))), 2, 10, Duration::from_millis(3), 0);
     server.board.error("the broker was away".into());
     let (code, body) = server.get("/status").await;
     let read: status::Status = serde_json::from_str(&body).expect("the documented shape");

@@ -93,7 +93,13 @@ mod tests {
         board.connected();
         board.phase(Phase::Streaming);
         board.server(Lsn::new(0x300));
-        board.delivered(Position::UpTo(Lsn::new(0x100)), 2, 5000, Duration::from_millis(4), 0);
+        board.delivered(
+            Some(Position::UpTo(Lsn::new(0x100))),
+            2,
+            5000,
+            Duration::from_millis(4),
+            0,
+        );
         let status = Status { lag_seconds: Some(0.5), uptime_seconds: 61.9, ..board.status() };
         let expected = "\
 relay              orders 1.2.3

@@ -1,6 +1,6 @@
 //! From checked settings to what each module takes: the one place that knows all of them.
 
-use super::{Column, Config, Delivery, Finding, HeaderStyle, Preset, Start};
+use super::{Column, Config, Delivery, Finding, HeaderStyle, Preset};
 use crate::{
     postgres::conninfo::ConnectSettings,
     route::{self, Mapping},
@@ -43,13 +43,6 @@ impl Config {
         let mapping = self.route().validate().map_err(|found| {
             problems.extend(found.into_iter().map(|p| finding(p.key, p.what, p.remedy)));
         });
-        if self.postgres.start == Start::All {
-            problems.push(finding(
-                "postgres.start".into(),
-                "`all` is not built in this version".into(),
-                "set it to `now`; rows that were there before the slot are not published".into(),
-            ));
-        }
         let kafka = self.kafka();
         let found = kafka.problems().into_iter();
         problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));

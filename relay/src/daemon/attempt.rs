@@ -9,9 +9,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control,
+    broker, control, repair,
     standby::{self, Leading},
-    start::{self, Started},
+    start::{self, Started, Streaming},
     unfinished::Unfinished,
 };
 use crate::{
@@ -104,10 +104,17 @@ pub(super) async fn run(
     let (session, started) = begun?;
     board.connected();
     board.broker_heard();
-    board.resumed(started.from);
-    board.phase(Phase::Streaming);
-    tracing::info!(from = %started.from, "streaming");
-    stream(config, board, stop, session, started).await
+    match started {
+        Started::Repair(repairing) => {
+            repair::run(config, parts, board, stop, &session, *repairing).await
+        }
+        Started::Stream(streaming) => {
+            board.resumed(streaming.from);
+            board.phase(Phase::Streaming);
+            tracing::info!(from = %streaming.from, "streaming");
+            stream(config, board, stop, session, *streaming).await
+        }
+    }
 }
 
 /// From standing by to the stream. All the while the session that holds the lock shows that this
@@ -137,7 +144,7 @@ async fn stream(
     board: &Board,
     stop: &CancellationToken,
     session: Arc<SqlSession>,
-    started: Started,
+    started: Streaming,
 ) -> Result<(), Ended> {
     let limits =
         BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
@@ -217,7 +224,7 @@ fn stream_ended(error: StreamError) -> Ended {
     }
 }
 
-fn pipeline_ended(error: PipelineError) -> Ended {
+pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
     match error {
         PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
         PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),

@@ -7,6 +7,8 @@
 mod attempt;
 mod broker;
 mod control;
+mod repair;
+mod slot;
 mod standby;
 mod start;
 mod unfinished;

@@ -2,41 +2,53 @@
 //! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
 //! the ones before it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{attempt::Ended, unfinished::Unfinished};
+use super::{attempt::Ended, repair, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
-    config::{Config, parts::Parts},
+    config::{Config, Start, parts::Parts},
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store, TooManyLanes},
     fault::{self, Point},
-    lsn::Lsn,
     metrics::Cause,
     pipeline::delivery::Delivery,
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
-    progress::{Progress, SnapshotRecord},
-    reconcile::{self, Decision, Facts, Halt},
+    progress::Progress,
+    reconcile::{self, Decision, Facts, Halt, Reconciled},
     record::{Batch, BatchLimits},
-    route::{Format, Origin, Router},
+    repair::Table,
+    route::{Format, Origin, Router, TableName},
     sink::{
         Sink,
         kafka::{KafkaSink, Probe},
     },
     source::{
-        connect::{ReplicationConnection, SnapshotAction, StreamOptions, SystemIdentity},
+        connect::{ReplicationConnection, StreamOptions, SystemIdentity},
         slot::{self, SlotState},
     },
     table_fit::{self, Unfit},
 };
 
-/// While a slot is being made, the transactions it waits for are named this often.
-const WAITING_REPORT: Duration = Duration::from_secs(5);
+/// What a start leads to.
+pub(super) enum Started {
+    /// The stream.
+    Stream(Box<Streaming>),
+    /// A repair; the start after it streams.
+    Repair(Box<Repairing>),
+}
+
+/// Everything that a repair needs; what is to be read is in the delivery's progress.
+pub(super) struct Repairing {
+    pub(super) delivery: Delivery<KafkaSink, Store>,
+    pub(super) tables: Vec<Table>,
+    pub(super) origin: Origin,
+}
 
 /// Everything that streaming needs.
-pub(super) struct Started {
+pub(super) struct Streaming {
     pub(super) delivery: Delivery<KafkaSink, Store>,
     pub(super) probe: Probe,
     pub(super) from: Position,
@@ -61,6 +73,7 @@ pub(super) async fn start(
 ) -> Result<Started, Ended> {
     doing(board, "connecting for replication");
     let mut replication = connect_replication(config, parts).await?;
+    same_server(session, &replication)?;
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
@@ -81,18 +94,20 @@ pub(super) async fn start(
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
     let mut tables = inspect_tables(config, parts, session, format).await?;
-    let decision = decide(config, session, &mut replication, &identity, stored.as_ref()).await?;
-    let mut progress = stored.unwrap_or_else(|| Progress::before_first_start(slot));
+    let unrepairable = tables.repair.as_ref().err();
+    let Reconciled { progress: carried, decision } =
+        decide(config, session, &mut replication, &identity, stored.as_ref(), unrepairable).await?;
+    tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
+    let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
+    identity.clone_into_progress(&mut progress);
+    progress.slot.clone_from(slot);
     let from = match decision {
-        Decision::Stop(halt) => return Err(Ended::Halted(halt)),
         Decision::Stream { from } => from,
         Decision::MakeSlot => {
             tables.must_fit()?;
             // What was delivered of a release stays delivered, whatever became of the slot.
-            let releases = progress.releases;
-            progress = Progress { releases, ..Progress::before_first_start(slot) };
-            identity.clone_into_progress(&mut progress);
-            make_slot(
+            progress.snapshots.clear();
+            first_slot(
                 config,
                 board,
                 session,
@@ -103,6 +118,29 @@ pub(super) async fn start(
             )
             .await?
         }
+        Decision::Wait { pid, making } => {
+            let doing = if making { "made" } else { "used" };
+            let error = anyhow::anyhow!("slot {slot} is being {doing} by pid {pid}");
+            return Err(Ended::retry(Cause::Postgres, "waiting for the slot", error));
+        }
+        Decision::Repair { .. } | Decision::FinishRepair => {
+            tables.must_fit()?;
+            let tables = tables.repair.map_err(Ended::Halted)?;
+            if let Decision::Repair { lower, replace } = decision {
+                let with = repair::Beginning {
+                    config,
+                    board,
+                    session,
+                    replication: &mut replication,
+                    sink: &mut sink,
+                    unfinished,
+                    tables: &tables,
+                };
+                repair::begin(with, &mut progress, lower, replace).await?;
+            }
+            let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
+            return Ok(Started::Repair(Box::new(Repairing { delivery, tables, origin })));
+        }
     };
     if let Some(Halt { reason, remedy }) = &tables.misfit {
         tracing::warn!(
@@ -112,8 +150,6 @@ pub(super) async fn start(
              relay halts"
         );
     }
-    identity.clone_into_progress(&mut progress);
-    progress.slot.clone_from(slot);
     progress.position = Some(from);
 
     // The slot is there by now, so its stream has the announcement.
@@ -135,7 +171,7 @@ pub(super) async fn start(
     let router = Router::new(parts.mapping.clone(), &origin, tables.format);
     let probe = sink.probe();
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-    Ok(Started { delivery, probe, from, router, socket, unread })
+    Ok(Started::Stream(Box::new(Streaming { delivery, probe, from, router, socket, unread })))
 }
 
 /// Finishes the releases that progress says are complete, and reads which lanes are parked.
@@ -227,10 +263,23 @@ async fn connect_sink(
         database: &database,
         identity,
         history: &[],
+        start_with_all: false,
+        unrepairable: None,
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);
     Ok(sink)
+}
+
+/// With several hosts in the URL, a failover may come between two connections.
+fn same_server(session: &SqlSession, replication: &ReplicationConnection) -> Result<(), Ended> {
+    let (ours, theirs) = (session.host(), replication.host());
+    if ours == theirs {
+        return Ok(());
+    }
+    let error =
+        anyhow::anyhow!("{ours} has the leader's lock, but {theirs} answers for replication");
+    Err(Ended::retry(Cause::Postgres, "connecting for replication", error))
 }
 
 async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {
@@ -264,14 +313,10 @@ async fn decide(
     replication: &mut ReplicationConnection,
     identity: &SystemIdentity,
     stored: Option<&Progress>,
-) -> Result<Decision, Ended> {
+    unrepairable: Option<&Halt>,
+) -> Result<Reconciled, Ended> {
     const DOING: &str = "reconciling progress with the slot";
     let (slot, database) = survey(config, session).await?;
-    if let Some(slot) = slot.as_ref().filter(|slot| slot.is_being_made()) {
-        let pid = slot.active_pid.unwrap_or_default();
-        let error = anyhow::anyhow!("slot {} is being made by pid {pid}", config.postgres.slot);
-        return Err(Ended::retry(Cause::Postgres, DOING, error));
-    }
     let history = match stored {
         Some(progress) if progress.timeline < identity.timeline => replication
             .timeline_history(identity.timeline)
@@ -279,14 +324,31 @@ async fn decide(
             .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
-    Ok(reconcile::decide(&Facts {
+    reconcile::reconcile(&Facts {
         slot_name: &config.postgres.slot,
         progress: stored,
         slot: slot.as_ref(),
         database: &database,
         identity,
         history: &history,
-    }))
+        start_with_all: config.postgres.start == Start::All,
+        unrepairable,
+    })
+    .map_err(Ended::Halted)
+}
+
+/// After a failover that lost the newest commits, consumers have events that the database has not.
+fn tell_of_a_lost_tail(stored: Option<&Progress>, carried: Option<&Progress>) {
+    let (Some(stored), Some(carried)) = (stored, carried) else { return };
+    if let (Some(published), Some(kept)) = (stored.position, carried.position)
+        && published != kept
+    {
+        tracing::warn!(
+            %published, switch = %kept, timeline = carried.timeline,
+            "events were published past the point at which this server's timeline begins: their \
+             transactions are not in this database; use synchronous replication to prevent that"
+        );
+    }
 }
 
 /// The slot, if it exists, and the database that the session is in.
@@ -308,7 +370,7 @@ async fn survey(
 }
 
 /// A first start: says so in the progress topic, makes the slot, stores its snapshot.
-async fn make_slot(
+async fn first_slot(
     config: &Config,
     board: &Board,
     session: &SqlSession,
@@ -317,88 +379,22 @@ async fn make_slot(
     progress: &mut Progress,
     unfinished: &Unfinished,
 ) -> Result<Position, Ended> {
-    const DOING: &str = "making the replication slot";
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot of unknown origin; this record says that it was ours.
     store(sink, progress).await?;
     fault::point(Point::FirstProgressStored);
-
-    doing(board, DOING);
     let name = &config.postgres.slot;
-    let failover = replication.server_version_num() >= 170_000;
-    unfinished.begin(replication.cancel_handle());
-    let created = {
-        let create = replication.create_slot(name, SnapshotAction::Export, failover);
-        tokio::pin!(create);
-        loop {
-            tokio::select! {
-                created = &mut create => break created,
-                () = tokio::time::sleep(WAITING_REPORT) => report_writers(board, session).await,
-            }
-        }
-    }
-    .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    fault::point(Point::SlotMade);
-    unfinished.end();
-    tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
-
-    let snapshot = exported_snapshot(session, created.snapshot_name.as_deref()).await?;
-    let position = Position::UpTo(created.consistent_point);
+    let snapshot = super::slot::make(name, board, session, replication, unfinished).await?;
+    let position = Position::UpTo(snapshot.lsn);
     progress.position = Some(position);
-    progress.snapshots = vec![SnapshotRecord { lsn: created.consistent_point, ..snapshot }];
+    progress.snapshots = vec![snapshot];
     store(sink, progress).await?;
     fault::point(Point::SlotStored);
     Ok(position)
 }
 
-/// Names what the slot waits for: every transaction that had written before it was begun.
-async fn report_writers(board: &Board, session: &SqlSession) {
-    if let Ok(writers) = slot::writers_waited_for(session.client()).await {
-        let pids: Vec<String> = writers.iter().map(ToString::to_string).collect();
-        let pids = pids.join(", ");
-        tracing::warn!(transactions = pids, "the slot waits for open transactions to end");
-        let doing = format!("making the slot: waiting for open transactions to end: {pids}");
-        board.phase(Phase::Starting { doing });
-    }
-}
-
-/// The snapshot that the slot begins with, which shows exactly what the stream will not send.
-async fn exported_snapshot(
-    session: &SqlSession,
-    name: Option<&str>,
-) -> Result<SnapshotRecord, Ended> {
-    const DOING: &str = "reading the slot's snapshot";
-    let name = name.ok_or_else(|| {
-        Ended::retry(Cause::Postgres, DOING, anyhow::anyhow!("the server exported no snapshot"))
-    })?;
-    let client = session.client();
-    let read = async {
-        let quoted = name.replace('\'', "''");
-        client
-            .batch_execute(&format!(
-                "begin isolation level repeatable read read only; \
-                 set transaction snapshot '{quoted}'"
-            ))
-            .await?;
-        let row = client
-            .query_one(
-                "select pg_current_snapshot()::text, \
-                        (extract(epoch from clock_timestamp()) * 1000)::int8",
-                &[],
-            )
-            .await?;
-        client.batch_execute("commit").await?;
-        Ok::<_, tokio_postgres::Error>(SnapshotRecord {
-            lsn: Lsn::ZERO,
-            taken_ms: row.try_get(1)?,
-            snapshot: row.try_get(0)?,
-        })
-    };
-    read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))
-}
-
 /// Stores progress alone.
-async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
+pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink
         .deliver(&nothing.into(), 0..0, progress.encode())
@@ -413,6 +409,8 @@ struct Tables {
     format: Format,
     /// Why rows that are written from now on would not serve.
     misfit: Option<Halt>,
+    /// For a repair, or why they can't be read for one.
+    repair: Result<Vec<Table>, Halt>,
 }
 
 impl Tables {
@@ -431,13 +429,20 @@ async fn inspect_tables(
 ) -> Result<Tables, Ended> {
     const DOING: &str = "looking at the outbox tables";
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let client = session.client();
     let name = &config.postgres.publication;
-    let publication = slot::inspect_publication(session.client(), name).await.map_err(failed)?;
-    let mut found = Tables { format: least, misfit: None };
+    let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
+    let mut found = Tables { format: least, misfit: None, repair: Ok(Vec::new()) };
     for table in parts.mapping.tables() {
-        let columns = slot::column_types(session.client(), &table.schema, &table.table)
-            .await
-            .map_err(failed)?;
+        let TableName { schema, table: table_name } = table;
+        let columns = slot::column_types(client, schema, table_name).await.map_err(failed)?;
+        let readable = slot::may_select(client, schema, table_name).await.map_err(failed)?;
+        if let Ok(tables) = &mut found.repair {
+            match crate::repair::fits(table, &columns, readable, &parts.mapping) {
+                Ok(table) => tables.push(table),
+                Err(halt) => found.repair = Err(halt),
+            }
+        }
         match table_fit::fits(name, publication.as_ref(), table, columns, &parts.mapping) {
             Ok(Format::Binary) => {}
             Ok(Format::Text) => found.format = Format::Text,

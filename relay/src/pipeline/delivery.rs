@@ -215,9 +215,8 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         }
         let newest_commit_us = batch.newest_commit_us;
         let records = range.len() as u64;
-        if let Some(position) = self.progress.position {
-            self.board.delivered(position, records, bytes as u64, took, newest_commit_us);
-        }
+        let position = self.progress.position;
+        self.board.delivered(position, records, bytes as u64, took, newest_commit_us);
         course.stored(&self.progress, stored);
         fault::point(Point::Confirmable);
         Ok(())

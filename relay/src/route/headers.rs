@@ -73,6 +73,8 @@ pub(super) struct RelayHeaders {
     source: String,
     /// `<system id>:<timeline>:`.
     position_prefix: Vec<u8>,
+    /// Whether records are marked as those of a repair.
+    pub(super) repaired: bool,
 }
 
 impl RelayHeaders {
@@ -87,6 +89,7 @@ impl RelayHeaders {
             relay_name: relay_name.to_owned(),
             source: format!("/outbox-relay/{relay_name}"),
             position_prefix: format!("{system_id}:{timeline}:").into_bytes(),
+            repaired: false,
         }
     }
 
@@ -110,6 +113,9 @@ impl RelayHeaders {
                 }
                 out.put(header::RELAY, self.relay_name.as_bytes());
                 self.write_position(out, header::POSITION, position);
+                if self.repaired {
+                    out.put(header::REPAIRED, b"1");
+                }
             }
             HeaderStyle::CloudEvents => {
                 out.put(cloudevents::SPECVERSION, b"1.0");
@@ -123,6 +129,9 @@ impl RelayHeaders {
                 }
                 out.put(cloudevents::RELAY, self.relay_name.as_bytes());
                 self.write_position(out, cloudevents::POSITION, position);
+                if self.repaired {
+                    out.put(cloudevents::REPAIRED, b"1");
+                }
             }
         }
         if self.reserved.debezium_id {

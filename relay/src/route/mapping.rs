@@ -166,6 +166,20 @@ impl Mapping {
         self.tables.iter().any(|name| name.is(schema, table))
     }
 
+    /// The column of the event's id.
+    pub fn id_column(&self) -> &str {
+        self.column_of(Role::Id).expect("settings without it are refused")
+    }
+
+    /// The column of the record's timestamp, where there is one.
+    pub fn created_at_column(&self) -> Option<&str> {
+        self.column_of(Role::CreatedAt)
+    }
+
+    fn column_of(&self, role: Role) -> Option<&str> {
+        self.columns.iter().find(|(r, _)| *r == role).map(|(_, column)| column.as_str())
+    }
+
     /// The columns that are read, each once.
     pub fn column_names(&self) -> Vec<&str> {
         let topic: Vec<&str> = match &self.topic {

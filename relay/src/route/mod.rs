@@ -106,6 +106,13 @@ impl Router {
         }
     }
 
+    /// A router for rows that a repair reads from the tables: in text form, and marked as such.
+    pub fn repairing(mapping: Mapping, origin: &Origin) -> Self {
+        let mut router = Router::new(mapping, origin, Format::Text);
+        router.relay.repaired = true;
+        router
+    }
+
     /// Takes note of a table's shape; of a table known already, of its new one.
     ///
     /// # Errors

@@ -169,11 +169,6 @@ impl SlotState {
             || self.invalidation_reason.is_some()
             || self.conflicting == Some(true)
     }
-
-    /// A process is making it, and waits for open transactions.
-    pub fn is_being_made(&self) -> bool {
-        self.active && self.confirmed_flush_lsn.is_none()
-    }
 }
 
 impl fmt::Display for OpenTransaction {
@@ -248,6 +243,19 @@ pub async fn column_types(
         })
     };
     found.iter().map(column).collect::<Result<_, _>>().map_err(failed)
+}
+
+/// Whether the role may read a table; `false` when there is none.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn may_select(client: &Client, schema: &str, table: &str) -> Result<bool, InspectError> {
+    let sql = "select coalesce(bool_or(pg_catalog.has_table_privilege(c.oid, 'select')), false) \
+               from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+               where n.nspname::text = $1 and c.relname::text = $2";
+    let failed = |source| InspectError::Query { what: "a table's privileges", source };
+    let row = client.query_one(sql, &[&schema, &table]).await.map_err(failed)?;
+    row.try_get(0).map_err(failed)
 }
 
 /// Reads the settings and counts that decide whether the relay can run.

@@ -51,6 +51,8 @@ pub(super) enum Way {
     Starting,
     /// It is passed while the story goes on: a life each ends at these passings.
     Running(&'static [u64]),
+    /// As `Running`, with a relay that begins with what is in the table.
+    Seeding(&'static [u64]),
     /// An orderly stop passes it.
     Stopping,
     /// An operator's command passes it, in its own process.
@@ -76,6 +78,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     let settings = t
         .relay()
         .set("sink.delivery", delivery.setting())
+        .set("postgres.start", if matches!(way, Way::Seeding(_)) { "all" } else { "now" })
         .set("leader.timeout", "2s")
         .set("sink.topic_grace", "100ms");
     let mut before = BTreeSet::new();
@@ -111,7 +114,7 @@ async fn lives(t: &Harness, settings: Settings, point: Point, way: Way) -> Vec<R
             ended_at(&mut relay, name).await;
             relay
         }
-        Way::Running(passings) => {
+        Way::Running(passings) | Way::Seeding(passings) => {
             let (first, later) = passings.split_first().expect("a passing");
             let mut relay = settings.fault(&format!("{name}:{first}")).spawn();
             ended_at(&mut relay, name).await;

@@ -1,0 +1,226 @@
+//! Repairs: a new slot, then what the old one would have sent, read from the tables.
+//!
+//! [`begin`] announces it and makes the slot; [`run`] delivers page by page and stores the end. Each
+//! is a part of an attempt that ends with it: the next start reads the progress that was stored, and
+//! streams. So a repair that is cut short anywhere goes on like any other start.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attempt::{Ended, pipeline_ended},
+    control, slot,
+    start::{Repairing, store},
+    unfinished::Unfinished,
+};
+use crate::{
+    admin::{Board, Phase},
+    config::{Config, parts::Parts},
+    fault::{self, Point},
+    leader,
+    metrics::Cause,
+    pipeline::delivery::Delivery,
+    postgres::sql::{self, SqlSession},
+    progress::{Progress, RepairRecord},
+    reconcile::Halt,
+    record::{Batch, BatchLimits},
+    repair::{self, End, ReadError, Reader, Table},
+    route::Router,
+    sink::kafka::KafkaSink,
+    source::connect::ReplicationConnection,
+};
+
+const READING: &str = "reading the outbox tables for a repair";
+/// A person at the log sees how far it is this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What [`begin`] works with.
+pub(super) struct Beginning<'a> {
+    pub(super) config: &'a Config,
+    pub(super) board: &'a Board,
+    pub(super) session: &'a SqlSession,
+    pub(super) replication: &'a mut ReplicationConnection,
+    pub(super) sink: &'a mut KafkaSink,
+    pub(super) unfinished: &'a Unfinished,
+    pub(super) tables: &'a [Table],
+}
+
+/// Makes the slot anew, and stores in `progress` what is to be read. Cancel safe.
+pub(super) async fn begin(
+    with: Beginning<'_>,
+    progress: &mut Progress,
+    lower: Option<String>,
+    replace: bool,
+) -> Result<(), Ended> {
+    let Beginning { config, board, session, replication, sink, unfinished, tables } = with;
+    let name = &config.postgres.slot;
+    let complete = repair::complete(session.client(), tables, lower.as_deref()).await;
+    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
+        let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
+        Ended::Halted(Halt::new(
+            format!(
+                "slot {name} is gone, and events committed after {from} can't be found: {}",
+                why.reason
+            ),
+            format!(
+                "{}; to leave out what is not published, make a new slot and publish what is \
+                 committed from then on, run `outbox-relay resume --at now`",
+                why.remedy
+            ),
+        ))
+    })?;
+    match progress.position {
+        Some(position) => tracing::warn!(
+            slot = name, after = %position,
+            "the slot is gone: making a new one, and publishing what was committed meanwhile from \
+             the outbox tables"
+        ),
+        None => tracing::info!(slot = name, "publishing the rows that are in the outbox tables"),
+    }
+    // Were the relay to die between making the slot and storing where it begins, the next start
+    // would find a slot past its progress; this record says that it is of no use to anybody.
+    progress.repair = Some(RepairRecord::announced(lower.clone()));
+    store(sink, progress).await?;
+    fault::point(Point::RepairAnnounced);
+    if replace {
+        slot::drop(name, replication).await?;
+    }
+    let upper = slot::make(name, board, session, replication, unfinished).await?;
+    progress.repair = Some(RepairRecord {
+        consistent_point: upper.lsn,
+        upper: upper.snapshot,
+        ..RepairRecord::announced(lower)
+    });
+    store(sink, progress).await?;
+    fault::point(Point::RepairBegun);
+    Ok(())
+}
+
+/// Delivers what is left of the repair in stored progress, and stores its end. `Ok` also when it was
+/// told to stop: what was delivered by then is stored.
+pub(super) async fn run(
+    config: &Config,
+    parts: &Parts,
+    board: &Board,
+    stop: &CancellationToken,
+    session: &Arc<SqlSession>,
+    repairing: Repairing,
+) -> Result<(), Ended> {
+    let Repairing { mut delivery, tables, origin } = repairing;
+    let router = Router::repairing(parts.mapping.clone(), &origin);
+    let work = async {
+        let under_way = delivery.progress().repair.clone().expect("it was begun");
+        let feeds = connect(config, parts, session, tables).await?;
+        let bytes_max = config.batch.record_bytes_max;
+        let mut reader = Reader::open(feeds, under_way, bytes_max, router).await.map_err(unread)?;
+        pages(config, board, stop, &mut reader, &mut delivery).await?;
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        end(session, &mut delivery).await
+    };
+    tokio::select! {
+        ended = work => ended,
+        // The delivery under way is dropped half-way: its outcome is looked up at the next start.
+        lost = control::pulse(session) => {
+            Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost))
+        }
+    }
+}
+
+/// A session for each table, on the server that this relay leads on.
+async fn connect(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    tables: Vec<Table>,
+) -> Result<Vec<(Table, SqlSession)>, Ended> {
+    let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
+    let ours = session.client().query_one("select pg_backend_pid()", &[]).await.map_err(failed)?;
+    let ours: i32 = ours.try_get(0).map_err(failed)?;
+    let application = format!("outbox-relay {} repair", config.name);
+    let mut feeds = Vec::with_capacity(tables.len());
+    for table in tables {
+        let feed = sql::connect(&parts.connect, &application)
+            .await
+            .map_err(|e| Ended::retry(Cause::Postgres, READING, e))?;
+        let leader = leader::holder(feed.client(), &config.postgres.slot).await.map_err(failed)?;
+        if leader.is_none_or(|leader| leader.pid != ours) {
+            let error =
+                anyhow::anyhow!("{} is another server than {}", feed.host(), session.host());
+            return Err(Ended::retry(Cause::Postgres, READING, error));
+        }
+        feeds.push((table, feed));
+    }
+    Ok(feeds)
+}
+
+async fn pages(
+    config: &Config,
+    board: &Board,
+    stop: &CancellationToken,
+    reader: &mut Reader,
+    delivery: &mut Delivery<KafkaSink, crate::dead_letter::Store>,
+) -> Result<(), Ended> {
+    let limits =
+        BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
+    let mut batch = Batch::new(limits);
+    let mut reported: Option<Instant> = None;
+    loop {
+        let repair = delivery.progress().repair.as_ref();
+        let (delivered, cursor) = repair.map_or((0, None), |r| (r.delivered, r.cursor.as_ref()));
+        let through = cursor.map(|(moment_us, _)| moment(*moment_us));
+        if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
+            reported = Some(Instant::now());
+            tracing::info!(rows = delivered, through, "repairing from the outbox tables");
+        }
+        board.phase(Phase::Repairing { delivered, through });
+        let page = tokio::select! {
+            biased; // A relay that was asked to stop begins no new page.
+            () = stop.cancelled() => return Ok(()),
+            page = reader.page(&mut batch) => page.map_err(unread)?,
+        };
+        let mut page = page;
+        if page.is_empty() {
+            return Ok(());
+        }
+        let mut shared = Arc::new(batch);
+        delivery.deliver(&mut shared, &mut page).await.map_err(pipeline_ended)?;
+        fault::point(Point::RepairPageStored);
+        batch = Arc::into_inner(shared).expect("a sink keeps no batch after its delivery");
+        batch.clear();
+    }
+}
+
+async fn end(
+    session: &SqlSession,
+    delivery: &mut Delivery<KafkaSink, crate::dead_letter::Store>,
+) -> Result<(), Ended> {
+    fault::point(Point::RepairDelivered);
+    let query = "select (extract(epoch from clock_timestamp()) * 1000)::int8";
+    let now = session.client().query_one(query, &[]).await.and_then(|row| row.try_get(0));
+    let now_ms = now.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?;
+    let rows = delivery.progress().repair.as_ref().map_or(0, |repair| repair.delivered);
+    let mut nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
+    delivery.deliver(&mut nothing, &mut End { now_ms }).await.map_err(pipeline_ended)?;
+    fault::point(Point::RepairEnded);
+    tracing::info!(rows, "repaired: all that the lost slot would have sent is published");
+    Ok(())
+}
+
+fn unread(error: ReadError) -> Ended {
+    match error {
+        ReadError::Unfit(halt) => Ended::Halted(halt),
+        error => Ended::retry(Cause::Postgres, READING, error),
+    }
+}
+
+/// As a person reads it; an infinite one has no date.
+fn moment(unix_us: i64) -> String {
+    jiff::Timestamp::from_microsecond(unix_us)
+        .map_or_else(|_| "infinity".to_owned(), |moment| format!("{moment:.3}"))
+}

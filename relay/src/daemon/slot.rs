@@ -1,0 +1,105 @@
+//! Makes the replication slot, at a first start or for a repair, and reads its snapshot.
+
+use std::time::Duration;
+
+use super::{attempt::Ended, start::doing, unfinished::Unfinished};
+use crate::{
+    admin::{Board, Phase},
+    fault::{self, Point},
+    lsn::Lsn,
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    progress::SnapshotRecord,
+    source::{
+        connect::{CreatedSlot, ReplicationConnection, SnapshotAction},
+        slot,
+    },
+};
+
+/// While a slot is being made, the transactions it waits for are named this often.
+const WAITING_REPORT: Duration = Duration::from_secs(5);
+
+/// Makes the slot. Returns the snapshot that it begins with, which shows exactly what the stream
+/// will not send; its LSN is the slot's consistent point. Cancel safe: what the server goes on doing
+/// is in `unfinished`.
+pub(super) async fn make(
+    name: &str,
+    board: &Board,
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+    unfinished: &Unfinished,
+) -> Result<SnapshotRecord, Ended> {
+    const DOING: &str = "making the replication slot";
+    doing(board, DOING);
+    // Standbys of PostgreSQL 17 and later take it over.
+    let failover = replication.server_version_num() >= 170_000;
+    unfinished.begin(replication.cancel_handle());
+    let created = {
+        let create = replication.create_slot(name, SnapshotAction::Export, failover);
+        tokio::pin!(create);
+        loop {
+            tokio::select! {
+                created = &mut create => break created,
+                () = tokio::time::sleep(WAITING_REPORT) => report_writers(board, session).await,
+            }
+        }
+    }
+    .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    fault::point(Point::SlotMade);
+    unfinished.end();
+    tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
+    exported_snapshot(session, &created).await
+}
+
+/// Drops a slot that is of no use any more.
+pub(super) async fn drop(name: &str, replication: &mut ReplicationConnection) -> Result<(), Ended> {
+    tracing::warn!(slot = name, "dropping the slot: it can't be streamed from");
+    let dropped = replication.drop_slot(name).await;
+    dropped.map_err(|e| Ended::retry(Cause::Postgres, "dropping the replication slot", e))
+}
+
+/// Names what the slot waits for: every transaction that had written before it was begun.
+async fn report_writers(board: &Board, session: &SqlSession) {
+    if let Ok(writers) = slot::writers_waited_for(session.client()).await {
+        let pids: Vec<String> = writers.iter().map(ToString::to_string).collect();
+        let pids = pids.join(", ");
+        tracing::warn!(transactions = pids, "the slot waits for open transactions to end");
+        let doing = format!("making the slot: waiting for open transactions to end: {pids}");
+        board.phase(Phase::Starting { doing });
+    }
+}
+
+async fn exported_snapshot(
+    session: &SqlSession,
+    slot: &CreatedSlot,
+) -> Result<SnapshotRecord, Ended> {
+    const DOING: &str = "reading the slot's snapshot";
+    let name = slot.snapshot_name.as_deref().ok_or_else(|| {
+        Ended::retry(Cause::Postgres, DOING, anyhow::anyhow!("the server exported no snapshot"))
+    })?;
+    let client = session.client();
+    let read = async {
+        let quoted = name.replace('\'', "''");
+        client
+            .batch_execute(&format!(
+                "begin isolation level repeatable read read only; \
+                 set transaction snapshot '{quoted}'"
+            ))
+            .await?;
+        let row = client
+            .query_one(
+                "select pg_current_snapshot()::text, \
+                        (extract(epoch from clock_timestamp()) * 1000)::int8",
+                &[],
+            )
+            .await?;
+        client.batch_execute("commit").await?;
+        Ok::<_, tokio_postgres::Error>(SnapshotRecord {
+            lsn: Lsn::ZERO,
+            taken_ms: row.try_get(1)?,
+            snapshot: row.try_get(0)?,
+        })
+    };
+    let read = read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    Ok(SnapshotRecord { lsn: slot.consistent_point, ..read })
+}

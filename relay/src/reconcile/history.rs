@@ -1,0 +1,76 @@
+//! Stored progress on a server whose history may have left the one it was made in.
+
+use super::{Facts, Halt};
+use crate::{
+    lsn::Lsn,
+    position::Position,
+    progress::{Progress, RepairRecord},
+};
+
+/// What `stored` means here. On a new timeline everything past the switch counts as the switch: what
+/// the old primary wrote after it is not part of this history, and its transaction ids are given
+/// out again, so that a snapshot taken after it says nothing about them.
+pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progress, Halt> {
+    let identity = facts.identity;
+    let mut progress = stored.clone();
+    progress.timeline = identity.timeline;
+    let Some(reached) = reached(stored) else {
+        return Ok(progress); // Nothing is delivered, and no slot's beginning known.
+    };
+    if stored.timeline == identity.timeline {
+        return if reached <= identity.flush_lsn {
+            Ok(progress)
+        } else {
+            Err(rolled_back(reached, facts))
+        };
+    }
+    let switch = facts
+        .history
+        .iter()
+        .find_map(|(timeline, left_at)| (*timeline == stored.timeline).then_some(*left_at))
+        .ok_or_else(|| unrelated(stored, reached, facts))?;
+    progress.position = stored.position.map(|position| {
+        let switch = Position::UpTo(switch);
+        if switch.includes(position) { position } else { switch }
+    });
+    progress.snapshots.retain(|snapshot| snapshot.lsn <= switch);
+    progress.repair = stored.repair.clone().map(|repair| match repair.consistent_point <= switch {
+        true => repair,
+        // The slot that it was for, and the snapshot it reads up to, belong to the other history.
+        false => RepairRecord::announced(repair.lower),
+    });
+    Ok(progress)
+}
+
+/// The furthest place in the WAL that progress knows.
+fn reached(progress: &Progress) -> Option<Lsn> {
+    let repair = progress.repair.as_ref().filter(|repair| repair.is_begun());
+    let repair = repair.map(|repair| repair.consistent_point);
+    progress.position.map(Position::resume_lsn).max(repair)
+}
+
+fn rolled_back(reached: Lsn, facts: &Facts<'_>) -> Halt {
+    Halt::new(
+        format!(
+            "progress is at {reached}, but the server's WAL ends at {}: the volume was rolled back, \
+             and its new WAL will repeat LSNs that were delivered already; events committed since \
+             are not published",
+            facts.identity.flush_lsn
+        ),
+        "to leave them out and publish what is committed from now on, run `outbox-relay resume \
+         --at now`",
+    )
+}
+
+fn unrelated(stored: &Progress, reached: Lsn, facts: &Facts<'_>) -> Halt {
+    Halt::new(
+        format!(
+            "progress reached {reached} on timeline {}, which is not in the history of this \
+             server's timeline {}; what is committed here up to {} is not known to be published",
+            stored.timeline, facts.identity.timeline, facts.identity.flush_lsn
+        ),
+        "connect to a server that continues that timeline (an old primary may still answer under \
+         the relay's URL), or run `outbox-relay resume --at now` to publish what is committed from \
+         now on",
+    )
+}

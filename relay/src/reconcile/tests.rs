@@ -1,0 +1,409 @@
+//! One test for each row of the table in `docs/GUARANTEES.md`, in its order.
+
+use super::*;
+use crate::progress::SnapshotRecord;
+
+/// The server, what is stored, and the slot: each row changes what it is about.
+struct Row {
+    progress: Option<Progress>,
+    slot: Option<SlotState>,
+    identity: SystemIdentity,
+    history: Vec<(u32, Lsn)>,
+    start_with_all: bool,
+    unrepairable: Option<Halt>,
+}
+
+/// Progress is at 1000 on timeline 1, with snapshots at 900 and 500; the slot is confirmed up to
+/// 1000, the server's WAL ends at 2000.
+fn row() -> Row {
+    Row {
+        progress: Some(progress(1000)),
+        slot: Some(slot(1000)),
+        identity: SystemIdentity { system_id: "7".into(), timeline: 1, flush_lsn: Lsn::new(2000) },
+        history: vec![],
+        start_with_all: false,
+        unrepairable: None,
+    }
+}
+
+fn up_to(lsn: u64) -> Position {
+    Position::UpTo(Lsn::new(lsn))
+}
+
+fn progress(position: u64) -> Progress {
+    let snapshot = |lsn: u64| SnapshotRecord {
+        lsn: Lsn::new(lsn),
+        taken_ms: 0,
+        snapshot: format!("{lsn}:{lsn}:"),
+    };
+    Progress {
+        system_id: "7".into(),
+        timeline: 1,
+        position: Some(up_to(position)),
+        snapshots: vec![snapshot(900), snapshot(500)],
+        ..Progress::before_first_start("outbox")
+    }
+}
+
+fn slot(confirmed: u64) -> SlotState {
+    SlotState {
+        plugin: Some("pgoutput".into()),
+        slot_type: "logical".into(),
+        database: Some("app".into()),
+        active: false,
+        active_pid: None,
+        restart_lsn: Some(Lsn::new(10)),
+        confirmed_flush_lsn: Some(Lsn::new(confirmed)),
+        wal_status: Some("reserved".into()),
+        safe_wal_size: None,
+        two_phase: false,
+        conflicting: None,
+        invalidation_reason: None,
+        failover: None,
+    }
+}
+
+fn lost() -> SlotState {
+    SlotState { wal_status: Some("lost".into()), ..slot(1000) }
+}
+
+/// A first start was announced, or `resume --at now` was run.
+fn announced() -> Progress {
+    let blank = Progress::before_first_start("outbox");
+    Progress { system_id: "7".into(), timeline: 1, ..blank }
+}
+
+/// A repair whose slot begins at 1500.
+fn repairing() -> Progress {
+    let under_way = RepairRecord {
+        consistent_point: Lsn::new(1500),
+        upper: "1500:1500:".into(),
+        cursor: Some((1, "a".into())),
+        delivered: 3,
+        ..RepairRecord::announced(Some("900:900:".into()))
+    };
+    Progress { repair: Some(under_way), ..progress(1000) }
+}
+
+fn to_be_repaired() -> Progress {
+    let under_way = RepairRecord::announced(Some("900:900:".into()));
+    Progress { repair: Some(under_way), ..progress(1000) }
+}
+
+impl Row {
+    fn reconcile(&self) -> Result<Reconciled, Halt> {
+        reconcile(&Facts {
+            slot_name: "outbox",
+            progress: self.progress.as_ref(),
+            slot: self.slot.as_ref(),
+            database: "app",
+            identity: &self.identity,
+            history: &self.history,
+            start_with_all: self.start_with_all,
+            unrepairable: self.unrepairable.as_ref(),
+        })
+    }
+
+    #[track_caller]
+    fn decides(&self, expected: &Decision) -> Option<Progress> {
+        let reconciled = self.reconcile().expect("no person is needed");
+        assert_eq!(reconciled.decision, *expected);
+        reconciled.progress
+    }
+
+    /// The text has each of `words`: what was found, the interval, the command.
+    #[track_caller]
+    fn halts(&self, words: &[&str]) {
+        let halt = self.reconcile().expect_err("a person must decide").to_string();
+        for word in words {
+            assert!(halt.contains(word), "{word:?} is not in: {halt}");
+        }
+    }
+}
+
+fn repair_after(lsn: u64, replace: bool) -> Decision {
+    Decision::Repair { lower: Some(format!("{lsn}:{lsn}:")), replace }
+}
+
+const AT_NOW: &str = "resume --at now";
+const AT_SLOT: &str = "resume --at slot";
+const DROP: &str = "pg_drop_replication_slot('outbox')";
+
+// No progress.
+
+#[test]
+fn no_progress_and_no_slot_is_a_first_start() {
+    let first = Row { progress: None, slot: None, ..row() };
+    assert_eq!(first.decides(&Decision::MakeSlot), None);
+}
+
+#[test]
+fn a_first_start_with_all_rows_repairs_from_nothing() {
+    let first = Row { progress: None, slot: None, start_with_all: true, ..row() };
+    first.decides(&Decision::Repair { lower: None, replace: false });
+    let unfit = Halt::new("there is no xid", "add it");
+    let first = Row { unrepairable: Some(unfit), ..first };
+    first.halts(&["there is no xid", "add it", "postgres.start"]);
+}
+
+#[test]
+fn no_progress_and_a_slot_halts() {
+    let unknown = Row { progress: None, ..row() };
+    unknown.halts(&["up to 0/3E8", "no progress record", AT_SLOT, DROP]);
+    Row { start_with_all: true, ..unknown }.halts(&["no progress record", AT_SLOT, DROP]);
+}
+
+#[test]
+fn no_progress_and_a_lost_slot_halts() {
+    let unknown = Row { progress: None, slot: Some(lost()), ..row() };
+    unknown.halts(&["lost its WAL", "before 0/7D0", AT_NOW, DROP]);
+}
+
+// A first start was announced.
+
+#[test]
+fn an_announced_first_start_makes_the_slot() {
+    let cut_short = Row { progress: Some(announced()), slot: None, ..row() };
+    assert_eq!(cut_short.decides(&Decision::MakeSlot), Some(announced()));
+    // Rows that were left out on purpose stay left out.
+    Row { start_with_all: true, ..cut_short }.decides(&Decision::MakeSlot);
+}
+
+#[test]
+fn an_announced_first_start_streams_from_the_slot_that_it_made() {
+    let cut_short = Row { progress: Some(announced()), ..row() };
+    cut_short.decides(&Decision::Stream { from: up_to(1000) });
+}
+
+#[test]
+fn an_announced_first_start_whose_slot_is_lost_halts() {
+    let cut_short = Row { progress: Some(announced()), slot: Some(lost()), ..row() };
+    cut_short.halts(&["lost its WAL", "0/7D0", AT_NOW]);
+}
+
+// Stored progress, the same cluster.
+
+#[test]
+fn progress_equal_to_the_slot_streams() {
+    row().decides(&Decision::Stream { from: up_to(1000) });
+}
+
+#[test]
+fn progress_ahead_of_the_slot_streams_from_progress() {
+    let row = Row { slot: Some(slot(400)), ..row() };
+    row.decides(&Decision::Stream { from: up_to(1000) });
+}
+
+#[test]
+fn progress_behind_the_slot_halts() {
+    let row = Row { slot: Some(slot(1001)), ..row() };
+    row.halts(&["up to 0/3E9", "progress up to 0/3E8", AT_SLOT, DROP]);
+}
+
+#[test]
+fn a_missing_slot_is_repaired_after_the_newest_snapshot() {
+    Row { slot: None, ..row() }.decides(&repair_after(900, false));
+}
+
+#[test]
+fn a_lost_slot_is_replaced_and_repaired() {
+    Row { slot: Some(lost()), ..row() }.decides(&repair_after(900, true));
+    for (reason, conflicting) in [(Some("idle_timeout".to_owned()), None), (None, Some(true))] {
+        let invalid = SlotState { invalidation_reason: reason, conflicting, ..slot(1000) };
+        Row { slot: Some(invalid), ..row() }.decides(&repair_after(900, true));
+    }
+}
+
+#[test]
+fn a_missing_or_lost_slot_halts_where_no_snapshot_is_stored() {
+    let bare = Progress { snapshots: vec![], ..progress(1000) };
+    for slot in [None, Some(lost())] {
+        let row = Row { progress: Some(bare.clone()), slot, ..row() };
+        row.halts(&["between up to 0/3E8 and 0/7D0", "no stored snapshot", AT_NOW]);
+    }
+}
+
+#[test]
+fn a_missing_or_lost_slot_halts_where_the_table_cannot_be_read_for_a_repair() {
+    for slot in [None, Some(lost())] {
+        let unrepairable = Some(Halt::new("it has no column xid", "add one"));
+        let row = Row { slot, unrepairable, ..row() };
+        row.halts(&["between up to 0/3E8 and 0/7D0", "no column xid", "add one", AT_NOW]);
+    }
+}
+
+#[test]
+fn a_slot_in_use_is_waited_for_whatever_is_stored() {
+    let active = SlotState { active: true, active_pid: Some(5), ..slot(1000) };
+    for progress in [None, Some(announced()), Some(progress(1000)), Some(repairing())] {
+        let row = Row { progress, slot: Some(active.clone()), ..row() };
+        row.decides(&Decision::Wait { pid: 5, making: false });
+    }
+    let making = SlotState { confirmed_flush_lsn: None, ..active };
+    Row { slot: Some(making), ..row() }.decides(&Decision::Wait { pid: 5, making: true });
+}
+
+#[test]
+fn a_slot_that_was_never_finished_halts() {
+    let unusable = SlotState { confirmed_flush_lsn: None, ..slot(0) };
+    for progress in [None, Some(announced()), Some(progress(1000))] {
+        let row = Row { progress, slot: Some(unusable.clone()), ..row() };
+        row.halts(&["cut short", DROP]);
+    }
+}
+
+#[test]
+fn a_slot_of_another_kind_or_database_halts() {
+    for (unfit, word) in [
+        (SlotState { slot_type: "physical".into(), plugin: None, ..slot(1000) }, "physical"),
+        (SlotState { plugin: Some("wal2json".into()), ..slot(1000) }, "wal2json"),
+        (SlotState { database: Some("other".into()), ..slot(1000) }, "database other"),
+        (SlotState { two_phase: true, ..slot(1000) }, "two_phase"),
+    ] {
+        Row { slot: Some(unfit), ..row() }.halts(&[word, "postgres.slot"]);
+    }
+}
+
+#[test]
+fn progress_of_another_slot_halts() {
+    let other = Progress { slot: "other".into(), ..progress(1000) };
+    Row { progress: Some(other), ..row() }.halts(&["slot other", "postgres.slot", AT_SLOT]);
+}
+
+// Stored progress, another cluster.
+
+fn timeline(timeline: u32, history: &[(u32, u64)]) -> Row {
+    let history = history.iter().map(|(timeline, lsn)| (*timeline, Lsn::new(*lsn))).collect();
+    let identity = SystemIdentity { timeline, ..row().identity };
+    Row { identity, history, ..row() }
+}
+
+#[test]
+fn on_a_new_timeline_with_the_tail_progress_stays_as_it_is() {
+    let promoted = timeline(2, &[(1, 1000)]);
+    let carried = promoted.decides(&Decision::Stream { from: up_to(1000) });
+    assert_eq!(carried, Some(Progress { timeline: 2, ..progress(1000) }));
+    Row { slot: None, ..promoted }.decides(&repair_after(900, false));
+    // Two promotions later: where the progress's own timeline was left is what counts.
+    timeline(3, &[(1, 1000), (2, 1400)]).decides(&Decision::Stream { from: up_to(1000) });
+}
+
+#[test]
+fn on_a_new_timeline_without_the_tail_progress_counts_as_the_switch() {
+    let promoted = timeline(2, &[(1, 700)]);
+    let carried = Row { slot: Some(slot(600)), ..timeline(2, &[(1, 700)]) }
+        .decides(&Decision::Stream { from: up_to(700) })
+        .expect("there was progress");
+    // The newer snapshot speaks of transaction ids that are given out again.
+    let kept: Vec<u64> = carried.snapshots.iter().map(|snapshot| snapshot.lsn.get()).collect();
+    assert_eq!((kept, carried.timeline), (vec![500], 2));
+    Row { slot: None, ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, false));
+    Row { slot: Some(lost()), ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, true));
+    promoted.halts(&["up to 0/3E8", "progress up to 0/2BC", AT_SLOT, DROP]);
+}
+
+#[test]
+fn a_row_inside_the_last_common_transaction_stays_as_it_is() {
+    let row = crate::position::RowPosition { commit: Lsn::new(690), ordinal: 4 };
+    let inside = Progress { position: Some(Position::Row(row)), ..progress(0) };
+    let promoted = |left_at| Row {
+        progress: Some(inside.clone()),
+        slot: Some(slot(600)),
+        ..timeline(2, &[(1, left_at)])
+    };
+    promoted(700).decides(&Decision::Stream { from: Position::Row(row) });
+    promoted(690).decides(&Decision::Stream { from: up_to(690) });
+}
+
+#[test]
+fn on_a_new_timeline_without_any_snapshot_before_it_a_missing_slot_halts() {
+    let promoted = Row { slot: None, ..timeline(2, &[(1, 499)]) };
+    promoted.halts(&["between up to 0/1F3 and 0/7D0", "no stored snapshot", AT_NOW]);
+}
+
+#[test]
+fn a_timeline_without_the_progress_in_its_history_halts() {
+    timeline(3, &[(2, 900)]).halts(&["timeline 1", "timeline 3", "0/3E8", "0/7D0", AT_NOW]);
+    // The old primary still answers.
+    let ahead = Progress { timeline: 2, ..progress(1000) };
+    let old = Row { progress: Some(ahead), ..row() };
+    old.halts(&["timeline 2", "timeline 1", "old primary", AT_NOW]);
+}
+
+#[test]
+fn another_system_identifier_halts_whatever_the_slot_is() {
+    let identity = SystemIdentity { system_id: "8".into(), ..row().identity };
+    for slot in [None, Some(slot(1000)), Some(slot(1)), Some(lost())] {
+        for progress in [progress(1000), announced(), repairing()] {
+            let identity = identity.clone();
+            let moved = Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
+            moved.halts(&["identifier 7", "is 8", "0/7D0", AT_NOW]);
+        }
+    }
+}
+
+#[test]
+fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
+    let identity = SystemIdentity { flush_lsn: Lsn::new(999), ..row().identity };
+    for slot in [None, Some(slot(900)), Some(lost())] {
+        for progress in [progress(1000), repairing()] {
+            let identity = identity.clone();
+            let rolled_back =
+                Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
+            rolled_back.halts(&["rolled back", "ends at 0/3E7", AT_NOW]);
+        }
+    }
+}
+
+// A repair was announced, or begun.
+
+#[test]
+fn an_announced_repair_begins_anew_and_takes_no_slot_that_it_finds() {
+    let cut_short = Row { progress: Some(to_be_repaired()), slot: None, ..row() };
+    cut_short.decides(&repair_after(900, false));
+    let unusable = SlotState { confirmed_flush_lsn: None, ..slot(0) };
+    for slot in [slot(1500), slot(900), lost(), unusable] {
+        let progress = Some(to_be_repaired());
+        Row { progress, slot: Some(slot), ..row() }.decides(&repair_after(900, true));
+    }
+    let seeding = Progress { repair: Some(RepairRecord::announced(None)), ..announced() };
+    let cut_short = Row { progress: Some(seeding), ..row() };
+    cut_short.decides(&Decision::Repair { lower: None, replace: true });
+}
+
+#[test]
+fn a_repair_goes_on_where_its_slot_begins() {
+    let begun = Row { progress: Some(repairing()), slot: Some(slot(1500)), ..row() };
+    assert_eq!(begun.decides(&Decision::FinishRepair), Some(repairing()));
+}
+
+#[test]
+fn a_repair_whose_slot_is_gone_too_ends_before_another_begins() {
+    for slot in [None, Some(lost())] {
+        let begun = Row { progress: Some(repairing()), slot, ..row() };
+        begun.decides(&Decision::FinishRepair);
+    }
+}
+
+#[test]
+fn a_repair_whose_slot_was_moved_halts() {
+    let begun = Row { progress: Some(repairing()), slot: Some(slot(1501)), ..row() };
+    begun.halts(&["up to 0/5DD", "progress 0/5DC", AT_SLOT, DROP]);
+}
+
+#[test]
+fn a_repair_on_a_new_timeline_goes_on_only_if_its_slot_lay_before_the_switch() {
+    let after =
+        |left_at| Row { progress: Some(repairing()), slot: None, ..timeline(2, &[(1, left_at)]) };
+    after(1500).decides(&Decision::FinishRepair);
+    let carried = after(1499).decides(&repair_after(900, false)).expect("there was progress");
+    assert!(carried.repair.is_some_and(|repair| !repair.is_begun() && repair.cursor.is_none()));
+    after(700).decides(&repair_after(500, false));
+}
+
+#[test]
+fn a_repair_halts_where_the_table_cannot_be_read_any_more() {
+    let unrepairable = Some(Halt::new("it has no column xid", "add one"));
+    let begun = Row { progress: Some(repairing()), slot: None, unrepairable, ..row() };
+    begun.halts(&["0/3E8", "0/7D0", "no column xid", "add one", AT_NOW]);
+}

@@ -1,0 +1,210 @@
+//! Reads a repair's rows in order, as many at a time as a batch takes.
+//!
+//! One statement and one session a table: the server sorts once, and holds the rest back while a
+//! page is being delivered, so memory is a batch and a row of each table, whatever there is to read.
+
+use std::{
+    pin::Pin,
+    time::{Instant, SystemTime},
+};
+
+use futures_util::TryStreamExt as _;
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
+
+use super::{Page, Table, position};
+use crate::{
+    postgres::sql::SqlSession,
+    progress::RepairRecord,
+    reconcile::Halt,
+    record::Batch,
+    route::{RelationError, Router},
+    row::{Row, Tuple},
+    table_fit,
+};
+
+/// Microseconds from the Unix epoch to PostgreSQL's.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// The text form of values must be what the stream's is, and a sort may take its time.
+const SETTINGS: &str = "set DateStyle = 'ISO'; set IntervalStyle = 'postgres'; set TimeZone = 'UTC'; \
+     set bytea_output = 'hex'; set extra_float_digits = 3; set statement_timeout = 0; \
+     select set_config(name, '0', false) from pg_catalog.pg_settings where name = 'transaction_timeout'";
+
+/// Why rows can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The session broke or the server can't do it now: start again from progress.
+    #[error("reading the outbox tables")]
+    Database(#[from] tokio_postgres::Error),
+    /// The server's answer is not what was asked for.
+    #[error("reading the outbox tables: {0} is unreadable")]
+    Unreadable(&'static str),
+    /// A table does not fit any more.
+    #[error(transparent)]
+    Unfit(#[from] Halt),
+}
+
+/// The rows of all tables, in one order.
+pub struct Reader {
+    feeds: Vec<Feed>,
+    under_way: RepairRecord,
+    record_bytes_max: usize,
+    router: Router,
+    next_ordinal: u64,
+}
+
+impl Reader {
+    /// Begins to read, a session for each table. `router` is for repaired rows, in text form.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn open(
+        tables: Vec<(Table, SqlSession)>,
+        under_way: RepairRecord,
+        record_bytes_max: usize,
+        mut router: Router,
+    ) -> Result<Self, ReadError> {
+        let among = tables.len();
+        let mut feeds = Vec::with_capacity(among);
+        for (number, (table, session)) in (1..).zip(tables) {
+            let table = table.numbered(number);
+            router.relation(&table.relation).map_err(unfit)?;
+            session.client().batch_execute(SETTINGS).await?;
+            let select = table.select(&under_way, record_bytes_max, among);
+            let rows = Box::pin(session.client().simple_query_raw(&select).await?);
+            feeds.push(Feed { rows, table, next: None, ended: false, _session: session });
+        }
+        let next_ordinal = under_way.delivered;
+        Ok(Reader { feeds, under_way, record_bytes_max, router, next_ordinal })
+    }
+
+    /// Reads rows into the empty `batch` until it is full or none is left. What can't be a record is
+    /// in `batch.unfit`. Not cancel safe: dropped half-way, the reader is of no use.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn page(&mut self, batch: &mut Batch) -> Result<Page, ReadError> {
+        let mut page = Page { first: self.next_ordinal, cursors: Vec::new() };
+        while !batch.is_full() {
+            let Some(index) = self.earliest().await? else { break };
+            let Some(feed) = self.feeds.get_mut(index) else { break };
+            let Some(found) = feed.next.take() else { break };
+            let ordinal = self.next_ordinal;
+            self.next_ordinal += 1;
+            let now_us = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
+            let now_us = i64::try_from(now_us).unwrap_or(i64::MAX);
+            let row = Row {
+                position: position(&self.under_way, ordinal),
+                relation: &feed.table.relation,
+                commit_time_us: found.moment_us.min(now_us).saturating_sub(POSTGRES_EPOCH_US),
+                tuple: Tuple {
+                    column_count: found.column_count,
+                    bytes: &found.values,
+                    truncated: found.size_bytes > self.record_bytes_max,
+                },
+                size_bytes: found.size_bytes,
+            };
+            if let Err(refused) = self.router.route(&row, batch) {
+                self.router.keep(&row, *refused, batch);
+            }
+            batch.newest_commit_us = row.commit_time_us;
+            batch.first_received.get_or_insert_with(Instant::now);
+            page.cursors.push((found.moment_us, found.id));
+        }
+        Ok(page)
+    }
+
+    /// Which feed has the next row of all; of several with one moment the first.
+    async fn earliest(&mut self) -> Result<Option<usize>, ReadError> {
+        let mut earliest: Option<(i64, usize)> = None;
+        for (index, feed) in self.feeds.iter_mut().enumerate() {
+            let Some(moment_us) = feed.peek().await? else { continue };
+            if earliest.is_none_or(|(before, _)| moment_us < before) {
+                earliest = Some((moment_us, index));
+            }
+        }
+        Ok(earliest.map(|(_, index)| index))
+    }
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("under_way", &self.under_way).finish_non_exhaustive()
+    }
+}
+
+fn unfit(error: RelationError) -> ReadError {
+    match error {
+        RelationError::DoesNotFit(misfits) => ReadError::Unfit(table_fit::misfits(&misfits)),
+        RelationError::NeedsText { .. } => ReadError::Unreadable("a column in text form"),
+    }
+}
+
+/// The rows of one table.
+struct Feed {
+    rows: Pin<Box<SimpleQueryStream>>,
+    table: Table,
+    next: Option<Found>,
+    ended: bool,
+    /// Lives as long as its statement.
+    _session: SqlSession,
+}
+
+/// A row.
+struct Found {
+    moment_us: i64,
+    id: String,
+    size_bytes: usize,
+    column_count: u16,
+    /// As a tuple of the stream has them.
+    values: Vec<u8>,
+}
+
+/// Columns of the statement before the mapped ones.
+const BEFORE: usize = 3;
+
+impl Feed {
+    /// The next row's moment; `None` at the end.
+    async fn peek(&mut self) -> Result<Option<i64>, ReadError> {
+        while self.next.is_none() && !self.ended {
+            match self.rows.try_next().await? {
+                Some(SimpleQueryMessage::Row(row)) => {
+                    let text = |index, what| row.try_get(index)?.ok_or(ReadError::Unreadable(what));
+                    let mut values = Vec::new();
+                    for column in BEFORE..row.len() {
+                        put(&mut values, row.try_get(column)?)?;
+                    }
+                    let columns = row.len().saturating_sub(BEFORE);
+                    self.next = Some(Found {
+                        moment_us: number(text(0, "a row's created_at")?, "a row's created_at")?,
+                        id: text(1, "a row's id")?.to_owned(),
+                        size_bytes: number(text(2, "a row's size")?, "a row's size")?,
+                        column_count: u16::try_from(columns)
+                            .map_err(|_| ReadError::Unreadable("the number of columns"))?,
+                        values,
+                    });
+                }
+                Some(_) => {} // The description before them, the count after them.
+                None => self.ended = true,
+            }
+        }
+        Ok(self.next.as_ref().map(|found| found.moment_us))
+    }
+}
+
+fn number<N: std::str::FromStr>(text: &str, what: &'static str) -> Result<N, ReadError> {
+    text.parse().map_err(|_| ReadError::Unreadable(what))
+}
+
+/// As `TupleData` of the replication protocol has a value in text form.
+fn put(values: &mut Vec<u8>, value: Option<&str>) -> Result<(), ReadError> {
+    let Some(text) = value else {
+        values.push(b'n');
+        return Ok(());
+    };
+    let length = i32::try_from(text.len()).map_err(|_| ReadError::Unreadable("a value"))?;
+    values.push(b't');
+    values.extend_from_slice(&length.to_be_bytes());
+    values.extend_from_slice(text.as_bytes());
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Which tables can be read for a repair, and the statement that reads one.
+
+use std::fmt::Write as _;
+
+use tokio_postgres::Client;
+
+use crate::{
+    progress::RepairRecord,
+    reconcile::Halt,
+    route::{Mapping, TableName},
+    row::{Column, Relation},
+    source::slot,
+};
+
+/// The column that says which transaction wrote a row.
+const XID: &str = "xid";
+/// `pg_type.oid` of what these columns must be.
+const XID8: u32 = 5069;
+const TIMESTAMP: u32 = 1114;
+const TIMESTAMPTZ: u32 = 1184;
+const BYTEA: u32 = 17;
+/// A value longer than this is left out of a row that is too large to be a record anyway.
+const KEPT_BYTES: usize = 64 << 10;
+
+/// A table that can be read: its mapped columns, and those that give the order.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The mapped columns, as the stream would announce them.
+    pub(super) relation: Relation,
+    name: TableName,
+    id: String,
+    id_type: String,
+    created_at: String,
+}
+
+/// Whether a table can be read for a repair: `columns` are those of the catalog, `readable` whether
+/// the role may. That the mapping fits them is somebody else's question.
+///
+/// # Errors
+/// [`Halt`] with what is missing, and the SQL or setting that mends it.
+pub fn fits(
+    name: &TableName,
+    columns: &[slot::Column],
+    readable: bool,
+    mapping: &Mapping,
+) -> Result<Table, Halt> {
+    if !readable {
+        return Err(Halt::new(
+            format!("the relay's role may not read {name}"),
+            format!("grant select on {name} to it (docs/ROLES.md)"),
+        ));
+    }
+    let find = |name: &str| columns.iter().find(|column| column.name == name);
+    let xid = find(XID).filter(|column| column.type_oid == XID8 && column.not_null);
+    if xid.is_none() {
+        return Err(Halt::new(
+            format!("{name} has no column xid of type xid8 that is never null"),
+            format!(
+                "alter table {name} add column xid xid8 not null default pg_current_xact_id() (rows \
+                 that are there get the altering transaction's)"
+            ),
+        ));
+    }
+    let created_at = mapping.created_at_column().and_then(find);
+    let is_time = |column: &&slot::Column| [TIMESTAMP, TIMESTAMPTZ].contains(&column.type_oid);
+    let Some(created_at) = created_at.filter(|column| column.not_null).filter(is_time) else {
+        return Err(Halt::new(
+            format!(
+                "{name} has no timestamp that is never null, by which its rows could be ordered"
+            ),
+            "name one in outbox.columns.created_at; its default should be clock_timestamp()",
+        ));
+    };
+    let Some(id) = find(mapping.id_column()).filter(|column| column.not_null) else {
+        let id = mapping.id_column();
+        return Err(Halt::new(
+            format!("the column {id} of {name} may be null, and gives no order then"),
+            format!("alter table {name} alter column {id} set not null"),
+        ));
+    };
+    let mapped = mapping.column_names();
+    let columns = columns.iter().filter(|column| mapped.contains(&column.name.as_str()));
+    let columns = columns
+        .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
+        .collect();
+    let TableName { schema, table } = name.clone();
+    Ok(Table {
+        relation: Relation { id: 0, schema, table, columns },
+        name: name.clone(),
+        id: id.name.clone(),
+        id_type: id.type_name.clone(),
+        created_at: created_at.name.clone(),
+    })
+}
+
+impl Table {
+    /// The same, told apart from others by its place among them.
+    pub(super) fn numbered(mut self, number: u32) -> Self {
+        self.relation.id = number;
+        self
+    }
+
+    fn sql_name(&self) -> String {
+        format!("{}.{}", identifier(&self.name.schema), identifier(&self.name.table))
+    }
+
+    /// The rows of a repair that are still to be delivered, in order: `created_at` in microseconds,
+    /// id, size in bytes, then the mapped columns. `among` is how many tables are read: a cursor
+    /// names no table, so that among several what shares its moment is read again.
+    pub(super) fn select(
+        &self,
+        under_way: &RepairRecord,
+        record_bytes_max: usize,
+        among: usize,
+    ) -> String {
+        let (table, created_at) = (self.sql_name(), identifier(&self.created_at));
+        let id = identifier(&self.id);
+        let moment = format!(
+            "case when pg_catalog.isfinite(t.{created_at}) \
+                  then (extract(epoch from t.{created_at}) * 1000000)::pg_catalog.int8 \
+                  when t.{created_at} > '2000-01-01' then {} else {} end",
+            i64::MAX,
+            -i64::MAX
+        );
+        let mut size = String::from("0");
+        let (mut inner, mut outer) = (String::new(), String::new());
+        for (n, column) in self.relation.columns.iter().enumerate() {
+            let bytes = |of: &str| match column.type_oid {
+                BYTEA => format!("pg_catalog.octet_length({of})"),
+                _ => format!("pg_catalog.octet_length({of}::pg_catalog.text)"),
+            };
+            let name = format!("t.{}", identifier(&column.name));
+            // Writing to a String does not fail.
+            let _ = write!(size, " + coalesce({}, 0)", bytes(&name));
+            let _ = write!(inner, ", {name} as c{n}");
+            let _ = write!(
+                outer,
+                ", case when size <= {record_bytes_max} or {} <= {KEPT_BYTES} then c{n} end",
+                bytes(&format!("c{n}"))
+            );
+        }
+        let mut wanted = visible(&under_way.upper);
+        if let Some(lower) = &under_way.lower {
+            let _ = write!(wanted, " and not {}", visible(lower));
+        }
+        match &under_way.cursor {
+            Some((at, last)) if among == 1 => {
+                let (last, id_type) = (literal(last), &self.id_type);
+                let _ = write!(wanted, " and ({moment}, t.{id}) > ({at}, {last}::{id_type})");
+            }
+            Some((at, _)) => {
+                let _ = write!(wanted, " and {moment} >= {at}");
+            }
+            None => {}
+        }
+        // `offset 0` has each row's size computed once.
+        format!(
+            "select moment, id, size{outer} from ( \
+                 select {moment} as moment, t.{id} as id, {size} as size{inner} \
+                 from {table} t where {wanted} offset 0) r \
+             order by r.moment, r.id"
+        )
+    }
+}
+
+/// Looks whether what is to be read is what was committed: rows that are gone, or that carry
+/// another cluster's transaction ids, would be skipped without a trace. Reads the tables once.
+///
+/// # Errors
+/// The database's.
+pub async fn complete(
+    client: &Client,
+    tables: &[Table],
+    lower: Option<&str>,
+) -> Result<Result<(), Halt>, tokio_postgres::Error> {
+    for table in tables {
+        let name = table.sql_name();
+        let query = match lower {
+            Some(lower) => format!(
+                "select exists (select from {name} t where {}) or 0 = ( \
+                     select coalesce(sum(pg_catalog.pg_stat_get_tuples_deleted(p.oid)), 0) \
+                     from (select {} ::pg_catalog.regclass as oid union \
+                           select relid from pg_catalog.pg_partition_tree({})) p)",
+                visible(lower),
+                literal(&name),
+                literal(&name)
+            ),
+            None => format!(
+                "select not exists (select from {name} t where t.xid >= \
+                     pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))"
+            ),
+        };
+        if client.query_one(&query, &[]).await?.try_get(0)? {
+            continue;
+        }
+        let table = &table.name;
+        return Ok(Err(match lower {
+            Some(_) => Halt::new(
+                format!(
+                    "rows of {table} are deleted, and none is left from before the loss: those that \
+                     were not published may be gone as well"
+                ),
+                "keep rows for longer than the relay may be away",
+            ),
+            None => Halt::new(
+                format!(
+                    "{table} has rows with the transaction ids of another cluster, from a dump"
+                ),
+                format!(
+                    "update {table} set xid = pg_current_xact_id() where xid >= \
+                     pg_snapshot_xmax(pg_current_snapshot())"
+                ),
+            ),
+        }));
+    }
+    Ok(Ok(()))
+}
+
+/// Whether the transaction that wrote the row shows as committed, or aborted.
+fn visible(snapshot: &str) -> String {
+    let snapshot = literal(snapshot);
+    format!("pg_catalog.pg_visible_in_snapshot(t.xid, {snapshot}::pg_catalog.pg_snapshot)")
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// As text, whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
