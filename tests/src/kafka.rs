@@ -15,6 +15,7 @@ use outbox_relay::throwaway;
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
+    metadata::MetadataTopic,
 };
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
@@ -147,6 +148,74 @@ impl Kafka {
         let local = tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[]));
         let local = local.await.expect("no panic").expect("a broker");
         (Self::private(&brokers).await, local)
+    }
+
+    /// Three brokers for one test, each with all the others' records; one may be away.
+    ///
+    /// # Panics
+    /// When they don't start.
+    pub async fn start_cluster() -> (&'static Self, Vec<LocalKafka>) {
+        let address = || format!("127.0.0.1:{}", servers::free_port());
+        let nodes: Vec<_> = (1..=3).map(|id| (id, address(), address())).collect();
+        let voters: Vec<_> = nodes.iter().map(|(id, _, voter)| format!("{id}@{voter}")).collect();
+        let mut starting = tokio::task::JoinSet::new();
+        for (id, broker, controller) in &nodes {
+            let mut all = settings(broker, broker, controller, &[]);
+            let further = [
+                ("node.id", id.to_string()),
+                ("controller.quorum.voters", voters.join(",")),
+                ("default.replication.factor", "3".to_owned()),
+                ("min.insync.replicas", "2".to_owned()),
+                ("offsets.topic.replication.factor", "3".to_owned()),
+                ("transaction.state.log.replication.factor", "3".to_owned()),
+                ("transaction.state.log.min.isr", "2".to_owned()),
+                // One that is killed is given up soon.
+                ("broker.session.timeout.ms", "3000".to_owned()),
+                ("broker.heartbeat.interval.ms", "500".to_owned()),
+            ];
+            all.extend(further.map(|(key, value)| (key.to_owned(), value)));
+            starting.spawn_blocking(move || LocalKafka::start(&all, &[]));
+        }
+        let started = starting.join_all().await.into_iter().map(|broker| broker.expect("a broker"));
+        let started = started.collect();
+        let brokers: Vec<_> = nodes.into_iter().map(|(_, broker, _)| broker).collect();
+        let kafka = Self::private(&brokers.join(",")).await;
+        wait::until("all brokers are there", START, || kafka.lists(brokers.len()))
+            .await
+            .expect("they join");
+        (kafka, started)
+    }
+
+    /// Waits until every partition has a leader and all its replicas are up to date.
+    ///
+    /// # Panics
+    /// When they do not become so.
+    pub async fn wait_in_sync(&self) {
+        let client = self.client();
+        let waited = ask("all replicas are in sync", move || {
+            let consumer: BaseConsumer = client.create()?;
+            let metadata = consumer.fetch_metadata(None, ASK)?;
+            let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+            let mut behind =
+                partitions.filter(|p| p.leader() < 0 || p.isr().len() < p.replicas().len());
+            match behind.next() {
+                None => Ok(()),
+                Some(partition) => bail!("partition {} is behind", partition.id()),
+            }
+        });
+        waited.await.expect("they catch up");
+    }
+
+    async fn lists(&self, brokers: usize) -> Result<()> {
+        let client = self.client();
+        let ask = move || {
+            let consumer: BaseConsumer = client.create()?;
+            anyhow::Ok(consumer.fetch_metadata(None, ASK)?.brokers().len())
+        };
+        match tokio::task::spawn_blocking(ask).await?? {
+            found if found == brokers => Ok(()),
+            found => bail!("{found} brokers"),
+        }
     }
 
     async fn wait_ready(&self, deadline: Duration) -> Result<()> {

@@ -266,11 +266,23 @@ impl Relay {
     /// # Panics
     /// When it has ended, or this is not Linux.
     pub fn peak_memory_bytes(&self) -> u64 {
+        self.in_proc("VmHWM:") << 10
+    }
+
+    /// Its threads now.
+    ///
+    /// # Panics
+    /// As [`Relay::peak_memory_bytes`].
+    pub fn threads(&self) -> u64 {
+        self.in_proc("Threads:")
+    }
+
+    fn in_proc(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
         let status = status.expect("the relay runs");
-        let kib =
-            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
-        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmHWM in KiB") << 10
+        let value = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = value.and_then(|value| value.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {name} in {status}"))
     }
 
     /// Its process id, for signals.

@@ -83,8 +83,21 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn create_with(self, partitions: i32, settings: &[(&str, &str)]) -> Self {
+        self.create_replicated(partitions, 1, settings).await
+    }
+
+    /// As [`Topic::create_with`], with more than one replica.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn create_replicated(
+        self,
+        partitions: i32,
+        replicas: i32,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
-        let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
+        let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(replicas));
         let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
         let outcomes = admin.create_topics([&new], &AdminOptions::new()).await;
         for outcome in outcomes.expect("the broker answers") {

@@ -7,6 +7,7 @@ use outbox_relay::throwaway::Shutdown;
 use outbox_tests::{
     Harness, check,
     database::Role,
+    event::Event,
     kafka::Kafka,
     load::{Load, Plan},
     postgres::Postgres,
@@ -41,6 +42,10 @@ struct Day {
 impl Day {
     async fn begin(t: Harness, settings: Settings) -> Self {
         let topic = t.topic("orders").create(PARTITIONS).await;
+        Self::begin_with(t, topic, settings).await
+    }
+
+    async fn begin_with(t: Harness, topic: Topic, settings: Settings) -> Self {
         let relay = settings.start().await;
         let plan = Plan {
             topic: topic.name().to_owned(),
@@ -169,7 +174,16 @@ async fn at_least_once_and_a_broker_out_of_reach() {
         .set("sink.delivery", "at-least-once")
         .set("sink.properties.\"transaction.timeout.ms\"", SHORT_TRANSACTION);
     let day = Day::begin(t, settings).await;
+    let threads = day.relay.threads();
     broker_out_of_reach(&day, &line, Duration::from_secs(6)).await;
+    wait::until("nothing stays of the attempts that failed", OVER, || async {
+        match day.relay.threads() {
+            now if now <= threads => Ok(()),
+            now => Err(format!("{now} threads, {threads} at first")),
+        }
+    })
+    .await
+    .expect("clients of the broker come to their end");
     day.ends_at_least_once().await;
 }
 
@@ -187,6 +201,52 @@ async fn a_broker_that_crashes_and_comes_back() {
     Kafka::private(kafka.brokers()).await;
     day.recovers(Instant::now()).await;
     day.ends_exactly_once().await;
+}
+
+/// Each of three brokers in turn: whichever leads partitions, coordinates transactions or controls
+/// the others. First while everything has other replicas, then with a topic that has none.
+#[tokio::test]
+async fn a_coordinator_that_moves_and_a_partition_without_a_leader() {
+    let (postgres, (kafka, mut brokers)) =
+        tokio::join!(servers::postgres(), Kafka::start_cluster());
+    let t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create_replicated(PARTITIONS, 3, &[]).await;
+    let single = t.topic("single").create(PARTITIONS).await;
+    let settings = t.relay();
+    let day = Day::begin_with(t, topic, settings).await;
+    for (n, broker) in brokers.iter_mut().enumerate() {
+        broker.kill9();
+        let killed = Instant::now();
+        day.flows().await;
+        report(&format!("without broker {n}: events flow after {:.1?}", killed.elapsed()));
+        broker.restart();
+        kafka.wait_in_sync().await;
+    }
+    // One of its partitions at least is without a leader until the broker is back.
+    let broker = brokers.first_mut().expect("three");
+    broker.kill9();
+    let mut writer = day.t.database().connect(Role::Writer).await;
+    let transaction = writer.transaction().await.expect("a transaction begins");
+    for n in 0..40 {
+        let event = Event::to(single.name()).key(&format!("customer-{n}"));
+        event.insert(transaction.client()).await.expect("inserted");
+    }
+    transaction.commit().await.expect("committed");
+    day.probes.not_ready_within(SEEN, Instant::now()).await;
+    broker.restart();
+    kafka.wait_in_sync().await;
+    day.recovers(Instant::now()).await;
+    let Day { mut relay, load, probes, t, topic } = day;
+    load.stop().await;
+    probes.assert_always_live();
+    let truth = t.committed().await;
+    let mut records = Vec::new();
+    for topic in [topic, single] {
+        let ids = truth.iter().filter(|row| row.topic == topic.name()).map(|row| row.id.clone());
+        records.extend(topic.records_with(ids).await);
+    }
+    check::compare(&truth, &records, PARTITIONS).assert_exactly_once();
+    assert!(relay.sigterm().await.success());
 }
 
 /// No room for another record: a broker gives its only disk up, and itself.

@@ -54,7 +54,7 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp; without it, the commit's time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
     key("sink.kind", "`kafka`", "`kafka`", "The broker's kind."),
-    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`", "One Kafka transaction a batch; or no transactions: lower latency, duplicates after a crash."),
+    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`", "One Kafka transaction a batch; or none but one at each start: lower latency, duplicates after a crash."),
     key("sink.create_topics", "`false` or a table", "`false`", "Whether a topic that is missing is made. With `false` it is waited for, then what is sent to it is parked."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic the relay makes."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),

@@ -28,7 +28,7 @@ use super::{
     },
 };
 use crate::{
-    admin::Board,
+    admin::{Board, Phase},
     fault::{self, Point},
     lsn::Lsn,
     position::{Confirmable, Position, RowPosition},
@@ -178,6 +178,10 @@ impl<I: Intake> Stream<I> {
         match self.stream(stop).await {
             Ok(()) => self.finish().await,
             Err(StreamError::Intake(misfit)) => {
+                if let IntakeError::DoesNotFit { what, remedy } = &misfit {
+                    let (reason, remedy) = (what.clone(), remedy.clone());
+                    self.board.phase(Phase::Halted { reason, remedy });
+                }
                 // A person may have to mend it, and that may take long.
                 if self.decoder.giver.until_sink_is_free().await {
                     self.give();
