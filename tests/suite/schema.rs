@@ -183,3 +183,25 @@ async fn partitions_detached_and_attached_again_lose_no_row_of_the_outbox() {
     count.assert_exactly_once();
     assert_eq!((count.delivered, streams(&relay)), (6, 1));
 }
+
+/// The server skips its rows without a word.
+#[tokio::test]
+async fn a_table_that_is_published_no_more_is_noticed_while_the_relay_streams() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    insert(&t, &topic, "key", 1, 3).await;
+    arrive(&topic, 3).await;
+    let superuser = t.database().superuser();
+    let publication = "alter publication outbox";
+    let drop = format!("{publication} drop table outbox.events");
+    superuser.batch_execute(&drop).await.expect("dropped");
+    relay.wait_log("halted").await;
+    relay.wait_for("/readyz", 503).await;
+    assert!(relay.logs_contain("add table outbox.events"), "{}", relay.log_text());
+    let add = format!("{publication} add table outbox.events");
+    superuser.batch_execute(&add).await.expect("added");
+    relay.wait_ready().await;
+    insert(&t, &topic, "key", 4, 6).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+}

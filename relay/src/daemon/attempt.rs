@@ -81,6 +81,7 @@ enum Task {
     Pipeline(Result<(), PipelineError>),
     Control(Result<(), control::ControlError>),
     Broker,
+    Tables(Result<(), Ended>),
 }
 
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed. `format` is
@@ -112,7 +113,7 @@ pub(super) async fn run(
             board.resumed(streaming.from);
             board.phase(Phase::Streaming);
             tracing::info!(from = %streaming.from, "streaming");
-            stream(config, board, stop, session, *streaming).await
+            stream(config, parts, board, stop, session, *streaming).await
         }
     }
 }
@@ -141,6 +142,7 @@ async fn begin(
 /// after the delivery under way, the control session last.
 async fn stream(
     config: &Config,
+    parts: &Parts,
     board: &Board,
     stop: &CancellationToken,
     session: Arc<SqlSession>,
@@ -175,6 +177,7 @@ async fn stream(
         tasks.spawn(async move { Task::Pipeline(pipeline.run().await) });
         let (stop, control_board) = (control_stop.clone(), board.clone());
         let silence_max = config.leader.timeout;
+        let tables_session = Arc::clone(&session);
         tasks.spawn(async move {
             let run = control::run(&session, snapshots_tx, &control_board, silence_max, stop);
             Task::Control(run.await)
@@ -184,6 +187,15 @@ async fn stream(
             tokio::select! {
                 () = stop.cancelled() => Task::Broker,
                 never = broker::watch(probe, &board) => match never {},
+            }
+        });
+        let (stop, config, parts) = (control_stop.clone(), config.clone(), parts.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => Task::Tables(Ok(())),
+                ended = start::watch_tables(&config, &parts, &tables_session) => {
+                    Task::Tables(Err(ended))
+                }
             }
         });
     }
@@ -199,6 +211,7 @@ async fn stream(
                 false,
             ),
             Ok(Task::Broker) => (Ok(()), false),
+            Ok(Task::Tables(result)) => (result, false),
             Err(panicked) => {
                 (Err(Ended::retry(Cause::Other, "running a task of the relay", panicked)), false)
             }

@@ -2,9 +2,10 @@
 //! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
 //! the ones before it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::sleep;
 
 use super::{attempt::Ended, repair, unfinished::Unfinished};
 use crate::{
@@ -46,6 +47,9 @@ pub(super) struct Repairing {
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
 }
+
+/// The tables are looked at again this often while the relay streams.
+const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Everything that streaming needs.
 pub(super) struct Streaming {
@@ -455,4 +459,23 @@ async fn inspect_tables(
         }
     }
     Ok(found)
+}
+
+/// Looks at the tables again and again while the relay streams. What is written into one that is
+/// published no more is not in the stream, and nothing in the stream says so. Returns what ends
+/// the attempt. Cancel safe.
+pub(super) async fn watch_tables(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
+    loop {
+        sleep(TABLES_INTERVAL).await;
+        match inspect_tables(config, parts, session, Format::Binary).await {
+            Ok(_) => {}
+            Err(Ended::Halted(Halt { reason, remedy })) => {
+                return Ended::Halted(Halt::new(
+                    format!("{reason}: events that were written meanwhile are not in the stream"),
+                    format!("{remedy}; then insert those events again"),
+                ));
+            }
+            Err(ended) => return ended,
+        }
+    }
 }
