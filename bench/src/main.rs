@@ -16,6 +16,7 @@ mod latency;
 mod process;
 mod relay;
 mod report;
+mod soak;
 mod yardstick;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -35,6 +36,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench
   cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
   cargo run --release -p outbox-bench -- drain --json > bench.json
+  cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
 
 PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
 counted by a read_committed consumer; one that lost, doubled or reordered anything is an error.
@@ -49,6 +51,24 @@ struct Cli {
 enum Command {
     /// Drain backlogs, and measure memory and latency (the default)
     Drain(DrainArgs),
+    /// Break everything there is, again and again, under load, and count what a consumer got
+    Soak(SoakArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct SoakArgs {
+    /// Minutes of faults
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    minutes: u32,
+    /// Which faults come, and in which order; made up and printed where it is not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Another relay instead of the one built with this program
+    #[arg(long, value_name = "PROGRAM")]
+    relay: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -93,15 +113,29 @@ fn main() -> ExitCode {
         return outbox_relay::cli::main();
     }
     let cli = Cli::parse();
-    let Command::Drain(args) = cli.command.unwrap_or_else(|| {
+    let command = cli.command.unwrap_or_else(|| {
         // The default command with its own defaults, which only a parse can tell.
         Cli::parse_from(["outbox-bench", "drain"]).command.expect("a command was given")
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.map_err(anyhow::Error::from).and_then(|r| r.block_on(drain_all(&args))) {
-        Ok(report) => {
-            report::print(&if args.json { report.json() } else { report.text() });
-            ExitCode::SUCCESS
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match command {
+                Command::Drain(args) => {
+                    let report = drain_all(&args).await?;
+                    Ok((if args.json { report.json() } else { report.text() }, true))
+                }
+                Command::Soak(args) => {
+                    let outcome = soak::run(&args).await?;
+                    Ok((if args.json { outcome.json() } else { outcome.text() }, outcome.held()))
+                }
+            }
+        })
+    });
+    match outcome {
+        Ok((text, held)) => {
+            report::print(&text);
+            if held { ExitCode::SUCCESS } else { ExitCode::from(1) }
         }
         Err(error) => {
             report::progress(&format!("error: {error:#}"));

@@ -11,7 +11,7 @@ use outbox_tests::{Harness, database::Role, relay::Relay};
 use crate::{process, report::Sample};
 
 /// Makes this program the relay: one build then measures exactly what it ships.
-const AS_RELAY: &str = "OUTBOX_BENCH_AS_RELAY";
+pub(crate) const AS_RELAY: &str = "OUTBOX_BENCH_AS_RELAY";
 /// Between two looks at `/status`.
 const LOOK: Duration = Duration::from_millis(20);
 /// What a drain may take.

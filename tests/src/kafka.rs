@@ -109,12 +109,7 @@ impl Kafka {
     async fn start_local() -> Result<Self> {
         let brokers = format!("127.0.0.1:{}", servers::free_port());
         let controller = format!("127.0.0.1:{}", servers::free_port());
-        let lines: Vec<Line> = (0..LINES)
-            .map(|_| Line {
-                listens: format!("127.0.0.1:{}", servers::free_port()),
-                proxy_port: servers::free_port(),
-            })
-            .collect();
+        let lines = local_lines(LINES);
         let local = LocalKafka::start(&settings(&brokers, &brokers, &controller, &lines), &[])?;
         let kafka = Kafka { brokers, external: false, from_jars: true, lines: Mutex::new(lines) };
         let ready = kafka.wait_ready(START).await;
@@ -130,7 +125,11 @@ impl Kafka {
     /// # Panics
     /// When it does not answer.
     pub async fn private(brokers: &str) -> &'static Self {
-        let lines = Mutex::default();
+        Self::kept(brokers, Vec::new()).await
+    }
+
+    async fn kept(brokers: &str, lines: Vec<Line>) -> &'static Self {
+        let lines = Mutex::new(lines);
         let kafka = Kafka { brokers: brokers.to_owned(), external: false, from_jars: true, lines };
         kafka.wait_ready(START).await.expect("the broker answers");
         Box::leak(Box::new(kafka))
@@ -143,11 +142,12 @@ impl Kafka {
     pub async fn start_private(properties: &[(&str, &str)]) -> (&'static Self, LocalKafka) {
         let brokers = format!("127.0.0.1:{}", servers::free_port());
         let controller = format!("127.0.0.1:{}", servers::free_port());
-        let mut all = settings(&brokers, &brokers, &controller, &[]);
+        let lines = local_lines(1);
+        let mut all = settings(&brokers, &brokers, &controller, &lines);
         all.extend(properties.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         let local = tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[]));
         let local = local.await.expect("no panic").expect("a broker");
-        (Self::private(&brokers).await, local)
+        (Self::kept(&brokers, lines).await, local)
     }
 
     /// Three brokers for one test, each with all the others' records; one may be away.
@@ -290,6 +290,14 @@ impl Kafka {
     pub(crate) fn is_external(&self) -> bool {
         self.external
     }
+}
+
+fn local_lines(count: usize) -> Vec<Line> {
+    let line = |_| Line {
+        listens: format!("127.0.0.1:{}", servers::free_port()),
+        proxy_port: servers::free_port(),
+    };
+    (0..count).map(line).collect()
 }
 
 /// A broker and controller in one, small and quick: the same in a container and without.

@@ -160,7 +160,7 @@ impl Postgres {
     }
 
     /// Opens a session.
-    pub(crate) async fn connect(&self, config: &Config) -> Result<Session> {
+    pub async fn connect(&self, config: &Config) -> Result<Session> {
         let (client, connection) = config.connect(NoTls).await.context("connecting")?;
         // A connection's error is also the error of the statement that meets it.
         let connection = tokio::spawn(async move { drop(connection.await) });

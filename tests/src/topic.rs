@@ -118,12 +118,20 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn set(&self, setting: &str, value: &str) {
-        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        self.try_set(setting, value).await.expect("the topic is changed");
+    }
+
+    /// As [`Topic::set`], for a broker that may be away.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn try_set(&self, setting: &str, value: &str) -> Result<()> {
+        let admin: AdminClient<_> = self.kafka.client().create()?;
         let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set(setting, value);
-        let outcomes = admin.alter_configs([&change], &AdminOptions::new()).await;
-        for outcome in outcomes.expect("the broker answers") {
-            outcome.expect("the topic is changed");
+        for outcome in admin.alter_configs([&change], &AdminOptions::new()).await? {
+            outcome.map_err(|(_, code)| code)?;
         }
+        Ok(())
     }
 
     /// Number of partitions, `None` when there is no such topic. Blocks.
