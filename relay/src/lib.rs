@@ -36,6 +36,8 @@ pub mod repair;
 pub mod resume;
 pub mod route;
 pub mod row;
+#[cfg(test)]
+mod sim;
 pub mod sink;
 pub mod source;
 mod table_fit;

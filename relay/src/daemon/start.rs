@@ -189,6 +189,7 @@ async fn parked(
     let failed = |error| dead_letters_failed(DOING, error);
     let mut dead_letters =
         Store::open(Arc::clone(session), &config.name, origin).await.map_err(failed)?;
+    let position = progress.as_ref().and_then(|progress| progress.position);
     if let Some(progress) = progress {
         for release in progress.releases.iter().filter(|release| release.complete) {
             dead_letters.finish(&release.id).await.map_err(failed)?;
@@ -197,9 +198,13 @@ async fn parked(
     }
     let max = config.parking.lanes_max;
     let lanes = dead_letters.lanes(max).await.map_err(failed)?;
-    let lanes = lanes.ok_or_else(|| too_many_lanes(TooManyLanes { max }))?;
-    if !lanes.is_empty() {
-        tracing::info!(lanes = lanes.len(), "lanes are parked");
+    let mut lanes = lanes.ok_or_else(|| too_many_lanes(TooManyLanes { max }))?;
+    if let Some(position) = position {
+        dead_letters.expect(position, &mut lanes).await.map_err(failed)?;
+    }
+    match lanes.len() {
+        0 => {}
+        lanes => tracing::info!(lanes, "lanes are parked"),
     }
     fault::point(Point::LanesRead);
     Ok((dead_letters, lanes))

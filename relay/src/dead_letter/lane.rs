@@ -1,6 +1,6 @@
 //! What has an order to keep, and which of it is parked. Pure.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -61,18 +61,26 @@ pub struct TooManyLanes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lanes {
     parked: HashMap<Lane, RowPosition>,
+    /// Events that are in the table and that progress does not cover: they will come once more.
+    there: HashSet<RowPosition>,
     max: usize,
 }
 
 impl Lanes {
     /// None is parked, and at most `max` may be.
     pub fn new(max: usize) -> Self {
-        Lanes { parked: HashMap::new(), max }
+        Lanes { parked: HashMap::new(), there: HashSet::new(), max }
     }
 
-    /// Whether none is parked.
+    /// Whether nothing has to wait.
     pub fn is_empty(&self) -> bool {
-        self.parked.is_empty()
+        self.parked.is_empty() && self.there.is_empty()
+    }
+
+    /// The event at `position` was parked, and progress does not cover it. It waits when it is sent
+    /// again, whatever became of it in the table, for that is where it is delivered from.
+    pub fn expect(&mut self, position: RowPosition) {
+        self.there.insert(position);
     }
 
     /// How many are parked.
@@ -82,8 +90,10 @@ impl Lanes {
 
     /// Whether an event of the lane at `position` has to wait. One before the lane's first parked
     /// event is sent again after a reconnect, and goes its way.
-    pub fn hold(&self, lane: Lane, position: RowPosition) -> bool {
-        self.parked.get(&lane).is_some_and(|from| *from <= position)
+    pub fn hold(&mut self, lane: impl Into<Option<Lane>>, position: RowPosition) -> bool {
+        let held = |lane: Lane| self.parked.get(&lane).is_some_and(|from| *from <= position);
+        let held = lane.into().is_some_and(held);
+        self.there.remove(&position) || held
     }
 
     /// Parks the lane from `position` on, or from where it is parked already if that is earlier.
@@ -155,6 +165,16 @@ mod tests {
         assert!(lanes.hold(lane, at(9, 0)));
         lanes.free(lane);
         assert!(lanes.is_empty() && !lanes.hold(lane, at(20, 0)));
+    }
+
+    #[test]
+    fn an_event_that_is_in_the_table_waits_once_more_alone_or_not() {
+        let mut lanes = Lanes::new(2);
+        lanes.expect(at(10, 3));
+        assert!(!lanes.is_empty());
+        assert_eq!(lanes.len(), 0);
+        assert!(!lanes.hold(None, at(10, 2)) && lanes.hold(None, at(10, 3)));
+        assert!(lanes.is_empty());
     }
 
     #[test]

@@ -129,7 +129,8 @@ pub trait DeadLetters: Send {
 
     /// Waits until what `writer` has changed can be seen: a commit is in the stream a moment before
     /// it is visible. Then takes into the release whatever else is parked in its lanes by now, and
-    /// gives each of its events its place, in the order of positions. `None` where no row belongs to it: it is done,
+    /// gives each of its events that has none its place, in the order of positions, none below
+    /// `done`: these were delivered or put back. `None` where no row belongs to it: it is done,
     /// or of no relay's making.
     ///
     /// # Errors
@@ -138,6 +139,7 @@ pub trait DeadLetters: Send {
         &mut self,
         release: &str,
         writer: u64,
+        done: u64,
     ) -> impl Future<Output = Result<Option<Release>, DeadLetterError>> + Send;
 
     /// Adds the release's events from place `from` on to `batch` until that is full; the event at

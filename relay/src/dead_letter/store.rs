@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::{DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release, headers};
 use crate::{
     header,
-    position::RowPosition,
+    position::{Position, RowPosition},
     postgres::sql::SqlSession,
     record::{Batch, Record, RecordHead, RefusedRecord},
     route::{Origin, reason},
@@ -112,6 +112,31 @@ impl Store {
             }
         }
         Ok(Some(lanes))
+    }
+
+    /// Tells `lanes` of events that were parked and that `progress` does not cover: the relay ended
+    /// between the two, and the server sends them again. Somebody may have mended, released or
+    /// discarded them meanwhile.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn expect(
+        &mut self,
+        progress: Position,
+        lanes: &mut Lanes,
+    ) -> Result<(), DeadLetterError> {
+        let from = PgLsn::from(progress.resume_lsn().get());
+        let rows = self
+            .query(
+                "reading what was parked last",
+                "select commit_lsn, ordinal from outbox.dead_letters \
+                 where relay = $1 and system_id = $2 and commit_lsn >= $3 and state <> 'released'",
+                &[&self.relay, &self.origin.system_id, &from],
+            )
+            .await?;
+        let positions = rows.iter().map(|row| position(row, 0));
+        positions.filter(|at| !progress.covers(*at)).for_each(|at| lanes.expect(at));
+        Ok(())
     }
 
     /// Announces once more what was released and is not delivered: the first announcement may be
@@ -228,6 +253,7 @@ impl DeadLetters for Store {
         &mut self,
         release: &str,
         writer: u64,
+        done: u64,
     ) -> Result<Option<Release>, DeadLetterError> {
         const DOING: &str = "beginning a release";
         let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
@@ -247,13 +273,13 @@ impl DeadLetters for Store {
         self.execute(
             DOING,
             "update outbox.dead_letters d set release_ordinal = o.ordinal \
-             from (select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + coalesce( \
+             from (select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + greatest( \
                        (select max(release_ordinal) + 1 from outbox.dead_letters \
-                        where relay = $1 and release_id = $2), 0) as ordinal \
+                        where relay = $1 and release_id = $2), $3) as ordinal \
                    from outbox.dead_letters where relay = $1 and release_id = $2 \
                        and state = 'releasing' and release_ordinal is null) o \
              where d.id = o.id",
-            &[&self.relay, &id],
+            &[&self.relay, &id, &signed(done)],
         )
         .await?;
         let rows = self

@@ -158,7 +158,10 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     ) -> Result<Option<u64>, PipelineError> {
         let first = announced.first;
         let id = announced.id.as_str();
-        let begun = self.dead_letters.begin(id, announced.writer).await?;
+        let known = self.progress.releases.iter().find(|release| release.id == id);
+        // Places of what was put back are free again, and progress counts them all the same.
+        let done = known.map_or(0, |release| release.delivered);
+        let begun = self.dead_letters.begin(id, announced.writer, done).await?;
         let Some(release) = begun else { return Ok(None) };
         // What was parked behind them by now goes with them, so that nothing that comes after the
         // release has anything to wait for.
@@ -249,9 +252,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                     self.note(&record, refused)?;
                     (refused.reason, refused.error.as_str(), fit)
                 }
-                None if lane.is_some_and(|lane| self.lanes.hold(lane, record.position)) => {
-                    (BEHIND, BEHIND_ERROR, true)
-                }
+                None if self.lanes.hold(lane, record.position) => (BEHIND, BEHIND_ERROR, true),
                 None => continue,
             };
             if let Some(lane) = lane {

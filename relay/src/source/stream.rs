@@ -111,8 +111,8 @@ pub struct Stream<I> {
 }
 
 /// What stands between bytes and batches; no socket and no clock in it.
-struct Decoder<I> {
-    giver: Giver,
+pub(crate) struct Decoder<I> {
+    pub(crate) giver: Giver,
     intake: I,
     relations: HashMap<u32, Relation>,
     open: Option<OpenTransaction>,
@@ -126,7 +126,7 @@ struct Decoder<I> {
 
 /// What a run of frames asked for.
 #[derive(Debug, Default, Clone, Copy)]
-struct Heard {
+pub(crate) struct Heard {
     reply_requested: bool,
     wal_end: Option<Lsn>,
 }
@@ -146,15 +146,7 @@ impl<I: Intake> Stream<I> {
         confirmed: watch::Receiver<Confirmable>,
         board: Board,
     ) -> Self {
-        let decoder = Decoder {
-            giver,
-            intake,
-            relations: HashMap::new(),
-            open: None,
-            reached: from,
-            skip_bytes: 0,
-            frame_bytes_max: record_bytes_max,
-        };
+        let decoder = Decoder::new(giver, intake, from, record_bytes_max);
         let now = Instant::now();
         Stream {
             socket,
@@ -345,8 +337,21 @@ impl<I: Intake> Stream<I> {
 }
 
 impl<I: Intake> Decoder<I> {
+    /// Nothing is received past `from`; a frame above `frame_bytes_max` is not stored.
+    pub(crate) fn new(giver: Giver, intake: I, from: Position, frame_bytes_max: usize) -> Self {
+        Decoder {
+            giver,
+            intake,
+            relations: HashMap::new(),
+            open: None,
+            reached: from,
+            skip_bytes: 0,
+            frame_bytes_max,
+        }
+    }
+
     /// Decodes whole frames until the batch is full or the bytes end.
-    fn decode(&mut self, unread: &mut BytesMut) -> Result<Heard, StreamError> {
+    pub(crate) fn decode(&mut self, unread: &mut BytesMut) -> Result<Heard, StreamError> {
         let mut heard = Heard::default();
         let mut done = 0;
         loop {

@@ -123,6 +123,7 @@ impl DeadLetters for Table {
         &mut self,
         release: &str,
         _writer: u64,
+        _done: u64,
     ) -> impl Future<Output = Outcome<Option<Release>>> + Send {
         assert_eq!(release, RELEASE);
         let mut end = 0;

@@ -1,0 +1,258 @@
+//! The broker: one transaction at a time, epochs, commits whose answer may be lost.
+
+use std::{collections::BTreeSet, future::Future, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use super::world::{Mutant, Shared, World, look, turns};
+use crate::{
+    position::{Position, RowPosition},
+    progress::Progress,
+    record::{Batch, Record},
+    sink::{RefusedRecord, Rest, Sink, SinkError, Stored},
+};
+
+#[derive(Debug, Default)]
+pub(super) struct Broker {
+    epoch: u64,
+    open: Option<Transaction>,
+    transactions: u64,
+    committed: BTreeSet<u64>,
+    /// As the progress topic's newest record has it.
+    progress: Option<Bytes>,
+    /// Its position.
+    pub(super) position: Option<Position>,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    id: u64,
+    epoch: u64,
+    records: Vec<(usize, RowPosition)>,
+    progress: Bytes,
+    /// Its commit is on the way.
+    asked: bool,
+}
+
+impl World {
+    /// As a first start leaves it.
+    pub(super) fn first_progress(&mut self, progress: &Progress) {
+        self.broker.progress = Some(progress.encode());
+        self.broker.position = progress.position;
+    }
+
+    /// The commit that is on the way, if any, arrives.
+    pub(super) fn commit_arrives(&mut self) {
+        let Some(open) = self.broker.open.take_if(|open| open.asked) else { return };
+        self.broker.committed.insert(open.id);
+        for (id, position) in open.records {
+            self.consumed(id, position);
+        }
+        self.store_progress(open.progress);
+    }
+
+    fn store_progress(&mut self, mut bytes: Bytes) {
+        let mut progress = Progress::decode(&bytes).unwrap();
+        if self.is(Mutant::ForgetsReleases) {
+            progress.releases.clear();
+            bytes = progress.encode();
+        }
+        self.broker.progress = Some(bytes);
+        self.broker.position = progress.position;
+        self.progressed(&progress);
+    }
+
+    fn may_write(&self, epoch: u64) -> Result<(), SinkError> {
+        if epoch == self.broker.epoch || self.is(Mutant::FencesNobody) {
+            return Ok(());
+        }
+        Err(SinkError::Fenced("a newer epoch".into()))
+    }
+
+    /// The records of the range that are refused. Of lane 0 the broker's client knows beforehand.
+    fn refusals(&self, batch: &Batch, range: &Range<usize>) -> (Vec<RefusedRecord>, Vec<usize>) {
+        let bad = |index: &usize| self.events[id(&batch.get(*index).unwrap())].bad;
+        let bad: Vec<usize> = range.clone().filter(bad).collect();
+        let known = |index: &usize| self.events[id(&batch.get(*index).unwrap())].lane == Some(0);
+        (bad.iter().copied().filter(known).map(|index| refused(index, true)).collect(), bad)
+    }
+}
+
+fn refused(index: usize, certain: bool) -> RefusedRecord {
+    RefusedRecord { index, reason: "too_large", error: "scripted".into(), certain }
+}
+
+/// The number in the event's id.
+pub(super) fn id(record: &Record<'_>) -> usize {
+    let id = std::str::from_utf8(record.event_id().expect("every event has an id")).unwrap();
+    usize::from_str_radix(&id[24..], 16).unwrap()
+}
+
+/// A producer.
+pub(super) struct SimSink {
+    world: Shared,
+    epoch: u64,
+}
+
+fn unavailable() -> SinkError {
+    SinkError::Unavailable { doing: "scripted".into(), source: "scripted".into() }
+}
+
+impl SimSink {
+    pub(super) fn new(world: &Shared) -> Self {
+        SimSink { world: Arc::clone(world), epoch: 0 }
+    }
+
+    fn may_fail(&self, times: u32) -> Result<(), SinkError> {
+        if look(&self.world).fails_once_in(times) { Err(unavailable()) } else { Ok(()) }
+    }
+
+    async fn deliver_transaction(
+        &self,
+        batch: &Batch,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> Result<Stored, SinkError> {
+        let transaction = {
+            let world = &mut *look(&self.world);
+            world.may_write(self.epoch)?;
+            world.broker.transactions += 1;
+            let (id, epoch) = (world.broker.transactions, self.epoch);
+            world.broker.open =
+                Some(Transaction { id, epoch, records: Vec::new(), progress, asked: false });
+            id
+        };
+        turns(&self.world).await;
+        let refusals = {
+            let world = &mut *look(&self.world);
+            world.may_write(self.epoch)?;
+            let drop = usize::from(world.is(Mutant::DropsTheLast) && range.len() > 1);
+            let sent = batch.iter().take(range.end - drop).skip(range.start);
+            let sent = sent.map(|record| (id(&record), record.position)).collect();
+            let (certain, bad) = world.refusals(batch, &range);
+            let open = world.broker.open.as_mut().filter(|open| open.id == transaction);
+            open.ok_or_else(unavailable)?.records = sent;
+            match (certain.is_empty(), bad.is_empty()) {
+                (false, _) => certain,
+                (true, true) => Vec::new(),
+                // The wire's batch is refused as a whole.
+                (true, false) => range.clone().map(|index| refused(index, false)).collect(),
+            }
+        };
+        self.may_fail(60)?;
+        turns(&self.world).await;
+        {
+            let world = &mut *look(&self.world);
+            world.may_write(self.epoch)?;
+            if !refusals.is_empty() {
+                world.broker.open = None;
+                return Err(SinkError::Refused { records: refusals, rest: Rest::NotStored });
+            }
+            let open = world.broker.open.as_mut().filter(|open| open.id == transaction);
+            open.ok_or_else(unavailable)?.asked = true;
+            if world.is(Mutant::StoredTooEarly) {
+                return Ok(Stored::scripted());
+            }
+        }
+        turns(&self.world).await;
+        self.may_fail(40)?; // The commit may arrive all the same.
+        {
+            let world = &mut *look(&self.world);
+            if world.broker.open.as_ref().is_some_and(|open| open.id == transaction) {
+                world.commit_arrives();
+            } else if !world.broker.committed.contains(&transaction) {
+                return Err(SinkError::Fenced("aborted by a newer epoch".into()));
+            }
+        }
+        turns(&self.world).await;
+        self.may_fail(60)?; // The answer is lost.
+        Ok(Stored::scripted())
+    }
+
+    async fn deliver_plain(
+        &self,
+        batch: &Batch,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> Result<Stored, SinkError> {
+        let (certain, bad) = look(&self.world).refusals(batch, &range);
+        if !certain.is_empty() {
+            return Err(SinkError::Refused { records: certain, rest: Rest::NotStored });
+        }
+        // What follows a refused record in its lane may be stored before it is parked.
+        for index in &bad {
+            let id = id(&batch.get(*index).unwrap());
+            look(&self.world).events[id].refused = true;
+        }
+        for index in range {
+            let record = batch.get(index).unwrap();
+            if !bad.contains(&index) {
+                look(&self.world).consumed(id(&record), record.position);
+            }
+            self.may_fail(80)?;
+            turns(&self.world).await;
+        }
+        if !bad.is_empty() {
+            let records = bad.into_iter().map(|index| refused(index, false)).collect();
+            return Err(SinkError::Refused { records, rest: Rest::Stored });
+        }
+        look(&self.world).store_progress(progress);
+        turns(&self.world).await;
+        self.may_fail(40)?;
+        Ok(Stored::scripted())
+    }
+}
+
+impl Sink for SimSink {
+    async fn glance_at_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+        turns(&self.world).await;
+        Ok(look(&self.world).broker.progress.clone())
+    }
+
+    async fn fence(&mut self) -> Result<(), SinkError> {
+        turns(&self.world).await;
+        {
+            let world = &mut *look(&self.world);
+            // A commit that the coordinator has begun is finished, any other is aborted.
+            if world.once_in(2) {
+                world.commit_arrives();
+            }
+            world.broker.epoch += 1;
+            self.epoch = world.broker.epoch;
+            let fences = |open: &mut Transaction| open.epoch < self.epoch;
+            if !world.is(Mutant::FencesNobody) {
+                world.broker.open.take_if(fences);
+            }
+        }
+        turns(&self.world).await;
+        self.may_fail(60)
+    }
+
+    async fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+        turns(&self.world).await;
+        self.may_fail(60)?;
+        Ok(look(&self.world).broker.progress.clone())
+    }
+
+    fn deliver(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> impl Future<Output = Result<Stored, SinkError>> + Send {
+        let batch = Arc::clone(batch);
+        let sink: &Self = self;
+        async move {
+            turns(&sink.world).await;
+            let exactly_once = look(&sink.world).exactly_once;
+            let delivered = if exactly_once {
+                sink.deliver_transaction(&batch, range, progress).await
+            } else {
+                sink.deliver_plain(&batch, range, progress).await
+            };
+            // The caller reuses the batch once it has the answer.
+            drop(batch);
+            delivered
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Lives of the relay, one after the other, and the hand that gives turns and ends them.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::BytesMut;
+use futures_util::FutureExt;
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    broker::SimSink,
+    server,
+    table::SimTable,
+    world::{Mutant, Shared, look, turns},
+};
+use crate::{
+    admin::Board,
+    dead_letter::DeadLetters,
+    lsn::Lsn,
+    pipeline::{Pipeline, PipelineError, delivery::Delivery, intake::RouteIntake},
+    position::{Confirmable, Position, RowPosition},
+    progress::{Progress, SnapshotRecord},
+    reconcile::{self, Decision, Facts, Reconciled},
+    record::BatchLimits,
+    route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
+    sink::Sink,
+    source::{connect::SystemIdentity, handover::handover, slot::SlotState, stream::Decoder},
+};
+
+const SLOT: &str = "outbox_sim";
+const SYSTEM: &str = "7312345678901234567";
+/// After so many turns without a fault everything has come to its end, or never will.
+const TURNS_MAX: u32 = 30_000;
+
+type Life = Pin<Box<dyn Future<Output = Result<(), String>>>>;
+
+/// Gives turns until everything has come to its end.
+///
+/// # Errors
+/// What did not hold.
+pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
+    let (mut writes, mut faulty_turns) = {
+        let mut first = Progress::before_first_start(SLOT);
+        first.system_id = SYSTEM.into();
+        first.timeline = 1;
+        let world = &mut *look(world);
+        first.position = Some(Position::UpTo(world.server.end()));
+        world.first_progress(&first);
+        (world.random.random_range(4..20), world.random.random_range(100..2_000))
+    };
+    let mut life: Option<(u64, Life)> = None;
+    let mut frozen: Vec<Life> = Vec::new();
+    let mut turns_left = TURNS_MAX;
+    loop {
+        let mut ends = false;
+        let mut freezes = false;
+        {
+            let world = &mut *look(world);
+            if let Some(violation) = world.violation.take() {
+                return Err(violation);
+            }
+            if writes > 0 && world.once_in(15) {
+                writes -= 1;
+                world.write();
+            }
+            if world.faults {
+                match world.random.random_range(0..400) {
+                    0..6 => world.release_all(),
+                    6..14 => world.mend(false),
+                    14..16 => world.discard_one(),
+                    16..20 => ends = true,
+                    // At-least-once has no fence: a thawed relay may store older progress.
+                    20..23 => freezes = world.exactly_once,
+                    _ => {}
+                }
+                faulty_turns -= 1;
+                if faulty_turns == 0 {
+                    world.faults = false;
+                    world.mend(true);
+                }
+            } else {
+                if frozen.is_empty() && writes == 0 && world.once_in(50) {
+                    world.mend(true);
+                    world.release_all();
+                    if world.unfinished().is_none() {
+                        return Ok(());
+                    }
+                }
+                turns_left -= 1;
+                if turns_left == 0 {
+                    let left = world.unfinished();
+                    return Err(format!("it does not come to an end: {left:?}"));
+                }
+            }
+            if world.once_in(10) {
+                world.commit_arrives();
+            }
+            if world.once_in(10) {
+                world.table.flush();
+            }
+        }
+        if (ends || freezes)
+            && let Some((_, ended)) = life.take()
+        {
+            look(world).ends_session();
+            look(world).tell(|| format!("the relay {}", if freezes { "freezes" } else { "dies" }));
+            if freezes {
+                frozen.push(ended);
+            }
+        }
+        let thawed = look(world).once_in(16).then(|| frozen.pop()).flatten();
+        if let Some(mut thawed) = thawed {
+            if poll(&mut thawed).is_pending() {
+                frozen.push(thawed);
+            }
+            continue;
+        }
+        let (_, current) = life.get_or_insert_with(|| {
+            let session = look(world).begins_session();
+            (session, Box::pin(live(Arc::clone(world), board.clone(), session)))
+        });
+        if let Poll::Ready(ended) = poll(current) {
+            look(world).tell(|| format!("the relay starts again: {ended:?}"));
+            life = None;
+            look(world).ends_session();
+        }
+    }
+}
+
+fn poll(life: &mut Life) -> Poll<Result<(), String>> {
+    life.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+impl super::world::World {
+    fn begins_session(&mut self) -> u64 {
+        self.server.sessions += 1;
+        self.server.leader = Some(self.server.sessions);
+        self.server.sessions
+    }
+
+    fn ends_session(&mut self) {
+        self.server.leader = None;
+        self.table.forget();
+    }
+}
+
+/// One life: `daemon::start`'s order, then the stream, until something ends it.
+async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
+    let mut sink = SimSink::new(&world);
+    sink.fence().await.map_err(|error| error.to_string())?;
+    let stored = sink.read_progress().await.map_err(|error| error.to_string())?;
+    let mut progress = Progress::decode(&stored.expect("the first start stored some")).unwrap();
+    let mut table = SimTable { world: Arc::clone(&world), session };
+    for release in progress.releases.iter().filter(|release| release.complete) {
+        table.finish(&release.id).await.map_err(|error| error.to_string())?;
+    }
+    progress.releases.retain(|release| !release.complete);
+    turns(&world).await;
+    let from = decide(&world, session, &progress)?;
+    turns(&world).await;
+    let lanes = look(&world).table.lanes(from);
+    progress.position = Some(from);
+    look(&world).tell(|| format!("session {session} starts from {from}"));
+    turns(&world).await;
+    look(&world).leads(session)?;
+    look(&world).announce_again();
+    turns(&world).await;
+
+    let limits = {
+        let world = &mut *look(&world);
+        BatchLimits { records_max: world.random.random_range(1..8), bytes_max: 1 << 20 }
+    };
+    let (giver, taker) = handover(limits);
+    let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(from));
+    let (snapshots_tx, snapshots_rx) = mpsc::channel(2);
+    let delivered = believed(look(&world).mutant, from);
+    let intake = RouteIntake::new(router(), delivered, "sim");
+    let decoder = Decoder::new(giver, intake, from, 1 << 20);
+    let delivery = Delivery::new(sink, table, lanes, progress, board);
+    let pipeline = Pipeline::new(taker, delivery, snapshots_rx, confirmed_tx, limits);
+    let mut source =
+        pin!(Source { world: &world, session, from }.run(decoder, confirmed_rx, snapshots_tx));
+    let mut pipeline = pin!(pipeline.run());
+    let (mut source_ended, mut pipeline_ended) = (None, None);
+    poll_fn(|context| {
+        if source_ended.is_none() && look(&world).once_in(2) {
+            if let Poll::Ready(ended) = source.as_mut().poll(context) {
+                source_ended = Some(ended);
+            }
+        } else if pipeline_ended.is_none()
+            && let Poll::Ready(ended) = pipeline.as_mut().poll(context)
+        {
+            pipeline_ended = Some(ended);
+        }
+        let both = source_ended.is_some() && pipeline_ended.is_some();
+        if both { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    if let Some(Err(error @ (PipelineError::Malformed { .. } | PipelineError::TooManyLanes(_)))) =
+        pipeline_ended
+    {
+        look(&world).violated(error.to_string());
+    }
+    source_ended.expect("it has")
+}
+
+/// What a mutant's start takes to be delivered.
+fn believed(mutant: Option<Mutant>, from: Position) -> Position {
+    match (mutant, from) {
+        (Some(Mutant::ResumesTooLate), Position::UpTo(commit)) => {
+            Position::Row(RowPosition { commit, ordinal: u64::MAX })
+        }
+        (Some(Mutant::ResumesTooEarly), Position::Row(row)) => match row.ordinal.checked_sub(1) {
+            Some(ordinal) => Position::Row(RowPosition { ordinal, ..row }),
+            None => Position::UpTo(row.commit),
+        },
+        _ => from,
+    }
+}
+
+fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position, String> {
+    let world = &mut *look(world);
+    world.leads(session)?;
+    let slot = SlotState {
+        plugin: Some("pgoutput".into()),
+        slot_type: "logical".into(),
+        database: Some("app".into()),
+        active: false,
+        active_pid: None,
+        restart_lsn: Some(world.server.confirmed),
+        confirmed_flush_lsn: Some(world.server.confirmed),
+        wal_status: Some("reserved".into()),
+        safe_wal_size: None,
+        two_phase: false,
+        conflicting: None,
+        invalidation_reason: None,
+        failover: None,
+    };
+    let identity =
+        SystemIdentity { system_id: SYSTEM.into(), timeline: 1, flush_lsn: world.server.end() };
+    let reconciled = reconcile::reconcile(&Facts {
+        slot_name: SLOT,
+        progress: Some(progress),
+        slot: Some(&slot),
+        database: "app",
+        identity: &identity,
+        history: &[],
+        start_with_all: false,
+        unrepairable: None,
+    });
+    match reconciled {
+        Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),
+        other => {
+            world.violated(format!("nobody moved the slot, and a start says {other:?}"));
+            Err("halted".into())
+        }
+    }
+}
+
+fn router() -> Router {
+    let settings = Settings {
+        relay_name: "sim".into(),
+        tables: vec!["outbox.events".into()],
+        preset: Preset::Default,
+        columns: Columns {
+            key: Some("key".into()),
+            headers: Some("headers".into()),
+            ..Columns::default()
+        },
+        topic: None,
+        header_style: HeaderStyle::Outbox,
+        header_columns: vec![],
+        record_bytes_max: 1 << 20,
+    };
+    let origin = Origin { system_id: SYSTEM.into(), timeline: 1 };
+    Router::new(settings.validate().unwrap(), &origin, Format::Text)
+}
+
+impl super::world::World {
+    fn leads(&self, session: u64) -> Result<(), String> {
+        if self.server.leader == Some(session) {
+            return Ok(());
+        }
+        Err("the session is lost".into())
+    }
+}
+
+/// `source::stream` without its socket.
+struct Source<'w> {
+    world: &'w Shared,
+    session: u64,
+    from: Position,
+}
+
+impl Source<'_> {
+    async fn run(
+        self,
+        mut decoder: Decoder<RouteIntake>,
+        mut confirmed: watch::Receiver<Confirmable>,
+        snapshots: mpsc::Sender<SnapshotRecord>,
+    ) -> Result<(), String> {
+        let next = look(self.world).server.first_after(self.from.resume_lsn());
+        let mut sent = Sent { transaction: next, message: 0, knows_table: false };
+        let (mut incoming, mut unread) = (Vec::new(), BytesMut::new());
+        loop {
+            turns(self.world).await;
+            {
+                let world = &mut *look(self.world);
+                world.leads(self.session)?;
+                if world.fails_once_in(200) {
+                    return Err("the connection broke".into());
+                }
+                if incoming.is_empty() {
+                    sent.more(world, &mut incoming);
+                }
+                if unread.len() < 500 {
+                    // Reads end anywhere.
+                    let bytes = world.random.random_range(0..=incoming.len());
+                    unread.extend(incoming.drain(..bytes));
+                }
+                if world.once_in(10) {
+                    let lsn = world.server.end();
+                    let taken_ms = i64::try_from(world.server.wal.len()).unwrap() * 1000;
+                    let snapshot = SnapshotRecord { lsn, taken_ms, snapshot: String::new() };
+                    let _ = snapshots.try_send(snapshot);
+                }
+            }
+            if let Err(error) = decoder.decode(&mut unread) {
+                look(self.world).violated(format!("the stream can't be decoded: {error}"));
+            }
+            if decoder.giver.until_sink_is_free().now_or_never() == Some(false) {
+                return Ok(());
+            }
+            let batch = &decoder.giver.filling;
+            let idle = look(self.world).once_in(4);
+            let received = batch.position;
+            if decoder.giver.sink_is_free()
+                && (!batch.is_empty()
+                    || !batch.announced.is_empty()
+                    || (batch.position.is_some() && idle))
+            {
+                decoder.giver.give();
+            }
+            let world = &mut *look(self.world);
+            if world.once_in(4) {
+                let mut lsn = confirmed.borrow_and_update().lsn();
+                if world.is(Mutant::ConfirmsReceived) {
+                    lsn = received.map_or(lsn, Position::resume_lsn);
+                }
+                world.confirmed(lsn);
+            }
+            if world.fails_once_in(400) {
+                break;
+            }
+        }
+        // An orderly stop.
+        drop(decoder);
+        while confirmed.changed().await.is_ok() {}
+        let world = &mut *look(self.world);
+        world.leads(self.session)?;
+        let lsn: Lsn = confirmed.borrow().lsn();
+        world.confirmed(lsn);
+        Ok(())
+    }
+}
+
+/// How far the server has come in sending.
+struct Sent {
+    transaction: usize,
+    message: usize,
+    knows_table: bool,
+}
+
+impl Sent {
+    /// The next message, or a keepalive.
+    fn more(&mut self, world: &mut super::world::World, out: &mut Vec<u8>) {
+        let Some(transaction) = world.server.wal.get(self.transaction) else {
+            if world.once_in(3) {
+                // No wish for a reply.
+                server::frame(b'k', world.server.end(), &[0], out);
+            }
+            return;
+        };
+        if self.message == 1 && !self.knows_table {
+            self.knows_table = true;
+            server::frame(b'w', Lsn::ZERO, &server::relation(), out);
+        }
+        let message = &transaction.messages[self.message];
+        server::frame(b'w', transaction.commit, message, out);
+        self.message += 1;
+        if self.message == transaction.messages.len() {
+            self.message = 0;
+            self.transaction += 1;
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The table of dead letters: what `dead_letter::Store`'s statements do, and an operator's.
+
+use std::{future::Future, sync::Arc};
+
+use rand::{Rng, seq::IteratorRandom};
+
+use super::{
+    broker::id,
+    server::uuid,
+    world::{Mutant, Shared, World, look, turns},
+};
+use crate::{
+    dead_letter::{DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release},
+    lsn::Lsn,
+    position::{Position, RowPosition},
+    record::{Batch, RecordHead, RefusedRecord},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Parked,
+    Releasing,
+    Released,
+    Discarded,
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    id: usize,
+    at: (Lsn, u64),
+    lane: Option<Lane>,
+    key: Option<Vec<u8>>,
+    fit: bool,
+    state: State,
+    release: Option<String>,
+    place: Option<u64>,
+}
+
+impl Row {
+    fn waits(&self) -> bool {
+        matches!(self.state, State::Parked | State::Releasing)
+    }
+
+    fn is_of(&self, release: &str) -> bool {
+        self.release.as_deref() == Some(release)
+    }
+
+    fn is_leaving(&self, release: &str) -> bool {
+        self.state == State::Releasing && self.is_of(release)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// In the order of positions.
+    rows: Vec<Row>,
+    /// Of a mutant: answered, and not yet durable.
+    pending: Vec<Row>,
+    releases: usize,
+}
+
+impl Table {
+    fn shown(&self) -> Vec<(usize, State, Option<&str>, Option<u64>)> {
+        let rows = self.rows.iter();
+        rows.map(|row| (row.id, row.state, row.release.as_deref(), row.place)).collect()
+    }
+
+    /// Whether the event was ever parked, durably.
+    pub(super) fn has(&self, id: usize) -> bool {
+        self.rows.iter().any(|row| row.id == id)
+    }
+
+    pub(super) fn unfinished(&self) -> Option<String> {
+        let waiting: Vec<_> =
+            self.rows.iter().filter(|row| row.waits()).map(|row| (row.id, row.state)).collect();
+        (!waiting.is_empty()).then(|| format!("dead letters {waiting:?} are left"))
+    }
+
+    /// What is parked, and what is here past `progress`.
+    pub(super) fn lanes(&self, progress: Position) -> Lanes {
+        let mut lanes = Lanes::new(1000);
+        for row in self.rows.iter().filter(|row| row.state != State::Released) {
+            let (commit, ordinal) = row.at;
+            let at = RowPosition { commit, ordinal };
+            if let Some(lane) = row.lane.filter(|_| row.waits()) {
+                lanes.park(lane, at).expect("there is room");
+            }
+            if !progress.covers(at) {
+                lanes.expect(at);
+            }
+        }
+        lanes
+    }
+
+    fn insert(&mut self, row: Row) {
+        let place = self.rows.partition_point(|other| (other.at, other.id) < (row.at, row.id));
+        if self.rows.get(place).is_none_or(|other| (other.at, other.id) != (row.at, row.id)) {
+            self.rows.insert(place, row);
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        for row in std::mem::take(&mut self.pending) {
+            self.insert(row);
+        }
+    }
+
+    /// The session is gone.
+    pub(super) fn forget(&mut self) {
+        self.pending.clear();
+    }
+}
+
+/// What an operator does.
+impl World {
+    pub(super) fn release_all(&mut self) {
+        self.table.releases += 1;
+        let release = format!("r{}", self.table.releases);
+        let mut any = false;
+        for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
+            any = true;
+            row.state = State::Releasing;
+            row.release = Some(release.clone());
+            row.place = None;
+        }
+        if any {
+            self.tell(|| format!("an operator releases {release}"));
+            self.announce(&release);
+        }
+    }
+
+    pub(super) fn discard_one(&mut self) {
+        let parked = self.table.rows.iter_mut().filter(|row| row.state == State::Parked);
+        let Some(row) = parked.choose(&mut self.random) else { return };
+        self.table.releases += 1;
+        let release = format!("r{}", self.table.releases);
+        row.state = State::Discarded;
+        row.release = Some(release.clone());
+        let id = row.id;
+        self.events[id].discarded = true;
+        self.tell(|| format!("event {id} is discarded by {release}"));
+        self.announce(&release);
+    }
+
+    /// What is refused is not any more; at once, or an event now and then.
+    pub(super) fn mend(&mut self, all: bool) {
+        for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
+            if all || self.random.random_bool(0.5) {
+                row.fit = true;
+                self.events[row.id].bad = false;
+            }
+        }
+        if all {
+            self.events.iter_mut().for_each(|event| event.bad = false);
+        }
+    }
+
+    /// The relay's, at its start.
+    pub(super) fn announce_again(&mut self) {
+        let mut releases: Vec<String> = Vec::new();
+        for row in self.table.rows.iter().filter(|row| row.state == State::Releasing) {
+            let release = row.release.clone().expect("it belongs to one");
+            if !releases.contains(&release) {
+                releases.push(release);
+            }
+        }
+        releases.iter().for_each(|release| self.announce(release));
+    }
+}
+
+/// The relay's session.
+pub(super) struct SimTable {
+    pub(super) world: Shared,
+    pub(super) session: u64,
+}
+
+fn lost() -> DeadLetterError {
+    DeadLetterError::Misconfigured { what: "the session is lost".into(), remedy: String::new() }
+}
+
+impl SimTable {
+    /// One statement: it may fail before or after it has taken effect.
+    async fn statement<T>(
+        &self,
+        what: &str,
+        statement: impl FnOnce(&mut World) -> T,
+    ) -> Result<T, DeadLetterError> {
+        turns(&self.world).await;
+        let done = {
+            let world = &mut *look(&self.world);
+            let leads = world.server.leader == Some(self.session);
+            if !(leads || world.is(Mutant::LocksNobody)) || world.fails_once_in(50) {
+                return Err(lost());
+            }
+            let session = self.session;
+            world.tell(|| format!("session {session}: {what}"));
+            let done = statement(world);
+            let table = &world.table;
+            let rows = || format!("  {:?}", table.shown());
+            if let Some(story) = &mut world.story {
+                story.push(rows());
+            }
+            done
+        };
+        turns(&self.world).await;
+        if look(&self.world).fails_once_in(50) { Err(lost()) } else { Ok(done) }
+    }
+}
+
+/// Takes in whatever else waits in the release's lanes.
+fn take_in(table: &mut Table, release: &str) {
+    let leaving = table.rows.iter().filter(|row| row.is_leaving(release));
+    let lanes: Vec<Lane> = leaving.filter_map(|row| row.lane).collect();
+    for row in table.rows.iter_mut().filter(|row| row.waits() && !row.is_of(release)) {
+        if row.lane.is_some_and(|lane| lanes.contains(&lane)) {
+            row.state = State::Releasing;
+            row.release = Some(release.to_owned());
+            row.place = None;
+        }
+    }
+}
+
+fn give_places(table: &mut Table, release: &str, done: u64) {
+    let places = table.rows.iter().filter(|row| row.is_of(release)).filter_map(|row| row.place);
+    let mut next = places.max().map_or(0, |last| last + 1).max(done);
+    for row in table.rows.iter_mut().filter(|row| row.is_leaving(release)) {
+        if row.place.is_none() {
+            row.place = Some(next);
+            next += 1;
+        }
+    }
+}
+
+fn begun(table: &Table, release: &str) -> Option<Release> {
+    let mut begun: Option<Release> = None;
+    for row in table.rows.iter().filter(|row| row.is_of(release)) {
+        if !matches!(row.state, State::Releasing | State::Discarded) {
+            continue;
+        }
+        let begun = begun.get_or_insert_default();
+        let others = || table.rows.iter().any(|other| other.waits() && other.lane == row.lane);
+        if let Some(lane) = row.lane
+            && (row.state == State::Releasing || !others())
+        {
+            begun.lanes.push(lane);
+        }
+        if row.state == State::Releasing {
+            begun.end = begun.end.max(row.place.expect("it has one") + 1);
+        }
+    }
+    begun
+}
+
+impl DeadLetters for SimTable {
+    async fn park(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
+        let rows: Vec<Row> = letters
+            .iter()
+            .map(|Letter { record, lane, fit, .. }| Row {
+                id: id(record),
+                at: (record.position.commit, record.position.ordinal),
+                lane: *lane,
+                key: record.key.map(<[u8]>::to_vec),
+                fit: *fit,
+                state: State::Parked,
+                release: None,
+                place: None,
+            })
+            .collect();
+        self.statement("park", |world| match world.is(Mutant::ParksTooEarly) {
+            true => world.table.pending.extend(rows),
+            false => rows.into_iter().for_each(|row| world.table.insert(row)),
+        })
+        .await
+    }
+
+    async fn begin(
+        &mut self,
+        release: &str,
+        _writer: u64,
+        done: u64,
+    ) -> Result<Option<Release>, DeadLetterError> {
+        self.statement("take in", |world| take_in(&mut world.table, release)).await?;
+        self.statement("give places", |world| give_places(&mut world.table, release, done)).await?;
+        let begun = self.statement("begun", |world| begun(&world.table, release)).await?;
+        if look(&self.world).is(Mutant::FinishesTooEarly) {
+            self.finish(release).await?;
+        }
+        Ok(begun)
+    }
+
+    async fn read(
+        &mut self,
+        release: &str,
+        from: u64,
+        first: RowPosition,
+        batch: &mut Batch,
+    ) -> Result<Option<u64>, DeadLetterError> {
+        let mut rows: Vec<Row> = self
+            .statement("read", |world| {
+                let rows = world.table.rows.iter().filter(|row| row.is_leaving(release));
+                rows.filter(|row| row.place >= Some(from)).cloned().collect()
+            })
+            .await?;
+        rows.sort_by_key(|row| row.place);
+        let mut next = from;
+        for row in rows {
+            if batch.is_full() {
+                break;
+            }
+            let place = row.place.expect("it was compared");
+            let mut record = batch.start_record(RecordHead {
+                position: RowPosition { ordinal: first.ordinal + place, ..first },
+                topic: "orders",
+                key: row.key.as_deref(),
+                payload: Some(b"{}"),
+                partition: None,
+                timestamp_ms: None,
+            });
+            record.header("outbox-id", uuid(row.id).as_bytes());
+            record.finish();
+            if !row.fit {
+                let (index, error) = (batch.len() - 1, "scripted".to_owned());
+                let reason = "headers_shape";
+                batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
+            }
+            next = place + 1;
+        }
+        Ok((next > from).then_some(next))
+    }
+
+    async fn put_back(
+        &mut self,
+        release: &str,
+        letters: &[PutBack<'_>],
+        from: u64,
+    ) -> Result<(), DeadLetterError> {
+        let refused: Vec<(u64, Option<Lane>)> =
+            letters.iter().map(|letter| (letter.ordinal, letter.lane)).collect();
+        self.statement("put back", |world| {
+            for row in world.table.rows.iter_mut().filter(|row| row.is_leaving(release)) {
+                let Some(place) = row.place else { continue };
+                let itself = refused.iter().any(|(other, _)| *other == place);
+                let behind = refused.iter().any(|(other, lane)| {
+                    lane.is_some() && *lane == row.lane && *other < place && place >= from
+                });
+                if itself || behind {
+                    row.state = State::Parked;
+                    row.release = None;
+                    row.place = None;
+                }
+            }
+        })
+        .await
+    }
+
+    fn finish(
+        &mut self,
+        release: &str,
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send {
+        let release = release.to_owned();
+        let table = SimTable { world: Arc::clone(&self.world), session: self.session };
+        async move {
+            table
+                .statement("finish", |world| {
+                    for row in world.table.rows.iter_mut().filter(|row| row.is_leaving(&release)) {
+                        if row.place.is_some() {
+                            row.state = State::Released;
+                        }
+                    }
+                })
+                .await
+        }
+    }
+}
