@@ -90,7 +90,8 @@ fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
     let only = std::env::var("OUTBOX_TEST_POINT").ok();
     let wanted = |case: &(Point, Way)| only.as_ref().is_none_or(|only| case.0.name() == only);
     let cases: VecDeque<_> = cases.into_iter().filter(wanted).collect();
-    assert!(!cases.is_empty(), "there is no such point: {only:?}");
+    // The frozen cases have some of the points only.
+    assert!(only.is_some() || !cases.is_empty());
     let cases = Mutex::new(cases);
     let failed = Mutex::new(Vec::new());
     let work = || {
