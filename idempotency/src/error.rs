@@ -26,6 +26,10 @@ pub enum InboxError {
         /// The database's answer.
         source: tokio_postgres::Error,
     },
+    /// A watermark can't tell whether a message is new: it names another relay or cluster, or the
+    /// database has lost what it had committed. Nothing was touched.
+    #[error("the watermark can't tell: {0}")]
+    Unsafe(String),
     /// The database refused to commit the work, as a deferred constraint does.
     #[error("the transaction could not be committed, so nothing was written")]
     Uncommitted(#[source] tokio_postgres::Error),

@@ -67,6 +67,11 @@ impl Failure {
         Self::new(Kind::Fatal, "fatal", error)
     }
 
+    /// Whether it says something about the message, so that its transaction's outcome is stored.
+    pub(crate) fn is_the_messages(&self) -> bool {
+        !matches!(self.kind, Kind::Outage | Kind::Conflict | Kind::Fatal)
+    }
+
     /// What the message's dead letter is found by.
     pub fn code(&self) -> &str {
         &self.code

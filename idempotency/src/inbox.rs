@@ -112,6 +112,16 @@ impl Inbox {
         };
         let consumer_id = row.try_get(0).map_err(refused)?;
         let window = maintain(&**client).await?;
+        let idle =
+            "select setting from pg_settings where name = 'idle_in_transaction_session_timeout'";
+        let idle = client.query_typed(idle, &[]).await.map_err(refused)?;
+        if idle.first().and_then(|row| row.try_get(0).ok()) == Some("0") {
+            tracing::warn!(
+                consumer,
+                "idle_in_transaction_session_timeout is off: a process that freezes in the middle of \
+                 a message holds up that message's key until it ends; set it for the consumer's role"
+            );
+        }
         drop(client);
         let consumer = consumer.to_owned();
         let shared = Shared { pool, consumer, consumer_id, window: Mutex::new(window) };

@@ -50,6 +50,8 @@ mod meter;
 mod ordering;
 mod processor;
 mod retry;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transaction;
 
 pub use alert::Alert;

@@ -63,6 +63,19 @@ impl Meter {
         histogram!("outbox_inbox_transaction_seconds", "consumer" => self.consumer()).record(took);
     }
 
+    /// What the runner holds in memory.
+    #[cfg(feature = "kafka")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "gauges are floats, and memory is not that large"
+    )]
+    pub(crate) fn in_flight(&self, messages: usize, bytes: usize, paused: bool) {
+        let consumer = || self.consumer();
+        gauge!("outbox_inbox_in_flight_messages", "consumer" => consumer()).set(messages as f64);
+        gauge!("outbox_inbox_in_flight_bytes", "consumer" => consumer()).set(bytes as f64);
+        gauge!("outbox_inbox_paused", "consumer" => consumer()).set(f64::from(u8::from(paused)));
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats, and no count is that large")]
     pub(crate) fn gauges(&self, lanes: i64, parked: i64, oldest_seconds: f64, dead: i64) {
         let consumer = || self.consumer();

@@ -255,9 +255,12 @@ impl Open {
         done.map_err(|error| InboxError::of("going back to the savepoint", error))
     }
 
-    /// What constraints that are deferred would say at the commit.
-    pub(crate) async fn check_constraints(&self) -> Result<(), tokio_postgres::Error> {
-        self.shared.client.batch_execute("set constraints all immediate").await
+    /// Asks deferred constraints what they would say at the commit, leaves them as deferred as they
+    /// were, and lets go of the savepoint.
+    pub(crate) async fn keep(&self) -> Result<(), tokio_postgres::Error> {
+        let sql = "savepoint checked; set constraints all immediate; \
+                   rollback to savepoint checked; release savepoint work";
+        self.shared.client.batch_execute(sql).await
     }
 
     /// Whether the work left the transaction as it must: no statement failed, no [`Tx`] is kept.

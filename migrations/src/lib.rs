@@ -45,6 +45,7 @@ const OUTBOX: &[Migration] = &[
 const INBOX: &[Migration] = &[
     Migration { version: 1, name: "messages", sql: include_str!("../inbox/V1__messages.sql") },
     Migration { version: 2, name: "parked", sql: include_str!("../inbox/V2__parked.sql") },
+    Migration { version: 3, name: "watermarks", sql: include_str!("../inbox/V3__watermarks.sql") },
 ];
 
 impl Set {

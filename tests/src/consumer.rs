@@ -34,6 +34,8 @@ pub struct Plan {
     pub batch: usize,
     /// Of the calls of its handler.
     pub fail_percent: u32,
+    /// Name of the relay whose positions are trusted; rows otherwise.
+    pub watermark: Option<String>,
 }
 
 /// A consumer's process; ended by KILL when dropped.
@@ -92,7 +94,7 @@ impl Consumer {
         );
         let settings = serde_json::json!({
             "database": url, "brokers": kafka.brokers(), "group": database.name(),
-            "topic": topic.name(), "batch": plan.batch, "fail_percent": plan.fail_percent,
+            "topic": topic.name(), "batch": plan.batch, "fail_percent": plan.fail_percent, "watermark": plan.watermark,
         });
         let command = vec![
             ("CONSUMER".to_owned(), settings.to_string()),
@@ -216,8 +218,8 @@ pub async fn effects_so_far(database: &Database) -> i64 {
 /// # Panics
 /// When it does not come to that; with the count.
 pub async fn count(database: &Database, truth: &[Committed], topic: &Topic) -> Effects {
-    let truth: Vec<&Committed> = truth.iter().filter(|row| row.topic == topic.name()).collect();
-    let expected = i64::try_from(truth.len()).expect("a count");
+    let expected = truth.iter().filter(|row| row.topic == topic.name()).count();
+    let expected = i64::try_from(expected).expect("a count");
     let waited = wait::until("all take effect", wait::PATIENCE, || async {
         let sql = "select (select count(distinct message) from effects), \
                           (select count(*) from inbox.parked)";
@@ -228,12 +230,17 @@ pub async fn count(database: &Database, truth: &[Committed], topic: &Topic) -> E
         }
     })
     .await;
-    let counted = compare(database, &truth).await;
+    let counted = compare(database, truth, topic).await;
     waited.unwrap_or_else(|error| panic!("{error:#}; {counted:?}"));
     counted
 }
 
-async fn compare(database: &Database, truth: &[&Committed]) -> Effects {
+/// Counts what is there now.
+///
+/// # Panics
+/// When the tables can't be read.
+pub async fn compare(database: &Database, truth: &[Committed], topic: &Topic) -> Effects {
+    let truth: Vec<&Committed> = truth.iter().filter(|row| row.topic == topic.name()).collect();
     let sql = "select message, lane, n from effects order by place";
     let rows = database.superuser().query(sql, &[]).await.expect("effects");
     let expected: BTreeSet<Uuid> =

@@ -7,17 +7,28 @@ use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol},
     error::KafkaResult,
+    types::RDKafkaRespErr,
 };
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::processor::Processor;
 
 use super::desk::Partition;
 use super::shared::Shared;
+
+/// Between two questions while the database is away.
+const AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     /// How long a rebalance may wait for what is under way.
     pub(super) drain: Duration,
+    pub(super) processor: Processor,
+    pub(super) runtime: Handle,
+    pub(super) leave: CancellationToken,
 }
 
 impl ClientContext for Context {
@@ -38,32 +49,22 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let partitions = partitions(list);
-                tracing::info!(partitions = partitions.len(), "partitions assigned");
-                let mut desk = self.shared.desk();
-                partitions.into_iter().for_each(|partition| desk.assign(partition));
-            }
-            Rebalance::Revoke(list) => {
-                let partitions = partitions(list);
-                // Of lost partitions another one is the owner already: nothing to wait for, and no
-                // offset of ours would be taken.
-                let lost = consumer.assignment_lost();
-                if !lost {
-                    let left = self.shared.drain(&partitions, self.drain);
-                    if left > 0 {
-                        tracing::warn!(left, "partitions go while messages are under way");
-                    }
-                    commit(consumer, &self.shared);
-                }
-                tracing::info!(partitions = partitions.len(), lost, "partitions revoked");
-                let mut desk = self.shared.desk();
-                desk.close(&partitions);
-                desk.forget(&partitions);
-            }
-            Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        event: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assigned(list);
+            if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) }
+        } else {
+            self.revoked(consumer, list);
+            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "partitions were not taken over or given away");
         }
     }
 
@@ -72,6 +73,63 @@ impl ConsumerContext for Context {
             // A hint that was not taken: what was finished meanwhile is found to be a duplicate.
             tracing::debug!(%error, "offsets were not committed");
         }
+    }
+}
+
+impl Context {
+    fn assigned(&self, list: &mut TopicPartitionList) {
+        let partitions = partitions(list);
+        // The database knows better than the group where to go on, if it keeps watermarks.
+        for ((topic, partition), offset) in self.start_offsets(&partitions) {
+            let set = list.set_partition_offset(&topic, partition, Offset::Offset(offset));
+            set.expect("a partition of the list, and an offset that came from the broker");
+        }
+        tracing::info!(partitions = partitions.len(), "partitions assigned");
+        let mut desk = self.shared.desk();
+        partitions.into_iter().for_each(|partition| desk.assign(partition));
+    }
+
+    fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let partitions = partitions(list);
+        // Of lost partitions another one is the owner already: nothing to wait for, and no offset
+        // of ours would be taken.
+        let lost = consumer.assignment_lost();
+        if !lost {
+            let left = self.shared.drain(&partitions, self.drain);
+            if left > 0 {
+                tracing::warn!(left, "partitions go while messages are under way");
+            }
+            commit(consumer, &self.shared);
+        }
+        tracing::info!(partitions = partitions.len(), lost, "partitions revoked");
+        let mut desk = self.shared.desk();
+        desk.close(&partitions);
+        desk.forget(&partitions);
+    }
+
+    /// Blocks until the database answers, or the runner is to leave.
+    fn start_offsets(&self, partitions: &[Partition]) -> Vec<(Partition, i64)> {
+        if !self.processor.by_partition() {
+            return Vec::new();
+        }
+        let ask = async {
+            loop {
+                match self.processor.start_offsets(partitions).await {
+                    Ok(offsets) => return offsets,
+                    Err(error) => {
+                        tracing::warn!(%error, "waiting for the watermarks");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.leave.cancelled() => Vec::new(),
+                offsets = ask => offsets,
+            }
+        })
     }
 }
 

@@ -128,10 +128,16 @@ impl Runner {
     /// [`RunError`].
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
         let shared = Arc::new(Shared::default());
-        let context = Context { shared: Arc::clone(&shared), drain: self.drain };
+        let leave = CancellationToken::new();
+        let context = Context {
+            shared: Arc::clone(&shared),
+            drain: self.drain,
+            processor: self.processor.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            leave: leave.clone(),
+        };
         let consumer: BaseConsumer<Context> =
             self.config().create_with_context(context).map_err(RunError::Client)?;
-        let leave = CancellationToken::new();
         // Also when this future is dropped.
         let _leaves = leave.clone().drop_guard();
 

@@ -74,6 +74,8 @@ impl Poll {
             if stored.elapsed() >= STORE {
                 stored = Instant::now();
                 self.store();
+                let (messages, bytes) = self.shared.desk().load();
+                self.processor.meter().in_flight(messages, bytes, flow != Flow::Open);
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Any process of the consumer may take any lane: the lock on the lane's row makes them take turns,
 //! with one another and with live messages of the lane. A failure is stored under that same lock,
-//! behind a savepoint, so nobody can take the head between its failure and its new due time.
+//! behind a savepoint, so nobody can take the head between its failure and its new due time. Several
+//! messages of a lane share a transaction: a key that was parked under load must catch up.
 
 use std::time::Duration;
 
@@ -18,8 +19,11 @@ use crate::{
     transaction::Open,
 };
 
-/// Parked messages that are handled at once, in one process.
+/// Parked lanes that are worked on at once, in one process.
 const AT_ONCE: usize = 4;
+/// Messages of a lane that are handled in one transaction: below what a session caches of
+/// subtransactions (64), beyond which all others get slower.
+const AT_A_TIME: i64 = 32;
 /// How long a lane that another process parked may be overlooked.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks at what waits.
@@ -61,6 +65,11 @@ impl Processor {
             if let Err(error) = self.observe().await {
                 tracing::debug!(%error, "gauges of the inbox were not measured");
             }
+            if self.by_partition()
+                && let Err(error) = self.trim().await
+            {
+                tracing::debug!(%error, "old ids were not forgotten");
+            }
             if maintained.elapsed() >= MAINTAIN {
                 match self.shared.inbox.maintain().await {
                     Ok(()) => maintained = Instant::now(),
@@ -94,7 +103,7 @@ impl Processor {
         Ok(())
     }
 
-    /// Takes the head of the lane that has been due longest.
+    /// Takes the lane that has been due longest, and what it can of it.
     async fn retry_one(&self) -> Result<Attempt, InboxError> {
         const DOING: &str = "looking for what is due";
         let inbox = &self.shared.inbox;
@@ -108,46 +117,80 @@ impl Processor {
         let read = |error| InboxError::of(DOING, error);
         let lane: Uuid = row.try_get(0).map_err(read)?;
         let attempts: i32 = row.try_get(1).map_err(read)?;
-        let Some(head) = shelf.head(&open, lane, attempts).await? else {
+        let heads = shelf.heads(&open, lane, attempts, AT_A_TIME).await?;
+        if heads.is_empty() {
             shelf.free(&open, lane).await?;
             open.commit().await?;
             return Ok(Attempt::Done);
-        };
-        match self.try_head(&open, &head).await? {
-            Ok(()) => {
-                shelf.advance(&open, &head).await?;
-                open.commit().await?;
-                self.shared.meter.count(Outcome::Applied, 1);
-                Ok(Attempt::Done)
-            }
-            // Not the message's fault, or not for us to decide: it stays as it is.
-            Err(failure) if matches!(failure.kind, Kind::Outage | Kind::Conflict | Kind::Fatal) => {
+        }
+        let (done, failure) = self.try_heads(&open, &heads, attempts).await?;
+        let (applied, left) = heads.split_at(done);
+        match (failure, left.first()) {
+            // Not the message's fault, or not for us to decide: all stay as they are.
+            (Some(failure), _) if !failure.is_the_messages() => {
                 drop(open.rollback().await);
-                Ok(Attempt::Failed(failure))
+                return Ok(Attempt::Failed(failure));
             }
-            Err(failure) => {
-                open.back_to_savepoint().await?;
-                self.failed_again(open, &head, &failure, attempts).await?;
-                Ok(Attempt::Done)
+            (Some(failure), Some(head)) => {
+                let attempts = if done == 0 { attempts } else { 0 };
+                if done > 0 {
+                    shelf.advance(&open, lane, applied).await?;
+                }
+                self.failed_again(open, lane, head, &failure, attempts).await?;
+            }
+            _ => {
+                shelf.advance(&open, lane, applied).await?;
+                open.commit().await?;
             }
         }
+        self.shared.meter.count(Outcome::Applied, done);
+        Ok(Attempt::Done)
+    }
+
+    /// Handles messages from the head on until one fails: how many did not, and the failure. What
+    /// failed is undone, unless nothing of the transaction is to be kept.
+    async fn try_heads(
+        &self,
+        open: &Open,
+        heads: &[store::Head],
+        attempts: i32,
+    ) -> Result<(usize, Option<Failure>), InboxError> {
+        // A batch handler gets many at once, and each alone when that has failed.
+        let mut size = if attempts == 0 { self.shared.batch_max } else { 1 };
+        let mut done = 0;
+        while done < heads.len() {
+            let group = heads.get(done..heads.len().min(done + size)).unwrap_or_default();
+            match self.try_group(open, group).await? {
+                Ok(()) => done += group.len(),
+                Err(failure) if !failure.is_the_messages() => return Ok((done, Some(failure))),
+                Err(failure) => {
+                    open.back_to_savepoint().await?;
+                    if group.len() == 1 {
+                        return Ok((done, Some(failure)));
+                    }
+                    size = 1;
+                }
+            }
+        }
+        Ok((done, None))
     }
 
     /// The handler's verdict, with whatever the database would say at the commit.
-    async fn try_head(
+    async fn try_group(
         &self,
         open: &Open,
-        head: &store::Head,
+        group: &[store::Head],
     ) -> Result<Result<(), Failure>, InboxError> {
         open.savepoint().await?;
-        let done = self.work(open.tx(), vec![head.message.clone()]).await;
+        let messages = group.iter().map(|head| head.message.clone()).collect();
+        let done = self.work(open.tx(), messages).await;
         if done.is_err() {
             return Ok(done);
         }
         match open.check() {
             Err(InboxError::Aborted(state)) => Ok(Err(super::aborted(state))),
             Err(error) => Err(error),
-            Ok(()) => Ok(open.check_constraints().await.map_err(Failure::from)),
+            Ok(()) => Ok(open.keep().await.map_err(Failure::from)),
         }
     }
 
@@ -155,6 +198,7 @@ impl Processor {
     async fn failed_again(
         &self,
         open: Open,
+        lane: Uuid,
         head: &store::Head,
         failure: &Failure,
         attempts: i32,
@@ -163,12 +207,12 @@ impl Processor {
         let deferred = matches!(failure.kind, Kind::Defer(_));
         let failed = if deferred { attempts } else { attempts.saturating_add(1) };
         if let Some(due) = self.due(failure, u32::try_from(failed).unwrap_or(u32::MAX)) {
-            shelf.postpone(&open, head.lane, failed, due, failure).await?;
+            shelf.postpone(&open, lane, failed, due, failure).await?;
             return open.commit().await;
         }
         let (message, replays) = (&head.message, head.replays);
         let new_code = shelf.bury(&open, message, failure, failed, replays).await?;
-        shelf.advance(&open, head).await?;
+        shelf.advance(&open, lane, std::slice::from_ref(head)).await?;
         open.commit().await?;
         self.announce(failure, new_code);
         Ok(())

@@ -6,17 +6,20 @@
 //! so two processes that both believe a message to be theirs do no harm.
 
 mod due;
+mod marked;
 mod store;
+mod watermark;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use serde::de::DeserializeOwned;
 use tokio_postgres::types::ToSql;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
@@ -53,11 +56,19 @@ pub enum Stop {
 }
 
 /// Whether messages are remembered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Dedup {
     /// One row for each message: the default.
     #[default]
     Rows,
+    /// One row for each partition, moved by each transaction: where one relay feeds the topic, and
+    /// nothing else. Messages of a partition are handled one after the other, so it is for
+    /// batches. A message of another relay stops the consumer; one that a repair published is
+    /// looked up by its id. Change to it only after an orderly stop of all instances.
+    Watermark {
+        /// The relay's name, as the header `outbox-relay` has it.
+        relay: String,
+    },
     /// Not at all: a message that comes twice takes effect twice. For handlers that are idempotent
     /// by themselves, and to measure what remembering costs. Keys that wait are still respected.
     Off,
@@ -79,6 +90,8 @@ struct Shared {
     retry: Retry,
     alerts: Alerts,
     meter: Meter,
+    /// Watermarks as this process left them.
+    marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
     parked: Arc<tokio::sync::Notify>,
 }
 
@@ -103,6 +116,7 @@ struct Sorted<'a> {
     waiting: Vec<&'a RawMessage>,
     outside: Vec<&'a RawMessage>,
     duplicates: usize,
+    moved: Option<marked::Moved>,
 }
 
 impl Processor {
@@ -136,6 +150,7 @@ impl Processor {
             retry: Retry::default(),
             alerts: Alerts::default(),
             meter,
+            marks: Arc::default(),
             parked: Arc::default(),
         };
         Processor { shared: Arc::new(shared) }
@@ -181,7 +196,15 @@ impl Processor {
 
     /// Messages with the same lane are kept in order.
     pub(crate) fn lane(&self, message: &RawMessage) -> Uuid {
+        if self.by_partition() {
+            return Ordering::Partition.lane(message);
+        }
         self.shared.ordering.lane(message)
+    }
+
+    #[cfg(feature = "kafka")]
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.shared.meter
     }
 
     fn shelf(&self) -> Shelf {
@@ -199,11 +222,7 @@ impl Processor {
     /// [`Stop`]: don't acknowledge them, and stop.
     pub async fn process(&self, messages: &[RawMessage]) -> Result<(), Stop> {
         // A batch that fails is halved, and the first half is done before the second.
-        let mut open: Vec<Range<usize>> = (0..messages.len())
-            .step_by(self.shared.batch_max)
-            .map(|start| start..messages.len().min(start + self.shared.batch_max))
-            .rev()
-            .collect();
+        let mut open = self.batches(messages);
         while let Some(range) = open.pop() {
             let batch = messages.get(range.clone()).unwrap_or_default();
             match self.settle(|| self.attempt(batch)).await? {
@@ -221,6 +240,21 @@ impl Processor {
             }
         }
         Ok(())
+    }
+
+    /// Ranges of at most a batch, last first; where a watermark is locked, of one partition each.
+    fn batches(&self, messages: &[RawMessage]) -> Vec<Range<usize>> {
+        let same = |a: &RawMessage, b: &RawMessage| {
+            !self.by_partition()
+                || (a.source.partition == b.source.partition && a.source.topic == b.source.topic)
+        };
+        let (mut ranges, mut start) = (Vec::new(), 0);
+        for run in messages.chunk_by(same).flat_map(|run| run.chunks(self.shared.batch_max)) {
+            ranges.push(start..start + run.len());
+            start += run.len();
+        }
+        ranges.reverse();
+        ranges
     }
 
     /// Runs a transaction again while the reason is not the message's.
@@ -264,7 +298,9 @@ impl Processor {
             InboxError::Conflict(error) => error.into(),
             InboxError::Uncommitted(error) => error.into(),
             InboxError::Aborted(state) => aborted(state),
-            InboxError::Refused { .. } | InboxError::Escaped => return Err(Stop::Inbox(error)),
+            InboxError::Refused { .. } | InboxError::Escaped | InboxError::Unsafe(_) => {
+                return Err(Stop::Inbox(error));
+            }
         })
     }
 
@@ -291,7 +327,7 @@ impl Processor {
             self.shared.meter.count(Outcome::Duplicate, sorted.duplicates);
             return Ok(Attempt::Done);
         }
-        open.commit().await?;
+        self.finish(open, &sorted).await?;
         let meter = &self.shared.meter;
         meter.transaction(begun.elapsed());
         meter.count(Outcome::Applied, sorted.fresh.len());
@@ -304,7 +340,19 @@ impl Processor {
     }
 
     async fn work(&self, tx: Tx, messages: Vec<RawMessage>) -> Result<(), Failure> {
-        self.shared.work.run(tx, messages).await
+        let consumer = self.shared.inbox.consumer();
+        // The producer's context as it is: whoever exports spans knows what to do with it.
+        let span = match messages.as_slice() {
+            [message] => tracing::info_span!(
+                "message",
+                consumer,
+                id = %message.id,
+                attempt = message.attempt,
+                traceparent = message.headers.text("traceparent")
+            ),
+            many => tracing::info_span!("batch", consumer, messages = many.len()),
+        };
+        self.shared.work.run(tx, messages).instrument(span).await
     }
 
     /// Stores a message that failed, in a transaction that claims it again: another process may
@@ -318,7 +366,7 @@ impl Processor {
         let shelf = self.shelf();
         if sorted.fresh.is_empty() && sorted.outside.is_empty() {
             shelf.append(&open, &sorted.waiting).await?;
-            open.commit().await?;
+            self.finish(open, &sorted).await?;
             self.shared.meter.count(Outcome::Waiting, sorted.waiting.len());
             return Ok(Attempt::Done);
         }
@@ -328,13 +376,13 @@ impl Processor {
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         if let Some(due) = due {
             shelf.park(&open, message, attempts, due, failure).await?;
-            open.commit().await?;
+            self.finish(open, &sorted).await?;
             self.shared.meter.count(Outcome::Parked, 1);
             self.shared.parked.notify_one();
             return Ok(Attempt::Done);
         }
         let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
-        open.commit().await?;
+        self.finish(open, &sorted).await?;
         self.announce(failure, new_code);
         Ok(Attempt::Done)
     }
@@ -366,19 +414,25 @@ impl Processor {
         messages: &'a [RawMessage],
     ) -> Result<(Open, Sorted<'a>), InboxError> {
         let inbox = &self.shared.inbox;
+        if let Dedup::Watermark { relay } = &self.shared.dedup {
+            return self.claim_marked(relay, messages).await;
+        }
+        let off = self.shared.dedup == Dedup::Off;
         let mut sorted = Sorted::default();
         let mut known = Vec::with_capacity(messages.len());
         for message in messages {
-            if self.shared.dedup == Dedup::Off || inbox.can_tell(&message.id).await? {
+            if off || inbox.can_tell(&message.id).await? {
                 known.push(message);
             } else {
                 sorted.outside.push(message);
             }
         }
-        let lanes: Vec<Uuid> = known.iter().map(|message| self.lane(message)).collect();
-        let claimed = match self.shared.dedup {
-            Dedup::Rows => claim_rows(inbox, &known, &lanes).await,
-            Dedup::Off => claim_nothing(inbox, &known, &lanes).await,
+        let lanes: Vec<Uuid> =
+            known.iter().map(|message| self.shared.ordering.lane(message)).collect();
+        let claimed = if off {
+            claim_nothing(inbox, &known, &lanes).await
+        } else {
+            claim_rows(inbox, &known, &lanes).await
         };
         let (open, mut claimed, parked) = match claimed {
             // A day was dropped since we looked: look again.

@@ -34,7 +34,6 @@ impl Due {
 
 /// Message of a parked lane, with what is known about it.
 pub(super) struct Head {
-    pub(super) lane: Uuid,
     pub(super) seq: i64,
     pub(super) replays: i32,
     pub(super) message: RawMessage,
@@ -151,31 +150,33 @@ pub(super) const LOCK_DUE: &str = "select lane, attempts from inbox.parked_lanes
      where consumer_id = $1 and due_at <= now() order by due_at limit 1 for update skip locked";
 
 impl Shelf {
-    /// The first message of a lane that is locked.
-    pub(super) async fn head(
+    /// The first messages of a lane that is locked, at most `max`; the first of them was tried
+    /// `attempts` times.
+    pub(super) async fn heads(
         self,
         open: &Open,
         lane: Uuid,
         attempts: i32,
-    ) -> Result<Option<Head>, InboxError> {
+        max: i64,
+    ) -> Result<Vec<Head>, InboxError> {
         let sql = "select seq, replays, message_id, topic, partition, record_offset, key, payload, headers, \
-                   day - date '1970-01-01' from inbox.parked where consumer_id = $1 and lane = $2 order by seq limit 1";
-        let rows =
-            open.query("taking from a parked lane", sql, &[&self.consumer_id, &lane]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let read = || {
-            Ok(Head {
-                lane,
-                seq: row.try_get(0)?,
-                replays: row.try_get(1)?,
-                message: message(row, u32::try_from(attempts).unwrap_or(0).saturating_add(1))?,
-            })
-        };
-        read().map(Some).map_err(|error| InboxError::of("reading a parked message", error))
+                   day - date '1970-01-01' \
+                   from inbox.parked where consumer_id = $1 and lane = $2 order by seq limit $3";
+        let params: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &lane, &max];
+        let rows = open.query("taking from a parked lane", sql, &params).await?;
+        let first = u32::try_from(attempts).unwrap_or(0).saturating_add(1);
+        let attempts = std::iter::once(first).chain(std::iter::repeat(1));
+        let heads: Result<_, _> = rows.iter().zip(attempts).map(|(row, n)| head(row, n)).collect();
+        heads.map_err(|error| InboxError::of("reading a parked message", error))
     }
 }
 
-/// From the third column of [`head`]'s query on.
+fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
+    let message = message(row, attempt)?;
+    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
+}
+
+/// From the third column of the query in [`Shelf::heads`] on.
 fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error> {
     Ok(Message {
         id: MessageId::from_parts(row.try_get(2)?, row.try_get(9)?),
@@ -192,18 +193,24 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
 }
 
 impl Shelf {
-    /// Removes a lane's head. The lane goes on with its next message at once, or is free again.
-    pub(super) async fn advance(self, open: &Open, head: &Head) -> Result<(), InboxError> {
-        let sql = "with gone as (delete from inbox.parked where consumer_id = $1 and lane = $2 and seq = $3), \
+    /// Removes a lane's first messages. It goes on with its next one at once, or is free again.
+    pub(super) async fn advance(
+        self,
+        open: &Open,
+        lane: Uuid,
+        heads: &[Head],
+    ) -> Result<(), InboxError> {
+        let sql = "with gone as (delete from inbox.parked \
+                   where consumer_id = $1 and lane = $2 and seq = any ($3)), \
                more as (select exists (select from inbox.parked \
-                   where consumer_id = $1 and lane = $2 and seq <> $3) as there), \
+                   where consumer_id = $1 and lane = $2 and seq <> all ($3)) as there), \
                next as (update inbox.parked_lanes \
                    set attempts = 0, due_at = now(), code = null, error = null, since = now() \
                    where consumer_id = $1 and lane = $2 and (select there from more)) \
                delete from inbox.parked_lanes \
                where consumer_id = $1 and lane = $2 and not (select there from more)";
-        open.query("taking from a parked lane", sql, &[&self.consumer_id, &head.lane, &head.seq])
-            .await?;
+        let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
+        open.query("taking from a parked lane", sql, &[&self.consumer_id, &lane, &seqs]).await?;
         Ok(())
     }
 

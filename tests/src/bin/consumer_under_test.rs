@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use outbox_idempotency::{
-    Event, Failure, Inbox, Message, Processor, Retry, Tx,
+    Dedup, Event, Failure, Inbox, Message, Processor, Retry, Tx,
     kafka::{ClientConfig, Runner},
 };
 use serde::Deserialize;
@@ -19,6 +19,7 @@ struct Settings {
     topic: String,
     batch: usize,
     fail_percent: u32,
+    watermark: Option<String>,
 }
 
 #[tokio::main]
@@ -44,6 +45,11 @@ async fn main() -> Result<()> {
     };
     let retry = Retry::exponential(Duration::from_millis(20), Duration::from_millis(200));
     let processor = processor.retry(retry.attempts(1_000));
+
+    let processor = match settings.watermark {
+        Some(relay) => processor.dedup(Dedup::Watermark { relay }),
+        None => processor,
+    };
 
     let mut config = ClientConfig::new();
     config

@@ -60,6 +60,11 @@ impl Stack {
         let truth = self.harness.committed().await;
         consumer::count(&self.consumers, &truth, &self.topic).await
     }
+
+    async fn compare(&self) -> consumer::Effects {
+        let truth = self.harness.committed().await;
+        consumer::compare(&self.consumers, &truth, &self.topic).await
+    }
 }
 
 #[tokio::test]
@@ -67,8 +72,8 @@ async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
     let t = Stack::start().await;
     // At-least-once, so that a killed relay publishes again what it had published.
     let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
-    let mut consumer = t.consumer("one", &Plan { batch: 0, fail_percent: 3 });
-    let load = t.load(4).await;
+    let mut consumer = t.consumer("one", &Plan { batch: 0, fail_percent: 3, watermark: None });
+    let load = t.load(2).await;
     for round in 0..4 {
         t.more().await;
         consumer.kill9().await;
@@ -88,8 +93,8 @@ async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
 async fn batches_survive_kills_of_their_consumer() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3 });
-    let load = t.load(4).await;
+    let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3, watermark: None });
+    let load = t.load(2).await;
     for _ in 0..3 {
         t.more().await;
         consumer.kill9().await;
@@ -99,15 +104,26 @@ async fn batches_survive_kills_of_their_consumer() {
     load.stop().await;
     t.count().await.assert_effectively_once();
     assert!(consumer.sigterm().await.success());
+
+    // The count can tell.
+    let tamper = "insert into effects (message, lane, n) \
+                      select message, lane, n from effects order by place limit 1; \
+                  delete from effects where place = (select place from effects order by place desc offset 1 limit 1); \
+                  insert into effects (message, lane, n) \
+                      select gen_random_uuid(), lane, n from effects order by place limit 1";
+    t.consumers.superuser().batch_execute(tamper).await.expect("tampered");
+    let counted = t.compare().await;
+    assert_eq!((counted.lost, counted.doubled, counted.invented), (1, 1, 1), "{counted:?}");
+    assert_eq!(counted.follow_ups_off, 1, "{counted:?}");
 }
 
 #[tokio::test]
 async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let plan = Plan { batch: 0, fail_percent: 3 };
+    let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
     let mut first = t.consumer("first", &plan);
-    let load = t.load(4).await;
+    let load = t.load(2).await;
     t.more().await;
     let mut second = t.consumer("second", &plan);
     second.wait_log("partitions assigned partitions=4").await;
@@ -115,7 +131,7 @@ async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
     assert!(first.sigterm().await.success());
     t.more().await;
     first.restart();
-    let third = t.consumer("third", &Plan { batch: 50, ..plan });
+    let third = t.consumer("third", &Plan { batch: 50, ..plan.clone() });
     third.wait_log("partitions assigned").await;
     t.more().await;
     second.kill9().await;
@@ -128,9 +144,9 @@ async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
 async fn a_consumer_that_thaws_after_its_partitions_went_does_no_harm() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let plan = Plan { batch: 0, fail_percent: 3 };
+    let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
     let zombie = t.consumer("zombie", &plan);
-    let load = t.load(4).await;
+    let load = t.load(2).await;
     t.more().await;
     zombie.freeze();
     let next = t.consumer("next", &plan);
@@ -142,4 +158,39 @@ async fn a_consumer_that_thaws_after_its_partitions_went_does_no_harm() {
     t.more().await;
     load.stop().await;
     t.count().await.assert_effectively_once();
+}
+
+#[tokio::test]
+async fn a_watermark_tells_what_a_killed_relay_publishes_again() {
+    let t = Stack::start().await;
+    let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
+    let name = t.harness.database().name().to_owned();
+    let plan = Plan { batch: 100, fail_percent: 3, watermark: Some(name) };
+    let mut consumer = t.consumer("one", &plan);
+    let load = t.load(2).await;
+    for round in 0..4 {
+        t.more().await;
+        if round % 2 == 0 {
+            consumer.kill9().await;
+            relay.kill9().await;
+            relay.restart();
+            consumer.restart();
+        } else {
+            relay.kill9().await;
+            relay.restart();
+        }
+    }
+    t.more().await;
+    let other = t.consumer("two", &plan);
+    other.wait_log("partitions assigned partitions=4").await;
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+    let rows =
+        "select (select count(*) from inbox.watermarks), (select count(*) from inbox.messages)";
+    let row = t.consumers.superuser().query_one(rows, &[]).await.expect("a count");
+    let keyless = t.harness.committed().await.iter().filter(|row| row.key.is_none()).count();
+    let keyless = i64::try_from(keyless).expect("a count");
+    // A row for each partition; one for a message only where it has no key.
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (8, keyless));
 }

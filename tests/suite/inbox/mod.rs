@@ -4,6 +4,8 @@ mod command;
 mod core;
 mod effects;
 mod kafka;
+mod kit;
 mod outages;
 mod processor;
 mod retention;
+mod watermark;

@@ -1,0 +1,164 @@
+//! Claims by a partition's watermark instead of by rows.
+//!
+//! The watermark's row is locked by each transaction that moves it, so all of a partition's
+//! transactions take turns, whoever runs them, and each sees how far the last one came. A process
+//! walks its partition in order, so what it brings next begins at or before the watermark, and no
+//! owner needs a fence. The one thing that breaks this is a database that loses what it had
+//! committed: then the watermark is behind what this process knows, and it stops.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::{
+    Dedup, Processor, Sorted,
+    watermark::{self, Mark, Verdict},
+};
+use crate::{error::InboxError, message::RawMessage, transaction::Open};
+
+pub(super) type Partition = (Arc<str>, i32);
+
+/// Where a watermark goes when the transaction commits.
+pub(super) struct Moved {
+    partition: Partition,
+    mark: Mark,
+    ids: Vec<Uuid>,
+}
+
+impl Processor {
+    /// Whether messages of a partition must be brought one after the other.
+    pub(crate) fn by_partition(&self) -> bool {
+        matches!(self.shared.dedup, Dedup::Watermark { .. })
+    }
+
+    pub(super) async fn claim_marked<'a>(
+        &self,
+        relay: &str,
+        messages: &'a [RawMessage],
+    ) -> Result<(Open, Sorted<'a>), InboxError> {
+        let inbox = &self.shared.inbox;
+        let mut positions = Vec::with_capacity(messages.len());
+        for message in messages {
+            let read = watermark::read(&message.headers, relay);
+            positions.push(read.map_err(|why| cannot_tell(message, &why))?);
+        }
+        let source = &messages.first().expect("there is at least one").source;
+        let partition = (Arc::clone(&source.topic), source.partition);
+        let lanes: Vec<Uuid> =
+            messages.iter().map(|message| self.shared.ordering.lane(message)).collect();
+        let (open, mut mark, parked) =
+            watermark::lock(inbox, &partition.0, partition.1, &lanes).await?;
+        if self.marks().get(&partition).is_some_and(|known| !mark.includes(known)) {
+            let (topic, number) = &partition;
+            return Err(InboxError::Unsafe(format!(
+                "the database has lost what it had committed of {topic}/{number}; started again, \
+                 the consumer goes on where the database is"
+            )));
+        }
+
+        let mut sorted = Sorted::default();
+        let (mut verdicts, mut unclear) = (Vec::with_capacity(messages.len()), Vec::new());
+        for (message, (position, repaired)) in messages.iter().zip(&positions) {
+            // Without a key it may have come before in another partition, and never in this one.
+            let placeless = *repaired || message.key.is_none();
+            let verdict = mark.judge(position, placeless, message.source.offset);
+            let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
+            if verdict == Verdict::ById {
+                if inbox.can_tell(&message.id).await? {
+                    unclear.push(message);
+                } else {
+                    sorted.outside.push(message);
+                }
+            }
+            verdicts.push(verdict);
+        }
+        let claimed = watermark::claim_by_id(&open, inbox, &unclear).await?;
+        let mut claimed: HashSet<Uuid> = claimed.into_iter().collect();
+        let parked: HashSet<Uuid> = parked.into_iter().collect();
+        let mut ids = Vec::with_capacity(messages.len());
+        for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {
+            let id = message.id.uuid();
+            let fresh = match verdict {
+                Verdict::Fresh => true,
+                Verdict::Duplicate => false,
+                Verdict::ById if sorted.outside.iter().any(|o| o.source == message.source) => {
+                    continue;
+                }
+                Verdict::ById => claimed.remove(&id),
+            };
+            if !fresh {
+                sorted.duplicates += 1;
+                continue;
+            }
+            ids.push(id);
+            let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
+            kind.push(message);
+        }
+        sorted.moved = Some(Moved { partition, mark, ids });
+        Ok((open, sorted))
+    }
+
+    /// Moves the watermark, if there is one, and commits.
+    pub(super) async fn finish(&self, open: Open, sorted: &Sorted<'_>) -> Result<(), InboxError> {
+        let Some(Moved { partition, mark, ids }) = &sorted.moved else {
+            return open.commit().await;
+        };
+        let (topic, number) = partition;
+        watermark::advance(&open, &self.shared.inbox, topic, *number, mark, ids).await?;
+        open.commit().await?;
+        self.marks().insert(partition.clone(), mark.clone());
+        Ok(())
+    }
+
+    fn marks(&self) -> MutexGuard<'_, HashMap<Partition, Mark>> {
+        self.shared.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the database says that partitions go on, of those that it knows; to be asked whenever
+    /// partitions come to this process, since what it knew of them is forgotten.
+    pub(crate) async fn start_offsets(
+        &self,
+        partitions: &[Partition],
+    ) -> Result<Vec<(Partition, i64)>, InboxError> {
+        const DOING: &str = "reading watermarks";
+        let sql = "select next_offset from inbox.watermarks \
+                   where consumer_id = $1 and topic = $2 and partition = $3 and position is not null";
+        let inbox = &self.shared.inbox;
+        let mut offsets = Vec::new();
+        for partition in partitions {
+            let (topic, number) = (&*partition.0, partition.1);
+            let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &number];
+            let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+            open.rollback().await?;
+            if let Some(row) = rows.first() {
+                let offset = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
+                offsets.push((partition.clone(), offset));
+            }
+            self.marks().remove(partition);
+        }
+        Ok(offsets)
+    }
+
+    /// Forgets ids that no repair can bring again: older than some minutes before the newest.
+    pub(super) async fn trim(&self) -> Result<(), InboxError> {
+        let sql = "delete from inbox.applied as a using ( \
+                       select topic, partition, max(applied_at) - interval '5 minutes' as kept_from \
+                       from inbox.applied where consumer_id = $1 group by topic, partition) as k \
+                   where a.consumer_id = $1 and a.topic = k.topic and a.partition = k.partition \
+                       and a.applied_at < k.kept_from";
+        let inbox = &self.shared.inbox;
+        let consumer_id = inbox.consumer_id();
+        let (open, _) = Open::begin(inbox.pool(), "trimming ids", sql, &[&consumer_id]).await?;
+        open.commit().await
+    }
+}
+
+fn cannot_tell(message: &RawMessage, why: &str) -> InboxError {
+    let source = &message.source;
+    let (topic, partition, offset) = (&source.topic, source.partition, source.offset);
+    InboxError::Unsafe(format!("{topic}/{partition}@{offset}: {why}"))
+}

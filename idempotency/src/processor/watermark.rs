@@ -1,0 +1,286 @@
+//! How far a partition has come, by the positions that its one relay gives.
+//!
+//! Within a partition those never step back, so a message is new if and only if its position is
+//! past the watermark, which is one row, locked by each transaction that moves it. What positions
+//! can't tell is looked up by its id: what has no key, and so may lie in another partition when it
+//! is published again; what a repair published; and what a new timeline may repeat.
+//! Deciding is pure; `lock` and `advance` are the statements around it.
+
+use std::{fmt, str::FromStr};
+
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use crate::{
+    error::InboxError,
+    inbox::Inbox,
+    message::{Headers, RawMessage},
+    transaction::Open,
+};
+
+/// A place in the WAL of one timeline: start of the commit record, ordinal in the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    commit_lsn: u64,
+    ordinal: u64,
+}
+
+/// What the header `outbox-position` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    system_id: u64,
+    timeline: u32,
+    place: Place,
+}
+
+/// A watermark.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    position: Option<Position>,
+    /// The highest place of earlier timelines.
+    before: Option<Place>,
+    next_offset: i64,
+}
+
+/// What a mark says about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Fresh,
+    Duplicate,
+    /// Its position says nothing.
+    ById,
+}
+
+impl Mark {
+    /// Judges the next message of the partition, and moves past it; `placeless` is one whose
+    /// position says nothing in this partition.
+    ///
+    /// # Errors
+    /// It comes from another cluster, so positions can't be compared.
+    pub(super) fn judge(
+        &mut self,
+        position: &Position,
+        placeless: bool,
+        offset: i64,
+    ) -> Result<Verdict, String> {
+        let verdict = match &self.position {
+            _ if placeless => Verdict::ById,
+            None => self.reach(position),
+            Some(at) if at.system_id != position.system_id => {
+                return Err(format!(
+                    "the relay's cluster is {} and was {}; if the consumer is to go on with it, \
+                     delete the partition's row of inbox.watermarks",
+                    position.system_id, at.system_id
+                ));
+            }
+            Some(at) if position.timeline < at.timeline => Verdict::Duplicate,
+            Some(at) if position.timeline > at.timeline => {
+                self.before = self.before.max(Some(at.place));
+                self.reach(position)
+            }
+            Some(at) if position.place <= at.place => Verdict::Duplicate,
+            Some(_) => self.reach(position),
+        };
+        self.next_offset = self.next_offset.max(offset.saturating_add(1));
+        Ok(verdict)
+    }
+
+    /// A new timeline begins inside the old one, so up to there its places were given before.
+    fn reach(&mut self, position: &Position) -> Verdict {
+        self.position = Some(position.clone());
+        if Some(position.place) <= self.before { Verdict::ById } else { Verdict::Fresh }
+    }
+
+    /// Whether `self` is where `other` is, or past it.
+    pub(super) fn includes(&self, other: &Mark) -> bool {
+        let key = |mark: &Mark| mark.position.as_ref().map(|p| (p.timeline, p.place));
+        key(self) >= key(other) && self.next_offset >= other.next_offset
+    }
+}
+
+/// Reads what the relay wrote about a message: its position, and whether a repair published it.
+/// The position of that is where the repair began, not where the event was.
+///
+/// # Errors
+/// It has no position, or another relay's name.
+pub(super) fn read(headers: &Headers, relay: &str) -> Result<(Position, bool), String> {
+    let text = |name, in_cloud_events| headers.text(name).or_else(|| headers.text(in_cloud_events));
+    match text("outbox-relay", "ce_outboxrelay") {
+        Some(name) if name == relay => {}
+        Some(name) => return Err(format!("it comes from the relay {name:?}, not from {relay:?}")),
+        None => return Err(format!("it names no relay, and {relay:?} is to feed the topic alone")),
+    }
+    let position = text("outbox-position", "ce_outboxposition").unwrap_or_default();
+    let position = position.parse().map_err(|_| format!("its position is {position:?}"))?;
+    Ok((position, text("outbox-repaired", "ce_outboxrepaired") == Some("1")))
+}
+
+impl FromStr for Place {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (lsn, ordinal) = text.split_once(':').unwrap_or((text, ""));
+        Ok(Place { commit_lsn: u64::from_str_radix(lsn, 16)?, ordinal: ordinal.parse()? })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016X}:{:010}", self.commit_lsn, self.ordinal)
+    }
+}
+
+impl FromStr for Position {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, ':');
+        let mut part = || parts.next().unwrap_or_default();
+        Ok(Position {
+            system_id: part().parse()?,
+            timeline: part().parse()?,
+            place: part().parse()?,
+        })
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.system_id, self.timeline, self.place)
+    }
+}
+
+fn stored<T: FromStr>(text: Option<&str>) -> Result<Option<T>, InboxError> {
+    text.map(str::parse)
+        .transpose()
+        .map_err(|_| InboxError::Unsafe("inbox.watermarks holds what is no position".into()))
+}
+
+/// Begins, locks the watermark of the messages' partition, and looks which lanes are parked.
+pub(super) async fn lock(
+    inbox: &Inbox,
+    topic: &str,
+    partition: i32,
+    lanes: &[Uuid],
+) -> Result<(Open, Mark, Vec<Uuid>), InboxError> {
+    const DOING: &str = "locking a watermark";
+    let sql = "select at_position, at_before, at_offset, parked \
+               from inbox.lock_watermark($1, $2, $3, $4)";
+    let params: [&(dyn ToSql + Sync); 4] = [&inbox.consumer_id(), &topic, &partition, &lanes];
+    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let read = |error| InboxError::of(DOING, error);
+    let row = rows.first().expect("a function with out parameters returns one row");
+    let mark = Mark {
+        position: stored(row.try_get(0).map_err(read)?)?,
+        before: stored(row.try_get(1).map_err(read)?)?,
+        next_offset: row.try_get(2).map_err(read)?,
+    };
+    Ok((open, mark, row.try_get(3).map_err(read)?))
+}
+
+/// Of messages whose positions say nothing, the ids of those that are new; they are claimed.
+pub(super) async fn claim_by_id(
+    open: &Open,
+    inbox: &Inbox,
+    messages: &[&RawMessage],
+) -> Result<Vec<Uuid>, InboxError> {
+    let Some(first) = messages.first() else { return Ok(Vec::new()) };
+    let sql = "select inbox.claim_by_id($1, $2, $3, $4, \
+               array(select date '1970-01-01' + d from unnest($5::int4[]) with ordinality as t (d, n) \
+                     order by n))";
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
+    let days: Vec<i32> = messages.iter().map(|message| message.id.day()).collect();
+    let (topic, partition) = (&*first.source.topic, first.source.partition);
+    let params: [&(dyn ToSql + Sync); 5] = [&inbox.consumer_id(), &topic, &partition, &ids, &days];
+    let rows = open.query("claiming by id", sql, &params).await?;
+    let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    ids.map_err(|error| InboxError::of("claiming by id", error))
+}
+
+/// Moves the locked watermark, and remembers the ids of what was taken over.
+pub(super) async fn advance(
+    open: &Open,
+    inbox: &Inbox,
+    topic: &str,
+    partition: i32,
+    mark: &Mark,
+    ids: &[Uuid],
+) -> Result<(), InboxError> {
+    let sql = "with moved as (update inbox.watermarks \
+                   set position = $4, before = $5, next_offset = $6, changed_at = now() \
+                   where consumer_id = $1 and topic = $2 and partition = $3) \
+               insert into inbox.applied (consumer_id, topic, partition, ids) \
+               values ($1, $2, $3, $7)";
+    let position = mark.position.as_ref().map(ToString::to_string);
+    let before = mark.before.map(|place| place.to_string());
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&inbox.consumer_id(), &topic, &partition, &position, &before, &mark.next_offset, &ids];
+    open.query("moving a watermark", sql, &params).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(text: &str) -> Position {
+        text.parse().expect("a position")
+    }
+
+    #[test]
+    fn a_position_reads_and_writes_as_the_relay_does() {
+        let text = "7301234567890123456:2:00000000000000AA:0000000012";
+        assert_eq!(position(text).to_string(), text);
+        for wrong in ["", "1:1:AA", "1:1:AA:", "1:1:XY:1", "a:1:AA:1", "1:1:AA:1:2"] {
+            assert!(wrong.parse::<Position>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_past_the_mark_is_a_duplicate_and_the_rest_is_new() {
+        let mut mark = Mark::default();
+        let mut judge =
+            |text: &str| mark.judge(&position(text), false, 0).expect("the same cluster");
+        use Verdict::{ById, Duplicate, Fresh};
+        for (text, expected) in [
+            ("1:1:A0:5", Fresh),
+            ("1:1:A0:5", Duplicate),
+            ("1:1:A0:6", Fresh),
+            ("1:1:9F:9", Duplicate),
+            ("1:1:B0:0", Fresh),
+            // Promoted at a place before the last: up to that, places come again.
+            ("1:2:A8:0", ById),
+            ("1:2:A8:0", Duplicate),
+            ("1:2:B0:0", ById),
+            ("1:2:B0:1", Fresh),
+            ("1:1:C0:0", Duplicate),
+            ("1:3:C0:0", Fresh),
+        ] {
+            assert_eq!(judge(text), expected, "{text}");
+        }
+        mark.judge(&position("2:3:D0:0"), false, 0).expect_err("another cluster");
+    }
+
+    #[test]
+    fn what_a_repair_published_moves_nothing_and_is_looked_up() {
+        let mut mark = Mark::default();
+        assert_eq!(mark.judge(&position("1:1:A0:0"), false, 7), Ok(Verdict::Fresh));
+        let before = mark.clone();
+        assert_eq!(mark.judge(&position("1:1:F0:0"), true, 8), Ok(Verdict::ById));
+        assert_eq!((&mark.position, mark.next_offset), (&before.position, 9));
+        assert!(mark.includes(&before) && !before.includes(&mark));
+    }
+
+    #[test]
+    fn a_relay_that_was_not_named_is_an_error() {
+        let headers = |relay: &str| {
+            Headers(vec![
+                ("outbox-relay".into(), Some(relay.into())),
+                ("outbox-position".into(), Some(b"1:1:A0:0".to_vec())),
+            ])
+        };
+        assert_eq!(read(&headers("orders"), "orders"), Ok((position("1:1:A0:0"), false)));
+        read(&headers("other"), "orders").expect_err("another relay");
+        read(&Headers::default(), "orders").expect_err("no relay");
+    }
+}

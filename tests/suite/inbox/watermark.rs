@@ -1,0 +1,190 @@
+//! Duplicates told by the relay's positions: one row for each partition.
+
+use std::time::Duration;
+
+use outbox_idempotency::{
+    Dedup, Failure, Headers, InboxError, Message, MessageId, Processor, RawMessage, Retry, Stop, Tx,
+};
+use outbox_tests::{database::Database, wait};
+use tokio::task::JoinSet;
+
+use super::effects::{
+    Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
+};
+
+fn watermark() -> Dedup {
+    Dedup::Watermark { relay: "orders".into() }
+}
+
+/// A message as the relay publishes it, at a place of the WAL and an offset of the topic.
+fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessage {
+    let mut message = message(key, n);
+    message.headers = Headers(vec![
+        ("outbox-relay".into(), Some(b"orders".to_vec())),
+        ("outbox-position".into(), Some(format!("7:1:{commit:016X}:0000000000").into_bytes())),
+    ]);
+    message.source.offset = offset;
+    message
+}
+
+fn with_header(mut message: RawMessage, name: &str, value: &str) -> RawMessage {
+    message.headers.0.retain(|(found, _)| found != name);
+    message.headers.0.push((name.into(), Some(value.as_bytes().to_vec())));
+    message
+}
+
+async fn processor(database: &Database) -> Processor {
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        Ok(())
+    };
+    Processor::new(inbox(database).await, handler).dedup(watermark())
+}
+
+fn steps(ns: &[i32]) -> Vec<Step> {
+    ns.iter().map(|n| Step { key: "a".into(), n: *n }).collect()
+}
+
+#[tokio::test]
+async fn what_the_relay_publishes_again_is_known_by_its_position_alone() {
+    let database = database().await;
+    let (one, two) = (processor(&database).await, processor(&database).await);
+    one.process(&[published("a", 1, 10, 0), published("a", 2, 20, 1)]).await.expect("settled");
+    // Another process, new offsets, and ids that nobody has stored.
+    let again = [published("a", 1, 10, 2), published("a", 2, 20, 3), published("a", 3, 30, 4)];
+    two.process(&again).await.expect("settled");
+    one.process(&again).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
+    assert_eq!(number(&database, "select count(*) from inbox.messages").await, 0);
+    assert_eq!(number(&database, "select next_offset from inbox.watermarks").await, 5);
+}
+
+#[tokio::test]
+async fn another_relay_is_an_error_and_never_a_skip() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let ours = published("a", 1, 10, 0);
+    let other = with_header(published("a", 2, 5, 1), "outbox-relay", "other");
+    processor.process(std::slice::from_ref(&ours)).await.expect("settled");
+    for foreign in
+        [other, message("a", 2), with_header(ours.clone(), "outbox-position", "9:1:FF:0")]
+    {
+        let stop = processor.process(&[foreign]).await.expect_err("it can't tell");
+        assert!(matches!(stop, Stop::Inbox(InboxError::Unsafe(_))), "{stop:?}");
+    }
+    assert_eq!(effects(&database).await, steps(&[1]));
+}
+
+#[tokio::test]
+async fn what_a_repair_published_is_looked_up_by_its_id() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let (first, second) = (published("a", 1, 10, 0), published("a", 2, 20, 1));
+    processor.process(&[first.clone(), second.clone()]).await.expect("settled");
+    // A repair: old ids under the position where it began, which is past all others; one of the
+    // three was never published before.
+    let missed = published("a", 3, 99, 4);
+    let repaired = |id: MessageId, n, offset| {
+        let message = RawMessage { id, ..published("a", n, 99, offset) };
+        with_header(message, "outbox-repaired", "1")
+    };
+    let repair = [repaired(first.id, 1, 2), repaired(second.id, 2, 3), repaired(missed.id, 3, 4)];
+    processor.process(&repair).await.expect("settled");
+    processor.process(&repair).await.expect("settled again");
+    processor.process(&[published("a", 4, 100, 5)]).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4]));
+}
+
+/// A relay that starts again may put it into another partition, behind later positions.
+#[tokio::test]
+async fn what_has_no_key_is_known_by_its_id_in_whichever_partition_it_comes() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let keyless = |n, partition| {
+        let mut message = RawMessage { key: None, ..published("a", n, 10, 1) };
+        message.source.partition = partition;
+        message
+    };
+    let first = keyless(1, 0);
+    let again = RawMessage { id: first.id, ..keyless(1, 1) };
+    // Never stored in its first partition, and behind a later position in this one.
+    let missed = keyless(3, 1);
+    let later = RawMessage { source: missed.source.clone(), ..published("a", 2, 20, 0) };
+    processor.process(&[first, later, again.clone(), missed]).await.expect("settled");
+    processor.process(&[again]).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
+}
+
+#[tokio::test]
+async fn a_database_that_lost_its_end_stops_the_process_that_knows_better() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    processor.process(&[published("a", 1, 10, 0)]).await.expect("settled");
+    let earlier = "create table earlier as select * from inbox.watermarks";
+    database.superuser().batch_execute(earlier).await.expect("copied");
+    processor.process(&[published("a", 2, 20, 1)]).await.expect("settled");
+    // A standby that was promoted without the last commits.
+    let lose = "update inbox.watermarks w set position = e.position, next_offset = e.next_offset \
+                from earlier e; delete from effects where n = 2";
+    database.superuser().batch_execute(lose).await.expect("lost");
+    let stop = processor.process(&[published("a", 3, 30, 2)]).await.expect_err("a gap");
+    assert!(matches!(stop, Stop::Inbox(InboxError::Unsafe(_))), "{stop:?}");
+    assert_eq!(effects(&database).await, steps(&[1]));
+}
+
+/// As with rows: several processes that all believe the partition to be theirs.
+#[tokio::test]
+async fn processes_that_share_a_partition_lose_double_and_reorder_nothing() {
+    const KEYS: i32 = 8;
+    const STEPS: i32 = 40;
+    let database = database().await;
+    let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
+        for message in messages {
+            take(&tx, &message.payload).await?;
+        }
+        match rand::random_range(0..10) {
+            0 | 1 => Err(Failure::transient("at random")),
+            _ => Ok(()),
+        }
+    };
+    let retry =
+        Retry::exponential(Duration::from_millis(1), Duration::from_millis(10)).attempts(1_000);
+    let mut log = Vec::new();
+    for n in 1..=STEPS {
+        for key in 0..KEYS {
+            let offset = i64::try_from(log.len()).expect("few");
+            let place = u64::try_from(offset).expect("few") + 1;
+            log.push(published(&format!("k{key}"), n, place, offset));
+        }
+    }
+    let mut processes = JoinSet::new();
+    for batch_max in [1, 7, 30] {
+        let processor = Processor::batch(inbox(&database).await, batch_max, handler);
+        let processor = processor.retry(retry).dedup(watermark());
+        let background = processor.clone();
+        processes.spawn(async move { panic!("{}", background.background().await) });
+        let log = log.clone();
+        processes.spawn(async move {
+            for batch in log.chunks(25) {
+                processor.process(batch).await.expect("settled");
+            }
+        });
+    }
+    let expected = i64::from(KEYS * STEPS);
+    wait::until("all take effect", wait::PATIENCE, || async {
+        match number(&database, "select count(*) from effects").await {
+            count if count >= expected => Ok(()),
+            count => Err(format!("{count} of {expected}")),
+        }
+    })
+    .await
+    .expect("nothing is lost");
+    // Those that are behind find only duplicates.
+    for _ in 0..3 {
+        processes.join_next().await.expect("one of three").expect("no panic");
+    }
+    let sent =
+        (1..=STEPS).flat_map(|n| (0..KEYS).map(move |key| Step { key: format!("k{key}"), n }));
+    assert_once_and_in_order(&effects(&database).await, sent);
+    assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+}
