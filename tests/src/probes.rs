@@ -52,6 +52,29 @@ impl Probes {
         self.turned(false, limit, since).await
     }
 
+    /// Waits until it is not ready for a reason that has one of `words` in it: between two attempts
+    /// it may name the step that it is at.
+    ///
+    /// # Panics
+    /// When it has given no such reason `limit` after `since`.
+    pub async fn not_ready_because(&self, words: &[&str], limit: Duration, since: Instant) {
+        let left = (since + limit).saturating_duration_since(Instant::now());
+        let what = format!("/readyz names one of {words:?}");
+        let named = wait::until(&what, left, || {
+            let ready = lock(&self.seen).ready.clone();
+            async move {
+                match ready {
+                    Some((_, false, text)) if words.iter().any(|word| text.contains(word)) => {
+                        Ok(())
+                    }
+                    Some((_, _, text)) => bail!("{text}"),
+                    None => bail!("no answer yet"),
+                }
+            }
+        });
+        named.await.expect("readiness says what is wrong");
+    }
+
     /// Waits until it is ready again.
     ///
     /// # Panics
