@@ -92,7 +92,8 @@ impl Kafka {
             lines.push(Line { listens: format!("127.0.0.1:{outside}"), proxy_port });
         }
         let advertised = format!("127.0.0.1:{port}");
-        let settings = settings("0.0.0.0:9092", &advertised, "127.0.0.1:9093", &inside);
+        let own = Own { controller: "127.0.0.1:9093".into(), broker: "127.0.0.1:9094".into() };
+        let settings = settings("0.0.0.0:9092", &advertised, &own, &inside);
         let request = settings.into_iter().fold(request, |request, (key, value)| {
             let variable = format!("KAFKA_{}", key.to_uppercase().replace('.', "_"));
             request.with_env_var(variable, value)
@@ -108,9 +109,9 @@ impl Kafka {
 
     async fn start_local() -> Result<Self> {
         let brokers = format!("127.0.0.1:{}", servers::free_port());
-        let controller = format!("127.0.0.1:{}", servers::free_port());
+        let own = Own::free();
         let lines = local_lines(LINES);
-        let local = LocalKafka::start(&settings(&brokers, &brokers, &controller, &lines), &[])?;
+        let local = LocalKafka::start(&settings(&brokers, &brokers, &own, &lines), &[])?;
         let kafka = Kafka { brokers, external: false, from_jars: true, lines: Mutex::new(lines) };
         let ready = kafka.wait_ready(START).await;
         ready.with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&local.log())))?;
@@ -141,9 +142,8 @@ impl Kafka {
     /// When it does not start.
     pub async fn start_private(properties: &[(&str, &str)]) -> (&'static Self, LocalKafka) {
         let brokers = format!("127.0.0.1:{}", servers::free_port());
-        let controller = format!("127.0.0.1:{}", servers::free_port());
         let lines = local_lines(1);
-        let mut all = settings(&brokers, &brokers, &controller, &lines);
+        let mut all = settings(&brokers, &brokers, &Own::free(), &lines);
         all.extend(properties.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         let local = tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[]));
         let local = local.await.expect("no panic").expect("a broker");
@@ -156,11 +156,12 @@ impl Kafka {
     /// When they don't start.
     pub async fn start_cluster() -> (&'static Self, Vec<LocalKafka>) {
         let address = || format!("127.0.0.1:{}", servers::free_port());
-        let nodes: Vec<_> = (1..=3).map(|id| (id, address(), address())).collect();
-        let voters: Vec<_> = nodes.iter().map(|(id, _, voter)| format!("{id}@{voter}")).collect();
+        let nodes: Vec<_> = (1..=3).map(|id| (id, address(), Own::free())).collect();
+        let voter = |(id, _, own): &(i32, String, Own)| format!("{id}@{}", own.controller);
+        let voters: Vec<_> = nodes.iter().map(voter).collect();
         let mut starting = tokio::task::JoinSet::new();
-        for (id, broker, controller) in &nodes {
-            let mut all = settings(broker, broker, controller, &[]);
+        for (id, broker, own) in &nodes {
+            let mut all = settings(broker, broker, own, &[]);
             let further = [
                 ("node.id", id.to_string()),
                 ("controller.quorum.voters", voters.join(",")),
@@ -300,16 +301,27 @@ fn local_lines(count: usize) -> Vec<Line> {
     (0..count).map(line).collect()
 }
 
+/// Where the node listens for itself. What clients are told is an address outside a container,
+/// where the node can't reach it; and it does talk to itself, to end a transaction for one.
+struct Own {
+    controller: String,
+    broker: String,
+}
+
+impl Own {
+    fn free() -> Self {
+        let free = || format!("127.0.0.1:{}", servers::free_port());
+        Own { controller: free(), broker: free() }
+    }
+}
+
 /// A broker and controller in one, small and quick: the same in a container and without.
-fn settings(
-    listen: &str,
-    advertised: &str,
-    controller: &str,
-    lines: &[Line],
-) -> BTreeMap<String, String> {
-    let mut listeners = format!("PLAINTEXT://{listen},CONTROLLER://{controller}");
-    let mut advertised = format!("PLAINTEXT://{advertised}");
-    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+fn settings(listen: &str, advertised: &str, own: &Own, lines: &[Line]) -> BTreeMap<String, String> {
+    let Own { controller, broker } = own;
+    let mut listeners =
+        format!("PLAINTEXT://{listen},INTERNAL://{broker},CONTROLLER://{controller}");
+    let mut advertised = format!("PLAINTEXT://{advertised},INTERNAL://{broker}");
+    let mut protocols = "PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
     let mut settings = local_kafka::small();
     for (n, Line { listens, proxy_port }) in lines.iter().enumerate() {
         listeners += &format!(",LINE{n}://{listens}");
@@ -322,6 +334,7 @@ fn settings(
         ("advertised.listeners", advertised),
         ("listener.security.protocol.map", protocols),
         ("controller.quorum.voters", format!("1@{controller}")),
+        ("inter.broker.listener.name", "INTERNAL".to_owned()),
     ];
     settings.extend(listening.map(|(key, value)| (key.to_owned(), value)));
     settings
