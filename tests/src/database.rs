@@ -154,6 +154,15 @@ impl Database {
         self.superuser = connected.await.expect("a session");
     }
 
+    /// It is on another server by now, which was its standby.
+    ///
+    /// # Panics
+    /// When that does not answer.
+    pub async fn fail_over(&mut self, to: &'static Postgres) {
+        self.postgres = to;
+        self.reconnect().await;
+    }
+
     /// The cluster that it is in.
     pub fn postgres(&self) -> &'static Postgres {
         self.postgres

@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod check;
+pub mod cluster;
 pub mod consumer;
 pub mod database;
 mod docker;
@@ -86,6 +87,15 @@ impl Harness {
     /// When it does not come back.
     pub async fn reconnect(&mut self) {
         self.database.reconnect().await;
+        self.writer = self.database.connect(Role::Writer).await;
+    }
+
+    /// The database is on another server by now, which was its standby.
+    ///
+    /// # Panics
+    /// When that does not answer.
+    pub async fn fail_over(&mut self, to: &'static Postgres) {
+        self.database.fail_over(to).await;
         self.writer = self.database.connect(Role::Writer).await;
     }
 

@@ -130,6 +130,17 @@ impl Postgres {
         (Box::leak(Box::new(postgres)), local)
     }
 
+    /// A standby that streams from a server of the test's own, as [`Postgres::private`].
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn standby_of(primary: &LocalPostgres) -> (&'static Self, LocalPostgres) {
+        let local = primary.standby().expect("a standby");
+        let postgres = Self::of(&local);
+        postgres.wait_ready().await.expect("the standby answers");
+        (Box::leak(Box::new(postgres)), local)
+    }
+
     fn of(local: &LocalPostgres) -> Self {
         let mut superuser = Config::new();
         superuser.host("127.0.0.1").port(local.port()).user("postgres").dbname("postgres");

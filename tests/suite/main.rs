@@ -5,6 +5,7 @@ mod crash;
 mod dead_letters;
 mod delivery;
 mod demo;
+mod failover;
 mod idle;
 mod inbox;
 mod large;

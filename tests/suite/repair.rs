@@ -59,7 +59,7 @@ async fn wait_snapshot_that(t: &Harness, condition: &str) {
 }
 
 /// Waits until stored progress has a snapshot that shows all that is committed by now.
-async fn wait_snapshot(t: &Harness) {
+pub(crate) async fn wait_snapshot(t: &Harness) {
     let sql = "select pg_current_xact_id()::text";
     let row = t.database().superuser().query_one(sql, &[]).await.expect("a transaction");
     let now: String = row.get(0);
@@ -72,7 +72,7 @@ fn repaired(record: &Record) -> bool {
 
 /// How many records repeat another, by id. Each of them must say that a repair sent it, and come
 /// after the one that does not, where both are in one partition: without a key they may not be.
-fn repeated(records: &[Record]) -> usize {
+pub(crate) fn repeated(records: &[Record]) -> usize {
     let mut seen: HashMap<_, Vec<&Record>> = HashMap::new();
     records.iter().for_each(|record| seen.entry(record.id()).or_default().push(record));
     for same in seen.values() {

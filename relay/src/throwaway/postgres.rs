@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, ExitStatus},
+    process::{Child, Command, ExitStatus},
 };
 
 use anyhow::{Context, Result, bail};
@@ -38,27 +38,37 @@ impl LocalPostgres {
     /// What `initdb` said, or what could not be made or started.
     pub fn start(bin: &Path, password: &str, settings: &[&str]) -> Result<Self> {
         let user = Unprivileged::find()?;
-        let dir = tempfile::Builder::new().prefix("outbox-postgres-").tempdir()?.keep();
-        guardian::remove_at_exit(&dir)?;
-        user.owns(&dir)?;
+        let dir = directory(user)?;
         let password_file = dir.join("password");
         std::fs::write(&password_file, password)?;
         user.owns(&password_file)?;
-        let initdb = user
-            .command(&bin.join("initdb"))
+        let mut initdb = user.command(&bin.join("initdb"));
+        initdb
             .args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
             .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
             .arg(format!("--pwfile={}", password_file.display()))
             .arg("--pgdata")
-            .arg(dir.join("data"))
-            .current_dir(&dir)
-            .output()
-            .context("initdb did not start")?;
-        if !initdb.status.success() {
-            bail!("initdb failed: {}", String::from_utf8_lossy(&initdb.stderr));
-        }
+            .arg(dir.join("data"));
+        run(initdb, &dir)?;
+        let settings = settings.iter().map(|&setting| setting.into()).collect();
+        Self::launch(user, bin, settings, dir)
+    }
 
-        let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
+    /// A copy that streams from this one, which must answer: a hot standby with the same settings.
+    ///
+    /// # Errors
+    /// What `pg_basebackup` said, or what could not be made or started.
+    pub fn standby(&self) -> Result<Self> {
+        let dir = directory(self.user)?;
+        let mut copy = self.user.command(&self.bin.join("pg_basebackup"));
+        copy.arg("-h").arg(&self.dir).args(["-p", &self.port.to_string(), "-U", "postgres"]);
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]);
+        copy.arg(dir.join("data"));
+        run(copy, &dir)?;
+        Self::launch(self.user, &self.bin, self.settings.clone(), dir)
+    }
+
+    fn launch(user: Unprivileged, bin: &Path, settings: Vec<String>, dir: PathBuf) -> Result<Self> {
         let port = free_port()?;
         let server = spawn(user, bin, &settings, &dir, port)?;
         Ok(LocalPostgres { user, bin: bin.into(), settings, dir, port, server })
@@ -104,6 +114,26 @@ impl LocalPostgres {
     pub fn log(&self) -> PathBuf {
         log_file(&self.dir)
     }
+}
+
+/// A directory of the user's, gone when this process is.
+fn directory(user: Unprivileged) -> Result<PathBuf> {
+    let dir = tempfile::Builder::new().prefix("outbox-postgres-").tempdir()?.keep();
+    guardian::remove_at_exit(&dir)?;
+    user.owns(&dir)?;
+    Ok(dir)
+}
+
+/// Runs a program of PostgreSQL's to its end.
+fn run(mut program: Command, dir: &Path) -> Result<()> {
+    let name = program.get_program().to_owned();
+    let name = name.display();
+    let output =
+        program.current_dir(dir).output().with_context(|| format!("{name} did not start"))?;
+    if !output.status.success() {
+        bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 fn spawn(

@@ -1,0 +1,163 @@
+//! A standby takes over on a new timeline, and a slot is lost to a limit on WAL: servers of their own.
+
+use outbox_tests::{
+    Harness, check,
+    cluster::Pair,
+    database::Role,
+    event::Event,
+    load::Plan,
+    postgres::Postgres,
+    relay::{Relay, Settings},
+    servers,
+    topic::{Record, Topic},
+    wait,
+};
+
+use crate::repair::{repeated, wait_snapshot};
+
+const TAIL: usize = 5;
+
+fn plan(topic: &Topic) -> Plan {
+    Plan { topic: topic.name().to_owned(), partitions: 4, writers: 4, transactions: 20 }
+}
+
+/// In order of drop: the servers last.
+struct Failover {
+    relay: Relay,
+    topic: Topic,
+    t: Harness,
+    pair: Pair,
+}
+
+impl Failover {
+    /// Events are delivered, and a snapshot that shows them is stored; the standby has all of it.
+    async fn begin() -> Self {
+        let (pair, kafka) = tokio::join!(Pair::start(), servers::kafka());
+        let t = Harness::with(pair.primary(), kafka).await;
+        let topic = t.topic("orders").create(4).await;
+        let settings: Settings =
+            t.relay().set("postgres.url", &pair.url(t.database(), Role::Relay));
+        let relay = settings.start().await;
+        t.load(&plan(&topic)).await.finish().await;
+        t.count(&topic, 4).await.assert_exactly_once();
+        wait_snapshot(&t).await;
+        pair.catch_up().await;
+        Failover { relay, topic, t, pair }
+    }
+
+    /// The relay sees nothing of it but its end.
+    async fn fail_over(&mut self) {
+        self.relay.freeze();
+        self.pair.fail_over().await;
+        self.t.fail_over(self.pair.standby()).await;
+    }
+
+    async fn goes_on(&mut self) {
+        self.relay.thaw();
+        self.relay.wait_log("publishing what was committed meanwhile").await;
+        self.relay.wait_ready().await;
+        self.t.load(&plan(&self.topic)).await.finish().await;
+    }
+
+    async fn records_of_all(&self) -> Vec<Record> {
+        let truth = self.t.committed().await;
+        self.topic.records_with(truth.into_iter().map(|row| row.id)).await
+    }
+}
+
+#[tokio::test]
+async fn a_promoted_standby_that_has_everything_loses_and_repeats_nothing() {
+    let mut f = Failover::begin().await;
+    // Not delivered, but replicated.
+    f.relay.freeze();
+    f.t.load(&plan(&f.topic)).await.finish().await;
+    f.pair.catch_up().await;
+    f.fail_over().await;
+    f.goes_on().await;
+    let records = f.records_of_all().await;
+    let steps = check::positions_that_step_back(&records);
+    assert!(steps.is_empty(), "{steps:?}");
+    let truth = f.t.committed().await;
+    check::compare(&truth, &records, 4).assert_at_least_once();
+    repeated(&records);
+    let timelines = |timeline| {
+        let of = |record: &&Record| {
+            let position = record.header("outbox-position").unwrap_or_default();
+            position.split(':').nth(1) == Some(timeline)
+        };
+        records.iter().filter(of).count()
+    };
+    assert!(timelines("1") > 0 && timelines("2") > 0);
+    assert!(f.relay.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn a_promoted_standby_without_the_tail_loses_nothing_of_its_own_history() {
+    let mut f = Failover::begin().await;
+    f.pair.cut().await;
+    // Delivered, and in a snapshot; the standby gives the same transaction ids and LSNs out again.
+    let before = f.topic.records().await.len();
+    let events = || (0..TAIL).map(|_| Event::to(f.topic.name()).key("tail"));
+    for event in events().collect::<Vec<_>>() {
+        f.t.commit([event]).await;
+    }
+    wait::until("the tail is delivered", wait::PATIENCE, || async {
+        match f.topic.records().await.len() {
+            found if found == before + TAIL => Ok(()),
+            found => Err(found.to_string()),
+        }
+    })
+    .await
+    .expect("the relay streams from the primary");
+    wait_snapshot(&f.t).await;
+    f.fail_over().await;
+    for _ in 0..2 * TAIL {
+        f.t.commit([Event::to(f.topic.name()).key("anew")]).await;
+    }
+    f.goes_on().await;
+    let records = f.records_of_all().await;
+    let truth = f.t.committed().await;
+    let count = check::compare(&truth, &records, 4);
+    assert_eq!((count.lost, count.out_of_order, count.altered), (0, 0, 0), "{count}");
+    assert_eq!(count.uncommitted, TAIL, "consumers have what the database lost: {count}");
+    repeated(&records);
+    assert!(f.relay.logs_contain("events were published past the point"));
+    assert!(f.relay.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn a_slot_that_a_limit_on_wal_has_invalidated_is_repaired() {
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(4).await;
+    let mut relay = t.relay().start().await;
+    t.load(&plan(&topic)).await.finish().await;
+    t.count(&topic, 4).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let superuser = t.database().superuser();
+    for statement in ["alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()"]
+    {
+        superuser.batch_execute(statement).await.expect("a setting");
+    }
+    t.load(&plan(&topic)).await.finish().await;
+    wait::until("the slot is lost", wait::PATIENCE, || async {
+        for statement in
+            ["select pg_logical_emit_message(true, 'fill', repeat('x', 20000000))", "checkpoint"]
+        {
+            superuser.batch_execute(statement).await.expect("WAL");
+        }
+        let row = superuser.query_one("select wal_status from pg_replication_slots", &[]).await;
+        match row.map(|row| row.get::<_, String>(0)) {
+            Ok(status) if status == "lost" => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await
+    .expect("it holds more than it may");
+    relay.restart();
+    relay.wait_ready().await;
+    t.load(&plan(&topic)).await.finish().await;
+    t.count(&topic, 4).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+}
