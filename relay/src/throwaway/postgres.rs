@@ -60,7 +60,9 @@ impl LocalPostgres {
     /// What `pg_basebackup` said, or what could not be made or started.
     pub fn standby(&self) -> Result<Self> {
         let dir = directory(self.user)?;
-        let mut copy = self.user.command(&self.bin.join("pg_basebackup"));
+        // Beside the real `initdb`: what is in PATH may be a link to it alone.
+        let initdb = self.bin.join("initdb").canonicalize().context("finding initdb")?;
+        let mut copy = self.user.command(&initdb.with_file_name("pg_basebackup"));
         copy.arg("-h").arg(&self.dir).args(["-p", &self.port.to_string(), "-U", "postgres"]);
         copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]);
         copy.arg(dir.join("data"));
