@@ -1,6 +1,8 @@
 //! PostgreSQL → relay → Kafka → consumers → PostgreSQL, with every process killed at some time:
 //! each event takes effect once, in the order of its key.
 
+use std::time::Duration;
+
 use outbox_tests::{
     Harness,
     consumer::{self, Consumer, Plan},
@@ -12,6 +14,10 @@ use outbox_tests::{
 
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
+
+/// Of each writer. A test lasts for as many rebalances as it has faults, some seconds each: at full
+/// speed the writers leave behind them what a consumer on a loaded machine needs minutes for.
+const PACE: Duration = Duration::from_millis(20);
 
 /// A producer's database with writers, a consumer's database, a topic between.
 struct Stack {
@@ -36,10 +42,10 @@ impl Stack {
         Consumer::start(self.dir.path(), name, &self.consumers, kafka, &self.topic, plan)
     }
 
-    async fn load(&self, writers: u64) -> Load {
+    async fn load(&self) -> Load {
         let topic = self.topic.name().to_owned();
-        let plan = load::Plan { topic, partitions: 8, writers, transactions: ENDLESS };
-        self.harness.load(&plan).await
+        let plan = load::Plan { topic, partitions: 8, writers: 4, transactions: ENDLESS };
+        Load::paced(self.harness.database(), &plan, PACE).await
     }
 
     /// Waits until a hundred more effects are there: a fault that hits an idle consumer proves
@@ -73,7 +79,7 @@ async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
     // At-least-once, so that a killed relay publishes again what it had published.
     let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
     let mut consumer = t.consumer("one", &Plan { batch: 0, fail_percent: 3, watermark: None });
-    let load = t.load(2).await;
+    let load = t.load().await;
     for round in 0..4 {
         t.more().await;
         consumer.kill9().await;
@@ -94,7 +100,7 @@ async fn batches_survive_kills_of_their_consumer() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
     let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3, watermark: None });
-    let load = t.load(2).await;
+    let load = t.load().await;
     for _ in 0..3 {
         t.more().await;
         consumer.kill9().await;
@@ -123,7 +129,7 @@ async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
     let _relay = t.harness.relay().start().await;
     let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
     let mut first = t.consumer("first", &plan);
-    let load = t.load(2).await;
+    let load = t.load().await;
     t.more().await;
     let mut second = t.consumer("second", &plan);
     second.wait_log("partitions assigned partitions=4").await;
@@ -146,7 +152,7 @@ async fn a_consumer_that_thaws_after_its_partitions_went_does_no_harm() {
     let _relay = t.harness.relay().start().await;
     let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
     let zombie = t.consumer("zombie", &plan);
-    let load = t.load(2).await;
+    let load = t.load().await;
     t.more().await;
     zombie.freeze();
     let next = t.consumer("next", &plan);
@@ -167,7 +173,7 @@ async fn a_watermark_tells_what_a_killed_relay_publishes_again() {
     let name = t.harness.database().name().to_owned();
     let plan = Plan { batch: 100, fail_percent: 3, watermark: Some(name) };
     let mut consumer = t.consumer("one", &plan);
-    let load = t.load(2).await;
+    let load = t.load().await;
     for round in 0..4 {
         t.more().await;
         if round % 2 == 0 {
