@@ -182,6 +182,9 @@ impl Runner {
             ("partition.assignment.strategy", "cooperative-sticky"),
             ("isolation.level", "read_committed"),
             ("queued.max.messages.kbytes", "16384"),
+            // How long fetching rests once that is full. The default, a second, is far longer
+            // than what was fetched lasts.
+            ("fetch.queue.backoff.ms", "10"),
         ] {
             config.set(name, value);
         }

@@ -27,6 +27,12 @@ use crate::{
 
 /// How long a poll waits when nothing comes.
 const POLL: Duration = Duration::from_millis(50);
+/// Between two looks for room, where there is none.
+const REST: Duration = Duration::from_millis(1);
+/// How long nothing is taken before fetching is paused. What is there lasts longer than that by then,
+/// and so longer than librdkafka takes to fetch again: up to a second, since what it has fetched of
+/// a paused partition it throws away, and its broker's thread does not wake for a resumption.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often offsets are handed to librdkafka, which commits them at its own interval.
 const STORE: Duration = Duration::from_millis(100);
 
@@ -40,11 +46,18 @@ pub(super) struct Poll {
     pub(super) stop: CancellationToken,
 }
 
-/// Whether fetching is paused, and for which assignment.
+/// Whether anything more is taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Open,
-    Paused { assignments: u64 },
+    /// Nothing is polled, which librdkafka bears for a while: it goes on fetching up to its limit.
+    Full {
+        since: Instant,
+    },
+    /// Nothing is fetched, of this assignment's partitions; polled all the same, for rebalances.
+    Paused {
+        assignments: u64,
+    },
 }
 
 impl Poll {
@@ -61,7 +74,14 @@ impl Poll {
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
         let (mut flow, mut stored) = (Flow::Open, Instant::now());
         while !self.stop.is_cancelled() {
-            match self.consumer.poll(POLL) {
+            let polled = match flow {
+                Flow::Full { .. } => {
+                    std::thread::sleep(REST);
+                    None
+                }
+                Flow::Open | Flow::Paused { .. } => self.consumer.poll(POLL),
+            };
+            match polled {
                 Some(Ok(record)) => {
                     let message = message(&record, &mut names)?;
                     let lane = self.processor.lane(&message);
@@ -81,8 +101,7 @@ impl Poll {
         Ok(())
     }
 
-    /// Stops fetching at the limit, and goes on below half of it: librdkafka throws away what it
-    /// has fetched of a paused partition.
+    /// Takes nothing more in at the limit, and goes on below half of it.
     fn regulate(&self, flow: Flow) -> Flow {
         let ((messages, bytes), assignments) = {
             let desk = self.shared.desk();
@@ -93,7 +112,11 @@ impl Poll {
         let low = messages <= messages_max / 2 && bytes <= bytes_max / 2;
         let paused = Flow::Paused { assignments };
         let (outcome, next) = match flow {
-            Flow::Open if full => (self.all(|c, list| c.pause(list)), paused),
+            Flow::Open if full => return Flow::Full { since: Instant::now() },
+            Flow::Full { .. } if low => return Flow::Open,
+            Flow::Full { since } if since.elapsed() >= PATIENCE => {
+                (self.all(|c, list| c.pause(list)), paused)
+            }
             Flow::Paused { .. } if low => (self.all(|c, list| c.resume(list)), Flow::Open),
             // Partitions that came meanwhile are not paused.
             Flow::Paused { .. } if flow != paused => (self.all(|c, list| c.pause(list)), paused),

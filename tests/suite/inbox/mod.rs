@@ -3,6 +3,7 @@
 mod command;
 mod core;
 mod effects;
+mod flow;
 mod kafka;
 mod kit;
 mod outages;

@@ -1,0 +1,90 @@
+//! What a runner does when its handlers are slower than the broker.
+
+use std::{sync::Arc, time::Duration};
+
+use outbox_idempotency::{
+    Message, Processor, Tx,
+    kafka::{ClientConfig, RunError, Runner},
+};
+use outbox_tests::{database::Database, servers, topic::Topic, wait};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::effects::{Step, assert_once_and_in_order, database, effects, inbox, take};
+
+const KEYS: usize = 40;
+const STEPS: i32 = 10;
+
+fn all() -> impl Iterator<Item = Step> {
+    (1..=STEPS).flat_map(|n| (0..KEYS).map(move |k| Step { key: format!("k{k}"), n }))
+}
+
+/// A member of the group whose handlers wait at a gate, and that takes in five messages.
+async fn member(
+    database: &Database,
+    topic: &Topic,
+    gate: Arc<Semaphore>,
+    stop: CancellationToken,
+) -> JoinHandle<Result<(), RunError>> {
+    let handler = move |tx: Tx, message: Message<Step>| {
+        let gate = Arc::clone(&gate);
+        async move {
+            drop(gate.acquire().await);
+            take(&tx, &message.payload).await?;
+            Ok(())
+        }
+    };
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers::kafka().await.brokers());
+    config.set("group.id", database.name());
+    let processor = Processor::new(inbox(database).await, handler);
+    let runner = Runner::new(processor, config, &[topic.name()]);
+    let runner = runner.in_flight(5, 1 << 20).drain(Duration::from_millis(100)).concurrency(4);
+    tokio::spawn(runner.run(stop.cancelled_owned()))
+}
+
+#[tokio::test]
+async fn a_member_that_is_full_gives_partitions_away_and_all_takes_effect_once() {
+    let database = database().await;
+    let kafka = servers::kafka().await;
+    let topic = Topic::new(kafka, format!("{}.steps", database.name())).create(8).await;
+    let producer: FutureProducer = kafka.client().create().expect("a producer");
+    for step in all() {
+        let payload = serde_json::to_string(&step).expect("JSON");
+        let record = FutureRecord::to(topic.name()).key(&step.key).payload(&payload);
+        producer.send(record, wait::PATIENCE).await.expect("it is stored");
+    }
+    let (shut, open) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(1)));
+    let stop = CancellationToken::new();
+    let first = member(&database, &topic, Arc::clone(&shut), stop.clone()).await;
+    wait::until("the first is full", wait::PATIENCE, || async {
+        let claimed = "select count(*) from pg_stat_activity \
+            where datname = current_database() and state = 'idle in transaction'";
+        let row = database.superuser().query_one(claimed, &[]).await.map_err(|e| e.to_string())?;
+        let waiting: i64 = row.get(0);
+        if waiting == 4 { Ok(()) } else { Err(format!("{waiting} handlers at the gate")) }
+    })
+    .await
+    .expect("handlers wait");
+    let second = member(&database, &topic, open, stop.clone()).await;
+    wait::until("the second has partitions", wait::PATIENCE, || async {
+        match effects(&database).await.len() {
+            0 => Err("no effect"),
+            _ => Ok(()),
+        }
+    })
+    .await
+    .expect("the first answers the rebalance");
+    shut.add_permits(1);
+    wait::until("all take effect", wait::PATIENCE, || async {
+        let (done, wanted) = (effects(&database).await.len(), all().count());
+        if done >= wanted { Ok(()) } else { Err(format!("{done} of {wanted}")) }
+    })
+    .await
+    .expect("they go on");
+    stop.cancel();
+    first.await.expect("no panic").expect("an orderly end");
+    second.await.expect("no panic").expect("an orderly end");
+    assert_once_and_in_order(&effects(&database).await, all());
+}
