@@ -1,4 +1,4 @@
-//! `outbox-bench`: the relay against its yardsticks, on real servers, in one run.
+//! `outbox-bench`: the relay and the consumer against their yardsticks, on real servers, in one run.
 //!
 //! ```text
 //! backlog ─► slots at one position ─┬─► relay ─► Kafka ─► consumer (counts)
@@ -12,6 +12,7 @@
 mod backlog;
 mod consumer;
 mod drain;
+mod inbox;
 mod latency;
 mod process;
 mod relay;
@@ -36,10 +37,11 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench
   cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
   cargo run --release -p outbox-bench -- drain --json > bench.json
+  cargo run --release -p outbox-bench -- inbox
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
 
 PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
-counted by a read_committed consumer; one that lost, doubled or reordered anything is an error.
+counted; one that lost, doubled or reordered anything is an error.
 Exit codes: 0 done, 1 a run failed or counted wrong, 2 wrong usage."
 )]
 struct Cli {
@@ -51,6 +53,8 @@ struct Cli {
 enum Command {
     /// Drain backlogs, and measure memory and latency (the default)
     Drain(DrainArgs),
+    /// Measure what remembering messages costs a consumer, and what batches save
+    Inbox(InboxArgs),
     /// Break everything there is, again and again, under load, and count what a consumer got
     Soak(SoakArgs),
 }
@@ -67,6 +71,22 @@ struct SoakArgs {
     #[arg(long, value_name = "PROGRAM")]
     relay: Option<PathBuf>,
     /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct InboxArgs {
+    /// What to compare; all of it by default, which takes some four minutes on two cores
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<inbox::Question>,
+    /// Rounds, in each of which every contestant has one turn; medians are reported
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+    /// Messages of every turn, instead of each contestant's own number
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1_000..=5_000_000))]
+    messages: Option<u32>,
+    /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
 }
@@ -123,6 +143,11 @@ fn main() -> ExitCode {
             match command {
                 Command::Drain(args) => {
                     let report = drain_all(&args).await?;
+                    Ok((if args.json { report.json() } else { report.text() }, true))
+                }
+                Command::Inbox(args) => {
+                    let mut report = Report::of_this_machine().await?;
+                    report.comparisons = inbox::run(&args).await?;
                     Ok((if args.json { report.json() } else { report.text() }, true))
                 }
                 Command::Soak(args) => {

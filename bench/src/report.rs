@@ -6,7 +6,7 @@ use anyhow::Result;
 use outbox_tests::{local_kafka, servers};
 use serde::Serialize;
 
-use crate::{backlog::Shape, latency::Latency, process};
+use crate::{backlog::Shape, inbox::Comparison, latency::Latency, process};
 
 /// Settings of the server that change the numbers.
 const POSTGRES_SETTINGS: [&str; 7] = [
@@ -26,8 +26,12 @@ pub(crate) struct Report {
     postgres: String,
     kafka: String,
     command: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) drains: Vec<Contest>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) latencies: Vec<Latency>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) comparisons: Vec<Comparison>,
 }
 
 /// One backlog, drained by several.
@@ -87,7 +91,7 @@ impl Contestant {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -119,7 +123,7 @@ impl Report {
         let gibibytes = process::memory_bytes() as f64 / f64::from(1 << 30);
         Ok(Report {
             machine: format!(
-                "{count} × {model}, {gibibytes:.0} GiB, Linux {}; servers, relay and consumer share it",
+                "{count} × {model}, {gibibytes:.0} GiB, Linux {}; servers and clients share it",
                 process::kernel()
             ),
             postgres: settings.join(", "),
@@ -127,6 +131,7 @@ impl Report {
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             drains: Vec::new(),
             latencies: Vec::new(),
+            comparisons: Vec::new(),
         })
     }
 
@@ -151,6 +156,9 @@ impl Report {
             for latency in &self.latencies {
                 text.push_str(&latency.row());
             }
+        }
+        for comparison in &self.comparisons {
+            comparison.table(&mut text);
         }
         text
     }

@@ -1,0 +1,184 @@
+//! The consumer's half against its yardsticks: what remembering messages costs, and what it saves.
+//!
+//! ```text
+//! messages ─► Kafka ─┬─► Runner, one way of remembering ─┐
+//!                    ├─► Runner, another way             ├─► accounts (counted after each turn)
+//!                    └─► a loop written by hand          ┘
+//! ```
+//!
+//! In each comparison the contestants take turns, round after round, each on tables as new. All
+//! commit as the server does by default, and acknowledge to Kafka after that.
+
+mod accounts;
+mod by_hand;
+mod messages;
+mod outcome;
+mod runner;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use outbox_tests::{database::Database, kafka::Kafka, servers, topic::Topic};
+
+use self::{accounts::Watch, by_hand::ByHand, outcome::Turn, runner::Way};
+use crate::{InboxArgs, report::progress};
+
+pub(crate) use outcome::Comparison;
+
+const PARTITIONS: i32 = 8;
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Question {
+    /// One message in a transaction: a row for each against no memory
+    Rows,
+    /// Batches against a loop written by hand, one message in a transaction
+    Batch,
+    /// Batches: a watermark against no memory
+    Watermark,
+    /// Handlers that wait 5 ms, 64 at once, against what that allows
+    Sleep,
+}
+
+impl Question {
+    const ALL: [Question; 4] =
+        [Question::Rows, Question::Batch, Question::Watermark, Question::Sleep];
+
+    /// The first is measured, the second is what it is a ratio of.
+    fn contestants(self) -> Vec<Contestant> {
+        let of = |way, messages| Contestant { who: Who::Runner(way), messages };
+        let by_hand = |loops, messages| Contestant { who: Who::ByHand(ByHand { loops }), messages };
+        match self {
+            Question::Rows => vec![of(Way::ROWS, 50_000), of(Way::OFF, 50_000)],
+            Question::Batch => {
+                vec![of(Way::BATCH, 400_000), by_hand(1, 30_000), by_hand(8, 50_000)]
+            }
+            Question::Watermark => {
+                vec![of(Way::BATCH_WATERMARK, 400_000), of(Way::BATCH_OFF, 400_000)]
+            }
+            Question::Sleep => vec![
+                of(Way::SLEEP, 50_000),
+                Contestant { who: Who::Ideal, messages: 50_000 },
+                Contestant { who: Who::Timers, messages: 50_000 },
+            ],
+        }
+    }
+
+    /// Of the first by the second.
+    fn floor(self) -> f64 {
+        match self {
+            Question::Rows | Question::Sleep => 0.9,
+            Question::Batch => 8.0,
+            Question::Watermark => 0.95,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Contestant {
+    who: Who,
+    messages: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Runner(Way),
+    ByHand(ByHand),
+    /// Arithmetic: so many handlers, each as long as it says.
+    Ideal,
+    /// As many tasks that do nothing but wait: what the timers make of it.
+    Timers,
+}
+
+impl Contestant {
+    fn name(&self) -> String {
+        match self.who {
+            Who::Runner(way) => way.name(),
+            Who::ByHand(by_hand) => by_hand.name(),
+            Who::Ideal => "64 / 5 ms".to_owned(),
+            Who::Timers => "64 tasks that only wait".to_owned(),
+        }
+    }
+}
+
+/// Everything that is asked for.
+pub(crate) async fn run(args: &InboxArgs) -> Result<Vec<Comparison>> {
+    let asked = if args.only.is_empty() { Question::ALL.to_vec() } else { args.only.clone() };
+    let messages = args.messages.map(usize::try_from).transpose()?;
+    let mut hall = Hall::open().await?;
+    let mut comparisons = Vec::new();
+    for question in asked {
+        let contestants: Vec<Contestant> = question
+            .contestants()
+            .into_iter()
+            .map(|c| Contestant { messages: messages.unwrap_or(c.messages), ..c })
+            .collect();
+        let mut turns: Vec<Vec<Turn>> = vec![Vec::new(); contestants.len()];
+        for round in 1..=args.rounds {
+            for (contestant, turns) in contestants.iter().zip(&mut turns) {
+                let name = contestant.name();
+                let turn = hall.turn(contestant).await.with_context(|| name.clone())?;
+                progress(&format!("round {round}, {name}: {:.0} messages/s", turn.rate()));
+                turns.push(turn);
+            }
+        }
+        let names = contestants.iter().map(Contestant::name);
+        comparisons.push(Comparison::new(question, question.floor(), names.zip(turns)));
+    }
+    Ok(comparisons)
+}
+
+/// What all turns share.
+struct Hall {
+    kafka: &'static Kafka,
+    database: Database,
+    /// By number of messages.
+    topics: BTreeMap<usize, Topic>,
+    turns: usize,
+}
+
+impl Hall {
+    async fn open() -> Result<Self> {
+        let database = Database::create_inbox().await;
+        let kafka = servers::kafka().await;
+        Ok(Hall { kafka, database, topics: BTreeMap::new(), turns: 0 })
+    }
+
+    async fn turn(&mut self, Contestant { who, messages }: &Contestant) -> Result<Turn> {
+        let messages = *messages;
+        match who {
+            Who::Ideal => return Ok(Turn::of(messages, runner::ideal_seconds(messages))),
+            Who::Timers => return Ok(Turn::of(messages, runner::timers(messages).await)),
+            Who::Runner(_) | Who::ByHand(_) => {}
+        }
+        let topic = self.topic(messages).await?;
+        accounts::make_new(&self.database).await?;
+        self.turns += 1;
+        let group = format!("{}.{}", self.database.name(), self.turns);
+        let watch = Watch::new(&self.database, messages).await?;
+        let turn = match who {
+            Who::Runner(way) => {
+                runner::run(way, self.kafka, &self.database, &topic, &group, &watch).await?
+            }
+            Who::ByHand(by_hand) => {
+                by_hand::run(*by_hand, self.kafka, &self.database, &topic, &group, &watch).await?
+            }
+            Who::Ideal | Who::Timers => unreachable!("these need no servers"),
+        };
+        accounts::verify(&self.database, messages).await?;
+        Ok(turn)
+    }
+
+    /// A topic with so many messages in it.
+    async fn topic(&mut self, messages: usize) -> Result<Topic> {
+        if let Some(topic) = self.topics.get(&messages) {
+            return Ok(topic.clone());
+        }
+        let name = format!("{}.{messages}", self.database.name());
+        let topic = Topic::new(self.kafka, name).create(PARTITIONS).await;
+        messages::produce(self.kafka, &topic, messages).await?;
+        self.topics.insert(messages, topic.clone());
+        Ok(topic)
+    }
+}

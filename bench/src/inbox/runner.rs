@@ -1,0 +1,150 @@
+//! The crate's own runner, one way or another.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use outbox_idempotency::{
+    Dedup, Failure, Inbox, Message, Processor, Tx,
+    kafka::{ClientConfig, Runner},
+};
+use outbox_tests::{
+    database::{Database, Role},
+    kafka::Kafka,
+    topic::Topic,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    accounts::{self, Counter, Watch},
+    messages::{RELAY, Transfer},
+    outcome::Turn,
+};
+
+/// Messages in a transaction.
+const BATCH: usize = 500;
+/// What a handler that waits waits for.
+const SLEEP: Duration = Duration::from_millis(5);
+/// Of those, at once.
+const SLEEPERS: usize = 64;
+
+/// How the runner is set up; all else is as it comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    dedup: Memory,
+    batch: bool,
+    sleeps: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    Off,
+    Rows,
+    Watermark,
+}
+
+impl Way {
+    pub(super) const ROWS: Way = Way { dedup: Memory::Rows, batch: false, sleeps: false };
+    pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
+    pub(super) const BATCH: Way = Way { batch: true, ..Way::ROWS };
+    pub(super) const BATCH_OFF: Way = Way { dedup: Memory::Off, ..Way::BATCH };
+    pub(super) const BATCH_WATERMARK: Way = Way { dedup: Memory::Watermark, ..Way::BATCH };
+    pub(super) const SLEEP: Way = Way { sleeps: true, ..Way::ROWS };
+
+    pub(super) fn name(self) -> String {
+        let size = match (self.batch, self.sleeps) {
+            (false, false) => "one in a transaction".to_owned(),
+            (false, true) => format!("{SLEEPERS} handlers that wait {SLEEP:?}"),
+            (true, _) => format!("batches of up to {BATCH}"),
+        };
+        let memory = match self.dedup {
+            Memory::Off => "no memory",
+            Memory::Rows => "rows",
+            Memory::Watermark => "a watermark",
+        };
+        format!("runner, {size}, {memory}")
+    }
+
+    fn processor(self, inbox: Inbox, counter: Counter) -> Processor {
+        let processor = if self.batch {
+            Processor::batch(inbox, BATCH, many(counter))
+        } else {
+            Processor::new(inbox, one(counter, self.sleeps))
+        };
+        processor.dedup(match self.dedup {
+            Memory::Off => Dedup::Off,
+            Memory::Rows => Dedup::Rows,
+            Memory::Watermark => Dedup::Watermark { relay: RELAY.to_owned() },
+        })
+    }
+}
+
+fn one(counter: Counter, sleeps: bool) -> impl outbox_idempotency::Handler<Transfer> {
+    move |tx: Tx, message: Message<Transfer>| {
+        counter.add(1);
+        async move {
+            if sleeps {
+                tokio::time::sleep(SLEEP).await;
+            }
+            let Transfer { n, account, amount } = &message.payload;
+            tx.execute(accounts::UPSERT, &[account, amount, n]).await?;
+            Ok::<(), Failure>(())
+        }
+    }
+}
+
+fn many(counter: Counter) -> impl outbox_idempotency::BatchHandler<Transfer> {
+    move |tx: Tx, messages: Vec<Message<Transfer>>| {
+        counter.add(messages.len());
+        async move {
+            let batch = accounts::Batch::of(messages.iter().map(|message| &message.payload));
+            tx.execute(accounts::Batch::SQL, &batch.params()).await?;
+            Ok::<(), Failure>(())
+        }
+    }
+}
+
+/// One turn, from the topic's beginning to its end.
+pub(super) async fn run(
+    way: &Way,
+    kafka: &Kafka,
+    database: &Database,
+    topic: &Topic,
+    group: &str,
+    watch: &Watch,
+) -> Result<Turn> {
+    let connections = if way.sleeps { SLEEPERS } else { 16 } + 8;
+    let inbox = Inbox::open(database.pool(Role::Consumer, connections), group).await?;
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
+    let mut runner = Runner::new(way.processor(inbox, watch.counter()), config, &[topic.name()]);
+    if way.sleeps {
+        runner = runner.concurrency(SLEEPERS);
+    }
+    let stop = CancellationToken::new();
+    let mut consuming = tokio::spawn(runner.run(stop.clone().cancelled_owned()));
+    let turn = watch.finish(async { Ok((&mut consuming).await??) }).await?;
+    stop.cancel();
+    consuming.await??;
+    Ok(turn)
+}
+
+/// How long the handlers that wait would take if there were nothing but them.
+pub(super) fn ideal_seconds(messages: usize) -> f64 {
+    messages as f64 * SLEEP.as_secs_f64() / SLEEPERS as f64
+}
+
+/// How long they take where they only wait.
+pub(super) async fn timers(messages: usize) -> f64 {
+    let began = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..SLEEPERS {
+        tasks.spawn(async move {
+            for _ in 0..messages / SLEEPERS {
+                tokio::time::sleep(SLEEP).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    began.elapsed().as_secs_f64()
+}
