@@ -1,11 +1,14 @@
-//! A producer: writes an order and its event in one transaction, so both happen or neither.
+//! A producer: places orders, and says so. Order and event are rows of one transaction, so both
+//! are there or neither.
 //!
-//! `cargo run -p outbox-examples --bin orders -- postgres://localhost/app 10`, on a database where
-//! `outbox-relay migrate` was run. Any language does the same with one SQL call.
+//! `cargo run -p outbox-examples --bin orders -- POSTGRES_URL [COUNT]`; any language does the same
+//! with the one SQL call.
 
 use anyhow::Context;
 use serde_json::json;
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
+
+const CUSTOMERS: i64 = 100;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -15,32 +18,25 @@ async fn main() -> anyhow::Result<()> {
 
     let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
     let driver = tokio::spawn(connection);
-    client
-        .batch_execute(
-            "create table if not exists orders (
-                 id bigint generated always as identity primary key, amount_cents bigint not null)",
-        )
-        .await?;
-    for n in 1..=count {
-        let tx = client.transaction().await?;
-        let amount_cents = n * 100;
-        let order: i64 = tx
-            .query_one(
-                "insert into orders (amount_cents) values ($1) returning id",
-                &[&amount_cents],
-            )
-            .await?
-            .try_get(0)?;
-        // The event is a row of the same transaction: it is published if and only if this commits.
-        tx.execute(
-            "select outbox.publish(topic => 'orders', key => $1, type => 'OrderPlaced',
-                                   payload => $2)",
-            &[&order.to_string(), &json!({ "order": order, "amount_cents": amount_cents })],
-        )
-        .await?;
-        tx.commit().await?;
+    for n in 0..count {
+        place(&mut client, 1 + n % CUSTOMERS, 100 + n % 900).await?;
     }
     drop(client);
     driver.await??;
+    Ok(())
+}
+
+async fn place(client: &mut Client, customer: i64, amount_cents: i64) -> anyhow::Result<()> {
+    let tx = client.transaction().await?;
+    let insert = "insert into orders (customer, amount_cents) values ($1, $2) returning id";
+    let order: i64 = tx.query_one(insert, &[&customer, &amount_cents]).await?.try_get(0)?;
+
+    // The key is what events are kept in order by: one customer's orders are paid as they came.
+    let event = json!({ "order": order, "customer": customer, "amount_cents": amount_cents });
+    let publish =
+        "select outbox.publish(topic => 'orders', key => $1, type => 'OrderPlaced', payload => $2)";
+    tx.execute(publish, &[&customer.to_string(), &event]).await?;
+
+    tx.commit().await?;
     Ok(())
 }

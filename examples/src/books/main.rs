@@ -1,0 +1,178 @@
+//! Runs `orders` and `payments` through the relay, ends each of the three with `kill -9` again and
+//! again, and balances the books.
+//!
+//! ```text
+//! orders ─► PostgreSQL ─► relay ─► Kafka ─► payments ─► PostgreSQL ─► relay ─► Kafka (counted)
+//! ```
+//!
+//! `examples/run [KILLS]`. Servers are found or started as for the tests: `OUTBOX_TEST_POSTGRES` and
+//! `OUTBOX_TEST_KAFKA`, else Docker, else what is installed. Exit code 1 when the books don't balance.
+
+mod balance;
+mod service;
+
+use std::{process::ExitCode, time::Duration, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use outbox_tests::{Harness, relay::Relay, topic::Topic, wait};
+use rdkafka::admin::{AdminClient, AdminOptions};
+
+use self::{balance::Books, service::Service};
+
+/// Makes this program the relay, so that one build has all three.
+const AS_RELAY: &str = "BOOKS_AS_RELAY";
+const KILLS: usize = 12;
+/// Of each life of `orders`.
+const ORDERS: i64 = 300;
+/// A kill hits what has done so much since the last one, and has more to do.
+const PROGRESS: i64 = 50;
+/// How long anything may take to get on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if std::env::var_os(AS_RELAY).is_some() {
+        // The relay has a runtime of its own.
+        let relay = tokio::task::spawn_blocking(outbox_relay::cli::main).await;
+        return relay.unwrap_or(ExitCode::FAILURE);
+    }
+    // A task, so that a panic of the harness is an exit code of ours.
+    match tokio::spawn(run()).await {
+        Ok(Ok(books)) => {
+            say(&books.to_string());
+            if books.balance() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Ok(Err(error)) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+        Err(_panic) => ExitCode::FAILURE,
+    }
+}
+
+async fn run() -> Result<Books> {
+    let kills = std::env::args().nth(1).map_or(Ok(KILLS), |kills| kills.parse());
+    let kills: usize = kills.context("usage: books [KILLS]")?;
+    let stage = Stage::set().await?;
+    let books = stage.play(kills).await;
+    stage.clear().await?;
+    books
+}
+
+/// The servers, with tables and topics as the two services expect them.
+struct Stage {
+    t: Harness,
+    orders: Topic,
+    payments: Topic,
+    logs: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let t = Harness::start().await;
+        let mut owner = t.database().connect(outbox_tests::database::Role::Owner).await;
+        outbox_idempotency::migrate(&mut owner).await?;
+        t.database().superuser().batch_execute(include_str!("../../schema.sql")).await?;
+        let topic = |name: &str| Topic::new(t.kafka(), name.to_owned());
+        for name in ["orders", "payments"] {
+            ensure!(!topic(name).exists().await, "the broker has a topic {name} already");
+        }
+        let (orders, payments) =
+            (topic("orders").create(4).await, topic("payments").create(4).await);
+        let logs = tempfile::Builder::new().prefix("outbox-books-").tempdir()?;
+        Ok(Stage { t, orders, payments, logs })
+    }
+
+    async fn play(&self, kills: usize) -> Result<Books> {
+        let begun = Instant::now();
+        let (url, logs) = (self.t.database().superuser_settings(), self.logs.path());
+        let program = std::env::current_exe()?;
+        let mut relay = self.t.relay().program(&program).env(AS_RELAY, "1").start().await;
+        let brokers = self.t.kafka().brokers();
+        let mut payments = Service::start("payments", &[&url, brokers], logs)?;
+        let count = ORDERS.to_string();
+        let place = || Service::start("orders", &[&url, &count], logs);
+        say(&format!("orders, the relay and payments run; {kills} of them are to be killed"));
+
+        for kill in 1..=kills {
+            let (placed, paid) = self.so_far().await?;
+            let mut orders = place()?;
+            let victim = match kill % 3 {
+                1 => {
+                    self.wait_for("more is paid", |_, now| now >= paid + PROGRESS).await?;
+                    payments.kill9().await?;
+                    payments = Service::start("payments", &[&url, brokers], logs)?;
+                    "payments"
+                }
+                2 => {
+                    self.wait_for("more is paid", |_, now| now >= paid + PROGRESS).await?;
+                    kill_relay(&mut relay).await;
+                    "the relay"
+                }
+                _ => {
+                    self.wait_for("more is placed", |now, _| now >= placed + PROGRESS).await?;
+                    orders.kill9().await?;
+                    "orders"
+                }
+            };
+            orders.end().await?;
+            let (placed, paid) = self.so_far().await?;
+            say(&format!("kill -9 of {victim}: {placed} orders placed, {paid} paid for"));
+        }
+        place()?.end().await?;
+        let (placed, _) = self.so_far().await?;
+        self.wait_for("all is paid for", |_, paid| paid >= placed).await?;
+        let follow_ups = self.follow_ups(usize::try_from(placed)?).await?;
+        say(&format!("{kills} kills in {:.1?}", begun.elapsed()));
+        Books::read(self.t.database().superuser(), &follow_ups).await
+    }
+
+    /// Orders placed, and payments taken.
+    async fn so_far(&self) -> Result<(i64, i64)> {
+        let sql = "select (select count(*) from orders), (select count(*) from payments)";
+        let row = self.t.database().superuser().query_one(sql, &[]).await?;
+        Ok((row.try_get(0)?, row.try_get(1)?))
+    }
+
+    async fn wait_for(&self, what: &str, enough: impl Fn(i64, i64) -> bool) -> Result<()> {
+        let enough = &enough;
+        wait::until(what, PATIENCE, || async move {
+            match self.so_far().await {
+                Ok((placed, paid)) if enough(placed, paid) => Ok(()),
+                Ok((placed, paid)) => Err(format!("{placed} placed, {paid} paid for")),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await
+    }
+
+    /// What `payments` has said, as a consumer that reads committed records sees it.
+    async fn follow_ups(&self, expected: usize) -> Result<Vec<Vec<u8>>> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let records = self.payments.records().await;
+            // What is missing after that is counted as lost.
+            if records.len() >= expected || Instant::now() >= deadline {
+                return Ok(records.into_iter().filter_map(|record| record.payload).collect());
+            }
+        }
+    }
+
+    /// The broker may not be ours.
+    async fn clear(&self) -> Result<()> {
+        let admin: AdminClient<_> = self.t.kafka().client().create()?;
+        let topics = [self.orders.name(), self.payments.name()];
+        admin.delete_topics(&topics, &AdminOptions::new()).await?;
+        Ok(())
+    }
+}
+
+async fn kill_relay(relay: &mut Relay) {
+    relay.kill9().await;
+    relay.restart();
+}
+
+#[expect(clippy::print_stdout, reason = "what this program is for")]
+fn say(line: &str) {
+    println!("{line}");
+}

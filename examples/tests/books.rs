@@ -1,0 +1,14 @@
+//! The examples through the relay, each killed with kill -9, as `examples/run` does it.
+
+use std::process::Command;
+
+#[test]
+fn the_books_balance_whatever_is_killed() {
+    let output = Command::new(env!("CARGO_BIN_EXE_books")).arg("6").output().expect("it starts");
+    let text =
+        [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned());
+    let text = text.concat();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(text.matches("kill -9 of").count(), 6, "{text}");
+    assert!(text.contains("· unpaid 0 · paid twice 0 · wrong 0 · out of order 0 ·"), "{text}");
+}
