@@ -114,7 +114,7 @@ impl<T: DeserializeOwned + Send + 'static, H: BatchHandler<T>> Work for Batch<T,
 }
 
 /// A tombstone is read as JSON's null, so an `Option` takes it.
-fn decode<T: DeserializeOwned>(message: RawMessage) -> Result<Message<T>, Failure> {
+pub(crate) fn decode<T: DeserializeOwned>(message: RawMessage) -> Result<Message<T>, Failure> {
     let payload = serde_json::from_slice(message.payload.as_deref().unwrap_or(b"null"));
     let payload = payload.map_err(|error| Failure::permanent("undecodable", error))?;
     Ok(message.with(payload))
@@ -125,15 +125,14 @@ fn guarded<'a>(
     work: impl Future<Output = Result<(), Failure>> + Send + 'a,
 ) -> BoxFuture<'a, Result<(), Failure>> {
     let work = AssertUnwindSafe(work).catch_unwind();
-    async move {
-        work.await.unwrap_or_else(|panic| {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
-            Err(Failure::new(Kind::Transient, "panic", format!("the handler panicked: {text}")))
-        })
-    }
-    .boxed()
+    async move { work.await.unwrap_or_else(|panic| Err(panicked(&*panic))) }.boxed()
+}
+
+pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    Failure::new(Kind::Transient, "panic", format!("the handler panicked: {text}"))
 }

@@ -41,7 +41,7 @@ const CONFLICTS_MAX: u32 = 20;
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Dead letters of messages that the inbox can't tell about.
-const OUTSIDE_WINDOW: &str = "outside-window";
+pub(crate) const OUTSIDE_WINDOW: &str = "outside-window";
 
 /// The consumer must stop: a handler said so, or the database refuses the inbox itself. The
 /// messages at hand were not touched.

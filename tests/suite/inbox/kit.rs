@@ -41,3 +41,68 @@ async fn a_handler_that_calls_another_service_is_found_out() {
     let state = async || (effects(&database).await, calls.load(SeqCst));
     assert_effectively_once(&inbox, handler, &message("a", 1), state).await;
 }
+
+#[tokio::test]
+#[should_panic(expected = "effects outside its transaction")]
+async fn a_handler_that_commits_by_itself_is_found_out() {
+    let database = database().await;
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        tx.execute("commit", &[]).await?;
+        Ok(())
+    };
+    let inbox = inbox(&database).await;
+    let state = async || effects(&database).await;
+    assert_effectively_once(&inbox, handler, &message("a", 1), state).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "left no trace")]
+async fn a_handler_that_remembers_in_its_process_what_it_has_seen_is_found_out() {
+    let database = database().await;
+    let calls = Arc::new(AtomicU32::new(0));
+    let handler = move |tx: Tx, message: Message<Step>| {
+        let seen = calls.fetch_add(1, SeqCst) > 0;
+        async move {
+            // The first time was rolled back, so nothing will ever come of it.
+            if !seen {
+                take(&tx, &message.payload).await?;
+            }
+            Ok(())
+        }
+    };
+    let inbox = inbox(&database).await;
+    let state = async || effects(&database).await;
+    assert_effectively_once(&inbox, handler, &message("a", 1), state).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "a statement of the transaction had failed")]
+async fn a_handler_that_ignores_a_failed_statement_is_found_out() {
+    let database = database().await;
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        let _ignored = tx.execute("select 1 / 0", &[]).await;
+        Ok(())
+    };
+    let inbox = inbox(&database).await;
+    let state = async || effects(&database).await;
+    assert_effectively_once(&inbox, handler, &message("a", 1), state).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "kept beyond the end of its work")]
+async fn a_handler_that_leaves_its_transaction_to_a_task_is_found_out() {
+    let database = database().await;
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(tx);
+        });
+        Ok(())
+    };
+    let inbox = inbox(&database).await;
+    let state = async || effects(&database).await;
+    assert_effectively_once(&inbox, handler, &message("a", 1), state).await;
+}

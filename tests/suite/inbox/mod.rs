@@ -1,6 +1,7 @@
 //! The consumer's half on a real PostgreSQL.
 
 mod command;
+mod conformance;
 mod core;
 mod effects;
 mod flow;

@@ -1,6 +1,10 @@
-//! For a user's own tests: whether a handler keeps the promise.
-//!
-//! On a real PostgreSQL, since a handler's SQL is what is tested.
+//! For a user's own tests: whether a handler keeps the promise ([`assert_effectively_once`], on a
+//! real PostgreSQL, since a handler's SQL is what is tested), and what its failures lead to
+//! ([`MemoryInbox`], without one).
+
+mod memory;
+
+pub use memory::{Dead, Fate, MemoryInbox};
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -26,7 +30,7 @@ const COPIES: usize = 8;
 ///
 /// `state` reads what the handler changes: rows of the inbox's database, but also calls that a
 /// stand-in of another service has counted; what the handler does outside its transaction is found
-/// by the first comparison.
+/// by the first comparison. The message must be one that changes it, or nothing is shown.
 ///
 /// ```no_run
 /// # use outbox_idempotency::{testing::assert_effectively_once, *};
@@ -82,11 +86,18 @@ pub async fn assert_effectively_once<T, H, S>(
         match outcome {
             Ok(Once::Applied(())) => applied += 1,
             Ok(Once::Duplicate) => {}
-            other => panic!("of several copies at once, one failed: {other:?}"),
+            Ok(Once::OutsideWindow) => panic!("the message is outside of the inbox's window"),
+            Err(OnceError::Work(failure)) => panic!("of several copies, one failed: {failure}"),
+            Err(OnceError::Inbox(error)) => panic!("of several copies, one failed: {error}"),
         }
     }
     assert_eq!(applied, 1, "of several copies at once, so many took effect");
     let once = state().await;
+    assert!(
+        once != before,
+        "the message took effect and left no trace: {once:?} before and after. Either `state` does \
+         not look there, or the handler remembers outside its transaction that it was called before"
+    );
 
     let later = inbox.once(&message.id, |tx| work.run(tx, vec![message.clone()])).await;
     assert!(matches!(later, Ok(Once::Duplicate)), "a later copy: {later:?}");

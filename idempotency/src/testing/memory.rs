@@ -1,0 +1,304 @@
+//! The decisions of an inbox without a database: what is new, what waits, what is given up.
+//!
+//! It is also the model that the suite holds the real one against.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, SystemTime},
+};
+
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::{
+    failure::{Failure, Kind},
+    handler,
+    message::{Message, RawMessage},
+    message_id::MessageId,
+    ordering::Ordering,
+    processor::{OUTSIDE_WINDOW, Stop},
+    retry::Retry,
+};
+
+/// `inbox.settings` as it is unless somebody changes it, in days.
+const RETENTION: i32 = 14;
+const AHEAD: i32 = 7;
+const TICK: Duration = Duration::from_millis(1);
+
+/// An inbox in memory, around state that a handler changes: messages take effect once, in the order
+/// of their key, and what fails is tried again when its time has come, by a clock that the test
+/// moves.
+///
+/// For the logic of a handler that is written without SQL, `Fn(&mut State, Message<T>)`, and called
+/// from the real one; and for consumers of other stores that are to behave as the inbox does. A
+/// handler that fails leaves the state as it was.
+///
+/// **What it can't show**: anything about a handler's SQL, its locks and its errors; two processes,
+/// and copies that come at the same time; outages; batches, watermarks and replays; how long
+/// anything takes. [`super::assert_effectively_once`] shows the first two, on a PostgreSQL.
+///
+/// ```
+/// use std::time::Duration;
+/// use outbox_idempotency::{Failure, Headers, Message, MessageId, Source, testing::{Fate, MemoryInbox}};
+///
+/// #[derive(Clone)]
+/// struct Account { open: bool, cents: i64 }
+///
+/// let mut inbox = MemoryInbox::new(Account { open: false, cents: 0 }, |account, message: Message<i64>| {
+///     if !account.open {
+///         return Err(Failure::transient("not open yet"));
+///     }
+///     account.cents += message.payload;
+///     Ok(())
+/// });
+/// let message = |n: i64| Message {
+///     id: MessageId::of_bytes(&n.to_be_bytes(), std::time::SystemTime::now()),
+///     key: Some(b"7".to_vec()),
+///     payload: Some(n.to_string().into_bytes()),
+///     headers: Headers::default(),
+///     source: Source { topic: "deposits".into(), partition: 0, offset: n },
+///     attempt: 1,
+/// };
+/// assert_eq!(inbox.process(&message(5))?, Fate::Parked);
+/// assert_eq!(inbox.process(&message(6))?, Fate::Waiting);
+/// inbox.state_mut().open = true;
+/// inbox.advance(Duration::from_secs(1))?;
+/// assert_eq!(inbox.process(&message(5))?, Fate::Duplicate);
+/// assert_eq!(inbox.state().cents, 11);
+/// # Ok::<(), outbox_idempotency::Stop>(())
+/// ```
+pub struct MemoryInbox<S> {
+    state: S,
+    work: Box<Work<S>>,
+    ordering: Ordering,
+    retry: Retry,
+    now: SystemTime,
+    /// Of messages, what the inbox would have a row for.
+    taken: BTreeSet<(Uuid, i32)>,
+    parked: BTreeMap<Uuid, Lane>,
+    dead: Vec<Dead>,
+}
+
+type Work<S> = dyn FnMut(&mut S, RawMessage) -> Result<(), Failure> + Send;
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It took effect.
+    Applied,
+    /// It had come before.
+    Duplicate,
+    /// It failed, and waits for its time.
+    Parked,
+    /// Stored behind a parked one of its lane.
+    Waiting,
+    /// Given up.
+    Dead,
+}
+
+/// A message that was given up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dead {
+    /// The message.
+    pub message: RawMessage,
+    /// Why, in one stable word: as [`Failure::code`].
+    pub code: String,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// What one call of the handler came to.
+enum Tried {
+    Applied,
+    Again { attempts: u32, due: SystemTime },
+    GivenUp(Failure, u32),
+}
+
+/// Messages that wait, in their order; there is at least one.
+struct Lane {
+    queue: VecDeque<RawMessage>,
+    /// Of the first message, failed so far.
+    attempts: u32,
+    due: SystemTime,
+}
+
+impl<S: std::fmt::Debug> std::fmt::Debug for MemoryInbox<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryInbox")
+            .field("state", &self.state)
+            .field("parked", &self.parked.len())
+            .field("dead", &self.dead)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Clone + 'static> MemoryInbox<S> {
+    /// An inbox that has taken nothing, and a handler of JSON messages.
+    pub fn new<T, H>(state: S, mut handler: H) -> Self
+    where
+        T: DeserializeOwned,
+        H: FnMut(&mut S, Message<T>) -> Result<(), Failure> + Send + 'static,
+    {
+        let work = move |state: &mut S, message: RawMessage| {
+            let message = handler::decode(message)?;
+            let outcome = catch_unwind(AssertUnwindSafe(|| handler(state, message)));
+            outcome.unwrap_or_else(|panic| Err(handler::panicked(&*panic)))
+        };
+        MemoryInbox {
+            state,
+            work: Box::new(work),
+            ordering: Ordering::default(),
+            retry: Retry::default(),
+            now: SystemTime::now(),
+            taken: BTreeSet::new(),
+            parked: BTreeMap::new(),
+            dead: Vec::new(),
+        }
+    }
+
+    /// With another retry policy. No part of a delay is cut at random here.
+    #[must_use]
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// With something else to keep in order.
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.ordering = ordering;
+        self
+    }
+
+    /// What came of the messages.
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+
+    /// To change the world around a handler.
+    pub fn state_mut(&mut self) -> &mut S {
+        &mut self.state
+    }
+
+    /// Messages that wait.
+    pub fn parked(&self) -> usize {
+        self.parked.values().map(|lane| lane.queue.len()).sum()
+    }
+
+    /// Messages that were given up, the latest last.
+    pub fn dead_letters(&self) -> &[Dead] {
+        &self.dead
+    }
+
+    /// A message comes from the broker. Messages of one key must come in order, but for copies.
+    ///
+    /// # Errors
+    /// The handler can't go on; the message is untouched.
+    pub fn process(&mut self, message: &RawMessage) -> Result<Fate, Stop> {
+        if !self.has_day(&message.id) {
+            let failure = Failure::permanent(OUTSIDE_WINDOW, "older or newer than what is kept");
+            return Ok(self.bury(message.clone(), &failure, 0));
+        }
+        let id = (message.id.uuid(), message.id.day());
+        if self.taken.contains(&id) {
+            return Ok(Fate::Duplicate);
+        }
+        let lane_id = self.ordering.lane(message);
+        let fate = match self.parked.get_mut(&lane_id) {
+            Some(lane) => {
+                lane.queue.push_back(message.clone());
+                Fate::Waiting
+            }
+            None => match self.work(message.clone(), 0)? {
+                Tried::Applied => Fate::Applied,
+                Tried::GivenUp(failure, attempts) => self.bury(message.clone(), &failure, attempts),
+                Tried::Again { attempts, due } => {
+                    let queue = VecDeque::from([message.clone()]);
+                    self.parked.insert(lane_id, Lane { queue, attempts, due });
+                    Fate::Parked
+                }
+            },
+        };
+        self.taken.insert(id);
+        Ok(fate)
+    }
+
+    /// Time passes: what comes due meanwhile is tried again, the longest due first.
+    ///
+    /// # Errors
+    /// The handler can't go on; what it had is untouched, and due.
+    pub fn advance(&mut self, time: Duration) -> Result<(), Stop> {
+        let end = self.now + time;
+        while let Some((lane_id, due)) =
+            self.parked.iter().map(|(id, lane)| (*id, lane.due)).min_by_key(|(_, due)| *due)
+        {
+            if due > end {
+                break;
+            }
+            self.now = self.now.max(due);
+            self.take_up(lane_id)?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    /// Tries the first message of a lane.
+    fn take_up(&mut self, lane_id: Uuid) -> Result<(), Stop> {
+        let lane = self.parked.get(&lane_id).expect("a lane that was found");
+        let head = lane.queue.front().cloned().expect("a lane without messages is removed");
+        let tried = self.work(head.clone(), lane.attempts)?;
+        let next = match tried {
+            Tried::Again { attempts, due } => Some((attempts, due)),
+            Tried::Applied => None,
+            Tried::GivenUp(failure, attempts) => {
+                self.bury(head, &failure, attempts);
+                None
+            }
+        };
+        let lane = self.parked.get_mut(&lane_id).expect("it was there before");
+        if next.is_none() {
+            lane.queue.pop_front();
+        }
+        // The next message begins anew, and at once.
+        (lane.attempts, lane.due) = next.unwrap_or((0, self.now));
+        if lane.queue.is_empty() {
+            self.parked.remove(&lane_id);
+        }
+        Ok(())
+    }
+
+    /// Calls the handler with a message that has failed so often.
+    fn work(&mut self, mut message: RawMessage, failed: u32) -> Result<Tried, Stop> {
+        message.attempt = failed + 1;
+        let before = self.state.clone();
+        let Err(failure) = (self.work)(&mut self.state, message) else { return Ok(Tried::Applied) };
+        self.state = before;
+        let attempts = failed + u32::from(!matches!(failure.kind, Kind::Defer(_)));
+        let delay = match failure.kind {
+            Kind::Fatal => return Err(Stop::Handler(failure.text())),
+            Kind::Permanent => None,
+            Kind::Defer(until) => Some(until.duration_since(self.now).unwrap_or_default()),
+            Kind::After(delay) => self.retry.delay(attempts, 0.0).map(|policy| policy.max(delay)),
+            Kind::Transient | Kind::Conflict | Kind::Outage => self.retry.delay(attempts, 0.0),
+        };
+        Ok(match delay {
+            // Time must pass, or a handler that defers to the past would never let it.
+            Some(delay) => Tried::Again { attempts, due: self.now + delay.max(TICK) },
+            None => Tried::GivenUp(failure, attempts),
+        })
+    }
+
+    fn bury(&mut self, message: RawMessage, failure: &Failure, attempts: u32) -> Fate {
+        // A message that can't be claimed may come again, and is one dead letter all the same.
+        if self.dead.iter().all(|dead| dead.message.id != message.id) {
+            self.dead.push(Dead { message, code: failure.code().to_owned(), attempts });
+        }
+        Fate::Dead
+    }
+
+    fn has_day(&self, id: &MessageId) -> bool {
+        let today = MessageId::at(Uuid::nil(), self.now).day();
+        (today - RETENTION..=today + AHEAD).contains(&id.day())
+    }
+}
