@@ -71,31 +71,12 @@ create unique index if not exists dead_letters_message
     on inbox.dead_letters (consumer_id, message_id) where state = 'dead';
 create index if not exists dead_letters_code on inbox.dead_letters (consumer_id, code, id);
 
--- Claims a message of a lane, in the transaction of its effect:
--- 'fresh': let it take effect. 'duplicate': it has. 'waiting': its lane is parked; add it to
--- inbox.parked in this transaction, whose lock on the lane is taken.
+-- Claims messages in the transaction of their effects: which are fresh or wait, and which lanes are
+-- parked. What waits is to be added to inbox.parked in this transaction, whose locks on the lanes
+-- are taken. Sorted, so that two batches wait for one another in one direction only.
 --
 -- Two statements on purpose: the second one's snapshot is taken after the first has waited for
--- whoever had the message, so what they parked is seen.
-create or replace function inbox.claim(consumer int, message uuid, day date, lane uuid) returns text
-    language plpgsql volatile
-as $$
-#variable_conflict use_variable
-begin
-    insert into inbox.messages (consumer_id, id, day) values (consumer, message, day)
-    on conflict do nothing;
-    if not found then
-        return 'duplicate';
-    end if;
-    perform from inbox.parked_lanes as l
-    where l.consumer_id = consumer and l.lane = lane
-    for update;
-    return case when found then 'waiting' else 'fresh' end;
-end
-$$;
-
--- As inbox.claim, for many: which messages are fresh or wait, and which lanes are parked. Sorted,
--- so that two batches wait for one another in one direction only.
+-- whoever had one of the messages, so what they parked is seen.
 create or replace function inbox.claim_batch(
     consumer int, messages uuid[], days date[], lanes uuid[],
     out claimed uuid[], out parked uuid[]
@@ -121,5 +102,4 @@ begin
 end
 $$;
 
-revoke execute on function inbox.claim(int, uuid, date, uuid) from public;
 revoke execute on function inbox.claim_batch(int, uuid[], date[], uuid[]) from public;

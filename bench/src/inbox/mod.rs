@@ -15,13 +15,18 @@ mod messages;
 mod outcome;
 mod runner;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use outbox_tests::{database::Database, kafka::Kafka, servers, topic::Topic};
 
-use self::{accounts::Watch, by_hand::ByHand, outcome::Turn, runner::Way};
+use self::{
+    accounts::Watch,
+    by_hand::ByHand,
+    outcome::Turn,
+    runner::{WAITING, Way},
+};
 use crate::{InboxArgs, report::progress};
 
 pub(crate) use outcome::Comparison;
@@ -38,12 +43,14 @@ pub(crate) enum Question {
     /// Batches: a watermark against no memory
     Watermark,
     /// Handlers that wait 5 ms, 64 at once, against what that allows
-    Sleep,
+    Wait5,
+    /// Handlers that wait 20 ms, 64 at once, against what that allows
+    Wait20,
 }
 
 impl Question {
-    const ALL: [Question; 4] =
-        [Question::Rows, Question::Batch, Question::Watermark, Question::Sleep];
+    const ALL: [Question; 5] =
+        [Question::Rows, Question::Batch, Question::Watermark, Question::Wait5, Question::Wait20];
 
     /// The first is measured, the second is what it is a ratio of.
     fn contestants(self) -> Vec<Contestant> {
@@ -57,22 +64,27 @@ impl Question {
             Question::Watermark => {
                 vec![of(Way::BATCH_WATERMARK, 400_000), of(Way::BATCH_OFF, 400_000)]
             }
-            Question::Sleep => vec![
-                of(Way::SLEEP, 50_000),
-                Contestant { who: Who::Ideal, messages: 50_000 },
-                Contestant { who: Who::Timers, messages: 50_000 },
-            ],
+            Question::Wait5 => waiting(5, 40_000),
+            Question::Wait20 => waiting(20, 15_000),
         }
     }
 
     /// Of the first by the second.
     fn floor(self) -> f64 {
         match self {
-            Question::Rows | Question::Sleep => 0.9,
+            Question::Rows | Question::Wait5 | Question::Wait20 => 0.9,
             Question::Batch => 8.0,
             Question::Watermark => 0.95,
         }
     }
+}
+
+/// Handlers that wait so many milliseconds.
+fn waiting(ms: u64, messages: usize) -> Vec<Contestant> {
+    let wait = Duration::from_millis(ms);
+    [Who::Runner(Way::waiting(wait)), Who::Ideal(wait), Who::Timers(wait)]
+        .map(|who| Contestant { who, messages })
+        .into()
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,9 +98,9 @@ enum Who {
     Runner(Way),
     ByHand(ByHand),
     /// Arithmetic: so many handlers, each as long as it says.
-    Ideal,
+    Ideal(Duration),
     /// As many tasks that do nothing but wait: what the timers make of it.
-    Timers,
+    Timers(Duration),
 }
 
 impl Contestant {
@@ -96,8 +108,8 @@ impl Contestant {
         match self.who {
             Who::Runner(way) => way.name(),
             Who::ByHand(by_hand) => by_hand.name(),
-            Who::Ideal => "64 / 5 ms".to_owned(),
-            Who::Timers => "64 tasks that only wait".to_owned(),
+            Who::Ideal(wait) => format!("{WAITING} / {wait:?}"),
+            Who::Timers(wait) => format!("{WAITING} tasks that only wait {wait:?}"),
         }
     }
 }
@@ -148,8 +160,12 @@ impl Hall {
     async fn turn(&mut self, Contestant { who, messages }: &Contestant) -> Result<Turn> {
         let messages = *messages;
         match who {
-            Who::Ideal => return Ok(Turn::of(messages, runner::ideal_seconds(messages))),
-            Who::Timers => return Ok(Turn::of(messages, runner::timers(messages).await)),
+            Who::Ideal(wait) => {
+                return Ok(Turn::of(messages, runner::ideal_seconds(messages, *wait)));
+            }
+            Who::Timers(wait) => {
+                return Ok(Turn::of(messages, runner::timers(messages, *wait).await));
+            }
             Who::Runner(_) | Who::ByHand(_) => {}
         }
         let topic = self.topic(messages).await?;
@@ -164,7 +180,7 @@ impl Hall {
             Who::ByHand(by_hand) => {
                 by_hand::run(*by_hand, self.kafka, &self.database, &topic, &group, &watch).await?
             }
-            Who::Ideal | Who::Timers => unreachable!("these need no servers"),
+            Who::Ideal(_) | Who::Timers(_) => unreachable!("these need no servers"),
         };
         accounts::verify(&self.database, messages).await?;
         Ok(turn)

@@ -23,17 +23,16 @@ use super::{
 
 /// Messages in a transaction.
 const BATCH: usize = 500;
-/// What a handler that waits waits for.
-const SLEEP: Duration = Duration::from_millis(5);
-/// Of those, at once.
-const SLEEPERS: usize = 64;
+/// Handlers that wait, at once.
+pub(super) const WAITING: usize = 64;
 
 /// How the runner is set up; all else is as it comes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Way {
     dedup: Memory,
     batch: bool,
-    sleeps: bool,
+    /// What a handler waits for, before its effect.
+    wait: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,17 +43,20 @@ enum Memory {
 }
 
 impl Way {
-    pub(super) const ROWS: Way = Way { dedup: Memory::Rows, batch: false, sleeps: false };
+    pub(super) const ROWS: Way = Way { dedup: Memory::Rows, batch: false, wait: None };
     pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
     pub(super) const BATCH: Way = Way { batch: true, ..Way::ROWS };
     pub(super) const BATCH_OFF: Way = Way { dedup: Memory::Off, ..Way::BATCH };
     pub(super) const BATCH_WATERMARK: Way = Way { dedup: Memory::Watermark, ..Way::BATCH };
-    pub(super) const SLEEP: Way = Way { sleeps: true, ..Way::ROWS };
+
+    pub(super) fn waiting(wait: Duration) -> Way {
+        Way { wait: Some(wait), ..Way::ROWS }
+    }
 
     pub(super) fn name(self) -> String {
-        let size = match (self.batch, self.sleeps) {
-            (false, false) => "one in a transaction".to_owned(),
-            (false, true) => format!("{SLEEPERS} handlers that wait {SLEEP:?}"),
+        let size = match (self.batch, self.wait) {
+            (false, None) => "one in a transaction".to_owned(),
+            (false, Some(wait)) => format!("{WAITING} handlers that wait {wait:?}"),
             (true, _) => format!("batches of up to {BATCH}"),
         };
         let memory = match self.dedup {
@@ -69,7 +71,7 @@ impl Way {
         let processor = if self.batch {
             Processor::batch(inbox, BATCH, many(counter))
         } else {
-            Processor::new(inbox, one(counter, self.sleeps))
+            Processor::new(inbox, one(counter, self.wait))
         };
         processor.dedup(match self.dedup {
             Memory::Off => Dedup::Off,
@@ -79,12 +81,12 @@ impl Way {
     }
 }
 
-fn one(counter: Counter, sleeps: bool) -> impl outbox_idempotency::Handler<Transfer> {
+fn one(counter: Counter, wait: Option<Duration>) -> impl outbox_idempotency::Handler<Transfer> {
     move |tx: Tx, message: Message<Transfer>| {
         counter.add(1);
         async move {
-            if sleeps {
-                tokio::time::sleep(SLEEP).await;
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
             }
             let Transfer { n, account, amount } = &message.payload;
             tx.execute(accounts::UPSERT, &[account, amount, n]).await?;
@@ -113,13 +115,13 @@ pub(super) async fn run(
     group: &str,
     watch: &Watch,
 ) -> Result<Turn> {
-    let connections = if way.sleeps { SLEEPERS } else { 16 } + 8;
+    let connections = if way.wait.is_some() { WAITING } else { 16 } + 8;
     let inbox = Inbox::open(database.pool(Role::Consumer, connections), group).await?;
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
     let mut runner = Runner::new(way.processor(inbox, watch.counter()), config, &[topic.name()]);
-    if way.sleeps {
-        runner = runner.concurrency(SLEEPERS);
+    if way.wait.is_some() {
+        runner = runner.concurrency(WAITING);
     }
     let stop = CancellationToken::new();
     let mut consuming = tokio::spawn(runner.run(stop.clone().cancelled_owned()));
@@ -130,18 +132,18 @@ pub(super) async fn run(
 }
 
 /// How long the handlers that wait would take if there were nothing but them.
-pub(super) fn ideal_seconds(messages: usize) -> f64 {
-    messages as f64 * SLEEP.as_secs_f64() / SLEEPERS as f64
+pub(super) fn ideal_seconds(messages: usize, wait: Duration) -> f64 {
+    messages as f64 * wait.as_secs_f64() / WAITING as f64
 }
 
 /// How long they take where they only wait.
-pub(super) async fn timers(messages: usize) -> f64 {
+pub(super) async fn timers(messages: usize, wait: Duration) -> f64 {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
-    for _ in 0..SLEEPERS {
+    for _ in 0..WAITING {
         tasks.spawn(async move {
-            for _ in 0..messages / SLEEPERS {
-                tokio::time::sleep(SLEEP).await;
+            for _ in 0..messages / WAITING {
+                tokio::time::sleep(wait).await;
             }
         });
     }
