@@ -17,6 +17,14 @@ test *args:
 bench *args:
     cargo run --release -p outbox-bench -- drain {{args}}
 
+# What remembering messages costs a consumer, on real servers.
+bench-inbox *args:
+    cargo run --release -p outbox-bench -- inbox {{args}}
+
+# The examples through the relay, all of them killed again and again, and the books balanced.
+books *args:
+    examples/run {{args}}
+
 # Minutes of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
 fuzz target minutes="1":
     cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time=$(( {{minutes}} * 60 ))

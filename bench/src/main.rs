@@ -77,7 +77,7 @@ struct SoakArgs {
 
 #[derive(Clone, Debug, Args)]
 struct InboxArgs {
-    /// What to compare; all of it by default, which takes some four minutes on two cores
+    /// What to compare; all of it by default, which takes some three minutes on two cores
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<inbox::Question>,
     /// Rounds, in each of which every contestant has one turn; medians are reported

@@ -57,15 +57,15 @@ impl Question {
         let of = |way, messages| Contestant { who: Who::Runner(way), messages };
         let by_hand = |loops, messages| Contestant { who: Who::ByHand(ByHand { loops }), messages };
         match self {
-            Question::Rows => vec![of(Way::ROWS, 50_000), of(Way::OFF, 50_000)],
+            Question::Rows => vec![of(Way::ROWS, 40_000), of(Way::OFF, 40_000)],
             Question::Batch => {
-                vec![of(Way::BATCH, 400_000), by_hand(1, 30_000), by_hand(8, 50_000)]
+                vec![of(Way::BATCH, 300_000), by_hand(1, 15_000), by_hand(8, 30_000)]
             }
             Question::Watermark => {
-                vec![of(Way::BATCH_WATERMARK, 400_000), of(Way::BATCH_OFF, 400_000)]
+                vec![of(Way::BATCH_WATERMARK, 300_000), of(Way::BATCH_OFF, 300_000)]
             }
-            Question::Wait5 => waiting(5, 40_000),
-            Question::Wait20 => waiting(20, 15_000),
+            Question::Wait5 => waiting(5, 30_000),
+            Question::Wait20 => waiting(20, 10_000),
         }
     }
 

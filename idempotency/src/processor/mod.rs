@@ -5,20 +5,20 @@
 //! waits durably, or is a dead letter. The database alone knows which; nothing here is remembered,
 //! so two processes that both believe a message to be theirs do no harm.
 
+mod claim;
 mod due;
 mod marked;
 mod store;
 mod watermark;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use serde::de::DeserializeOwned;
-use tokio_postgres::types::ToSql;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -29,7 +29,6 @@ use crate::{
     handler::{self, BatchHandler, Handler, Work},
     inbox::{Inbox, no_partition},
     message::RawMessage,
-    message_id::MessageId,
     meter::{Meter, Outcome},
     ordering::Ordering,
     retry::Retry,
@@ -431,9 +430,9 @@ impl Processor {
         let lanes: Vec<Uuid> =
             known.iter().map(|message| self.shared.ordering.lane(message)).collect();
         let claimed = if off {
-            claim_nothing(inbox, &known, &lanes).await
+            claim::nothing(inbox, &known, &lanes).await
         } else {
-            claim_rows(inbox, &known, &lanes).await
+            claim::rows(inbox, &known, &lanes).await
         };
         let (open, mut claimed, parked) = match claimed {
             // A day was dropped since we looked: look again.
@@ -461,75 +460,4 @@ impl Processor {
 fn aborted(state: String) -> Failure {
     let code = format!("sqlstate-{state}");
     Failure::new(Kind::Transient, code, InboxError::Aborted(state))
-}
-
-type Claimed = (Open, HashSet<Uuid>, HashSet<Uuid>);
-
-async fn claim_rows(
-    inbox: &Inbox,
-    messages: &[&RawMessage],
-    lanes: &[Uuid],
-) -> Result<Claimed, InboxError> {
-    const DOING: &str = "claiming messages";
-    let consumer = inbox.consumer_id();
-    if let ([message], [lane]) = (messages, lanes) {
-        return claim_row(inbox, message.id, *lane).await;
-    }
-    let sql = "select claimed, parked from inbox.claim_batch($1, $2, \
-               array(select date '1970-01-01' + d from unnest($3::int4[]) with ordinality as t (d, n) \
-                     order by n), $4)";
-    let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
-    let days: Vec<i32> = messages.iter().map(|message| message.id.day()).collect();
-    let params: [&(dyn ToSql + Sync); 4] = [&consumer, &ids, &days, &lanes];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
-    let column = |n| -> Result<HashSet<Uuid>, InboxError> {
-        let ids: Vec<Uuid> =
-            rows.first().map_or(Ok(Vec::new()), |row| row.try_get(n)).map_err(read)?;
-        Ok(ids.into_iter().collect())
-    };
-    let (claimed, parked) = (column(0)?, column(1)?);
-    Ok((open, claimed, parked))
-}
-
-/// One message, in one statement: a function that does it in two costs as much again.
-///
-/// Its snapshot is older than the end of a copy that it waited for. That copy can't have parked the
-/// lane unseen: had it committed, this one is a duplicate. Nor can an earlier message of the lane,
-/// since whoever brings this one has been through those. Of a batch neither is so.
-async fn claim_row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxError> {
-    const DOING: &str = "claiming a message";
-    let sql = "insert into inbox.messages (consumer_id, id, day) \
-               values ($1, $2, date '1970-01-01' + $3::int4) on conflict do nothing \
-               returning exists (select from inbox.parked_lanes where consumer_id = $1 and lane = $4)";
-    let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
-    let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
-    let Some(row) = rows.first() else { return Ok((open, HashSet::new(), HashSet::new())) };
-    let mut parked = HashSet::new();
-    if row.try_get(0).map_err(read)? {
-        // Whoever takes from the lane now may free it.
-        let sql = "select from inbox.parked_lanes where consumer_id = $1 and lane = $2 for update";
-        let rows = open.query(DOING, sql, &[&consumer, &lane]).await?;
-        parked.extend(rows.first().map(|_| lane));
-    }
-    Ok((open, HashSet::from([uuid]), parked))
-}
-
-/// Without remembering: all are new.
-async fn claim_nothing(
-    inbox: &Inbox,
-    messages: &[&RawMessage],
-    lanes: &[Uuid],
-) -> Result<Claimed, InboxError> {
-    let sql = "select lane from inbox.parked_lanes where consumer_id = $1 and lane = any ($2) \
-               order by lane for update";
-    let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
-    let (open, rows) = Open::begin(inbox.pool(), "looking for parked keys", sql, &params).await?;
-    let parked: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
-    let claimed = messages.iter().map(|message| message.id.uuid()).collect();
-    Ok((open, claimed, parked.map_err(read)?))
-}
-
-fn read(error: tokio_postgres::Error) -> InboxError {
-    InboxError::of("reading what was claimed", error)
 }
