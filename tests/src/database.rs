@@ -110,8 +110,6 @@ impl Database {
         outbox_migrations::apply(&mut owner, Set::Inbox).await.expect("the inbox is migrated");
         let grants = documented(3, &database.name).expect("docs/ROLES.md has its statements");
         owner.batch_execute(&grants).await.expect("the documented grants");
-        let member = named("grant outbox_writer to inbox_consumer", &database.name);
-        database.superuser.batch_execute(&member).await.expect("a consumer that publishes");
         database
     }
 
@@ -284,6 +282,9 @@ async fn make_template(postgres: &'static Postgres) -> Result<String> {
     let name = unique_name("outbox_template_");
     let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
     maintenance.batch_execute(&documented(0, &name)?).await.context("creating the roles")?;
+    // Of the cluster, so once: two tests that grant it at the same time clash in pg_auth_members.
+    let publishes = named("grant outbox_writer to inbox_consumer", &name);
+    maintenance.batch_execute(&publishes).await.context("consumers that publish")?;
     for role in Role::ALL {
         let statement = format!("alter role {} password '{PASSWORD}'", role.name());
         maintenance.batch_execute(&statement).await?;
