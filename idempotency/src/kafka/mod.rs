@@ -71,7 +71,7 @@ pub struct Runner {
     drain: Duration,
 }
 
-/// What may be in memory: at the limit nothing more is fetched until half of it is done.
+/// What may be in memory: at the limit nothing more is taken in until half of it is done.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     messages: usize,
