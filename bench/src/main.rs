@@ -86,6 +86,9 @@ struct InboxArgs {
     /// Messages of every turn, instead of each contestant's own number
     #[arg(long, value_parser = clap::value_parser!(u32).range(1_000..=5_000_000))]
     messages: Option<u32>,
+    /// Handlers of a runner at work at once, instead of its default, where they don't wait
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256))]
+    concurrency: Option<u32>,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,

@@ -118,7 +118,8 @@ impl Contestant {
 pub(crate) async fn run(args: &InboxArgs) -> Result<Vec<Comparison>> {
     let asked = if args.only.is_empty() { Question::ALL.to_vec() } else { args.only.clone() };
     let messages = args.messages.map(usize::try_from).transpose()?;
-    let mut hall = Hall::open().await?;
+    let concurrency = args.concurrency.map(usize::try_from).transpose()?;
+    let mut hall = Hall::open(concurrency).await?;
     let mut comparisons = Vec::new();
     for question in asked {
         let contestants: Vec<Contestant> = question
@@ -148,13 +149,14 @@ struct Hall {
     /// By number of messages.
     topics: BTreeMap<usize, Topic>,
     turns: usize,
+    concurrency: Option<usize>,
 }
 
 impl Hall {
-    async fn open() -> Result<Self> {
+    async fn open(concurrency: Option<usize>) -> Result<Self> {
         let database = Database::create_inbox().await;
         let kafka = servers::kafka().await;
-        Ok(Hall { kafka, database, topics: BTreeMap::new(), turns: 0 })
+        Ok(Hall { kafka, database, topics: BTreeMap::new(), turns: 0, concurrency })
     }
 
     async fn turn(&mut self, Contestant { who, messages }: &Contestant) -> Result<Turn> {
@@ -175,7 +177,8 @@ impl Hall {
         let watch = Watch::new(&self.database, messages).await?;
         let turn = match who {
             Who::Runner(way) => {
-                runner::run(way, self.kafka, &self.database, &topic, &group, &watch).await?
+                let way = way.with(self.concurrency);
+                runner::run(&way, self.kafka, &self.database, &topic, &group, &watch).await?
             }
             Who::ByHand(by_hand) => {
                 by_hand::run(*by_hand, self.kafka, &self.database, &topic, &group, &watch).await?

@@ -33,6 +33,8 @@ pub(super) struct Way {
     batch: bool,
     /// What a handler waits for, before its effect.
     wait: Option<Duration>,
+    /// Handlers at once; the runner's default where there is none.
+    concurrency: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,14 +45,20 @@ enum Memory {
 }
 
 impl Way {
-    pub(super) const ROWS: Way = Way { dedup: Memory::Rows, batch: false, wait: None };
+    pub(super) const ROWS: Way =
+        Way { dedup: Memory::Rows, batch: false, wait: None, concurrency: None };
     pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
     pub(super) const BATCH: Way = Way { batch: true, ..Way::ROWS };
     pub(super) const BATCH_OFF: Way = Way { dedup: Memory::Off, ..Way::BATCH };
     pub(super) const BATCH_WATERMARK: Way = Way { dedup: Memory::Watermark, ..Way::BATCH };
 
     pub(super) fn waiting(wait: Duration) -> Way {
-        Way { wait: Some(wait), ..Way::ROWS }
+        Way { wait: Some(wait), concurrency: Some(WAITING), ..Way::ROWS }
+    }
+
+    /// With so many handlers at once, unless that is what is measured.
+    pub(super) fn with(self, concurrency: Option<usize>) -> Way {
+        Way { concurrency: self.concurrency.or(concurrency), ..self }
     }
 
     pub(super) fn name(self) -> String {
@@ -115,13 +123,13 @@ pub(super) async fn run(
     group: &str,
     watch: &Watch,
 ) -> Result<Turn> {
-    let connections = if way.wait.is_some() { WAITING } else { 16 } + 8;
+    let connections = way.concurrency.unwrap_or(16) + 8;
     let inbox = Inbox::open(database.pool(Role::Consumer, connections), group).await?;
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
     let mut runner = Runner::new(way.processor(inbox, watch.counter()), config, &[topic.name()]);
-    if way.wait.is_some() {
-        runner = runner.concurrency(WAITING);
+    if let Some(handlers) = way.concurrency {
+        runner = runner.concurrency(handlers);
     }
     let stop = CancellationToken::new();
     let mut consuming = tokio::spawn(runner.run(stop.clone().cancelled_owned()));
