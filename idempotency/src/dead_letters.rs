@@ -8,6 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::{GenericClient, Row, types::ToSql};
 
+use crate::fault::{Point, point};
+
 /// A dead letter without its payload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DeadLetter {
@@ -143,7 +145,10 @@ pub async fn replay(
              headers, replays + 1 \
          from chosen join lanes using (consumer_id, lane) order by id"
     );
-    client.execute(&sql, &selection.params()).await
+    point(Point::Replaying);
+    let replayed = client.execute(&sql, &selection.params()).await?;
+    point(Point::Replayed);
+    Ok(replayed)
 }
 
 /// Gives the selected ones up for good; returns how many. They stay as history.

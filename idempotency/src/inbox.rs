@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{InboxError, OnceError},
+    fault::{Point, point},
     message_id::MessageId,
     transaction::{Open, Tx},
 };
@@ -303,7 +304,10 @@ impl Batch {
 }
 
 async fn maintain(client: &impl GenericClient) -> Result<Window, InboxError> {
-    window(client, "maintain()").await
+    point(Point::Maintaining);
+    let window = window(client, "maintain()").await?;
+    point(Point::Maintained);
+    Ok(window)
 }
 
 async fn window(client: &impl GenericClient, function: &str) -> Result<Window, InboxError> {

@@ -40,6 +40,10 @@ mod alert;
 pub mod dead_letters;
 mod error;
 mod failure;
+#[cfg(feature = "fault-points")]
+pub mod fault;
+#[cfg(not(feature = "fault-points"))]
+mod fault;
 mod handler;
 mod inbox;
 #[cfg(feature = "kafka")]

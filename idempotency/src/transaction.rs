@@ -11,7 +11,10 @@ use futures_util::{FutureExt as _, future};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
-use crate::{error::InboxError, error::state_of};
+use crate::{
+    error::{InboxError, state_of},
+    fault::{Point, point},
+};
 
 /// A second copy of a message must wait for the first and then see its row, which is what READ
 /// COMMITTED does; the others answer with an error.
@@ -103,6 +106,7 @@ impl Tx {
     /// # Errors
     /// As [`Tx::execute`]; SQLSTATE 22023 when the event can't be a record.
     pub async fn publish(&self, event: &Event<'_>) -> Result<Uuid, tokio_postgres::Error> {
+        point(Point::Handling);
         let Event { topic, key, kind, payload, headers } = event;
         let row = self
             .query_one(
@@ -290,6 +294,7 @@ impl Open {
             }
             Ok(()) => {}
         }
+        point(Point::Committing);
         let committed = self.shared.client.batch_execute("commit").await;
         self.shared.ended.store(true, Ordering::Relaxed);
         // A deferred constraint speaks up here.

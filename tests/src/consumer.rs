@@ -17,6 +17,7 @@ use crate::{
     database::{Database, Role},
     event::{Committed, SEQUENCE},
     kafka::Kafka,
+    member::{self, Fault, Plan, Settings},
     servers,
     topic::Topic,
     wait,
@@ -27,21 +28,10 @@ const STOP: Duration = Duration::from_secs(20);
 /// After so long the server ends a session that a frozen process holds in a transaction.
 const IDLE: &str = "2s";
 
-/// How a consumer is to run; one group for each database.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// 0 for one message at a time.
-    pub batch: usize,
-    /// Of the calls of its handler.
-    pub fail_percent: u32,
-    /// Name of the relay whose positions are trusted; rows otherwise.
-    pub watermark: Option<String>,
-}
-
 /// A consumer's process; ended by KILL when dropped.
 #[derive(Debug)]
 pub struct Consumer {
-    command: Vec<(String, String)>,
+    settings: Settings,
     log: PathBuf,
     child: Child,
     pid: u32,
@@ -56,7 +46,8 @@ pub struct Effects {
     pub lost: usize,
     /// Effects beyond the first of an event.
     pub doubled: usize,
-    /// Effects that came after a later one of their lane.
+    /// Effects that came after a later one of their lane; not those of messages that were dead at
+    /// some time, which a replay takes behind what came meanwhile.
     pub misordered: usize,
     /// Effects of what was never committed.
     pub invented: usize,
@@ -88,21 +79,26 @@ impl Consumer {
         topic: &Topic,
         plan: &Plan,
     ) -> Self {
-        let url = format!(
-            "{}?options=-c%20idle_in_transaction_session_timeout%3D{IDLE}",
-            database.url(Role::Consumer)
-        );
-        let settings = serde_json::json!({
-            "database": url, "brokers": kafka.brokers(), "group": database.name(),
-            "topic": topic.name(), "batch": plan.batch, "fail_percent": plan.fail_percent, "watermark": plan.watermark,
-        });
-        let command = vec![
-            ("CONSUMER".to_owned(), settings.to_string()),
-            ("RUST_BACKTRACE".to_owned(), "1".to_owned()),
-        ];
+        let (host, port) = database.postgres().address();
+        let server = format!("{host}:{port}");
+        let url = |role| match &plan.postgres {
+            Some(proxy) => database.url(role).replace(&server, proxy),
+            None => database.url(role),
+        };
+        let settings = Settings {
+            database: format!(
+                "{}?options=-c%20idle_in_transaction_session_timeout%3D{IDLE}",
+                url(Role::Consumer)
+            ),
+            operator: url(Role::Operator),
+            brokers: kafka.brokers().to_owned(),
+            group: database.name().to_owned(),
+            topic: topic.name().to_owned(),
+            plan: plan.clone(),
+        };
         let log = dir.join(format!("{name}.log"));
-        let (child, pid) = spawn(&command, &log).expect("the consumer starts");
-        Consumer { command, log, child, pid }
+        let (child, pid) = spawn(&settings, &log).expect("the consumer starts");
+        Consumer { settings, log, child, pid }
     }
 
     /// Ends it with KILL and waits for that.
@@ -120,7 +116,16 @@ impl Consumer {
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
-        (self.child, self.pid) = spawn(&self.command, &self.log).expect("the consumer starts");
+        (self.child, self.pid) = spawn(&self.settings, &self.log).expect("the consumer starts");
+    }
+
+    /// As [`Consumer::restart`], with the fault that it is to run into.
+    ///
+    /// # Panics
+    /// As [`Consumer::restart`].
+    pub fn restart_with(&mut self, fault: Option<Fault>) {
+        self.settings.plan.fault = fault;
+        self.restart();
     }
 
     /// Stops its process where it is.
@@ -138,10 +143,29 @@ impl Consumer {
     /// # Panics
     /// When it has not ended in time.
     pub async fn sigterm(&mut self) -> ExitStatus {
+        self.ask_to_stop();
+        self.ended_within(STOP).await.expect("it ends in time")
+    }
+
+    /// Asks it to stop, and returns at once.
+    pub fn ask_to_stop(&self) {
         self.signal(libc::SIGTERM);
-        let ended = tokio::time::timeout(STOP, self.child.wait()).await;
+    }
+
+    /// Waits until it ends by itself; `None`: it has not within that time.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    pub async fn ended_within(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        let ended = tokio::time::timeout(deadline, self.child.wait()).await.ok()?;
         guardian::forget(self.pid);
-        ended.expect("it ends in time").expect("a status")
+        Some(ended.expect("a status"))
+    }
+
+    /// How often its log has `text`, in all its lives.
+    pub fn log_count(&self, text: &str) -> usize {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&log).matches(text).count()
     }
 
     /// Waits until its log has `text`.
@@ -150,9 +174,7 @@ impl Consumer {
     /// When it does not within [`wait::PATIENCE`].
     pub async fn wait_log(&self, text: &str) {
         wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
-            let log = std::fs::read(&self.log).unwrap_or_default();
-            let found = String::from_utf8_lossy(&log).contains(text);
-            if found { Ok(()) } else { Err(throwaway::tail(&self.log)) }
+            if self.log_count(text) > 0 { Ok(()) } else { Err(throwaway::tail(&self.log)) }
         })
         .await
         .expect("the consumer logs it");
@@ -181,7 +203,7 @@ impl Drop for Consumer {
     }
 }
 
-fn spawn(environment: &[(String, String)], log: &Path) -> Result<(Child, u32)> {
+fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
     let output = OpenOptions::new().create(true).append(true).open(log)?;
     let program = std::env::current_exe()?
         .ancestors()
@@ -191,7 +213,8 @@ fn spawn(environment: &[(String, String)], log: &Path) -> Result<(Child, u32)> {
         .find(|path| path.is_file())
         .context("no consumer-under-test beside the tests: cargo build -p outbox-tests --bins")?;
     let child = Command::new(program)
-        .envs(environment.iter().cloned())
+        .env(member::VARIABLE, serde_json::to_string(settings)?)
+        .env("RUST_BACKTRACE", "1")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
@@ -212,8 +235,8 @@ pub async fn effects_so_far(database: &Database) -> i64 {
     database.superuser().query_one(sql, &[]).await.expect("a count").get(0)
 }
 
-/// Waits until there is an effect for each committed event of `topic`, and nothing is parked, and
-/// counts.
+/// Waits until there is an effect for each committed event of `topic`, and nothing is parked or
+/// dead, and counts.
 ///
 /// # Panics
 /// When it does not come to that; with the count.
@@ -222,11 +245,12 @@ pub async fn count(database: &Database, truth: &[Committed], topic: &Topic) -> E
     let expected = i64::try_from(expected).expect("a count");
     let waited = wait::until("all take effect", wait::PATIENCE, || async {
         let sql = "select (select count(distinct message) from effects), \
-                          (select count(*) from inbox.parked)";
+                          (select count(*) from inbox.parked) + \
+                          (select count(*) from inbox.dead_letters where state = 'dead')";
         let row = database.superuser().query_one(sql, &[]).await.map_err(|e| e.to_string())?;
         match (row.get::<_, i64>(0), row.get::<_, i64>(1)) {
             (applied, 0) if applied >= expected => Ok(()),
-            (applied, parked) => Err(format!("{applied} of {expected}, {parked} parked")),
+            (applied, parked) => Err(format!("{applied} of {expected}, {parked} aside")),
         }
     })
     .await;
@@ -250,6 +274,9 @@ pub async fn compare(database: &Database, truth: &[Committed], topic: &Topic) ->
         .filter(|row| row.headers.contains_key(SEQUENCE))
         .map(|row| row.id.parse().expect("a uuid"))
         .collect();
+    let dead = "select distinct message_id from inbox.dead_letters";
+    let dead = database.superuser().query(dead, &[]).await.expect("dead letters");
+    let dead: BTreeSet<Uuid> = dead.iter().map(|row| row.get(0)).collect();
     let mut found = BTreeSet::new();
     let mut last: BTreeMap<String, i64> = BTreeMap::new();
     let mut count = Effects::default();
@@ -261,6 +288,7 @@ pub async fn compare(database: &Database, truth: &[Committed], topic: &Topic) ->
         }
         if let Some(n) = row.get::<_, Option<i64>>(2)
             && numbered.contains(&message)
+            && !dead.contains(&message)
         {
             let before = last.insert(lane, n).unwrap_or(0);
             count.misordered += usize::from(before > n);

@@ -20,6 +20,7 @@ pub mod event;
 pub mod kafka;
 pub mod load;
 pub mod local_kafka;
+pub mod member;
 pub mod murmur2;
 pub mod postgres;
 pub mod probes;

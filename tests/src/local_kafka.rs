@@ -136,6 +136,12 @@ pub fn small() -> BTreeMap<String, String> {
         ("transaction.state.log.min.isr", "1"),
         ("transaction.state.log.num.partitions", "5"),
         ("group.initial.rebalance.delay.ms", "0"),
+        // Tests kill members, and wait until the others have their partitions.
+        ("group.min.session.timeout.ms", "500"),
+        ("group.consumer.min.session.timeout.ms", "500"),
+        ("group.consumer.session.timeout.ms", "3000"),
+        ("group.consumer.min.heartbeat.interval.ms", "100"),
+        ("group.consumer.heartbeat.interval.ms", "500"),
         ("auto.create.topics.enable", "true"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))

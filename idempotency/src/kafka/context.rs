@@ -14,7 +14,10 @@ use rdkafka::{
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::processor::Processor;
+use crate::{
+    fault::{Point, point},
+    processor::Processor,
+};
 
 use super::desk::Partition;
 use super::shared::Shared;
@@ -78,6 +81,7 @@ impl ConsumerContext for Context {
 
 impl Context {
     fn assigned(&self, list: &mut TopicPartitionList) {
+        point(Point::Assigning);
         let partitions = partitions(list);
         // The database knows better than the group where to go on, if it keeps watermarks.
         for ((topic, partition), offset) in self.start_offsets(&partitions) {
@@ -95,10 +99,12 @@ impl Context {
         // of ours would be taken.
         let lost = consumer.assignment_lost();
         if !lost {
+            point(Point::Revoking);
             let left = self.shared.drain(&partitions, self.drain);
             if left > 0 {
                 tracing::warn!(left, "partitions go while messages are under way");
             }
+            point(Point::Drained);
             commit(consumer, &self.shared);
         }
         tracing::info!(partitions = partitions.len(), lost, "partitions revoked");

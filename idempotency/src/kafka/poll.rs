@@ -21,6 +21,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
+    fault::{Point, point},
     message::{Headers, Message, RawMessage, Source},
     processor::Processor,
 };
@@ -83,6 +84,7 @@ impl Poll {
             };
             match polled {
                 Some(Ok(record)) => {
+                    point(Point::Polled);
                     let message = message(&record, &mut names)?;
                     let lane = self.processor.lane(&message);
                     self.shared.push(message, lane);
@@ -140,10 +142,12 @@ impl Poll {
 
     fn store(&self) {
         let offsets = context::list(self.shared.desk().committable());
-        if offsets.count() > 0
-            && let Err(error) = self.consumer.store_offsets(&offsets)
-        {
-            tracing::debug!(%error, "offsets were not stored");
+        if offsets.count() == 0 {
+            return;
+        }
+        match self.consumer.store_offsets(&offsets) {
+            Ok(()) => point(Point::OffsetsStored),
+            Err(error) => tracing::debug!(%error, "offsets were not stored"),
         }
     }
 
@@ -155,6 +159,7 @@ impl Poll {
             tracing::warn!(left, "stopping while messages are under way; they are rolled back");
         }
         context::commit(&self.consumer, &self.shared);
+        point(Point::Leaving);
         // Nothing is left for the revocation that closing brings.
         self.shared.desk().forget(&partitions);
         drop(self.consumer);

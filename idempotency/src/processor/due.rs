@@ -15,6 +15,7 @@ use super::{Attempt, Processor, Stop, store};
 use crate::{
     error::InboxError,
     failure::{Failure, Kind},
+    fault::{Point, point},
     meter::Outcome,
     transaction::Open,
 };
@@ -123,6 +124,7 @@ impl Processor {
             open.commit().await?;
             return Ok(Attempt::Done);
         }
+        point(Point::TakenUp);
         let (done, failure) = self.try_heads(&open, &heads, attempts).await?;
         let (applied, left) = heads.split_at(done);
         match (failure, left.first()) {
@@ -140,6 +142,7 @@ impl Processor {
             }
             _ => {
                 shelf.advance(&open, lane, applied).await?;
+                point(Point::Retried);
                 open.commit().await?;
             }
         }

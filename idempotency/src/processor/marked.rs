@@ -18,7 +18,12 @@ use super::{
     Dedup, Processor, Sorted,
     watermark::{self, Mark, Verdict},
 };
-use crate::{error::InboxError, message::RawMessage, transaction::Open};
+use crate::{
+    error::InboxError,
+    fault::{Point, point},
+    message::RawMessage,
+    transaction::Open,
+};
 
 pub(super) type Partition = (Arc<str>, i32);
 
@@ -109,6 +114,7 @@ impl Processor {
         };
         let (topic, number) = partition;
         watermark::advance(&open, &self.shared.inbox, topic, *number, mark, ids).await?;
+        point(Point::MarkMoved);
         open.commit().await?;
         self.marks().insert(partition.clone(), mark.clone());
         Ok(())

@@ -26,6 +26,7 @@ use crate::{
     alert::{Alert, Alerts},
     error::InboxError,
     failure::{Failure, Kind},
+    fault::{Point, point},
     handler::{self, BatchHandler, Handler, Work},
     inbox::{Inbox, no_partition},
     message::RawMessage,
@@ -308,6 +309,7 @@ impl Processor {
     async fn attempt(&self, messages: &[RawMessage]) -> Result<Attempt, InboxError> {
         let begun = Instant::now();
         let (open, sorted) = self.claim(messages).await?;
+        point(Point::Claimed);
         let shelf = self.shelf();
         shelf.append(&open, &sorted.waiting).await?;
         let mut buried = Vec::new();
@@ -320,14 +322,17 @@ impl Processor {
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
                 drop(open.rollback().await);
+                point(Point::Failed);
                 return Ok(Attempt::Failed(failure));
             }
+            point(Point::Handled);
         } else if sorted.waiting.is_empty() && sorted.outside.is_empty() {
             open.rollback().await?;
             self.shared.meter.count(Outcome::Duplicate, sorted.duplicates);
             return Ok(Attempt::Done);
         }
         self.finish(open, &sorted).await?;
+        point(Point::Committed);
         let meter = &self.shared.meter;
         meter.transaction(begun.elapsed());
         meter.count(Outcome::Applied, sorted.fresh.len());
@@ -376,7 +381,9 @@ impl Processor {
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         if let Some(due) = due {
             shelf.park(&open, message, attempts, due, failure).await?;
+            point(Point::Parking);
             self.finish(open, &sorted).await?;
+            point(Point::Parked);
             self.shared.meter.count(Outcome::Parked, 1);
             self.shared.parked.notify_one();
             return Ok(Attempt::Done);

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::{
     error::InboxError,
     failure::Failure,
+    fault::{Point, point},
     message::{Headers, Message, RawMessage, Source},
     message_id::MessageId,
     ordering::Ordering,
@@ -74,6 +75,7 @@ impl Shelf {
                 &headers,
             ];
             open.query("parking a message", sql, &params).await?;
+            point(Point::Waiting);
         }
         Ok(())
     }
@@ -139,6 +141,7 @@ impl Shelf {
             &replays,
         ];
         let rows = open.query("storing a dead letter", sql, &params).await?;
+        point(Point::Burying);
         rows.first()
             .map_or(Ok(false), |row| row.try_get(0))
             .map_err(|e| InboxError::of("reading", e))
@@ -239,6 +242,7 @@ impl Shelf {
         let params: [&(dyn ToSql + Sync); 7] =
             [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
         open.query("postponing a lane", sql, &params).await?;
+        point(Point::Postponing);
         Ok(())
     }
 }

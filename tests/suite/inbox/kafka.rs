@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use outbox_tests::{
     Harness,
-    consumer::{self, Consumer, Plan},
+    consumer::{self, Consumer},
     database::Database,
     load::{self, Load},
+    member::Plan,
     topic::Topic,
     wait,
 };
@@ -78,7 +79,7 @@ async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
     let t = Stack::start().await;
     // At-least-once, so that a killed relay publishes again what it had published.
     let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
-    let mut consumer = t.consumer("one", &Plan { batch: 0, fail_percent: 3, watermark: None });
+    let mut consumer = t.consumer("one", &Plan { fail_percent: 3, ..Plan::default() });
     let load = t.load().await;
     for round in 0..4 {
         t.more().await;
@@ -99,7 +100,7 @@ async fn kills_of_consumer_and_relay_lose_double_and_reorder_no_effect() {
 async fn batches_survive_kills_of_their_consumer() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3, watermark: None });
+    let mut consumer = t.consumer("one", &Plan { batch: 100, fail_percent: 3, ..Plan::default() });
     let load = t.load().await;
     for _ in 0..3 {
         t.more().await;
@@ -127,7 +128,7 @@ async fn batches_survive_kills_of_their_consumer() {
 async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
+    let plan = Plan { fail_percent: 3, ..Plan::default() };
     let mut first = t.consumer("first", &plan);
     let load = t.load().await;
     t.more().await;
@@ -150,7 +151,7 @@ async fn consumers_that_come_and_go_share_the_work_and_lose_none_of_it() {
 async fn a_consumer_that_thaws_after_its_partitions_went_does_no_harm() {
     let t = Stack::start().await;
     let _relay = t.harness.relay().start().await;
-    let plan = Plan { batch: 0, fail_percent: 3, watermark: None };
+    let plan = Plan { fail_percent: 3, ..Plan::default() };
     let zombie = t.consumer("zombie", &plan);
     let load = t.load().await;
     t.more().await;
@@ -171,7 +172,7 @@ async fn a_watermark_tells_what_a_killed_relay_publishes_again() {
     let t = Stack::start().await;
     let mut relay = t.harness.relay().set("sink.delivery", "at-least-once").start().await;
     let name = t.harness.database().name().to_owned();
-    let plan = Plan { batch: 100, fail_percent: 3, watermark: Some(name) };
+    let plan = Plan { batch: 100, fail_percent: 3, watermark: Some(name), ..Plan::default() };
     let mut consumer = t.consumer("one", &plan);
     let load = t.load().await;
     for round in 0..4 {

@@ -7,6 +7,7 @@ mod effects;
 mod flow;
 mod kafka;
 mod kit;
+mod matrix;
 mod outages;
 mod processor;
 mod retention;

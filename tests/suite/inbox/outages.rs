@@ -5,23 +5,32 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::SeqCst},
 };
 
-use outbox_idempotency::{Inbox, Message, Processor, Retry, Tx};
+use outbox_idempotency::{Dedup, Inbox, Message, Processor, Retry, Tx};
 use outbox_tests::{
     database::{self, Database, Role},
     proxy::{From, Proxy, Trap, contains},
     wait,
 };
 
-use super::effects::{Step, database, effects, message, number, take};
+use super::{
+    effects::{Step, database, effects, message, number, take},
+    watermark::{published, watermark},
+};
 
-/// A processor whose every statement goes through a proxy, and how often its handler was called.
-async fn behind_a_proxy(database: &Database) -> (Processor, Proxy, Arc<AtomicU32>) {
+/// An inbox whose every statement goes through a proxy.
+async fn inbox_behind_a_proxy(database: &Database) -> (Inbox, Proxy) {
     let (host, port) = database.postgres().address();
     let server = format!("{host}:{port}");
     let proxy = Proxy::to(&server).await;
     let url = database.url(Role::Consumer).replace(&server, &proxy.address());
     let pool = database::pool(url.parse().expect("a URL"), 4);
     let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
+    (inbox, proxy)
+}
+
+/// A processor of it, and how often its handler was called.
+async fn behind_a_proxy(database: &Database) -> (Processor, Proxy, Arc<AtomicU32>) {
+    let (inbox, proxy) = inbox_behind_a_proxy(database).await;
     let calls = Arc::new(AtomicU32::new(0));
     let handler = {
         let calls = Arc::clone(&calls);
@@ -55,6 +64,41 @@ async fn a_commit_whose_answer_is_lost_has_happened_once_or_happens_once_more() 
     let expected = [1, 2].map(|n| Step { key: "a".into(), n });
     assert_eq!(effects(&database).await, expected);
     assert_nothing_aside(&database).await;
+}
+
+#[tokio::test]
+async fn a_batch_whose_commit_is_lost_has_happened_once_or_happens_once_more() {
+    for dedup in [Dedup::Rows, watermark()] {
+        let database = database().await;
+        let (inbox, proxy) = inbox_behind_a_proxy(&database).await;
+        let calls = Arc::new(AtomicU32::new(0));
+        let handler = {
+            let calls = Arc::clone(&calls);
+            move |tx: Tx, messages: Vec<Message<Step>>| {
+                calls.fetch_add(1, SeqCst);
+                async move {
+                    for message in messages {
+                        take(&tx, &message.payload).await?;
+                    }
+                    Ok(())
+                }
+            }
+        };
+        let processor = Processor::batch(inbox, 10, handler).retry(Retry::default().attempts(1));
+        let processor = processor.dedup(dedup.clone());
+        for (first, trap, calls_expected) in [(1, Trap::Answer, 1), (4, Trap::Before, 3)] {
+            let batch: Vec<_> = (first..first + 3)
+                .map(|n| published("a", n, n.unsigned_abs().into(), n.into()))
+                .collect();
+            let sprung = proxy.trap(From::Client, trap, |bytes| contains(bytes, b"commit\0"));
+            processor.process(&batch).await.expect("settled");
+            sprung.await.expect("the commit was met");
+            assert_eq!(calls.load(SeqCst), calls_expected, "{trap:?} {dedup:?}");
+        }
+        let expected: Vec<_> = (1..=6).map(|n| Step { key: "a".into(), n }).collect();
+        assert_eq!(effects(&database).await, expected, "{dedup:?}");
+        assert_nothing_aside(&database).await;
+    }
 }
 
 #[tokio::test]
