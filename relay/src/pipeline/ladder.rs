@@ -8,8 +8,9 @@ use crate::{lsn::Lsn, progress::SnapshotRecord};
 
 /// At most this many are kept; the spacing rule leaves 19.
 const RUNGS_MAX: usize = 24;
-/// How many may wait until delivery has passed them.
-const WAITING_MAX: usize = 4;
+/// How many may wait until delivery has passed them: a repair repeats at most about this fraction,
+/// twice over, of a backlog that grew while they were taken.
+const WAITING_MAX: usize = 32;
 /// Nothing is kept for longer once a younger one is older than [`OLDEST_MS`].
 const OLDEST_MS: i64 = 600_000;
 
@@ -32,10 +33,18 @@ impl Ladder {
     }
 
     /// A snapshot was taken; it counts from the delivery on that passes its LSN. When too many
-    /// wait, the new one is dropped: the oldest will be passed first.
+    /// wait, the one whose neighbours are closest is dropped: delivery in a backlog passes one
+    /// after every few bytes of it, however long it is.
     pub fn offer(&mut self, snapshot: SnapshotRecord) {
-        if self.waiting.len() < WAITING_MAX {
-            self.waiting.push(snapshot);
+        self.waiting.push(snapshot);
+        if self.waiting.len() > WAITING_MAX {
+            let earlier = self.waiting.iter();
+            let gaps = earlier.zip(self.waiting.iter().skip(2));
+            let gaps = gaps.map(|(earlier, later)| later.lsn.bytes_since(earlier.lsn));
+            let closest = gaps.enumerate().min_by_key(|(_, gap_bytes)| *gap_bytes);
+            if let Some((before, _)) = closest {
+                self.waiting.remove(before + 1);
+            }
         }
     }
 
@@ -102,6 +111,22 @@ mod tests {
         assert!(ladder.rungs().is_empty());
         ladder.pass(Lsn::new(5));
         assert_eq!(ladder.rungs().len(), 1);
+    }
+
+    #[test]
+    fn delivery_in_a_backlog_is_never_far_past_the_newest_snapshot() {
+        for behind in [3, 30, 300, 3000] {
+            let mut ladder = Ladder::new(vec![taken_at(0)]);
+            for second in 1..4 * behind {
+                ladder.offer(taken_at(second));
+                // It stands still while the backlog grows.
+                let delivered = (second - behind).max(0);
+                ladder.pass(Lsn::new(u64::try_from(delivered).expect("positive")));
+                let newest = ladder.rungs().first().expect("the first").taken_ms / 1000;
+                let past = delivered - newest;
+                assert!(past <= 1 + behind / 8, "{behind} s behind: {past} s at {second}");
+            }
+        }
     }
 
     #[test]

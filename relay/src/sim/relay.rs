@@ -74,7 +74,7 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
                     6..14 => world.mend(false),
                     14..16 => world.discard_one(),
                     16..20 => ends = true,
-                    // At-least-once has no fence: a thawed relay may store older progress.
+                    // The scripted broker does not know who has claimed at-least-once progress.
                     20..23 => freezes = world.exactly_once,
                     _ => {}
                 }
