@@ -23,9 +23,64 @@ impl Pair {
     /// # Panics
     /// When there are no binaries, or one of them does not answer.
     pub async fn start() -> Self {
-        let (primary, first) = Postgres::private().await;
-        let (standby, second) = Postgres::standby_of(&first).await;
+        Self::of(Postgres::private().await).await
+    }
+
+    /// Both of PostgreSQL 17, the standby with a copy of each slot that is made with `failover`; no
+    /// such slot is ahead of the standby.
+    ///
+    /// # Panics
+    /// As [`Pair::start`].
+    pub async fn start_17() -> Self {
+        let pair = Self::of(Postgres::private_17().await).await;
+        let (primary, standby) = (session(pair.primary).await, session(pair.standby).await);
+        for statement in [
+            "select pg_create_physical_replication_slot('standby')",
+            "alter system set synchronized_standby_slots = 'standby'",
+            "select pg_reload_conf()",
+        ] {
+            primary.batch_execute(statement).await.expect("a setting");
+        }
+        let conninfo = "select current_setting('primary_conninfo')";
+        let conninfo: String = standby.query_one(conninfo, &[]).await.expect("a setting").get(0);
+        for statement in [
+            "alter system set primary_slot_name = 'standby'",
+            "alter system set hot_standby_feedback = on",
+            "alter system set sync_replication_slots = on",
+            &format!("alter system set primary_conninfo = '{conninfo} dbname=postgres'"),
+            "select pg_reload_conf()",
+        ] {
+            standby.batch_execute(statement).await.expect("a setting");
+        }
+        pair
+    }
+
+    async fn of((primary, mut first): (&'static Postgres, LocalPostgres)) -> Self {
+        let (standby, second) = Postgres::standby_of(&mut first).await;
         Pair { primary, standby, servers: [first, second] }
+    }
+
+    /// Waits until the standby has a copy of a slot that outlives a promotion, while the relay streams:
+    /// until the primary's slot has moved on, the standby keeps only a temporary one.
+    ///
+    /// # Panics
+    /// When it has none after [`wait::PATIENCE`].
+    pub async fn wait_slot(&self, slot: &str) {
+        let (primary, standby) = (session(self.primary).await, session(self.standby).await);
+        let query =
+            "select synced and not temporary from pg_replication_slots where slot_name = $1";
+        wait::until("the slot is on the standby", wait::PATIENCE, || async {
+            // What the primary's slot moves on to; else one is written every 15 s.
+            let moved = primary.batch_execute("select pg_log_standby_snapshot()").await;
+            moved.map_err(|error| error.to_string())?;
+            let row = standby.query_opt(query, &[&slot]).await;
+            match row.map(|row| row.map(|row| row.get::<_, bool>(0))) {
+                Ok(Some(true)) => Ok(()),
+                found => Err(format!("{found:?}")),
+            }
+        })
+        .await
+        .expect("the standby synchronizes it");
     }
 
     /// The server that writes, until the failover.

@@ -15,7 +15,7 @@ use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 use tokio::{sync::OnceCell, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls, config::Host};
 
-use crate::{docker, servers, wait};
+use crate::{docker, postgres17, servers, wait};
 
 /// How long a server may take from start to its first answer.
 const START: Duration = Duration::from_secs(60);
@@ -124,17 +124,31 @@ impl Postgres {
         let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
         let bin = chosen.or_else(throwaway::installed);
         let bin = bin.expect("initdb: apt-get install postgresql");
-        let local = LocalPostgres::start(&bin, PASSWORD, SETTINGS).expect("a server");
+        Self::private_of(&bin).await
+    }
+
+    /// As [`Postgres::private`], of version 17.
+    ///
+    /// # Panics
+    /// When it can't be fetched, or does not answer.
+    pub async fn private_17() -> (&'static Self, LocalPostgres) {
+        let bin = postgres17::bin().unwrap_or_else(|error| panic!("{error:#}"));
+        Self::private_of(&bin).await
+    }
+
+    async fn private_of(bin: &Path) -> (&'static Self, LocalPostgres) {
+        let local = LocalPostgres::start(bin, PASSWORD, SETTINGS).expect("a server");
         let postgres = Self::of(&local);
         postgres.wait_ready().await.expect("the server answers");
         (Box::leak(Box::new(postgres)), local)
     }
 
-    /// A standby that streams from a server of the test's own, as [`Postgres::private`].
+    /// A standby that streams from a server of the test's own, as [`Postgres::private`]. Where there
+    /// is no `pg_basebackup`, the primary is restarted for it.
     ///
     /// # Panics
     /// When it does not answer.
-    pub async fn standby_of(primary: &LocalPostgres) -> (&'static Self, LocalPostgres) {
+    pub async fn standby_of(primary: &mut LocalPostgres) -> (&'static Self, LocalPostgres) {
         let local = primary.standby().expect("a standby");
         let postgres = Self::of(&local);
         postgres.wait_ready().await.expect("the standby answers");

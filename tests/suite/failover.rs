@@ -32,7 +32,11 @@ struct Failover {
 impl Failover {
     /// Events are delivered, and a snapshot that shows them is stored; the standby has all of it.
     async fn begin() -> Self {
-        let (pair, kafka) = tokio::join!(Pair::start(), servers::kafka());
+        Self::begin_on(Pair::start().await).await
+    }
+
+    async fn begin_on(pair: Pair) -> Self {
+        let kafka = servers::kafka().await;
         let t = Harness::with(pair.primary(), kafka).await;
         let topic = t.topic("orders").create(4).await;
         let settings: Settings =
@@ -88,6 +92,28 @@ async fn a_promoted_standby_that_has_everything_loses_and_repeats_nothing() {
         records.iter().filter(of).count()
     };
     assert!(timelines("1") > 0 && timelines("2") > 0);
+    assert!(f.relay.sigterm().await.success());
+}
+
+/// The slot was made with `failover`, and the standby has it.
+#[tokio::test]
+async fn on_postgres_17_the_slot_is_on_the_promoted_standby_and_nothing_is_repaired() {
+    let mut f = Failover::begin_on(Pair::start_17().await).await;
+    f.pair.wait_slot(&format!("outbox_{}", f.t.database().name())).await;
+    f.relay.freeze();
+    f.t.load(&plan(&f.topic)).await.finish().await;
+    f.pair.catch_up().await;
+    f.fail_over().await;
+    f.relay.thaw();
+    f.t.load(&plan(&f.topic)).await.finish().await;
+    f.t.count(&f.topic, 4).await.assert_exactly_once();
+    let records = f.records_of_all().await;
+    let of_timeline_2 = |record: &&Record| {
+        record.header("outbox-position").is_some_and(|position| position.contains(":2:"))
+    };
+    assert!(records.iter().filter(of_timeline_2).count() > 0);
+    assert!(!records.iter().any(|record| record.header("outbox-repaired").is_some()));
+    assert!(!f.relay.logs_contain("the slot is gone"));
     assert!(f.relay.sigterm().await.success());
 }
 

@@ -1,6 +1,7 @@
 //! An installed PostgreSQL, run in a directory of its own.
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
 };
@@ -55,19 +56,47 @@ impl LocalPostgres {
     }
 
     /// A copy that streams from this one, which must answer: a hot standby with the same settings.
+    /// A build without `pg_basebackup` is stopped and copied.
     ///
     /// # Errors
     /// What `pg_basebackup` said, or what could not be made or started.
-    pub fn standby(&self) -> Result<Self> {
+    pub fn standby(&mut self) -> Result<Self> {
         let dir = directory(self.user)?;
         // Beside the real `initdb`: what is in PATH may be a link to it alone.
         let initdb = self.bin.join("initdb").canonicalize().context("finding initdb")?;
-        let mut copy = self.user.command(&initdb.with_file_name("pg_basebackup"));
-        copy.arg("-h").arg(&self.dir).args(["-p", &self.port.to_string(), "-U", "postgres"]);
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]);
-        copy.arg(dir.join("data"));
-        run(copy, &dir)?;
+        let basebackup = initdb.with_file_name("pg_basebackup");
+        if basebackup.is_file() {
+            let mut copy = self.user.command(&basebackup);
+            copy.arg("-h").arg(&self.dir).args(["-p", &self.port.to_string(), "-U", "postgres"]);
+            copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]);
+            copy.arg(dir.join("data"));
+            run(copy, &dir)?;
+        } else {
+            self.copy_cold(&dir)?;
+        }
         Self::launch(self.user, &self.bin, self.settings.clone(), dir)
+    }
+
+    /// What `pg_basebackup --write-recovery-conf` makes, with the server stopped.
+    fn copy_cold(&mut self, dir: &Path) -> Result<()> {
+        self.stop(Shutdown::Fast)?;
+        let data = dir.join("data");
+        let mut copy = self.user.command(Path::new("cp"));
+        copy.arg("-a").arg(self.dir.join("data")).arg(&data);
+        run(copy, dir)?;
+        self.restart()?;
+        let signal = data.join("standby.signal");
+        std::fs::write(&signal, "")?;
+        self.user.owns(&signal)?;
+        let conninfo = format!(
+            "primary_conninfo = 'host={} port={} user=postgres'\n",
+            self.dir.display(),
+            self.port
+        );
+        let mut settings =
+            std::fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
+        settings.write_all(conninfo.as_bytes())?;
+        Ok(())
     }
 
     fn launch(user: Unprivileged, bin: &Path, settings: Vec<String>, dir: PathBuf) -> Result<Self> {
