@@ -7,7 +7,7 @@ use outbox_tests::{
     Harness, check,
     database::Role,
     event::Event,
-    load::Plan,
+    load::{Load, Plan},
     relay::{Relay, Settings},
     topic::{Record, Topic},
     wait,
@@ -16,6 +16,10 @@ use serde_json::Value;
 
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
+
+/// Of each of those writers: what they leave behind while a relay is away must not depend on how
+/// slow the machine is.
+const PACE: Duration = Duration::from_millis(5);
 /// From a start to the fault that ends it.
 const FAULT: Duration = Duration::from_secs(60);
 
@@ -135,7 +139,7 @@ async fn lose_the_slot_under_load(delivery: &str) {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(8).await;
     let mut relay = t.relay().set("sink.delivery", delivery).start().await;
-    let load = t.load(&plan(&topic, ENDLESS)).await;
+    let load = Load::paced(t.database(), &plan(&topic, ENDLESS), PACE).await;
     for _ in 0..2 {
         let seen = topic.records().await.len();
         wait_more(&topic, seen).await;

@@ -97,9 +97,36 @@ async fn exported_snapshot(
         Ok::<_, tokio_postgres::Error>(SnapshotRecord {
             lsn: Lsn::ZERO,
             taken_ms: row.try_get(1)?,
-            snapshot: row.try_get(0)?,
+            snapshot: well_formed(row.try_get(0)?),
         })
     };
     let read = read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     Ok(SnapshotRecord { lsn: slot.consistent_point, ..read })
+}
+
+/// The server may export a snapshot of which xmax is below xmin, when nothing was committed while it
+/// found the slot's beginning. Everything below xmin is visible in it; but read back, a `pg_snapshot`
+/// of that form is a syntax error.
+fn well_formed(snapshot: String) -> String {
+    let mut bounds = snapshot.split(':').map(str::parse::<u64>);
+    match (bounds.next(), bounds.next()) {
+        (Some(Ok(xmin)), Some(Ok(xmax))) if xmax < xmin => format!("{xmin}:{xmin}:"),
+        _ => snapshot,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::well_formed;
+
+    #[test]
+    fn a_snapshot_that_ends_before_it_begins_ends_where_it_begins() {
+        for (exported, read_back) in [
+            ("11527:11526:", "11527:11527:"),
+            ("11527:11527:", "11527:11527:"),
+            ("11520:11527:11520,11523", "11520:11527:11520,11523"),
+        ] {
+            assert_eq!(well_formed(exported.to_owned()), read_back);
+        }
+    }
 }
