@@ -61,6 +61,11 @@ impl ConsumerContext for Context {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.assigned(list);
+            // In librdkafka a pause outlives the assignment, and whoever paused a partition that it
+            // gave away resumes only what it has now.
+            if let Err(error) = consumer.resume(list) {
+                tracing::warn!(%error, "partitions that came may still be paused");
+            }
             if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) }
         } else {
             self.revoked(consumer, list);
