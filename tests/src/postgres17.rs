@@ -57,7 +57,9 @@ fn archive() -> Result<PathBuf> {
         fs::remove_dir_all(&partial)?;
     }
     let mut maven = Command::new("mvn");
+    // The plugin leaves its markers where it runs.
     maven
+        .current_dir(&cache)
         .args(["--quiet", "--batch-mode", UNPACK])
         .arg(format!("-Dartifact={ARTIFACT}-{system}-{processor}:{VERSION}"))
         .arg(format!("-DoutputDirectory={}", partial.display()));
