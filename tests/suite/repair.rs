@@ -13,6 +13,7 @@ use outbox_tests::{
     wait,
 };
 use serde_json::Value;
+use tokio::task::JoinSet;
 
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
@@ -160,6 +161,40 @@ async fn lose_the_slot_under_load(delivery: &str) {
         let marked = records.iter().filter(|record| repaired(record)).count();
         assert!(marked > again, "{again} of {marked} repaired records are repetitions");
     }
+    assert!(relay.sigterm().await.success());
+}
+
+/// Of such writers the server knows in the end what runs, and not what was committed last: most
+/// snapshots that it exports then have their xmax below their xmin.
+#[tokio::test]
+async fn slots_are_made_anew_while_all_others_roll_back() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let mut writers = JoinSet::new();
+    for _ in 0..6 {
+        let mut writer = t.database().connect(Role::Writer).await;
+        let event = Event::to(topic.name()).key("never");
+        writers.spawn(async move {
+            loop {
+                let open = writer.transaction().await.expect("a transaction begins");
+                event.insert(open.client()).await.expect("inserted");
+                open.rollback().await.expect("rolled back");
+            }
+        });
+    }
+    for _ in 0..6 {
+        relay.kill9().await;
+        drop_slot(&t).await;
+        t.commit([Event::to(topic.name()).key("between")]).await;
+        relay.restart();
+        relay.wait_ready().await;
+    }
+    writers.shutdown().await;
+    let truth = t.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    check::compare(&truth, &records, 1).assert_at_least_once();
+    repeated(&records);
     assert!(relay.sigterm().await.success());
 }
 

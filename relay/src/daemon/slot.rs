@@ -104,9 +104,10 @@ async fn exported_snapshot(
     Ok(SnapshotRecord { lsn: slot.consistent_point, ..read })
 }
 
-/// The server may export a snapshot of which xmax is below xmin, when nothing was committed while it
-/// found the slot's beginning. Everything below xmin is visible in it; but read back, a `pg_snapshot`
-/// of that form is a syntax error.
+/// The server may export a snapshot of which xmax is below xmin: it moves xmin past whatever has ended
+/// by the slot's beginning, and xmax only past what was committed since it began to look. Everything
+/// below xmin is visible in it and will not be streamed, also what is at or above xmax; but read back, a
+/// `pg_snapshot` of that form is a syntax error.
 fn well_formed(snapshot: String) -> String {
     let mut bounds = snapshot.split(':').map(str::parse::<u64>);
     match (bounds.next(), bounds.next()) {
