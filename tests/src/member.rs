@@ -81,11 +81,6 @@ pub struct Settings {
     pub(crate) plan: Plan,
 }
 
-/// Whether this process was started to be a member.
-pub fn is_asked_for() -> bool {
-    std::env::var_os(VARIABLE).is_some()
-}
-
 /// Consumes until SIGTERM.
 ///
 /// # Errors
