@@ -144,12 +144,13 @@ impl Postgres {
     }
 
     /// A standby that streams from a server of the test's own, as [`Postgres::private`]. Where there
-    /// is no `pg_basebackup`, the primary is restarted for it.
+    /// is no `pg_basebackup`, the primary is restarted for it: both answer when this returns.
     ///
     /// # Panics
-    /// When it does not answer.
+    /// When either does not answer.
     pub async fn standby_of(primary: &mut LocalPostgres) -> (&'static Self, LocalPostgres) {
         let local = primary.standby().expect("a standby");
+        Self::of(primary).wait_ready().await.expect("the primary answers");
         let postgres = Self::of(&local);
         postgres.wait_ready().await.expect("the standby answers");
         (Box::leak(Box::new(postgres)), local)
