@@ -81,8 +81,9 @@ struct Limits {
 impl Runner {
     /// A runner with `config`'s `bootstrap.servers` and `group.id`, and whatever else librdkafka
     /// knows. Unless set, `auto.offset.reset` is `earliest`, so that a new group misses nothing,
-    /// `partition.assignment.strategy` is `cooperative-sticky`, `isolation.level` is
-    /// `read_committed`, and what librdkafka fetches ahead is bounded to 16 MiB.
+    /// `partition.assignment.strategy` is `cooperative-sticky` (but with `group.protocol=consumer`,
+    /// where the broker assigns), `isolation.level` is `read_committed`, and what librdkafka
+    /// fetches ahead is bounded to 16 MiB.
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
         Runner {
@@ -137,7 +138,7 @@ impl Runner {
             leave: leave.clone(),
         };
         let consumer: BaseConsumer<Context> =
-            self.config().create_with_context(context).map_err(RunError::Client)?;
+            settings(&self.config).create_with_context(context).map_err(RunError::Client)?;
         // Also when this future is dropped.
         let _leaves = leave.clone().drop_guard();
 
@@ -173,28 +174,33 @@ impl Runner {
         let polled = poll.await.unwrap_or(Err(RunError::Panicked));
         outcome.and(polled)
     }
+}
 
-    fn config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        for (name, value) in [
-            ("auto.offset.reset", "earliest"),
-            ("auto.commit.interval.ms", "1000"),
-            ("partition.assignment.strategy", "cooperative-sticky"),
-            ("isolation.level", "read_committed"),
-            ("queued.max.messages.kbytes", "16384"),
-            // How long fetching rests once that is full. The default, a second, is far longer
-            // than what was fetched lasts.
-            ("fetch.queue.backoff.ms", "10"),
-        ] {
-            config.set(name, value);
-        }
-        for (name, value) in self.config.config_map() {
-            config.set(name, value);
-        }
-        // Offsets are stored when their messages are finished; librdkafka commits what is stored.
-        config.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
-        config
+/// What is given, with our defaults below it and what must be so above it.
+fn settings(given: &ClientConfig) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value) in [
+        ("auto.offset.reset", "earliest"),
+        ("auto.commit.interval.ms", "1000"),
+        ("isolation.level", "read_committed"),
+        ("queued.max.messages.kbytes", "16384"),
+        // How long fetching rests once that is full. The default, a second, is far longer
+        // than what was fetched lasts.
+        ("fetch.queue.backoff.ms", "10"),
+    ] {
+        config.set(name, value);
     }
+    // With the other protocol (KIP-848) the broker assigns, always cooperatively, and librdkafka
+    // refuses the setting.
+    if given.get("group.protocol") != Some("consumer") {
+        config.set("partition.assignment.strategy", "cooperative-sticky");
+    }
+    for (name, value) in given.config_map() {
+        config.set(name, value);
+    }
+    // Offsets are stored when their messages are finished; librdkafka commits what is stored.
+    config.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
+    config
 }
 
 /// Works until it can't go on.
@@ -208,6 +214,21 @@ async fn work(processor: &Processor, shared: &Shared) -> Stop {
                 shared.done(&items, false);
                 return stop;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn librdkafka_takes_our_settings_with_either_group_protocol() {
+        for protocol in ["classic", "consumer"] {
+            let mut given = ClientConfig::new();
+            given.set("group.id", "a").set("group.protocol", protocol);
+            let made: Result<BaseConsumer, _> = settings(&given).create();
+            assert!(made.is_ok(), "{protocol}: {:?}", made.err());
         }
     }
 }
