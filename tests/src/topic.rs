@@ -161,15 +161,31 @@ impl Topic {
     /// # Panics
     /// When the broker does not answer.
     pub async fn records(&self) -> Vec<Record> {
+        self.fold(Vec::new(), |records, record| records.push(record)).await
+    }
+
+    /// As [`Topic::records`], one at a time, for more of them than memory should hold.
+    ///
+    /// # Panics
+    /// As [`Topic::records`].
+    pub async fn fold<T: Send + 'static>(
+        &self,
+        mut all: T,
+        mut take: impl FnMut(&mut T, Record) + Send + 'static,
+    ) -> T {
         let topic = self.clone();
-        let records = tokio::task::spawn_blocking(move || {
+        let read = tokio::task::spawn_blocking(move || {
             let mut reader = Reader::open(&topic)?;
             while reader.ended.len() < reader.partitions {
                 reader.poll()?;
+                for record in reader.records.drain(..) {
+                    reader.deadline = Instant::now() + wait::PATIENCE;
+                    take(&mut all, record);
+                }
             }
-            anyhow::Ok(reader.records)
+            anyhow::Ok(all)
         });
-        records.await.expect("no panic").expect("the topic can be read")
+        read.await.expect("no panic").expect("the topic can be read")
     }
 
     /// Waits until the topic is there and the ids of all of `expected` were seen, and returns everything that is there

@@ -1,6 +1,6 @@
 //! Parked lanes and dead letters: what is refused for good waits in order, and the rest flows.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, os::unix::process::ExitStatusExt};
 
 use outbox_tests::{
     Harness, check,
@@ -85,6 +85,13 @@ async fn sequences(topic: &Topic, key: &str) -> Vec<u64> {
 async fn insert(t: &Harness, columns: &str, values: &str) {
     let sql = format!("insert into outbox.events ({columns}) values ({values})");
     t.database().superuser().batch_execute(&sql).await.expect("inserted");
+}
+
+/// Waits until the relay has ended itself at the point.
+async fn ended_at(relay: &mut Relay, point: &str) {
+    let status = relay.wait_end(wait::PATIENCE).await;
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "at {point}: {status}");
+    assert!(relay.logs_contain(&format!("fault: {point}")), "it ended at {point}");
 }
 
 async fn parked_lanes(relay: &Relay) -> Option<u64> {
@@ -426,6 +433,76 @@ async fn with_at_least_once_parking_and_releasing_through_kills_lose_nothing() {
     let truth = t.committed().await;
     let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
     check::compare(&truth, &records, 4).assert_at_least_once();
+}
+
+/// A topic's limit, and payloads that it refuses.
+const LIMIT: &str = "max.message.bytes";
+
+fn payload(bytes: usize) -> Value {
+    let digits: String = (0..bytes / 16).map(|n| format!("{n:016}")).collect();
+    digits.into()
+}
+
+/// The simulation found it, as seed 2053 of its time.
+#[tokio::test]
+async fn what_a_release_puts_back_is_not_lost_when_the_relay_ends_before_it_is_complete() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
+    let mut relay = t.relay().start().await;
+    let event = |bytes| Event::to(topic.name()).key("a").payload(payload(bytes));
+    t.commit([event(8_000), event(30_000), event(100)]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    relay.kill9().await;
+    relay.restart_with(Some("release-delivered"));
+    relay.wait_for("/readyz", 200).await;
+    topic.set(LIMIT, "16000").await;
+    dead_letters(&t, &["release", "--all"]).await;
+    ended_at(&mut relay, "release-delivered").await;
+    // Progress counts three places; the two that were put back are free.
+    assert_eq!(sequences(&topic, "a").await, [1]);
+    topic.set(LIMIT, "100000").await;
+    relay.restart_with(None);
+    wait_parked(&t, |parked| parked == 0).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// The simulation found it, as seeds 838 and 119 of its time.
+#[tokio::test]
+async fn an_event_alone_that_was_parked_just_before_a_crash_comes_from_the_table_or_not_at_all() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
+    let mut relay = t.relay().start().await;
+    let alone = || Event::to(topic.name()).payload(payload(8_000));
+    for (keyed, discard) in [(1, false), (2, true)] {
+        topic.set(LIMIT, "4000").await;
+        relay.kill9().await;
+        relay.restart_with(Some("parked"));
+        relay.wait_for("/readyz", 200).await;
+        t.commit([alone()]).await;
+        // It is in the table, progress does not cover it, and the server will send it again.
+        ended_at(&mut relay, "parked").await;
+        topic.set(LIMIT, "100000").await;
+        if discard {
+            let id = list(&t).await[0]["id"].to_string();
+            dead_letters(&t, &["discard", &id]).await;
+        }
+        relay.restart_with(None);
+        t.commit([Event::to(topic.name()).key("later")]).await;
+        wait::until("what comes later arrives", wait::PATIENCE, || async {
+            let found = sequences(&topic, "later").await.len();
+            if found == keyed { Ok(()) } else { Err(found) }
+        })
+        .await
+        .expect("it arrives");
+        dead_letters(&t, &["release", "--all"]).await;
+        wait_parked(&t, |parked| parked == 0).await;
+    }
+    wait_records(&topic, 3).await;
+    let truth = t.committed().await;
+    let count = check::compare(&truth, &topic.records().await, 1);
+    // All but the one that was discarded.
+    let expected = check::Count { committed: 4, delivered: 3, lost: 1, ..Default::default() };
+    assert_eq!(count, expected);
 }
 
 #[tokio::test]

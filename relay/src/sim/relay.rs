@@ -163,7 +163,10 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     turns(&world).await;
     let from = decide(&world, session, &progress)?;
     turns(&world).await;
-    let lanes = look(&world).table.lanes(from);
+    let lanes = {
+        let world = look(&world);
+        world.table.lanes(from, world.mutant)
+    };
     progress.position = Some(from);
     look(&world).tell(|| format!("session {session} starts from {from}"));
     turns(&world).await;

@@ -77,7 +77,7 @@ impl Table {
     }
 
     /// What is parked, and what is here past `progress`.
-    pub(super) fn lanes(&self, progress: Position) -> Lanes {
+    pub(super) fn lanes(&self, progress: Position, mutant: Option<Mutant>) -> Lanes {
         let mut lanes = Lanes::new(1000);
         for row in self.rows.iter().filter(|row| row.state != State::Released) {
             let (commit, ordinal) = row.at;
@@ -85,7 +85,7 @@ impl Table {
             if let Some(lane) = row.lane.filter(|_| row.waits()) {
                 lanes.park(lane, at).expect("there is room");
             }
-            if !progress.covers(at) {
+            if !progress.covers(at) && mutant != Some(Mutant::ForgetsWhatIsThere) {
                 lanes.expect(at);
             }
         }
@@ -280,7 +280,11 @@ impl DeadLetters for SimTable {
         done: u64,
     ) -> Result<Option<Release>, DeadLetterError> {
         self.statement("take in", |world| take_in(&mut world.table, release)).await?;
-        self.statement("give places", |world| give_places(&mut world.table, release, done)).await?;
+        self.statement("give places", |world| {
+            let done = if world.is(Mutant::GivesPlacesTwice) { 0 } else { done };
+            give_places(&mut world.table, release, done);
+        })
+        .await?;
         let begun = self.statement("begun", |world| begun(&world.table, release)).await?;
         if look(&self.world).is(Mutant::FinishesTooEarly) {
             self.finish(release).await?;

@@ -40,6 +40,10 @@ pub(super) enum Mutant {
     LocksNobody,
     /// A server is told a position that was received and not delivered.
     ConfirmsReceived,
+    /// A release gives places that progress counts as done to what is taken in later.
+    GivesPlacesTwice,
+    /// A start does not know of events that were parked and that progress does not cover.
+    ForgetsWhatIsThere,
 }
 
 impl Mutant {
@@ -54,6 +58,8 @@ impl Mutant {
         Mutant::FencesNobody,
         Mutant::LocksNobody,
         Mutant::ConfirmsReceived,
+        Mutant::GivesPlacesTwice,
+        Mutant::ForgetsWhatIsThere,
     ];
 }
 
