@@ -380,15 +380,21 @@ struct Sent {
 }
 
 impl Sent {
-    /// The next message, or a keepalive.
+    /// The next message, or a keepalive. One in the middle of a transaction names the end of the
+    /// WAL, which says nothing of what is still to be sent.
     fn more(&mut self, world: &mut super::world::World, out: &mut Vec<u8>) {
-        let Some(transaction) = world.server.wal.get(self.transaction) else {
-            if world.once_in(3) {
-                // No wish for a reply.
-                server::frame(b'k', world.server.end(), &[0], out);
-            }
-            return;
+        let next = world.server.wal.get(self.transaction);
+        let until = match next {
+            Some(next) if self.message == 0 => next.commit,
+            _ => world.server.end(),
         };
+        let is_idle = next.is_none();
+        if world.once_in(if is_idle { 3 } else { 20 }) {
+            // No wish for a reply.
+            server::frame(b'k', until, &[0], out);
+            return;
+        }
+        let Some(transaction) = world.server.wal.get(self.transaction) else { return };
         if self.message == 1 && !self.knows_table {
             self.knows_table = true;
             server::frame(b'w', Lsn::ZERO, &server::relation(), out);
