@@ -162,7 +162,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         // Places of what was put back are free again, and progress counts them all the same.
         let done = known.map_or(0, |release| release.delivered);
         let begun = self.dead_letters.begin(id, announced.writer, done).await?;
-        let Some(release) = begun else { return Ok(None) };
+        let Some(release) = begun else {
+            // All of it was put back before the relay ended, and is discarded or released by now.
+            self.forget(id);
+            return Ok(None);
+        };
         // What was parked behind them by now goes with them, so that nothing that comes after the
         // release has anything to wait for.
         fault::point(Point::ReleaseBegun);
@@ -193,8 +197,12 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         fault::point(Point::ReleaseStored);
         self.dead_letters.finish(release).await?;
         fault::point(Point::ReleaseFinished);
-        self.progress.releases.retain(|known| known.id != release);
+        self.forget(release);
         Ok(())
+    }
+
+    fn forget(&mut self, release: &str) {
+        self.progress.releases.retain(|known| known.id != release);
     }
 
     async fn store<C: Course>(

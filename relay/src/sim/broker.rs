@@ -34,6 +34,15 @@ struct Transaction {
     asked: bool,
 }
 
+impl Broker {
+    /// A release that progress would list for ever.
+    pub(super) fn unfinished(&self) -> Option<String> {
+        let progress = Progress::decode(self.progress.as_ref()?).unwrap();
+        let left = progress.releases.into_iter().find(|release| !release.complete)?;
+        Some(format!("progress lists a release that nobody ends: {left:?}"))
+    }
+}
+
 impl World {
     /// As a first start leaves it.
     pub(super) fn first_progress(&mut self, progress: &Progress) {

@@ -44,6 +44,8 @@ pub(super) enum Mutant {
     GivesPlacesTwice,
     /// A start does not know of events that were parked and that progress does not cover.
     ForgetsWhatIsThere,
+    /// A start believes the progress that it read before it fenced its predecessor.
+    ReadsBeforeFence,
 }
 
 impl Mutant {
@@ -60,6 +62,7 @@ impl Mutant {
         Mutant::ConfirmsReceived,
         Mutant::GivesPlacesTwice,
         Mutant::ForgetsWhatIsThere,
+        Mutant::ReadsBeforeFence,
     ];
 }
 
@@ -214,6 +217,9 @@ impl World {
             return Some(format!("events {missing:?} are missing"));
         }
         if let Some(left) = self.table.unfinished() {
+            return Some(left);
+        }
+        if let Some(left) = self.broker.unfinished() {
             return Some(left);
         }
         let end = self.server.end();

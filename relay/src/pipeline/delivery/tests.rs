@@ -136,7 +136,8 @@ impl DeadLetters for Table {
             }
             lanes.extend(row.lane);
         }
-        ready(Ok((end > 0).then_some(Release { lanes, end })))
+        let any = self.rows.values().any(|row| !row.released);
+        ready(Ok(any.then_some(Release { lanes, end })))
     }
 
     fn read(
@@ -358,6 +359,16 @@ async fn what_a_release_put_back_gets_new_places_when_it_is_begun_again() {
     mend(&mut delivery, 3);
     delivery.release(&announced(), LIMITS).await.expect("released");
     assert_eq!(delivery.sink.stored, ["back a 0", "back a 1", "back a 2"]);
+}
+
+/// It would be in every progress record from then on.
+#[tokio::test]
+async fn a_release_of_which_nothing_is_left_is_no_longer_in_progress() {
+    let mut delivery = delivery(false);
+    delivery.progress.begin_release(RELEASE, Lsn::new(9));
+    delivery.progress.deliver_release(RELEASE, 2);
+    assert_eq!(delivery.release(&announced(), LIMITS).await.expect("released"), None);
+    assert_eq!(delivery.progress.releases, []);
 }
 
 #[tokio::test]
