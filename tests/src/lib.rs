@@ -10,6 +10,7 @@
 //! Servers start once per process and are shared; each test owns its database, slot, relay name
 //! and topics, so all run at once. Used by the suite here and by `bench`.
 
+pub mod acl;
 pub mod certificates;
 pub mod check;
 pub mod cluster;

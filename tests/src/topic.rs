@@ -65,6 +65,10 @@ impl Topic {
         Topic { kafka, name }
     }
 
+    pub(crate) fn kafka(&self) -> &'static Kafka {
+        self.kafka
+    }
+
     /// Its name in the broker.
     pub fn name(&self) -> &str {
         &self.name

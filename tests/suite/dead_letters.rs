@@ -2,16 +2,21 @@
 
 use std::{collections::BTreeSet, os::unix::process::ExitStatusExt};
 
+use outbox_relay::throwaway::Shutdown;
 use outbox_tests::{
     Harness, check,
     database::Role,
     event::Event,
     load::Plan,
+    postgres::Postgres,
     relay::{Relay, Settings},
+    servers,
     topic::Topic,
     wait,
 };
 use serde_json::Value;
+
+use crate::leader::wait_confirmed;
 
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
@@ -22,7 +27,7 @@ fn impatient(t: &Harness) -> Settings {
 }
 
 /// Runs `outbox-relay dead-letters …` with an operator's rights, and returns its JSON.
-async fn dead_letters(t: &Harness, arguments: &[&str]) -> Value {
+pub(crate) async fn dead_letters(t: &Harness, arguments: &[&str]) -> Value {
     let (code, stdout, stderr) = try_dead_letters(t, arguments).await;
     assert_eq!(code, Some(0), "{arguments:?}: {stdout}{stderr}");
     serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
@@ -37,23 +42,23 @@ async fn try_dead_letters(t: &Harness, arguments: &[&str]) -> (Option<i32>, Stri
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-async fn list(t: &Harness) -> Vec<Value> {
+pub(crate) async fn list(t: &Harness) -> Vec<Value> {
     match dead_letters(t, &["list"]).await {
         Value::Array(entries) => entries,
         other => panic!("{other}"),
     }
 }
 
-fn texts<'a>(entries: &'a [Value], field: &str) -> Vec<&'a str> {
+pub(crate) fn texts<'a>(entries: &'a [Value], field: &str) -> Vec<&'a str> {
     entries.iter().map(|entry| entry[field].as_str().unwrap_or("null")).collect()
 }
 
-async fn count_parked(t: &Harness) -> i64 {
+pub(crate) async fn count_parked(t: &Harness) -> i64 {
     let sql = "select count(*) from outbox.dead_letters where state in ('parked', 'releasing')";
     t.database().superuser().query_one(sql, &[]).await.expect("a count").get(0)
 }
 
-async fn wait_parked(t: &Harness, wanted: impl Fn(i64) -> bool) -> i64 {
+pub(crate) async fn wait_parked(t: &Harness, wanted: impl Fn(i64) -> bool) -> i64 {
     wait::until("events are parked or released", wait::PATIENCE, || async {
         match count_parked(t).await {
             found if wanted(found) => Ok(found),
@@ -150,6 +155,7 @@ async fn each_reason_parks_its_event_and_its_lane() {
     let small = [("max.message.bytes", "2000"), ("message.timestamp.before.max.ms", "3600000")];
     let topic = t.topic("orders").create_with(2, &small).await;
     let relay = impatient(&t).set("batch.record_bytes_max", "64 KiB").start().await;
+    let compacted = t.topic("latest").create_with(1, &[("cleanup.policy", "compact")]).await;
     let (name, missing) = (topic.name(), t.topic("missing").name().to_owned());
     // In one session, so in one order.
     let cases = [
@@ -157,29 +163,53 @@ async fn each_reason_parks_its_event_and_its_lane() {
             "topic, key, payload",
             format!("'{name}', 'a', to_jsonb(repeat(md5('1'), 200))"),
             "too_large",
+            "max.message.bytes",
         ),
-        ("topic, key, created_at", format!("'{name}', 'b', '2001-01-01'"), "invalid_timestamp"),
-        ("topic, key, created_at", format!("'{name}', 'c', '1901-01-01'"), "bad_timestamp"),
-        ("topic, key", format!("'{missing}', 'd'"), "unknown_topic"),
-        ("topic, key", "'no topic!', 'e'".to_owned(), "invalid_topic"),
-        ("topic, key, partition", format!("'{name}', 'f', 7"), "no_such_partition"),
-        ("topic, key, partition", format!("'{name}', 'g', -7"), "negative_partition"),
-        ("topic, key, headers", format!("'{name}', 'h', '{{\"a\": 1}}'"), "headers_shape"),
+        (
+            "topic, key, created_at",
+            format!("'{name}', 'b', '2001-01-01'"),
+            "invalid_timestamp",
+            "message.timestamp.before.max.ms",
+        ),
+        (
+            "topic, key, created_at",
+            format!("'{name}', 'c', '1901-01-01'"),
+            "bad_timestamp",
+            "correct it",
+        ),
+        ("topic, key", format!("'{missing}', 'd'"), "unknown_topic", "--create --topic"),
+        ("topic, key", "'no topic!', 'e'".to_owned(), "invalid_topic", "a-z"),
+        (
+            "topic, key, partition",
+            format!("'{name}', 'f', 7"),
+            "no_such_partition",
+            "partitions 0 to 1",
+        ),
+        ("topic, key, partition", format!("'{name}', 'g', -7"), "negative_partition", "use null"),
+        (
+            "topic, key, headers",
+            format!("'{name}', 'h', '{{\"a\": 1}}'"),
+            "headers_shape",
+            "flat object of strings",
+        ),
         (
             "topic, key, headers",
             format!("'{name}', 'i', '{{\"outbox-id\": \"x\"}}'"),
             "reserved_header",
+            "use another name",
         ),
-        ("topic, key", "'', 'j'".to_owned(), "no_topic"),
+        ("topic, key", "'', 'j'".to_owned(), "no_topic", "set it"),
         (
             "topic, key, payload",
             format!(
                 "'{name}', 'k', (select to_jsonb(string_agg(md5(n::text), '')) from generate_series(1, 4000) n)"
             ),
             "too_large",
+            "batch.record_bytes_max",
         ),
+        ("topic", format!("'{}'", compacted.name()), "invalid_record", "without a key"),
     ];
-    for (columns, values, _) in &cases {
+    for (columns, values, ..) in &cases {
         insert(&t, columns, values).await;
     }
     let total = i64::try_from(cases.len()).expect("few");
@@ -191,9 +221,13 @@ async fn each_reason_parks_its_event_and_its_lane() {
     wait_parked(&t, |parked| parked == total + 8).await;
     wait_records(&topic, 1).await;
     let entries = list(&t).await;
-    let mut expected: Vec<&str> = cases.iter().map(|(.., reason)| *reason).collect();
+    let mut expected: Vec<&str> = cases.iter().map(|(_, _, reason, _)| *reason).collect();
     expected.extend(["lane_parked"; 8]);
     assert_eq!(texts(&entries, "reason"), expected);
+    for (entry, (.., words)) in entries.iter().zip(&cases) {
+        let error = entry["error"].as_str().expect("an error");
+        assert!(error.contains(words), "it says what to do, {words}: {entry}");
+    }
     assert!(texts(&entries, "event_id").iter().all(|id| *id != "null"), "{entries:?}");
     // (no topic, j) has no lane that is known; the unknown and the invalid topic's have.
     assert_eq!(parked_lanes(&relay).await, Some(10));
@@ -252,7 +286,7 @@ async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
 }
 
 /// Waits until the relay has come to a release and parked its events again.
-async fn wait_parked_again(t: &Harness) -> i64 {
+pub(crate) async fn wait_parked_again(t: &Harness) -> i64 {
     let sql = "select count(*) filter (where state = 'parked'), \
                       count(*) filter (where state = 'releasing') from outbox.dead_letters";
     wait::until("the release is over", wait::PATIENCE, || async {
@@ -503,6 +537,33 @@ async fn an_event_alone_that_was_parked_just_before_a_crash_comes_from_the_table
     // All but the one that was discarded.
     let expected = check::Count { committed: 4, delivered: 3, lost: 1, ..Default::default() };
     assert_eq!(count, expected);
+}
+
+/// Of a commit that nobody waits for, the server writes nothing for ten seconds here.
+#[tokio::test]
+async fn a_park_outlives_a_database_that_commits_asynchronously_and_crashes() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    for setting in ["synchronous_commit = off", "wal_writer_delay = '10s'"] {
+        let set = format!("alter system set {setting}");
+        t.database().superuser().batch_execute(&set).await.expect("set");
+    }
+    t.database().superuser().batch_execute("select pg_reload_conf()").await.expect("reloaded");
+    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
+    let _relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("a").payload(payload(8_000))]).await;
+    // It is sent once it is on the disk.
+    t.database().superuser().batch_execute("checkpoint").await.expect("written");
+    wait_parked(&t, |parked| parked == 1).await;
+    // Were it not covered by progress, the next start would park it anew.
+    wait_confirmed(&t).await;
+    server.stop(Shutdown::Immediate).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    assert_eq!(count_parked(&t).await, 1);
+    topic.set(LIMIT, "100000").await;
+    dead_letters(&t, &["release", "--all"]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
 }
 
 #[tokio::test]

@@ -193,8 +193,39 @@ async fn a_frozen_at_least_once_leader_thaws_and_stores_no_progress_that_counts(
     outbox_tests::check::compare(&truth, &records, 8).assert_at_least_once();
 }
 
+/// Its transaction is open, all in it, when another takes the lock; the broker commits it before it
+/// is asked to fence. What was known of progress while standing by is then too old.
+#[tokio::test]
+async fn what_a_deposed_leader_commits_before_it_is_fenced_counts() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let with = |n, fault: &str| peer(&t, n).set("leader.timeout", "2s").fault(fault);
+    let leader = with(1, "records-stored:20:freeze").start().await;
+    let heir = with(2, "leading:1:freeze").start().await;
+    wait_role(&heir, "standby", wait::PATIENCE).await;
+    let load = load(&t, &topic).await;
+    heir.wait_log("fault: leading").await;
+    let before = topic.records().await.len();
+    leader.thaw();
+    wait::until("it commits", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            now if now > before => Ok(()),
+            now => Err(format!("{now} records")),
+        }
+    })
+    .await
+    .expect("nobody has fenced it");
+    heir.thaw();
+    wait_role(&heir, "leader", wait::PATIENCE).await;
+    wait_delivers(&heir).await;
+    load.stop().await;
+    t.count(&topic, 8).await.assert_exactly_once();
+    assert_eq!(said(&heir, "deposed a leader"), 1);
+    assert_eq!(said(&heir, "halted"), 0, "{}", heir.log_text());
+}
+
 /// Waits until the slot is confirmed up to now.
-async fn wait_confirmed(t: &Harness) {
+pub(crate) async fn wait_confirmed(t: &Harness) {
     let superuser = t.database().superuser();
     let now = superuser.query_one("select pg_current_wal_insert_lsn()::text", &[]).await;
     let now: String = now.expect("an LSN").get(0);

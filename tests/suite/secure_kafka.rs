@@ -1,26 +1,35 @@
-//! Encrypted and authenticated connections to Kafka: each SASL mechanism, client certificates, and
-//! what a refusal says. In the default build, with nothing installed.
+//! Encrypted and authenticated connections to Kafka: each SASL mechanism, client certificates, what
+//! a refusal says, and what a principal may not write. In the default build, with nothing
+//! installed.
 //!
 //! A broker of its own, with certificates of its own; everything the relay does goes through the
 //! secured listener, the making of its progress topic included.
 
-use std::{path::PathBuf, process::Output};
+use std::{path::PathBuf, process::Output, time::Instant};
 
 use outbox_relay::throwaway;
 use outbox_tests::{
     Harness,
+    acl::Operation,
     certificates::{Authority, write_private},
+    check,
     event::Event,
     kafka::Kafka,
     local_kafka::{self, LocalKafka},
     relay::Settings,
     servers,
     topic::Topic,
+    wait,
 };
 use tokio::sync::OnceCell;
 
+use crate::dead_letters::{
+    count_parked, dead_letters, list, texts, wait_parked, wait_parked_again,
+};
+
 const USER: &str = "relay";
 const PASSWORD: &str = "correct-horse";
+const PRINCIPAL: &str = "User:relay";
 
 struct Broker {
     /// A listener without any of it, for the test's own clients.
@@ -78,6 +87,13 @@ impl Broker {
                 ("ssl.truststore.type", "PEM".into()),
                 ("ssl.truststore.certificates", one_line(&authority.certificate())),
                 ("listener.name.mutual.ssl.client.auth", "required".into()),
+                // Everything is allowed to everybody until an entry says otherwise.
+                (
+                    "authorizer.class.name",
+                    "org.apache.kafka.metadata.authorizer.StandardAuthorizer".into(),
+                ),
+                ("allow.everyone.if.no.acl.found", "true".into()),
+                ("super.users", "User:ANONYMOUS".into()),
                 ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER".into()),
                 (
                     "listener.name.sasl.plain.sasl.jaas.config",
@@ -118,9 +134,18 @@ struct Case {
 impl Case {
     async fn new() -> Case {
         let (harness, broker) = tokio::join!(Harness::start(), Broker::get());
-        let name = format!("{}.secure", harness.database().name());
-        let topic = Topic::new(broker.plain, name).create(2).await;
+        let topic = Self::topic(&harness, broker, "secure").await;
         Case { harness, broker, topic }
+    }
+
+    async fn topic(harness: &Harness, broker: &Broker, name: &str) -> Topic {
+        let name = format!("{}.{name}", harness.database().name());
+        Topic::new(broker.plain, name).create(2).await
+    }
+
+    /// Another topic of the case.
+    async fn other(&self, name: &str) -> Topic {
+        Self::topic(&self.harness, self.broker, name).await
     }
 
     fn relay(&self, servers: &str, properties: &[(&str, &str)]) -> Settings {
@@ -236,4 +261,67 @@ async fn a_broker_that_the_wrong_authority_vouches_for_is_refused() {
         .set("sink.properties.\"ssl.ca.location\"", &other);
     let said = case.refused(&settings).await;
     assert!(said.to_lowercase().contains("ssl"), "{said}");
+}
+
+/// Nothing, or no more than to see it; in the middle of the stream, or from the first event on.
+async fn parks_what_it_may_not_write(delivery: &str) {
+    let mut case = Case::new().await;
+    let settings = case.relay_by_password("PLAIN", PASSWORD).set("sink.delivery", delivery);
+    let (hidden, seen) = (case.other("hidden").await, case.other("seen").await);
+    hidden.allow("User:somebody", Operation::Write).await;
+    seen.allow(PRINCIPAL, Operation::Describe).await;
+    let relay = settings.start().await;
+    let revoked = case.topic.clone();
+    let free = case.other("free").await;
+    let (t, event) = (&mut case.harness, |topic: &Topic| Event::to(topic.name()).key("k"));
+    t.commit([event(&revoked), event(&free), event(&hidden), event(&seen), event(&free)]).await;
+    wait_parked(t, |parked| parked == 2).await;
+    revoked.allow("User:somebody", Operation::Write).await;
+    // Until the broker has heard of it, they are delivered.
+    let deadline = Instant::now() + wait::PATIENCE;
+    while count_parked(t).await == 2 {
+        assert!(Instant::now() < deadline, "it is still allowed");
+        t.commit([event(&revoked), event(&free)]).await;
+    }
+    t.commit([event(&hidden), event(&free)]).await;
+    let mut truth = t.committed().await;
+    truth.retain(|row| row.topic == free.name());
+    free.records_with(truth.into_iter().map(|row| row.id)).await;
+    assert!(relay.logs_contain("not_authorised"), "{}", relay.log_text());
+    let entries = list(t).await;
+    for (reason, error) in texts(&entries, "reason").into_iter().zip(texts(&entries, "error")) {
+        let told = reason == "not_authorised" && error.contains("grant");
+        assert!(told || reason == "lane_parked", "{reason}: {error}");
+    }
+
+    for topic in [&hidden, &seen, &revoked] {
+        topic.allow(PRINCIPAL, Operation::Write).await;
+    }
+    let deadline = Instant::now() + wait::PATIENCE;
+    while count_parked(t).await > 0 {
+        assert!(Instant::now() < deadline, "{:?}", list(t).await);
+        dead_letters(t, &["release", "--all"]).await;
+        wait_parked_again(t).await;
+    }
+    for topic in [&hidden, &seen, &revoked, &free] {
+        let mut truth = t.committed().await;
+        truth.retain(|row| row.topic == topic.name());
+        let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        let count = check::compare(&truth, &records, 2);
+        if delivery == "exactly-once" {
+            count.assert_exactly_once();
+        } else {
+            count.assert_at_least_once();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_principal_may_not_write_is_parked_and_comes_once_it_may() {
+    parks_what_it_may_not_write("exactly-once").await;
+}
+
+#[tokio::test]
+async fn with_at_least_once_what_the_principal_may_not_write_is_parked_too() {
+    parks_what_it_may_not_write("at-least-once").await;
 }

@@ -8,19 +8,33 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::context::{Failure, PROGRESS_OPAQUE};
 use crate::sink::{BoxError, RefusedRecord, SinkError};
 
-/// Why a broker, or librdkafka in its place, will never take this very record.
-pub(super) fn refusal(code: RDKafkaErrorCode) -> Option<&'static str> {
+/// Why a broker, or librdkafka in its place, will never take this very record, and what a person
+/// can do about it.
+pub(super) fn refusal(code: RDKafkaErrorCode) -> Option<(&'static str, &'static str)> {
     use RDKafkaErrorCode as Code;
-    match code {
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some("too_large"),
-        Code::TopicAuthorizationFailed => Some("not_authorised"),
-        Code::InvalidTimestamp => Some("invalid_timestamp"),
-        Code::InvalidRecord => Some("invalid_record"),
-        Code::InvalidTopic => Some("invalid_topic"),
-        Code::UnknownPartition => Some("no_such_partition"),
-        Code::UnknownTopicOrPartition | Code::UnknownTopic => Some("unknown_topic"),
-        _ => None,
-    }
+    Some(match code {
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
+            ("too_large", "raise the topic's max.message.bytes, or publish a reference to the data")
+        }
+        Code::TopicAuthorizationFailed => {
+            ("not_authorised", "grant the relay's principal Describe and Write on the topic")
+        }
+        Code::InvalidTimestamp => (
+            "invalid_timestamp",
+            "the event's time is further from now than the topic's message.timestamp.before.max.ms \
+             or message.timestamp.after.max.ms allows",
+        ),
+        Code::InvalidRecord => (
+            "invalid_record",
+            "a compacted topic takes no record without a key; see the broker's log otherwise",
+        ),
+        Code::InvalidTopic => ("invalid_topic", "a topic can't have this name"),
+        Code::UnknownPartition => ("no_such_partition", "the topic has fewer partitions"),
+        Code::UnknownTopicOrPartition | Code::UnknownTopic => {
+            ("unknown_topic", "create the topic, then release the event")
+        }
+        _ => return None,
+    })
 }
 
 /// A record failed because another did, or because its transaction had failed already.
@@ -57,7 +71,9 @@ pub(super) fn judge(failures: &[Failure]) -> Verdict {
     // Sent in one request with others, it may be one of those that is refused.
     let records: Vec<_> = causes()
         .filter_map(|failure| {
-            let record = refused(failure.opaque, refusal(failure.code)?, failure.code);
+            let (reason, remedy) = refusal(failure.code)?;
+            let error = format!("{}: {remedy}", failure.code);
+            let record = refused(failure.opaque, reason, error);
             Some(RefusedRecord { certain: false, ..record })
         })
         .collect();
