@@ -67,17 +67,19 @@ impl Processor {
 
         let mut sorted = Sorted::default();
         let (mut verdicts, mut unclear) = (Vec::with_capacity(messages.len()), Vec::new());
+        let mut by_position: HashSet<Uuid> = HashSet::new();
         for (message, (position, repaired)) in messages.iter().zip(&positions) {
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
             let verdict = mark.judge(position, placeless, message.source.offset);
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
-            if verdict == Verdict::ById {
-                if inbox.can_tell(&message.id).await? {
-                    unclear.push(message);
-                } else {
-                    sorted.outside.push(message);
-                }
+            match verdict {
+                Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
+                // Taken in this very batch, of which no table knows yet.
+                Verdict::ById if by_position.contains(&message.id.uuid()) => {}
+                Verdict::ById if inbox.can_tell(&message.id).await? => unclear.push(message),
+                Verdict::ById => sorted.outside.push(message),
+                Verdict::Duplicate => {}
             }
             verdicts.push(verdict);
         }

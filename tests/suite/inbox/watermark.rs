@@ -95,6 +95,24 @@ async fn what_a_repair_published_is_looked_up_by_its_id() {
     assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4]));
 }
 
+/// A repair repeats what was published a moment before, so a consumer may find both in one batch.
+#[tokio::test]
+async fn what_a_repair_published_again_is_known_in_the_batch_of_the_first_copy() {
+    let database = database().await;
+    let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
+        for message in messages {
+            take(&tx, &message.payload).await?;
+        }
+        Ok(())
+    };
+    let processor = Processor::batch(inbox(&database).await, 10, handler).dedup(watermark());
+    let first = published("a", 1, 10, 0);
+    let again = RawMessage { id: first.id, ..published("a", 1, 99, 1) };
+    let batch = [first, with_header(again, "outbox-repaired", "1"), published("a", 2, 100, 2)];
+    processor.process(&batch).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2]));
+}
+
 /// A relay that starts again may put it into another partition, behind later positions.
 #[tokio::test]
 async fn what_has_no_key_is_known_by_its_id_in_whichever_partition_it_comes() {
