@@ -296,7 +296,8 @@ impl Processor {
     fn blame(&self, error: InboxError) -> Result<Failure, Stop> {
         Ok(match error {
             InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),
-            InboxError::Conflict(error) => error.into(),
+            // By who found it, not by its SQLSTATE: a day that was dropped is a check violation.
+            InboxError::Conflict(error) => Failure::new(Kind::Conflict, "conflict", error),
             InboxError::Uncommitted(error) => error.into(),
             InboxError::Aborted(state) => aborted(state),
             InboxError::Refused { .. } | InboxError::Escaped | InboxError::Unsafe(_) => {
@@ -420,10 +421,25 @@ impl Processor {
         &self,
         messages: &'a [RawMessage],
     ) -> Result<(Open, Sorted<'a>), InboxError> {
-        let inbox = &self.shared.inbox;
-        if let Dedup::Watermark { relay } = &self.shared.dedup {
-            return self.claim_marked(relay, messages).await;
+        let claimed = match &self.shared.dedup {
+            Dedup::Watermark { relay } => self.claim_marked(relay, messages).await,
+            Dedup::Rows | Dedup::Off => self.claim_each(messages).await,
+        };
+        match claimed {
+            // A day was dropped since we looked: look again.
+            Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
+                self.shared.inbox.maintain().await?;
+                Err(InboxError::Conflict(source))
+            }
+            claimed => claimed,
         }
+    }
+
+    async fn claim_each<'a>(
+        &self,
+        messages: &'a [RawMessage],
+    ) -> Result<(Open, Sorted<'a>), InboxError> {
+        let inbox = &self.shared.inbox;
         let off = self.shared.dedup == Dedup::Off;
         let mut sorted = Sorted::default();
         let mut known = Vec::with_capacity(messages.len());
@@ -436,18 +452,10 @@ impl Processor {
         }
         let lanes: Vec<Uuid> =
             known.iter().map(|message| self.shared.ordering.lane(message)).collect();
-        let claimed = if off {
-            claim::nothing(inbox, &known, &lanes).await
+        let (open, mut claimed, parked) = if off {
+            claim::nothing(inbox, &known, &lanes).await?
         } else {
-            claim::rows(inbox, &known, &lanes).await
-        };
-        let (open, mut claimed, parked) = match claimed {
-            // A day was dropped since we looked: look again.
-            Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
-                inbox.maintain().await?;
-                return Err(InboxError::Conflict(source));
-            }
-            claimed => claimed?,
+            claim::rows(inbox, &known, &lanes).await?
         };
         for (message, lane) in known.into_iter().zip(lanes) {
             // Of copies in one batch the first is taken.

@@ -2,9 +2,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outbox_idempotency::{Inbox, MessageId, Once};
+use outbox_idempotency::{Inbox, Message, MessageId, Once, Processor, RawMessage, Tx};
 use outbox_tests::database::{Database, Role};
 use uuid::Uuid;
+
+use super::{
+    effects::{self, Step},
+    watermark,
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -65,6 +70,33 @@ async fn what_is_forgotten_is_outside_the_window_and_never_new_again() {
     keep_days(&database, &inbox, 30).await;
     assert_eq!(take(&inbox, &oldest).await, Once::OutsideWindow);
     assert_eq!(take(&inbox, &next).await, Once::Duplicate);
+}
+
+#[tokio::test]
+async fn a_message_whose_day_another_process_has_dropped_is_a_dead_letter_with_that_reason() {
+    let database = effects::database().await;
+    let other = effects::inbox(&database).await;
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        effects::take(&tx, &message.payload).await?;
+        Ok(())
+    };
+    let (rows, marked) = (effects::inbox(&database).await, effects::inbox(&database).await);
+    let rows = Processor::new(rows, handler);
+    let marked = Processor::new(marked, handler).dedup(watermark::watermark());
+    let midnight = today(&database).await;
+    let old = |n, offset| {
+        let id = MessageId::at(Uuid::now_v7(), midnight - 14 * DAY);
+        // Without a key a watermark looks for the id.
+        RawMessage { id, key: None, ..watermark::published("a", n, 10, offset) }
+    };
+    keep_days(&database, &other, 13).await;
+    rows.process(&[old(1, 0), effects::message("a", 2)]).await.expect("settled");
+    marked.process(&[old(3, 0), watermark::published("a", 4, 20, 1)]).await.expect("settled");
+    let taken = [2, 4].map(|n| Step { key: "a".into(), n });
+    assert_eq!(effects::effects(&database).await, taken);
+    let letters = "select count(*) from inbox.dead_letters \
+                   where code = 'outside-window' and attempts = 0";
+    assert_eq!(effects::number(&database, letters).await, 2);
 }
 
 #[tokio::test]
