@@ -13,6 +13,8 @@
 mod context;
 mod desk;
 mod identity;
+#[cfg(feature = "fault-points")]
+pub mod offline;
 mod poll;
 mod shared;
 
@@ -23,7 +25,10 @@ use rdkafka::{consumer::BaseConsumer, error::KafkaError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::processor::{Processor, Stop};
+use crate::{
+    message::RawMessage,
+    processor::{Processor, Stop},
+};
 use context::Context;
 use poll::Poll;
 use shared::Shared;
@@ -206,16 +211,23 @@ fn settings(given: &ClientConfig) -> ClientConfig {
 /// Works until it can't go on.
 async fn work(processor: &Processor, shared: &Shared) -> Stop {
     loop {
-        let items = shared.take(processor.batch_max()).await;
-        let messages: Vec<_> = items.iter().map(|item| item.message.clone()).collect();
-        match processor.process(&messages).await {
-            Ok(()) => shared.done(&items, true),
-            Err(stop) => {
-                shared.done(&items, false);
-                return stop;
-            }
+        let process = |messages: Vec<RawMessage>| async move { processor.process(&messages).await };
+        if let Err(stop) = work_once(shared, processor.batch_max(), process).await {
+            return stop;
         }
     }
+}
+
+/// Waits for messages and has them processed: finished when that has succeeded, and not before.
+async fn work_once<F, Fut>(shared: &Shared, max: usize, process: F) -> Result<(), Stop>
+where
+    F: FnOnce(Vec<RawMessage>) -> Fut,
+    Fut: Future<Output = Result<(), Stop>>,
+{
+    let items = shared.take(max).await;
+    let processed = process(items.iter().map(|item| item.message.clone()).collect()).await;
+    shared.done(&items, processed.is_ok());
+    processed
 }
 
 #[cfg(test)]

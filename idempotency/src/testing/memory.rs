@@ -35,8 +35,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// handler that fails leaves the state as it was.
 ///
 /// **What it can't show**: anything about a handler's SQL, its locks and its errors; two processes,
-/// and copies that come at the same time; outages; batches, watermarks and replays; how long
-/// anything takes. [`super::assert_effectively_once`] shows the first two, on a PostgreSQL.
+/// and copies that come at the same time; outages; batches and watermarks; how long anything takes. [`super::assert_effectively_once`] shows the first two, on a PostgreSQL.
 ///
 /// ```
 /// use std::time::Duration;
@@ -181,9 +180,9 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         &mut self.state
     }
 
-    /// Messages that wait.
-    pub fn parked(&self) -> usize {
-        self.parked.values().map(|lane| lane.queue.len()).sum()
+    /// Messages that wait, those of a lane in their order.
+    pub fn parked(&self) -> impl Iterator<Item = &RawMessage> {
+        self.parked.values().flat_map(|lane| &lane.queue)
     }
 
     /// Messages that were given up, the latest last.
@@ -222,6 +221,20 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         };
         self.taken.insert(id);
         Ok(fate)
+    }
+
+    /// An operator replays the dead letters that `choose` takes: each goes behind what waits of its
+    /// lane. How many.
+    pub fn replay(&mut self, mut choose: impl FnMut(&Dead) -> bool) -> usize {
+        let chosen: Vec<Dead> = self.dead.extract_if(.., |dead| choose(dead)).collect();
+        let now = self.now;
+        for Dead { message, .. } in &chosen {
+            let lane = self.parked.entry(self.ordering.lane(message));
+            let lane =
+                lane.or_insert_with(|| Lane { queue: VecDeque::new(), attempts: 0, due: now });
+            lane.queue.push_back(message.clone());
+        }
+        chosen.len()
     }
 
     /// Time passes: what comes due meanwhile is tried again, the longest due first.

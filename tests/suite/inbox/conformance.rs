@@ -101,7 +101,7 @@ impl Backend for Memory {
     async fn outcome(&self) -> Outcome {
         let dead = self.0.dead_letters().iter();
         let dead = dead.map(|dead| (dead.message.source.offset, dead.code.clone(), dead.attempts));
-        outcome(self.0.state().clone(), dead.collect(), self.0.parked())
+        outcome(self.0.state().clone(), dead.collect(), self.0.parked().count())
     }
 }
 

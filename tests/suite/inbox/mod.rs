@@ -8,6 +8,7 @@ mod flow;
 mod kafka;
 mod kit;
 mod matrix;
+mod model;
 mod outages;
 mod processor;
 mod retention;
