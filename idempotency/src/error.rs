@@ -95,6 +95,10 @@ pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
 impl InboxError {
     /// For the inbox's own statements.
     pub(crate) fn of(doing: &'static str, source: tokio_postgres::Error) -> Self {
+        // Ours are quick: one that `statement_timeout` ends has waited for another transaction.
+        if source.code() == Some(&SqlState::QUERY_CANCELED) {
+            return InboxError::Conflict(source);
+        }
         match sort(&source) {
             Sort::Outage => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),

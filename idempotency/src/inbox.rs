@@ -174,8 +174,10 @@ impl Inbox {
             }
             Err(error) => {
                 // What can't be told to the database now is rolled back with its connection.
-                drop(open.rollback().await);
-                Err(OnceError::Work(error))
+                match open.rollback().await {
+                    Err(escaped @ InboxError::Escaped) => Err(escaped.into()),
+                    _ => Err(OnceError::Work(error)),
+                }
             }
         }
     }

@@ -1,14 +1,15 @@
 //! An open transaction on a pooled connection, and [`Tx`], all that a handler sees of it.
 //!
 //! Whoever opens it ends it: the handler's `Tx` has no way to, and one that is dropped before its
-//! end is rolled back before the connection is used again. A statement that failed is remembered,
-//! because PostgreSQL answers COMMIT in a failed transaction with a rollback and no error.
+//! end is rolled back before the connection is used again. PostgreSQL answers COMMIT in a failed
+//! transaction with a rollback and no error: a statement that failed is remembered, and what fails
+//! unseen, because nobody waited for its answer, is found by the statement before COMMIT.
 
 use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering};
 
 use deadpool_postgres::{Object, Pool};
 use futures_util::{FutureExt as _, future};
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 /// A second copy of a message must wait for the first and then see its row, which is what READ
 /// COMMITTED does; the others answer with an error.
 const BEGIN: &str = "begin isolation level read committed read write";
+/// A failed transaction refuses the first of them, and the second is not run then.
+const COMMIT: &str = "savepoint ended; commit";
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -37,7 +40,8 @@ struct Shared {
 /// The transaction that a message takes effect in: a handler may do anything in it but end it.
 ///
 /// Statements are prepared once per connection and kept there, so pass values as parameters, never
-/// in the text. Cancel safe: a dropped statement is rolled back with all others.
+/// in the text. Cancel safe: a dropped statement is rolled back with all others, or kept with them;
+/// if it fails after it was dropped, nothing is kept.
 pub struct Tx {
     shared: Arc<Shared>,
 }
@@ -227,7 +231,11 @@ impl Open {
         // In the order of their first polls, and `join` polls the left one first.
         let (begun, rows) =
             future::join(client.batch_execute(BEGIN), client.query(&statement, params)).await;
-        begun.map_err(refused)?;
+        begun.map_err(|error| match error.code() {
+            // What a standby says to READ WRITE.
+            Some(&SqlState::FEATURE_NOT_SUPPORTED) => InboxError::Unavailable(error.into()),
+            _ => refused(error),
+        })?;
         Ok((open, rows.map_err(refused)?))
     }
 
@@ -267,12 +275,14 @@ impl Open {
         self.shared.client.batch_execute(sql).await
     }
 
+    /// Whether no [`Tx`] is kept, whatever the work has returned: nobody can make another.
+    pub(crate) fn alone(&self) -> Result<(), InboxError> {
+        if Arc::strong_count(&self.shared) > 1 { Err(InboxError::Escaped) } else { Ok(()) }
+    }
+
     /// Whether the work left the transaction as it must: no statement failed, no [`Tx`] is kept.
     pub(crate) fn check(&self) -> Result<(), InboxError> {
-        // Nobody can make another `Tx` from here on.
-        if Arc::strong_count(&self.shared) > 1 {
-            return Err(InboxError::Escaped);
-        }
+        self.alone()?;
         let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.as_ref().map_or(Ok(()), |state| Err(InboxError::Aborted(state.clone())))
     }
@@ -280,32 +290,39 @@ impl Open {
     /// Commits, unless [`Open::check`] finds something. Not cancel safe: dropped half-way, the
     /// outcome is unknown.
     pub(crate) async fn commit(self) -> Result<(), InboxError> {
-        match self.check() {
-            Err(InboxError::Escaped) => {
-                // What the kept one still asks for must not be a transaction of its own. The last
-                // to be dropped rolls back.
-                let ended = self.shared.client.batch_execute("rollback; begin read only").await;
-                ended.map_err(|error| InboxError::of("ending the transaction", error))?;
-                return Err(InboxError::Escaped);
-            }
-            Err(error) => {
-                self.rollback().await?;
-                return Err(error);
-            }
-            Ok(()) => {}
+        if let Err(error) = self.check() {
+            self.rollback().await?;
+            return Err(error);
         }
         point(Point::Committing);
-        let committed = self.shared.client.batch_execute("commit").await;
-        self.shared.ended.store(true, Ordering::Relaxed);
-        // A deferred constraint speaks up here.
-        committed.map_err(|error| match InboxError::of("committing", error) {
-            InboxError::Refused { source, .. } => InboxError::Uncommitted(source),
-            other => other,
-        })
+        match self.shared.client.batch_execute(COMMIT).await {
+            Ok(()) => {
+                self.shared.ended.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
+                Err(InboxError::Aborted(state_of(&error)))
+            }
+            // A deferred constraint speaks up here.
+            Err(error) => Err(match InboxError::of("committing", error) {
+                InboxError::Refused { source, .. } => InboxError::Uncommitted(source),
+                other => other,
+            }),
+        }
     }
 
     /// Rolls back, and waits for it.
+    ///
+    /// # Errors
+    /// Also where a [`Tx`] is kept.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
+        if let Err(escaped) = self.alone() {
+            // What the kept one still asks for must not be a transaction of its own. The last to
+            // be dropped rolls back.
+            let ended = self.shared.client.batch_execute("rollback; begin read only").await;
+            ended.map_err(|error| InboxError::of("ending the transaction", error))?;
+            return Err(escaped);
+        }
         let ended = self.shared.client.batch_execute("rollback").await;
         self.shared.ended.store(true, Ordering::Relaxed);
         ended.map_err(|error| InboxError::of("rolling back", error))

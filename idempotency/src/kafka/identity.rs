@@ -44,9 +44,11 @@ pub(super) fn identify(
         };
     }
     let Source { topic, partition, offset } = source;
-    let place = digest(&[topic.as_bytes(), &partition.to_be_bytes(), &offset.to_be_bytes()]);
-    // One record has one timestamp, whoever stamped it.
-    Ok(MessageId::at(place, time(timestamp.to_millis().unwrap_or(0))))
+    // One record has one timestamp, whoever stamped it; in a topic made anew, others have its place.
+    let ms = timestamp.to_millis().unwrap_or(0);
+    let (partition, offset) = (partition.to_be_bytes(), offset.to_be_bytes());
+    let place = digest(&[topic.as_bytes(), &partition, &offset, &ms.to_be_bytes()]);
+    Ok(MessageId::at(place, time(ms)))
 }
 
 fn time(ms: i64) -> SystemTime {
@@ -91,5 +93,6 @@ mod tests {
         assert_ne!(event("/a"), event("/b"));
         assert_eq!(id(&[], time, 1), id(&[], time, 1));
         assert_ne!(id(&[], time, 1), id(&[], time, 2));
+        assert_ne!(id(&[], time, 1), id(&[], Timestamp::CreateTime(1_001), 1));
     }
 }

@@ -188,6 +188,7 @@ impl Processor {
         let messages = group.iter().map(|head| head.message.clone()).collect();
         let done = self.work(open.tx(), messages).await;
         if done.is_err() {
+            open.alone()?;
             return Ok(done);
         }
         match open.check() {

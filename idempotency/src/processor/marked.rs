@@ -11,7 +11,6 @@ use std::{
     sync::{Arc, MutexGuard, PoisonError},
 };
 
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -71,7 +70,7 @@ impl Processor {
         for (message, (position, repaired)) in messages.iter().zip(&positions) {
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
-            let verdict = mark.judge(position, placeless, message.source.offset);
+            let verdict = mark.judge(position, placeless);
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
@@ -93,6 +92,7 @@ impl Processor {
                 Verdict::Fresh => true,
                 Verdict::Duplicate => false,
                 Verdict::ById if sorted.outside.iter().any(|o| o.source == message.source) => {
+                    mark.take(message.source.offset);
                     continue;
                 }
                 Verdict::ById => claimed.remove(&id),
@@ -101,6 +101,7 @@ impl Processor {
                 sorted.duplicates += 1;
                 continue;
             }
+            mark.take(message.source.offset);
             ids.push(id);
             let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
             kind.push(message);
@@ -127,34 +128,30 @@ impl Processor {
     }
 
     /// Where the database says that partitions go on, of those that it knows; to be asked whenever
-    /// partitions come to this process, since what it knew of them is forgotten.
+    /// partitions come to this process, since what it knew of them may be old.
     pub(crate) async fn start_offsets(
         &self,
         partitions: &[Partition],
     ) -> Result<Vec<(Partition, i64)>, InboxError> {
-        const DOING: &str = "reading watermarks";
-        let sql = "select next_offset from inbox.watermarks \
-                   where consumer_id = $1 and topic = $2 and partition = $3 and position is not null";
         let inbox = &self.shared.inbox;
         let mut offsets = Vec::new();
         for partition in partitions {
-            let (topic, number) = (&*partition.0, partition.1);
-            let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &number];
-            let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
-            open.rollback().await?;
-            if let Some(row) = rows.first() {
-                let offset = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
-                offsets.push((partition.clone(), offset));
+            let mark = watermark::look(inbox, &partition.0, partition.1).await?;
+            let mut marks = self.marks();
+            marks.remove(partition);
+            if let Some(mark) = mark {
+                offsets.push((partition.clone(), mark.next_offset));
+                marks.insert(partition.clone(), mark);
             }
-            self.marks().remove(partition);
         }
         Ok(offsets)
     }
 
-    /// Forgets ids that no repair can bring again: older than some minutes before the newest.
+    /// Forgets ids that were taken over longer ago than repairs repeat, counted from the newest
+    /// (`docs/CONSUMER.md` has the limits).
     pub(super) async fn trim(&self) -> Result<(), InboxError> {
         let sql = "delete from inbox.applied as a using ( \
-                       select topic, partition, max(applied_at) - interval '5 minutes' as kept_from \
+                       select topic, partition, max(applied_at) - interval '15 minutes' as kept_from \
                        from inbox.applied where consumer_id = $1 group by topic, partition) as k \
                    where a.consumer_id = $1 and a.topic = k.topic and a.partition = k.partition \
                        and a.applied_at < k.kept_from";

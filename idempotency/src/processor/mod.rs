@@ -229,9 +229,7 @@ impl Processor {
             match self.settle(|| self.attempt(batch)).await? {
                 Attempt::Done | Attempt::Idle => {}
                 Attempt::Failed(failure) => match batch {
-                    [message] => {
-                        self.settle(|| self.put_aside(message, &failure)).await?;
-                    }
+                    [message] => self.surely_put_aside(message, &failure).await?,
                     _ => {
                         let middle = range.start + batch.len() / 2;
                         open.push(middle..range.end);
@@ -322,7 +320,10 @@ impl Processor {
         if !sorted.fresh.is_empty() {
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
-                drop(open.rollback().await);
+                // What can't be told to the database now is rolled back with its connection.
+                if let Err(escaped @ InboxError::Escaped) = open.rollback().await {
+                    return Err(escaped);
+                }
                 point(Point::Failed);
                 return Ok(Attempt::Failed(failure));
             }
@@ -359,6 +360,22 @@ impl Processor {
             many => tracing::info_span!("batch", consumer, messages = many.len()),
         };
         self.shared.work.run(tx, messages).instrument(span).await
+    }
+
+    /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.
+    async fn surely_put_aside(&self, message: &RawMessage, failure: &Failure) -> Result<(), Stop> {
+        let mut wait = OUTAGE.0;
+        while let Attempt::Failed(why) = self.settle(|| self.put_aside(message, failure)).await? {
+            tracing::warn!(
+                consumer = self.shared.inbox.consumer(),
+                error = why.text(),
+                "a message that failed could not be put aside; waiting {wait:?}, it is not \
+                 acknowledged"
+            );
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(OUTAGE.1);
+        }
+        Ok(())
     }
 
     /// Stores a message that failed, in a transaction that claims it again: another process may

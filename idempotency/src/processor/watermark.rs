@@ -6,9 +6,9 @@
 //! is published again; what a repair published; and what a new timeline may repeat.
 //! Deciding is pure; `lock` and `advance` are the statements around it.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
-use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use crate::{
@@ -39,7 +39,8 @@ pub(super) struct Mark {
     position: Option<Position>,
     /// The highest place of earlier timelines.
     before: Option<Place>,
-    next_offset: i64,
+    /// Where reading goes on.
+    pub(super) next_offset: i64,
 }
 
 /// What a mark says about a message.
@@ -52,8 +53,8 @@ pub(super) enum Verdict {
 }
 
 impl Mark {
-    /// Judges the next message of the partition, and moves past it; `placeless` is one whose
-    /// position says nothing in this partition.
+    /// Judges the next message of the partition, and moves past its position; `placeless` is one
+    /// whose position says nothing in this partition.
     ///
     /// # Errors
     /// It comes from another cluster, so positions can't be compared.
@@ -61,9 +62,8 @@ impl Mark {
         &mut self,
         position: &Position,
         placeless: bool,
-        offset: i64,
     ) -> Result<Verdict, String> {
-        let verdict = match &self.position {
+        Ok(match &self.position {
             _ if placeless => Verdict::ById,
             None => self.reach(position),
             Some(at) if at.system_id != position.system_id => {
@@ -80,9 +80,13 @@ impl Mark {
             }
             Some(at) if position.place <= at.place => Verdict::Duplicate,
             Some(_) => self.reach(position),
-        };
-        self.next_offset = self.next_offset.max(offset.saturating_add(1));
-        Ok(verdict)
+        })
+    }
+
+    /// The message with this offset was taken over. Offsets step back where a topic was cut or made
+    /// anew, and then reading goes on there.
+    pub(super) fn take(&mut self, offset: i64) {
+        self.next_offset = offset.saturating_add(1);
     }
 
     /// A new timeline begins inside the old one, so up to there its places were given before.
@@ -94,7 +98,11 @@ impl Mark {
     /// Whether `self` is where `other` is, or past it.
     pub(super) fn includes(&self, other: &Mark) -> bool {
         let key = |mark: &Mark| mark.position.as_ref().map(|p| (p.timeline, p.place));
-        key(self) >= key(other) && self.next_offset >= other.next_offset
+        match key(self).cmp(&key(other)) {
+            Ordering::Less => false,
+            Ordering::Equal => self.next_offset >= other.next_offset,
+            Ordering::Greater => true,
+        }
     }
 }
 
@@ -170,12 +178,31 @@ pub(super) async fn lock(
     let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
     let read = |error| InboxError::of(DOING, error);
     let row = rows.first().expect("a function with out parameters returns one row");
-    let mark = Mark {
+    Ok((open, mark_of(row, DOING)?, row.try_get(3).map_err(read)?))
+}
+
+/// The watermark of a partition, if it has one that was moved.
+pub(super) async fn look(
+    inbox: &Inbox,
+    topic: &str,
+    partition: i32,
+) -> Result<Option<Mark>, InboxError> {
+    const DOING: &str = "reading a watermark";
+    let sql = "select position, before, next_offset from inbox.watermarks \
+               where consumer_id = $1 and topic = $2 and partition = $3 and next_offset > 0";
+    let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &partition];
+    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    open.rollback().await?;
+    rows.first().map(|row| mark_of(row, DOING)).transpose()
+}
+
+fn mark_of(row: &Row, doing: &'static str) -> Result<Mark, InboxError> {
+    let read = |error| InboxError::of(doing, error);
+    Ok(Mark {
         position: stored(row.try_get(0).map_err(read)?)?,
         before: stored(row.try_get(1).map_err(read)?)?,
         next_offset: row.try_get(2).map_err(read)?,
-    };
-    Ok((open, mark, row.try_get(3).map_err(read)?))
+    })
 }
 
 /// Of messages whose positions say nothing, the ids of those that are new; they are claimed.
@@ -239,8 +266,7 @@ mod tests {
     #[test]
     fn what_is_not_past_the_mark_is_a_duplicate_and_the_rest_is_new() {
         let mut mark = Mark::default();
-        let mut judge =
-            |text: &str| mark.judge(&position(text), false, 0).expect("the same cluster");
+        let mut judge = |text: &str| mark.judge(&position(text), false).expect("the same cluster");
         use Verdict::{ById, Duplicate, Fresh};
         for (text, expected) in [
             ("1:1:A0:5", Fresh),
@@ -258,16 +284,30 @@ mod tests {
         ] {
             assert_eq!(judge(text), expected, "{text}");
         }
-        mark.judge(&position("2:3:D0:0"), false, 0).expect_err("another cluster");
+        mark.judge(&position("2:3:D0:0"), false).expect_err("another cluster");
     }
 
     #[test]
     fn what_a_repair_published_moves_nothing_and_is_looked_up() {
         let mut mark = Mark::default();
-        assert_eq!(mark.judge(&position("1:1:A0:0"), false, 7), Ok(Verdict::Fresh));
+        assert_eq!(mark.judge(&position("1:1:A0:0"), false), Ok(Verdict::Fresh));
+        mark.take(7);
         let before = mark.clone();
-        assert_eq!(mark.judge(&position("1:1:F0:0"), true, 8), Ok(Verdict::ById));
+        assert_eq!(mark.judge(&position("1:1:F0:0"), true), Ok(Verdict::ById));
+        mark.take(8);
         assert_eq!((&mark.position, mark.next_offset), (&before.position, 9));
+        assert!(mark.includes(&before) && !before.includes(&mark));
+    }
+
+    #[test]
+    fn an_offset_that_steps_back_is_followed_where_the_position_goes_on() {
+        let mut mark = Mark::default();
+        assert_eq!(mark.judge(&position("1:1:A0:0"), false), Ok(Verdict::Fresh));
+        mark.take(10_000);
+        let before = mark.clone();
+        assert_eq!(mark.judge(&position("1:1:B0:0"), false), Ok(Verdict::Fresh));
+        mark.take(0);
+        assert_eq!(mark.next_offset, 1);
         assert!(mark.includes(&before) && !before.includes(&mark));
     }
 

@@ -1,13 +1,13 @@
 //! The inbox without a broker: one effect for each message, whoever else delivers it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use outbox_idempotency::{Claim, Event, Inbox, InboxError, MessageId, Once, OnceError, Tx};
 use outbox_tests::{
     database::{Database, Role},
     wait,
 };
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 /// A table where each effect is a row, so that two are seen to be two.
@@ -135,25 +135,47 @@ async fn a_failure_that_the_work_ignores_is_not_taken_for_success() {
     assert_eq!(once.expect("as good as new"), Once::Applied(1));
 }
 
+/// The work does not wait for a statement: nobody sees it fail.
 #[tokio::test]
-async fn a_transaction_that_outlives_its_work_can_write_nothing() {
+async fn a_failure_that_nobody_sees_is_not_taken_for_success() {
     let database = database().await;
     let inbox = inbox(&database, "billing").await;
     let id = new_id();
-    let (kept, mut escaped) = tokio::sync::mpsc::channel(1);
-    let keeps = |tx: Tx| async move {
+    let gives_up = |tx: Tx| async move {
         effect(&tx, id).await?;
-        kept.try_send(tx).expect("room for one");
+        let slow = "do $$ begin perform pg_sleep(0.5); raise exception 'too late'; end $$";
+        let waited = timeout(Duration::from_millis(100), tx.execute(slow, &[])).await;
+        assert!(waited.is_err(), "its failure was seen");
         Ok::<_, tokio_postgres::Error>(())
     };
-    let error = inbox.once(&id, keeps).await.expect_err("refused");
-    assert!(matches!(error, OnceError::Inbox(InboxError::Escaped)), "{error:?}");
-    let tx = escaped.recv().await.expect("the one that was kept");
-    effect(&tx, id).await.expect_err("it has no transaction to write in");
-    drop(tx);
+    let error = inbox.once(&id, gives_up).await.expect_err("PostgreSQL keeps nothing of it");
+    assert!(matches!(&error, OnceError::Inbox(InboxError::Aborted(_))), "{error:?}");
     assert_eq!(effects(&database).await, 0);
     let once = inbox.once(&id, |tx| async move { effect(&tx, id).await }).await;
     assert_eq!(once.expect("as good as new"), Once::Applied(1));
+}
+
+#[tokio::test]
+async fn a_transaction_that_outlives_its_work_can_write_nothing() {
+    for fails in [false, true] {
+        let database = database().await;
+        let inbox = inbox(&database, "billing").await;
+        let id = new_id();
+        let (kept, mut escaped) = tokio::sync::mpsc::channel(1);
+        let keeps = |tx: Tx| async move {
+            effect(&tx, id).await.expect("inserted");
+            kept.try_send(tx).expect("room for one");
+            if fails { Err("it gave up") } else { Ok(()) }
+        };
+        let error = inbox.once(&id, keeps).await.expect_err("refused");
+        assert!(matches!(error, OnceError::Inbox(InboxError::Escaped)), "{error:?}");
+        let tx = escaped.recv().await.expect("the one that was kept");
+        effect(&tx, id).await.expect_err("it has no transaction to write in");
+        drop(tx);
+        assert_eq!(effects(&database).await, 0);
+        let once = inbox.once(&id, |tx| async move { effect(&tx, id).await }).await;
+        assert_eq!(once.expect("as good as new"), Once::Applied(1));
+    }
 }
 
 #[tokio::test]

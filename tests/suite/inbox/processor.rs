@@ -1,6 +1,7 @@
 //! One effect for each message in the order of its key, through failures of every kind.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -9,11 +10,17 @@ use std::{
 };
 
 use outbox_idempotency::{
-    Alert, Classify, Failure, Message, MessageId, Processor, RawMessage, Retry, Stop, Tx,
+    Alert, Claim, Classify, Failure, Message, MessageId, Processor, RawMessage, Retry, Stop, Tx,
     dead_letters::{self, Selection},
 };
-use outbox_tests::{database::Database, wait};
-use tokio::task::{JoinHandle, JoinSet};
+use outbox_tests::{
+    database::{Database, Role},
+    wait,
+};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 
 use super::effects::{
     Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
@@ -292,6 +299,37 @@ async fn an_outage_and_a_deadlock_cost_no_attempt_and_make_no_dead_letter() {
     assert_eq!(calls.load(SeqCst), 4);
     assert_eq!(effects(&database).await, [step("a", 1)]);
     assert_eq!((number(&database, DEAD).await, number(&database, PARKED).await), (0, 0));
+}
+
+/// A frozen process holds the claim, and the server lets nobody wait for it.
+#[tokio::test]
+async fn a_message_whose_fate_can_not_be_stored_yet_is_not_acknowledged() {
+    for limit in ["lock_timeout", "statement_timeout"] {
+        let database = database().await;
+        let limited = format!("alter database {} set {limit} = '20ms'", database.name());
+        database.superuser().batch_execute(&limited).await.expect("limited");
+        let handler = |tx: Tx, message: Message<Step>| async move {
+            take(&tx, &message.payload).await?;
+            Ok(())
+        };
+        let processor = Processor::new(inbox(&database).await, handler).retry(soon());
+        let message = message("a", 1);
+        let mut frozen = database.connect(Role::Consumer).await;
+        let held = frozen.transaction().await.expect("begun");
+        let claim = processor.inbox().claim(&held, &message.id).await.expect("claimed");
+        assert_eq!(claim, Claim::Fresh);
+
+        let messages = [message];
+        let mut processed = pin!(processor.process(&messages));
+        let early = timeout(Duration::from_secs(2), &mut processed).await;
+        assert!(early.is_err(), "acknowledged, and nothing of it is stored: {early:?}");
+        held.rollback().await.expect("the frozen one's session is ended");
+        processed.await.expect("settled");
+        let background = Background::start(&processor);
+        until_zero(&database, "select 1 - count(*) from effects").await;
+        background.stop().await;
+        assert_eq!(effects(&database).await, [step("a", 1)]);
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use outbox_idempotency::{
-    Dedup, Failure, Headers, InboxError, Message, MessageId, Processor, RawMessage, Retry, Stop, Tx,
+    Dedup, Failure, Headers, InboxError, Message, MessageId, Processor, RawMessage, Retry, Stop,
+    Tx, kafka::offline::start_offset,
 };
 use outbox_tests::{database::Database, wait};
 use tokio::task::JoinSet;
@@ -148,6 +149,40 @@ async fn a_database_that_lost_its_end_stops_the_process_that_knows_better() {
     let stop = processor.process(&[published("a", 3, 30, 2)]).await.expect_err("a gap");
     assert!(matches!(stop, Stop::Inbox(InboxError::Unsafe(_))), "{stop:?}");
     assert_eq!(effects(&database).await, steps(&[1]));
+}
+
+/// What a process read when the partition came to it is what it knows better.
+#[tokio::test]
+async fn a_database_that_lost_its_end_since_the_partition_came_stops_the_process() {
+    let database = database().await;
+    processor(&database).await.process(&[published("a", 1, 10, 0)]).await.expect("settled");
+    let heir = processor(&database).await;
+    assert_eq!(start_offset(&heir, "steps", 0).await.expect("read"), Some(1));
+    let lose = "delete from inbox.watermarks; delete from effects";
+    database.superuser().batch_execute(lose).await.expect("lost");
+    let stop = heir.process(&[published("a", 2, 20, 1)]).await.expect_err("a gap");
+    assert!(matches!(stop, Stop::Inbox(InboxError::Unsafe(_))), "{stop:?}");
+    assert_eq!(effects(&database).await, []);
+}
+
+#[tokio::test]
+async fn a_partition_in_which_nothing_has_a_key_goes_on_where_the_database_is() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let keyless = RawMessage { key: None, ..published("a", 1, 10, 7) };
+    processor.process(&[keyless]).await.expect("settled");
+    assert_eq!(start_offset(&processor, "steps", 0).await.expect("read"), Some(8));
+}
+
+/// Offsets begin anew where a topic was made anew, and positions go on.
+#[tokio::test]
+async fn offsets_that_step_back_are_where_reading_goes_on() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    processor.process(&[published("a", 1, 10, 10_000)]).await.expect("settled");
+    processor.process(&[published("a", 2, 20, 0)]).await.expect("settled");
+    assert_eq!(start_offset(&processor, "steps", 0).await.expect("read"), Some(1));
+    assert_eq!(effects(&database).await, steps(&[1, 2]));
 }
 
 /// As with rows: several processes that all believe the partition to be theirs.
