@@ -70,7 +70,8 @@ pub async fn assert_effectively_once<T, H, S>(
     match dies {
         Err(OnceError::Work(Died::BeforeTheCommit)) => {}
         Err(OnceError::Work(Died::Failed(failure))) => panic!("the handler failed: {failure}"),
-        other => panic!("the message is not new to this consumer, or the inbox failed: {other:?}"),
+        Err(OnceError::Inbox(error)) => panic!("{error}"),
+        Ok(known) => panic!("the message is not new to this consumer: {known:?}"),
     }
     let after = state().await;
     assert!(
