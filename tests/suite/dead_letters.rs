@@ -363,6 +363,29 @@ async fn an_edit_to_a_lane_that_is_parked_itself_is_refused() {
     assert_eq!(count_parked(&t).await, 1);
 }
 
+/// The row keeps the lane that it was parked in, which is still refused.
+#[tokio::test]
+async fn an_event_that_an_edit_took_out_of_its_lane_is_released_once() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().start().await;
+    let event = |key: &str| Event::to(topic.name()).key(key);
+    t.commit([event("a").partition(9), event("a")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    let id = list(&t).await[1]["id"].to_string();
+    dead_letters(&t, &["edit", &id, "--key", "c"]).await;
+    for _ in 0..2 {
+        dead_letters(&t, &["release", "--all"]).await;
+        assert_eq!(wait_parked_again(&t).await, 1, "the first is refused again, and it alone");
+    }
+    let keys: Vec<_> = topic.records().await.into_iter().map(|record| record.key).collect();
+    assert_eq!(keys, [Some(b"c".to_vec())]);
+    let Value::Array(history) = dead_letters(&t, &["list", "--all"]).await else {
+        panic!("a list")
+    };
+    assert_eq!(texts(&history, "state"), ["parked", "released"]);
+}
+
 #[tokio::test]
 async fn thousands_of_lanes_are_parked_and_released_at_once() {
     const EVENTS: i64 = 6_000;

@@ -77,7 +77,7 @@ pub(super) async fn start(
 ) -> Result<Started, Ended> {
     doing(board, "connecting for replication");
     let mut replication = connect_replication(config, parts).await?;
-    same_server(session, &replication)?;
+    same_server(session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
@@ -280,14 +280,29 @@ async fn connect_sink(
     Ok(sink)
 }
 
-/// With several hosts in the URL, a failover may come between two connections.
-fn same_server(session: &SqlSession, replication: &ReplicationConnection) -> Result<(), Ended> {
-    let (ours, theirs) = (session.host(), replication.host());
-    if ours == theirs {
+/// With several hosts in the URL, or one name that moves to another server, a failover may come
+/// between two connections: the one must see the other's process.
+async fn same_server(
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+) -> Result<(), Ended> {
+    const DOING: &str = "looking whether both connections are to one server";
+    let (ours, theirs) = (session.host().to_owned(), replication.host().to_owned());
+    // Not what was announced at the start: a pooler makes that up.
+    let rows = replication.simple_query("select pg_catalog.pg_backend_pid()").await;
+    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let pid = rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i32>().ok());
+    let sees = "select exists (select from pg_catalog.pg_stat_activity \
+                               where pid = $1 and backend_type = 'walsender')";
+    let seen = session.client().query_one(sees, &[&pid]).await;
+    let seen = seen.and_then(|row| row.try_get(0));
+    if ours == theirs && seen.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
         return Ok(());
     }
-    let error =
-        anyhow::anyhow!("{ours} has the leader's lock, but {theirs} answers for replication");
+    let error = anyhow::anyhow!(
+        "the server at {ours} has the leader's lock, but another one at {theirs} answers for \
+         replication"
+    );
     Err(Ended::retry(Cause::Postgres, "connecting for replication", error))
 }
 

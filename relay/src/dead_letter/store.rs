@@ -145,17 +145,29 @@ impl Store {
     /// # Errors
     /// [`DeadLetterError`].
     pub async fn announce_again(&mut self) -> Result<(), DeadLetterError> {
-        self.query(
-            "announcing releases again",
-            "select pg_catalog.pg_logical_emit_message(true, 'outbox', \
-                 pg_catalog.jsonb_build_object('relay', $1::text, 'release', release_id, \
-                     'writer', pg_catalog.pg_current_xact_id()::text)::text) \
-             from (select release_id from outbox.dead_letters \
-                   where relay = $1 and state = 'releasing' \
-                   group by release_id order by min(changed_at)) r",
-            &[&self.relay],
-        )
-        .await?;
+        const DOING: &str = "announcing releases again";
+        let releases = self
+            .query(
+                DOING,
+                "select release_id from outbox.dead_letters \
+                 where relay = $1 and state = 'releasing' \
+                 group by release_id order by min(changed_at)",
+                &[&self.relay],
+            )
+            .await?;
+        // A transaction each: places within one begin behind those of the release before, of which
+        // a later start may know nothing any more.
+        for release in releases {
+            let id: Uuid = release.get(0);
+            self.query(
+                DOING,
+                "select pg_catalog.pg_logical_emit_message(true, 'outbox', \
+                     pg_catalog.jsonb_build_object('relay', $1::text, 'release', $2::uuid, \
+                         'writer', pg_catalog.pg_current_xact_id()::text)::text)",
+                &[&self.relay, &id],
+            )
+            .await?;
+        }
         Ok(())
     }
 

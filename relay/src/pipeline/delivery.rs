@@ -277,8 +277,10 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             Origin::Stream | Origin::Repair => self.dead_letters.park(&letters).await?,
             Origin::Release { id, first } => {
                 let place = |position: RowPosition| position.ordinal.saturating_sub(first.ordinal);
-                let stored = followers.checked_sub(1).and_then(|last| batch.get(last));
-                let from = stored.map_or(0, |last| place(last.position) + 1);
+                // Of the batch's own, `letters` has all that go back: an edited one may have left the
+                // lane that its row still has.
+                let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
+                let from = last.map_or(0, |last| place(last.position) + 1);
                 let back: Vec<PutBack<'_>> = letters
                     .iter()
                     .map(|letter| PutBack {
