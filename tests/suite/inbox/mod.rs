@@ -12,4 +12,5 @@ mod model;
 mod outages;
 mod processor;
 mod retention;
+mod storm;
 mod watermark;
