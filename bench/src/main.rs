@@ -18,6 +18,7 @@ mod process;
 mod relay;
 mod report;
 mod soak;
+mod storm;
 mod yardstick;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -39,6 +40,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- drain --json > bench.json
   cargo run --release -p outbox-bench -- inbox
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
+  cargo run --release -p outbox-bench -- storm --minutes 5 --seed 7
 
 PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
 counted; one that lost, doubled or reordered anything is an error.
@@ -57,6 +59,21 @@ enum Command {
     Inbox(InboxArgs),
     /// Break everything there is, again and again, under load, and count what a consumer got
     Soak(SoakArgs),
+    /// Let members of three consumer groups come, stop, die and freeze, and count what took effect
+    Storm(StormArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct StormArgs {
+    /// Minutes of changes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    minutes: u32,
+    /// What happens to the members; made up and printed where it is not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -135,6 +152,12 @@ fn main() -> ExitCode {
     if relay::is_asked_for() {
         return outbox_relay::cli::main();
     }
+    if storm::is_asked_for() {
+        return storm::member().unwrap_or_else(|error| {
+            report::progress(&format!("error: {error:#}"));
+            ExitCode::from(1)
+        });
+    }
     let cli = Cli::parse();
     let command = cli.command.unwrap_or_else(|| {
         // The default command with its own defaults, which only a parse can tell.
@@ -156,6 +179,10 @@ fn main() -> ExitCode {
                 Command::Soak(args) => {
                     let outcome = soak::run(&args).await?;
                     Ok((if args.json { outcome.json() } else { outcome.text() }, outcome.held()))
+                }
+                Command::Storm(args) => {
+                    let storm = storm::run(&args).await?;
+                    Ok((if args.json { storm.json() } else { storm.text() }, storm.held()))
                 }
             }
         })

@@ -19,6 +19,13 @@ const POSTGRES_SETTINGS: [&str; 7] = [
     "logical_decoding_work_mem",
 ];
 
+/// As the option `--json` shows it.
+pub(crate) fn pretty(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("plain values have a JSON form");
+    text.push('\n');
+    text
+}
+
 /// All of a run.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -136,9 +143,7 @@ impl Report {
     }
 
     pub(crate) fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain values have a JSON form");
-        text.push('\n');
-        text
+        pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use outbox_relay::throwaway::{self, guardian};
+use serde::Serialize;
 use tokio::process::{Child, Command};
 use uuid::Uuid;
 
@@ -38,7 +39,7 @@ pub struct Consumer {
 }
 
 /// The outcome of a comparison; all but the first must be zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Effects {
     /// Committed events that took effect.
     pub applied: usize,
@@ -205,13 +206,10 @@ impl Drop for Consumer {
 
 fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
     let output = OpenOptions::new().create(true).append(true).open(log)?;
-    let program = std::env::current_exe()?
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("consumer-under-test"))
-        .find(|path| path.is_file())
-        .context("no consumer-under-test beside the tests: cargo build -p outbox-tests --bins")?;
+    let program = match &settings.plan.program {
+        Some(program) => program.clone(),
+        None => beside_the_tests()?,
+    };
     let child = Command::new(program)
         .env(member::VARIABLE, serde_json::to_string(settings)?)
         .env("RUST_BACKTRACE", "1")
@@ -224,6 +222,16 @@ fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
     let pid = child.id().context("a process that runs has an id")?;
     guardian::kill_at_exit(pid)?;
     Ok((child, pid))
+}
+
+fn beside_the_tests() -> Result<PathBuf> {
+    std::env::current_exe()?
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("consumer-under-test"))
+        .find(|path| path.is_file())
+        .context("no consumer-under-test beside the tests: cargo build -p outbox-tests --bins")
 }
 
 /// How many effects there are now.
@@ -305,11 +313,16 @@ pub async fn compare(database: &Database, truth: &[Committed], topic: &Topic) ->
 }
 
 impl Effects {
+    /// Whether nothing was lost, doubled, moved or made up.
+    pub fn are_each_once_and_in_order(&self) -> bool {
+        *self == Effects { applied: self.applied, ..Effects::default() }
+    }
+
     /// # Panics
     /// When anything was lost, doubled, moved or made up.
     #[track_caller]
     pub fn assert_effectively_once(&self) {
-        assert_eq!(*self, Effects { applied: self.applied, ..Effects::default() });
+        assert!(self.are_each_once_and_in_order(), "{self:?}");
         assert!(self.applied > 0, "nothing was to be done");
     }
 }

@@ -29,6 +29,7 @@ pub mod probes;
 pub mod proxy;
 pub mod relay;
 pub mod servers;
+pub mod storm;
 pub mod topic;
 pub mod wait;
 

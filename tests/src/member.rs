@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    path::PathBuf,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -53,6 +54,9 @@ pub struct Plan {
     pub kafka: BTreeMap<String, String>,
     /// `host:port` of a proxy to its database.
     pub postgres: Option<String>,
+    /// A program that is [`main`] where [`VARIABLE`] is set, instead of the one beside the tests.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
     /// Where this process is to end or to stop.
     pub fault: Option<Fault>,
 }

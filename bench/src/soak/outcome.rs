@@ -84,9 +84,7 @@ impl Outcome {
     }
 
     pub(crate) fn json(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("plain values have a JSON form");
-        text.push('\n');
-        text
+        crate::report::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {
