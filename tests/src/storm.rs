@@ -23,7 +23,8 @@ use crate::{
 };
 
 const CHANGE_MS: std::ops::Range<u64> = 1_000..3_000;
-const MEMBERS_MAX: usize = 4;
+/// A change is a rebalance of those that stay, so there is one at least.
+const MEMBERS: std::ops::RangeInclusive<usize> = 2..=4;
 const PARTITIONS: i32 = 8;
 /// Below what a frozen transaction is given by the server: a handler may be idle for so long.
 const PAUSE_MS: (u64, u64) = (5, 1_500);
@@ -114,12 +115,14 @@ impl<'a> Group<'a> {
     async fn storm(&mut self, seed: u64, duration: Duration) {
         let mut random = StdRng::seed_from_u64(seed);
         let end = Instant::now() + duration;
-        self.join();
+        for _ in 0..*MEMBERS.start() {
+            self.join();
+        }
         while Instant::now() < end {
             let pause = Duration::from_millis(random.random_range(CHANGE_MS));
             sleep(pause).await;
             let (members, way) = (self.members.len(), random.random_range(0..5));
-            if members == 0 || (members < MEMBERS_MAX && way < 2) {
+            if members < *MEMBERS.end() && way < 2 {
                 self.join();
                 continue;
             }
@@ -140,6 +143,9 @@ impl<'a> Group<'a> {
                     frozen.thaw();
                     self.outcome.frozen += 1;
                 }
+            }
+            while self.members.len() < *MEMBERS.start() {
+                self.join();
             }
         }
         let took = consumer::effects_so_far(&self.database).await;
