@@ -10,7 +10,7 @@ use outbox_tests::{Harness, database::Role, relay::Relay};
 
 use crate::{process, report::Sample};
 
-/// Makes this program the relay: one build then measures exactly what it ships.
+/// Makes this program the relay: one build is enough.
 pub(crate) const AS_RELAY: &str = "OUTBOX_BENCH_AS_RELAY";
 /// Between two looks at `/status`.
 const LOOK: Duration = Duration::from_millis(20);

@@ -111,6 +111,18 @@ impl InboxError {
     }
 }
 
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// As PostgreSQL's manual writes it, for errors and dead letters.
 pub(crate) fn state_of(error: &tokio_postgres::Error) -> String {
     error.code().map_or_else(|| "none".to_owned(), |state| state.code().to_owned())

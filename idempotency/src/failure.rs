@@ -6,7 +6,7 @@
 
 use std::{borrow::Cow, error::Error, fmt, time::Duration, time::SystemTime};
 
-use crate::error::{Sort, sort, state_of};
+use crate::error::{Sort, chain, sort, state_of};
 
 /// Most of an error's text that is kept.
 const ERROR_BYTES_MAX: usize = 1024;
@@ -87,15 +87,8 @@ impl Failure {
 
     /// The error with its causes, cut to what a row should hold.
     pub(crate) fn text(&self) -> String {
-        let mut text = self.error.to_string();
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
         // PostgreSQL's text takes anything but this.
-        let mut text = text.replace('\0', "\u{fffd}");
+        let mut text = chain(&*self.error).replace('\0', "\u{fffd}");
         let end = (0..=ERROR_BYTES_MAX.min(text.len())).rfind(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
         text

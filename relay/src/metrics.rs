@@ -40,6 +40,30 @@ const fn metric(
     Metric { name, kind, labels, help }
 }
 
+/// Why an event is refused or parked: what the router says, what a broker says, and who waits behind
+/// another.
+pub const REASONS: [&str; 19] = [
+    "no_id",
+    "no_topic",
+    "no_type",
+    "headers_shape",
+    "reserved_header",
+    "negative_partition",
+    "bad_partition",
+    "bad_timestamp",
+    "too_large",
+    "malformed_value",
+    "malformed_row",
+    "unfit",
+    "not_authorised",
+    "invalid_timestamp",
+    "invalid_record",
+    "invalid_topic",
+    "no_such_partition",
+    "unknown_topic",
+    "lane_parked",
+];
+
 /// Every metric there is.
 #[rustfmt::skip]
 pub const METRICS: &[Metric] = &[
@@ -173,6 +197,10 @@ impl Metrics {
         for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
             let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
         }
+        for reason in REASONS {
+            let _ = metrics.refused.get_or_create(&ReasonLabel { reason });
+            let _ = metrics.parked.get_or_create(&ReasonLabel { reason });
+        }
         metrics
     }
 
@@ -225,11 +253,13 @@ impl Metrics {
 
     /// A row or record can't be delivered; `reason` is one of the fixed words.
     pub fn refused(&self, reason: &'static str) {
+        debug_assert!(REASONS.contains(&reason), "{reason}");
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
     /// An event is parked; `reason` is one of the fixed words.
     pub fn parked(&self, reason: &'static str) {
+        debug_assert!(REASONS.contains(&reason), "{reason}");
         self.parked.get_or_create(&ReasonLabel { reason }).inc();
     }
 
@@ -322,6 +352,9 @@ mod tests {
     #[test]
     fn the_docs_list_exactly_the_metrics_there_are() {
         let docs = include_str!("../../docs/METRICS.md");
+        for reason in REASONS {
+            assert!(docs.contains(&format!("`{reason}`")), "{reason} is missing");
+        }
         let rows: Vec<&str> = docs.lines().filter(|line| line.starts_with("| `")).collect();
         let expected: Vec<String> = METRICS
             .iter()

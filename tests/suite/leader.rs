@@ -199,9 +199,10 @@ async fn a_frozen_at_least_once_leader_thaws_and_stores_no_progress_that_counts(
 async fn what_a_deposed_leader_commits_before_it_is_fenced_counts() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(8).await;
-    let with = |n, fault: &str| peer(&t, n).set("leader.timeout", "2s").fault(fault);
-    let leader = with(1, "records-stored:20:freeze").start().await;
-    let heir = with(2, "leading:1:freeze").start().await;
+    // The first is more patient: once it goes on, it must not depose the second in turn.
+    let leader = peer(&t, 1).set("leader.timeout", "1min").fault("records-stored:20:freeze");
+    let leader = leader.start().await;
+    let heir = peer(&t, 2).set("leader.timeout", "2s").fault("leading:1:freeze").start().await;
     wait_role(&heir, "standby", wait::PATIENCE).await;
     let load = load(&t, &topic).await;
     heir.wait_log("fault: leading").await;

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    error::chain,
     fault::{Point, point},
     processor::Processor,
 };
@@ -128,7 +129,8 @@ impl Context {
                 match self.processor.start_offsets(partitions).await {
                     Ok(offsets) => return offsets,
                     Err(error) => {
-                        tracing::warn!(%error, "waiting for the watermarks");
+                        let error = chain(&error);
+                        tracing::warn!(error, "waiting for the watermarks");
                         tokio::time::sleep(AGAIN).await;
                     }
                 }

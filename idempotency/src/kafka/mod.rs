@@ -66,7 +66,6 @@ pub enum RunError {
 }
 
 /// A consumer of Kafka topics.
-#[derive(Debug)]
 pub struct Runner {
     processor: Processor,
     config: ClientConfig,
@@ -81,6 +80,19 @@ pub struct Runner {
 struct Limits {
     messages: usize,
     bytes: usize,
+}
+
+// Properties may be secrets.
+impl std::fmt::Debug for Runner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner")
+            .field("processor", &self.processor)
+            .field("topics", &self.topics)
+            .field("concurrency", &self.concurrency)
+            .field("limits", &self.limits)
+            .field("drain", &self.drain)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Runner {

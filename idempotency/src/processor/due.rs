@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Attempt, Processor, Stop, store};
 use crate::{
-    error::InboxError,
+    error::{InboxError, chain},
     failure::{Failure, Kind},
     fault::{Point, point},
     meter::Outcome,
@@ -74,7 +74,10 @@ impl Processor {
             if maintained.elapsed() >= MAINTAIN {
                 match self.shared.inbox.maintain().await {
                     Ok(()) => maintained = Instant::now(),
-                    Err(error) => tracing::warn!(%error, "the inbox's partitions were not visited"),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(error, "the inbox's partitions were not visited");
+                    }
                 }
             }
             tokio::time::sleep(OBSERVE).await;

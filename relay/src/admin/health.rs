@@ -74,8 +74,11 @@ impl Phase {
     pub fn role(&self) -> &'static str {
         match self {
             Phase::Standby { .. } => "standby",
-            Phase::Streaming | Phase::Repairing { .. } | Phase::Halted { .. } => "leader",
-            Phase::Starting { .. } | Phase::Retrying { .. } | Phase::Stopping => "none",
+            Phase::Streaming | Phase::Repairing { .. } => "leader",
+            Phase::Starting { .. }
+            | Phase::Retrying { .. }
+            | Phase::Halted { .. }
+            | Phase::Stopping => "none",
         }
     }
 
