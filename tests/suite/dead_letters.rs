@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, os::unix::process::ExitStatusExt};
 
-use outbox_relay::throwaway::Shutdown;
+use outbox_relay::{
+    position::{Position, RowPosition},
+    throwaway::{LocalPostgres, Shutdown},
+};
 use outbox_tests::{
     Harness, check,
     database::Role,
@@ -16,7 +19,7 @@ use outbox_tests::{
 };
 use serde_json::Value;
 
-use crate::leader::wait_confirmed;
+use crate::idle::received;
 
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
@@ -562,30 +565,70 @@ async fn an_event_alone_that_was_parked_just_before_a_crash_comes_from_the_table
     assert_eq!(count, expected);
 }
 
+/// A server of the test's own, whose settings it may change.
+async fn on_a_server_of_its_own() -> (Harness, LocalPostgres) {
+    let ((postgres, server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    (Harness::with(postgres, kafka).await, server)
+}
+
+async fn set_server(t: &Harness, setting: &str) {
+    for statement in [&format!("alter system set {setting}"), "select pg_reload_conf()"] {
+        t.database().superuser().batch_execute(statement).await.expect(setting);
+    }
+}
+
 /// Of a commit that nobody waits for, the server writes nothing for ten seconds here.
 #[tokio::test]
 async fn a_park_outlives_a_database_that_commits_asynchronously_and_crashes() {
-    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
-    let mut t = Harness::with(postgres, kafka).await;
-    for setting in ["synchronous_commit = off", "wal_writer_delay = '10s'"] {
-        let set = format!("alter system set {setting}");
-        t.database().superuser().batch_execute(&set).await.expect("set");
-    }
-    t.database().superuser().batch_execute("select pg_reload_conf()").await.expect("reloaded");
-    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
-    let _relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("a").payload(payload(8_000))]).await;
+    let (mut t, mut server) = on_a_server_of_its_own().await;
+    set_server(&t, "synchronous_commit = off").await;
+    set_server(&t, "wal_writer_delay = '10s'").await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("a").partition(9)]).await;
     // It is sent once it is on the disk.
     t.database().superuser().batch_execute("checkpoint").await.expect("written");
     wait_parked(&t, |parked| parked == 1).await;
     // Were it not covered by progress, the next start would park it anew.
-    wait_confirmed(&t).await;
+    let entries = list(&t).await;
+    let parked = texts(&entries, "position").first().and_then(|text| text.parse().ok());
+    let parked: RowPosition = parked.expect("a position");
+    wait::until("progress covers it", wait::PATIENCE, || async {
+        let delivered = relay.status().await["delivered"].take();
+        let position: Option<Position> = serde_json::from_value(delivered).expect("a position");
+        let covered = position.is_some_and(|at| at.covers(parked));
+        if covered { Ok(()) } else { Err(format!("{position:?}")) }
+    })
+    .await
+    .expect("it does");
     server.stop(Shutdown::Immediate).expect("it ends");
     server.restart().expect("it starts");
     t.reconnect().await;
     assert_eq!(count_parked(&t).await, 1);
+}
+
+/// The server sends what it has written; others see it once the standbys have it, too.
+#[tokio::test]
+async fn a_release_that_waits_for_a_standby_is_carried_out_once_it_is_visible() {
+    let (mut t, _server) = on_a_server_of_its_own().await;
+    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
+    let relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("a").payload(payload(8_000))]).await;
+    wait_parked(&t, |parked| parked == 1).await;
     topic.set(LIMIT, "100000").await;
-    dead_letters(&t, &["release", "--all"]).await;
+    set_server(&t, "synchronous_standby_names = 'nobody'").await;
+    let arrives = async {
+        let waiting = "select pg_current_wal_flush_lsn()::text from pg_stat_activity \
+                       where datname = current_database() and wait_event = 'SyncRep'";
+        let lsn = wait::until("the release waits", wait::PATIENCE, || async {
+            let row = t.database().superuser().query_opt(waiting, &[]).await;
+            row.map_err(|error| error.to_string())?.ok_or_else(|| "it does not".to_owned())
+        });
+        let lsn: String = lsn.await.expect("it is under way").get(0);
+        received(&t, &relay, &lsn).await;
+        set_server(&t, "synchronous_standby_names = ''").await;
+    };
+    tokio::join!(dead_letters(&t, &["release", "--all"]), arrives);
     t.count(&topic, 1).await.assert_exactly_once();
 }
 

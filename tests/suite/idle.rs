@@ -147,7 +147,7 @@ async fn no_keepalive_moves_the_slot_past_an_event_that_is_not_delivered() {
 }
 
 /// Waits until the relay has received what lies before `lsn`.
-async fn received(t: &Harness, relay: &Relay, lsn: &str) {
+pub(crate) async fn received(t: &Harness, relay: &Relay, lsn: &str) {
     wait::until("the relay has received it", wait::PATIENCE, || async {
         let status = relay.status().await;
         let received = status.get("received").and_then(Value::as_str).unwrap_or("0/0").to_owned();

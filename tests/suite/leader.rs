@@ -226,7 +226,7 @@ async fn what_a_deposed_leader_commits_before_it_is_fenced_counts() {
 }
 
 /// Waits until the slot is confirmed up to now.
-pub(crate) async fn wait_confirmed(t: &Harness) {
+async fn wait_confirmed(t: &Harness) {
     let superuser = t.database().superuser();
     let now = superuser.query_one("select pg_current_wal_insert_lsn()::text", &[]).await;
     let now: String = now.expect("an LSN").get(0);

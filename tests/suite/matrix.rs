@@ -74,10 +74,10 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
         Point::StoringAlone => only(Delivery::AtLeastOnce, Way::Running(&[1, 2])),
         // First when a lane is parked, later also when a release puts its events back.
         Point::Parking | Point::Parked => Some(Way::Running(&[1, 2, 3])),
-        Point::ReleaseBegun
-        | Point::ReleaseDelivered
-        | Point::ReleaseStored
-        | Point::ReleaseFinished => Some(Way::Running(&[1, 2])),
+        // First by a release that is put back, then by one that is delivered: the first comes
+        // again in the second life, unless progress says that it is complete.
+        Point::ReleaseBegun | Point::ReleaseDelivered => Some(Way::Running(&[1, 2])),
+        Point::ReleaseStored | Point::ReleaseFinished => Some(Way::Running(&[1, 1])),
         Point::CommandChanged | Point::CommandAnnounced | Point::CommandCommitted => {
             exactly_once.then_some(Way::Command)
         }

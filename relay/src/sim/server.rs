@@ -160,6 +160,7 @@ impl World {
             discarded: false,
             refused: false,
             bad,
+            was_bad: bad || unfit,
         });
         // Of lane 0 the broker can tell which record it refuses.
         let (id, key) = (uuid(id), lane.map(|lane| lane.to_string()));

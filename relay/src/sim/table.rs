@@ -10,7 +10,7 @@ use super::{
     world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
-    dead_letter::{DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release},
+    dead_letter::{BEHIND, DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release},
     lsn::Lsn,
     position::{Position, RowPosition},
     record::{Batch, RecordHead, RefusedRecord},
@@ -266,6 +266,13 @@ impl DeadLetters for SimTable {
                 place: None,
             })
             .collect();
+        let causes = letters.iter().filter(|letter| letter.reason != BEHIND);
+        for cause in causes.map(|letter| id(&letter.record)) {
+            let world = &mut *look(&self.world);
+            if !world.events[cause].was_bad {
+                world.violated(format!("event {cause} is parked, and nobody refused it"));
+            }
+        }
         self.statement("park", |world| match world.is(Mutant::ParksTooEarly) {
             true => world.table.pending.extend(rows),
             false => rows.into_iter().for_each(|row| world.table.insert(row)),

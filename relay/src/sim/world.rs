@@ -80,6 +80,8 @@ pub(super) struct Event {
     pub(super) refused: bool,
     /// The broker refuses it until somebody mends it.
     pub(super) bad: bool,
+    /// Whether it ever was, or can't be a record at all.
+    pub(super) was_bad: bool,
 }
 
 #[derive(Debug)]
