@@ -24,6 +24,8 @@ pub(super) const PARTITIONS: usize = 2;
 /// Of messages that are kept in order: their partition and their key.
 pub(super) const LANES: [(usize, Option<&str>); 5] =
     [(0, Some("a")), (0, Some("b")), (0, None), (1, Some("c")), (1, None)];
+/// Records that a member takes in at once from a frozen one.
+const OVERLAP: usize = 8;
 /// Rounds after which all must be done at the end: a message is tried a few times in each.
 const ROUNDS: usize = 40;
 
@@ -311,15 +313,21 @@ impl<B: Backend> World<B> {
 
     async fn pass_on(&mut self, partition: usize, frozen: bool) {
         let from = self.owners[partition];
+        if !frozen {
+            self.members[from].desk.close(TOPIC, number(partition));
+        }
+        self.commit(from);
         if frozen {
             self.members[from].lost.push(partition);
         } else {
-            self.members[from].desk.close(TOPIC, number(partition));
-            self.commit(from);
             self.members[from].desk.forget(TOPIC, number(partition));
         }
         self.owners[partition] = 1 - from;
         self.assign(partition).await;
+        if frozen {
+            // What both have now they may handle at once.
+            self.poll(1 - from, OVERLAP);
+        }
     }
 
     async fn restart(&mut self, member: usize) {
