@@ -100,6 +100,7 @@ impl InboxError {
             return InboxError::Conflict(source);
         }
         match sort(&source) {
+            _ if ended_the_session(&source) => InboxError::Unavailable(source.into()),
             Sort::Outage => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),
             Sort::Permanent | Sort::Other => InboxError::Refused {
@@ -109,6 +110,13 @@ impl InboxError {
             },
         }
     }
+}
+
+/// Whether the server ended the session because a transaction took longer, or rested longer, than it
+/// lets one: the handler was slow, or the line was broken meanwhile.
+pub(crate) fn ended_the_session(error: &tokio_postgres::Error) -> bool {
+    // 25P04, `transaction_timeout`, is new in PostgreSQL 17.
+    error.code().is_some_and(|state| ["25P03", "25P04"].contains(&state.code()))
 }
 
 /// An error with its causes, in one line.

@@ -13,7 +13,7 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 use crate::{
-    error::{InboxError, state_of},
+    error::{InboxError, ended_the_session, state_of},
     fault::{Point, point},
 };
 
@@ -303,6 +303,8 @@ impl Open {
             Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
                 Err(InboxError::Aborted(state_of(&error)))
             }
+            // The work took too long, and would again.
+            Err(error) if ended_the_session(&error) => Err(InboxError::Uncommitted(error)),
             // A deferred constraint speaks up here.
             Err(error) => Err(match InboxError::of("committing", error) {
                 InboxError::Refused { source, .. } => InboxError::Uncommitted(source),

@@ -9,6 +9,7 @@ use outbox_tests::{
     database::Database,
     load::{self, Load},
     member::Plan,
+    proxy::Proxy,
     topic::Topic,
     wait,
 };
@@ -19,6 +20,9 @@ const ENDLESS: u64 = 1_000_000;
 /// Of each writer. A test lasts for as many rebalances as it has faults, some seconds each: at full
 /// speed the writers leave behind them what a consumer on a loaded machine needs minutes for.
 const PACE: Duration = Duration::from_millis(20);
+
+/// Longer than a session of the group, and than the consumer's longest pause between two tries.
+const OUTAGE: Duration = Duration::from_secs(12);
 
 /// A producer's database with writers, a consumer's database, a topic between.
 struct Stack {
@@ -200,4 +204,38 @@ async fn a_watermark_tells_what_a_killed_relay_publishes_again() {
     let keyless = i64::try_from(keyless).expect("a count");
     // A row for each partition; one for a message only where it has no key.
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (8, keyless));
+}
+
+/// Its database and its broker are away and frozen, one after the other; it is not restarted.
+#[tokio::test]
+async fn a_consumer_goes_on_by_itself_after_outages_of_its_database_and_its_broker() {
+    let t = Stack::start().await;
+    let _relay = t.harness.relay().start().await;
+    let (host, port) = t.consumers.postgres().address();
+    let database = Proxy::to(&format!("{host}:{port}")).await;
+    let broker = t.harness.kafka().line().await;
+    let plan = Plan {
+        fail_percent: 3,
+        postgres: Some(database.address()),
+        kafka: [("bootstrap.servers".to_owned(), broker.address())].into(),
+        ..Plan::default()
+    };
+    let mut consumer = t.consumer("one", &plan);
+    let load = t.load().await;
+    for (line, freezes) in
+        [(&database, false), (&broker, false), (&database, true), (&broker, true)]
+    {
+        t.more().await;
+        if freezes {
+            line.freeze()
+        } else {
+            line.refuse()
+        }
+        tokio::time::sleep(OUTAGE).await;
+        line.heal();
+    }
+    t.more().await;
+    load.stop().await;
+    t.count().await.assert_effectively_once();
+    assert!(consumer.sigterm().await.success(), "it has never ended");
 }

@@ -10,6 +10,7 @@ mod kit;
 mod matrix;
 mod model;
 mod outages;
+mod parked;
 mod processor;
 mod retention;
 mod storm;
