@@ -5,6 +5,7 @@ use outbox_relay::throwaway::{LocalPostgres, Shutdown};
 use crate::{
     database::{Database, Role},
     postgres::{Postgres, Session},
+    postgres_version::Version,
     wait,
 };
 
@@ -32,7 +33,7 @@ impl Pair {
     /// # Panics
     /// As [`Pair::start`].
     pub async fn start_17() -> Self {
-        let pair = Self::of(Postgres::private_17().await).await;
+        let pair = Self::of(Postgres::private_version(Version::V17).await).await;
         let (primary, standby) = (session(pair.primary).await, session(pair.standby).await);
         for statement in [
             "select pg_create_physical_replication_slot('standby')",

@@ -24,7 +24,7 @@ pub mod local_kafka;
 pub mod member;
 pub mod murmur2;
 pub mod postgres;
-mod postgres17;
+pub mod postgres_version;
 pub mod probes;
 pub mod proxy;
 pub mod relay;

@@ -15,7 +15,11 @@ use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 use tokio::{sync::OnceCell, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls, config::Host};
 
-use crate::{docker, postgres17, servers, wait};
+use crate::{
+    docker,
+    postgres_version::{self, Version},
+    servers, wait,
+};
 
 /// How long a server may take from start to its first answer.
 const START: Duration = Duration::from_secs(60);
@@ -127,12 +131,12 @@ impl Postgres {
         Self::private_of(&bin).await
     }
 
-    /// As [`Postgres::private`], of version 17.
+    /// As [`Postgres::private`], of another version than the suite runs on.
     ///
     /// # Panics
     /// When it can't be fetched, or does not answer.
-    pub async fn private_17() -> (&'static Self, LocalPostgres) {
-        let bin = postgres17::bin().unwrap_or_else(|error| panic!("{error:#}"));
+    pub async fn private_version(version: Version) -> (&'static Self, LocalPostgres) {
+        let bin = postgres_version::bin(version).unwrap_or_else(|error| panic!("{error:#}"));
         Self::private_of(&bin).await
     }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_tests::{Harness, check, event::Event, load::Plan};
+use outbox_tests::{
+    Harness, check, database::Database, event::Event, load::Plan, postgres::Postgres,
+    postgres_version::Version,
+};
 use rdkafka::{
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
@@ -30,6 +33,17 @@ async fn concurrent_writers_number_the_events_of_a_lane_without_gaps() {
     assert_eq!(row.get::<_, i64>(0).cast_unsigned(), written, "what was rolled back is not there");
     assert!(row.get::<_, i64>(1) > 10, "there were lanes");
     assert_eq!(row.get::<_, i64>(2), 0, "lanes with gaps");
+}
+
+#[tokio::test]
+async fn the_oldest_and_the_newest_postgresql_can_be_had() {
+    for (version, least) in [(Version::V14, 140_000), (Version::V18, 180_000)] {
+        let (postgres, _server) = Postgres::private_version(version).await;
+        let database = Database::create_in(postgres).await;
+        let asked = "select current_setting('server_version_num')::int";
+        let found: i32 = database.superuser().query_one(asked, &[]).await.expect("a row").get(0);
+        assert!((least..least + 10_000).contains(&found), "{found}");
+    }
 }
 
 #[tokio::test]
