@@ -48,7 +48,8 @@ pub async fn get(address: &str, path: &str) -> Result<(u16, String), ClientError
 
 async fn fetch(address: &str, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    // No Host: the name in `address` need not be among those that the relay answers to.
+    let request = format!("GET {path} HTTP/1.0\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;

@@ -1,12 +1,15 @@
 //! What operators see of a relay: health, metrics, status and a page, over HTTP.
 //!
 //! Promises answers that cost the relay nothing: all of them come from the [`Board`], none waits
-//! for a database or a broker. Reading only; nothing can be changed here, so there is no login.
-//! Started by `daemon`; the board is written by `daemon`, `pipeline` and `source`.
+//! for a database or a broker, and no client keeps another from its answer (`limited`). Reading
+//! only; nothing can be changed here, so there is no login. A web page that the operator's browser
+//! shows reads nothing here either (`hosts`). Started by `daemon`; the board is written by
+//! `daemon`, `pipeline` and `source`.
 
 mod board;
 pub mod client;
 pub mod health;
+mod hosts;
 mod lag;
 mod limited;
 pub mod status;
@@ -15,8 +18,9 @@ use std::{io, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{HeaderName, StatusCode, header},
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::get,
 };
@@ -26,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use board::Board;
 pub use health::Phase;
+pub use hosts::Hosts;
 use limited::Limited;
 
 const PAGE: &str = include_str!("page.html");
@@ -53,8 +58,13 @@ pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
 ///
 /// # Errors
 /// None that a caller can mend; failed accepts are waited out.
-pub async fn serve(listener: TcpListener, board: Board, stop: CancellationToken) -> io::Result<()> {
-    let serving = axum::serve(Limited::new(listener), router(board))
+pub async fn serve(
+    listener: TcpListener,
+    hosts: Hosts,
+    board: Board,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let serving = axum::serve(Limited::new(listener), router(hosts, board))
         .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
     let patience = async {
@@ -67,7 +77,7 @@ pub async fn serve(listener: TcpListener, board: Board, stop: CancellationToken)
     }
 }
 
-fn router(board: Board) -> Router {
+fn router(hosts: Hosts, board: Board) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/livez", get(livez))
@@ -76,13 +86,36 @@ fn router(board: Board) -> Router {
         .route("/status", get(status))
         .fallback(nothing_there)
         .with_state(board)
+        .layer(middleware::from_fn_with_state(hosts, only_known_hosts))
+        .layer(middleware::map_response(for_every_answer))
 }
 
 type Headers<const N: usize> = [(HeaderName, &'static str); N];
 
-const NO_STORE: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
-const NO_SNIFF: (HeaderName, &str) = (header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-const PLAIN: Headers<2> = [NO_STORE, NO_SNIFF];
+/// On whatever is answered, refusals too.
+const EVERYWHERE: Headers<6> = [
+    // One answer a connection: who asks often is not in the way of who asks once.
+    (header::CONNECTION, "close"),
+    (header::CACHE_CONTROL, "no-store"),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+async fn for_every_answer(mut answer: Response) -> Response {
+    for (name, value) in EVERYWHERE {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+async fn only_known_hosts(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
+    match hosts.check(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refused) => (StatusCode::FORBIDDEN, format!("{refused}\n")).into_response(),
+    }
+}
 
 async fn livez(State(board): State<Board>) -> Response {
     health_answer(board.liveness())
@@ -94,24 +127,23 @@ async fn readyz(State(board): State<Board>) -> Response {
 
 fn health_answer(health: Result<(), String>) -> Response {
     match health {
-        Ok(()) => (PLAIN, "ok\n").into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")).into_response(),
+        Ok(()) => "ok\n".into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
 
 async fn metrics(State(board): State<Board>) -> Response {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let headers: Headers<2> = [NO_STORE, (header::CONTENT_TYPE, TYPE)];
-    (headers, board.render_metrics()).into_response()
+    ([(header::CONTENT_TYPE, TYPE)], board.render_metrics()).into_response()
 }
 
 async fn status(State(board): State<Board>) -> Response {
-    (PLAIN, Json(board.status())).into_response()
+    Json(board.status()).into_response()
 }
 
 async fn nothing_there() -> Response {
     let here = "there is /livez /readyz /metrics /status and a page at /\n";
-    (StatusCode::NOT_FOUND, PLAIN, here).into_response()
+    (StatusCode::NOT_FOUND, here).into_response()
 }
 
 /// The page runs one inline script, named by a nonce; it may talk to its own origin alone.
@@ -122,7 +154,7 @@ async fn page() -> Response {
          connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let headers = [(header::CONTENT_SECURITY_POLICY, policy)];
-    (PLAIN, headers, Html(PAGE.replace("{nonce}", &nonce))).into_response()
+    (headers, Html(PAGE.replace("{nonce}", &nonce))).into_response()
 }
 
 #[cfg(test)]

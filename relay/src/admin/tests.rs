@@ -1,6 +1,10 @@
 use super::*;
 use crate::{lsn::Lsn, position::Position};
-use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
 
 struct Server {
     address: String,
@@ -14,7 +18,8 @@ async fn server() -> Server {
     let address = listener.local_addr().expect("bound").to_string();
     let board = Board::new("orders", "outbox_orders", "1.2.3");
     let stop = CancellationToken::new();
-    let task = tokio::spawn(serve(listener, board.clone(), stop.clone()));
+    let hosts = Hosts::new(&address, &[]);
+    let task = tokio::spawn(serve(listener, hosts, board.clone(), stop.clone()));
     Server { address, board, stop, task }
 }
 
@@ -59,6 +64,63 @@ async fn metrics_the_page_and_a_wrong_path_answer() {
     assert!(code == 200 && page.starts_with("<!doctype html>") && !page.contains("{nonce}"));
     assert!(!page.contains("http://") && !page.contains("https://"), "no external assets");
     assert_eq!(server.get("/admin").await.0, 404);
+}
+
+/// The whole answer to a request as it stands.
+async fn ask(server: &Server, request: &str) -> String {
+    let mut stream = TcpStream::connect(&server.address).await.expect("connected");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer and its end");
+    answer
+}
+
+#[tokio::test]
+async fn health_answers_while_hundreds_of_others_are_connected() {
+    let server = server().await;
+    let mut others = Vec::new();
+    for sent in ["", "GET /livez HT", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        for _ in 0..100 {
+            let mut other = TcpStream::connect(&server.address).await.expect("connected");
+            other.write_all(sent.as_bytes()).await.expect("sent");
+            others.push(other);
+        }
+        assert_eq!(server.get("/livez").await.0, 200, "after {sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_the_relays_is_answered_nowhere() {
+    let server = server().await;
+    for path in ["/", "/livez", "/readyz", "/metrics", "/status", "/nothing"] {
+        let rebound = format!("GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+        let refused = ask(&server, &rebound).await;
+        assert!(refused.starts_with("HTTP/1.1 403 "), "{refused}");
+        assert!(refused.contains("admin.hosts") && !refused.contains("orders"), "{refused}");
+    }
+    // As a kubelet asks: by the pod's address.
+    let probe = ask(&server, "GET /livez HTTP/1.1\r\nHost: 10.4.0.17:9464\r\n\r\n").await;
+    assert!(probe.starts_with("HTTP/1.1 200 "), "{probe}");
+}
+
+#[tokio::test]
+async fn every_answer_forbids_what_a_strange_page_could_do_with_it() {
+    let server = server().await;
+    for path in ["/", "/livez", "/readyz", "/metrics", "/status", "/nothing"] {
+        let answer = ask(&server, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+        let head = answer.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+        for line in [
+            "connection: close",
+            "cache-control: no-store",
+            "x-content-type-options: nosniff",
+            "x-frame-options: deny",
+            "referrer-policy: no-referrer",
+            "cross-origin-resource-policy: same-origin",
+        ] {
+            assert!(head.contains(line), "{path}: {line}: {head}");
+        }
+        assert!(!head.contains("access-control-allow"), "{head}");
+    }
 }
 
 #[tokio::test]

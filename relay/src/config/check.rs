@@ -51,7 +51,7 @@ pub(super) fn check(
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
         parking: ParkingConfig { lanes_max: checker.lanes_max(w.lanes_max) },
         leader: LeaderConfig { timeout: checker.leader_timeout(w.leader_timeout) },
-        admin: AdminConfig { listen: checker.listen(w.listen) },
+        admin: AdminConfig { listen: checker.listen(w.listen), hosts: checker.hosts(w.hosts) },
         log: LogConfig {
             format: value_or(w.log_format, LogFormat::Text),
             level: checker.level(w.log_level),
@@ -306,6 +306,21 @@ impl Checker<'_> {
             );
         }
         Some(text.to_owned())
+    }
+
+    /// Names alone: an address needs no entry, and no port is compared.
+    fn hosts(&mut self, given: Opt<Vec<String>>) -> Vec<String> {
+        const KEY: &str = "admin.hosts";
+        let Some(Given { value: names, origin }) = given else { return Vec::new() };
+        let is_name = |name: &str| {
+            let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'-' | b'_');
+            !name.is_empty() && name.bytes().all(plain)
+        };
+        for name in names.iter().filter(|name| !is_name(name)) {
+            let what = format!("{name:?} is not a host's name");
+            self.problem(KEY, &origin, what, "write names without scheme, port or *");
+        }
+        names
     }
 
     fn level(&mut self, given: Opt<String>) -> String {

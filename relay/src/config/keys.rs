@@ -67,6 +67,7 @@ pub const KEYS: &[Key] = &[
     key("parking.lanes_max", "number, 1 to 10000000", "`100000`", "Lanes that may be parked at once, some 50 bytes of memory each; beyond it the relay stands still."),
     key("leader.timeout", "duration, 2s or more", "`10s`", "A leader without a sign of life for so long is replaced by a standby."),
     key("admin.listen", "`host:port` or `off`", "`127.0.0.1:9464`", "Where `/livez`, `/readyz`, `/metrics`, `/status` and the page at `/` are served; `off` or empty: nowhere."),
+    key("admin.hosts", "list of names", "", "Further names under which the admin address answers. By IP address, as `localhost` and by the name in `admin.listen` it always does; another name is refused, so that no web page reads it through a browser (DNS rebinding)."),
     key("log.format", "`text` or `json`", "`text`", "Form of the log on standard error."),
     key("log.level", "level or filter", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,outbox_relay::source=debug`. `RUST_LOG` is read too; this variable wins over it."),
 ];

@@ -189,14 +189,28 @@ fn environment(sources: &Sources, problems: &mut Vec<Problem>) -> Layer {
         let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
         let key = env_key(rest);
         let origin = Origin::Env(name.clone());
-        match keys::place(&key) {
-            Place::Known | Place::Either => {
+        match (keys::place(&key), inline_table(value)) {
+            (Place::Either, Some(table)) => sift(table, &key, &origin, &mut layer, problems),
+            (Place::Known | Place::Either, _) => {
                 layer.set(&key, ValueKind::String(value.clone()), &origin);
             }
             _ => problems.push(unknown(key, origin)),
         }
     }
     layer
+}
+
+/// `{ partitions = 6 }`, as it would be written in a file.
+fn inline_table(text: &str) -> Option<Map<String, Value>> {
+    let text = text.trim();
+    if !text.starts_with('{') || text.contains('\n') {
+        return None;
+    }
+    let mut parsed = File::from_str(&format!("it = {text}"), FileFormat::Toml).collect().ok()?;
+    match parsed.remove("it")?.kind {
+        ValueKind::Table(table) => Some(table),
+        _ => None,
+    }
 }
 
 /// `SINK__PROPERTIES__BOOTSTRAP_SERVERS` → `sink.properties.bootstrap.servers`.

@@ -279,6 +279,8 @@ pub struct LeaderConfig {
 pub struct AdminConfig {
     /// `host:port`; `None` serves nothing.
     pub listen: Option<String>,
+    /// Names under which it answers, besides its own, addresses and `localhost`.
+    pub hosts: Vec<String>,
 }
 
 impl AdminConfig {

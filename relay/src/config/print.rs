@@ -67,6 +67,7 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
         "parking.lanes_max" => Some(c.parking.lanes_max.to_string()),
         "leader.timeout" => Some(duration(c.leader.timeout)),
         "admin.listen" => Some(quoted(c.admin.listen.as_deref().unwrap_or("off"))),
+        "admin.hosts" => (!c.admin.hosts.is_empty()).then(|| list(&c.admin.hosts)),
         "log.format" => Some(quoted(match c.log.format {
             LogFormat::Text => "text",
             LogFormat::Json => "json",
@@ -85,10 +86,7 @@ fn outbox(c: &Config, key: &str) -> Option<String> {
         Column::Absent => Some("false".to_owned()),
     };
     match key {
-        "outbox.tables" => {
-            let tables: Vec<String> = c.outbox.tables.iter().map(|table| quoted(table)).collect();
-            Some(format!("[{}]", tables.join(", ")))
-        }
+        "outbox.tables" => Some(list(&c.outbox.tables)),
         "outbox.preset" => Some(quoted(match c.outbox.preset {
             Preset::Default => "default",
             Preset::Debezium => "debezium",
@@ -127,6 +125,11 @@ fn sink(c: &Config, key: &str) -> Option<String> {
         "sink.topic_grace" => Some(duration(c.sink.topic_grace)),
         _ => None,
     }
+}
+
+fn list(items: &[String]) -> String {
+    let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+    format!("[{}]", items.join(", "))
 }
 
 /// A TOML basic string.

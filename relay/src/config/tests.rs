@@ -91,6 +91,7 @@ fn every_key_can_be_written_in_the_file() {
         timeout = "1m"
         [admin]
         listen = "off"
+        hosts = ["relay.internal"]
         [log]
         format = "json"
         level = "debug"
@@ -110,7 +111,7 @@ fn every_key_can_be_written_in_the_file() {
         [("bootstrap.servers", "a:1,b:2"), ("enable.metrics.push", "false"), ("linger.ms", "5")]
     );
     assert_eq!((config.batch.bytes_max, config.batch.record_bytes_max), (1_000_000, 65_536));
-    assert_eq!(config.admin.listen, None);
+    assert_eq!(config.admin, AdminConfig { listen: None, hosts: vec!["relay.internal".into()] });
 }
 
 #[test]
@@ -364,6 +365,32 @@ fn effective_settings_print_as_toml_with_their_origins() {
 }
 
 #[test]
+fn a_variable_gives_a_table_as_a_file_does_and_a_refusal_asks_for_what_is_taken() {
+    const VARIABLE: &str = "OUTBOX_RELAY__SINK__CREATE_TOPICS";
+    let load = |value: &str| load_from("", &[(VARIABLE, value)], least(), Purpose::Relay);
+    let made = Some(CreateTopics { partitions: 6, replication_factor: 3 });
+    let whole = load("{ partitions = 6, replication_factor = 3 }").expect("a table");
+    assert_eq!(whole.sink.create_topics, made);
+    assert_eq!(whole.origin("sink.create_topics.partitions"), Origin::Env(VARIABLE.into()));
+    assert_eq!(load("false").expect("a flag").sink.create_topics, None);
+    for refused in
+        ["true", "yes", "6", "{ partitions = 6", "{ partitions = 6 }", "{ partition = 6 }"]
+    {
+        let problems = load(refused).expect_err(refused);
+        assert!(!problems.is_empty());
+        for problem in problems {
+            let taken = problem.split_once("write ").map(|(_, remedy)| remedy);
+            if let Some(remedy) = taken {
+                let value = remedy.find('{').map(|at| &remedy[at..]).expect("a table to copy");
+                assert_eq!(load(value).expect(value).sink.create_topics, made, "{problem}");
+            } else {
+                assert!(problem.contains("did you mean"), "{problem}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_admin_address_is_reached_through_loopback() {
     for (listen, reach) in [
         ("0.0.0.0:9464", "127.0.0.1:9464"),
@@ -371,7 +398,8 @@ fn the_admin_address_is_reached_through_loopback() {
         ("10.0.0.7:1", "10.0.0.7:1"),
         ("localhost:9464", "localhost:9464"),
     ] {
-        assert_eq!(AdminConfig { listen: Some(listen.into()) }.reach().as_deref(), Some(reach));
+        let admin = AdminConfig { listen: Some(listen.into()), hosts: Vec::new() };
+        assert_eq!(admin.reach().as_deref(), Some(reach));
     }
 }
 

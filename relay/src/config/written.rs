@@ -52,6 +52,7 @@ pub(super) struct Written {
     pub(super) lanes_max: Opt<u64>,
     pub(super) leader_timeout: Opt<Duration>,
     pub(super) listen: Opt<String>,
+    pub(super) hosts: Opt<Vec<String>>,
     pub(super) log_format: Opt<LogFormat>,
     pub(super) log_level: Opt<String>,
 }
@@ -73,7 +74,7 @@ impl Written {
             slot: from.text("postgres.slot"),
             publication: from.text("postgres.publication"),
             start: from.choice("postgres.start", &[("now", Start::Now), ("all", Start::All)]),
-            tables: from.list("outbox.tables"),
+            tables: from.list("outbox.tables", "[\"outbox.events\"]"),
             preset: from.choice(
                 "outbox.preset",
                 &[("default", Preset::Default), ("debezium", Preset::Debezium)],
@@ -92,7 +93,8 @@ impl Written {
                     ("at-least-once", Delivery::AtLeastOnce),
                 ],
             ),
-            create_topics: from.flag("sink.create_topics"),
+            create_topics: from
+                .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),
             create_replication: from.number("sink.create_topics.replication_factor"),
             topic_grace: from.duration("sink.topic_grace"),
@@ -104,6 +106,7 @@ impl Written {
             lanes_max: from.number("parking.lanes_max"),
             leader_timeout: from.duration("leader.timeout"),
             listen: from.text_or_empty("admin.listen"),
+            hosts: from.list("admin.hosts", "[\"relay.internal\"]"),
             log_format: from
                 .choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
             log_level: from.text("log.level"),
@@ -163,8 +166,8 @@ impl Reader<'_> {
         })
     }
 
-    fn flag(&mut self, key: &str) -> Opt<bool> {
-        self.parse(key, "true or false", bool_of)
+    fn flag(&mut self, key: &str, expected: &str) -> Opt<bool> {
+        self.parse(key, expected, bool_of)
     }
 
     fn number(&mut self, key: &str) -> Opt<u64> {
@@ -183,17 +186,16 @@ impl Reader<'_> {
         })
     }
 
-    fn list(&mut self, key: &str) -> Opt<Vec<String>> {
-        self.parse(key, "a list of texts, such as [\"outbox.events\"]", |kind, origin| {
-            match (kind, origin) {
-                (ValueKind::Array(items), _) => {
-                    items.iter().map(|item| text_of(&item.kind).map(str::to_owned)).collect()
-                }
-                (ValueKind::String(text), Origin::Env(_) | Origin::Flag(_)) => {
-                    Some(text.split(',').map(|item| item.trim().to_owned()).collect())
-                }
-                _ => None,
+    fn list(&mut self, key: &str, example: &str) -> Opt<Vec<String>> {
+        let expected = format!("a list of texts, such as {example}");
+        self.parse(key, &expected, |kind, origin| match (kind, origin) {
+            (ValueKind::Array(items), _) => {
+                items.iter().map(|item| text_of(&item.kind).map(str::to_owned)).collect()
             }
+            (ValueKind::String(text), Origin::Env(_) | Origin::Flag(_)) => {
+                Some(text.split(',').map(|item| item.trim().to_owned()).collect())
+            }
+            _ => None,
         })
     }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::attempt::Ended;
 use crate::{
-    admin::{self, Board, Phase},
+    admin::{self, Board, Hosts, Phase},
     backoff::Backoff,
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -54,7 +54,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     if let Some(address) = &config.admin.listen {
         let listener = admin::bind(address).await?;
         tracing::info!(%address, "admin endpoints are up");
-        helpers.spawn(admin::serve(listener, board.clone(), stop.clone()));
+        let hosts = Hosts::new(address, &config.admin.hosts);
+        helpers.spawn(admin::serve(listener, hosts, board.clone(), stop.clone()));
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
 
