@@ -4,7 +4,77 @@
 -- knows Flyway's naming, or by hand: psql -1 -v ON_ERROR_STOP=1 -f V1__messages.sql. Every
 -- statement may be repeated. For PostgreSQL 14 and later. The grants are in docs/ROLES.md.
 
+-- Names mean PostgreSQL's own here, whatever the session's search_path is. It is put back at the end.
+do $$
+begin
+    perform pg_catalog.set_config(
+        'inbox.search_path', pg_catalog.current_setting('search_path'), false);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+end
+$$;
+
 create schema if not exists inbox;
+
+-- Who owns the schema or something in it, or may add to it, decides what everybody else calls here.
+do $$
+declare
+    space record;
+    strangers text;
+begin
+    select n.oid, n.nspowner as owner, m.oid as me,
+        case
+            when n.nspowner = m.oid then true
+            when m.rolsuper then o.rolsuper
+            else pg_has_role(n.nspowner, 'usage')
+        end as is_ours
+    into strict space
+    from pg_namespace as n
+    join pg_roles as m on m.rolname = current_user
+    left join pg_roles as o on o.oid = n.nspowner
+    where n.nspname = 'inbox';
+    if not space.is_ours then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('the schema inbox belongs to %s, who can change whatever is made '
+                'in it', space.owner::regrole),
+            hint = format('If %1$s is to own it, migrate as %1$s. If not, somebody made it '
+                'beforehand: look at what is in it, then, as a superuser, drop it or let '
+                'alter schema inbox rename to inbox_of_a_stranger; and migrate again.',
+                space.owner::regrole);
+    end if;
+    -- Members of the owning role may do what the owner may.
+    select string_agg(format('%s of %s', pg_describe_object(d.classid, d.objid, 0),
+        o.refobjid::regrole), ', ')
+    into strangers
+    from pg_depend as d
+    join pg_shdepend as o on o.classid = d.classid and o.objid = d.objid and o.deptype = 'o'
+        and o.dbid = (select b.oid from pg_database as b where b.datname = current_database())
+    where d.refclassid = 'pg_namespace'::regclass and d.refobjid = space.oid
+        and o.refobjid <> space.me and not pg_has_role(o.refobjid, space.owner, 'member');
+    if strangers is not null then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('in the schema inbox somebody else owns %s', strangers),
+            hint = format('Whoever calls it runs what its owner likes. Look at each; then, as a '
+                'superuser, drop it or give it to %s; and migrate again.', space.owner::regrole);
+    end if;
+    select string_agg(case a.grantee when 0 then 'public' else a.grantee::regrole::text end, ', ')
+    into strangers
+    from pg_namespace as n
+    cross join aclexplode(n.nspacl) as a
+    where n.oid = space.oid and a.privilege_type = 'CREATE' and a.grantee <> space.me
+        and (a.grantee = 0 or not pg_has_role(a.grantee, space.owner, 'member'));
+    if strangers is not null then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('others may create what they like in the schema inbox: %s',
+                strangers),
+            hint = format('revoke create on schema inbox from %s; then migrate again.',
+                strangers);
+    end if;
+end
+$$;
+
 comment on schema inbox is 'What consumers of outbox-relay''s topics have taken over, once each';
 
 create table if not exists inbox.settings (
@@ -50,7 +120,7 @@ begin atomic
     select min(to_date(right(c.relname, 8), 'YYYYMMDD')), max(to_date(right(c.relname, 8), 'YYYYMMDD'))
     from pg_inherits i
     join pg_class c on c.oid = i.inhrelid
-    where i.inhparent = 'inbox.messages'::regclass and c.relname ~ '^messages_\d{8}$';
+    where i.inhparent = 'inbox.messages'::regclass and c.relname ~ '^messages_[0-9]{8}$';
 end;
 
 -- Makes the partitions of the days ahead and drops those past retention. Call it at least every
@@ -92,7 +162,7 @@ begin
                 from pg_inherits i
                 join pg_class c on c.oid = i.inhrelid
                 where i.inhparent = 'inbox.messages'::regclass
-                    and c.relname ~ '^messages_\d{8}$'
+                    and c.relname ~ '^messages_[0-9]{8}$'
                     and to_date(right(c.relname, 8), 'YYYYMMDD') < today - wanted.retention_days
                 order by c.relname
             loop
@@ -113,5 +183,12 @@ revoke execute on function inbox.maintain() from public;
 do $$
 begin
     perform inbox.maintain();
+end
+$$;
+
+do $$
+begin
+    perform pg_catalog.set_config(
+        'search_path', pg_catalog.current_setting('inbox.search_path'), false);
 end
 $$;

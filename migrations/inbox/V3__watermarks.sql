@@ -4,6 +4,15 @@
 -- relay gives never step back, so one row for each partition is enough to tell a message that has
 -- taken effect, also one that the relay has published again.
 
+-- Names mean PostgreSQL's own here, whatever the session's search_path is. It is put back at the end.
+do $$
+begin
+    perform pg_catalog.set_config(
+        'inbox.search_path', pg_catalog.current_setting('search_path'), false);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+end
+$$;
+
 create table if not exists inbox.watermarks (
     consumer_id int         not null,
     topic       text        not null,
@@ -84,3 +93,10 @@ end;
 
 revoke execute on function inbox.lock_watermark(int, text, int, uuid[]) from public;
 revoke execute on function inbox.claim_by_id(int, text, int, uuid[], date[]) from public;
+
+do $$
+begin
+    perform pg_catalog.set_config(
+        'search_path', pg_catalog.current_setting('inbox.search_path'), false);
+end
+$$;

@@ -7,7 +7,77 @@
 -- Run it as the role that is to own the schema; it needs CREATE on the database. The grants for
 -- writers and for the relay are in docs/ROLES.md.
 
+-- Names mean PostgreSQL's own here, whatever the session's search_path is. It is put back at the end.
+do $$
+begin
+    perform pg_catalog.set_config(
+        'outbox.search_path', pg_catalog.current_setting('search_path'), false);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+end
+$$;
+
 create schema if not exists outbox;
+
+-- Who owns the schema or something in it, or may add to it, decides what everybody else calls here.
+do $$
+declare
+    space record;
+    strangers text;
+begin
+    select n.oid, n.nspowner as owner, m.oid as me,
+        case
+            when n.nspowner = m.oid then true
+            when m.rolsuper then o.rolsuper
+            else pg_has_role(n.nspowner, 'usage')
+        end as is_ours
+    into strict space
+    from pg_namespace as n
+    join pg_roles as m on m.rolname = current_user
+    left join pg_roles as o on o.oid = n.nspowner
+    where n.nspname = 'outbox';
+    if not space.is_ours then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('the schema outbox belongs to %s, who can change whatever is made '
+                'in it', space.owner::regrole),
+            hint = format('If %1$s is to own it, migrate as %1$s. If not, somebody made it '
+                'beforehand: look at what is in it, then, as a superuser, drop it or let '
+                'alter schema outbox rename to outbox_of_a_stranger; and migrate again.',
+                space.owner::regrole);
+    end if;
+    -- Members of the owning role may do what the owner may.
+    select string_agg(format('%s of %s', pg_describe_object(d.classid, d.objid, 0),
+        o.refobjid::regrole), ', ')
+    into strangers
+    from pg_depend as d
+    join pg_shdepend as o on o.classid = d.classid and o.objid = d.objid and o.deptype = 'o'
+        and o.dbid = (select b.oid from pg_database as b where b.datname = current_database())
+    where d.refclassid = 'pg_namespace'::regclass and d.refobjid = space.oid
+        and o.refobjid <> space.me and not pg_has_role(o.refobjid, space.owner, 'member');
+    if strangers is not null then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('in the schema outbox somebody else owns %s', strangers),
+            hint = format('Whoever calls it runs what its owner likes. Look at each; then, as a '
+                'superuser, drop it or give it to %s; and migrate again.', space.owner::regrole);
+    end if;
+    select string_agg(case a.grantee when 0 then 'public' else a.grantee::regrole::text end, ', ')
+    into strangers
+    from pg_namespace as n
+    cross join aclexplode(n.nspacl) as a
+    where n.oid = space.oid and a.privilege_type = 'CREATE' and a.grantee <> space.me
+        and (a.grantee = 0 or not pg_has_role(a.grantee, space.owner, 'member'));
+    if strangers is not null then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('others may create what they like in the schema outbox: %s',
+                strangers),
+            hint = format('revoke create on schema outbox from %s; then migrate again.',
+                strangers);
+    end if;
+end
+$$;
+
 comment on schema outbox is 'Transactional outbox, published by outbox-relay';
 
 -- RFC 9562 version 7: 48 bits of Unix milliseconds, 12 bits of their fraction, 62 random bits
@@ -153,7 +223,7 @@ end
 $$;
 comment on function outbox.publish(text, jsonb, text, text, jsonb, int, uuid) is
     'Writes an event in the caller''s transaction and returns its id; bad input is refused with '
-    'SQLSTATE 22023. Size limit: alter database … set outbox.record_bytes_max = ''2 MB''';
+    'SQLSTATE 22023. Size limit: alter database ... set outbox.record_bytes_max = ''2 MB''';
 
 revoke execute on function outbox.uuid_v7() from public;
 revoke execute on function outbox.publish(text, jsonb, text, text, jsonb, int, uuid) from public;
@@ -165,6 +235,18 @@ begin
             with (publish = 'insert', publish_via_partition_root = true);
         comment on publication outbox is 'What outbox-relay streams: inserts into outbox.events';
     elsif not exists (
+        select from pg_catalog.pg_publication
+        where pubname = 'outbox' and (pg_has_role(pubowner, current_user, 'member')
+            or pg_has_role(current_user, pubowner, 'usage') and not exists (
+                select from pg_roles where rolname = current_user and rolsuper))
+    ) then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'a publication outbox exists that belongs to somebody else, who can have it '
+                'leave out events',
+            hint = 'Look whose it is (pg_publication.pubowner). As a superuser, drop it, rename it, '
+                'or alter publication outbox owner to the role that migrates; then migrate again.';
+    elsif not exists (
         select from pg_catalog.pg_publication_tables
         where pubname = 'outbox' and schemaname = 'outbox' and tablename = 'events'
     ) then
@@ -174,5 +256,12 @@ begin
             hint = 'Add the table: alter publication outbox add table outbox.events; then set '
                 '(publish = ''insert'', publish_via_partition_root = true). Or rename it.';
     end if;
+end
+$$;
+
+do $$
+begin
+    perform pg_catalog.set_config(
+        'search_path', pg_catalog.current_setting('outbox.search_path'), false);
 end
 $$;

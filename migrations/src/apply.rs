@@ -6,7 +6,7 @@ use std::error::Error;
 use refinery_core::{Runner, error::Kind};
 use tokio_postgres::Client;
 
-use crate::Set;
+use crate::{Set, former};
 
 /// Key of the session's advisory lock: `outboxmg` in ASCII. One for all sets, since sets may meet
 /// in one database and a migration takes moments.
@@ -54,6 +54,32 @@ pub enum MigrateError {
 /// # Errors
 /// See [`MigrateError`].
 pub async fn apply(client: &mut Client, set: Set) -> Result<Vec<Applied>, MigrateError> {
+    let search_path = pin_search_path(client).await?;
+    let outcome = apply_alone(client, set).await;
+    // The session is the caller's.
+    let put_back = client
+        .execute("select pg_catalog.set_config('search_path', $1, false)", &[&search_path])
+        .await;
+    let applied = outcome?;
+    put_back.map_err(|e| database("putting the search_path back", e))?;
+    for migration in &applied {
+        tracing::info!(set = set.name(), version = migration.version, "migration applied");
+    }
+    Ok(applied)
+}
+
+/// From now on names mean PostgreSQL's own: others may have put their own into whatever schema comes
+/// first otherwise. Returns what was set.
+async fn pin_search_path(client: &Client) -> Result<String, MigrateError> {
+    let failed = |e| database("looking at the search_path", e);
+    let now = "select pg_catalog.current_setting('search_path')";
+    let before = client.query_one(now, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+    let pin = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)";
+    client.execute(pin, &[]).await.map_err(failed)?;
+    Ok(before)
+}
+
+async fn apply_alone(client: &mut Client, set: Set) -> Result<Vec<Applied>, MigrateError> {
     client
         .execute("select pg_advisory_lock($1)", &[&LOCK_KEY])
         .await
@@ -62,9 +88,6 @@ pub async fn apply(client: &mut Client, set: Set) -> Result<Vec<Applied>, Migrat
     let unlocked = client.execute("select pg_advisory_unlock($1)", &[&LOCK_KEY]).await;
     let applied = outcome?;
     unlocked.map_err(|e| database("releasing the migration lock", e))?;
-    for migration in &applied {
-        tracing::info!(set = set.name(), version = migration.version, "migration applied");
-    }
     Ok(applied)
 }
 
@@ -74,12 +97,19 @@ async fn apply_locked(client: &mut Client, set: Set) -> Result<Vec<Applied>, Mig
         .batch_execute(&format!("create schema if not exists {}", set.name()))
         .await
         .map_err(|e| database(&format!("creating the schema {set}"), e))?;
+    client
+        .batch_execute(&set.guard())
+        .await
+        .map_err(|e| database(&format!("looking whose the schema {set} is"), e))?;
     let migrations = set
         .migrations()
         .iter()
         .map(|m| refinery_core::Migration::unapplied(&m.file_name(), m.sql))
         .collect::<Result<Vec<_>, _>>()
         .expect("file names of a set follow refinery's rule");
+    former::adopt(client, set, &migrations).await.map_err(|e| {
+        database(&format!("adopting what former versions wrote to {}", set.history_table()), e)
+    })?;
     let mut runner = Runner::new(&migrations);
     runner.set_migration_table_name(set.history_table());
     let report = runner.run_async(client).await.map_err(|error| refused(set, error))?;

@@ -2,11 +2,13 @@
 //! here with [`apply`].
 //!
 //! Files follow the naming of Flyway and refinery (`V1__events.sql`) and never change once
-//! released; their checksums are kept in `<set>.migrations` and verified at each run. Every
-//! statement may be repeated, so a set that was applied by hand is adopted, not refused. Called by
-//! the relay's `migrate` command and by tests; grants are left to the operator (`docs/ROLES.md`).
+//! released; their checksums are kept in `<set>.migrations` and verified at each run, and texts
+//! that had to change are known by their `former` ones. Every statement may be repeated, so a set
+//! that was applied by hand is adopted, not refused. Called by the relay's `migrate` command and by
+//! tests; grants are left to the operator (`docs/ROLES.md`).
 
 mod apply;
+mod former;
 
 use std::{fmt, str::FromStr};
 
@@ -71,6 +73,12 @@ impl Set {
     /// The whole set as one script for `psql -1`.
     pub fn print(self) -> String {
         self.migrations().iter().map(|m| format!("-- {}\n{}\n", m.file_name(), m.sql)).collect()
+    }
+
+    /// Refuses a schema in which others may do what they like: the statement that the set's first
+    /// migration has too, for those who apply it by hand.
+    pub(crate) fn guard(self) -> String {
+        include_str!("../guard.sql").replace("{schema}", self.name())
     }
 
     /// Table with the history of what was applied.
@@ -139,8 +147,57 @@ mod tests {
         );
     }
 
-    /// refinery hashes name, version and text: a released file that changes would be refused by
-    /// every database that has it.
+    /// A server whose encoding lacks a character refuses the whole file, comments included.
+    #[test]
+    fn every_migration_is_plain_ascii() {
+        for (set, migration) in all() {
+            assert!(migration.sql.is_ascii(), "{set} {}", migration.file_name());
+        }
+    }
+
+    #[test]
+    fn every_migration_means_postgresqls_own_names_and_puts_the_search_path_back() {
+        for (set, migration) in all() {
+            let file = migration.file_name();
+            let statements = |sql: &str| {
+                let text = sql.lines().filter(|line| !line.starts_with("--") && !line.is_empty());
+                text.map(|line| format!("{line}\n")).collect::<String>()
+            };
+            let sql = statements(migration.sql);
+            let [pin, unpin] = search_path(set);
+            assert!(sql.starts_with(&pin) && sql.ends_with(&unpin), "{set} {file}: {pin} {unpin}");
+        }
+    }
+
+    #[test]
+    fn the_first_migration_looks_whose_the_schema_is_before_anything_is_made_in_it() {
+        for set in Set::ALL {
+            let sql = set.migrations().first().expect("there is one").sql;
+            let before = sql.split_once(&set.guard()).expect("it has the guard").0;
+            let made: Vec<&str> =
+                before.lines().filter(|line| line.starts_with("create")).collect();
+            assert_eq!(made, [format!("create schema if not exists {set};")]);
+        }
+    }
+
+    fn all() -> impl Iterator<Item = (Set, &'static Migration)> {
+        Set::ALL.iter().flat_map(|set| set.migrations().iter().map(|m| (*set, m)))
+    }
+
+    /// What each file begins and ends with.
+    fn search_path(set: Set) -> [String; 2] {
+        let pin = format!(
+            "do $$\nbegin\n    perform pg_catalog.set_config(\n        '{set}.search_path', \
+             pg_catalog.current_setting('search_path'), false);\n    perform \
+             pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);\nend\n$$;\n"
+        );
+        let unpin = format!(
+            "do $$\nbegin\n    perform pg_catalog.set_config(\n        'search_path', \
+             pg_catalog.current_setting('{set}.search_path'), false);\nend\n$$;\n"
+        );
+        [pin, unpin]
+    }
+
     #[test]
     fn a_printed_set_carries_each_file_whole() {
         for set in Set::ALL {

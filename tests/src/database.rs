@@ -92,9 +92,18 @@ impl Database {
     /// # Panics
     /// As [`Database::create`].
     pub async fn create_empty() -> Self {
+        Self::create_empty_with("").await
+    }
+
+    /// As [`Database::create_empty`], with options of CREATE DATABASE, such as an encoding.
+    ///
+    /// # Panics
+    /// As [`Database::create`].
+    pub async fn create_empty_with(options: &str) -> Self {
         let postgres = servers::postgres().await;
         template(postgres).await; // Makes the roles.
-        let database = Self::copy(postgres, "template0").await.expect("a database for the test");
+        let template = format!("template0 {options}");
+        let database = Self::copy(postgres, &template).await.expect("a database for the test");
         let grants = documented(1, &database.name).expect("docs/ROLES.md has its statements");
         database.superuser.batch_execute(&grants).await.expect("the documented grants");
         database

@@ -22,4 +22,5 @@ mod secure_kafka;
 mod secure_postgres;
 mod servers;
 mod settings;
+mod strangers;
 mod topics;

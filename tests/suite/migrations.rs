@@ -1,7 +1,14 @@
-//! Applying the outbox set: by the program, by hand, twice, and by two at once.
+//! Applying the sets: by the program, by hand, twice, by two at once, in any encoding, and over what
+//! former versions made.
+
+use std::process::{Command, Stdio};
 
 use outbox_migrations::{Applied, MigrateError, Set, apply};
-use outbox_tests::database::{Database, Role};
+use outbox_tests::{
+    database::{Database, Role},
+    postgres,
+};
+use refinery_core::Runner;
 
 fn everything() -> Vec<Applied> {
     everything_of(Set::Outbox)
@@ -166,4 +173,108 @@ async fn a_publication_of_that_name_without_the_table_is_refused() {
     let missing = "select to_regclass('outbox.events') is null";
     let row = database.superuser().query_one(missing, &[]).await.expect("an answer");
     assert!(row.get::<_, bool>(0), "the migration is applied whole or not at all");
+}
+
+/// Encodings of servers: one byte a character, several, and none at all.
+const ENCODINGS: [&str; 9] =
+    ["LATIN1", "LATIN9", "KOI8R", "WIN1252", "WIN1251", "EUC_JP", "EUC_KR", "SQL_ASCII", "UTF8"];
+
+#[tokio::test]
+async fn both_sets_are_applied_in_databases_of_any_encoding() {
+    for encoding in ENCODINGS {
+        let options = format!("encoding '{encoding}' locale 'C'");
+        let database = Database::create_empty_with(&options).await;
+        let mut owner = database.connect(Role::Owner).await;
+        for &set in Set::ALL {
+            let applied = apply(&mut owner, set).await;
+            assert_eq!(applied.expect(encoding), everything_of(set), "{encoding}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_printed_sets_are_applied_by_psql_in_databases_of_any_encoding() {
+    for (encoding, options) in ENCODINGS.iter().zip([&["-1"][..], &[]].into_iter().cycle()) {
+        let create = format!("encoding '{encoding}' locale 'C'");
+        let database = Database::create_empty_with(&create).await;
+        for set in Set::ALL {
+            psql(&database, options, &set.print());
+        }
+        let mut owner = database.connect(Role::Owner).await;
+        for &set in Set::ALL {
+            assert_eq!(apply(&mut owner, set).await.expect("adopted"), everything_of(set));
+        }
+    }
+}
+
+/// Pipes a script to `psql`, as the owner; nothing may fail.
+fn psql(database: &Database, options: &[&str], script: &str) {
+    let program = postgres::program("psql").expect("psql");
+    let mut psql = Command::new(program)
+        .args(options)
+        .args(["--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1"])
+        .arg(database.url(Role::Owner))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("psql starts");
+    let mut stdin = psql.stdin.take().expect("a pipe");
+    std::io::Write::write_all(&mut stdin, script.as_bytes()).expect("it reads");
+    drop(stdin);
+    let output = psql.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing is shown");
+}
+
+/// What versions before 2026-11 had, as they had it.
+fn former(set: Set) -> Vec<refinery_core::Migration> {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("former").join(set.name());
+    let mut files: Vec<_> = std::fs::read_dir(dir).expect("former texts").flatten().collect();
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    let migration = |file: std::fs::DirEntry| {
+        let sql = std::fs::read_to_string(file.path()).expect("a text");
+        let name = file.file_name().into_string().expect("a name");
+        refinery_core::Migration::unapplied(&name, &sql).expect("a migration")
+    };
+    files.into_iter().map(migration).collect()
+}
+
+#[tokio::test]
+async fn a_database_that_former_texts_migrated_is_adopted_and_gets_what_is_new() {
+    let database = Database::create_empty().await;
+    let mut owner = database.connect(Role::Owner).await;
+    for &set in Set::ALL {
+        let former = former(set);
+        let schema = format!("create schema {set}");
+        owner.batch_execute(&schema).await.expect("created");
+        let mut runner = Runner::new(&former);
+        runner.set_migration_table_name(format!("{set}.migrations"));
+        runner.run_async(&mut *owner).await.expect("the former texts run");
+
+        let new = everything_of(set).split_off(former.len());
+        assert_eq!(apply(&mut owner, set).await.expect("adopted"), new, "{set}");
+        assert_eq!(apply(&mut owner, set).await.expect("up to date"), [], "{set}");
+    }
+}
+
+#[tokio::test]
+async fn the_callers_search_path_is_what_it_was_before_a_migration_that_works_or_fails() {
+    let database = Database::create_empty().await;
+    let mut owner = database.connect(Role::Owner).await;
+    owner.batch_execute("set search_path = pg_temp, public").await.expect("set");
+    for set in [Set::Outbox, Set::Outbox, Set::Inbox] {
+        apply(&mut owner, set).await.expect("applied");
+        assert_eq!(search_path(&owner).await, "pg_temp, public");
+        owner.batch_execute(&set.print()).await.expect("by hand");
+        assert_eq!(search_path(&owner).await, "pg_temp, public");
+    }
+    owner.batch_execute("update outbox.migrations set checksum = '1'").await.expect("updated");
+    apply(&mut owner, Set::Outbox).await.expect_err("refused");
+    assert_eq!(search_path(&owner).await, "pg_temp, public");
+}
+
+async fn search_path(client: &tokio_postgres::Client) -> String {
+    client.query_one("show search_path", &[]).await.expect("a setting").get(0)
 }

@@ -72,7 +72,7 @@ or postgres.url_file instead.")]
     /// Create or upgrade the tables in a database
     #[command(after_help = "Examples:
   outbox-relay migrate --postgres postgres://owner@db/app
-  outbox-relay migrate --print | psql service=app")]
+  outbox-relay migrate --print | psql -1 -v ON_ERROR_STOP=1 service=app")]
     Migrate {
         /// Connection string of the tables' owner
         #[arg(long, value_name = "URL")]
