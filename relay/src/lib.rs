@@ -29,6 +29,7 @@ pub mod migrate;
 pub mod pipeline;
 pub mod position;
 pub mod postgres;
+pub mod printable;
 pub mod progress;
 pub mod reconcile;
 pub mod record;

@@ -1,10 +1,28 @@
 //! The log: text for people or JSON for machines, on standard error.
+//!
+//! In text, each field is made [`printable`]: an event's id with an end of line in it must not forge
+//! a line of the log. JSON has escapes of its own.
 
-use std::io::IsTerminal;
+use std::{
+    fmt::{Debug, Result},
+    io::IsTerminal,
+};
 
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+use tracing::field::Field;
+use tracing_subscriber::{
+    EnvFilter,
+    field::MakeExt as _,
+    fmt::{
+        self,
+        format::{Writer, debug_fn},
+    },
+    util::SubscriberInitExt,
+};
 
-use crate::config::{LogConfig, LogFormat};
+use crate::{
+    config::{LogConfig, LogFormat},
+    printable,
+};
 
 /// Libraries that tell of each attempt what the relay tells once; a filter that names one wins.
 const QUIET: [&str; 4] = ["librdkafka=error", "rdkafka=error", "hyper=warn", "tokio_postgres=warn"];
@@ -18,11 +36,23 @@ pub fn init(config: &LogConfig) {
         LogFormat::Json => log.json().flatten_event(true).finish().try_init(),
         LogFormat::Text => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            log.with_ansi(colour).with_target(false).finish().try_init()
+            let log = log.with_ansi(colour).with_target(false);
+            log.fmt_fields(debug_fn(field).delimited(" ")).finish().try_init()
         }
     };
     // Somebody else's subscriber is in place: their choice.
     drop(started);
+}
+
+/// The message, or `name=value`. What the bridge from the crate `log` adds is left out.
+fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> Result {
+    let value = format!("{value:?}");
+    let value = printable::line(&value);
+    match field.name() {
+        "message" => writer.write_str(&value),
+        name if name.starts_with("log.") => Ok(()),
+        name => write!(writer, "{name}={value}"),
+    }
 }
 
 fn directives(level: &str) -> String {
@@ -37,6 +67,40 @@ fn directives(level: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    /// Where a test reads the log.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("one thread").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_row_holds_can_neither_forge_a_line_of_the_log_nor_steer_a_terminal() {
+        let (lines, hostile) = (Lines::default(), "e\n2026 ERROR forged\x1b[2J");
+        let writer = lines.clone();
+        let log = fmt::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let log = log.without_time().with_target(false);
+        let log = log.fmt_fields(debug_fn(field).delimited(" ")).finish();
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(event_id = %hostile, topic = hostile, n = 7, "refused {hostile}");
+        });
+        let logged = String::from_utf8(lines.0.lock().expect("one thread").clone()).expect("text");
+        let shown = r"e\n2026 ERROR forged\u{1b}[2J";
+        let expected = format!(" WARN refused {shown} event_id={shown} topic=\"{shown}\" n=7\n");
+        assert_eq!(logged, expected);
+    }
 
     #[test]
     fn libraries_are_quiet_unless_they_are_named() {

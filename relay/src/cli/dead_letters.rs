@@ -15,6 +15,7 @@ use crate::{
         operator::{Entry, Letter, Operator, Released, Selection},
     },
     postgres::sql,
+    printable,
 };
 
 /// What to do.
@@ -160,6 +161,7 @@ pub(super) async fn run(config: &Config, action: Action, json: bool) -> anyhow::
                 print(&letter(&discarded, true));
             } else {
                 let event = discarded.entry.event_id.as_deref().unwrap_or("without an id");
+                let event = printable::line(event);
                 print(&format!("dead letter {id}, event {event}, will not be delivered"));
             }
         }
@@ -177,7 +179,7 @@ async fn list(operator: &mut Operator<'_>, all: bool, json: bool) -> anyhow::Res
             let entry = serde_json::to_string(&entry).expect("plain data has a JSON form");
             print(&format!("{}{entry}", if count == 0 { "[" } else { "," }));
         } else {
-            print(&line(&entry));
+            print(&printable::line(&line(&entry)));
         }
         count += 1;
     };
@@ -212,8 +214,8 @@ fn letter(letter: &Letter, json: bool) -> String {
     let members = value.as_object().into_iter().flatten();
     members
         .map(|(name, value)| match value {
-            Value::String(text) => format!("{name:<13} {text}\n"),
-            other => format!("{name:<13} {other}\n"),
+            Value::String(text) => format!("{name:<13} {}\n", printable::line(text)),
+            other => format!("{name:<13} {}\n", printable::line(&other.to_string())),
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::print;
-use crate::{config::Config, postgres::sql};
+use crate::{config::Config, postgres::sql, printable};
 
 /// Listed at once, so that any number of them takes the same memory.
 const PAGE: i64 = 1000;
@@ -134,7 +134,7 @@ async fn list(client: &Client, selection: &Selection, all: bool, json: bool) -> 
                 let letter = serde_json::to_string(letter).expect("plain data has a JSON form");
                 print(&format!("{}{letter}", if count == 0 { "[" } else { "," }));
             } else {
-                print(&line(letter));
+                print(&printable::line(&line(letter)));
             }
             count += 1;
         }
@@ -171,8 +171,8 @@ fn whole(letter: &Letter, json: bool) -> String {
     let members = value.as_object().into_iter().flatten();
     members
         .map(|(name, value)| match value {
-            Value::String(text) => format!("{name:<16} {text}\n"),
-            other => format!("{name:<16} {other}\n"),
+            Value::String(text) => format!("{name:<16} {}\n", printable::line(text)),
+            other => format!("{name:<16} {}\n", printable::line(&other.to_string())),
         })
         .collect()
 }

@@ -27,6 +27,7 @@ use crate::{
     resume,
 };
 pub use output::print;
+use output::tell;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -259,6 +260,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             let config = relay_settings(file, &flags)?;
             logging::init(&quiet(&config));
             let findings = check::run(&config, &config.parts()?).await;
+            // Its tables' texts are printable, and JSON is exact.
             print(&output::findings(&findings, json));
             Ok(check::passed(&findings).into())
         }
@@ -285,7 +287,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             let config = relay_settings(file, &flags)?;
             logging::init(&quiet(&config));
             let outcome = resume::run(&config, decision.decision()).await?;
-            print(&outcome.to_string());
+            tell(&outcome.to_string());
             Ok(Outcome::Done)
         }
         Command::DeadLetters { postgres, name, json, action } => {

@@ -4,7 +4,11 @@ use std::io::Write;
 
 use outbox_migrations::{Applied, Set};
 
-use crate::check::{Finding, Verdict};
+use crate::{
+    check::{Finding, Verdict},
+    config::Problems,
+    printable,
+};
 
 /// Prints to standard output. A reader that has gone away (`| head`) is no error.
 pub fn print(text: &str) {
@@ -12,6 +16,12 @@ pub fn print(text: &str) {
     let end = if text.ends_with('\n') { "" } else { "\n" };
     // Nothing is left to tell it to.
     let _ = write!(out, "{text}{end}").and_then(|()| out.flush());
+}
+
+/// Prints what people read: texts that come from rows or servers can't steer the terminal. Within
+/// one line, [`printable::line`] is to be used too.
+pub(super) fn tell(text: &str) {
+    print(&printable::lines(text));
 }
 
 /// What the doctor found, as a table or as JSON.
@@ -22,6 +32,7 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for Finding { name, verdict, seen, remedy } in findings {
+        let (seen, remedy) = (printable::line(seen), printable::line(remedy));
         let mark = match verdict {
             Verdict::Ok => "ok     ",
             Verdict::Warning => "warning",
@@ -70,9 +81,13 @@ pub(super) fn applied(applied: &[Applied], set: Set) -> String {
 
 /// Prints an error with its causes, one a line.
 pub(super) fn print_error(error: &anyhow::Error) {
-    let mut text = format!("outbox-relay: {error}\n");
+    let first = error.to_string();
+    // Only the settings' problems have lines of their own.
+    let first =
+        if error.is::<Problems>() { printable::lines(&first) } else { printable::line(&first) };
+    let mut text = format!("outbox-relay: {first}\n");
     for cause in error.chain().skip(1) {
-        text.push_str(&format!("  because: {cause}\n"));
+        text.push_str(&format!("  because: {}\n", printable::line(&cause.to_string())));
     }
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

@@ -11,6 +11,7 @@ use crate::{
         status::{Status, approximate},
     },
     config::AdminConfig,
+    printable,
 };
 
 /// Fetches `/status` and prints it.
@@ -67,7 +68,7 @@ fn table(s: &Status) -> String {
     let mut out = String::new();
     for (name, value) in rows {
         // Writing to a string can't fail.
-        let _ = writeln!(out, "{name:<18} {value}");
+        let _ = writeln!(out, "{name:<18} {}", printable::line(&value));
     }
     out
 }

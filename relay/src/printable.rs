@@ -1,0 +1,83 @@
+//! Text from outside as people may see it: nothing in it moves a cursor, ends a line or hides.
+//!
+//! Event ids, keys, topics and error texts come from whoever writes rows, and from servers. In a
+//! terminal or a log they could forge a line, change colours, or show one name and mean another.
+//! JSON output has escapes of its own and stays exact. Pure; called by `logging` and `cli`.
+
+use std::{borrow::Cow, fmt::Write};
+
+/// For one line: control characters, ends of lines included, stand as `\n`, `\t` or `\u{1b}`.
+pub fn line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_hidden)
+}
+
+/// For text that has lines of its own: as [`line()`], but ends of lines stay.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |character| character != '\n' && is_hidden(character))
+}
+
+fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let Some(first) = text.find(&hidden) else { return Cow::Borrowed(text) };
+    let (clean, rest) = text.split_at(first);
+    let mut shown = String::with_capacity(text.len() + 16);
+    shown.push_str(clean);
+    for character in rest.chars() {
+        if hidden(character) {
+            // Writing to a string can't fail.
+            let _ = match character {
+                '\n' | '\r' | '\t' => write!(shown, "{}", character.escape_default()),
+                other => write!(shown, "{}", other.escape_unicode()),
+            };
+        } else {
+            shown.push(character);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// Controls (C0, DEL, C1), separators of lines, marks that turn the direction of writing, and
+/// what takes no room.
+fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_forges_a_line_or_steers_a_terminal_is_spelled_out() {
+        for (given, shown) in [
+            ("a\nWARN forged", r"a\nWARN forged"),
+            ("\r\x1b[2K\x07", r"\r\u{1b}[2K\u{7}"),
+            ("\u{9b}31m", r"\u{9b}31m"),
+            ("\t\x7f\0", r"\t\u{7f}\u{0}"),
+            ("gpj.\u{202e}exe", r"gpj.\u{202e}exe"),
+            ("or\u{200b}ders", r"or\u{200b}ders"),
+            ("\u{2028}", r"\u{2028}"),
+        ] {
+            assert_eq!(line(given), shown);
+        }
+        assert_eq!(lines("a\nb\x1b"), "a\nb\\u{1b}");
+    }
+
+    #[test]
+    fn ordinary_text_of_any_language_is_left_as_it_is() {
+        for text in ["", "orders 7", "größe €", "заказы", "注文", "طلب", r"C:\orders", "\"x\""]
+        {
+            assert!(matches!(line(text), Cow::Borrowed(same) if same == text));
+        }
+    }
+}
