@@ -24,3 +24,4 @@ mod servers;
 mod settings;
 mod strangers;
 mod topics;
+mod trust;

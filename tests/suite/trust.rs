@@ -1,0 +1,43 @@
+//! `docs/TRUST.md` names a test in each line, and the tests are there.
+
+use std::{fs, path::Path};
+
+const TRUST: &str = include_str!("../../docs/TRUST.md");
+
+#[test]
+fn every_line_of_trust_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let mut sources = String::new();
+    for folder in ["tests/suite", "relay/src", "idempotency/src", "migrations/src"] {
+        read(&root.join(folder), &mut sources);
+    }
+    let lines: Vec<&str> = TRUST
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| it does "))
+        .collect();
+    assert!(lines.len() > 5, "there are lines: {lines:?}");
+    for line in lines {
+        let last = line.trim_end_matches('|').rsplit('|').next().expect("a cell");
+        let names: Vec<&str> = last
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(|n| n.rsplit("::").next().unwrap_or(n))
+            .collect();
+        assert!(!names.is_empty(), "no test: {line}");
+        for name in names {
+            assert!(sources.contains(&format!("fn {name}(")), "no test {name}: {line}");
+        }
+    }
+}
+
+fn read(folder: &Path, into: &mut String) {
+    for entry in fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            read(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(&path).expect("a source"));
+        }
+    }
+}
