@@ -37,6 +37,7 @@ pub mod repair;
 pub mod resume;
 pub mod route;
 pub mod row;
+pub mod secret;
 #[cfg(test)]
 mod sim;
 pub mod sink;

@@ -6,11 +6,10 @@ use std::path::PathBuf;
 use super::{
     Purpose,
     check::Checker,
-    conninfo,
     problem::Origin,
-    secret::Secret,
     written::{Given, Opt},
 };
+use crate::{postgres::conninfo, secret::Secret};
 
 /// The name's length leaves room for the longest prefix, `outbox_`, in a slot's 63 bytes.
 const NAME_CHARS_MAX: usize = 56;
@@ -50,7 +49,7 @@ impl Checker<'_> {
             }
         };
         let Some((key, url)) = url else { return Secret::default() };
-        if conninfo::parse(&url.value).is_none() {
+        if conninfo::parameters(&url.value).is_none() {
             self.problem(
                 key,
                 &url.origin,
@@ -65,7 +64,8 @@ impl Checker<'_> {
         const KEY: &str = "postgres.url_file";
         // A connection string typed here by mistake is not to be shown with its password.
         let path = file.value.display().to_string();
-        let path = if conninfo::parse(&path).is_some() { conninfo::masked(&path) } else { path };
+        let path =
+            if path.contains('=') || path.contains("://") { conninfo::masked(&path) } else { path };
         let problem = match std::fs::read_to_string(&file.value) {
             Ok(text) if !text.trim().is_empty() => {
                 let value = text.trim().to_owned();
@@ -90,8 +90,10 @@ impl Checker<'_> {
             }
             return name.value;
         }
-        let found = conninfo::parse(url.expose()).unwrap_or_default();
-        let fitted = found.database.or(found.user).map(|database| {
+        let mut found = conninfo::parameters(url.expose()).unwrap_or_default();
+        found.retain(|_, value| !value.is_empty());
+        // libpq takes the user for the database's name when there is none.
+        let fitted = found.remove("dbname").or(found.remove("user")).map(|database| {
             let fit =
                 |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
             database.chars().take(NAME_CHARS_MAX).map(fit).collect::<String>()

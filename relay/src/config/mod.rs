@@ -7,7 +7,6 @@
 //! Two stages: `written` is what the user typed, [`Config`] is what the program needs.
 
 mod check;
-mod conninfo;
 mod identity;
 pub mod keys;
 mod layers;
@@ -15,7 +14,6 @@ pub mod parts;
 mod print;
 mod problem;
 mod properties;
-pub mod secret;
 pub mod sizes;
 mod written;
 
@@ -29,8 +27,9 @@ use std::{
 
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
-use secret::Secret;
 use sizes::Size;
+
+use crate::secret::Secret;
 
 /// The settings file that is read when none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";

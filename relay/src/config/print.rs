@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    Column, Config, Delivery, HeaderStyle, LogFormat, Origin, Preset, Start, conninfo, keys,
-    sizes::Size,
+    Column, Config, Delivery, HeaderStyle, LogFormat, Origin, Preset, Start, keys, sizes::Size,
 };
+use crate::postgres::conninfo;
 
 /// Every setting that has a value, in the order of [`keys::KEYS`].
 pub(super) fn print(config: &Config) -> String {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use super::secret::{MASK, is_secret_property};
+use crate::secret::{MASK, is_secret_name};
 
 /// Properties by name. Prints `***` for the values of those that carry a secret.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Properties {
 
     /// Name and what may be shown of the value, by name.
     pub fn masked(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.iter().map(|(name, value)| (name, if is_secret_property(name) { MASK } else { value }))
+        self.iter().map(|(name, value)| (name, if is_secret_name(name) { MASK } else { value }))
     }
 
     pub(super) fn set(&mut self, name: String, value: String) {

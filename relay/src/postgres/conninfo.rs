@@ -5,17 +5,20 @@
 //! opens none of them and resolves no name. Used by `config`; read by `dial`, `tls`, `socket`.
 
 mod defaults;
+mod masked;
 mod text;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::secret::Secret;
+use crate::secret::Secret;
 pub(crate) use defaults::{Environment, is_default_directory};
+pub(crate) use masked::masked;
 
 /// Everything needed to reach a database. Prints without its password.
 #[derive(Clone, Debug)]
@@ -80,6 +83,12 @@ impl SslMode {
     pub(crate) fn verifies(self) -> bool {
         matches!(self, SslMode::VerifyCa | SslMode::VerifyFull)
     }
+}
+
+/// Keys and values of a connection string as they are written, nothing filled in; `None` when it
+/// can't be read.
+pub(crate) fn parameters(text: &str) -> Option<BTreeMap<String, String>> {
+    text::pairs(text).ok().map(|pairs| pairs.into_iter().collect())
 }
 
 /// Whose signature on a server's certificate is believed.

@@ -17,10 +17,10 @@ use super::{
     conninfo::{ConnectSettings, Endpoint, Host, SslMode, TargetSession, TcpSettings},
     error::ConnectError,
     passfile,
-    secret::Secret,
     socket::{Handshake, Socket},
     tls,
 };
+use crate::secret::Secret;
 
 /// How one kind of session begins on an open line.
 pub(crate) trait Startup: Sync {

@@ -9,7 +9,6 @@ pub mod conninfo;
 pub mod dial;
 pub mod error;
 mod passfile;
-pub(crate) mod secret;
 pub mod socket;
 pub mod sql;
 pub mod tls;

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use tracing::warn;
 
-use super::{conninfo::Host, secret::Secret};
+use super::conninfo::Host;
+use crate::secret::Secret;
 
 /// What a line of the file is matched against.
 #[derive(Clone, Copy, Debug)]

@@ -21,9 +21,11 @@ use postgres_protocol::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::{Wire, malformed};
-use crate::postgres::{
-    conninfo::ChannelBinding,
-    error::{ConnectError, ServerError},
+use crate::{
+    postgres::{
+        conninfo::ChannelBinding,
+        error::{ConnectError, ServerError},
+    },
     secret::Secret,
 };
 

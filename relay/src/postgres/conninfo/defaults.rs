@@ -14,7 +14,7 @@ use super::{
     ChannelBinding, ClientCertificate, ConnInfoError, ConnectSettings, Endpoint, Host, Roots,
     SslMode, TargetSession, TcpSettings, TlsSettings, text::Pairs,
 };
-use crate::postgres::secret::Secret;
+use crate::secret::{Secret, is_secret_name};
 
 /// A server that accepts and never answers would hold a daemon for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -88,10 +88,14 @@ pub(super) struct Values<'a> {
 impl<'a> Values<'a> {
     pub(super) fn new(pairs: Pairs, environment: &'a Environment<'a>) -> Self {
         let mut values = Values { given: BTreeMap::new(), environment, problems: Vec::new() };
+        let mut after_secret = false;
         for (key, value) in pairs {
             if !KEYS.iter().any(|(known, _)| *known == key) {
+                // An & or a space in a password makes a parameter of the rest of it.
+                let key = if after_secret { "a parameter behind a secret one" } else { &key };
                 values.problem(format!("{key}: this client has no such connection parameter"));
             }
+            after_secret |= is_secret_name(&key);
             // The later of two counts, and an empty value is no value, as in libpq.
             values.given.insert(key, value);
         }

@@ -13,7 +13,7 @@ pub(super) type Pairs = Vec<(String, String)>;
 /// # Errors
 /// What is wrong, in words that hold no part of the text but a key.
 pub(super) fn pairs(text: &str) -> Result<Pairs, String> {
-    match text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
+    match after_scheme(text) {
         Some(rest) => url(rest),
         None if text.contains("://") => {
             Err("the URL must begin with postgres:// or postgresql://".to_owned())
@@ -22,32 +22,60 @@ pub(super) fn pairs(text: &str) -> Result<Pairs, String> {
     }
 }
 
+/// What follows `postgres://`; `None` where that is not how it begins.
+pub(super) fn after_scheme(text: &str) -> Option<&str> {
+    text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"))
+}
+
+/// A URL's parts, as they are written.
+pub(super) struct Url<'a> {
+    pub(super) user: Option<&'a str>,
+    pub(super) password: Option<&'a str>,
+    /// Hosts, and the database behind `/`.
+    pub(super) place: &'a str,
+    pub(super) parameters: Option<&'a str>,
+}
+
+impl<'a> Url<'a> {
+    /// Takes apart what follows the scheme. An @ before the first / ends the credentials, whatever
+    /// they hold.
+    pub(super) fn split(rest: &'a str) -> Self {
+        let authority = rest.split('/').next().unwrap_or(rest);
+        let (credentials, rest) = match authority.split_once('@') {
+            Some((credentials, _)) => {
+                (Some(credentials), rest.split_once('@').map_or("", |(_, after)| after))
+            }
+            None => (None, rest),
+        };
+        let (user, password) = match credentials.map(|both| both.split_once(':')) {
+            Some(Some((user, password))) => (Some(user), Some(password)),
+            Some(None) => (credentials, None),
+            None => (None, None),
+        };
+        let (place, parameters) = match rest.split_once('?') {
+            Some((place, parameters)) => (place, Some(parameters)),
+            None => (rest, None),
+        };
+        Url { user, password, place, parameters }
+    }
+}
+
 fn url(rest: &str) -> Result<Pairs, String> {
     let mut pairs = Pairs::new();
-    let mut rest = rest;
-    // An @ before the first / ends the credentials, whatever they hold.
-    let authority = rest.split('/').next().unwrap_or(rest);
-    if let Some((credentials, _)) = authority.split_once('@') {
-        let (user, password) = match credentials.split_once(':') {
-            Some((user, password)) => (user, Some(password)),
-            None => (credentials, None),
-        };
-        push_decoded(&mut pairs, "user", user)?;
-        push_decoded(&mut pairs, "password", password.unwrap_or(""))?;
-        rest = rest.split_once('@').map_or("", |(_, after)| after);
-    }
-    let (before_query, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let (hosts, database) = before_query.split_once('/').unwrap_or((before_query, ""));
+    let Url { user, password, place, parameters } = Url::split(rest);
+    push_decoded(&mut pairs, "user", user.unwrap_or(""))?;
+    push_decoded(&mut pairs, "password", password.unwrap_or(""))?;
+    let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
     if hosts.contains('@') {
         return Err("the URL has more than one @: write an @ in the password as %40".to_owned());
     }
     push_hosts(&mut pairs, hosts)?;
     push_decoded(&mut pairs, "dbname", database)?;
-    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+    for parameter in parameters.unwrap_or("").split('&').filter(|p| !p.is_empty()) {
         let (key, value) = parameter
             .split_once('=')
             .ok_or_else(|| "a parameter after ? has no value: write it as key=value".to_owned())?;
-        let key = decode("the name of a parameter", key)?;
+        let key = parameter_name(key)?;
         if value.contains('=') {
             return Err(format!("{key}: write an = in the value as %3D"));
         }
@@ -60,6 +88,11 @@ fn url(rest: &str) -> Result<Pairs, String> {
         }
     }
     Ok(pairs)
+}
+
+/// The name of a parameter of a URL, as it is meant.
+pub(super) fn parameter_name(written: &str) -> Result<String, String> {
+    decode("the name of a parameter", written)
 }
 
 fn push_hosts(pairs: &mut Pairs, hosts: &str) -> Result<(), String> {

@@ -33,10 +33,11 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Whether the value of a librdkafka property must not be seen. By words rather than by a list:
-/// a property of a later version is masked too, and one mask too many harms nobody.
-pub fn is_secret_property(name: &str) -> bool {
-    const WORDS: [&str; 9] = [
+/// Whether the value of a setting of this name must not be seen: a librdkafka property, or a
+/// parameter of a connection string. By words rather than by a list: what a later version has is
+/// masked too, and one mask too many harms nobody. `name` as it is meant, nothing encoded in it.
+pub fn is_secret_name(name: &str) -> bool {
+    const WORDS: [&str; 10] = [
         "password",
         "passphrase",
         "secret",
@@ -46,6 +47,7 @@ pub fn is_secret_property(name: &str) -> bool {
         "key.pem",
         "jaas",
         "oauthbearer.config",
+        "kinit.cmd",
     ];
     let name = name.to_ascii_lowercase();
     WORDS.iter().any(|word| name.contains(word)) || name == "basic.auth.user.info"
@@ -63,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_that_carry_secrets_are_known_by_their_words() {
+    fn settings_that_carry_secrets_are_known_by_their_words() {
         for name in [
             "sasl.password",
             "ssl.key.password",
@@ -72,12 +74,17 @@ mod tests {
             "sasl.oauthbearer.client.secret",
             "sasl.oauthbearer.config",
             "sasl.oauthbearer.assertion.private.key.pem",
+            "sasl.kerberos.kinit.cmd",
             "SASL.PASSWORD",
+            "sslpassword",
+            "oauth_client_secret",
         ] {
-            assert!(is_secret_property(name), "{name}");
+            assert!(is_secret_name(name), "{name}");
         }
-        for name in ["bootstrap.servers", "sasl.username", "ssl.key.location", "linger.ms"] {
-            assert!(!is_secret_property(name), "{name}");
+        for name in
+            ["bootstrap.servers", "sasl.username", "ssl.key.location", "linger.ms", "passfile"]
+        {
+            assert!(!is_secret_name(name), "{name}");
         }
     }
 }
