@@ -59,6 +59,17 @@ pub(crate) async fn try_lead(client: &Client, slot: &str) -> Result<bool, Error>
     row.try_get(0)
 }
 
+/// A question for any connection: whether the session of process `pid` has a leader's lock on the
+/// server and in the database that answers. Everybody is shown locks, whoever holds them.
+pub(crate) fn is_held_by(pid: i32) -> String {
+    format!(
+        "select exists ( \
+             select from pg_catalog.pg_locks l join pg_catalog.pg_database d on d.oid = l.database \
+             where l.locktype = 'advisory' and l.granted and l.pid = {pid} \
+                 and l.classid = {LOCK_CLASS} and d.datname = pg_catalog.current_database())"
+    )
+}
+
 /// Who leads; `None` when the lock is free by now.
 ///
 /// # Errors

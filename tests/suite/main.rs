@@ -21,6 +21,7 @@ mod schema;
 mod secure_kafka;
 mod secure_postgres;
 mod servers;
+mod sessions;
 mod settings;
 mod strangers;
 mod topics;

@@ -33,7 +33,7 @@ fn slot(t: &Harness) -> String {
 }
 
 /// As a person, a failover or a limit on WAL would.
-async fn drop_slot(t: &Harness) {
+pub(crate) async fn drop_slot(t: &Harness) {
     let sql = "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                where slot_name = $1";
     wait::until("the slot is dropped", wait::PATIENCE, || async {
@@ -438,7 +438,7 @@ async fn rows_of_every_shape_are_repaired_as_they_would_have_been_streamed() {
     .expect("refused");
 }
 
-async fn drop_slot_when_idle(t: &Harness, relay: &mut Relay) {
+pub(crate) async fn drop_slot_when_idle(t: &Harness, relay: &mut Relay) {
     wait_snapshot(t).await;
     assert!(relay.sigterm().await.success());
     drop_slot(t).await;

@@ -20,7 +20,7 @@ use crate::{
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
-    postgres::sql::SqlSession,
+    postgres::{ConnectError, sql::SqlSession},
     reconcile::Halt,
     record::BatchLimits,
     route::Format,
@@ -62,6 +62,15 @@ impl Ended {
         error: impl Into<anyhow::Error>,
     ) -> Self {
         Ended::Retry { cause, doing, error: error.into() }
+    }
+
+    pub(super) fn connect(doing: &'static str, error: ConnectError) -> Self {
+        match error {
+            ConnectError::Permanent { what, remedy, .. } => {
+                Ended::Halted(Halt::new(format!("{doing}: {what}"), remedy))
+            }
+            error @ ConnectError::Transient { .. } => Ended::retry(Cause::Postgres, doing, error),
+        }
     }
 
     pub(super) fn sink(doing: &'static str, error: SinkError) -> Self {

@@ -140,16 +140,14 @@ async fn connect(
     tables: Vec<Table>,
 ) -> Result<Vec<(Table, SqlSession)>, Ended> {
     let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
-    let ours = session.client().query_one("select pg_backend_pid()", &[]).await.map_err(failed)?;
-    let ours: i32 = ours.try_get(0).map_err(failed)?;
     let application = format!("outbox-relay {} repair", config.name);
     let mut feeds = Vec::with_capacity(tables.len());
     for table in tables {
         let feed = sql::connect(&parts.connect, &application)
             .await
-            .map_err(|e| Ended::retry(Cause::Postgres, READING, e))?;
-        let leader = leader::holder(feed.client(), &config.postgres.slot).await.map_err(failed)?;
-        if leader.is_none_or(|leader| leader.pid != ours) {
+            .map_err(|e| Ended::connect(READING, e))?;
+        let held = feed.client().query_one(&leader::is_held_by(session.pid()), &[]).await;
+        if !held.and_then(|row| row.try_get(0)).map_err(failed)? {
             let error =
                 anyhow::anyhow!("{} is another server than {}", feed.host(), session.host());
             return Err(Ended::retry(Cause::Postgres, READING, error));

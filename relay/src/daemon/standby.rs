@@ -39,7 +39,7 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
     let application = format!("outbox-relay {}", config.name);
     let session = sql::connect(&parts.connect, &application)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "connecting to PostgreSQL", e))?;
+        .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
     let slot = &config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {

@@ -13,6 +13,7 @@ use crate::{
     config::{Config, Start, parts::Parts},
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store, TooManyLanes},
     fault::{self, Point},
+    leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
     position::Position,
@@ -250,7 +251,7 @@ async fn connect_replication(
     let application = format!("outbox-relay {}", config.name);
     ReplicationConnection::connect(&parts.connect, &application)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "connecting for replication", e))
+        .map_err(|e| Ended::connect("connecting for replication", e))
 }
 
 /// A sink that may fence: what is stored under its name is this relay's own.
@@ -281,22 +282,17 @@ async fn connect_sink(
 }
 
 /// With several hosts in the URL, or one name that moves to another server, a failover may come
-/// between two connections: the one must see the other's process.
+/// between two connections: the one must see the other's lock.
 async fn same_server(
     session: &SqlSession,
     replication: &mut ReplicationConnection,
 ) -> Result<(), Ended> {
     const DOING: &str = "looking whether both connections are to one server";
     let (ours, theirs) = (session.host().to_owned(), replication.host().to_owned());
-    // Not what was announced at the start: a pooler makes that up.
-    let rows = replication.simple_query("select pg_catalog.pg_backend_pid()").await;
-    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let pid = rows.first().and_then(|row| row.first()?.as_deref()?.parse::<i32>().ok());
-    let sees = "select exists (select from pg_catalog.pg_stat_activity \
-                               where pid = $1 and backend_type = 'walsender')";
-    let seen = session.client().query_one(sees, &[&pid]).await;
-    let seen = seen.and_then(|row| row.try_get(0));
-    if ours == theirs && seen.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
+    let held = replication.simple_query(&leader::is_held_by(session.pid())).await;
+    let held = held.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let held = held.first().and_then(|row| row.first()?.as_deref()) == Some("t");
+    if ours == theirs && held {
         return Ok(());
     }
     let error = anyhow::anyhow!(

@@ -51,17 +51,7 @@ impl Store {
         relay: &str,
         origin: Origin,
     ) -> Result<Self, DeadLetterError> {
-        const DOING: &str = "looking at outbox.dead_letters";
         let mut store = Store { session, relay: relay.to_owned(), origin };
-        // A park that is not durable is none. A setting that waits for standbys too is left alone.
-        store
-            .execute(
-                DOING,
-                "select set_config('synchronous_commit', 'on', false) \
-                 where current_setting('synchronous_commit') = 'off'",
-                &[],
-            )
-            .await?;
         store.adopt().await?;
         Ok(store)
     }

@@ -355,12 +355,13 @@ impl<S: Startup> Dialer<'_, S> {
         session: &mut S::Session,
         target: TargetSession,
     ) -> Result<(), ConnectError> {
+        const RECOVERY: &str = "select pg_catalog.pg_is_in_recovery()";
         let (query, wanted, asked_for) = match target {
             TargetSession::Any | TargetSession::PreferStandby => return Ok(()),
             TargetSession::ReadWrite => ("show transaction_read_only", "off", "read-write"),
             TargetSession::ReadOnly => ("show transaction_read_only", "on", "read-only"),
-            TargetSession::Primary => ("select pg_is_in_recovery()", "f", "primary"),
-            TargetSession::Standby => ("select pg_is_in_recovery()", "t", "standby"),
+            TargetSession::Primary => (RECOVERY, "f", "primary"),
+            TargetSession::Standby => (RECOVERY, "t", "standby"),
         };
         if self.startup.ask(session, query).await? == wanted {
             return Ok(());

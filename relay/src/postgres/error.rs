@@ -175,7 +175,10 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
         "42501" => {
             "grant the right to the role: alter role … replication, grant connect on database …"
         }
-        "08P01" => "connect to PostgreSQL itself: a pooler can't carry replication",
+        "08P01" => {
+            "connect to PostgreSQL itself: a pooler can't carry replication, and shares sessions"
+        }
+        "42704" => "PostgreSQL 14 or later is needed",
         sqlstate if ["28", "42", "22", "0A"].iter().any(|class| sqlstate.starts_with(class)) => {
             "correct the connection's settings"
         }

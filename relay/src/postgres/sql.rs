@@ -6,17 +6,18 @@
 use std::{future::Ready, sync::Arc};
 
 use tokio::sync::watch;
-use tokio_postgres::{Client, Config, SimpleQueryMessage, tls::TlsConnect};
+use tokio_postgres::{Client, Config, SimpleQueryMessage, SimpleQueryRow, tls::TlsConnect};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     conninfo::{ChannelBinding, ConnectSettings},
     dial::{Line, Startup, dial},
     error::{ConnectError, ServerError},
+    pins,
     socket::Socket,
 };
 
-/// Connects and authenticates. The URL's own `application_name` goes before the one given here.
+/// Connects, authenticates and pins the session's settings (`pins`). The URL's own `application_name` goes before the one given here.
 ///
 /// Cancel safe: dropped half-way, what was opened is closed.
 ///
@@ -34,6 +35,7 @@ pub async fn connect(
 pub struct SqlSession {
     client: Client,
     host: String,
+    pid: i32,
     lost: watch::Receiver<Ended>,
     task: AbortOnDropHandle<()>,
 }
@@ -64,6 +66,11 @@ impl SqlSession {
     /// Host and port that answered.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Whether the connection has ended.
@@ -106,9 +113,7 @@ impl Startup for SqlStartup<'_> {
         if let Some(password) = &line.password {
             config.password(password.expose());
         }
-        if let Some(options) = &settings.options {
-            config.options(options);
-        }
+        config.options(pins::options(settings.options.as_deref()));
         config.channel_binding(match settings.channel_binding {
             ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
             ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
@@ -130,7 +135,10 @@ impl Startup for SqlStartup<'_> {
             let result = connection.await;
             ended.send_replace(Some(result.err().map(Arc::new)));
         }));
-        Ok(SqlSession { client, host: line.route.host, lost, task })
+        let row = first_row(&client, &pins::settle()).await?;
+        let column = |index| row.as_ref().and_then(|row| row.try_get(index).ok().flatten());
+        let pid = pins::settled(column(0), column(1))?;
+        Ok(SqlSession { client, host: line.route.host, pid, lost, task })
     }
 
     async fn ask(
@@ -138,15 +146,20 @@ impl Startup for SqlStartup<'_> {
         session: &mut SqlSession,
         query: &'static str,
     ) -> Result<String, ConnectError> {
-        let answer = session.client.simple_query(query).await.map_err(connect_error)?;
-        let value = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten(),
-            _ => None,
-        });
+        let row = first_row(&session.client, query).await?;
+        let value = row.as_ref().and_then(|row| row.try_get(0).ok().flatten());
         value.map(str::to_owned).ok_or_else(|| {
             ConnectError::transient(format!("the server gave no answer to {query:?}"))
         })
     }
+}
+
+async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow>, ConnectError> {
+    let answer = client.simple_query(query).await.map_err(connect_error)?;
+    Ok(answer.into_iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    }))
 }
 
 /// Takes a line that is encrypted already for its own handshake's result.

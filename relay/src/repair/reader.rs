@@ -25,11 +25,6 @@ use crate::{
 /// Microseconds from the Unix epoch to PostgreSQL's.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-/// The text form of values must be what the stream's is, and a sort may take its time.
-const SETTINGS: &str = "set DateStyle = 'ISO'; set IntervalStyle = 'postgres'; set TimeZone = 'UTC'; \
-     set bytea_output = 'hex'; set extra_float_digits = 3; set statement_timeout = 0; \
-     select set_config(name, '0', false) from pg_catalog.pg_settings where name = 'transaction_timeout'";
-
 /// Why rows can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -69,7 +64,6 @@ impl Reader {
         for (number, (table, session)) in (1..).zip(tables) {
             let table = table.numbered(number);
             router.relation(&table.relation).map_err(unfit)?;
-            session.client().batch_execute(SETTINGS).await?;
             let select = table.select(&under_way, record_bytes_max, among);
             let rows = Box::pin(session.client().simple_query_raw(&select).await?);
             feeds.push(Feed { rows, table, next: None, ended: false, _session: session });

@@ -19,6 +19,8 @@ const XID8: u32 = 5069;
 const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
 const BYTEA: u32 = 17;
+/// `character(n)`.
+const CHARACTER: u32 = 1042;
 /// A value longer than this is left out of a row that is too large to be a record anyway.
 const KEPT_BYTES: usize = 64 << 10;
 
@@ -28,6 +30,7 @@ pub struct Table {
     /// The mapped columns, as the stream would announce them.
     pub(super) relation: Relation,
     name: TableName,
+    /// The id as rows are ordered by it, and the type of that.
     id: String,
     id_type: String,
     created_at: String,
@@ -83,12 +86,13 @@ pub fn fits(
     let columns = columns
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();
+    let (id, id_type) = ordering(id);
     let TableName { schema, table } = name.clone();
     Ok(Table {
         relation: Relation { id: 0, schema, table, columns },
         name: name.clone(),
-        id: id.name.clone(),
-        id_type: id.type_name.clone(),
+        id,
+        id_type,
         created_at: created_at.name.clone(),
     })
 }
@@ -114,7 +118,7 @@ impl Table {
         among: usize,
     ) -> String {
         let (table, created_at) = (self.sql_name(), identifier(&self.created_at));
-        let id = identifier(&self.id);
+        let id = &self.id;
         let moment = format!(
             "case when pg_catalog.isfinite(t.{created_at}) \
                   then (extract(epoch from t.{created_at}) * 1000000)::pg_catalog.int8 \
@@ -146,7 +150,7 @@ impl Table {
         match &under_way.cursor {
             Some((at, last)) if among == 1 => {
                 let (last, id_type) = (literal(last), &self.id_type);
-                let _ = write!(wanted, " and ({moment}, t.{id}) > ({at}, {last}::{id_type})");
+                let _ = write!(wanted, " and ({moment}, {id}) > ({at}, {last}::{id_type})");
             }
             Some((at, _)) => {
                 let _ = write!(wanted, " and {moment} >= {at}");
@@ -156,11 +160,22 @@ impl Table {
         // `offset 0` has each row's size computed once.
         format!(
             "select moment, id, size{outer} from ( \
-                 select {moment} as moment, t.{id} as id, {size} as size{inner} \
+                 select {moment} as moment, {id} as id, {size} as size{inner} \
                  from {table} t where {wanted} offset 0) r \
              order by r.moment, r.id"
         )
     }
+}
+
+/// By what rows of one moment are ordered. A session sees no operators but the server's own, and a
+/// text that is cast to `character` keeps one letter: such ids are ordered by their text.
+fn ordering(id: &slot::Column) -> (String, String) {
+    let name = format!("t.{}", identifier(&id.name));
+    if id.type_oid == CHARACTER || id.type_name.contains('.') {
+        let text = format!("({name}::pg_catalog.text collate pg_catalog.\"C\")");
+        return (text, "pg_catalog.text".to_owned());
+    }
+    (name, id.type_name.clone())
 }
 
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry

@@ -28,6 +28,7 @@ use crate::{
         conninfo::ConnectSettings,
         dial::{CancelHandle, Line, Startup, dial},
         error::{ConnectError, ServerError, needs_time},
+        pins,
         socket::Socket,
     },
 };
@@ -129,7 +130,7 @@ pub enum StartError {
 
 impl ReplicationConnection {
     /// Connects to the first host that fits. The URL's own `application_name` goes before the
-    /// one given here. Values come in ISO and UTC notation, whatever the role's settings are.
+    /// one given here. Settings are pinned (`pins`), whatever those of the role are.
     ///
     /// Cancel safe: dropped half-way, what was opened is closed.
     ///
@@ -438,7 +439,7 @@ impl Startup for ReplicationStartup<'_> {
                 "connect to PostgreSQL itself",
             )
         })?;
-        Ok(ReplicationConnection {
+        let mut connection = ReplicationConnection {
             wire,
             host: route.host.clone(),
             parameters,
@@ -446,7 +447,13 @@ impl Startup for ReplicationStartup<'_> {
             backend_pid: key.0,
             cancel: CancelHandle::new(route, key.0, key.1),
             interrupted: false,
-        })
+        };
+        let row = connection.row("settling the session", &pins::settle()).await;
+        let row = row.map_err(query_failed)?;
+        let column = |index: usize| row.get(index).and_then(Option::as_deref);
+        // Not what was announced at the start: a pooler makes that up.
+        connection.backend_pid = pins::settled(column(0), column(1))?;
+        Ok(connection)
     }
 
     async fn ask(
@@ -454,11 +461,15 @@ impl Startup for ReplicationStartup<'_> {
         session: &mut ReplicationConnection,
         query: &'static str,
     ) -> Result<String, ConnectError> {
-        match session.row("asking for the kind of server", query).await {
-            Ok(row) => Ok(row.into_iter().next().flatten().unwrap_or_default()),
-            Err(QueryError::Refused { error, .. }) => Err(ConnectError::server(&error)),
-            Err(error) => Err(ConnectError::transient(error.to_string())),
-        }
+        let row = session.row("asking for the kind of server", query).await;
+        Ok(row.map_err(query_failed)?.into_iter().next().flatten().unwrap_or_default())
+    }
+}
+
+fn query_failed(error: QueryError) -> ConnectError {
+    match error {
+        QueryError::Refused { error, .. } => ConnectError::server(&error),
+        error => ConnectError::transient(error.to_string()),
     }
 }
 
@@ -466,22 +477,15 @@ impl ReplicationStartup<'_> {
     fn packet(&self) -> io::Result<BytesMut> {
         let settings = self.settings;
         let name = settings.application_name.as_deref().unwrap_or(self.application_name);
-        let mut parameters = vec![
+        let options = pins::options(settings.options.as_deref());
+        let parameters = [
             ("user", settings.user.as_str()),
             ("database", &settings.database),
             ("replication", "database"),
             ("application_name", name),
             ("client_encoding", "UTF8"),
-            // The text form of values must not depend on the role's settings.
-            ("DateStyle", "ISO"),
-            ("IntervalStyle", "postgres"),
-            ("TimeZone", "UTC"),
-            ("bytea_output", "hex"),
-            ("extra_float_digits", "3"),
-            // Making a slot waits for open transactions as long as it takes.
-            ("lock_timeout", "0"),
+            ("options", &options),
         ];
-        parameters.extend(settings.options.as_deref().map(|options| ("options", options)));
         let mut packet = BytesMut::new();
         frontend::startup_message(parameters, &mut packet)?;
         Ok(packet)

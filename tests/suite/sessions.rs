@@ -1,0 +1,143 @@
+//! What is set on roles, databases and servers changes no outcome: every session that the relay
+//! and its commands open is settled when it is made.
+
+use outbox_tests::{Harness, database::Role, event::Event, wait};
+
+use crate::{
+    dead_letters::{dead_letters, wait_parked},
+    repair::{drop_slot, wait_snapshot},
+};
+
+/// Each would end, hide, delay or distort what the relay does.
+const ADVERSE: &[&str] = &[
+    "statement_timeout = '1ms'",
+    "lock_timeout = '1ms'",
+    "idle_in_transaction_session_timeout = '1ms'",
+    "idle_session_timeout = '5ms'",
+    "default_transaction_read_only = on",
+    "default_transaction_isolation = 'serializable'",
+    "default_transaction_deferrable = on",
+    "synchronous_commit = off",
+    "client_encoding = 'LATIN1'",
+    "search_path = 'astray, pg_catalog'",
+    "DateStyle = 'German'",
+    "IntervalStyle = 'sql_standard'",
+    "TimeZone = 'Asia/Kathmandu'",
+    "bytea_output = 'escape'",
+    "extra_float_digits = -15",
+    "standard_conforming_strings = off",
+    "quote_all_identifiers = on",
+    "transform_null_equals = on",
+    "exit_on_error = on",
+    "client_min_messages = debug5",
+    "session_replication_role = replica",
+    "track_activities = off",
+    "wal_sender_timeout = '50ms'",
+    "tcp_user_timeout = '10ms'",
+    "logical_decoding_work_mem = '64kB'",
+];
+
+/// Sets all of them for the sessions of a role in the test's database.
+async fn mislead(t: &Harness, role: Role) {
+    let config = t.database().config(role);
+    let role = config.get_user().expect("a role");
+    for setting in ADVERSE {
+        let alter = format!("alter role {role} in database {} set {setting}", t.database().name());
+        t.database().superuser().batch_execute(&alter).await.expect(setting);
+    }
+}
+
+#[tokio::test]
+async fn settings_of_role_and_database_change_no_outcome() {
+    let mut t = Harness::start().await;
+    for role in [Role::Relay, Role::Operator, Role::Owner] {
+        mislead(&t, role).await;
+    }
+    let owner = t.relay().set("postgres.url", &t.database().url(Role::Owner));
+    let migrated = owner.command(&["migrate"]).await;
+    assert!(migrated.status.success(), "{migrated:?}");
+
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    t.load(&outbox_tests::load::Plan {
+        topic: topic.name().to_owned(),
+        partitions: 2,
+        writers: 4,
+        transactions: 50,
+    })
+    .await
+    .finish()
+    .await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    let missing = t.topic("later");
+    t.commit([Event::to(missing.name()).key("k")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let check = t.relay().command(&["check"]).await;
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+
+    // A repair, by readers of its own, while nothing but a release is under way.
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    t.commit((0..100).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
+    relay.restart();
+    relay.wait_ready().await;
+    assert!(relay.logs_contain("repaired: all that the lost slot would have sent"));
+    let missing = missing.create(1).await;
+    dead_letters(&t, &["release", "--all"]).await;
+    wait_parked(&t, |parked| parked == 0).await;
+    wait::until("the released event arrives", wait::PATIENCE, || async {
+        if missing.records().await.len() == 1 { Ok(()) } else { Err("not yet") }
+    })
+    .await
+    .expect("it is delivered");
+    t.commit([Event::to(topic.name()).key("after")]).await;
+    let ours = "select id::text from outbox.events where topic = $1";
+    let truth = t.database().superuser().query(ours, &[&topic.name()]).await.expect("rows");
+    let ids = truth.iter().map(|row| row.get::<_, String>(0));
+    assert_eq!(topic.records_with(ids).await.len(), truth.len(), "each once");
+}
+
+/// As tools do that hand out passwords for a while: the login role becomes another at once.
+#[tokio::test]
+async fn a_login_that_becomes_another_role_leads_stands_by_and_takes_over() {
+    let mut t = Harness::start().await;
+    let config = t.database().config(Role::Relay);
+    let relay_role = config.get_user().expect("a role").to_owned();
+    let name = t.database().name().to_owned();
+    let login = |n: u32| format!("{relay_role}_{name}_{n}");
+    for n in [1, 2] {
+        let (login, password) = (login(n), outbox_tests::postgres::PASSWORD);
+        let make = format!(
+            "create role {login} login replication in role {relay_role} password '{password}'; \
+             alter role {login} set role {relay_role}"
+        );
+        t.database().superuser().batch_execute(&make).await.expect("a login role");
+    }
+    let settings = |n: u32| {
+        let url = t
+            .database()
+            .url(Role::Relay)
+            .replace(&format!("//{relay_role}:"), &format!("//{}:", login(n)));
+        t.relay().set("postgres.url", &url).files(&format!("{name}-{n}"))
+    };
+    let topic = t.topic("orders").create(1).await;
+    let mut leader = settings(1).start().await;
+    let mut heir = settings(2).start().await;
+    heir.wait_log("standing by").await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    leader.kill9().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    heir.wait_ready().await;
+    assert!(heir.sigterm().await.success());
+    for n in [1, 2] {
+        let drop = format!("drop role {}", login(n));
+        wait::until("the login is gone", wait::PATIENCE, || {
+            t.database().superuser().batch_execute(&drop)
+        })
+        .await
+        .expect("nothing depends on it");
+    }
+}
