@@ -91,7 +91,9 @@ async fn kafka(parts: &Parts) -> Vec<Finding> {
             "allow DescribeConfigs on the topic, so that each start can verify it",
         ),
     };
-    vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}")), progress]
+    let trust = parts.kafka.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
+    let found = [ok("Kafka", format!("cluster {cluster}, brokers {brokers}")), progress];
+    found.into_iter().chain(trust).collect()
 }
 
 async fn postgres(config: &Config, parts: &Parts) -> Vec<Finding> {

@@ -19,6 +19,7 @@ pub mod config;
 pub mod daemon;
 pub mod dead_letter;
 pub mod demo;
+pub mod destination;
 pub mod fault;
 pub mod header;
 mod leader;

@@ -42,7 +42,7 @@ const fn metric(
 
 /// Why an event is refused or parked: what the router says, what a broker says, and who waits behind
 /// another.
-pub const REASONS: [&str; 19] = [
+pub const REASONS: [&str; 20] = [
     "no_id",
     "no_topic",
     "no_type",
@@ -59,6 +59,7 @@ pub const REASONS: [&str; 19] = [
     "invalid_timestamp",
     "invalid_record",
     "invalid_topic",
+    "reserved_topic",
     "no_such_partition",
     "unknown_topic",
     "lane_parked",

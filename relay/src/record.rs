@@ -101,8 +101,8 @@ pub struct Refused {
 pub struct RefusedRecord {
     /// Index in the batch.
     pub index: usize,
-    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `no_such_partition`,
-    /// `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
+    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `reserved_topic`,
+    /// `no_such_partition`, `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
     pub reason: &'static str,
     /// What is wrong, in the broker's words where it was the broker; for a person.
     pub error: String,

@@ -33,7 +33,10 @@ pub(crate) async fn dead_letters(t: &Harness, arguments: &[&str]) -> Value {
     serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"))
 }
 
-async fn try_dead_letters(t: &Harness, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub(crate) async fn try_dead_letters(
+    t: &Harness,
+    arguments: &[&str],
+) -> (Option<i32>, String, String) {
     let settings = t.relay().set("postgres.url", &t.database().url(Role::Operator));
     let settings = settings.without("sink.properties.\"bootstrap.servers\"");
     let all = [&["dead-letters"], arguments, &["--json"]].concat();

@@ -263,6 +263,34 @@ async fn a_broker_that_the_wrong_authority_vouches_for_is_refused() {
     assert!(said.to_lowercase().contains("ssl"), "{said}");
 }
 
+/// As in a container or on a laptop: nothing but `security.protocol` is set, and the authority is
+/// one that the system trusts.
+#[tokio::test]
+async fn authorities_that_the_system_trusts_need_no_setting() {
+    let case = Case::new().await;
+    let unnamed = |file: &str| {
+        case.relay_by_password("PLAIN", PASSWORD)
+            .without("sink.properties.\"ssl.ca.location\"")
+            .env("SSL_CERT_FILE", &case.broker.file(file))
+            .env("SSL_CERT_DIR", "")
+    };
+    let said = case.refused(&unnamed("other.crt")).await;
+    assert!(said.to_lowercase().contains("ssl"), "{said}");
+
+    let output = unnamed("none.crt").command(&["check"]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let told = ["no trusted certificate", "none.crt", "ssl.ca.location", "ca-certificates"];
+    assert!(told.iter().all(|part| said.contains(part)), "{said}");
+
+    let settings = unnamed("root.crt");
+    let output = settings.command(&["check"]).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 authorities of SSL_CERT_FILE="), "{said}");
+    case.deliver(settings).await;
+}
+
 /// Nothing, or no more than to see it; in the middle of the stream, or from the first event on.
 async fn parks_what_it_may_not_write(delivery: &str) {
     let mut case = Case::new().await;

@@ -12,6 +12,7 @@ use super::{
     properties,
     written::{Given, Opt, Written},
 };
+use crate::destination::RESERVED_BY_DEFAULT;
 
 /// Checks everything. What is wrong is added to `problems`, and a default stands in for it so
 /// that the checks after it still run; the result holds only if there is no problem.
@@ -46,6 +47,10 @@ pub(super) fn check(
                 w.create_replication,
             ),
             topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
+            reserved_topics: value_or(
+                w.reserved_topics,
+                RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
+            ),
             properties: checker.properties(w.properties_file, w.properties, purpose),
         },
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),

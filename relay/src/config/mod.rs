@@ -226,6 +226,8 @@ pub struct SinkConfig {
     pub create_topics: Option<CreateTopics>,
     /// How long an unknown topic is waited for.
     pub topic_grace: Duration,
+    /// Patterns of topics that are no destination, beside those that never are one.
+    pub reserved_topics: Vec<String>,
     /// librdkafka's properties, `bootstrap.servers` among them.
     pub properties: Properties,
 }

@@ -117,10 +117,12 @@ impl Config {
                 replication_factor: topics.replication_factor,
             }),
             topic_grace: sink.topic_grace,
+            reserved_topics: sink.reserved_topics.clone(),
             records_max: self.batch.records_max,
             bytes_max: self.batch.bytes_max,
             record_bytes_max: self.batch.record_bytes_max,
             progress_replication_factor: None,
+            roots: kafka::SystemRoots::default(),
         }
     }
 }

@@ -123,6 +123,10 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             ),
         }),
         "sink.topic_grace" => Some(duration(c.sink.topic_grace)),
+        "sink.reserved_topics" => {
+            let patterns: Vec<_> = c.sink.reserved_topics.iter().map(|p| quoted(p)).collect();
+            Some(format!("[{}]", patterns.join(", ")))
+        }
         _ => None,
     }
 }

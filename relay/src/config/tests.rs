@@ -79,6 +79,7 @@ fn every_key_can_be_written_in_the_file() {
         delivery = "at-least-once"
         create_topics = { partitions = 6, replication_factor = 3 }
         topic_grace = "3s"
+        reserved_topics = ["audit-*"]
         [sink.properties]
         bootstrap.servers = "a:1,b:2"
         "linger.ms" = 5

@@ -49,6 +49,7 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let parts = config.parts()?;
     warn_of_unverified(&parts);
+    tell_of_trust(&parts);
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let mut helpers = JoinSet::new();
     if let Some(address) = &config.admin.listen {
@@ -147,6 +148,13 @@ fn warn_of_unverified(parts: &Parts) {
             "the connection to PostgreSQL is not verified; add sslmode=verify-full (and \
              sslrootcert) to postgres.url"
         );
+    }
+}
+
+/// Whose word is taken for the brokers' certificates.
+fn tell_of_trust(parts: &Parts) {
+    if let Some(trusted) = parts.kafka.trust() {
+        tracing::info!(trusted, "the brokers' certificates are checked");
     }
 }
 

@@ -4,7 +4,10 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::headers;
-use crate::header::{self, cloudevents};
+use crate::{
+    destination::reserved_by,
+    header::{self, cloudevents},
+};
 
 /// Changes; what is `None` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +49,11 @@ pub enum EditError {
     /// There is no destination.
     #[error("the event has no topic: give one with --topic")]
     NoTopic,
+    /// Others keep state in it.
+    #[error(
+        "the topic {0} is no destination for events, others keep state in it: give another one with --topic"
+    )]
+    Reserved(String),
     /// Below 0.
     #[error("partition {0} is negative")]
     Partition(i32),
@@ -75,6 +83,9 @@ impl Edit {
         }
         let topic = self.topic.clone().or(event.topic).filter(|topic| !topic.is_empty());
         let topic = topic.map(|topic| headers::sanitised(&topic)).ok_or(EditError::NoTopic)?;
+        if self.topic.is_some() && reserved_by(&topic, &[]).is_some() {
+            return Err(EditError::Reserved(topic));
+        }
         let key = self.key.clone().map(|key| key.map(String::into_bytes)).unwrap_or(event.key);
         let partition = self.partition.unwrap_or(event.partition);
         if let Some(negative) = partition.filter(|partition| *partition < 0) {
@@ -165,6 +176,13 @@ mod tests {
         let after = edit.apply(event(), false).expect("a record");
         assert_eq!(after, Event { topic: Some("orders".into()), ..event() });
         assert_eq!(Edit::default().apply(event(), false), Err(EditError::Nothing));
+    }
+
+    #[test]
+    fn a_topic_in_which_others_keep_state_is_refused() {
+        let topic = "__consumer_offsets".to_owned();
+        let edit = Edit { topic: Some(topic.clone()), ..Edit::default() };
+        assert_eq!(edit.apply(event(), false), Err(EditError::Reserved(topic)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     table::TableName,
     template::Template,
 };
+use crate::destination::reserved_by;
 
 /// The `outbox` section of the settings, with what routing needs of the others. Made by `config`.
 #[derive(Clone, Debug)]
@@ -174,7 +175,12 @@ impl Settings {
             }
             Some(column) => Some(TopicFrom::Column(column.to_owned())),
             None => Template::parse(template)
-                .map(TopicFrom::Template)
+                .and_then(|template| match template.literal() {
+                    Some(topic) if reserved_by(topic, &[]).is_some() => {
+                        Err("it is no destination for events: others keep state in it".to_owned())
+                    }
+                    _ => Ok(TopicFrom::Template(template)),
+                })
                 .map_err(|what| {
                     let remedy = "write it as in \"outbox.event.{aggregatetype}\"";
                     problem(problems, "outbox.topic", what, remedy);

@@ -62,6 +62,14 @@ impl Template {
         &self.parts
     }
 
+    /// The topic itself, where no column has a part in it.
+    pub(super) fn literal(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [Part::Literal(text)] => Some(text),
+            _ => None,
+        }
+    }
+
     /// The columns it reads, in order; one may come twice.
     pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {

@@ -12,7 +12,7 @@ use rdkafka::{
 
 use super::{
     context::Context,
-    native::{self, Consumer},
+    native::{self, Consumer, Facts},
     settings::Settings,
 };
 
@@ -32,6 +32,8 @@ pub(super) enum Found {
     Missing,
     /// It may not be described, or not be written to.
     NotAuthorised,
+    /// The broker keeps state of its own in it.
+    Internal,
     Invalid,
 }
 
@@ -52,8 +54,9 @@ impl Lookup {
         found(&self.metadata(topic, timeout)?, topic)
     }
 
-    /// Like [`Lookup::find`], and whether we may write to it, where the broker tells. Asked before,
-    /// because a transaction ends its producer when a partition is not let in.
+    /// Like [`Lookup::find`], and whether we may write to it and it is not the broker's own, where
+    /// the broker tells. Asked before, because a transaction ends its producer when a partition is
+    /// not let in.
     pub(super) fn find_writable(
         &self,
         topic: &str,
@@ -61,10 +64,14 @@ impl Lookup {
     ) -> Result<Found, KafkaError> {
         let metadata = self.metadata(topic, timeout)?;
         let found = found(&metadata, topic)?;
-        let refused = matches!(found, Found::Partitions(_))
-            && self.is_controlled(&metadata)
-            && native::may_write(&self.client, topic, timeout) == Some(false);
-        Ok(if refused { Found::NotAuthorised } else { found })
+        if !matches!(found, Found::Partitions(_)) || !self.is_controlled(&metadata) {
+            return Ok(found);
+        }
+        Ok(match native::describe(&self.client, topic, timeout) {
+            Some(Facts { internal: true, .. }) => Found::Internal,
+            Some(Facts { may_write: Some(false), .. }) => Found::NotAuthorised,
+            Some(_) | None => found,
+        })
     }
 
     /// Whether there is a controller to answer administrative requests; without one librdkafka

@@ -13,6 +13,7 @@ mod produce;
 mod progress_log;
 mod progress_topic;
 mod property;
+mod roots;
 mod settings;
 mod stop;
 mod thread;
@@ -41,7 +42,7 @@ use self::{
 };
 pub use self::{
     progress_topic::ProgressTopic,
-    settings::{Delivery, Problem, Settings, TopicCreation},
+    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
 };
 use super::{Sink, SinkError, Stored};
 use crate::record::Batch;

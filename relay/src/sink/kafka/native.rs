@@ -4,7 +4,7 @@
 //! - Flush: the crate's sleeps to a 100 ms boundary while anything is in flight.
 //! - Produce: the crate allocates for the topic's name and for each header's, and looks the topic
 //!   up by name, per record.
-//! - Describe: the crate has no request for what we are allowed on a topic.
+//! - Describe: the crate has no request for what a topic is and what we are allowed on it.
 //! - Read: the crate drops the offset of an end-of-partition event, the one thing that tells how
 //!   far a reader has come past transaction markers.
 //!
@@ -286,8 +286,17 @@ pub(super) fn controller(client: &Consumer) -> Option<i32> {
     (id >= 0).then_some(id)
 }
 
-/// What a principal is known to be allowed on `topic`; `None` when the broker does not tell.
-pub(super) fn may_write(client: &Consumer, topic: &str, timeout: Duration) -> Option<bool> {
+/// What the broker says of a topic.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    /// The broker keeps state of its own in it.
+    pub internal: bool,
+    /// Whether we may write to it; `None` when the broker does not tell.
+    pub may_write: Option<bool>,
+}
+
+/// `None` when the broker does not answer this.
+pub(super) fn describe(client: &Consumer, topic: &str, timeout: Duration) -> Option<Facts> {
     let name = CString::new(topic).ok()?;
     let answer = Description::ask(client, &name, timeout)?;
     let mut count = 0;
@@ -303,15 +312,19 @@ pub(super) fn may_write(client: &Consumer, topic: &str, timeout: Duration) -> Op
     }
     let mut operations_count = 0;
     // SAFETY: there is one topic, which belongs to the event.
-    let operations = unsafe {
-        sys::rd_kafka_TopicDescription_authorized_operations(*topics, &mut operations_count)
+    let (internal, operations) = unsafe {
+        (
+            sys::rd_kafka_TopicDescription_is_internal(*topics) != 0,
+            sys::rd_kafka_TopicDescription_authorized_operations(*topics, &mut operations_count),
+        )
     };
     if operations.is_null() || operations_count == 0 {
-        return None;
+        return Some(Facts { internal, may_write: None });
     }
     // SAFETY: the array has that many members and belongs to the event.
     let operations = unsafe { slice::from_raw_parts(operations, operations_count) };
-    Some(operations.contains(&sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE))
+    let write = sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE;
+    Some(Facts { internal, may_write: Some(operations.contains(&write)) })
 }
 
 /// The event that answers a DescribeTopics request.

@@ -61,7 +61,7 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
             let error = KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed);
             return Err(sort(&format!("looking up the progress topic {name}"), error, None));
         }
-        Found::Invalid => {
+        Found::Invalid | Found::Internal => {
             return Err(SinkError::Misconfigured {
                 what: format!("the broker refuses the progress topic's name {name}"),
                 remedy: "choose another `name`".into(),

@@ -3,11 +3,20 @@
 //! Promises that no property can weaken delivery: those that would are refused by name, with the
 //! reason ([`Settings::problems`]). The file's shape is `config`'s; this module knows values only.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError, producer::BaseProducer};
 
-use super::{context::Context, property};
+use super::{
+    context::Context,
+    property,
+    roots::{self, Roots, Trust},
+};
 
 /// Default of `transaction.timeout.ms`: a dead relay holds `read_committed` readers that long.
 const TRANSACTION_TIMEOUT_DEFAULT_MS: u64 = 15_000;
@@ -44,6 +53,8 @@ pub struct Settings {
     pub create_topics: Option<TopicCreation>,
     /// How long a missing topic is looked for again before its records are refused.
     pub topic_grace: Duration,
+    /// Patterns of topics that are no destination, beside those that never are one.
+    pub reserved_topics: Vec<String>,
     /// Records in a batch, at most.
     pub records_max: usize,
     /// Bytes in a batch, at most; one record may exceed it alone.
@@ -52,7 +63,13 @@ pub struct Settings {
     pub record_bytes_max: usize,
     /// Replication factor of the progress topic; `None` is the broker's default.
     pub progress_replication_factor: Option<i32>,
+    /// The system's trusted certificates, once they were needed.
+    pub roots: SystemRoots,
 }
+
+/// What this system trusts; looked up once, at the first TLS connection that needs it.
+#[derive(Clone, Debug, Default)]
+pub struct SystemRoots(Arc<OnceLock<Result<Roots, String>>>);
 
 /// A setting that can't stand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +92,7 @@ impl fmt::Debug for Settings {
             .field("properties", &hidden)
             .field("create_topics", &self.create_topics)
             .field("topic_grace", &self.topic_grace)
+            .field("reserved_topics", &self.reserved_topics)
             .field("records_max", &self.records_max)
             .field("bytes_max", &self.bytes_max)
             .field("record_bytes_max", &self.record_bytes_max)
@@ -142,7 +160,37 @@ impl Settings {
                 remedy: "leave it out for the broker's default".into(),
             });
         }
+        if let Some(Err(what)) = self.system_roots() {
+            problems.push(Problem {
+                key: "sink.properties.ssl.ca.location".into(),
+                what: format!("security.protocol asks for TLS, and {what}"),
+                remedy: "set it to a file of PEM certificates, or install ca-certificates".into(),
+            });
+        }
         if problems.is_empty() { self.trial().into_iter().collect() } else { problems }
+    }
+
+    /// The system's trusted certificates where brokers are judged by them, or why there are none.
+    fn system_roots(&self) -> Option<&Result<Roots, String>> {
+        match Trust::of(&self.properties) {
+            Trust::System => Some(self.roots.0.get_or_init(roots::system)),
+            Trust::Plain | Trust::Named(_) | Trust::Anybody => None,
+        }
+    }
+
+    /// Whose word is taken for a broker's certificate, for people; `None` without TLS.
+    pub fn trust(&self) -> Option<String> {
+        match (Trust::of(&self.properties), self.system_roots()) {
+            (Trust::Plain, _) => None,
+            (Trust::Anybody, _) => {
+                Some("nobody: enable.ssl.certificate.verification is off".into())
+            }
+            (Trust::Named(property), _) => Some(format!("what {property} names")),
+            (Trust::System, Some(Ok(Roots { count, .. }))) => {
+                Some(format!("{count} authorities of {}", roots::place()))
+            }
+            (Trust::System, found) => found.and_then(|found| found.as_ref().err().cloned()),
+        }
     }
 
     fn trial(&self) -> Option<Problem> {
@@ -248,6 +296,9 @@ impl Settings {
         self.properties.iter().for_each(|(name, value)| {
             config.set(name.as_str(), value.as_str());
         });
+        if let Some(Ok(Roots { pem, .. })) = self.system_roots() {
+            config.set("ssl.ca.pem", pem.as_str());
+        }
         self.set_default(&mut config, "client.id", &self.transactional_id());
         // A transaction that follows at once finds the last one's markers being written: try again
         // soon, then ever less often.
@@ -283,10 +334,12 @@ pub(super) fn sample(servers: &str) -> Settings {
         properties: [("bootstrap.servers".to_owned(), servers.to_owned())].into(),
         create_topics: None,
         topic_grace: Duration::from_secs(10),
+        reserved_topics: Vec::new(),
         records_max: 10_000,
         bytes_max: 16 << 20,
         record_bytes_max: 16 << 20,
         progress_replication_factor: None,
+        roots: SystemRoots::default(),
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     stop::Stop,
 };
 use crate::{
+    destination::reserved_by,
     record::{Batch, Record},
     sink::{RefusedRecord, Rest, SinkError, partition::partition_for_key},
 };
@@ -156,6 +157,10 @@ impl Topics {
             );
             return Ok(Look::Refused(("invalid_topic", error)));
         }
+        // Before anything else is asked: a broker may create what it is asked for.
+        if let Some(pattern) = reserved_by(name, &settings.reserved_topics) {
+            return Ok(reserved(name, &format!("its name is reserved by {pattern:?}")));
+        }
         let found = match lookup.find_writable(name, LOOKUP_TIMEOUT) {
             Ok(found) => found,
             // What is known still holds; the delivery itself will say if the brokers are away.
@@ -177,6 +182,10 @@ impl Topics {
                      and Write"
                 );
                 Look::Refused(("not_authorised", error))
+            }
+            Found::Internal => {
+                self.known.remove(name);
+                reserved(name, "the broker says that it is internal")
             }
             Found::Invalid => {
                 Look::Refused(("invalid_topic", format!("the broker refuses {name:?}")))
@@ -272,6 +281,15 @@ enum Look {
     Known,
     Wait,
     Refused(Refusal),
+}
+
+/// Others keep state in it by its name.
+fn reserved(name: &str, why: &str) -> Look {
+    let error = format!(
+        "the topic {name} is no destination for events, because others keep state in it ({why}): \
+         give the event another topic; see sink.reserved_topics"
+    );
+    Look::Refused(("reserved_topic", error))
 }
 
 fn create(settings: &Settings, name: &str, creation: TopicCreation) -> Result<Look, SinkError> {
