@@ -72,6 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
             position: RowPosition { commit: Lsn::new(1), ordinal: 2 },
             relation: &relation,
             commit_time_us: 0,
+            writer: None,
             tuple,
             size_bytes: insert.len(),
         };
@@ -84,7 +85,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(record.timestamp_ms.is_none_or(|ms| ms >= 0));
                 assert!(record.headers().all(|(name, _)| !name.is_empty()));
             }
-            Ok(Routed::Ignored) => panic!("the table is mapped"),
+            Ok(Routed::Ignored | Routed::Moved) => panic!("the table is mapped"),
             Err(refused) => {
                 assert!(!refused.error.is_empty());
                 assert_eq!(before, (batch.len(), batch.size_bytes()), "a refused row left bytes");

@@ -12,12 +12,17 @@ use tokio_postgres::Client;
 use crate::{
     config::{Config, parts::Parts},
     postgres::sql,
+    repair,
+    route::{Mapping, TableName},
     sink::{
         SinkError,
         kafka::{self, ProgressTopic},
     },
-    source::slot::{self, InspectError},
-    table_fit::{self, Unfit},
+    source::{
+        slot::{self, InspectError},
+        table::{self, TableState},
+    },
+    table_fit::{self, Fit, Unfit},
 };
 
 /// Bound of each of the two halves, so that the whole ends within 15 s.
@@ -132,15 +137,19 @@ async fn server(
     let publication_name = &config.postgres.publication;
     let publication = slot::inspect_publication(client, publication_name).await?;
     for table in parts.mapping.tables() {
-        let columns = slot::column_types(client, &table.schema, &table.table).await?;
-        let publication = publication.as_ref();
-        let fits = table_fit::fits(publication_name, publication, table, columns, &parts.mapping);
+        let state = table::inspect(client, &table.schema, &table.table).await?;
+        let (publication, mapping) = (publication.as_ref(), &parts.mapping);
+        let fits = table_fit::fits(publication_name, publication, table, state.as_ref(), mapping);
+        let fit = fits.as_ref().ok().copied();
         findings.push(match fits {
             Ok(_) => ok("table", format!("{table} is published by {publication_name} and fits")),
             Err(Unfit::Unpublished(halt) | Unfit::Columns(halt)) => {
                 problem("table", halt.reason, halt.remedy)
             }
         });
+        if let (Some(fit), Some(state)) = (fit, &state) {
+            findings.push(rows(table, fit, state, mapping));
+        }
     }
     findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
@@ -157,6 +166,25 @@ async fn server(
         }
     });
     Ok(findings)
+}
+
+/// What the relay can tell of a table's rows when they come again, or their slot is lost.
+fn rows(name: &TableName, fit: Fit, state: &TableState, mapping: &Mapping) -> Finding {
+    match repair::fits(name, state, mapping) {
+        Err(halt) => {
+            let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
+            warning("rows", seen, halt.remedy)
+        }
+        Ok(_) if !fit.stamped => warning(
+            "rows",
+            format!(
+                "rows of {name} that are moved between its partitions are published again: the \
+                 stream has no column xid whose default is pg_current_xact_id()"
+            ),
+            format!("alter table {name} alter column xid set default pg_current_xact_id()"),
+        ),
+        Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
+    }
 }
 
 /// What the server and the role are able to do.

@@ -85,6 +85,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_reconnects_total", "counter", "`cause`: `postgres`, `broker`, `fenced`, `other`", "Times the relay started again from its progress"),
     metric("outbox_relay_refused_total", "counter", "`reason`", "Rows and records that can't be delivered, by why"),
     metric("outbox_relay_parked_total", "counter", "`reason`", "Events that were parked, by why; `lane_parked` for those behind a refused one"),
+    metric("outbox_relay_rows_moved_total", "counter", "", "Rows that were moved between partitions or copied, known by their column xid, and not published again"),
     metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
@@ -163,6 +164,7 @@ pub struct Metrics {
     reconnects: Family<CauseLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     parked: Family<ReasonLabel, Counter>,
+    rows_moved: Counter,
     parked_lanes: IntGauge,
 }
 
@@ -189,6 +191,7 @@ impl Metrics {
             reconnects: Family::default(),
             refused: Family::default(),
             parked: Family::default(),
+            rows_moved: Counter::default(),
             parked_lanes: Gauge::default(),
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
@@ -228,6 +231,7 @@ impl Metrics {
                 "outbox_relay_reconnects_total" => add.it(self.reconnects.clone()),
                 "outbox_relay_refused_total" => add.it(self.refused.clone()),
                 "outbox_relay_parked_total" => add.it(self.parked.clone()),
+                "outbox_relay_rows_moved_total" => add.it(self.rows_moved.clone()),
                 "outbox_relay_parked_lanes" => add.it(self.parked_lanes.clone()),
                 "process_resident_memory_bytes" => add.it(self.resident_bytes.clone()),
                 name => debug_assert!(false, "{name} is in the list and has no handle"),
@@ -262,6 +266,11 @@ impl Metrics {
     pub fn parked(&self, reason: &'static str) {
         debug_assert!(REASONS.contains(&reason), "{reason}");
         self.parked.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A row was moved or copied, and is not published again.
+    pub fn row_moved(&self) {
+        self.rows_moved.inc();
     }
 
     /// The OpenMetrics text, with gauges as given.

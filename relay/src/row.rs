@@ -190,6 +190,9 @@ pub struct Row<'a> {
     pub relation: &'a Relation,
     /// When its transaction was committed, in microseconds since 2000-01-01 UTC.
     pub commit_time_us: i64,
+    /// The id of the transaction that the stream has it in, without the epoch; `None` for a row
+    /// that was read from the table.
+    pub writer: Option<u32>,
     /// Its values.
     pub tuple: Tuple<'a>,
     /// Size of the whole message in bytes, also when `tuple` is truncated.

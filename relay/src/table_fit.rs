@@ -1,11 +1,18 @@
-//! Whether a publication and a table serve, and the SQL that mends them: shared by start-up, by a
-//! change of the table while streaming, and by `check`. Pure.
+//! Whether a publication and a table serve, and the SQL that fixes them: shared by start-up, by a
+//! look at the tables while streaming, and by `check`. Pure.
+//!
+//! The rule: every row that the table shows is in the stream, under the table's name. Where the
+//! catalog says that some are not, nothing may be streamed past them.
 
 use crate::{
     reconcile::Halt,
-    route::{Format, Mapping, Misfit, TableName},
+    route::{Format, Mapping, Misfit, TableName, XID},
     row::{Column, Relation},
-    source::{intake::IntakeError, slot},
+    source::{
+        intake::IntakeError,
+        slot::{PublicationState, PublishedTable},
+        table::{self, Hidden, TableState},
+    },
 };
 
 /// Why a table does not serve, by what may be streamed all the same.
@@ -18,78 +25,208 @@ pub(crate) enum Unfit {
     Columns(Halt),
 }
 
-/// Looks at one table of the settings. `columns` are those of the catalog, empty when there is no
-/// such table.
-///
-/// # Errors
-/// [`Unfit`] with what is missing and the SQL or setting that mends it.
-pub(crate) fn fits(
-    publication_name: &str,
-    publication: Option<&slot::PublicationState>,
-    table: &TableName,
-    columns: Vec<slot::Column>,
-    mapping: &Mapping,
-) -> Result<Format, Unfit> {
-    published_columns(publication_name, publication, table, columns)
-        .map_err(Unfit::Unpublished)
-        .and_then(|columns| {
-            let TableName { schema, table } = table.clone();
-            let fit = mapping.format_for(&Relation { id: 0, schema, table, columns });
-            fit.map_err(|found| Unfit::Columns(misfits(&found)))
-        })
+/// What the stream of a table that serves is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fit {
+    /// That its rows need.
+    pub(crate) format: Format,
+    /// Whether its column `xid` is the transaction that inserted the row, and is in the stream.
+    pub(crate) stamped: bool,
 }
 
-/// The columns that the stream has of a table.
-fn published_columns(
+/// Looks at one table of the settings; `table` is `None` when there is none of its name.
+///
+/// # Errors
+/// [`Unfit`] with what is missing and the SQL or setting that fixes it.
+pub(crate) fn fits(
     publication_name: &str,
-    publication: Option<&slot::PublicationState>,
-    table: &TableName,
-    columns: Vec<slot::Column>,
-) -> Result<Vec<Column>, Halt> {
-    let TableName { schema, table: name } = table;
-    if columns.is_empty() {
+    publication: Option<&PublicationState>,
+    name: &TableName,
+    table: Option<&TableState>,
+    mapping: &Mapping,
+) -> Result<Fit, Unfit> {
+    let (table, columns) = published(publication_name, publication, name, table, mapping)
+        .map_err(Unfit::Unpublished)?;
+    let stamped = columns.iter().any(|c| c.name == XID && c.is_stamp());
+    let binary = columns.iter().all(|column| column.binary);
+    let columns = columns.iter().map(|c| Column { name: c.name.clone(), type_oid: c.type_oid });
+    let TableName { schema, table: table_name } = name.clone();
+    let relation = Relation { id: 0, schema, table: table_name, columns: columns.collect() };
+    let format = mapping.format_for(&relation).map_err(|mut found| {
+        found.iter_mut().for_each(|misfit| explain_generated(misfit, name, table));
+        Unfit::Columns(misfits(&found))
+    })?;
+    Ok(Fit { format: if binary { format } else { Format::Text }, stamped })
+}
+
+/// The table, and the columns that the stream has of it.
+fn published<'a>(
+    publication_name: &str,
+    publication: Option<&PublicationState>,
+    name: &TableName,
+    table: Option<&'a TableState>,
+    mapping: &Mapping,
+) -> Result<(&'a TableState, Vec<&'a table::Column>), Halt> {
+    let Some(table) = table else {
         return Err(Halt::new(
-            format!("there is no table {table}"),
+            format!("there is no table {name}"),
             "run `outbox-relay migrate`, or set outbox.tables to the table that there is",
         ));
-    }
+    };
+    is_in_the_wal(name, table)?;
+    hides_nothing(name, &table.hidden, mapping)?;
     let Some(publication) = publication else {
         return Err(Halt::new(
             format!("there is no publication {publication_name}"),
             format!(
                 "run `outbox-relay migrate`, or: create publication {publication_name} for table \
-                 {table} with (publish = 'insert', publish_via_partition_root = true)"
+                 {name} with (publish = 'insert', publish_via_partition_root = true)"
             ),
         ));
     };
-    let published = publication.tables.iter().find(|p| p.schema == *schema && p.table == *name);
-    let Some(published) = published else {
-        let add = format!("alter publication {publication_name} add table {table}");
-        let remedy = if publication.via_root {
-            add
-        } else {
-            // Without it the leaves of a partitioned table are published under their own names.
-            format!(
-                "alter publication {publication_name} set (publish_via_partition_root = true); \
-                 and if the table is not part of it: {add}"
-            )
-        };
-        return Err(Halt::new(
-            format!("publication {publication_name} does not publish {table}"),
-            remedy,
-        ));
-    };
+    let listed = listing(publication_name, publication, name, table)?;
     if !publication.insert {
         return Err(Halt::new(
             format!("publication {publication_name} does not publish inserts"),
             format!("alter publication {publication_name} set (publish = 'insert')"),
         ));
     }
-    let is_published = |column: &slot::Column| {
-        published.columns.as_ref().is_none_or(|names| names.contains(&column.name))
+    if let Some(filter) = &listed.row_filter {
+        return Err(Halt::new(
+            format!(
+                "publication {publication_name} publishes only those rows of {name} for which \
+                 {filter} holds: the others are never in the stream"
+            ),
+            format!(
+                "begin; alter publication {publication_name} drop table {name}; alter publication \
+                 {publication_name} add table {name}; commit"
+            ),
+        ));
+    }
+    let is_published = |column: &&table::Column| {
+        let named = listed.columns.as_ref().is_none_or(|names| names.contains(&column.name));
+        // Before 18 none of them is, also where the catalog lists it.
+        named && (column.generated.is_empty() || publication.generated.is_some())
     };
-    let columns = columns.into_iter().filter(is_published);
-    Ok(columns.map(|slot::Column { name, type_oid, .. }| Column { name, type_oid }).collect())
+    Ok((table, table.columns.iter().filter(is_published).collect()))
+}
+
+/// Rows that are written into it leave their trace in this server's WAL.
+fn is_in_the_wal(name: &TableName, table: &TableState) -> Result<(), Halt> {
+    let (what, why) = match table.kind.as_str() {
+        "v" | "m" => ("a view", "which has no rows of its own that could be streamed"),
+        "f" => ("a foreign table", "whose rows are in another server's WAL"),
+        "r" | "p" => {
+            return match table.persistence.as_str() {
+                "u" => Err(Halt::new(
+                    format!(
+                        "{name} is unlogged: its rows are not in the WAL, so none is ever \
+                         streamed, and a crash of the server empties it"
+                    ),
+                    format!("alter table {name} set logged"),
+                )),
+                "t" => Err(Halt::new(
+                    format!("{name} is temporary: its rows are not in the WAL"),
+                    "set outbox.tables to a permanent table",
+                )),
+                _ => Ok(()),
+            };
+        }
+        _ => ("no table", "so no rows are inserted into it"),
+    };
+    Err(Halt::new(
+        format!("{name} is {what}, {why}"),
+        "set outbox.tables to the table that the events are inserted into",
+    ))
+}
+
+/// Nothing below it keeps rows out of the stream. A child that is a table of the settings itself is
+/// published as that.
+fn hides_nothing(name: &TableName, hidden: &[Hidden], mapping: &Mapping) -> Result<(), Halt> {
+    let is_mapped = |below: &&Hidden| {
+        let streamed = below.inherits && below.kind != "f" && below.persistence == "p";
+        streamed && mapping.maps(&below.schema, &below.table)
+    };
+    let (mut reasons, mut remedies) = (Vec::new(), Vec::new());
+    for below in hidden.iter().filter(|below| !is_mapped(below)) {
+        let Hidden { name: child, kind, persistence, inherits, .. } = below;
+        let (reason, remedy) = match (kind.as_str(), persistence.as_str()) {
+            ("f", _) => (
+                format!("{child} is a foreign table: what is inserted into it is in another WAL"),
+                if *inherits {
+                    format!("alter foreign table {child} no inherit {name}")
+                } else {
+                    format!("alter table {name} detach partition {child}")
+                },
+            ),
+            (_, "u") => (
+                format!("{child} is unlogged: what is inserted into it is not in the WAL"),
+                format!("alter table {child} set logged"),
+            ),
+            _ if *inherits => (
+                format!(
+                    "{child} inherits from {name}, and is published under its own name, if at all"
+                ),
+                format!(
+                    "add {child} to outbox.tables and to the publication, or: alter table {child} \
+                     no inherit {name}"
+                ),
+            ),
+            _ => (
+                format!("{child} is temporary: what is inserted into it is not in the WAL"),
+                format!("alter table {name} detach partition {child}"),
+            ),
+        };
+        reasons.push(reason);
+        remedies.push(remedy);
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(Halt::new(
+        format!("{name} has rows that are never in its stream: {}", reasons.join("; ")),
+        remedies.join("; "),
+    ))
+}
+
+/// The publication's entry of the table.
+fn listing<'a>(
+    publication_name: &str,
+    publication: &'a PublicationState,
+    name: &TableName,
+    table: &TableState,
+) -> Result<&'a PublishedTable, Halt> {
+    let found = publication.tables.iter().find(|p| name.is(&p.schema, &p.table));
+    found.ok_or_else(|| {
+        let add = format!("alter publication {publication_name} add table {name}");
+        let remedy = match &table.root {
+            Some(root) if publication.via_root => {
+                format!("set outbox.tables to {root}, of which it is a partition; or: {add}")
+            }
+            _ if publication.via_root => add,
+            // Without it the leaves of a partitioned table are published under their own names.
+            _ => format!(
+                "alter publication {publication_name} set (publish_via_partition_root = true); and \
+                 if the table is not part of it: {add}"
+            ),
+        };
+        Halt::new(format!("publication {publication_name} does not publish {name}"), remedy)
+    })
+}
+
+/// A generated column is in the table and not in the stream: to add it is no remedy.
+fn explain_generated(misfit: &mut Misfit, name: &TableName, table: &TableState) {
+    let column = table.columns.iter().find(|column| column.name == misfit.column);
+    let Some(column) = column.filter(|column| !column.generated.is_empty()) else { return };
+    let column = &column.name;
+    misfit.what = format!(
+        "the column {column} of {name} is generated, and PostgreSQL does not publish its values"
+    );
+    misfit.remedy = format!(
+        "alter table {name} alter column {column} drop expression, and have writers or a trigger \
+         fill it; name another column in the settings; or, on PostgreSQL 18 and a stored column, \
+         add it to the publication's column list"
+    );
 }
 
 /// All that is wrong with a table's columns, as one halt.
@@ -103,3 +240,6 @@ impl From<Halt> for IntakeError {
         IntakeError::DoesNotFit { what: halt.reason, remedy: halt.remedy }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ mod ordering;
 mod outages;
 mod publish;
 mod repair;
+mod rows;
 mod schema;
 mod secure_kafka;
 mod secure_postgres;

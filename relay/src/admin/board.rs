@@ -51,6 +51,7 @@ struct Inner {
     records: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
+    moved: AtomicU64,
     /// One more than there are; 0 is "not known".
     parked_lanes: AtomicU64,
     state: Mutex<State>,
@@ -110,6 +111,7 @@ impl Board {
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             parked_lanes: AtomicU64::new(0),
             state: Mutex::new(State {
                 phase: Phase::Starting { doing: "reading settings".into() },
@@ -243,6 +245,12 @@ impl Board {
         }
     }
 
+    /// A row was moved or copied, and is not published again.
+    pub fn moved(&self) {
+        self.0.moved.fetch_add(1, Relaxed);
+        self.0.metrics.row_moved();
+    }
+
     /// How many lanes are parked.
     pub fn parked_lanes(&self, count: usize) {
         self.0.parked_lanes.store(count as u64 + 1, Relaxed);
@@ -301,6 +309,7 @@ impl Board {
             bytes_delivered: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
             last_batch: state.last_batch.clone(),
+            rows_moved: self.0.moved.load(Relaxed),
             parked_lanes: self.0.parked_lanes.load(Relaxed).checked_sub(1),
             last_error: state.last_error.clone(),
             uptime_seconds: now.as_secs_f64(),

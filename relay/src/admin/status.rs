@@ -43,6 +43,10 @@ pub struct Status {
     pub batches: u64,
     /// The newest delivery that had records.
     pub last_batch: Option<LastBatch>,
+    /// Rows that were moved between partitions or copied, and not published again, since the
+    /// process started.
+    #[serde(default)]
+    pub rows_moved: u64,
     /// Lanes that are parked now; null before it is known.
     pub parked_lanes: Option<u64>,
     /// The newest error, also when it has passed.

@@ -61,6 +61,7 @@ fn table(s: &Status) -> String {
         ("lag", lag),
         ("records delivered", s.records_delivered.to_string()),
         ("last batch", known(batch)),
+        ("rows moved", s.rows_moved.to_string()),
         ("parked lanes", known(s.parked_lanes)),
         ("last error", known(s.last_error.as_ref().map(|e| format!("{} {}", e.at, e.error)))),
         ("uptime", uptime(s.uptime_seconds)),
@@ -115,6 +116,7 @@ server's WAL end   0/300
 lag                512 B, 0.5 s
 records delivered  2
 last batch         2 records, 5000 B, 4.0 ms
+rows moved         0
 parked lanes       -
 last error         -
 uptime             1m 1s

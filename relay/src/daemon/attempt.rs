@@ -162,7 +162,7 @@ async fn stream(
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
     let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
-    let intake = RouteIntake::new(started.router, started.from, &config.name);
+    let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
     let probe = started.probe;
     let source = Stream::new(
         started.socket,

@@ -66,12 +66,10 @@ pub(super) async fn begin(
                 "slot {name} is gone, and events committed after {from} can't be found: {}",
                 why.reason
             ),
-            format!(
-                "{}; to leave out what is not published, make a new slot and publish what is \
-                 committed from then on, run `outbox-relay resume --at now`",
-                why.remedy
-            ),
-        ))
+            "to leave out what is not published, make a new slot and publish what is committed from \
+             then on, run `outbox-relay resume --at now`",
+        )
+        .unless(&why.remedy))
     })?;
     match progress.position {
         Some(position) => tracing::warn!(

@@ -30,8 +30,9 @@ use crate::{
     source::{
         connect::{ReplicationConnection, StreamOptions, SystemIdentity},
         slot::{self, SlotState},
+        table,
     },
-    table_fit::{self, Unfit},
+    table_fit::{self, Fit, Unfit},
 };
 
 /// What a start leads to.
@@ -173,7 +174,8 @@ pub(super) async fn start(
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
-    let router = Router::new(parts.mapping.clone(), &origin, tables.format);
+    let router =
+        Router::new(parts.mapping.clone(), &origin, tables.format).with_stamped(tables.stamped);
     let probe = sink.probe();
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
     Ok(Started::Stream(Box::new(Streaming { delivery, probe, from, router, socket, unread })))
@@ -427,6 +429,8 @@ pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(
 struct Tables {
     /// That their rows need.
     format: Format,
+    /// Those whose column `xid` is the transaction that inserted the row.
+    stamped: Vec<TableName>,
     /// Why rows that are written from now on would not serve.
     misfit: Option<Halt>,
     /// For a repair, or why they can't be read for one.
@@ -452,20 +456,25 @@ async fn inspect_tables(
     let client = session.client();
     let name = &config.postgres.publication;
     let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
-    let mut found = Tables { format: least, misfit: None, repair: Ok(Vec::new()) };
+    let mut found = Tables { format: least, stamped: vec![], misfit: None, repair: Ok(Vec::new()) };
     for table in parts.mapping.tables() {
         let TableName { schema, table: table_name } = table;
-        let columns = slot::column_types(client, schema, table_name).await.map_err(failed)?;
-        let readable = slot::may_select(client, schema, table_name).await.map_err(failed)?;
-        if let Ok(tables) = &mut found.repair {
-            match crate::repair::fits(table, &columns, readable, &parts.mapping) {
+        let state = table::inspect(client, schema, table_name).await.map_err(failed)?;
+        if let (Ok(tables), Some(state)) = (&mut found.repair, &state) {
+            match crate::repair::fits(table, state, &parts.mapping) {
                 Ok(table) => tables.push(table),
                 Err(halt) => found.repair = Err(halt),
             }
         }
-        match table_fit::fits(name, publication.as_ref(), table, columns, &parts.mapping) {
-            Ok(Format::Binary) => {}
-            Ok(Format::Text) => found.format = Format::Text,
+        match table_fit::fits(name, publication.as_ref(), table, state.as_ref(), &parts.mapping) {
+            Ok(Fit { format, stamped }) => {
+                if format == Format::Text {
+                    found.format = Format::Text;
+                }
+                if stamped {
+                    found.stamped.push(table.clone());
+                }
+            }
             Err(Unfit::Unpublished(halt)) => return Err(Ended::Halted(halt)),
             Err(Unfit::Columns(halt)) => {
                 // It carries every type, whatever shape the rows in the stream have.

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use crate::{
+    admin::Board,
     dead_letter::Message,
     position::{Position, RowPosition},
     record::{Announced, Batch},
@@ -23,15 +24,42 @@ pub struct RouteIntake {
     /// Stored before this connection: the server sends a cut transaction again from its Begin.
     delivered: Position,
     relay_name: String,
+    board: Board,
     /// Releases that the open transaction has announced so far.
     announced: Vec<(String, u64)>,
+    /// Tables of which rows were moved, by OID: each is told of once.
+    moved: Vec<u32>,
 }
 
 impl RouteIntake {
     /// Rows that `delivered` covers are skipped. Releases of other relays than `relay_name` are
-    /// not ours.
-    pub fn new(router: Router, delivered: Position, relay_name: &str) -> Self {
-        RouteIntake { router, delivered, relay_name: relay_name.to_owned(), announced: Vec::new() }
+    /// not ours. `board` shows how many rows were moved.
+    pub fn new(router: Router, delivered: Position, relay_name: &str, board: Board) -> Self {
+        RouteIntake {
+            router,
+            delivered,
+            relay_name: relay_name.to_owned(),
+            board,
+            announced: Vec::new(),
+            moved: Vec::new(),
+        }
+    }
+
+    /// It was published as what it was at first, or will be.
+    #[cold]
+    fn moved(&mut self, row: &Row<'_>) {
+        self.board.moved();
+        if self.moved.contains(&row.relation.id) {
+            return;
+        }
+        self.moved.push(row.relation.id);
+        tracing::warn!(
+            table = %format_args!("{}.{}", row.relation.schema, row.relation.table),
+            position = %row.position,
+            "rows whose column xid names another transaction are not published: they were moved \
+             between partitions or copied, and count from their first insert; to publish a copy as \
+             an event of its own, leave xid (and id) to the columns' defaults"
+        );
     }
 }
 
@@ -53,6 +81,11 @@ impl Intake for RouteIntake {
         match self.router.route(row, batch) {
             Ok(Routed::Added) => {}
             Ok(Routed::Ignored) => return,
+            Ok(Routed::Moved) => {
+                self.moved(row);
+                batch.position = Some(Position::Row(row.position));
+                return;
+            }
             Err(refused) => self.router.keep(row, *refused, batch),
         }
         batch.position = Some(Position::Row(row.position));

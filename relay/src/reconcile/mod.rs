@@ -92,6 +92,11 @@ impl Halt {
     pub fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Halt { reason: reason.into(), remedy: remedy.into() }
     }
+
+    /// With what loses nothing before what gives something up.
+    pub(crate) fn unless(self, remedy: &str) -> Self {
+        Halt { remedy: format!("{remedy}; or, {}", self.remedy), ..self }
+    }
 }
 
 /// Whether what is stored under this relay's name is this relay's own. Asked before the fence, so
@@ -226,8 +231,9 @@ fn begun(
                 facts,
                 &position.map_or_else(|| "the first event".to_owned(), |p| p.to_string()),
                 "is being repaired",
-                &format!("{}; {}", why.reason, why.remedy),
-            )),
+                &why.reason,
+            )
+            .unless(&why.remedy)),
         },
     }
 }
@@ -264,7 +270,8 @@ fn repair(facts: &Facts<'_>, lower: Option<String>, what: &str) -> Result<Decisi
     }
     let from = facts.progress.and_then(|progress| progress.position);
     let from = from.map_or_else(|| "the first event".to_owned(), |position| position.to_string());
-    Err(gone(facts, &from, what, &format!("the table can't be read for them: {reason}; {remedy}")))
+    Err(gone(facts, &from, what, &format!("the table can't be read for them: {reason}"))
+        .unless(remedy))
 }
 
 /// What the slot would have sent can't be found.

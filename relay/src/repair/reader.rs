@@ -91,6 +91,7 @@ impl Reader {
                 position: position(&self.under_way, ordinal),
                 relation: &feed.table.relation,
                 commit_time_us: found.moment_us.min(now_us).saturating_sub(POSTGRES_EPOCH_US),
+                writer: None,
                 tuple: Tuple {
                     column_count: found.column_count,
                     bytes: &found.values,

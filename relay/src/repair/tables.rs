@@ -7,13 +7,11 @@ use tokio_postgres::Client;
 use crate::{
     progress::RepairRecord,
     reconcile::Halt,
-    route::{Mapping, TableName},
+    route::{Mapping, TableName, XID},
     row::{Column, Relation},
-    source::slot,
+    source::table::{self, TableState},
 };
 
-/// The column that says which transaction wrote a row.
-const XID: &str = "xid";
 /// `pg_type.oid` of what these columns must be.
 const XID8: u32 = 5069;
 const TIMESTAMP: u32 = 1114;
@@ -30,27 +28,30 @@ pub struct Table {
     /// The mapped columns, as the stream would announce them.
     pub(super) relation: Relation,
     name: TableName,
+    /// What inherits from it is no part of it: the stream has that under its own name.
+    only: bool,
     /// The id as rows are ordered by it, and the type of that.
     id: String,
     id_type: String,
     created_at: String,
 }
 
-/// Whether a table can be read for a repair: `columns` are those of the catalog, `readable` whether
-/// the role may. That the mapping fits them is somebody else's question.
+/// Whether a table can be read for a repair. That the mapping fits it is somebody else's question.
 ///
 /// # Errors
 /// [`Halt`] with what is missing, and the SQL or setting that mends it.
-pub fn fits(
-    name: &TableName,
-    columns: &[slot::Column],
-    readable: bool,
-    mapping: &Mapping,
-) -> Result<Table, Halt> {
-    if !readable {
+pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<Table, Halt> {
+    let columns = &table.columns;
+    if !table.readable {
         return Err(Halt::new(
             format!("the relay's role may not read {name}"),
             format!("grant select on {name} to it (docs/ROLES.md)"),
+        ));
+    }
+    if table.row_security {
+        return Err(Halt::new(
+            format!("the relay's role sees only those rows of {name} that its policies let it see"),
+            "alter role … bypassrls, for the relay's role",
         ));
     }
     let find = |name: &str| columns.iter().find(|column| column.name == name);
@@ -65,7 +66,7 @@ pub fn fits(
         ));
     }
     let created_at = mapping.created_at_column().and_then(find);
-    let is_time = |column: &&slot::Column| [TIMESTAMP, TIMESTAMPTZ].contains(&column.type_oid);
+    let is_time = |column: &&table::Column| [TIMESTAMP, TIMESTAMPTZ].contains(&column.type_oid);
     let Some(created_at) = created_at.filter(|column| column.not_null).filter(is_time) else {
         return Err(Halt::new(
             format!(
@@ -87,10 +88,12 @@ pub fn fits(
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();
     let (id, id_type) = ordering(id);
+    let only = table.kind != "p";
     let TableName { schema, table } = name.clone();
     Ok(Table {
         relation: Relation { id: 0, schema, table, columns },
         name: name.clone(),
+        only,
         id,
         id_type,
         created_at: created_at.name.clone(),
@@ -108,6 +111,12 @@ impl Table {
         format!("{}.{}", identifier(&self.name.schema), identifier(&self.name.table))
     }
 
+    /// As it is read from.
+    fn from(&self) -> String {
+        let only = if self.only { "only " } else { "" };
+        format!("{only}{}", self.sql_name())
+    }
+
     /// The rows of a repair that are still to be delivered, in order: `created_at` in microseconds,
     /// id, size in bytes, then the mapped columns. `among` is how many tables are read: a cursor
     /// names no table, so that among several what shares its moment is read again.
@@ -117,7 +126,7 @@ impl Table {
         record_bytes_max: usize,
         among: usize,
     ) -> String {
-        let (table, created_at) = (self.sql_name(), identifier(&self.created_at));
+        let (table, created_at) = (self.from(), identifier(&self.created_at));
         let id = &self.id;
         let moment = format!(
             "case when pg_catalog.isfinite(t.{created_at}) \
@@ -169,7 +178,7 @@ impl Table {
 
 /// By what rows of one moment are ordered. A session sees no operators but the server's own, and a
 /// text that is cast to `character` keeps one letter: such ids are ordered by their text.
-fn ordering(id: &slot::Column) -> (String, String) {
+fn ordering(id: &table::Column) -> (String, String) {
     let name = format!("t.{}", identifier(&id.name));
     if id.type_oid == CHARACTER || id.type_name.contains('.') {
         let text = format!("({name}::pg_catalog.text collate pg_catalog.\"C\")");
@@ -189,10 +198,10 @@ pub async fn complete(
     lower: Option<&str>,
 ) -> Result<Result<(), Halt>, tokio_postgres::Error> {
     for table in tables {
-        let name = table.sql_name();
+        let (name, from) = (table.sql_name(), table.from());
         let query = match lower {
             Some(lower) => format!(
-                "select exists (select from {name} t where {}) or 0 = ( \
+                "select exists (select from {from} t where {}) or 0 = ( \
                      select coalesce(sum(pg_catalog.pg_stat_get_tuples_deleted(p.oid)), 0) \
                      from (select {} ::pg_catalog.regclass as oid union \
                            select relid from pg_catalog.pg_partition_tree({})) p)",
@@ -201,7 +210,7 @@ pub async fn complete(
                 literal(&name)
             ),
             None => format!(
-                "select not exists (select from {name} t where t.xid >= \
+                "select not exists (select from {from} t where t.xid >= \
                      pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))"
             ),
         };

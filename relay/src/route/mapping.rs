@@ -9,10 +9,15 @@ use super::{
     table::{TableName, quoted},
     template::{Part, Template},
 };
-use crate::row::{Relation, Value};
+use crate::row::{Column, Relation, Value};
 
-/// Distinct columns that may be mapped; their values live on the stack while a row is routed.
-pub(super) const SLOTS_MAX: usize = 24;
+/// Distinct columns that may be mapped.
+const MAPPED_MAX: usize = 24;
+/// These and `xid`: their values live on the stack while a row is routed.
+pub(super) const SLOTS_MAX: usize = MAPPED_MAX + 1;
+
+/// The column that says which transaction wrote a row, of type `xid8`.
+pub(crate) const XID: &str = "xid";
 
 /// What a column is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +141,8 @@ pub(super) struct Plan {
     pub(super) created_at: Option<Slot>,
     /// Header name and column.
     pub(super) header_columns: Vec<(String, Slot)>,
+    /// Which transaction wrote the row.
+    pub(super) xid: Option<Slot>,
     /// A column that only the text format can carry.
     pub(super) text_column: Option<String>,
 }
@@ -209,12 +216,12 @@ impl Mapping {
 
     pub(super) fn check_size(&self) -> Result<(), Vec<Problem>> {
         let count = self.column_names().len();
-        if count <= SLOTS_MAX {
+        if count <= MAPPED_MAX {
             return Ok(());
         }
         Err(vec![Problem {
             key: "outbox.header_columns".to_owned(),
-            what: format!("{count} columns are mapped, {SLOTS_MAX} at most can be"),
+            what: format!("{count} columns are mapped, {MAPPED_MAX} at most can be"),
             remedy: "put the values into the headers column".to_owned(),
         }])
     }
@@ -246,6 +253,7 @@ impl Mapping {
                 Some((header.clone(), slot))
             })
             .collect();
+        let xid = planner.xid();
         let Planner { slots, text_column, misfits, .. } = planner;
         match (id, topic, payload) {
             (Some(id), Some(topic), Some(payload)) if misfits.is_empty() => Ok(Plan {
@@ -259,6 +267,7 @@ impl Mapping {
                 partition,
                 created_at,
                 header_columns,
+                xid,
                 text_column,
             }),
             _ => Err(misfits),
@@ -313,6 +322,17 @@ impl<'r> Planner<'r> {
                 return None;
             }
         }
+        self.at(index, kind)
+    }
+
+    fn xid(&mut self) -> Option<Slot> {
+        let is_xid =
+            |(_, c): &(usize, &Column)| c.name == XID && Kind::from_oid(c.type_oid) == Kind::Xid8;
+        let (index, _) = self.relation.columns.iter().enumerate().find(is_xid)?;
+        self.at(index, Kind::Xid8)
+    }
+
+    fn at(&mut self, index: usize, kind: Kind) -> Option<Slot> {
         let slot = self.slots.get_mut(index)?;
         if *slot == UNMAPPED {
             *slot = self.used;

@@ -20,6 +20,7 @@ mod tests;
 mod time;
 mod value;
 
+pub(crate) use self::mapping::XID;
 use self::{
     event::Scratch,
     headers::{RelayHeaders, Reserved},
@@ -53,6 +54,8 @@ pub struct Router {
     mapping: Mapping,
     format: Format,
     relay: RelayHeaders,
+    /// Tables whose column `xid` is the transaction that inserted the row.
+    stamped: Vec<TableName>,
     /// The mapped tables announced so far, by OID. As few as the settings name.
     plans: Vec<(u32, Plan)>,
     scratch: Scratch,
@@ -74,6 +77,9 @@ pub enum Routed {
     Added,
     /// Its table is not mapped.
     Ignored,
+    /// Another transaction than the one that the stream has it in wrote it: it was moved from one
+    /// partition to another, or copied, and is published as what it was at first.
+    Moved,
 }
 
 /// A mapped table does not fit, by what the caller must do.
@@ -101,9 +107,18 @@ impl Router {
             relay: RelayHeaders::new(reserved, &mapping.relay_name, system_id, *timeline),
             mapping,
             format,
+            stamped: Vec::new(),
             plans: Vec::new(),
             scratch: Scratch::default(),
         }
+    }
+
+    /// The same, told of which tables the column `xid` is the id of the transaction that inserted
+    /// the row. Of these it knows rows that are not inserted but moved.
+    #[must_use]
+    pub fn with_stamped(mut self, tables: Vec<TableName>) -> Self {
+        self.stamped = tables;
+        self
     }
 
     /// A router for rows that a repair reads from the tables: in text form, and marked as such.
@@ -123,7 +138,10 @@ impl Router {
         if !self.mapping.maps(&relation.schema, &relation.table) {
             return Ok(RelationUse::Ignored);
         }
-        let plan = self.mapping.plan(relation).map_err(RelationError::DoesNotFit)?;
+        let mut plan = self.mapping.plan(relation).map_err(RelationError::DoesNotFit)?;
+        if !self.stamped.iter().any(|table| table.is(&relation.schema, &relation.table)) {
+            plan.xid = None;
+        }
         if let (Format::Binary, Some(column)) = (self.format, &plan.text_column) {
             let table = format!("{}.{}", relation.schema, relation.table);
             return Err(RelationError::NeedsText { table, column: column.clone() });
@@ -144,7 +162,13 @@ impl Router {
             return Ok(Routed::Ignored);
         };
         let mut values: Values<'_> = [Value::Null; mapping::SLOTS_MAX];
-        let added = read(plan, &row.tuple, &mut values)
+        let read = read(plan, &row.tuple, &mut values);
+        if let (Some(writer), Some(xid)) = (row.writer, plan.xid)
+            && value::xid(xid.of(&values)).is_some_and(|xid| xid != writer)
+        {
+            return Ok(Routed::Moved);
+        }
+        let added = read
             .map_err(Refusal::malformed_row)
             .and_then(|()| self.scratch.add(plan, &self.mapping, &self.relay, row, &values, batch));
         match added {

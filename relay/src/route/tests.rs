@@ -21,6 +21,8 @@ const TIMESTAMPTZ: u32 = 1184;
 
 /// 2026-11-23 18:31:27.123456 UTC, as PostgreSQL counts.
 const COMMIT_TIME_US: i64 = 848_773_887_123_456;
+/// The transaction that the stream has a row in.
+const WRITER: u32 = 770;
 const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
 
 fn settings() -> Settings {
@@ -127,6 +129,7 @@ fn route_insert(
         position: RowPosition { commit: Lsn::new(0x16_B374_D848), ordinal: 42 },
         relation,
         commit_time_us: COMMIT_TIME_US,
+        writer: Some(WRITER),
         tuple: insert.tuple,
         size_bytes: 0,
     };
@@ -135,7 +138,7 @@ fn route_insert(
     if routed != Ok(Routed::Added) {
         assert_eq!((batch.len(), batch.size_bytes()), (0, 0), "a row in part");
     }
-    if routed? == Routed::Ignored {
+    if routed? != Routed::Added {
         return Ok(None);
     }
     let record = batch.get(0).unwrap();
@@ -298,6 +301,44 @@ fn key_payload_and_headers_together_are_held_to_the_limit() {
 }
 
 #[test]
+fn a_row_that_another_transaction_wrote_is_moved_and_not_published_again() {
+    let events = events();
+    let binary = |xid: &'static [u8]| {
+        let mut values = event();
+        values[0] = Value::Binary(&[7; 16]);
+        values[6] = Value::Null;
+        values[7] = Value::Null;
+        values[8] = Value::Binary(xid);
+        // The forms of text and JSON but for a leading version are the same.
+        values[4] = Value::Binary(b"\x01{}");
+        values[5] = Value::Binary(b"\x01{}");
+        values
+    };
+    let own = 770_u64 + (9 << 32);
+    for (values, format, published) in [
+        (with(8, text("770")), Format::Text, true),
+        // The stream has no epoch.
+        (with(8, text("38654706434")), Format::Text, true),
+        (with(8, text("769")), Format::Text, false),
+        (with(8, text("4294968067")), Format::Text, false),
+        // Nobody knows.
+        (with(8, Value::Null), Format::Text, true),
+        (binary(&[0, 0, 0, 9, 0, 0, 3, 2]), Format::Binary, true),
+        (binary(&[0, 0, 0, 9, 0, 0, 3, 1]), Format::Binary, false),
+    ] {
+        assert_eq!(own, 38_654_706_434);
+        let insert = encode::insert(events.id, &values);
+        for (stamped, published) in [(true, published), (false, true)] {
+            let tables = if stamped { settings().validate().unwrap().tables } else { vec![] };
+            let mut router = router(&settings(), format).with_stamped(tables);
+            router.relation(&events).unwrap();
+            let seen = route_insert(&mut router, &events, &insert).unwrap();
+            assert_eq!(seen.is_some(), published, "{values:?}, stamped {stamped}");
+        }
+    }
+}
+
+#[test]
 fn a_row_cut_off_is_refused_with_what_came_before_the_cut() {
     let (events, settings) = (events(), settings());
     let bytes = encode::insert(events.id, &event());
@@ -307,7 +348,8 @@ fn a_row_cut_off_is_refused_with_what_came_before_the_cut() {
         let insert = decode_insert_prefix(bytes.split_at(len).0).unwrap().unwrap();
         let position = RowPosition { commit: Lsn::ZERO, ordinal: 0 };
         let (tuple, size_bytes) = (insert.tuple, 20_000_000);
-        let row = Row { position, relation: &events, commit_time_us: 0, tuple, size_bytes };
+        let row =
+            Row { position, relation: &events, commit_time_us: 0, writer: None, tuple, size_bytes };
         let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 30 });
         let refused = router.route(&row, &mut batch).unwrap_err();
         assert_eq!((refused.reason, batch.size_bytes()), (reason::TOO_LARGE, 0));

@@ -97,6 +97,16 @@ fn binary_int(kind: Kind, binary: &[u8]) -> Result<i64, Unreadable> {
     }
 }
 
+/// A transaction's id without its epoch, as the stream has it; `None` where it can't be told.
+pub(super) fn xid(value: Value<'_>) -> Option<u32> {
+    let full: u64 = match value {
+        Value::Text(text) => std::str::from_utf8(text).ok()?.parse().ok()?,
+        Value::Binary(binary) => u64::from_be_bytes(exactly(binary).ok()?),
+        Value::Null | Value::Unchanged => return None,
+    };
+    u32::try_from(full & u64::from(u32::MAX)).ok()
+}
+
 /// A number, `None` for null.
 pub(super) fn int(kind: Kind, value: Value<'_>) -> Result<Option<i64>, Unreadable> {
     match value {

@@ -186,7 +186,7 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(from));
     let (snapshots_tx, snapshots_rx) = mpsc::channel(2);
     let delivered = believed(look(&world).mutant, from);
-    let intake = RouteIntake::new(router(), delivered, "sim");
+    let intake = RouteIntake::new(router(look(&world).mutant), delivered, "sim", board.clone());
     let decoder = Decoder::new(giver, intake, from, 1 << 20);
     let delivery = Delivery::new(sink, table, lanes, progress, board);
     let pipeline = Pipeline::new(taker, delivery, snapshots_rx, confirmed_tx, limits);
@@ -269,7 +269,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
     }
 }
 
-fn router() -> Router {
+fn router(mutant: Option<Mutant>) -> Router {
     let settings = Settings {
         relay_name: "sim".into(),
         tables: vec!["outbox.events".into()],
@@ -285,7 +285,12 @@ fn router() -> Router {
         record_bytes_max: 1 << 20,
     };
     let origin = Origin { system_id: SYSTEM.into(), timeline: 1 };
-    Router::new(settings.validate().unwrap(), &origin, Format::Text)
+    let mapping = settings.validate().unwrap();
+    let stamped = match mutant {
+        Some(Mutant::PublishesMoved) => vec![],
+        _ => mapping.tables().to_vec(),
+    };
+    Router::new(mapping, &origin, Format::Text).with_stamped(stamped)
 }
 
 impl super::world::World {

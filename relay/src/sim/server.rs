@@ -66,6 +66,7 @@ pub(super) fn relation() -> Vec<u8> {
         ("headers", 3802),
         ("partition", 23),
         ("created_at", 1184),
+        ("xid", 5069),
     ]
     .map(column);
     encode::relation(&Relation {
@@ -107,6 +108,9 @@ impl World {
         for _ in 0..count {
             let ordinal = messages.len() as u64;
             messages.push(self.event(RowPosition { commit, ordinal }));
+            if self.once_in(10) {
+                messages.push(self.moved());
+            }
         }
         self.commit(commit, end, messages);
     }
@@ -135,10 +139,23 @@ impl World {
     fn commit(&mut self, commit: Lsn, end: Lsn, rows: Vec<Vec<u8>>) {
         self.tell(|| format!("commit at {commit}, end {end}, {} messages", rows.len()));
         let time_us = i64::try_from(self.server.wal.len()).unwrap() * TICK_US;
-        let mut messages = vec![encode::begin(commit.get(), time_us, 1)];
+        let mut messages = vec![encode::begin(commit.get(), time_us, self.xid())];
         messages.extend(rows);
         messages.push(encode::commit(commit.get(), end.get(), time_us));
         self.server.wal.push(Transaction { commit, end, messages });
+    }
+
+    /// Of the transaction that is written.
+    fn xid(&self) -> u32 {
+        u32::try_from(self.server.wal.len()).unwrap() + 770
+    }
+
+    /// A row of an earlier transaction comes into another partition.
+    fn moved(&mut self) -> Vec<u8> {
+        let id = self.random.random_range(0..self.events.len());
+        let lane = self.events[id].lane;
+        self.tell(|| format!("event {id} is moved"));
+        row(id, lane, false, self.xid() - 1)
     }
 
     fn event(&mut self, position: RowPosition) -> Vec<u8> {
@@ -162,21 +179,26 @@ impl World {
             bad,
             was_bad: bad || unfit,
         });
-        // Of lane 0 the broker can tell which record it refuses.
-        let (id, key) = (uuid(id), lane.map(|lane| lane.to_string()));
-        let text = |text: &'static str| Value::Text(text.as_bytes());
-        encode::insert(
-            TABLE,
-            &[
-                Value::Text(id.as_bytes()),
-                text("orders"),
-                key.as_ref().map_or(Value::Null, |key| Value::Text(key.as_bytes())),
-                Value::Null,
-                text("{}"),
-                text(if unfit { r#"{"a": 1}"# } else { "{}" }),
-                Value::Null,
-                text("2026-11-24 00:01:27.123456+00"),
-            ],
-        )
+        row(id, lane, unfit, self.xid())
     }
+}
+
+/// Of lane 0 the broker can tell which record it refuses.
+fn row(id: usize, lane: Option<usize>, unfit: bool, xid: u32) -> Vec<u8> {
+    let (id, key, xid) = (uuid(id), lane.map(|lane| lane.to_string()), xid.to_string());
+    let text = |text: &'static str| Value::Text(text.as_bytes());
+    encode::insert(
+        TABLE,
+        &[
+            Value::Text(id.as_bytes()),
+            text("orders"),
+            key.as_ref().map_or(Value::Null, |key| Value::Text(key.as_bytes())),
+            Value::Null,
+            text("{}"),
+            text(if unfit { r#"{"a": 1}"# } else { "{}" }),
+            Value::Null,
+            text("2026-11-24 00:01:27.123456+00"),
+            Value::Text(xid.as_bytes()),
+        ],
+    )
 }

@@ -46,6 +46,8 @@ pub(super) enum Mutant {
     ForgetsWhatIsThere,
     /// A start believes the progress that it read before it fenced its predecessor.
     ReadsBeforeFence,
+    /// Rows that were moved are taken for new ones.
+    PublishesMoved,
 }
 
 impl Mutant {
@@ -63,6 +65,7 @@ impl Mutant {
         Mutant::GivesPlacesTwice,
         Mutant::ForgetsWhatIsThere,
         Mutant::ReadsBeforeFence,
+        Mutant::PublishesMoved,
     ];
 }
 

@@ -10,4 +10,5 @@ pub mod intake;
 pub mod pgoutput;
 pub mod slot;
 pub mod stream;
+pub mod table;
 mod wire;

@@ -87,6 +87,9 @@ pub struct PublicationState {
     /// `FOR ALL TABLES`.
     #[serde(rename = "puballtables")]
     pub all_tables: bool,
+    /// From 18: which generated columns are published, `n` none or `s` stored; before, none are.
+    #[serde(rename = "pubgencols")]
+    pub generated: Option<String>,
     /// By schema and name; leaf partitions are listed where `via_root` is off.
     #[serde(default)]
     pub tables: Vec<PublishedTable>,
@@ -107,19 +110,6 @@ pub struct PublishedTable {
     /// From 15: only rows for which this expression holds are published.
     #[serde(rename = "rowfilter")]
     pub row_filter: Option<String>,
-}
-
-/// A column of a table, in the table's order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
-    /// Name.
-    pub name: String,
-    /// `pg_type.oid`, as it comes in Relation messages.
-    pub type_oid: u32,
-    /// As SQL writes it, schema included where it is not in the search path.
-    pub type_name: String,
-    /// `NOT NULL`.
-    pub not_null: bool,
 }
 
 /// What the server and the role are able to do.
@@ -214,50 +204,6 @@ pub async fn inspect_publication(
     Ok(rows(client, "pg_publication", sql, &[&publication]).await?.pop())
 }
 
-/// A table's columns, empty when there is no such table. Works for partitioned tables too.
-///
-/// # Errors
-/// [`InspectError`].
-pub async fn column_types(
-    client: &Client,
-    schema: &str,
-    table: &str,
-) -> Result<Vec<Column>, InspectError> {
-    let sql = "select a.attname::text, a.atttypid, pg_catalog.format_type(a.atttypid, null), \
-                      a.attnotnull \
-               from pg_catalog.pg_attribute a \
-               join pg_catalog.pg_class c on c.oid = a.attrelid \
-               join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-               where n.nspname::text = $1 and c.relname::text = $2 \
-                 and a.attnum > 0 and not a.attisdropped \
-               order by a.attnum";
-    let what = "pg_attribute";
-    let failed = |source| InspectError::Query { what, source };
-    let found = client.query(sql, &[&schema, &table]).await.map_err(failed)?;
-    let column = |row: &tokio_postgres::Row| {
-        Ok(Column {
-            name: row.try_get(0)?,
-            type_oid: row.try_get(1)?,
-            type_name: row.try_get(2)?,
-            not_null: row.try_get(3)?,
-        })
-    };
-    found.iter().map(column).collect::<Result<_, _>>().map_err(failed)
-}
-
-/// Whether the role may read a table; `false` when there is none.
-///
-/// # Errors
-/// [`InspectError`].
-pub async fn may_select(client: &Client, schema: &str, table: &str) -> Result<bool, InspectError> {
-    let sql = "select coalesce(bool_or(pg_catalog.has_table_privilege(c.oid, 'select')), false) \
-               from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-               where n.nspname::text = $1 and c.relname::text = $2";
-    let failed = |source| InspectError::Query { what: "a table's privileges", source };
-    let row = client.query_one(sql, &[&schema, &table]).await.map_err(failed)?;
-    row.try_get(0).map_err(failed)
-}
-
 /// Reads the settings and counts that decide whether the relay can run.
 ///
 /// # Errors
@@ -309,7 +255,7 @@ pub async fn writers_waited_for(client: &Client) -> Result<Vec<OpenTransaction>,
 }
 
 /// Rows of one column that holds JSON as text.
-async fn rows<T: DeserializeOwned>(
+pub(super) async fn rows<T: DeserializeOwned>(
     client: &Client,
     what: &'static str,
     sql: &str,

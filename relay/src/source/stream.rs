@@ -91,10 +91,11 @@ pub enum StreamError {
 }
 
 /// A transaction whose Commit has not come yet.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct OpenTransaction {
     commit: Lsn,
     commit_time_us: i64,
+    xid: u32,
     next_ordinal: u64,
 }
 
@@ -443,6 +444,7 @@ impl<I: Intake> Decoder<I> {
                 self.open = Some(OpenTransaction {
                     commit: begin.final_lsn,
                     commit_time_us: begin.commit_time_us,
+                    xid: begin.xid,
                     next_ordinal: 0,
                 });
             }
@@ -458,13 +460,20 @@ impl<I: Intake> Decoder<I> {
                 self.relations.insert(relation.id, relation);
             }
             Message::Insert(insert) => {
-                let (position, commit_time_us) = self.next_position("Insert")?;
+                let (position, open) = self.next_position("Insert")?;
                 let relation = self
                     .relations
                     .get(&insert.relation_id)
                     .ok_or(Malformed::new("table of an Insert without its Relation", 1))?;
                 let tuple = insert.tuple;
-                let row = Row { position, relation, commit_time_us, tuple, size_bytes };
+                let row = Row {
+                    position,
+                    relation,
+                    commit_time_us: open.commit_time_us,
+                    writer: Some(open.xid),
+                    tuple,
+                    size_bytes,
+                };
                 self.intake.row(&row, &mut self.giver.filling);
             }
             Message::Message(LogicalMessage { transactional, prefix, content, .. }) => {
@@ -484,11 +493,15 @@ impl<I: Intake> Decoder<I> {
         Ok(())
     }
 
-    fn next_position(&mut self, what: &'static str) -> Result<(RowPosition, i64), Malformed> {
+    /// The place of what was sent, and the transaction that it is in.
+    fn next_position(
+        &mut self,
+        what: &'static str,
+    ) -> Result<(RowPosition, OpenTransaction), Malformed> {
         let open = self.open.as_mut().ok_or(Malformed::new(what, 0))?;
         let position = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
         open.next_ordinal += 1;
-        Ok((position, open.commit_time_us))
+        Ok((position, *open))
     }
 
     /// Everything up to `end` has been received. A server that starts to stream may report less

@@ -1,0 +1,287 @@
+//! Rows that come again, and rows that don't come: what is moved within the database is published
+//! once, and what the stream can't have halts the relay before it is passed over.
+
+use std::collections::BTreeMap;
+
+use outbox_tests::{
+    Harness,
+    relay::{Relay, Settings},
+    topic::Topic,
+    wait,
+};
+use serde_json::Value;
+
+use crate::repair::{drop_slot, wait_snapshot};
+
+async fn run(t: &Harness, sql: &str) {
+    t.database()
+        .superuser()
+        .batch_execute(sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+}
+
+/// Inserts an event by itself, and returns its id. `created_at` is an expression.
+async fn insert(t: &Harness, topic: &Topic, created_at: &str) -> String {
+    let sql = format!(
+        "insert into outbox.events (topic, key, created_at) values ('{}', 'k', {created_at}) \
+         returning id::text",
+        topic.name()
+    );
+    t.database().superuser().query_one(&sql, &[]).await.expect("inserted").get(0)
+}
+
+/// Waits until all of `ids` have arrived, and finds each of them once and nothing else.
+async fn each_once(topic: &Topic, ids: &[&String]) {
+    let records = topic.records_with(ids.iter().map(|id| (*id).clone())).await;
+    let mut times: BTreeMap<&str, usize> = ids.iter().map(|id| (id.as_str(), 0)).collect();
+    for record in &records {
+        *times.entry(record.id().expect("an id")).or_default() += 1;
+    }
+    assert!(times.values().all(|times| *times == 1), "{times:?}");
+}
+
+/// A partition that takes what is of 2001.
+const OLD: &str = "create table outbox.events_old partition of outbox.events \
+                   for values from ('2001-01-01') to ('2002-01-01')";
+
+/// As tools that look after partitions do.
+fn delete_and_insert(id: &str) -> String {
+    format!(
+        "with gone as (delete from outbox.events where id = '{id}' returning *) \
+         insert into outbox.events select * from gone"
+    )
+}
+
+/// Rows come out of the default partition into one of their own.
+const SPLIT: &str = "begin; alter table outbox.events detach partition outbox.events_default; \
+     create table outbox.events_new partition of outbox.events \
+         for values from ('2020-01-01') to ('2100-01-01'); \
+     insert into outbox.events select * from outbox.events_default; \
+     truncate outbox.events_default; \
+     alter table outbox.events attach partition outbox.events_default default; commit";
+
+async fn moved_rows_are_published_once(before: &str) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, OLD).await;
+    run(&t, before).await;
+    let relay = t.relay().start().await;
+    let first = insert(&t, &topic, "now()").await;
+    let old = insert(&t, &topic, "'2001-05-05'").await;
+    each_once(&topic, &[&first, &old]).await;
+
+    run(&t, &format!("update outbox.events set created_at = '2001-06-06' where id = '{first}'"))
+        .await;
+    run(&t, &delete_and_insert(&old)).await;
+    let second = insert(&t, &topic, "now()").await;
+    run(&t, SPLIT).await;
+    // What is written below a savepoint has the transaction's id.
+    run(&t, "begin; savepoint a").await;
+    let nested = insert(&t, &topic, "now()").await;
+    run(&t, "savepoint b").await;
+    let deeper = insert(&t, &topic, "now()").await;
+    run(&t, "release b; commit").await;
+    each_once(&topic, &[&first, &old, &second, &nested, &deeper]).await;
+    assert!(
+        relay.logs_contain("rows whose column xid names another transaction are not published")
+    );
+    let metrics = relay.page("/metrics").await;
+    assert!(metrics.contains("outbox_relay_rows_moved_total 3\n"), "{metrics}");
+    assert_eq!(relay.status().await.get("rows_moved"), Some(&Value::from(3)));
+}
+
+#[tokio::test]
+async fn rows_that_are_moved_between_partitions_are_published_once() {
+    moved_rows_are_published_once("select 1").await;
+}
+
+#[tokio::test]
+async fn rows_that_are_moved_are_published_once_in_the_text_format_too() {
+    let word = "create domain word as text; grant usage on type word to public; \
+                alter table outbox.events alter column key type word";
+    moved_rows_are_published_once(word).await;
+}
+
+#[tokio::test]
+async fn rows_that_are_moved_around_a_repair_come_once() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, OLD).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    let before = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&before]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let updated = insert(&t, &topic, "now()").await;
+    let inserted = insert(&t, &topic, "now()").await;
+    let later = insert(&t, &topic, "now()").await;
+    // Before the new slot begins: read by the repair, wherever they are.
+    let age =
+        |id: &str| format!("update outbox.events set created_at = '2001-06-06' where id = '{id}'");
+    run(&t, &age(&updated)).await;
+    run(&t, &delete_and_insert(&inserted)).await;
+    run(&t, &age(&before)).await;
+    let mut dying = settings.clone().fault("repair-begun").spawn();
+    dying.wait_end(wait::PATIENCE).await;
+    // After it has begun: in the stream, as rows of others' transactions.
+    let streamed = insert(&t, &topic, "now()").await;
+    run(&t, &age(&later)).await;
+    run(&t, &age(&streamed)).await;
+    run(&t, &delete_and_insert(&updated)).await;
+    relay.restart();
+    each_once(&topic, &[&before, &updated, &inserted, &later, &streamed]).await;
+    let last = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&before, &updated, &inserted, &later, &streamed, &last]).await;
+}
+
+/// The detail of `/status`, once it has halted.
+pub(crate) async fn halted(relay: &Relay) -> String {
+    let halted = wait::until("it halts", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
+        if text("phase") == "halted" {
+            Ok(text("detail").to_owned())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    halted.await.expect("a person must decide")
+}
+
+/// `check` has a problem that has these words.
+async fn check_says(settings: &Settings, words: &[&str]) {
+    let output = settings.command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in: {text}"));
+}
+
+/// What `change` hides is found by `check`, by a start, and by a relay that streams; what the halt
+/// says, obeyed, makes it go on.
+async fn hidden_rows_halt(change: &str, words: &[&str], remedy: &str) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    run(&t, change).await;
+    let says = |detail: String| {
+        let all = words.iter().chain([&remedy]);
+        all.for_each(|word| assert!(detail.contains(word), "{word:?} is not in: {detail}"));
+    };
+    says(halted(&relay).await);
+    check_says(&settings, words).await;
+    assert!(relay.sigterm().await.success());
+    relay.restart();
+    says(halted(&relay).await);
+    run(&t, remedy).await;
+    relay.wait_ready().await;
+    let id = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&id]).await;
+    assert!(settings.command(&["check"]).await.status.success());
+}
+
+#[tokio::test]
+async fn an_unlogged_partition_halts_the_relay() {
+    let change = "create unlogged table outbox.events_fast partition of outbox.events \
+                  for values from ('2001-01-01') to ('2002-01-01')";
+    let words = ["outbox.events_fast is unlogged", "outbox.events has rows that are never"];
+    hidden_rows_halt(change, &words, "alter table outbox.events_fast set logged").await;
+}
+
+#[tokio::test]
+async fn a_row_filter_of_the_publication_halts_the_relay() {
+    let change = "alter publication outbox set table outbox.events where (topic <> 'internal')";
+    let remedy = "begin; alter publication outbox drop table outbox.events; \
+                  alter publication outbox add table outbox.events; commit";
+    hidden_rows_halt(change, &["publishes only those rows", "internal"], remedy).await;
+}
+
+#[tokio::test]
+async fn a_foreign_partition_halts_the_relay() {
+    let change = "create extension postgres_fdw; \
+         create server elsewhere foreign data wrapper postgres_fdw; \
+         create foreign table outbox.events_far partition of outbox.events \
+             for values from ('2001-01-01') to ('2002-01-01') server elsewhere";
+    let remedy = "alter table outbox.events detach partition outbox.events_far";
+    hidden_rows_halt(change, &["outbox.events_far is a foreign table"], remedy).await;
+}
+
+/// A table with a child by INHERITS, beside the outbox.
+const FAMILY: &str = "create table public.parent (like outbox.events including defaults); \
+     create table public.child () inherits (public.parent); \
+     create publication family for table public.parent with (publish = 'insert'); \
+     grant select on public.parent, public.child to public";
+
+#[tokio::test]
+async fn a_child_by_inherits_halts_the_relay_unless_it_is_published_itself() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, FAMILY).await;
+    let settings = t.relay().set("postgres.publication", "family").set("postgres.start", "now");
+    let alone = settings.clone().set_toml("outbox.tables", "[\"public.parent\"]");
+    check_says(&alone, &["child inherits from public.parent"]).await;
+    let mut relay = alone.spawn();
+    assert!(halted(&relay).await.contains("child inherits from public.parent"));
+    assert!(relay.sigterm().await.success());
+
+    // Both are published, each under its own name; a repair reads each once, too.
+    let both = settings.set_toml("outbox.tables", "[\"public.parent\", \"public.child\"]");
+    let mut relay = both.start().await;
+    let insert = |table: &'static str| {
+        let (t, topic) = (&t, topic.name());
+        async move {
+            let sql = format!(
+                "insert into {table} (topic, key) values ('{topic}', 'k') returning id::text"
+            );
+            t.database().superuser().query_one(&sql, &[]).await.expect("inserted").get(0)
+        }
+    };
+    let (a, b): (String, String) = (insert("public.parent").await, insert("public.child").await);
+    each_once(&topic, &[&a, &b]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let (c, d): (String, String) = (insert("public.parent").await, insert("public.child").await);
+    relay.restart();
+    each_once(&topic, &[&a, &b, &c, &d]).await;
+}
+
+#[tokio::test]
+async fn a_repair_that_row_level_security_would_cut_halts_and_check_says_so_beforehand() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    let role = t.database().config(outbox_tests::database::Role::Relay);
+    let role = role.get_user().expect("a role").to_owned();
+    run(
+        &t,
+        &format!(
+            "alter table outbox.events enable row level security; \
+             create policy own on outbox.events for select to {role} using (topic = 'x')"
+        ),
+    )
+    .await;
+    let output = settings.command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("bypassrls"), "the stream has all: {text}");
+    let streamed = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &streamed]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let lost = insert(&t, &topic, "now()").await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    for word in ["policies", "bypassrls", "up to "] {
+        assert!(detail.contains(word), "{word:?} is not in: {detail}");
+    }
+    run(&t, "alter table outbox.events disable row level security").await;
+    each_once(&topic, &[&first, &streamed, &lost]).await;
+}
