@@ -66,14 +66,19 @@ pub struct Selection {
     pub consumer: Option<String>,
 }
 
-const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::text, d.topic, d.partition, \
+const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::pg_catalog.text, d.topic, d.partition, \
     d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, \
-    to_char(d.first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
-    to_char(d.died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+    pg_catalog.to_char(d.first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
+    pg_catalog.to_char(d.died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
 
 /// `$1`, `$2` and `$3` are a [`Selection`].
-const SELECTED: &str = "($1::bigint is null or d.id = $1) and ($2::text is null or d.code = $2) \
-    and ($3::text is null or d.consumer_id = (select id from inbox.consumers where name = $3))";
+const SELECTED: &str = "($1::bigint is null or d.id operator(pg_catalog.=) $1) \
+    and ($2::pg_catalog.text is null or d.code operator(pg_catalog.=) $2) \
+    and ($3::pg_catalog.text is null or d.consumer_id operator(pg_catalog.=) \
+        (select id from inbox.consumers where name operator(pg_catalog.=) $3))";
+/// A dead letter and its consumer's name.
+const NAMED: &str = "inbox.dead_letters d \
+    join inbox.consumers c on c.id operator(pg_catalog.=) d.consumer_id";
 
 impl Selection {
     fn params(&self) -> [&(dyn ToSql + Sync); 3] {
@@ -94,8 +99,9 @@ pub async fn list(
     limit: i64,
 ) -> Result<Vec<DeadLetter>, tokio_postgres::Error> {
     let sql = format!(
-        "select {COLUMNS} from inbox.dead_letters d join inbox.consumers c on c.id = d.consumer_id \
-         where {SELECTED} and ($4 or d.state = 'dead') and d.id > $5 order by d.id limit $6"
+        "select {COLUMNS} from {NAMED} \
+         where {SELECTED} and ($4 or d.state operator(pg_catalog.=) 'dead') \
+             and d.id operator(pg_catalog.>) $5 order by d.id limit $6"
     );
     let [id, code, consumer] = selection.params();
     let rows = client.query(&sql, &[id, code, consumer, &all, &after, &limit]).await?;
@@ -111,8 +117,7 @@ pub async fn show(
     id: i64,
 ) -> Result<Option<Letter>, tokio_postgres::Error> {
     let sql = format!(
-        "select {COLUMNS}, d.headers, d.payload from inbox.dead_letters d \
-         join inbox.consumers c on c.id = d.consumer_id where d.id = $1"
+        "select {COLUMNS}, d.headers, d.payload from {NAMED} where d.id operator(pg_catalog.=) $1"
     );
     let Some(row) = client.query_opt(&sql, &[&id]).await? else { return Ok(None) };
     let letter =
@@ -132,18 +137,19 @@ pub async fn replay(
     // The lane's row is written first and locked by that, so that nobody frees the lane meanwhile.
     let sql = format!(
         "with chosen as (select d.* from inbox.dead_letters d \
-             where {SELECTED} and d.state = 'dead' order by d.id for update), \
-         moved as (update inbox.dead_letters set state = 'replayed', changed_at = now() \
-             where id in (select id from chosen)), \
+             where {SELECTED} and d.state operator(pg_catalog.=) 'dead' order by d.id for update), \
+         moved as (update inbox.dead_letters set state = 'replayed', changed_at = pg_catalog.now() \
+             where id operator(pg_catalog.=) any (select id from chosen)), \
          lanes as (insert into inbox.parked_lanes as l (consumer_id, lane) \
              select distinct consumer_id, lane from chosen order by consumer_id, lane \
              on conflict (consumer_id, lane) do update set due_at = l.due_at \
              returning consumer_id, lane) \
          insert into inbox.parked (consumer_id, lane, message_id, day, topic, partition, \
              record_offset, key, payload, headers, replays) \
-         select consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, \
-             headers, replays + 1 \
-         from chosen join lanes using (consumer_id, lane) order by id"
+         select c.consumer_id, c.lane, c.message_id, c.day, c.topic, c.partition, c.record_offset, \
+             c.key, c.payload, c.headers, c.replays operator(pg_catalog.+) 1 \
+         from chosen c join lanes l on l.consumer_id operator(pg_catalog.=) c.consumer_id \
+             and l.lane operator(pg_catalog.=) c.lane order by c.id"
     );
     point(Point::Replaying);
     let replayed = client.execute(&sql, &selection.params()).await?;
@@ -160,8 +166,8 @@ pub async fn discard(
     selection: &Selection,
 ) -> Result<u64, tokio_postgres::Error> {
     let sql = format!(
-        "update inbox.dead_letters d set state = 'discarded', changed_at = now() \
-         where {SELECTED} and d.state = 'dead'"
+        "update inbox.dead_letters d set state = 'discarded', changed_at = pg_catalog.now() \
+         where {SELECTED} and d.state operator(pg_catalog.=) 'dead'"
     );
     client.execute(&sql, &selection.params()).await
 }

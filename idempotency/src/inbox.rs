@@ -3,6 +3,10 @@
 //! It knows no broker. A claim is one inserted row; a second copy waits at the unique index until
 //! the first copy's transaction has ended, and then is a duplicate, or, if that rolled back, the
 //! first. Nothing is ever updated, so success leaves no dead row behind.
+//!
+//! Here and in all of this crate: the sessions are the user's, with whatever `search_path`. So every
+//! function, operator and type of a statement names its schema, but where SQL's grammar gives it one
+//! (`coalesce`, `extract`, `at time zone`, `unnest` of several arrays).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,22 +20,23 @@ use uuid::Uuid;
 use crate::{
     error::{InboxError, OnceError},
     fault::{Point, point},
-    message_id::MessageId,
+    message_id::{Day, MessageId},
     transaction::{Open, Tx},
 };
 
-const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) \
-                     values ($1, $2, date '1970-01-01' + $3::int4) on conflict do nothing \
-                     returning true";
+const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
+                     on conflict do nothing returning true";
 
 /// Sorted, so that two batches that share ids wait for one another in one direction only.
 const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
-     select $1, m.id, date '1970-01-01' + m.day \
-     from unnest($2::uuid[], $3::int4[]) as m (id, day) order by m.id, m.day \
+     select $1, m.id, m.day from unnest($2, $3) as m (id, day) order by m.id, m.day \
      on conflict do nothing returning id";
 
-/// Days since 1970-01-01, or null.
-const WINDOW: &str = "select oldest - date '1970-01-01', newest - date '1970-01-01' from inbox.";
+/// The days are null where there is no partition. Last: whether one past retention is left.
+const WINDOW: &str = "select w.oldest, w.newest, coalesce(w.oldest operator(pg_catalog.<) \
+        ((pg_catalog.statement_timestamp() at time zone 'utc')::pg_catalog.date \
+            operator(pg_catalog.-) (select retention_days from inbox.settings)), false) \
+     from inbox.";
 
 /// Whether a message is to take effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +77,10 @@ struct Shared {
 /// Days that the inbox can tell about, both included; none where `oldest > newest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Window {
-    oldest: i32,
-    newest: i32,
+    oldest: Day,
+    newest: Day,
+    /// Whether its first day is past retention.
+    overdue: bool,
 }
 
 impl Window {
@@ -99,7 +106,7 @@ impl Inbox {
         const DOING: &str = "registering the consumer";
         let refused = |error| InboxError::of(DOING, error);
         let client = pool.get().await.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
-        let find = "select id from inbox.consumers where name = $1";
+        let find = "select id from inbox.consumers where name operator(pg_catalog.=) $1";
         let name: (&(dyn ToSql + Sync), Type) = (&consumer, Type::TEXT);
         let found = client.query_typed(find, std::slice::from_ref(&name)).await.map_err(refused)?;
         let row = match found.into_iter().next() {
@@ -113,8 +120,7 @@ impl Inbox {
         };
         let consumer_id = row.try_get(0).map_err(refused)?;
         let window = maintain(&**client).await?;
-        let idle =
-            "select setting from pg_settings where name = 'idle_in_transaction_session_timeout'";
+        let idle = "select pg_catalog.current_setting('idle_in_transaction_session_timeout')";
         let idle = client.query_typed(idle, &[]).await.map_err(refused)?;
         if idle.first().and_then(|row| row.try_get(0).ok()) == Some("0") {
             tracing::warn!(
@@ -199,7 +205,7 @@ impl Inbox {
         let params: [(&(dyn ToSql + Sync), Type); 3] = [
             (&self.shared.consumer_id, Type::INT4),
             (&id.uuid(), Type::UUID),
-            (&id.day(), Type::INT4),
+            (&id.day(), Type::DATE),
         ];
         let claimed = transaction.query_typed(CLAIM, &params).await;
         let claimed = claimed.map_err(|error| InboxError::of("claiming a message", error))?;
@@ -225,7 +231,7 @@ impl Inbox {
         let params: [(&(dyn ToSql + Sync), Type); 3] = [
             (&self.shared.consumer_id, Type::INT4),
             (&batch.ids, Type::UUID_ARRAY),
-            (&batch.days, Type::INT4_ARRAY),
+            (&batch.days, Type::DATE_ARRAY),
         ];
         let claimed = transaction.query_typed(CLAIM_BATCH, &params).await;
         let claimed = claimed.map_err(|error| InboxError::of("claiming a batch", error))?;
@@ -238,11 +244,17 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`]; nothing was changed.
     pub async fn maintain(&self) -> Result<(), InboxError> {
+        self.visit().await.map(drop)
+    }
+
+    /// As [`Inbox::maintain`]; says whether a partition past retention is left, because others were
+    /// at work in the table: then come again soon.
+    pub(crate) async fn visit(&self) -> Result<bool, InboxError> {
         let client = self.shared.pool.get().await;
         let client = client.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
         let window = maintain(&**client).await?;
         *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
-        Ok(())
+        Ok(window.overdue)
     }
 
     pub(crate) fn consumer_id(&self) -> i32 {
@@ -282,7 +294,7 @@ struct Batch {
     /// One for each id.
     outside: Vec<bool>,
     ids: Vec<Uuid>,
-    days: Vec<i32>,
+    days: Vec<Day>,
 }
 
 impl Batch {
@@ -314,11 +326,16 @@ async fn maintain(client: &impl GenericClient) -> Result<Window, InboxError> {
 
 async fn window(client: &impl GenericClient, function: &str) -> Result<Window, InboxError> {
     let refused = |error| InboxError::of("looking at inbox.messages' partitions", error);
-    let rows = client.query_typed(&format!("{WINDOW}{function}"), &[]).await.map_err(refused)?;
+    let sql = format!("{WINDOW}{function} as w");
+    let rows = client.query_typed(&sql, &[]).await.map_err(refused)?;
     let row = rows.first().expect("a function with out parameters returns one row");
-    let (oldest, newest): (Option<i32>, Option<i32>) =
+    let (oldest, newest): (Option<Day>, Option<Day>) =
         (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);
-    Ok(Window { oldest: oldest.unwrap_or(i32::MAX), newest: newest.unwrap_or(i32::MIN) })
+    Ok(Window {
+        oldest: oldest.unwrap_or(Day(i32::MAX)),
+        newest: newest.unwrap_or(Day(i32::MIN)),
+        overdue: row.try_get(2).map_err(refused)?,
+    })
 }
 
 /// The partition was dropped after the window was last looked at.

@@ -3,9 +3,14 @@
 //! The day decides in which partition of `inbox.messages` the id is looked for, so it must be the
 //! same for every copy of a message: it comes from the message itself, never from a clock here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    error::Error,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
+use bytes::BytesMut;
 use sha2::{Digest as _, Sha256};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use uuid::Uuid;
 
 const DAY_SECONDS: i64 = 86_400;
@@ -17,21 +22,25 @@ const DAY_SECONDS: i64 = 86_400;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
     uuid: Uuid,
-    /// Days since 1970-01-01, UTC.
-    day: i32,
+    day: Day,
 }
+
+/// Days since 1970-01-01, UTC; PostgreSQL's `date`, without arithmetic that a `search_path` could
+/// give another meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Day(pub(crate) i32);
 
 impl MessageId {
     /// From an id that carries its time, as the relay's do (UUID version 7; 1 and 6 as well);
     /// `None` for any other.
     pub fn from_uuid(uuid: Uuid) -> Option<Self> {
         let (seconds, _) = uuid.get_timestamp()?.to_unix();
-        Some(MessageId { uuid, day: day(i64::try_from(seconds).ok()?) })
+        Some(MessageId { uuid, day: Day::of(i64::try_from(seconds).ok()?) })
     }
 
     /// From an id without a time, and the message's time as its producer stamped it.
     pub fn at(uuid: Uuid, occurred: SystemTime) -> Self {
-        MessageId { uuid, day: day(unix_seconds(occurred)) }
+        MessageId { uuid, day: Day::of(unix_seconds(occurred)) }
     }
 
     /// From an id of any form: 128 bits of its SHA-256, as a UUID of version 8.
@@ -44,13 +53,13 @@ impl MessageId {
         self.uuid
     }
 
-    /// Days since 1970-01-01, UTC.
-    pub(crate) fn day(&self) -> i32 {
+    /// The day of the message's own time.
+    pub(crate) fn day(&self) -> Day {
         self.day
     }
 
     /// What [`MessageId::uuid`] and [`MessageId::day`] said.
-    pub(crate) fn from_parts(uuid: Uuid, day: i32) -> Self {
+    pub(crate) fn from_parts(uuid: Uuid, day: Day) -> Self {
         MessageId { uuid, day }
     }
 }
@@ -86,10 +95,44 @@ fn unix_seconds(time: SystemTime) -> i64 {
     }
 }
 
-/// A time too far away for the type is on a day that no database has, which is all that matters.
-fn day(unix_seconds: i64) -> i32 {
-    let day = unix_seconds.div_euclid(DAY_SECONDS);
-    i32::try_from(day).unwrap_or(if day > 0 { i32::MAX } else { i32::MIN })
+impl Day {
+    /// 1970-01-01 by PostgreSQL's count, which begins in 2000.
+    const UNIX_EPOCH: i32 = -10_957;
+    /// The first and the last `date`: 4714-11-24 BC, 5874897-12-31.
+    const RANGE: [i32; 2] = [-2_451_545, 2_145_031_948];
+
+    /// A time too far away for the type is on a day that no inbox has, which is all that matters.
+    fn of(unix_seconds: i64) -> Self {
+        let [first, last] = Day::RANGE.map(|day| i64::from(day - Day::UNIX_EPOCH));
+        let day = unix_seconds.div_euclid(DAY_SECONDS).clamp(first, last);
+        Day(i32::try_from(day).expect("PostgreSQL's days are within the type"))
+    }
+}
+
+impl ToSql for Day {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        self.0.saturating_add(Day::UNIX_EPOCH).to_sql(ty, out)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::DATE
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Day {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Day(i32::from_sql(ty, raw)?.saturating_sub(Day::UNIX_EPOCH)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::DATE
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +144,7 @@ mod tests {
         let at = |seconds: i64, nanos: u32| {
             let since = Duration::new(seconds.unsigned_abs(), 0);
             let time = if seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
-            MessageId::at(Uuid::nil(), time + Duration::new(0, nanos)).day
+            MessageId::at(Uuid::nil(), time + Duration::new(0, nanos)).day.0
         };
         assert_eq!(at(0, 0), 0);
         assert_eq!(at(86_399, 999_999_999), 0);
@@ -116,9 +159,19 @@ mod tests {
         let id: Uuid = "01932f3c-8400-7000-8000-000000000000".parse().expect("a uuid");
         let seconds = 0x0193_2f3c_8400_i64 / 1000;
         let found = MessageId::from_uuid(id).expect("version 7");
-        assert_eq!(i64::from(found.day), seconds / DAY_SECONDS);
+        assert_eq!(i64::from(found.day.0), seconds / DAY_SECONDS);
         let random: Uuid = "936da01f-9abd-4d9d-80c7-02af85c822a8".parse().expect("a uuid");
         assert_eq!(MessageId::from_uuid(random), None);
+    }
+
+    #[test]
+    fn a_time_that_no_date_has_is_on_the_first_or_the_last() {
+        for (seconds, day) in [(i64::MIN, Day::RANGE[0]), (i64::MAX, Day::RANGE[1])] {
+            let mut out = BytesMut::new();
+            Day::of(seconds).to_sql(&Type::DATE, &mut out).expect("written");
+            assert_eq!(out.as_ref(), day.to_be_bytes());
+            assert_eq!(Day::from_sql(&Type::DATE, &out).expect("read"), Day::of(seconds));
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 1, name: "messages", sql: include_str!("../inbox/V1__messages.sql") },
     Migration { version: 2, name: "parked", sql: include_str!("../inbox/V2__parked.sql") },
     Migration { version: 3, name: "watermarks", sql: include_str!("../inbox/V3__watermarks.sql") },
+    Migration { version: 4, name: "neighbours", sql: include_str!("../inbox/V4__neighbours.sql") },
 ];
 
 impl Set {

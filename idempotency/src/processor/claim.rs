@@ -6,7 +6,11 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use crate::{
-    error::InboxError, inbox::Inbox, message::RawMessage, message_id::MessageId, transaction::Open,
+    error::InboxError,
+    inbox::Inbox,
+    message::RawMessage,
+    message_id::{Day, MessageId},
+    transaction::Open,
 };
 
 /// The transaction, the ids of what is new, and the lanes that are parked.
@@ -23,11 +27,9 @@ pub(super) async fn rows(
     if let ([message], [lane]) = (messages, lanes) {
         return row(inbox, message.id, *lane).await;
     }
-    let sql = "select claimed, parked from inbox.claim_batch($1, $2, \
-               array(select date '1970-01-01' + d from unnest($3::int4[]) with ordinality as t (d, n) \
-                     order by n), $4)";
+    let sql = "select claimed, parked from inbox.claim_batch($1, $2, $3, $4)";
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
-    let days: Vec<i32> = messages.iter().map(|message| message.id.day()).collect();
+    let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &ids, &days, &lanes];
     let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
     let column = |n| -> Result<HashSet<Uuid>, InboxError> {
@@ -47,8 +49,9 @@ pub(super) async fn rows(
 async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxError> {
     const DOING: &str = "claiming a message";
     let sql = "insert into inbox.messages (consumer_id, id, day) \
-               values ($1, $2, date '1970-01-01' + $3::int4) on conflict do nothing \
-               returning exists (select from inbox.parked_lanes where consumer_id = $1 and lane = $4)";
+               values ($1, $2, $3) on conflict do nothing \
+               returning exists (select from inbox.parked_lanes \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $4)";
     let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
     let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
@@ -56,7 +59,9 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
     let mut parked = HashSet::new();
     if row.try_get(0).map_err(read)? {
         // Whoever takes from the lane now may free it.
-        let sql = "select from inbox.parked_lanes where consumer_id = $1 and lane = $2 for update";
+        let sql = "select from inbox.parked_lanes \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                   for update";
         let rows = open.query(DOING, sql, &[&consumer, &lane]).await?;
         parked.extend(rows.first().map(|_| lane));
     }
@@ -69,7 +74,8 @@ pub(super) async fn nothing(
     messages: &[&RawMessage],
     lanes: &[Uuid],
 ) -> Result<Claimed, InboxError> {
-    let sql = "select lane from inbox.parked_lanes where consumer_id = $1 and lane = any ($2) \
+    let sql = "select lane from inbox.parked_lanes \
+               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
                order by lane for update";
     let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
     let (open, rows) = Open::begin(inbox.pool(), "looking for parked keys", sql, &params).await?;

@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const OBSERVE: Duration = Duration::from_secs(15);
 /// Between two visits of the inbox's partitions.
 const MAINTAIN: Duration = Duration::from_secs(3600);
+/// The same, while one is left that is past retention: each visit may hold others up for 50 ms.
+const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
 
 impl Processor {
     /// What must go on beside the messages that come in: parked ones are tried again when they are
@@ -61,7 +63,7 @@ impl Processor {
     }
 
     async fn upkeep(&self) -> Stop {
-        let mut maintained = Instant::now();
+        let (mut maintained, mut pause) = (Instant::now(), MAINTAIN);
         loop {
             if let Err(error) = self.observe().await {
                 tracing::debug!(%error, "gauges of the inbox were not measured");
@@ -71,9 +73,12 @@ impl Processor {
             {
                 tracing::debug!(%error, "old ids were not forgotten");
             }
-            if maintained.elapsed() >= MAINTAIN {
-                match self.shared.inbox.maintain().await {
-                    Ok(()) => maintained = Instant::now(),
+            if maintained.elapsed() >= pause {
+                match self.shared.inbox.visit().await {
+                    Ok(overdue) => {
+                        maintained = Instant::now();
+                        pause = if overdue { MAINTAIN_AGAIN } else { MAINTAIN };
+                    }
                     Err(error) => {
                         let error = chain(&error);
                         tracing::warn!(error, "the inbox's partitions were not visited");
@@ -86,11 +91,15 @@ impl Processor {
 
     async fn observe(&self) -> Result<(), InboxError> {
         let sql = "select \
-            (select count(*) from inbox.parked_lanes where consumer_id = $1), \
-            (select count(*) from inbox.parked where consumer_id = $1), \
-            coalesce((select extract(epoch from clock_timestamp() - min(since)) \
-                from inbox.parked_lanes where consumer_id = $1), 0)::float8, \
-            (select count(*) from inbox.dead_letters where consumer_id = $1 and state = 'dead')";
+            (select pg_catalog.count(*) from inbox.parked_lanes \
+                where consumer_id operator(pg_catalog.=) $1), \
+            (select pg_catalog.count(*) from inbox.parked \
+                where consumer_id operator(pg_catalog.=) $1), \
+            coalesce((select extract(epoch from pg_catalog.clock_timestamp() \
+                    operator(pg_catalog.-) pg_catalog.min(since)) from inbox.parked_lanes \
+                where consumer_id operator(pg_catalog.=) $1), 0)::double precision, \
+            (select pg_catalog.count(*) from inbox.dead_letters \
+                where consumer_id operator(pg_catalog.=) $1 and state operator(pg_catalog.=) 'dead')";
         let inbox = &self.shared.inbox;
         let consumer_id = inbox.consumer_id();
         let (open, rows) = Open::begin(inbox.pool(), "measuring", sql, &[&consumer_id]).await?;

@@ -151,10 +151,14 @@ impl Processor {
     /// (`docs/CONSUMER.md` has the limits).
     pub(super) async fn trim(&self) -> Result<(), InboxError> {
         let sql = "delete from inbox.applied as a using ( \
-                       select topic, partition, max(applied_at) - interval '15 minutes' as kept_from \
-                       from inbox.applied where consumer_id = $1 group by topic, partition) as k \
-                   where a.consumer_id = $1 and a.topic = k.topic and a.partition = k.partition \
-                       and a.applied_at < k.kept_from";
+                       select topic, partition, pg_catalog.max(applied_at) \
+                           operator(pg_catalog.-) interval '15 minutes' as kept_from \
+                       from inbox.applied where consumer_id operator(pg_catalog.=) $1 \
+                       group by topic, partition) as k \
+                   where a.consumer_id operator(pg_catalog.=) $1 \
+                       and a.topic operator(pg_catalog.=) k.topic \
+                       and a.partition operator(pg_catalog.=) k.partition \
+                       and a.applied_at operator(pg_catalog.<) k.kept_from";
         let inbox = &self.shared.inbox;
         let consumer_id = inbox.consumer_id();
         let (open, _) = Open::begin(inbox.pool(), "trimming ids", sql, &[&consumer_id]).await?;

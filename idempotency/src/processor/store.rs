@@ -56,7 +56,7 @@ impl Shelf {
     ) -> Result<(), InboxError> {
         let sql = "insert into inbox.parked \
                (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers) \
-               values ($1, $2, $3, date '1970-01-01' + $4::int4, $5, $6, $7, $8, $9, $10)";
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         for message in messages {
             let Source { topic, partition, offset } = &message.source;
             let (lane, id, headers) =
@@ -91,7 +91,8 @@ impl Shelf {
         failure: &Failure,
     ) -> Result<(), InboxError> {
         let sql = "insert into inbox.parked_lanes as l (consumer_id, lane, attempts, due_at, code, error) \
-               values ($1, $2, $3, coalesce($5, now() + $4 * interval '1 second'), $6, $7) \
+               values ($1, $2, $3, coalesce($5, pg_catalog.now() \
+                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7) \
                on conflict (consumer_id, lane) do update set due_at = l.due_at";
         let (lane, (seconds, at)) = (self.ordering.lane(message), due.params());
         let (code, text) = (failure.code(), failure.text());
@@ -111,13 +112,15 @@ impl Shelf {
         replays: i32,
     ) -> Result<bool, InboxError> {
         let sql = "with known as (select exists (select from inbox.dead_letters \
-                   where consumer_id = $1 and code = $11) as code) \
+                   where consumer_id operator(pg_catalog.=) $1 \
+                       and code operator(pg_catalog.=) $11) as code) \
                insert into inbox.dead_letters (consumer_id, lane, message_id, day, topic, partition, \
                    record_offset, key, payload, headers, code, error, attempts, replays, \
                    first_failed_at) \
-               values ($1, $2, $3, date '1970-01-01' + $4::int4, $5, $6, $7, $8, $9, $10, $11, $12, \
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
                    $13, $14, coalesce((select since from inbox.parked_lanes \
-                       where consumer_id = $1 and lane = $2), now())) \
+                       where consumer_id operator(pg_catalog.=) $1 \
+                           and lane operator(pg_catalog.=) $2), pg_catalog.now())) \
                on conflict do nothing returning not (select code from known)";
         let Source { topic, partition, offset } = &message.source;
         let (lane, id, headers) =
@@ -150,7 +153,9 @@ impl Shelf {
 
 /// Begins, and locks the lane that has been due longest, if there is one that nobody has locked.
 pub(super) const LOCK_DUE: &str = "select lane, attempts from inbox.parked_lanes \
-     where consumer_id = $1 and due_at <= now() order by due_at limit 1 for update skip locked";
+     where consumer_id operator(pg_catalog.=) $1 \
+         and due_at operator(pg_catalog.<=) pg_catalog.now() \
+     order by due_at limit 1 for update skip locked";
 
 impl Shelf {
     /// The first messages of a lane that is locked, at most `max`; the first of them was tried
@@ -163,8 +168,9 @@ impl Shelf {
         max: i64,
     ) -> Result<Vec<Head>, InboxError> {
         let sql = "select seq, replays, message_id, topic, partition, record_offset, key, payload, headers, \
-                   day - date '1970-01-01' \
-                   from inbox.parked where consumer_id = $1 and lane = $2 order by seq limit $3";
+                   day from inbox.parked \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                   order by seq limit $3";
         let params: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &lane, &max];
         let rows = open.query("taking from a parked lane", sql, &params).await?;
         let first = u32::try_from(attempts).unwrap_or(0).saturating_add(1);
@@ -204,14 +210,18 @@ impl Shelf {
         heads: &[Head],
     ) -> Result<(), InboxError> {
         let sql = "with gone as (delete from inbox.parked \
-                   where consumer_id = $1 and lane = $2 and seq = any ($3)), \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.=) any ($3)), \
                more as (select exists (select from inbox.parked \
-                   where consumer_id = $1 and lane = $2 and seq <> all ($3)) as there), \
-               next as (update inbox.parked_lanes \
-                   set attempts = 0, due_at = now(), code = null, error = null, since = now() \
-                   where consumer_id = $1 and lane = $2 and (select there from more)) \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.<>) all ($3)) as there), \
+               next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+                       code = null, error = null, since = pg_catalog.now() \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and (select there from more)) \
                delete from inbox.parked_lanes \
-               where consumer_id = $1 and lane = $2 and not (select there from more)";
+               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                   and not (select there from more)";
         let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
         open.query("taking from a parked lane", sql, &[&self.consumer_id, &lane, &seqs]).await?;
         Ok(())
@@ -219,7 +229,8 @@ impl Shelf {
 
     /// Frees a lane without messages.
     pub(super) async fn free(self, open: &Open, lane: Uuid) -> Result<(), InboxError> {
-        let sql = "delete from inbox.parked_lanes where consumer_id = $1 and lane = $2";
+        let sql = "delete from inbox.parked_lanes \
+               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         open.query("freeing a lane", sql, &[&self.consumer_id, &lane]).await?;
         Ok(())
     }
@@ -235,8 +246,9 @@ impl Shelf {
     ) -> Result<(), InboxError> {
         // clock_timestamp(): the handler may have taken long.
         let sql = "update inbox.parked_lanes set attempts = $3, code = $6, error = $7, \
-               due_at = coalesce($5, clock_timestamp() + $4 * interval '1 second') \
-               where consumer_id = $1 and lane = $2";
+               due_at = coalesce($5, pg_catalog.clock_timestamp() \
+                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)) \
+               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         let (seconds, at) = due.params();
         let (code, text) = (failure.code(), failure.text());
         let params: [&(dyn ToSql + Sync); 7] =

@@ -15,6 +15,7 @@ use crate::{
     error::InboxError,
     inbox::Inbox,
     message::{Headers, RawMessage},
+    message_id::Day,
     transaction::Open,
 };
 
@@ -189,7 +190,8 @@ pub(super) async fn look(
 ) -> Result<Option<Mark>, InboxError> {
     const DOING: &str = "reading a watermark";
     let sql = "select position, before, next_offset from inbox.watermarks \
-               where consumer_id = $1 and topic = $2 and partition = $3 and next_offset > 0";
+               where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
+                   and partition operator(pg_catalog.=) $3 and next_offset operator(pg_catalog.>) 0";
     let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &partition];
     let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
     open.rollback().await?;
@@ -212,11 +214,9 @@ pub(super) async fn claim_by_id(
     messages: &[&RawMessage],
 ) -> Result<Vec<Uuid>, InboxError> {
     let Some(first) = messages.first() else { return Ok(Vec::new()) };
-    let sql = "select inbox.claim_by_id($1, $2, $3, $4, \
-               array(select date '1970-01-01' + d from unnest($5::int4[]) with ordinality as t (d, n) \
-                     order by n))";
+    let sql = "select inbox.claim_by_id($1, $2, $3, $4, $5)";
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
-    let days: Vec<i32> = messages.iter().map(|message| message.id.day()).collect();
+    let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
     let (topic, partition) = (&*first.source.topic, first.source.partition);
     let params: [&(dyn ToSql + Sync); 5] = [&inbox.consumer_id(), &topic, &partition, &ids, &days];
     let rows = open.query("claiming by id", sql, &params).await?;
@@ -234,8 +234,9 @@ pub(super) async fn advance(
     ids: &[Uuid],
 ) -> Result<(), InboxError> {
     let sql = "with moved as (update inbox.watermarks \
-                   set position = $4, before = $5, next_offset = $6, changed_at = now() \
-                   where consumer_id = $1 and topic = $2 and partition = $3) \
+                   set position = $4, before = $5, next_offset = $6, changed_at = pg_catalog.now() \
+                   where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
+                       and partition operator(pg_catalog.=) $3) \
                insert into inbox.applied (consumer_id, topic, partition, ids) \
                values ($1, $2, $3, $7)";
     let position = mark.position.as_ref().map(ToString::to_string);

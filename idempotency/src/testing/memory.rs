@@ -74,7 +74,7 @@ pub struct MemoryInbox<S> {
     retry: Retry,
     now: SystemTime,
     /// Of messages, what the inbox would have a row for.
-    taken: BTreeSet<(Uuid, i32)>,
+    taken: BTreeSet<(Uuid, Day)>,
     parked: BTreeMap<Uuid, Lane>,
     dead: Vec<Dead>,
 }
@@ -311,7 +311,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     }
 
     fn has_day(&self, id: &MessageId) -> bool {
-        let today = MessageId::at(Uuid::nil(), self.now).day();
-        (today - RETENTION..=today + AHEAD).contains(&id.day())
+        let today = MessageId::at(Uuid::nil(), self.now).day().0;
+        (today - RETENTION..=today + AHEAD).contains(&id.day().0)
     }
 }
