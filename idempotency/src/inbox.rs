@@ -91,7 +91,10 @@ impl Window {
 
 impl std::fmt::Debug for Inbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").field("consumer", &self.shared.consumer).finish_non_exhaustive()
+        f.debug_struct("Inbox")
+            .field("consumer", &self.shared.consumer)
+            .field("overdue", &self.overdue())
+            .finish_non_exhaustive()
     }
 }
 
@@ -244,17 +247,17 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`]; nothing was changed.
     pub async fn maintain(&self) -> Result<(), InboxError> {
-        self.visit().await.map(drop)
-    }
-
-    /// As [`Inbox::maintain`]; says whether a partition past retention is left, because others were
-    /// at work in the table: then come again soon.
-    pub(crate) async fn visit(&self) -> Result<bool, InboxError> {
         let client = self.shared.pool.get().await;
         let client = client.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
         let window = maintain(&**client).await?;
         *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
-        Ok(window.overdue)
+        Ok(())
+    }
+
+    /// Whether a partition past retention was left, because others were at work in the table: then
+    /// maintain it again soon.
+    pub(crate) fn overdue(&self) -> bool {
+        self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).overdue
     }
 
     pub(crate) fn consumer_id(&self) -> i32 {

@@ -63,7 +63,7 @@ impl Processor {
     }
 
     async fn upkeep(&self) -> Stop {
-        let (mut maintained, mut pause) = (Instant::now(), MAINTAIN);
+        let mut maintained = Instant::now();
         loop {
             if let Err(error) = self.observe().await {
                 tracing::debug!(%error, "gauges of the inbox were not measured");
@@ -73,12 +73,10 @@ impl Processor {
             {
                 tracing::debug!(%error, "old ids were not forgotten");
             }
-            if maintained.elapsed() >= pause {
-                match self.shared.inbox.visit().await {
-                    Ok(overdue) => {
-                        maintained = Instant::now();
-                        pause = if overdue { MAINTAIN_AGAIN } else { MAINTAIN };
-                    }
+            let inbox = &self.shared.inbox;
+            if maintained.elapsed() >= until_next_visit(inbox.overdue()) {
+                match inbox.maintain().await {
+                    Ok(()) => maintained = Instant::now(),
                     Err(error) => {
                         let error = chain(&error);
                         tracing::warn!(error, "the inbox's partitions were not visited");
@@ -232,5 +230,20 @@ impl Processor {
         open.commit().await?;
         self.announce(failure, new_code);
         Ok(())
+    }
+}
+
+fn until_next_visit(overdue: bool) -> Duration {
+    if overdue { MAINTAIN_AGAIN } else { MAINTAIN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_is_left_past_retention_is_visited_again_within_minutes() {
+        assert!(until_next_visit(true) <= Duration::from_secs(120));
+        assert!(until_next_visit(false) >= Duration::from_secs(1800));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     failure::{Failure, Kind},
     handler,
     message::{Message, RawMessage},
-    message_id::MessageId,
+    message_id::{Day, MessageId},
     ordering::Ordering,
     processor::{OUTSIDE_WINDOW, Stop},
     retry::Retry,

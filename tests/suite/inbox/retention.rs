@@ -128,8 +128,38 @@ async fn a_busy_table_is_not_waited_for_and_its_old_days_stay_until_next_time() 
     keep_days(&database, &inbox, 13).await;
     transaction.commit().await.expect("committed");
     assert_eq!(take(&inbox, &oldest).await, Once::Duplicate, "its day is still there");
+    assert!(format!("{inbox:?}").contains("overdue: true"), "it comes again soon: {inbox:?}");
     inbox.maintain().await.expect("maintained");
+    assert!(format!("{inbox:?}").contains("overdue: false"), "{inbox:?}");
     assert_eq!(take(&inbox, &oldest).await, Once::OutsideWindow);
+}
+
+#[tokio::test]
+async fn maintaining_makes_consumers_at_work_wait_for_some_50_ms() {
+    const TIMES: u32 = 10;
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 3), "billing").await.expect("opened");
+    let oldest = MessageId::at(Uuid::now_v7(), today(&database).await - 14 * DAY);
+    let mut session = database.connect(Role::Consumer).await;
+    let transaction = session.transaction().await.expect("begun");
+    inbox.claim(&transaction, &oldest).await.expect("claimed");
+    // While that is open, whoever drops a partition waits, and all others behind it.
+    let begun = std::time::Instant::now();
+    let maintained = async {
+        for _ in 0..TIMES {
+            keep_days(&database, &inbox, 13).await;
+        }
+        begun.elapsed()
+    };
+    let worked = async {
+        loop {
+            let id = MessageId::from_uuid(Uuid::now_v7()).expect("a time");
+            assert_eq!(take(&inbox, &id).await, Once::Applied(()));
+        }
+    };
+    let took = tokio::select! { took = maintained => took, () = worked => unreachable!() };
+    assert!(took < TIMES * Duration::from_millis(400), "each waited for {:?}", took / TIMES);
+    transaction.commit().await.expect("committed");
 }
 
 #[tokio::test]
