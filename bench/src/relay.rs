@@ -41,7 +41,9 @@ impl Setup {
         let socket = if self.unix { "unix" } else { "tcp" };
         let delivery = self.delivery.replace('-', "_");
         let name = format!("{}_{delivery}_{socket}_{round}", t.database().name());
-        let settings = t.relay().set("name", &name).set("sink.delivery", self.delivery);
+        // What a relay before it has delivered is not part of its own backlog.
+        let settings = t.relay().set("name", &name).set("postgres.start", "now");
+        let settings = settings.set("sink.delivery", self.delivery);
         let settings = if self.unix {
             let url = t.database().unix_url(Role::Relay);
             settings.set("postgres.url", &url.context("the server has no Unix socket here")?)

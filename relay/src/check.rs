@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 
 use crate::{
     config::{Config, parts::Parts},
+    daemon::first,
     postgres::sql,
     repair,
     route::{Mapping, TableName},
@@ -151,6 +152,9 @@ async fn server(
             findings.push(rows(table, fit, state, mapping));
         }
     }
+    if found.is_none() {
+        findings.extend(first_start(config, &parts.mapping, client).await?);
+    }
     findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
         Some(slot) if slot.is_lost() => problem(
@@ -166,6 +170,31 @@ async fn server(
         }
     });
     Ok(findings)
+}
+
+/// What becomes of the rows that are there when there is no slot; `None` when there are none.
+async fn first_start(
+    config: &Config,
+    mapping: &Mapping,
+    client: &Client,
+) -> Result<Option<Finding>, InspectError> {
+    let found = repair::rows_there(client, mapping.tables()).await;
+    let rows = match found {
+        Ok(Some(0) | None) => return Ok(None),
+        Ok(Some(rows)) => repair::in_words(rows),
+        // That a table is missing, and the like, is a finding of its own.
+        Err(error) if error.as_db_error().is_some() => return Ok(None),
+        Err(source) => return Err(InspectError::Query { what: "the outbox tables", source }),
+    };
+    Ok(Some(if first::takes_all(config, mapping) {
+        ok("first start", format!("if it is the first one, it publishes {rows} that are there"))
+    } else {
+        warning(
+            "first start",
+            format!("if it is the first one, it leaves out {rows} that are there already"),
+            "set postgres.start to \"all\" to publish them; it can't be done later",
+        )
+    }))
 }
 
 /// What the relay can tell of a table's rows when they come again, or their slot is lost.

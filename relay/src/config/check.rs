@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
     LeaderConfig, LogConfig, LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset,
-    Properties, Purpose, SinkConfig, Size, Start,
+    Properties, Purpose, SinkConfig, Size,
     problem::{Origin, Problem},
     properties,
     written::{Given, Opt, Written},
@@ -30,7 +30,12 @@ pub(super) fn check(
     let publication = checker.identifier("postgres.publication", w.publication, "outbox");
     let preset = value_or(w.preset, Preset::Default);
     Config {
-        postgres: PostgresConfig { url, slot, publication, start: value_or(w.start, Start::Now) },
+        postgres: PostgresConfig {
+            url,
+            slot,
+            publication,
+            start: w.start.map(|start| start.value),
+        },
         outbox: OutboxConfig {
             tables: checker.tables(w.tables, preset),
             preset,

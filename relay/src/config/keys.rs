@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     key("postgres.url_file", "path", "", "File that holds the connection string, for a mounted secret. Not together with `url`."),
     key("postgres.slot", "`[a-z0-9_]{1,63}`", "`outbox_<name>`", "Logical replication slot; made when it is missing."),
     key("postgres.publication", "text", "`outbox`", "Publication to stream."),
-    key("postgres.start", "`now` or `all`", "`now`", "When the slot is first made: only what is committed from then on, or the rows that are already there too. Either way nothing is published twice later: it counts at a first start alone."),
+    key("postgres.start", "`now` or `all`", "`all` for `outbox.events`, else `now`", "At a first start, when the slot is made: the rows that are already there too, or only what is committed from then on, with the number of rows that are left out in the log. It counts at a first start alone."),
     key("outbox.tables", "list of `schema.table`", "`outbox.events`", "Outbox tables. Required with a preset."),
     key("outbox.preset", "`default` or `debezium`", "`default`", "Column names and topic to start from: the relay's own table, or Debezium's outbox layout."),
     key("outbox.topic", "template", "the row's topic column; with `debezium` `outbox.event.{aggregatetype}`", "Topic of a row; `{column}` stands for a column's value."),

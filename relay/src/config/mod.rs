@@ -143,8 +143,8 @@ pub struct PostgresConfig {
     pub slot: String,
     /// Publication to stream.
     pub publication: String,
-    /// What the first stream begins with.
-    pub start: Start,
+    /// What the first stream begins with; `None` leaves it to the tables.
+    pub start: Option<Start>,
 }
 
 /// What a slot that is first made begins with.

@@ -57,10 +57,12 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
         }
         "postgres.slot" => Some(quoted(&c.postgres.slot)),
         "postgres.publication" => Some(quoted(&c.postgres.publication)),
-        "postgres.start" => Some(quoted(match c.postgres.start {
-            Start::Now => "now",
-            Start::All => "all",
-        })),
+        "postgres.start" => c.postgres.start.map(|start| {
+            quoted(match start {
+                Start::Now => "now",
+                Start::All => "all",
+            })
+        }),
         "batch.records_max" => Some(c.batch.records_max.to_string()),
         "batch.bytes_max" => Some(size(c.batch.bytes_max)),
         "batch.record_bytes_max" => Some(size(c.batch.record_bytes_max)),

@@ -35,7 +35,7 @@ fn two_flags_are_enough_and_the_rest_has_the_documented_defaults() {
     assert_eq!(config.name, "my_app");
     assert_eq!(config.postgres.slot, "outbox_my_app");
     assert_eq!(config.postgres.publication, "outbox");
-    assert_eq!(config.postgres.start, Start::Now);
+    assert_eq!(config.postgres.start, None);
     assert_eq!(config.outbox.tables, ["outbox.events"]);
     assert_eq!(config.sink.delivery, Delivery::ExactlyOnce);
     assert_eq!(config.sink.create_topics, None);

@@ -7,6 +7,7 @@
 mod attempt;
 mod broker;
 mod control;
+pub(crate) mod first;
 mod repair;
 mod slot;
 mod standby;

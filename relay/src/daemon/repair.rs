@@ -24,6 +24,7 @@ use crate::{
     leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
+    position::Position,
     postgres::sql::{self, SqlSession},
     progress::{Progress, RepairRecord},
     reconcile::Halt,
@@ -49,13 +50,14 @@ pub(super) struct Beginning<'a> {
     pub(super) tables: &'a [Table],
 }
 
-/// Makes the slot anew, and stores in `progress` what is to be read. Cancel safe.
+/// Makes the slot anew, and stores in `progress` what is to be read. Returns where the stream begins
+/// if there is no row at all, as at most first starts. Cancel safe.
 pub(super) async fn begin(
     with: Beginning<'_>,
     progress: &mut Progress,
     lower: Option<String>,
     replace: bool,
-) -> Result<(), Ended> {
+) -> Result<Option<Position>, Ended> {
     let Beginning { config, board, session, replication, sink, unfinished, tables } = with;
     let name = &config.postgres.slot;
     let complete = repair::complete(session.client(), tables, lower.as_deref()).await;
@@ -88,6 +90,16 @@ pub(super) async fn begin(
         slot::drop(name, replication).await?;
     }
     let upper = slot::make(name, board, session, replication, unfinished).await?;
+    // Asked after it is made: what its snapshot shows is there by now.
+    if lower.is_none() && no_row(session, tables).await? {
+        let from = Position::UpTo(upper.lsn);
+        progress.repair = None;
+        progress.position = Some(from);
+        progress.snapshots = vec![upper];
+        store(sink, progress).await?;
+        fault::point(Point::SlotStored);
+        return Ok(Some(from));
+    }
     progress.repair = Some(RepairRecord {
         consistent_point: upper.lsn,
         upper: upper.snapshot,
@@ -95,7 +107,12 @@ pub(super) async fn begin(
     });
     store(sink, progress).await?;
     fault::point(Point::RepairBegun);
-    Ok(())
+    Ok(None)
+}
+
+async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
+    let found = repair::any_row(session.client(), tables).await;
+    found.map(|any| !any).map_err(|e| Ended::retry(Cause::Postgres, READING, e))
 }
 
 /// Delivers what is left of the repair in stored progress, and stores its end. `Ok` also when it was

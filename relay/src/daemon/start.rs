@@ -7,10 +7,10 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::time::sleep;
 
-use super::{attempt::Ended, repair, unfinished::Unfinished};
+use super::{attempt::Ended, first, repair, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
-    config::{Config, Start, parts::Parts},
+    config::{Config, parts::Parts},
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store, TooManyLanes},
     fault::{self, Point},
     leader,
@@ -102,7 +102,8 @@ pub(super) async fn start(
     let mut tables = inspect_tables(config, parts, session, format).await?;
     let unrepairable = tables.repair.as_ref().err();
     let Reconciled { progress: carried, decision } =
-        decide(config, session, &mut replication, &identity, stored.as_ref(), unrepairable).await?;
+        decide(config, parts, session, &mut replication, &identity, stored.as_ref(), unrepairable)
+            .await?;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
@@ -113,16 +114,16 @@ pub(super) async fn start(
             tables.must_fit()?;
             // What was delivered of a release stays delivered, whatever became of the slot.
             progress.snapshots.clear();
-            first_slot(
+            let mapped = parts.mapping.tables();
+            let made = first::Making {
                 config,
                 board,
                 session,
-                &mut replication,
-                &mut sink,
-                &mut progress,
+                replication: &mut replication,
+                sink: &mut sink,
                 unfinished,
-            )
-            .await?
+            };
+            first::make(made, mapped, &mut progress).await?
         }
         Decision::Wait { pid, making } => {
             let doing = if making { "made" } else { "used" };
@@ -131,21 +132,29 @@ pub(super) async fn start(
         }
         Decision::Repair { .. } | Decision::FinishRepair => {
             tables.must_fit()?;
-            let tables = tables.repair.map_err(Ended::Halted)?;
-            if let Decision::Repair { lower, replace } = decision {
-                let with = repair::Beginning {
-                    config,
-                    board,
-                    session,
-                    replication: &mut replication,
-                    sink: &mut sink,
-                    unfinished,
-                    tables: &tables,
-                };
-                repair::begin(with, &mut progress, lower, replace).await?;
-            }
-            let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-            return Ok(Started::Repair(Box::new(Repairing { delivery, tables, origin })));
+            let readable = std::mem::replace(&mut tables.repair, Ok(vec![]));
+            let readable = readable.map_err(Ended::Halted)?;
+            let nothing_to_read = match decision {
+                Decision::Repair { lower, replace } => {
+                    let with = repair::Beginning {
+                        config,
+                        board,
+                        session,
+                        replication: &mut replication,
+                        sink: &mut sink,
+                        unfinished,
+                        tables: &readable,
+                    };
+                    repair::begin(with, &mut progress, lower, replace).await?
+                }
+                _ => None,
+            };
+            let Some(from) = nothing_to_read else {
+                let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
+                let repairing = Repairing { delivery, tables: readable, origin };
+                return Ok(Started::Repair(Box::new(repairing)));
+            };
+            from
         }
     };
     if let Some(Halt { reason, remedy }) = &tables.misfit {
@@ -331,6 +340,7 @@ impl SystemIdentity {
 
 async fn decide(
     config: &Config,
+    parts: &Parts,
     session: &SqlSession,
     replication: &mut ReplicationConnection,
     identity: &SystemIdentity,
@@ -353,7 +363,7 @@ async fn decide(
         database: &database,
         identity,
         history: &history,
-        start_with_all: config.postgres.start == Start::All,
+        start_with_all: first::takes_all(config, &parts.mapping),
         unrepairable,
     })
     .map_err(Ended::Halted)
@@ -389,30 +399,6 @@ async fn survey(
         .and_then(|row| row.try_get::<_, String>(0))
         .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     Ok((slot, database))
-}
-
-/// A first start: says so in the progress topic, makes the slot, stores its snapshot.
-async fn first_slot(
-    config: &Config,
-    board: &Board,
-    session: &SqlSession,
-    replication: &mut ReplicationConnection,
-    sink: &mut KafkaSink,
-    progress: &mut Progress,
-    unfinished: &Unfinished,
-) -> Result<Position, Ended> {
-    // Were the relay to die between making the slot and storing where it begins, the next start
-    // would find a slot of unknown origin; this record says that it was ours.
-    store(sink, progress).await?;
-    fault::point(Point::FirstProgressStored);
-    let name = &config.postgres.slot;
-    let snapshot = super::slot::make(name, board, session, replication, unfinished).await?;
-    let position = Position::UpTo(snapshot.lsn);
-    progress.position = Some(position);
-    progress.snapshots = vec![snapshot];
-    store(sink, progress).await?;
-    fault::point(Point::SlotStored);
-    Ok(position)
 }
 
 /// Stores progress alone.

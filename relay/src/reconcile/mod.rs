@@ -167,7 +167,12 @@ fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
             format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
             format!(
                 "to publish everything after the slot's position, run `outbox-relay resume --at \
-                 slot`; to begin anew, drop the slot: {}",
+                 slot`; to {}, drop the slot: {}",
+                if facts.start_with_all {
+                    "publish every row of the table (again)"
+                } else {
+                    "begin with what is committed from then on"
+                },
                 drop_slot(name)
             ),
         )),

@@ -20,7 +20,7 @@ use crate::{
 
 pub use self::{
     reader::{ReadError, Reader},
-    tables::{Table, complete, fits},
+    tables::{Table, any_row, complete, fits, in_words, rows_there},
 };
 
 /// Where the `ordinal`-th repaired row stands: before all that the slot streams, and after all that

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
     progress::RepairRecord,
@@ -185,6 +185,60 @@ fn ordering(id: &table::Column) -> (String, String) {
         return (text, "pg_catalog.text".to_owned());
     }
     (name, id.type_name.clone())
+}
+
+/// Rows are counted up to here.
+const COUNTED_MAX: i64 = 100_000;
+
+/// How many rows are there now, at most one more than [`COUNTED_MAX`]; `None` where one of the
+/// tables may not be read.
+///
+/// # Errors
+/// The database's.
+pub async fn rows_there(
+    client: &Client,
+    tables: &[TableName],
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    let mut rows = 0;
+    for TableName { schema, table } in tables {
+        let query = format!(
+            "select pg_catalog.count(*) from (select from {}.{} limit {}) t",
+            identifier(schema),
+            identifier(table),
+            COUNTED_MAX + 1 - rows
+        );
+        rows += match client.query_one(&query, &[]).await {
+            Ok(row) => row.try_get::<_, i64>(0)?,
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(Some(rows))
+}
+
+/// Whether there is a row at all.
+///
+/// # Errors
+/// The database's.
+pub async fn any_row(client: &Client, tables: &[Table]) -> Result<bool, tokio_postgres::Error> {
+    for table in tables {
+        let query = format!("select exists (select from {})", table.from());
+        if client.query_one(&query, &[]).await?.try_get(0)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A number of rows as a person reads it.
+pub fn in_words(rows: i64) -> String {
+    match rows {
+        rows if rows > COUNTED_MAX => format!("more than {COUNTED_MAX} rows"),
+        1 => "1 row".to_owned(),
+        rows => format!("{rows} rows"),
+    }
 }
 
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry

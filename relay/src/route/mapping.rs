@@ -168,6 +168,11 @@ impl Mapping {
         &self.tables
     }
 
+    /// Whether the only table is the one of our own migration.
+    pub fn is_ours(&self) -> bool {
+        self.tables.iter().all(|name| name.is("outbox", "events"))
+    }
+
     /// Whether rows of this table become records.
     pub fn maps(&self, schema: &str, table: &str) -> bool {
         self.tables.iter().any(|name| name.is(schema, table))

@@ -1,0 +1,72 @@
+//! A first start that begins with what is committed from then on: says so in the progress topic,
+//! makes the slot, and says which rows it leaves out. One that takes the rows which are there is a
+//! repair that begins after nothing.
+
+use super::{attempt::Ended, slot, start::store, unfinished::Unfinished};
+use crate::{
+    admin::Board,
+    config::{Config, Start},
+    fault::{self, Point},
+    metrics::Cause,
+    position::Position,
+    postgres::sql::SqlSession,
+    progress::Progress,
+    repair,
+    route::{Mapping, TableName},
+    sink::kafka::KafkaSink,
+    source::connect::ReplicationConnection,
+};
+
+/// What [`make`] works with.
+pub(super) struct Making<'a> {
+    pub(super) config: &'a Config,
+    pub(super) board: &'a Board,
+    pub(super) session: &'a SqlSession,
+    pub(super) replication: &'a mut ReplicationConnection,
+    pub(super) sink: &'a mut KafkaSink,
+    pub(super) unfinished: &'a Unfinished,
+}
+
+/// Whether a first start publishes the rows that are there. Those of our own table were written for
+/// a relay; another's may be as old as the table.
+pub(crate) fn takes_all(config: &Config, mapping: &Mapping) -> bool {
+    config.postgres.start.map_or_else(|| mapping.is_ours(), |start| start == Start::All)
+}
+
+/// Makes the slot and stores its snapshot; returns where it begins. Cancel safe.
+pub(super) async fn make(
+    with: Making<'_>,
+    tables: &[TableName],
+    progress: &mut Progress,
+) -> Result<Position, Ended> {
+    let Making { config, board, session, replication, sink, unfinished } = with;
+    // Were the relay to die between making the slot and storing where it begins, the next start
+    // would find a slot of unknown origin; this record says that it was ours.
+    store(sink, progress).await?;
+    fault::point(Point::FirstProgressStored);
+    tell_of_rows_left_out(session, tables).await?;
+    let snapshot =
+        slot::make(&config.postgres.slot, board, session, replication, unfinished).await?;
+    let position = Position::UpTo(snapshot.lsn);
+    progress.position = Some(position);
+    progress.snapshots = vec![snapshot];
+    store(sink, progress).await?;
+    fault::point(Point::SlotStored);
+    Ok(position)
+}
+
+async fn tell_of_rows_left_out(session: &SqlSession, tables: &[TableName]) -> Result<(), Ended> {
+    const DOING: &str = "counting the rows that are there";
+    let found = repair::rows_there(session.client(), tables).await;
+    let rows = match found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
+        Some(0) => return Ok(()),
+        Some(rows) => repair::in_words(rows),
+        None => "an unknown number of rows (the role may not read them)".to_owned(),
+    };
+    tracing::warn!(
+        rows,
+        "a first start with postgres.start = \"now\": these are there already, and are not published; \
+         to have them published, insert them again without xid"
+    );
+    Ok(())
+}
