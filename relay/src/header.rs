@@ -15,6 +15,10 @@ pub const RELAY: &str = "outbox-relay";
 pub const POSITION: &str = "outbox-position";
 /// `1` on a record that a repair published; it may repeat one that was already delivered.
 pub const REPAIRED: &str = "outbox-repaired";
+/// The event's time, RFC 3339 in UTC with milliseconds, on a record whose own timestamp is the time
+/// of its delivery: the broker would soon delete it for its age otherwise. CloudEvents have it in
+/// [`cloudevents::TIME`] anyway.
+pub const CREATED_AT: &str = "outbox-created-at";
 
 /// Stands in a refused event for headers of the row that can't be used; its value is the column's
 /// text. Never sent: no header has an empty name.

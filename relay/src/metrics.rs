@@ -79,6 +79,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_lag_seconds", "gauge", "", "How long what is not delivered has been waiting; 0 when all is delivered"),
     metric("outbox_relay_records_delivered_total", "counter", "", "Records stored by the broker"),
     metric("outbox_relay_delivered_bytes_total", "counter", "", "Bytes of topics, keys, payloads and headers stored by the broker"),
+    metric("outbox_relay_records_restamped_total", "counter", "", "Records whose timestamp is the time of their delivery, because by their event's the topic's retention would soon delete them"),
     metric("outbox_relay_batches_total", "counter", "", "Deliveries, those that stored progress alone included"),
     metric("outbox_relay_batch_records", "histogram", "", "Records in a delivery that had any"),
     metric("outbox_relay_delivery_seconds", "histogram", "", "Time from handing a batch to the broker until it is stored, commit included"),
@@ -157,6 +158,7 @@ pub struct Metrics {
     lag_seconds: Gauge<f64, AtomicU64>,
     resident_bytes: IntGauge,
     records_delivered: Counter,
+    records_restamped: Counter,
     bytes_delivered: Counter,
     batches: Counter,
     batch_records: Histogram,
@@ -183,6 +185,7 @@ impl Metrics {
             lag_seconds: Gauge::default(),
             resident_bytes: Gauge::default(),
             records_delivered: Counter::default(),
+            records_restamped: Counter::default(),
             bytes_delivered: Counter::default(),
             batches: Counter::default(),
             // 1 to 1 M records, and 0.5 ms to 33 s.
@@ -224,6 +227,7 @@ impl Metrics {
                 "outbox_relay_lag_bytes" => add.it(self.lag_bytes.clone()),
                 "outbox_relay_lag_seconds" => add.it(self.lag_seconds.clone()),
                 "outbox_relay_records_delivered_total" => add.it(self.records_delivered.clone()),
+                "outbox_relay_records_restamped_total" => add.it(self.records_restamped.clone()),
                 "outbox_relay_delivered_bytes_total" => add.it(self.bytes_delivered.clone()),
                 "outbox_relay_batches_total" => add.it(self.batches.clone()),
                 "outbox_relay_batch_records" => add.it(self.batch_records.clone()),
@@ -249,6 +253,11 @@ impl Metrics {
         self.bytes_delivered.inc_by(bytes);
         self.batch_records.observe(records as f64);
         self.delivery_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Records of a delivery that were given the time of their delivery.
+    pub fn restamped(&self, records: u64) {
+        self.records_restamped.inc_by(records);
     }
 
     /// The relay starts again from its progress.

@@ -117,12 +117,28 @@ impl Topic {
         self
     }
 
-    /// Changes a setting of it, such as `max.message.bytes`.
+    /// Changes a setting of it, such as `max.message.bytes`, and waits until the broker shows it.
     ///
     /// # Panics
     /// When the broker refuses.
     pub async fn set(&self, setting: &str, value: &str) {
         self.try_set(setting, value).await.expect("the topic is changed");
+        wait::until("the topic's setting is shown", wait::PATIENCE, || async {
+            match self.setting(setting).await {
+                Ok(Some(found)) if found == value => Ok(()),
+                found => Err(format!("{found:?}")),
+            }
+        })
+        .await
+        .expect("it is changed");
+    }
+
+    async fn setting(&self, setting: &str) -> Result<Option<String>> {
+        let admin: AdminClient<_> = self.kafka.client().create()?;
+        let topic = ResourceSpecifier::Topic(&self.name);
+        let found = admin.describe_configs([&topic], &AdminOptions::new()).await?;
+        let entries = found.into_iter().flatten().flat_map(|resource| resource.entries);
+        Ok(entries.filter(|entry| entry.name == setting).find_map(|entry| entry.value))
     }
 
     /// As [`Topic::set`], for a broker that may be away.

@@ -13,6 +13,7 @@ mod layouts;
 mod leader;
 mod matrix;
 mod migrations;
+mod neighbours;
 mod ordering;
 mod outages;
 mod publish;

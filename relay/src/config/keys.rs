@@ -58,7 +58,7 @@ pub const KEYS: &[Key] = &[
     key("sink.create_topics", "`false` or a table", "`false`", "Whether a topic that is missing is made. With `false` it is waited for, then what is sent to it is parked."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic the relay makes."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),
-    key("sink.topic_grace", "duration", "`10s`", "How long an unknown topic is waited for."),
+    key("sink.topic_grace", "duration", "`10s`", "How long after an event was parked because its topic does not exist that topic's appearance releases it by itself; nobody waits meanwhile."),
     key("sink.reserved_topics", "list of patterns", "Kafka Streams', Connect's and MirrorMaker's names", "Topics that are no destination, because others keep state in them; `*` stands for anything. In place of `*-changelog`, `*-repartition`, `connect-configs`, `connect-offsets`, `connect-status`, `connect-cluster-configs`, `connect-cluster-offsets`, `connect-cluster-status` and `mm2-*.internal`. Always reserved: `__*`, `outbox-relay-progress-*`, `_schemas*`, `_confluent*` and what the broker calls internal."),
     key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` wins over it."),
     key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),

@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control, repair,
+    broker, control, missing, repair,
     standby::{self, Leading},
     start::{self, Started, Streaming},
     unfinished::Unfinished,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
+    dead_letter::pending::Pending,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
@@ -91,6 +92,7 @@ enum Task {
     Control(Result<(), control::ControlError>),
     Broker,
     Tables(Result<(), Ended>),
+    Missing(Result<(), Ended>),
 }
 
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed. `format` is
@@ -164,6 +166,8 @@ async fn stream(
     let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
     let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
     let probe = started.probe;
+    let pending = Pending::new(Arc::clone(&session), &config.name);
+    let (watch, parked) = (started.watch, started.delivery.missing_topic());
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -198,6 +202,13 @@ async fn stream(
                 never = broker::watch(probe, &board) => match never {},
             }
         });
+        let stop = control_stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => Task::Missing(Ok(())),
+                ended = missing::watch(pending, watch, parked) => Task::Missing(Err(ended)),
+            }
+        });
         let (stop, config, parts) = (control_stop.clone(), config.clone(), parts.clone());
         tasks.spawn(async move {
             tokio::select! {
@@ -220,7 +231,7 @@ async fn stream(
                 false,
             ),
             Ok(Task::Broker) => (Ok(()), false),
-            Ok(Task::Tables(result)) => (result, false),
+            Ok(Task::Tables(result) | Task::Missing(result)) => (result, false),
             Err(panicked) => {
                 (Err(Ended::retry(Cause::Other, "running a task of the relay", panicked)), false)
             }

@@ -8,6 +8,7 @@ mod attempt;
 mod broker;
 mod control;
 pub(crate) mod first;
+mod missing;
 mod repair;
 mod slot;
 mod standby;

@@ -25,7 +25,7 @@ use crate::{
     route::{Format, Origin, Router, TableName},
     sink::{
         Sink,
-        kafka::{KafkaSink, Probe},
+        kafka::{KafkaSink, Probe, Watch},
     },
     source::{
         connect::{ReplicationConnection, StreamOptions, SystemIdentity},
@@ -57,6 +57,7 @@ const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Streaming {
     pub(super) delivery: Delivery<KafkaSink, Store>,
     pub(super) probe: Probe,
+    pub(super) watch: Watch,
     pub(super) from: Position,
     pub(super) router: Router,
     pub(super) socket: Socket,
@@ -185,9 +186,10 @@ pub(super) async fn start(
     fault::point(Point::StreamStarted);
     let router =
         Router::new(parts.mapping.clone(), &origin, tables.format).with_stamped(tables.stamped);
-    let probe = sink.probe();
+    let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-    Ok(Started::Stream(Box::new(Streaming { delivery, probe, from, router, socket, unread })))
+    let streaming = Streaming { delivery, probe, watch, from, router, socket, unread };
+    Ok(Started::Stream(Box::new(streaming)))
 }
 
 /// Finishes the releases that progress says are complete, and reads which lanes are parked.

@@ -10,6 +10,7 @@ mod edit;
 mod headers;
 mod lane;
 pub mod operator;
+pub mod pending;
 mod store;
 
 use std::future::Future;

@@ -8,10 +8,14 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
+use tokio::sync::Notify;
+
 use super::{PipelineError, pace::Pace};
 use crate::{
     admin::Board,
-    dead_letter::{BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack},
+    dead_letter::{
+        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack, pending::UNKNOWN_TOPIC,
+    },
     fault::{self, Point},
     position::RowPosition,
     progress::Progress,
@@ -60,6 +64,8 @@ pub struct Delivery<S, D> {
     /// `None` where the sink takes its time.
     pace: Option<Pace>,
     board: Board,
+    /// Told when an event is parked because its topic is missing.
+    missing: Arc<Notify>,
     /// Reasons that were logged.
     told: Vec<&'static str>,
 }
@@ -69,7 +75,13 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     pub fn new(sink: S, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
         board.parked_lanes(lanes.len());
         let pace = sink.delivery_limit().map(Pace::new);
-        Delivery { sink, dead_letters, lanes, progress, pace, board, told: Vec::new() }
+        let missing = Arc::default();
+        Delivery { sink, dead_letters, lanes, progress, pace, board, missing, told: Vec::new() }
+    }
+
+    /// Notified when an event was parked because its topic is missing.
+    pub fn missing_topic(&self) -> Arc<Notify> {
+        Arc::clone(&self.missing)
     }
 
     /// What is stored, or about to be.
@@ -228,6 +240,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let records = range.len() as u64;
         let position = self.progress.position;
         self.board.delivered(position, records, bytes as u64, took, newest_commit_us);
+        self.board.metrics().restamped(stored.restamped());
         course.stored(&self.progress, stored);
         fault::point(Point::Confirmable);
         Ok(())
@@ -296,6 +309,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         fault::point(Point::Parked);
         let metrics = self.board.metrics();
         letters.iter().for_each(|letter| metrics.parked(letter.reason));
+        if letters.iter().any(|letter| letter.reason == UNKNOWN_TOPIC) {
+            self.missing.notify_one();
+        }
         self.board.parked_lanes(self.lanes.len());
         drop(letters);
         let mut next = parked.iter().copied().peekable();

@@ -62,7 +62,11 @@ pub trait Sink: Send {
 /// can move the position that PostgreSQL is told.
 #[derive(Debug)]
 #[must_use = "only what is stored may be confirmed"]
-pub struct Stored(());
+pub struct Stored {
+    /// Records whose timestamp is the time of their delivery and not their event's: these are so
+    /// old that the broker would soon delete them.
+    restamped: u64,
+}
 
 impl Stored {
     /// The position whose progress was part of the delivery that this proves.
@@ -70,10 +74,15 @@ impl Stored {
         Confirmable::stored(position)
     }
 
+    /// Records that were given the time of their delivery.
+    pub fn restamped(&self) -> u64 {
+        self.restamped
+    }
+
     /// What a scripted sink of a test gives.
     #[cfg(test)]
     pub(crate) fn scripted() -> Self {
-        Stored(())
+        Stored { restamped: 0 }
     }
 }
 

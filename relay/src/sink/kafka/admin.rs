@@ -24,21 +24,31 @@ pub(super) fn create_topic(
     creation: TopicCreation,
     config: &[(&str, &str)],
 ) -> Result<(), KafkaError> {
-    let replication = TopicReplication::Fixed(creation.replication_factor);
-    let topic = config
+    let failed = create_topics(settings, &[name], creation, config, REQUEST_TIMEOUT)?;
+    failed.first().map_or(Ok(()), |(_, code)| Err(KafkaError::AdminOp(*code)))
+}
+
+/// Creates topics in one request, and returns those that could not be, with the broker's error.
+pub(super) fn create_topics(
+    settings: &Settings,
+    names: &[&str],
+    creation: TopicCreation,
+    config: &[(&str, &str)],
+    limit: Duration,
+) -> Result<Vec<(String, RDKafkaErrorCode)>, KafkaError> {
+    let topics: Vec<NewTopic<'_>> = names
         .iter()
-        .fold(NewTopic::new(name, creation.partitions, replication), |topic, (key, value)| {
-            topic.set(key, value)
-        });
+        .map(|name| {
+            let replication = TopicReplication::Fixed(creation.replication_factor);
+            let topic = NewTopic::new(name, creation.partitions, replication);
+            config.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+        })
+        .collect();
     let client = client(settings)?;
-    let results = block_on(client.create_topics([&topic], &options()))?;
-    for result in results {
-        match result {
-            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((_, code)) => return Err(KafkaError::AdminOp(code)),
-        }
-    }
-    Ok(())
+    let options = AdminOptions::new().request_timeout(Some(limit)).operation_timeout(Some(limit));
+    let results = block_on(client.create_topics(&topics, &options))?;
+    let failed = results.into_iter().filter_map(Result::err);
+    Ok(failed.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
 }
 
 /// The settings of a topic, by name.

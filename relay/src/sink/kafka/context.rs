@@ -61,6 +61,11 @@ impl Context {
         unpoisoned(&self.failures).push(failure);
     }
 
+    /// Whether any was noted since they were taken.
+    pub(super) fn has_failures(&self) -> bool {
+        !unpoisoned(&self.failures).is_empty()
+    }
+
     /// Takes the failures noted since the last call, in the order of the batch. Complete once a
     /// flush has left nothing in flight.
     pub(super) fn take_failures(&self) -> Vec<Failure> {

@@ -1,48 +1,82 @@
-//! Sorts librdkafka's errors by what the relay must do next.
+//! Sorts librdkafka's errors by who says so and what the relay must do next.
 //!
-//! Pure. The rule: what a broker says of one record refuses that record; what it says of the
-//! producer's epoch fences; all else is "not now", because replay from progress mends it.
+//! Pure. The rule: only what a *broker* answers of a record refuses that record, and only where
+//! time does not mend it. What librdkafka says by itself (its own, negative codes) never does: that
+//! it knows no such partition means that its knowledge, or ours, is out of date. What a broker says
+//! of the producer's epoch fences; all else is "not now", because replay from progress mends it.
+
+use std::collections::HashMap;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::context::{Failure, PROGRESS_OPAQUE};
 use crate::sink::{BoxError, RefusedRecord, SinkError};
 
-/// Why a broker, or librdkafka in its place, will never take this very record, and what a person
-/// can do about it.
-pub(super) fn refusal(code: RDKafkaErrorCode) -> Option<(&'static str, &'static str)> {
+/// What an error says of the record that failed with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// A broker will never take it, or one that it was sent together with: a stable word for why,
+    /// and what a person can do about it.
+    Refused(&'static str, &'static str),
+    /// A broker refused another record of its request, and said so.
+    Innocent,
+    /// It failed because another did, or because its transaction had failed already.
+    Consequence,
+    /// What is known of its topic is out of date: look again, and send again.
+    Stale,
+    /// It may be taken later.
+    Passing,
+}
+
+/// Whether librdkafka says so by itself; a broker's codes are not negative.
+fn is_local(code: RDKafkaErrorCode) -> bool {
+    (code as i16) < 0
+}
+
+fn fate(code: RDKafkaErrorCode) -> Fate {
     use RDKafkaErrorCode as Code;
-    Some(match code {
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
-            ("too_large", "raise the topic's max.message.bytes, or publish a reference to the data")
-        }
-        Code::TopicAuthorizationFailed => {
-            ("not_authorised", "grant the relay's principal Describe and Write on the topic")
-        }
-        Code::InvalidTimestamp => (
+    if is_local(code) {
+        return match code {
+            Code::InvalidDifferentRecord => Fate::Innocent,
+            Code::PurgeQueue | Code::PurgeInflight | Code::State => Fate::Consequence,
+            Code::UnknownPartition | Code::UnknownTopic => Fate::Stale,
+            _ => Fate::Passing,
+        };
+    }
+    match code {
+        // librdkafka gives the first itself for a record above `message.max.bytes`.
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Fate::Refused(
+            "too_large",
+            "raise the topic's max.message.bytes (and sink.properties.\"message.max.bytes\" where \
+             that is lower), or publish a reference to the data",
+        ),
+        Code::TopicAuthorizationFailed => Fate::Refused(
+            "not_authorised",
+            "grant the relay's principal Describe and Write on the topic",
+        ),
+        Code::InvalidTimestamp => Fate::Refused(
             "invalid_timestamp",
             "the event's time is further from now than the topic's message.timestamp.before.max.ms \
              or message.timestamp.after.max.ms allows",
         ),
-        Code::InvalidRecord => (
+        Code::InvalidRecord => Fate::Refused(
             "invalid_record",
-            "a compacted topic takes no record without a key; see the broker's log otherwise",
+            "a compacted topic takes no record without a key, and message.timestamp.before.max.ms \
+             or message.timestamp.after.max.ms may bound its time; see the broker's log otherwise",
         ),
-        Code::InvalidTopic => ("invalid_topic", "a topic can't have this name"),
-        Code::UnknownPartition => ("no_such_partition", "the topic has fewer partitions"),
-        Code::UnknownTopicOrPartition | Code::UnknownTopic => {
-            ("unknown_topic", "create the topic, then release the event")
-        }
-        _ => return None,
-    })
+        Code::PolicyViolation | Code::UnsupportedForMessageFormat => Fate::Refused(
+            "invalid_record",
+            "the broker's policy or the topic's message format forbids it; see the broker's log",
+        ),
+        // The look-up decides, and says what to do.
+        Code::UnknownTopicOrPartition | Code::InvalidTopic => Fate::Stale,
+        _ => Fate::Passing,
+    }
 }
 
-/// A record failed because another did, or because its transaction had failed already.
-fn is_consequence(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::State
-    )
+/// Whether records after one that failed so may still be sent, to learn which are refused.
+pub(super) fn is_refusal(code: RDKafkaErrorCode) -> bool {
+    matches!(fate(code), Fate::Refused(..))
 }
 
 /// What the failed records of a delivery mean.
@@ -52,29 +86,54 @@ pub(super) enum Verdict {
     Stored,
     /// These were refused; any others were taken back because of them.
     Refused(Vec<RefusedRecord>),
+    /// What is known of their topics is out of date.
+    Stale(RDKafkaErrorCode),
     /// Some failed for a reason that may pass; `None` when all were only taken back.
     Failed(Option<RDKafkaErrorCode>),
 }
 
-/// Judges `failures`, which are in the order of the batch.
-pub(super) fn judge(failures: &[Failure]) -> Verdict {
+/// Judges `failures`, which are in the order of the batch. `place` is the partition that a record
+/// was sent to, by the record's index.
+///
+/// A broker answers for a batch of the wire, which lies in one partition: all of the batch fail
+/// alike, unless the broker names the records that it means. So one that failed alone in its
+/// partition, or was named beside innocent ones, is refused for certain.
+pub(super) fn judge<P: std::hash::Hash + Eq>(
+    failures: &[Failure],
+    place: impl Fn(usize) -> Option<P>,
+) -> Verdict {
     if failures.is_empty() {
         return Verdict::Stored;
     }
     // The progress record is ours: whatever is said of it refuses no event.
-    let causes = || failures.iter().filter(|failure| !is_consequence(failure.code));
-    let passing = causes()
-        .find(|failure| failure.opaque == PROGRESS_OPAQUE || refusal(failure.code).is_none());
-    if let Some(failure) = passing {
+    let is_passing = |failure: &&Failure| match fate(failure.code) {
+        Fate::Passing => true,
+        Fate::Innocent | Fate::Consequence => false,
+        Fate::Refused(..) | Fate::Stale => failure.opaque == PROGRESS_OPAQUE,
+    };
+    if let Some(failure) = failures.iter().find(is_passing) {
         return Verdict::Failed(Some(failure.code));
     }
-    // Sent in one request with others, it may be one of those that is refused.
-    let records: Vec<_> = causes()
+    if let Some(failure) = failures.iter().find(|failure| fate(failure.code) == Fate::Stale) {
+        return Verdict::Stale(failure.code);
+    }
+    let mut by_place: HashMap<Option<P>, (usize, bool)> = HashMap::new();
+    for failure in failures {
+        let (refused, innocent) = by_place.entry(place(failure.opaque)).or_default();
+        match fate(failure.code) {
+            Fate::Refused(..) => *refused += 1,
+            Fate::Innocent => *innocent = true,
+            _ => {}
+        }
+    }
+    let records: Vec<_> = failures
+        .iter()
         .filter_map(|failure| {
-            let (reason, remedy) = refusal(failure.code)?;
+            let Fate::Refused(reason, remedy) = fate(failure.code) else { return None };
+            let (count, innocent) = by_place.get(&place(failure.opaque))?;
             let error = format!("{}: {remedy}", failure.code);
-            let record = refused(failure.opaque, reason, error);
-            Some(RefusedRecord { certain: false, ..record })
+            let certain = *innocent || *count == 1;
+            Some(RefusedRecord { certain, ..refused(failure.opaque, reason, error) })
         })
         .collect();
     if records.is_empty() { Verdict::Failed(None) } else { Verdict::Refused(records) }
@@ -163,21 +222,102 @@ mod tests {
         Failure { opaque, code }
     }
 
+    /// All of one partition, unless a test says otherwise.
+    fn judged(failures: &[Failure]) -> Verdict {
+        judge(failures, |_| Some(0))
+    }
+
+    fn certain(verdict: Verdict) -> Vec<(usize, bool)> {
+        let Verdict::Refused(records) = verdict else { panic!("{verdict:?}") };
+        records.iter().map(|record| (record.index, record.certain)).collect()
+    }
+
     #[test]
     fn what_is_said_of_a_record_refuses_it_and_not_those_taken_back_with_it() {
-        let verdict = judge(&[
+        let verdict = judged(&[
             failure(3, RDKafkaErrorCode::PurgeQueue),
             failure(4, RDKafkaErrorCode::MessageSizeTooLarge),
             failure(9, RDKafkaErrorCode::PurgeInflight),
         ]);
-        let Verdict::Refused(records) = verdict else { panic!("{verdict:?}") };
-        let named: Vec<_> = records.iter().map(|record| (record.index, record.reason)).collect();
-        assert_eq!(named, [(4, "too_large")]);
+        assert_eq!(certain(verdict), [(4, true)], "it was alone in its batch");
+    }
+
+    #[test]
+    fn records_that_fail_alike_in_one_partition_may_share_the_fate_of_one() {
+        let failures = [2, 4, 5].map(|at| failure(at, RDKafkaErrorCode::MessageSizeTooLarge));
+        assert_eq!(certain(judged(&failures)), [(2, false), (4, false), (5, false)]);
+        let verdict = judge(&failures, |index| Some(index % 2));
+        assert_eq!(certain(verdict), [(2, false), (4, false), (5, true)]);
+    }
+
+    #[test]
+    fn records_that_the_broker_names_beside_innocent_ones_are_refused_for_certain() {
+        let verdict = judged(&[
+            failure(1, RDKafkaErrorCode::InvalidRecord),
+            failure(2, RDKafkaErrorCode::InvalidDifferentRecord),
+            failure(3, RDKafkaErrorCode::InvalidRecord),
+        ]);
+        assert_eq!(certain(verdict), [(1, true), (3, true)]);
+    }
+
+    /// The codes that librdkafka gives by itself are below zero: their whole range is tried.
+    #[test]
+    fn what_the_client_library_says_by_itself_refuses_no_record() {
+        use RDKafkaErrorCode as Code;
+        for code in [
+            Code::UnknownPartition,
+            Code::UnknownTopic,
+            Code::MessageTimedOut,
+            Code::InvalidArgument,
+            Code::Fail,
+            Code::Fatal,
+            Code::State,
+            Code::PurgeQueue,
+            Code::InvalidDifferentRecord,
+            Code::QueueFull,
+            Code::Authentication,
+            Code::UnsupportedFeature,
+        ] {
+            assert!(is_local(code), "{code:?}");
+            assert!(!is_refusal(code), "{code:?}");
+            let verdict = judged(&[failure(1, code)]);
+            assert!(!matches!(verdict, Verdict::Refused(_)), "{code:?}: {verdict:?}");
+        }
+        assert!(!is_local(Code::MessageSizeTooLarge) && is_refusal(Code::MessageSizeTooLarge));
+    }
+
+    #[test]
+    fn a_partition_that_is_gone_asks_for_another_look_and_parks_nothing() {
+        for code in [
+            RDKafkaErrorCode::UnknownPartition,
+            RDKafkaErrorCode::UnknownTopic,
+            RDKafkaErrorCode::UnknownTopicOrPartition,
+        ] {
+            let verdict = judged(&[failure(1, RDKafkaErrorCode::PurgeQueue), failure(2, code)]);
+            assert_eq!(verdict, Verdict::Stale(code));
+        }
+    }
+
+    #[test]
+    fn outages_and_limits_of_the_broker_refuse_no_record() {
+        use RDKafkaErrorCode as Code;
+        for code in [
+            Code::NotEnoughReplicas,
+            Code::NotEnoughReplicasAfterAppend,
+            Code::LeaderNotAvailable,
+            Code::NotLeaderForPartition,
+            Code::RequestTimedOut,
+            Code::ThrottlingQuotaExceeded,
+            Code::KafkaStorageError,
+            Code::ClusterAuthorizationFailed,
+        ] {
+            assert_eq!(judged(&[failure(1, code)]), Verdict::Failed(Some(code)));
+        }
     }
 
     #[test]
     fn a_failure_that_may_pass_outweighs_a_refusal() {
-        let verdict = judge(&[
+        let verdict = judged(&[
             failure(1, RDKafkaErrorCode::MessageSizeTooLarge),
             failure(2, RDKafkaErrorCode::MessageTimedOut),
         ]);
@@ -187,7 +327,7 @@ mod tests {
     #[test]
     fn a_refused_progress_record_refuses_no_event() {
         let verdict =
-            judge(&[failure(PROGRESS_OPAQUE, RDKafkaErrorCode::TopicAuthorizationFailed)]);
+            judged(&[failure(PROGRESS_OPAQUE, RDKafkaErrorCode::TopicAuthorizationFailed)]);
         assert!(matches!(verdict, Verdict::Failed(Some(_))), "{verdict:?}");
     }
 

@@ -1,8 +1,8 @@
-//! What exists at the broker: topics, partitions, watermarks. Creates nothing.
+//! What exists at the broker: topics, partitions, settings, watermarks. Creates nothing.
 //!
 //! Shared by the sink's thread and by probes; librdkafka's clients are thread-safe.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use rdkafka::{
     consumer::Consumer as _,
@@ -12,16 +12,21 @@ use rdkafka::{
 
 use super::{
     context::Context,
-    native::{self, Consumer, Facts},
+    limits::Limits,
+    native::{self, Consumer, describe},
     settings::Settings,
 };
 
 /// How long librdkafka must have had nothing to say.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// Topics asked for in one request.
+const ASKED_AT_ONCE: usize = 1_000;
 
 /// A client for look-ups.
 pub(super) struct Lookup {
     client: Consumer,
+    /// A topic whose metadata is asked for where the cluster itself is meant.
+    progress_topic: String,
 }
 
 /// Whether a topic exists.
@@ -35,7 +40,19 @@ pub(super) enum Found {
     /// The broker keeps state of its own in it.
     Internal,
     Invalid,
+    /// The broker can't tell now: there may be no leader yet.
+    Unclear,
 }
+
+/// A topic, and what its settings refuse where they may be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) found: Found,
+    pub(super) limits: Option<Limits>,
+}
+
+/// What a broker answers of a topic.
+type Told = Result<describe::Shape, RDKafkaErrorCode>;
 
 /// The cluster, as one broker sees it.
 #[derive(Clone, Debug)]
@@ -47,7 +64,66 @@ pub(super) struct Cluster {
 impl Lookup {
     pub(super) fn new(settings: &Settings) -> Result<Self, KafkaError> {
         let client = settings.lookup_config().create_with_context(Context::new("lookup"))?;
-        Ok(Lookup { client })
+        Ok(Lookup { client, progress_topic: settings.progress_topic() })
+    }
+
+    /// By name, what is known of each topic: as many requests for a thousand as for one.
+    pub(super) fn survey(
+        &self,
+        names: &[&str],
+        timeout: Duration,
+    ) -> Result<HashMap<String, Seen>, KafkaError> {
+        let mut seen = HashMap::with_capacity(names.len());
+        if names.is_empty() {
+            return Ok(seen);
+        }
+        let controlled = self.has_controller(&self.progress_topic, timeout)?;
+        for names in names.chunks(ASKED_AT_ONCE) {
+            let told = controlled.then(|| describe::topics(&self.client, names, timeout));
+            match told {
+                Some(Ok(mut told)) => {
+                    let told = names.iter().map(|name| ((*name).to_owned(), told.remove(*name)));
+                    seen.extend(self.described(told.collect(), timeout));
+                }
+                // Some brokers know no such request, and without a controller nobody answers it.
+                _ => {
+                    for name in names {
+                        let found = self.find(name, timeout).unwrap_or(Found::Unclear);
+                        seen.insert((*name).to_owned(), Seen { found, limits: None });
+                    }
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn described(
+        &self,
+        told: Vec<(String, Option<Told>)>,
+        timeout: Duration,
+    ) -> Vec<(String, Seen)> {
+        let found = |told: &Option<Told>| match told {
+            Some(Ok(shape)) => refused(shape).unwrap_or_else(|| {
+                let count = i32::try_from(shape.partitions).ok().filter(|count| *count > 0);
+                count.map_or(Found::Unclear, Found::Partitions)
+            }),
+            Some(Err(code)) => absent(*code).unwrap_or(Found::Unclear),
+            None => Found::Missing,
+        };
+        let found: Vec<(String, Found)> =
+            told.into_iter().map(|(name, told)| (name, found(&told))).collect();
+        let there = found.iter().filter(|(_, found)| matches!(found, Found::Partitions(_)));
+        let there: Vec<&str> = there.map(|(name, _)| name.as_str()).collect();
+        let mut settings = if there.is_empty() {
+            HashMap::new()
+        } else {
+            describe::settings(&self.client, &there, timeout).unwrap_or_default()
+        };
+        let seen = found.into_iter().map(|(name, found)| {
+            let limits = settings.remove(&name).map(|settings| Limits::of(&settings));
+            (name, Seen { found, limits })
+        });
+        seen.collect()
     }
 
     pub(super) fn find(&self, topic: &str, timeout: Duration) -> Result<Found, KafkaError> {
@@ -67,11 +143,9 @@ impl Lookup {
         if !matches!(found, Found::Partitions(_)) || !self.is_controlled(&metadata) {
             return Ok(found);
         }
-        Ok(match native::describe(&self.client, topic, timeout) {
-            Some(Facts { internal: true, .. }) => Found::Internal,
-            Some(Facts { may_write: Some(false), .. }) => Found::NotAuthorised,
-            Some(_) | None => found,
-        })
+        let told = describe::topics(&self.client, &[topic], timeout);
+        let shape = told.ok().and_then(|mut told| told.remove(topic)?.ok());
+        Ok(shape.and_then(|shape| refused(&shape)).unwrap_or(found))
     }
 
     /// Whether there is a controller to answer administrative requests; without one librdkafka
@@ -141,9 +215,24 @@ fn found(metadata: &Metadata, topic: &str) -> Result<Found, KafkaError> {
             Ok(count) if count > 0 => Ok(Found::Partitions(count)),
             _ => Ok(Found::Missing),
         },
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(Found::Missing),
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => Ok(Found::NotAuthorised),
-        Some(RDKafkaErrorCode::InvalidTopic) => Ok(Found::Invalid),
-        Some(other) => Err(KafkaError::MetadataFetch(other)),
+        Some(code) => absent(code).ok_or(KafkaError::MetadataFetch(code)),
+    }
+}
+
+/// Why a topic that is there is none for us.
+fn refused(shape: &describe::Shape) -> Option<Found> {
+    if shape.internal {
+        return Some(Found::Internal);
+    }
+    (shape.may_write == Some(false)).then_some(Found::NotAuthorised)
+}
+
+/// What a broker's error says of a topic, if it says that there is none for us.
+fn absent(code: RDKafkaErrorCode) -> Option<Found> {
+    match code {
+        RDKafkaErrorCode::UnknownTopicOrPartition => Some(Found::Missing),
+        RDKafkaErrorCode::TopicAuthorizationFailed => Some(Found::NotAuthorised),
+        RDKafkaErrorCode::InvalidTopic => Some(Found::Invalid),
+        _ => None,
     }
 }

@@ -4,9 +4,11 @@
 //! bisecting and parking to the pipeline. All blocking calls run on one thread of the sink's own
 //! (`thread`), fed through a bounded channel; all `unsafe` is in `native`.
 
+mod absent;
 mod admin;
 mod context;
 mod errors;
+mod limits;
 mod lookup;
 mod native;
 mod produce;
@@ -33,16 +35,17 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+pub use self::{
+    absent::Watch,
+    progress_topic::ProgressTopic,
+    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
+};
 use self::{
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
     progress_topic::Until,
     stop::Stop,
     thread::{Command, Worker},
-};
-pub use self::{
-    progress_topic::ProgressTopic,
-    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
 };
 use super::{Sink, SinkError, Stored};
 use crate::record::Batch;
@@ -63,6 +66,7 @@ pub struct KafkaSink {
     ended: oneshot::Receiver<()>,
     thread: Option<JoinHandle<()>>,
     probe: Probe,
+    watch: Watch,
     delivery_limit: Duration,
 }
 
@@ -75,6 +79,7 @@ impl KafkaSink {
         let lookup = Arc::new(make_lookup(&settings)?);
         let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
         let delivery_limit = settings.delivery_limit();
+        let watch = Watch { lookup: Arc::clone(&lookup), settings: Arc::new(settings.clone()) };
         let stop = Stop::default();
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let (end, ended) = oneshot::channel();
@@ -87,12 +92,18 @@ impl KafkaSink {
             })
             .map_err(|error| unavailable("starting the Kafka thread", error))?;
         let thread = Some(thread);
-        Ok(KafkaSink { commands: Some(commands), stop, ended, thread, probe, delivery_limit })
+        let commands = Some(commands);
+        Ok(KafkaSink { commands, stop, ended, thread, probe, watch, delivery_limit })
     }
 
     /// A handle that asks whether the brokers answer; it works while a delivery is under way.
     pub fn probe(&self) -> Probe {
         self.probe.clone()
+    }
+
+    /// A handle that looks for topics that are missing; it works while a delivery is under way.
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
     }
 
     /// Ends the sink's thread and clients, within two seconds even when no broker answers. A

@@ -4,11 +4,13 @@
 //! - Flush: the crate's sleeps to a 100 ms boundary while anything is in flight.
 //! - Produce: the crate allocates for the topic's name and for each header's, and looks the topic
 //!   up by name, per record.
-//! - Describe: the crate has no request for what a topic is and what we are allowed on it.
+//! - Describe: the crate has no request for what we are allowed on topics (`describe`).
 //! - Read: the crate drops the offset of an end-of-partition event, the one thing that tells how
 //!   far a reader has come past transaction markers.
 //!
 //! Sound by construction: a handle keeps the client that it belongs to alive.
+
+pub(super) mod describe;
 
 use std::{
     ffi::{CString, c_int, c_void},
@@ -284,90 +286,6 @@ pub(super) fn controller(client: &Consumer) -> Option<i32> {
     // SAFETY: the client is alive; with no time to wait the call reads what is known.
     let id = unsafe { sys::rd_kafka_controllerid(client.native(), 0) };
     (id >= 0).then_some(id)
-}
-
-/// What the broker says of a topic.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
-    /// The broker keeps state of its own in it.
-    pub internal: bool,
-    /// Whether we may write to it; `None` when the broker does not tell.
-    pub may_write: Option<bool>,
-}
-
-/// `None` when the broker does not answer this.
-pub(super) fn describe(client: &Consumer, topic: &str, timeout: Duration) -> Option<Facts> {
-    let name = CString::new(topic).ok()?;
-    let answer = Description::ask(client, &name, timeout)?;
-    let mut count = 0;
-    // SAFETY: the event is alive; a null result means an event of another kind.
-    let result = unsafe { sys::rd_kafka_event_DescribeTopics_result(answer.0.as_ptr()) };
-    if result.is_null() {
-        return None;
-    }
-    // SAFETY: the result belongs to the event, as does the array of `count` topics.
-    let topics = unsafe { sys::rd_kafka_DescribeTopics_result_topics(result, &mut count) };
-    if topics.is_null() || count != 1 {
-        return None;
-    }
-    let mut operations_count = 0;
-    // SAFETY: there is one topic, which belongs to the event.
-    let (internal, operations) = unsafe {
-        (
-            sys::rd_kafka_TopicDescription_is_internal(*topics) != 0,
-            sys::rd_kafka_TopicDescription_authorized_operations(*topics, &mut operations_count),
-        )
-    };
-    if operations.is_null() || operations_count == 0 {
-        return Some(Facts { internal, may_write: None });
-    }
-    // SAFETY: the array has that many members and belongs to the event.
-    let operations = unsafe { slice::from_raw_parts(operations, operations_count) };
-    let write = sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE;
-    Some(Facts { internal, may_write: Some(operations.contains(&write)) })
-}
-
-/// The event that answers a DescribeTopics request.
-struct Description(NonNull<sys::rd_kafka_event_t>);
-
-impl Description {
-    fn ask(client: &Consumer, name: &CString, timeout: Duration) -> Option<Self> {
-        let native = client.native();
-        let mut names = [name.as_ptr()];
-        // SAFETY: the client is alive; names are copied; the options, the collection and the queue
-        // are ours, are not used after they are destroyed below, and the request copies the first
-        // two and holds a reference to the third. Polling waits for the one event it makes.
-        let event = unsafe {
-            let options = sys::rd_kafka_AdminOptions_new(
-                native,
-                sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-            );
-            sys::rd_kafka_AdminOptions_set_request_timeout(
-                options,
-                millis(timeout),
-                ptr::null_mut(),
-                0,
-            );
-            let error = sys::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
-            sys::rd_kafka_error_destroy(error);
-            let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
-            let queue = sys::rd_kafka_queue_new(native);
-            sys::rd_kafka_DescribeTopics(native, topics, options, queue);
-            let event = sys::rd_kafka_queue_poll(queue, millis(timeout));
-            sys::rd_kafka_queue_destroy(queue);
-            sys::rd_kafka_TopicCollection_destroy(topics);
-            sys::rd_kafka_AdminOptions_destroy(options);
-            event
-        };
-        NonNull::new(event).map(Description)
-    }
-}
-
-impl Drop for Description {
-    fn drop(&mut self) {
-        // SAFETY: returned by `rd_kafka_queue_poll` to be destroyed once by its caller.
-        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
-    }
 }
 
 fn last_error() -> RDKafkaErrorCode {

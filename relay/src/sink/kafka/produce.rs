@@ -21,21 +21,27 @@ use rdkafka::{
 
 use super::{
     context::{Context, Failure, PROGRESS_OPAQUE},
-    errors::{Verdict, judge, refusal, sort, unavailable},
+    errors::{Verdict, is_refusal, judge, sort, unavailable},
+    limits,
+    lookup::Lookup,
     native::{self, Outgoing, Producer, Topic},
     progress_log,
     settings::Settings,
     stop::{SLICE, Stop},
-    topics::Topics,
+    topics::{Topics, now_ms},
 };
 use crate::{
     fault::{self, Point},
-    record::Batch,
+    header,
+    record::{Batch, Record, RefusedRecord},
     sink::{Rest, SinkError},
 };
 
 /// Topic handles kept; beyond that all are given back.
 const HANDLES_MAX: usize = 10_000;
+/// A delivery that has not ended after this time has its topics looked up: one may be gone.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A producer, and what it has learned of topics.
 pub(super) struct Outlet {
@@ -47,6 +53,8 @@ pub(super) struct Outlet {
     /// Of a delivery, from its first record to its end.
     pub(super) limit: Duration,
     pub(super) stop: Stop,
+    /// Records of the delivery under way that got another timestamp than their event's.
+    pub(super) restamped: u64,
 }
 
 /// The records of one delivery.
@@ -54,6 +62,24 @@ pub(super) struct Outlet {
 pub(super) struct Load<'a> {
     pub batch: &'a Batch,
     pub range: Range<usize>,
+    pub lookup: &'a Lookup,
+}
+
+/// Why a delivery was not stored, by what may be done.
+pub(super) enum Undelivered {
+    /// These records were refused.
+    Refused(Vec<RefusedRecord>, Rest),
+    /// Exactly-once: nothing of it is stored, for certain. At-least-once: some of it may be. Either
+    /// way it may be sent again at once, with fresh knowledge of its topics.
+    Again(SinkError),
+    /// Nothing is certain: this producer is done.
+    Uncertain(SinkError),
+}
+
+impl From<SinkError> for Undelivered {
+    fn from(error: SinkError) -> Self {
+        Undelivered::Uncertain(error)
+    }
 }
 
 impl Outlet {
@@ -76,7 +102,18 @@ impl Outlet {
             progress_key: progress_log::key(&settings.relay_name, None),
             limit: settings.delivery_limit(),
             stop: stop.clone(),
+            restamped: 0,
         })
+    }
+
+    /// Has the producer look at topics again: its own knowledge of them is minutes old otherwise,
+    /// and a partition that it does not know is none to it.
+    pub(super) fn refresh(&self, topics: &[String]) {
+        for topic in topics.iter().filter(|topic| self.handles.contains_key(*topic)) {
+            if let Err(error) = self.client.client().fetch_metadata(Some(topic), REFRESH_TIMEOUT) {
+                tracing::debug!(topic, %error, "the producer could not look the topic up again");
+            }
+        }
     }
 
     /// Records, then progress. Records that are refused leave the others stored, and no progress.
@@ -86,30 +123,39 @@ impl Outlet {
         topics: &mut Topics,
         progress: &Bytes,
         careful: impl FnOnce() -> Result<Outlet, SinkError>,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), Undelivered> {
+        let count = load.range.len();
         match self.store(load, topics, OnRefusal::Stop)? {
             Verdict::Stored => {}
-            Verdict::Refused(records) if load.range.len() == 1 => {
-                return Err(SinkError::Refused { records, rest: Rest::Stored });
+            Verdict::Refused(records) if count == 1 => {
+                return Err(Undelivered::Refused(records, Rest::Stored));
             }
             // A broker refuses a batch of the wire as a whole. Storing everything once more, a
             // record at a time, names the guilty, and leaves the innocent in their order.
             Verdict::Refused(_) => match careful()?.store(load, topics, OnRefusal::GoOn)? {
                 Verdict::Stored => {}
                 Verdict::Refused(records) => {
-                    return Err(SinkError::Refused { records, rest: Rest::Stored });
+                    return Err(Undelivered::Refused(records, Rest::Stored));
                 }
-                Verdict::Failed(code) => return Err(self.failed(load.range.len(), code)),
+                Verdict::Stale(code) => {
+                    return Err(Undelivered::Again(self.failed(count, Some(code))));
+                }
+                Verdict::Failed(code) => return Err(self.failed(count, code).into()),
             },
-            Verdict::Failed(code) => return Err(self.failed(load.range.len(), code)),
+            Verdict::Stale(code) => {
+                self.purge();
+                self.settle(Instant::now() + REFRESH_TIMEOUT)?;
+                return Err(Undelivered::Again(self.failed(count, Some(code))));
+            }
+            Verdict::Failed(code) => return Err(self.failed(count, code).into()),
         }
         let deadline = Instant::now() + self.limit;
         self.send_progress(progress, deadline)?;
         fault::point(Point::ProgressFollows);
         match self.settle(deadline)? {
             Verdict::Stored => Ok(()),
-            Verdict::Refused(_) => Err(self.failed(0, None)),
-            Verdict::Failed(code) => Err(self.failed(0, code)),
+            Verdict::Failed(code) => Err(self.failed(0, code).into()),
+            Verdict::Refused(_) | Verdict::Stale(_) => Err(self.failed(0, None).into()),
         }
     }
 
@@ -121,10 +167,12 @@ impl Outlet {
     ) -> Result<Verdict, SinkError> {
         let deadline = Instant::now() + self.limit;
         self.send(load, topics, deadline, on_refusal)?;
-        self.settle(deadline).inspect(|_| fault::point(Point::RecordsStored))
+        self.settle_load(load, topics, deadline).inspect(|_| fault::point(Point::RecordsStored))
     }
 
-    /// Queues the records in order. One that can't be queued is noted as failed.
+    /// Queues the records in order. One that can't be queued is noted as failed. Where a topic
+    /// takes smaller batches than the producer makes, what is queued for it is stored before there
+    /// is more than that.
     pub(super) fn send(
         &mut self,
         load: &Load<'_>,
@@ -135,31 +183,52 @@ impl Outlet {
         if self.handles.len() > HANDLES_MAX {
             self.handles.clear();
         }
+        self.restamped = 0;
+        let now_ms = now_ms();
+        let mut queued = Queued::default();
         let mut last = None;
         for (index, record) in load.range.clone().filter_map(|i| Some((i, load.batch.get(i)?))) {
-            let target = match last {
-                Some((topic, target)) if topic == record.topic => target,
+            let (target, batch_bytes_max) = match last.take() {
+                Some((topic, target, max)) if topic == record.topic => (target, max),
                 _ => {
-                    let target = topics.target(record.topic).ok_or_else(|| {
+                    let target = topics.target(record.topic).cloned().ok_or_else(|| {
                         unavailable(format!("storing to {}", record.topic), "it was not looked up")
                     })?;
                     self.open(record.topic)?;
-                    last = Some((record.topic, target));
-                    target
+                    let max = topics.batch_bytes_max(&target);
+                    (target, max)
                 }
             };
+            let partition = target.partition(&record);
+            if let Some(max) = batch_bytes_max
+                && queued.is_full(&record, partition, max)
+            {
+                self.flush(deadline)?;
+                queued = Queued::default();
+                queued.is_full(&record, partition, max);
+                if on_refusal == OnRefusal::Stop && self.client.context().has_failures() {
+                    break;
+                }
+            }
+            let created_at =
+                target.is_stale(&record, now_ms).then(|| created_at(&record)).flatten();
+            self.restamped += u64::from(created_at.is_some());
+            last = Some((record.topic, target, batch_bytes_max));
             let Some(handle) = self.handles.get(record.topic) else { continue };
             let outgoing = Outgoing {
                 key: record.key,
                 payload: record.payload,
-                timestamp_ms: record.timestamp_ms,
-                partition: target.partition(&record),
+                timestamp_ms: record.timestamp_ms.filter(|_| created_at.is_none()),
+                partition,
                 opaque: index,
             };
-            let sent = self.queue(deadline, || handle.produce(outgoing, record.headers()))?;
+            let added = created_at.as_ref().filter(|_| !has_time(&record));
+            let added = added.map(|time| (header::CREATED_AT, time.as_bytes()));
+            let headers = record.headers().chain(added);
+            let sent = self.queue(deadline, || handle.produce(outgoing, headers.clone()))?;
             if let Err(code) = sent {
                 self.client.context().note(Failure { opaque: index, code });
-                if on_refusal == OnRefusal::Stop || refusal(code).is_none() {
+                if on_refusal == OnRefusal::Stop || !is_refusal(code) {
                     break;
                 }
             }
@@ -229,14 +298,43 @@ impl Outlet {
         }
     }
 
+    /// As [`Outlet::settle`], for records; gives up early when a topic is gone meanwhile.
+    pub(super) fn settle_load(
+        &self,
+        load: &Load<'_>,
+        topics: &mut Topics,
+        deadline: Instant,
+    ) -> Result<Verdict, SinkError> {
+        let mut look = Instant::now() + LOOK_AFTER;
+        while !native::flush(&self.client, SLICE) {
+            self.may_go_on(deadline, "waiting for the brokers to store records")?;
+            if Instant::now() >= look {
+                if !topics.are_there(load.batch, load.range.clone(), load.lookup) {
+                    return Ok(Verdict::Stale(RDKafkaErrorCode::UnknownTopicOrPartition));
+                }
+                look = Instant::now() + LOOK_AFTER;
+            }
+        }
+        Ok(judge(&self.client.context().take_failures(), |index| {
+            let record = load.batch.get(index)?;
+            Some((record.topic, topics.peek(record.topic)?.partition(&record)))
+        }))
+    }
+
     /// Waits until every queued record is stored or failed, and judges the failures.
     pub(super) fn settle(&self, deadline: Instant) -> Result<Verdict, SinkError> {
+        self.flush(deadline)?;
+        Ok(judge(&self.client.context().take_failures(), |_| Some(())))
+    }
+
+    /// Waits until nothing is queued or in flight.
+    fn flush(&self, deadline: Instant) -> Result<(), SinkError> {
         // The native flush, never the crate's: that one sleeps to a 100 ms boundary, and so would
         // the commit that calls it while anything is in flight.
         while !native::flush(&self.client, SLICE) {
             self.may_go_on(deadline, "waiting for the brokers to store records")?;
         }
-        Ok(judge(&self.client.context().take_failures()))
+        Ok(())
     }
 
     pub(super) fn failed(&self, count: usize, code: Option<RDKafkaErrorCode>) -> SinkError {
@@ -277,4 +375,36 @@ impl Outlet {
 pub(super) enum OnRefusal {
     Stop,
     GoOn,
+}
+
+/// What is queued for the partitions of topics that take small batches only.
+#[derive(Default)]
+struct Queued<'a> {
+    bytes: HashMap<(&'a str, i32), usize>,
+}
+
+impl<'a> Queued<'a> {
+    /// Counts a record. `true`, without counting it, if a batch of `max` bytes can't hold it with
+    /// what is queued already.
+    fn is_full(&mut self, record: &Record<'a>, partition: i32, max: usize) -> bool {
+        // Behind the first, the differences of time and offset take more bytes.
+        let bytes = limits::batch_bytes(record) + 12;
+        let queued = self.bytes.entry((record.topic, partition)).or_default();
+        let full = *queued > 0 && *queued + bytes > max;
+        if !full {
+            *queued += bytes;
+        }
+        full
+    }
+}
+
+/// The event's time as RFC 3339.
+fn created_at(record: &Record<'_>) -> Option<String> {
+    let moment = jiff::Timestamp::from_millisecond(record.timestamp_ms?).ok()?;
+    Some(format!("{moment:.3}"))
+}
+
+/// Whether the record's headers tell the event's time already.
+fn has_time(record: &Record<'_>) -> bool {
+    record.headers().any(|(name, _)| name == header::cloudevents::TIME)
 }

@@ -61,6 +61,12 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
             let error = KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed);
             return Err(sort(&format!("looking up the progress topic {name}"), error, None));
         }
+        Found::Unclear => {
+            return Err(unavailable(
+                format!("looking up the progress topic {name}"),
+                "the broker can't tell now whether it exists",
+            ));
+        }
         Found::Invalid | Found::Internal => {
             return Err(SinkError::Misconfigured {
                 what: format!("the broker refuses the progress topic's name {name}"),

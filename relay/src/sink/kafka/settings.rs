@@ -125,6 +125,13 @@ impl Settings {
         self.transaction_timeout() * 2 / 3
     }
 
+    /// Whether records are compressed on their way.
+    pub(super) fn compresses(&self) -> bool {
+        let names = ["compression.codec", "compression.type"];
+        let given = names.iter().filter_map(|name| self.properties.get(*name));
+        given.map(|codec| codec.trim()).any(|codec| !codec.is_empty() && codec != "none")
+    }
+
     /// All that is wrong, in the order of the property names. Creates and drops a client to let
     /// librdkafka check names, values and their combinations; sends nothing that matters.
     pub fn problems(&self) -> Vec<Problem> {

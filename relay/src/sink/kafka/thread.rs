@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::{
     errors::unavailable,
     lookup::Lookup,
-    produce::{Load, Outlet},
+    produce::{Load, Outlet, Undelivered},
     progress_log::{self, Found},
     progress_topic::{self, Until},
     settings::{Delivery, Settings},
@@ -29,11 +29,17 @@ use super::{
 use crate::{
     fault::{self, Point},
     record::Batch,
-    sink::{SinkError, Stored},
+    sink::{RefusedRecord, Rest, SinkError, Stored},
 };
 
 /// How often log lines of an idle client are written out.
 const IDLE_TICK: Duration = Duration::from_millis(500);
+
+/// How often a delivery is sent again with fresher knowledge, and the time between.
+const TRIES_MAX: u32 = 4;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// Records that are sent one in a batch, to learn which of them is refused.
+const ALONE_MAX: usize = 100;
 
 type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 
@@ -90,7 +96,7 @@ impl Worker {
                 let result = self.deliver(&batch, range, &progress);
                 // The caller reuses the batch once it has the answer.
                 drop(batch);
-                self.answer(reply, result.map(|()| Stored(())));
+                self.answer(reply, result.map(|restamped| Stored { restamped }));
             }
         }
     }
@@ -145,25 +151,65 @@ impl Worker {
         Ok(())
     }
 
+    /// Sends, and where something went wrong that fresher knowledge of the topics would have
+    /// prevented, looks again and sends again: others wait for milliseconds, not for a new start.
     fn deliver(
         &mut self,
         batch: &Batch,
         range: Range<usize>,
         progress: &Bytes,
-    ) -> Result<(), SinkError> {
+    ) -> Result<u64, SinkError> {
         self.usable()?;
-        let Worker { settings, stop, lookup, topics, outlet, .. } = self;
-        let Some(outlet) = outlet else {
-            return Err(unavailable("delivering", "progress was not read behind a fence before"));
-        };
-        topics.resolve(batch, range.clone(), settings, lookup, stop)?;
-        let load = Load { batch, range };
-        match settings.delivery {
-            Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
-            Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
-                fault::point(Point::StoringAlone);
-                Outlet::new(settings, &settings.careful_producer_config(), stop)
-            }),
+        let mut tries = 0;
+        loop {
+            let Worker { settings, stop, lookup, topics, outlet, .. } = self;
+            let Some(outlet) = outlet else {
+                let reason = "progress was not read behind a fence before";
+                return Err(unavailable("delivering", reason));
+            };
+            topics.resolve(batch, range.clone(), settings, lookup, stop)?;
+            outlet.refresh(&topics.take_changed());
+            let load = Load { batch, range: range.clone(), lookup };
+            let delivered = match settings.delivery {
+                Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
+                Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
+                    fault::point(Point::StoringAlone);
+                    Outlet::new(settings, &settings.careful_producer_config(), stop)
+                }),
+            };
+            let restamped = outlet.restamped;
+            match delivered {
+                Ok(()) => {
+                    topics.ended(batch, range, &[]);
+                    return Ok(restamped);
+                }
+                Err(Undelivered::Again(error)) if tries < TRIES_MAX => {
+                    tracing::debug!(%error, "a delivery was taken back: trying it once more");
+                    topics.doubt(batch, range.clone());
+                    if tries > 0 && !stop.sleep(TRY_AGAIN) {
+                        return Err(error);
+                    }
+                }
+                Err(Undelivered::Again(error) | Undelivered::Uncertain(error)) => {
+                    return Err(error);
+                }
+                Err(Undelivered::Refused(records, rest)) => {
+                    let fewer = fewer(&records, rest, range.len());
+                    if fewer == Fewer::No || tries >= TRIES_MAX {
+                        topics.ended(batch, range, &records);
+                        return Err(SinkError::Refused { records, rest });
+                    }
+                    // Its settings may say now which of them it refuses.
+                    topics.doubt(batch, range.clone());
+                    topics.resolve(batch, range.clone(), settings, lookup, stop)?;
+                    if fewer == Fewer::Half {
+                        return Err(SinkError::Refused { records, rest });
+                    }
+                    let suspects = records.iter().filter_map(|record| batch.get(record.index));
+                    suspects.for_each(|record| topics.send_alone(record.topic));
+                }
+            }
+            tries += 1;
         }
     }
 
@@ -173,5 +219,47 @@ impl Worker {
             return Err(unavailable("using the Kafka sink", reason));
         }
         Ok(())
+    }
+}
+
+/// How a refused delivery is sent again, to learn which of its records are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fewer {
+    /// That is known.
+    No,
+    /// One record in a batch of the wire.
+    Alone,
+    /// Half of them at a time: the caller's to do.
+    Half,
+}
+
+fn fewer(records: &[RefusedRecord], rest: Rest, count: usize) -> Fewer {
+    if rest == Rest::Stored || count == 1 || records.iter().any(|record| record.certain) {
+        Fewer::No
+    } else if count <= ALONE_MAX {
+        Fewer::Alone
+    } else {
+        Fewer::Half
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_names_nobody_is_narrowed_down() {
+        let record = |certain| RefusedRecord {
+            index: 0,
+            reason: "too_large",
+            error: String::new(),
+            certain,
+        };
+        let (doubtful, certain) = (vec![record(false), record(false)], vec![record(true)]);
+        assert_eq!(fewer(&certain, Rest::NotStored, 5_000), Fewer::No);
+        assert_eq!(fewer(&doubtful, Rest::NotStored, 5_000), Fewer::Half);
+        assert_eq!(fewer(&doubtful, Rest::NotStored, ALONE_MAX), Fewer::Alone);
+        assert_eq!(fewer(&doubtful[..1], Rest::NotStored, 1), Fewer::No);
+        assert_eq!(fewer(&doubtful, Rest::Stored, 5_000), Fewer::No, "each was sent by itself");
     }
 }

@@ -1,8 +1,9 @@
-//! Which topics exist, with how many partitions, and where a record goes.
+//! Which topics exist, what they take, and where a record goes.
 //!
 //! Looked up before anything is produced, by a client that creates nothing: a broker may create
-//! what is produced to. A missing topic is looked for again during a grace, because whoever
-//! publishes events may be creating it; then it is created, if the settings say so, or refused.
+//! what is produced to. What is known of a topic is at most half a minute old where it lets a
+//! record pass; where it refuses one, it was read after the record had come. Nobody is waited for: a topic that
+//! is missing is refused at once, and the daemon releases its events when it appears (`absent`).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,10 +12,11 @@ use std::{
 };
 
 use super::{
-    admin,
-    errors::{refused, sort, unavailable},
-    lookup::{Found, Lookup},
-    settings::{Settings, TopicCreation},
+    absent::Absences,
+    errors::{refused, sort},
+    limits::{self, Limits},
+    lookup::{Found, Lookup, Seen},
+    settings::Settings,
     stop::Stop,
 };
 use crate::{
@@ -25,8 +27,8 @@ use crate::{
 
 /// A grown topic is seen within this time.
 const REFRESH_EVERY: Duration = Duration::from_secs(30);
-/// Look-ups of a missing topic are this far apart.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How long the broker's refusal of one record for its size speaks for larger ones.
+const LEARNED_FOR: Duration = Duration::from_millis(250);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Topics remembered; beyond that all are forgotten and looked up again.
 const REMEMBERED_MAX: usize = 10_000;
@@ -34,42 +36,58 @@ const REMEMBERED_MAX: usize = 10_000;
 /// What is known of topics.
 pub(super) struct Topics {
     known: HashMap<String, Target>,
-    /// When a topic was first found missing; one that outlasted its grace is not waited for again.
-    missing: HashMap<String, Instant>,
-    creation: Option<TopicCreation>,
-    grace: Duration,
+    absences: Absences,
+    /// Records shrink on the wire, nobody knows how much.
+    compressed: bool,
+    /// Bytes of the largest batch that the producer makes by itself.
+    batch_bytes: usize,
     delivery: u64,
+    /// Topics that have another number of partitions than before: the producer must know.
+    changed: Vec<String>,
 }
 
 /// A topic that exists.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Target {
     partitions: i32,
+    /// `None` where its settings may not be read.
+    limits: Option<Limits>,
     looked_up: Instant,
+    /// Something went wrong that other knowledge would have prevented.
+    doubted: bool,
+    /// A batch on the wire was refused as a whole: its records go one in a batch, this time.
+    alone: bool,
+    /// Where its settings may not be read: a batch of so many bytes was stored.
+    stored_bytes: Option<usize>,
+    /// Where its settings may not be read: a record of so many bytes was refused for its size.
+    too_large_bytes: Option<(usize, Instant)>,
     /// Partition of this delivery's records without a key.
     sticky: i32,
     delivery: u64,
 }
 
 /// Why a topic takes no record.
-type Refusal = (&'static str, String);
+pub(super) type Refusal = (&'static str, String);
 
 impl Topics {
     pub(super) fn new(settings: &Settings) -> Self {
+        let size = settings.properties.get("batch.size").and_then(|size| size.trim().parse().ok());
         Topics {
             known: HashMap::new(),
-            missing: HashMap::new(),
-            creation: settings.create_topics,
-            grace: settings.topic_grace,
+            absences: Absences::new(settings),
+            compressed: settings.compresses(),
+            batch_bytes: size.unwrap_or(1_000_000),
             delivery: 0,
+            changed: Vec::new(),
         }
     }
 
-    /// Makes sure that every record of `range` has somewhere to go.
+    /// Makes sure that every record of `range` has somewhere to go, and would be taken there as
+    /// far as one can know.
     ///
     /// # Errors
-    /// `Refused` with all records that have not; nothing was produced. `Unavailable` if brokers
-    /// don't answer.
+    /// `Refused` with all records of which that is not so; nothing was produced. `Unavailable` if
+    /// brokers don't answer.
     pub(super) fn resolve(
         &mut self,
         batch: &Batch,
@@ -78,246 +96,300 @@ impl Topics {
         lookup: &Lookup,
         stop: &Stop,
     ) -> Result<(), SinkError> {
+        let begun = Instant::now();
         self.delivery += 1;
-        if self.known.len() + self.missing.len() > REMEMBERED_MAX {
+        if self.known.len() > REMEMBERED_MAX {
             self.known.clear();
-            self.missing.clear();
         }
-        let mut names: HashSet<&str> = HashSet::new();
-        let mut last = "";
-        for record in range.clone().filter_map(|index| batch.get(index)) {
-            if record.topic != last {
-                last = record.topic;
-                names.insert(last);
-            }
+        let names = names(batch, range.clone());
+        let stale = names.iter().copied().filter(|name| !self.is_fresh(name)).collect();
+        let mut absent = self.look_up(stale, settings, lookup, stop)?;
+        let now_ms = now_ms();
+        let mut judged = self.judge(batch, range.clone(), &absent, now_ms);
+        // Refused by what may have changed meanwhile: look again, once.
+        let old = judged.iter().filter_map(|record| batch.get(record.index));
+        let old: HashSet<&str> =
+            old.map(|record| record.topic).filter(|t| self.is_older(t, begun)).collect();
+        if !old.is_empty() {
+            absent.extend(self.look_up(old, settings, lookup, stop)?);
+            judged = self.judge(batch, range, &absent, now_ms);
         }
-        let refusals = self.settle(&names, settings, lookup, stop)?;
-        let mut records = Vec::new();
-        for (index, record) in range.filter_map(|index| Some((index, batch.get(index)?))) {
-            if let Some((reason, error)) = refusals.get(record.topic) {
-                records.push(refused(index, reason, error));
-            } else if let Some(refusal) = self.no_such_partition(index, &record, lookup) {
-                records.push(refusal);
-            }
-        }
-        if records.is_empty() {
+        if judged.is_empty() {
             Ok(())
         } else {
-            Err(SinkError::Refused { records, rest: Rest::NotStored })
+            Err(SinkError::Refused { records: judged, rest: Rest::NotStored })
         }
     }
 
     /// The topic's place, once it was resolved, for the delivery under way.
-    pub(super) fn target(&mut self, topic: &str) -> Option<Target> {
+    pub(super) fn target(&mut self, topic: &str) -> Option<&Target> {
         let delivery = self.delivery;
         let target = self.known.get_mut(topic)?;
         target.turn(delivery);
-        Some(*target)
+        Some(target)
     }
 
-    /// Looks up those of `names` that are unknown or not fresh, until all are known or refused.
-    fn settle<'n>(
+    /// As [`Topics::target`], without a new delivery.
+    pub(super) fn peek(&self, topic: &str) -> Option<&Target> {
+        self.known.get(topic)
+    }
+
+    /// Topics of which the producer's own knowledge is out of date.
+    pub(super) fn take_changed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Something went wrong that may come of what is known of the topics of these records: they
+    /// are looked up again before anything more is sent there.
+    pub(super) fn doubt(&mut self, batch: &Batch, range: Range<usize>) {
+        for name in names(batch, range) {
+            if let Some(target) = self.known.get_mut(name) {
+                target.doubted = true;
+                self.changed.push(name.to_owned());
+            }
+        }
+    }
+
+    /// Whether all topics of these records are still there with all their partitions. Asked while
+    /// a delivery takes long; `true` when nobody answers.
+    pub(super) fn are_there(
         &mut self,
-        names: &HashSet<&'n str>,
+        batch: &Batch,
+        range: Range<usize>,
+        lookup: &Lookup,
+    ) -> bool {
+        let names: Vec<&str> = names(batch, range).into_iter().collect();
+        let Ok(seen) = lookup.survey(&names, LOOKUP_TIMEOUT) else { return true };
+        let gone = |name: &str, seen: &Seen| match (seen.found, self.known.get(name)) {
+            (Found::Partitions(count), Some(known)) => count < known.partitions,
+            (Found::Missing | Found::NotAuthorised | Found::Invalid, _) => true,
+            _ => false,
+        };
+        !seen.iter().any(|(name, seen)| gone(name, seen))
+    }
+
+    /// The records of this topic go one in a batch, until the delivery has come to its end.
+    pub(super) fn send_alone(&mut self, topic: &str) {
+        if let Some(target) = self.known.get_mut(topic) {
+            target.alone = true;
+        }
+    }
+
+    /// A delivery of these records has come to its end.
+    pub(super) fn ended(&mut self, batch: &Batch, range: Range<usize>, refused: &[RefusedRecord]) {
+        self.learn_sizes(batch, range.clone(), refused);
+        for name in names(batch, range) {
+            if let Some(target) = self.known.get_mut(name) {
+                target.alone = false;
+            }
+        }
+    }
+
+    /// Takes note of what a delivery of single records has shown: the sizes that were stored, and
+    /// those that were refused.
+    fn learn_sizes(&mut self, batch: &Batch, range: Range<usize>, refused: &[RefusedRecord]) {
+        let mut refused = refused.iter().peekable();
+        for (index, record) in range.filter_map(|index| Some((index, batch.get(index)?))) {
+            let refused = refused.next_if(|refused| refused.index == index);
+            let Some(target) = self.known.get_mut(record.topic) else { continue };
+            if target.limits.is_some() || self.compressed {
+                continue;
+            }
+            let bytes = limits::batch_bytes(&record);
+            match refused {
+                Some(refused) if refused.reason == "too_large" && refused.certain => {
+                    let least = target.too_large_bytes.map_or(bytes, |(least, _)| least.min(bytes));
+                    target.too_large_bytes = Some((least, Instant::now()));
+                }
+                Some(_) => {}
+                None if target.alone => target.stored_bytes = target.stored_bytes.max(Some(bytes)),
+                None => {}
+            }
+        }
+    }
+
+    /// Looks topics up. Returns those that take no record, and why.
+    fn look_up<'n>(
+        &mut self,
+        names: HashSet<&'n str>,
         settings: &Settings,
         lookup: &Lookup,
         stop: &Stop,
     ) -> Result<HashMap<&'n str, Refusal>, SinkError> {
-        let mut refusals = HashMap::new();
-        let mut open: Vec<&str> =
-            names.iter().copied().filter(|name| !self.is_fresh(name)).collect();
-        while !open.is_empty() {
-            let mut waiting = Vec::new();
-            for name in open {
-                match self.look(name, settings, lookup)? {
-                    Look::Known => {}
-                    Look::Wait => waiting.push(name),
-                    Look::Refused(refusal) => {
-                        refusals.insert(name, refusal);
-                    }
-                }
-            }
-            open = waiting;
-            if !open.is_empty() && !stop.sleep(LOOK_AGAIN) {
-                return Err(unavailable("waiting for a missing topic", "asked to stop"));
+        let mut refusals: HashMap<&str, Refusal> = HashMap::new();
+        let mut valid = Vec::new();
+        for name in names {
+            // Before anything else is asked: a broker may create what it is asked for.
+            match unnameable(name, settings) {
+                Some(refusal) => drop(refusals.insert(name, refusal)),
+                None => valid.push(name),
             }
         }
+        if valid.is_empty() {
+            return Ok(refusals);
+        }
+        let seen = match lookup.survey(&valid, LOOKUP_TIMEOUT) {
+            Ok(seen) => seen,
+            // What is known still holds; the delivery itself will say if the brokers are away.
+            Err(error) if valid.iter().all(|name| self.known.contains_key(*name)) => {
+                tracing::debug!(%error, "topics could not be looked up again");
+                return Ok(refusals);
+            }
+            Err(error) => return Err(sort("looking up topics", error, None)),
+        };
+        let mut missing = Vec::new();
+        for name in valid {
+            match seen.get(name) {
+                Some(Seen { found, limits }) => match self.note(name, *found, limits.clone()) {
+                    Noted::There => {}
+                    Noted::Missing => missing.push(name),
+                    Noted::Refused(refusal) => {
+                        refusals.insert(name, refusal);
+                    }
+                },
+                None => missing.push(name),
+            }
+        }
+        let (made, refused) = self.absences.settle(missing, settings, lookup, stop);
+        for (name, Seen { found, limits }) in made {
+            self.note(name, found, limits);
+        }
+        refusals.extend(refused);
         Ok(refusals)
     }
 
-    fn look(
-        &mut self,
-        name: &str,
-        settings: &Settings,
-        lookup: &Lookup,
-    ) -> Result<Look, SinkError> {
-        if !is_valid_name(name) {
-            let error = format!(
-                "{name:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or .."
-            );
-            return Ok(Look::Refused(("invalid_topic", error)));
-        }
-        // Before anything else is asked: a broker may create what it is asked for.
-        if let Some(pattern) = reserved_by(name, &settings.reserved_topics) {
-            return Ok(reserved(name, &format!("its name is reserved by {pattern:?}")));
-        }
-        let found = match lookup.find_writable(name, LOOKUP_TIMEOUT) {
-            Ok(found) => found,
-            // What is known still holds; the delivery itself will say if the brokers are away.
-            Err(error) if self.known.contains_key(name) => {
-                tracing::debug!(topic = name, %error, "the topic could not be looked up again");
-                return Ok(Look::Known);
-            }
-            Err(error) => return Err(sort(&format!("looking up the topic {name}"), error, None)),
-        };
-        Ok(match found {
+    fn note(&mut self, name: &str, found: Found, limits: Option<Limits>) -> Noted {
+        let refused = match found {
             Found::Partitions(partitions) => {
-                self.note(name, partitions);
-                Look::Known
+                match self.known.get_mut(name) {
+                    Some(target) => {
+                        if target.see(name, partitions, limits) {
+                            self.changed.push(name.to_owned());
+                        }
+                    }
+                    None => {
+                        self.known.insert(name.to_owned(), Target::new(partitions, limits));
+                    }
+                }
+                return Noted::There;
             }
+            // What is known holds until the broker knows better.
+            Found::Unclear if self.known.contains_key(name) => return Noted::There,
+            Found::Unclear | Found::Missing => None,
             Found::NotAuthorised => {
-                self.known.remove(name);
                 let error = format!(
                     "the relay's principal may not write to the topic {name}: grant it Describe \
                      and Write"
                 );
-                Look::Refused(("not_authorised", error))
+                Some(("not_authorised", error))
             }
-            Found::Internal => {
-                self.known.remove(name);
-                reserved(name, "the broker says that it is internal")
-            }
-            Found::Invalid => {
-                Look::Refused(("invalid_topic", format!("the broker refuses {name:?}")))
-            }
-            Found::Missing => self.missed(name, settings)?,
-        })
-    }
-
-    fn missed(&mut self, name: &str, settings: &Settings) -> Result<Look, SinkError> {
+            Found::Internal => Some(reserved(name, "the broker says that it is internal")),
+            Found::Invalid => Some(("invalid_topic", format!("the broker refuses {name:?}"))),
+        };
         self.known.remove(name);
-        let first = !self.missing.contains_key(name);
-        let since = *self.missing.entry(name.to_owned()).or_insert_with(Instant::now);
-        if let Some(creation) = self.creation {
-            if first {
-                tracing::info!(topic = name, ?creation, "creating a missing topic");
-                return create(settings, name, creation);
-            }
-            // Created, but not yet known to the broker that was asked.
-            if since.elapsed() < self.grace.max(LOOKUP_TIMEOUT) {
-                return Ok(Look::Wait);
-            }
-            self.missing.remove(name); // So that the next delivery tries to create it again.
-        } else if since.elapsed() < self.grace {
-            if first {
-                let grace = self.grace;
-                tracing::warn!(topic = name, ?grace, "the topic does not exist: waiting for it");
-            }
-            return Ok(Look::Wait);
-        }
-        let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
-        let error = format!(
-            "the topic {name} does not exist: create it with `kafka-topics --bootstrap-server \
-             {servers} --create --topic {name} --partitions N`, or set sink.create_topics"
-        );
-        Ok(Look::Refused(("unknown_topic", error)))
+        refused.map_or(Noted::Missing, Noted::Refused)
     }
 
     fn is_fresh(&self, name: &str) -> bool {
-        self.known.get(name).is_some_and(|target| target.looked_up.elapsed() < REFRESH_EVERY)
+        let fresh = |target: &Target| !target.doubted && target.looked_up.elapsed() < REFRESH_EVERY;
+        self.known.get(name).is_some_and(fresh)
     }
 
-    fn note(&mut self, name: &str, partitions: i32) {
-        self.missing.remove(name);
-        match self.known.get_mut(name) {
-            Some(target) => {
-                if target.partitions != partitions {
-                    tracing::warn!(
-                        topic = name,
-                        before = target.partitions,
-                        now = partitions,
-                        "the topic has another number of partitions: keys may change theirs, and \
-                         their order across that change is not kept"
-                    );
-                }
-                target.partitions = partitions;
-                target.looked_up = Instant::now();
-            }
-            None => {
-                self.known.insert(name.to_owned(), Target::new(partitions));
-            }
-        }
+    /// Known from a time before the records came: it may refuse nothing.
+    fn is_older(&self, name: &str, begun: Instant) -> bool {
+        self.known.get(name).is_some_and(|target| target.looked_up < begun)
     }
 
-    /// A partition beyond the last: the topic may have grown since it was looked up.
-    fn no_such_partition(
-        &mut self,
-        index: usize,
-        record: &Record<'_>,
-        lookup: &Lookup,
-    ) -> Option<RefusedRecord> {
-        let wanted = record.partition?;
-        let known = self.known.get(record.topic)?;
-        if (0..known.partitions).contains(&wanted) {
-            return None;
-        }
-        if known.looked_up.elapsed() > LOOK_AGAIN
-            && let Ok(Found::Partitions(partitions)) = lookup.find(record.topic, LOOKUP_TIMEOUT)
-        {
-            self.note(record.topic, partitions);
-            if (0..partitions).contains(&wanted) {
-                return None;
+    /// Every record that is known to be refused, by its topic or by itself.
+    fn judge(
+        &self,
+        batch: &Batch,
+        range: Range<usize>,
+        absent: &HashMap<&str, Refusal>,
+        now_ms: i64,
+    ) -> Vec<RefusedRecord> {
+        let records = range.filter_map(|index| Some((index, batch.get(index)?)));
+        let judged = records.filter_map(|(index, record)| {
+            if let Some((reason, error)) = absent.get(record.topic) {
+                return Some(refused(index, reason, error));
             }
-        }
-        let partitions = self.known.get(record.topic)?.partitions;
-        let topic = record.topic;
-        let error =
-            format!("the topic {topic} has partitions 0 to {}, not {wanted}", partitions - 1);
-        Some(refused(index, "no_such_partition", error))
+            let target = self.known.get(record.topic)?;
+            let (reason, error) = target.refuse(&record, self.compressed, now_ms)?;
+            Some(refused(index, reason, error))
+        });
+        judged.collect()
+    }
+
+    /// How many bytes a batch for the topic may have, where that is less than the producer makes
+    /// by itself.
+    pub(super) fn batch_bytes_max(&self, target: &Target) -> Option<usize> {
+        let known = target.limits.as_ref().and_then(|limits| limits.batch_bytes_max);
+        let max = if target.alone { Some(0) } else { known.or(target.stored_bytes) };
+        max.filter(|max| *max < self.batch_bytes)
     }
 }
 
-enum Look {
-    Known,
-    Wait,
+enum Noted {
+    There,
+    Missing,
     Refused(Refusal),
 }
 
+/// Why a name is no topic's, or none of ours.
+fn unnameable(name: &str, settings: &Settings) -> Option<Refusal> {
+    if !is_valid_name(name) {
+        let error = format!(
+            "{name:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or .."
+        );
+        return Some(("invalid_topic", error));
+    }
+    let pattern = reserved_by(name, &settings.reserved_topics)?;
+    Some(reserved(name, &format!("its name is reserved by {pattern:?}")))
+}
+
 /// Others keep state in it by its name.
-fn reserved(name: &str, why: &str) -> Look {
+fn reserved(name: &str, why: &str) -> Refusal {
     let error = format!(
         "the topic {name} is no destination for events, because others keep state in it ({why}): \
          give the event another topic; see sink.reserved_topics"
     );
-    Look::Refused(("reserved_topic", error))
-}
-
-fn create(settings: &Settings, name: &str, creation: TopicCreation) -> Result<Look, SinkError> {
-    use rdkafka::error::RDKafkaErrorCode as Code;
-    let Err(error) = admin::create_topic(settings, name, creation, &[]) else {
-        return Ok(Look::Wait); // Until the look-up shows it.
-    };
-    Ok(match error.rdkafka_error_code() {
-        Some(Code::InvalidTopic) => Look::Refused(("invalid_topic", error.to_string())),
-        Some(
-            Code::TopicAuthorizationFailed
-            | Code::ClusterAuthorizationFailed
-            | Code::PolicyViolation
-            | Code::InvalidPartitions,
-        ) => {
-            let error = format!("the topic {name} does not exist and can't be created: {error}");
-            Look::Refused(("unknown_topic", error))
-        }
-        // Too few brokers for the replication factor may be an outage of some.
-        _ => return Err(sort(&format!("creating the topic {name}"), error, None)),
-    })
+    ("reserved_topic", error)
 }
 
 impl Target {
-    fn new(partitions: i32) -> Self {
+    fn new(partitions: i32, limits: Option<Limits>) -> Self {
         // Relays that start at once should not all begin with partition 0.
         let sticky = rand::random_range(0..partitions.max(1));
-        Target { partitions, looked_up: Instant::now(), sticky, delivery: 0 }
+        Target {
+            partitions,
+            limits,
+            looked_up: Instant::now(),
+            doubted: false,
+            alone: false,
+            stored_bytes: None,
+            too_large_bytes: None,
+            sticky,
+            delivery: 0,
+        }
+    }
+
+    /// It was looked up again. Returns whether it has another number of partitions now.
+    fn see(&mut self, name: &str, partitions: i32, limits: Option<Limits>) -> bool {
+        let changed = self.partitions != partitions;
+        if changed {
+            tracing::warn!(
+                topic = name,
+                before = self.partitions,
+                now = partitions,
+                "the topic has another number of partitions: keys may change theirs, and their \
+                 order across that change is not kept"
+            );
+        }
+        self.partitions = partitions;
+        self.limits = limits;
+        self.looked_up = Instant::now();
+        self.doubted = false;
+        changed
     }
 
     /// Moves on to the next partition with the first record of each delivery.
@@ -336,6 +408,51 @@ impl Target {
             (None, None) => self.sticky,
         }
     }
+
+    /// Whether the record would soon be deleted for its age.
+    pub(super) fn is_stale(&self, record: &Record<'_>, now_ms: i64) -> bool {
+        let stale = |created_ms| limits::is_stale(self.limits.as_ref(), created_ms, now_ms);
+        record.timestamp_ms.is_some_and(stale)
+    }
+
+    fn refuse(&self, record: &Record<'_>, compressed: bool, now_ms: i64) -> Option<Refusal> {
+        if let Some(wanted) = record.partition
+            && !(0..self.partitions).contains(&wanted)
+        {
+            let (topic, last) = (record.topic, self.partitions - 1);
+            let error = format!("the topic {topic} has partitions 0 to {last}, not {wanted}");
+            return Some(("no_such_partition", error));
+        }
+        if let Some(limits) = &self.limits {
+            return limits.refuse(record, compressed, now_ms);
+        }
+        let (least, at) = self.too_large_bytes?;
+        (at.elapsed() < LEARNED_FOR && limits::batch_bytes(record) >= least).then(|| {
+            let error = format!(
+                "the broker has just refused a record of {least} bytes, and this one is no smaller: \
+                 raise the topic's max.message.bytes, or publish a reference to the data"
+            );
+            ("too_large", error)
+        })
+    }
+}
+
+/// The topics of these records.
+fn names(batch: &Batch, range: Range<usize>) -> HashSet<&str> {
+    let mut names: HashSet<&str> = HashSet::new();
+    let mut last = "";
+    for record in range.filter_map(|index| batch.get(index)) {
+        if record.topic != last || names.is_empty() {
+            last = record.topic;
+            names.insert(last);
+        }
+    }
+    names
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Kafka's rule for the names of topics.
@@ -362,7 +479,7 @@ mod tests {
 
     #[test]
     fn records_without_a_key_stay_together_and_move_on_with_each_delivery() {
-        let mut target = Target::new(3);
+        let mut target = Target::new(3, None);
         let mut seen = Vec::new();
         for delivery in 1..=6 {
             target.turn(delivery);

@@ -14,13 +14,13 @@ use rdkafka::{
 use super::{
     errors::Verdict,
     native,
-    produce::{Load, OnRefusal, Outlet},
+    produce::{Load, OnRefusal, Outlet, Undelivered},
     stop::SLICE,
     topics::Topics,
 };
 use crate::{
     fault::{self, Point},
-    sink::{RefusedRecord, Rest, SinkError},
+    sink::{Rest, SinkError},
 };
 
 /// How long making ourselves the only producer may take: brokers abort what an older one left.
@@ -49,51 +49,27 @@ impl Outlet {
         }
         match self.settle(deadline)? {
             Verdict::Stored => {}
-            Verdict::Refused(_) => return Err(self.failed(0, None)),
+            Verdict::Refused(_) | Verdict::Stale(_) => return Err(self.failed(0, None)),
             Verdict::Failed(code) => return Err(self.failed(0, code)),
         }
         self.commit(deadline, records.len()).map_err(|problem| problem.error)
     }
 
     /// Records and progress in one transaction.
+    ///
+    /// `Again` comes without fail in the delivery after a refused one: the refused batch left a gap
+    /// in its partition's sequence numbers, which librdkafka mends, by a new epoch, in that abort.
     pub(super) fn deliver_transaction(
         &mut self,
         load: &Load<'_>,
         topics: &mut Topics,
         progress: &Bytes,
-    ) -> Result<(), SinkError> {
-        match self.attempt(load, topics, progress) {
-            Ok(()) => Ok(()),
-            Err(Aborted::No(error)) => Err(error),
-            Err(Aborted::Refused(records)) => {
-                Err(SinkError::Refused { records, rest: Rest::NotStored })
-            }
-            // Certain, unlike an uncertain outcome: nothing of it is stored. It happens in the
-            // delivery after each refused one: the refused batch left a gap in its partition's
-            // sequence numbers, which librdkafka mends, by a new epoch, in this abort.
-            Err(Aborted::Yes(error)) => {
-                tracing::debug!(%error, "a transaction was aborted: trying it once more");
-                self.attempt(load, topics, progress).map_err(|again| match again {
-                    Aborted::Refused(records) => {
-                        SinkError::Refused { records, rest: Rest::NotStored }
-                    }
-                    Aborted::No(error) | Aborted::Yes(error) => error,
-                })
-            }
-        }
-    }
-
-    fn attempt(
-        &mut self,
-        load: &Load<'_>,
-        topics: &mut Topics,
-        progress: &Bytes,
-    ) -> Result<(), Aborted> {
+    ) -> Result<(), Undelivered> {
         let count = load.range.len();
         let deadline = Instant::now() + self.limit;
         self.client
             .begin_transaction()
-            .map_err(|error| Aborted::No(self.sorted("beginning a transaction", error)))?;
+            .map_err(|error| self.sorted("beginning a transaction", error))?;
         fault::point(Point::TransactionBegun);
         // Progress first: its partition is then registered with the transaction in the same
         // request as the others'. Order across partitions means nothing inside a transaction.
@@ -101,7 +77,7 @@ impl Outlet {
             .send_progress(progress, deadline)
             .inspect(|()| fault::point(Point::ProgressProduced))
             .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
-            .and_then(|()| self.settle(deadline))
+            .and_then(|()| self.settle_load(load, topics, deadline))
             .inspect(|_| fault::point(Point::RecordsStored));
         let problem = match verdict {
             Ok(Verdict::Stored) => match self.commit(deadline, count) {
@@ -110,26 +86,30 @@ impl Outlet {
                     return Ok(());
                 }
                 // Without a demand to abort, the commit may yet happen: nothing is certain.
-                Err(problem) if !problem.wants_abort => return Err(Aborted::No(problem.error)),
+                Err(problem) if !problem.wants_abort => return Err(problem.error.into()),
                 Err(problem) => Problem::from(problem.error),
             },
             Ok(Verdict::Refused(records)) => {
-                self.abort().map_err(Aborted::No)?;
-                return Err(Aborted::Refused(records));
+                self.abort()?;
+                return Err(Undelivered::Refused(records, Rest::NotStored));
+            }
+            Ok(Verdict::Stale(code)) => {
+                self.abort()?;
+                return Err(Undelivered::Again(self.failed(count, Some(code))));
             }
             Ok(Verdict::Failed(Some(code))) => Problem::from(self.failed(count, Some(code))),
             // All were taken back, because of something that only the transaction can tell; it
             // had failed by then, so that this commit is never sent.
             Ok(Verdict::Failed(None)) => match self.commit(deadline, count) {
                 // It can't have been committed without them.
-                Ok(()) => return Err(Aborted::No(self.failed(count, None))),
+                Ok(()) => return Err(self.failed(count, None).into()),
                 Err(problem) => problem,
             },
             Err(error) => Problem::from(error),
         };
         match self.abort() {
-            Ok(()) if problem.wants_abort => Err(Aborted::Yes(problem.error)),
-            _ => Err(Aborted::No(problem.error)),
+            Ok(()) if problem.wants_abort => Err(Undelivered::Again(problem.error)),
+            _ => Err(problem.error.into()),
         }
     }
 
@@ -142,7 +122,7 @@ impl Outlet {
     /// Takes the open transaction back, so that nothing of it will ever be read.
     fn abort(&self) -> Result<(), SinkError> {
         fault::point(Point::Aborting);
-        self.client.purge(PurgeConfig::default().queue().inflight());
+        self.purge();
         let limit = if self.stop.requested() { ABORT_LIMIT_STOPPING } else { ABORT_LIMIT };
         let deadline = Instant::now() + limit;
         let aborted = loop {
@@ -157,6 +137,11 @@ impl Outlet {
         self.client.context().take_failures();
         fault::point(Point::Aborted);
         aborted
+    }
+
+    /// Gives up what is queued or in flight.
+    pub(super) fn purge(&self) {
+        self.client.purge(PurgeConfig::default().queue().inflight());
     }
 
     /// Repeats a call that may be taken up again, until it ends or the time is over.
@@ -196,16 +181,6 @@ impl From<SinkError> for Problem {
     fn from(error: SinkError) -> Self {
         Problem { error, wants_abort: false }
     }
-}
-
-/// What became of a transaction that was not committed.
-enum Aborted {
-    /// Perhaps not aborted, or the producer is at its end.
-    No(SinkError),
-    /// For certain.
-    Yes(SinkError),
-    /// For certain, because of these records.
-    Refused(Vec<RefusedRecord>),
 }
 
 /// A call of the transaction API that ran out of time goes on in the background, and calling it

@@ -1,0 +1,53 @@
+//! Events of a topic that did not exist when they came are released by themselves when it appears
+//! within `sink.topic_grace`: their lane waits, and no other.
+//!
+//! The table says what there is to look for, so a restart forgets nothing and memory holds only
+//! names. Asks the broker for all of them at once; asks nobody while nothing is missing. Runs beside
+//! the pipeline, on the session that holds the leader's lock.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+
+use super::start;
+use crate::{
+    daemon::attempt::Ended, dead_letter::pending::Pending, metrics::Cause, sink::kafka::Watch,
+};
+
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Watches for topics. `parked` tells that events of a missing one were parked. Returns what ends
+/// the attempt. Cancel safe.
+pub(super) async fn watch(pending: Pending, watch: Watch, parked: Arc<Notify>) -> Ended {
+    const DOING: &str = "looking for missing topics";
+    let failed = |error| start::dead_letters_failed(DOING, error);
+    loop {
+        let topics = match pending.topics(watch.grace()).await {
+            Ok(topics) => topics,
+            Err(error) => return failed(error),
+        };
+        if topics.is_empty() {
+            parked.notified().await;
+        } else {
+            let watch = watch.clone();
+            let asked = spawn_blocking(move || watch.appeared(&topics)).await;
+            match asked {
+                // That brokers don't answer is seen, and said, by those who deliver.
+                Ok(Err(error)) => tracing::debug!(%error, DOING),
+                Ok(Ok(topics)) if topics.is_empty() => {}
+                Ok(Ok(topics)) => match pending.release(&topics).await {
+                    Ok(0) => {}
+                    Ok(events) => tracing::info!(
+                        events,
+                        topics = topics.len(),
+                        "missing topics have appeared: their events are released"
+                    ),
+                    Err(error) => return failed(error),
+                },
+                Err(panicked) => return Ended::retry(Cause::Other, DOING, panicked),
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}

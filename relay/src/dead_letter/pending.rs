@@ -1,0 +1,72 @@
+//! Parked events that wait for their topic, and nothing else: found, and released by the relay.
+//!
+//! The relay's side of the table, as [`super::Store`]: each step is one statement on the session
+//! that holds the leader's lock.
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{DeadLetterError, store::sorted};
+use crate::postgres::sql::SqlSession;
+
+/// The reason of an event whose topic does not exist.
+pub const UNKNOWN_TOPIC: &str = "unknown_topic";
+/// Topics looked for at a time; the next ones follow when these are there or given up.
+const TOPICS_MAX: i64 = 10_000;
+
+/// The events of one relay.
+#[derive(Debug)]
+pub struct Pending {
+    session: Arc<SqlSession>,
+    relay: String,
+}
+
+impl Pending {
+    /// `session` is the one that holds the leader's lock.
+    pub fn new(session: Arc<SqlSession>, relay: &str) -> Self {
+        Pending { session, relay: relay.to_owned() }
+    }
+
+    /// Topics of events that were parked because the topic was missing, no longer than `grace` ago.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn topics(&self, grace: Duration) -> Result<Vec<String>, DeadLetterError> {
+        let sql = "select distinct topic from outbox.dead_letters \
+                   where relay = $1 and state = 'parked' and reason = $2 and topic is not null \
+                       and parked_at > clock_timestamp() - make_interval(secs => $3) \
+                   limit $4";
+        let rows = self
+            .session
+            .client()
+            .query(sql, &[&self.relay, &UNKNOWN_TOPIC, &grace.as_secs_f64(), &TOPICS_MAX])
+            .await
+            .map_err(|error| sorted("looking for events of missing topics", error))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Announces the release of what waits for these topics; what is parked behind it goes with it
+    /// when the stream has come to the announcement. Returns how many events are released.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; nothing is changed then.
+    pub async fn release(&self, topics: &[String]) -> Result<i64, DeadLetterError> {
+        let sql = "with released as ( \
+                 update outbox.dead_letters set state = 'releasing', release_id = $2, \
+                     release_ordinal = null, changed_at = clock_timestamp() \
+                 where relay = $1 and state = 'parked' and reason = $3 and topic = any($4) \
+                 returning id) \
+             select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
+                 true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
+                     'release', $2::uuid, 'writer', pg_catalog.pg_current_xact_id()::text)::text) \
+                 end from released";
+        let row = self
+            .session
+            .client()
+            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &UNKNOWN_TOPIC, &topics])
+            .await
+            .map_err(|error| sorted("releasing events of topics that have appeared", error))?;
+        Ok(row.get(0))
+    }
+}

@@ -1,0 +1,251 @@
+//! What a topic's settings refuse, so that the broker need not be asked record by record.
+//!
+//! Pure. Judges one record by settings that were read a moment ago; says no only where the broker
+//! is certain to say no as well. Where it might say yes (a compressed record, a time near a
+//! bound), the broker is asked.
+
+use std::collections::HashMap;
+
+use crate::record::Record;
+
+/// Bytes of a batch on the wire before its first record.
+const BATCH_HEADER_BYTES: usize = 61;
+/// The broker's clock may differ from ours by so much.
+const CLOCKS_DIFFER_MS: i64 = 60_000;
+/// Where a topic's settings can't be read, it may keep its records no longer than this.
+const RETENTION_UNKNOWN_MS: i64 = 2 * 24 * 3_600_000;
+
+/// The settings of a topic that decide over single records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// `max.message.bytes`: of a batch as it arrives.
+    pub(super) batch_bytes_max: Option<usize>,
+    /// It is compacted: a record without a key has no place in it.
+    needs_key: bool,
+    /// The broker stamps records itself, and looks at no time of ours.
+    stamps: bool,
+    before_max_ms: Option<i64>,
+    after_max_ms: Option<i64>,
+    /// After this time a record is deleted, by its own time; `None` is never.
+    retention_ms: Option<i64>,
+}
+
+impl Limits {
+    /// From the settings of a topic, by name.
+    pub(super) fn of(settings: &HashMap<String, String>) -> Self {
+        let text = |name: &str| settings.get(name).map(|value| value.trim());
+        let number = |name: &str| text(name)?.parse::<i64>().ok();
+        let policies = || text("cleanup.policy").unwrap_or("delete").split(',').map(str::trim);
+        let either = number("message.timestamp.difference.max.ms");
+        let bound = |name: &str| match (number(name), either) {
+            (Some(bound), Some(either)) => Some(bound.min(either)),
+            (bound, either) => bound.or(either),
+        };
+        let deletes = policies().any(|policy| policy == "delete");
+        Limits {
+            batch_bytes_max: number("max.message.bytes").and_then(|max| usize::try_from(max).ok()),
+            needs_key: policies().any(|policy| policy == "compact"),
+            stamps: text("message.timestamp.type") == Some("LogAppendTime"),
+            before_max_ms: bound("message.timestamp.before.max.ms"),
+            after_max_ms: bound("message.timestamp.after.max.ms"),
+            retention_ms: number("retention.ms").filter(|ms| *ms >= 0 && deletes),
+        }
+    }
+
+    /// Why the broker takes this record neither now nor later, whatever it is sent with. One that
+    /// is `compressed` on its way has no size that is known beforehand.
+    pub(super) fn refuse(
+        &self,
+        record: &Record<'_>,
+        compressed: bool,
+        now_ms: i64,
+    ) -> Option<(&'static str, String)> {
+        if let Some(max) = self.batch_bytes_max.filter(|_| !compressed)
+            // Nearly all are far below it: they are not counted to the byte.
+            && record.size_bytes() + 2 * BATCH_HEADER_BYTES > max
+            && batch_bytes(record) > max
+        {
+            let bytes = batch_bytes(record);
+            let error = format!(
+                "alone in a batch it has {bytes} bytes, and the topic's max.message.bytes is {max}: \
+                 raise it, or publish a reference to the data"
+            );
+            return Some(("too_large", error));
+        }
+        if self.needs_key && record.key.is_none() {
+            let error = "a compacted topic takes no record without a key: give the event one";
+            return Some(("invalid_record", error.to_owned()));
+        }
+        let created_ms = record.timestamp_ms.filter(|_| !self.stamps)?;
+        let beyond = |age_ms: i64, max: Option<i64>| {
+            max.is_some_and(|max| age_ms > max.saturating_add(CLOCKS_DIFFER_MS))
+        };
+        let (which, max) = if beyond(now_ms.saturating_sub(created_ms), self.before_max_ms) {
+            ("before", self.before_max_ms)
+        } else if beyond(created_ms.saturating_sub(now_ms), self.after_max_ms) {
+            ("after", self.after_max_ms)
+        } else {
+            return None;
+        };
+        let max_ms = max.unwrap_or_default();
+        let error = format!(
+            "the event's time is further from now than the topic's \
+             message.timestamp.{which}.max.ms={max_ms} allows: correct it with \
+             `dead-letters edit`, or raise the setting"
+        );
+        Some(("invalid_timestamp", error))
+    }
+}
+
+/// Whether a record of this time would be deleted soon after it was stored, because of its age: it
+/// is older than half of what the topic keeps. `limits` is `None` where they could not be read.
+pub(super) fn is_stale(limits: Option<&Limits>, created_ms: i64, now_ms: i64) -> bool {
+    let retention_ms = match limits {
+        Some(limits) if limits.stamps => None,
+        Some(limits) => limits.retention_ms,
+        None => Some(RETENTION_UNKNOWN_MS),
+    };
+    retention_ms.is_some_and(|kept_ms| now_ms.saturating_sub(created_ms) > kept_ms / 2)
+}
+
+/// Bytes of a batch that holds this record alone, as it goes over the wire when nothing
+/// compresses it.
+pub(super) fn batch_bytes(record: &Record<'_>) -> usize {
+    let field = |len: usize| varint_bytes(len) + len;
+    let optional = |bytes: Option<&[u8]>| bytes.map_or(1, |bytes| field(bytes.len()));
+    let headers = record.headers();
+    let count = headers.clone().count();
+    let of_headers: usize =
+        headers.map(|(name, value)| field(name.len()) + field(value.len())).sum();
+    // Attributes, and the differences of time and offset to the batch's first record: itself.
+    let body =
+        3 + optional(record.key) + optional(record.payload) + varint_bytes(count) + of_headers;
+    BATCH_HEADER_BYTES + varint_bytes(body) + body
+}
+
+/// Bytes of a length as a zigzag varint.
+fn varint_bytes(len: usize) -> usize {
+    let bits = usize::BITS - (len << 1).leading_zeros();
+    bits.div_ceil(7).max(1) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        lsn::Lsn,
+        position::RowPosition,
+        record::{Batch, BatchLimits, RecordHead},
+    };
+
+    const NOW_MS: i64 = 1_800_000_000_000;
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn limits(settings: &[(&str, &str)]) -> Limits {
+        Limits::of(&settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    fn judged<R>(
+        key: Option<&[u8]>,
+        payload: usize,
+        timestamp_ms: Option<i64>,
+        judge: impl FnOnce(&Record<'_>) -> R,
+    ) -> R {
+        let mut batch = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
+        let payload = vec![b'x'; payload];
+        let mut record = batch.start_record(RecordHead {
+            position: RowPosition { commit: Lsn::new(1), ordinal: 0 },
+            topic: "t",
+            key,
+            payload: Some(&payload),
+            partition: None,
+            timestamp_ms,
+        });
+        record.header("h", b"v");
+        record.finish();
+        judge(&batch.get(0).expect("a record"))
+    }
+
+    fn reason(
+        limits: &Limits,
+        key: Option<&[u8]>,
+        payload: usize,
+        timestamp_ms: Option<i64>,
+    ) -> Option<&'static str> {
+        judged(key, payload, timestamp_ms, |record| {
+            limits.refuse(record, false, NOW_MS).map(|(reason, _)| reason)
+        })
+    }
+
+    /// Counted by hand after Kafka's record format, version 2.
+    #[test]
+    fn a_batch_of_one_record_is_counted_to_the_byte() {
+        let bytes = |payload| judged(Some(b"k"), payload, None, batch_bytes);
+        // 61, length 1, attributes and deltas 3, key 2, value 1 + 10, headers 1 + 2 + 2.
+        assert_eq!(bytes(10), 61 + 1 + 3 + 2 + 11 + 5);
+        // From 64 on a length takes two bytes: the value's, and the record's.
+        assert_eq!(bytes(64), 61 + 2 + 3 + 2 + 66 + 5);
+        assert_eq!(judged(None, 10, None, batch_bytes), bytes(10) - 1, "a null key is -1");
+    }
+
+    #[test]
+    fn a_record_is_refused_beforehand_exactly_where_no_batch_is_small_enough() {
+        let wire = judged(Some(b"k"), 500, None, batch_bytes);
+        for (max, expected) in [(wire - 1, Some("too_large")), (wire, None)] {
+            let limits = limits(&[("max.message.bytes", &max.to_string())]);
+            assert_eq!(reason(&limits, Some(b"k"), 500, None), expected);
+            let compressed = |record: &Record<'_>| limits.refuse(record, true, NOW_MS);
+            assert_eq!(judged(Some(b"k"), 500, None, compressed), None, "it may shrink");
+        }
+    }
+
+    #[test]
+    fn a_compacted_topic_wants_a_key_and_an_empty_one_is_one() {
+        for policy in ["compact", "compact,delete", "delete, compact"] {
+            let limits = limits(&[("cleanup.policy", policy)]);
+            assert_eq!(reason(&limits, None, 1, None), Some("invalid_record"), "{policy}");
+            assert_eq!(reason(&limits, Some(b""), 1, None), None, "{policy}");
+        }
+        assert_eq!(reason(&limits(&[("cleanup.policy", "delete")]), None, 1, None), None);
+    }
+
+    #[test]
+    fn times_beyond_a_bound_are_refused_and_those_near_it_are_asked() {
+        let bounds = [
+            ("message.timestamp.before.max.ms", "3600000"),
+            ("message.timestamp.after.max.ms", "7200000"),
+        ];
+        let old = [("message.timestamp.difference.max.ms", "3600000")];
+        let at = |limits: &Limits, ms: i64| reason(limits, None, 1, Some(ms));
+        for limits in [limits(&bounds), limits(&old)] {
+            assert_eq!(at(&limits, NOW_MS - HOUR_MS - 30_000), None, "clocks differ");
+            assert_eq!(at(&limits, NOW_MS - 2 * HOUR_MS), Some("invalid_timestamp"));
+            assert_eq!(at(&limits, NOW_MS + 3 * HOUR_MS), Some("invalid_timestamp"));
+        }
+        assert_eq!(at(&limits(&bounds), NOW_MS + HOUR_MS + 120_000), None);
+        let never = [("message.timestamp.before.max.ms", "9223372036854775807")];
+        assert_eq!(at(&limits(&never), 0), None);
+        let stamped = [bounds.as_slice(), &[("message.timestamp.type", "LogAppendTime")]].concat();
+        assert_eq!(at(&limits(&stamped), 0), None, "the broker looks at no time of ours");
+    }
+
+    #[test]
+    fn a_record_is_stale_from_half_of_what_the_topic_keeps() {
+        let week = limits(&[("retention.ms", "604800000")]);
+        let half = 604_800_000 / 2;
+        assert!(!is_stale(Some(&week), NOW_MS - half, NOW_MS));
+        assert!(is_stale(Some(&week), NOW_MS - half - 1, NOW_MS));
+        assert!(!is_stale(Some(&week), NOW_MS + HOUR_MS, NOW_MS), "the future is not old");
+        let kept = [
+            &[("retention.ms", "-1")][..],
+            &[("retention.ms", "1"), ("cleanup.policy", "compact")],
+            &[("retention.ms", "1"), ("message.timestamp.type", "LogAppendTime")],
+        ];
+        for settings in kept {
+            assert!(!is_stale(Some(&limits(settings)), 0, NOW_MS), "{settings:?}");
+        }
+        assert!(is_stale(Some(&limits(&[("retention.ms", "0")])), NOW_MS - 1, NOW_MS));
+        assert!(!is_stale(None, NOW_MS - 24 * HOUR_MS, NOW_MS), "24 h where nothing is known");
+        assert!(is_stale(None, NOW_MS - 24 * HOUR_MS - 1, NOW_MS));
+    }
+}

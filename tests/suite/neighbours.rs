@@ -1,0 +1,171 @@
+//! What one lane's trouble costs the others, and what the brokers' administration may do to a
+//! topic while the relay streams: nothing is lost or parked that need not be, and nobody waits.
+
+use std::time::{Duration, Instant};
+
+use outbox_tests::{Harness, event::Event, topic::Topic, wait};
+
+use crate::dead_letters::{count_parked, list, texts, wait_parked};
+
+/// Others may wait so long for what a broker must be asked.
+const OTHERS_WAIT: Duration = Duration::from_secs(1);
+/// A debug build on a machine that does other things as well parks at least so many a second.
+const PARKED_PER_SECOND: f64 = 1_000.0;
+
+/// Inserts one event per key `k0` to `k{count - 1}`, in one transaction; `values` are SQL for
+/// payload and creation time.
+async fn insert_many(t: &Harness, topic: &str, count: u32, payload: &str, created_at: &str) {
+    let sql = format!(
+        "insert into outbox.events (topic, key, payload, created_at) \
+         select '{topic}', 'k' || n, {payload}, {created_at} from generate_series(1, {count}) n"
+    );
+    t.database().superuser().batch_execute(&sql).await.expect("inserted");
+}
+
+/// How long until a committed record is in the topic.
+async fn arrives(topic: &Topic, wanted: usize, since: Instant) -> Duration {
+    wait::until(&format!("{wanted} records"), wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            found if found >= wanted => Ok(()),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("it arrives");
+    since.elapsed()
+}
+
+async fn many_are_refused(
+    settings: &[(&str, &str)],
+    payload: &str,
+    created_at: &str,
+    reason: &str,
+) {
+    const MANY: u32 = 5_000;
+    let mut t = Harness::start().await;
+    let bad = t.topic("bad").create_with(4, settings).await;
+    let good = t.topic("good").create(1).await;
+    let _relay = t.relay().start().await;
+    t.commit([Event::to(good.name()).key("first")]).await;
+    arrives(&good, 1, Instant::now()).await;
+
+    let begun = Instant::now();
+    insert_many(&t, bad.name(), MANY, payload, created_at).await;
+    t.commit([Event::to(good.name()).key("behind")]).await;
+    let took = arrives(&good, 2, begun).await;
+    assert_eq!(wait_parked(&t, |parked| parked == i64::from(MANY)).await, i64::from(MANY));
+    let most = OTHERS_WAIT + Duration::from_secs_f64(f64::from(MANY) / PARKED_PER_SECOND);
+    assert!(took < most, "the event behind {MANY} refused ones took {took:?}");
+    let reasons = "select distinct reason from outbox.dead_letters";
+    let rows = t.database().superuser().query(reasons, &[]).await.expect("reasons");
+    let reasons: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(reasons, [reason]);
+    assert_eq!(bad.records().await.len(), 0);
+}
+
+#[tokio::test]
+async fn thousands_too_large_are_parked_at_once_and_what_is_behind_them_flows() {
+    let small = [("max.message.bytes", "2000")];
+    let payload = "to_jsonb(repeat(md5(n::text), 100))";
+    many_are_refused(&small, payload, "clock_timestamp()", "too_large").await;
+}
+
+#[tokio::test]
+async fn thousands_beyond_the_topics_bounds_of_time_are_parked_at_once() {
+    let bounds = [("message.timestamp.before.max.ms", "3600000")];
+    let created_at = "clock_timestamp() - interval '3 hours'";
+    many_are_refused(&bounds, "'1'", created_at, "invalid_timestamp").await;
+}
+
+#[tokio::test]
+async fn many_small_records_fit_a_topic_of_small_batches() {
+    let t = Harness::start().await;
+    let topic = t.topic("small").create_with(2, &[("max.message.bytes", "1000")]).await;
+    let _relay = t.relay().start().await;
+    insert_many(&t, topic.name(), 500, "to_jsonb(md5(n::text))", "clock_timestamp()").await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    assert_eq!(count_parked(&t).await, 0);
+}
+
+#[tokio::test]
+async fn a_limit_that_is_lowered_and_raised_while_the_relay_streams_holds_at_once() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().start().await;
+    let payload = serde_json::json!("x".repeat(5_000));
+    let event = |key: &str| Event::to(topic.name()).key(key).payload(payload.clone());
+    t.commit([event("a")]).await;
+    arrives(&topic, 1, Instant::now()).await;
+    topic.set("max.message.bytes", "2000").await;
+    t.commit([event("b"), event("c"), Event::to(topic.name()).key("d")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    arrives(&topic, 2, Instant::now()).await;
+    topic.set("max.message.bytes", "1000000").await;
+    t.commit([event("e")]).await;
+    arrives(&topic, 3, Instant::now()).await;
+    assert_eq!(texts(&list(&t).await, "key"), ["b", "c"]);
+}
+
+#[tokio::test]
+async fn a_thousand_missing_topics_keep_nobody_waiting() {
+    const MANY: u32 = 1_000;
+    let mut t = Harness::start().await;
+    let good = t.topic("good").create(1).await;
+    let missing = t.topic("missing");
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(good.name()).key("first")]).await;
+    arrives(&good, 1, Instant::now()).await;
+
+    let begun = Instant::now();
+    let sql = format!(
+        "insert into outbox.events (topic, key) select '{}.' || n, 'k' from \
+         generate_series(1, {MANY}) n",
+        missing.name()
+    );
+    t.database().superuser().batch_execute(&sql).await.expect("inserted");
+    t.commit([Event::to(good.name()).key("behind")]).await;
+    let took = arrives(&good, 2, begun).await;
+    assert!(took < 2 * OTHERS_WAIT, "others waited {took:?} for {MANY} missing topics");
+    wait_parked(&t, |parked| parked == i64::from(MANY)).await;
+    relay.wait_for("/readyz", 200).await;
+    assert!(!missing.exists().await, "looked up, never produced to");
+}
+
+#[tokio::test]
+async fn what_waits_for_its_topic_is_released_in_order_when_the_topic_appears() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late");
+    let mut relay = t.relay().set("sink.topic_grace", "60s").start().await;
+    let name = topic.name().to_owned();
+    let event = |key: &str| Event::to(&name).key(key);
+    t.commit([event("a"), event("b"), event("a")]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    t.commit([event("a"), event("c")]).await;
+    wait_parked(&t, |parked| parked == 5).await;
+    let topic = topic.create(2).await;
+    t.commit([event("a")]).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    wait_parked(&t, |parked| parked == 0).await;
+    relay.wait_for("/readyz", 200).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_appears_after_its_grace_is_released_by_a_person() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late");
+    let _relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    t.commit([Event::to(topic.name()).key("a")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let past = "select parked_at < clock_timestamp() - interval '1 s' from outbox.dead_letters";
+    wait::until("the grace is over", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(past, &[]).await.map_err(|e| e.to_string())?;
+        if row.get(0) { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await
+    .expect("time passes");
+    let topic = topic.create(1).await;
+    t.commit([Event::to(topic.name()).key("b"), Event::to(topic.name()).key("a")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    arrives(&topic, 1, Instant::now()).await;
+    assert_eq!(texts(&list(&t).await, "reason"), ["unknown_topic", "lane_parked"]);
+}
