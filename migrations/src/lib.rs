@@ -42,6 +42,7 @@ const OUTBOX: &[Migration] = &[
         name: "dead_letters",
         sql: include_str!("../outbox/V2__dead_letters.sql"),
     },
+    Migration { version: 3, name: "leaders", sql: include_str!("../outbox/V3__leaders.sql") },
 ];
 
 const INBOX: &[Migration] = &[

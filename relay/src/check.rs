@@ -12,7 +12,9 @@ use tokio_postgres::Client;
 use crate::{
     config::{Config, parts::Parts},
     daemon::first,
+    leader,
     postgres::sql,
+    reconcile::Halt,
     repair,
     route::{Mapping, TableName},
     sink::{
@@ -135,6 +137,10 @@ async fn server(
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
     let mut findings = capacity(&slot::capacity(client).await?, found.is_some());
+    findings.push(match leader::may_lead(client).await? {
+        None => ok("leader", "may claim to lead in outbox.leaders".into()),
+        Some(Halt { reason, remedy }) => problem("leader", reason, remedy),
+    });
     let publication_name = &config.postgres.publication;
     let publication = slot::inspect_publication(client, publication_name).await?;
     for table in parts.mapping.tables() {
@@ -254,6 +260,22 @@ fn capacity(found: &slot::Capacity, has_slot: bool) -> Vec<Finding> {
             "WAL kept",
             "without a limit: a relay that is away for long fills the disk".into(),
             "set max_slot_wal_keep_size to what the disk can spare",
+        ));
+    }
+    if let Some(seconds @ 1..) = found.idle_slot_timeout_seconds {
+        findings.push(warning(
+            "slot kept",
+            format!(
+                "a slot without a relay for {seconds} s is lost: idle_replication_slot_timeout"
+            ),
+            "set it to 0, or to longer than the relay may be away",
+        ));
+    }
+    if !found.track_activities {
+        findings.push(warning(
+            "signs of life",
+            "track_activities is off: a standby does not see that a leader hangs".into(),
+            "set track_activities = on, for the server or for the relay's role",
         ));
     }
     if found.in_recovery {

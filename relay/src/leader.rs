@@ -1,36 +1,50 @@
-//! Who of several relays of one name is active: the one whose session holds an advisory lock.
+//! Who of several relays of one slot is active: the one whose claim stands in `outbox.leaders`, and
+//! whose session holds the advisory lock that the claim names.
 //!
-//! The lock lives and dies with the control session, through which the relay writes whatever it
-//! writes to PostgreSQL; so a relay that was frozen and has lost its session can write nothing.
+//! The lock's key is drawn anew by each leader, and only relays may write the table: whoever else
+//! takes advisory locks, in whatever session, is not mistaken for a leader. The lock lives and dies
+//! with the control session, through which the relay writes whatever it writes to PostgreSQL; so a
+//! relay that was frozen and has lost its session can write nothing.
 //! A leader queries on that session every second, which the server notes in `pg_stat_activity`:
 //! this is its sign of life, by the database's clock and without a table of heartbeats. Kafka's
 //! own fence is `sink`'s business.
 
 use std::{fmt, time::Duration};
 
-use tokio_postgres::{Client, Error, Row};
+use tokio_postgres::{Client, Error, Row, SimpleQueryMessage, error::SqlState};
 
-/// First key of the advisory lock: "outb". The second is a hash of the slot's name.
-const LOCK_CLASS: i32 = 0x6F75_7462;
+use crate::{reconcile::Halt, source::slot::InspectError};
 
 /// How long a process that was told to end may take, in milliseconds.
 const TERMINATION_MS: i64 = 5_000;
 
-/// Sessions that hold the lock of the slot `$2`, and how long each has been silent. A session that
-/// the server works for is not silent; one whose activity is hidden (another role's, or
-/// `track_activities` is off) has a silence of null.
-const HOLDERS: &str = "
-    select a.pid, a.application_name,
-           case when a.query_start is null then null
-                when a.state = 'active' and a.wait_event_type is distinct from 'Client' then 0
-                else extract(epoch from
-                         clock_timestamp() - greatest(a.query_start, a.state_change))::float8
-           end as silent_seconds
-      from pg_catalog.pg_locks l join pg_catalog.pg_stat_activity a using (pid)
-     where l.locktype = 'advisory' and l.granted
-       and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
-       and l.classid = $1::int4::oid and l.objid = hashtext($2)::bit(32)::int8::oid
-       and l.objsubid = 2";
+/// Whether the claim `l` is a leader's: its session holds its lock. Locks, processes and logins are
+/// shown to every role.
+const LEADS: &str = "exists ( \
+     select from pg_catalog.pg_locks k join pg_catalog.pg_stat_activity s using (pid) \
+     where k.locktype = 'advisory' and k.granted and k.objsubid = 1 \
+         and k.pid = l.pid and s.usesysid = l.login \
+         and k.database = (select oid from pg_catalog.pg_database \
+                           where datname = pg_catalog.current_database()) \
+         and k.classid = ((l.key >> 32) & 4294967295)::pg_catalog.oid \
+         and k.objid = (l.key & 4294967295)::pg_catalog.oid)";
+
+/// The leader, and how long its session has been silent. One that the server works for is not
+/// silent; one whose activity is hidden (another role's, or `track_activities` is off) has a silence
+/// of null.
+fn of_slot(slot: &str) -> String {
+    format!(
+        "select a.pid, a.application_name, \
+                case when a.query_start is null then null \
+                     when a.state = 'active' and a.wait_event_type is distinct from 'Client' then 0 \
+                     else extract(epoch from pg_catalog.clock_timestamp() \
+                              - greatest(a.query_start, a.state_change))::pg_catalog.float8 \
+                end as silent_seconds \
+         from outbox.leaders l join pg_catalog.pg_stat_activity a using (pid) \
+         where l.slot = {} and {LEADS}",
+        literal(slot)
+    )
+}
 
 /// The relay that leads, as the database sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,32 +65,95 @@ impl fmt::Display for Holder {
 /// Tries to become the active relay for this slot.
 ///
 /// # Errors
-/// The session is broken.
+/// The session is broken, or the table can't be used.
 pub(crate) async fn try_lead(client: &Client, slot: &str) -> Result<bool, Error> {
-    let row = client
-        .query_one("select pg_try_advisory_lock($1, hashtext($2))", &[&LOCK_CLASS, &slot])
-        .await?;
-    row.try_get(0)
+    if holder(client, slot).await?.is_some() {
+        return Ok(false);
+    }
+    let key: i64 = rand::random();
+    let locked = client.query_one("select pg_catalog.pg_try_advisory_lock($1)", &[&key]).await?;
+    if !locked.try_get(0)? {
+        return Ok(false); // One key in 2^64 is somebody else's.
+    }
+    // Of two that claim at once, the second waits for the first, and then finds its lock. A claim
+    // that is lost with a crash was worth nothing: so it need not wait for standbys.
+    let claim = format!(
+        "set local synchronous_commit = off; \
+         insert into outbox.leaders as l (slot, key, pid, login) \
+         select {}, {key}, pid, usesysid from pg_catalog.pg_stat_activity \
+         where pid = pg_catalog.pg_backend_pid() \
+         on conflict (slot) do update set key = excluded.key, pid = excluded.pid, \
+             login = excluded.login, since = pg_catalog.clock_timestamp() \
+         where not {LEADS} returning pid",
+        literal(slot)
+    );
+    let answer = client.simple_query(&claim).await?;
+    let leads = answer.iter().any(|m| matches!(m, SimpleQueryMessage::Row(_)));
+    if !leads {
+        client.execute("select pg_catalog.pg_advisory_unlock($1)", &[&key]).await?;
+    }
+    Ok(leads)
 }
 
-/// A question for any connection: whether the session of process `pid` has a leader's lock on the
-/// server and in the database that answers. Everybody is shown locks, whoever holds them.
-pub(crate) fn is_held_by(pid: i32) -> String {
+/// A question for any connection: whether the session of process `pid` leads this slot, on the
+/// server and in the database that answers.
+pub(crate) fn leads(slot: &str, pid: i32) -> String {
+    let slot = literal(slot);
     format!(
-        "select exists ( \
-             select from pg_catalog.pg_locks l join pg_catalog.pg_database d on d.oid = l.database \
-             where l.locktype = 'advisory' and l.granted and l.pid = {pid} \
-                 and l.classid = {LOCK_CLASS} and d.datname = pg_catalog.current_database())"
+        "select exists (select from outbox.leaders l where l.slot = {slot} and l.pid = {pid} \
+         and {LEADS})"
     )
 }
 
-/// Who leads; `None` when the lock is free by now.
+/// Who leads; `None` when nobody does.
 ///
 /// # Errors
-/// The session is broken.
+/// The session is broken, or the table can't be used.
 pub(crate) async fn holder(client: &Client, slot: &str) -> Result<Option<Holder>, Error> {
-    let row = client.query_opt(HOLDERS, &[&LOCK_CLASS, &slot]).await?;
+    let row = client.query_opt(&of_slot(slot), &[]).await?;
     row.as_ref().map(read_holder).transpose()
+}
+
+/// What a person must do about the table, where that is the reason for an error.
+pub(crate) fn unusable(error: &Error) -> Option<Halt> {
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    match error.code()? {
+        code if missing.contains(code) || *code == SqlState::UNDEFINED_COLUMN => Some(Halt::new(
+            "the table outbox.leaders, where the relay that leads is noted, is missing or of \
+             another version",
+            "run `outbox-relay migrate` as the schema's owner, and grant usage on schema outbox and \
+             select, insert, update on outbox.leaders to the relay's role (docs/ROLES.md)",
+        )),
+        code if *code == SqlState::INSUFFICIENT_PRIVILEGE => Some(not_granted()),
+        _ => None,
+    }
+}
+
+/// Whether this role could lead, without trying; else what a person must do.
+///
+/// # Errors
+/// The question was not answered.
+pub(crate) async fn may_lead(client: &Client) -> Result<Option<Halt>, InspectError> {
+    let sql = "select pg_catalog.has_table_privilege('outbox.leaders', 'select') \
+               and pg_catalog.has_table_privilege('outbox.leaders', 'insert') \
+               and pg_catalog.has_table_privilege('outbox.leaders', 'update')";
+    let failed = |source| InspectError::Query { what: "outbox.leaders", source };
+    match client.query_one(sql, &[]).await {
+        Ok(row) if row.try_get(0).map_err(failed)? => Ok(None),
+        Ok(_) => Ok(Some(not_granted())),
+        Err(error) => match unusable(&error) {
+            Some(halt) => Ok(Some(halt)),
+            None => Err(failed(error)),
+        },
+    }
+}
+
+fn not_granted() -> Halt {
+    Halt::new(
+        "the relay's role may not use outbox.leaders, where the relay that leads is noted",
+        "grant usage on schema outbox and select, insert, update on outbox.leaders to it \
+         (docs/ROLES.md)",
+    )
 }
 
 /// Ends the control session of a leader that has been silent for `timeout`, judged anew, by the
@@ -92,13 +169,12 @@ pub(crate) async fn depose(
     // Materialised: a server may check the conditions of one WHERE in any order, and would end
     // innocent sessions first.
     let sql = format!(
-        "with holders as ({HOLDERS}), \
-              silent as materialized (select * from holders where silent_seconds >= $3) \
-         select *, pg_catalog.pg_terminate_backend(pid, $4) from silent"
+        "with holders as ({}), \
+              silent as materialized (select * from holders where silent_seconds >= $1) \
+         select *, pg_catalog.pg_terminate_backend(pid, $2) from silent",
+        of_slot(slot)
     );
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-        [&LOCK_CLASS, &slot, &timeout.as_secs_f64(), &TERMINATION_MS];
-    let row = client.query_opt(&sql, &parameters).await?;
+    let row = client.query_opt(&sql, &[&timeout.as_secs_f64(), &TERMINATION_MS]).await?;
     row.as_ref().map(read_holder).transpose()
 }
 
@@ -110,17 +186,21 @@ pub(crate) async fn depose(
 pub(crate) async fn evict(client: &Client, slot: &str) -> Result<Vec<i32>, Error> {
     let sql = "with stale as materialized ( \
                    select active_pid from pg_catalog.pg_replication_slots \
-                    where slot_name::text = $1 and active_pid is not null) \
+                    where slot_name::pg_catalog.text = $1 and active_pid is not null) \
                select active_pid, pg_catalog.pg_terminate_backend(active_pid, $2) from stale";
     let rows = client.query(sql, &[&slot, &TERMINATION_MS]).await?;
     rows.iter().map(|row| row.try_get(0)).collect()
+}
+
+fn literal(slot: &str) -> String {
+    format!("'{}'", slot.replace('\'', "''"))
 }
 
 fn read_holder(row: &Row) -> Result<Holder, Error> {
     let silent_seconds: Option<f64> = row.try_get(2)?;
     Ok(Holder {
         pid: row.try_get(0)?,
-        application: row.try_get(1)?,
+        application: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
         silent_for: silent_seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
     })
 }

@@ -309,3 +309,88 @@ async fn making_a_slot_that_waits_for_a_writer_is_given_up_with_the_relay() {
     relay.restart();
     relay.wait_ready().await;
 }
+
+/// Advisory locks are open to everybody who can connect.
+#[tokio::test]
+async fn a_strangers_lock_is_no_leader_and_keeps_no_relay_from_leading() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let (leader, standby) = pair(&t).await;
+    let superuser = t.database().superuser();
+    let key = "select key from outbox.leaders where slot = $1";
+    let slot = format!("outbox_{}", t.database().name());
+    let key: i64 = superuser.query_one(key, &[&slot]).await.expect("the claim").get(0);
+    // It waits for the leader's own lock, and so has it before any standby could.
+    let stranger = t.database().connect(outbox_tests::database::Role::Writer).await;
+    let stranger = tokio::spawn(async move {
+        stranger.execute("select pg_advisory_lock($1)", &[&key]).await.expect("the lock");
+        stranger
+    });
+    let waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted \
+                 and database = (select oid from pg_database where datname = current_database())";
+    wait::until("the stranger waits for the lock", wait::PATIENCE, || async {
+        let row = superuser.query_one(waits, &[]).await.map_err(|e| e.to_string())?;
+        if row.get::<_, i64>(0) == 1 { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await
+    .expect("it does");
+    let mut leader = leader;
+    leader.kill9().await;
+    let stranger = stranger.await.expect("it has the lock");
+    wait_role(&standby, "leader", wait::PATIENCE).await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    leader.restart();
+    leader.wait_ready().await;
+    wait_role(&leader, "standby", wait::PATIENCE).await;
+    drop(stranger);
+}
+
+#[tokio::test]
+async fn without_rights_on_the_leaders_table_the_relay_halts_and_the_grant_it_names_helps() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let config = t.database().config(outbox_tests::database::Role::Relay);
+    let role = config.get_user().expect("a role");
+    let revoke = format!("revoke all on outbox.leaders from {role}");
+    t.database().superuser().batch_execute(&revoke).await.expect("revoked");
+    let check = t.relay().command(&["check"]).await;
+    let found = String::from_utf8_lossy(&check.stdout);
+    assert!(!check.status.success() && found.contains("outbox.leaders to it"), "{found}");
+    let mut relay = t.relay().spawn();
+    relay
+        .wait_log("grant usage on schema outbox and select, insert, update on outbox.leaders")
+        .await;
+    relay.wait_for("/readyz", 503).await;
+    let grant = format!("grant select, insert, update on outbox.leaders to {role}");
+    t.database().superuser().batch_execute(&grant).await.expect("granted");
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// It has read progress, and is about to stream, when it freezes; its heir leads, delivers and is
+/// gone again when it thaws. At-least-once has no transaction that the broker could refuse it.
+#[tokio::test]
+async fn a_relay_that_freezes_before_its_stream_begins_does_not_stream_from_what_it_knew() {
+    for point in ["fenced", "lanes-read", "stream-started"] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(4).await;
+        let settings =
+            |n| peer(&t, n).set("sink.delivery", "at-least-once").set("leader.timeout", "2s");
+        settings(0).start().await.sigterm().await; // The slot is there.
+        let frozen = settings(1).fault(&format!("{point}:1:freeze")).spawn();
+        frozen.wait_log(&format!("fault: {point}")).await;
+        let mut heir = settings(2).start().await;
+        wait_role(&heir, "leader", wait::PATIENCE).await;
+        t.commit((0..50).map(|n| Event::to(topic.name()).key(&format!("k{}", n % 5)))).await;
+        t.count(&topic, 4).await.assert_exactly_once();
+        wait_confirmed(&t).await;
+        heir.kill9().await;
+        frozen.thaw();
+        wait_role(&frozen, "leader", wait::PATIENCE).await;
+        t.commit((0..50).map(|n| Event::to(topic.name()).key(&format!("k{}", n % 5)))).await;
+        t.count(&topic, 4).await.assert_exactly_once();
+        assert_eq!(said(&frozen, "streaming from="), 1, "{}", frozen.log_text());
+    }
+}

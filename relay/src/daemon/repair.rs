@@ -155,13 +155,14 @@ async fn connect(
     tables: Vec<Table>,
 ) -> Result<Vec<(Table, SqlSession)>, Ended> {
     let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
+    let leads = leader::leads(&config.postgres.slot, session.pid());
     let application = format!("outbox-relay {} repair", config.name);
     let mut feeds = Vec::with_capacity(tables.len());
     for table in tables {
         let feed = sql::connect(&parts.connect, &application)
             .await
             .map_err(|e| Ended::connect(READING, e))?;
-        let held = feed.client().query_one(&leader::is_held_by(session.pid()), &[]).await;
+        let held = feed.client().query_one(&leads, &[]).await;
         if !held.and_then(|row| row.try_get(0)).map_err(failed)? {
             let error =
                 anyhow::anyhow!("{} is another server than {}", feed.host(), session.host());

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_postgres::error::SqlState;
 
 use super::{attempt::Ended, broker, start};
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     leader::{self, Holder},
     metrics::Cause,
     postgres::sql::{self, SqlSession},
+    reconcile::Halt,
     sink::kafka::KafkaSink,
 };
 
@@ -95,7 +97,7 @@ async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {
     let timeout = config.leader.timeout;
     let deposed = leader::depose(session.client(), &config.postgres.slot, timeout)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "ending a silent leader's session", e))?;
+        .map_err(|e| not_ended("ending a silent leader's session", e))?;
     if let Some(leader) = deposed {
         let silent_for = leader.silent_for.unwrap_or_default();
         tracing::warn!(%leader, ?silent_for, "deposed a leader that gave no sign of life");
@@ -106,15 +108,41 @@ async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {
 async fn evict(session: &SqlSession, slot: &str) -> Result<(), Ended> {
     let evicted = leader::evict(session.client(), slot)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "ending what still reads from the slot", e))?;
+        .map_err(|e| not_ended("ending what still reads from the slot", e))?;
     if !evicted.is_empty() {
         tracing::warn!(pids = ?evicted, slot, "ended what an older leader left reading the slot");
     }
     Ok(())
 }
 
+/// Asks the server whether the session still leads.
+pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), Ended> {
+    let leads = session.client().query_one(&leader::leads(slot, session.pid()), &[]).await;
+    if leads.and_then(|row| row.try_get(0)).map_err(lock_failed)? {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("another relay has claimed the slot");
+    Err(Ended::retry(Cause::Postgres, "looking whether this relay still leads", error))
+}
+
 fn lock_failed(error: tokio_postgres::Error) -> Ended {
-    Ended::retry(Cause::Postgres, "asking for the leader's lock", error)
+    match leader::unusable(&error) {
+        Some(halt) => Ended::Halted(halt),
+        None => Ended::retry(Cause::Postgres, "asking for the leader's lock", error),
+    }
+}
+
+/// A process of an older leader, which logged in as another role, is in the way.
+fn not_ended(doing: &'static str, error: tokio_postgres::Error) -> Ended {
+    if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return Ended::retry(Cause::Postgres, doing, error);
+    }
+    Ended::Halted(Halt::new(
+        format!(
+            "{doing}: the other relay logs in as another role, whose sessions this one may not end"
+        ),
+        "stop the other relay, or grant pg_signal_backend and pg_read_all_stats to the relay's role",
+    ))
 }
 
 /// What was last seen of the leader, so that each is named once.
@@ -144,7 +172,8 @@ impl Seen {
             tracing::warn!(
                 leader = %holder,
                 "the leader's signs of life are hidden, so it can't be replaced when it hangs: \
-                 use the same role for both relays, and leave track_activities on"
+                 leave track_activities on, and where the relays log in as different roles grant \
+                 pg_read_all_stats and pg_signal_backend to what they are members of"
             );
         }
     }

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::time::sleep;
 
-use super::{attempt::Ended, first, repair, unfinished::Unfinished};
+use super::{attempt::Ended, first, repair, standby, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -80,7 +80,7 @@ pub(super) async fn start(
 ) -> Result<Started, Ended> {
     doing(board, "connecting for replication");
     let mut replication = connect_replication(config, parts).await?;
-    same_server(session, &mut replication).await?;
+    still_leads(config, session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
@@ -89,6 +89,8 @@ pub(super) async fn start(
         None => connect_sink(config, parts, session, &identity).await?,
     };
     doing(board, "fencing older relays");
+    // Whoever does not know that it leads fences no one; the steps above may have taken long.
+    still_leads(config, session, &mut replication).await?;
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
     let mut stored = read_progress(&mut sink).await?;
@@ -184,6 +186,9 @@ pub(super) async fn start(
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
+    // A relay that was frozen until here may have been replaced, and its successor gone again: what
+    // it knows of progress would be too old to confirm.
+    standby::still_leads(session, slot).await?;
     let router =
         Router::new(parts.mapping.clone(), &origin, tables.format).with_stamped(tables.stamped);
     let (probe, watch) = (sink.probe(), sink.watch());
@@ -295,24 +300,26 @@ async fn connect_sink(
 }
 
 /// With several hosts in the URL, or one name that moves to another server, a failover may come
-/// between two connections: the one must see the other's lock.
-async fn same_server(
+/// between two connections; and a relay that was frozen may have been replaced meanwhile. The one
+/// connection must see that the other's session leads.
+async fn still_leads(
+    config: &Config,
     session: &SqlSession,
     replication: &mut ReplicationConnection,
 ) -> Result<(), Ended> {
-    const DOING: &str = "looking whether both connections are to one server";
-    let (ours, theirs) = (session.host().to_owned(), replication.host().to_owned());
-    let held = replication.simple_query(&leader::is_held_by(session.pid())).await;
-    let held = held.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let held = held.first().and_then(|row| row.first()?.as_deref()) == Some("t");
-    if ours == theirs && held {
+    const DOING: &str = "looking whether this relay still leads";
+    let question = leader::leads(&config.postgres.slot, session.pid());
+    let rows = replication.simple_query(&question).await;
+    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
         return Ok(());
     }
     let error = anyhow::anyhow!(
-        "the server at {ours} has the leader's lock, but another one at {theirs} answers for \
-         replication"
+        "the session at {} does not lead, or another server answers for replication at {}",
+        session.host(),
+        replication.host()
     );
-    Err(Ended::retry(Cause::Postgres, "connecting for replication", error))
+    Err(Ended::retry(Cause::Postgres, DOING, error))
 }
 
 async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {

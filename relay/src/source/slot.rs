@@ -129,6 +129,10 @@ pub struct Capacity {
     pub wal_senders: i64,
     /// The limit, in MiB, on WAL kept for slots; -1 for none.
     pub max_slot_wal_keep_size_mb: i64,
+    /// From 18: a slot without a reader for so long is invalidated; 0 for never.
+    pub idle_slot_timeout_seconds: Option<i64>,
+    /// Whether the server notes what this role's sessions do.
+    pub track_activities: bool,
     /// Whether the server is a standby.
     pub in_recovery: bool,
     /// Whether the role may replicate: REPLICATION, superuser, or a cloud's own grant for it.
@@ -218,6 +222,9 @@ pub async fn capacity(client: &Client) -> Result<Capacity, InspectError> {
             'wal_senders', (select count(*) from pg_catalog.pg_stat_get_wal_senders()), \
             'max_slot_wal_keep_size_mb', (select setting::bigint from pg_catalog.pg_settings \
                 where name = 'max_slot_wal_keep_size'), \
+            'idle_slot_timeout_seconds', (select setting::bigint from pg_catalog.pg_settings \
+                where name = 'idle_replication_slot_timeout'), \
+            'track_activities', current_setting('track_activities')::bool, \
             'in_recovery', pg_catalog.pg_is_in_recovery(), \
             'may_replicate', (select rolreplication or rolsuper from pg_catalog.pg_roles \
                 where rolname = current_user) \
