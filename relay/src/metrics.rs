@@ -4,11 +4,15 @@
 //! happen; gauges are set when `/metrics` is read, from what the board knows. Named by
 //! `admin` (which owns the one instance), `pipeline` and `daemon`; imports none of them.
 
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::{EncodeGaugeValue, EncodeLabelSet, EncodeMetric, MetricEncoder, text},
     metrics::{
+        MetricType,
         counter::Counter,
         family::Family,
         gauge::Gauge,
@@ -71,12 +75,12 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_build_info", "info", "`version`, `name`, `slot`", "Always 1; which relay this is"),
     metric("outbox_relay_ready", "gauge", "", "1 while /readyz answers 200"),
     metric("outbox_relay_role", "gauge", "`role`: `leader`, `standby`, `none`", "1 for the role that holds"),
-    metric("outbox_relay_server_wal_end_lsn", "gauge", "", "End of the server's WAL as last heard, in bytes from its beginning"),
+    metric("outbox_relay_server_wal_end_lsn", "gauge", "", "End of the server's WAL as last heard, in bytes from its beginning; absent while it is not known, as all positions are"),
     metric("outbox_relay_received_lsn", "gauge", "", "Position received from PostgreSQL, in bytes of WAL"),
     metric("outbox_relay_delivered_lsn", "gauge", "", "Position stored by the broker, in bytes of WAL"),
     metric("outbox_relay_confirmed_lsn", "gauge", "", "Position confirmed to PostgreSQL, which may drop the WAL before it, in bytes of WAL"),
-    metric("outbox_relay_lag_bytes", "gauge", "", "WAL between the server's end and the delivered position"),
-    metric("outbox_relay_lag_seconds", "gauge", "", "How long what is not delivered has been waiting; 0 when all is delivered"),
+    metric("outbox_relay_lag_bytes", "gauge", "", "WAL between the server's end and the delivered position; absent while it is not known"),
+    metric("outbox_relay_lag_seconds", "gauge", "", "How long what is not delivered has been waiting; 0 when all is delivered, absent while it is not known"),
     metric("outbox_relay_records_delivered_total", "counter", "", "Records stored by the broker"),
     metric("outbox_relay_delivered_bytes_total", "counter", "", "Bytes of topics, keys, payloads and headers stored by the broker"),
     metric("outbox_relay_records_restamped_total", "counter", "", "Records whose timestamp is the time of their delivery, because by their event's the topic's retention would soon delete them"),
@@ -87,7 +91,8 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_refused_total", "counter", "`reason`", "Rows and records that can't be delivered, by why"),
     metric("outbox_relay_parked_total", "counter", "`reason`", "Events that were parked, by why; `lane_parked` for those behind a refused one"),
     metric("outbox_relay_rows_moved_total", "counter", "", "Rows that were moved between partitions or copied, known by their column xid, and not published again"),
-    metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now"),
+    metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now; absent while it is not known"),
+    metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
 
@@ -119,30 +124,36 @@ struct RoleLabel {
     role: &'static str,
 }
 
-/// What gauges are set to when they are read.
+/// What gauges are set to when they are read; `None` is not known, and absent.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Gauges {
+pub struct Gauges<'a> {
     /// Whether `/readyz` answers 200.
     pub ready: bool,
     /// `leader`, `standby` or `none`.
-    pub role: &'static str,
+    pub role: &'a str,
     /// In bytes, as all the positions below.
-    pub server_wal_end: u64,
+    pub server_wal_end: Option<u64>,
     /// Received from PostgreSQL.
-    pub received: u64,
+    pub received: Option<u64>,
     /// Stored by the broker.
-    pub delivered: u64,
+    pub delivered: Option<u64>,
     /// Confirmed to PostgreSQL.
-    pub confirmed: u64,
+    pub confirmed: Option<u64>,
     /// Lanes.
-    pub parked_lanes: u64,
+    pub parked_lanes: Option<u64>,
+    /// Events.
+    pub parked_events: Option<u64>,
     /// Between the server's end and `delivered`.
-    pub lag_bytes: u64,
+    pub lag_bytes: Option<u64>,
     /// See the metric.
-    pub lag: Duration,
+    pub lag_seconds: Option<f64>,
 }
 
 type IntGauge = Gauge<u64, AtomicU64>;
+
+/// A gauge that is absent while its value is not known.
+#[derive(Debug, Default)]
+struct Maybe<N>(Arc<Mutex<Option<N>>>);
 
 /// The one set of handles.
 #[derive(Debug)]
@@ -150,13 +161,13 @@ pub struct Metrics {
     registry: Registry,
     ready: IntGauge,
     role: Family<RoleLabel, IntGauge>,
-    server_wal_end: IntGauge,
-    received: IntGauge,
-    delivered: IntGauge,
-    confirmed: IntGauge,
-    lag_bytes: IntGauge,
-    lag_seconds: Gauge<f64, AtomicU64>,
-    resident_bytes: IntGauge,
+    server_wal_end: Maybe<u64>,
+    received: Maybe<u64>,
+    delivered: Maybe<u64>,
+    confirmed: Maybe<u64>,
+    lag_bytes: Maybe<u64>,
+    lag_seconds: Maybe<f64>,
+    resident_bytes: Maybe<u64>,
     records_delivered: Counter,
     records_restamped: Counter,
     bytes_delivered: Counter,
@@ -167,7 +178,8 @@ pub struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     parked: Family<ReasonLabel, Counter>,
     rows_moved: Counter,
-    parked_lanes: IntGauge,
+    parked_lanes: Maybe<u64>,
+    parked_events: Maybe<u64>,
 }
 
 impl Metrics {
@@ -177,13 +189,13 @@ impl Metrics {
             registry: Registry::default(),
             ready: Gauge::default(),
             role: Family::default(),
-            server_wal_end: Gauge::default(),
-            received: Gauge::default(),
-            delivered: Gauge::default(),
-            confirmed: Gauge::default(),
-            lag_bytes: Gauge::default(),
-            lag_seconds: Gauge::default(),
-            resident_bytes: Gauge::default(),
+            server_wal_end: Maybe::default(),
+            received: Maybe::default(),
+            delivered: Maybe::default(),
+            confirmed: Maybe::default(),
+            lag_bytes: Maybe::default(),
+            lag_seconds: Maybe::default(),
+            resident_bytes: Maybe::default(),
             records_delivered: Counter::default(),
             records_restamped: Counter::default(),
             bytes_delivered: Counter::default(),
@@ -195,7 +207,8 @@ impl Metrics {
             refused: Family::default(),
             parked: Family::default(),
             rows_moved: Counter::default(),
-            parked_lanes: Gauge::default(),
+            parked_lanes: Maybe::default(),
+            parked_events: Maybe::default(),
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -220,12 +233,12 @@ impl Metrics {
                 "outbox_relay_build_info" => add.it(Info::new(build.to_vec())),
                 "outbox_relay_ready" => add.it(self.ready.clone()),
                 "outbox_relay_role" => add.it(self.role.clone()),
-                "outbox_relay_server_wal_end_lsn" => add.it(self.server_wal_end.clone()),
-                "outbox_relay_received_lsn" => add.it(self.received.clone()),
-                "outbox_relay_delivered_lsn" => add.it(self.delivered.clone()),
-                "outbox_relay_confirmed_lsn" => add.it(self.confirmed.clone()),
-                "outbox_relay_lag_bytes" => add.it(self.lag_bytes.clone()),
-                "outbox_relay_lag_seconds" => add.it(self.lag_seconds.clone()),
+                "outbox_relay_server_wal_end_lsn" => add.it(self.server_wal_end.handle()),
+                "outbox_relay_received_lsn" => add.it(self.received.handle()),
+                "outbox_relay_delivered_lsn" => add.it(self.delivered.handle()),
+                "outbox_relay_confirmed_lsn" => add.it(self.confirmed.handle()),
+                "outbox_relay_lag_bytes" => add.it(self.lag_bytes.handle()),
+                "outbox_relay_lag_seconds" => add.it(self.lag_seconds.handle()),
                 "outbox_relay_records_delivered_total" => add.it(self.records_delivered.clone()),
                 "outbox_relay_records_restamped_total" => add.it(self.records_restamped.clone()),
                 "outbox_relay_delivered_bytes_total" => add.it(self.bytes_delivered.clone()),
@@ -236,8 +249,9 @@ impl Metrics {
                 "outbox_relay_refused_total" => add.it(self.refused.clone()),
                 "outbox_relay_parked_total" => add.it(self.parked.clone()),
                 "outbox_relay_rows_moved_total" => add.it(self.rows_moved.clone()),
-                "outbox_relay_parked_lanes" => add.it(self.parked_lanes.clone()),
-                "process_resident_memory_bytes" => add.it(self.resident_bytes.clone()),
+                "outbox_relay_parked_lanes" => add.it(self.parked_lanes.handle()),
+                "outbox_relay_parked_events" => add.it(self.parked_events.handle()),
+                "process_resident_memory_bytes" => add.it(self.resident_bytes.handle()),
                 name => debug_assert!(false, "{name} is in the list and has no handle"),
             }
         }
@@ -283,19 +297,24 @@ impl Metrics {
     }
 
     /// The OpenMetrics text, with gauges as given.
-    pub fn render(&self, now: Gauges) -> String {
+    pub fn render(&self, now: &Gauges<'_>) -> String {
         self.ready.set(u64::from(now.ready));
         for role in ["leader", "standby", "none"] {
             self.role.get_or_create(&RoleLabel { role }).set(u64::from(role == now.role));
         }
-        self.server_wal_end.set(now.server_wal_end);
-        self.received.set(now.received);
-        self.delivered.set(now.delivered);
-        self.confirmed.set(now.confirmed);
-        self.parked_lanes.set(now.parked_lanes);
-        self.lag_bytes.set(now.lag_bytes);
-        self.lag_seconds.set(now.lag.as_secs_f64());
-        self.resident_bytes.set(resident_bytes().unwrap_or(0));
+        for (gauge, value) in [
+            (&self.server_wal_end, now.server_wal_end),
+            (&self.received, now.received),
+            (&self.delivered, now.delivered),
+            (&self.confirmed, now.confirmed),
+            (&self.parked_lanes, now.parked_lanes),
+            (&self.parked_events, now.parked_events),
+            (&self.lag_bytes, now.lag_bytes),
+            (&self.resident_bytes, resident_bytes()),
+        ] {
+            gauge.set(value);
+        }
+        self.lag_seconds.set(now.lag_seconds);
         let mut text = String::new();
         text::encode(&mut text, &self.registry).expect("writing to a string can't fail");
         text
@@ -310,6 +329,27 @@ impl Cause {
             Cause::Fenced => "fenced",
             Cause::Other => "other",
         }
+    }
+}
+
+impl<N> Maybe<N> {
+    fn handle(&self) -> Self {
+        Maybe(Arc::clone(&self.0))
+    }
+
+    fn set(&self, value: Option<N>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+impl<N: EncodeGaugeValue> EncodeMetric for Maybe<N> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        let value = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        value.as_ref().map_or(Ok(()), |value| encoder.encode_gauge(value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
     }
 }
 
@@ -344,7 +384,8 @@ mod tests {
         metrics.reconnect(Cause::Broker);
         metrics.refused("too_large");
         metrics.parked("too_large");
-        let text = metrics.render(Gauges { role: "leader", received: 7, ..Gauges::default() });
+        let now = Gauges { role: "leader", received: Some(7), ..Gauges::default() };
+        let text = metrics.render(&now);
         for metric in METRICS {
             let family = metric.name.trim_end_matches("_total").trim_end_matches("_info");
             assert!(
@@ -366,6 +407,17 @@ mod tests {
             assert!(text.contains(line), "{line}\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_not_known_any_more_is_absent_and_a_zero_is_a_zero() {
+        let metrics = Metrics::new("orders", "outbox_orders", "1.2.3");
+        let zero = Gauges { lag_bytes: Some(0), lag_seconds: Some(0.0), ..Gauges::default() };
+        let text = metrics.render(&zero);
+        assert!(text.contains("outbox_relay_lag_bytes 0\n"), "{text}");
+        assert!(text.contains("outbox_relay_lag_seconds 0.0\n"), "{text}");
+        let text = metrics.render(&Gauges::default());
+        assert!(!text.contains("\noutbox_relay_lag"), "{text}");
     }
 
     #[test]

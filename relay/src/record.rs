@@ -34,8 +34,9 @@ pub struct Batch {
     pub announced: Vec<Announced>,
     /// When the first record was received.
     pub first_received: Option<Instant>,
-    /// Commit time of the newest record, in microseconds since 2000-01-01 UTC.
-    pub newest_commit_us: i64,
+    /// Commit time of the newest record, in microseconds since 2000-01-01 UTC; `None` where the
+    /// records are of older commits, as those of a release or a repair.
+    pub newest_commit_us: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +133,7 @@ impl Batch {
             unfit: Vec::new(),
             announced: Vec::new(),
             first_received: None,
-            newest_commit_us: 0,
+            newest_commit_us: None,
         }
     }
 
@@ -146,7 +147,7 @@ impl Batch {
         self.unfit.clear();
         self.announced.clear();
         self.first_received = None;
-        self.newest_commit_us = 0;
+        self.newest_commit_us = None;
     }
 
     /// Number of records.

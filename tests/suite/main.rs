@@ -22,6 +22,7 @@ mod rows;
 mod schema;
 mod secure_kafka;
 mod secure_postgres;
+mod seen;
 mod servers;
 mod sessions;
 mod settings;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     health::{self, Phase, Vitals},
+    known::{Known, Stamp},
     lag::Lag,
     status::{LastBatch, LastError, Status, approximate},
 };
@@ -40,9 +41,11 @@ struct Inner {
     version: String,
     metrics: Metrics,
     born: Instant,
-    received: AtomicU64,
-    confirmed: AtomicU64,
-    wal_end: AtomicU64,
+    received: Known,
+    confirmed: Known,
+    wal_end: Known,
+    /// The end of the WAL as a query last had it.
+    asked_end: Known,
     heard: Stamp,
     broker_heard: Stamp,
     beat: Stamp,
@@ -52,8 +55,8 @@ struct Inner {
     bytes: AtomicU64,
     batches: AtomicU64,
     moved: AtomicU64,
-    /// One more than there are; 0 is "not known".
-    parked_lanes: AtomicU64,
+    parked_lanes: Known,
+    parked_events: Known,
     state: Mutex<State>,
 }
 
@@ -62,7 +65,7 @@ struct State {
     phase_since: Duration,
     delivered: Option<Position>,
     last_batch: Option<LastBatch>,
-    /// When the last delivery with records ended, and how old its newest commit was then.
+    /// When the last delivery of commits ended, and how old its newest one was then.
     last_age: Option<(Duration, Duration)>,
     last_error: Option<LastError>,
     /// Why the brokers did not answer when they were last asked.
@@ -70,25 +73,6 @@ struct State {
     lag: Lag,
     /// When the summary was last made, and the records delivered by then.
     summary: (Duration, u64),
-}
-
-/// A moment since the board was made, in microseconds, plus one; 0 is "never".
-#[derive(Default)]
-struct Stamp(AtomicU64);
-
-impl Stamp {
-    fn set(&self, now: Duration) {
-        self.0.store(u64::try_from(now.as_micros()).unwrap_or(u64::MAX - 1) + 1, Relaxed);
-    }
-
-    fn clear(&self) {
-        self.0.store(0, Relaxed);
-    }
-
-    fn age(&self, now: Duration) -> Option<Duration> {
-        let since = self.0.load(Relaxed).checked_sub(1)?;
-        Some(now.saturating_sub(Duration::from_micros(since)))
-    }
 }
 
 impl Board {
@@ -100,9 +84,10 @@ impl Board {
             version: version.to_owned(),
             metrics: Metrics::new(name, slot, version),
             born: Instant::now(),
-            received: AtomicU64::new(0),
-            confirmed: AtomicU64::new(0),
-            wal_end: AtomicU64::new(0),
+            received: Known::default(),
+            confirmed: Known::default(),
+            wal_end: Known::default(),
+            asked_end: Known::default(),
             heard: Stamp::default(),
             broker_heard: Stamp::default(),
             beat: Stamp::default(),
@@ -112,7 +97,8 @@ impl Board {
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-            parked_lanes: AtomicU64::new(0),
+            parked_lanes: Known::default(),
+            parked_events: Known::default(),
             state: Mutex::new(State {
                 phase: Phase::Starting { doing: "reading settings".into() },
                 phase_since: Duration::ZERO,
@@ -135,27 +121,29 @@ impl Board {
     }
 
     /// What the relay is at from now on. Any but `Streaming` ends the delivery under way: its
-    /// outcome is uncertain, and it will be replayed.
+    /// outcome is uncertain, and it will be replayed. Standing by ends all that is known of the
+    /// stream: another relay moves it now.
     pub fn phase(&self, phase: Phase) {
         if phase != Phase::Streaming {
             self.0.delivering.clear();
         }
         let now = self.now();
         let mut state = self.state();
+        if matches!(phase, Phase::Standby { .. }) {
+            let Inner { received, confirmed, wal_end, asked_end, .. } = &*self.0;
+            let Inner { parked_lanes, parked_events, .. } = &*self.0;
+            for known in [received, confirmed, wal_end, asked_end, parked_lanes, parked_events] {
+                known.clear();
+            }
+            state.delivered = None;
+            state.last_age = None;
+            state.lag.reset();
+        }
         state.phase = phase;
         state.phase_since = now;
     }
 
-    /// A connection to PostgreSQL stands; it may be to another server than the last one.
-    pub fn connected(&self) {
-        let now = self.now();
-        self.0.heard.set(now);
-        self.0.wal_end.store(0, Relaxed);
-        self.0.sampled.clear();
-        self.state().lag.reset();
-    }
-
-    /// PostgreSQL has answered a standby.
+    /// PostgreSQL has answered.
     pub fn heard(&self) {
         self.0.heard.set(self.now());
     }
@@ -181,14 +169,14 @@ impl Board {
         self.state().broker_error.is_none()
     }
 
-    /// Where delivery goes on from, as read from stored progress.
+    /// Up to where delivery has come, as read from stored progress.
     pub fn resumed(&self, position: Position) {
         self.state().delivered = Some(position);
     }
 
     /// The position received from PostgreSQL.
     pub fn received(&self, lsn: Lsn) {
-        self.0.received.store(lsn.get(), Relaxed);
+        self.0.received.set(lsn.get());
     }
 
     /// A message came from PostgreSQL that says where its WAL ends. Once for each read from the
@@ -200,13 +188,21 @@ impl Board {
     }
 
     /// Where the server's WAL ends, by a query. Data messages of logical replication only say how
-    /// far the walsender has come, so without this a backlog shows late.
+    /// far the walsender has come, so without this a backlog shows late. An end that has gone back
+    /// is another server's.
     pub fn server_wal_end(&self, wal_end: Lsn) {
+        if self.0.asked_end.get().is_some_and(|last| wal_end.get() < last) {
+            self.0.wal_end.clear();
+            self.0.sampled.clear();
+            self.state().lag.reset();
+        }
+        self.0.asked_end.set(wal_end.get());
         self.wal_end(self.now(), wal_end);
     }
 
     fn wal_end(&self, now: Duration, wal_end: Lsn) {
-        let end = self.0.wal_end.fetch_max(wal_end.get(), Relaxed).max(wal_end.get());
+        self.0.wal_end.raise(wal_end.get());
+        let end = self.0.wal_end.get().unwrap_or_default();
         if self.0.sampled.age(now).is_none_or(|age| age >= Duration::from_secs(1)) {
             self.0.sampled.set(now);
             self.state().lag.sample(now, Lsn::new(end));
@@ -219,15 +215,15 @@ impl Board {
     }
 
     /// A batch is stored, or progress alone (`records` 0); `position` is the stored progress's.
-    /// `newest_commit_us` is its newest commit
-    /// time in microseconds since 2000-01-01 UTC.
+    /// `newest_commit_us` is its newest commit time in microseconds since 2000-01-01 UTC; `None`
+    /// where the records are of no commit that is waited for, as those of a release.
     pub fn delivered(
         &self,
         position: Option<Position>,
         records: u64,
         bytes: u64,
         took: Duration,
-        newest_commit_us: i64,
+        newest_commit_us: Option<i64>,
     ) {
         self.0.delivering.clear();
         self.0.metrics.delivered(records, bytes, took);
@@ -241,7 +237,7 @@ impl Board {
             self.0.records.fetch_add(records, Relaxed);
             self.0.bytes.fetch_add(bytes, Relaxed);
             state.last_batch = Some(LastBatch { records, bytes, seconds: took.as_secs_f64() });
-            state.last_age = Some((now, age_of_commit(newest_commit_us)));
+            state.last_age = newest_commit_us.map(|commit| (now, age_of_commit(commit)));
         }
     }
 
@@ -251,14 +247,24 @@ impl Board {
         self.0.metrics.row_moved();
     }
 
+    /// Whether the stream runs, which knows the parked lanes by itself.
+    pub fn streams(&self) -> bool {
+        self.state().phase == Phase::Streaming
+    }
+
     /// How many lanes are parked.
     pub fn parked_lanes(&self, count: usize) {
-        self.0.parked_lanes.store(count as u64 + 1, Relaxed);
+        self.0.parked_lanes.set(count as u64);
+    }
+
+    /// How many events are parked.
+    pub fn parked_events(&self, count: u64) {
+        self.0.parked_events.set(count);
     }
 
     /// The position confirmed to PostgreSQL.
     pub fn confirmed(&self, lsn: Lsn) {
-        self.0.confirmed.store(lsn.get(), Relaxed);
+        self.0.confirmed.set(lsn.get());
     }
 
     /// Something went wrong; shown until the next one. No secret and no payload in it.
@@ -287,9 +293,9 @@ impl Board {
         let now = self.now();
         let vitals = self.vitals(now);
         let ready = health::readiness(&vitals);
-        let (lag_bytes, lag) = self.lag(now);
+        let (lag_bytes, lag) = self.lag(now).unzip();
         let state = self.state();
-        let known = |at: &AtomicU64| Some(Lsn::new(at.load(Relaxed))).filter(|l| *l != Lsn::ZERO);
+        let known = |at: &Known| at.get().map(Lsn::new);
         Status {
             name: self.0.name.clone(),
             version: self.0.version.clone(),
@@ -304,13 +310,14 @@ impl Board {
             delivered: state.delivered,
             confirmed: known(&self.0.confirmed),
             lag_bytes,
-            lag_seconds: state.delivered.map(|_| lag.as_secs_f64()),
+            lag_seconds: lag.map(|lag| lag.as_secs_f64()),
             records_delivered: self.0.records.load(Relaxed),
             bytes_delivered: self.0.bytes.load(Relaxed),
             batches: self.0.batches.load(Relaxed),
             last_batch: state.last_batch.clone(),
             rows_moved: self.0.moved.load(Relaxed),
-            parked_lanes: self.0.parked_lanes.load(Relaxed).checked_sub(1),
+            parked_lanes: self.0.parked_lanes.get(),
+            parked_events: self.0.parked_events.get(),
             last_error: state.last_error.clone(),
             uptime_seconds: now.as_secs_f64(),
         }
@@ -318,20 +325,18 @@ impl Board {
 
     /// The text of `/metrics`, as of now.
     pub fn render_metrics(&self) -> String {
-        let now = self.now();
-        let vitals = self.vitals(now);
-        let (lag_bytes, lag) = self.lag(now);
-        let delivered = self.state().delivered.map_or(0, |position| position.resume_lsn().get());
-        self.0.metrics.render(Gauges {
-            ready: health::readiness(&vitals).is_ok(),
-            role: vitals.phase.role(),
-            server_wal_end: self.0.wal_end.load(Relaxed),
-            received: self.0.received.load(Relaxed),
-            delivered,
-            confirmed: self.0.confirmed.load(Relaxed),
-            parked_lanes: self.0.parked_lanes.load(Relaxed).saturating_sub(1),
-            lag_bytes: lag_bytes.unwrap_or(0),
-            lag,
+        let status = self.status();
+        self.0.metrics.render(&Gauges {
+            ready: status.ready,
+            role: &status.role,
+            server_wal_end: status.server_wal_end.map(Lsn::get),
+            received: status.received.map(Lsn::get),
+            delivered: status.delivered.map(|position| position.resume_lsn().get()),
+            confirmed: status.confirmed.map(Lsn::get),
+            parked_lanes: status.parked_lanes,
+            parked_events: status.parked_events,
+            lag_bytes: status.lag_bytes,
+            lag_seconds: status.lag_seconds,
         })
     }
 
@@ -339,7 +344,7 @@ impl Board {
     pub fn summary_line(&self) -> Option<String> {
         let now = self.now();
         let records = self.0.records.load(Relaxed);
-        let (lag_bytes, lag) = self.lag(now);
+        let (lag_bytes, lag) = self.lag(now).unwrap_or_default();
         let mut state = self.state();
         let (before, records_before) = std::mem::replace(&mut state.summary, (now, records));
         let new = records.saturating_sub(records_before);
@@ -352,24 +357,24 @@ impl Board {
             "{new} records in {seconds:.0} s ({:.0}/s), lag {:.1} s, {}{position}",
             new as f64 / seconds,
             lag.as_secs_f64(),
-            approximate(lag_bytes.unwrap_or(0)),
+            approximate(lag_bytes),
         ))
     }
 
-    /// Bytes, when they are known, and time.
-    fn lag(&self, now: Duration) -> (Option<u64>, Duration) {
-        let end = Lsn::new(self.0.wal_end.load(Relaxed).max(self.0.received.load(Relaxed)));
+    /// Bytes and time, where both ends are known. Where the broker has not said yet what is
+    /// delivered, it is at least what is confirmed.
+    fn lag(&self, now: Duration) -> Option<(u64, Duration)> {
+        let end = Lsn::new(self.0.wal_end.get().max(self.0.received.get())?);
         let mut state = self.state();
-        let Some(delivered) = state.delivered.map(Position::resume_lsn) else {
-            return (None, Duration::ZERO);
-        };
+        let confirmed = self.0.confirmed.get().map(Lsn::new);
+        let delivered = state.delivered.map(Position::resume_lsn).or(confirmed)?;
         let waiting = state.lag.behind(now, delivered);
         // While a backlog drains, how late the events are; their commits may be older than we are.
         let late = state
             .last_age
             .filter(|(at, _)| now.saturating_sub(*at) < DRAINING)
             .map_or(Duration::ZERO, |(_, age)| age);
-        ((end != Lsn::ZERO).then(|| end.bytes_since(delivered)), waiting.max(late))
+        Some((end.bytes_since(delivered), waiting.max(late)))
     }
 
     fn vitals(&self, now: Duration) -> Vitals {
@@ -419,7 +424,6 @@ mod tests {
     #[test]
     fn a_board_follows_a_delivery() {
         let board = Board::new("orders", "outbox_orders", "1");
-        board.connected();
         board.phase(Phase::Streaming);
         board.server(Lsn::new(5000));
         board.received(Lsn::new(2000));
@@ -427,7 +431,13 @@ mod tests {
         board.delivery_started();
         assert!(board.vitals(board.now()).delivering_for.is_some());
         let position = Position::UpTo(Lsn::new(1000));
-        board.delivered(Some(position), 3, 77, Duration::from_millis(4), now_us() - 7_000_000);
+        board.delivered(
+            Some(position),
+            3,
+            77,
+            Duration::from_millis(4),
+            Some(now_us() - 7_000_000),
+        );
         board.confirmed(Lsn::new(1000));
         assert!(board.vitals(board.now()).delivering_for.is_none());
         let status = board.status();
@@ -454,8 +464,70 @@ mod tests {
 
     #[test]
     fn nothing_is_claimed_before_it_is_known() {
-        let status = Board::new("orders", "s", "1").status();
+        let board = Board::new("orders", "s", "1");
+        let status = board.status();
         assert_eq!((status.lag_bytes, status.received, status.delivered), (None, None, None));
         assert_eq!(status.not_ready_because.as_deref(), Some("starting: reading settings"));
+        let samples = board.render_metrics();
+        for line in samples.lines().filter(|line| !line.starts_with('#')) {
+            let blind = ["lsn", "lag", "parked_lanes", "parked_events"];
+            assert!(!blind.iter().any(|word| line.contains(word)), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_lag_of_a_relay_that_halted_grows_with_the_servers_wal() {
+        let board = Board::new("orders", "s", "1");
+        board.phase(Phase::Halted { reason: "r".into(), remedy: "m".into() });
+        board.server_wal_end(Lsn::new(5000));
+        assert_eq!(board.status().lag_bytes, None, "nobody knows yet what is delivered");
+        board.confirmed(Lsn::new(1000));
+        assert_eq!(board.status().lag_bytes, Some(4000), "at least what is confirmed");
+        board.resumed(Position::UpTo(Lsn::new(1500)));
+        assert_eq!(board.status().lag_bytes, Some(3500));
+        std::thread::sleep(Duration::from_millis(2));
+        board.server_wal_end(Lsn::new(9000));
+        let status = board.status();
+        assert_eq!(status.lag_bytes, Some(7500));
+        assert!(status.lag_seconds.is_some_and(|lag| lag > 0.001), "{status:?}");
+        let metrics = board.render_metrics();
+        assert!(metrics.contains("outbox_relay_lag_bytes 7500\n"), "{metrics}");
+    }
+
+    #[test]
+    fn a_server_whose_wal_ends_earlier_is_another_one() {
+        let board = Board::new("orders", "s", "1");
+        board.resumed(Position::UpTo(Lsn::new(1000)));
+        board.server_wal_end(Lsn::new(9000));
+        // The walsender is a little ahead of the query; that is no step back.
+        board.server(Lsn::new(9100));
+        board.server_wal_end(Lsn::new(9050));
+        assert_eq!(board.status().server_wal_end, Some(Lsn::new(9100)));
+        board.server_wal_end(Lsn::new(2000));
+        assert_eq!(board.status().lag_bytes, Some(1000));
+    }
+
+    #[test]
+    fn a_standby_knows_nothing_of_the_stream() {
+        let board = Board::new("orders", "s", "1");
+        board.resumed(Position::UpTo(Lsn::new(1000)));
+        board.server_wal_end(Lsn::new(9000));
+        board.confirmed(Lsn::new(1000));
+        board.parked_lanes(2);
+        board.parked_events(7);
+        board.phase(Phase::Standby { doing: "waiting".into() });
+        let status = board.status();
+        assert_eq!((status.server_wal_end, status.delivered, status.confirmed), (None, None, None));
+        assert_eq!((status.lag_bytes, status.lag_seconds), (None, None));
+        assert_eq!((status.parked_lanes, status.parked_events), (None, None));
+    }
+
+    #[test]
+    fn a_release_has_no_lag_of_its_own() {
+        let board = Board::new("orders", "s", "1");
+        board.server_wal_end(Lsn::new(1000));
+        let position = Some(Position::UpTo(Lsn::new(1000)));
+        board.delivered(position, 3, 77, Duration::from_millis(4), None);
+        assert_eq!(board.status().lag_seconds, Some(0.0));
     }
 }

@@ -10,6 +10,7 @@ mod board;
 pub mod client;
 pub mod health;
 mod hosts;
+mod known;
 mod lag;
 mod limited;
 pub mod status;
@@ -32,6 +33,8 @@ pub use board::Board;
 pub use health::Phase;
 pub use hosts::Hosts;
 use limited::Limited;
+
+use crate::printable;
 
 const PAGE: &str = include_str!("page.html");
 /// How long answers under way may still take after a stop.
@@ -128,7 +131,11 @@ async fn readyz(State(board): State<Board>) -> Response {
 fn health_answer(health: Result<(), String>) -> Response {
     match health {
         Ok(()) => "ok\n".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+        // Read in terminals; there may be text from rows in it.
+        Err(why) => {
+            let why = format!("{}\n", printable::line(&why));
+            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        }
     }
 }
 

@@ -31,9 +31,10 @@ pub struct Status {
     pub delivered: Option<Position>,
     /// Position confirmed to PostgreSQL.
     pub confirmed: Option<Lsn>,
-    /// WAL between the server's end and the delivered position; null before either is known.
+    /// WAL between the server's end and the delivered position, or, where the broker has not said
+    /// yet what is delivered, the confirmed one; null before both ends are known.
     pub lag_bytes: Option<u64>,
-    /// How long what is not delivered has been waiting.
+    /// How long what is not delivered has been waiting; null when `lag_bytes` is.
     pub lag_seconds: Option<f64>,
     /// Since the process started.
     pub records_delivered: u64,
@@ -49,6 +50,9 @@ pub struct Status {
     pub rows_moved: u64,
     /// Lanes that are parked now; null before it is known.
     pub parked_lanes: Option<u64>,
+    /// Events that are parked now; null before it is known.
+    #[serde(default)]
+    pub parked_events: Option<u64>,
     /// The newest error, also when it has passed.
     pub last_error: Option<LastError>,
     /// Since the process started.

@@ -34,7 +34,7 @@ async fn health_follows_the_board() {
     let server = server().await;
     assert_eq!(server.get("/livez").await, (200, "ok\n".into()));
     assert_eq!(server.get("/readyz").await, (503, "starting: reading settings\n".into()));
-    server.board.connected();
+    server.board.heard();
     server.board.phase(Phase::Streaming);
     assert_eq!(server.get("/readyz").await, (200, "ok\n".into()));
 }
@@ -42,7 +42,13 @@ async fn health_follows_the_board() {
 #[tokio::test]
 async fn status_reads_back_as_it_was() {
     let server = server().await;
-    server.board.delivered(Some(Position::UpTo(Lsn::new(16))), 2, 10, Duration::from_millis(3), 0);
+    server.board.delivered(
+        Some(Position::UpTo(Lsn::new(16))),
+        2,
+        10,
+        Duration::from_millis(3),
+        None,
+    );
     server.board.error("the broker was away".into());
     let (code, body) = server.get("/status").await;
     let read: status::Status = serde_json::from_str(&body).expect("the documented shape");

@@ -63,6 +63,7 @@ fn table(s: &Status) -> String {
         ("last batch", known(batch)),
         ("rows moved", s.rows_moved.to_string()),
         ("parked lanes", known(s.parked_lanes)),
+        ("parked events", known(s.parked_events)),
         ("last error", known(s.last_error.as_ref().map(|e| format!("{} {}", e.at, e.error)))),
         ("uptime", uptime(s.uptime_seconds)),
     ];
@@ -92,7 +93,7 @@ mod tests {
     #[test]
     fn the_table_has_every_line_and_a_dash_for_what_is_not_known() {
         let board = Board::new("orders", "outbox_orders", "1.2.3");
-        board.connected();
+        board.heard();
         board.phase(Phase::Streaming);
         board.server(Lsn::new(0x300));
         board.delivered(
@@ -100,7 +101,7 @@ mod tests {
             2,
             5000,
             Duration::from_millis(4),
-            0,
+            None,
         );
         let status = Status { lag_seconds: Some(0.5), uptime_seconds: 61.9, ..board.status() };
         let expected = "\
@@ -118,6 +119,7 @@ records delivered  2
 last batch         2 records, 5000 B, 4.0 ms
 rows moved         0
 parked lanes       -
+parked events      -
 last error         -
 uptime             1m 1s
 ";

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ enum Task {
     Stream(Result<(), StreamError>),
     Pipeline(Result<(), PipelineError>),
     Control(Result<(), control::ControlError>),
-    Broker,
+    Watch,
     Tables(Result<(), Ended>),
     Missing(Result<(), Ended>),
 }
@@ -114,7 +114,7 @@ pub(super) async fn run(
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
     let (session, started) = begun?;
-    board.connected();
+    board.heard();
     board.broker_heard();
     match started {
         Started::Repair(repairing) => {
@@ -140,9 +140,10 @@ async fn begin(
 ) -> Result<(Arc<SqlSession>, Started), Ended> {
     let Leading { session, sink } = standby::lead(config, parts, board).await?;
     let session = Arc::new(session);
+    control::first_look(&session, config, board).await;
     let started = tokio::select! {
         started = start::start(config, parts, board, &session, sink, format, unfinished) => started?,
-        lost = control::pulse(&session) => {
+        lost = control::pulse(&session, config, board) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
     };
@@ -183,34 +184,35 @@ async fn stream(
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.
     let source_stop = stop.child_token();
     let control_stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     {
         let stop = source_stop.clone();
-        tasks.spawn(async move { Task::Stream(source.run(stop).await) });
-        tasks.spawn(async move { Task::Pipeline(pipeline.run().await) });
+        tasks.spawn("source", async move { Task::Stream(source.run(stop).await) });
+        tasks.spawn("pipeline", async move { Task::Pipeline(pipeline.run().await) });
         let (stop, control_board) = (control_stop.clone(), board.clone());
         let silence_max = config.leader.timeout;
-        let tables_session = Arc::clone(&session);
-        tasks.spawn(async move {
+        let (tables_session, watch_session) = (Arc::clone(&session), Arc::clone(&session));
+        tasks.spawn("control", async move {
             let run = control::run(&session, snapshots_tx, &control_board, silence_max, stop);
             Task::Control(run.await)
         });
-        let (stop, board) = (control_stop.clone(), board.clone());
-        tasks.spawn(async move {
+        let (stop, board, name) = (control_stop.clone(), board.clone(), config.name.clone());
+        tasks.spawn("watch", async move {
             tokio::select! {
-                () = stop.cancelled() => Task::Broker,
+                () = stop.cancelled() => Task::Watch,
                 never = broker::watch(probe, &board) => match never {},
+                never = control::watch_parked(&watch_session, &name, &board) => match never {},
             }
         });
         let stop = control_stop.clone();
-        tasks.spawn(async move {
+        tasks.spawn("missing topics", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Missing(Ok(())),
                 ended = missing::watch(pending, watch, parked) => Task::Missing(Err(ended)),
             }
         });
         let (stop, config, parts) = (control_stop.clone(), config.clone(), parts.clone());
-        tasks.spawn(async move {
+        tasks.spawn("tables", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Tables(Ok(())),
                 ended = start::watch_tables(&config, &parts, &tables_session) => {
@@ -221,7 +223,7 @@ async fn stream(
     }
 
     let mut ended = Ok(());
-    while let Some(task) = tasks.join_next().await {
+    while let Some(task) = tasks.next().await {
         let (result, is_source) = match task {
             Ok(Task::Stream(result)) => (result.map_err(stream_ended), true),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
@@ -230,11 +232,9 @@ async fn stream(
                     .map_err(|e| Ended::retry(Cause::Postgres, "reading PostgreSQL's position", e)),
                 false,
             ),
-            Ok(Task::Broker) => (Ok(()), false),
+            Ok(Task::Watch) => (Ok(()), false),
             Ok(Task::Tables(result) | Task::Missing(result)) => (result, false),
-            Err(panicked) => {
-                (Err(Ended::retry(Cause::Other, "running a task of the relay", panicked)), false)
-            }
+            Err(panicked) => (Err(panicked), false),
         };
         if result.is_err() && (ended.is_ok() || matches!(result, Err(Ended::Halted(_)))) {
             ended = result; // The first cause, unless a later one says what a person must do.
@@ -245,6 +245,30 @@ async fn stream(
         }
     }
     ended
+}
+
+/// The tasks of a stream, by their names.
+#[derive(Default)]
+struct Tasks {
+    running: JoinSet<Task>,
+    names: Vec<(task::Id, &'static str)>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = Task> + Send + 'static) {
+        self.names.push((self.running.spawn(task).id(), name));
+    }
+
+    /// The next one that has ended; one that panicked is named.
+    async fn next(&mut self) -> Option<Result<Task, Ended>> {
+        let ended = self.running.join_next().await?;
+        Some(ended.map_err(|panicked| {
+            let known = self.names.iter().find(|(id, _)| *id == panicked.id());
+            let name = known.map_or("unknown", |(_, name)| name);
+            let error = anyhow::anyhow!("the task {name} has panicked: {panicked}");
+            Ended::retry(Cause::Other, "running the relay's tasks", error)
+        }))
+    }
 }
 
 fn stream_ended(error: StreamError) -> Ended {
@@ -265,5 +289,23 @@ pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
         error @ PipelineError::Malformed { .. } => {
             Ended::retry(Cause::Postgres, "reading a row", error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("control", std::future::pending());
+        tasks.spawn("pipeline", async { panic!("the arithmetic is off") });
+        let Some(Err(Ended::Retry { error, .. })) = tasks.next().await else {
+            panic!("it ends, and the other does not")
+        };
+        let error = error.to_string();
+        assert!(error.contains("the task pipeline has panicked"), "{error}");
+        assert!(error.contains("the arithmetic is off"), "{error}");
     }
 }

@@ -1,20 +1,24 @@
-//! The control session's work while the relay leads: a pulse, and snapshots for a later repair.
+//! The control session's work while the relay leads: a pulse, what the board is to know whatever
+//! the relay is at, and snapshots for a later repair.
 //!
 //! The session holds the leader's lock, and each of its queries is the sign of life that standbys
 //! look for (`leader`). A server that does not answer here for long is gone, whatever the
 //! replication socket says; the walsender alone may be silent for good reason while it decodes a
 //! huge foreign transaction.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
+use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Board,
+    config::Config,
+    dead_letter::{self, Parked},
     lsn::Lsn,
     postgres::sql::{SessionLost, SqlSession},
     progress::SnapshotRecord,
@@ -22,6 +26,12 @@ use crate::{
 
 /// A query runs this often.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// What is parked is counted this often, or more rarely: its share of the time is at most one in
+/// [`COUNT_SHARE`].
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+const COUNT_SHARE: u32 = 30;
+/// For the first look of an attempt.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
 /// A server that has not answered for this long is gone.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -39,22 +49,82 @@ pub(super) enum ControlError {
     Lsn(#[from] crate::lsn::ParseLsnError),
 }
 
-/// Shows that this relay is alive while a start takes its time. Returns when the session has
-/// ended; the start's own statements say what else goes wrong, and may well keep this one waiting.
-pub(super) async fn pulse(session: &SqlSession) -> SessionLost {
+/// Shows that this relay is alive while a start or a repair takes its time, and tells the board how
+/// far the server and the slot are meanwhile. Returns when the session has ended; the start's own
+/// statements say what else goes wrong, and may well keep this one waiting.
+pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) -> SessionLost {
     let beat = async {
         let mut tick = interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             // Within a transaction of the start that has failed this fails as well, and was seen.
-            let _ = session.client().simple_query("select 1").await;
+            let _ = look(session, &config.postgres.slot, board).await;
         }
     };
     tokio::select! {
         lost = session.closed() => lost,
         never = beat => never,
+        never = watch_parked(session, &config.name, board) => match never {},
     }
+}
+
+/// Tells the board where the server's WAL ends and how far the slot is confirmed, before anything
+/// else is tried: a start that halts or waits for a broker must not look as if nothing waited.
+pub(super) async fn first_look(session: &SqlSession, config: &Config, board: &Board) {
+    let looks = async {
+        let _ = look(session, &config.postgres.slot, board).await;
+        let _ = count_parked(session, &config.name, board).await;
+    };
+    // Whatever is wrong with the session, the start will say so.
+    let _ = timeout(FIRST_LOOK_MAX, looks).await;
+}
+
+async fn look(session: &SqlSession, slot: &str, board: &Board) -> Result<(), ControlError> {
+    // A simple query, so that it takes one round trip. A slot's name has no quote in it.
+    let sql = format!(
+        "select case when pg_catalog.pg_is_in_recovery() then null \
+                     else pg_catalog.pg_current_wal_flush_lsn() end, \
+                (select confirmed_flush_lsn from pg_catalog.pg_replication_slots \
+                  where slot_name operator(pg_catalog.=) '{slot}')"
+    );
+    for message in session.client().simple_query(&sql).await? {
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        if let Some(end) = row.try_get(0)? {
+            board.server_wal_end(end.parse()?);
+        }
+        if let Some(confirmed) = row.try_get(1)? {
+            board.confirmed(confirmed.parse()?);
+        }
+    }
+    Ok(())
+}
+
+/// Counts what is parked, again and again, at a small share of the server's time. Ends by being
+/// dropped only, at any time.
+pub(super) async fn watch_parked(session: &SqlSession, relay: &str, board: &Board) -> Infallible {
+    loop {
+        let begun = Instant::now();
+        if count_parked(session, relay, board).await.is_err() {
+            // What reads the table for its work says why. To ask again would be harmful: it would
+            // break a transaction that shares this session.
+            std::future::pending::<()>().await;
+        }
+        sleep(COUNT_INTERVAL.max(begun.elapsed() * COUNT_SHARE)).await;
+    }
+}
+
+async fn count_parked(
+    session: &SqlSession,
+    relay: &str,
+    board: &Board,
+) -> Result<(), tokio_postgres::Error> {
+    let Parked { lanes, events } = dead_letter::count(session.client(), relay).await?;
+    board.parked_events(events);
+    if !board.streams() {
+        board.parked_lanes(usize::try_from(lanes).unwrap_or(usize::MAX));
+    }
+    Ok(())
 }
 
 /// Takes a snapshot, and then the WAL position that delivery must pass before the snapshot counts:

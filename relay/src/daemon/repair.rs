@@ -141,7 +141,7 @@ pub(super) async fn run(
     tokio::select! {
         ended = work => ended,
         // The delivery under way is dropped half-way: its outcome is looked up at the next start.
-        lost = control::pulse(session) => {
+        lost = control::pulse(session, config, board) => {
             Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost))
         }
     }

@@ -94,6 +94,9 @@ pub(super) async fn start(
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
     let mut stored = read_progress(&mut sink).await?;
+    if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
+        board.resumed(delivered); // Also where the relay goes no further.
+    }
 
     doing(board, "reading parked lanes");
     let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };

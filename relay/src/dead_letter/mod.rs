@@ -6,6 +6,7 @@
 //! WAL [`Message`] of the same transaction, where in the stream the change takes its place.
 //! [`Store`] is the relay's side of the table, [`operator`] the command's.
 
+mod count;
 mod edit;
 mod headers;
 mod lane;
@@ -18,6 +19,7 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    count::{Parked, count},
     edit::{Edit, EditError},
     lane::{Lane, Lanes, TooManyLanes},
     store::Store,

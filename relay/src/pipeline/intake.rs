@@ -89,7 +89,7 @@ impl Intake for RouteIntake {
             Err(refused) => self.router.keep(row, *refused, batch),
         }
         batch.position = Some(Position::Row(row.position));
-        batch.newest_commit_us = row.commit_time_us;
+        batch.newest_commit_us = Some(row.commit_time_us);
         if batch.first_received.is_none() {
             batch.first_received = Some(Instant::now());
         }

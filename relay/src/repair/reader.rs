@@ -102,7 +102,6 @@ impl Reader {
             if let Err(refused) = self.router.route(&row, batch) {
                 self.router.keep(&row, *refused, batch);
             }
-            batch.newest_commit_us = row.commit_time_us;
             batch.first_received.get_or_insert_with(Instant::now);
             page.cursors.push((found.moment_us, found.id));
         }
