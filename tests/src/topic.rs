@@ -9,11 +9,13 @@ use anyhow::{Context, Result, bail};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     admin::{
-        AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+        TopicReplication,
     },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::Headers,
+    producer::{FutureProducer, FutureRecord},
 };
 
 use crate::{kafka, kafka::Kafka, wait};
@@ -107,13 +109,7 @@ impl Topic {
         for outcome in outcomes.expect("the broker answers") {
             outcome.expect("the topic is created");
         }
-        let topic = self.clone();
-        kafka::ask("the topic is in the metadata", move || match topic.partitions()? {
-            Some(found) if found == partitions => Ok(()),
-            found => bail!("{} has {found:?} partitions", topic.name),
-        })
-        .await
-        .expect("the topic appears");
+        self.shows("the topic is in the metadata", Some(partitions)).await;
         self
     }
 
@@ -152,6 +148,66 @@ impl Topic {
             outcome.map_err(|(_, code)| code)?;
         }
         Ok(())
+    }
+
+    /// Deletes it, and waits until the broker's metadata no longer has it.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn delete(&self) {
+        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let outcomes = admin.delete_topics(&[&self.name], &AdminOptions::new()).await;
+        for outcome in outcomes.expect("the broker answers") {
+            outcome.expect("the topic is deleted");
+        }
+        self.shows("the topic is gone", None).await;
+    }
+
+    /// Gives it more partitions, and waits until the broker's metadata shows them.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn grow(&self, partitions: usize) {
+        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let more = NewPartitions::new(&self.name, partitions);
+        let outcomes = admin.create_partitions([&more], &AdminOptions::new()).await;
+        for outcome in outcomes.expect("the broker answers") {
+            outcome.expect("the topic grows");
+        }
+        self.shows("the topic has grown", i32::try_from(partitions).ok()).await;
+    }
+
+    async fn shows(&self, what: &str, wanted: Option<i32>) {
+        let topic = self.clone();
+        kafka::ask(what, move || match topic.partitions()? {
+            found if found == wanted => Ok(()),
+            found => bail!("{} has {found:?} partitions", topic.name),
+        })
+        .await
+        .expect("the broker shows it");
+    }
+
+    /// Stores a record itself, with a timestamp in milliseconds since the Unix epoch.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn produce(&self, timestamp_ms: i64, payload: &str) {
+        let producer: FutureProducer = self.kafka.client().create().expect("a producer");
+        let record = FutureRecord::to(&self.name).key("k").payload(payload).timestamp(timestamp_ms);
+        producer.send(record, ASK).await.expect("it is stored");
+    }
+
+    /// Offset of the first record of partition 0 that is still there.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub async fn begins_at(&self) -> i64 {
+        let topic = self.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = topic.kafka.client().create()?;
+            anyhow::Ok(consumer.fetch_watermarks(&topic.name, 0, ASK)?.0)
+        });
+        asked.await.expect("no panic").expect("the broker answers")
     }
 
     /// Number of partitions, `None` when there is no such topic. Blocks.

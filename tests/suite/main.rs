@@ -27,5 +27,6 @@ mod servers;
 mod sessions;
 mod settings;
 mod strangers;
+mod topic_changes;
 mod topics;
 mod trust;
