@@ -100,7 +100,14 @@ impl Database {
     /// # Panics
     /// As [`Database::create`].
     pub async fn create_empty_with(options: &str) -> Self {
-        let postgres = servers::postgres().await;
+        Self::create_empty_in(servers::postgres().await, options).await
+    }
+
+    /// As [`Database::create_empty_with`], in a cluster of the test's own.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn create_empty_in(postgres: &'static Postgres, options: &str) -> Self {
         template(postgres).await; // Makes the roles.
         let template = format!("template0 {options}");
         let database = Self::copy(postgres, &template).await.expect("a database for the test");
@@ -120,6 +127,22 @@ impl Database {
         let grants = documented(3, &database.name).expect("docs/ROLES.md has its statements");
         owner.batch_execute(&grants).await.expect("the documented grants");
         database
+    }
+
+    /// The documented grants, for both sets, which are there.
+    ///
+    /// # Panics
+    /// When one fails.
+    pub async fn grant(&self) {
+        for block in [2, 3] {
+            let grants = documented(block, &self.name).expect("docs/ROLES.md has its statements");
+            self.superuser.batch_execute(&grants).await.expect("the documented grants");
+        }
+    }
+
+    /// The names of all roles, in this run.
+    pub fn roles(&self) -> [String; Role::ALL.len()] {
+        Role::ALL.map(Role::name)
     }
 
     /// Connections of a role, for what takes a pool.

@@ -18,6 +18,7 @@ pub mod consumer;
 pub mod database;
 mod docker;
 pub mod event;
+pub mod impostors;
 pub mod kafka;
 pub mod load;
 pub mod local_kafka;
@@ -74,7 +75,14 @@ impl Harness {
     /// # Panics
     /// When one of them does not answer.
     pub async fn with(postgres: &'static Postgres, kafka: &'static Kafka) -> Self {
-        let database = Database::create_in(postgres).await;
+        Self::over(Database::create_in(postgres).await, kafka).await
+    }
+
+    /// As [`Harness::start`], with a database that was made otherwise.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn over(database: Database, kafka: &'static Kafka) -> Self {
         let writer = database.connect(Role::Writer).await;
         let dir = tempfile::Builder::new().prefix("outbox-test-").tempdir().expect("a directory");
         Harness { dir, database, kafka, writer }

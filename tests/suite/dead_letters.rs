@@ -72,7 +72,7 @@ pub(crate) async fn wait_parked(t: &Harness, wanted: impl Fn(i64) -> bool) -> i6
     .expect("as many as wanted")
 }
 
-async fn wait_records(topic: &Topic, wanted: usize) {
+pub(crate) async fn wait_records(topic: &Topic, wanted: usize) {
     wait::until(&format!("{wanted} records"), wait::PATIENCE, || async {
         match topic.records().await.len() {
             found if found == wanted => Ok(()),

@@ -7,6 +7,7 @@ mod delivery;
 mod demo;
 mod failover;
 mod idle;
+mod impostors;
 mod inbox;
 mod large;
 mod layouts;

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 /// What the messages of these tests say: the `n`-th of its key, from 1.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Step {
-    pub(super) key: String,
-    pub(super) n: i32,
+pub(crate) struct Step {
+    pub(crate) key: String,
+    pub(crate) n: i32,
 }
 
 const TABLE: &str = "create table effects (place bigint generated always as identity, \
@@ -46,7 +46,7 @@ pub(super) async fn number(database: &Database, sql: &str) -> i64 {
     database.superuser().query_one(sql, &[]).await.expect("a number").get(0)
 }
 
-pub(super) fn message(key: &str, n: i32) -> RawMessage {
+pub(crate) fn message(key: &str, n: i32) -> RawMessage {
     let step = Step { key: key.to_owned(), n };
     Message {
         id: MessageId::from_uuid(Uuid::now_v7()).expect("version 7 has a time"),

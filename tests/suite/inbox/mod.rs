@@ -3,7 +3,7 @@
 mod command;
 mod conformance;
 mod core;
-mod effects;
+pub(crate) mod effects;
 mod flow;
 mod kafka;
 mod kit;
@@ -14,4 +14,4 @@ mod parked;
 mod processor;
 mod retention;
 mod storm;
-mod watermark;
+pub(crate) mod watermark;

@@ -13,12 +13,12 @@ use super::effects::{
     Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
 };
 
-pub(super) fn watermark() -> Dedup {
+pub(crate) fn watermark() -> Dedup {
     Dedup::Watermark { relay: "orders".into() }
 }
 
 /// A message as the relay publishes it, at a place of the WAL and an offset of the topic.
-pub(super) fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessage {
+pub(crate) fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessage {
     let mut message = message(key, n);
     message.headers = Headers(vec![
         ("outbox-relay".into(), Some(b"orders".to_vec())),
