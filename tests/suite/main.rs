@@ -12,6 +12,7 @@ mod inbox;
 mod large;
 mod layouts;
 mod leader;
+mod lines;
 mod matrix;
 mod migrations;
 mod neighbours;

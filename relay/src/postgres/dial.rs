@@ -83,7 +83,7 @@ impl CancelHandle {
     /// The server can't be reached.
     pub async fn cancel(&self) -> Result<(), ConnectError> {
         let ask = async {
-            let mut socket = self.route.open().await.map_err(Failure::into_error)?;
+            let mut socket = self.route.reopen().await?;
             let mut request = BytesMut::new();
             frontend::cancel_request(self.process_id, self.secret_key, &mut request);
             let lost = |error| ConnectError::io("cancelling a command", error);
@@ -132,6 +132,14 @@ impl Failure {
 }
 
 impl Route {
+    /// Another line to the same server, in the same way.
+    ///
+    /// # Errors
+    /// The server can't be reached.
+    pub(crate) async fn reopen(&self) -> Result<Socket, ConnectError> {
+        self.open().await.map_err(Failure::into_error)
+    }
+
     async fn open(&self) -> Result<Socket, Failure> {
         match &self.place {
             Place::Unix(path) => Socket::open_unix(path).await.map_err(Failure::Reach),

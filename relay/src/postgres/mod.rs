@@ -13,6 +13,7 @@ pub(crate) mod pins;
 pub mod socket;
 pub mod sql;
 pub mod tls;
+pub(crate) mod watch;
 
 pub use conninfo::{ConnInfoError, ConnectSettings};
 pub use error::ConnectError;

@@ -26,8 +26,13 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{certificate, conninfo::TcpSettings, error::ConnectError, tls};
 
-/// Two hours, as libpq's system default on Linux and as tokio-postgres.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+/// What the URL does not say: a line of which nothing comes back is given up within a minute, also
+/// while nothing is being asked. The system's own default is two hours.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An open connection to a server. Reading and writing are cancel safe as for the streams within.
 #[derive(Debug)]
@@ -119,16 +124,12 @@ fn configure(stream: &TcpStream, tcp: &TcpSettings) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(tcp.user_timeout)?;
+    socket.set_tcp_user_timeout(Some(tcp.user_timeout.unwrap_or(USER_TIMEOUT)))?;
     if tcp.keepalive {
-        let mut keepalive =
-            TcpKeepalive::new().with_time(tcp.keepalive_idle.unwrap_or(KEEPALIVE_IDLE));
-        if let Some(interval) = tcp.keepalive_interval {
-            keepalive = keepalive.with_interval(interval);
-        }
-        if let Some(retries) = tcp.keepalive_retries {
-            keepalive = keepalive.with_retries(retries);
-        }
+        let keepalive = TcpKeepalive::new()
+            .with_time(tcp.keepalive_idle.unwrap_or(KEEPALIVE_IDLE))
+            .with_interval(tcp.keepalive_interval.unwrap_or(KEEPALIVE_INTERVAL))
+            .with_retries(tcp.keepalive_retries.unwrap_or(KEEPALIVE_RETRIES));
         socket.set_tcp_keepalive(&keepalive)?;
     }
     Ok(())
@@ -180,14 +181,6 @@ async fn ask_for_tls(stream: &mut TcpStream) -> Result<bool, ConnectError> {
             "the answer to the request for TLS is not PostgreSQL's",
             "check host and port",
         )),
-    }
-}
-
-impl tokio_postgres::tls::TlsStream for Socket {
-    fn channel_binding(&self) -> tokio_postgres::tls::ChannelBinding {
-        use tokio_postgres::tls::ChannelBinding;
-        Socket::channel_binding(self)
-            .map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 

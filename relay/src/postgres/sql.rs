@@ -3,10 +3,12 @@
 //! The session owns the task that drives its connection. Used by `daemon`, `leader`, `check` and
 //! whatever else speaks SQL; statements are theirs.
 
-use std::{future::Ready, sync::Arc};
+use std::{future::Ready, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tokio_postgres::{Client, Config, SimpleQueryMessage, SimpleQueryRow, tls::TlsConnect};
+use tokio_postgres::{
+    Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, tls::TlsConnect,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -14,10 +16,13 @@ use super::{
     dial::{Line, Startup, dial},
     error::{ConnectError, ServerError},
     pins,
-    socket::Socket,
+    watch::{Metered, Probe},
 };
+use crate::secret::Secret;
 
-/// Connects, authenticates and pins the session's settings (`pins`). The URL's own `application_name` goes before the one given here.
+/// Connects, authenticates and pins the session's settings (`pins`). The URL's own
+/// `application_name` goes before the one given here. A line that dies while an answer is due ends
+/// the session within some ten seconds (`watch`).
 ///
 /// Cancel safe: dropped half-way, what was opened is closed.
 ///
@@ -27,7 +32,8 @@ pub async fn connect(
     settings: &ConnectSettings,
     application_name: &str,
 ) -> Result<SqlSession, ConnectError> {
-    dial(settings, &SqlStartup { settings, application_name }).await
+    // Boxed: the walk holds a whole login, which would be part of each caller's future.
+    Box::pin(dial(settings, &SqlStartup { settings, application_name })).await
 }
 
 /// A connection for SQL. Dropping it closes the connection at once.
@@ -41,7 +47,8 @@ pub struct SqlSession {
 }
 
 /// `None` while the connection stands, then its error if it had one.
-type Ended = Option<Option<Arc<tokio_postgres::Error>>>;
+type Ended = Option<Option<Cause>>;
+type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 /// The connection has ended.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -49,7 +56,7 @@ type Ended = Option<Option<Arc<tokio_postgres::Error>>>;
 pub struct SessionLost {
     host: String,
     #[source]
-    source: Option<Arc<tokio_postgres::Error>>,
+    source: Option<Cause>,
 }
 
 impl SqlSession {
@@ -104,41 +111,27 @@ impl Startup for SqlStartup<'_> {
     type Session = SqlSession;
 
     async fn start(&self, line: Line) -> Result<SqlSession, ConnectError> {
-        let settings = self.settings;
-        let mut config = Config::new();
-        config.user(&settings.user).dbname(&settings.database);
-        config.application_name(
-            settings.application_name.as_deref().unwrap_or(self.application_name),
-        );
-        if let Some(password) = &line.password {
-            config.password(password.expose());
-        }
-        config.options(pins::options(settings.options.as_deref()));
-        config.channel_binding(match settings.channel_binding {
-            ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
-            ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
-            ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
-        });
-        // The line is encrypted already, or not to be: tokio-postgres must not ask for TLS, and
-        // its "direct" handshake is to take the line as it is, with its channel binding.
-        if line.socket.is_tls() {
-            config
-                .ssl_mode(tokio_postgres::config::SslMode::Require)
-                .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
-        } else {
-            config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-        }
+        let Line { socket, route, password } = line;
+        let (socket, meter) = Metered::new(socket);
         let (client, connection) =
-            config.connect_raw(line.socket, Encrypted).await.map_err(connect_error)?;
-        let (ended, lost) = watch::channel(None);
-        let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let result = connection.await;
-            ended.send_replace(Some(result.err().map(Arc::new)));
-        }));
+            open(self.settings, self.application_name, socket, password.as_ref()).await?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         let row = first_row(&client, &pins::settle()).await?;
         let column = |index| row.as_ref().and_then(|row| row.try_get(index).ok().flatten());
         let pid = pins::settled(column(0), column(1))?;
-        Ok(SqlSession { client, host: line.route.host, pid, lost, task })
+        let host = route.host.clone();
+        meter.begin();
+        let probe = Probe { settings: Arc::new(self.settings.clone()), route, password, pid };
+        let (ended, lost) = watch::channel(None);
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let error = tokio::select! {
+                // It fails only by panicking, which ends the connection as well.
+                result = connection => result.ok().and_then(Result::err).map(|e| Arc::new(e) as Cause),
+                silent_for = meter.lost(&probe) => Some(give_up(&probe.route.host, silent_for)),
+            };
+            ended.send_replace(Some(error));
+        }));
+        Ok(SqlSession { client, host, pid, lost, task })
     }
 
     async fn ask(
@@ -154,6 +147,49 @@ impl Startup for SqlStartup<'_> {
     }
 }
 
+/// Logs in on a fresh line. Nothing moves but while the connection is polled.
+///
+/// # Errors
+/// [`ConnectError`], sorted by whether waiting may help.
+pub(super) async fn open(
+    settings: &ConnectSettings,
+    application_name: &str,
+    socket: Metered,
+    password: Option<&Secret>,
+) -> Result<(Client, Connection<Metered, Metered>), ConnectError> {
+    let mut config = Config::new();
+    config.user(&settings.user).dbname(&settings.database);
+    config.application_name(settings.application_name.as_deref().unwrap_or(application_name));
+    if let Some(password) = password {
+        config.password(password.expose());
+    }
+    config.options(pins::options(settings.options.as_deref()));
+    config.channel_binding(match settings.channel_binding {
+        ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
+        ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
+        ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
+    });
+    // The line is encrypted already, or not to be: tokio-postgres must not ask for TLS, and
+    // its "direct" handshake is to take the line as it is, with its channel binding.
+    if socket.is_tls() {
+        config
+            .ssl_mode(tokio_postgres::config::SslMode::Require)
+            .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
+    } else {
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+    }
+    config.connect_raw(socket, Encrypted).await.map_err(connect_error)
+}
+
+fn give_up(host: &str, silent_for: Duration) -> Cause {
+    let seconds = silent_for.as_secs();
+    tracing::warn!(host, seconds, "PostgreSQL has not answered: the session is given up");
+    Arc::new(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        format!("an answer was lost: nothing came for {seconds} s"),
+    ))
+}
+
 async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow>, ConnectError> {
     let answer = client.simple_query(query).await.map_err(connect_error)?;
     Ok(answer.into_iter().find_map(|message| match message {
@@ -165,18 +201,18 @@ async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow
 /// Takes a line that is encrypted already for its own handshake's result.
 struct Encrypted;
 
-impl TlsConnect<Socket> for Encrypted {
-    type Stream = Socket;
+impl TlsConnect<Metered> for Encrypted {
+    type Stream = Metered;
     type Error = std::convert::Infallible;
-    type Future = Ready<Result<Socket, Self::Error>>;
+    type Future = Ready<Result<Metered, Self::Error>>;
 
-    fn connect(self, stream: Socket) -> Self::Future {
+    fn connect(self, stream: Metered) -> Self::Future {
         std::future::ready(Ok(stream))
     }
 }
 
 /// Sorts tokio-postgres' errors of the start-up.
-fn connect_error(error: tokio_postgres::Error) -> ConnectError {
+pub(super) fn connect_error(error: tokio_postgres::Error) -> ConnectError {
     if let Some(error) = error.as_db_error() {
         return ConnectError::server(&ServerError::of(error));
     }

@@ -7,7 +7,7 @@
 //! Commands are not cancel safe: one dropped half-way leaves its answer in the line, and the
 //! next returns [`QueryError::Interrupted`]. Drop the connection then.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -15,6 +15,7 @@ use postgres_protocol::message::{
     backend::{DataRowBody, Message},
     frontend,
 };
+use tokio::time::timeout;
 
 pub use super::command::{SnapshotAction, StreamOptions, is_slot_name};
 use super::{
@@ -30,9 +31,12 @@ use crate::{
         error::{ConnectError, ServerError, needs_time},
         pins,
         socket::Socket,
+        watch::{ASK_AFTER, Probe},
     },
 };
 
+/// A server takes a slot up, or refuses, within moments.
+const BEGIN_MAX: Duration = Duration::from_secs(30);
 /// All rows of one answer together; no command here has more than a few.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -45,6 +49,7 @@ pub struct ReplicationConnection {
     server_version_num: u32,
     backend_pid: i32,
     cancel: CancelHandle,
+    probe: Probe,
     /// A command was sent and its answer not read to the end.
     interrupted: bool,
 }
@@ -140,7 +145,8 @@ impl ReplicationConnection {
         settings: &ConnectSettings,
         application_name: &str,
     ) -> Result<Self, ConnectError> {
-        dial(settings, &ReplicationStartup { settings, application_name }).await
+        // Boxed: the walk holds a whole login, which would be part of each caller's future.
+        Box::pin(dial(settings, &ReplicationStartup { settings, application_name })).await
     }
 
     /// Host and port that answered.
@@ -271,7 +277,13 @@ impl ReplicationConnection {
     ) -> Result<(Socket, BytesMut), StartError> {
         let doing = "starting replication";
         let sql = command::start_replication(slot, start, options);
-        match self.begin_stream(doing, &sql).await {
+        // A walsender that streams is at work, whether its word has come or not.
+        let begun = timeout(BEGIN_MAX, self.begin_stream(doing, &sql)).await;
+        let begun = begun.unwrap_or_else(|_elapsed| {
+            let source = io::Error::new(io::ErrorKind::TimedOut, "no answer");
+            Err(QueryError::Lost { doing, source })
+        });
+        match begun {
             Ok(()) => Ok(self.wire.into_parts()),
             Err(QueryError::Refused { error, doing }) => Err(match error.sqlstate.as_str() {
                 "55006" => {
@@ -297,7 +309,7 @@ impl ReplicationConnection {
         self.send_query(doing, sql).await?;
         let lost = |source| QueryError::Lost { doing, source };
         loop {
-            match self.wire.receive().await.map_err(lost)? {
+            match self.receive().await.map_err(lost)? {
                 Reply::CopyBoth => return Ok(()),
                 Reply::Message(Message::ErrorResponse(body)) => {
                     let error = ServerError::read(body.fields()).map_err(lost)?;
@@ -330,7 +342,12 @@ impl ReplicationConnection {
         let lost = |source| QueryError::Lost { doing, source };
         let (mut rows, mut bytes, mut refused) = (Vec::new(), 0, None);
         loop {
-            match self.wire.message().await {
+            let reply = match self.receive().await {
+                Ok(Reply::Message(message)) => Ok(message),
+                Ok(Reply::CopyBoth) => Err(malformed("CopyBothResponse was not asked for")),
+                Err(error) => Err(error),
+            };
+            match reply {
                 Ok(Message::ReadyForQuery(_)) => break,
                 Ok(Message::DataRow(body)) => {
                     bytes += body.buffer().len();
@@ -366,6 +383,21 @@ impl ReplicationConnection {
         match refused {
             Some(error) => Err(QueryError::Refused { doing, error }),
             None => Ok(rows),
+        }
+    }
+
+    /// The server's next message; it may take as long as the server works on it.
+    async fn receive(&mut self) -> io::Result<Reply> {
+        let mut lost = false;
+        loop {
+            match timeout(ASK_AFTER, self.wire.receive()).await {
+                Ok(reply) => return reply,
+                // What was still under way when the server was asked has come by now.
+                Err(_elapsed) if lost => {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the answer was lost"));
+                }
+                Err(_elapsed) => lost = !self.probe.works().await,
+            }
         }
     }
 
@@ -439,6 +471,8 @@ impl Startup for ReplicationStartup<'_> {
                 "connect to PostgreSQL itself",
             )
         })?;
+        let settings = Arc::new(self.settings.clone());
+        let probe = Probe { settings, route: route.clone(), password, pid: key.0 };
         let mut connection = ReplicationConnection {
             wire,
             host: route.host.clone(),
@@ -446,6 +480,7 @@ impl Startup for ReplicationStartup<'_> {
             server_version_num,
             backend_pid: key.0,
             cancel: CancelHandle::new(route, key.0, key.1),
+            probe,
             interrupted: false,
         };
         let row = connection.row("settling the session", &pins::settle()).await;
@@ -453,6 +488,7 @@ impl Startup for ReplicationStartup<'_> {
         let column = |index: usize| row.get(index).and_then(Option::as_deref);
         // Not what was announced at the start: a pooler makes that up.
         connection.backend_pid = pins::settled(column(0), column(1))?;
+        connection.probe.pid = connection.backend_pid;
         Ok(connection)
     }
 
