@@ -43,6 +43,7 @@ const OUTBOX: &[Migration] = &[
         sql: include_str!("../outbox/V2__dead_letters.sql"),
     },
     Migration { version: 3, name: "leaders", sql: include_str!("../outbox/V3__leaders.sql") },
+    Migration { version: 4, name: "deletions", sql: include_str!("../outbox/V4__deletions.sql") },
 ];
 
 const INBOX: &[Migration] = &[

@@ -155,7 +155,7 @@ async fn server(
             }
         });
         if let (Some(fit), Some(state)) = (fit, &state) {
-            findings.push(rows(table, fit, state, mapping));
+            findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
         }
     }
     if found.is_none() {
@@ -204,8 +204,16 @@ async fn first_start(
 }
 
 /// What the relay can tell of a table's rows when they come again, or their slot is lost.
-fn rows(name: &TableName, fit: Fit, state: &TableState, mapping: &Mapping) -> Finding {
-    match repair::fits(name, state, mapping) {
+fn rows(
+    name: &TableName,
+    fit: Fit,
+    state: &TableState,
+    mapping: &Mapping,
+    rows_kept: bool,
+) -> Finding {
+    let repairable = repair::fits(name, state, mapping)
+        .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
+    match repairable {
         Err(halt) => {
             let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
             warning("rows", seen, halt.remedy)

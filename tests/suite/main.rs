@@ -13,6 +13,7 @@ mod large;
 mod layouts;
 mod leader;
 mod lines;
+mod losses;
 mod matrix;
 mod migrations;
 mod neighbours;

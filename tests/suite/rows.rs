@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::repair::{drop_slot, wait_snapshot};
 
-async fn run(t: &Harness, sql: &str) {
+pub(crate) async fn run(t: &Harness, sql: &str) {
     t.database()
         .superuser()
         .batch_execute(sql)
@@ -22,7 +22,7 @@ async fn run(t: &Harness, sql: &str) {
 }
 
 /// Inserts an event by itself, and returns its id. `created_at` is an expression.
-async fn insert(t: &Harness, topic: &Topic, created_at: &str) -> String {
+pub(crate) async fn insert(t: &Harness, topic: &Topic, created_at: &str) -> String {
     let sql = format!(
         "insert into outbox.events (topic, key, created_at) values ('{}', 'k', {created_at}) \
          returning id::text",
@@ -32,7 +32,7 @@ async fn insert(t: &Harness, topic: &Topic, created_at: &str) -> String {
 }
 
 /// Waits until all of `ids` have arrived, and finds each of them once and nothing else.
-async fn each_once(topic: &Topic, ids: &[&String]) {
+pub(crate) async fn each_once(topic: &Topic, ids: &[&String]) {
     let records = topic.records_with(ids.iter().map(|id| (*id).clone())).await;
     let mut times: BTreeMap<&str, usize> = ids.iter().map(|id| (id.as_str(), 0)).collect();
     for record in &records {
@@ -220,7 +220,8 @@ async fn a_child_by_inherits_halts_the_relay_unless_it_is_published_itself() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
     run(&t, FAMILY).await;
-    let settings = t.relay().set("postgres.publication", "family").set("postgres.start", "now");
+    let settings = t.relay().set("postgres.publication", "family");
+    let settings = settings.set_toml("outbox.rows_kept", "true");
     let alone = settings.clone().set_toml("outbox.tables", "[\"public.parent\"]");
     check_says(&alone, &["child inherits from public.parent"]).await;
     let mut relay = alone.spawn();

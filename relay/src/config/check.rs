@@ -40,6 +40,7 @@ pub(super) fn check(
             tables: checker.tables(w.tables, preset),
             preset,
             columns: columns(w.columns),
+            rows_kept: value_or(w.rows_kept, false),
             topic: w.topic.map(|topic| topic.value),
             headers: value_or(w.headers, HeaderStyle::Outbox),
             header_columns: checker.header_columns(w.header_columns),

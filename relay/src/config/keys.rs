@@ -42,6 +42,7 @@ pub const KEYS: &[Key] = &[
     key("postgres.start", "`now` or `all`", "`all` for `outbox.events`, else `now`", "At a first start, when the slot is made: the rows that are already there too, or only what is committed from then on, with the number of rows that are left out in the log. It counts at a first start alone."),
     key("outbox.tables", "list of `schema.table`", "`outbox.events`", "Outbox tables. Required with a preset."),
     key("outbox.preset", "`default` or `debezium`", "`default`", "Column names and topic to start from: the relay's own table, or Debezium's outbox layout."),
+    key("outbox.rows_kept", "`true` or `false`", "`false`", "Says that no row is deleted, truncated or dropped before the relay has published it. Where a slot is lost, the relay then publishes what is in the tables without asking for proof of that."),
     key("outbox.topic", "template", "the row's topic column; with `debezium` `outbox.event.{aggregatetype}`", "Topic of a row; `{column}` stands for a column's value."),
     key("outbox.headers", "`outbox` or `cloudevents`", "`outbox`", "Names of the record headers: `outbox-*`, or the CloudEvents Kafka binding."),
     key("outbox.columns.id", "column or `false`", "`id`", "Column of the event's id. `false`, here and below: the table has none."),

@@ -165,6 +165,8 @@ pub struct OutboxConfig {
     pub preset: Preset,
     /// Mapped columns.
     pub columns: Columns,
+    /// No row is deleted before the relay has published it.
+    pub rows_kept: bool,
     /// Topic template, `{column}` in it; `None` leaves it to the preset.
     pub topic: Option<String>,
     /// Names of the record headers.

@@ -93,6 +93,7 @@ fn outbox(c: &Config, key: &str) -> Option<String> {
             Preset::Default => "default",
             Preset::Debezium => "debezium",
         })),
+        "outbox.rows_kept" => Some(c.outbox.rows_kept.to_string()),
         "outbox.topic" => c.outbox.topic.as_deref().map(quoted),
         "outbox.headers" => Some(quoted(match c.outbox.headers {
             HeaderStyle::Outbox => "outbox",

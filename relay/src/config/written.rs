@@ -34,6 +34,7 @@ pub(super) struct Written {
     pub(super) start: Opt<Start>,
     pub(super) tables: Opt<Vec<String>>,
     pub(super) preset: Opt<Preset>,
+    pub(super) rows_kept: Opt<bool>,
     pub(super) topic: Opt<String>,
     pub(super) headers: Opt<HeaderStyle>,
     /// In the order of [`COLUMNS`].
@@ -80,6 +81,7 @@ impl Written {
                 "outbox.preset",
                 &[("default", Preset::Default), ("debezium", Preset::Debezium)],
             ),
+            rows_kept: from.flag("outbox.rows_kept", "true or false"),
             topic: from.text("outbox.topic"),
             headers: from.choice(
                 "outbox.headers",

@@ -60,19 +60,7 @@ pub(super) async fn begin(
 ) -> Result<Option<Position>, Ended> {
     let Beginning { config, board, session, replication, sink, unfinished, tables } = with;
     let name = &config.postgres.slot;
-    let complete = repair::complete(session.client(), tables, lower.as_deref()).await;
-    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
-        let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
-        Ended::Halted(Halt::new(
-            format!(
-                "slot {name} is gone, and events committed after {from} can't be found: {}",
-                why.reason
-            ),
-            "to leave out what is not published, make a new slot and publish what is committed from \
-             then on, run `outbox-relay resume --at now`",
-        )
-        .unless(&why.remedy))
-    })?;
+    nothing_gone(config, session, tables, progress, lower.as_deref()).await?;
     match progress.position {
         Some(position) => tracing::warn!(
             slot = name, after = %position,
@@ -110,6 +98,36 @@ pub(super) async fn begin(
     Ok(None)
 }
 
+/// Halts where rows that are to be read may be gone.
+async fn nothing_gone(
+    config: &Config,
+    session: &SqlSession,
+    tables: &[Table],
+    progress: &Progress,
+    lower: Option<&str>,
+) -> Result<(), Ended> {
+    let kept = config.outbox.rows_kept;
+    let complete = repair::complete(session.client(), tables, lower, kept).await;
+    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
+        let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
+        let slot = &config.postgres.slot;
+        let until = match &progress.repair {
+            Some(begun) if begun.is_begun() => format!("{from} and {}", begun.consistent_point),
+            _ => format!("{from} and now"),
+        };
+        Ended::Halted(Halt::new(
+            format!(
+                "slot {slot} was lost, and of the events committed between {until} some may be \
+                 missing: {}",
+                why.reason
+            ),
+            "to leave out what is not published, make a new slot and publish what is committed from \
+             then on, run `outbox-relay resume --at now`",
+        )
+        .unless(&why.remedy))
+    })
+}
+
 async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
     let found = repair::any_row(session.client(), tables).await;
     found.map(|any| !any).map_err(|e| Ended::retry(Cause::Postgres, READING, e))
@@ -129,9 +147,15 @@ pub(super) async fn run(
     let router = Router::repairing(parts.mapping.clone(), &origin);
     let work = async {
         let under_way = delivery.progress().repair.clone().expect("it was begun");
-        let feeds = connect(config, parts, session, tables).await?;
+        let lower = under_way.lower.clone();
+        let feeds = connect(config, parts, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let mut reader = Reader::open(feeds, under_way, bytes_max, router).await.map_err(unread)?;
+        if lower.is_some() {
+            // Asked again now that what is there can't go any more.
+            reader.begun().await.map_err(unread)?;
+            nothing_gone(config, session, &tables, delivery.progress(), lower.as_deref()).await?;
+        }
         pages(config, board, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {
             return Ok(());

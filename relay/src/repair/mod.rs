@@ -4,8 +4,9 @@
 //! delivery has passed, does not (`lower`), by (`created_at`, `id`). They go through the same
 //! delivery as the stream's, and each page stores how far it got, so that a repair resumes. All of
 //! them stand at one position, just before the slot's stream begins. `tables` says which tables can
-//! be read so, `reader` reads them in order; the order of the steps is `daemon`'s.
+//! be read so, `losses` whether rows may be gone, `reader` reads them in order; the order of the steps is `daemon`'s.
 
+mod losses;
 mod reader;
 mod tables;
 
@@ -19,8 +20,9 @@ use crate::{
 };
 
 pub use self::{
+    losses::{accounted_for, complete},
     reader::{ReadError, Reader},
-    tables::{Table, any_row, complete, fits, in_words, rows_there},
+    tables::{Table, any_row, fits, in_words, rows_there},
 };
 
 /// Where the `ordinal`-th repaired row stands: before all that the slot streams, and after all that

@@ -72,6 +72,14 @@ impl Reader {
         Ok(Reader { feeds, under_way, record_bytes_max, router, next_ordinal })
     }
 
+    /// Waits until every table's statement has its snapshot: what is deleted from then on is read.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn begun(&mut self) -> Result<(), ReadError> {
+        self.earliest().await.map(drop)
+    }
+
     /// Reads rows into the empty `batch` until it is full or none is left. What can't be a record is
     /// in `batch.unfit`. Not cancel safe: dropped half-way, the reader is of no use.
     ///

@@ -27,7 +27,9 @@ const KEPT_BYTES: usize = 64 << 10;
 pub struct Table {
     /// The mapped columns, as the stream would announce them.
     pub(super) relation: Relation,
-    name: TableName,
+    pub(super) name: TableName,
+    /// Whether an account is kept of rows that are deleted.
+    pub(super) noted: bool,
     /// What inherits from it is no part of it: the stream has that under its own name.
     only: bool,
     /// The id as rows are ordered by it, and the type of that.
@@ -88,11 +90,12 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();
     let (id, id_type) = ordering(id);
-    let only = table.kind != "p";
+    let (only, noted) = (table.kind != "p", table.deletions_noted);
     let TableName { schema, table } = name.clone();
     Ok(Table {
         relation: Relation { id: 0, schema, table, columns },
         name: name.clone(),
+        noted,
         only,
         id,
         id_type,
@@ -107,12 +110,12 @@ impl Table {
         self
     }
 
-    fn sql_name(&self) -> String {
+    pub(super) fn sql_name(&self) -> String {
         format!("{}.{}", identifier(&self.name.schema), identifier(&self.name.table))
     }
 
     /// As it is read from.
-    fn from(&self) -> String {
+    pub(super) fn from(&self) -> String {
         let only = if self.only { "only " } else { "" };
         format!("{only}{}", self.sql_name())
     }
@@ -241,61 +244,8 @@ pub fn in_words(rows: i64) -> String {
     }
 }
 
-/// Looks whether what is to be read is what was committed: rows that are gone, or that carry
-/// another cluster's transaction ids, would be skipped without a trace. Reads the tables once.
-///
-/// # Errors
-/// The database's.
-pub async fn complete(
-    client: &Client,
-    tables: &[Table],
-    lower: Option<&str>,
-) -> Result<Result<(), Halt>, tokio_postgres::Error> {
-    for table in tables {
-        let (name, from) = (table.sql_name(), table.from());
-        let query = match lower {
-            Some(lower) => format!(
-                "select exists (select from {from} t where {}) or 0 = ( \
-                     select coalesce(sum(pg_catalog.pg_stat_get_tuples_deleted(p.oid)), 0) \
-                     from (select {} ::pg_catalog.regclass as oid union \
-                           select relid from pg_catalog.pg_partition_tree({})) p)",
-                visible(lower),
-                literal(&name),
-                literal(&name)
-            ),
-            None => format!(
-                "select not exists (select from {from} t where t.xid >= \
-                     pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))"
-            ),
-        };
-        if client.query_one(&query, &[]).await?.try_get(0)? {
-            continue;
-        }
-        let table = &table.name;
-        return Ok(Err(match lower {
-            Some(_) => Halt::new(
-                format!(
-                    "rows of {table} are deleted, and none is left from before the loss: those that \
-                     were not published may be gone as well"
-                ),
-                "keep rows for longer than the relay may be away",
-            ),
-            None => Halt::new(
-                format!(
-                    "{table} has rows with the transaction ids of another cluster, from a dump"
-                ),
-                format!(
-                    "update {table} set xid = pg_current_xact_id() where xid >= \
-                     pg_snapshot_xmax(pg_current_snapshot())"
-                ),
-            ),
-        }));
-    }
-    Ok(Ok(()))
-}
-
 /// Whether the transaction that wrote the row shows as committed, or aborted.
-fn visible(snapshot: &str) -> String {
+pub(super) fn visible(snapshot: &str) -> String {
     let snapshot = literal(snapshot);
     format!("pg_catalog.pg_visible_in_snapshot(t.xid, {snapshot}::pg_catalog.pg_snapshot)")
 }
@@ -305,6 +255,6 @@ fn identifier(name: &str) -> String {
 }
 
 /// As text, whatever `standard_conforming_strings` is.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -22,6 +22,8 @@ pub struct TableState {
     pub readable: bool,
     /// Whether policies decide which rows the role sees.
     pub row_security: bool,
+    /// Whether triggers keep account of the rows that are deleted from it, in `outbox.deletions`.
+    pub deletions_noted: bool,
     /// In the table's order.
     pub columns: Vec<Column>,
     /// Partitions and children by INHERITS, at any depth, of which the stream has no row under this
@@ -95,6 +97,14 @@ select pg_catalog.jsonb_build_object( \
              where p.relid = pg_catalog.pg_partition_root(c.oid) and p.relid <> c.oid), \
     'readable', pg_catalog.has_table_privilege(c.oid, 'select'), \
     'row_security', pg_catalog.row_security_active(c.oid), \
+    'deletions_noted', (select bool_and(exists ( \
+            select from pg_catalog.pg_trigger g \
+            join pg_catalog.pg_proc f on f.oid = g.tgfoid \
+            join pg_catalog.pg_namespace m on m.oid = f.pronamespace \
+            where g.tgrelid = l.oid and g.tgenabled in ('A', 'O') and g.tgtype & 9 = 9 \
+                and m.nspname = 'outbox' and f.proname = 'note_deletion')) \
+        from pg_catalog.pg_class l where l.oid = c.oid or (l.relkind in ('r', 'p') and l.oid in ( \
+            select p.relid from pg_catalog.pg_partition_tree(c.oid) p))), \
     'columns', (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object( \
             'name', a.attname, 'type_oid', a.atttypid::pg_catalog.int8, \
             'type_name', pg_catalog.format_type(a.atttypid, -1), 'not_null', a.attnotnull, \

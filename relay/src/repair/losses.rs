@@ -1,0 +1,183 @@
+//! Whether what a repair is to read may be gone, or be another cluster's.
+//!
+//! Only what is as durable as the rows themselves counts: the account that the migration's triggers
+//! keep of deleted rows, and the catalog. Where nothing is known, rows may be gone.
+
+use tokio_postgres::{Client, error::SqlState};
+
+use super::tables::{Table, literal};
+use crate::reconcile::Halt;
+
+/// Looks whether what is to be read is what was committed: rows that are gone, or that carry
+/// another cluster's transaction ids, would be skipped without a trace. `rows_kept` is the operator's word that none is
+/// deleted before it is published.
+///
+/// # Errors
+/// The database's.
+pub async fn complete(
+    client: &Client,
+    tables: &[Table],
+    lower: Option<&str>,
+    rows_kept: bool,
+) -> Result<Result<(), Halt>, tokio_postgres::Error> {
+    for table in tables {
+        let found = match lower {
+            None => of_this_cluster(client, table).await?,
+            Some(_) if rows_kept => None,
+            Some(lower) => gone(client, table, lower).await?,
+        };
+        if let Some(halt) = found {
+            return Ok(Err(halt));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Whether anybody would know of rows that are deleted.
+///
+/// # Errors
+/// [`Halt`] with what would make it known.
+pub fn accounted_for(table: &Table) -> Result<(), Halt> {
+    if table.noted {
+        return Ok(());
+    }
+    let name = &table.name;
+    let from_now_on = if name.is("outbox", "events") {
+        "run `outbox-relay migrate`, which has it kept from then on".to_owned()
+    } else {
+        format!("to have it kept from now on, select outbox.note_deletions('{name}')")
+    };
+    Err(Halt::new(
+        format!(
+            "no account is kept of rows that are deleted from {name}: some that were not published \
+             may be gone"
+        ),
+        format!(
+            "if no row of it is deleted before the relay has published it, set outbox.rows_kept = \
+             true; {from_now_on}"
+        ),
+    ))
+}
+
+/// Why rows that `lower` does not show may be gone; the newest of those that are there don't matter.
+async fn gone(
+    client: &Client,
+    table: &Table,
+    lower: &str,
+) -> Result<Option<Halt>, tokio_postgres::Error> {
+    const REMEDY: &str = "if what is gone was published before, or was moved to another partition, \
+                          set outbox.rows_kept = true, and the relay publishes what is there";
+    if let Err(halt) = accounted_for(table) {
+        return Ok(Some(halt));
+    }
+    let (name, snapshot) = (&table.name, literal(lower));
+    let noted = format!(
+        "select newest::pg_catalog.text, \
+                pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot)::pg_catalog.text \
+         from outbox.deletions \
+         where newest >= pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot) \
+         order by newest desc limit 1"
+    );
+    match client.query_opt(&noted, &[]).await {
+        Ok(None) => {}
+        Ok(Some(row)) => {
+            let (newest, published): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            let reason = format!(
+                "rows of {name} were deleted that may not be published: they are of transactions up \
+                 to {newest}, and only what was written before {published} is known to be published"
+            );
+            return Ok(Some(Halt::new(reason, REMEDY)));
+        }
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let reason = "the relay's role may not read outbox.deletions, the account of rows that \
+                          were deleted";
+            let remedy = "grant select on outbox.deletions to it (docs/ROLES.md)";
+            return Ok(Some(Halt::new(reason, remedy)));
+        }
+        Err(error) => return Err(error),
+    }
+    let truncated = client.query_opt(&emptied(table, lower), &[]).await?;
+    let truncated = truncated.map(|row| row.try_get::<_, String>(0)).transpose()?;
+    Ok(truncated.map(|leaf| {
+        let reason = format!(
+            "{leaf} was truncated or rewritten since: rows of it that were not published may be gone"
+        );
+        Halt::new(reason, REMEDY)
+    }))
+}
+
+/// A table gets a new file when it is truncated, and its catalog row is that transaction's. The
+/// first file of a table has the number of its OID.
+fn emptied(table: &Table, lower: &str) -> String {
+    let (name, snapshot) = (literal(&table.sql_name()), literal(lower));
+    let written = format!("pg_catalog.pg_snapshot_xmax({snapshot}::pg_catalog.pg_snapshot)");
+    let full = full_xid("c.xmin", &written);
+    format!(
+        "select c.name from ( \
+             select c.oid::pg_catalog.regclass::pg_catalog.text as name, {full} as xid \
+             from pg_catalog.pg_class c \
+             where c.relkind = 'r' and c.relfilenode <> c.oid and c.oid in ( \
+                 select {name}::pg_catalog.regclass \
+                 union select relid from pg_catalog.pg_partition_tree({name}))) c \
+         where c.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
+             and not pg_catalog.pg_visible_in_snapshot(c.xid, {snapshot}::pg_catalog.pg_snapshot) \
+         limit 1"
+    )
+}
+
+/// An `xid`, which has no epoch, as the `xid8` that is nearest to `near`.
+pub(super) fn full_xid(xid: &str, near: &str) -> String {
+    let near = format!("{near}::pg_catalog.text::pg_catalog.int8");
+    let short = format!("{xid}::pg_catalog.text::pg_catalog.int8");
+    // Their distance, from -2^31 to 2^31.
+    format!(
+        "greatest({near} + ({short} - {near} % 4294967296 + 6442450944) % 4294967296 - 2147483648, \
+         3)::pg_catalog.text::pg_catalog.xid8"
+    )
+}
+
+async fn of_this_cluster(
+    client: &Client,
+    table: &Table,
+) -> Result<Option<Halt>, tokio_postgres::Error> {
+    let query = format!(
+        "select exists (select from {} t where t.xid >= \
+             pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))",
+        table.from()
+    );
+    if !client.query_one(&query, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let name = &table.name;
+    Ok(Some(Halt::new(
+        format!("{name} has rows with the transaction ids of another cluster, from a dump"),
+        format!(
+            "update {name} set xid = pg_current_xact_id() where xid >= \
+             pg_snapshot_xmax(pg_current_snapshot())"
+        ),
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    /// As [`super::full_xid`] computes it.
+    fn full(xid: u32, near: i64) -> i64 {
+        let (short, span) = (i64::from(xid), 1_i64 << 32);
+        (near + (short - near % span + 6_442_450_944) % span - (1 << 31)).max(3)
+    }
+
+    #[test]
+    fn an_xid_without_epoch_is_the_one_nearest_to_a_full_one() {
+        let epoch = 1_i64 << 32;
+        for (xid, near, expected) in [
+            (1000, 1005, 1000),
+            (1010, 1005, 1010),
+            (7, epoch + 9, epoch + 7),
+            (u32::MAX, epoch + 9, epoch - 1),
+            (5, 3 * epoch - 2, 3 * epoch + 5),
+            (2_147_483_000, 3, 2_147_483_000),
+        ] {
+            assert_eq!(full(xid, near), expected, "{xid} near {near}");
+        }
+    }
+}

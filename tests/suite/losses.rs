@@ -1,0 +1,199 @@
+//! Rows that are deleted: a repair publishes what is there only where it knows that nothing is gone.
+
+use outbox_tests::{Harness, relay::Relay, topic::Topic};
+
+use crate::{
+    repair::{drop_slot, wait_snapshot},
+    rows::{each_once, halted, insert, run},
+};
+
+/// A relay that has published an event, is stopped, and has lost its slot.
+async fn lost(t: &Harness, topic: &Topic) -> (Relay, String) {
+    let mut relay = t.relay().start().await;
+    let first = insert(t, topic, "now()").await;
+    each_once(topic, &[&first]).await;
+    wait_snapshot(t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(t).await;
+    (relay, first)
+}
+
+/// Halts for what `gone` does to the table; a person who knows better has the rest published.
+async fn halts_after(before: &str, gone: &str, words: &[&str]) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, before).await;
+    let (mut relay, first) = lost(&t, &topic).await;
+    run(&t, gone).await;
+    let left = insert(&t, &topic, "now()").await;
+    // No counter that a crash or anybody empties matters.
+    run(&t, "select pg_stat_reset()").await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    for word in words.iter().chain(&["resume --at now", "outbox.rows_kept = true", "0/"]) {
+        assert!(detail.contains(word), "{word:?} is not in: {detail}");
+    }
+    assert_eq!(topic.records().await.len(), 1, "nothing is guessed");
+    assert!(relay.sigterm().await.success());
+    let _kept = t.relay().set_toml("outbox.rows_kept", "true").start().await;
+    each_once(&topic, &[&first, &left]).await;
+}
+
+#[tokio::test]
+async fn rows_that_were_inserted_and_deleted_meanwhile_halt_a_repair() {
+    // As Debezium's recipe has it: never to be seen in the table.
+    let gone = "insert into outbox.events (topic) values ('x'); \
+                begin; insert into outbox.events (topic) values ('y'); \
+                delete from outbox.events where topic = 'y'; commit; \
+                delete from outbox.events where topic = 'x'";
+    halts_after("select 1", gone, &["rows of outbox.events were deleted"]).await;
+}
+
+#[tokio::test]
+async fn rows_deleted_from_a_partition_made_later_halt_a_repair() {
+    let partition = "create table outbox.events_new partition of outbox.events \
+                     for values from ('2020-01-01') to ('2100-01-01')";
+    let gone = "insert into outbox.events (topic) values ('x'); \
+                set session_replication_role = replica; \
+                delete from only outbox.events_new where topic = 'x'; \
+                reset session_replication_role";
+    halts_after(partition, gone, &["rows of outbox.events were deleted"]).await;
+}
+
+#[tokio::test]
+async fn a_truncated_partition_halts_a_repair() {
+    let gone = "insert into outbox.events (topic) values ('x'); truncate outbox.events_default";
+    halts_after("select 1", gone, &["outbox.events_default was truncated"]).await;
+}
+
+#[tokio::test]
+async fn a_delete_that_was_rolled_back_or_of_old_rows_does_not_halt_a_repair() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let (mut relay, first) = lost(&t, &topic).await;
+    let left = insert(&t, &topic, "now()").await;
+    run(&t, "begin; delete from outbox.events; rollback").await;
+    run(&t, "begin; savepoint a; delete from outbox.events; rollback to a; commit").await;
+    // Retention: it was published.
+    run(&t, &format!("delete from outbox.events where id = '{first}'")).await;
+    run(&t, "vacuum full outbox.deletions").await;
+    relay.restart();
+    each_once(&topic, &[&first, &left]).await;
+}
+
+#[tokio::test]
+async fn what_is_moved_is_taken_back_from_the_account_of_deleted_rows() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(
+        &t,
+        "create table outbox.events_old partition of outbox.events \
+         for values from ('2001-01-01') to ('2002-01-01')",
+    )
+    .await;
+    let notes = || async {
+        let sql = "select count(*) from outbox.deletions";
+        t.database().superuser().query_one(sql, &[]).await.expect("a count").get::<_, i64>(0)
+    };
+    for _ in 0..3 {
+        insert(&t, &topic, "now()").await;
+    }
+    run(&t, "update outbox.events set created_at = '2001-06-06'").await;
+    run(
+        &t,
+        "with gone as (delete from outbox.events returning *) \
+         insert into outbox.events select * from gone",
+    )
+    .await;
+    run(
+        &t,
+        "begin; create temporary table aside as select * from outbox.events; \
+         delete from outbox.events; savepoint a; delete from aside; rollback to a; \
+         insert into outbox.events select * from aside; commit",
+    )
+    .await;
+    assert_eq!(notes().await, 0);
+    // One of three does not come back.
+    run(
+        &t,
+        "with gone as (delete from outbox.events returning *) \
+         insert into outbox.events select * from gone limit 2",
+    )
+    .await;
+    assert!(notes().await > 0);
+}
+
+/// Ten thousand transactions' rows: a note for each would make retention expensive.
+#[tokio::test]
+async fn deleting_a_long_history_takes_few_notes_and_they_go_by_themselves() {
+    let t = Harness::start().await;
+    run(
+        &t,
+        "insert into outbox.events (topic, xid) \
+         select 'x', (pg_current_xact_id()::text::bigint + n)::text::xid8 \
+         from generate_series(1, 10000) n",
+    )
+    .await;
+    let burn = "do $$ begin for n in 1..10100 loop perform pg_current_xact_id(); commit; \
+                end loop; end $$";
+    run(&t, burn).await;
+    run(&t, "delete from outbox.events").await;
+    let sql = "select count(*), max(newest::text::bigint) < pg_current_xact_id()::text::bigint \
+               from outbox.deletions";
+    let row = t.database().superuser().query_one(sql, &[]).await.expect("a count");
+    let (notes, past): (i64, bool) = (row.get(0), row.get(1));
+    assert!((1..1000).contains(&notes) && past, "{notes} notes");
+    for _ in 0..300 {
+        let both = "insert into outbox.events (topic) values ('x'); delete from outbox.events";
+        run(&t, both).await;
+    }
+    let row = t.database().superuser().query_one(sql, &[]).await.expect("a count");
+    assert!(row.get::<_, i64>(0) < 250, "{} notes", row.get::<_, i64>(0));
+}
+
+#[tokio::test]
+async fn a_table_without_an_account_halts_a_repair_until_somebody_says_that_rows_are_kept() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(
+        &t,
+        "create table public.mine (like outbox.events including defaults); \
+         create publication mine for table public.mine with (publish = 'insert'); \
+         grant select on public.mine to public",
+    )
+    .await;
+    let insert = || async {
+        let sql = format!(
+            "insert into public.mine (topic) values ('{}') returning id::text",
+            topic.name()
+        );
+        let row = t.database().superuser().query_one(&sql, &[]).await.expect("inserted");
+        row.get::<_, String>(0)
+    };
+    let settings = t.relay().set("postgres.publication", "mine");
+    let settings = settings.set_toml("outbox.tables", "[\"public.mine\"]");
+    let mut relay = settings.clone().start().await;
+    let first = insert().await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    let check = settings.command(&["check"]).await;
+    let found = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(found.contains("outbox.note_deletions('public.mine')"), "{found}");
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let second = insert().await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("no account is kept") && detail.contains("up to 0/"), "{detail}");
+    assert!(relay.sigterm().await.success());
+    // With an account from now on, and the word that nothing is gone until now.
+    run(&t, "select outbox.note_deletions('public.mine')").await;
+    let mut kept = settings.clone().set_toml("outbox.rows_kept", "true").start().await;
+    each_once(&topic, &[&first, &second]).await;
+    wait_snapshot(&t).await;
+    assert!(kept.sigterm().await.success());
+    drop_slot(&t).await;
+    let third = insert().await;
+    relay.restart();
+    each_once(&topic, &[&first, &second, &third]).await;
+}
