@@ -413,18 +413,33 @@ async fn thousands_of_lanes_are_parked_and_released_at_once() {
 }
 
 #[tokio::test]
-async fn more_lanes_than_may_be_parked_halt_the_relay_and_lose_nothing() {
+async fn more_lanes_than_memory_is_for_keep_their_order_and_halt_nobody() {
     let mut t = Harness::start().await;
-    let topic = t.topic("late");
+    let (topic, other) = (t.topic("late"), t.topic("other").create(2).await);
     let mut relay = impatient(&t).set_toml("parking.lanes_max", "3").start().await;
-    t.commit((0..5).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
-    relay.wait_for("/readyz", 503).await;
-    relay.wait_log("parking.lanes_max").await;
-    let topic = topic.create(2).await;
+    let name = topic.name().to_owned();
+    let lanes = |lanes: u32| (0..lanes).map(|n| Event::to(&name).key(&format!("k{n}")));
+    t.commit(lanes(20)).await;
+    wait_parked(&t, |parked| parked == 20).await;
+    wait_lanes(&relay, 20).await;
+    // They hold what comes later, also after a restart, and nothing else.
+    t.commit(lanes(20).chain([Event::to(other.name()).key("k")])).await;
+    wait_parked(&t, |parked| parked == 40).await;
+    wait_records(&other, 1).await;
+    relay.kill9().await;
+    relay.restart();
+    t.commit(lanes(20).chain([Event::to(other.name()).key("k")])).await;
+    wait_parked(&t, |parked| parked == 60).await;
+    wait_records(&other, 2).await;
     relay.wait_for("/readyz", 200).await;
-    // Those that came in batches before the one too many.
+    let topic = topic.create(2).await;
     dead_letters(&t, &["release", "--all"]).await;
-    t.count(&topic, 2).await.assert_exactly_once();
+    wait_parked(&t, |parked| parked == 0).await;
+    t.commit(lanes(25)).await;
+    let mut truth = t.committed().await;
+    truth.retain(|row| row.topic == name);
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    check::compare(&truth, &records, 2).assert_exactly_once();
 }
 
 /// Kills while lanes are parked under load, then while they are released under load.

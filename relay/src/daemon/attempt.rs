@@ -285,7 +285,6 @@ pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
     match error {
         PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
         PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
-        PipelineError::TooManyLanes(error) => start::too_many_lanes(error),
         error @ PipelineError::Malformed { .. } => {
             Ended::retry(Cause::Postgres, "reading a row", error)
         }

@@ -11,7 +11,7 @@ use super::{attempt::Ended, first, repair, standby, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
-    dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store, TooManyLanes},
+    dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
     fault::{self, Point},
     leader,
     metrics::Cause,
@@ -219,8 +219,7 @@ async fn parked(
         progress.releases.retain(|release| !release.complete);
     }
     let max = config.parking.lanes_max;
-    let lanes = dead_letters.lanes(max).await.map_err(failed)?;
-    let mut lanes = lanes.ok_or_else(|| too_many_lanes(TooManyLanes { max }))?;
+    let mut lanes = dead_letters.lanes(max).await.map_err(failed)?;
     if let Some(position) = position {
         dead_letters.expect(position, &mut lanes).await.map_err(failed)?;
     }
@@ -238,15 +237,6 @@ pub(super) fn dead_letters_failed(doing: &'static str, error: DeadLetterError) -
         DeadLetterError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
         error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
     }
-}
-
-/// Nothing of what would have to be parked is delivered or confirmed.
-pub(super) fn too_many_lanes(error: TooManyLanes) -> Ended {
-    Ended::Halted(Halt::new(
-        error.to_string(),
-        "mend what refuses them and release or discard them (`outbox-relay dead-letters list`), or \
-         raise parking.lanes_max",
-    ))
 }
 
 pub(super) fn doing(board: &Board, doing: &str) {

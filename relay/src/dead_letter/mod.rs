@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     count::{Parked, count},
     edit::{Edit, EditError},
-    lane::{Lane, Lanes, TooManyLanes},
+    lane::{Lane, Lanes},
     store::Store,
 };
 use crate::{
@@ -129,6 +129,16 @@ pub trait DeadLetters: Send {
         &mut self,
         letters: &[Letter<'_>],
     ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+
+    /// Of these lanes the ones that are parked now, or announced and not yet delivered, each with its
+    /// first event's position.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn parked_of(
+        &mut self,
+        lanes: &[Lane],
+    ) -> impl Future<Output = Result<Vec<(Lane, RowPosition)>, DeadLetterError>> + Send;
 
     /// Waits until what `writer` has changed can be seen: a commit is in the stream a moment before
     /// it is visible. Then takes into the release whatever else is parked in its lanes by now, and

@@ -28,6 +28,8 @@ const STATEMENT_BYTES: usize = 4 << 20;
 const VISIBLE_POLL: Duration = Duration::from_millis(2);
 /// Letters in one statement.
 const STATEMENT_ROWS: usize = 2_000;
+/// Parked lanes that are read at a time.
+const LANES_READ: i64 = 10_000;
 /// Rows that are read at a time; a batch may be full before they end.
 const READ_ROWS: i64 = 500;
 /// Bytes of payloads that are read at a time, beyond one that is larger alone.
@@ -79,29 +81,30 @@ impl Store {
         Ok(())
     }
 
-    /// What is parked now, or announced and not yet delivered.
+    /// What is parked now, or announced and not yet delivered; `max` lanes of it in memory.
     ///
     /// # Errors
-    /// [`DeadLetterError`]; `None` if it is more than `max` lanes.
-    pub async fn lanes(&mut self, max: usize) -> Result<Option<Lanes>, DeadLetterError> {
-        let limit = i64::try_from(max).unwrap_or(i64::MAX).saturating_add(1);
-        let rows = self
-            .query(
-                "reading the parked lanes",
-                "select distinct on (lane) lane, commit_lsn, ordinal from outbox.dead_letters \
-                 where relay = $1 and state in ('parked', 'releasing') and lane is not null \
-                 order by lane, commit_lsn, ordinal limit $2",
-                &[&self.relay, &limit],
-            )
-            .await?;
+    /// [`DeadLetterError`].
+    pub async fn lanes(&mut self, max: usize) -> Result<Lanes, DeadLetterError> {
         let mut lanes = Lanes::new(max);
-        for row in rows {
-            let (lane, from) = (Lane::from_uuid(row.get(0)), position(&row, 1));
-            if lanes.park(lane, from).is_err() {
-                return Ok(None);
-            }
+        let mut after = Uuid::nil();
+        loop {
+            let rows = self
+                .query(
+                    "reading the parked lanes",
+                    "select distinct on (lane) lane, commit_lsn, ordinal from outbox.dead_letters \
+                     where relay = $1 and state in ('parked', 'releasing') and lane > $2 \
+                     order by lane, commit_lsn, ordinal limit $3",
+                    &[&self.relay, &after, &LANES_READ],
+                )
+                .await?;
+            let Some(last) = rows.last() else { break };
+            after = last.get(0);
+            rows.iter().for_each(|row| lanes.park(Lane::from_uuid(row.get(0)), position(row, 1)));
+            // What of them is beyond memory is asked for when it matters.
+            lanes.told([]);
         }
-        Ok(Some(lanes))
+        Ok(lanes)
     }
 
     /// Tells `lanes` of events that were parked and that `progress` does not cover: the relay ended
@@ -249,6 +252,23 @@ impl DeadLetters for Store {
             rest = later;
         }
         Ok(())
+    }
+
+    async fn parked_of(
+        &mut self,
+        lanes: &[Lane],
+    ) -> Result<Vec<(Lane, RowPosition)>, DeadLetterError> {
+        let lanes: Vec<Uuid> = lanes.iter().map(|lane| lane.to_uuid()).collect();
+        let rows = self
+            .query(
+                "asking which lanes are parked",
+                "select distinct on (lane) lane, commit_lsn, ordinal from outbox.dead_letters \
+                 where relay = $1 and state in ('parked', 'releasing') and lane = any($2) \
+                 order by lane, commit_lsn, ordinal",
+                &[&self.relay, &lanes],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (Lane::from_uuid(row.get(0)), position(row, 1))).collect())
     }
 
     async fn begin(

@@ -208,6 +208,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     pub async fn finish(&mut self, release: &str) -> Result<(), PipelineError> {
         fault::point(Point::ReleaseStored);
         self.dead_letters.finish(release).await?;
+        self.lanes.settled();
         fault::point(Point::ReleaseFinished);
         self.forget(release);
         Ok(())
@@ -258,6 +259,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         course: &C,
     ) -> Result<Vec<usize>, PipelineError> {
         let origin = course.origin();
+        self.ask(batch).await?;
         let mut refused = refused.iter().peekable();
         let repaired = matches!(origin, Origin::Repair);
         let mut letters = Vec::new();
@@ -277,7 +279,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 None => continue,
             };
             if let Some(lane) = lane {
-                self.lanes.park(lane, record.position)?;
+                self.lanes.park(lane, record.position);
             }
             letters.push(Letter { record, lane, reason, error, fit, repaired });
             parked.push(index);
@@ -317,6 +319,23 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let mut next = parked.iter().copied().peekable();
         alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
         Ok(parked)
+    }
+
+    /// Asks the table about those lanes of the batch of which memory does not know.
+    async fn ask(&mut self, batch: &Batch) -> Result<(), PipelineError> {
+        if !self.lanes.may_doubt() {
+            return Ok(());
+        }
+        let lanes = batch.iter().filter_map(|r| Lane::of(r.topic, r.key, r.partition));
+        let mut doubtful: Vec<Lane> = lanes.filter(|lane| self.lanes.doubtful(*lane)).collect();
+        doubtful.sort_unstable();
+        doubtful.dedup();
+        let parked = match doubtful.is_empty() {
+            true => Vec::new(),
+            false => self.dead_letters.parked_of(&doubtful).await?,
+        };
+        self.lanes.told(parked);
+        Ok(())
     }
 
     /// Counts a refusal, and logs the first of its kind.

@@ -17,7 +17,7 @@ use self::{
     ladder::Ladder,
 };
 use crate::{
-    dead_letter::{DeadLetterError, DeadLetters, TooManyLanes},
+    dead_letter::{DeadLetterError, DeadLetters},
     position::{Confirmable, Position, RowPosition},
     progress::{Progress, SnapshotRecord},
     record::{Batch, BatchLimits},
@@ -34,9 +34,6 @@ pub enum PipelineError {
     /// What must be parked could not be; nothing that covers it is stored.
     #[error("parking events failed")]
     DeadLetters(#[from] DeadLetterError),
-    /// Nothing more can be parked until a person has seen to what is.
-    #[error(transparent)]
-    TooManyLanes(#[from] TooManyLanes),
     /// A row does not follow the protocol; the event is not to blame. Connect anew.
     #[error("the row at {position} can't be read: {error}")]
     Malformed {

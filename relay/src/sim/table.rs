@@ -1,6 +1,6 @@
 //! The table of dead letters: what `dead_letter::Store`'s statements do, and an operator's.
 
-use std::{future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use rand::{Rng, seq::IteratorRandom};
 
@@ -77,18 +77,20 @@ impl Table {
     }
 
     /// What is parked, and what is here past `progress`.
-    pub(super) fn lanes(&self, progress: Position, mutant: Option<Mutant>) -> Lanes {
-        let mut lanes = Lanes::new(1000);
+    /// At most `max` lanes of it are known without asking.
+    pub(super) fn lanes(&self, progress: Position, max: usize, mutant: Option<Mutant>) -> Lanes {
+        let mut lanes = Lanes::new(max);
         for row in self.rows.iter().filter(|row| row.state != State::Released) {
             let (commit, ordinal) = row.at;
             let at = RowPosition { commit, ordinal };
             if let Some(lane) = row.lane.filter(|_| row.waits()) {
-                lanes.park(lane, at).expect("there is room");
+                lanes.park(lane, at);
             }
             if !progress.covers(at) && mutant != Some(Mutant::ForgetsWhatIsThere) {
                 lanes.expect(at);
             }
         }
+        lanes.told([]);
         lanes
     }
 
@@ -276,6 +278,26 @@ impl DeadLetters for SimTable {
         self.statement("park", |world| match world.is(Mutant::ParksTooEarly) {
             true => world.table.pending.extend(rows),
             false => rows.into_iter().for_each(|row| world.table.insert(row)),
+        })
+        .await
+    }
+
+    async fn parked_of(
+        &mut self,
+        lanes: &[Lane],
+    ) -> Result<Vec<(Lane, RowPosition)>, DeadLetterError> {
+        self.statement("ask for lanes", |world| {
+            let mut parked: BTreeMap<Lane, RowPosition> = BTreeMap::new();
+            if world.is(Mutant::AsksNobody) {
+                return Vec::new();
+            }
+            for row in world.table.rows.iter().filter(|row| row.waits()) {
+                let (commit, ordinal) = row.at;
+                if let Some(lane) = row.lane.filter(|lane| lanes.contains(lane)) {
+                    parked.entry(lane).or_insert(RowPosition { commit, ordinal });
+                }
+            }
+            parked.into_iter().collect()
         })
         .await
     }

@@ -44,6 +44,8 @@ pub(super) enum Mutant {
     GivesPlacesTwice,
     /// A start does not know of events that were parked and that progress does not cover.
     ForgetsWhatIsThere,
+    /// Lanes beyond what memory is for are taken to be free.
+    AsksNobody,
     /// A start believes the progress that it read before it fenced its predecessor.
     ReadsBeforeFence,
     /// Rows that were moved are taken for new ones.
@@ -64,6 +66,7 @@ impl Mutant {
         Mutant::ConfirmsReceived,
         Mutant::GivesPlacesTwice,
         Mutant::ForgetsWhatIsThere,
+        Mutant::AsksNobody,
         Mutant::ReadsBeforeFence,
         Mutant::PublishesMoved,
     ];

@@ -119,6 +119,19 @@ impl DeadLetters for Table {
         ready(Ok(()))
     }
 
+    fn parked_of(
+        &mut self,
+        lanes: &[Lane],
+    ) -> impl Future<Output = Outcome<Vec<(Lane, RowPosition)>>> + Send {
+        let mut parked: BTreeMap<Lane, RowPosition> = BTreeMap::new();
+        for (&(commit, ordinal), row) in self.rows.iter().filter(|(_, row)| !row.released) {
+            if let Some(lane) = row.lane.filter(|lane| lanes.contains(lane)) {
+                parked.entry(lane).or_insert(RowPosition { commit, ordinal });
+            }
+        }
+        ready(Ok(parked.into_iter().collect()))
+    }
+
     fn begin(
         &mut self,
         release: &str,
@@ -275,7 +288,7 @@ async fn a_refused_event_parks_its_lane_from_there_and_the_others_flow() {
 async fn what_precedes_a_parked_event_goes_its_way_when_it_is_sent_again() {
     let mut delivery = delivery(false);
     let lane = Lane::of("t", Some(b"a"), None).expect("a lane");
-    delivery.lanes.park(lane, at(1, 1)).expect("room");
+    delivery.lanes.park(lane, at(1, 1));
     let events = ["t a", "t a !", "t a"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
     assert_eq!(delivery.sink.stored, ["t a 0"]);
@@ -381,12 +394,27 @@ async fn an_event_without_a_lane_that_is_in_the_table_waits_when_it_is_sent_agai
 }
 
 #[tokio::test]
-async fn too_many_lanes_end_it_before_anything_of_them_is_covered() {
+async fn lanes_beyond_what_memory_is_for_wait_all_the_same_and_are_released() {
     let mut delivery = delivery(false);
     delivery.lanes = Lanes::new(1);
-    let outcome = delivery.deliver(&mut batch(1, &["gone a", "gone b"]), &mut Plain).await;
-    assert!(matches!(outcome, Err(PipelineError::TooManyLanes(_))), "{outcome:?}");
-    assert_eq!(delivery.sink.progress, None);
+    let events = ["gone a", "gone b", "gone c", "t a"];
+    delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
+    delivery
+        .deliver(&mut batch(2, &["gone c", "t c", "gone b"]), &mut Plain)
+        .await
+        .expect("delivered");
+    assert_eq!(delivery.sink.stored, ["t a 3", "t c 1"]);
+    let parked = ["gone a 0", "gone b 1", "gone c 2", "gone c 0", "gone b 2"];
+    assert_eq!(delivery.dead_letters.parked(), parked);
+    assert_eq!(delivery.lanes.len(), 3);
+    for row in delivery.dead_letters.rows.values_mut() {
+        row.name = row.name.replace("gone", "back");
+    }
+    delivery.release(&announced(), LIMITS).await.expect("released");
+    delivery.finish(RELEASE).await.expect("finished");
+    let released = ["back a 0", "back b 1", "back c 2", "back c 0", "back b 2"];
+    assert_eq!(delivery.sink.stored.get(2..), Some(&released.map(String::from)[..]));
+    assert_eq!(delivery.lanes.len(), 0);
 }
 
 proptest! {
@@ -395,11 +423,13 @@ proptest! {
     #[test]
     fn nothing_is_lost_doubled_or_overtaken(
         batches in proptest::collection::vec(
-            proptest::collection::vec((0..4_u8, 0..10_u8), 0..30), 1..4)
+            proptest::collection::vec((0..4_u8, 0..10_u8), 0..30), 1..4),
+        in_memory in 0..3_usize,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
             let mut delivery = delivery(false);
+            delivery.lanes = Lanes::new(in_memory);
             let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
             for (commit, events) in (1..).zip(&batches) {
                 let events: Vec<String> = events
