@@ -32,6 +32,7 @@ pub mod position;
 pub mod postgres;
 pub mod printable;
 pub mod progress;
+pub mod published;
 pub mod reconcile;
 pub mod record;
 pub mod repair;

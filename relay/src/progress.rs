@@ -7,10 +7,10 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, position::Position};
+use crate::{lsn::Lsn, position::Position, published::Published};
 
 /// The format written by this relay.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How far delivery has come, and what a repair or a restart needs to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,14 @@ pub struct Progress {
     pub system_id: String,
     /// Timeline on which the position was reached.
     pub timeline: u32,
+    /// How the tables were published all the time since the slot was made, as far as is known; `None`
+    /// takes what is there, as after a person's decision or a record of version 1.
+    #[serde(default)]
+    pub published: Option<Published>,
+    /// Why rows that were committed since the newest snapshot may be missing from the stream, as was
+    /// seen before it could be mended.
+    #[serde(default)]
+    pub gap: Option<String>,
     /// Newest first. Empty only before the slot is made.
     pub snapshots: Vec<SnapshotRecord>,
     /// Releases of parked events that are delivered or under way, until their rows are gone.
@@ -116,6 +124,8 @@ impl Progress {
             slot: slot.to_owned(),
             system_id: String::new(),
             timeline: 0,
+            published: None,
+            gap: None,
             snapshots: vec![],
             releases: vec![],
             repair: None,
@@ -163,14 +173,18 @@ impl Progress {
         if version > u64::from(VERSION) {
             return Err(ProgressError::NewerVersion { found: version });
         }
-        serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)
+        let progress = serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)?;
+        // What an older one lacks has a default; what is stored next is of this version.
+        Ok(Progress { version: VERSION, ..progress })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::position::RowPosition;
+    use crate::{position::RowPosition, published::PublishedTable};
 
     fn sample() -> Progress {
         Progress {
@@ -182,6 +196,19 @@ mod tests {
             slot: "outbox_orders".into(),
             system_id: "7312345678901234567".into(),
             timeline: 1,
+            published: Some(Published {
+                publication: "16391:733".into(),
+                tables: BTreeMap::from([(
+                    "outbox.events".into(),
+                    PublishedTable {
+                        oid: 16385,
+                        own: vec!["table 16392:733".into()],
+                        above: vec![],
+                    },
+                )]),
+                whole: "769e".into(),
+            }),
+            gap: None,
             snapshots: vec![SnapshotRecord {
                 lsn: Lsn::new(16),
                 taken_ms: 1_790_000_000_000,
@@ -196,8 +223,10 @@ mod tests {
     #[test]
     fn the_stored_form_is_the_documented_one() {
         let stored = concat!(
-            r#"{"version":1,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
-            r#""system_id":"7312345678901234567","timeline":1,"snapshots":[{"lsn":"0/10","#,
+            r#"{"version":2,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+            r#""system_id":"7312345678901234567","timeline":1,"published":{"publication":"16391:733","#,
+            r#""tables":{"outbox.events":{"oid":16385,"own":["table 16392:733"],"above":[]}},"#,
+            r#""whole":"769e"},"gap":null,"snapshots":[{"lsn":"0/10","#,
             r#""taken_ms":1790000000000,"snapshot":"10:20:10,14"}],"releases":[],"repair":null}"#
         );
         assert_eq!(sample().encode(), stored);
@@ -205,8 +234,19 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_version_1_is_read_and_says_nothing_of_the_publication() {
+        let stored = concat!(
+            r#"{"version":1,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+            r#""system_id":"7312345678901234567","timeline":1,"snapshots":[{"lsn":"0/10","#,
+            r#""taken_ms":1790000000000,"snapshot":"10:20:10,14"}],"releases":[],"repair":null}"#
+        );
+        let expected = Progress { published: None, ..sample() };
+        assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), expected);
+    }
+
+    #[test]
     fn a_newer_version_is_refused_with_its_number() {
-        let error = Progress::decode(br#"{"version":2,"anything":{}}"#).expect_err("refused");
-        assert!(error.to_string().contains("format version 2"), "{error}");
+        let error = Progress::decode(br#"{"version":3,"anything":{}}"#).expect_err("refused");
+        assert!(error.to_string().contains("format version 3"), "{error}");
     }
 }

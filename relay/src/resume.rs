@@ -28,6 +28,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(20);
 pub enum Decision {
     /// Go on from the slot's confirmed position, whatever progress says.
     AtSlot,
+    /// Go on from stored progress, with what the slot still has, however the tables are published.
+    AtProgress,
     /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
     AtNow,
     /// Leave this one event out.
@@ -86,6 +88,17 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
             let confirmed = slot.confirmed_flush_lsn.context("the slot has no position yet")?;
             Some(Position::UpTo(confirmed))
         }
+        Decision::AtProgress => {
+            slot.with_context(|| {
+                format!("slot {slot_name} does not exist; `resume --at now` makes a new one")
+            })?;
+            let stored = stored.as_ref().filter(|progress| progress.repair.is_none());
+            let before = stored.and_then(|progress| progress.position);
+            Some(between(before.context(
+                "there is no stored progress to go on from, or a repair is under way, which goes on \
+                 by itself",
+            )?))
+        }
         Decision::AtNow => {
             if slot.is_some() {
                 replication.drop_slot(slot_name).await?;
@@ -105,6 +118,8 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     next.timeline = identity.timeline;
     if !matches!(decision, Decision::Skip(_)) {
         next.repair = None;
+        next.published = None; // As it is by now.
+        next.gap = None;
         // What they show as committed must be behind the position.
         let reached = after.map_or(Lsn::ZERO, Position::resume_lsn);
         next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
@@ -112,6 +127,12 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
     Ok(Outcome { before, after })
+}
+
+/// Inside a transaction places count what was sent of it, which may be something else by now: its
+/// events come again from its first.
+fn between(position: Position) -> Position {
+    Position::UpTo(position.resume_lsn())
 }
 
 /// Only the event at which the relay stands can be left out, as far as that can be known: it must
@@ -150,6 +171,12 @@ mod tests {
 
     fn row(commit: u64, ordinal: u64) -> RowPosition {
         RowPosition { commit: Lsn::new(commit), ordinal }
+    }
+
+    #[test]
+    fn a_transaction_that_was_delivered_in_part_comes_again_whole() {
+        let inside = between(Position::Row(row(100, 3)));
+        assert!(!inside.covers(row(100, 0)) && inside.covers(row(99, 9)));
     }
 
     #[test]

@@ -229,6 +229,24 @@ fn explain_generated(misfit: &mut Misfit, name: &TableName, table: &TableState) 
     );
 }
 
+/// What becomes of the rows that are written until somebody has obeyed, where something was streamed
+/// before.
+pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Halt>) -> Halt {
+    if !streamed {
+        return halt;
+    }
+    let Halt { reason, remedy } = halt;
+    let reason = format!("{reason}: what is written meanwhile may not be in the stream");
+    let then = match unrepairable {
+        None => "once that is done the relay publishes it from the table by itself".to_owned(),
+        Some(Halt { reason, remedy }) => format!(
+            "the relay then halts once more and names the interval, because {reason}; to have it \
+             published from the table by itself, first: {remedy}"
+        ),
+    };
+    Halt::new(reason, format!("{remedy}; {then}"))
+}
+
 /// All that is wrong with a table's columns, as one halt.
 pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
     let all = |text: fn(&Misfit) -> &str| misfits.iter().map(text).collect::<Vec<_>>().join("; ");

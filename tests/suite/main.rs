@@ -1,5 +1,6 @@
 //! The end-to-end suite. One binary, so that its servers start once per run.
 
+mod confirm;
 mod connect;
 mod crash;
 mod dead_letters;
@@ -19,6 +20,7 @@ mod migrations;
 mod neighbours;
 mod ordering;
 mod outages;
+mod publication;
 mod publish;
 mod repair;
 mod rows;

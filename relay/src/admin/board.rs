@@ -252,6 +252,11 @@ impl Board {
         self.state().phase == Phase::Streaming
     }
 
+    /// How many records were delivered since the process began.
+    pub fn records_delivered(&self) -> u64 {
+        self.0.records.load(Relaxed)
+    }
+
     /// How many lanes are parked.
     pub fn parked_lanes(&self, count: usize) {
         self.0.parked_lanes.set(count as u64);

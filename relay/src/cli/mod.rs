@@ -98,6 +98,7 @@ or postgres.url_file instead.")]
     /// Decide where the relay stands still and only a person can: it then goes on by itself
     #[command(after_help = "Examples:
   outbox-relay resume --at slot              go on from the slot's confirmed position
+  outbox-relay resume --at progress          go on; leave out what the slot lacks
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
@@ -183,6 +184,8 @@ struct ResumeArgs {
 enum At {
     /// The slot's confirmed position
     Slot,
+    /// Stored progress, with what the slot has
+    Progress,
     /// A new slot, made at the next start
     Now,
 }
@@ -192,6 +195,7 @@ impl ResumeArgs {
         match (self.skip, self.at) {
             (Some(row), _) => resume::Decision::Skip(row),
             (None, Some(At::Slot)) => resume::Decision::AtSlot,
+            (None, Some(At::Progress)) => resume::Decision::AtProgress,
             (None, Some(At::Now)) => resume::Decision::AtNow,
             (None, None) => unreachable!("the group is required"),
         }

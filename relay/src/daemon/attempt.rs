@@ -18,6 +18,7 @@ use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
     dead_letter::pending::Pending,
+    lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
@@ -33,6 +34,8 @@ use crate::{
     },
 };
 
+/// SQLSTATE `undefined_object`.
+const UNDEFINED_OBJECT: &str = "42704";
 /// Snapshots that may wait for the pipeline.
 const SNAPSHOTS_WAITING_MAX: usize = 2;
 
@@ -45,6 +48,8 @@ pub(super) enum Ended {
     Fenced,
     /// Start again, asking for the text format: the stream has rows, now or once, that need it.
     NeedsText(IntakeError),
+    /// Start again, knowing that the publication was missing where the stream is to go on.
+    Unpublished(StreamError),
     /// Wait a little, and start again from the first step.
     Retry {
         /// For the metrics.
@@ -85,6 +90,15 @@ impl Ended {
     }
 }
 
+/// What only the stream has told so far; the catalogs say what holds for what is written now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Learnt {
+    /// That it has rows for.
+    pub(super) format: Format,
+    /// Whether its publication was missing where it is to go on.
+    pub(super) unpublished_once: bool,
+}
+
 /// What one of the tasks ended with.
 enum Task {
     Stream(Result<(), StreamError>),
@@ -95,13 +109,12 @@ enum Task {
     Missing(Result<(), Ended>),
 }
 
-/// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed. `format` is
-/// what the stream is known to need.
+/// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
 pub(super) async fn run(
     config: &Config,
     parts: &Parts,
     board: &Board,
-    format: Format,
+    learnt: Learnt,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
     let unfinished = Unfinished::default();
@@ -109,7 +122,7 @@ pub(super) async fn run(
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        begun = begin(config, parts, board, format, &unfinished) => Some(begun),
+        begun = begin(config, parts, board, learnt, &unfinished) => Some(begun),
     };
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
@@ -135,14 +148,14 @@ async fn begin(
     config: &Config,
     parts: &Parts,
     board: &Board,
-    format: Format,
+    learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<(Arc<SqlSession>, Started), Ended> {
     let Leading { session, sink } = standby::lead(config, parts, board).await?;
     let session = Arc::new(session);
     control::first_look(&session, config, board).await;
     let started = tokio::select! {
-        started = start::start(config, parts, board, &session, sink, format, unfinished) => started?,
+        started = start::start(config, parts, board, &session, sink, learnt, unfinished) => started?,
         lost = control::pulse(&session, config, board) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
@@ -164,11 +177,14 @@ async fn stream(
         BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
-    let (snapshots_tx, snapshots_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
+    let (awaited_tx, awaited_rx) = watch::channel(Lsn::ZERO);
+    let (seen_tx, seen_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
     let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
     let probe = started.probe;
     let pending = Pending::new(Arc::clone(&session), &config.name);
     let (watch, parked) = (started.watch, started.delivery.missing_topic());
+    let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
+    let publication = config.postgres.publication.clone();
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -177,9 +193,10 @@ async fn stream(
         started.from,
         config.batch.record_bytes_max,
         confirmed_rx,
+        awaited_rx,
         board.clone(),
     );
-    let pipeline = Pipeline::new(taker, started.delivery, snapshots_rx, confirmed_tx, limits);
+    let pipeline = Pipeline::new(taker, started.delivery, seen_rx, confirmed_tx, limits);
 
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.
     let source_stop = stop.child_token();
@@ -193,7 +210,7 @@ async fn stream(
         let silence_max = config.leader.timeout;
         let (tables_session, watch_session) = (Arc::clone(&session), Arc::clone(&session));
         tasks.spawn("control", async move {
-            let run = control::run(&session, snapshots_tx, &control_board, silence_max, stop);
+            let run = control::run(&session, eyes, &control_board, silence_max, stop);
             Task::Control(run.await)
         });
         let (stop, board, name) = (control_stop.clone(), board.clone(), config.name.clone());
@@ -225,11 +242,10 @@ async fn stream(
     let mut ended = Ok(());
     while let Some(task) = tasks.next().await {
         let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => (result.map_err(stream_ended), true),
+            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &publication)), true),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
-                result
-                    .map_err(|e| Ended::retry(Cause::Postgres, "reading PostgreSQL's position", e)),
+                result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),
                 false,
             ),
             Ok(Task::Watch) => (Ok(()), false),
@@ -271,8 +287,15 @@ impl Tasks {
     }
 }
 
-fn stream_ended(error: StreamError) -> Ended {
+fn stream_ended(error: StreamError, publication: &str) -> Ended {
     match error {
+        // The server looks it up as it was when what it decodes was written, and before 18 it goes no
+        // further, whatever there is by now. The server's language doesn't matter.
+        StreamError::Server { ref code, ref message }
+            if code == UNDEFINED_OBJECT && message.contains(publication) =>
+        {
+            Ended::Unpublished(error)
+        }
         StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
             Ended::Halted(Halt { reason: what, remedy })
         }

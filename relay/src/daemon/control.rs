@@ -9,7 +9,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_postgres::SimpleQueryMessage;
@@ -20,8 +20,11 @@ use crate::{
     config::Config,
     dead_letter::{self, Parked},
     lsn::Lsn,
+    pipeline::Seen,
     postgres::sql::{SessionLost, SqlSession},
     progress::SnapshotRecord,
+    published::{Published, Since},
+    source::{publication::Look, slot::InspectError},
 };
 
 /// A query runs this often.
@@ -47,6 +50,12 @@ pub(super) enum ControlError {
     /// The server's words could not be understood.
     #[error("the server's position could not be read")]
     Lsn(#[from] crate::lsn::ParseLsnError),
+    /// What the server has could not be asked.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// The stream may lack rows from here on: reconcile.
+    #[error("rows may be missing from the stream, because {0}")]
+    Republished(String),
 }
 
 /// Shows that this relay is alive while a start or a repair takes its time, and tells the board how
@@ -127,36 +136,75 @@ async fn count_parked(
     Ok(())
 }
 
+/// What one look at the server found.
+struct Looked {
+    seen: Seen,
+    /// Where the WAL ends that the server can send.
+    wal_end: Lsn,
+}
+
+impl Looked {
+    /// Nobody has flushed the WAL as far as the snapshot's position: the server can't send it.
+    fn is_unflushed(&self) -> bool {
+        self.seen.snapshot.lsn > self.wal_end
+    }
+}
+
 /// Takes a snapshot, and then the WAL position that delivery must pass before the snapshot counts:
 /// in this order, so that whatever the snapshot shows as committed starts before that position.
-/// Also where the WAL ends that the server can send.
-async fn take_snapshot(session: &SqlSession) -> Result<(SnapshotRecord, Lsn), ControlError> {
-    let snapshot = session.client().query_one("select pg_current_snapshot()::text", &[]);
-    let snapshot: String = snapshot.await?.try_get(0)?;
+async fn look_at(session: &SqlSession, look: &Look) -> Result<Looked, ControlError> {
+    let (snapshot, published) = look.at(session.client()).await?;
     let position = session.client().query_one(
-        "select pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text, \
-                (extract(epoch from clock_timestamp()) * 1000)::int8",
+        "select pg_catalog.pg_current_wal_insert_lsn()::text, \
+                pg_catalog.pg_current_wal_flush_lsn()::text, \
+                (extract(epoch from pg_catalog.clock_timestamp()) * 1000)::int8, \
+                pg_catalog.current_setting('wal_block_size')::int8",
         &[],
     );
     let row = position.await?;
-    let lsn: Lsn = row.try_get::<_, &str>(0)?.parse()?;
+    let inserted: Lsn = row.try_get::<_, &str>(0)?.parse()?;
     let wal_end: Lsn = row.try_get::<_, &str>(1)?.parse()?;
-    Ok((SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot }, wal_end))
+    let lsn = before_page_header(inserted, row.try_get::<_, i64>(3)?.unsigned_abs());
+    let snapshot = SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot };
+    Ok(Looked { seen: Seen { snapshot, published }, wal_end })
 }
 
-/// Takes snapshots until told to stop. One that finds no room is dropped. Gives up before
-/// standbys do: after `leader_timeout` without an answer they may have deposed this relay.
+/// Where a page ends, the server names the place behind the next one's header for what it inserts
+/// next, and the page's end for how far it has come. No record starts between the two.
+fn before_page_header(lsn: Lsn, page_bytes: u64) -> Lsn {
+    /// `SizeOfXLogShortPHD`, and `SizeOfXLogLongPHD` at the beginning of a segment.
+    const HEADERS: [u64; 2] = [24, 40];
+    match lsn.get().checked_rem(page_bytes) {
+        Some(offset) if HEADERS.contains(&offset) => Lsn::new(lsn.get() - offset),
+        _ => lsn,
+    }
+}
+
+/// Where what the control session sees goes.
+pub(super) struct Eyes {
+    /// The publication as it was when the stream began, and how to look at it.
+    pub(super) look: (Look, Published),
+    pub(super) seen: mpsc::Sender<Seen>,
+    /// For the stream: where the newest snapshot lies.
+    pub(super) awaited: watch::Sender<Lsn>,
+}
+
+/// Takes snapshots until told to stop, and looks at the publication. A snapshot that finds no room
+/// is dropped. Gives up before standbys do: after `leader_timeout` without an answer they may have
+/// deposed this relay.
 ///
 /// # Errors
 /// [`ControlError`]; the relay starts again from the first step.
 pub(super) async fn run(
     session: &SqlSession,
-    snapshots: mpsc::Sender<SnapshotRecord>,
+    eyes: Eyes,
     board: &Board,
     leader_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
+    let Eyes { look: (look, mut published), seen, awaited } = eyes;
     let answer_max = ANSWER_MAX.min(leader_timeout);
+    let mut tail = Tail::default();
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -164,10 +212,82 @@ pub(super) async fn run(
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
-        let taken = timeout(answer_max, take_snapshot(session)).await;
-        let (snapshot, wal_end) = taken.map_err(|_elapsed| ControlError::Silent(answer_max))??;
-        board.server_wal_end(wal_end);
+        let looked = timeout(answer_max, look_at(session, &look)).await;
+        let looked = looked.map_err(|_elapsed| ControlError::Silent(answer_max))??;
+        board.server_wal_end(looked.wal_end);
+        if let Since::Broken(why) = looked.seen.published.since(&published, false) {
+            return Err(ControlError::Republished(why));
+        }
+        if tail.is_to_be_flushed(&looked, board.records_delivered()) {
+            // A transaction that changes nothing: its commit is flushed soon, with all before it.
+            session.client().simple_query("select pg_catalog.pg_current_xact_id()").await?;
+        }
+        published.clone_from(&looked.seen.published);
+        awaited.send_replace(looked.seen.snapshot.lsn);
         // A queue that is full waits for a delivery; the pulse is needed all the same.
-        let _ = snapshots.try_send(snapshot);
+        let _ = seen.try_send(looked.seen);
+    }
+}
+
+/// The WAL's end, where nobody flushes it: pages that are cleaned up, or an open transaction. After a
+/// load the snapshots that show it would wait there until somebody commits.
+#[derive(Debug, Default)]
+struct Tail {
+    /// Was unflushed at the last look, too.
+    unflushed: bool,
+    /// Records delivered when it was last flushed.
+    flushed_at: u64,
+}
+
+impl Tail {
+    /// Once for what was delivered, so that an idle relay writes nothing.
+    fn is_to_be_flushed(&mut self, looked: &Looked, delivered: u64) -> bool {
+        let was = std::mem::replace(&mut self.unflushed, looked.is_unflushed());
+        let due = was && self.unflushed && delivered != self.flushed_at;
+        if due {
+            self.flushed_at = delivered;
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_with_its_page_ends_before_the_next_ones_header() {
+        for (inserted, expected) in [
+            (0x4000, 0x4000),
+            (0x4018, 0x4000),
+            (0x0100_0028, 0x0100_0000),
+            (0x4020, 0x4020),
+            (0x5FF8, 0x5FF8),
+        ] {
+            assert_eq!(before_page_header(Lsn::new(inserted), 8192), Lsn::new(expected));
+        }
+        assert_eq!(before_page_header(Lsn::new(0x18), 0), Lsn::new(0x18));
+    }
+
+    #[test]
+    fn a_tail_is_flushed_once_for_what_was_delivered_and_only_if_nobody_else_does() {
+        let looked = |inserted: u64, flushed: u64| Looked {
+            seen: Seen {
+                snapshot: SnapshotRecord {
+                    lsn: Lsn::new(inserted),
+                    taken_ms: 0,
+                    snapshot: String::new(),
+                },
+                published: Published::default(),
+            },
+            wal_end: Lsn::new(flushed),
+        };
+        let mut tail = Tail::default();
+        assert!(!tail.is_to_be_flushed(&looked(90, 80), 5), "somebody may do it by himself");
+        assert!(tail.is_to_be_flushed(&looked(90, 80), 5));
+        assert!(!tail.is_to_be_flushed(&looked(99, 80), 5), "once");
+        assert!(tail.is_to_be_flushed(&looked(99, 80), 6), "more was delivered");
+        assert!(!tail.is_to_be_flushed(&looked(99, 99), 7));
+        assert!(!tail.is_to_be_flushed(&looked(120, 99), 8));
     }
 }

@@ -14,12 +14,13 @@ use crate::{
     repair,
     route::{Mapping, TableName},
     sink::kafka::KafkaSink,
-    source::connect::ReplicationConnection,
+    source::{connect::ReplicationConnection, publication::Look},
 };
 
 /// What [`make`] works with.
 pub(super) struct Making<'a> {
     pub(super) config: &'a Config,
+    pub(super) look: &'a Look,
     pub(super) board: &'a Board,
     pub(super) session: &'a SqlSession,
     pub(super) replication: &'a mut ReplicationConnection,
@@ -39,14 +40,16 @@ pub(super) async fn make(
     tables: &[TableName],
     progress: &mut Progress,
 ) -> Result<Position, Ended> {
-    let Making { config, board, session, replication, sink, unfinished } = with;
+    let Making { config, look, board, session, replication, sink, unfinished } = with;
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot of unknown origin; this record says that it was ours.
     store(sink, progress).await?;
     fault::point(Point::FirstProgressStored);
     tell_of_rows_left_out(session, tables).await?;
-    let snapshot =
-        slot::make(&config.postgres.slot, board, session, replication, unfinished).await?;
+    let name = &config.postgres.slot;
+    let (snapshot, published) =
+        slot::make(name, look, board, session, replication, unfinished).await?;
+    progress.published = Some(published);
     let position = Position::UpTo(snapshot.lsn);
     progress.position = Some(position);
     progress.snapshots = vec![snapshot];

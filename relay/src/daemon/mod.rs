@@ -23,7 +23,7 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::Ended;
+use self::attempt::{Ended, Learnt};
 use crate::{
     admin::{self, Board, Hosts, Phase},
     backoff::Backoff,
@@ -86,15 +86,18 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     // The catalogue tells what rows need that are written now; older ones may need the other, and
     // only the stream tells that. The text format carries all.
-    let mut format = Format::Binary;
+    let mut learnt = Learnt { format: Format::Binary, unpublished_once: false };
     while !stop.is_cancelled() {
         let started = Instant::now();
-        let ended = attempt::run(config, parts, board, format, stop).await;
+        let ended = attempt::run(config, parts, board, learnt, stop).await;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }
         let wait = match ended {
-            Ok(()) => continue,
+            Ok(()) => {
+                learnt.unpublished_once = false; // If it was, the slot is a new one.
+                continue;
+            }
             Err(Ended::Halted(halt)) => {
                 tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
                 board.error(halt.to_string());
@@ -116,9 +119,20 @@ async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &Cancell
             }
             Err(Ended::NeedsText(reason)) => {
                 tracing::info!(%reason, "streaming in the text format from now on");
-                format = Format::Text;
+                learnt.format = Format::Text;
                 board.metrics().reconnect(Cause::Other);
                 board.phase(Phase::Starting { doing: "following a change of the table".into() });
+                backoff.next_wait()
+            }
+            Err(Ended::Unpublished(reason)) => {
+                tracing::warn!(
+                    %reason,
+                    "the publication was missing when what comes next in the stream was written"
+                );
+                learnt.unpublished_once = true;
+                board.metrics().reconnect(Cause::Postgres);
+                board.error(reason.to_string());
+                board.phase(Phase::Starting { doing: "reconciling with the publication".into() });
                 backoff.next_wait()
             }
             Err(Ended::Retry { cause, doing, error }) => {

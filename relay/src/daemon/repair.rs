@@ -27,12 +27,12 @@ use crate::{
     position::Position,
     postgres::sql::{self, SqlSession},
     progress::{Progress, RepairRecord},
-    reconcile::Halt,
+    reconcile::{self, Halt},
     record::{Batch, BatchLimits},
     repair::{self, End, ReadError, Reader, Table},
     route::Router,
     sink::kafka::KafkaSink,
-    source::connect::ReplicationConnection,
+    source::{connect::ReplicationConnection, publication::Look},
 };
 
 const READING: &str = "reading the outbox tables for a repair";
@@ -48,6 +48,9 @@ pub(super) struct Beginning<'a> {
     pub(super) sink: &'a mut KafkaSink,
     pub(super) unfinished: &'a Unfinished,
     pub(super) tables: &'a [Table],
+    pub(super) look: &'a Look,
+    /// Why a slot that streams is replaced.
+    pub(super) gap: Option<&'a str>,
 }
 
 /// Makes the slot anew, and stores in `progress` what is to be read. Returns where the stream begins
@@ -58,16 +61,25 @@ pub(super) async fn begin(
     lower: Option<String>,
     replace: bool,
 ) -> Result<Option<Position>, Ended> {
-    let Beginning { config, board, session, replication, sink, unfinished, tables } = with;
+    let Beginning { config, board, session, replication, sink, unfinished, tables, look, gap } =
+        with;
     let name = &config.postgres.slot;
-    nothing_gone(config, session, tables, progress, lower.as_deref()).await?;
-    match progress.position {
-        Some(position) => tracing::warn!(
+    nothing_gone(config, session, tables, progress, lower.as_deref(), gap).await?;
+    match (progress.position, gap) {
+        (Some(_), Some(gap)) => tracing::warn!(
+            slot = name,
+            gap,
+            "rows may be missing from the stream: making a new slot, and publishing what was \
+             committed since the last snapshot before from the outbox tables"
+        ),
+        (Some(position), None) => tracing::warn!(
             slot = name, after = %position,
             "the slot is gone: making a new one, and publishing what was committed meanwhile from \
              the outbox tables"
         ),
-        None => tracing::info!(slot = name, "publishing the rows that are in the outbox tables"),
+        (None, _) => {
+            tracing::info!(slot = name, "publishing the rows that are in the outbox tables")
+        }
     }
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot past its progress; this record says that it is of no use to anybody.
@@ -77,7 +89,10 @@ pub(super) async fn begin(
     if replace {
         slot::drop(name, replication).await?;
     }
-    let upper = slot::make(name, board, session, replication, unfinished).await?;
+    let (upper, published) =
+        slot::make(name, look, board, session, replication, unfinished).await?;
+    progress.published = Some(published);
+    progress.gap = None;
     // Asked after it is made: what its snapshot shows is there by now.
     if lower.is_none() && no_row(session, tables).await? {
         let from = Position::UpTo(upper.lsn);
@@ -105,6 +120,7 @@ async fn nothing_gone(
     tables: &[Table],
     progress: &Progress,
     lower: Option<&str>,
+    gap: Option<&str>,
 ) -> Result<(), Ended> {
     let kept = config.outbox.rows_kept;
     let complete = repair::complete(session.client(), tables, lower, kept).await;
@@ -115,6 +131,9 @@ async fn nothing_gone(
             Some(begun) if begun.is_begun() => format!("{from} and {}", begun.consistent_point),
             _ => format!("{from} and now"),
         };
+        if let Some(gap) = gap {
+            return Ended::Halted(reconcile::lacking(slot, gap, progress, &why));
+        }
         Ended::Halted(Halt::new(
             format!(
                 "slot {slot} was lost, and of the events committed between {until} some may be \
@@ -154,7 +173,8 @@ pub(super) async fn run(
         if lower.is_some() {
             // Asked again now that what is there can't go any more.
             reader.begun().await.map_err(unread)?;
-            nothing_gone(config, session, &tables, delivery.progress(), lower.as_deref()).await?;
+            nothing_gone(config, session, &tables, delivery.progress(), lower.as_deref(), None)
+                .await?;
         }
         pages(config, board, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {

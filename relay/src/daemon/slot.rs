@@ -6,12 +6,13 @@ use super::{attempt::Ended, start::doing, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     fault::{self, Point},
-    lsn::Lsn,
     metrics::Cause,
     postgres::sql::SqlSession,
     progress::SnapshotRecord,
+    published::Published,
     source::{
         connect::{CreatedSlot, ReplicationConnection, SnapshotAction},
+        publication::Look,
         slot,
     },
 };
@@ -20,15 +21,16 @@ use crate::{
 const WAITING_REPORT: Duration = Duration::from_secs(5);
 
 /// Makes the slot. Returns the snapshot that it begins with, which shows exactly what the stream
-/// will not send; its LSN is the slot's consistent point. Cancel safe: what the server goes on doing
-/// is in `unfinished`.
+/// will not send; its LSN is the slot's consistent point; and how the tables are published in it. Cancel
+/// safe: what the server goes on doing is in `unfinished`.
 pub(super) async fn make(
     name: &str,
+    look: &Look,
     board: &Board,
     session: &SqlSession,
     replication: &mut ReplicationConnection,
     unfinished: &Unfinished,
-) -> Result<SnapshotRecord, Ended> {
+) -> Result<(SnapshotRecord, Published), Ended> {
     const DOING: &str = "making the replication slot";
     doing(board, DOING);
     // Standbys of PostgreSQL 17 and later take it over.
@@ -48,12 +50,12 @@ pub(super) async fn make(
     fault::point(Point::SlotMade);
     unfinished.end();
     tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
-    exported_snapshot(session, &created).await
+    exported_snapshot(session, look, &created).await
 }
 
 /// Drops a slot that is of no use any more.
 pub(super) async fn drop(name: &str, replication: &mut ReplicationConnection) -> Result<(), Ended> {
-    tracing::warn!(slot = name, "dropping the slot: it can't be streamed from");
+    tracing::warn!(slot = name, "dropping the slot, to make a new one");
     let dropped = replication.drop_slot(name).await;
     dropped.map_err(|e| Ended::retry(Cause::Postgres, "dropping the replication slot", e))
 }
@@ -71,8 +73,9 @@ async fn report_writers(board: &Board, session: &SqlSession) {
 
 async fn exported_snapshot(
     session: &SqlSession,
+    look: &Look,
     slot: &CreatedSlot,
-) -> Result<SnapshotRecord, Ended> {
+) -> Result<(SnapshotRecord, Published), Ended> {
     const DOING: &str = "reading the slot's snapshot";
     let name = slot.snapshot_name.as_deref().ok_or_else(|| {
         Ended::retry(Cause::Postgres, DOING, anyhow::anyhow!("the server exported no snapshot"))
@@ -86,22 +89,15 @@ async fn exported_snapshot(
                  set transaction snapshot '{quoted}'"
             ))
             .await?;
-        let row = client
-            .query_one(
-                "select pg_current_snapshot()::text, \
-                        (extract(epoch from clock_timestamp()) * 1000)::int8",
-                &[],
-            )
-            .await?;
+        let (snapshot, published) = look.at(client).await?;
+        let now = "select (extract(epoch from clock_timestamp()) * 1000)::int8";
+        let taken_ms = client.query_one(now, &[]).await?.try_get(0)?;
         client.batch_execute("commit").await?;
-        Ok::<_, tokio_postgres::Error>(SnapshotRecord {
-            lsn: Lsn::ZERO,
-            taken_ms: row.try_get(1)?,
-            snapshot: well_formed(row.try_get(0)?),
-        })
+        let snapshot = well_formed(snapshot);
+        let snapshot = SnapshotRecord { lsn: slot.consistent_point, taken_ms, snapshot };
+        anyhow::Ok((snapshot, published))
     };
-    let read = read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    Ok(SnapshotRecord { lsn: slot.consistent_point, ..read })
+    read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))
 }
 
 /// The server may export a snapshot of which xmax is below xmin: it moves xmin past whatever has ended

@@ -7,7 +7,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::time::sleep;
 
-use super::{attempt::Ended, first, repair, standby, unfinished::Unfinished};
+use super::{
+    attempt::{Ended, Learnt},
+    first, repair, standby,
+    unfinished::Unfinished,
+};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -19,6 +23,7 @@ use crate::{
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
     progress::Progress,
+    published::Published,
     reconcile::{self, Decision, Facts, Halt, Reconciled},
     record::{Batch, BatchLimits},
     repair::Table,
@@ -29,6 +34,7 @@ use crate::{
     },
     source::{
         connect::{ReplicationConnection, StreamOptions, SystemIdentity},
+        publication::Look,
         slot::{self, SlotState},
         table,
     },
@@ -58,14 +64,15 @@ pub(super) struct Streaming {
     pub(super) delivery: Delivery<KafkaSink, Store>,
     pub(super) probe: Probe,
     pub(super) watch: Watch,
+    /// How the tables were published when the stream began, and how to look again.
+    pub(super) look: (Look, Published),
     pub(super) from: Position,
     pub(super) router: Router,
     pub(super) socket: Socket,
     pub(super) unread: BytesMut,
 }
 
-/// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by,
-/// `format` is what the stream is known to need.
+/// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
 /// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
 /// safe: nothing is delivered or confirmed here but the progress records of a first start, and
 /// what the server goes on doing is in `unfinished`.
@@ -75,11 +82,12 @@ pub(super) async fn start(
     board: &Board,
     session: &Arc<SqlSession>,
     ready: Option<KafkaSink>,
-    format: Format,
+    learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
     doing(board, "connecting for replication");
     let mut replication = connect_replication(config, parts).await?;
+    let look = look(config, parts, &replication);
     still_leads(config, session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
@@ -105,24 +113,47 @@ pub(super) async fn start(
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
-    let mut tables = inspect_tables(config, parts, session, format).await?;
-    let unrepairable = tables.repair.as_ref().err();
-    let Reconciled { progress: carried, decision } =
-        decide(config, parts, session, &mut replication, &identity, stored.as_ref(), unrepairable)
-            .await?;
+    let mut tables = inspect_tables(config, parts, session, learnt.format).await?;
+    if let Some(halt) = tables.unpublished.take() {
+        return Err(unpublished(halt, &tables, &mut sink, stored).await);
+    }
+    // After the tables: a change that comes between is seen here, or by the next look.
+    let (_, published) = look
+        .at(session.client())
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
+    let Reconciled { progress: carried, decision, gap } = decide(
+        config,
+        parts,
+        session,
+        &mut replication,
+        &identity,
+        stored.as_ref(),
+        Found {
+            published: &published,
+            unpublished_once: learnt.unpublished_once,
+            unrepairable: tables.repair.as_ref().err(),
+        },
+    )
+    .await?;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
     let from = match decision {
-        Decision::Stream { from } => from,
+        Decision::Stream { from } => {
+            progress.published = Some(published);
+            from
+        }
         Decision::MakeSlot => {
             tables.must_fit()?;
+            progress.published = Some(published);
             // What was delivered of a release stays delivered, whatever became of the slot.
             progress.snapshots.clear();
             let mapped = parts.mapping.tables();
             let made = first::Making {
                 config,
+                look: &look,
                 board,
                 session,
                 replication: &mut replication,
@@ -150,6 +181,8 @@ pub(super) async fn start(
                         sink: &mut sink,
                         unfinished,
                         tables: &readable,
+                        look: &look,
+                        gap: gap.as_deref(),
                     };
                     repair::begin(with, &mut progress, lower, replace).await?
                 }
@@ -194,9 +227,10 @@ pub(super) async fn start(
     standby::still_leads(session, slot).await?;
     let router =
         Router::new(parts.mapping.clone(), &origin, tables.format).with_stamped(tables.stamped);
+    let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-    let streaming = Streaming { delivery, probe, watch, from, router, socket, unread };
+    let streaming = Streaming { delivery, probe, watch, look, from, router, socket, unread };
     Ok(Started::Stream(Box::new(streaming)))
 }
 
@@ -251,7 +285,10 @@ pub(super) async fn prepare(
     session: &SqlSession,
 ) -> Result<KafkaSink, Ended> {
     let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    inspect_tables(config, parts, session, Format::Binary).await?;
+    let tables = inspect_tables(config, parts, session, Format::Binary).await?;
+    if let Some(halt) = tables.unpublished {
+        return Err(Ended::Halted(halt));
+    }
     connect_sink(config, parts, session, &identity).await
 }
 
@@ -285,6 +322,8 @@ async fn connect_sink(
         identity,
         history: &[],
         start_with_all: false,
+        published: None,
+        unpublished_once: false,
         unrepairable: None,
     })
     .map_err(Ended::Halted)?;
@@ -315,6 +354,16 @@ async fn still_leads(
     Err(Ended::retry(Cause::Postgres, DOING, error))
 }
 
+/// How the publication is looked at on that server.
+fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
+    let tables = parts.mapping.tables().iter();
+    Look::new(
+        replication.server_version_num(),
+        &config.postgres.publication,
+        tables.map(|table| (table.to_string(), table.schema.as_str(), table.table.as_str())),
+    )
+}
+
 async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {
     replication
         .identify_system()
@@ -340,6 +389,13 @@ impl SystemIdentity {
     }
 }
 
+/// What was found out about the tables.
+struct Found<'a> {
+    published: &'a Published,
+    unpublished_once: bool,
+    unrepairable: Option<&'a Halt>,
+}
+
 async fn decide(
     config: &Config,
     parts: &Parts,
@@ -347,9 +403,10 @@ async fn decide(
     replication: &mut ReplicationConnection,
     identity: &SystemIdentity,
     stored: Option<&Progress>,
-    unrepairable: Option<&Halt>,
+    found: Found<'_>,
 ) -> Result<Reconciled, Ended> {
     const DOING: &str = "reconciling progress with the slot";
+    let Found { published, unpublished_once, unrepairable } = found;
     let (slot, database) = survey(config, session).await?;
     let history = match stored {
         Some(progress) if progress.timeline < identity.timeline => replication
@@ -366,6 +423,8 @@ async fn decide(
         identity,
         history: &history,
         start_with_all: first::takes_all(config, &parts.mapping),
+        published: Some(published),
+        unpublished_once,
         unrepairable,
     })
     .map_err(Ended::Halted)
@@ -419,6 +478,8 @@ struct Tables {
     format: Format,
     /// Those whose column `xid` is the transaction that inserted the row.
     stamped: Vec<TableName>,
+    /// Why rows that are written now are not in the stream.
+    unpublished: Option<Halt>,
     /// Why rows that are written from now on would not serve.
     misfit: Option<Halt>,
     /// For a repair, or why they can't be read for one.
@@ -444,7 +505,13 @@ async fn inspect_tables(
     let client = session.client();
     let name = &config.postgres.publication;
     let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
-    let mut found = Tables { format: least, stamped: vec![], misfit: None, repair: Ok(Vec::new()) };
+    let mut found = Tables {
+        format: least,
+        stamped: vec![],
+        unpublished: None,
+        misfit: None,
+        repair: Ok(Vec::new()),
+    };
     for table in parts.mapping.tables() {
         let TableName { schema, table: table_name } = table;
         let state = table::inspect(client, schema, table_name).await.map_err(failed)?;
@@ -463,7 +530,7 @@ async fn inspect_tables(
                     found.stamped.push(table.clone());
                 }
             }
-            Err(Unfit::Unpublished(halt)) => return Err(Ended::Halted(halt)),
+            Err(Unfit::Unpublished(halt)) => found.unpublished = Some(halt),
             Err(Unfit::Columns(halt)) => {
                 // It carries every type, whatever shape the rows in the stream have.
                 found.format = Format::Text;
@@ -474,19 +541,39 @@ async fn inspect_tables(
     Ok(found)
 }
 
-/// Looks at the tables again and again while the relay streams. What is written into one that is
-/// published no more is not in the stream, and nothing in the stream says so. Returns what ends
-/// the attempt. Cancel safe.
+/// Rows are written that are not in the stream. That is remembered: when somebody has obeyed, nothing
+/// may tell any more that there were some.
+async fn unpublished(
+    halt: Halt,
+    tables: &Tables,
+    sink: &mut KafkaSink,
+    stored: Option<Progress>,
+) -> Ended {
+    let streamed = stored.filter(|progress| progress.position.is_some());
+    let reason = halt.reason.clone();
+    let told = table_fit::until_obeyed(halt, streamed.is_some(), tables.repair.as_ref().err());
+    if let Some(mut progress) = streamed
+        && progress.gap.is_none()
+    {
+        progress.gap = Some(reason);
+        if let Err(ended) = store(sink, &progress).await {
+            return ended;
+        }
+    }
+    Ended::Halted(told)
+}
+
+/// Looks at the tables again and again while the relay streams, for what `control` does not see.
+/// Returns what ends the attempt. Cancel safe.
 pub(super) async fn watch_tables(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
     loop {
         sleep(TABLES_INTERVAL).await;
         match inspect_tables(config, parts, session, Format::Binary).await {
-            Ok(_) => {}
-            Err(Ended::Halted(Halt { reason, remedy })) => {
-                return Ended::Halted(Halt::new(
-                    format!("{reason}: events that were written meanwhile are not in the stream"),
-                    format!("{remedy}; then insert those events again"),
-                ));
+            Ok(Tables { unpublished: None, .. }) => {}
+            // The next start remembers it, and halts.
+            Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
+                let doing = "looking at the outbox tables";
+                return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
             }
             Err(ended) => return ended,
         }

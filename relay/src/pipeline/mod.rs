@@ -20,6 +20,7 @@ use crate::{
     dead_letter::{DeadLetterError, DeadLetters},
     position::{Confirmable, Position, RowPosition},
     progress::{Progress, SnapshotRecord},
+    published::Published,
     record::{Batch, BatchLimits},
     sink::{Sink, SinkError, Stored},
     source::handover::Taker,
@@ -44,6 +45,15 @@ pub enum PipelineError {
     },
 }
 
+/// What the control session saw at one moment.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Which transactions were visible.
+    pub snapshot: SnapshotRecord,
+    /// How the tables were published: no row can be missing from the stream by then.
+    pub published: Published,
+}
+
 /// Delivers batches until the source ends.
 #[derive(Debug)]
 pub struct Pipeline<S, D> {
@@ -55,17 +65,17 @@ pub struct Pipeline<S, D> {
 }
 
 impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
-    /// `snapshots` wait in their channel until delivery has passed them; it is bounded, and the
-    /// newest may be dropped. `limits` bound what a release takes into memory at a time.
+    /// What was `seen` waits in its channel until delivery looks; it is bounded, and the newest may
+    /// be dropped. `limits` bound what a release takes into memory at a time.
     pub fn new(
         taker: Taker,
         delivery: Delivery<S, D>,
-        snapshots: mpsc::Receiver<SnapshotRecord>,
+        seen: mpsc::Receiver<Seen>,
         confirmed: watch::Sender<Confirmable>,
         limits: BatchLimits,
     ) -> Self {
         let ladder = Ladder::new(delivery.progress().snapshots.clone());
-        let course = StreamCourse { ladder, passing: None, snapshots, confirmed };
+        let course = StreamCourse { ladder, passing: None, seen, confirmed };
         Pipeline { taker, delivery, course, limits }
     }
 
@@ -118,15 +128,16 @@ struct StreamCourse {
     ladder: Ladder,
     /// The ladder with what the delivery under way passes: it counts once that is stored.
     passing: Option<Ladder>,
-    snapshots: mpsc::Receiver<SnapshotRecord>,
+    seen: mpsc::Receiver<Seen>,
     confirmed: watch::Sender<Confirmable>,
 }
 
 impl Course for StreamCourse {
     fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool {
         let Some(position) = position_after(batch, end) else { return false };
-        while let Ok(snapshot) = self.snapshots.try_recv() {
+        while let Ok(Seen { snapshot, published }) = self.seen.try_recv() {
             self.ladder.offer(snapshot);
+            progress.published = Some(published);
         }
         let was_passing = self.passing.take().is_some();
         self.passing = self.ladder.passed(position.resume_lsn());

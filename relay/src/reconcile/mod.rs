@@ -14,6 +14,7 @@ use crate::{
     lsn::Lsn,
     position::Position,
     progress::{Progress, RepairRecord},
+    published::{Published, Since},
     source::{connect::SystemIdentity, slot::SlotState},
 };
 
@@ -35,6 +36,10 @@ pub struct Facts<'a> {
     pub history: &'a [(u32, Lsn)],
     /// Whether a first start publishes the rows that are there already.
     pub start_with_all: bool,
+    /// How the tables are published now; `None` where that was not asked.
+    pub published: Option<&'a Published>,
+    /// The stream ended because its publication was missing when what comes next was written.
+    pub unpublished_once: bool,
     /// Why the tables can't be read for a repair, if they can't, and what would mend that.
     pub unrepairable: Option<&'a Halt>,
 }
@@ -46,6 +51,8 @@ pub struct Reconciled {
     pub progress: Option<Progress>,
     /// What to do.
     pub decision: Decision,
+    /// Why a slot that streams is to be replaced: what the stream may lack.
+    pub gap: Option<String>,
 }
 
 /// What to do.
@@ -131,7 +138,39 @@ pub fn reconcile(facts: &Facts<'_>) -> Result<Reconciled, Halt> {
         (_, None) => without_progress(facts)?,
         (_, Some(progress)) => with_progress(facts, progress)?,
     };
-    Ok(Reconciled { progress: carried, decision })
+    let replaces = matches!(decision, Decision::Repair { .. });
+    let gap = carried.as_ref().and_then(|progress| gap(facts, progress)).filter(|_| replaces);
+    Ok(Reconciled { progress: carried, decision, gap })
+}
+
+/// Why rows may be missing from the stream that goes on from stored progress: written while their
+/// table was not published as it had been. What the stream does have can't say so.
+fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
+    let inside = matches!(progress.position, Some(Position::Row(_)));
+    if let Some(why) = &progress.gap {
+        return Some(why.clone());
+    }
+    if let (Some(now), Some(earlier)) = (facts.published, &progress.published)
+        && let Since::Broken(why) = now.since(earlier, inside)
+    {
+        return Some(why);
+    }
+    facts.unpublished_once.then(|| "the publication was missing when they were written".to_owned())
+}
+
+/// What of the events is not in the stream any more.
+#[derive(Clone, Copy)]
+struct Loss<'a> {
+    /// Said of the slot.
+    what: &'a str,
+    /// The slot streams, and may lack some; else it is of no use.
+    streams: bool,
+}
+
+impl<'a> Loss<'a> {
+    fn slot(what: &'a str) -> Self {
+        Loss { what, streams: false }
+    }
 }
 
 /// What a slot is good for.
@@ -161,7 +200,9 @@ fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
     let unknown = "the broker has no progress record: what was published before is not known here";
     match use_of(facts)? {
-        Use::Missing if facts.start_with_all => repair(facts, None, "is yet to be made"),
+        Use::Missing if facts.start_with_all => {
+            repair(facts, None, None, Loss::slot("is yet to be made"))
+        }
         Use::Missing => Ok(Decision::MakeSlot),
         Use::From(confirmed) => Err(Halt::new(
             format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
@@ -193,102 +234,148 @@ fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
 
 fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Halt> {
     let slot = use_of(facts);
+    let gap = gap(facts, progress).map(|why| format!("may lack rows, because {why}"));
+    let gap = gap.as_deref().map(|what| Loss { what, streams: true });
     match (&progress.repair, progress.position) {
-        (Some(under_way), position) if under_way.is_begun() => {
-            begun(facts, under_way, position, slot?)
-        }
+        (Some(under_way), _) if under_way.is_begun() => begun(facts, progress, under_way, slot?),
         // Announced: whatever slot is there, nobody has read from it.
-        (Some(_), position) => anew(facts, progress, position, "is to be repaired"),
-        (None, None) => match slot? {
-            Use::Missing => Ok(Decision::MakeSlot),
+        (Some(_), _) => anew(facts, progress, Loss::slot("is to be repaired")),
+        (None, None) => match (slot?, gap) {
+            (Use::Missing, _) => Ok(Decision::MakeSlot),
+            (Use::From(_), Some(loss)) => Err(gone(facts, progress, loss, NOTHING_KNOWN)),
             // Its making was announced, and nothing was ever delivered or confirmed.
-            Use::From(confirmed) => Ok(Decision::Stream { from: Position::UpTo(confirmed) }),
-            Use::Lost => Err(gone(facts, "the slot's making", "has lost its WAL", NOTHING_KNOWN)),
+            (Use::From(confirmed), None) => {
+                Ok(Decision::Stream { from: Position::UpTo(confirmed) })
+            }
+            (Use::Lost, _) => Err(gone(facts, progress, Loss::slot(LOST), NOTHING_KNOWN)),
         },
         (None, Some(position)) => match slot? {
-            Use::Missing => anew(facts, progress, Some(position), "does not exist"),
-            Use::Lost => anew(facts, progress, Some(position), "has lost its WAL"),
+            Use::Missing => anew(facts, progress, Loss::slot("does not exist")),
+            Use::Lost => anew(facts, progress, Loss::slot(LOST)),
             Use::From(confirmed) if confirmed > position.resume_lsn() => {
                 Err(moved(facts, &position.to_string(), confirmed))
             }
-            Use::From(_) => Ok(Decision::Stream { from: position }),
+            Use::From(_) => match gap {
+                Some(loss) => anew(facts, progress, loss),
+                None => Ok(Decision::Stream { from: position }),
+            },
         },
     }
 }
 
+const LOST: &str = "has lost its WAL";
 const NOTHING_KNOWN: &str = "nothing was published before";
 
 /// A repair whose new slot was made: goes on, or, where that slot is gone too, ends first: what it
 /// publishes is what a further repair begins after.
 fn begun(
     facts: &Facts<'_>,
+    progress: &Progress,
     under_way: &RepairRecord,
-    position: Option<Position>,
     slot: Use,
 ) -> Result<Decision, Halt> {
     match slot {
         Use::From(confirmed) if confirmed > under_way.consistent_point => {
             Err(moved(facts, &under_way.consistent_point.to_string(), confirmed))
         }
-        Use::From(_) | Use::Missing | Use::Lost => match facts.unrepairable {
-            None => Ok(Decision::FinishRepair),
-            Some(why) => Err(gone(
-                facts,
-                &position.map_or_else(|| "the first event".to_owned(), |p| p.to_string()),
-                "is being repaired",
-                &why.reason,
-            )
-            .unless(&why.remedy)),
-        },
-    }
-}
-
-/// A repair from the beginning.
-fn anew(
-    facts: &Facts<'_>,
-    progress: &Progress,
-    position: Option<Position>,
-    what: &str,
-) -> Result<Decision, Halt> {
-    let lower = progress.snapshots.first();
-    match (position, lower) {
-        // A first start with all rows, cut short before it had published any.
-        (None, _) => repair(facts, None, what),
-        (Some(_), Some(lower)) => repair(facts, Some(lower.snapshot.clone()), what),
-        (Some(position), None) => {
-            let why = "no stored snapshot says which rows of the table are among them";
-            Err(gone(facts, &position.to_string(), what, why))
+        Use::From(_) | Use::Missing | Use::Lost => {
+            let loss = Loss::slot("is being repaired");
+            match (facts.unrepairable, made_anew(facts, Some(progress))) {
+                (None, None) => Ok(Decision::FinishRepair),
+                (Some(Halt { reason, remedy }), _) => {
+                    Err(gone(facts, progress, loss, reason).unless(remedy))
+                }
+                (None, Some(why)) => Err(gone(facts, progress, loss, &why)),
+            }
         }
     }
 }
 
-fn repair(facts: &Facts<'_>, lower: Option<String>, what: &str) -> Result<Decision, Halt> {
+/// A repair from the beginning.
+fn anew(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>) -> Result<Decision, Halt> {
+    let lower = progress.snapshots.first();
+    match (progress.position, lower) {
+        // A first start with all rows, cut short before it had published any.
+        (None, _) => repair(facts, Some(progress), None, loss),
+        (Some(_), Some(lower)) => repair(facts, Some(progress), Some(lower.snapshot.clone()), loss),
+        (Some(_), None) => {
+            let why = "no stored snapshot says which rows of the table are among them";
+            Err(gone(facts, progress, loss, why))
+        }
+    }
+}
+
+fn repair(
+    facts: &Facts<'_>,
+    progress: Option<&Progress>,
+    lower: Option<String>,
+    loss: Loss<'_>,
+) -> Result<Decision, Halt> {
     let Some(why) = facts.unrepairable else {
-        return Ok(Decision::Repair { lower, replace: facts.slot.is_some() });
+        return match (progress, made_anew(facts, progress)) {
+            (Some(progress), Some(why)) if lower.is_some() => {
+                Err(gone(facts, progress, loss, &why))
+            }
+            _ => Ok(Decision::Repair { lower, replace: facts.slot.is_some() }),
+        };
     };
     let Halt { reason, remedy } = why;
-    if lower.is_none() {
+    let Some(progress) = progress.filter(|_| lower.is_some()) else {
         return Err(Halt::new(
             format!("the rows that are there already can't be published: {reason}"),
             format!("{remedy}; or set postgres.start to \"now\" to leave them out"),
         ));
-    }
-    let from = facts.progress.and_then(|progress| progress.position);
-    let from = from.map_or_else(|| "the first event".to_owned(), |position| position.to_string());
-    Err(gone(facts, &from, what, &format!("the table can't be read for them: {reason}"))
-        .unless(remedy))
+    };
+    let why = format!("the table can't be read for them: {reason}");
+    Err(gone(facts, progress, loss, &why).unless(remedy))
 }
 
-/// What the slot would have sent can't be found.
-fn gone(facts: &Facts<'_>, from: &str, what: &str, why: &str) -> Halt {
+/// Why rows of before are not in a table of that name: it is another one.
+fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<String> {
+    let earlier = progress?.published.as_ref()?;
+    let table = facts.published?.made_anew(earlier)?;
+    Some(format!(
+        "{table} is another table than the one that they were written into, so it can't be read \
+         for them"
+    ))
+}
+
+/// The slot streams, may lack rows, and the table turns out not to have them all.
+pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
+    let from = progress.snapshots.first().map(|snapshot| snapshot.lsn).unwrap_or_default();
     Halt::new(
         format!(
-            "slot {} {what}: events committed between {from} and {} may not be published, and {why}",
-            facts.slot_name, facts.identity.flush_lsn
+            "slot {slot} may lack rows, because {gap}, and of the events committed between {from} and \
+             now some may be missing from the table as well: {}",
+            why.reason
         ),
-        "to leave out what is not published, make a new slot and publish what is committed from \
-         then on, run `outbox-relay resume --at now`",
+        format!("{ON}; {ANEW}"),
     )
+    .unless(&why.remedy)
+}
+
+const ON: &str = "to publish what the slot has of them and leave out what it lacks, run `outbox-relay \
+                  resume --at progress`";
+const ANEW: &str = "to leave out all that is not published, make a new slot and publish what is \
+                    committed from then on, run `outbox-relay resume --at now`";
+
+/// What the slot would have sent can't be found.
+fn gone(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>, why: &str) -> Halt {
+    let newest = progress.snapshots.first().map(|snapshot| snapshot.lsn.to_string());
+    let from = match progress.position {
+        None => "the first event".to_owned(),
+        // What it lacks may be committed before what it had.
+        Some(_) if loss.streams => newest.unwrap_or_else(|| "the slot's making".to_owned()),
+        Some(position) => position.to_string(),
+    };
+    let reason = format!(
+        "slot {} {}: events committed between {from} and {} may not be published, and {why}",
+        facts.slot_name, loss.what, facts.identity.flush_lsn
+    );
+    match loss.streams {
+        true => Halt::new(reason, format!("{ON}; {ANEW}")),
+        false => Halt::new(reason, ANEW),
+    }
 }
 
 fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt {

@@ -22,9 +22,10 @@ use crate::{
     admin::Board,
     dead_letter::DeadLetters,
     lsn::Lsn,
-    pipeline::{Pipeline, PipelineError, delivery::Delivery, intake::RouteIntake},
+    pipeline::{Pipeline, PipelineError, Seen, delivery::Delivery, intake::RouteIntake},
     position::{Confirmable, Position, RowPosition},
     progress::{Progress, SnapshotRecord},
+    published::Published,
     reconcile::{self, Decision, Facts, Reconciled},
     record::BatchLimits,
     route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
@@ -185,14 +186,14 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     };
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(from));
-    let (snapshots_tx, snapshots_rx) = mpsc::channel(2);
+    let (seen_tx, seen_rx) = mpsc::channel(2);
     let delivered = believed(look(&world).mutant, from);
     let intake = RouteIntake::new(router(look(&world).mutant), delivered, "sim", board.clone());
     let decoder = Decoder::new(giver, intake, from, 1 << 20);
     let delivery = Delivery::new(sink, table, lanes, progress, board);
-    let pipeline = Pipeline::new(taker, delivery, snapshots_rx, confirmed_tx, limits);
+    let pipeline = Pipeline::new(taker, delivery, seen_rx, confirmed_tx, limits);
     let mut source =
-        pin!(Source { world: &world, session, from }.run(decoder, confirmed_rx, snapshots_tx));
+        pin!(Source { world: &world, session, from }.run(decoder, confirmed_rx, seen_tx));
     let mut pipeline = pin!(pipeline.run());
     let (mut source_ended, mut pipeline_ended) = (None, None);
     poll_fn(|context| {
@@ -257,6 +258,8 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
         identity: &identity,
         history: &[],
         start_with_all: false,
+        published: None,
+        unpublished_once: false,
         unrepairable: None,
     });
     match reconciled {
@@ -313,7 +316,7 @@ impl Source<'_> {
         self,
         mut decoder: Decoder<RouteIntake>,
         mut confirmed: watch::Receiver<Confirmable>,
-        snapshots: mpsc::Sender<SnapshotRecord>,
+        seen: mpsc::Sender<Seen>,
     ) -> Result<(), String> {
         let next = look(self.world).server.first_after(self.from.resume_lsn());
         let mut sent = Sent { transaction: next, message: 0, knows_table: false };
@@ -338,7 +341,8 @@ impl Source<'_> {
                     let lsn = world.server.end();
                     let taken_ms = i64::try_from(world.server.wal.len()).unwrap() * 1000;
                     let snapshot = SnapshotRecord { lsn, taken_ms, snapshot: String::new() };
-                    let _ = snapshots.try_send(snapshot);
+                    let published = Published::default();
+                    let _ = seen.try_send(Seen { snapshot, published });
                 }
             }
             if let Err(error) = decoder.decode(&mut unread) {

@@ -8,6 +8,7 @@ mod copy;
 pub mod handover;
 pub mod intake;
 pub mod pgoutput;
+pub mod publication;
 pub mod slot;
 pub mod stream;
 pub mod table;

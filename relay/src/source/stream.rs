@@ -14,7 +14,7 @@ use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,8 +44,11 @@ const COALESCE_MAX: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 256 << 10;
 /// How much of a row above the size limit is kept, to read its id, topic and key.
 const OVERSIZED_PREFIX_BYTES: usize = 64 << 10;
-/// The server is told the confirmed position, and the stream's health is looked at, this often.
+/// The server is told the confirmed position, and the stream's health is looked at, at least this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// What a delivery confirms is told at once, but no more often than this: receipts, retention and
+/// commits that wait for the relay wait for it, and each costs the walsender a wake-up.
+const STATUS_MIN: Duration = Duration::from_millis(5);
 /// Silence after which the server is asked for a reply.
 const ASK_AFTER: Duration = Duration::from_secs(5);
 /// Silence after which the connection is given up. A walsender that decodes a huge transaction
@@ -105,6 +108,10 @@ pub struct Stream<I> {
     unread: BytesMut,
     decoder: Decoder<I>,
     confirmed: watch::Receiver<Confirmable>,
+    /// What was last told, and when.
+    told: (Lsn, Instant),
+    /// Where the newest snapshot lies that delivery has yet to pass.
+    awaited: watch::Receiver<Lsn>,
     board: Board,
     last_heard: Instant,
     given_at: Instant,
@@ -135,7 +142,7 @@ pub(crate) struct Heard {
 impl<I: Intake> Stream<I> {
     /// Takes over a connection on which `START_REPLICATION` was accepted. `unread` are bytes that
     /// were read past that answer; `from` is where streaming starts; `record_bytes_max` bounds
-    /// a row in memory.
+    /// a row in memory; a snapshot counts once the stream has passed where it is `awaited`.
     #[expect(clippy::too_many_arguments, reason = "each is a different part, joined only here")]
     pub fn new(
         socket: Socket,
@@ -145,6 +152,7 @@ impl<I: Intake> Stream<I> {
         from: Position,
         record_bytes_max: usize,
         confirmed: watch::Receiver<Confirmable>,
+        awaited: watch::Receiver<Lsn>,
         board: Board,
     ) -> Self {
         let decoder = Decoder::new(giver, intake, from, record_bytes_max);
@@ -154,6 +162,8 @@ impl<I: Intake> Stream<I> {
             unread,
             decoder,
             confirmed,
+            told: (Lsn::ZERO, now),
+            awaited,
             board,
             last_heard: now,
             given_at: now,
@@ -192,8 +202,11 @@ impl<I: Intake> Stream<I> {
         let mut low_water = 0;
         loop {
             self.decode()?;
-            if self.reply_due {
+            let untold = self.confirmed.borrow().lsn() > self.told.0;
+            let tell_at = self.told.1 + STATUS_MIN;
+            if self.reply_due || (untold && Instant::now() >= tell_at) {
                 self.send_status(false).await?;
+                continue;
             }
             if self.decoder.giver.sink_is_free() && self.batch_is_due() {
                 self.give();
@@ -211,6 +224,13 @@ impl<I: Intake> Stream<I> {
                         // socket can starve the status updates; the sink before more reads.
                 () = stop.cancelled() => return Ok(()),
                 _ = status.tick() => self.on_tick(has_room).await?,
+                () = sleep_until(tell_at), if untold => {}
+                // Cancel safe: the value is looked at again above.
+                changed = self.confirmed.changed(), if !untold => {
+                    if changed.is_err() {
+                        return Ok(()); // As below.
+                    }
+                }
                 // Cancel safe: a batch received is kept in the giver.
                 alive = self.decoder.giver.until_sink_is_free(),
                     if !self.decoder.giver.sink_is_free() =>
@@ -287,7 +307,11 @@ impl<I: Intake> Stream<I> {
         if silence >= SILENCE_MAX {
             return Err(StreamError::Silent(silence));
         }
-        self.send_status(silence >= ASK_AFTER).await
+        // A keepalive says how far the server has come without anything to send. By itself it sends
+        // one only once half of its own time-out has passed.
+        let reached = self.decoder.reached.resume_lsn();
+        let awaits = reading && self.decoder.open.is_none() && *self.awaited.borrow() > reached;
+        self.send_status(awaits || silence >= ASK_AFTER).await
     }
 
     async fn send_status(&mut self, ask_for_reply: bool) -> Result<(), StreamError> {
@@ -301,6 +325,7 @@ impl<I: Intake> Stream<I> {
         .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
         fault::point(Point::StatusSent);
         self.reply_due = false;
+        self.told = (confirmed, Instant::now());
         self.board.confirmed(confirmed);
         Ok(())
     }

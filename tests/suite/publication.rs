@@ -1,0 +1,357 @@
+//! The publication is changed and put back, dropped or made anew: what was written meanwhile is not in
+//! the stream, and arrives all the same; or the relay halts with the interval and the command.
+
+use outbox_tests::{
+    Harness, check, event::Event, postgres::Postgres, postgres_version::Version, relay::Relay,
+    servers, topic::Topic, wait,
+};
+use serde_json::Value;
+
+use crate::repair::{repeated, wait_snapshot};
+
+/// What hides rows, and what takes it back.
+const CHANGES: &[(&str, &str)] = &[
+    (
+        "alter publication outbox drop table outbox.events",
+        "alter publication outbox add table outbox.events",
+    ),
+    (
+        "drop publication outbox",
+        "create publication outbox for table outbox.events \
+         with (publish = 'insert', publish_via_partition_root = true)",
+    ),
+    (
+        "alter publication outbox set (publish = 'update')",
+        "alter publication outbox set (publish = 'insert')",
+    ),
+    (
+        "alter publication outbox set (publish_via_partition_root = false)",
+        "alter publication outbox set (publish_via_partition_root = true)",
+    ),
+    ("alter publication outbox rename to other", "alter publication other rename to outbox"),
+];
+
+async fn run(t: &Harness, statement: &str) {
+    t.database().superuser().batch_execute(statement).await.expect(statement);
+}
+
+async fn write(t: &mut Harness, topic: &Topic, count: usize) {
+    for n in 0..count {
+        t.commit([Event::to(topic.name()).key(&format!("customer-{}", n % 2))]).await;
+    }
+}
+
+/// All that is committed arrives, in order; what comes twice says that a repair sent it.
+async fn arrives(t: &Harness, topic: &Topic) -> usize {
+    let truth = t.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    check::compare(&truth, &records, 2).assert_at_least_once();
+    repeated(&records)
+}
+
+async fn halted(relay: &Relay) -> String {
+    let status = wait::until("it halts", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
+        match text("phase") {
+            "halted" => Ok(text("detail").to_owned()),
+            _ => Err(status.to_string()),
+        }
+    });
+    status.await.expect("a person must decide")
+}
+
+fn streams(relay: &Relay) -> usize {
+    relay.log_text().matches("streaming from=").count()
+}
+
+async fn changed_while_away(mut t: Harness) {
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    for (change, back) in CHANGES {
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+        wait_snapshot(&t).await;
+        assert!(relay.sigterm().await.success());
+        write(&mut t, &topic, 3).await;
+        run(&t, change).await;
+        write(&mut t, &topic, 3).await;
+        run(&t, back).await;
+        write(&mut t, &topic, 3).await;
+        relay.restart();
+        assert_eq!(arrives(&t, &topic).await, 0, "{change}: what was in the snapshot came again");
+    }
+    relay.wait_ready().await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn a_publication_changed_and_put_back_while_the_relay_is_away_hides_nothing() {
+    changed_while_away(Harness::start().await).await;
+}
+
+/// That version warns of a missing publication, and streams on without its rows.
+#[tokio::test]
+async fn a_publication_changed_and_put_back_while_the_relay_is_away_hides_nothing_on_18() {
+    let (kafka, (postgres, _server)) =
+        tokio::join!(servers::kafka(), Postgres::private_version(Version::V18));
+    changed_while_away(Harness::with(postgres, kafka).await).await;
+}
+
+/// It has no catalogue of published schemas.
+#[tokio::test]
+async fn a_publication_changed_and_put_back_while_the_relay_is_away_hides_nothing_on_14() {
+    let (kafka, (postgres, _server)) =
+        tokio::join!(servers::kafka(), Postgres::private_version(Version::V14));
+    changed_while_away(Harness::with(postgres, kafka).await).await;
+}
+
+#[tokio::test]
+async fn a_publication_changed_and_put_back_between_two_looks_hides_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    for (change, back) in CHANGES {
+        write(&mut t, &topic, 3).await;
+        run(&t, change).await;
+        write(&mut t, &topic, 3).await;
+        run(&t, back).await;
+        write(&mut t, &topic, 3).await;
+        let truth = t.committed().await;
+        let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        // What was hidden comes behind what the stream had meanwhile, before anybody could know.
+        let count = check::compare(&truth, &records, 2);
+        assert_eq!((count.lost, count.altered, count.uncommitted), (0, 0, 0), "{change}: {count}");
+        repeated(&records);
+    }
+    relay.wait_ready().await;
+    assert!(relay.logs_contain("rows may be missing from the stream"), "{}", relay.log_text());
+}
+
+#[tokio::test]
+async fn a_schema_that_is_published_hides_nothing_when_it_is_dropped_and_added_again() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    run(&t, "drop publication outbox").await;
+    let make = "create publication outbox for tables in schema outbox \
+                with (publish = 'insert', publish_via_partition_root = true)";
+    run(&t, make).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, "alter publication outbox drop tables in schema outbox").await;
+    write(&mut t, &topic, 3).await;
+    run(&t, "alter publication outbox add tables in schema outbox").await;
+    relay.restart();
+    t.count(&topic, 2).await.assert_exactly_once();
+    // All tables, and back: another publication each time.
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, "drop publication outbox").await;
+    write(&mut t, &topic, 3).await;
+    let make = "create publication outbox for all tables \
+                with (publish = 'insert', publish_via_partition_root = true)";
+    run(&t, make).await;
+    relay.restart();
+    t.count(&topic, 2).await.assert_exactly_once();
+}
+
+#[tokio::test]
+async fn further_tables_and_schemas_cost_neither_a_repair_nor_a_reconnect() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    run(&t, "create table public.other (n int)").await;
+    run(&t, "alter publication outbox add table public.other").await;
+    run(&t, "insert into public.other values (1)").await;
+    write(&mut t, &topic, 3).await;
+    run(&t, "create schema further").await;
+    run(&t, "alter publication outbox add tables in schema further").await;
+    run(&t, "alter publication outbox drop table public.other").await;
+    run(&t, "vacuum (full, analyze) outbox.events_default").await;
+    write(&mut t, &topic, 3).await;
+    wait_snapshot(&t).await;
+    write(&mut t, &topic, 3).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    assert_eq!(streams(&relay), 1, "{}", relay.log_text());
+}
+
+/// What the relay asks for is done, and nothing else.
+#[tokio::test]
+async fn whoever_mends_the_publication_as_the_halt_says_loses_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    for (change, _) in CHANGES {
+        write(&mut t, &topic, 3).await;
+        run(&t, change).await;
+        write(&mut t, &topic, 3).await;
+        let detail = halted(&relay).await;
+        relay.wait_for("/readyz", 503).await;
+        write(&mut t, &topic, 3).await;
+        assert!(detail.contains("publishes it from the table by itself"), "{detail}");
+        let remedy = detail.split("; ").find_map(statement);
+        run(&t, remedy.unwrap_or_else(|| panic!("no statement in: {detail}"))).await;
+        relay.wait_ready().await;
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+    }
+}
+
+/// As with the publication: what the halt asks for takes away what it could be seen by.
+#[tokio::test]
+async fn whoever_makes_a_partition_logged_again_as_the_halt_says_loses_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    run(&t, "alter table outbox.events_default set unlogged").await;
+    let detail = halted(&relay).await;
+    write(&mut t, &topic, 3).await;
+    assert!(detail.contains("alter table outbox.events_default set logged"), "{detail}");
+    run(&t, "alter table outbox.events_default set logged").await;
+    relay.wait_ready().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+}
+
+/// The SQL in a part of a remedy.
+fn statement(part: &str) -> Option<&str> {
+    let begin = ["alter publication", "create publication"].iter().find_map(|b| part.find(b))?;
+    part.get(begin..)
+}
+
+/// On 15 the server can't decode what was written without it, whatever there is now; a person has
+/// said that the rest may be left out, and nothing needs to be.
+#[tokio::test]
+async fn a_publication_that_was_missing_where_the_stream_goes_on_is_repaired() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let (drop, make) = CHANGES[1];
+    run(&t, drop).await;
+    write(&mut t, &topic, 3).await;
+    run(&t, make).await;
+    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.restart();
+    t.count(&topic, 2).await.assert_exactly_once();
+    assert!(relay.logs_contain("the publication was missing"), "{}", relay.log_text());
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_repaired_halts_with_the_interval_and_the_command_goes_on() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    run(&t, "alter table outbox.events drop column xid").await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    assert!(relay.sigterm().await.success());
+    let (change, back) = CHANGES[0];
+    write(&mut t, &topic, 2).await;
+    run(&t, change).await;
+    write(&mut t, &topic, 3).await;
+    run(&t, back).await;
+    write(&mut t, &topic, 2).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    for word in ["may lack rows", "outbox.events", "committed between", "no column xid"] {
+        assert!(detail.contains(word), "{word:?} is not in: {detail}");
+    }
+    assert!(detail.contains("resume --at progress"), "{detail}");
+    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    write(&mut t, &topic, 2).await;
+    // What the halt says is left out, and nothing else is, or comes twice.
+    wait::until("what the slot has arrives", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            9 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("9 of 12");
+    assert_eq!(repeated(&topic.records().await), 0);
+}
+
+#[tokio::test]
+async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    write(&mut t, &topic, 2).await;
+    for statement in [
+        "create table outbox.copy (like outbox.events including all)",
+        "drop table outbox.events",
+        "alter table outbox.copy rename to events",
+        "alter publication outbox add table outbox.events",
+    ] {
+        run(&t, statement).await;
+    }
+    let grants = "do $$ declare r record; begin \
+        for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
+        execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$";
+    run(&t, grants).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("is another table"), "{detail}");
+    // The slot has what was written into the former one.
+    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    wait::until("what the slot has arrives", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            5 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("all that was written before");
+}
+
+/// Places in a transaction count what was sent of it.
+#[tokio::test]
+async fn another_publication_in_the_settings_loses_nothing_of_a_transaction_delivered_in_part() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    for statement in [
+        "create table public.other (n int)",
+        "create publication wider for table outbox.events, public.other \
+         with (publish = 'insert', publish_via_partition_root = true)",
+    ] {
+        run(&t, statement).await;
+    }
+    let settings = t.relay().set_toml("batch.records_max", "10");
+    let mut relay = settings.clone().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    // Half of it would be of the other table.
+    let both = format!(
+        "begin; insert into public.other select n from generate_series(1, 50) n; \
+         insert into outbox.events (topic, key, headers) select '{}', 'customer-9', \
+         jsonb_build_object('sequence', n::text) from generate_series(1, 100) n; commit",
+        topic.name()
+    );
+    run(&t, &both).await;
+    let mut cut = settings.clone().fault("committed:4").spawn();
+    cut.wait_end(wait::PATIENCE).await;
+    let _wider = settings.set("postgres.publication", "wider").start().await;
+    arrives(&t, &topic).await;
+}
