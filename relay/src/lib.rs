@@ -43,6 +43,7 @@ pub mod secret;
 #[cfg(test)]
 mod sim;
 pub mod sink;
+pub mod snapshot;
 pub mod source;
 mod table_fit;
 pub mod throwaway;

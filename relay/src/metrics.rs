@@ -69,6 +69,10 @@ pub const REASONS: [&str; 20] = [
     "lane_parked",
 ];
 
+/// Why a WAL message with the prefix `outbox` is ignored.
+pub const IGNORED: [&str; 6] =
+    ["not_transactional", "too_large", "malformed", "too_many", "no_such_release", "not_visible"];
+
 /// Every metric there is.
 #[rustfmt::skip]
 pub const METRICS: &[Metric] = &[
@@ -93,6 +97,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_rows_moved_total", "counter", "", "Rows that were moved between partitions or copied, known by their column xid, and not published again"),
     metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now; absent while it is not known"),
     metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
+    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`", "WAL messages with the prefix outbox that announce no release of this relay"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
 
@@ -180,6 +185,7 @@ pub struct Metrics {
     rows_moved: Counter,
     parked_lanes: Maybe<u64>,
     parked_events: Maybe<u64>,
+    ignored_messages: Family<ReasonLabel, Counter>,
 }
 
 impl Metrics {
@@ -209,6 +215,7 @@ impl Metrics {
             rows_moved: Counter::default(),
             parked_lanes: Maybe::default(),
             parked_events: Maybe::default(),
+            ignored_messages: Family::default(),
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -216,6 +223,9 @@ impl Metrics {
         // So that a rate exists from the first scrape on.
         for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
             let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
+        }
+        for reason in IGNORED {
+            let _ = metrics.ignored_messages.get_or_create(&ReasonLabel { reason });
         }
         for reason in REASONS {
             let _ = metrics.refused.get_or_create(&ReasonLabel { reason });
@@ -251,6 +261,7 @@ impl Metrics {
                 "outbox_relay_rows_moved_total" => add.it(self.rows_moved.clone()),
                 "outbox_relay_parked_lanes" => add.it(self.parked_lanes.handle()),
                 "outbox_relay_parked_events" => add.it(self.parked_events.handle()),
+                "outbox_relay_ignored_messages_total" => add.it(self.ignored_messages.clone()),
                 "process_resident_memory_bytes" => add.it(self.resident_bytes.handle()),
                 name => debug_assert!(false, "{name} is in the list and has no handle"),
             }
@@ -294,6 +305,12 @@ impl Metrics {
     /// A row was moved or copied, and is not published again.
     pub fn row_moved(&self) {
         self.rows_moved.inc();
+    }
+
+    /// A WAL message was ignored; `reason` is one of the fixed words. Whether it is the first.
+    pub fn message_ignored(&self, reason: &'static str) -> bool {
+        debug_assert!(IGNORED.contains(&reason), "{reason}");
+        self.ignored_messages.get_or_create(&ReasonLabel { reason }).inc() == 0
     }
 
     /// The OpenMetrics text, with gauges as given.

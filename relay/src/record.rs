@@ -29,8 +29,8 @@ pub struct Batch {
     pub position: Option<Position>,
     /// Those of the records that are none: kept for parking, never delivered. By index, ascending.
     pub unfit: Vec<RefusedRecord>,
-    /// Releases of parked events that the transaction at the batch's end announced; they end the
-    /// batch, and their place is behind its records.
+    /// Releases of parked events that are said to be announced, in the order of their places. Most
+    /// are what they say; whether they are is for the table of dead letters to answer.
     pub announced: Vec<Announced>,
     /// When the first record was received.
     pub first_received: Option<Instant>,
@@ -111,16 +111,21 @@ pub struct RefusedRecord {
     pub certain: bool,
 }
 
-/// A release of parked events, announced in the WAL.
+/// A release of parked events, announced in the WAL by whoever wrote the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// The release's id, as the message has it.
+    /// The release's id.
     pub id: String,
-    /// The transaction that announced it.
-    pub writer: u64,
+    /// The transaction that announced it, as the stream names it: without the epoch.
+    pub xid: u32,
     /// Where its first event stands: in the announcing transaction, behind what else is in it.
     pub first: RowPosition,
+    /// How many of the batch's records precede it.
+    pub after: usize,
 }
+
+/// So many announcements fill a batch, as records do.
+const ANNOUNCED_MAX: usize = 1_000;
 
 impl Batch {
     /// An empty batch. Its arena grows with use and is kept from one fill to the next.
@@ -167,7 +172,7 @@ impl Batch {
 
     /// Whether nothing more may be added: the next row would have to wait for the next batch.
     pub fn is_full(&self) -> bool {
-        !self.announced.is_empty()
+        self.announced.len() >= ANNOUNCED_MAX
             || self.records.len() >= self.limits.records_max
             || self.arena.len() >= self.limits.bytes_max
     }
@@ -195,6 +200,37 @@ impl Batch {
             timestamp_ms: entry.timestamp_ms,
             headers: &bytes[entry.payload..entry.headers],
         }
+    }
+
+    /// Takes the records from `at` on into a batch of their own, with the batch's position; what
+    /// stays has that of its last record. Announcements stay with neither: take them out before.
+    pub fn split_off(&mut self, at: usize) -> Batch {
+        let mut rest = Batch::new(self.limits);
+        for entry in self.records.get(at..).unwrap_or_default() {
+            let moved = rest.arena.len().wrapping_sub(entry.start);
+            let place = |offset: usize| offset.wrapping_add(moved);
+            rest.arena
+                .extend_from_slice(self.arena.get(entry.start..entry.headers).unwrap_or_default());
+            rest.records.push(Entry {
+                start: place(entry.start),
+                topic: place(entry.topic),
+                key: place(entry.key),
+                payload: place(entry.payload),
+                headers: place(entry.headers),
+                ..*entry
+            });
+        }
+        self.records.truncate(at);
+        self.arena.truncate(self.records.last().map_or(0, |last| last.headers));
+        let unfit = self.unfit.partition_point(|refused| refused.index < at);
+        let later = self.unfit.split_off(unfit);
+        let moved = |refused: RefusedRecord| RefusedRecord { index: refused.index - at, ..refused };
+        rest.unfit = later.into_iter().map(moved).collect();
+        rest.position = self.position;
+        self.position = self.records.last().map(|last| Position::Row(last.position));
+        rest.first_received = self.first_received;
+        rest.newest_commit_us = self.newest_commit_us;
+        rest
     }
 
     /// Takes records out, in one pass over all of them: those for which `keep` says no. Their bytes

@@ -620,7 +620,7 @@ async fn a_park_is_durable_also_where_the_database_commits_asynchronously() {
 
 /// The server sends what it has written; others see it once the standbys have it, too.
 #[tokio::test]
-async fn a_release_that_waits_for_a_standby_is_carried_out_once_it_is_visible() {
+async fn a_release_that_waits_for_a_standby_holds_no_one_and_is_carried_out_once_it_is_visible() {
     let (mut t, _server) = on_a_server_of_its_own().await;
     let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
     let relay = t.relay().start().await;
@@ -637,6 +637,16 @@ async fn a_release_that_waits_for_a_standby_is_carried_out_once_it_is_visible() 
         });
         let lsn: String = lsn.await.expect("it is under way").get(0);
         received(&t, &relay, &lsn).await;
+        // Whoever wrote it, others do not wait for it.
+        let event = format!(
+            "begin; set local synchronous_commit = local; \
+             insert into outbox.events (topic, key, headers) \
+                 values ('{}', 'b', '{{\"sequence\": \"1\"}}'); \
+             commit",
+            topic.name()
+        );
+        t.database().superuser().batch_execute(&event).await.expect("inserted");
+        wait_records(&topic, 1).await;
         set_server(&t, "synchronous_standby_names = ''").await;
     };
     tokio::join!(dead_letters(&t, &["release", "--all"]), arrives);

@@ -16,6 +16,7 @@ mod leader;
 mod lines;
 mod losses;
 mod matrix;
+mod messages;
 mod migrations;
 mod neighbours;
 mod ordering;

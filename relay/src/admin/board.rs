@@ -120,6 +120,24 @@ impl Board {
         &self.0.metrics
     }
 
+    /// A WAL message with our prefix announces nothing, for a reason that is one of a few fixed words.
+    /// The first of each is logged: any role may write any number of them.
+    pub fn message_ignored(&self, why: &'static str) {
+        if self.0.metrics.message_ignored(why) {
+            tracing::warn!(
+                why,
+                "a WAL message with the prefix outbox was ignored: it announces no release of this \
+                 relay, so nothing waits for it. Others that are ignored for the same reason are \
+                 counted in outbox_relay_ignored_messages_total and not logged"
+            );
+        }
+    }
+
+    /// Up to where delivery has come; `None` before anything is known of it.
+    pub fn delivered_up_to(&self) -> Option<Lsn> {
+        self.state().delivered.map(Position::resume_lsn)
+    }
+
     /// What the relay is at from now on. Any but `Streaming` ends the delivery under way: its
     /// outcome is uncertain, and it will be replayed. Standing by ends all that is known of the
     /// stream: another relay moves it now.

@@ -13,6 +13,7 @@ use super::{
     standby::{self, Leading},
     start::{self, Started, Streaming},
     unfinished::Unfinished,
+    waiting,
 };
 use crate::{
     admin::{Board, Phase},
@@ -107,6 +108,7 @@ enum Task {
     Watch,
     Tables(Result<(), Ended>),
     Missing(Result<(), Ended>),
+    Waiting(Result<(), Ended>),
 }
 
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
@@ -213,6 +215,7 @@ async fn stream(
             let run = control::run(&session, eyes, &control_board, silence_max, stop);
             Task::Control(run.await)
         });
+        let waiting_board = board.clone();
         let (stop, board, name) = (control_stop.clone(), board.clone(), config.name.clone());
         tasks.spawn("watch", async move {
             tokio::select! {
@@ -226,6 +229,14 @@ async fn stream(
             tokio::select! {
                 () = stop.cancelled() => Task::Missing(Ok(())),
                 ended = missing::watch(pending, watch, parked) => Task::Missing(Err(ended)),
+            }
+        });
+        let waiting_session = Arc::clone(&tables_session);
+        let (stop, name) = (control_stop.clone(), config.name.clone());
+        tasks.spawn("waiting releases", async move {
+            tokio::select! {
+                () = stop.cancelled() => Task::Waiting(Ok(())),
+                ended = waiting::watch(&waiting_session, &name, &waiting_board) => Task::Waiting(Err(ended)),
             }
         });
         let (stop, config, parts) = (control_stop.clone(), config.clone(), parts.clone());
@@ -249,7 +260,9 @@ async fn stream(
                 false,
             ),
             Ok(Task::Watch) => (Ok(()), false),
-            Ok(Task::Tables(result) | Task::Missing(result)) => (result, false),
+            Ok(Task::Tables(result) | Task::Missing(result) | Task::Waiting(result)) => {
+                (result, false)
+            }
             Err(panicked) => (Err(panicked), false),
         };
         if result.is_err() && (ended.is_ok() || matches!(result, Err(Ended::Halted(_)))) {

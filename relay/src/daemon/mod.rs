@@ -14,6 +14,7 @@ mod slot;
 mod standby;
 mod start;
 mod unfinished;
+mod waiting;
 
 use std::{
     io,

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::{
     attempt::{Ended, Learnt},
@@ -251,6 +252,11 @@ async fn parked(
             dead_letters.finish(&release.id).await.map_err(failed)?;
         }
         progress.releases.retain(|release| !release.complete);
+        // What was put back and then discarded, or deleted by hand, is announced no more.
+        let ids: Vec<Uuid> = progress.releases.iter().filter_map(|r| r.id.parse().ok()).collect();
+        let under_way = dead_letters.under_way(&ids).await.map_err(failed)?;
+        let under_way = |id: &str| id.parse().is_ok_and(|id| under_way.contains(&id));
+        progress.releases.retain(|release| under_way(&release.id));
     }
     let max = config.parking.lanes_max;
     let mut lanes = dead_letters.lanes(max).await.map_err(failed)?;

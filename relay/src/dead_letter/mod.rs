@@ -17,16 +17,17 @@ mod store;
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 pub use self::{
     count::{Parked, count},
     edit::{Edit, EditError},
     lane::{Lane, Lanes},
-    store::Store,
+    store::{Store, announce, waiting, wal_end},
 };
 use crate::{
     position::RowPosition,
-    record::{Batch, Record},
+    record::{Announced, Batch, Record},
 };
 
 /// Reason of an event that was not refused itself.
@@ -34,15 +35,14 @@ pub const BEHIND: &str = "lane_parked";
 /// What there is to say of such an event.
 pub const BEHIND_ERROR: &str = "it waits behind an earlier event of its lane";
 
-/// The content of the WAL message that announces a release: its prefix is `outbox`.
+/// The content of the WAL message that announces a release: its prefix is `outbox`. Which rows
+/// belong to the release is in the table, and nowhere else: any role may write such a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Name of the relay that it is for.
     pub relay: String,
     /// The release's id.
-    pub release: String,
-    /// The transaction that changed the rows, `pg_current_xact_id()` as text.
-    pub writer: String,
+    pub release: Uuid,
 }
 
 impl Message {
@@ -95,6 +95,18 @@ pub struct Release {
     pub end: u64,
 }
 
+/// What the table says to an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Rows wait for it.
+    Due,
+    /// No row does: it is done, or nobody's.
+    Nothing,
+    /// Its transaction has committed and can't be seen yet, as under synchronous replication. It is
+    /// not waited for any longer: where rows wait for it, the leader announces it again.
+    NotYet,
+}
+
 /// Why the table of dead letters can't be used, sorted by what the caller must do.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
@@ -140,18 +152,25 @@ pub trait DeadLetters: Send {
         lanes: &[Lane],
     ) -> impl Future<Output = Result<Vec<(Lane, RowPosition)>, DeadLetterError>> + Send;
 
-    /// Waits until what `writer` has changed can be seen: a commit is in the stream a moment before
-    /// it is visible. Then takes into the release whatever else is parked in its lanes by now, and
-    /// gives each of its events that has none its place, in the order of positions, none below
-    /// `done`: these were delivered or put back. `None` where no row belongs to it: it is done,
-    /// or of no relay's making.
+    /// What there is to do for each announcement, in one look. A commit is in the stream a moment
+    /// before it is visible: that moment is waited for, and no longer.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn look_up(
+        &mut self,
+        announced: &[Announced],
+    ) -> impl Future<Output = Result<Vec<Seen>, DeadLetterError>> + Send;
+
+    /// Takes into the release whatever else is parked in its lanes by now, and gives each of its
+    /// events that has none its place, in the order of positions, none below `done`: these were
+    /// delivered or put back. `None` where no row belongs to it any more.
     ///
     /// # Errors
     /// [`DeadLetterError`].
     fn begin(
         &mut self,
         release: &str,
-        writer: u64,
         done: u64,
     ) -> impl Future<Output = Result<Option<Release>, DeadLetterError>> + Send;
 

@@ -325,9 +325,7 @@ async fn announce(
     release: Uuid,
 ) -> Result<(), tokio_postgres::Error> {
     fault::point(Point::CommandChanged);
-    let writer =
-        transaction.query_one("select pg_current_xact_id()::text", &[]).await?.try_get(0)?;
-    let message = Message { relay: relay.to_owned(), release: release.to_string(), writer };
+    let message = Message { relay: relay.to_owned(), release };
     transaction
         .execute(
             "select pg_catalog.pg_logical_emit_message(true, 'outbox', $1::jsonb::text)",

@@ -59,7 +59,7 @@ impl Pending {
                  returning id) \
              select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
                  true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
-                     'release', $2::uuid, 'writer', pg_catalog.pg_current_xact_id()::text)::text) \
+                     'release', $2::uuid)::text) \
                  end from released";
         let row = self
             .session

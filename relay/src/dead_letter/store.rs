@@ -3,29 +3,38 @@
 //! It speaks through the session that holds the leader's lock, which others use too: so each step
 //! is one statement, a transaction of its own, and may be repeated with the same effect.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio_postgres::{
     Row,
     error::SqlState,
-    types::{PgLsn, ToSql},
+    types::{Json, PgLsn, ToSql},
 };
 use uuid::Uuid;
 
-use super::{DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release, headers};
+use super::{
+    DeadLetterError, DeadLetters, Lane, Lanes, Letter, Message, PutBack, Release, Seen, headers,
+};
 use crate::{
     header,
+    lsn::Lsn,
     position::{Position, RowPosition},
     postgres::sql::SqlSession,
-    record::{Batch, Record, RecordHead, RefusedRecord},
+    record::{Announced, Batch, Record, RecordHead, RefusedRecord},
     route::{Origin, reason},
+    snapshot,
 };
 
 /// Bytes of payloads in one statement, beyond one that is larger alone.
 const STATEMENT_BYTES: usize = 4 << 20;
 /// Between two looks at whether a release is visible; mostly there is one look.
 const VISIBLE_POLL: Duration = Duration::from_millis(2);
+/// All such waiting until everything is visible again. A transaction that waits for a standby is in
+/// the stream long before it is visible, and any role may let one announce something.
+const VISIBLE_MAX: Duration = Duration::from_secs(1);
+/// Releases that are announced again at a time.
+const WAITING_MAX: i64 = 1_000;
 /// Letters in one statement.
 const STATEMENT_ROWS: usize = 2_000;
 /// Parked lanes that are read at a time.
@@ -41,6 +50,8 @@ pub struct Store {
     session: Arc<SqlSession>,
     relay: String,
     origin: Origin,
+    /// How long it waits, still, for what is not visible.
+    patience: Duration,
 }
 
 impl Store {
@@ -53,7 +64,7 @@ impl Store {
         relay: &str,
         origin: Origin,
     ) -> Result<Self, DeadLetterError> {
-        let mut store = Store { session, relay: relay.to_owned(), origin };
+        let mut store = Store { session, relay: relay.to_owned(), origin, patience: VISIBLE_MAX };
         store.adopt().await?;
         Ok(store)
     }
@@ -138,30 +149,27 @@ impl Store {
     /// # Errors
     /// [`DeadLetterError`].
     pub async fn announce_again(&mut self) -> Result<(), DeadLetterError> {
-        const DOING: &str = "announcing releases again";
-        let releases = self
-            .query(
-                DOING,
-                "select release_id from outbox.dead_letters \
-                 where relay = $1 and state = 'releasing' \
-                 group by release_id order by min(changed_at)",
-                &[&self.relay],
-            )
-            .await?;
-        // A transaction each: places within one begin behind those of the release before, of which
-        // a later start may know nothing any more.
-        for release in releases {
-            let id: Uuid = release.get(0);
-            self.query(
-                DOING,
-                "select pg_catalog.pg_logical_emit_message(true, 'outbox', \
-                     pg_catalog.jsonb_build_object('relay', $1::text, 'release', $2::uuid, \
-                         'writer', pg_catalog.pg_current_xact_id()::text)::text)",
-                &[&self.relay, &id],
-            )
-            .await?;
+        for release in waiting(&self.session, &self.relay).await? {
+            announce(&self.session, &self.relay, release).await?;
         }
         Ok(())
+    }
+
+    /// Which of the releases have events that are not delivered.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn under_way(&mut self, releases: &[Uuid]) -> Result<Vec<Uuid>, DeadLetterError> {
+        let rows = self
+            .query(
+                "looking for unfinished releases",
+                "select r.id from unnest($2::uuid[]) r (id) where exists ( \
+                     select from outbox.dead_letters where relay = $1 and release_id = r.id \
+                         and state = 'releasing')",
+                &[&self.relay, &releases],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
@@ -202,20 +210,6 @@ impl Store {
         )
         .await?;
         Ok(())
-    }
-
-    /// Under synchronous replication this may take as long as the standbys do.
-    async fn wait_visible(&self, writer: u64) -> Result<(), DeadLetterError> {
-        let query = "select pg_catalog.pg_visible_in_snapshot($1::text::xid8, \
-                         pg_catalog.pg_current_snapshot())";
-        let writer = writer.to_string();
-        loop {
-            let rows = self.query("waiting for a release to be visible", query, &[&writer]).await?;
-            if rows.first().is_some_and(|row| row.get(0)) {
-                return Ok(());
-            }
-            tokio::time::sleep(VISIBLE_POLL).await;
-        }
     }
 
     async fn execute(
@@ -271,33 +265,78 @@ impl DeadLetters for Store {
         Ok(rows.iter().map(|row| (Lane::from_uuid(row.get(0)), position(row, 1))).collect())
     }
 
+    async fn look_up(&mut self, announced: &[Announced]) -> Result<Vec<Seen>, DeadLetterError> {
+        let ids: Vec<Option<Uuid>> = announced.iter().map(|one| one.id.parse().ok()).collect();
+        loop {
+            // In one statement, so that the rows are what the snapshot shows.
+            let rows = self
+                .query(
+                    "looking for announced releases",
+                    "select pg_catalog.pg_current_snapshot()::text, array( \
+                         select distinct a.id from unnest($2::uuid[]) a (id) where exists ( \
+                             select from outbox.dead_letters where relay = $1 \
+                                 and release_id = a.id and state in ('releasing', 'discarded')))",
+                    &[&self.relay, &ids],
+                )
+                .await?;
+            let Some(row) = rows.first() else { return Ok(vec![Seen::Nothing; ids.len()]) };
+            let (snapshot, due): (&str, Vec<Uuid>) = (row.get(0), row.get(1));
+            let due: HashSet<Uuid> = due.into_iter().collect();
+            let seen = |(id, one): (&Option<Uuid>, &Announced)| match id {
+                Some(id) if due.contains(id) => Seen::Due,
+                _ if snapshot::shows(snapshot, one.xid) == Some(false) => Seen::NotYet,
+                _ => Seen::Nothing,
+            };
+            let seen: Vec<Seen> = ids.iter().zip(announced).map(seen).collect();
+            if !seen.contains(&Seen::NotYet) {
+                self.patience = VISIBLE_MAX;
+                return Ok(seen);
+            }
+            if self.patience.is_zero() {
+                return Ok(seen);
+            }
+            self.patience = self.patience.saturating_sub(VISIBLE_POLL);
+            tokio::time::sleep(VISIBLE_POLL).await;
+        }
+    }
+
     async fn begin(
         &mut self,
         release: &str,
-        writer: u64,
         done: u64,
     ) -> Result<Option<Release>, DeadLetterError> {
         const DOING: &str = "beginning a release";
         let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
-        self.wait_visible(writer).await?;
         // A later release may have taken what was parked since: it goes with the earlier one, or
-        // it would be overtaken.
-        self.execute(
-            DOING,
-            "update outbox.dead_letters set state = 'releasing', release_id = $2, \
-                 release_ordinal = null, changed_at = clock_timestamp() \
-             where relay = $1 and state in ('parked', 'releasing') and release_id is distinct from $2 \
-                 and lane in (select lane from outbox.dead_letters \
-                     where relay = $1 and release_id = $2 and state = 'releasing')",
-            &[&self.relay, &id],
-        )
-        .await?;
+        // it would be overtaken. Lane by lane, or each of many releases would read all that is parked.
+        let behind = self
+            .query(
+                DOING,
+                "select o.id from (select distinct lane from outbox.dead_letters \
+                     where relay = $1 and release_id = $2 and state = 'releasing') l \
+                 cross join lateral (select id from outbox.dead_letters \
+                     where relay = $1 and lane = l.lane and state in ('parked', 'releasing') \
+                         and release_id is distinct from $2 offset 0) o",
+                &[&self.relay, &id],
+            )
+            .await?;
+        let behind: Vec<i64> = behind.iter().map(|row| row.get(0)).collect();
+        if !behind.is_empty() {
+            self.execute(
+                DOING,
+                "update outbox.dead_letters set state = 'releasing', release_id = $1, \
+                     release_ordinal = null, changed_at = clock_timestamp() \
+                 where id = any($2) and state in ('parked', 'releasing')",
+                &[&id, &behind],
+            )
+            .await?;
+        }
         self.execute(
             DOING,
             "update outbox.dead_letters d set release_ordinal = o.ordinal \
              from (select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + greatest( \
                        (select max(release_ordinal) + 1 from outbox.dead_letters \
-                        where relay = $1 and release_id = $2), $3) as ordinal \
+                        where relay = $1 and release_id = $2 and state = 'releasing'), $3) as ordinal \
                    from outbox.dead_letters where relay = $1 and release_id = $2 \
                        and state = 'releasing' and release_ordinal is null) o \
              where d.id = o.id",
@@ -423,16 +462,69 @@ impl DeadLetters for Store {
 
     async fn finish(&mut self, release: &str) -> Result<(), DeadLetterError> {
         let Ok(id) = release.parse::<Uuid>() else { return Ok(()) };
+        // What is discarded has had its effect, and is announced no more.
         self.execute(
             "finishing a release",
-            "update outbox.dead_letters set state = 'released', changed_at = clock_timestamp() \
-             where relay = $1 and release_id = $2 and state = 'releasing' \
-                 and release_ordinal is not null",
+            "update outbox.dead_letters set \
+                 changed_at = case state when 'releasing' then clock_timestamp() else changed_at end, \
+                 release_id = case state when 'releasing' then release_id end, \
+                 state = case state when 'releasing' then 'released' else state end \
+             where relay = $1 and release_id = $2 and (state = 'discarded' \
+                 or state = 'releasing' and release_ordinal is not null)",
             &[&self.relay, &id],
         )
         .await?;
         Ok(())
     }
+}
+
+/// Releases and discards of the relay that have not had their effect, oldest first; as many as one
+/// look may find. Their ids grow with time.
+///
+/// # Errors
+/// [`DeadLetterError`].
+pub async fn waiting(session: &SqlSession, relay: &str) -> Result<Vec<Uuid>, DeadLetterError> {
+    // From one to the next by the index: one of them may have a million rows.
+    let query = "with recursive r (id) as ( \
+                     (select release_id from outbox.dead_letters where relay = $1 \
+                          and state in ('releasing', 'discarded') and release_id is not null \
+                      order by release_id limit 1) \
+                     union all \
+                     select (select release_id from outbox.dead_letters where relay = $1 \
+                                 and state in ('releasing', 'discarded') and release_id > r.id \
+                             order by release_id limit 1) \
+                     from r where r.id is not null) \
+                 select id from r where id is not null limit $2";
+    let rows = session.client().query(query, &[&relay, &WAITING_MAX]).await;
+    let rows = rows.map_err(|e| sorted("looking for releases that wait", e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Where the WAL that is flushed ends.
+///
+/// # Errors
+/// [`DeadLetterError`].
+pub async fn wal_end(session: &SqlSession) -> Result<Lsn, DeadLetterError> {
+    let query = "select pg_catalog.pg_current_wal_flush_lsn()";
+    let row = session.client().query_one(query, &[]).await;
+    let row = row.map_err(|e| sorted("reading the end of the WAL", e))?;
+    Ok(Lsn::new(row.get::<_, PgLsn>(0).into()))
+}
+
+/// Announces a release once more. A transaction each: places within one begin behind those of the
+/// release before, of which a later start may know nothing any more.
+///
+/// # Errors
+/// [`DeadLetterError`].
+pub async fn announce(
+    session: &SqlSession,
+    relay: &str,
+    release: Uuid,
+) -> Result<(), DeadLetterError> {
+    let message = Message { relay: relay.to_owned(), release };
+    let query = "select pg_catalog.pg_logical_emit_message(true, 'outbox', $1::jsonb::text)";
+    let emitted = session.client().query(query, &[&Json(message)]).await;
+    emitted.map(drop).map_err(|e| sorted("announcing a release again", e))
 }
 
 /// Letters as the arrays of one statement.
@@ -506,7 +598,7 @@ fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut Batch) {
 }
 
 fn position(row: &Row, column: usize) -> RowPosition {
-    let commit = crate::lsn::Lsn::new(row.get::<_, PgLsn>(column).into());
+    let commit = Lsn::new(row.get::<_, PgLsn>(column).into());
     RowPosition { commit, ordinal: unsigned(row.get(column + 1)) }
 }
 

@@ -6,7 +6,7 @@
 //! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
 //! daemon starts again from progress. While no lane is parked, all of this costs a branch a batch.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use tokio::sync::Notify;
 
@@ -14,7 +14,8 @@ use super::{PipelineError, pace::Pace};
 use crate::{
     admin::Board,
     dead_letter::{
-        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack, pending::UNKNOWN_TOPIC,
+        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack, Seen,
+        pending::UNKNOWN_TOPIC,
     },
     fault::{self, Point},
     position::RowPosition,
@@ -23,6 +24,12 @@ use crate::{
     route::reason,
     sink::{Rest, Sink, SinkError, Stored},
 };
+
+/// Releases that progress may speak of, at some 130 bytes each.
+const RELEASES_MAX: usize = 50;
+/// Finished releases that are remembered; of one that is not, a second announcement is only counted
+/// among those that say nothing.
+const FINISHED_KEPT: usize = 256;
 
 /// Where events come from, and what progress says of them.
 pub trait Course: Send {
@@ -68,6 +75,8 @@ pub struct Delivery<S, D> {
     missing: Arc<Notify>,
     /// Reasons that were logged.
     told: Vec<&'static str>,
+    /// The releases that were finished last: they may be announced once more.
+    finished: VecDeque<String>,
 }
 
 impl<S: Sink, D: DeadLetters> Delivery<S, D> {
@@ -75,8 +84,17 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     pub fn new(sink: S, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
         board.parked_lanes(lanes.len());
         let pace = sink.delivery_limit().map(Pace::new);
-        let missing = Arc::default();
-        Delivery { sink, dead_letters, lanes, progress, pace, board, missing, told: Vec::new() }
+        Delivery {
+            sink,
+            dead_letters,
+            lanes,
+            progress,
+            pace,
+            board,
+            missing: Arc::default(),
+            told: Vec::new(),
+            finished: VecDeque::new(),
+        }
     }
 
     /// Notified when an event was parked because its topic is missing.
@@ -87,11 +105,6 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     /// What is stored, or about to be.
     pub fn progress(&self) -> &Progress {
         &self.progress
-    }
-
-    /// For what no delivery changes.
-    pub fn progress_mut(&mut self) -> &mut Progress {
-        &mut self.progress
     }
 
     /// The parts again, for what comes next.
@@ -158,8 +171,38 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         Ok(())
     }
 
-    /// Delivers the parked events of a release, at most as many at a time as `limits` allow. Returns how many places they took; `None` for a release that has no
-    /// row: it is done, or of nobody's making. The next progress should say that it is complete.
+    /// Those of the announcements that there is something to do for.
+    ///
+    /// # Errors
+    /// [`PipelineError::DeadLetters`].
+    pub async fn due(
+        &mut self,
+        announced: Vec<Announced>,
+    ) -> Result<Vec<Announced>, PipelineError> {
+        if announced.is_empty() {
+            return Ok(announced);
+        }
+        let seen = self.dead_letters.look_up(&announced).await?;
+        let mut due = Vec::new();
+        for (announced, seen) in announced.into_iter().zip(seen) {
+            match seen {
+                Seen::Due => due.push(announced),
+                Seen::NotYet => self.board.message_ignored("not_visible"),
+                Seen::Nothing => {
+                    // All of it was put back before the relay ended, and is discarded or released
+                    // by now; or it was finished, and the server has sent it once more.
+                    if !self.forget(&announced.id) && !self.finished.contains(&announced.id) {
+                        self.board.message_ignored("no_such_release");
+                    }
+                }
+            }
+        }
+        Ok(due)
+    }
+
+    /// Delivers the parked events of a release, at most as many at a time as `limits` allow. Returns
+    /// how many places they took; none for a release that has no row any more. Progress says that
+    /// it is complete from the next time on that it is stored.
     ///
     /// # Errors
     /// As [`Delivery::deliver`].
@@ -167,17 +210,21 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         &mut self,
         announced: &Announced,
         limits: BatchLimits,
-    ) -> Result<Option<u64>, PipelineError> {
+    ) -> Result<u64, PipelineError> {
+        if self.progress.releases.len() >= RELEASES_MAX {
+            let nothing = Arc::new(Batch::new(limits));
+            let stored = self.store(&nothing, 0..0, &mut ProgressAlone).await;
+            stored.map_err(PipelineError::Sink)?;
+            self.finish_complete().await?;
+        }
         let first = announced.first;
         let id = announced.id.as_str();
         let known = self.progress.releases.iter().find(|release| release.id == id);
         // Places of what was put back are free again, and progress counts them all the same.
         let done = known.map_or(0, |release| release.delivered);
-        let begun = self.dead_letters.begin(id, announced.writer, done).await?;
-        let Some(release) = begun else {
-            // All of it was put back before the relay ended, and is discarded or released by now.
+        let Some(release) = self.dead_letters.begin(id, done).await? else {
             self.forget(id);
-            return Ok(None);
+            return Ok(0);
         };
         // What was parked behind them by now goes with them, so that nothing that comes after the
         // release has anything to wait for.
@@ -196,26 +243,38 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             batch.clear();
             next = after;
         }
+        self.progress.complete_release(id);
         self.board.parked_lanes(self.lanes.len());
         fault::point(Point::ReleaseDelivered);
-        Ok(Some(release.end))
+        Ok(release.end)
     }
 
-    /// Stored progress says that the release is complete: its rows need not be kept for it.
+    /// Stored progress says of some releases that they are complete: their rows need not be kept for
+    /// them. To be called when progress was stored after them.
     ///
     /// # Errors
     /// [`PipelineError::DeadLetters`]; the next start does it.
-    pub async fn finish(&mut self, release: &str) -> Result<(), PipelineError> {
-        fault::point(Point::ReleaseStored);
-        self.dead_letters.finish(release).await?;
+    pub async fn finish_complete(&mut self) -> Result<(), PipelineError> {
+        let complete = self.progress.releases.iter().filter(|release| release.complete);
+        for id in complete.map(|release| release.id.clone()).collect::<Vec<_>>() {
+            fault::point(Point::ReleaseStored);
+            self.dead_letters.finish(&id).await?;
+            fault::point(Point::ReleaseFinished);
+            self.forget(&id);
+            if self.finished.len() == FINISHED_KEPT {
+                self.finished.pop_front();
+            }
+            self.finished.push_back(id);
+        }
         self.lanes.settled();
-        fault::point(Point::ReleaseFinished);
-        self.forget(release);
         Ok(())
     }
 
-    fn forget(&mut self, release: &str) {
+    /// Whether progress had it.
+    fn forget(&mut self, release: &str) -> bool {
+        let before = self.progress.releases.len();
         self.progress.releases.retain(|known| known.id != release);
+        self.progress.releases.len() < before
     }
 
     async fn store<C: Course>(
@@ -402,6 +461,24 @@ impl Course for ReleaseCourse<'_> {
 
     fn origin(&self) -> Origin<'_> {
         Origin::Release { id: self.id, first: self.first }
+    }
+}
+
+/// Stores what progress says already.
+struct ProgressAlone;
+
+impl Course for ProgressAlone {
+    fn advance(&mut self, _progress: &mut Progress, _batch: &Batch, _end: usize) -> bool {
+        true
+    }
+
+    fn stored(&mut self, _progress: &Progress, proof: Stored) {
+        // It covers no new position.
+        drop(proof);
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin::Stream
     }
 }
 

@@ -1,7 +1,12 @@
 //! Where rows become records: skips what is delivered, routes the rest into the batch, and puts
 //! releases of parked events at the end of the transaction that announced them.
+//!
+//! A WAL message is believed in nothing here: any role may write one. What could be an announcement
+//! is noted, within bounds, for the table to answer; the rest is counted.
 
 use std::time::Instant;
+
+use uuid::Uuid;
 
 use crate::{
     admin::Board,
@@ -14,19 +19,19 @@ use crate::{
     table_fit,
 };
 
-/// Releases that one transaction may announce; the command announces one.
+/// Releases that one transaction may announce; the command announces one. The leader finds what is
+/// left out by this, and announces it again.
 const ANNOUNCED_MAX: usize = 100;
 
 /// Joins the source to the router.
-#[derive(Debug)]
 pub struct RouteIntake {
     router: Router,
     /// Stored before this connection: the server sends a cut transaction again from its Begin.
     delivered: Position,
     relay_name: String,
     board: Board,
-    /// Releases that the open transaction has announced so far.
-    announced: Vec<(String, u64)>,
+    /// Releases that the open transaction has announced so far, and its id.
+    announced: Vec<(Uuid, u32)>,
     /// Tables of which rows were moved, by OID: each is told of once.
     moved: Vec<u32>,
 }
@@ -95,30 +100,27 @@ impl Intake for RouteIntake {
         }
     }
 
-    fn message(&mut self, position: RowPosition, content: &[u8]) {
+    fn message(&mut self, position: RowPosition, xid: u32, content: &[u8]) {
         // Its place is the end of its transaction: as long as that is not delivered whole, neither
         // is the release, whatever rows of it are.
         let end = RowPosition { ordinal: u64::MAX, ..position };
         if self.delivered.covers(end) {
             return;
         }
-        match Message::decode(content) {
-            Ok(Message { relay, release, writer }) if relay == self.relay_name => {
-                let Ok(writer) = writer.parse() else {
-                    tracing::warn!(%position, release, "a release names no transaction");
-                    return;
-                };
-                if self.announced.len() < ANNOUNCED_MAX {
-                    self.announced.push((release, writer));
-                } else {
-                    tracing::warn!(%position, "more than {ANNOUNCED_MAX} releases in one transaction: the rest waits for the next start");
-                }
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%position, %error, "a WAL message with the prefix outbox says nothing that is known");
-            }
+        let Ok(Message { relay, release }) = Message::decode(content) else {
+            return self.ignored("malformed");
+        };
+        if relay != self.relay_name {
+            return; // Another relay's, in the same database.
         }
+        if self.announced.len() >= ANNOUNCED_MAX {
+            return self.ignored("too_many");
+        }
+        self.announced.push((release, xid));
+    }
+
+    fn ignored(&mut self, why: &'static str) {
+        self.board.message_ignored(why);
     }
 
     fn commit(&mut self, end: RowPosition, batch: &mut Batch) {
@@ -130,7 +132,9 @@ impl Intake for RouteIntake {
         let alone = end.ordinal == self.announced.len() as u64;
         let first = RowPosition { ordinal: if alone { 0 } else { end.ordinal }, ..end };
         let announced = self.announced.drain(..);
-        let announced = announced.map(|(id, writer)| Announced { id, writer, first });
+        let after = batch.len();
+        let announced =
+            announced.map(|(id, xid)| Announced { id: id.to_string(), xid, first, after });
         batch.announced.extend(announced);
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     position::{Confirmable, Position, RowPosition},
     progress::{Progress, SnapshotRecord},
     published::Published,
-    record::{Batch, BatchLimits},
+    record::{Announced, Batch, BatchLimits},
     sink::{Sink, SinkError, Stored},
     source::handover::Taker,
 };
@@ -84,41 +84,48 @@ impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
     /// # Errors
     /// [`PipelineError`]. What was stored has been confirmed to the source.
     pub async fn run(mut self) -> Result<(), PipelineError> {
-        while let Some(batch) = self.taker.take().await {
-            let mut batch = Arc::new(batch);
-            self.delivery.deliver(&mut batch, &mut self.course).await?;
-            let mut batch =
-                Arc::into_inner(batch).expect("a sink keeps no batch after its delivery");
-            if !batch.announced.is_empty() {
-                batch = self.release(batch).await?;
-            }
+        while let Some(mut batch) = self.taker.take().await {
+            let announced = std::mem::take(&mut batch.announced);
+            let due = self.delivery.due(announced).await?;
+            let batch = match due.is_empty() {
+                true => self.deliver(batch).await?,
+                false => self.release(batch, due).await?,
+            };
             self.taker.give_back(batch);
         }
         Ok(())
     }
 
-    /// Carries out the releases at the batch's end; its records are delivered. Until all of them
-    /// are done the position stays before them, so that whatever ends the relay meanwhile, the
-    /// server sends their announcement again.
-    async fn release(&mut self, mut batch: Batch) -> Result<Batch, PipelineError> {
-        let mut done = Vec::new();
-        let mut places = 0;
-        for mut announced in std::mem::take(&mut batch.announced) {
-            announced.first.ordinal += places;
-            let taken = self.delivery.release(&announced, self.limits).await?;
-            if let Some(taken) = taken {
-                places += taken;
-                self.delivery.progress_mut().complete_release(&announced.id);
-                done.push(announced.id);
+    async fn deliver(&mut self, batch: Batch) -> Result<Batch, PipelineError> {
+        let mut batch = Arc::new(batch);
+        self.delivery.deliver(&mut batch, &mut self.course).await?;
+        Ok(Arc::into_inner(batch).expect("a sink keeps no batch after its delivery"))
+    }
+
+    /// Delivers the batch with the releases that are announced in it, each in its place. The position
+    /// is past one only when it is done, so that whatever ends the relay meanwhile, the server sends
+    /// its announcement again. Returns what the batch ended with.
+    async fn release(
+        &mut self,
+        mut batch: Batch,
+        due: Vec<Announced>,
+    ) -> Result<Batch, PipelineError> {
+        let (mut before, mut commit, mut places) = (0, None, 0);
+        for mut announced in due {
+            let rest = batch.split_off(announced.after - before);
+            before = announced.after;
+            self.deliver(batch).await?;
+            batch = rest;
+            // Those of one transaction come one behind the other.
+            if commit != Some(announced.first.commit) {
+                (commit, places) = (Some(announced.first.commit), 0);
             }
+            announced.first.ordinal += places;
+            places += self.delivery.release(&announced, self.limits).await?;
         }
-        batch.withdraw(|_| false);
-        let mut rest = Arc::new(batch);
-        self.delivery.deliver(&mut rest, &mut self.course).await?;
-        for id in done {
-            self.delivery.finish(&id).await?;
-        }
-        Ok(Arc::into_inner(rest).expect("a sink keeps no batch after its delivery"))
+        let batch = self.deliver(batch).await?;
+        self.delivery.finish_complete().await?;
+        Ok(batch)
     }
 }
 
@@ -163,10 +170,9 @@ impl Course for StreamCourse {
     }
 }
 
-/// The position that is reached when the first `end` records are delivered. The batch's own lies
-/// behind the releases that it announces.
+/// The position that is reached when the first `end` records are delivered.
 fn position_after(batch: &Batch, end: usize) -> Option<Position> {
-    if end == batch.len() && batch.announced.is_empty() {
+    if end == batch.len() {
         return batch.position;
     }
     let last = end.checked_sub(1)?;

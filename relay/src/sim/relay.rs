@@ -164,7 +164,9 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     for release in progress.releases.iter().filter(|release| release.complete) {
         table.finish(&release.id).await.map_err(|error| error.to_string())?;
     }
-    progress.releases.retain(|release| !release.complete);
+    progress
+        .releases
+        .retain(|release| !release.complete && look(&world).table.is_under_way(&release.id));
     turns(&world).await;
     let from = decide(&world, session, &progress)?;
     turns(&world).await;

@@ -122,8 +122,7 @@ impl World {
         if self.once_in(4) {
             messages.push(self.event(RowPosition { commit, ordinal: 0 }));
         }
-        let writer = self.server.wal.len().to_string();
-        let message = Message { relay: "sim".into(), release: release.into(), writer };
+        let message = Message { relay: "sim".into(), release: release.parse().unwrap() };
         let content = serde_json::to_vec(&message).unwrap();
         messages.push(encode::message(true, commit.get(), b"outbox", &content));
         self.commit(commit, end, messages);

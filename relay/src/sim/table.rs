@@ -10,10 +10,12 @@ use super::{
     world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
-    dead_letter::{BEHIND, DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release},
+    dead_letter::{
+        BEHIND, DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release, Seen,
+    },
     lsn::Lsn,
     position::{Position, RowPosition},
-    record::{Batch, RecordHead, RefusedRecord},
+    record::{Announced, Batch, RecordHead, RefusedRecord},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,11 @@ impl Table {
     fn shown(&self) -> Vec<(usize, State, Option<&str>, Option<u64>)> {
         let rows = self.rows.iter();
         rows.map(|row| (row.id, row.state, row.release.as_deref(), row.place)).collect()
+    }
+
+    /// Whether events of the release are not delivered.
+    pub(super) fn is_under_way(&self, release: &str) -> bool {
+        self.rows.iter().any(|row| row.is_leaving(release))
     }
 
     /// Whether the event was ever parked, durably.
@@ -117,7 +124,7 @@ impl Table {
 impl World {
     pub(super) fn release_all(&mut self) {
         self.table.releases += 1;
-        let release = format!("r{}", self.table.releases);
+        let release = uuid(self.table.releases);
         let mut any = false;
         for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
             any = true;
@@ -135,7 +142,7 @@ impl World {
         let parked = self.table.rows.iter_mut().filter(|row| row.state == State::Parked);
         let Some(row) = parked.choose(&mut self.random) else { return };
         self.table.releases += 1;
-        let release = format!("r{}", self.table.releases);
+        let release = uuid(self.table.releases);
         row.state = State::Discarded;
         row.release = Some(release.clone());
         let id = row.id;
@@ -302,10 +309,20 @@ impl DeadLetters for SimTable {
         .await
     }
 
+    async fn look_up(&mut self, announced: &[Announced]) -> Result<Vec<Seen>, DeadLetterError> {
+        let ids: Vec<String> = announced.iter().map(|one| one.id.clone()).collect();
+        self.statement("look up", |world| {
+            let rows = &world.table.rows;
+            let waits = |row: &Row| matches!(row.state, State::Releasing | State::Discarded);
+            let due = |id: &String| rows.iter().any(|row| row.is_of(id) && waits(row));
+            ids.iter().map(|id| if due(id) { Seen::Due } else { Seen::Nothing }).collect()
+        })
+        .await
+    }
+
     async fn begin(
         &mut self,
         release: &str,
-        _writer: u64,
         done: u64,
     ) -> Result<Option<Release>, DeadLetterError> {
         self.statement("take in", |world| take_in(&mut world.table, release)).await?;
@@ -395,9 +412,11 @@ impl DeadLetters for SimTable {
         async move {
             table
                 .statement("finish", |world| {
-                    for row in world.table.rows.iter_mut().filter(|row| row.is_leaving(&release)) {
-                        if row.place.is_some() {
-                            row.state = State::Released;
+                    for row in world.table.rows.iter_mut().filter(|row| row.is_of(&release)) {
+                        match row.state {
+                            State::Releasing if row.place.is_some() => row.state = State::Released,
+                            State::Discarded => row.release = None,
+                            _ => {}
                         }
                     }
                 })

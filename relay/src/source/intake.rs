@@ -18,8 +18,12 @@ pub trait Intake: Send {
     /// A row was inserted. What can't be a record is noted in `batch.unfit`.
     fn row(&mut self, row: &Row<'_>, batch: &mut Batch);
 
-    /// A transactional WAL message with the prefix `outbox`.
-    fn message(&mut self, position: RowPosition, content: &[u8]);
+    /// A transactional WAL message with the prefix `outbox`, in the transaction `xid`. Any role may
+    /// write one: nothing in it is to be believed.
+    fn message(&mut self, position: RowPosition, xid: u32, content: &[u8]);
+
+    /// A WAL message with the prefix `outbox` that announces nothing, and why: a fixed word.
+    fn ignored(&mut self, why: &'static str);
 
     /// The open transaction is complete. `end` is the place behind all that it carried.
     fn commit(&mut self, end: RowPosition, batch: &mut Batch);

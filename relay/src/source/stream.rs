@@ -24,7 +24,7 @@ use super::{
     intake::{Intake, IntakeError},
     pgoutput::{
         self, LogicalMessage, Message,
-        frame::{Frame, decode_frame, encode_status},
+        frame::{Frame, XLOG_DATA_HEADER_BYTES, decode_frame, encode_status},
     },
 };
 use crate::{
@@ -42,6 +42,11 @@ const COALESCED_READ_BYTES: usize = 128 << 10;
 const COALESCE_MAX: Duration = Duration::from_secs(1);
 /// Spare room offered to each read.
 const READ_BYTES: usize = 256 << 10;
+/// A WAL message above this announces nothing, and is not stored: ours take some 200 bytes, and any
+/// role may write one of a gigabyte.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+/// How much of such a message is kept: enough for flags, LSN and our prefix.
+const MESSAGE_PREFIX_BYTES: usize = 64;
 /// How much of a row above the size limit is kept, to read its id, topic and key.
 const OVERSIZED_PREFIX_BYTES: usize = 64 << 10;
 /// The server is told the confirmed position, and the stream's health is looked at, at least this often.
@@ -391,11 +396,7 @@ impl<I: Intake> Decoder<I> {
             }
             let rest = unread.get(done..).unwrap_or_default();
             let Some((tag, body_bytes)) = copy::header(rest)? else { break };
-            let kept_bytes = if body_bytes > self.frame_bytes_max {
-                OVERSIZED_PREFIX_BYTES.min(body_bytes)
-            } else {
-                body_bytes
-            };
+            let Some(kept_bytes) = self.kept_bytes(rest, body_bytes) else { break };
             let Some(body) = rest.get(copy::HEADER_BYTES..copy::HEADER_BYTES + kept_bytes) else {
                 break;
             };
@@ -405,6 +406,21 @@ impl<I: Intake> Decoder<I> {
         }
         unread.advance(done);
         Ok(heard)
+    }
+
+    /// How much of the frame at the beginning of `rest` is stored; `None` while too little of it is
+    /// there to tell.
+    fn kept_bytes(&self, rest: &[u8], body_bytes: usize) -> Option<usize> {
+        const TAG_AT: usize = copy::HEADER_BYTES + XLOG_DATA_HEADER_BYTES;
+        if body_bytes <= MESSAGE_BYTES_MAX {
+            return Some(body_bytes);
+        }
+        let is_wal_data = *rest.get(copy::HEADER_BYTES)? == b'w';
+        Some(match *rest.get(TAG_AT)? {
+            b'M' if is_wal_data => MESSAGE_PREFIX_BYTES,
+            _ if body_bytes > self.frame_bytes_max => OVERSIZED_PREFIX_BYTES.min(body_bytes),
+            _ => body_bytes,
+        })
     }
 
     fn frame(
@@ -450,8 +466,13 @@ impl<I: Intake> Decoder<I> {
     fn oversized(&mut self, data: &[u8], size_bytes: usize) -> Result<(), StreamError> {
         if let Some(insert) = pgoutput::decode_insert_prefix(data)? {
             self.message(Message::Insert(insert), size_bytes)?;
-        } else if let [b'M', 1, ..] = data {
-            self.next_position("Message")?;
+        } else if let Some((transactional, prefix)) = pgoutput::decode_message_prefix(data)? {
+            if transactional {
+                self.next_position("Message")?;
+            }
+            if prefix.starts_with(b"outbox\0") {
+                self.intake.ignored("too_large");
+            }
         }
         Ok(())
     }
@@ -502,11 +523,14 @@ impl<I: Intake> Decoder<I> {
                 self.intake.row(&row, &mut self.giver.filling);
             }
             Message::Message(LogicalMessage { transactional, prefix, content, .. }) => {
+                let ours = prefix == b"outbox";
                 if transactional {
-                    let (position, _) = self.next_position("Message")?;
-                    if prefix == b"outbox" {
-                        self.intake.message(position, content);
+                    let (position, OpenTransaction { xid, .. }) = self.next_position("Message")?;
+                    if ours {
+                        self.intake.message(position, xid, content);
                     }
+                } else if ours {
+                    self.intake.ignored("not_transactional");
                 }
             }
             Message::Origin

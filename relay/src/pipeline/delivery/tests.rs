@@ -84,7 +84,7 @@ fn name(record: &Record<'_>) -> String {
 }
 
 fn announced() -> Announced {
-    Announced { id: RELEASE.to_owned(), writer: 1, first: at(9, 0) }
+    Announced { id: RELEASE.to_owned(), xid: 1, first: at(9, 0), after: 0 }
 }
 
 /// The table: by position, what is parked and, of a release, its place.
@@ -132,10 +132,18 @@ impl DeadLetters for Table {
         ready(Ok(parked.into_iter().collect()))
     }
 
+    fn look_up(
+        &mut self,
+        announced: &[Announced],
+    ) -> impl Future<Output = Outcome<Vec<Seen>>> + Send {
+        let due = |one: &Announced| one.id == RELEASE && !self.parked().is_empty();
+        let seen = |one| if due(one) { Seen::Due } else { Seen::Nothing };
+        ready(Ok(announced.iter().map(seen).collect()))
+    }
+
     fn begin(
         &mut self,
         release: &str,
-        _writer: u64,
         done: u64,
     ) -> impl Future<Output = Outcome<Option<Release>>> + Send {
         assert_eq!(release, RELEASE);
@@ -325,9 +333,8 @@ async fn a_released_lane_is_free_and_one_that_is_refused_again_is_not() {
     }
     let limits = BatchLimits { records_max: 2, ..LIMITS };
     let places = delivery.release(&announced(), limits).await.expect("released");
-    assert_eq!(places, Some(5));
-    delivery.progress.complete_release(RELEASE);
-    delivery.finish(RELEASE).await.expect("finished");
+    assert_eq!(places, 5);
+    delivery.finish_complete().await.expect("finished");
     assert_eq!(delivery.sink.stored, ["t a 0", "t a 2", "t a 4"]);
     assert_eq!(delivery.dead_letters.parked(), ["gone b 1", "gone b 3"]);
     assert_eq!(delivery.lanes.len(), 1);
@@ -380,7 +387,10 @@ async fn a_release_of_which_nothing_is_left_is_no_longer_in_progress() {
     let mut delivery = delivery(false);
     delivery.progress.begin_release(RELEASE, Lsn::new(9));
     delivery.progress.deliver_release(RELEASE, 2);
-    assert_eq!(delivery.release(&announced(), LIMITS).await.expect("released"), None);
+    assert_eq!(delivery.release(&announced(), LIMITS).await.expect("released"), 0);
+    assert_eq!(delivery.progress.releases, []);
+    delivery.progress.begin_release(RELEASE, Lsn::new(9));
+    assert_eq!(delivery.due(vec![announced()]).await.expect("looked up"), []);
     assert_eq!(delivery.progress.releases, []);
 }
 
@@ -411,7 +421,7 @@ async fn lanes_beyond_what_memory_is_for_wait_all_the_same_and_are_released() {
         row.name = row.name.replace("gone", "back");
     }
     delivery.release(&announced(), LIMITS).await.expect("released");
-    delivery.finish(RELEASE).await.expect("finished");
+    delivery.finish_complete().await.expect("finished");
     let released = ["back a 0", "back b 1", "back c 2", "back c 0", "back b 2"];
     assert_eq!(delivery.sink.stored.get(2..), Some(&released.map(String::from)[..]));
     assert_eq!(delivery.lanes.len(), 0);

@@ -90,6 +90,21 @@ pub fn decode_insert_prefix(bytes: &[u8]) -> Result<Option<Insert<'_>>, Malforme
     insert(&mut reader, true).map(Some)
 }
 
+/// Decodes the beginning of a Message that was too large to keep: whether it is transactional, and
+/// its prefix with whatever of the rest is there. `None` when it is no Message.
+///
+/// # Errors
+/// [`Malformed`] when not even the prefix begins.
+pub fn decode_message_prefix(bytes: &[u8]) -> Result<Option<(bool, &[u8])>, Malformed> {
+    let mut r = Reader::new(bytes);
+    if r.u8("message tag")? != b'M' {
+        return Ok(None);
+    }
+    let flags = r.u8("flags of a Message")?;
+    lsn(&mut r, "LSN of a Message")?;
+    Ok(Some((flags & 1 == 1, r.rest())))
+}
+
 fn lsn(r: &mut Reader<'_>, what: &'static str) -> Result<Lsn, Malformed> {
     r.u64(what).map(Lsn::new)
 }
