@@ -21,6 +21,10 @@ bench *args:
 bench-inbox *args:
     cargo run --release -p outbox-bench -- inbox {{args}}
 
+# What others' refused events cost a healthy lane
+bench-neighbours *args:
+    cargo run --release -p outbox-bench -- neighbours {{args}}
+
 # The examples through the relay, all of them killed again and again, and the books balanced.
 books *args:
     examples/run {{args}}

@@ -5,6 +5,7 @@
 //! consumer and clock are this process's, on the machine that also runs the servers.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -85,8 +86,38 @@ async fn mode(args: &DrainArgs, delivery: &'static str) -> Result<Latency> {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(PARTITIONS).await;
     let mut relay = Setup { delivery, unix: false }.start(&t, 1, args.relay.as_deref()).await?;
+    let cpu_before = process::cpu(relay.pid())?;
+    let measured = measure(&t, &topic, args.seconds, async { Ok(()) }).await?;
+    let cpu = process::cpu(relay.pid())?.saturating_sub(cpu_before);
+    let status = relay.sigterm().await;
+    ensure!(status.success(), "the relay ended with {status}: {}", relay.log_text());
+    let Measured { commits_per_second, p50_ms, p99_ms, max_ms, took, .. } = measured;
+    let relay_cpu_share = cpu.as_secs_f64() / took.as_secs_f64();
+    Ok(Latency { delivery, commits_per_second, p50_ms, p99_ms, max_ms, relay_cpu_share })
+}
 
-    let seconds = WARM_UP_SECONDS + args.seconds;
+/// What a steady load has seen.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) commits_per_second: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) max_ms: f64,
+    took: Duration,
+}
+
+/// Writes for some seconds, after a warm-up, and takes the time of each event; `beside` happens
+/// meanwhile, from the end of the warm-up on.
+///
+/// # Errors
+/// Anything was lost, doubled or out of order, or the writers were too slow.
+pub(crate) async fn measure(
+    t: &Harness,
+    topic: &Topic,
+    seconds: u32,
+    beside: impl Future<Output = Result<()>>,
+) -> Result<Measured> {
+    let seconds = WARM_UP_SECONDS + seconds;
     let load = Duration::from_secs(seconds.into());
     let warm_up = COMMITS_PER_SECOND * usize::try_from(WARM_UP_SECONDS)?;
     let events = COMMITS_PER_SECOND * usize::try_from(seconds)?;
@@ -94,29 +125,31 @@ async fn mode(args: &DrainArgs, delivery: &'static str) -> Result<Latency> {
         base: Instant::now(),
         at_ns: std::iter::repeat_with(AtomicU64::default).take(events).collect(),
     });
-    let from = consumer::ends(t.kafka(), &topic).await?;
+    let from = consumer::ends(t.kafka(), topic).await?;
     let consumed = {
         let (kafka, topic, sent) = (t.kafka(), topic.clone(), Arc::clone(&sent));
         tokio::task::spawn_blocking(move || {
             consume(kafka, &topic, &from, &sent, warm_up, load + LAST_MAX)
         })
     };
-    let cpu_before = process::cpu(relay.pid())?;
     let begun = Instant::now();
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
         let session = t.database().connect(Role::Writer).await;
         writers.spawn(write(session, topic.name().to_owned(), writer, Arc::clone(&sent)));
     }
-    while let Some(written) = writers.join_next().await {
-        written??;
-    }
-    let took = begun.elapsed();
+    let written = async {
+        while let Some(written) = writers.join_next().await {
+            written??;
+        }
+        anyhow::Ok(begun.elapsed())
+    };
+    let beside = async {
+        tokio::time::sleep(Duration::from_secs(WARM_UP_SECONDS.into())).await;
+        beside.await
+    };
+    let (took, ()) = tokio::try_join!(written, beside)?;
     let mut latencies_ns = consumed.await??;
-    let cpu = process::cpu(relay.pid())?.saturating_sub(cpu_before);
-    let status = relay.sigterm().await;
-    ensure!(status.success(), "the relay ended with {status}: {}", relay.log_text());
-
     let commits_per_second = events as f64 / took.as_secs_f64();
     ensure!(
         commits_per_second > 0.95 * COMMITS_PER_SECOND as f64,
@@ -127,14 +160,7 @@ async fn mode(args: &DrainArgs, delivery: &'static str) -> Result<Latency> {
         let index = (latencies_ns.len() * percent / 100).min(latencies_ns.len().saturating_sub(1));
         latencies_ns.get(index).map_or(0.0, |ns| *ns as f64 / 1e6)
     };
-    Ok(Latency {
-        delivery,
-        commits_per_second,
-        p50_ms: at(50),
-        p99_ms: at(99),
-        max_ms: at(100),
-        relay_cpu_share: cpu.as_secs_f64() / took.as_secs_f64(),
-    })
+    Ok(Measured { commits_per_second, p50_ms: at(50), p99_ms: at(99), max_ms: at(100), took })
 }
 
 /// Every `WRITERS`-th event from `writer` on, each at its time.

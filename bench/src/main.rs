@@ -14,6 +14,7 @@ mod consumer;
 mod drain;
 mod inbox;
 mod latency;
+mod neighbours;
 mod process;
 mod relay;
 mod report;
@@ -39,6 +40,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
   cargo run --release -p outbox-bench -- drain --json > bench.json
   cargo run --release -p outbox-bench -- inbox
+  cargo run --release -p outbox-bench -- neighbours
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
   cargo run --release -p outbox-bench -- storm --minutes 5 --seed 7
 
@@ -57,6 +59,8 @@ enum Command {
     Drain(DrainArgs),
     /// Measure what remembering messages costs a consumer, and what batches save
     Inbox(InboxArgs),
+    /// Measure what others' refused events cost a healthy lane, against none
+    Neighbours(NeighboursArgs),
     /// Break everything there is, again and again, under load, and count what a consumer got
     Soak(SoakArgs),
     /// Let members of three consumer groups come, stop, die and freeze, and count what took effect
@@ -71,6 +75,22 @@ struct StormArgs {
     /// What happens to the members; made up and printed where it is not given
     #[arg(long)]
     seed: Option<u64>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct NeighboursArgs {
+    /// What the neighbours do; all of it by default, which takes some four minutes
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<neighbours::Trouble>,
+    /// Seconds of load with each of them
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=600))]
+    seconds: u32,
+    /// Another relay to measure instead of the one built with this program
+    #[arg(long, value_name = "PROGRAM")]
+    relay: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -175,6 +195,10 @@ fn main() -> ExitCode {
                     let mut report = Report::of_this_machine().await?;
                     report.comparisons = inbox::run(&args).await?;
                     Ok((if args.json { report.json() } else { report.text() }, true))
+                }
+                Command::Neighbours(args) => {
+                    let outcome = neighbours::run(&args).await?;
+                    Ok((if args.json { outcome.json() } else { outcome.text() }, outcome.held()))
                 }
                 Command::Soak(args) => {
                     let outcome = soak::run(&args).await?;
