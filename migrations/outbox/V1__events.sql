@@ -253,8 +253,8 @@ begin
         raise exception using
             errcode = 'duplicate_object',
             message = 'a publication outbox exists that does not publish outbox.events',
-            hint = 'Add the table: alter publication outbox add table outbox.events; then set '
-                '(publish = ''insert'', publish_via_partition_root = true). Or rename it.';
+            hint = 'Rename it: alter publication outbox rename to outbox_mapped; then migrate again. '
+                'A relay that is to stream it has postgres.publication = "outbox_mapped".';
     end if;
 end
 $$;

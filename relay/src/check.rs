@@ -3,8 +3,12 @@
 //! It changes nothing and disturbs no relay that runs. Each finding stands for itself; what can't
 //! be looked at because something before it failed is left out. Ends within 15 s.
 
+mod neighbours;
+mod start;
+
 use std::time::Duration;
 
+use outbox_migrations::Set;
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -13,10 +17,10 @@ use crate::{
     config::{Config, parts::Parts},
     daemon::first,
     leader,
-    postgres::sql,
+    postgres::sql::{self, SqlSession},
     reconcile::Halt,
     repair,
-    route::{Mapping, TableName},
+    route::{Mapping, TableName, quoted},
     sink::{
         SinkError,
         kafka::{self, ProgressTopic},
@@ -58,9 +62,17 @@ pub struct Finding {
 
 /// Looks at everything. Problems come as findings, never as errors.
 pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
-    let (mut findings, kafka) =
+    let ((mut findings, session), (kafka, has_progress_topic)) =
         tokio::join!(half("PostgreSQL", postgres(config, parts)), half("Kafka", kafka(parts)));
     findings.extend(kafka);
+    if let (Some(session), Some(has_topic)) = (session, has_progress_topic) {
+        let rehearsal = async {
+            let found = start::rehearsed(config, parts, &session, has_topic, &findings).await;
+            (found.into_iter().collect(), None::<()>)
+        };
+        let (found, _) = half("start", rehearsal).await;
+        findings.extend(found);
+    }
     findings
 }
 
@@ -69,27 +81,34 @@ pub fn passed(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.verdict != Verdict::Problem)
 }
 
-async fn half(name: &'static str, looks: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+/// Findings, and what the next half needs where it can be had.
+async fn half<T>(
+    name: &'static str,
+    looks: impl Future<Output = (Vec<Finding>, Option<T>)>,
+) -> (Vec<Finding>, Option<T>) {
     timeout(HALF_MAX, looks).await.unwrap_or_else(|_elapsed| {
         let seen = format!("no answer within {} s", HALF_MAX.as_secs());
-        vec![problem(name, seen, "check that it is up and that the network lets it through")]
+        let remedy = "check that it is up and that the network lets it through";
+        (vec![problem(name, seen, remedy)], None)
     })
 }
 
-async fn kafka(parts: &Parts) -> Vec<Finding> {
+/// Whether there is a progress topic is known where the brokers answered.
+async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
     let preflight = match kafka::preflight(parts.kafka.clone()).await {
         Ok(preflight) => preflight,
         Err(SinkError::Misconfigured { what, remedy }) => {
-            return vec![problem("Kafka", what, remedy)];
+            return (vec![problem("Kafka", what, remedy)], None);
         }
         Err(error) => {
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
-            return vec![problem("Kafka", chain(&error), remedy)];
+            return (vec![problem("Kafka", chain(&error), remedy)], None);
         }
     };
     let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
     let brokers = preflight.brokers.join(", ");
     let topic = parts.kafka.progress_topic();
+    let has_topic = preflight.progress_topic != ProgressTopic::Missing;
     let progress = match preflight.progress_topic {
         ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
         ProgressTopic::Verified => ok("progress", format!("{topic} has one partition, compacted")),
@@ -101,10 +120,11 @@ async fn kafka(parts: &Parts) -> Vec<Finding> {
     };
     let trust = parts.kafka.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
     let found = [ok("Kafka", format!("cluster {cluster}, brokers {brokers}")), progress];
-    found.into_iter().chain(trust).collect()
+    (found.into_iter().chain(trust).collect(), Some(has_topic))
 }
 
-async fn postgres(config: &Config, parts: &Parts) -> Vec<Finding> {
+/// The session, where all could be asked on it.
+async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSession>) {
     let mut findings = Vec::new();
     for host in parts.connect.unverified_hosts() {
         let seen = format!("the connection to {host} is not verified");
@@ -116,17 +136,20 @@ async fn postgres(config: &Config, parts: &Parts) -> Vec<Finding> {
         Err(error) => {
             let remedy = "check postgres.url, and that the server is up";
             findings.push(problem("PostgreSQL", chain(&error), remedy));
-            return findings;
+            return (findings, None);
         }
     };
     match server(config, parts, session.client()).await {
-        Ok(seen) => findings.extend(seen),
+        Ok(seen) => {
+            findings.extend(seen);
+            (findings, Some(session))
+        }
         Err(error) => {
             let remedy = "grant the relay's role what docs/ROLES.md lists";
             findings.push(problem("PostgreSQL", chain(&error), remedy));
+            (findings, None)
         }
     }
-    findings
 }
 
 async fn server(
@@ -136,7 +159,10 @@ async fn server(
 ) -> Result<Vec<Finding>, InspectError> {
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
-    let mut findings = capacity(&slot::capacity(client).await?, found.is_some());
+    let server = slot::capacity(client).await?;
+    let mut findings = capacity(&server, found.is_some(), parts);
+    findings.extend(migrations(client).await?);
+    findings.push(start::parking(config, parts, client).await?);
     findings.push(match leader::may_lead(client).await? {
         None => ok("leader", "may claim to lead in outbox.leaders".into()),
         Some(Halt { reason, remedy }) => problem("leader", reason, remedy),
@@ -175,7 +201,33 @@ async fn server(
             ok("slot", format!("{name} is {used}, confirmed up to {confirmed}"))
         }
     });
+    if !server.in_recovery {
+        findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
+    }
     Ok(findings)
+}
+
+/// Whether the database has what this version's migrations make; `None` where it does not say: the
+/// files were applied by hand, or the history may not be read.
+async fn migrations(client: &Client) -> Result<Option<Finding>, InspectError> {
+    let Some(newest) = Set::Outbox.migrations().iter().map(|m| m.version).max() else {
+        return Ok(None);
+    };
+    let applied = match client
+        .query_one("select pg_catalog.max(version) from outbox.migrations", &[])
+        .await
+        .and_then(|row| row.try_get::<_, Option<i32>>(0))
+    {
+        Ok(applied) => applied.unwrap_or(0),
+        Err(error) if error.as_db_error().is_some() => return Ok(None),
+        Err(source) => return Err(InspectError::Query { what: "outbox.migrations", source }),
+    };
+    Ok(Some(if applied < newest {
+        let seen = format!("the database has migration V{applied}, this version needs V{newest}");
+        problem("migrations", seen, "run `outbox-relay migrate` as the schema's owner")
+    } else {
+        ok("migrations", format!("V{applied}"))
+    }))
 }
 
 /// What becomes of the rows that are there when there is no slot; `None` when there are none.
@@ -231,7 +283,7 @@ fn rows(
 }
 
 /// What the server and the role are able to do.
-fn capacity(found: &slot::Capacity, has_slot: bool) -> Vec<Finding> {
+fn capacity(found: &slot::Capacity, has_slot: bool, parts: &Parts) -> Vec<Finding> {
     let (major, minor) = (found.server_version_num / 10_000, found.server_version_num % 10_000);
     let version = format!("version {major}.{minor}");
     let mut findings = vec![if major < 14 {
@@ -248,7 +300,8 @@ fn capacity(found: &slot::Capacity, has_slot: bool) -> Vec<Finding> {
     findings.push(if found.may_replicate {
         ok("role", "may replicate".into())
     } else {
-        problem("role", "may not replicate".into(), "alter role … replication (docs/ROLES.md)")
+        let remedy = format!("`alter role {} replication`", quoted(parts.connect.user()));
+        problem("role", "may not replicate".into(), remedy)
     });
     let slots =
         format!("{} of {} slots in use", found.replication_slots, found.max_replication_slots);

@@ -6,7 +6,7 @@
 
 use crate::{
     reconcile::Halt,
-    route::{Format, Mapping, Misfit, TableName, XID},
+    route::{Format, Mapping, Misfit, TableName, XID, quoted},
     row::{Column, Relation},
     source::{
         intake::IntakeError,
@@ -14,6 +14,9 @@ use crate::{
         table::{self, Hidden, TableState},
     },
 };
+
+/// The publication that `outbox-relay migrate` makes.
+const OURS: &str = "outbox";
 
 /// Why a table does not serve, by what may be streamed all the same.
 #[derive(Debug)]
@@ -45,6 +48,7 @@ pub(crate) fn fits(
     table: Option<&TableState>,
     mapping: &Mapping,
 ) -> Result<Fit, Unfit> {
+    let publication_name = &quoted(publication_name); // As SQL wants it, for the remedies.
     let (table, columns) = published(publication_name, publication, name, table, mapping)
         .map_err(Unfit::Unpublished)?;
     let stamped = columns.iter().any(|c| c.name == XID && c.is_stamp());
@@ -70,25 +74,35 @@ fn published<'a>(
     let Some(table) = table else {
         return Err(Halt::new(
             format!("there is no table {name}"),
-            "run `outbox-relay migrate`, or set outbox.tables to the table that there is",
+            if mapping.is_ours() {
+                "run `outbox-relay migrate`, or set outbox.tables to the table that there is"
+            } else {
+                "set outbox.tables to the table that there is"
+            },
         ));
     };
     is_in_the_wal(name, table)?;
     hides_nothing(name, &table.hidden, mapping)?;
     let Some(publication) = publication else {
-        return Err(Halt::new(
-            format!("there is no publication {publication_name}"),
+        let create = format!(
+            "`create publication {publication_name} for table {name} with (publish = 'insert', \
+             publish_via_partition_root = true)`"
+        );
+        // The migration makes one of this name with its own table, and takes no other for it.
+        let remedy = if publication_name == OURS && !mapping.is_ours() {
             format!(
-                "run `outbox-relay migrate`, or: create publication {publication_name} for table \
-                 {name} with (publish = 'insert', publish_via_partition_root = true)"
-            ),
-        ));
+                "run `outbox-relay migrate`, which makes it; or, where that says up to date: {create}"
+            )
+        } else {
+            create
+        };
+        return Err(Halt::new(format!("there is no publication {publication_name}"), remedy));
     };
     let listed = listing(publication_name, publication, name, table)?;
     if !publication.insert {
         return Err(Halt::new(
             format!("publication {publication_name} does not publish inserts"),
-            format!("alter publication {publication_name} set (publish = 'insert')"),
+            format!("`alter publication {publication_name} set (publish = 'insert')`"),
         ));
     }
     if let Some(filter) = &listed.row_filter {
@@ -198,7 +212,7 @@ fn listing<'a>(
 ) -> Result<&'a PublishedTable, Halt> {
     let found = publication.tables.iter().find(|p| name.is(&p.schema, &p.table));
     found.ok_or_else(|| {
-        let add = format!("alter publication {publication_name} add table {name}");
+        let add = format!("`alter publication {publication_name} add table {name}`");
         let remedy = match &table.root {
             Some(root) if publication.via_root => {
                 format!("set outbox.tables to {root}, of which it is a partition; or: {add}")
@@ -206,8 +220,8 @@ fn listing<'a>(
             _ if publication.via_root => add,
             // Without it the leaves of a partitioned table are published under their own names.
             _ => format!(
-                "alter publication {publication_name} set (publish_via_partition_root = true); and \
-                 if the table is not part of it: {add}"
+                "`alter publication {publication_name} set (publish_via_partition_root = true)`; \
+                 and if the table is not part of it: {add}"
             ),
         };
         Halt::new(format!("publication {publication_name} does not publish {name}"), remedy)

@@ -206,6 +206,21 @@ impl Database {
         self.postgres.connect(&self.config(role)).await.expect("a session for the test")
     }
 
+    /// The grants of the producer's schema, as `docs/ROLES.md` has them after the migration.
+    ///
+    /// # Panics
+    /// When the owner may not give them.
+    pub async fn grant_outbox(&self) {
+        let grants = documented(2, &self.name).expect("docs/ROLES.md has its statements");
+        let owner = self.connect(Role::Owner).await;
+        owner.batch_execute(&grants).await.expect("the documented grants");
+    }
+
+    /// A role's name in this run.
+    pub fn name_of(&self, role: Role) -> String {
+        role.name()
+    }
+
     /// How a role connects.
     pub fn config(&self, role: Role) -> Config {
         self.postgres.role(&role.name(), &self.name)

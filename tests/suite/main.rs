@@ -1,5 +1,6 @@
 //! The end-to-end suite. One binary, so that its servers start once per run.
 
+mod checks;
 mod confirm;
 mod connect;
 mod crash;
@@ -24,6 +25,7 @@ mod outages;
 mod publication;
 mod publish;
 mod repair;
+mod road;
 mod rows;
 mod schema;
 mod secure_kafka;

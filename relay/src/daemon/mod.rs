@@ -9,6 +9,7 @@ mod broker;
 mod control;
 pub(crate) mod first;
 mod missing;
+mod rehearsal;
 mod repair;
 mod slot;
 mod standby;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::attempt::{Ended, Learnt};
+pub(crate) use self::rehearsal::{Rehearsed, rehearse};
 use crate::{
     admin::{self, Board, Hosts, Phase},
     backoff::Backoff,

@@ -298,7 +298,7 @@ pub(super) async fn prepare(
     connect_sink(config, parts, session, &identity).await
 }
 
-async fn connect_replication(
+pub(super) async fn connect_replication(
     config: &Config,
     parts: &Parts,
 ) -> Result<ReplicationConnection, Ended> {
@@ -361,7 +361,7 @@ async fn still_leads(
 }
 
 /// How the publication is looked at on that server.
-fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
+pub(super) fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
     let tables = parts.mapping.tables().iter();
     Look::new(
         replication.server_version_num(),
@@ -370,7 +370,9 @@ fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> 
     )
 }
 
-async fn identify(replication: &mut ReplicationConnection) -> Result<SystemIdentity, Ended> {
+pub(super) async fn identify(
+    replication: &mut ReplicationConnection,
+) -> Result<SystemIdentity, Ended> {
     replication
         .identify_system()
         .await
@@ -381,7 +383,7 @@ async fn read_progress(sink: &mut KafkaSink) -> Result<Option<Progress>, Ended> 
     decode(sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?)
 }
 
-fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
+pub(super) fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
     stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
         let topic = "look at the progress topic, or run the version that wrote the record";
         Ended::Halted(Halt::new(e.to_string(), topic))
@@ -396,13 +398,13 @@ impl SystemIdentity {
 }
 
 /// What was found out about the tables.
-struct Found<'a> {
-    published: &'a Published,
-    unpublished_once: bool,
-    unrepairable: Option<&'a Halt>,
+pub(super) struct Found<'a> {
+    pub(super) published: &'a Published,
+    pub(super) unpublished_once: bool,
+    pub(super) unrepairable: Option<&'a Halt>,
 }
 
-async fn decide(
+pub(super) async fn decide(
     config: &Config,
     parts: &Parts,
     session: &SqlSession,
@@ -479,28 +481,28 @@ pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(
 }
 
 /// What the tables of the settings look like now.
-struct Tables {
+pub(super) struct Tables {
     /// That their rows need.
     format: Format,
     /// Those whose column `xid` is the transaction that inserted the row.
     stamped: Vec<TableName>,
     /// Why rows that are written now are not in the stream.
-    unpublished: Option<Halt>,
+    pub(super) unpublished: Option<Halt>,
     /// Why rows that are written from now on would not serve.
     misfit: Option<Halt>,
     /// For a repair, or why they can't be read for one.
-    repair: Result<Vec<Table>, Halt>,
+    pub(super) repair: Result<Vec<Table>, Halt>,
 }
 
 impl Tables {
     /// Before there is a slot, there is nothing in the stream that could serve.
-    fn must_fit(&mut self) -> Result<(), Ended> {
+    pub(super) fn must_fit(&mut self) -> Result<(), Ended> {
         self.misfit.take().map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
     }
 }
 
 /// Looks at every table of the settings. `least` is a format that the stream is known to need.
-async fn inspect_tables(
+pub(super) async fn inspect_tables(
     config: &Config,
     parts: &Parts,
     session: &SqlSession,

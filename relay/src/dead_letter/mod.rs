@@ -12,6 +12,7 @@ mod headers;
 mod lane;
 pub mod operator;
 pub mod pending;
+pub(crate) mod rights;
 mod store;
 
 use std::future::Future;

@@ -611,25 +611,35 @@ fn unsigned(ordinal: i64) -> u64 {
     u64::try_from(ordinal).unwrap_or(0)
 }
 
+/// What happened, and what to do, where there is no such table.
+pub(super) fn missing() -> (&'static str, &'static str) {
+    (
+        "the table outbox.dead_letters, where refused events are parked, is missing or of another \
+         version",
+        "run `outbox-relay migrate` as the schema's owner",
+    )
+}
+
+/// Where it may not be used.
+pub(super) fn not_granted() -> (&'static str, &'static str) {
+    (
+        "the relay's role may not use outbox.dead_letters, where refused events are parked",
+        "grant usage on schema outbox and select, insert, update on outbox.dead_letters to it \
+         (docs/ROLES.md)",
+    )
+}
+
 pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {
-    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    let absent = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     match source.code() {
-        Some(code) if missing.contains(code) || *code == SqlState::UNDEFINED_COLUMN => {
-            DeadLetterError::Misconfigured {
-                what: "the table outbox.dead_letters, where refused events are parked, is missing \
-                       or of another version"
-                    .into(),
-                remedy: "run `outbox-relay migrate` as the schema's owner".into(),
-            }
+        Some(code) if absent.contains(code) || *code == SqlState::UNDEFINED_COLUMN => {
+            let (what, remedy) = missing();
+            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
         }
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => DeadLetterError::Misconfigured {
-            what: "the relay's role may not use outbox.dead_letters, where refused events are \
-                   parked"
-                .into(),
-            remedy: "grant usage on schema outbox and select, insert, update on \
-                     outbox.dead_letters to it (docs/ROLES.md)"
-                .into(),
-        },
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
+            let (what, remedy) = not_granted();
+            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
+        }
         _ => DeadLetterError::Database { doing, source },
     }
 }

@@ -348,13 +348,21 @@ impl<'r> Planner<'r> {
 
     fn missing(&mut self, role: Role, setting: &str, name: &str) {
         let (table, column) = (&self.table, quoted(name));
-        let none = if role.is_required() || role == Role::Header { "" } else { " (\"\" for none)" };
+        let set = match role {
+            Role::Topic => {
+                "set outbox.topic to the topic of its events, or outbox.columns.topic to the column \
+                 that holds it"
+                    .to_owned()
+            }
+            Role::Header => format!("name the column that holds it in {setting}"),
+            role if role.is_required() => format!("set {setting} to the column that holds it"),
+            _ => format!("set {setting} to the column that holds it, or to false where none does"),
+        };
         self.misfits.push(Misfit {
             column: name.to_owned(),
             what: format!("{table} publishes no column {column}, which {setting} names"),
             remedy: format!(
-                "name the column that holds it in {setting}{none}, or \
-                 `alter table {table} add column {column} {}`; where the table has it, the \
+                "{set}; or `alter table {table} add column {column} {}`; where the table has it, the \
                  publication's column list must name it too",
                 role.sql_type()
             ),

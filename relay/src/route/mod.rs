@@ -20,13 +20,13 @@ mod tests;
 mod time;
 mod value;
 
-pub(crate) use self::mapping::XID;
 use self::{
     event::Scratch,
     headers::{RelayHeaders, Reserved},
     mapping::{Plan, UNMAPPED, Values},
     refusal::Refusal,
 };
+pub(crate) use self::{mapping::XID, table::quoted};
 pub use self::{
     mapping::{Format, Mapping, Misfit},
     refusal::reason,

@@ -44,7 +44,7 @@ impl fmt::Display for TableName {
 
 /// A name as SQL wants it: in quotes unless it is plain lower case. (A reserved word stays bare;
 /// this is for people to read and paste, not for statements the relay sends.)
-pub(super) fn quoted(name: &str) -> String {
+pub(crate) fn quoted(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }

@@ -182,6 +182,32 @@ impl fmt::Display for OpenTransaction {
     }
 }
 
+/// A slot that nobody reads from, and that keeps WAL all the same.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct IdleSlot {
+    /// Its name.
+    pub name: String,
+    /// Of a logical one.
+    pub database: Option<String>,
+    /// WAL that the server keeps for it.
+    pub retained_bytes: i64,
+}
+
+/// Slots other than `ours` that are not active, those that keep most first. Not on a standby.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn idle_slots(client: &Client, ours: &str) -> Result<Vec<IdleSlot>, InspectError> {
+    let sql = "select jsonb_build_object('name', slot_name, 'database', database, \
+                   'retained_bytes', pg_catalog.pg_wal_lsn_diff( \
+                       pg_catalog.pg_current_wal_lsn(), restart_lsn)::bigint)::text \
+               from pg_catalog.pg_replication_slots \
+               where not active and not temporary and restart_lsn is not null \
+                 and slot_name::text <> $1 \
+               order by restart_lsn";
+    rows(client, "pg_replication_slots", sql, &[&ours]).await
+}
+
 /// Looks a slot up; `None` when there is none of that name.
 ///
 /// # Errors

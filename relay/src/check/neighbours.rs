@@ -1,0 +1,54 @@
+//! Slots of others: what they keep fills the disk of everybody.
+
+use super::{Finding, warning};
+use crate::{admin::status::approximate, source::slot::IdleSlot};
+
+/// Named, at most; the rest are counted.
+const NAMED_MAX: usize = 5;
+
+/// Slots that nobody reads from.
+pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
+    let first = slots.first()?;
+    let named: Vec<String> = slots.iter().take(NAMED_MAX).map(in_words).collect();
+    let more = match slots.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Some(warning(
+        "other slots",
+        format!("nobody reads from {}{more}", named.join(", ")),
+        format!(
+            "start what reads from them, or drop each that is not needed any more: select \
+             pg_drop_replication_slot('{}')",
+            first.name
+        ),
+    ))
+}
+
+fn in_words(slot: &IdleSlot) -> String {
+    let bytes = u64::try_from(slot.retained_bytes).unwrap_or_default();
+    let of = slot.database.as_ref().map_or(String::new(), |database| format!(" of {database}"));
+    format!("{}{of}, which keeps {} of WAL", slot.name, approximate(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_idle_slot_is_named_with_what_it_keeps() {
+        assert!(idle(&[]).is_none());
+        let slot = |n: i64| IdleSlot {
+            name: format!("outbox_{n}"),
+            database: (n != 1).then(|| "app".to_owned()),
+            retained_bytes: n << 30,
+        };
+        let found = idle(&[slot(20), slot(1)]).expect("two");
+        let seen = "nobody reads from outbox_20 of app, which keeps 20 GiB of WAL, outbox_1, which \
+                    keeps 1024 MiB of WAL";
+        assert_eq!(found.seen, seen);
+        assert!(found.remedy.ends_with("select pg_drop_replication_slot('outbox_20')"));
+        let many: Vec<_> = (1..=7).map(slot).collect();
+        assert!(idle(&many).expect("seven").seen.ends_with(", and 2 more"));
+    }
+}

@@ -1,0 +1,82 @@
+//! What a start would do, and whether it could park an event.
+
+use tokio_postgres::Client;
+
+use super::{Finding, Verdict, ok, problem, warning};
+use crate::{
+    config::{Config, parts::Parts},
+    daemon::{self, Rehearsed},
+    dead_letter::{self, rights},
+    postgres::sql::SqlSession,
+    reconcile::Decision,
+    route::quoted,
+    source::slot::InspectError,
+};
+
+/// The start itself, without its consequences; what was found before is not said twice.
+pub(super) async fn rehearsed(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    has_progress_topic: bool,
+    before: &[Finding],
+) -> Option<Finding> {
+    const NAME: &str = "start";
+    let slot = &config.postgres.slot;
+    let rehearsed = daemon::rehearse(config, parts, session, has_progress_topic).await;
+    Some(match rehearsed {
+        Rehearsed::Halts(halt) => {
+            let known = |finding: &Finding| {
+                finding.verdict == Verdict::Problem && finding.seen == halt.reason
+            };
+            if before.iter().any(known) {
+                return None;
+            }
+            problem(NAME, halt.reason, halt.remedy)
+        }
+        Rehearsed::Fails(error) => problem(
+            NAME,
+            error,
+            "see that pg_hba.conf lets the role connect to the database, that no pooler is between, \
+             and that the brokers answer",
+        ),
+        Rehearsed::Starts(Decision::Stream { from }) => ok(NAME, format!("streams from {from}")),
+        Rehearsed::Starts(Decision::MakeSlot) => ok(NAME, format!("makes the slot {slot}")),
+        Rehearsed::Starts(Decision::Repair { lower: None, .. }) => {
+            ok(NAME, format!("makes the slot {slot}, and publishes the rows that are there"))
+        }
+        Rehearsed::Starts(Decision::Repair { lower: Some(_), .. }) => warning(
+            NAME,
+            format!(
+                "slot {slot} is of no use: what it would have sent is published from the tables"
+            ),
+            "",
+        ),
+        Rehearsed::Starts(Decision::FinishRepair) => ok(NAME, "continues a repair".into()),
+        Rehearsed::Starts(Decision::Wait { pid, .. }) => {
+            ok(NAME, format!("slot {slot} is in use by the server's process {pid}"))
+        }
+    })
+}
+
+/// The table of dead letters: its rights, and how much is in it.
+pub(super) async fn parking(
+    config: &Config,
+    parts: &Parts,
+    client: &Client,
+) -> Result<Finding, InspectError> {
+    const NAME: &str = "parking";
+    if let Some(halt) = rights::lacking(client, &quoted(parts.connect.user())).await? {
+        return Ok(problem(NAME, halt.reason, halt.remedy));
+    }
+    let parked = dead_letter::count(client, &config.name).await;
+    let parked = parked.map_err(|source| InspectError::Query { what: "parked events", source })?;
+    Ok(match parked.events {
+        0 => ok(NAME, "may park events; none is parked".into()),
+        events => warning(
+            NAME,
+            format!("{events} events of {} lanes are parked", parked.lanes),
+            "outbox-relay dead-letters list",
+        ),
+    })
+}

@@ -1,0 +1,78 @@
+//! What a start would do: its own looks and its own decision, with nothing made, stored or fenced.
+//! For `check`, so that whatever would halt `run` is known before.
+
+use super::{attempt::Ended, start};
+use crate::{
+    config::{Config, parts::Parts},
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    reconcile::{Decision, Halt},
+    route::Format,
+    sink::{Sink as _, kafka::KafkaSink},
+    table_fit,
+};
+
+/// How the start would end.
+#[derive(Debug)]
+pub(crate) enum Rehearsed {
+    /// It would do this.
+    Starts(Decision),
+    /// A person must decide first.
+    Halts(Halt),
+    /// It would try again: something does not answer.
+    Fails(String),
+}
+
+/// Goes through what a start looks at. `has_progress_topic`: where there is none, it is not made.
+/// Cancel safe.
+pub(crate) async fn rehearse(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    has_progress_topic: bool,
+) -> Rehearsed {
+    match decide(config, parts, session, has_progress_topic).await {
+        Ok(decision) => Rehearsed::Starts(decision),
+        Err(Ended::Halted(halt)) => Rehearsed::Halts(halt),
+        Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
+        Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
+        Err(Ended::Unpublished(error)) => Rehearsed::Fails(error.to_string()),
+        Err(Ended::Retry { doing, error, .. }) => Rehearsed::Fails(format!("{doing}: {error:#}")),
+    }
+}
+
+async fn decide(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    has_progress_topic: bool,
+) -> Result<Decision, Ended> {
+    let mut replication = start::connect_replication(config, parts).await?;
+    let identity = start::identify(&mut replication).await?;
+    let mut tables = start::inspect_tables(config, parts, session, Format::Binary).await?;
+    let mut stored = None;
+    if has_progress_topic {
+        let sink = KafkaSink::start(parts.kafka.clone());
+        let mut sink = sink.map_err(|e| Ended::sink("connecting to Kafka", e))?;
+        let seen = sink.glance_at_progress().await;
+        stored = start::decode(seen.map_err(|e| Ended::sink("reading progress", e))?)?;
+    }
+    let unrepairable = tables.repair.as_ref().err();
+    if let Some(halt) = tables.unpublished.take() {
+        let streamed = stored.as_ref().is_some_and(|progress| progress.position.is_some());
+        return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
+    }
+    let look = start::look(config, parts, &replication);
+    let (_, published) = look
+        .at(session.client())
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
+    let found = start::Found { published: &published, unpublished_once: false, unrepairable };
+    let decided =
+        start::decide(config, parts, session, &mut replication, &identity, stored.as_ref(), found);
+    let decision = decided.await?.decision;
+    if !matches!(decision, Decision::Stream { .. } | Decision::Wait { .. }) {
+        tables.must_fit()?;
+    }
+    Ok(decision)
+}

@@ -1,0 +1,157 @@
+//! `check` finds beforehand what would halt `run`, by the same looks, and disturbs nobody.
+
+use outbox_tests::{Harness, database::Role, event::Event, relay::Settings, wait};
+use serde_json::Value;
+
+/// A finding: name, verdict, what was seen, remedy.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    pub(crate) name: String,
+    pub(crate) verdict: String,
+    pub(crate) seen: String,
+    pub(crate) remedy: String,
+}
+
+/// What `check --json` finds; its exit code says whether there is a problem.
+pub(crate) async fn check(settings: &Settings) -> Vec<Finding> {
+    let output = settings.command(&["check", "--json"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found: Vec<Value> = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text}{:?}", output.stderr));
+    let findings: Vec<Finding> = found
+        .iter()
+        .map(|found| {
+            let text = |name| {
+                let text = found.get(name).and_then(Value::as_str);
+                text.unwrap_or_else(|| panic!("{name} in {found}")).to_owned()
+            };
+            let (name, verdict) = (text("name"), text("verdict"));
+            Finding { name, verdict, seen: text("seen"), remedy: text("remedy") }
+        })
+        .collect();
+    let bad = findings.iter().any(|finding| finding.verdict == "problem");
+    assert_eq!(output.status.code(), Some(i32::from(bad)), "{findings:?}");
+    findings
+}
+
+fn problems(findings: &[Finding]) -> Vec<&Finding> {
+    findings.iter().filter(|finding| finding.verdict == "problem").collect()
+}
+
+#[track_caller]
+fn named<'a>(findings: &'a [Finding], name: &str) -> &'a Finding {
+    let found = findings.iter().find(|finding| finding.name == name);
+    found.unwrap_or_else(|| panic!("no {name} in {findings:?}"))
+}
+
+#[tokio::test]
+async fn each_right_that_the_relay_lacks_is_found_and_its_remedy_grants_it() {
+    let t = Harness::start().await;
+    let owner = t.database().connect(Role::Owner).await;
+    let settings = t.relay();
+    let role = t.database().config(Role::Relay).get_user().expect("a role").to_owned();
+    for right in ["select on", "insert on", "update on", "all on"] {
+        let revoke = format!("revoke {right} outbox.dead_letters from {role}");
+        owner.batch_execute(&revoke).await.expect("revoked");
+        let findings = check(&settings).await;
+        let found = named(&findings, "parking");
+        assert_eq!(found.verdict, "problem", "{revoke}: {found:?}");
+        owner.batch_execute(found.remedy.trim_matches('`')).await.expect("the remedy is SQL");
+        let again = check(&settings).await;
+        assert!(problems(&again).is_empty(), "after {}: {again:?}", found.remedy);
+    }
+}
+
+#[tokio::test]
+async fn a_database_whose_migrations_are_behind_is_a_problem_and_migrate_fixes_it() {
+    let t = Harness::start().await;
+    let drop = "drop table outbox.dead_letters; \
+                delete from outbox.migrations where version > 1";
+    t.database().superuser().batch_execute(drop).await.expect("as an older version left it");
+    let settings = t.relay();
+    let findings = check(&settings).await;
+    for name in ["migrations", "parking"] {
+        let found = named(&findings, name);
+        assert_eq!(found.verdict, "problem", "{found:?}");
+        assert!(found.remedy.contains("`outbox-relay migrate`"), "{found:?}");
+    }
+    let owner = settings.set("postgres.url", &t.database().url(Role::Owner));
+    let migrated = owner.command(&["migrate"]).await;
+    assert!(migrated.status.success(), "{migrated:?}");
+    assert_eq!(named(&check(&t.relay()).await, "migrations").verdict, "ok");
+}
+
+#[tokio::test]
+async fn what_would_halt_the_start_is_found_in_the_words_of_the_halt() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name())]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    let streams = check(&settings).await;
+    assert!(problems(&streams).is_empty(), "{streams:?}");
+    assert!(named(&streams, "start").seen.starts_with("streams from"), "{streams:?}");
+
+    t.commit([Event::to(topic.name())]).await;
+    let moved = "select pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) \
+                 from pg_replication_slots where database = current_database()";
+    t.database().superuser().batch_execute(moved).await.expect("the slot is moved");
+    let findings = check(&settings).await;
+    let found = named(&findings, "start");
+    assert_eq!(found.verdict, "problem", "{found:?}");
+    assert!(found.remedy.contains("resume --at slot"), "{found:?}");
+    relay.restart();
+    relay.wait_log("halted").await;
+    let halted = wait::until("the status says so", wait::PATIENCE, || async {
+        let status = relay.try_status().await?;
+        let is_halted = status.get("phase").is_some_and(|phase| phase == "halted");
+        anyhow::ensure!(is_halted, "{status}");
+        Ok::<_, anyhow::Error>(status.to_string())
+    });
+    let halted = halted.await.expect("it halts");
+    assert!(halted.contains(&found.seen), "{halted} says what check said: {}", found.seen);
+}
+
+#[tokio::test]
+async fn check_makes_nothing_and_leaves_a_running_relay_alone() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let progress = t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()));
+    let settings = t.relay();
+    let first = check(&settings).await;
+    assert!(problems(&first).is_empty(), "{first:?}");
+    assert!(!progress.exists().await, "the progress topic is made by the first start");
+    let slots = "select count(*) from pg_replication_slots where database = current_database()";
+    let made: i64 = t.database().superuser().query_one(slots, &[]).await.expect("a count").get(0);
+    assert_eq!(made, 0);
+
+    let relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name())]).await;
+    let during = check(&settings).await;
+    assert!(problems(&during).is_empty(), "{during:?}");
+    assert!(named(&during, "start").seen.contains("is in use"), "{during:?}");
+    t.commit([Event::to(topic.name())]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let metrics = relay.page("/metrics").await;
+    for cause in ["postgres", "broker", "fenced", "other"] {
+        let none = format!("outbox_relay_reconnects_total{{cause=\"{cause}\"}} 0\n");
+        assert!(metrics.contains(&none), "{cause}: {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_nobody_reads_from_is_named_with_what_it_keeps() {
+    let t = Harness::start().await;
+    let name = format!("forgotten_{}", t.database().name());
+    let make = format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')");
+    t.database().superuser().batch_execute(&make).await.expect("a slot");
+    let findings = check(&t.relay()).await;
+    let found = named(&findings, "other slots");
+    assert_eq!(found.verdict, "warning");
+    let more = "more"; // Other tests' slots may be there too, and only a few are named.
+    assert!(found.seen.contains(&name) || found.seen.contains(more), "{found:?}");
+    assert!(found.seen.contains("of WAL"), "{found:?}");
+    assert!(problems(&findings).is_empty(), "a neighbour's slot is no problem of the start");
+}
