@@ -46,12 +46,17 @@ impl Server {
     }
 
     async fn start() -> Server {
+        Self::with(clients_files()).await
+    }
+
+    /// One that shows what is in `dir`.
+    async fn with(dir: PathBuf) -> Server {
         let bin = throwaway::installed().expect("initdb: apt-get install postgresql");
         let settings = ["wal_level=logical", "max_wal_senders=20", "max_replication_slots=20"];
         let postgres = LocalPostgres::start(&bin, PASSWORD, &settings).expect("a server");
-        let server = Server { dir: clients_files(), postgres };
+        let server = Server { dir, postgres };
         let client = server.superuser("postgres").await;
-        server.secure(&client).await;
+        server.secure(&client, &server.dir).await;
         for role in ["by_scram", "by_cert", "by_scram_and_cert", "unencrypted"] {
             make_role(&client, role).await;
         }
@@ -61,15 +66,16 @@ impl Server {
     }
 
     /// Turns TLS on, as the server's own user: a key must be owned by it.
-    async fn secure(&self, client: &Client) {
-        let read = |name: &str| std::fs::read_to_string(self.dir.join(name)).expect(name);
+    async fn secure(&self, client: &Client, dir: &Path) {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).expect(name);
         for (file, text) in [
             ("server.crt", read("server.crt")),
             ("server.key", read("server.key")),
             ("root.crt", read("root.crt")),
             ("pg_hba.conf", HBA.to_owned()),
         ] {
-            let lines: Vec<String> = text.lines().map(|line| format!("('{line}')")).collect();
+            let quoted = text.replace('\'', "''");
+            let lines: Vec<String> = quoted.lines().map(|line| format!("('{line}')")).collect();
             let write = format!(
                 "copy (values {}) to program 'cat > {file} && chmod 600 {file}'",
                 lines.join(",")
@@ -152,8 +158,11 @@ struct Case {
 
 impl Case {
     async fn new() -> Case {
+        Self::on(Server::get().await).await
+    }
+
+    async fn on(server: &'static Server) -> Case {
         let harness = Harness::start().await;
-        let server = Server::get().await;
         let name = harness.database().name().to_owned();
         let database = server.database(&name).await;
         let topic = harness.topic("secure").create(1).await;
@@ -299,5 +308,95 @@ async fn a_login_that_lacks_its_certificate_or_binding_is_refused() {
         let (taken, said) = case.check(&case.relay(role, "localhost", &parameters)).await;
         assert!(!taken && said.contains(refusal), "{role} {parameters:?}: {said}");
         assert!(!said.contains(PASSWORD), "a password shows: {said}");
+    }
+}
+
+/// Runs `openssl` in a directory.
+fn openssl(dir: &Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output = command.args(arguments.split(' ')).current_dir(dir).output();
+    let output = output.expect("openssl: apt-get install openssl");
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn directory() -> PathBuf {
+    let dir = tempfile::Builder::new().prefix("outbox-tls-").tempdir().expect("a directory").keep();
+    throwaway::guardian::remove_at_exit(&dir).expect("the guardian");
+    dir
+}
+
+/// An authority of its own and a server's certificate that it signs, by the commands of
+/// PostgreSQL's manual: of X.509 version 1, without a subjectAltName.
+fn the_manuals_files() -> PathBuf {
+    let dir = directory();
+    for name in ["root", "other"] {
+        openssl(
+            &dir,
+            &format!(
+                "req -new -nodes -text -out {name}.csr -keyout {name}.key -subj /CN=authority"
+            ),
+        );
+        openssl(
+            &dir,
+            &format!(
+                "x509 -req -in {name}.csr -text -days 3650 -extfile /etc/ssl/openssl.cnf \
+                 -extensions v3_ca -signkey {name}.key -out {name}.crt"
+            ),
+        );
+    }
+    openssl(&dir, "req -new -nodes -text -out server.csr -keyout server.key -subj /CN=localhost");
+    openssl(
+        &dir,
+        "x509 -req -in server.csr -text -days 365 -CA root.crt -CAkey root.key -CAcreateserial \
+         -out server.crt",
+    );
+    let text = std::fs::read_to_string(dir.join("server.crt")).expect("it was made");
+    assert!(text.contains("Version: 1 (0x0)"), "{text}");
+    dir
+}
+
+#[tokio::test]
+async fn certificates_that_postgresqls_manual_makes_are_taken_as_psql_takes_them() {
+    let server: &'static Server = Box::leak(Box::new(Server::with(the_manuals_files()).await));
+    let case = Case::on(server).await;
+    let (root, other) = (server.file("root.crt"), server.file("other.crt"));
+    let itself = server.file("server.crt");
+    let settings = |host, mode, root| {
+        case.relay("by_scram", host, &[("sslmode", mode), ("sslrootcert", root)])
+    };
+    let full = case.sessions("by_scram", settings("localhost", "verify-full", &root)).await;
+    assert_encrypted(&full);
+    for (host, mode, root, refusal) in [
+        ("127.0.0.1", "verify-ca", &root, None),
+        ("127.0.0.1", "verify-full", &root, Some("common name")),
+        ("localhost", "verify-ca", &other, Some("sslrootcert")),
+        ("localhost", "verify-full", &itself, None),
+    ] {
+        let (taken, said) = case.check(&settings(host, mode, root)).await;
+        match refusal {
+            None => assert!(taken, "{host} {mode} {root}: {said}"),
+            Some(text) => assert!(!taken && said.contains(text), "{host} {mode} {root}: {said}"),
+        }
+    }
+    // The manual's first recipe: one that has signed itself, and is its own root.
+    let alone = directory();
+    openssl(
+        &alone,
+        "req -new -x509 -days 365 -nodes -text -out server.crt -keyout server.key -subj /CN=localhost",
+    );
+    std::fs::copy(alone.join("server.crt"), alone.join("root.crt")).expect("copied");
+    server.secure(&server.superuser("postgres").await, &alone).await;
+    let own = alone.join("root.crt").display().to_string();
+    for (host, mode, root, taken) in [
+        ("localhost", "verify-full", &own, true),
+        ("127.0.0.1", "verify-full", &own, false),
+        ("localhost", "verify-full", &root, false),
+    ] {
+        wait::until(&format!("{host} {mode} is as expected"), wait::PATIENCE, || async {
+            let (found, said) = case.check(&settings(host, mode, root)).await;
+            if found == taken { Ok(()) } else { Err(said) }
+        })
+        .await
+        .expect("as psql");
     }
 }

@@ -141,3 +141,81 @@ async fn a_login_that_becomes_another_role_leads_stands_by_and_takes_over() {
         .expect("nothing depends on it");
     }
 }
+
+/// As who rotates secrets does: the password changes, its file is rewritten, old sessions end.
+#[tokio::test]
+async fn a_connection_string_that_is_rewritten_in_its_file_is_taken_up_by_leader_and_standby() {
+    let mut t = Harness::start().await;
+    let config = t.database().config(Role::Relay);
+    let relay_role = config.get_user().expect("a role").to_owned();
+    let name = t.database().name().to_owned();
+    let login = format!("{relay_role}_{name}");
+    let superuser = t.database().superuser();
+    let make =
+        format!("create role {login} login replication in role {relay_role} password 'first'");
+    superuser.batch_execute(&make).await.expect("a login role");
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("url");
+    let write = |password: &str| {
+        let plain = format!("//{relay_role}:{}@", outbox_tests::postgres::PASSWORD);
+        let url = t.database().url(Role::Relay);
+        let rotated = url.replace(&plain, &format!("//{login}:{password}@"));
+        assert_ne!(url, rotated);
+        std::fs::write(&file, rotated).expect("written");
+    };
+    write("first");
+    let settings = |n: u32| {
+        let settings = t.relay().without("postgres.url").files(&format!("{name}-{n}"));
+        settings.set("postgres.url_file", &file.display().to_string())
+    };
+    let topic = t.topic("orders").create(1).await;
+    let mut leader = settings(1).start().await;
+    let mut standby = settings(2).start().await;
+    standby.wait_log("standing by").await;
+    let alter = format!("alter role {login} password 'second'");
+    superuser.batch_execute(&alter).await.expect("rotated");
+    write("second");
+    // The standby's session is from before, its next connections are not.
+    leader.kill9().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let end = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity \
+               where usename = $1";
+    t.database().superuser().query_one(end, &[&login]).await.expect("ended");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    standby.wait_ready().await;
+    assert!(!standby.logs_contain("halted"), "{}", standby.log_text());
+    assert!(standby.sigterm().await.success());
+    let drop = format!("drop role {login}");
+    wait::until("the login is gone", wait::PATIENCE, || {
+        t.database().superuser().batch_execute(&drop)
+    })
+    .await
+    .expect("nothing depends on it");
+}
+
+#[tokio::test]
+async fn broker_properties_that_are_rewritten_in_their_file_are_taken_up_after_an_outage() {
+    let mut t = Harness::start().await;
+    let line = t.kafka().line().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("kafka.properties");
+    let write = |servers: &str| {
+        std::fs::write(&file, format!("bootstrap.servers={servers}\n")).expect("written");
+    };
+    write(&line.address());
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay().without("sink.properties.\"bootstrap.servers\"");
+    let settings = settings.set("sink.properties_file", &file.display().to_string());
+    let leader = settings.clone().files("leader").start().await;
+    let standby = settings.files("standby").start().await;
+    standby.wait_log("standing by").await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    line.refuse();
+    write(t.kafka().brokers());
+    drop(leader);
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}

@@ -24,14 +24,17 @@ pub(super) fn check(
 ) -> Config {
     let mut checker = Checker { problems };
     let w = written;
-    let url = checker.url(w.url, w.url_file, purpose);
+    let (url, url_file) = checker.url(w.url, w.url_file, purpose);
     let name = checker.name(w.name, &url, purpose);
     let slot = checker.slot(w.slot, &name);
     let publication = checker.identifier("postgres.publication", w.publication, "outbox");
     let preset = value_or(w.preset, Preset::Default);
+    let (properties, properties_file) =
+        checker.properties(w.properties_file, w.properties, purpose);
     Config {
         postgres: PostgresConfig {
             url,
+            url_file,
             slot,
             publication,
             start: w.start.map(|start| start.value),
@@ -57,7 +60,8 @@ pub(super) fn check(
                 w.reserved_topics,
                 RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
             ),
-            properties: checker.properties(w.properties_file, w.properties, purpose),
+            properties,
+            properties_file,
         },
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
         parking: ParkingConfig { lanes_max: checker.lanes_max(w.lanes_max) },
@@ -211,11 +215,11 @@ impl Checker<'_> {
         file: Opt<PathBuf>,
         given: BTreeMap<String, Given<String>>,
         purpose: Purpose,
-    ) -> Properties {
+    ) -> (Properties, Option<(PathBuf, Properties)>) {
         const SERVERS: &str = "bootstrap.servers";
         let mut all = Properties::default();
         let problems_before = self.problems.len();
-        if let Some(file) = file {
+        if let Some(file) = &file {
             match properties::read_file(&file.value) {
                 Ok(found) => all = found,
                 Err(errors) => {
@@ -227,16 +231,15 @@ impl Checker<'_> {
                 }
             }
         }
-        for (name, given) in given {
-            all.set(name, given.value);
-        }
+        let own: Properties = given.into_iter().map(|(name, given)| (name, given.value)).collect();
+        own.iter().for_each(|(name, value)| all.set(name.to_owned(), value.to_owned()));
         let servers = all.get(SERVERS).is_some_and(|servers| !servers.trim().is_empty());
         let file_is_fine = self.problems.len() == problems_before;
         let key = format!("sink.properties.{SERVERS}");
         if !servers && purpose == Purpose::Relay && file_is_fine && !self.is_reported(&key) {
             self.problem(&key, &Origin::Default, "is not set", "set it, or give --kafka host:9092");
         }
-        all
+        (all, file.map(|file| (file.value, own)))
     }
 
     fn batch(&mut self, records: Opt<u64>, bytes: Opt<Size>, record: Opt<Size>) -> BatchConfig {

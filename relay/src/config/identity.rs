@@ -17,7 +17,13 @@ const NAME_CHARS_MAX: usize = 56;
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
 impl Checker<'_> {
-    pub(super) fn url(&mut self, url: Opt<String>, file: Opt<PathBuf>, purpose: Purpose) -> Secret {
+    /// The connection string, and the file that it came from.
+    pub(super) fn url(
+        &mut self,
+        url: Opt<String>,
+        file: Opt<PathBuf>,
+        purpose: Purpose,
+    ) -> (Secret, Option<PathBuf>) {
         if let (Some(url), Some(file)) = (&url, &file)
             && url.origin.layer() == file.origin.layer()
         {
@@ -28,6 +34,7 @@ impl Checker<'_> {
                 "give one of the two",
             );
         }
+        let path = file.as_ref().map(|file| file.value.clone());
         let url = match (url, file) {
             (Some(url), Some(file)) if file.origin.layer() > url.origin.layer() => {
                 self.url_from(&file)
@@ -48,7 +55,7 @@ impl Checker<'_> {
                 None
             }
         };
-        let Some((key, url)) = url else { return Secret::default() };
+        let Some((key, url)) = url else { return (Secret::default(), None) };
         if conninfo::parameters(&url.value).is_none() {
             self.problem(
                 key,
@@ -57,7 +64,7 @@ impl Checker<'_> {
                 "write postgres://user@host/database or host=… dbname=…",
             );
         }
-        Secret::new(url.value)
+        (Secret::new(url.value), path.filter(|_| key == "postgres.url_file"))
     }
 
     fn url_from(&mut self, file: &Given<PathBuf>) -> Option<(&'static str, Given<String>)> {

@@ -36,7 +36,7 @@ const fn key(
 pub const KEYS: &[Key] = &[
     key("name", "`[a-z0-9_]{1,56}`", "the database's name, made to fit", "The relay's name. Slot, transactional id and progress topic derive from it; no two relays of one broker share it."),
     key("postgres.url", "connection string", "", "`postgres://…` or `host=… dbname=…`, with every parameter libpq knows for TLS, several hosts and `target_session_attrs`. Required, here or by `url_file`."),
-    key("postgres.url_file", "path", "", "File that holds the connection string, for a mounted secret. Not together with `url`."),
+    key("postgres.url_file", "path", "", "File that holds the connection string, for a mounted secret; read again for each connection. Not together with `url`."),
     key("postgres.slot", "`[a-z0-9_]{1,63}`", "`outbox_<name>`", "Logical replication slot; made when it is missing."),
     key("postgres.publication", "text", "`outbox`", "Publication to stream."),
     key("postgres.start", "`now` or `all`", "`all` for `outbox.events`, else `now`", "At a first start, when the slot is made: the rows that are already there too, or only what is committed from then on, with the number of rows that are left out in the log. It counts at a first start alone."),
@@ -61,7 +61,7 @@ pub const KEYS: &[Key] = &[
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),
     key("sink.topic_grace", "duration", "`10s`", "How long after an event was parked because its topic does not exist that topic's appearance releases it by itself; nobody waits meanwhile."),
     key("sink.reserved_topics", "list of patterns", "Kafka Streams', Connect's and MirrorMaker's names", "Topics that are no destination, because others keep state in them; `*` stands for anything. In place of `*-changelog`, `*-repartition`, `connect-configs`, `connect-offsets`, `connect-status`, `connect-cluster-configs`, `connect-cluster-offsets`, `connect-cluster-status` and `mm2-*.internal`. Always reserved: `__*`, `outbox-relay-progress-*`, `_schemas*`, `_confluent*` and what the broker calls internal."),
-    key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` wins over it."),
+    key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` wins over it. Read again when the relay connects anew."),
     key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
     key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
     key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),

@@ -139,6 +139,8 @@ pub struct Config {
 pub struct PostgresConfig {
     /// Connection string, from `url` or `url_file`, as libpq understands it.
     pub url: Secret,
+    /// The file that the connection string came from.
+    pub url_file: Option<PathBuf>,
     /// Logical replication slot.
     pub slot: String,
     /// Publication to stream.
@@ -232,6 +234,26 @@ pub struct SinkConfig {
     pub reserved_topics: Vec<String>,
     /// librdkafka's properties, `bootstrap.servers` among them.
     pub properties: Properties,
+    /// The file that some of them came from, and those that did not.
+    pub properties_file: Option<(PathBuf, Properties)>,
+}
+
+impl SinkConfig {
+    /// As the file has them by now; while it can't be read, as it had them.
+    fn renewed_properties(&self) -> Properties {
+        let Some((file, own)) = &self.properties_file else { return self.properties.clone() };
+        match properties::read_file(file) {
+            Ok(mut found) => {
+                own.iter().for_each(|(name, value)| found.set(name.to_owned(), value.to_owned()));
+                found
+            }
+            Err(errors) => {
+                let (file, error) = (file.display(), errors.join("; "));
+                tracing::warn!(%file, error, "sink.properties_file can't be read now");
+                self.properties.clone()
+            }
+        }
+    }
 }
 
 /// What a crash may cost.

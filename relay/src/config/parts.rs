@@ -57,13 +57,26 @@ impl Config {
     /// # Errors
     /// What is wrong with `postgres.url`.
     pub fn connect(&self) -> Result<ConnectSettings, Findings> {
-        ConnectSettings::parse(self.postgres.url.expose()).map_err(|error| {
+        let file = self.postgres.url_file.clone();
+        let settings = ConnectSettings::parse(self.postgres.url.expose());
+        settings.map(|settings| settings.from_file(file)).map_err(|error| {
             let remedy =
                 "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
             let found = error.problems().iter();
             let found =
                 found.map(|what| finding("postgres.url".into(), what.clone(), remedy.into()));
             Findings(found.collect())
+        })
+    }
+
+    /// The same parts, with what secrets' files hold by now.
+    pub(crate) fn renewed(&self, before: Parts) -> Parts {
+        if self.sink.properties_file.is_none() {
+            return before;
+        }
+        self.parts().unwrap_or_else(|error| {
+            tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
+            before
         })
     }
 
@@ -111,7 +124,7 @@ impl Config {
                 Delivery::ExactlyOnce => kafka::Delivery::ExactlyOnce,
                 Delivery::AtLeastOnce => kafka::Delivery::AtLeastOnce,
             },
-            properties: sink.properties.iter().map(owned).collect(),
+            properties: sink.renewed_properties().iter().map(owned).collect(),
             create_topics: sink.create_topics.map(|topics| kafka::TopicCreation {
                 partitions: topics.partitions,
                 replication_factor: topics.replication_factor,

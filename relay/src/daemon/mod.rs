@@ -65,7 +65,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
 
-    let supervised = supervise(&config, &parts, &board, &stop);
+    let supervised = supervise(&config, parts, &board, &stop);
     let deadline = async {
         stop.cancelled().await;
         board.phase(Phase::Stopping);
@@ -85,14 +85,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn supervise(config: &Config, parts: &Parts, board: &Board, stop: &CancellationToken) {
+async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &CancellationToken) {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     // The catalogue tells what rows need that are written now; older ones may need the other, and
     // only the stream tells that. The text format carries all.
     let mut learnt = Learnt { format: Format::Binary, unpublished_once: false };
     while !stop.is_cancelled() {
         let started = Instant::now();
-        let ended = attempt::run(config, parts, board, learnt, stop).await;
+        // Whoever changes passwords rewrites files.
+        parts = config.renewed(parts);
+        let ended = attempt::run(config, &parts, board, learnt, stop).await;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }

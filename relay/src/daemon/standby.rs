@@ -27,6 +27,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(200);
 /// And looks at the leader's signs of life this often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A standby that can't reach the brokers for so long begins anew, with what files hold by now.
+const BROKER_SILENCE_MAX: Duration = Duration::from_secs(30);
+
 /// What leading begins with.
 pub(super) struct Leading {
     /// Holds the lock.
@@ -67,13 +70,20 @@ async fn stand_by(
     board.heard();
     let watch = broker::watch(sink.probe(), board);
     let wait = async {
-        let mut seen = Seen::default();
+        let (mut seen, mut answered) = (Seen::default(), Instant::now());
         loop {
             // Leading without a broker would only keep the lock from who has one.
             if board.broker_answers()
                 && leader::try_lead(client, slot).await.map_err(lock_failed)?
             {
                 return Ok(());
+            }
+            // Its client may know a password that has changed.
+            if board.broker_answers() {
+                answered = Instant::now();
+            } else if answered.elapsed() >= BROKER_SILENCE_MAX {
+                let error = anyhow::anyhow!("the brokers do not answer");
+                return Err(Ended::retry(Cause::Broker, "standing by", error));
             }
             if seen.is_due() {
                 let holder = leader::holder(client, slot).await.map_err(lock_failed)?;

@@ -1,14 +1,19 @@
-//! The two things that PostgreSQL's handshake needs out of a server's certificate: the digest
-//! for SCRAM's channel binding (RFC 5929, `tls-server-end-point`) and the public key.
+//! What PostgreSQL's handshake needs out of a server's certificate: the digest for SCRAM's channel
+//! binding (RFC 5929, `tls-server-end-point`), and the fields of certificates that webpki does not
+//! read, X.509 version 1, or takes no name from, because they have no subjectAltName.
 //!
 //! A checked reader of DER, as deep as that needs and no deeper. Trust is decided in `tls`.
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
 const SEQUENCE: u8 = 0x30;
+const BOOLEAN: u8 = 0x01;
+const BIT_STRING: u8 = 0x03;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 /// `[0]`, constructed: the version of a certificate, the hash of RSASSA-PSS's parameters.
 const CONTEXT_0: u8 = 0xA0;
+/// `[3]`, constructed: the extensions of a certificate.
+const CONTEXT_3: u8 = 0xA3;
 
 /// Bytes not yet read.
 #[derive(Clone, Copy)]
@@ -103,18 +108,126 @@ fn hash_named(identifier: &[u8]) -> Option<Hash> {
     }
 }
 
-/// The certificate's `SubjectPublicKeyInfo`, whole.
-pub(super) fn public_key(certificate: &[u8]) -> Option<&[u8]> {
-    let mut fields = Der(certificate).expect(SEQUENCE)?.expect(SEQUENCE)?;
-    // Version 1 has no version field: the serial number comes first.
-    let (tag, ..) = fields.element()?;
-    let before = if tag == CONTEXT_0 { 5 } else { 4 };
-    for _ in 0..before {
-        // serial number, signature algorithm, issuer, validity, subject
-        fields.element()?;
+/// A certificate's fields, each as it stands in it.
+pub(super) struct Fields<'a> {
+    /// Without a version field, and so without extensions.
+    pub(super) is_version_1: bool,
+    /// What was signed.
+    pub(super) signed: &'a [u8],
+    /// Content of the signature's `AlgorithmIdentifier`.
+    pub(super) algorithm: &'a [u8],
+    pub(super) signature: &'a [u8],
+    pub(super) issuer: &'a [u8],
+    pub(super) subject: &'a [u8],
+    /// In seconds since the Unix epoch.
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
+    /// The `SubjectPublicKeyInfo`, whole; then the content of its two fields.
+    pub(super) key_info: &'a [u8],
+    pub(super) key_algorithm: &'a [u8],
+    pub(super) key: &'a [u8],
+    /// Whether it may sign others: so says basicConstraints.
+    pub(super) is_authority: bool,
+    pub(super) has_alternative_names: bool,
+}
+
+impl<'a> Fields<'a> {
+    /// `None` where it is no certificate.
+    pub(super) fn read(certificate: &'a [u8]) -> Option<Self> {
+        let mut outer = Der(certificate).expect(SEQUENCE)?;
+        let (_, mut fields, signed) = outer.element().filter(|(tag, ..)| *tag == SEQUENCE)?;
+        let algorithm = outer.expect(SEQUENCE)?.0;
+        let signature = bits(outer.expect(BIT_STRING)?)?;
+        // Version 1 has no version field: the serial number comes first.
+        let (tag, ..) = fields.element()?;
+        let is_version_1 = tag != CONTEXT_0;
+        if !is_version_1 {
+            fields.element()?;
+        }
+        fields.expect(SEQUENCE)?; // The signature's algorithm again.
+        let (_, _, issuer) = fields.element()?;
+        let mut validity = fields.expect(SEQUENCE)?;
+        let (not_before, not_after) = (moment(&mut validity)?, moment(&mut validity)?);
+        let (_, _, subject) = fields.element()?;
+        let (_, mut key_fields, key_info) =
+            fields.element().filter(|(tag, ..)| *tag == SEQUENCE)?;
+        let (is_authority, has_alternative_names) = extensions(fields);
+        Some(Fields {
+            is_version_1,
+            signed,
+            algorithm,
+            signature,
+            issuer,
+            subject,
+            not_before,
+            not_after,
+            key_info,
+            key_algorithm: key_fields.expect(SEQUENCE)?.0,
+            key: bits(key_fields.expect(BIT_STRING)?)?,
+            is_authority,
+            has_alternative_names,
+        })
     }
-    let (tag, _, whole) = fields.element()?;
-    (tag == SEQUENCE).then_some(whole)
+
+    /// The first common name of its subject.
+    pub(super) fn common_name(&self) -> Option<&'a str> {
+        let mut names = Der(self.subject).expect(SEQUENCE)?;
+        while let Some((_, mut set, _)) = names.element() {
+            let mut attribute = set.expect(SEQUENCE)?;
+            if attribute.expect(OBJECT_IDENTIFIER)?.0 == [0x55, 4, 3] {
+                let (_, text, _) = attribute.element()?;
+                return std::str::from_utf8(text.0).ok();
+            }
+        }
+        None
+    }
+}
+
+/// A whole number of bytes.
+fn bits(string: Der<'_>) -> Option<&[u8]> {
+    string.0.split_first().filter(|(unused, _)| **unused == 0).map(|(_, bytes)| bytes)
+}
+
+/// `UTCTime` or `GeneralizedTime`, in the one form that DER allows, in seconds.
+fn moment(fields: &mut Der<'_>) -> Option<i64> {
+    let (tag, content, _) = fields.element()?;
+    let text = std::str::from_utf8(content.0).ok()?.strip_suffix('Z')?;
+    let text = match tag {
+        0x17 if text.get(..2)? >= "50" => format!("19{text}"),
+        0x17 => format!("20{text}"),
+        0x18 => text.to_owned(),
+        _ => return None,
+    };
+    let moment = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", text).ok()?;
+    Some(jiff::tz::Offset::UTC.to_timestamp(moment).ok()?.as_second())
+}
+
+/// Whether the extensions say that it is an authority, and give alternative names.
+fn extensions(mut fields: Der<'_>) -> (bool, bool) {
+    let (mut is_authority, mut has_names) = (false, false);
+    while let Some((tag, mut content, _)) = fields.element() {
+        if tag != CONTEXT_3 {
+            continue;
+        }
+        let mut list = content.expect(SEQUENCE).unwrap_or(Der(&[]));
+        while let Some(mut extension) = list.expect(SEQUENCE) {
+            match extension.expect(OBJECT_IDENTIFIER).map(|identifier| identifier.0) {
+                Some([0x55, 0x1D, 17]) => has_names = true,
+                Some([0x55, 0x1D, 19]) => {
+                    let mut value = extension.element();
+                    if matches!(value, Some((BOOLEAN, ..))) {
+                        value = extension.element(); // It was marked as critical.
+                    }
+                    let says = value.and_then(|(_, mut octets, _)| {
+                        octets.expect(SEQUENCE)?.expect(BOOLEAN).map(|flag| flag.0 == [0xFF])
+                    });
+                    is_authority = says.unwrap_or(false);
+                }
+                _ => {}
+            }
+        }
+    }
+    (is_authority, has_names)
 }
 
 #[cfg(test)]
@@ -158,10 +271,10 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, algorithm in "\\PC{0,100}") {
             channel_binding(&bytes);
-            public_key(&bytes);
+            Fields::read(&bytes);
             let der = signed_with(algorithm.get(..algorithm.len().min(60)).unwrap_or("").as_bytes());
             channel_binding(&der);
-            public_key(&der);
+            Fields::read(&der);
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct ConnectSettings {
     pub(crate) target: TargetSession,
     pub(crate) channel_binding: ChannelBinding,
     pub(crate) load_balance: bool,
+    /// Where the connection string was read, and is read again for each connection.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// One server to try.
@@ -163,6 +165,35 @@ impl ConnectSettings {
         let pairs =
             text::pairs(url).map_err(|problem| ConnInfoError { problems: vec![problem] })?;
         defaults::Values::new(pairs, environment).settings()
+    }
+
+    /// The same, read from a file, which may hold another connection string later.
+    #[must_use]
+    pub fn from_file(mut self, file: Option<PathBuf>) -> Self {
+        self.file = file;
+        self
+    }
+
+    /// As the file has it by now: whoever changes passwords rewrites it. While it can't be read, as
+    /// in the middle of that, what was read last stays.
+    pub(crate) async fn renewed(&self) -> ConnectSettings {
+        let Some(file) = &self.file else { return self.clone() };
+        let read = tokio::fs::read_to_string(file).await.map_err(|error| error.to_string());
+        let parsed = read.and_then(|text| match text.trim() {
+            "" => Err("it is empty".to_owned()),
+            url => ConnectSettings::parse(url).map_err(|error| error.to_string()),
+        });
+        match parsed {
+            Ok(settings) => settings.from_file(Some(file.clone())),
+            Err(error) => {
+                tracing::warn!(
+                    file = %file.display(),
+                    error,
+                    "postgres.url_file can't be used now; the connection string that was read last is"
+                );
+                self.clone()
+            }
+        }
     }
 
     /// The database's name.

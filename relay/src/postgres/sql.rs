@@ -32,6 +32,7 @@ pub async fn connect(
     settings: &ConnectSettings,
     application_name: &str,
 ) -> Result<SqlSession, ConnectError> {
+    let settings = &settings.renewed().await;
     // Boxed: the walk holds a whole login, which would be part of each caller's future.
     Box::pin(dial(settings, &SqlStartup { settings, application_name })).await
 }

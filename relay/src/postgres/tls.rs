@@ -17,14 +17,14 @@ use rustls::{
         verify_tls13_signature_with_raw_key,
     },
     pki_types::{
-        CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-        pem::PemObject,
+        CertificateDer, PrivateKeyDer, ServerName, SignatureVerificationAlgorithm,
+        SubjectPublicKeyInfoDer, UnixTime, pem::PemObject,
     },
     server::ParsedCertificate,
 };
 
 use super::{
-    certificate,
+    certificate::Fields,
     conninfo::{ClientCertificate, Roots, SslMode, TlsSettings},
 };
 
@@ -106,12 +106,12 @@ fn roots(
         Roots::File(path) => {
             let certificates = certificates(path)?;
             for certificate in &certificates {
-                // One that is no X.509 v3 authority is skipped, as a system's store would.
+                // One that can't be read is skipped, as a system's store would.
                 drop(store.add(certificate.clone()));
             }
             if store.is_empty() {
                 return Err(TlsError(format!(
-                    "no certificate of sslrootcert {} can be used; X.509 version 3 is needed",
+                    "no certificate of sslrootcert {} can be used",
                     path.display()
                 )));
             }
@@ -171,8 +171,16 @@ impl ServerCertVerifier for Verifier {
         let Trust::Chain { roots, pinned, name } = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };
-        let certificate = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
+        let fields = Fields::read(end_entity).ok_or(CertificateError::BadEncoding)?;
+        if fields.is_version_1 {
+            signed_by_a_root(&fields, end_entity, pinned, now, algorithms)?;
+            if *name {
+                common_name_fits(&fields, server_name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
+        let certificate = ParsedCertificate::try_from(end_entity)?;
         match verify_server_cert_signed_by_trust_anchor(
             &certificate,
             roots,
@@ -195,8 +203,10 @@ impl ServerCertVerifier for Verifier {
             Err(error) => return Err(error),
             Ok(()) => {}
         }
-        if *name {
+        if *name && fields.has_alternative_names {
             verify_server_name(&certificate, server_name)?;
+        } else if *name {
+            common_name_fits(&fields, server_name)?;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -208,7 +218,18 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, signature, algorithms)
+        let Some(fields) = Fields::read(cert).filter(|fields| fields.is_version_1) else {
+            return verify_tls12_signature(message, cert, signature, algorithms);
+        };
+        let of_scheme = algorithms.mapping.iter().filter(|(scheme, _)| *scheme == signature.scheme);
+        let valid = of_scheme.flat_map(|(_, algorithms)| *algorithms).any(|algorithm| {
+            algorithm.public_key_alg_id().as_ref() == fields.key_algorithm
+                && algorithm.verify_signature(fields.key, message, signature.signature()).is_ok()
+        });
+        if valid {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        Err(CertificateError::BadSignature.into())
     }
 
     // Checked for an unverified server too: channel binding means something only if the server
@@ -220,14 +241,15 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        match (&self.trust, certificate::public_key(cert)) {
-            // webpki reads no version 1 certificate, which older recipes for a server's make.
-            (Trust::Nobody, Some(key)) => verify_tls13_signature_with_raw_key(
-                message,
-                &SubjectPublicKeyInfoDer::from(key),
-                signature,
-                algorithms,
-            ),
+        match (&self.trust, Fields::read(cert)) {
+            (trust, Some(fields)) if matches!(trust, Trust::Nobody) || fields.is_version_1 => {
+                verify_tls13_signature_with_raw_key(
+                    message,
+                    &SubjectPublicKeyInfoDer::from(fields.key_info),
+                    signature,
+                    algorithms,
+                )
+            }
             _ => verify_tls13_signature(message, cert, signature, algorithms),
         }
     }
@@ -235,6 +257,62 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// As webpki does for later versions: PostgreSQL's manual, and many recipes, make certificates of
+/// version 1, which it does not read. Only what stands in sslrootcert itself may have signed one.
+fn signed_by_a_root(
+    fields: &Fields<'_>,
+    end_entity: &CertificateDer<'_>,
+    pinned: &[CertificateDer<'static>],
+    now: UnixTime,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> Result<(), Error> {
+    in_time(fields, now)?;
+    if pinned.iter().any(|root| root == end_entity) {
+        return Ok(());
+    }
+    let roots = pinned.iter().filter_map(|root| Fields::read(root));
+    for root in roots.filter(|root| root.is_version_1 || root.is_authority) {
+        let signed = root.subject == fields.issuer
+            && algorithms.iter().any(|algorithm| {
+                algorithm.signature_alg_id().as_ref() == fields.algorithm
+                    && algorithm.public_key_alg_id().as_ref() == root.key_algorithm
+                    && algorithm.verify_signature(root.key, fields.signed, fields.signature).is_ok()
+            });
+        if signed {
+            return in_time(&root, now);
+        }
+    }
+    Err(CertificateError::UnknownIssuer.into())
+}
+
+fn in_time(fields: &Fields<'_>, now: UnixTime) -> Result<(), Error> {
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    if now < fields.not_before {
+        return Err(CertificateError::NotValidYet.into());
+    }
+    if now > fields.not_after {
+        return Err(CertificateError::Expired.into());
+    }
+    Ok(())
+}
+
+/// As libpq: where a certificate gives no alternative names, its common name counts, and a star
+/// stands for the first label.
+fn common_name_fits(fields: &Fields<'_>, server_name: &ServerName<'_>) -> Result<(), Error> {
+    let host = server_name.to_str();
+    let is_name = matches!(server_name, ServerName::DnsName(_));
+    let fits = fields.common_name().is_some_and(|name| match name.strip_prefix("*.") {
+        Some(domain) => {
+            is_name
+                && host.split_once('.').is_some_and(|(label, rest)| {
+                    !label.is_empty() && rest.eq_ignore_ascii_case(domain)
+                })
+        }
+        None => host.eq_ignore_ascii_case(name),
+    });
+    if fits { Ok(()) } else { Err(CertificateError::NotValidForName.into()) }
 }
 
 /// Whether an I/O error is TLS's own verdict, not the network's: waiting won't change it.
@@ -247,11 +325,14 @@ pub(crate) fn remedy(error: &Error) -> &'static str {
     match error {
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "connect by a name in the certificate's subjectAltName, or use sslmode=verify-ca",
+        ) => {
+            "connect by a name in the certificate's subjectAltName (without one, its common name), or use \
+           sslmode=verify-ca"
+        }
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "set sslrootcert to the certificate of the authority that signed the server's"
         }
-        Error::InvalidCertificate(_) => "renew the server's certificate (X.509 version 3)",
+        Error::InvalidCertificate(_) => "renew the server's certificate",
         Error::AlertReceived(_) => {
             "see the server's log; sslcert and sslkey may be missing or not trusted there"
         }

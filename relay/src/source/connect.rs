@@ -145,6 +145,7 @@ impl ReplicationConnection {
         settings: &ConnectSettings,
         application_name: &str,
     ) -> Result<Self, ConnectError> {
+        let settings = &settings.renewed().await;
         // Boxed: the walk holds a whole login, which would be part of each caller's future.
         Box::pin(dial(settings, &ReplicationStartup { settings, application_name })).await
     }

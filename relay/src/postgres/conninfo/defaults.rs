@@ -158,6 +158,7 @@ impl<'a> Values<'a> {
             target: target.unwrap_or(TargetSession::Any),
             channel_binding,
             load_balance: load_balance.unwrap_or(false),
+            file: None,
         };
         if self.problems.is_empty() {
             Ok(settings)
