@@ -45,6 +45,7 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 3, name: "leaders", sql: include_str!("../outbox/V3__leaders.sql") },
     Migration { version: 4, name: "deletions", sql: include_str!("../outbox/V4__deletions.sql") },
     Migration { version: 5, name: "releases", sql: include_str!("../outbox/V5__releases.sql") },
+    Migration { version: 6, name: "relay_keys", sql: include_str!("../outbox/V6__relay_keys.sql") },
 ];
 
 const INBOX: &[Migration] = &[

@@ -32,6 +32,7 @@ pub mod position;
 pub mod postgres;
 pub mod printable;
 pub mod progress;
+mod progress_key;
 pub mod published;
 pub mod reconcile;
 pub mod record;
@@ -39,6 +40,7 @@ pub mod repair;
 pub mod resume;
 pub mod route;
 pub mod row;
+pub mod seal;
 pub mod secret;
 #[cfg(test)]
 mod sim;

@@ -15,9 +15,13 @@ use crate::{
     position::{Position, RowPosition},
     postgres::sql::{self, SqlSession},
     progress::{self, Progress},
+    progress_key::{self, KeyError},
     record::{Batch, BatchLimits},
-    sink::{Sink, kafka::KafkaSink},
-    source::{connect::ReplicationConnection, slot},
+    sink::{Sink, StoredProgress, kafka::KafkaSink},
+    source::{
+        connect::{ReplicationConnection, SystemIdentity},
+        slot,
+    },
 };
 
 /// A relay that stands still holds the lock only while it looks again.
@@ -73,10 +77,14 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
     let mut replication = ReplicationConnection::connect(settings, &application).await?;
     let identity = replication.identify_system().await?;
 
-    let mut sink = KafkaSink::start(parts.kafka.clone())?;
+    let known = progress_key::open(&session, &config.name).await.map_err(key_failed)?;
+    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key)?;
     sink.glance_at_progress().await?;
     sink.fence().await?;
-    let stored = sink.read_progress().await?.map(|b| Progress::decode(&b)).transpose()?;
+    let StoredProgress { own, stranger } = sink.read_progress().await?;
+    // What another stored counts for nothing, unless it is a version's that knew no seals.
+    let stored = own.or_else(|| stranger.filter(|_| !known.has_delivered));
+    let stored = stored.map(|bytes| Progress::decode(&bytes)).transpose()?;
     let before = stored.as_ref().and_then(|progress| progress.position);
     let slot = slot::inspect(session.client(), slot_name).await?;
 
@@ -107,10 +115,24 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
         }
         Decision::Skip(row) => Some(skipped(before, row)?),
     };
+    let next = decided(stored, decision, after, slot_name, &identity);
+    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
+    let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
+    Ok(Outcome { before, after })
+}
+
+/// The progress that says what was decided.
+fn decided(
+    stored: Option<Progress>,
+    decision: Decision,
+    position: Option<Position>,
+    slot_name: &str,
+    identity: &SystemIdentity,
+) -> Progress {
     let mut next = stored.unwrap_or_else(|| Progress::before_first_start(slot_name));
     next.version = progress::VERSION;
-    next.position = after;
-    next.slot.clone_from(slot_name);
+    next.position = position;
+    next.slot = slot_name.to_owned();
     if next.system_id != identity.system_id || next.timeline != identity.timeline {
         next.snapshots.clear(); // They speak of another history.
     }
@@ -121,12 +143,19 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
         next.published = None; // As it is by now.
         next.gap = None;
         // What they show as committed must be behind the position.
-        let reached = after.map_or(Lsn::ZERO, Position::resume_lsn);
+        let reached = position.map_or(Lsn::ZERO, Position::resume_lsn);
         next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
     }
-    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
-    let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
-    Ok(Outcome { before, after })
+    next
+}
+
+fn key_failed(error: KeyError) -> anyhow::Error {
+    match error {
+        KeyError::Halt(halt) => halt.into(),
+        KeyError::Database(error) => {
+            anyhow::Error::new(error).context("reading the relay's key from outbox.relay_keys")
+        }
+    }
 }
 
 /// Inside a transaction places count what was sent of it, which may be something else by now: its

@@ -27,7 +27,9 @@ where
         // A probe that hangs must not outlive the deadline.
         match tokio::time::timeout_at(end, probe()).await {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(seen)) => last_seen = format!("{seen:#}"),
+            // One that answers at once would never be timed out.
+            Ok(Err(seen)) if Instant::now() < end => last_seen = format!("{seen:#}"),
+            Ok(Err(seen)) => bail!("{what}: not within {deadline:?}; last seen: {seen:#}"),
             Err(_) => bail!("{what}: not within {deadline:?}; last seen: {last_seen}"),
         }
         sleep(POLL).await;

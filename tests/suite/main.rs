@@ -22,6 +22,7 @@ mod migrations;
 mod neighbours;
 mod ordering;
 mod outages;
+mod progress;
 mod publication;
 mod publish;
 mod repair;

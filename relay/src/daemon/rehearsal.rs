@@ -6,6 +6,7 @@ use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
     postgres::sql::SqlSession,
+    progress_key::{self, Known},
     reconcile::{Decision, Halt},
     route::Format,
     sink::{Sink as _, kafka::KafkaSink},
@@ -50,12 +51,15 @@ async fn decide(
     let mut replication = start::connect_replication(config, parts).await?;
     let identity = start::identify(&mut replication).await?;
     let mut tables = start::inspect_tables(config, parts, session, Format::Binary).await?;
+    let known = progress_key::look(session, &config.name).await.map_err(start::key_failed)?;
+    let known = known.unwrap_or_else(Known::nothing);
     let mut stored = None;
     if has_progress_topic {
-        let sink = KafkaSink::start(parts.kafka.clone());
+        let sink = KafkaSink::start(parts.kafka.clone(), known.key.clone());
         let mut sink = sink.map_err(|e| Ended::sink("connecting to Kafka", e))?;
         let seen = sink.glance_at_progress().await;
-        stored = start::decode(seen.map_err(|e| Ended::sink("reading progress", e))?)?;
+        let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
+        stored = start::believe(config, session, &identity, &known, seen).await?;
     }
     let unrepairable = tables.repair.as_ref().err();
     if let Some(halt) = tables.unpublished.take() {
@@ -67,7 +71,12 @@ async fn decide(
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
-    let found = start::Found { published: &published, unpublished_once: false, unrepairable };
+    let found = start::Found {
+        published: &published,
+        unpublished_once: false,
+        unrepairable,
+        has_delivered: known.has_delivered,
+    };
     let decided =
         start::decide(config, parts, session, &mut replication, &identity, stored.as_ref(), found);
     let decision = decided.await?.decision;

@@ -24,13 +24,14 @@ use crate::{
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
     progress::Progress,
+    progress_key::{self, KeyError, Known},
     published::Published,
-    reconcile::{self, Decision, Facts, Halt, Reconciled},
+    reconcile::{self, Believed, Claims, Decision, Facts, Halt, Reconciled},
     record::{Batch, BatchLimits},
     repair::Table,
     route::{Format, Origin, Router, TableName},
     sink::{
-        Sink,
+        Sink, StoredProgress,
         kafka::{KafkaSink, Probe, Watch},
     },
     source::{
@@ -93,16 +94,19 @@ pub(super) async fn start(
     let identity = identify(&mut replication).await?;
 
     doing(board, "reading progress from Kafka");
+    let known = open_key(config, session).await?;
     let mut sink = match ready {
         Some(sink) => sink,
-        None => connect_sink(config, parts, session, &identity).await?,
+        None => connect_sink(config, parts, session, &identity, &known).await?,
     };
     doing(board, "fencing older relays");
     // Whoever does not know that it leads fences no one; the steps above may have taken long.
     still_leads(config, session, &mut replication).await?;
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
-    let mut stored = read_progress(&mut sink).await?;
+    let found = sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?;
+    let has_own = found.own.is_some();
+    let mut stored = believe(config, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
         board.resumed(delivered); // Also where the relay goes no further.
     }
@@ -134,6 +138,7 @@ pub(super) async fn start(
             published: &published,
             unpublished_once: learnt.unpublished_once,
             unrepairable: tables.repair.as_ref().err(),
+            has_delivered: known.has_delivered,
         },
     )
     .await?;
@@ -141,6 +146,14 @@ pub(super) async fn start(
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
+    if stored.is_some() && !has_own {
+        store(&mut sink, &progress).await?; // Sealed from here on.
+    }
+    let mut noted = known.has_delivered;
+    if stored.is_some() && !noted {
+        note_delivered(config, session).await?;
+        noted = true;
+    }
     let from = match decision {
         Decision::Stream { from } => {
             progress.published = Some(published);
@@ -204,6 +217,9 @@ pub(super) async fn start(
             "a table does not fit: what was written before it became so is delivered, then the \
              relay halts"
         );
+    }
+    if !noted {
+        note_delivered(config, session).await?;
     }
     progress.position = Some(from);
 
@@ -295,7 +311,8 @@ pub(super) async fn prepare(
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }
-    connect_sink(config, parts, session, &identity).await
+    let known = open_key(config, session).await?;
+    connect_sink(config, parts, session, &identity, &known).await
 }
 
 pub(super) async fn connect_replication(
@@ -314,11 +331,13 @@ async fn connect_sink(
     parts: &Parts,
     session: &SqlSession,
     identity: &SystemIdentity,
+    known: &Known,
 ) -> Result<KafkaSink, Ended> {
-    let mut sink =
-        KafkaSink::start(parts.kafka.clone()).map_err(|e| Ended::sink("connecting to Kafka", e))?;
+    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key.clone())
+        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
     let seen = sink.glance_at_progress().await;
-    let seen = decode(seen.map_err(|e| Ended::sink("reading progress", e))?)?;
+    let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
+    let seen = believe(config, session, identity, known, seen).await?;
     let (slot, database) = survey(config, session).await?;
     reconcile::is_ours(&Facts {
         slot_name: &config.postgres.slot,
@@ -331,6 +350,7 @@ async fn connect_sink(
         published: None,
         unpublished_once: false,
         unrepairable: None,
+        has_delivered: known.has_delivered,
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);
@@ -379,11 +399,52 @@ pub(super) async fn identify(
         .map_err(|e| Ended::retry(Cause::Postgres, "identifying the cluster", e))
 }
 
-async fn read_progress(sink: &mut KafkaSink) -> Result<Option<Progress>, Ended> {
-    decode(sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?)
+async fn open_key(config: &Config, session: &SqlSession) -> Result<Known, Ended> {
+    progress_key::open(session, &config.name).await.map_err(key_failed)
 }
 
-pub(super) fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
+/// After the first progress was stored; a start that is cut short before leaves it to the next.
+async fn note_delivered(config: &Config, session: &SqlSession) -> Result<(), Ended> {
+    progress_key::has_delivered(session, &config.name).await.map_err(key_failed)
+}
+
+pub(super) fn key_failed(error: KeyError) -> Ended {
+    match error {
+        KeyError::Halt(halt) => Ended::Halted(halt),
+        KeyError::Database(e) => Ended::retry(Cause::Postgres, "reading the relay's key", e),
+    }
+}
+
+/// What of the stored progress is this relay's own.
+pub(super) async fn believe(
+    config: &Config,
+    session: &SqlSession,
+    identity: &SystemIdentity,
+    known: &Known,
+    found: StoredProgress,
+) -> Result<Option<Progress>, Ended> {
+    let own = decode(found.own)?;
+    let stranger = found.stranger.map(|bytes| Progress::decode(&bytes));
+    let slot = match stranger {
+        None => None,
+        Some(_) => survey(config, session).await?.0,
+    };
+    let Believed { progress, remark } = reconcile::believe(Claims {
+        own,
+        stranger,
+        has_delivered: known.has_delivered,
+        slot_name: &config.postgres.slot,
+        slot: slot.as_ref(),
+        identity,
+    })
+    .map_err(Ended::Halted)?;
+    if let Some(remark) = remark {
+        tracing::warn!("{remark}");
+    }
+    Ok(progress)
+}
+
+fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
     stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
         let topic = "look at the progress topic, or run the version that wrote the record";
         Ended::Halted(Halt::new(e.to_string(), topic))
@@ -402,6 +463,7 @@ pub(super) struct Found<'a> {
     pub(super) published: &'a Published,
     pub(super) unpublished_once: bool,
     pub(super) unrepairable: Option<&'a Halt>,
+    pub(super) has_delivered: bool,
 }
 
 pub(super) async fn decide(
@@ -414,7 +476,7 @@ pub(super) async fn decide(
     found: Found<'_>,
 ) -> Result<Reconciled, Ended> {
     const DOING: &str = "reconciling progress with the slot";
-    let Found { published, unpublished_once, unrepairable } = found;
+    let Found { published, unpublished_once, unrepairable, has_delivered } = found;
     let (slot, database) = survey(config, session).await?;
     let history = match stored {
         Some(progress) if progress.timeline < identity.timeline => replication
@@ -434,6 +496,7 @@ pub(super) async fn decide(
         published: Some(published),
         unpublished_once,
         unrepairable,
+        has_delivered,
     })
     .map_err(Ended::Halted)
 }

@@ -8,8 +8,10 @@
 mod history;
 #[cfg(test)]
 mod tests;
+mod whose;
 
 use self::history::carry_over;
+pub use self::whose::{Believed, Claims, believe};
 use crate::{
     lsn::Lsn,
     position::Position,
@@ -42,6 +44,8 @@ pub struct Facts<'a> {
     pub unpublished_once: bool,
     /// Why the tables can't be read for a repair, if they can't, and what would mend that.
     pub unrepairable: Option<&'a Halt>,
+    /// Progress of this relay was stored before, says the database.
+    pub has_delivered: bool,
 }
 
 /// What to do, and what stored progress means on this server.
@@ -200,22 +204,39 @@ fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
     let unknown = "the broker has no progress record: what was published before is not known here";
     match use_of(facts)? {
+        Use::Missing if facts.has_delivered => Err(Halt::new(
+            format!(
+                "slot {name} does not exist, and the broker has no progress record of this relay, \
+                 which has delivered before: its progress topic was deleted, emptied or made anew, \
+                 or these are other brokers. Events committed before {} may not be published",
+                facts.identity.flush_lsn
+            ),
+            "connect the relay to the brokers that have its progress; or, to make a new slot and \
+             publish what is committed from then on, run `outbox-relay resume --at now`",
+        )),
         Use::Missing if facts.start_with_all => {
             repair(facts, None, None, Loss::slot("is yet to be made"))
         }
         Use::Missing => Ok(Decision::MakeSlot),
         Use::From(confirmed) => Err(Halt::new(
             format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
-            format!(
-                "to publish everything after the slot's position, run `outbox-relay resume --at \
-                 slot`; to {}, drop the slot: {}",
-                if facts.start_with_all {
-                    "publish every row of the table (again)"
-                } else {
-                    "begin with what is committed from then on"
-                },
-                drop_slot(name)
-            ),
+            match facts.has_delivered {
+                true => {
+                    "to publish everything after the slot's position, run `outbox-relay resume \
+                         --at slot`; to leave that out, run `outbox-relay resume --at now`"
+                        .to_owned()
+                }
+                false => format!(
+                    "to publish everything after the slot's position, run `outbox-relay resume \
+                     --at slot`; to {}, drop the slot: {}",
+                    if facts.start_with_all {
+                        "publish every row of the table (again)"
+                    } else {
+                        "begin with what is committed from then on"
+                    },
+                    drop_slot(name)
+                ),
+            },
         )),
         Use::Lost => Err(Halt::new(
             format!(

@@ -13,6 +13,7 @@ struct Row {
     published: Option<Published>,
     unpublished_once: bool,
     unrepairable: Option<Halt>,
+    has_delivered: bool,
 }
 
 /// Progress is at 1000 on timeline 1, with snapshots at 900 and 500; the slot is confirmed up to
@@ -27,6 +28,7 @@ fn row() -> Row {
         published: None,
         unpublished_once: false,
         unrepairable: None,
+        has_delivered: false,
     }
 }
 
@@ -49,7 +51,7 @@ fn progress(position: u64) -> Progress {
     }
 }
 
-fn slot(confirmed: u64) -> SlotState {
+pub(super) fn slot(confirmed: u64) -> SlotState {
     SlotState {
         plugin: Some("pgoutput".into()),
         slot_type: "logical".into(),
@@ -69,6 +71,17 @@ fn slot(confirmed: u64) -> SlotState {
 
 fn lost() -> SlotState {
     SlotState { wal_status: Some("lost".into()), ..slot(1000) }
+}
+
+#[test]
+fn no_progress_of_a_relay_that_has_delivered_is_no_first_start() {
+    for start_with_all in [false, true] {
+        let gone = Row { progress: None, slot: None, has_delivered: true, start_with_all, ..row() };
+        gone.halts(&["does not exist", "has delivered before", "0/7D0", "resume --at now"]);
+    }
+    let there = Row { progress: None, has_delivered: true, ..row() };
+    let halt = there.halts(&["0/3E8", "resume --at slot", "resume --at now"]);
+    assert!(!halt.remedy.contains("drop"), "it would begin anew: {halt}");
 }
 
 /// A first start was announced, or `resume --at now` was run.
@@ -107,6 +120,7 @@ impl Row {
             published: self.published.as_ref(),
             unpublished_once: self.unpublished_once,
             unrepairable: self.unrepairable.as_ref(),
+            has_delivered: self.has_delivered,
         })
     }
 
@@ -119,11 +133,12 @@ impl Row {
 
     /// The text has each of `words`: what was found, the interval, the command.
     #[track_caller]
-    fn halts(&self, words: &[&str]) {
-        let halt = self.reconcile().expect_err("a person must decide").to_string();
+    fn halts(&self, words: &[&str]) -> Halt {
+        let halt = self.reconcile().expect_err("a person must decide");
         for word in words {
-            assert!(halt.contains(word), "{word:?} is not in: {halt}");
+            assert!(halt.to_string().contains(word), "{word:?} is not in: {halt}");
         }
+        halt
     }
 }
 

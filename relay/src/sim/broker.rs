@@ -9,7 +9,7 @@ use crate::{
     position::{Position, RowPosition},
     progress::Progress,
     record::{Batch, Record},
-    sink::{RefusedRecord, Rest, Sink, SinkError, Stored},
+    sink::{RefusedRecord, Rest, Sink, SinkError, Stored, StoredProgress},
 };
 
 #[derive(Debug, Default)]
@@ -213,9 +213,9 @@ impl SimSink {
 }
 
 impl Sink for SimSink {
-    async fn glance_at_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
         turns(&self.world).await;
-        Ok(look(&self.world).broker.progress.clone())
+        Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
     }
 
     async fn fence(&mut self) -> Result<(), SinkError> {
@@ -237,10 +237,10 @@ impl Sink for SimSink {
         self.may_fail(60)
     }
 
-    async fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+    async fn read_progress(&mut self) -> Result<StoredProgress, SinkError> {
         turns(&self.world).await;
         self.may_fail(60)?;
-        Ok(look(&self.world).broker.progress.clone())
+        Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
     }
 
     fn deliver(

@@ -159,7 +159,7 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     if look(&world).is(Mutant::ReadsBeforeFence) {
         stored = glance;
     }
-    let mut progress = Progress::decode(&stored.expect("the first start stored some")).unwrap();
+    let mut progress = Progress::decode(&stored.own.expect("the first start stored some")).unwrap();
     let mut table = SimTable { world: Arc::clone(&world), session };
     for release in progress.releases.iter().filter(|release| release.complete) {
         table.finish(&release.id).await.map_err(|error| error.to_string())?;
@@ -263,6 +263,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
         published: None,
         unpublished_once: false,
         unrepairable: None,
+        has_delivered: true,
     });
     match reconciled {
         Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),

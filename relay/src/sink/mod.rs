@@ -22,20 +22,20 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A place to publish to. See the module's documentation for what it promises.
 pub trait Sink: Send {
-    /// Reads the newest progress record that can be read now, `None` when there is none; a
+    /// Reads the newest progress record that can be read now; a
     /// delivery under way may hide a newer one. For who may be looking at another relay's
     /// progress: nobody is disturbed, nobody waited for.
     fn glance_at_progress(
         &mut self,
-    ) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
+    ) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
 
     /// Makes this the only relay of its name that can deliver; what an older one left unfinished
     /// is undone.
     fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
 
-    /// Reads the newest progress record that is stored, `None` when there is none. Called after
+    /// Reads the newest progress record that is stored. Called after
     /// [`Sink::fence`]; waits until nothing that an older relay left open can hide a newer one.
-    fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send;
+    fn read_progress(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
 
     /// After how long a delivery is given up; `None` where it is not.
     fn delivery_limit(&self) -> Option<Duration> {
@@ -56,6 +56,23 @@ pub trait Sink: Send {
         range: Range<usize>,
         progress: Bytes,
     ) -> impl Future<Output = Result<Stored, SinkError>> + Send;
+}
+
+/// What is stored as progress.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredProgress {
+    /// The newest that this relay stored, `None` when there is none.
+    pub own: Option<Bytes>,
+    /// What another has stored under its name since: it does not count.
+    pub stranger: Option<Bytes>,
+}
+
+impl StoredProgress {
+    /// Where nobody else can store anything.
+    #[cfg(test)]
+    pub(crate) fn of_own(own: Option<Bytes>) -> Self {
+        StoredProgress { own, stranger: None }
+    }
 }
 
 /// Proof that a delivery and its progress are durable. Only a sink can make one, so nothing else

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::sink::StoredProgress;
 use crate::{
     dead_letter::{DeadLetterError, Release},
     lsn::Lsn,
@@ -25,12 +26,12 @@ struct ScriptedSink {
 }
 
 impl Sink for ScriptedSink {
-    async fn glance_at_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
-        Ok(None)
+    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
+        Ok(StoredProgress::default())
     }
 
-    fn read_progress(&mut self) -> impl Future<Output = Result<Option<Bytes>, SinkError>> + Send {
-        ready(Ok(None))
+    fn read_progress(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send {
+        ready(Ok(StoredProgress::default()))
     }
 
     fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send {

@@ -47,8 +47,8 @@ use self::{
     stop::Stop,
     thread::{Command, Worker},
 };
-use super::{Sink, SinkError, Stored};
-use crate::record::Batch;
+use super::{Sink, SinkError, Stored, StoredProgress};
+use crate::{record::Batch, seal::SealKey};
 
 /// One caller at a time, and one command that nobody waits for any more.
 const COMMANDS_MAX: usize = 2;
@@ -71,11 +71,12 @@ pub struct KafkaSink {
 }
 
 impl KafkaSink {
-    /// Makes the sink's clients and thread. Waits for no broker.
+    /// Makes the sink's clients and thread. Waits for no broker. `key` is what tells this relay's
+    /// progress from what others store.
     ///
     /// # Errors
     /// `Misconfigured` if librdkafka refuses the settings; see [`Settings::problems`].
-    pub fn start(settings: Settings) -> Result<Self, SinkError> {
+    pub fn start(settings: Settings, key: SealKey) -> Result<Self, SinkError> {
         let lookup = Arc::new(make_lookup(&settings)?);
         let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
         let delivery_limit = settings.delivery_limit();
@@ -83,7 +84,7 @@ impl KafkaSink {
         let stop = Stop::default();
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let (end, ended) = oneshot::channel();
-        let worker = Worker::new(settings, lookup, stop.clone());
+        let worker = Worker::new(settings, key, lookup, stop.clone());
         let thread = std::thread::Builder::new()
             .name("kafka".into())
             .spawn(move || {
@@ -147,12 +148,12 @@ impl Drop for KafkaSink {
 }
 
 impl Sink for KafkaSink {
-    async fn glance_at_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
         let until = Until::Stable;
         self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
     }
 
-    async fn read_progress(&mut self) -> Result<Option<Bytes>, SinkError> {
+    async fn read_progress(&mut self) -> Result<StoredProgress, SinkError> {
         let until = Until::Newest;
         self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
     }

@@ -13,7 +13,7 @@
 pub(super) mod describe;
 
 use std::{
-    ffi::{CString, c_int, c_void},
+    ffi::{CStr, CString, c_int, c_void},
     ptr::{self, NonNull},
     slice,
     sync::Arc,
@@ -29,6 +29,9 @@ use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as vtype;
 
 use super::context::Context;
+
+/// [`progress_log::SEAL`](super::progress_log::SEAL), as C has it.
+const SEAL: &CStr = c"outbox-relay-seal";
 
 /// The client that delivers.
 pub(super) type Producer = ThreadedProducer<Context>;
@@ -211,7 +214,13 @@ pub(super) struct PartitionReader {
 /// What a reader came upon.
 pub(super) enum Read {
     /// A record.
-    Record { offset: i64, key: Option<Vec<u8>>, payload: Option<Vec<u8>> },
+    Record {
+        offset: i64,
+        key: Option<Vec<u8>>,
+        payload: Option<Vec<u8>>,
+        /// Value of the header of that name.
+        seal: Option<Vec<u8>>,
+    },
     /// Everything before `offset` that this reader may see has been read: with `read_committed`,
     /// that is the last stable offset, past transaction markers and aborted records.
     End { offset: i64 },
@@ -246,6 +255,7 @@ impl PartitionReader {
                 key: unsafe { copied(fields.key, fields.key_len) },
                 // SAFETY: as above.
                 payload: unsafe { copied(fields.payload, fields.len) },
+                seal: message.header(SEAL),
             },
             sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
                 Read::End { offset: fields.offset }
@@ -263,6 +273,26 @@ impl Drop for PartitionReader {
 }
 
 struct Message(NonNull<sys::rd_kafka_message_t>);
+
+impl Message {
+    /// A copy of the last value of a header.
+    fn header(&self, name: &CStr) -> Option<Vec<u8>> {
+        let mut headers = ptr::null_mut();
+        let (mut value, mut size) = (ptr::null(), 0);
+        let none = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+        // SAFETY: the message is alive; its headers stay its own, and are read while it lives.
+        unsafe {
+            if sys::rd_kafka_message_headers(self.0.as_ptr(), &raw mut headers) != none {
+                return None;
+            }
+            let (value_out, size_out) = (&raw mut value, &raw mut size);
+            if sys::rd_kafka_header_get_last(headers, name.as_ptr(), value_out, size_out) != none {
+                return None;
+            }
+            copied(value, size)
+        }
+    }
+}
 
 impl Drop for Message {
     fn drop(&mut self) {

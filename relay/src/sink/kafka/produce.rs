@@ -25,7 +25,7 @@ use super::{
     limits,
     lookup::Lookup,
     native::{self, Outgoing, Producer, Topic},
-    progress_log,
+    progress_log::{self, Sealer},
     settings::Settings,
     stop::{SLICE, Stop},
     topics::{Topics, now_ms},
@@ -48,6 +48,7 @@ pub(super) struct Outlet {
     handles: HashMap<String, Topic<Producer>>,
     progress: Topic<Producer>,
     pub(super) client: Arc<Producer>,
+    sealer: Arc<Sealer>,
     /// Under which progress is stored.
     pub(super) progress_key: String,
     /// Of a delivery, from its first record to its end.
@@ -86,6 +87,7 @@ impl Outlet {
     pub(super) fn new(
         settings: &Settings,
         config: &ClientConfig,
+        sealer: &Arc<Sealer>,
         stop: &Stop,
     ) -> Result<Self, SinkError> {
         let doing = "making a producer";
@@ -99,6 +101,7 @@ impl Outlet {
             handles: HashMap::new(),
             progress,
             client,
+            sealer: Arc::clone(sealer),
             progress_key: progress_log::key(&settings.relay_name, None),
             limit: settings.delivery_limit(),
             stop: stop.clone(),
@@ -273,9 +276,9 @@ impl Outlet {
             partition: 0,
             opaque: PROGRESS_OPAQUE,
         };
-        if let Err(code) =
-            self.queue(deadline, || self.progress.produce(outgoing, iter::empty()))?
-        {
+        let seal = self.sealer.seal(key.as_bytes(), payload);
+        let headers = || iter::once((progress_log::SEAL, seal.as_bytes()));
+        if let Err(code) = self.queue(deadline, || self.progress.produce(outgoing, headers()))? {
             self.client.context().note(Failure { opaque: PROGRESS_OPAQUE, code });
         }
         Ok(())

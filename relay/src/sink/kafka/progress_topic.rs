@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     fault::{self, Point},
+    seal::SealKey,
     sink::SinkError,
 };
 
@@ -194,6 +195,7 @@ pub(super) enum Until {
 /// Finds the newest progress record; see the module for the rule.
 pub(super) fn read(
     settings: &Settings,
+    key: &SealKey,
     lookup: &Lookup,
     stop: &Stop,
     until: Until,
@@ -211,7 +213,7 @@ pub(super) fn read(
     let mut reader = Topic::new(&consumer, &name)
         .and_then(|topic| PartitionReader::start(topic, 0, low))
         .map_err(|code| failed(KafkaError::MessageConsumption(code)))?;
-    let mut newest = Newest::new(&settings.relay_name, low);
+    let mut newest = Newest::new(&settings.relay_name, key, low);
     let started = Instant::now();
     let mut reported = started;
     let mut heard = false;
@@ -249,7 +251,7 @@ pub(super) fn read(
             );
         }
     }
-    Ok(newest.found)
+    Ok(newest.found())
 }
 
 /// Errors that time does not mend; librdkafka goes on after all others.

@@ -20,7 +20,7 @@ use super::{
     errors::unavailable,
     lookup::Lookup,
     produce::{Load, Outlet, Undelivered},
-    progress_log::{self, Found},
+    progress_log::{self, Found, Sealer},
     progress_topic::{self, Until},
     settings::{Delivery, Settings},
     stop::Stop,
@@ -29,7 +29,8 @@ use super::{
 use crate::{
     fault::{self, Point},
     record::Batch,
-    sink::{RefusedRecord, Rest, SinkError, Stored},
+    seal::SealKey,
+    sink::{RefusedRecord, Rest, SinkError, Stored, StoredProgress},
 };
 
 /// How often log lines of an idle client are written out.
@@ -45,7 +46,7 @@ type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 
 /// What the thread is asked to do; each is answered once.
 pub(super) enum Command {
-    ReadProgress { until: Until, reply: Reply<Option<Bytes>> },
+    ReadProgress { until: Until, reply: Reply<StoredProgress> },
     Fence(Reply<()>),
     Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Stored> },
 }
@@ -54,6 +55,7 @@ pub(super) struct Worker {
     settings: Settings,
     stop: Stop,
     lookup: Arc<Lookup>,
+    sealer: Arc<Sealer>,
     topics: Topics,
     /// Holds the transactional id from the fence to the claim.
     fence: Option<Outlet>,
@@ -65,10 +67,21 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(settings: Settings, lookup: Arc<Lookup>, stop: Stop) -> Self {
+    pub(super) fn new(settings: Settings, key: SealKey, lookup: Arc<Lookup>, stop: Stop) -> Self {
         let topics = Topics::new(&settings);
+        let sealer = Arc::new(Sealer::new(key));
         let (fence, outlet) = (None, None);
-        Worker { settings, stop, lookup, topics, fence, outlet, ensured: false, spent: false }
+        Worker {
+            settings,
+            stop,
+            lookup,
+            sealer,
+            topics,
+            fence,
+            outlet,
+            ensured: false,
+            spent: false,
+        }
     }
 
     /// Serves commands until their sender is gone or a stop is requested.
@@ -107,17 +120,20 @@ impl Worker {
         self.spent |= reply.send(result).is_err();
     }
 
-    fn read_progress(&mut self, until: Until) -> Result<Option<Bytes>, SinkError> {
+    fn read_progress(&mut self, until: Until) -> Result<StoredProgress, SinkError> {
         self.usable()?;
         if !self.ensured {
             progress_topic::ensure(&self.settings, &self.lookup, &self.stop)?;
             self.ensured = true;
         }
-        let found = progress_topic::read(&self.settings, &self.lookup, &self.stop, until)?;
+        let key = self.sealer.key();
+        let found = progress_topic::read(&self.settings, key, &self.lookup, &self.stop, until)?;
+        self.sealer.go_on_after(found.number);
         if let Some(fence) = self.fence.take() {
             self.outlet = Some(self.claim(fence, &found)?);
         }
-        Ok(found.value)
+        let Found { value: own, stranger, .. } = found;
+        Ok(StoredProgress { own, stranger })
     }
 
     /// Makes progress that counts this relay's own from here on, see [`progress_log`]; returns
@@ -134,7 +150,7 @@ impl Worker {
                 let writer = format!("{:016x}", rand::random::<u64>());
                 fence.claim(&found.claim(&self.settings.relay_name, Some(&writer)))?;
                 let config = self.settings.producer_config();
-                let mut outlet = Outlet::new(&self.settings, &config, &self.stop)?;
+                let mut outlet = Outlet::new(&self.settings, &config, &self.sealer, &self.stop)?;
                 outlet.progress_key = progress_log::key(&self.settings.relay_name, Some(&writer));
                 Ok(outlet)
             }
@@ -145,7 +161,7 @@ impl Worker {
         self.usable()?;
         self.outlet = None;
         let config = self.settings.transactional_config();
-        let fence = Outlet::new(&self.settings, &config, &self.stop)?;
+        let fence = Outlet::new(&self.settings, &config, &self.sealer, &self.stop)?;
         fence.fence()?;
         self.fence = Some(fence);
         Ok(())
@@ -162,7 +178,7 @@ impl Worker {
         self.usable()?;
         let mut tries = 0;
         loop {
-            let Worker { settings, stop, lookup, topics, outlet, .. } = self;
+            let Worker { settings, stop, lookup, sealer, topics, outlet, .. } = self;
             let Some(outlet) = outlet else {
                 let reason = "progress was not read behind a fence before";
                 return Err(unavailable("delivering", reason));
@@ -174,7 +190,7 @@ impl Worker {
                 Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
                 Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
                     fault::point(Point::StoringAlone);
-                    Outlet::new(settings, &settings.careful_producer_config(), stop)
+                    Outlet::new(settings, &settings.careful_producer_config(), sealer, stop)
                 }),
             };
             let restamped = outlet.restamped;

@@ -1,0 +1,98 @@
+//! `outbox.relay_keys`: the key with which a relay seals its progress, and whether it has delivered.
+//!
+//! Only relays may read it (`docs/ROLES.md`). It outlives the broker: where a relay has delivered and
+//! the broker has no progress of it, that is a loss, not a first start. Called by `daemon` and `resume`.
+
+use tokio_postgres::error::SqlState;
+
+use crate::{postgres::sql::SqlSession, reconcile::Halt, seal::SealKey};
+
+/// What the database knows of this relay.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// Seals its progress.
+    pub key: SealKey,
+    /// Progress of it was stored.
+    pub has_delivered: bool,
+}
+
+/// Why the key can't be had.
+#[derive(Debug)]
+pub(crate) enum KeyError {
+    /// A person must fix it.
+    Halt(Halt),
+    /// Later, perhaps.
+    Database(tokio_postgres::Error),
+}
+
+impl Known {
+    /// A relay that never ran here, for who only looks.
+    pub(crate) fn nothing() -> Self {
+        Known { key: SealKey::random(), has_delivered: false }
+    }
+}
+
+/// Reads the relay's key; `None` if it never ran here.
+///
+/// # Errors
+/// [`KeyError`].
+pub(crate) async fn look(session: &SqlSession, relay: &str) -> Result<Option<Known>, KeyError> {
+    let read = "select key, delivered_at is not null from outbox.relay_keys where relay = $1";
+    let found = session.client().query_opt(read, &[&relay]).await.map_err(sorted)?;
+    let Some(row) = found else { return Ok(None) };
+    let key = row.try_get::<_, Vec<u8>>(0).ok().and_then(|key| SealKey::from_bytes(&key));
+    match (key, row.try_get(1)) {
+        (Some(key), Ok(has_delivered)) => Ok(Some(Known { key, has_delivered })),
+        _ => Err(unusable(relay)),
+    }
+}
+
+/// Reads the relay's key, and makes it the first time. May be called by one that does not lead: what
+/// is there is never changed.
+///
+/// # Errors
+/// [`KeyError`].
+pub(crate) async fn open(session: &SqlSession, relay: &str) -> Result<Known, KeyError> {
+    if let Some(known) = look(session, relay).await? {
+        return Ok(known);
+    }
+    let make = "insert into outbox.relay_keys (relay, key) values ($1, $2) on conflict do nothing";
+    let key = SealKey::random();
+    session.client().execute(make, &[&relay, &key.bytes()]).await.map_err(sorted)?;
+    look(session, relay).await?.ok_or_else(|| unusable(relay))
+}
+
+fn unusable(relay: &str) -> KeyError {
+    KeyError::Halt(Halt::new(
+        format!("the row of {relay} in outbox.relay_keys can't be read as a key"),
+        "the relay's role must see all rows of outbox.relay_keys (no row security); put back a row \
+         that was changed by hand from a backup",
+    ))
+}
+
+/// Notes that progress of the relay is stored.
+///
+/// # Errors
+/// [`KeyError`].
+pub(crate) async fn has_delivered(session: &SqlSession, relay: &str) -> Result<(), KeyError> {
+    let note = "update outbox.relay_keys set delivered_at = clock_timestamp() where relay = $1";
+    session.client().execute(note, &[&relay]).await.map_err(sorted).map(drop)
+}
+
+fn sorted(error: tokio_postgres::Error) -> KeyError {
+    let missing =
+        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN];
+    match error.code() {
+        Some(code) if missing.contains(code) => KeyError::Halt(Halt::new(
+            "the table outbox.relay_keys, by which the relay knows its own progress, is missing",
+            "run `outbox-relay migrate` as the schema's owner, then grant what docs/ROLES.md lists",
+        )),
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => KeyError::Halt(Halt::new(
+            "the relay's role may not use outbox.relay_keys, by which the relay knows its own \
+             progress",
+            "grant usage on schema outbox and select, insert, update on outbox.relay_keys to it \
+             (docs/ROLES.md)",
+        )),
+        _ => KeyError::Database(error),
+    }
+}

@@ -1,0 +1,151 @@
+//! Whose the stored progress is, before it is compared with anything. Pure.
+
+use super::Halt;
+use crate::{
+    progress::{Progress, ProgressError},
+    source::{connect::SystemIdentity, slot::SlotState},
+};
+
+/// What is stored at the broker under this relay's name, and what the database knows of it.
+#[derive(Debug)]
+pub struct Claims<'a> {
+    /// The newest that carries this relay's seal.
+    pub own: Option<Progress>,
+    /// The newest that does not, if it is newer.
+    pub stranger: Option<Result<Progress, ProgressError>>,
+    /// Progress of this relay was stored before, says the database.
+    pub has_delivered: bool,
+    /// Slot of the settings.
+    pub slot_name: &'a str,
+    /// The slot, if it exists.
+    pub slot: Option<&'a SlotState>,
+    /// The cluster, from IDENTIFY_SYSTEM.
+    pub identity: &'a SystemIdentity,
+}
+
+/// The progress that counts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Believed {
+    /// `None` when nothing of it is stored.
+    pub progress: Option<Progress>,
+    /// What a person should hear of.
+    pub remark: Option<&'static str>,
+}
+
+const IGNORED: &str = "somebody else has stored a record in this relay's progress topic: it does not \
+                       count. Only the relay's principal may have Write on that topic";
+const ADOPTED: &str = "progress that was stored before relays sealed it is taken over, once";
+
+/// Decides what counts. What another stored never does, but for two cases in which the relay only
+/// stands still on its account, or takes over what a version without seals has stored.
+///
+/// # Errors
+/// [`Halt`]: a person must decide.
+pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
+    let Claims { own, stranger, has_delivered, slot_name, slot, identity } = claims;
+    let believed = |progress, remark| Ok(Believed { progress, remark });
+    match (own, stranger) {
+        (own, None) => believed(own, None),
+        // Two relays of one name would fence each other in turns.
+        (Some(_), Some(Ok(other))) if is_of_another(&other, identity) => Err(Halt::new(
+            format!(
+                "a relay of the cluster with system identifier {} has stored progress under this \
+                 relay's name since this one did: whoever starts would fence the other. Nothing of \
+                 this relay's is lost",
+                other.system_id
+            ),
+            "give the other relay another name and stop it; then run `outbox-relay resume --at \
+             progress`, which continues after what this relay has delivered",
+        )),
+        (own @ Some(_), Some(_)) => believed(own, Some(IGNORED)),
+        // What it belongs to is named when the two are compared.
+        (None, Some(Ok(other))) if is_of_another(&other, identity) || other.slot != slot_name => {
+            believed(Some(other), None)
+        }
+        // A slot is no writer's to make: with it, this is a relay that was upgraded.
+        (None, Some(Ok(old))) if !has_delivered && slot.is_some() => {
+            believed(Some(old), Some(ADOPTED))
+        }
+        (None, Some(_)) => Err(Halt::new(
+            "the progress topic holds a record under this relay's name that this relay did not \
+             store, and none that it did: what is published by now is not known here",
+            match slot {
+                Some(_) => {
+                    "leave Write on that topic to the relay's principal alone; then, to publish \
+                     everything after the slot's position, run `outbox-relay resume --at slot`"
+                }
+                None => {
+                    "leave Write on that topic to the relay's principal alone; then, to make a new \
+                     slot and publish what is committed from then on, run `outbox-relay resume \
+                     --at now`"
+                }
+            },
+        )),
+    }
+}
+
+fn is_of_another(progress: &Progress, identity: &SystemIdentity) -> bool {
+    !progress.system_id.is_empty() && progress.system_id != identity.system_id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{lsn::Lsn, position::Position};
+
+    fn progress(position: u64) -> Progress {
+        Progress {
+            system_id: "7".into(),
+            position: Some(Position::UpTo(Lsn::new(position))),
+            ..Progress::before_first_start("outbox")
+        }
+    }
+
+    fn with(
+        own: Option<Progress>,
+        stranger: Option<Progress>,
+        has_delivered: bool,
+        slot: bool,
+    ) -> Result<Believed, Halt> {
+        let identity =
+            SystemIdentity { system_id: "7".into(), timeline: 1, flush_lsn: Lsn::new(2000) };
+        let there = super::super::tests::slot(1000);
+        believe(Claims {
+            own,
+            stranger: stranger.map(Ok),
+            has_delivered,
+            slot_name: "outbox",
+            slot: slot.then_some(&there),
+            identity: &identity,
+        })
+    }
+
+    #[test]
+    fn what_another_stored_since_does_not_count() {
+        let found = with(Some(progress(1000)), Some(progress(1500)), true, true).expect("ours");
+        assert_eq!(found.progress, Some(progress(1000)));
+        assert_eq!(found.remark, Some(IGNORED));
+    }
+
+    #[test]
+    fn another_clusters_relay_that_took_the_name_over_halts_this_one() {
+        let other = Progress { system_id: "8".into(), ..progress(5) };
+        let halt = with(Some(progress(1000)), Some(other.clone()), true, true).expect_err("halts");
+        assert!(halt.reason.contains('8') && halt.remedy.contains("--at progress"), "{halt}");
+        let first = with(None, Some(other.clone()), false, false).expect("compared later");
+        assert_eq!(first.progress, Some(other));
+    }
+
+    #[test]
+    fn progress_without_a_seal_is_taken_over_from_an_older_version_once_and_with_its_slot() {
+        let old = with(None, Some(progress(1000)), false, true).expect("an upgrade");
+        assert_eq!((old.progress, old.remark), (Some(progress(1000)), Some(ADOPTED)));
+        for (has_delivered, slot, command) in
+            [(true, true, "--at slot"), (true, false, "--at now"), (false, false, "--at now")]
+        {
+            let halt =
+                with(None, Some(progress(9)), has_delivered, slot).expect_err("a stranger's");
+            assert!(halt.remedy.contains(command), "{halt}");
+        }
+    }
+}

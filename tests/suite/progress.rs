@@ -1,0 +1,193 @@
+//! Whose progress counts: what others store in its topic, and what becomes of the topic itself.
+
+use std::time::Duration;
+
+use outbox_tests::{
+    Harness,
+    event::Event,
+    relay::Relay,
+    topic::{Record, Topic},
+};
+use rdkafka::{
+    admin::{AdminClient, AdminOptions},
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer},
+    topic_partition_list::{Offset, TopicPartitionList},
+};
+use serde_json::{Value, json};
+
+use crate::repair::drop_slot;
+
+fn progress(t: &Harness) -> Topic {
+    t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()))
+}
+
+/// Key, value and headers.
+type Parts = (String, Option<Vec<u8>>, Vec<(String, String)>);
+
+/// As anybody with Write on the topic can.
+async fn store(t: &Harness, records: Vec<Parts>) {
+    let (kafka, topic) = (t.kafka(), progress(t).name().to_owned());
+    tokio::task::spawn_blocking(move || {
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            kafka.client().create().expect("a producer");
+        for (key, value, headers) in &records {
+            let headers = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+                all.insert(Header { key, value: Some(value.as_str()) })
+            });
+            let mut record = BaseRecord::to(&topic).partition(0).key(key).headers(headers);
+            if let Some(value) = value {
+                record = record.payload(value);
+            }
+            producer.send(record).map_err(|(error, _)| error).expect("sent");
+        }
+        producer.flush(Duration::from_secs(10)).expect("stored");
+    })
+    .await
+    .expect("no panic");
+}
+
+fn parts(record: &Record) -> Parts {
+    let key = String::from_utf8(record.key.clone().unwrap_or_default()).expect("text");
+    (key, record.payload.clone(), record.headers.clone())
+}
+
+async fn server_end(t: &Harness) -> String {
+    let sql = "select pg_current_wal_insert_lsn()::text";
+    t.database().superuser().query_one(sql, &[]).await.expect("an LSN").get(0)
+}
+
+/// Delivers five events, and is killed.
+async fn delivered(t: &mut Harness, topic: &Topic, delivery: &str) -> Relay {
+    let mut relay = t.relay().set("sink.delivery", delivery).start().await;
+    t.commit((0..5).map(|_| Event::to(topic.name()).key("k"))).await;
+    t.count(topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    relay
+}
+
+async fn does_not_count(delivery: &str) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, delivery).await;
+    let stored = progress(&t).records().await;
+    let last = stored.iter().rfind(|record| record.payload.is_some()).expect("progress");
+    let (key, value, headers) = parts(last);
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+
+    let mut ahead: Value = serde_json::from_slice(&value.expect("a value")).expect("JSON");
+    *ahead.get_mut("position").expect("a position") = json!({ "up_to": server_end(&t).await });
+    let ahead = Some(ahead.to_string().into_bytes());
+    let name = t.database().name().to_owned();
+    let mut forged: Vec<_> = stored.iter().map(parts).collect();
+    forged.extend([
+        (key.clone(), None, Vec::new()),
+        (name.clone(), None, Vec::new()),
+        (name.clone(), ahead.clone(), Vec::new()),
+        (key, ahead.clone(), headers.clone()),
+        (format!("{name}/writer"), Some(b"me".to_vec()), headers),
+        (format!("{name}/me"), ahead, Vec::new()),
+    ]);
+    let behind = forged.clone();
+    store(&t, forged).await;
+    relay.restart();
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.logs_contain("does not count"), "{}", relay.log_text());
+
+    // While it streams, and is killed.
+    store(&t, behind).await;
+    relay.kill9().await;
+    relay.restart();
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let count = t.count(&topic, 1).await;
+    if delivery == "exactly-once" {
+        count.assert_exactly_once();
+    } else {
+        count.assert_at_least_once();
+    }
+}
+
+#[tokio::test]
+async fn what_another_principal_stores_as_progress_does_not_count() {
+    does_not_count("exactly-once").await;
+}
+
+#[tokio::test]
+async fn what_another_principal_stores_as_progress_does_not_count_with_at_least_once() {
+    does_not_count("at-least-once").await;
+}
+
+#[tokio::test]
+async fn progress_without_seals_is_taken_over_from_an_older_version() {
+    for delivery in ["exactly-once", "at-least-once"] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = delivered(&mut t, &topic, delivery).await;
+        // To a relay with another key, those seals are none.
+        let forget = "delete from outbox.relay_keys";
+        t.database().superuser().batch_execute(forget).await.expect("as before the upgrade");
+        t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+        relay.restart();
+        t.count(&topic, 1).await.assert_exactly_once();
+        assert!(relay.logs_contain("is taken over"), "{}", relay.log_text());
+        assert!(relay.sigterm().await.success());
+        relay.restart();
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        t.count(&topic, 1).await.assert_exactly_once();
+    }
+}
+
+fn admin(t: &Harness) -> AdminClient<rdkafka::client::DefaultClientContext> {
+    t.kafka().client().create().expect("an admin client")
+}
+
+async fn resume(t: &Harness, at: &str) {
+    let output = t.relay().command(&["resume", "--at", at]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_progress_topic_that_is_gone_is_no_first_start() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, "exactly-once").await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let name = progress(&t).name().to_owned();
+    for outcome in admin(&t).delete_topics(&[&name], &AdminOptions::new()).await.expect("an answer")
+    {
+        outcome.expect("it is deleted");
+    }
+    drop_slot(&t).await;
+    relay.restart();
+    relay.wait_log("has delivered before").await;
+    relay.wait_for("/readyz", 503).await;
+    assert_eq!(topic.records().await.len(), 5, "nothing is guessed");
+    resume(&t, "now").await;
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let last = t.committed().await.into_iter().map(|row| row.id).max().expect("an id");
+    assert_eq!(topic.records_with([last]).await.len(), 6);
+}
+
+#[tokio::test]
+async fn deleted_progress_halts_the_relay_and_the_slot_has_the_rest() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, "exactly-once").await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let mut all = TopicPartitionList::new();
+    let name = progress(&t).name().to_owned();
+    all.add_partition_offset(&name, 0, Offset::End).expect("an offset");
+    // Of a topic that is only compacted, a broker deletes no records.
+    progress(&t).set("cleanup.policy", "compact,delete").await;
+    let deleted = admin(&t).delete_records(&all, &AdminOptions::new()).await;
+    let deleted = deleted.expect("an answer");
+    deleted.elements().first().expect("a partition").error().expect("they are deleted");
+    progress(&t).set("cleanup.policy", "compact").await;
+    relay.restart();
+    relay.wait_log("has no progress record").await;
+    resume(&t, "slot").await;
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_at_least_once();
+}
