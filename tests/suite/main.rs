@@ -27,6 +27,7 @@ mod publication;
 mod publish;
 mod repair;
 mod road;
+mod root;
 mod rows;
 mod schema;
 mod secure_kafka;

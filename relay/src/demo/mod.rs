@@ -30,7 +30,10 @@ use self::{
     orders::Orders,
     relay::Relay,
 };
-use crate::{postgres::sql::SqlSession, throwaway::guardian};
+use crate::{
+    postgres::sql::SqlSession,
+    throwaway::{self, guardian},
+};
 pub use count::Count;
 
 const PARTITIONS: u8 = 4;
@@ -143,7 +146,7 @@ async fn in_database(
     tell(Update::Line(broker.describe()));
     // Not to be stopped half-way: a topic may be made by then.
     broker.create(&names.topic, PARTITIONS.into(), &names.progress).await?;
-    let dir = tempfile::Builder::new().prefix("outbox-demo-").tempdir()?;
+    let dir = throwaway::directory("outbox-demo-")?;
     guardian::remove_at_exit(dir.path())?;
     // Dropped when stopped, and with it the relay and every open transaction.
     // Boxed: it holds every writer and the consumer.

@@ -1,9 +1,13 @@
 //! Servers that are gone, with all they wrote, when this process ends, whichever way it ends.
 //!
+//! Run as root, it opens nothing in a folder that another user can change: a link there would lead it
+//! to any file of the machine.
+//!
 //! Finds an installed PostgreSQL, starts it in a directory of its own as a user that PostgreSQL
 //! accepts, and has a guardian clear up. Knows no SQL and waits for no answer: its callers do,
 //! `demo` and the test suite's harness. The daemon has no use for it.
 
+mod directory;
 pub mod guardian;
 mod postgres;
 mod unprivileged;
@@ -13,7 +17,7 @@ use std::{
     fs::File,
     io,
     net::{Ipv4Addr, TcpListener},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
     sync::{LazyLock, Mutex, PoisonError},
@@ -21,6 +25,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+pub use directory::directory;
 pub use postgres::{LocalPostgres, Shutdown, installed};
 
 /// Lines of a log that an error's text shows.
@@ -37,7 +42,7 @@ pub fn spawn_logged(
     log: &Path,
     ends: fn(u32) -> Result<()>,
 ) -> Result<Child> {
-    let output = File::options().create(true).append(true).open(log);
+    let output = File::options().create(true).append(true).mode(0o600).open(log);
     let output = output.with_context(|| format!("opening {}", log.display()))?;
     let mut child = server
         .current_dir(dir)

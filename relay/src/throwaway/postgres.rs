@@ -1,7 +1,9 @@
 //! An installed PostgreSQL, run in a directory of its own.
 
 use std::{
+    fs,
     io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
 };
@@ -17,7 +19,7 @@ pub struct LocalPostgres {
     user: Unprivileged,
     bin: PathBuf,
     settings: Vec<String>,
-    dir: PathBuf,
+    dir: Directory,
     port: u16,
     server: Child,
 }
@@ -39,9 +41,10 @@ impl LocalPostgres {
     /// What `initdb` said, or what could not be made or started.
     pub fn start(bin: &Path, password: &str, settings: &[&str]) -> Result<Self> {
         let user = Unprivileged::find()?;
-        let dir = directory(user)?;
-        let password_file = dir.join("password");
-        std::fs::write(&password_file, password)?;
+        let dir = Directory::make(user)?;
+        let password_file = dir.ours.join("password");
+        let new = fs::File::options().write(true).create_new(true).mode(0o600).open(&password_file);
+        new?.write_all(password.as_bytes())?;
         user.owns(&password_file)?;
         let mut initdb = user.command(&bin.join("initdb"));
         initdb
@@ -49,8 +52,9 @@ impl LocalPostgres {
             .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
             .arg(format!("--pwfile={}", password_file.display()))
             .arg("--pgdata")
-            .arg(dir.join("data"));
-        run(initdb, &dir)?;
+            .arg(dir.data());
+        run(initdb, &dir.theirs)?;
+        fs::remove_file(&password_file)?;
         let settings = settings.iter().map(|&setting| setting.into()).collect();
         Self::launch(user, bin, settings, dir)
     }
@@ -61,45 +65,45 @@ impl LocalPostgres {
     /// # Errors
     /// What `pg_basebackup` said, or what could not be made or started.
     pub fn standby(&mut self) -> Result<Self> {
-        let dir = directory(self.user)?;
+        let dir = Directory::make(self.user)?;
         // Beside the real `initdb`: what is in PATH may be a link to it alone.
         let initdb = self.bin.join("initdb").canonicalize().context("finding initdb")?;
         let basebackup = initdb.with_file_name("pg_basebackup");
         if basebackup.is_file() {
             let mut copy = self.user.command(&basebackup);
-            copy.arg("-h").arg(&self.dir).args(["-p", &self.port.to_string(), "-U", "postgres"]);
-            copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]);
-            copy.arg(dir.join("data"));
-            run(copy, &dir)?;
+            copy.arg("-h").arg(&self.dir.theirs).args(["-p", &self.port.to_string()]);
+            copy.args(["-U", "postgres", "--write-recovery-conf", "--checkpoint=fast"]);
+            copy.args(["--no-sync", "-D"]).arg(dir.data());
+            run(copy, &dir.theirs)?;
         } else {
             self.copy_cold(&dir)?;
         }
         Self::launch(self.user, &self.bin, self.settings.clone(), dir)
     }
 
-    /// What `pg_basebackup --write-recovery-conf` makes, with the server stopped.
-    fn copy_cold(&mut self, dir: &Path) -> Result<()> {
+    /// What `pg_basebackup --write-recovery-conf` makes, with the server stopped. By the server's
+    /// user, whose files they are.
+    fn copy_cold(&mut self, dir: &Directory) -> Result<()> {
+        const SCRIPT: &str = "cp -a \"$1\" \"$2\" && touch \"$2/standby.signal\" && \
+                              printf '%s\\n' \"$3\" >> \"$2/postgresql.auto.conf\"";
         self.stop(Shutdown::Fast)?;
-        let data = dir.join("data");
-        let mut copy = self.user.command(Path::new("cp"));
-        copy.arg("-a").arg(self.dir.join("data")).arg(&data);
-        run(copy, dir)?;
-        self.restart()?;
-        let signal = data.join("standby.signal");
-        std::fs::write(&signal, "")?;
-        self.user.owns(&signal)?;
         let conninfo = format!(
-            "primary_conninfo = 'host={} port={} user=postgres'\n",
-            self.dir.display(),
+            "primary_conninfo = 'host={} port={} user=postgres'",
+            self.dir.theirs.display(),
             self.port
         );
-        let mut settings =
-            std::fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"))?;
-        settings.write_all(conninfo.as_bytes())?;
-        Ok(())
+        let mut copy = self.user.command(Path::new("/bin/sh"));
+        copy.args(["-c", SCRIPT, "sh"]).arg(self.dir.data()).arg(dir.data()).arg(conninfo);
+        run(copy, &dir.theirs)?;
+        self.restart()
     }
 
-    fn launch(user: Unprivileged, bin: &Path, settings: Vec<String>, dir: PathBuf) -> Result<Self> {
+    fn launch(
+        user: Unprivileged,
+        bin: &Path,
+        settings: Vec<String>,
+        dir: Directory,
+    ) -> Result<Self> {
         let port = free_port()?;
         let server = spawn(user, bin, &settings, &dir, port)?;
         Ok(LocalPostgres { user, bin: bin.into(), settings, dir, port, server })
@@ -133,7 +137,7 @@ impl LocalPostgres {
 
     /// Directory of its Unix socket.
     pub fn socket_dir(&self) -> &Path {
-        &self.dir
+        &self.dir.theirs
     }
 
     /// Its port, for TCP and in the socket's name.
@@ -143,16 +147,39 @@ impl LocalPostgres {
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        log_file(&self.dir)
+        self.dir.log()
     }
 }
 
-/// A directory of the user's, gone when this process is.
-fn directory(user: Unprivileged) -> Result<PathBuf> {
-    let dir = tempfile::Builder::new().prefix("outbox-postgres-").tempdir()?.keep();
-    guardian::remove_at_exit(&dir)?;
-    user.owns(&dir)?;
-    Ok(dir)
+/// A server's place on disk, gone when this process is. We may be root, and the server is another
+/// user's: what we open is in our part, and what it opens in its own.
+#[derive(Debug)]
+struct Directory {
+    /// The server's user may pass through it, and change nothing: the log, the password.
+    ours: PathBuf,
+    /// The server's, in ours: its data, its socket.
+    theirs: PathBuf,
+}
+
+impl Directory {
+    fn make(user: Unprivileged) -> Result<Self> {
+        let ours = super::directory("outbox-postgres-")?.keep();
+        guardian::remove_at_exit(&ours)?;
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o711))?;
+        let theirs = ours.join("server");
+        fs::create_dir(&theirs)?;
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o700))?;
+        user.owns(&theirs)?;
+        Ok(Directory { ours, theirs })
+    }
+
+    fn data(&self) -> PathBuf {
+        self.theirs.join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.ours.join("log")
+    }
 }
 
 /// Runs a program of PostgreSQL's to its end.
@@ -171,19 +198,15 @@ fn spawn(
     user: Unprivileged,
     bin: &Path,
     settings: &[String],
-    dir: &Path,
+    dir: &Directory,
     port: u16,
 ) -> Result<Child> {
     let mut server = user.command(&bin.join("postgres"));
-    server.arg("-D").arg(dir.join("data")).arg("-k").arg(dir);
+    server.arg("-D").arg(dir.data()).arg("-k").arg(&dir.theirs);
     server.args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
     server.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
     server.args(settings.iter().flat_map(|setting| ["-c", setting]));
-    spawn_logged(server, dir, &log_file(dir), guardian::quit_at_exit)
-}
-
-fn log_file(dir: &Path) -> PathBuf {
-    dir.join("log")
+    spawn_logged(server, &dir.theirs, &dir.log(), guardian::quit_at_exit)
 }
 
 /// Directory with `initdb`: PATH, else the newest in the places of Debian, Red Hat and Homebrew.

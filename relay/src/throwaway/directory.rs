@@ -1,0 +1,78 @@
+//! Where throwaway things lie: a new directory, on a way that nobody else can change.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+/// Writable by group or by others.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// A new directory of this user's, below TMPDIR or the system's place for such.
+///
+/// # Errors
+/// This process is root's, and another user could change the way there.
+pub fn directory(prefix: &str) -> Result<TempDir> {
+    let parent = std::env::temp_dir();
+    let parent = parent.canonicalize().with_context(|| format!("finding {}", parent.display()))?;
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let us = unsafe { libc::geteuid() };
+    if us == 0
+        && let Some((place, user)) = changeable(&parent)?
+    {
+        bail!(
+            "this process is root's, and user {user} can change {}, where {} lies: set TMPDIR to a \
+             directory that root alone can change, such as /tmp",
+            place.display(),
+            parent.display()
+        );
+    }
+    Ok(tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?)
+}
+
+/// The part of the way that a user other than root can change. In a sticky directory nobody can
+/// move what is another's.
+fn changeable(path: &Path) -> Result<Option<(PathBuf, u32)>> {
+    for part in path.ancestors() {
+        let found = fs::metadata(part).with_context(|| format!("looking at {}", part.display()))?;
+        let open = found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0;
+        if found.uid() != 0 || open {
+            return Ok(Some((part.to_owned(), found.uid())));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
+    fn set(dir: &Path, mode: u32) {
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).expect("its mode is set");
+    }
+
+    #[test]
+    fn a_way_that_another_user_can_change_is_found() {
+        let outer = tempfile::tempdir().expect("a directory");
+        let inner = outer.path().join("inner");
+        fs::create_dir(&inner).expect("made");
+        set(outer.path(), 0o777);
+        let found = changeable(&inner).expect("seen").expect("anybody may swap it");
+        assert_eq!(found.0, outer.path());
+        // SAFETY: geteuid has no preconditions and cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            return; // The rest needs files of two users.
+        }
+        set(outer.path(), 0o1777);
+        assert_eq!(changeable(&inner).expect("seen"), None, "as /tmp is");
+        chown(outer.path(), Some(65534), None).expect("given away");
+        let found = changeable(&inner).expect("seen").expect("its owner may swap what is in it");
+        assert_eq!(found, (outer.path().to_owned(), 65534));
+    }
+}
