@@ -169,3 +169,31 @@ async fn a_topic_that_appears_after_its_grace_is_released_by_a_person() {
     arrives(&topic, 1, Instant::now()).await;
     assert_eq!(texts(&list(&t).await, "reason"), ["unknown_topic", "lane_parked"]);
 }
+
+/// Nobody knows beforehand what compression makes of a record: the broker is asked.
+async fn compressed(delivery: &str) {
+    let t = Harness::start().await;
+    let topic = t.topic("small").create_with(4, &[("max.message.bytes", "2000")]).await;
+    let settings = t.relay().set("sink.delivery", delivery);
+    let _relay = settings.set("sink.properties.\"compression.type\"", "lz4").start().await;
+    let hard = "(select string_agg(md5(n || '-' || i), '') from generate_series(1, 200) i)";
+    let payload = format!("to_jsonb(case when n % 2 = 0 then repeat('x', 6000) else {hard} end)");
+    insert_many(&t, topic.name(), 12, &payload, "clock_timestamp()").await;
+    wait_parked(&t, |parked| parked == 6).await;
+    arrives(&topic, 6, Instant::now()).await;
+    assert!(texts(&list(&t).await, "reason").iter().all(|reason| *reason == "too_large"));
+    for record in topic.records().await {
+        let payload = record.payload.as_deref().unwrap_or_default();
+        assert!(payload.starts_with(b"\"xxxx"), "only what compresses well is there");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_compression_makes_small_enough_is_delivered_and_no_other() {
+    compressed("exactly-once").await;
+}
+
+#[tokio::test]
+async fn with_at_least_once_a_record_that_compression_makes_small_enough_is_delivered_too() {
+    compressed("at-least-once").await;
+}
