@@ -49,8 +49,8 @@ async fn many_are_refused(
     t.commit([Event::to(good.name()).key("first")]).await;
     arrives(&good, 1, Instant::now()).await;
 
-    let begun = Instant::now();
     insert_many(&t, bad.name(), MANY, payload, created_at).await;
+    let begun = Instant::now();
     t.commit([Event::to(good.name()).key("behind")]).await;
     let took = arrives(&good, 2, begun).await;
     assert_eq!(wait_parked(&t, |parked| parked == i64::from(MANY)).await, i64::from(MANY));
@@ -65,8 +65,8 @@ async fn many_are_refused(
 
 #[tokio::test]
 async fn thousands_too_large_are_parked_at_once_and_what_is_behind_them_flows() {
-    let small = [("max.message.bytes", "2000")];
-    let payload = "to_jsonb(repeat(md5(n::text), 100))";
+    let small = [("max.message.bytes", "500")];
+    let payload = "to_jsonb(repeat(md5(n::text), 20))";
     many_are_refused(&small, payload, "clock_timestamp()", "too_large").await;
 }
 
