@@ -1,7 +1,7 @@
 //! README's consumer: takes orders from Kafka and charges each once.
 //!
-//! `cargo run -p outbox-idempotency --features kafka --example consumer`, on a database where
-//! `outbox-relay migrate --set inbox` was run and which has a table `charges (order_id, cents)`.
+//! README.md says how to run it: on a database where `outbox-relay migrate --set inbox` was run, and
+//! which has a table `charges`.
 
 use outbox_idempotency::kafka::{ClientConfig, Runner};
 use outbox_idempotency::{Classify as _, Failure, Inbox, Message, Processor, Tx};
@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let manager = deadpool_postgres::Manager::new(database, tokio_postgres::NoTls);
     let pool = deadpool_postgres::Pool::builder(manager).max_size(24).build()?;
     let mut kafka = ClientConfig::new();
-    kafka.set("bootstrap.servers", "localhost:9092").set("group.id", "billing");
+    kafka.set("bootstrap.servers", std::env::var("KAFKA")?).set("group.id", "billing");
     let processor = Processor::new(Inbox::open(pool, "billing/charge").await?, charge);
     let stop = async { drop(tokio::signal::ctrl_c().await) };
     Ok(Runner::new(processor, kafka, &["orders"]).run(stop).await?)

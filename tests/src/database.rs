@@ -242,6 +242,15 @@ impl Database {
         .join(" ")
     }
 
+    /// How the superuser connects, as a URL over TCP.
+    pub fn superuser_url(&self) -> String {
+        let config = self.postgres.superuser(&self.name);
+        let (host, port) = self.postgres.address();
+        let password = String::from_utf8_lossy(config.get_password().unwrap_or_default());
+        let user = config.get_user().unwrap_or("postgres");
+        format!("postgres://{user}:{password}@{host}:{port}/{}", self.name)
+    }
+
     /// How a role connects, as a URL over TCP.
     pub fn url(&self, role: Role) -> String {
         let (host, port) = self.postgres.address();

@@ -25,6 +25,7 @@ mod outages;
 mod progress;
 mod publication;
 mod publish;
+mod readme;
 mod repair;
 mod road;
 mod root;

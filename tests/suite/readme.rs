@@ -1,0 +1,118 @@
+//! README.md from nothing to an effect in the consumer's table: its commands, SQL and Rust as they
+//! stand there. Only the addresses and the programs' places are this machine's.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use outbox_tests::{database::Database, kafka::Kafka, relay, wait};
+use tokio::process::Child;
+
+const README: &str = include_str!("../../README.md");
+
+/// The blocks of a section, in order: language and text.
+fn blocks(section: &str) -> Vec<(&'static str, &'static str)> {
+    let text = README.split("\n## ").find(|text| text.starts_with(section)).expect("the section");
+    let mut blocks = text.split("```").skip(1).step_by(2);
+    blocks.by_ref().map(|block| block.split_once('\n').expect("a language")).collect()
+}
+
+/// Of one language, in order.
+fn of(language: &str, section: &str) -> Vec<&'static str> {
+    let blocks = blocks(section).into_iter();
+    blocks.filter(|(found, _)| *found == language).map(|(_, text)| text).collect()
+}
+
+fn program(name: &str) -> PathBuf {
+    relay::binary().expect("the programs are built").with_file_name(name)
+}
+
+struct Machine {
+    url: String,
+    brokers: String,
+    dir: tempfile::TempDir,
+}
+
+impl Machine {
+    /// The script with this machine's names; building is done already.
+    fn shell(&self, script: &str) -> Command {
+        let relay = program("relay-under-test").display().to_string();
+        let consumer = program("readme-consumer").display().to_string();
+        let script = script
+            .replace("cargo build --release -p outbox-relay\n", "")
+            .replace(
+                "cargo run --release -p outbox-idempotency --features kafka --example consumer",
+                &format!("exec {consumer}"),
+            )
+            .replace("target/release/outbox-relay run", &format!("exec {relay} run"))
+            .replace("target/release/outbox-relay", &relay)
+            .replace("postgres://postgres@localhost/app", &self.url)
+            .replace("localhost:9092", &self.brokers);
+        assert!(!script.contains("cargo"), "{script}");
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-ec").arg(script).current_dir(self.dir.path());
+        shell.env("OUTBOX_RELAY__ADMIN__LISTEN", "off").stdin(Stdio::null());
+        shell
+    }
+
+    fn start(&self, script: &str, log: &str) -> Child {
+        let file = std::fs::File::create(self.dir.path().join(log)).expect("a log");
+        let mut shell = tokio::process::Command::from(self.shell(script));
+        shell.stdout(file.try_clone().expect("a handle")).stderr(file).kill_on_drop(true);
+        shell.spawn().expect("it starts")
+    }
+
+    fn log(&self, log: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(log)).unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn readme_leads_from_nothing_to_an_effect_in_the_consumers_table() {
+    let (database, (kafka, _broker)) =
+        tokio::join!(Database::create_empty(), Kafka::start_private(&[]));
+    let dir = tempfile::tempdir().expect("a directory");
+    let (url, brokers) = (database.superuser_url(), kafka.brokers().to_owned());
+    let machine = Machine { url, brokers, dir };
+    let commands = of("sh", "Try it");
+    let mut relay = machine.start(commands.first().expect("commands"), "relay.log");
+    wait::until("the relay streams", wait::PATIENCE, || async {
+        let log = machine.log("relay.log");
+        if log.contains("streaming from") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .expect("migrate, check and run go through");
+    assert!(machine.log("relay.log").contains("0 problems"), "{}", machine.log("relay.log"));
+    for sql in of("sql", "Try it") {
+        database.superuser().batch_execute(sql).await.expect(sql);
+    }
+
+    let [migrate, consume] = of("sh", "Consume")[..] else { panic!("two scripts") };
+    // The variables of the first section are still set in a reader's shell.
+    let exports: Vec<&str> =
+        commands.iter().flat_map(|c| c.lines()).filter(|l| l.starts_with("export")).collect();
+    let migrated = machine.shell(&format!("{}\n{migrate}", exports.join("\n"))).output();
+    let migrated = migrated.expect("it runs");
+    assert!(migrated.status.success(), "{migrated:?}");
+    for sql in of("sql", "Consume") {
+        database.superuser().batch_execute(sql).await.expect(sql);
+    }
+    let mut consumer = machine.start(consume, "consumer.log");
+    wait::until("order 42 is charged", wait::PATIENCE, || async {
+        let charges = "select order_id, cents from charges";
+        let rows = database.superuser().query(charges, &[]).await?;
+        let charged: Vec<(i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        anyhow::ensure!(charged == [(42, 1200)], "{charged:?} {}", machine.log("consumer.log"));
+        Ok::<_, anyhow::Error>(())
+    })
+    .await
+    .expect("the event takes effect");
+    let rust = of("rust", "Consume");
+    let example = include_str!("../../idempotency/examples/consumer.rs");
+    let code = example.split_once("\n\n").expect("code below its comment").1;
+    assert_eq!(rust, [code], "README shows what the example is");
+    for child in [&mut relay, &mut consumer] {
+        child.kill().await.expect("it is ended");
+    }
+}
