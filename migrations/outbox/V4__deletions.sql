@@ -6,6 +6,15 @@
 -- it moves to another partition it takes back. Inserting an event writes nothing here.
 -- The grants for the relay are in docs/ROLES.md.
 
+-- Names mean PostgreSQL's own here, whatever the session's search_path is. It is put back at the end.
+do $$
+begin
+    perform pg_catalog.set_config(
+        'outbox.search_path', pg_catalog.current_setting('search_path'), false);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+end
+$$;
+
 create table if not exists outbox.deletions (
     newest xid8 not null,
     writer xid8 not null default pg_catalog.pg_current_xact_id()
@@ -96,5 +105,12 @@ revoke execute on function outbox.note_deletions(regclass) from public;
 do $$
 begin
     perform outbox.note_deletions('outbox.events');
+end
+$$;
+
+do $$
+begin
+    perform pg_catalog.set_config(
+        'search_path', pg_catalog.current_setting('outbox.search_path'), false);
 end
 $$;

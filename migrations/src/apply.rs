@@ -4,13 +4,20 @@
 use std::error::Error;
 
 use refinery_core::{Runner, error::Kind};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::{Set, former};
 
 /// Key of the session's advisory lock: `outboxmg` in ASCII. One for all sets, since sets may meet
 /// in one database and a migration takes moments.
 const LOCK_KEY: i64 = 0x6F75_7462_6F78_6D67;
+
+/// How long others may wait behind a migration that waits for them.
+const LOCK_TIMEOUT: &str = "200ms";
+/// Lets those through that have waited.
+const PAUSE: &str = "select pg_sleep(0.2)";
+/// Of one call: some minute.
+const ATTEMPTS_MAX: u32 = 150;
 
 /// A migration that was not there before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +53,8 @@ pub enum MigrateError {
 }
 
 /// Applies what `set` has and the database lacks, and returns it, oldest first; empty when the
-/// database was up to date. Waits while another session is applying a set.
+/// database was up to date. Waits while another session is applying a set, and for some minute while
+/// others use a table that is to be changed; nobody waits behind it for more than a moment.
 ///
 /// Needs a direct connection: a pooler that switches sessions between transactions breaks the lock.
 /// Not cancel safe: dropped half-way, close the client's connection, which frees the lock.
@@ -54,29 +62,43 @@ pub enum MigrateError {
 /// # Errors
 /// See [`MigrateError`].
 pub async fn apply(client: &mut Client, set: Set) -> Result<Vec<Applied>, MigrateError> {
-    let search_path = pin_search_path(client).await?;
+    let before = Settings::pin(client).await?;
     let outcome = apply_alone(client, set).await;
     // The session is the caller's.
-    let put_back = client
-        .execute("select pg_catalog.set_config('search_path', $1, false)", &[&search_path])
-        .await;
+    let put_back = before.put_back(client).await;
     let applied = outcome?;
-    put_back.map_err(|e| database("putting the search_path back", e))?;
+    put_back.map_err(|e| database("putting the session's settings back", e))?;
     for migration in &applied {
         tracing::info!(set = set.name(), version = migration.version, "migration applied");
     }
     Ok(applied)
 }
 
-/// From now on names mean PostgreSQL's own: others may have put their own into whatever schema comes
-/// first otherwise. Returns what was set.
-async fn pin_search_path(client: &Client) -> Result<String, MigrateError> {
-    let failed = |e| database("looking at the search_path", e);
-    let now = "select pg_catalog.current_setting('search_path')";
-    let before = client.query_one(now, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)?;
-    let pin = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)";
-    client.execute(pin, &[]).await.map_err(failed)?;
-    Ok(before)
+/// What the caller's session had.
+struct Settings {
+    search_path: String,
+    lock_timeout: String,
+}
+
+impl Settings {
+    /// From now on names mean PostgreSQL's own: others may have put their own into whatever schema
+    /// comes first otherwise.
+    async fn pin(client: &Client) -> Result<Self, MigrateError> {
+        let failed = |e| database("looking at the session's settings", e);
+        let now = "select pg_catalog.current_setting('search_path'), \
+                       pg_catalog.current_setting('lock_timeout')";
+        let row = client.query_one(now, &[]).await.map_err(failed)?;
+        let pin = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)";
+        client.execute(pin, &[]).await.map_err(failed)?;
+        let setting = |column| row.try_get(column).map_err(failed);
+        Ok(Settings { search_path: setting(0)?, lock_timeout: setting(1)? })
+    }
+
+    async fn put_back(self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let set = "select pg_catalog.set_config('search_path', $1, false), \
+                       pg_catalog.set_config('lock_timeout', $2, false)";
+        client.execute(set, &[&self.search_path, &self.lock_timeout]).await.map(drop)
+    }
 }
 
 async fn apply_alone(client: &mut Client, set: Set) -> Result<Vec<Applied>, MigrateError> {
@@ -112,12 +134,41 @@ async fn apply_locked(client: &mut Client, set: Set) -> Result<Vec<Applied>, Mig
     })?;
     let mut runner = Runner::new(&migrations);
     runner.set_migration_table_name(set.history_table());
-    let report = runner.run_async(client).await.map_err(|error| refused(set, error))?;
-    Ok(report
-        .applied_migrations()
-        .iter()
-        .map(|m| Applied { version: m.version(), name: m.name().to_owned() })
-        .collect())
+    run(client, set, &runner).await
+}
+
+/// Applies them, again and again while others are at work in a table that is to be changed: whoever
+/// waits for a table has everybody else wait behind, so each attempt waits for a moment only.
+async fn run(client: &mut Client, set: Set, runner: &Runner) -> Result<Vec<Applied>, MigrateError> {
+    let failed = |e| database("waiting for a table to be free", e);
+    let wait = format!("select set_config('lock_timeout', '{LOCK_TIMEOUT}', false)");
+    client.execute(&wait, &[]).await.map_err(failed)?;
+    let mut applied = Vec::new();
+    let mut attempts = 1;
+    loop {
+        let outcome = runner.run_async(client).await;
+        let report = outcome.as_ref().map_or_else(refinery_core::Error::report, Some);
+        applied.extend(
+            report
+                .iter()
+                .flat_map(|report| report.applied_migrations())
+                .map(|m| Applied { version: m.version(), name: m.name().to_owned() }),
+        );
+        match outcome {
+            Ok(_) => return Ok(applied),
+            Err(error) if attempts < ATTEMPTS_MAX && is_busy(&error) => {
+                attempts += 1;
+                client.execute(PAUSE, &[]).await.map_err(failed)?;
+            }
+            Err(error) => return Err(refused(set, error)),
+        }
+    }
+}
+
+/// Somebody else has a table in use.
+fn is_busy(error: &refinery_core::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<tokio_postgres::Error>());
+    cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
 fn database(doing: &str, source: tokio_postgres::Error) -> MigrateError {

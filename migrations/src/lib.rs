@@ -46,6 +46,7 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 4, name: "deletions", sql: include_str!("../outbox/V4__deletions.sql") },
     Migration { version: 5, name: "releases", sql: include_str!("../outbox/V5__releases.sql") },
     Migration { version: 6, name: "relay_keys", sql: include_str!("../outbox/V6__relay_keys.sql") },
+    Migration { version: 7, name: "limits", sql: include_str!("../outbox/V7__limits.sql") },
 ];
 
 const INBOX: &[Migration] = &[

@@ -4,6 +4,9 @@ use crate::position::RowPosition;
 
 /// Every name that begins so is the relay's own; rows may not set one.
 pub const RESERVED_PREFIX: &str = "outbox-";
+/// Headers that a row may have. Each costs some hundred bytes in memory, whatever its size, and a row
+/// of a few megabytes could have a million; `outbox.publish` refuses more, too.
+pub const COUNT_MAX: usize = 10_000;
 /// The event's id, a uuid as text.
 pub const ID: &str = "outbox-id";
 /// The event's type; absent when the row has none.

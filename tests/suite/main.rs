@@ -14,6 +14,7 @@ mod inbox;
 mod large;
 mod layouts;
 mod leader;
+mod limits;
 mod lines;
 mod losses;
 mod matrix;

@@ -70,6 +70,7 @@ async fn publish_refuses_bad_input_with_a_message_that_names_it() {
         ("'t', headers => '{\"a\": {\"b\": \"c\"}}'", "the header 'a' is a JSON object"),
         ("'t', headers => '{\"a\": \"b\", \"c\": null}'", "the header 'c' is a JSON null"),
         ("'t', headers => '{\"outbox-id\": \"1\"}'", "the header 'outbox-id' begins with outbox-"),
+        ("'t', headers => '{\"\": \"x\"}'", "a header has no name"),
         ("'t', partition => -1", "the partition -1 is negative"),
     ] {
         let (topic, rest) = arguments.split_once(", ").unwrap_or((arguments, "key => 'k'"));
@@ -81,6 +82,19 @@ async fn publish_refuses_bad_input_with_a_message_that_names_it() {
     let count = "select count(*) from outbox.events";
     let rows: i64 = database.superuser().query_one(count, &[]).await.expect("a count").get(0);
     assert_eq!(rows, 0);
+}
+
+#[tokio::test]
+async fn publish_refuses_the_topics_in_which_others_keep_state() {
+    let database = Database::create().await;
+    let writer = database.connect(Role::Writer).await;
+    for pattern in outbox_relay::destination::RESERVED {
+        let topic = pattern.replace('*', "x");
+        let sql = format!("select outbox.publish('{topic}', '{{}}')");
+        let (state, message) = refused(&writer, &sql).await;
+        assert_eq!(state, SqlState::INVALID_PARAMETER_VALUE, "{sql}: {message}");
+        assert!(message.contains("keep state"), "{sql}: {message}");
+    }
 }
 
 #[tokio::test]

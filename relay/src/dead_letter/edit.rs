@@ -140,6 +140,10 @@ impl Edit {
 fn given_headers(text: &str) -> Result<Vec<Value>, EditError> {
     let object: Map<String, Value> = serde_json::from_str(text)
         .map_err(|_| EditError::Headers("--headers is no JSON object".into()))?;
+    if object.len() > header::COUNT_MAX {
+        let error = format!("--headers has more than {} members", header::COUNT_MAX);
+        return Err(EditError::Headers(error));
+    }
     let pair = |(name, value): (String, Value)| {
         if name.is_empty() || name.contains('\0') {
             return Err(EditError::Headers("a header has no usable name".into()));

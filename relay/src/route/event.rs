@@ -333,6 +333,9 @@ fn write_row_headers(
                 format!("has no string as its member {name:?}; use a flat object of strings")
             }
             Fault::Name => "has a member whose name is empty or holds a zero byte".to_owned(),
+            Fault::TooMany => {
+                format!("has more than {} members; put them into the payload", header::COUNT_MAX)
+            }
             Fault::Reserved(name) => {
                 format!("has a member {name:?}, a name of the relay's own; use another name")
             }

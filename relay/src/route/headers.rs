@@ -175,6 +175,8 @@ pub(super) enum Fault {
     Name,
     /// This name is the relay's.
     Reserved(String),
+    /// More than [`header::COUNT_MAX`].
+    TooMany,
 }
 
 /// Writes the members of a flat JSON object of strings as headers, in order. A name that comes
@@ -213,8 +215,12 @@ impl<'de> Visitor<'de> for Object<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let mut count = 0;
         while let Some(name) = members.next_key_seed(Text)? {
-            let fault = if name.is_empty() || name.contains('\0') {
+            count += 1;
+            let fault = if count > header::COUNT_MAX {
+                Fault::TooMany
+            } else if name.is_empty() || name.contains('\0') {
                 Fault::Name
             } else if self.reserved.has(&name) {
                 Fault::Reserved(name.into_owned())
@@ -326,6 +332,16 @@ mod tests {
         }
         assert_eq!(own(r#"{"": "v"}"#, PLAIN), Err(Fault::Name));
         assert_eq!(own(r#"{"a\u0000": "v"}"#, PLAIN), Err(Fault::Name));
+    }
+
+    #[test]
+    fn headers_are_counted_and_too_many_are_refused_before_they_are_stored() {
+        let of = |count: usize| {
+            let members = vec![r#""a":"v""#; count];
+            own(&format!("{{{}}}", members.join(",")), PLAIN)
+        };
+        assert_eq!(of(header::COUNT_MAX).map(|headers| headers.len()), Ok(header::COUNT_MAX));
+        assert_eq!(of(header::COUNT_MAX + 1), Err(Fault::TooMany));
     }
 
     #[test]
