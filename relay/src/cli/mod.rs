@@ -38,7 +38,7 @@ Examples:
   outbox-relay status
 
 Settings come from outbox-relay.toml, then from OUTBOX_RELAY__SECTION__KEY in the environment, then
-from flags; `outbox-relay config` prints what holds.
+from flags; `outbox-relay config` prints the effective ones.
 Exit codes: 0 done, 1 failed or problems found, 2 wrong usage or settings.";
 
 /// Publishes a PostgreSQL outbox to Kafka through logical replication: exactly once, in key order.
@@ -142,7 +142,7 @@ It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
         #[command(subcommand)]
         part: inbox::Part,
     },
-    /// Print the settings that hold, each with where it came from; secrets as ***
+    /// Print the effective settings, each with where it came from; secrets as ***
     Config(Flags),
     /// See it work: writers, a relay that is killed again and again, a consumer, and the count
     #[command(after_help = demo::AFTER_HELP)]

@@ -50,12 +50,13 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
             ));
         }
     }
-    let count = |wanted| findings.iter().filter(|finding| finding.verdict == wanted).count();
-    let (problems, warnings) = (count(Verdict::Problem), count(Verdict::Warning));
-    text.push_str(&format!(
-        "{problems} problems, {warnings} warnings
-"
-    ));
+    let count = |wanted, what: &str| {
+        let found = findings.iter().filter(|finding| finding.verdict == wanted).count();
+        format!("{found} {what}{}", if found == 1 { "" } else { "s" })
+    };
+    let (problems, warnings) =
+        (count(Verdict::Problem, "problem"), count(Verdict::Warning, "warning"));
+    text.push_str(&format!("{problems}, {warnings}\n"));
     text
 }
 
