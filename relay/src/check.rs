@@ -26,6 +26,7 @@ use crate::{
         kafka::{self, ProgressTopic},
     },
     source::{
+        publication::changed_under,
         slot::{self, InspectError},
         table::{self, TableState},
     },
@@ -183,6 +184,24 @@ async fn server(
         if let (Some(fit), Some(state)) = (fit, &state) {
             findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
         }
+    }
+    if found.is_some() && publication.is_some() {
+        let tables = parts.mapping.tables().iter();
+        let tables = tables.map(|table| (table.schema.as_str(), table.table.as_str()));
+        findings.push(match changed_under(client, name, publication_name, tables).await? {
+            false => {
+                ok("publication", format!("{publication_name} is older than what {name} may send"))
+            }
+            true => warning(
+                "publication",
+                format!(
+                    "{publication_name} was changed after the oldest transaction that {name} may \
+                         send: what was written before may not be in the stream"
+                ),
+                "start the relay: it compares with what it knows, and publishes from the tables \
+                     what may be missing, or halts with the interval",
+            ),
+        });
     }
     if found.is_none() {
         findings.extend(first_start(config, &parts.mapping, client).await?);

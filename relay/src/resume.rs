@@ -34,6 +34,8 @@ pub enum Decision {
     AtSlot,
     /// Go on from stored progress, with what the slot still has, however the tables are published.
     AtProgress,
+    /// Go on where `pg_upgrade` has left off: with the slot, if it brought that, else from the table.
+    AtUpgrade,
     /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
     AtNow,
     /// Leave this one event out.
@@ -107,6 +109,7 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
                  by itself",
             )?))
         }
+        Decision::AtUpgrade => Some(upgraded(&session, stored.as_ref(), slot.as_ref()).await?),
         Decision::AtNow => {
             if slot.is_some() {
                 replication.drop_slot(slot_name).await?;
@@ -133,7 +136,8 @@ fn decided(
     next.version = progress::VERSION;
     next.position = position;
     next.slot = slot_name.to_owned();
-    if next.system_id != identity.system_id || next.timeline != identity.timeline {
+    let another = next.system_id != identity.system_id || next.timeline != identity.timeline;
+    if another && decision != Decision::AtUpgrade {
         next.snapshots.clear(); // They speak of another history.
     }
     next.system_id.clone_from(&identity.system_id);
@@ -156,6 +160,35 @@ fn key_failed(error: KeyError) -> anyhow::Error {
             anyhow::Error::new(error).context("reading the relay's key from outbox.relay_keys")
         }
     }
+}
+
+/// Where a cluster that `pg_upgrade` made goes on. Transaction ids and the WAL's positions go on in it, so
+/// that stored snapshots hold. From 17 on it brings slots, of which everything was confirmed before;
+/// without one the relay's next start repairs what came since.
+async fn upgraded(
+    session: &SqlSession,
+    stored: Option<&Progress>,
+    slot: Option<&slot::SlotState>,
+) -> anyhow::Result<Position> {
+    let stored = stored.filter(|progress| progress.repair.is_none());
+    let known = stored.and_then(|progress| Some((progress.position?, progress.snapshots.first()?)));
+    let Some((position, newest)) = known else {
+        bail!("stored progress has no snapshot to go on from, or a repair is under way")
+    };
+    let goes_on = "select pg_catalog.pg_snapshot_xmax($1::text::pg_catalog.pg_snapshot) \
+                   operator(pg_catalog.<=) \
+                   pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+    if !session.client().query_one(goes_on, &[&newest.snapshot]).await?.try_get::<_, bool>(0)? {
+        bail!(
+            "this cluster's transaction ids are lower than those of stored progress, so it was not \
+             made by pg_upgrade from that one; `resume --at now` publishes what is committed from \
+             then on"
+        );
+    }
+    Ok(match slot.and_then(|slot| slot.confirmed_flush_lsn) {
+        Some(confirmed) => Position::UpTo(confirmed),
+        None => between(position),
+    })
 }
 
 /// Inside a transaction places count what was sent of it, which may be something else by now: its

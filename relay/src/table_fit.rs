@@ -252,7 +252,11 @@ pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Hal
     let Halt { reason, remedy } = halt;
     let reason = format!("{reason}: what is written meanwhile may not be in the stream");
     let then = match unrepairable {
-        None => "once that is done the relay publishes it from the table by itself".to_owned(),
+        None => {
+            "once that is done the relay publishes it from the table by itself, or halts with the \
+                 interval where rows may have been deleted meanwhile"
+                .to_owned()
+        }
         Some(Halt { reason, remedy }) => format!(
             "the relay then halts once more and names the interval, because {reason}; to have it \
              published from the table by itself, first: {remedy}"

@@ -160,6 +160,17 @@ impl Postgres {
         (Box::leak(Box::new(postgres)), local)
     }
 
+    /// The cluster that `pg_upgrade` makes of a server of the test's own, which is gone then.
+    ///
+    /// # Panics
+    /// When it can't, or the new one does not answer.
+    pub async fn upgrade(old: &mut LocalPostgres) -> (&'static Self, LocalPostgres) {
+        let local = old.upgrade(PASSWORD).expect("pg_upgrade");
+        let postgres = Self::of(&local);
+        postgres.wait_ready().await.expect("the new cluster answers");
+        (Box::leak(Box::new(postgres)), local)
+    }
+
     fn of(local: &LocalPostgres) -> Self {
         let mut superuser = Config::new();
         superuser.host("127.0.0.1").port(local.port()).user("postgres").dbname("postgres");

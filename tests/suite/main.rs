@@ -27,6 +27,7 @@ mod progress;
 mod publication;
 mod publish;
 mod readme;
+mod remedies;
 mod repair;
 mod road;
 mod root;

@@ -99,6 +99,7 @@ or postgres.url_file instead.")]
     #[command(after_help = "Examples:
   outbox-relay resume --at slot              go on from the slot's confirmed position
   outbox-relay resume --at progress          go on; leave out what the slot lacks
+  outbox-relay resume --at upgrade           go on after pg_upgrade; leave out nothing
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
@@ -186,6 +187,8 @@ enum At {
     Slot,
     /// Stored progress, with what the slot has
     Progress,
+    /// Where pg_upgrade has left off
+    Upgrade,
     /// A new slot, made at the next start
     Now,
 }
@@ -196,6 +199,7 @@ impl ResumeArgs {
             (Some(row), _) => resume::Decision::Skip(row),
             (None, Some(At::Slot)) => resume::Decision::AtSlot,
             (None, Some(At::Progress)) => resume::Decision::AtProgress,
+            (None, Some(At::Upgrade)) => resume::Decision::AtUpgrade,
             (None, Some(At::Now)) => resume::Decision::AtNow,
             (None, None) => unreachable!("the group is required"),
         }

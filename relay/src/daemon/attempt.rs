@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{
     admin::{Board, Phase},
-    config::{Config, parts::Parts},
+    config::{Config, PostgresConfig, parts::Parts},
     dead_letter::pending::Pending,
     lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
-    postgres::{ConnectError, sql::SqlSession},
+    postgres::{ConnectError, error::needs_time, sql::SqlSession},
     reconcile::Halt,
     record::BatchLimits,
     route::Format,
@@ -186,7 +186,7 @@ async fn stream(
     let pending = Pending::new(Arc::clone(&session), &config.name);
     let (watch, parked) = (started.watch, started.delivery.missing_topic());
     let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
-    let publication = config.postgres.publication.clone();
+    let names = config.postgres.clone();
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -253,7 +253,7 @@ async fn stream(
     let mut ended = Ok(());
     while let Some(task) = tasks.next().await {
         let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &publication)), true),
+            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &names)), true),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
                 result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),
@@ -300,12 +300,13 @@ impl Tasks {
     }
 }
 
-fn stream_ended(error: StreamError, publication: &str) -> Ended {
+fn stream_ended(error: StreamError, names: &PostgresConfig) -> Ended {
+    let PostgresConfig { publication, slot, .. } = names;
     match error {
         // The server looks it up as it was when what it decodes was written, and before 18 it goes no
         // further, whatever there is by now. The server's language doesn't matter.
         StreamError::Server { ref code, ref message }
-            if code == UNDEFINED_OBJECT && message.contains(publication) =>
+            if code == UNDEFINED_OBJECT && message.contains(publication.as_str()) =>
         {
             Ended::Unpublished(error)
         }
@@ -313,6 +314,14 @@ fn stream_ended(error: StreamError, publication: &str) -> Ended {
             Ended::Halted(Halt { reason: what, remedy })
         }
         StreamError::Intake(error @ IntakeError::NeedsText { .. }) => Ended::NeedsText(error),
+        StreamError::Server { ref code, .. } if !code.is_empty() && !needs_time(code) => {
+            let error = anyhow::anyhow!(
+                "{error}. If it stays so, the server can't decode what comes next: drop the slot \
+                 (select pg_drop_replication_slot('{slot}')), and the relay makes a new one and \
+                 publishes from the table what this one would have sent, or halts with the interval"
+            );
+            Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error)
+        }
         error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
     }
 }

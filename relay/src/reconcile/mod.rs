@@ -431,8 +431,10 @@ fn same_cluster(progress: &Progress, identity: &SystemIdentity) -> Result<(), Ha
              is {}: what is committed here up to {} is not known to be published",
             progress.system_id, identity.system_id, identity.flush_lsn
         ),
-        "give this relay another name, or, if the database was moved here by a dump, run \
-         `outbox-relay resume --at now` to publish what is committed from then on",
+        "if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at upgrade`: \
+         nothing is left out; if the database was moved here by a dump, run `outbox-relay resume --at \
+         now`: what was committed here before that is left out; if it is another database, give this \
+         relay another name",
     ))
 }
 
@@ -442,11 +444,13 @@ fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
     }
     Err(Halt::new(
         format!(
-            "stored progress belongs to slot {}, this relay is to use {slot_name}",
+            "stored progress ({}) belongs to slot {}, this relay is to use {slot_name}",
+            progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string()),
             progress.slot
         ),
-        "give this relay another name, or set postgres.slot back; if the slot was renamed on \
-         purpose, run `outbox-relay resume --at slot`",
+        "set postgres.slot back, or give this relay another name; to go on where the other slot is, and \
+         leave out what was committed between stored progress and that, run `outbox-relay resume --at \
+         slot`",
     ))
 }
 

@@ -445,7 +445,7 @@ fn another_system_identifier_halts_whatever_the_slot_is() {
         for progress in [progress(1000), announced(), repairing()] {
             let identity = identity.clone();
             let moved = Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
-            moved.halts(&["identifier 7", "is 8", "0/7D0", AT_NOW]);
+            moved.halts(&["identifier 7", "is 8", "0/7D0", "resume --at upgrade", AT_NOW]);
         }
     }
 }

@@ -99,3 +99,33 @@ impl Look {
         Ok((row.try_get(0).map_err(failed)?, published))
     }
 }
+
+/// Whether the publication, or a table's place in it, may have been changed after something was written that
+/// the slot is still to send. For `check`, which does not know what was there before.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn changed_under(
+    client: &Client,
+    slot: &str,
+    publication: &str,
+    tables: impl Iterator<Item = (&str, &str)>,
+) -> Result<bool, InspectError> {
+    let sql = "select coalesce(bool_or(pg_catalog.age(x.xmin) \
+                   between 0 and pg_catalog.age(s.catalog_xmin) - 1), false) \
+               from pg_catalog.pg_replication_slots s, ( \
+                   select xmin from pg_catalog.pg_publication where pubname::text = $2 \
+                 union all \
+                   select r.xmin from pg_catalog.pg_publication p \
+                   join pg_catalog.pg_publication_rel r on r.prpubid = p.oid \
+                   join pg_catalog.pg_class c on c.oid = r.prrelid \
+                   join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+                   join unnest($3::text[], $4::text[]) as w (schema, relation) \
+                       on n.nspname::text = w.schema and c.relname::text = w.relation \
+                   where p.pubname::text = $2) x \
+               where s.slot_name::text = $1";
+    let failed = |source| InspectError::Query { what: "the publication's age", source };
+    let (schemas, relations): (Vec<_>, Vec<_>) = tables.unzip();
+    let row = client.query_one(sql, &[&slot, &publication, &schemas, &relations]).await;
+    row.and_then(|row| row.try_get(0)).map_err(failed)
+}

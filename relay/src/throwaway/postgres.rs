@@ -42,21 +42,32 @@ impl LocalPostgres {
     pub fn start(bin: &Path, password: &str, settings: &[&str]) -> Result<Self> {
         let user = Unprivileged::find()?;
         let dir = Directory::make(user)?;
-        let password_file = dir.ours.join("password");
-        let new = fs::File::options().write(true).create_new(true).mode(0o600).open(&password_file);
-        new?.write_all(password.as_bytes())?;
-        user.owns(&password_file)?;
-        let mut initdb = user.command(&bin.join("initdb"));
-        initdb
-            .args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
-            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
-            .arg(format!("--pwfile={}", password_file.display()))
-            .arg("--pgdata")
-            .arg(dir.data());
-        run(initdb, &dir.theirs)?;
-        fs::remove_file(&password_file)?;
+        initdb(user, bin, password, &dir)?;
         let settings = settings.iter().map(|&setting| setting.into()).collect();
         Self::launch(user, bin, settings, dir)
+    }
+
+    /// Ends this one for ever; returns the cluster that `pg_upgrade` makes of it, by the same release. It
+    /// has another system identifier, and before 17 none of its slots.
+    ///
+    /// # Errors
+    /// What `pg_upgrade` said, or what could not be made or started.
+    pub fn upgrade(&mut self, password: &str) -> Result<Self> {
+        let dir = Directory::make(self.user)?;
+        let initdb_bin = self.bin.join("initdb").canonicalize().context("finding initdb")?;
+        let bin = initdb_bin.parent().context("its directory")?;
+        initdb(self.user, bin, password, &dir)?;
+        self.stop(Shutdown::Fast)?;
+        let mut upgrade = self.user.command(&bin.join("pg_upgrade"));
+        upgrade.args(["--username=postgres", "--old-port", &free_port()?.to_string()]);
+        upgrade.args(["--new-port", &free_port()?.to_string(), "--old-bindir"]).arg(bin);
+        upgrade.arg("--new-bindir").arg(bin).arg("--old-datadir").arg(self.dir.data());
+        upgrade.arg("--new-datadir").arg(dir.data());
+        // Without them the old one does not start: it has slots.
+        let settings = self.settings.iter().map(|setting| format!("-c {setting}"));
+        upgrade.arg("--old-options").arg(settings.collect::<Vec<_>>().join(" "));
+        run(upgrade, &dir.theirs)?;
+        Self::launch(self.user, &self.bin, self.settings.clone(), dir)
     }
 
     /// A copy that streams from this one, which must answer: a hot standby with the same settings.
@@ -182,6 +193,24 @@ impl Directory {
     }
 }
 
+/// Makes a cluster.
+fn initdb(user: Unprivileged, bin: &Path, password: &str, dir: &Directory) -> Result<()> {
+    let password_file = dir.ours.join("password");
+    let new = fs::File::options().write(true).create_new(true).mode(0o600).open(&password_file);
+    new?.write_all(password.as_bytes())?;
+    user.owns(&password_file)?;
+    let mut initdb = user.command(&bin.join("initdb"));
+    initdb
+        .args(["--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync"])
+        .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
+        .arg(format!("--pwfile={}", password_file.display()))
+        .arg("--pgdata")
+        .arg(dir.data());
+    run(initdb, &dir.theirs)?;
+    fs::remove_file(&password_file)?;
+    Ok(())
+}
+
 /// Runs a program of PostgreSQL's to its end.
 fn run(mut program: Command, dir: &Path) -> Result<()> {
     let name = program.get_program().to_owned();
@@ -189,7 +218,8 @@ fn run(mut program: Command, dir: &Path) -> Result<()> {
     let output =
         program.current_dir(dir).output().with_context(|| format!("{name} did not start"))?;
     if !output.status.success() {
-        bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr));
+        let words = [output.stdout, output.stderr].concat();
+        bail!("{name} failed: {}", String::from_utf8_lossy(&words));
     }
     Ok(())
 }
