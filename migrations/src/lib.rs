@@ -47,6 +47,7 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 5, name: "releases", sql: include_str!("../outbox/V5__releases.sql") },
     Migration { version: 6, name: "relay_keys", sql: include_str!("../outbox/V6__relay_keys.sql") },
     Migration { version: 7, name: "limits", sql: include_str!("../outbox/V7__limits.sql") },
+    Migration { version: 8, name: "history", sql: include_str!("../outbox/V8__history.sql") },
 ];
 
 const INBOX: &[Migration] = &[

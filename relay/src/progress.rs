@@ -7,7 +7,14 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, position::Position, published::Published};
+use crate::{lsn::Lsn, position::Position, published::Published, snapshot};
+
+/// A stored snapshot's text; some 70 open transactions have room in it.
+const SNAPSHOT_BYTES_MAX: usize = 800;
+/// Of the snapshot at which a repair ends, which can't be cut: some 2,900 open transactions.
+pub const UPPER_BYTES_MAX: usize = 32 << 10;
+/// Of an id in a repair's cursor.
+pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
 /// The format written by this relay.
 pub const VERSION: u32 = 2;
@@ -154,9 +161,20 @@ impl Progress {
         self.releases.iter_mut().filter(|r| r.id == id).for_each(|r| r.complete = true);
     }
 
-    /// The bytes to store.
+    /// The bytes to store: below 64 KiB, whatever is open in the database. Snapshots that name many
+    /// open transactions are cut to such as show less.
     pub fn encode(&self) -> Bytes {
-        serde_json::to_vec(self).expect("plain data has a JSON form").into()
+        let long = |s: &&SnapshotRecord| s.snapshot.len() > SNAPSHOT_BYTES_MAX;
+        if !self.snapshots.iter().any(|snapshot| long(&snapshot)) {
+            return serde_json::to_vec(self).expect("plain data has a JSON form").into();
+        }
+        let mut cut = self.clone();
+        for record in &mut cut.snapshots {
+            if let Some(shorter) = snapshot::cut(&record.snapshot, SNAPSHOT_BYTES_MAX) {
+                record.snapshot = shorter;
+            }
+        }
+        serde_json::to_vec(&cut).expect("plain data has a JSON form").into()
     }
 
     /// Reads stored bytes.
@@ -248,5 +266,31 @@ mod tests {
     fn a_newer_version_is_refused_with_its_number() {
         let error = Progress::decode(br#"{"version":3,"anything":{}}"#).expect_err("refused");
         assert!(error.to_string().contains("format version 3"), "{error}");
+    }
+
+    /// Brokers refuse records above a megabyte or less, and then nothing could be delivered any more.
+    #[test]
+    fn the_stored_record_stays_below_64_kib_whatever_is_open_in_the_database() {
+        let open: Vec<String> =
+            (0..20_000_u64).map(|n| (7_000_000_000 + 2 * n).to_string()).collect();
+        let snapshot = format!("7000000000:7000050000:{}", open.join(","));
+        let record = SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot };
+        let mut progress = sample();
+        progress.snapshots = vec![record; 24];
+        for n in 0..50 {
+            progress.begin_release(&uuid::Uuid::from_u128(n).to_string(), Lsn::new(u64::MAX));
+        }
+        progress.repair = Some(RepairRecord {
+            consistent_point: Lsn::new(u64::MAX),
+            lower: Some("9".repeat(SNAPSHOT_BYTES_MAX)),
+            upper: "9".repeat(UPPER_BYTES_MAX),
+            cursor: Some((i64::MAX, "9".repeat(CURSOR_BYTES_MAX))),
+            delivered: u64::MAX,
+        });
+        let stored = progress.encode();
+        assert!(stored.len() < 64 << 10, "{}", stored.len());
+        let read = Progress::decode(&stored).expect("readable");
+        let newest = &read.snapshots.first().expect("kept").snapshot;
+        assert!(newest.starts_with("7000000000:70000") && newest.len() > 700, "{newest}");
     }
 }

@@ -330,7 +330,7 @@ fn signal(pid: u32, signal: libc::c_int) {
 
 async fn release_all(operator: &mut Session, relay: &str) -> Result<()> {
     let mut operator = Operator::new(operator, relay);
-    operator.release(&Selection::default()).await.context("releasing what is parked")?;
+    operator.release(&Selection::default(), |_| {}).await.context("releasing what is parked")?;
     Ok(())
 }
 

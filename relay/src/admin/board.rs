@@ -115,6 +115,11 @@ impl Board {
         board
     }
 
+    /// The relay's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
     /// Counters that others move: reconnects and refusals.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics

@@ -18,6 +18,12 @@ pub fn print(text: &str) {
     let _ = write!(out, "{text}{end}").and_then(|()| out.flush());
 }
 
+/// Tells a person how it goes, on standard error.
+pub(super) fn eprint(line: &str) {
+    // Nothing is left to tell it to.
+    let _ = std::io::stderr().lock().write_all(format!("{}\n", printable::line(line)).as_bytes());
+}
+
 /// Prints what people read: texts that come from rows or servers can't steer the terminal. Within
 /// one line, [`printable::line`] is to be used too.
 pub(super) fn tell(text: &str) {

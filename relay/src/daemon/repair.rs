@@ -26,7 +26,7 @@ use crate::{
     pipeline::delivery::Delivery,
     position::Position,
     postgres::sql::{self, SqlSession},
-    progress::{Progress, RepairRecord},
+    progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
     reconcile::{self, Halt},
     record::{Batch, BatchLimits},
     repair::{self, End, ReadError, Reader, Table},
@@ -102,6 +102,15 @@ pub(super) async fn begin(
         store(sink, progress).await?;
         fault::point(Point::SlotStored);
         return Ok(Some(from));
+    }
+    if upper.snapshot.len() > UPPER_BYTES_MAX {
+        let error = anyhow::anyhow!(
+            "so many transactions are open that the snapshot of the new slot takes {} bytes, and \
+             progress has room for {UPPER_BYTES_MAX}: the repair waits until fewer are; nothing is \
+             published meanwhile, and nothing is lost",
+            upper.snapshot.len()
+        );
+        return Err(Ended::retry(Cause::Postgres, "beginning a repair", error));
     }
     progress.repair = Some(RepairRecord {
         consistent_point: upper.lsn,

@@ -82,7 +82,7 @@ impl Edit {
             return Err(EditError::PayloadLost);
         }
         let topic = self.topic.clone().or(event.topic).filter(|topic| !topic.is_empty());
-        let topic = topic.map(|topic| headers::sanitised(&topic)).ok_or(EditError::NoTopic)?;
+        let topic = topic.ok_or(EditError::NoTopic)?;
         if self.topic.is_some() && reserved_by(&topic, &[]).is_some() {
             return Err(EditError::Reserved(topic));
         }

@@ -1,13 +1,64 @@
 //! A record's headers as the table holds them: a JSON array of `[name, value]`, in order. Pure.
 //!
-//! A value is a string where it is text that JSON in the database can hold, else
-//! `{"base64": "…"}`. The position is left out: it is given anew when the event is delivered. Headers
-//! of the row that could not be used stand under an empty name.
+//! A name or value is a string where it is text that the database can hold, else `{"base64": "…"}`.
+//! The position is left out: it is given anew when the event is delivered. Headers of the row that
+//! could not be used stand under an empty name.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
 use crate::header::{self, cloudevents};
+
+/// What text the database can hold, by its encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repertoire {
+    /// UTF-8: all but the zero byte.
+    Unicode,
+    /// Any other encoding: ASCII is in each of them, and what else is, is not worth a table. A
+    /// server refuses what it lacks, and then nothing could ever be parked.
+    Ascii,
+}
+
+impl Repertoire {
+    /// Asks for it; the answer is [`Repertoire::of`]'s argument.
+    pub(super) const QUERY: &str = "select pg_catalog.current_setting('server_encoding')";
+
+    pub(super) fn of(server_encoding: &str) -> Self {
+        match server_encoding {
+            "UTF8" => Repertoire::Unicode,
+            _ => Repertoire::Ascii,
+        }
+    }
+
+    fn has(self, character: char) -> bool {
+        character != '\0' && (self == Repertoire::Unicode || character.is_ascii())
+    }
+
+    fn holds(self, text: &str) -> bool {
+        text.chars().all(|character| self.has(character))
+    }
+
+    /// Text for people: what can't be held is spelled out.
+    pub(super) fn sanitised(self, text: &str) -> String {
+        text.chars()
+            .flat_map(|character| {
+                let (kept, spelled) = match character {
+                    kept if self.has(kept) => (Some(kept), None),
+                    '\0' if self == Repertoire::Unicode => (Some('\u{fffd}'), None),
+                    other => (None, Some(other.escape_unicode())),
+                };
+                kept.into_iter().chain(spelled.into_iter().flatten())
+            })
+            .collect()
+    }
+
+    fn value(self, bytes: &[u8]) -> Value {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if self.holds(text) => Value::from(text),
+            _ => json!({ "base64": BASE64_STANDARD.encode(bytes) }),
+        }
+    }
+}
 
 /// Names that the relay gives itself; the rest is the row's own.
 const OWN: [&str; 9] = [
@@ -35,38 +86,39 @@ pub(super) fn is_own(name: &str) -> bool {
 }
 
 /// What the table holds of a record's headers.
-pub(super) fn to_json<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Value {
+pub(super) fn to_json<'a>(
+    headers: impl Iterator<Item = (&'a str, &'a [u8])>,
+    repertoire: Repertoire,
+) -> Value {
     headers
         .map(|(name, value)| match is_position(name) {
             // Its place among the others is kept.
             true => json!([name, ""]),
-            false => json!([sanitised(name), to_value(value)]),
+            false => json!([repertoire.value(name.as_bytes()), repertoire.value(value)]),
         })
         .collect()
 }
 
 /// A value as JSON, exactly.
 pub(super) fn to_value(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => Value::from(text),
-        _ => json!({ "base64": BASE64_STANDARD.encode(bytes) }),
-    }
+    Repertoire::Unicode.value(bytes)
 }
 
-/// Text that the database can hold; a zero byte is the only character that it can't.
-pub(super) fn sanitised(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+/// The table's headers once more, for another repertoire.
+pub(super) fn again(json: &Value, repertoire: Repertoire) -> Value {
+    let headers: Vec<(String, Vec<u8>)> = from_json(json).collect();
+    to_json(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())), repertoire)
 }
 
 /// Name and value of each header; what is not of the table's shape is left out.
-pub(super) fn from_json(json: &Value) -> impl Iterator<Item = (&str, Vec<u8>)> {
-    json.as_array().into_iter().flatten().filter_map(|pair| {
+pub(super) fn from_json(json: &Value) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let bytes = |value: &Value| match value {
+        Value::String(text) => Some(text.as_bytes().to_vec()),
+        other => BASE64_STANDARD.decode(other.get("base64")?.as_str()?).ok(),
+    };
+    json.as_array().into_iter().flatten().filter_map(move |pair| {
         let [name, value] = pair.as_array()?.as_slice() else { return None };
-        let value = match value {
-            Value::String(text) => text.as_bytes().to_vec(),
-            other => BASE64_STANDARD.decode(other.get("base64")?.as_str()?).ok()?,
-        };
-        Some((name.as_str()?, value))
+        Some((String::from_utf8(bytes(name)?).ok()?, bytes(value)?))
     })
 }
 
@@ -82,15 +134,33 @@ mod tests {
             ("a", vec![0xff, 0, 1]),
             ("b", b"".to_vec()),
             ("zero", b"a\0b".to_vec()),
+            ("pr\u{e9}nom", "\u{20ac} \u{10ffff}".into()),
         ];
-        let json = to_json(headers.iter().map(|(name, value)| (*name, value.as_slice())));
-        assert_eq!(from_json(&json).collect::<Vec<_>>(), headers);
-        assert!(!json.to_string().contains("\\u0000"), "the database takes no zero byte");
+        for repertoire in [Repertoire::Unicode, Repertoire::Ascii] {
+            let json = to_json(headers.iter().map(|(n, value)| (*n, value.as_slice())), repertoire);
+            let back = from_json(&json).collect::<Vec<_>>();
+            let expected = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+            assert_eq!(back, expected.collect::<Vec<_>>());
+            let text = json.to_string();
+            assert!(!text.contains("\\u0000"), "the database takes no zero byte");
+            assert!(repertoire == Repertoire::Unicode || text.is_ascii(), "{text}");
+            assert_eq!(again(&again(&json, Repertoire::Ascii), repertoire), json);
+        }
     }
 
     #[test]
     fn a_position_keeps_its_place_and_not_its_value() {
-        let json = to_json([("outbox-position", &b"1:1:A:0"[..]), ("a", b"1")].into_iter());
+        let headers = [("outbox-position", &b"1:1:A:0"[..]), ("a", b"1")].into_iter();
+        let json = to_json(headers, Repertoire::Ascii);
         assert_eq!(json, json!([["outbox-position", ""], ["a", "1"]]));
+    }
+
+    #[test]
+    fn what_an_encoding_may_lack_is_spelled_out_and_what_every_one_has_stays() {
+        let text = "a\u{fc}\u{20ac}\0z";
+        assert_eq!(Repertoire::of("UTF8").sanitised(text), "a\u{fc}\u{20ac}\u{fffd}z");
+        for encoding in ["LATIN1", "WIN1252", "EUC_JP", "SQL_ASCII"] {
+            assert_eq!(Repertoire::of(encoding).sanitised(text), r"a\u{fc}\u{20ac}\u{0}z");
+        }
     }
 }

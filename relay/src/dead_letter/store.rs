@@ -14,7 +14,8 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 use super::{
-    DeadLetterError, DeadLetters, Lane, Lanes, Letter, Message, PutBack, Release, Seen, headers,
+    DeadLetterError, DeadLetters, Lane, Lanes, Letter, Message, PutBack, Release, Seen,
+    headers::{self, Repertoire},
 };
 use crate::{
     header,
@@ -50,6 +51,7 @@ pub struct Store {
     session: Arc<SqlSession>,
     relay: String,
     origin: Origin,
+    repertoire: Repertoire,
     /// How long it waits, still, for what is not visible.
     patience: Duration,
 }
@@ -64,7 +66,11 @@ impl Store {
         relay: &str,
         origin: Origin,
     ) -> Result<Self, DeadLetterError> {
-        let mut store = Store { session, relay: relay.to_owned(), origin, patience: VISIBLE_MAX };
+        let encoding = session.client().query_one(Repertoire::QUERY, &[]).await;
+        let encoding = encoding.map_err(|e| sorted("asking for the server's encoding", e))?;
+        let repertoire = Repertoire::of(encoding.get(0));
+        let relay = relay.to_owned();
+        let mut store = Store { session, relay, origin, repertoire, patience: VISIBLE_MAX };
         store.adopt().await?;
         Ok(store)
     }
@@ -173,7 +179,7 @@ impl Store {
     }
 
     async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
-        let columns = Columns::of(letters);
+        let columns = Columns::of(letters, self.repertoire);
         self.execute(
             "parking events",
             "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, \
@@ -424,7 +430,7 @@ impl DeadLetters for Store {
             letters.iter().map(|letter| letter.lane.map(Lane::to_uuid)).collect();
         let reasons: Vec<&str> = letters.iter().map(|letter| letter.reason).collect();
         let errors: Vec<String> =
-            letters.iter().map(|letter| headers::sanitised(letter.error)).collect();
+            letters.iter().map(|letter| self.repertoire.sanitised(letter.error)).collect();
         // In one statement: were the relay to end between the first of a lane and the rest, the
         // rest would still be in the release, and the first would be taken in behind them.
         self.execute(
@@ -546,25 +552,25 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(letters: &[Letter<'a>]) -> Self {
+    fn of(letters: &[Letter<'a>], repertoire: Repertoire) -> Self {
         let mut columns = Columns::default();
         for letter in letters {
             let record: Record<'a> = letter.record;
-            let text = |bytes: &[u8]| headers::sanitised(&String::from_utf8_lossy(bytes));
+            let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
             let topic = Some(record.topic).filter(|topic| !topic.is_empty());
             columns.commits.push(PgLsn::from(record.position.commit.get()));
             columns.ordinals.push(signed(record.position.ordinal));
             columns.event_ids.push(record.event_id().map(text));
             columns.lanes.push(letter.lane.map(Lane::to_uuid));
-            columns.topics.push(topic.map(headers::sanitised));
+            columns.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
             columns.keys.push(record.key);
             columns.partitions.push(record.partition);
             columns.timestamps_ms.push(record.timestamp_ms);
             columns.payloads.push(record.payload);
-            columns.headers.push(headers::to_json(record.headers()));
+            columns.headers.push(headers::to_json(record.headers(), repertoire));
             columns.fit.push(letter.fit);
             columns.reasons.push(letter.reason);
-            columns.errors.push(headers::sanitised(letter.error));
+            columns.errors.push(repertoire.sanitised(letter.error));
         }
         columns
     }
@@ -582,11 +588,11 @@ fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut Batch) {
         timestamp_ms: row.get(4),
     });
     for (name, value) in headers::from_json(&headers) {
-        if headers::is_position(name) {
+        if headers::is_position(&name) {
             let position = header::position(&origin.system_id, origin.timeline, position);
-            record.header(name, position.as_bytes());
+            record.header(&name, position.as_bytes());
         } else {
-            record.header(name, &value);
+            record.header(&name, &value);
         }
     }
     record.finish();

@@ -411,11 +411,14 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             self.told.push(reason);
             let (position, topic) = (record.position, record.topic);
             let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
+            let relay = self.board.name();
             tracing::warn!(
                 %event_id, topic, %position, reason, error,
-                "an event was refused for good: it is parked, and so is what follows in its lane; \
-                 see `outbox-relay dead-letters list`. Others refused for the same reason are not \
-                 logged"
+                "an event was refused for good: it is parked, and so is what follows in its lane; the \
+                 rest is delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
+                 --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
+                 dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
+                 reason are not logged"
             );
         }
         Ok(())

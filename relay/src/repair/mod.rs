@@ -14,7 +14,7 @@ use crate::{
     lsn::Lsn,
     pipeline::delivery::{Course, Origin},
     position::{Position, RowPosition},
-    progress::{Progress, RepairRecord, SnapshotRecord},
+    progress::{CURSOR_BYTES_MAX, Progress, RepairRecord, SnapshotRecord},
     record::Batch,
     sink::Stored,
 };
@@ -67,7 +67,11 @@ impl Course for Page {
         let Some(repair) = &mut progress.repair else { return false };
         repair.delivered = self.first + done;
         let last = usize::try_from(done).ok().and_then(|done| done.checked_sub(1));
-        if let Some(cursor) = last.and_then(|last| self.cursors.get(last)) {
+        // An id without bounds has no room in progress: a repair that is cut short behind it reads
+        // on from the last one that has, and repeats what lies between.
+        let until = last.and_then(|last| self.cursors.get(..=last)).unwrap_or_default();
+        let short = |(_, id): &&Cursor| id.len() <= CURSOR_BYTES_MAX;
+        if let Some(cursor) = until.iter().rev().find(short) {
             repair.cursor = Some(cursor.clone());
         }
         true

@@ -245,7 +245,7 @@ fn is_poison(row: &Committed) -> bool {
 
 async fn release(t: &Harness, operator: &mut Session) {
     let mut operator = Operator::new(operator, t.database().name());
-    operator.release(&Selection::default()).await.expect("it is announced");
+    operator.release(&Selection::default(), |_| {}).await.expect("it is announced");
 }
 
 /// Releases until nothing is parked or being released: what comes meanwhile is parked behind.

@@ -1,0 +1,126 @@
+//! What the commands of parked events say to a person, and what they refuse to do unasked.
+
+use outbox_tests::{Harness, database::Role, event::Event, wait};
+use serde_json::Value;
+
+use crate::dead_letters::{count_parked, dead_letters, texts, wait_parked};
+
+/// Exit code, output and errors of a command, as a person sees them.
+async fn typed(t: &Harness, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let settings = t.relay().set("postgres.url", &t.database().url(Role::Operator));
+    let settings = settings.without("sink.properties.\"bootstrap.servers\"");
+    let output = settings.command(&[&["dead-letters"], arguments].concat()).await;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test]
+async fn a_name_or_topic_that_is_not_there_is_an_error_and_a_list_has_a_limit() {
+    let mut t = Harness::start().await;
+    let missing = t.topic("missing").name().to_owned();
+    let relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    let (code, stdout, _) = typed(&t, &["list"]).await;
+    assert_eq!((code, stdout.trim()), (Some(0), "nothing is parked"));
+    t.commit((0..120).map(|n| Event::to(&missing).key(&format!("k{}\x1b[31m", n % 2)))).await;
+    wait_parked(&t, |parked| parked == 120).await;
+
+    let (code, _, stderr) = typed(&t, &["list", "--name", "nosuch"]).await;
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("nosuch") && stderr.contains(t.database().name()), "{stderr}");
+    for command in [&["release"][..], &["list"], &["discard", "--yes"]] {
+        let arguments = [command, &["--topic", "typo"]].concat();
+        let (code, stdout, stderr) = typed(&t, &arguments).await;
+        assert_eq!(code, Some(1), "{arguments:?} {stdout}");
+        assert!(stderr.contains("typo") && stderr.contains(&missing), "{stderr}");
+    }
+
+    let (_, stdout, _) = typed(&t, &["list"]).await;
+    assert_eq!(stdout.lines().count(), 101, "{stdout}");
+    assert!(stdout.contains("and 20 more"), "{stdout}");
+    assert!(stdout.contains("\\u{1b}[31m") && !stdout.contains('\x1b'), "{stdout}");
+    let (_, stdout, _) = typed(&t, &["list", "--limit", "120"]).await;
+    assert_eq!(stdout.lines().count(), 120, "{stdout}");
+    let groups = dead_letters(&t, &["list", "--by", "lane"]).await;
+    let groups = groups.as_array().expect("groups");
+    assert_eq!(texts(groups, "key"), ["k0\x1b[31m", "k1\x1b[31m"]);
+    assert_eq!(groups[0]["events"], 60);
+    assert_eq!(texts(groups, "reason"), ["unknown_topic", "unknown_topic"]);
+    let (_, stdout, _) = typed(&t, &["list", "--by", "reason"]).await;
+    assert!(stdout.contains("lane_parked") && stdout.contains("unknown_topic"), "{stdout}");
+    let filtered = dead_letters(&t, &["list", "--reason", "unknown_topic"]).await;
+    assert!(filtered.as_array().is_some_and(|list| list.len() < 120), "{filtered}");
+    let hint = format!("dead-letters release --name {}", t.database().name());
+    assert!(relay.logs_contain(&hint), "what is to be typed is in the log");
+}
+
+#[tokio::test]
+async fn a_discard_of_a_selection_asks_and_who_did_it_and_why_is_kept() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().start().await;
+    let event = |key: &str| Event::to(topic.name()).key(key);
+    t.commit([event("a").partition(9), event("a"), event("b").partition(9)]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    let of_a = ["discard", "--topic", topic.name(), "--key", "a"];
+    let (code, _, stderr) = typed(&t, &of_a).await;
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("2 events") && stderr.contains("--yes"), "{stderr}");
+    assert_eq!(count_parked(&t).await, 3, "nothing was discarded");
+    let (code, _, stderr) = typed(&t, &["discard", "1000000", "1000001"]).await;
+    assert!(code == Some(1), "{stderr}");
+    let why = ["--why", "paid by hand", "--yes"];
+    let discarded = dead_letters(&t, &[&of_a[..], &why].concat()).await;
+    assert_eq!(discarded["discarded"], 2);
+    t.commit([event("a")]).await;
+    wait::until("the lane flows again", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            1 => Ok(()),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("it does");
+    let Value::Array(history) = dead_letters(&t, &["list", "--all"]).await else {
+        panic!("a list")
+    };
+    let id = history[0]["id"].to_string();
+    let shown = dead_letters(&t, &["show", &id]).await;
+    assert_eq!(shown["discarded_why"], "paid by hand");
+    let login = Role::Operator;
+    assert!(t.database().url(login).contains(shown["discarded_by"].as_str().expect("who")));
+}
+
+/// Counted in rows that the server touched, which does not depend on how busy the machine is.
+#[tokio::test]
+async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
+    const EVENTS: i64 = 30_000;
+    let t = Harness::start().await;
+    let topic = t.topic("late").create(1).await;
+    let _relay = t.relay().start().await;
+    let touched = "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables \
+                   where relname = 'dead_letters'";
+    let parked = format!(
+        "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, lane, \
+             topic, key, headers, fit, reason, error) \
+         select '{}', system_identifier::text, '0/10', n, n::text, \
+             case when n % 3 > 0 then md5((n / 5)::text)::uuid end, '{}', \
+             convert_to((n / 5)::text, 'UTF8'), \
+             jsonb_build_array(jsonb_build_array('outbox-id', n::text)), true, 'too_large', '' \
+         from generate_series(1, {EVENTS}) n, pg_control_system()",
+        t.database().name(),
+        topic.name()
+    );
+    t.database().superuser().batch_execute(&parked).await.expect("as if they were parked");
+    let released = dead_letters(&t, &["release", "--all"]).await;
+    assert_eq!(released["events"], EVENTS);
+    let releases = released["releases"].as_array().map_or(0, Vec::len);
+    assert!(releases > 10, "some lanes at a time: {releases}");
+    wait_parked(&t, |parked| parked == 0).await;
+    let ids: Vec<String> = (1..=EVENTS).map(|n| n.to_string()).collect();
+    assert_eq!(topic.records_with(ids).await.len() as i64, EVENTS);
+    // The relay's session tells what it did when it is idle, at the latest after some seconds: what
+    // is told by then is most of it, and a release that is not linear shows it a hundredfold.
+    let row = t.database().superuser().query_one(touched, &[]).await.expect("a count");
+    let touched: i64 = row.get(0);
+    assert!(touched < 60 * EVENTS, "{touched} rows were touched for {EVENTS} events");
+}
