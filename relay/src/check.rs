@@ -109,8 +109,8 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
     let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
     let brokers = preflight.brokers.join(", ");
     let topic = parts.kafka.progress_topic();
-    let has_topic = preflight.progress_topic != ProgressTopic::Missing;
-    let progress = match preflight.progress_topic {
+    let has_topic = preflight.progress_topic.as_ref().map(|seen| *seen != ProgressTopic::Missing);
+    let progress = preflight.progress_topic.map(|seen| match seen {
         ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
         ProgressTopic::Verified => ok("progress", format!("{topic} has one partition, compacted")),
         ProgressTopic::Unverified(why) => warning(
@@ -118,10 +118,13 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
             format!("the settings of {topic} can't be seen: {why}"),
             "allow DescribeConfigs on the topic, so that each start can verify it",
         ),
-    };
+    });
     let trust = parts.kafka.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
-    let found = [ok("Kafka", format!("cluster {cluster}, brokers {brokers}")), progress];
-    (found.into_iter().chain(trust).collect(), Some(has_topic))
+    let mut found = vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}"))];
+    found.extend(progress.into_iter().chain(trust));
+    let problems = preflight.problems.into_iter();
+    found.extend(problems.map(|(what, remedy)| problem("Kafka rights", what, remedy)));
+    (found, has_topic)
 }
 
 /// The session, where all could be asked on it.

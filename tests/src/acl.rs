@@ -11,7 +11,7 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 
-use crate::topic::Topic;
+use crate::{kafka::Kafka, topic::Topic};
 
 const ANSWER_MS: i32 = 10_000;
 
@@ -22,6 +22,10 @@ pub enum Operation {
     Describe,
     /// Sees it, and produces to it.
     Write,
+    /// Sees it, and reads from it.
+    Read,
+    /// Sees its settings.
+    DescribeConfigs,
 }
 
 impl Topic {
@@ -33,30 +37,50 @@ impl Topic {
     pub async fn allow(&self, principal: &str, operation: Operation) {
         let client: AdminClient<_> = self.kafka().client().create().expect("an admin client");
         let (name, principal) = (self.name().to_owned(), principal.to_owned());
+        let kind = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
         let asked =
-            tokio::task::spawn_blocking(move || allow(&client, &name, &principal, operation));
+            tokio::task::spawn_blocking(move || allow(&client, kind, &name, &principal, operation));
         asked.await.expect("no panic").expect("it is allowed");
     }
 }
 
+/// As [`Topic::allow`], on a transactional id.
+///
+/// # Panics
+/// When the broker refuses.
+pub async fn allow_transactions(kafka: &Kafka, id: &str, principal: &str) {
+    let client: AdminClient<_> = kafka.client().create().expect("an admin client");
+    let (id, principal) = (id.to_owned(), principal.to_owned());
+    let kind = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TRANSACTIONAL_ID;
+    let asked = tokio::task::spawn_blocking(move || {
+        allow(&client, kind, &id, &principal, Operation::Write)
+    });
+    asked.await.expect("no panic").expect("it is allowed");
+}
+
 fn allow(
     client: &AdminClient<DefaultClientContext>,
-    topic: &str,
+    kind: sys::rd_kafka_ResourceType_t,
+    name: &str,
     principal: &str,
     operation: Operation,
 ) -> Result<()> {
-    let (topic, principal) = (CString::new(topic)?, CString::new(principal)?);
+    let (name, principal) = (CString::new(name)?, CString::new(principal)?);
     let operation = match operation {
         Operation::Describe => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE,
         Operation::Write => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE,
+        Operation::Read => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ,
+        Operation::DescribeConfigs => {
+            sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS
+        }
     };
     let native = client.inner().native_ptr();
     // SAFETY: the client and the texts outlive the calls, which copy the texts and the binding; the
     // binding and the queue are ours and are destroyed once. Polling waits for the one answer.
     let event = unsafe {
         let mut binding = sys::rd_kafka_AclBinding_new(
-            sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
-            topic.as_ptr(),
+            kind,
+            name.as_ptr(),
             sys::rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
             principal.as_ptr(),
             c"*".as_ptr(),

@@ -10,7 +10,7 @@ use std::{path::PathBuf, process::Output, time::Instant};
 use outbox_relay::throwaway;
 use outbox_tests::{
     Harness,
-    acl::Operation,
+    acl::{Operation, allow_transactions},
     certificates::{Authority, write_private},
     check,
     event::Event,
@@ -352,4 +352,61 @@ async fn what_the_principal_may_not_write_is_parked_and_comes_once_it_may() {
 #[tokio::test]
 async fn with_at_least_once_what_the_principal_may_not_write_is_parked_too() {
     parks_what_it_may_not_write("at-least-once").await;
+}
+
+/// Each right of docs/KAFKA-ACLS.md: with the others and without it, `check` and the relay name it
+/// and what gives it; once it is given, the relay delivers.
+async fn names_what_is_missing(delivery: &str) {
+    let rights = [Operation::Read, Operation::Write, Operation::DescribeConfigs];
+    for missing in
+        [Some(Operation::Read), Some(Operation::Write), Some(Operation::DescribeConfigs), None]
+    {
+        let mut case = Case::new().await;
+        let name = case.harness.database().name().to_owned();
+        let progress = Topic::new(case.broker.plain, format!("outbox-relay-progress-{name}"));
+        let progress = progress.create_with(1, &[("cleanup.policy", "compact")]).await;
+        for right in rights {
+            if missing.map(|missing| format!("{missing:?}")) != Some(format!("{right:?}")) {
+                progress.allow(PRINCIPAL, right).await;
+            }
+        }
+        let id = format!("outbox-relay-{name}");
+        // What an entry speaks of is closed to all others.
+        let user = if missing.is_some() { PRINCIPAL } else { "User:somebody" };
+        allow_transactions(case.broker.plain, &id, user).await;
+        case.topic.allow(PRINCIPAL, Operation::Write).await;
+
+        let settings = case.relay_by_password("PLAIN", PASSWORD).set("sink.delivery", delivery);
+        let word = missing.map_or_else(|| "Write".to_owned(), |right| format!("{right:?}"));
+        let said = case.refused(&settings).await;
+        let command = format!("--allow-principal {PRINCIPAL} --operation {word} ");
+        assert!(said.contains(&command) && said.contains(&format!("lacks {word} on")), "{said}");
+        let mut relay = settings.spawn();
+        relay.wait_for("/readyz", 503).await;
+        relay.wait_log(&format!("lacks {word} on")).await;
+
+        match missing {
+            Some(right) => progress.allow(PRINCIPAL, right).await,
+            None => allow_transactions(case.broker.plain, &id, PRINCIPAL).await,
+        }
+        relay.wait_ready().await;
+        case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+        case.harness.count(&case.topic, 2).await.assert_exactly_once();
+        // Asked while it runs, the question about its transactional id fences nobody.
+        let output = case.relay_by_password("PLAIN", PASSWORD).command(&["check"]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+        case.harness.count(&case.topic, 2).await.assert_exactly_once();
+        assert!(!relay.logs_contain("fenced"), "{}", relay.log_text());
+    }
+}
+
+#[tokio::test]
+async fn each_right_that_is_missing_is_named_with_what_gives_it() {
+    names_what_is_missing("exactly-once").await;
+}
+
+#[tokio::test]
+async fn each_right_that_is_missing_is_named_with_at_least_once_too() {
+    names_what_is_missing("at-least-once").await;
 }

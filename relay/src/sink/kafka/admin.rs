@@ -51,6 +51,15 @@ pub(super) fn create_topics(
     Ok(failed.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
 }
 
+/// Whether a topic could be created now; creates nothing.
+pub(super) fn may_create_topic(settings: &Settings, name: &str) -> Result<(), KafkaError> {
+    let topic = NewTopic::new(name, 1, TopicReplication::Fixed(-1));
+    let client = client(settings)?;
+    let results = block_on(client.create_topics([&topic], &options().validate_only(true)))?;
+    let failed = results.into_iter().find_map(Result::err);
+    failed.map_or(Ok(()), |(_, code)| Err(KafkaError::AdminOp(code)))
+}
+
 /// The settings of a topic, by name.
 pub(super) fn topic_settings(
     settings: &Settings,
@@ -61,6 +70,10 @@ pub(super) fn topic_settings(
     let resources = block_on(client.describe_configs([&specifier], &options()))?;
     let resource = resources.into_iter().next().ok_or(KafkaError::Canceled)?;
     let entries = resource.map_err(KafkaError::AdminOp)?.entries;
+    // The crate keeps a broker's refusal to itself, and gives no entries then.
+    if entries.is_empty() {
+        return Err(KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed));
+    }
     Ok(entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
 }
 

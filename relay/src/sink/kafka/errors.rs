@@ -173,7 +173,9 @@ pub(super) fn sort(
         if is_fence(fatal_code) {
             return SinkError::Fenced(text.into());
         }
-        return unavailable(format!("{doing}: the producer is at its end ({fatal_code:?})"), text);
+        let why = remedy(fatal_code)
+            .map_or_else(|| format!("the producer is at its end ({fatal_code:?})"), str::to_owned);
+        return unavailable(format!("{doing}: {why}"), text);
     }
     if code.is_some_and(is_fence) {
         return SinkError::Fenced(error.into());
@@ -198,11 +200,13 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
         }
         Code::SSL => "TLS failed: mend security.protocol or ssl.* in sink.properties",
         Code::TransactionalIdAuthorizationFailed => {
-            "the principal needs Write and Describe on the transactional id outbox-relay-<name>"
+            "the principal lacks Write on the transactional id: run `kafka-acls --add \
+             --allow-principal User:RELAY --operation Write --transactional-id \
+             outbox-relay-<name>`; see docs/KAFKA-ACLS.md"
         }
         Code::TopicAuthorizationFailed => {
-            "the principal needs Read, Write and Describe on outbox-relay-progress-<name>, and Write \
-             and Describe on every topic"
+            "the principal needs Read, Write and DescribeConfigs on outbox-relay-progress-<name>, and \
+             Write on every topic; see docs/KAFKA-ACLS.md"
         }
         Code::ClusterAuthorizationFailed => {
             "the principal needs IdempotentWrite on the cluster (brokers before 2.8)"

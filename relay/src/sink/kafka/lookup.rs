@@ -130,22 +130,18 @@ impl Lookup {
         found(&self.metadata(topic, timeout)?, topic)
     }
 
-    /// Like [`Lookup::find`], and whether we may write to it and it is not the broker's own, where
-    /// the broker tells. Asked before, because a transaction ends its producer when a partition is
-    /// not let in.
-    pub(super) fn find_writable(
-        &self,
-        topic: &str,
-        timeout: Duration,
-    ) -> Result<Found, KafkaError> {
-        let metadata = self.metadata(topic, timeout)?;
-        let found = found(&metadata, topic)?;
-        if !matches!(found, Found::Partitions(_)) || !self.is_controlled(&metadata) {
-            return Ok(found);
-        }
+    /// Which of Read, Write and DescribeConfigs we lack on a topic, as far as the broker tells.
+    pub(super) fn lacks(&self, topic: &str, timeout: Duration) -> Vec<&'static str> {
         let told = describe::topics(&self.client, &[topic], timeout);
-        let shape = told.ok().and_then(|mut told| told.remove(topic)?.ok());
-        Ok(shape.and_then(|shape| refused(&shape)).unwrap_or(found))
+        let Some(shape) = told.ok().and_then(|mut told| told.remove(topic)?.ok()) else {
+            return Vec::new();
+        };
+        let rights = [
+            ("Read", shape.may_read),
+            ("Write", shape.may_write),
+            ("DescribeConfigs", shape.may_describe_configs),
+        ];
+        rights.into_iter().filter(|(_, may)| *may == Some(false)).map(|(name, _)| name).collect()
     }
 
     /// Whether there is a controller to answer administrative requests; without one librdkafka

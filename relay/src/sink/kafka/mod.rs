@@ -5,6 +5,7 @@
 //! (`thread`), fed through a bounded channel; all `unsafe` is in `native`.
 
 mod absent;
+mod acl;
 mod admin;
 mod context;
 mod errors;
@@ -216,8 +217,10 @@ pub struct Preflight {
     pub brokers: Vec<String>,
     /// The cluster's id, where the brokers tell it.
     pub cluster_id: Option<String>,
-    /// State of the progress topic.
-    pub progress_topic: ProgressTopic,
+    /// State of the progress topic; `None` where one of the problems is about it.
+    pub progress_topic: Option<ProgressTopic>,
+    /// What keeps the relay from delivering, each with its remedy.
+    pub problems: Vec<(String, String)>,
 }
 
 /// Looks at the cluster and the progress topic; changes nothing, fences nobody. Ends within about
@@ -232,9 +235,23 @@ pub async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
         let cluster = lookup
             .cluster(&settings.progress_topic(), PREFLIGHT_TIMEOUT)
             .map_err(|error| sort("asking the brokers who they are", error, None))?;
-        let progress_topic = progress_topic::inspect(&settings, &lookup)?;
+        let mut problems = Vec::new();
+        let mut sound = |looked: Result<(), SinkError>| match looked {
+            Err(SinkError::Misconfigured { what, remedy }) => {
+                problems.push((what, remedy));
+                Ok(())
+            }
+            other => other,
+        };
+        let mut progress_topic = None;
+        sound(progress_topic::inspect(&settings, &lookup).map(|seen| progress_topic = Some(seen)))?;
+        if progress_topic == Some(ProgressTopic::Missing) {
+            sound(progress_topic::may_create(&settings))?;
+        }
+        sound(acl::may_use_transactional_id(&settings, PROBE_TIMEOUT))?;
         lookup.serve();
-        Ok(Preflight { brokers: cluster.brokers, cluster_id: cluster.id, progress_topic })
+        let (brokers, cluster_id) = (cluster.brokers, cluster.id);
+        Ok(Preflight { brokers, cluster_id, progress_topic, problems })
     })
     .await
 }

@@ -16,7 +16,7 @@ use std::{
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
-    admin,
+    acl, admin,
     context::Context,
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
@@ -53,14 +53,13 @@ pub enum ProgressTopic {
 pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTopic, SinkError> {
     let name = settings.progress_topic();
     let found = lookup
-        .find_writable(&name, REQUEST_TIMEOUT)
+        .find(&name, REQUEST_TIMEOUT)
         .map_err(|error| sort(&format!("looking up the progress topic {name}"), error, None))?;
     let partitions = match found {
         Found::Partitions(partitions) => partitions,
         Found::Missing => return Ok(ProgressTopic::Missing),
         Found::NotAuthorised => {
-            let error = KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed);
-            return Err(sort(&format!("looking up the progress topic {name}"), error, None));
+            return Err(acl::lacking(settings, &name, &["Read", "Write", "DescribeConfigs"]));
         }
         Found::Unclear => {
             return Err(unavailable(
@@ -79,6 +78,10 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
     if !lookup.has_controller(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
         verify_partitions(settings, partitions)?;
         return Ok(ProgressTopic::Unverified("the brokers name no controller to ask".into()));
+    }
+    let lacks = lookup.lacks(&name, REQUEST_TIMEOUT);
+    if !lacks.is_empty() {
+        return Err(acl::lacking(settings, &name, &lacks));
     }
     match admin::topic_settings(settings, &name) {
         Ok(found) => verify(settings, partitions, &found).map(|()| ProgressTopic::Verified),
@@ -130,21 +133,47 @@ fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
     tracing::info!(topic = name, replication_factor, "creating the progress topic");
     let creation = TopicCreation { partitions: 1, replication_factor };
     let config = [("cleanup.policy", "compact"), ("segment.bytes", SEGMENT_BYTES)];
-    admin::create_topic(settings, name, creation, &config).map_err(|error| {
-        let doing = match error.rdkafka_error_code() {
-            Some(
-                RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::PolicyViolation,
-            ) => format!(
-                "creating the progress topic {name}: not allowed; create it by hand with \
-                 `kafka-topics --create --topic {name} --partitions 1 --config \
-                 cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}`"
-            ),
-            _ => format!("creating the progress topic {name}"),
-        };
-        unavailable(doing, error)
+    let created = admin::create_topic(settings, name, creation, &config);
+    created.map_err(|error| match error.rdkafka_error_code() {
+        Some(code) if may_not_create(code) => not_created(settings, name),
+        _ => unavailable(format!("creating the progress topic {name}"), error),
     })
+}
+
+fn may_not_create(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    let refused =
+        [Code::TopicAuthorizationFailed, Code::ClusterAuthorizationFailed, Code::PolicyViolation];
+    refused.contains(&code)
+}
+
+fn not_created(settings: &Settings, name: &str) -> SinkError {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    SinkError::Misconfigured {
+        what: format!(
+            "the progress topic {name} does not exist, and the relay's principal lacks Create on it"
+        ),
+        remedy: format!(
+            "create it: `kafka-topics --bootstrap-server {servers} --create --topic {name} \
+             --partitions 1 --config cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}`; \
+             or {}",
+            acl::grant(settings, &["Create"], &format!("--topic {name}"))
+        ),
+    }
+}
+
+/// Asks whether the topic, which is missing, could be created; creates nothing.
+///
+/// # Errors
+/// `Misconfigured` if not.
+pub(super) fn may_create(settings: &Settings) -> Result<(), SinkError> {
+    let name = settings.progress_topic();
+    match admin::may_create_topic(settings, &name) {
+        Err(error) if error.rdkafka_error_code().is_some_and(may_not_create) => {
+            Err(not_created(settings, &name))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn verify(

@@ -11,7 +11,7 @@ use std::{
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use sys::{rd_kafka_admin_op_t as op, rd_kafka_resp_err_t as err};
+use sys::{rd_kafka_AclOperation_t as acl, rd_kafka_admin_op_t as op, rd_kafka_resp_err_t as err};
 
 use super::{Client as _, Consumer, millis};
 
@@ -23,6 +23,10 @@ pub(in super::super) struct Shape {
     pub(in super::super) internal: bool,
     /// `None` where the broker does not tell.
     pub(in super::super) may_write: Option<bool>,
+    /// As well.
+    pub(in super::super) may_read: Option<bool>,
+    /// As well: whether we may read its settings.
+    pub(in super::super) may_describe_configs: Option<bool>,
 }
 
 /// By name, each topic's shape or the broker's error. All in one request; creates nothing.
@@ -87,9 +91,14 @@ fn shape(topic: *const sys::rd_kafka_TopicDescription_t) -> Shape {
             sys::rd_kafka_TopicDescription_authorized_operations(topic, &mut operations_count);
         (internal, array(operations, operations_count))
     };
-    let write = sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE;
-    let may_write = (!operations.is_empty()).then(|| operations.contains(&write));
-    Shape { partitions, internal, may_write }
+    let may = |operation| (!operations.is_empty()).then(|| operations.contains(&operation));
+    Shape {
+        partitions,
+        internal,
+        may_write: may(acl::RD_KAFKA_ACL_OPERATION_WRITE),
+        may_read: may(acl::RD_KAFKA_ACL_OPERATION_READ),
+        may_describe_configs: may(acl::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS),
+    }
 }
 
 /// By name, the settings of each topic that may be read. All in one request.

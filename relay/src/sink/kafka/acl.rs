@@ -1,0 +1,88 @@
+//! Rights at the broker: what gives one, and whether the relay's principal has the one that can't be
+//! asked for. `docs/KAFKA-ACLS.md` has the list.
+
+use std::time::Duration;
+
+use rdkafka::{
+    error::RDKafkaErrorCode,
+    producer::{BaseProducer, Producer as _},
+};
+
+use super::{context::Context, settings::Settings};
+use crate::sink::SinkError;
+
+/// Above every broker's `transaction.max.timeout.ms` but one that is set to the largest number.
+const TIMEOUT_THAT_NO_BROKER_TAKES: &str = "2147483647";
+
+/// The command that allows the relay's principal `operations` on a resource, which is given as
+/// kafka-acls takes it.
+pub(super) fn grant(settings: &Settings, operations: &[&str], resource: &str) -> String {
+    let property = |name: &str| settings.properties.get(name).map(String::as_str);
+    let servers = property("bootstrap.servers").unwrap_or("HOST:PORT");
+    let mechanism = property("sasl.mechanism").or(property("sasl.mechanisms")).unwrap_or_default();
+    let by_name = mechanism.starts_with("PLAIN") || mechanism.starts_with("SCRAM");
+    let user = property("sasl.username").filter(|_| by_name).unwrap_or("RELAY");
+    let operations: String = operations.iter().map(|one| format!(" --operation {one}")).collect();
+    format!(
+        "run `kafka-acls --bootstrap-server {servers} --add --allow-principal \
+         User:{user}{operations} {resource}`; see docs/KAFKA-ACLS.md"
+    )
+}
+
+/// A right on a topic that the relay's principal lacks.
+pub(super) fn lacking(settings: &Settings, topic: &str, operations: &[&str]) -> SinkError {
+    SinkError::Misconfigured {
+        what: format!(
+            "the relay's principal lacks {} on the topic {topic}: nothing can be delivered",
+            operations.join(", ")
+        ),
+        remedy: grant(settings, operations, &format!("--topic {topic}")),
+    }
+}
+
+/// Asks whether the transactional id may be used, and fences nobody: a broker looks at the right,
+/// then at the transaction's time-out, which is refused, and only then at the id.
+///
+/// # Errors
+/// `Misconfigured` where it may not be used. No other answer says anything.
+pub(super) fn may_use_transactional_id(
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<(), SinkError> {
+    let mut config = settings.transactional_config();
+    config.set("transaction.timeout.ms", TIMEOUT_THAT_NO_BROKER_TAKES);
+    let Ok(producer) = config.create_with_context::<_, BaseProducer<_>>(Context::new("check"))
+    else {
+        return Ok(());
+    };
+    let Err(error) = producer.init_transactions(timeout) else { return Ok(()) };
+    let fatal = producer.client().fatal_error().map(|(code, _)| code);
+    let refused = RDKafkaErrorCode::TransactionalIdAuthorizationFailed;
+    if fatal != Some(refused) && error.rdkafka_error_code() != Some(refused) {
+        return Ok(());
+    }
+    let id = settings.transactional_id();
+    Err(SinkError::Misconfigured {
+        what: format!(
+            "the relay's principal lacks Write on the transactional id {id}: nothing can be delivered"
+        ),
+        remedy: grant(settings, &["Write"], &format!("--transactional-id {id}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::settings::sample, *};
+
+    #[test]
+    fn a_remedy_names_the_principal_where_it_is_known() {
+        let mut settings = sample("kafka:9092");
+        let unknown = grant(&settings, &["Read", "Write"], "--topic t");
+        let command = "kafka-acls --bootstrap-server kafka:9092 --add --allow-principal User:RELAY \
+                       --operation Read --operation Write --topic t`";
+        assert!(unknown.contains(command), "{unknown}");
+        settings.properties.insert("sasl.mechanism".into(), "SCRAM-SHA-512".into());
+        settings.properties.insert("sasl.username".into(), "orders".into());
+        assert!(grant(&settings, &["Read"], "--topic t").contains("User:orders --operation Read"));
+    }
+}
