@@ -476,6 +476,13 @@ pub(super) async fn decide(
     found: Found<'_>,
 ) -> Result<Reconciled, Ended> {
     const DOING: &str = "reconciling progress with the slot";
+    // Once more: progress that a leader stored meanwhile is not past the end of the server's WAL.
+    let now = identify(replication).await?;
+    if (&now.system_id, now.timeline) != (&identity.system_id, identity.timeline) {
+        let error = anyhow::anyhow!("the server was promoted meanwhile");
+        return Err(Ended::retry(Cause::Postgres, DOING, error));
+    }
+    let identity = &now;
     let Found { published, unpublished_once, unrepairable, has_delivered } = found;
     let (slot, database) = survey(config, session).await?;
     let history = match stored {
