@@ -45,3 +45,4 @@ mod strangers;
 mod topic_changes;
 mod topics;
 mod trust;
+mod types;

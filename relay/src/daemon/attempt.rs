@@ -37,6 +37,8 @@ use crate::{
 
 /// SQLSTATE `undefined_object`.
 const UNDEFINED_OBJECT: &str = "42704";
+/// SQLSTATE of a type that lacks an output function, among others.
+const UNDEFINED_FUNCTION: &str = "42883";
 /// Snapshots that may wait for the pipeline.
 const SNAPSHOTS_WAITING_MAX: usize = 2;
 
@@ -48,7 +50,7 @@ pub(super) enum Ended {
     /// Another relay has taken over: stand by.
     Fenced,
     /// Start again, asking for the text format: the stream has rows, now or once, that need it.
-    NeedsText(IntakeError),
+    NeedsText(String),
     /// Start again, knowing that the publication was missing where the stream is to go on.
     Unpublished(StreamError),
     /// Wait a little, and start again from the first step.
@@ -182,7 +184,7 @@ async fn stream(
     let (awaited_tx, awaited_rx) = watch::channel(Lsn::ZERO);
     let (seen_tx, seen_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
     let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
-    let probe = started.probe;
+    let (probe, format) = (started.probe, started.format);
     let pending = Pending::new(Arc::clone(&session), &config.name);
     let (watch, parked) = (started.watch, started.delivery.missing_topic());
     let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
@@ -253,7 +255,7 @@ async fn stream(
     let mut ended = Ok(());
     while let Some(task) = tasks.next().await {
         let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &names)), true),
+            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &names, format)), true),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
                 result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),
@@ -300,7 +302,7 @@ impl Tasks {
     }
 }
 
-fn stream_ended(error: StreamError, names: &PostgresConfig) -> Ended {
+fn stream_ended(error: StreamError, names: &PostgresConfig, format: Format) -> Ended {
     let PostgresConfig { publication, slot, .. } = names;
     match error {
         // The server looks it up as it was when what it decodes was written, and before 18 it goes no
@@ -313,7 +315,16 @@ fn stream_ended(error: StreamError, names: &PostgresConfig) -> Ended {
         StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
             Ended::Halted(Halt { reason: what, remedy })
         }
-        StreamError::Intake(error @ IntakeError::NeedsText { .. }) => Ended::NeedsText(error),
+        StreamError::Intake(error @ IntakeError::NeedsText { .. }) => {
+            Ended::NeedsText(error.to_string())
+        }
+        // A value below a column of anybody's table, such as the elements of an array, has no binary
+        // form: the server fails at its row, again and again.
+        StreamError::Server { code, message }
+            if code == UNDEFINED_FUNCTION && format == Format::Binary =>
+        {
+            Ended::NeedsText(message)
+        }
         StreamError::Server { ref code, .. } if !code.is_empty() && !needs_time(code) => {
             let error = anyhow::anyhow!(
                 "{error}. If it stays so, the server can't decode what comes next: drop the slot \

@@ -69,6 +69,8 @@ pub(super) struct Streaming {
     /// How the tables were published when the stream began, and how to look again.
     pub(super) look: (Look, Published),
     pub(super) from: Position,
+    /// What the stream was asked for.
+    pub(super) format: Format,
     pub(super) router: Router,
     pub(super) socket: Socket,
     pub(super) unread: BytesMut,
@@ -242,12 +244,13 @@ pub(super) async fn start(
     // A relay that was frozen until here may have been replaced, and its successor gone again: what
     // it knows of progress would be too old to confirm.
     standby::still_leads(session, slot).await?;
-    let router =
-        Router::new(parts.mapping.clone(), &origin, tables.format).with_stamped(tables.stamped);
+    let format = tables.format;
+    let router = Router::new(parts.mapping.clone(), &origin, format).with_stamped(tables.stamped);
     let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-    let streaming = Streaming { delivery, probe, watch, look, from, router, socket, unread };
+    let streaming =
+        Streaming { delivery, probe, watch, look, from, format, router, socket, unread };
     Ok(Started::Stream(Box::new(streaming)))
 }
 

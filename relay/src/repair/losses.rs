@@ -99,24 +99,25 @@ async fn gone(
     let truncated = client.query_opt(&emptied(table, lower), &[]).await?;
     let truncated = truncated.map(|row| row.try_get::<_, String>(0)).transpose()?;
     Ok(truncated.map(|leaf| {
-        let reason = format!(
-            "{leaf} was truncated or rewritten since: rows of it that were not published may be gone"
-        );
+        let reason =
+            format!("{leaf} was truncated since: rows of it that were not published may be gone");
         Halt::new(reason, REMEDY)
     }))
 }
 
-/// A table gets a new file when it is truncated, and its catalog row is that transaction's. The
-/// first file of a table has the number of its OID.
+/// What is truncated gets a new file, and its catalog row is that transaction's. The first file has the
+/// number of its OID. Asked of the table's TOAST table where there is one: that gets a new file by
+/// TRUNCATE alone, and is made anew by what rewrites the rows, such as VACUUM FULL and SET LOGGED.
 fn emptied(table: &Table, lower: &str) -> String {
     let (name, snapshot) = (literal(&table.sql_name()), literal(lower));
     let written = format!("pg_catalog.pg_snapshot_xmax({snapshot}::pg_catalog.pg_snapshot)");
-    let full = full_xid("c.xmin", &written);
+    let full = full_xid("f.xmin", &written);
     format!(
         "select c.name from ( \
              select c.oid::pg_catalog.regclass::pg_catalog.text as name, {full} as xid \
-             from pg_catalog.pg_class c \
-             where c.relkind = 'r' and c.relfilenode <> c.oid and c.oid in ( \
+             from pg_catalog.pg_class c join pg_catalog.pg_class f \
+                 on f.oid = coalesce(nullif(c.reltoastrelid, 0), c.oid) \
+             where c.relkind = 'r' and f.relfilenode <> f.oid and c.oid in ( \
                  select {name}::pg_catalog.regclass \
                  union select relid from pg_catalog.pg_partition_tree({name}))) c \
          where c.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \

@@ -6,6 +6,7 @@
 //! them stand at one position, just before the slot's stream begins. `tables` says which tables can
 //! be read so, `losses` whether rows may be gone, `reader` reads them in order; the order of the steps is `daemon`'s.
 
+mod id;
 mod losses;
 mod reader;
 mod tables;

@@ -11,7 +11,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
-use super::{Page, Table, position};
+use super::{Cursor, Page, Table, position, tables};
 use crate::{
     postgres::sql::SqlSession,
     progress::RepairRecord,
@@ -46,6 +46,8 @@ pub struct Reader {
     record_bytes_max: usize,
     router: Router,
     next_ordinal: u64,
+    /// The cursor of the last row that moved it.
+    reached: Option<Cursor>,
 }
 
 impl Reader {
@@ -64,12 +66,13 @@ impl Reader {
         for (number, (table, session)) in (1..).zip(tables) {
             let table = table.numbered(number);
             router.relation(&table.relation).map_err(unfit)?;
-            let select = table.select(&under_way, record_bytes_max, among);
+            let raw = knows_no_encoding(&session).await?;
+            let select = table.select(&under_way, record_bytes_max, among, raw);
             let rows = Box::pin(session.client().simple_query_raw(&select).await?);
-            feeds.push(Feed { rows, table, next: None, ended: false, _session: session });
+            feeds.push(Feed { rows, table, raw, next: None, ended: false, _session: session });
         }
-        let next_ordinal = under_way.delivered;
-        Ok(Reader { feeds, under_way, record_bytes_max, router, next_ordinal })
+        let (next_ordinal, reached) = (under_way.delivered, under_way.cursor.clone());
+        Ok(Reader { feeds, under_way, record_bytes_max, router, next_ordinal, reached })
     }
 
     /// Waits until every table's statement has its snapshot: what is deleted from then on is read.
@@ -111,7 +114,11 @@ impl Reader {
                 self.router.keep(&row, *refused, batch);
             }
             batch.first_received.get_or_insert_with(Instant::now);
-            page.cursors.push((found.moment_us, found.id));
+            // One that was read because it was changed lies before the cursor, and does not move it.
+            let own = (found.moment_us, found.id);
+            let cursor = if found.past { own } else { self.reached.take().unwrap_or(own) };
+            self.reached = Some(cursor.clone());
+            page.cursors.push(cursor);
         }
         Ok(page)
     }
@@ -146,6 +153,8 @@ fn unfit(error: RelationError) -> ReadError {
 struct Feed {
     rows: Pin<Box<SimpleQueryStream>>,
     table: Table,
+    /// Texts come in hexadecimal digits.
+    raw: bool,
     next: Option<Found>,
     ended: bool,
     /// Lives as long as its statement.
@@ -157,13 +166,14 @@ struct Found {
     moment_us: i64,
     id: String,
     size_bytes: usize,
+    past: bool,
     column_count: u16,
     /// As a tuple of the stream has them.
     values: Vec<u8>,
 }
 
 /// Columns of the statement before the mapped ones.
-const BEFORE: usize = 3;
+const BEFORE: usize = 4;
 
 impl Feed {
     /// The next row's moment; `None` at the end.
@@ -173,14 +183,16 @@ impl Feed {
                 Some(SimpleQueryMessage::Row(row)) => {
                     let text = |index, what| row.try_get(index)?.ok_or(ReadError::Unreadable(what));
                     let mut values = Vec::new();
-                    for column in BEFORE..row.len() {
-                        put(&mut values, row.try_get(column)?)?;
+                    for (n, column) in (BEFORE..row.len()).zip(&self.table.relation.columns) {
+                        let raw = self.raw && tables::is_text(column);
+                        put(&mut values, row.try_get(n)?, raw)?;
                     }
                     let columns = row.len().saturating_sub(BEFORE);
                     self.next = Some(Found {
                         moment_us: number(text(0, "a row's created_at")?, "a row's created_at")?,
                         id: text(1, "a row's id")?.to_owned(),
                         size_bytes: number(text(2, "a row's size")?, "a row's size")?,
+                        past: text(3, "a row's place")? == "t",
                         column_count: u16::try_from(columns)
                             .map_err(|_| ReadError::Unreadable("the number of columns"))?,
                         values,
@@ -199,14 +211,31 @@ fn number<N: std::str::FromStr>(text: &str, what: &'static str) -> Result<N, Rea
 }
 
 /// As `TupleData` of the replication protocol has a value in text form.
-fn put(values: &mut Vec<u8>, value: Option<&str>) -> Result<(), ReadError> {
+fn put(values: &mut Vec<u8>, value: Option<&str>, raw: bool) -> Result<(), ReadError> {
+    const UNREADABLE: ReadError = ReadError::Unreadable("a value");
     let Some(text) = value else {
         values.push(b'n');
         return Ok(());
     };
-    let length = i32::try_from(text.len()).map_err(|_| ReadError::Unreadable("a value"))?;
+    let bytes = if raw { text.len() / 2 } else { text.len() };
+    let length = i32::try_from(bytes).map_err(|_| UNREADABLE)?;
     values.push(b't');
     values.extend_from_slice(&length.to_be_bytes());
-    values.extend_from_slice(text.as_bytes());
-    Ok(())
+    if !raw {
+        values.extend_from_slice(text.as_bytes());
+        return Ok(());
+    }
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    for pair in pairs {
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let [high, low] = pair.map(digit);
+        values.push(high.zip(low).map(|(high, low)| high << 4 | low).ok_or(UNREADABLE)?);
+    }
+    if rest.is_empty() { Ok(()) } else { Err(UNREADABLE) }
+}
+
+/// Whether texts may hold any bytes, which a session in UTF-8 would be refused.
+async fn knows_no_encoding(session: &SqlSession) -> Result<bool, tokio_postgres::Error> {
+    let sql = "select pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
+    session.client().query_one(sql, &[]).await?.try_get(0)
 }

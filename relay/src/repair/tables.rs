@@ -4,6 +4,10 @@ use std::fmt::Write as _;
 
 use tokio_postgres::{Client, error::SqlState};
 
+use super::{
+    id::{Id, hexadecimal},
+    losses::full_xid,
+};
 use crate::{
     progress::RepairRecord,
     reconcile::Halt,
@@ -17,8 +21,8 @@ const XID8: u32 = 5069;
 const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
 const BYTEA: u32 = 17;
-/// `character(n)`.
-const CHARACTER: u32 = 1042;
+/// Types whose text form is ASCII: bool, bytea, the integers, the timestamps, uuid, xid8.
+const ASCII: [u32; 9] = [16, BYTEA, 20, 21, 23, TIMESTAMP, TIMESTAMPTZ, 2950, XID8];
 /// A value longer than this is left out of a row that is too large to be a record anyway.
 const KEPT_BYTES: usize = 64 << 10;
 
@@ -32,9 +36,7 @@ pub struct Table {
     pub(super) noted: bool,
     /// What inherits from it is no part of it: the stream has that under its own name.
     only: bool,
-    /// The id as rows are ordered by it, and the type of that.
-    id: String,
-    id_type: String,
+    id: Id,
     created_at: String,
 }
 
@@ -89,7 +91,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
     let columns = columns
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();
-    let (id, id_type) = ordering(id);
+    let id = Id::of(id);
     let (only, noted) = (table.kind != "p", table.deletions_noted);
     let TableName { schema, table } = name.clone();
     Ok(Table {
@@ -98,7 +100,6 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         noted,
         only,
         id,
-        id_type,
         created_at: created_at.name.clone(),
     })
 }
@@ -121,16 +122,18 @@ impl Table {
     }
 
     /// The rows of a repair that are still to be delivered, in order: `created_at` in microseconds,
-    /// id, size in bytes, then the mapped columns. `among` is how many tables are read: a cursor
-    /// names no table, so that among several what shares its moment is read again.
+    /// id, size in bytes, whether it lies past the cursor, then the mapped columns. `among` is how
+    /// many tables are read: a cursor names no table, so that among several what shares its moment
+    /// is read again. `raw` writes texts in hexadecimal digits.
     pub(super) fn select(
         &self,
         under_way: &RepairRecord,
         record_bytes_max: usize,
         among: usize,
+        raw: bool,
     ) -> String {
         let (table, created_at) = (self.from(), identifier(&self.created_at));
-        let id = &self.id;
+        let id = self.id.sql(raw);
         let moment = format!(
             "case when pg_catalog.isfinite(t.{created_at}) \
                   then (extract(epoch from t.{created_at}) * 1000000)::pg_catalog.int8 \
@@ -149,45 +152,63 @@ impl Table {
             // Writing to a String does not fail.
             let _ = write!(size, " + coalesce({}, 0)", bytes(&name));
             let _ = write!(inner, ", {name} as c{n}");
+            let value = format!("c{n}");
+            let written = match raw && is_text(column) {
+                true => hexadecimal(&value),
+                false => value.clone(),
+            };
             let _ = write!(
                 outer,
-                ", case when size <= {record_bytes_max} or {} <= {KEPT_BYTES} then c{n} end",
-                bytes(&format!("c{n}"))
+                ", case when size <= {record_bytes_max} or {} <= {KEPT_BYTES} then {written} end",
+                bytes(&value)
             );
         }
         let mut wanted = visible(&under_way.upper);
         if let Some(lower) = &under_way.lower {
             let _ = write!(wanted, " and not {}", visible(lower));
         }
-        match &under_way.cursor {
-            Some((at, last)) if among == 1 => {
-                let (last, id_type) = (literal(last), &self.id_type);
-                let _ = write!(wanted, " and ({moment}, {id}) > ({at}, {last}::{id_type})");
-            }
-            Some((at, _)) => {
-                let _ = write!(wanted, " and {moment} >= {at}");
-            }
-            None => {}
-        }
+        let (past, wanted) = self.past(under_way, &moment, &id, among, wanted);
         // `offset 0` has each row's size computed once.
         format!(
-            "select moment, id, size{outer} from ( \
-                 select {moment} as moment, {id} as id, {size} as size{inner} \
+            "select moment, id, size, past{outer} from ( \
+                 select {moment} as moment, {id} as id, {size} as size, {past} as past{inner} \
                  from {table} t where {wanted} offset 0) r \
              order by r.moment, r.id"
         )
     }
+
+    /// Whether a row lies past the cursor, and which rows are wanted. A row that was changed since the
+    /// repair began may have been moved across the cursor, so it is read wherever it is now.
+    fn past(
+        &self,
+        under_way: &RepairRecord,
+        moment: &str,
+        id: &str,
+        among: usize,
+        wanted: String,
+    ) -> (String, String) {
+        let past = match &under_way.cursor {
+            None => return ("true".to_owned(), wanted),
+            Some((at, last)) if among == 1 => {
+                format!("({moment}, {id}) > ({at}, {}::{})", literal(last), self.id.cast)
+            }
+            Some((at, _)) => format!("{moment} >= {at}"),
+        };
+        let upper = literal(&under_way.upper);
+        let end = format!("pg_catalog.pg_snapshot_xmax({upper}::pg_catalog.pg_snapshot)");
+        let version = full_xid("t.xmin", &end);
+        let changed = format!(
+            "({version} < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) and not \
+             pg_catalog.pg_visible_in_snapshot({version}, {upper}::pg_catalog.pg_snapshot))"
+        );
+        let wanted = format!("{wanted} and ({past} or {changed})");
+        (past, wanted)
+    }
 }
 
-/// By what rows of one moment are ordered. A session sees no operators but the server's own, and a
-/// text that is cast to `character` keeps one letter: such ids are ordered by their text.
-fn ordering(id: &table::Column) -> (String, String) {
-    let name = format!("t.{}", identifier(&id.name));
-    if id.type_oid == CHARACTER || id.type_name.contains('.') {
-        let text = format!("({name}::pg_catalog.text collate pg_catalog.\"C\")");
-        return (text, "pg_catalog.text".to_owned());
-    }
-    (name, id.type_name.clone())
+/// Whether the text form of its values may be no UTF-8; that of the others is ASCII.
+pub(super) fn is_text(column: &Column) -> bool {
+    !ASCII.contains(&column.type_oid)
 }
 
 /// Rows are counted up to here.
@@ -250,7 +271,7 @@ pub(super) fn visible(snapshot: &str) -> String {
     format!("pg_catalog.pg_visible_in_snapshot(t.xid, {snapshot}::pg_catalog.pg_snapshot)")
 }
 
-fn identifier(name: &str) -> String {
+pub(super) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -277,6 +277,11 @@ impl ReplicationConnection {
         options: &StreamOptions,
     ) -> Result<(Socket, BytesMut), StartError> {
         let doing = "starting replication";
+        // It does not know what its texts are, and would refuse the stream for a row that is no UTF-8.
+        if self.parameter("server_encoding") == Some("SQL_ASCII") {
+            let raw = self.simple_query("set client_encoding = 'SQL_ASCII'").await;
+            raw.map_err(StartError::Transient)?;
+        }
         let sql = command::start_replication(slot, start, options);
         // A walsender that streams is at work, whether its word has come or not.
         let begun = timeout(BEGIN_MAX, self.begin_stream(doing, &sql)).await;

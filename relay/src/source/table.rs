@@ -38,7 +38,9 @@ pub struct Column {
     pub name: String,
     /// `pg_type.oid`, as it comes in Relation messages.
     pub type_oid: u32,
-    /// As a cast to it is written, without a length.
+    /// The type below all domains, as `pg_type.oid`.
+    pub base_oid: u32,
+    /// As a cast to that is written, without a length.
     pub type_name: String,
     /// `NOT NULL`.
     pub not_null: bool,
@@ -107,7 +109,8 @@ select pg_catalog.jsonb_build_object( \
             select p.relid from pg_catalog.pg_partition_tree(c.oid) p))), \
     'columns', (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object( \
             'name', a.attname, 'type_oid', a.atttypid::pg_catalog.int8, \
-            'type_name', pg_catalog.format_type(a.atttypid, -1), 'not_null', a.attnotnull, \
+            'base_oid', base.oid::pg_catalog.int8, \
+            'type_name', pg_catalog.format_type(base.oid, -1), 'not_null', a.attnotnull, \
             'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, \
             'binary', (with recursive parts (oid) as ( \
                     select a.atttypid \
@@ -125,6 +128,11 @@ select pg_catalog.jsonb_build_object( \
                 where t.oid <> a.atttypid) \
         ) order by a.attnum), '[]') \
         from pg_catalog.pg_attribute a \
+        cross join lateral (with recursive chain (oid) as ( \
+                select a.atttypid union all select t.typbasetype from chain \
+                join pg_catalog.pg_type t on t.oid = chain.oid where t.typtype = 'd') \
+            select chain.oid from chain join pg_catalog.pg_type t on t.oid = chain.oid \
+            where t.typtype <> 'd') base \
         left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum \
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), \
     'hidden', (with recursive below (oid, inherits) as ( \

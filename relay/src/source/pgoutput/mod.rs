@@ -126,15 +126,15 @@ fn relation(r: &mut Reader<'_>) -> Result<Relation, Malformed> {
     /// Flags, an empty name's zero byte, type and type modifier: what a column takes at least.
     const COLUMN_BYTES_MIN: usize = 10;
     let id = r.u32("OID of a Relation")?;
-    let schema = r.name("schema of a Relation")?.to_owned();
-    let table = r.name("name of a Relation")?.to_owned();
+    let schema = r.name("schema of a Relation")?.into_owned();
+    let table = r.name("name of a Relation")?.into_owned();
     r.u8("replica identity of a Relation")?;
     let count = usize::from(r.u16("column count of a Relation")?);
     // The count is the server's word; memory is only set aside for columns that can be there.
     let mut columns = Vec::with_capacity(count.min(r.left() / COLUMN_BYTES_MIN));
     for _ in 0..count {
         r.u8("flags of a column")?;
-        let name = r.name("name of a column")?.to_owned();
+        let name = r.name("name of a column")?.into_owned();
         let type_oid = r.u32("type of a column")?;
         r.u32("type modifier of a column")?;
         columns.push(Column { name, type_oid });

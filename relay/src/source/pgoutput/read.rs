@@ -1,5 +1,7 @@
 //! A checked cursor: every read says what it was for, none can run past the end.
 
+use std::borrow::Cow;
+
 use crate::row::Malformed;
 
 /// Reads big-endian fields from the front of a message.
@@ -78,10 +80,10 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// A zero-terminated name. The client's encoding is UTF-8, so anything else is malformed.
-    pub(crate) fn name(&mut self, what: &'static str) -> Result<&'a str, Malformed> {
-        let at = self.at();
-        std::str::from_utf8(self.cstr(what)?).map_err(|_| Malformed::new(what, at))
+    /// A zero-terminated name. Where the database does not know its own encoding it may be no UTF-8;
+    /// such a table or column can't be one of the settings.
+    pub(crate) fn name(&mut self, what: &'static str) -> Result<Cow<'a, str>, Malformed> {
+        self.cstr(what).map(String::from_utf8_lossy)
     }
 
     /// Succeeds when nothing is left.
