@@ -236,7 +236,7 @@ async fn whoever_makes_a_partition_logged_again_as_the_halt_says_loses_nothing()
 /// The SQL in a part of a remedy.
 fn statement(part: &str) -> Option<&str> {
     let begin = ["alter publication", "create publication"].iter().find_map(|b| part.find(b))?;
-    part.get(begin..)
+    part.get(begin..)?.split('`').next()
 }
 
 /// On 15 the server can't decode what was written without it, whatever there is now; a person has
