@@ -17,7 +17,10 @@ use crate::{
     config::{Config, parts::Parts},
     daemon::first,
     leader,
-    postgres::sql::{self, SqlSession},
+    postgres::{
+        ConnectError,
+        sql::{self, SqlSession},
+    },
     reconcile::Halt,
     repair,
     route::{Mapping, TableName, quoted},
@@ -138,8 +141,13 @@ async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSe
     let session = match sql::connect(&parts.connect, "outbox-relay check").await {
         Ok(session) => session,
         Err(error) => {
-            let remedy = "check postgres.url, and that the server is up";
-            findings.push(problem("PostgreSQL", chain(&error), remedy));
+            findings.push(match error {
+                ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
+                error @ ConnectError::Transient { .. } => {
+                    let remedy = "check postgres.url, and that the server is up";
+                    problem("PostgreSQL", chain(&error), remedy)
+                }
+            });
             return (findings, None);
         }
     };

@@ -394,3 +394,23 @@ async fn a_relay_that_freezes_before_its_stream_begins_does_not_stream_from_what
         assert_eq!(said(&frozen, "streaming from="), 1, "{}", frozen.log_text());
     }
 }
+
+/// Of a standby, that is: the leader does not ask for a right that it has used.
+#[tokio::test]
+async fn a_standby_that_could_not_lead_any_more_is_not_ready_and_says_why() {
+    let t = Harness::start().await;
+    let (_leader, mut standby) = pair(&t).await;
+    let config = t.database().config(outbox_tests::database::Role::Relay);
+    let role = config.get_user().expect("a role");
+    for table in ["outbox.leaders", "outbox.dead_letters"] {
+        let right = format!("insert on {table}");
+        let revoke = format!("revoke {right} from {role}");
+        t.database().superuser().batch_execute(&revoke).await.expect("revoked");
+        standby.wait_for("/readyz", 503).await;
+        standby.wait_log(&format!("select, insert, update on {table} to it")).await;
+        let grant = format!("grant {right} to {role}");
+        t.database().superuser().batch_execute(&grant).await.expect("granted");
+        standby.wait_ready().await;
+        wait_role(&standby, "standby", wait::PATIENCE).await;
+    }
+}

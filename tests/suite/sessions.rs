@@ -2,6 +2,10 @@
 //! and its commands open is settled when it is made.
 
 use outbox_tests::{Harness, database::Role, event::Event, wait};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     dead_letters::{dead_letters, wait_parked},
@@ -218,4 +222,70 @@ async fn broker_properties_that_are_rewritten_in_their_file_are_taken_up_after_a
     drop(leader);
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// What PgBouncer does with a start-up packet: by default it refuses `options`, and told to ignore
+/// them it leaves them out.
+async fn pooler(server: String, ignores_options: bool) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pool(client, server.clone(), ignores_options));
+        }
+    });
+    port
+}
+
+async fn pool(mut client: TcpStream, server: String, ignores_options: bool) -> std::io::Result<()> {
+    let length = client.read_u32().await?;
+    let mut packet = vec![0; usize::try_from(length).expect("small") - 4];
+    client.read_exact(&mut packet).await?;
+    if !ignores_options {
+        let error = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0";
+        client.write_u8(b'E').await?;
+        client.write_u32(u32::try_from(error.len()).expect("small") + 4).await?;
+        return client.write_all(error).await;
+    }
+    let (version, parameters) = packet.split_at(4);
+    let words: Vec<_> = parameters.split(|byte| *byte == 0).collect();
+    let mut kept = version.to_vec();
+    for pair in words.chunks_exact(2).filter(|pair| pair.first() != Some(&&b"options"[..])) {
+        pair.iter().for_each(|word| kept.extend([word, &b"\0"[..]].concat()));
+    }
+    let mut server = TcpStream::connect(server).await?;
+    server.write_u32(u32::try_from(kept.len()).expect("small") + 4).await?;
+    server.write_all(&kept).await?;
+    tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+}
+
+/// Through which two relays may share one session, and with it each lock.
+#[tokio::test]
+async fn a_pooled_address_is_refused_by_run_check_and_commands_with_what_to_type() {
+    let t = Harness::start().await;
+    let (host, port) = t.database().postgres().address();
+    for ignores_options in [false, true] {
+        let pooled = pooler(format!("{host}:{port}"), ignores_options).await;
+        let through = |role| {
+            let url = t.database().url(role);
+            let url = url.replace(&format!("{host}:{port}"), &format!("127.0.0.1:{pooled}"));
+            t.relay().set("postgres.url", &format!("{url}?sslmode=disable"))
+        };
+        for (role, command) in [
+            (Role::Relay, &["check"][..]),
+            (Role::Operator, &["dead-letters", "list"]),
+            (Role::Owner, &["migrate"]),
+        ] {
+            let output = through(role).command(command).await;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said);
+            assert!(!output.status.success(), "{command:?}: {said}");
+            assert!(said.contains("connect to PostgreSQL itself"), "{command:?}: {said}");
+        }
+        let files = format!("{}-{ignores_options}", t.database().name());
+        let mut relay = through(Role::Relay).files(&files).spawn();
+        relay.wait_log("halted").await;
+        relay.wait_log("connect to PostgreSQL itself").await;
+        relay.wait_for("/readyz", 503).await;
+    }
 }

@@ -19,7 +19,9 @@ use crate::{
     metrics::Cause,
     postgres::sql::{self, SqlSession},
     reconcile::Halt,
+    route::Format,
     sink::kafka::KafkaSink,
+    source::slot,
 };
 
 /// A standby asks for the lock this often.
@@ -29,6 +31,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A standby that can't reach the brokers for so long begins anew, with what files hold by now.
 const BROKER_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// And at whether it could lead itself.
+const FIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What leading begins with.
 pub(super) struct Leading {
@@ -50,7 +55,7 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
         start::doing(board, "getting ready to stand by");
         let ready = start::prepare(config, parts, &session).await?;
-        stand_by(config, board, &session, &ready).await?;
+        stand_by(config, parts, board, &session, &ready).await?;
         sink = Some(ready);
     }
     fault::point(Point::Leading);
@@ -61,6 +66,7 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
 /// Waits for the lock, and deposes a leader that gives no sign of life.
 async fn stand_by(
     config: &Config,
+    parts: &Parts,
     board: &Board,
     session: &SqlSession,
     sink: &KafkaSink,
@@ -97,10 +103,61 @@ async fn stand_by(
             sleep(LOCK_RETRY).await;
         }
     };
+    let fit = async {
+        loop {
+            sleep(FIT_INTERVAL).await;
+            if let Err(ended) = could_lead(config, parts, session).await {
+                return ended;
+            }
+        }
+    };
     tokio::select! {
         result = wait => result,
         never = watch => match never {},
+        ended = fit => Err(ended),
     }
+}
+
+/// Whether a start would go through as far as the database can tell, without trying: a standby that
+/// says it is ready must be.
+pub(super) async fn could_lead(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+) -> Result<(), Ended> {
+    const DOING: &str = "looking whether this relay could lead";
+    let failed = |error| match leader::unusable(&error) {
+        Some(halt) => Ended::Halted(halt),
+        None => Ended::retry(Cause::Postgres, DOING, error),
+    };
+    let tables = start::inspect_tables(config, parts, session, Format::Binary).await?;
+    if let Some(halt) = tables.unpublished {
+        return Err(Ended::Halted(halt));
+    }
+    let sql = "select name from (values ('outbox.leaders'), ('outbox.dead_letters')) t (name) \
+               where not (pg_catalog.has_table_privilege(name, 'select') \
+                   and pg_catalog.has_table_privilege(name, 'insert') \
+                   and pg_catalog.has_table_privilege(name, 'update'))";
+    let lacking = session.client().query(sql, &[]).await.map_err(failed)?;
+    if let Some(row) = lacking.first() {
+        let table: String = row.try_get(0).map_err(failed)?;
+        return Err(Ended::Halted(Halt::new(
+            format!("the relay's role may not use {table}"),
+            format!(
+                "grant usage on schema outbox and select, insert, update on {table} to it \
+                 (docs/ROLES.md)"
+            ),
+        )));
+    }
+    let capacity = slot::capacity(session.client()).await;
+    let capacity = capacity.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    if !capacity.may_replicate {
+        return Err(Ended::Halted(Halt::new(
+            "the relay's role may not replicate",
+            "alter role … replication (docs/ROLES.md)",
+        )));
+    }
+    Ok(())
 }
 
 async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {

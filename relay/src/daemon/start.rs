@@ -310,10 +310,7 @@ pub(super) async fn prepare(
     session: &SqlSession,
 ) -> Result<KafkaSink, Ended> {
     let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    let tables = inspect_tables(config, parts, session, Format::Binary).await?;
-    if let Some(halt) = tables.unpublished {
-        return Err(Ended::Halted(halt));
-    }
+    standby::could_lead(config, parts, session).await?;
     let known = open_key(config, session).await?;
     connect_sink(config, parts, session, &identity, &known).await
 }

@@ -71,13 +71,24 @@ pub(crate) fn settle() -> String {
 pub(crate) fn settled(pid: Option<&str>, loose: Option<&str>) -> Result<i32, ConnectError> {
     if let Some(loose) = loose {
         return Err(ConnectError::permanent(
-            format!("the session does not have the settings that were asked for: {loose}"),
+            format!("the session does not have the settings that were asked for: {}", some(loose)),
             "connect to PostgreSQL itself, not through a pooler, and remove login triggers that \
              change settings",
         ));
     }
     pid.and_then(|pid| pid.parse().ok())
         .ok_or_else(|| ConnectError::transient("the server did not name its process"))
+}
+
+/// The first few of a list, and how many more there are.
+fn some(names: &str) -> String {
+    const SHOWN: usize = 3;
+    let names: Vec<_> = names.split(", ").collect();
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +108,8 @@ mod tests {
         assert_eq!(settled(Some("7"), None).expect("settled"), 7);
         let refused = settled(Some("7"), Some("row_security")).expect_err("loose");
         assert!(!refused.is_transient() && refused.to_string().contains("row_security"));
+        let many = settled(None, Some("a, b, c, d, e")).expect_err("loose").to_string();
+        assert!(many.contains("a, b, c and 2 more"), "{many}");
         assert!(settled(None, None).expect_err("no process").is_transient());
     }
 }
