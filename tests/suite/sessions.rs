@@ -250,9 +250,13 @@ async fn pool(mut client: TcpStream, server: String, ignores_options: bool) -> s
     let (version, parameters) = packet.split_at(4);
     let words: Vec<_> = parameters.split(|byte| *byte == 0).collect();
     let mut kept = version.to_vec();
-    for pair in words.chunks_exact(2).filter(|pair| pair.first() != Some(&&b"options"[..])) {
-        pair.iter().for_each(|word| kept.extend([word, &b"\0"[..]].concat()));
+    let left_out: [&[u8]; 2] = [b"options", b""];
+    let kept_pairs =
+        words.chunks_exact(2).filter(|pair| !left_out.iter().any(|o| pair.first() == Some(o)));
+    for word in kept_pairs.flatten() {
+        kept.extend([word, &b"\0"[..]].concat());
     }
+    kept.push(0);
     let mut server = TcpStream::connect(server).await?;
     server.write_u32(u32::try_from(kept.len()).expect("small") + 4).await?;
     server.write_all(&kept).await?;
@@ -281,6 +285,8 @@ async fn a_pooled_address_is_refused_by_run_check_and_commands_with_what_to_type
             let said = String::from_utf8_lossy(&said);
             assert!(!output.status.success(), "{command:?}: {said}");
             assert!(said.contains("connect to PostgreSQL itself"), "{command:?}: {said}");
+            let seen = if ignores_options { "settings that were asked for" } else { "unsupported" };
+            assert!(said.contains(seen), "{command:?}: {said}");
         }
         let files = format!("{}-{ignores_options}", t.database().name());
         let mut relay = through(Role::Relay).files(&files).spawn();
