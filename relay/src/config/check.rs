@@ -29,8 +29,6 @@ pub(super) fn check(
     let slot = checker.slot(w.slot, &name);
     let publication = checker.identifier("postgres.publication", w.publication, "outbox");
     let preset = value_or(w.preset, Preset::Default);
-    let (properties, properties_file) =
-        checker.properties(w.properties_file, w.properties, purpose);
     Config {
         postgres: PostgresConfig {
             url,
@@ -48,20 +46,23 @@ pub(super) fn check(
             headers: value_or(w.headers, HeaderStyle::Outbox),
             header_columns: checker.header_columns(w.header_columns),
         },
-        sink: SinkConfig {
-            delivery: value_or(w.delivery, Delivery::ExactlyOnce),
-            create_topics: checker.create_topics(
-                w.create_topics,
-                w.create_partitions,
-                w.create_replication,
-            ),
-            topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
-            reserved_topics: value_or(
-                w.reserved_topics,
-                RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
-            ),
-            properties,
-            properties_file,
+        sink: {
+            // In the order of the file, so that problems are reported in it.
+            let create_topics =
+                checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
+            let (properties, properties_file) =
+                checker.properties(w.properties_file, w.properties, purpose);
+            SinkConfig {
+                delivery: value_or(w.delivery, Delivery::ExactlyOnce),
+                create_topics,
+                topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
+                reserved_topics: value_or(
+                    w.reserved_topics,
+                    RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
+                ),
+                properties,
+                properties_file,
+            }
         },
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
         parking: ParkingConfig { lanes_max: checker.lanes_max(w.lanes_max) },
