@@ -156,11 +156,19 @@ fn on_its_partition(row: &Committed, record: &Record, partitions: i32) -> bool {
     record.partition == expected
 }
 
+/// The event's own time, which a record that is older than its topic keeps has in a header.
+fn event_ms(record: &Record) -> Option<i64> {
+    match record.header("outbox-created-at") {
+        Some(time) => time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond),
+        None => record.timestamp_ms,
+    }
+}
+
 fn same(row: &Committed, record: &Record) -> bool {
     record.topic == row.topic
         && record.key.as_deref() == row.key.as_deref().map(str::as_bytes)
         && record.payload.as_deref() == row.payload.as_deref().map(str::as_bytes)
-        && record.timestamp_ms == Some(row.created_ms)
+        && event_ms(record) == Some(row.created_ms)
         && row.headers.iter().all(|(name, value)| record.header(name) == Some(value))
         && match record.header("ce_id") {
             None => record.header("outbox-type") == row.kind.as_deref(),
