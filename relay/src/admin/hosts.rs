@@ -32,7 +32,7 @@ impl Hosts {
     /// Whether a request may be answered. One that names no host comes from no browser.
     ///
     /// # Errors
-    /// [`UnknownHost`] if any name in it is not known.
+    /// `UnknownHost` if any name in it is not known.
     pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), UnknownHost> {
         let in_headers = headers.get_all(header::HOST).iter().map(|host| host.to_str().ok());
         let in_uri = uri.authority().map(|authority| Some(authority.as_str()));

@@ -1,7 +1,7 @@
 //! Connections to PostgreSQL: how the settings are written, how a server is reached and trusted.
 //!
 //! One road for SQL and for replication: [`conninfo`] reads the settings, [`dial`] walks the
-//! hosts, [`socket`] opens the transport, [`tls`] decides whom to trust, [`pins`] settles the session.
+//! hosts, [`socket`] opens the transport, [`tls`] decides whom to trust, `pins` settles the session.
 //! What is spoken over it is left to [`sql`] (tokio-postgres) and to `source::connect` (the replication protocol).
 
 mod certificate;

@@ -214,7 +214,7 @@ pub(super) fn is_text(column: &Column) -> bool {
 /// Rows are counted up to here.
 const COUNTED_MAX: i64 = 100_000;
 
-/// How many rows are there now, at most one more than [`COUNTED_MAX`]; `None` where one of the
+/// How many rows are there now, at most one more than `COUNTED_MAX`; `None` where one of the
 /// tables may not be read.
 ///
 /// # Errors
