@@ -12,6 +12,7 @@ use super::{
     broker, control, missing, repair,
     standby::{self, Leading},
     start::{self, Started, Streaming},
+    tables,
     unfinished::Unfinished,
     waiting,
 };
@@ -245,7 +246,7 @@ async fn stream(
         tasks.spawn("tables", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Tables(Ok(())),
-                ended = start::watch_tables(&config, &parts, &tables_session) => {
+                ended = tables::watch(&config, &parts, &tables_session) => {
                     Task::Tables(Err(ended))
                 }
             }

@@ -7,6 +7,7 @@
 mod attempt;
 mod broker;
 mod control;
+mod decision;
 pub(crate) mod first;
 mod missing;
 mod rehearsal;
@@ -14,6 +15,7 @@ mod repair;
 mod slot;
 mod standby;
 mod start;
+mod tables;
 mod unfinished;
 mod waiting;
 

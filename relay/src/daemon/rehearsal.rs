@@ -1,7 +1,7 @@
 //! What a start would do: its own looks and its own decision, with nothing made, stored or fenced.
 //! For `check`, so that whatever would halt `run` is known before.
 
-use super::{attempt::Ended, start};
+use super::{attempt::Ended, decision, start, tables};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -49,9 +49,9 @@ async fn decide(
     has_progress_topic: bool,
 ) -> Result<Decision, Ended> {
     let mut replication = start::connect_replication(config, parts).await?;
-    let identity = start::identify(&mut replication).await?;
-    let mut tables = start::inspect_tables(config, parts, session, Format::Binary).await?;
-    let known = progress_key::look(session, &config.name).await.map_err(start::key_failed)?;
+    let identity = decision::identify(&mut replication).await?;
+    let mut tables = tables::inspect(config, parts, session, Format::Binary).await?;
+    let known = progress_key::look(session, &config.name).await.map_err(decision::key_failed)?;
     let known = known.unwrap_or_else(Known::nothing);
     let mut stored = None;
     if has_progress_topic {
@@ -59,7 +59,7 @@ async fn decide(
         let mut sink = sink.map_err(|e| Ended::sink("connecting to Kafka", e))?;
         let seen = sink.glance_at_progress().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
-        stored = start::believe(config, session, &identity, &known, seen).await?;
+        stored = decision::believe(config, session, &identity, &known, seen).await?;
     }
     let unrepairable = tables.repair.as_ref().err();
     if let Some(halt) = tables.unpublished.take() {
@@ -71,14 +71,21 @@ async fn decide(
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
-    let found = start::Found {
+    let found = decision::Found {
         published: &published,
         unpublished_once: false,
         unrepairable,
         has_delivered: known.has_delivered,
     };
-    let decided =
-        start::decide(config, parts, session, &mut replication, &identity, stored.as_ref(), found);
+    let decided = decision::decide(
+        config,
+        parts,
+        session,
+        &mut replication,
+        &identity,
+        stored.as_ref(),
+        found,
+    );
     let decision = decided.await?.decision;
     if !matches!(decision, Decision::Stream { .. } | Decision::Wait { .. }) {
         tables.must_fit()?;

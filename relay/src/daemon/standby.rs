@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
-use super::{attempt::Ended, broker, start};
+use super::{attempt::Ended, broker, start, tables};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -130,7 +130,7 @@ pub(super) async fn could_lead(
         Some(halt) => Ended::Halted(halt),
         None => Ended::retry(Cause::Postgres, DOING, error),
     };
-    let tables = start::inspect_tables(config, parts, session, Format::Binary).await?;
+    let tables = tables::inspect(config, parts, session, Format::Binary).await?;
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }

@@ -2,15 +2,17 @@
 //! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
 //! the ones before it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use tokio::time::sleep;
+use bytes::BytesMut;
 use uuid::Uuid;
 
 use super::{
     attempt::{Ended, Learnt},
-    first, repair, standby,
+    decision::{
+        Found, believe, decide, identify, note_delivered, open_key, survey, tell_of_a_lost_tail,
+    },
+    first, repair, standby, tables,
     unfinished::Unfinished,
 };
 use crate::{
@@ -24,23 +26,20 @@ use crate::{
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
     progress::Progress,
-    progress_key::{self, KeyError, Known},
+    progress_key::Known,
     published::Published,
-    reconcile::{self, Believed, Claims, Decision, Facts, Halt, Reconciled},
+    reconcile::{self, Decision, Facts, Halt, Reconciled},
     record::{Batch, BatchLimits},
     repair::Table,
-    route::{Format, Origin, Router, TableName},
+    route::{Format, Origin, Router},
     sink::{
-        Sink, StoredProgress,
+        Sink,
         kafka::{KafkaSink, Probe, Watch},
     },
     source::{
         connect::{ReplicationConnection, StreamOptions, SystemIdentity},
         publication::Look,
-        slot::{self, SlotState},
-        table,
     },
-    table_fit::{self, Fit, Unfit},
 };
 
 /// What a start leads to.
@@ -57,9 +56,6 @@ pub(super) struct Repairing {
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
 }
-
-/// The tables are looked at again this often while the relay streams.
-const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Everything that streaming needs.
 pub(super) struct Streaming {
@@ -120,9 +116,9 @@ pub(super) async fn start(
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
-    let mut tables = inspect_tables(config, parts, session, learnt.format).await?;
+    let mut tables = tables::inspect(config, parts, session, learnt.format).await?;
     if let Some(halt) = tables.unpublished.take() {
-        return Err(unpublished(halt, &tables, &mut sink, stored).await);
+        return Err(tables::unpublished(halt, &tables, &mut sink, stored).await);
     }
     // After the tables: a change that comes between is seen here, or by the next look.
     let (_, published) = look
@@ -390,156 +386,6 @@ pub(super) fn look(config: &Config, parts: &Parts, replication: &ReplicationConn
     )
 }
 
-pub(super) async fn identify(
-    replication: &mut ReplicationConnection,
-) -> Result<SystemIdentity, Ended> {
-    replication
-        .identify_system()
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "identifying the cluster", e))
-}
-
-async fn open_key(config: &Config, session: &SqlSession) -> Result<Known, Ended> {
-    progress_key::open(session, &config.name).await.map_err(key_failed)
-}
-
-/// After the first progress was stored; a start that is cut short before leaves it to the next.
-async fn note_delivered(config: &Config, session: &SqlSession) -> Result<(), Ended> {
-    progress_key::has_delivered(session, &config.name).await.map_err(key_failed)
-}
-
-pub(super) fn key_failed(error: KeyError) -> Ended {
-    match error {
-        KeyError::Halt(halt) => Ended::Halted(halt),
-        KeyError::Database(e) => Ended::retry(Cause::Postgres, "reading the relay's key", e),
-    }
-}
-
-/// What of the stored progress is this relay's own.
-pub(super) async fn believe(
-    config: &Config,
-    session: &SqlSession,
-    identity: &SystemIdentity,
-    known: &Known,
-    found: StoredProgress,
-) -> Result<Option<Progress>, Ended> {
-    let own = decode(found.own)?;
-    let stranger = found.stranger.map(|bytes| Progress::decode(&bytes));
-    let slot = match stranger {
-        None => None,
-        Some(_) => survey(config, session).await?.0,
-    };
-    let Believed { progress, remark } = reconcile::believe(Claims {
-        own,
-        stranger,
-        has_delivered: known.has_delivered,
-        slot_name: &config.postgres.slot,
-        slot: slot.as_ref(),
-        identity,
-    })
-    .map_err(Ended::Halted)?;
-    if let Some(remark) = remark {
-        tracing::warn!("{remark}");
-    }
-    Ok(progress)
-}
-
-fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
-    stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
-        let topic = "look at the progress topic, or run the version that wrote the record";
-        Ended::Halted(Halt::new(e.to_string(), topic))
-    })
-}
-
-impl SystemIdentity {
-    fn clone_into_progress(&self, progress: &mut Progress) {
-        progress.system_id.clone_from(&self.system_id);
-        progress.timeline = self.timeline;
-    }
-}
-
-/// What was found out about the tables.
-pub(super) struct Found<'a> {
-    pub(super) published: &'a Published,
-    pub(super) unpublished_once: bool,
-    pub(super) unrepairable: Option<&'a Halt>,
-    pub(super) has_delivered: bool,
-}
-
-pub(super) async fn decide(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-    replication: &mut ReplicationConnection,
-    identity: &SystemIdentity,
-    stored: Option<&Progress>,
-    found: Found<'_>,
-) -> Result<Reconciled, Ended> {
-    const DOING: &str = "reconciling progress with the slot";
-    // Once more: progress that a leader stored meanwhile is not past the end of the server's WAL.
-    let now = identify(replication).await?;
-    if (&now.system_id, now.timeline) != (&identity.system_id, identity.timeline) {
-        let error = anyhow::anyhow!("the server was promoted meanwhile");
-        return Err(Ended::retry(Cause::Postgres, DOING, error));
-    }
-    let identity = &now;
-    let Found { published, unpublished_once, unrepairable, has_delivered } = found;
-    let (slot, database) = survey(config, session).await?;
-    let history = match stored {
-        Some(progress) if progress.timeline < identity.timeline => replication
-            .timeline_history(identity.timeline)
-            .await
-            .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
-        _ => vec![],
-    };
-    reconcile::reconcile(&Facts {
-        slot_name: &config.postgres.slot,
-        progress: stored,
-        slot: slot.as_ref(),
-        database: &database,
-        identity,
-        history: &history,
-        start_with_all: first::takes_all(config, &parts.mapping),
-        published: Some(published),
-        unpublished_once,
-        unrepairable,
-        has_delivered,
-    })
-    .map_err(Ended::Halted)
-}
-
-/// After a failover that lost the newest commits, consumers have events that the database has not.
-fn tell_of_a_lost_tail(stored: Option<&Progress>, carried: Option<&Progress>) {
-    let (Some(stored), Some(carried)) = (stored, carried) else { return };
-    if let (Some(published), Some(kept)) = (stored.position, carried.position)
-        && published != kept
-    {
-        tracing::warn!(
-            %published, switch = %kept, timeline = carried.timeline,
-            "events were published past the point at which this server's timeline begins: their \
-             transactions are not in this database; use synchronous replication to prevent that"
-        );
-    }
-}
-
-/// The slot, if it exists, and the database that the session is in.
-async fn survey(
-    config: &Config,
-    session: &SqlSession,
-) -> Result<(Option<SlotState>, String), Ended> {
-    const DOING: &str = "looking at the slot";
-    let slot = slot::inspect(session.client(), &config.postgres.slot)
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let database = session
-        .client()
-        .query_one("select current_database()::text", &[])
-        .await
-        .and_then(|row| row.try_get::<_, String>(0))
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    Ok((slot, database))
-}
-
 /// Stores progress alone.
 pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
@@ -548,112 +394,4 @@ pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(
         .await
         .map_err(|e| Ended::sink("storing progress", e))?;
     Ok(())
-}
-
-/// What the tables of the settings look like now.
-pub(super) struct Tables {
-    /// That their rows need.
-    format: Format,
-    /// Those whose column `xid` is the transaction that inserted the row.
-    stamped: Vec<TableName>,
-    /// Why rows that are written now are not in the stream.
-    pub(super) unpublished: Option<Halt>,
-    /// Why rows that are written from now on would not serve.
-    misfit: Option<Halt>,
-    /// For a repair, or why they can't be read for one.
-    pub(super) repair: Result<Vec<Table>, Halt>,
-}
-
-impl Tables {
-    /// Before there is a slot, there is nothing in the stream that could serve.
-    pub(super) fn must_fit(&mut self) -> Result<(), Ended> {
-        self.misfit.take().map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
-    }
-}
-
-/// Looks at every table of the settings. `least` is a format that the stream is known to need.
-pub(super) async fn inspect_tables(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-    least: Format,
-) -> Result<Tables, Ended> {
-    const DOING: &str = "looking at the outbox tables";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
-    let client = session.client();
-    let name = &config.postgres.publication;
-    let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
-    let mut found = Tables {
-        format: least,
-        stamped: vec![],
-        unpublished: None,
-        misfit: None,
-        repair: Ok(Vec::new()),
-    };
-    for table in parts.mapping.tables() {
-        let TableName { schema, table: table_name } = table;
-        let state = table::inspect(client, schema, table_name).await.map_err(failed)?;
-        if let (Ok(tables), Some(state)) = (&mut found.repair, &state) {
-            match crate::repair::fits(table, state, &parts.mapping) {
-                Ok(table) => tables.push(table),
-                Err(halt) => found.repair = Err(halt),
-            }
-        }
-        match table_fit::fits(name, publication.as_ref(), table, state.as_ref(), &parts.mapping) {
-            Ok(Fit { format, stamped }) => {
-                if format == Format::Text {
-                    found.format = Format::Text;
-                }
-                if stamped {
-                    found.stamped.push(table.clone());
-                }
-            }
-            Err(Unfit::Unpublished(halt)) => found.unpublished = Some(halt),
-            Err(Unfit::Columns(halt)) => {
-                // It carries every type, whatever shape the rows in the stream have.
-                found.format = Format::Text;
-                found.misfit = Some(halt);
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Rows are written that are not in the stream. That is remembered: when somebody has obeyed, nothing
-/// may tell any more that there were some.
-async fn unpublished(
-    halt: Halt,
-    tables: &Tables,
-    sink: &mut KafkaSink,
-    stored: Option<Progress>,
-) -> Ended {
-    let streamed = stored.filter(|progress| progress.position.is_some());
-    let reason = halt.reason.clone();
-    let told = table_fit::until_obeyed(halt, streamed.is_some(), tables.repair.as_ref().err());
-    if let Some(mut progress) = streamed
-        && progress.gap.is_none()
-    {
-        progress.gap = Some(reason);
-        if let Err(ended) = store(sink, &progress).await {
-            return ended;
-        }
-    }
-    Ended::Halted(told)
-}
-
-/// Looks at the tables again and again while the relay streams, for what `control` does not see.
-/// Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch_tables(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
-    loop {
-        sleep(TABLES_INTERVAL).await;
-        match inspect_tables(config, parts, session, Format::Binary).await {
-            Ok(Tables { unpublished: None, .. }) => {}
-            // The next start remembers it, and halts.
-            Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
-                let doing = "looking at the outbox tables";
-                return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
-            }
-            Err(ended) => return ended,
-        }
-    }
 }

@@ -1,0 +1,170 @@
+//! Whose progress it is, and what it means beside the slot and the cluster: asks all that
+//! `reconcile`, which is pure, decides by. Called by `start` and `rehearsal`.
+
+use bytes::Bytes;
+
+use super::{attempt::Ended, first};
+use crate::{
+    config::{Config, parts::Parts},
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    progress::Progress,
+    progress_key::{self, KeyError, Known},
+    published::Published,
+    reconcile::{self, Believed, Claims, Facts, Halt, Reconciled},
+    sink::StoredProgress,
+    source::{
+        connect::{ReplicationConnection, SystemIdentity},
+        slot::{self, SlotState},
+    },
+};
+
+pub(super) async fn identify(
+    replication: &mut ReplicationConnection,
+) -> Result<SystemIdentity, Ended> {
+    replication
+        .identify_system()
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, "identifying the cluster", e))
+}
+
+pub(super) async fn open_key(config: &Config, session: &SqlSession) -> Result<Known, Ended> {
+    progress_key::open(session, &config.name).await.map_err(key_failed)
+}
+
+/// After the first progress was stored; a start that is cut short before leaves it to the next.
+pub(super) async fn note_delivered(config: &Config, session: &SqlSession) -> Result<(), Ended> {
+    progress_key::has_delivered(session, &config.name).await.map_err(key_failed)
+}
+
+pub(super) fn key_failed(error: KeyError) -> Ended {
+    match error {
+        KeyError::Halt(halt) => Ended::Halted(halt),
+        KeyError::Database(e) => Ended::retry(Cause::Postgres, "reading the relay's key", e),
+    }
+}
+
+/// What of the stored progress is this relay's own.
+pub(super) async fn believe(
+    config: &Config,
+    session: &SqlSession,
+    identity: &SystemIdentity,
+    known: &Known,
+    found: StoredProgress,
+) -> Result<Option<Progress>, Ended> {
+    let own = decode(found.own)?;
+    let stranger = found.stranger.map(|bytes| Progress::decode(&bytes));
+    let slot = match stranger {
+        None => None,
+        Some(_) => survey(config, session).await?.0,
+    };
+    let Believed { progress, remark } = reconcile::believe(Claims {
+        own,
+        stranger,
+        has_delivered: known.has_delivered,
+        slot_name: &config.postgres.slot,
+        slot: slot.as_ref(),
+        identity,
+    })
+    .map_err(Ended::Halted)?;
+    if let Some(remark) = remark {
+        tracing::warn!("{remark}");
+    }
+    Ok(progress)
+}
+
+fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
+    stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
+        let topic = "look at the progress topic, or run the version that wrote the record";
+        Ended::Halted(Halt::new(e.to_string(), topic))
+    })
+}
+
+impl SystemIdentity {
+    pub(super) fn clone_into_progress(&self, progress: &mut Progress) {
+        progress.system_id.clone_from(&self.system_id);
+        progress.timeline = self.timeline;
+    }
+}
+
+/// What was found out about the tables.
+pub(super) struct Found<'a> {
+    pub(super) published: &'a Published,
+    pub(super) unpublished_once: bool,
+    pub(super) unrepairable: Option<&'a Halt>,
+    pub(super) has_delivered: bool,
+}
+
+pub(super) async fn decide(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+    identity: &SystemIdentity,
+    stored: Option<&Progress>,
+    found: Found<'_>,
+) -> Result<Reconciled, Ended> {
+    const DOING: &str = "reconciling progress with the slot";
+    // Once more: progress that a leader stored meanwhile is not past the end of the server's WAL.
+    let now = identify(replication).await?;
+    if (&now.system_id, now.timeline) != (&identity.system_id, identity.timeline) {
+        let error = anyhow::anyhow!("the server was promoted meanwhile");
+        return Err(Ended::retry(Cause::Postgres, DOING, error));
+    }
+    let identity = &now;
+    let Found { published, unpublished_once, unrepairable, has_delivered } = found;
+    let (slot, database) = survey(config, session).await?;
+    let history = match stored {
+        Some(progress) if progress.timeline < identity.timeline => replication
+            .timeline_history(identity.timeline)
+            .await
+            .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
+        _ => vec![],
+    };
+    reconcile::reconcile(&Facts {
+        slot_name: &config.postgres.slot,
+        progress: stored,
+        slot: slot.as_ref(),
+        database: &database,
+        identity,
+        history: &history,
+        start_with_all: first::takes_all(config, &parts.mapping),
+        published: Some(published),
+        unpublished_once,
+        unrepairable,
+        has_delivered,
+    })
+    .map_err(Ended::Halted)
+}
+
+/// After a failover that lost the newest commits, consumers have events that the database has not.
+pub(super) fn tell_of_a_lost_tail(stored: Option<&Progress>, carried: Option<&Progress>) {
+    let (Some(stored), Some(carried)) = (stored, carried) else { return };
+    if let (Some(published), Some(kept)) = (stored.position, carried.position)
+        && published != kept
+    {
+        tracing::warn!(
+            %published, switch = %kept, timeline = carried.timeline,
+            "events were published past the point at which this server's timeline begins: their \
+             transactions are not in this database; use synchronous replication to prevent that"
+        );
+    }
+}
+
+/// The slot, if it exists, and the database that the session is in.
+pub(super) async fn survey(
+    config: &Config,
+    session: &SqlSession,
+) -> Result<(Option<SlotState>, String), Ended> {
+    const DOING: &str = "looking at the slot";
+    let slot = slot::inspect(session.client(), &config.postgres.slot)
+        .await
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let database = session
+        .client()
+        .query_one("select current_database()::text", &[])
+        .await
+        .and_then(|row| row.try_get::<_, String>(0))
+        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    Ok((slot, database))
+}

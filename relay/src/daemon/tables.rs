@@ -1,0 +1,134 @@
+//! What the tables of the settings look like: at a start, for `check`, and again and again while the
+//! relay streams.
+//!
+//! It asks the catalogue and lets `table_fit` and `repair` decide. Called by `start`, `standby`,
+//! `rehearsal` and `attempt`.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{attempt::Ended, start::store};
+use crate::{
+    config::{Config, parts::Parts},
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    progress::Progress,
+    reconcile::Halt,
+    repair::Table,
+    route::{Format, TableName},
+    sink::kafka::KafkaSink,
+    source::{slot, table},
+    table_fit::{self, Fit, Unfit},
+};
+
+/// The tables are looked at again this often while the relay streams.
+const TABLES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the tables of the settings look like now.
+pub(super) struct Tables {
+    /// That their rows need.
+    pub(super) format: Format,
+    /// Those whose column `xid` is the transaction that inserted the row.
+    pub(super) stamped: Vec<TableName>,
+    /// Why rows that are written now are not in the stream.
+    pub(super) unpublished: Option<Halt>,
+    /// Why rows that are written from now on would not serve.
+    pub(super) misfit: Option<Halt>,
+    /// For a repair, or why they can't be read for one.
+    pub(super) repair: Result<Vec<Table>, Halt>,
+}
+
+impl Tables {
+    /// Before there is a slot, there is nothing in the stream that could serve.
+    pub(super) fn must_fit(&mut self) -> Result<(), Ended> {
+        self.misfit.take().map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
+    }
+}
+
+/// Looks at every table of the settings. `least` is a format that the stream is known to need.
+pub(super) async fn inspect(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    least: Format,
+) -> Result<Tables, Ended> {
+    const DOING: &str = "looking at the outbox tables";
+    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let client = session.client();
+    let name = &config.postgres.publication;
+    let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
+    let mut found = Tables {
+        format: least,
+        stamped: vec![],
+        unpublished: None,
+        misfit: None,
+        repair: Ok(Vec::new()),
+    };
+    for table in parts.mapping.tables() {
+        let TableName { schema, table: table_name } = table;
+        let state = table::inspect(client, schema, table_name).await.map_err(failed)?;
+        if let (Ok(tables), Some(state)) = (&mut found.repair, &state) {
+            match crate::repair::fits(table, state, &parts.mapping) {
+                Ok(table) => tables.push(table),
+                Err(halt) => found.repair = Err(halt),
+            }
+        }
+        match table_fit::fits(name, publication.as_ref(), table, state.as_ref(), &parts.mapping) {
+            Ok(Fit { format, stamped }) => {
+                if format == Format::Text {
+                    found.format = Format::Text;
+                }
+                if stamped {
+                    found.stamped.push(table.clone());
+                }
+            }
+            Err(Unfit::Unpublished(halt)) => found.unpublished = Some(halt),
+            Err(Unfit::Columns(halt)) => {
+                // It carries every type, whatever shape the rows in the stream have.
+                found.format = Format::Text;
+                found.misfit = Some(halt);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Rows are written that are not in the stream. That is remembered: when somebody has obeyed, nothing
+/// may tell any more that there were some.
+pub(super) async fn unpublished(
+    halt: Halt,
+    tables: &Tables,
+    sink: &mut KafkaSink,
+    stored: Option<Progress>,
+) -> Ended {
+    let streamed = stored.filter(|progress| progress.position.is_some());
+    let reason = halt.reason.clone();
+    let told = table_fit::until_obeyed(halt, streamed.is_some(), tables.repair.as_ref().err());
+    if let Some(mut progress) = streamed
+        && progress.gap.is_none()
+    {
+        progress.gap = Some(reason);
+        if let Err(ended) = store(sink, &progress).await {
+            return ended;
+        }
+    }
+    Ended::Halted(told)
+}
+
+/// Looks at the tables again and again while the relay streams, for what `control` does not see.
+/// Returns what ends the attempt. Cancel safe.
+pub(super) async fn watch(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
+    loop {
+        sleep(TABLES_INTERVAL).await;
+        match inspect(config, parts, session, Format::Binary).await {
+            Ok(Tables { unpublished: None, .. }) => {}
+            // The next start remembers it, and halts.
+            Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
+                let doing = "looking at the outbox tables";
+                return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
+            }
+            Err(ended) => return ended,
+        }
+    }
+}
