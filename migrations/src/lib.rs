@@ -48,6 +48,7 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 6, name: "relay_keys", sql: include_str!("../outbox/V6__relay_keys.sql") },
     Migration { version: 7, name: "limits", sql: include_str!("../outbox/V7__limits.sql") },
     Migration { version: 8, name: "history", sql: include_str!("../outbox/V8__history.sql") },
+    Migration { version: 9, name: "own_notes", sql: include_str!("../outbox/V9__own_notes.sql") },
 ];
 
 const INBOX: &[Migration] = &[

@@ -126,6 +126,26 @@ async fn what_is_moved_is_taken_back_from_the_account_of_deleted_rows() {
     assert!(notes().await > 0);
 }
 
+/// What a transaction has deleted stands in a setting, which any role can set.
+#[tokio::test]
+async fn nobody_takes_back_the_account_of_another_transaction() {
+    let t = Harness::start().await;
+    run(&t, "insert into outbox.events (topic) values ('x')").await;
+    run(&t, "delete from outbox.events").await;
+    // As a table-wide grant to insert would let a writer do it.
+    run(
+        &t,
+        "begin; \
+         select set_config('outbox.gone', '1 7 0 ' || (select array_agg(ctid)::text from outbox.deletions), \
+             true); \
+         insert into outbox.events (topic, xid) values ('x', '7'); commit",
+    )
+    .await;
+    let sql = "select count(*) from outbox.deletions";
+    let notes: i64 = t.database().superuser().query_one(sql, &[]).await.expect("a count").get(0);
+    assert_eq!(notes, 1);
+}
+
 /// Ten thousand transactions' rows: a note for each would make retention expensive.
 #[tokio::test]
 async fn deleting_a_long_history_takes_few_notes_and_they_go_by_themselves() {

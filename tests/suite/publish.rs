@@ -176,6 +176,8 @@ async fn a_writer_adds_events_and_can_do_nothing_else() {
         "delete from outbox.events",
         "truncate outbox.events",
         "insert into outbox.events_default (topic) values ('t')",
+        // It would pass for another transaction's row, or another cluster's.
+        "insert into outbox.events (topic, xid) values ('t', '7')",
         "select * from outbox.migrations",
         "create table outbox.mine ()",
         "drop publication outbox",
