@@ -6,6 +6,7 @@
 //! WAL [`Message`] of the same transaction, where in the stream the change takes its place.
 //! [`Store`] is the relay's side of the table, [`operator`] the command's.
 
+mod announcement;
 mod count;
 mod edit;
 mod headers;
@@ -21,10 +22,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use self::{
+    announcement::{announce, waiting, wal_end},
     count::{Parked, count},
     edit::{Edit, EditError},
     lane::{Lane, Lanes},
-    store::{Store, announce, waiting, wal_end},
+    store::Store,
 };
 use crate::{
     position::RowPosition,

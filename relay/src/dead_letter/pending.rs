@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{DeadLetterError, store::sorted};
+use super::{DeadLetterError, rights::sorted};
 use crate::postgres::sql::SqlSession;
 
 /// The reason of an event whose topic does not exist.

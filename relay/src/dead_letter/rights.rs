@@ -1,9 +1,10 @@
-//! Whether the relay's role can use the table of dead letters: asked before it is needed.
+//! Whether a role can use the table of dead letters: asked before it is needed, and told from an
+//! answer.
 
 use serde::Deserialize;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
-use super::store::{missing, not_granted};
+use super::DeadLetterError;
 use crate::{reconcile::Halt, source::slot::InspectError};
 
 #[derive(Debug, Deserialize)]
@@ -36,6 +37,40 @@ pub(crate) async fn lacking(client: &Client, role: &str) -> Result<Option<Halt>,
     let rights: Rights =
         serde_json::from_str(text).map_err(|source| InspectError::Shape { what: WHAT, source })?;
     Ok(rights.lacking(role))
+}
+
+/// What the answer of the database means.
+pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {
+    let absent = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    match source.code() {
+        Some(code) if absent.contains(code) || *code == SqlState::UNDEFINED_COLUMN => {
+            let (what, remedy) = missing();
+            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
+        }
+        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
+            let (what, remedy) = not_granted();
+            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
+        }
+        _ => DeadLetterError::Database { doing, source },
+    }
+}
+
+/// What happened, and what to do, where there is no such table.
+fn missing() -> (&'static str, &'static str) {
+    (
+        "the table outbox.dead_letters, where refused events are parked, is missing or of another \
+         version",
+        "run `outbox-relay migrate` as the schema's owner",
+    )
+}
+
+/// Where it may not be used.
+fn not_granted() -> (&'static str, &'static str) {
+    (
+        "the relay's role may not use outbox.dead_letters, where refused events are parked",
+        "grant usage on schema outbox and select, insert, update on outbox.dead_letters to it \
+         (docs/ROLES.md)",
+    )
 }
 
 impl Rights {

@@ -3,27 +3,28 @@
 //! It speaks through the session that holds the leader's lock, which others use too: so each step
 //! is one statement, a transaction of its own, and may be repeated with the same effect.
 
+mod beginning;
+mod letters;
+
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use serde_json::Value;
 use tokio_postgres::{
     Row,
-    error::SqlState,
-    types::{Json, PgLsn, ToSql},
+    types::{PgLsn, ToSql},
 };
 use uuid::Uuid;
 
+use self::letters::add;
 use super::{
-    DeadLetterError, DeadLetters, Lane, Lanes, Letter, Message, PutBack, Release, Seen,
-    headers::{self, Repertoire},
+    BEHIND, BEHIND_ERROR, DeadLetterError, DeadLetters, Lane, Letter, PutBack, Release, Seen,
+    headers::Repertoire, rights::sorted,
 };
 use crate::{
-    header,
     lsn::Lsn,
-    position::{Position, RowPosition},
+    position::RowPosition,
     postgres::sql::SqlSession,
-    record::{Announced, Batch, Record, RecordHead, RefusedRecord},
-    route::{Origin, reason},
+    record::{Announced, Batch},
+    route::Origin,
     snapshot,
 };
 
@@ -34,12 +35,8 @@ const VISIBLE_POLL: Duration = Duration::from_millis(2);
 /// All such waiting until everything is visible again. A transaction that waits for a standby is in
 /// the stream long before it is visible, and any role may let one announce something.
 const VISIBLE_MAX: Duration = Duration::from_secs(1);
-/// Releases that are announced again at a time.
-const WAITING_MAX: i64 = 1_000;
 /// Letters in one statement.
 const STATEMENT_ROWS: usize = 2_000;
-/// Parked lanes that are read at a time.
-const LANES_READ: i64 = 10_000;
 /// Rows that are read at a time; a batch may be full before they end.
 const READ_ROWS: i64 = 500;
 /// Bytes of payloads that are read at a time, beyond one that is larger alone.
@@ -73,149 +70,6 @@ impl Store {
         let mut store = Store { session, relay, origin, repertoire, patience: VISIBLE_MAX };
         store.adopt().await?;
         Ok(store)
-    }
-
-    /// Positions of another cluster's WAL mean nothing here, and its events come before all that
-    /// this one streams: a dump was restored, or the cluster upgraded.
-    async fn adopt(&mut self) -> Result<(), DeadLetterError> {
-        let adopted = self
-            .execute(
-                "looking at outbox.dead_letters",
-                "update outbox.dead_letters d \
-                 set system_id = $2, commit_lsn = '0/0', ordinal = o.ordinal \
-                 from (select id, (select max(id) from outbox.dead_letters) + row_number() over \
-                              (order by commit_lsn, ordinal, id) as ordinal \
-                       from outbox.dead_letters \
-                       where relay = $1 and system_id <> $2 and state in ('parked', 'releasing') \
-                      ) o \
-                 where d.id = o.id",
-                &[&self.relay.clone(), &self.origin.system_id.clone()],
-            )
-            .await?;
-        if adopted > 0 {
-            tracing::warn!(events = adopted, "another cluster's parked events were taken over");
-        }
-        Ok(())
-    }
-
-    /// What is parked now, or announced and not yet delivered; `max` lanes of it in memory.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`].
-    pub async fn lanes(&mut self, max: usize) -> Result<Lanes, DeadLetterError> {
-        let mut lanes = Lanes::new(max);
-        let mut after = Uuid::nil();
-        loop {
-            let rows = self
-                .query(
-                    "reading the parked lanes",
-                    "select distinct on (lane) lane, commit_lsn, ordinal from outbox.dead_letters \
-                     where relay = $1 and state in ('parked', 'releasing') and lane > $2 \
-                     order by lane, commit_lsn, ordinal limit $3",
-                    &[&self.relay, &after, &LANES_READ],
-                )
-                .await?;
-            let Some(last) = rows.last() else { break };
-            after = last.get(0);
-            rows.iter().for_each(|row| lanes.park(Lane::from_uuid(row.get(0)), position(row, 1)));
-            // What of them is beyond memory is asked for when it matters.
-            lanes.told([]);
-        }
-        Ok(lanes)
-    }
-
-    /// Tells `lanes` of events that were parked and that `progress` does not cover: the relay ended
-    /// between the two, and the server sends them again. Somebody may have mended, released or
-    /// discarded them meanwhile.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`].
-    pub async fn expect(
-        &mut self,
-        progress: Position,
-        lanes: &mut Lanes,
-    ) -> Result<(), DeadLetterError> {
-        let from = PgLsn::from(progress.resume_lsn().get());
-        let rows = self
-            .query(
-                "reading what was parked last",
-                "select commit_lsn, ordinal from outbox.dead_letters \
-                 where relay = $1 and system_id = $2 and commit_lsn >= $3 and state <> 'released'",
-                &[&self.relay, &self.origin.system_id, &from],
-            )
-            .await?;
-        let positions = rows.iter().map(|row| position(row, 0));
-        positions.filter(|at| !progress.covers(*at)).for_each(|at| lanes.expect(at));
-        Ok(())
-    }
-
-    /// Announces once more what was released and is not delivered: the first announcement may be
-    /// in WAL that is lost. If it is not, this one finds nothing left to do.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`].
-    pub async fn announce_again(&mut self) -> Result<(), DeadLetterError> {
-        for release in waiting(&self.session, &self.relay).await? {
-            announce(&self.session, &self.relay, release).await?;
-        }
-        Ok(())
-    }
-
-    /// Which of the releases have events that are not delivered.
-    ///
-    /// # Errors
-    /// [`DeadLetterError`].
-    pub async fn under_way(&mut self, releases: &[Uuid]) -> Result<Vec<Uuid>, DeadLetterError> {
-        let rows = self
-            .query(
-                "looking for unfinished releases",
-                "select r.id from unnest($2::uuid[]) r (id) where exists ( \
-                     select from outbox.dead_letters where relay = $1 and release_id = r.id \
-                         and state = 'releasing')",
-                &[&self.relay, &releases],
-            )
-            .await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
-    async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
-        let columns = Columns::of(letters, self.repertoire);
-        self.execute(
-            "parking events",
-            "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, \
-                 lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, error) \
-             select $1, $2, n.* \
-             from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
-                 $9::int4[], $10::int8[], $11::bytea[], $12::jsonb[], $13::bool[], $14::text[], \
-                 $15::text[]) \
-                 as n (commit_lsn, ordinal, event_id, lane, topic, key, partition, timestamp_ms, \
-                     payload, headers, fit, reason, error) \
-             where not $16 or not exists (select from outbox.dead_letters d \
-                 where d.relay = $1 and d.event_id = n.event_id \
-                     and d.lane is not distinct from n.lane \
-                     and d.state in ('parked', 'releasing')) \
-             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do nothing",
-            &[
-                &self.relay.clone(),
-                &self.origin.system_id.clone(),
-                &columns.commits,
-                &columns.ordinals,
-                &columns.event_ids,
-                &columns.lanes,
-                &columns.topics,
-                &columns.keys,
-                &columns.partitions,
-                &columns.timestamps_ms,
-                &columns.payloads,
-                &columns.headers,
-                &columns.fit,
-                &columns.reasons,
-                &columns.errors,
-                &letters.iter().any(|letter| letter.repaired),
-            ],
-        )
-        .await?;
-        Ok(())
     }
 
     async fn execute(
@@ -458,8 +312,8 @@ impl DeadLetters for Store {
                 &reasons,
                 &errors,
                 &signed(from),
-                &super::BEHIND,
-                &super::BEHIND_ERROR,
+                &BEHIND,
+                &BEHIND_ERROR,
             ],
         )
         .await?;
@@ -484,125 +338,6 @@ impl DeadLetters for Store {
     }
 }
 
-/// Releases and discards of the relay that have not had their effect, oldest first; as many as one
-/// look may find. Their ids grow with time.
-///
-/// # Errors
-/// [`DeadLetterError`].
-pub async fn waiting(session: &SqlSession, relay: &str) -> Result<Vec<Uuid>, DeadLetterError> {
-    // From one to the next by the index: one of them may have a million rows.
-    let query = "with recursive r (id) as ( \
-                     (select release_id from outbox.dead_letters where relay = $1 \
-                          and state in ('releasing', 'discarded') and release_id is not null \
-                      order by release_id limit 1) \
-                     union all \
-                     select (select release_id from outbox.dead_letters where relay = $1 \
-                                 and state in ('releasing', 'discarded') and release_id > r.id \
-                             order by release_id limit 1) \
-                     from r where r.id is not null) \
-                 select id from r where id is not null limit $2";
-    let rows = session.client().query(query, &[&relay, &WAITING_MAX]).await;
-    let rows = rows.map_err(|e| sorted("looking for releases that wait", e))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// Where the WAL that is flushed ends.
-///
-/// # Errors
-/// [`DeadLetterError`].
-pub async fn wal_end(session: &SqlSession) -> Result<Lsn, DeadLetterError> {
-    let query = "select pg_catalog.pg_current_wal_flush_lsn()";
-    let row = session.client().query_one(query, &[]).await;
-    let row = row.map_err(|e| sorted("reading the end of the WAL", e))?;
-    Ok(Lsn::new(row.get::<_, PgLsn>(0).into()))
-}
-
-/// Announces a release once more. A transaction each: places within one begin behind those of the
-/// release before, of which a later start may know nothing any more.
-///
-/// # Errors
-/// [`DeadLetterError`].
-pub async fn announce(
-    session: &SqlSession,
-    relay: &str,
-    release: Uuid,
-) -> Result<(), DeadLetterError> {
-    let message = Message { relay: relay.to_owned(), release };
-    let query = "select pg_catalog.pg_logical_emit_message(true, 'outbox', $1::jsonb::text)";
-    let emitted = session.client().query(query, &[&Json(message)]).await;
-    emitted.map(drop).map_err(|e| sorted("announcing a release again", e))
-}
-
-/// Letters as the arrays of one statement.
-#[derive(Default)]
-struct Columns<'a> {
-    commits: Vec<PgLsn>,
-    ordinals: Vec<i64>,
-    event_ids: Vec<Option<String>>,
-    lanes: Vec<Option<Uuid>>,
-    topics: Vec<Option<String>>,
-    keys: Vec<Option<&'a [u8]>>,
-    partitions: Vec<Option<i32>>,
-    timestamps_ms: Vec<Option<i64>>,
-    payloads: Vec<Option<&'a [u8]>>,
-    headers: Vec<Value>,
-    fit: Vec<bool>,
-    reasons: Vec<&'a str>,
-    errors: Vec<String>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(letters: &[Letter<'a>], repertoire: Repertoire) -> Self {
-        let mut columns = Columns::default();
-        for letter in letters {
-            let record: Record<'a> = letter.record;
-            let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
-            let topic = Some(record.topic).filter(|topic| !topic.is_empty());
-            columns.commits.push(PgLsn::from(record.position.commit.get()));
-            columns.ordinals.push(signed(record.position.ordinal));
-            columns.event_ids.push(record.event_id().map(text));
-            columns.lanes.push(letter.lane.map(Lane::to_uuid));
-            columns.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
-            columns.keys.push(record.key);
-            columns.partitions.push(record.partition);
-            columns.timestamps_ms.push(record.timestamp_ms);
-            columns.payloads.push(record.payload);
-            columns.headers.push(headers::to_json(record.headers(), repertoire));
-            columns.fit.push(letter.fit);
-            columns.reasons.push(letter.reason);
-            columns.errors.push(repertoire.sanitised(letter.error));
-        }
-        columns
-    }
-}
-
-/// Adds a row of the table to the batch as a record at `position`.
-fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut Batch) {
-    let headers: Value = row.get(6);
-    let mut record = batch.start_record(RecordHead {
-        position,
-        topic: row.get::<_, Option<&str>>(1).unwrap_or_default(),
-        key: row.get(2),
-        payload: row.get(5),
-        partition: row.get(3),
-        timestamp_ms: row.get(4),
-    });
-    for (name, value) in headers::from_json(&headers) {
-        if headers::is_position(&name) {
-            let position = header::position(&origin.system_id, origin.timeline, position);
-            record.header(&name, position.as_bytes());
-        } else {
-            record.header(&name, &value);
-        }
-    }
-    record.finish();
-    if !row.get::<_, bool>(7) {
-        let (index, error) = (batch.len() - 1, row.get(9));
-        let reason = reason::known(row.get(8));
-        batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
-    }
-}
-
 fn position(row: &Row, column: usize) -> RowPosition {
     let commit = Lsn::new(row.get::<_, PgLsn>(column).into());
     RowPosition { commit, ordinal: unsigned(row.get(column + 1)) }
@@ -615,37 +350,4 @@ fn signed(ordinal: u64) -> i64 {
 
 fn unsigned(ordinal: i64) -> u64 {
     u64::try_from(ordinal).unwrap_or(0)
-}
-
-/// What happened, and what to do, where there is no such table.
-pub(super) fn missing() -> (&'static str, &'static str) {
-    (
-        "the table outbox.dead_letters, where refused events are parked, is missing or of another \
-         version",
-        "run `outbox-relay migrate` as the schema's owner",
-    )
-}
-
-/// Where it may not be used.
-pub(super) fn not_granted() -> (&'static str, &'static str) {
-    (
-        "the relay's role may not use outbox.dead_letters, where refused events are parked",
-        "grant usage on schema outbox and select, insert, update on outbox.dead_letters to it \
-         (docs/ROLES.md)",
-    )
-}
-
-pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {
-    let absent = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
-    match source.code() {
-        Some(code) if absent.contains(code) || *code == SqlState::UNDEFINED_COLUMN => {
-            let (what, remedy) = missing();
-            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
-        }
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => {
-            let (what, remedy) = not_granted();
-            DeadLetterError::Misconfigured { what: what.into(), remedy: remedy.into() }
-        }
-        _ => DeadLetterError::Database { doing, source },
-    }
 }

@@ -2,6 +2,10 @@
 //! `admin`. Cheap to clone and to write: positions are atomics, the rest is behind one short lock
 //! that is never held across an await.
 
+mod report;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     sync::{
@@ -15,22 +19,15 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    health::{self, Phase, Vitals},
+    health::Phase,
     known::{Known, Stamp},
     lag::Lag,
-    status::{LastBatch, LastError, Status, approximate},
+    status::{LastBatch, LastError},
 };
-use crate::{
-    lsn::Lsn,
-    metrics::{Gauges, Metrics},
-    position::Position,
-};
+use crate::{lsn::Lsn, metrics::Metrics, position::Position};
 
 /// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds since Unix's.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-/// For so long after a delivery the age of its newest commit counts as lag.
-const DRAINING: Duration = Duration::from_secs(2);
-
 /// A handle to the one board of a relay.
 #[derive(Clone)]
 pub struct Board(Arc<Inner>);
@@ -306,118 +303,6 @@ impl Board {
         self.0.beat.set(self.now());
     }
 
-    /// `Err` has the reason why the relay is not delivering and could not.
-    pub fn readiness(&self) -> Result<(), String> {
-        health::readiness(&self.vitals(self.now()))
-    }
-
-    /// `Err` has the reason why the process should be restarted.
-    pub fn liveness(&self) -> Result<(), String> {
-        health::liveness(&self.vitals(self.now()))
-    }
-
-    /// Everything, as of now.
-    pub fn status(&self) -> Status {
-        let now = self.now();
-        let vitals = self.vitals(now);
-        let ready = health::readiness(&vitals);
-        let (lag_bytes, lag) = self.lag(now).unzip();
-        let state = self.state();
-        let known = |at: &Known| at.get().map(Lsn::new);
-        Status {
-            name: self.0.name.clone(),
-            version: self.0.version.clone(),
-            role: vitals.phase.role().into(),
-            phase: vitals.phase.word().into(),
-            detail: vitals.phase.detail(),
-            ready: ready.is_ok(),
-            not_ready_because: ready.err(),
-            slot: self.0.slot.clone(),
-            server_wal_end: known(&self.0.wal_end),
-            received: known(&self.0.received),
-            delivered: state.delivered,
-            confirmed: known(&self.0.confirmed),
-            lag_bytes,
-            lag_seconds: lag.map(|lag| lag.as_secs_f64()),
-            records_delivered: self.0.records.load(Relaxed),
-            bytes_delivered: self.0.bytes.load(Relaxed),
-            batches: self.0.batches.load(Relaxed),
-            last_batch: state.last_batch.clone(),
-            rows_moved: self.0.moved.load(Relaxed),
-            parked_lanes: self.0.parked_lanes.get(),
-            parked_events: self.0.parked_events.get(),
-            last_error: state.last_error.clone(),
-            uptime_seconds: now.as_secs_f64(),
-        }
-    }
-
-    /// The text of `/metrics`, as of now.
-    pub fn render_metrics(&self) -> String {
-        let status = self.status();
-        self.0.metrics.render(&Gauges {
-            ready: status.ready,
-            role: &status.role,
-            server_wal_end: status.server_wal_end.map(Lsn::get),
-            received: status.received.map(Lsn::get),
-            delivered: status.delivered.map(|position| position.resume_lsn().get()),
-            confirmed: status.confirmed.map(Lsn::get),
-            parked_lanes: status.parked_lanes,
-            parked_events: status.parked_events,
-            lag_bytes: status.lag_bytes,
-            lag_seconds: status.lag_seconds,
-        })
-    }
-
-    /// One line for a person who watches; `None` when nothing was delivered since the last one.
-    pub fn summary_line(&self) -> Option<String> {
-        let now = self.now();
-        let records = self.0.records.load(Relaxed);
-        let (lag_bytes, lag) = self.lag(now).unwrap_or_default();
-        let mut state = self.state();
-        let (before, records_before) = std::mem::replace(&mut state.summary, (now, records));
-        let new = records.saturating_sub(records_before);
-        if new == 0 {
-            return None;
-        }
-        let seconds = now.saturating_sub(before).as_secs_f64().max(0.001);
-        let position = state.delivered.map_or_else(String::new, |p| format!(", delivered {p}"));
-        Some(format!(
-            "{new} records in {seconds:.0} s ({:.0}/s), lag {:.1} s, {}{position}",
-            new as f64 / seconds,
-            lag.as_secs_f64(),
-            approximate(lag_bytes),
-        ))
-    }
-
-    /// Bytes and time, where both ends are known. Where the broker has not said yet what is
-    /// delivered, it is at least what is confirmed.
-    fn lag(&self, now: Duration) -> Option<(u64, Duration)> {
-        let end = Lsn::new(self.0.wal_end.get().max(self.0.received.get())?);
-        let mut state = self.state();
-        let confirmed = self.0.confirmed.get().map(Lsn::new);
-        let delivered = state.delivered.map(Position::resume_lsn).or(confirmed)?;
-        let waiting = state.lag.behind(now, delivered);
-        // While a backlog drains, how late the events are; their commits may be older than we are.
-        let late = state
-            .last_age
-            .filter(|(at, _)| now.saturating_sub(*at) < DRAINING)
-            .map_or(Duration::ZERO, |(_, age)| age);
-        Some((end.bytes_since(delivered), waiting.max(late)))
-    }
-
-    fn vitals(&self, now: Duration) -> Vitals {
-        let state = self.state();
-        Vitals {
-            phase: state.phase.clone(),
-            phase_for: now.saturating_sub(state.phase_since),
-            silent_for: self.0.heard.age(now),
-            delivering_for: self.0.delivering.age(now),
-            broker_silent_for: self.0.broker_heard.age(now),
-            broker_error: state.broker_error.clone(),
-            beat_ago: self.0.beat.age(now).unwrap_or(now),
-        }
-    }
-
     fn now(&self) -> Duration {
         self.0.born.elapsed()
     }
@@ -439,123 +324,4 @@ fn age_of_commit(commit_us: i64) -> Duration {
     let now = Timestamp::now().as_microsecond();
     let age = now.saturating_sub(commit_us.saturating_add(POSTGRES_EPOCH_US));
     Duration::from_micros(u64::try_from(age).unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn now_us() -> i64 {
-        Timestamp::now().as_microsecond() - POSTGRES_EPOCH_US
-    }
-
-    #[test]
-    fn a_board_follows_a_delivery() {
-        let board = Board::new("orders", "outbox_orders", "1");
-        board.phase(Phase::Streaming);
-        board.server(Lsn::new(5000));
-        board.received(Lsn::new(2000));
-        assert_eq!(board.summary_line(), None);
-        board.delivery_started();
-        assert!(board.vitals(board.now()).delivering_for.is_some());
-        let position = Position::UpTo(Lsn::new(1000));
-        board.delivered(
-            Some(position),
-            3,
-            77,
-            Duration::from_millis(4),
-            Some(now_us() - 7_000_000),
-        );
-        board.confirmed(Lsn::new(1000));
-        assert!(board.vitals(board.now()).delivering_for.is_none());
-        let status = board.status();
-        assert!(status.ready && status.role == "leader");
-        assert_eq!(status.lag_bytes, Some(4000));
-        assert!(status.lag_seconds.is_some_and(|lag| (7.0..9.0).contains(&lag)));
-        assert_eq!(status.delivered, Some(position));
-        assert_eq!((status.records_delivered, status.bytes_delivered, status.batches), (3, 77, 1));
-        let line = board.summary_line().expect("records flowed");
-        assert!(
-            line.starts_with("3 records in 0 s") && line.ends_with("delivered up to 0/3E8"),
-            "{line}"
-        );
-        assert_eq!(board.summary_line(), None);
-    }
-
-    #[test]
-    fn a_delivery_that_failed_is_not_under_way_any_more() {
-        let board = Board::new("orders", "s", "1");
-        board.delivery_started();
-        board.phase(Phase::Stopping);
-        assert!(board.vitals(board.now()).delivering_for.is_none());
-    }
-
-    #[test]
-    fn nothing_is_claimed_before_it_is_known() {
-        let board = Board::new("orders", "s", "1");
-        let status = board.status();
-        assert_eq!((status.lag_bytes, status.received, status.delivered), (None, None, None));
-        assert_eq!(status.not_ready_because.as_deref(), Some("starting: reading settings"));
-        let samples = board.render_metrics();
-        for line in samples.lines().filter(|line| !line.starts_with('#')) {
-            let blind = ["lsn", "lag", "parked_lanes", "parked_events"];
-            assert!(!blind.iter().any(|word| line.contains(word)), "{line}");
-        }
-    }
-
-    #[test]
-    fn the_lag_of_a_relay_that_halted_grows_with_the_servers_wal() {
-        let board = Board::new("orders", "s", "1");
-        board.phase(Phase::Halted { reason: "r".into(), remedy: "m".into() });
-        board.server_wal_end(Lsn::new(5000));
-        assert_eq!(board.status().lag_bytes, None, "nobody knows yet what is delivered");
-        board.confirmed(Lsn::new(1000));
-        assert_eq!(board.status().lag_bytes, Some(4000), "at least what is confirmed");
-        board.resumed(Position::UpTo(Lsn::new(1500)));
-        assert_eq!(board.status().lag_bytes, Some(3500));
-        std::thread::sleep(Duration::from_millis(2));
-        board.server_wal_end(Lsn::new(9000));
-        let status = board.status();
-        assert_eq!(status.lag_bytes, Some(7500));
-        assert!(status.lag_seconds.is_some_and(|lag| lag > 0.001), "{status:?}");
-        let metrics = board.render_metrics();
-        assert!(metrics.contains("outbox_relay_lag_bytes 7500\n"), "{metrics}");
-    }
-
-    #[test]
-    fn a_server_whose_wal_ends_earlier_is_another_one() {
-        let board = Board::new("orders", "s", "1");
-        board.resumed(Position::UpTo(Lsn::new(1000)));
-        board.server_wal_end(Lsn::new(9000));
-        // The walsender is a little ahead of the query; that is no step back.
-        board.server(Lsn::new(9100));
-        board.server_wal_end(Lsn::new(9050));
-        assert_eq!(board.status().server_wal_end, Some(Lsn::new(9100)));
-        board.server_wal_end(Lsn::new(2000));
-        assert_eq!(board.status().lag_bytes, Some(1000));
-    }
-
-    #[test]
-    fn a_standby_knows_nothing_of_the_stream() {
-        let board = Board::new("orders", "s", "1");
-        board.resumed(Position::UpTo(Lsn::new(1000)));
-        board.server_wal_end(Lsn::new(9000));
-        board.confirmed(Lsn::new(1000));
-        board.parked_lanes(2);
-        board.parked_events(7);
-        board.phase(Phase::Standby { doing: "waiting".into() });
-        let status = board.status();
-        assert_eq!((status.server_wal_end, status.delivered, status.confirmed), (None, None, None));
-        assert_eq!((status.lag_bytes, status.lag_seconds), (None, None));
-        assert_eq!((status.parked_lanes, status.parked_events), (None, None));
-    }
-
-    #[test]
-    fn a_release_has_no_lag_of_its_own() {
-        let board = Board::new("orders", "s", "1");
-        board.server_wal_end(Lsn::new(1000));
-        let position = Some(Position::UpTo(Lsn::new(1000)));
-        board.delivered(position, 3, 77, Duration::from_millis(4), None);
-        assert_eq!(board.status().lag_seconds, Some(0.0));
-    }
 }

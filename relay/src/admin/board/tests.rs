@@ -1,0 +1,109 @@
+use super::*;
+
+fn now_us() -> i64 {
+    Timestamp::now().as_microsecond() - POSTGRES_EPOCH_US
+}
+
+#[test]
+fn a_board_follows_a_delivery() {
+    let board = Board::new("orders", "outbox_orders", "1");
+    board.phase(Phase::Streaming);
+    board.server(Lsn::new(5000));
+    board.received(Lsn::new(2000));
+    assert_eq!(board.summary_line(), None);
+    board.delivery_started();
+    assert!(board.vitals(board.now()).delivering_for.is_some());
+    let position = Position::UpTo(Lsn::new(1000));
+    board.delivered(Some(position), 3, 77, Duration::from_millis(4), Some(now_us() - 7_000_000));
+    board.confirmed(Lsn::new(1000));
+    assert!(board.vitals(board.now()).delivering_for.is_none());
+    let status = board.status();
+    assert!(status.ready && status.role == "leader");
+    assert_eq!(status.lag_bytes, Some(4000));
+    assert!(status.lag_seconds.is_some_and(|lag| (7.0..9.0).contains(&lag)));
+    assert_eq!(status.delivered, Some(position));
+    assert_eq!((status.records_delivered, status.bytes_delivered, status.batches), (3, 77, 1));
+    let line = board.summary_line().expect("records flowed");
+    assert!(
+        line.starts_with("3 records in 0 s") && line.ends_with("delivered up to 0/3E8"),
+        "{line}"
+    );
+    assert_eq!(board.summary_line(), None);
+}
+
+#[test]
+fn a_delivery_that_failed_is_not_under_way_any_more() {
+    let board = Board::new("orders", "s", "1");
+    board.delivery_started();
+    board.phase(Phase::Stopping);
+    assert!(board.vitals(board.now()).delivering_for.is_none());
+}
+
+#[test]
+fn nothing_is_claimed_before_it_is_known() {
+    let board = Board::new("orders", "s", "1");
+    let status = board.status();
+    assert_eq!((status.lag_bytes, status.received, status.delivered), (None, None, None));
+    assert_eq!(status.not_ready_because.as_deref(), Some("starting: reading settings"));
+    let samples = board.render_metrics();
+    for line in samples.lines().filter(|line| !line.starts_with('#')) {
+        let blind = ["lsn", "lag", "parked_lanes", "parked_events"];
+        assert!(!blind.iter().any(|word| line.contains(word)), "{line}");
+    }
+}
+
+#[test]
+fn the_lag_of_a_relay_that_halted_grows_with_the_servers_wal() {
+    let board = Board::new("orders", "s", "1");
+    board.phase(Phase::Halted { reason: "r".into(), remedy: "m".into() });
+    board.server_wal_end(Lsn::new(5000));
+    assert_eq!(board.status().lag_bytes, None, "nobody knows yet what is delivered");
+    board.confirmed(Lsn::new(1000));
+    assert_eq!(board.status().lag_bytes, Some(4000), "at least what is confirmed");
+    board.resumed(Position::UpTo(Lsn::new(1500)));
+    assert_eq!(board.status().lag_bytes, Some(3500));
+    std::thread::sleep(Duration::from_millis(2));
+    board.server_wal_end(Lsn::new(9000));
+    let status = board.status();
+    assert_eq!(status.lag_bytes, Some(7500));
+    assert!(status.lag_seconds.is_some_and(|lag| lag > 0.001), "{status:?}");
+    let metrics = board.render_metrics();
+    assert!(metrics.contains("outbox_relay_lag_bytes 7500\n"), "{metrics}");
+}
+
+#[test]
+fn a_server_whose_wal_ends_earlier_is_another_one() {
+    let board = Board::new("orders", "s", "1");
+    board.resumed(Position::UpTo(Lsn::new(1000)));
+    board.server_wal_end(Lsn::new(9000));
+    // The walsender is a little ahead of the query; that is no step back.
+    board.server(Lsn::new(9100));
+    board.server_wal_end(Lsn::new(9050));
+    assert_eq!(board.status().server_wal_end, Some(Lsn::new(9100)));
+    board.server_wal_end(Lsn::new(2000));
+    assert_eq!(board.status().lag_bytes, Some(1000));
+}
+
+#[test]
+fn a_standby_knows_nothing_of_the_stream() {
+    let board = Board::new("orders", "s", "1");
+    board.resumed(Position::UpTo(Lsn::new(1000)));
+    board.server_wal_end(Lsn::new(9000));
+    board.confirmed(Lsn::new(1000));
+    board.parked_lanes(2);
+    board.parked_events(7);
+    board.phase(Phase::Standby { doing: "waiting".into() });
+    let status = board.status();
+    assert_eq!((status.server_wal_end, status.delivered, status.confirmed), (None, None, None));
+    assert_eq!((status.lag_bytes, status.lag_seconds), (None, None));
+    assert_eq!((status.parked_lanes, status.parked_events), (None, None));
+}
+
+#[test]
+fn a_release_has_no_lag_of_its_own() {
+    let board = Board::new("orders", "s", "1");
+    board.server_wal_end(Lsn::new(1000));
+    let position = Some(Position::UpTo(Lsn::new(1000)));
+    board.delivered(position, 3, 77, Duration::from_millis(4), None);
+    assert_eq!(board.status().lag_seconds, Some(0.0));
+}

@@ -1,0 +1,192 @@
+//! What can be typed after `outbox-relay dead-letters`.
+
+use std::{io::Read as _, path::PathBuf};
+
+use anyhow::Context;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
+
+use crate::dead_letter::{Edit, operator::Selection};
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Action {
+    /// List what is parked, in order
+    #[command(after_help = "Examples:
+  outbox-relay dead-letters list --by lane
+  outbox-relay dead-letters list --topic orders --key customer-1 --limit 1000")]
+    List(ListArgs),
+    /// Show one dead letter with its payload and headers
+    Show {
+        /// Its number in the list
+        #[arg(value_name = "ID")]
+        id: i64,
+    },
+    /// Change a parked event before it is released
+    #[command(after_help = "Examples:
+  outbox-relay dead-letters edit 7 --topic orders
+  outbox-relay dead-letters edit 7 --headers '{\"traceparent\": \"00-1-2-01\"}'
+  outbox-relay dead-letters edit 7 --payload smaller.json
+
+Its place and what waits behind it stay as they are. An event that is given another topic, key or
+partition enters its new lane where it is released; that lane must not be parked itself.")]
+    Edit(EditArgs),
+    /// Deliver parked events, whole lanes at a time
+    #[command(after_help = "Examples:
+  outbox-relay dead-letters release --topic orders --key customer-1
+  outbox-relay dead-letters release --all
+
+The relay delivers them, in order, when its stream has come to this command, and then what is
+committed later. An event that is refused again is parked again, with all behind it in its lane.")]
+    Release(ReleaseArgs),
+    /// Leave events out for good: they will not be delivered
+    #[command(after_help = "Examples:
+  outbox-relay dead-letters discard 7 --why 'sent by hand'
+  outbox-relay dead-letters discard --topic orders --key customer-1
+  outbox-relay dead-letters discard --topic typo --reason unknown_topic --yes
+
+It asks first, with the number of events. Without a terminal, a selection needs --yes. Who did it, and
+why, is kept with each event. What waits behind a discarded event stays parked until it is released.")]
+    Discard(DiscardArgs),
+}
+
+/// What to list.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ListArgs {
+    /// Also what was released or discarded
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Count, instead of listing each
+    #[arg(long, value_enum, conflicts_with = "all")]
+    pub(super) by: Option<By>,
+    /// At most so many [default: 100, without --json]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub(super) limit: Option<i64>,
+    #[command(flatten)]
+    pub(super) of: OfArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(in crate::cli) enum By {
+    /// Topic and key: what waits for one another
+    Lane,
+    /// Topic and reason
+    Reason,
+}
+
+/// Which events.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct OfArgs {
+    /// Of this topic
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    /// Of this key
+    #[arg(long, value_name = "KEY", requires = "topic")]
+    key: Option<String>,
+    /// Parked for this reason, as the list names it
+    #[arg(long, value_name = "REASON")]
+    reason: Option<String>,
+}
+
+impl OfArgs {
+    pub(super) fn selection(self, ids: Vec<i64>) -> Selection {
+        Selection { ids, topic: self.topic, key: self.key, reason: self.reason }
+    }
+}
+
+/// What to release.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["topic", "reason", "all"]))]
+pub(in crate::cli) struct ReleaseArgs {
+    #[command(flatten)]
+    pub(super) of: OfArgs,
+    /// Everything that is parked
+    #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
+    pub(super) all: bool,
+}
+
+/// What to discard.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["ids", "topic", "reason", "all"]))]
+pub(in crate::cli) struct DiscardArgs {
+    /// Their numbers in the list
+    #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
+    pub(super) ids: Vec<i64>,
+    #[command(flatten)]
+    pub(super) of: OfArgs,
+    /// Everything that is parked
+    #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
+    pub(super) all: bool,
+    /// Why; it is kept with the events
+    #[arg(long, value_name = "TEXT")]
+    pub(super) why: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// What to change.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct EditArgs {
+    /// Its number in the list
+    #[arg(value_name = "ID")]
+    pub(super) id: i64,
+    /// Destination
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    /// Partition key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// No partition key
+    #[arg(long, conflicts_with = "key")]
+    no_key: bool,
+    /// Explicit partition
+    #[arg(long, value_name = "N")]
+    partition: Option<i32>,
+    /// No explicit partition
+    #[arg(long, conflicts_with = "partition")]
+    no_partition: bool,
+    /// Event type
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// File with the payload's bytes; - reads standard input
+    #[arg(long, value_name = "FILE")]
+    payload: Option<PathBuf>,
+    /// No payload
+    #[arg(long, conflicts_with = "payload")]
+    tombstone: bool,
+    /// The row's own headers, all of them: a flat JSON object of strings
+    #[arg(long, value_name = "JSON")]
+    headers: Option<String>,
+    /// Record timestamp, as in 2026-11-24T18:31:27Z
+    #[arg(long, value_name = "TIME")]
+    timestamp: Option<Timestamp>,
+}
+
+impl EditArgs {
+    pub(super) fn edit(self) -> anyhow::Result<Edit> {
+        let given = |none: bool, some: bool| none || some;
+        let payload = match self.payload {
+            Some(file) => Some(Some(read(&file)?)),
+            None => self.tombstone.then_some(None),
+        };
+        Ok(Edit {
+            topic: self.topic,
+            key: given(self.no_key, self.key.is_some()).then_some(self.key),
+            partition: given(self.no_partition, self.partition.is_some()).then_some(self.partition),
+            event_type: self.event_type,
+            payload,
+            headers: self.headers,
+            timestamp_ms: self.timestamp.map(Timestamp::as_millisecond),
+        })
+    }
+}
+
+fn read(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).context("reading standard input")?;
+        return Ok(bytes);
+    }
+    std::fs::read(file).with_context(|| format!("reading {}", file.display()))
+}

@@ -1,0 +1,193 @@
+//! `outbox-relay dead-letters`: what is parked, and what becomes of it.
+
+mod arguments;
+mod shown;
+
+use std::{
+    io::IsTerminal as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::json;
+
+pub(super) use self::arguments::Action;
+use self::{
+    arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
+    shown::{letter, line, released, shown},
+};
+use super::{output::eprint, print};
+use crate::{
+    config::Config,
+    dead_letter::operator::{self, Entry, Group, Operator, Selection},
+    postgres::sql,
+    printable,
+};
+
+/// Does it, and prints what came of it.
+pub(super) async fn run(config: &Config, action: Action, json: bool) -> anyhow::Result<()> {
+    let application = format!("outbox-relay {} dead-letters", config.name);
+    let mut session =
+        sql::connect(&config.connect()?, &application).await.context("connecting to PostgreSQL")?;
+    let mut operator = Operator::new(session.client_mut(), &config.name);
+    operator.is_known(&config.postgres.slot).await?;
+    match action {
+        Action::List(arguments) => list(&mut operator, arguments, json).await?,
+        Action::Show { id } => print(&letter(&operator.show(id).await?, json)),
+        Action::Edit(arguments) => {
+            let id = arguments.id;
+            print(&letter(&operator.edit(id, &arguments.edit()?).await?, json));
+        }
+        Action::Release(ReleaseArgs { of, .. }) => release(&mut operator, of, json).await?,
+        Action::Discard(arguments) => discard(&mut operator, arguments, json).await?,
+    }
+    if !session.is_closed() {
+        session.close().await;
+    }
+    Ok(())
+}
+
+/// Lines of a list that nobody limited.
+const LINES: i64 = 100;
+/// A person sees how far a release is this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+async fn list(operator: &mut Operator<'_>, arguments: ListArgs, json: bool) -> anyhow::Result<()> {
+    let ListArgs { all, by, limit, of } = arguments;
+    let selection = of.selection(vec![]);
+    let limit = limit.or((!json).then_some(LINES));
+    if let Some(by) = by {
+        return groups(operator, &selection, by, limit, json).await;
+    }
+    let mut count = 0_u64;
+    let each = |entry: Entry| {
+        if json {
+            let entry = serde_json::to_string(&entry).expect("plain data has a JSON form");
+            print(&format!("{}{entry}", if count == 0 { "[" } else { "," }));
+        } else {
+            print(&printable::line(&line(&entry)));
+        }
+        count += 1;
+    };
+    let more = operator.list(&selection, all, limit, each).await?;
+    match (json, count) {
+        (true, 0) => print("[]"),
+        (true, _) => print("]"),
+        (false, 0) if !all && selection != Selection::default() => {
+            operator.count(&selection).await?;
+        }
+        (false, 0) => print("nothing is parked"),
+        (false, _) if more > 0 => print(&format!(
+            "… and {more} more: --limit N lists more of them, --by lane counts them, --topic, --key and --reason choose"
+        )),
+        (false, _) => {}
+    }
+    Ok(())
+}
+
+async fn groups(
+    operator: &mut Operator<'_>,
+    selection: &Selection,
+    by: By,
+    limit: Option<i64>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let by = match by {
+        By::Lane => operator::By::Lane,
+        By::Reason => operator::By::Reason,
+    };
+    let groups = operator.groups(selection, by, limit).await?;
+    if json {
+        print(&serde_json::to_string_pretty(&groups).expect("plain data has a JSON form"));
+        return Ok(());
+    }
+    if groups.is_empty() {
+        operator.count(selection).await?;
+        print("nothing is parked");
+    }
+    for Group { topic, key, reason, events, first, parked_at } in &groups {
+        let topic = topic.as_deref().unwrap_or("(no topic)");
+        let key = key.as_ref().map_or_else(String::new, |key| format!("  {}", shown(key)));
+        let reason = reason.as_deref().unwrap_or("-");
+        print(&printable::line(&format!(
+            "{events:>8}  {topic}{key}  {reason}  from {first} on, since {parked_at}"
+        )));
+    }
+    if limit.is_some_and(|limit| groups.len() as u64 == limit.unsigned_abs()) {
+        print("there may be more: --limit N lists more of them");
+    }
+    Ok(())
+}
+
+async fn release(operator: &mut Operator<'_>, of: OfArgs, json: bool) -> anyhow::Result<()> {
+    let selection = of.selection(vec![]);
+    let total = operator.count(&selection).await?;
+    let mut reported = Instant::now();
+    let done = operator
+        .release(&selection, |events| {
+            if reported.elapsed() >= REPORT_INTERVAL {
+                reported = Instant::now();
+                eprint(&format!("{events} of about {total} events are announced"));
+            }
+        })
+        .await?;
+    print(&released(&done, json));
+    Ok(())
+}
+
+/// Asks first: nothing brings back what was left out.
+async fn discard(
+    operator: &mut Operator<'_>,
+    arguments: DiscardArgs,
+    json: bool,
+) -> anyhow::Result<()> {
+    let DiscardArgs { ids, of, all: _, why, yes } = arguments;
+    let why = why.as_deref();
+    let selection = of.selection(ids);
+    let count = match selection.ids.as_slice() {
+        [id] => i64::from(operator.show(*id).await?.entry.id == *id),
+        _ => operator.count(&selection).await?,
+    };
+    let named = u64::try_from(selection.ids.len()).unwrap_or(u64::MAX);
+    if named > 1 && count.unsigned_abs() < named {
+        bail!(
+            "{count} of these {named} are parked; nothing was discarded: see `dead-letters list`"
+        );
+    }
+    let events = if count == 1 { "1 event".to_owned() } else { format!("{count} events") };
+    let question = format!("{events} will never be delivered. Discard?");
+    if !(yes || ask(&question, named == 0)?) {
+        bail!("nothing was discarded");
+    }
+    if let [id] = selection.ids.as_slice() {
+        let discarded = operator.discard(*id, why).await?;
+        let event = printable::line(discarded.entry.event_id.as_deref().unwrap_or("without an id"));
+        print(&match json {
+            true => letter(&discarded, true),
+            false => format!("dead letter {id}, event {event}, will not be delivered"),
+        });
+        return Ok(());
+    }
+    let count = operator.discard_all(&selection, why).await?;
+    print(&match json {
+        true => json!({ "discarded": count }).to_string(),
+        false => format!("{count} events will not be delivered"),
+    });
+    Ok(())
+}
+
+/// A person's answer. Without a terminal, what names each event is an answer by itself; a selection
+/// is none, for it may have more than was thought of.
+fn ask(question: &str, selects: bool) -> anyhow::Result<bool> {
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        if selects {
+            bail!("{question} There is nobody to ask: give --yes; nothing was discarded");
+        }
+        return Ok(true);
+    }
+    eprint(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    input.read_line(&mut answer).context("reading the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,63 @@
+//! Dead letters and releases as text, or as JSON.
+
+use serde_json::{Value, json};
+
+use crate::{
+    dead_letter::operator::{Entry, Letter, Released},
+    printable,
+};
+
+/// One line: number, position, topic, key, reason, error.
+pub(super) fn line(entry: &Entry) -> String {
+    let Entry { id, position, reason, error, parked_at, .. } = entry;
+    let topic = entry.topic.as_deref().unwrap_or("(no topic)");
+    let key = shown(&entry.key);
+    let state = entry.state.as_ref().map_or_else(String::new, |state| format!("  {state}"));
+    format!("{id:>8}{state}  {position:<20}  {topic}  {key}  {reason}: {error}  ({parked_at})")
+}
+
+pub(super) fn shown(key: &Value) -> String {
+    match key {
+        Value::Null => "-".to_owned(),
+        Value::String(key) => key.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn letter(letter: &Letter, json: bool) -> String {
+    let value = json!(letter);
+    if json {
+        return serde_json::to_string_pretty(&value).expect("plain data has a JSON form");
+    }
+    let members = value.as_object().into_iter().flatten();
+    members
+        .map(|(name, value)| match value {
+            Value::String(text) => format!("{name:<13} {}\n", printable::line(text)),
+            other => format!("{name:<13} {}\n", printable::line(&other.to_string())),
+        })
+        .collect()
+}
+
+pub(super) fn released(released: &Released, json: bool) -> String {
+    if json {
+        return serde_json::to_string_pretty(released).expect("plain data has a JSON form");
+    }
+    let Released { releases, events, lanes, unfit } = released;
+    if releases.is_empty() {
+        return "nothing is parked".into();
+    }
+    let mut text = format!(
+        "{events} events of {lanes} lanes are announced, in {} releases: they are delivered when the \
+         relay comes to them",
+        releases.len()
+    );
+    if !unfit.is_empty() {
+        let unfit: Vec<String> = unfit.iter().map(ToString::to_string).collect();
+        text.push_str(&format!(
+            "\nno records, to be edited or discarded: {}; they will be parked again, with what is \
+             behind them",
+            unfit.join(", ")
+        ));
+    }
+    text
+}

@@ -1,0 +1,155 @@
+//! The announcement of a release: whole lanes, some at a time.
+
+use serde::Serialize;
+use tokio_postgres::types::{PgLsn, ToSql};
+use uuid::Uuid;
+
+use super::{Operator, OperatorError, Selection, announce, commit, repertoire, selection::CHOSEN};
+use crate::dead_letter::rights::sorted;
+
+/// What a release has announced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Released {
+    /// Ids of the releases, each of whole lanes; none where there was nothing to release.
+    pub releases: Vec<Uuid>,
+    /// Events so far; what is parked in the same lanes until the stream comes to it is added.
+    pub events: i64,
+    /// Lanes; an event alone counts as one.
+    pub lanes: i64,
+    /// Of its events, those that are no records and so will be parked again, each with all behind
+    /// it: edit or discard them. The first hundred.
+    pub unfit: Vec<i64>,
+}
+
+/// Events that are released at a time, and with them all of the last one's lane.
+const RELEASE_EVENTS: i64 = 2_000;
+/// Events that are no records and that a release names.
+const UNFIT_NAMED: usize = 100;
+
+impl Operator<'_> {
+    /// Announces that whole lanes are released: the relay delivers what is parked in them when its
+    /// stream has come to the announcement. Some lanes at a time, so that neither the database nor
+    /// what is committed meanwhile waits for all of them; `progress` is told how many events so far.
+    ///
+    /// # Errors
+    /// [`OperatorError`]; what was announced by then is released.
+    pub async fn release(
+        &mut self,
+        selection: &Selection,
+        mut progress: impl FnMut(i64),
+    ) -> Result<Released, OperatorError> {
+        let mut released = Released::default();
+        let mut after = After::beginning();
+        while let Some(next) = self.release_next(selection, &after, &mut released).await? {
+            after = next;
+            progress(released.events);
+        }
+        Ok(released)
+    }
+
+    /// The next lanes after those that were looked at; `None` where none is left.
+    async fn release_next(
+        &mut self,
+        selection: &Selection,
+        after: &After,
+        released: &mut Released,
+    ) -> Result<Option<After>, OperatorError> {
+        let failed = |e| sorted("releasing parked events", e);
+        let transaction = self.client.transaction().await.map_err(failed)?;
+        let of = selection.parameters(repertoire(&transaction).await.map_err(failed)?);
+        // By the index of what is parked, from one place on: the whole takes one pass. Events that
+        // stand alone are behind all lanes there.
+        let sql = format!(
+            "select id, lane, commit_lsn, ordinal from outbox.dead_letters \
+             where relay = $1 and state = 'parked' and {CHOSEN} and {} limit {}",
+            match after.alone {
+                false => "lane > $6 order by relay, lane, commit_lsn, ordinal",
+                true =>
+                    "lane is null and (commit_lsn, ordinal, id) > ($6, $7, $8) \
+                         order by relay, lane, commit_lsn, ordinal, id",
+            },
+            if after.alone { "$9" } else { "$7" }
+        );
+        let mut parameters: Vec<&(dyn ToSql + Sync)> =
+            vec![&self.relay, &of.ids, &of.topic, &of.key, &of.reason];
+        match &after.alone {
+            false => parameters.push(&after.lane),
+            true => {
+                parameters.extend([&after.commit as &(dyn ToSql + Sync), &after.ordinal, &after.id])
+            }
+        }
+        parameters.push(&RELEASE_EVENTS);
+        let rows = transaction.query(&sql, &parameters).await.map_err(failed)?;
+        let Some(last) = rows.last() else {
+            return Ok((!after.alone).then(|| After { alone: true, ..After::beginning() }));
+        };
+        let next = After {
+            alone: after.alone,
+            lane: last.get::<_, Option<Uuid>>(1).unwrap_or_default(),
+            commit: last.get(2),
+            ordinal: last.get(3),
+            id: last.get(0),
+        };
+        let mut lanes: Vec<Uuid> = rows.iter().filter_map(|row| row.get(1)).collect();
+        lanes.dedup();
+        let alone: Vec<i64> = rows
+            .iter()
+            .filter(|row| row.get::<_, Option<Uuid>>(1).is_none())
+            .map(|row| row.get(0))
+            .collect();
+        let release = Uuid::now_v7();
+        // A lane is released whole: its later events may not go before its earlier ones.
+        let row = transaction
+            .query_one(
+                "with chosen as ( \
+                     select c.id, row_number() over (order by c.commit_lsn, c.ordinal, c.id) - 1 as place \
+                     from ( \
+                         select o.* from unnest($3::uuid[]) l (lane) cross join lateral ( \
+                             select id, commit_lsn, ordinal from outbox.dead_letters \
+                             where relay = $1 and lane = l.lane and state = 'parked' offset 0) o \
+                         union all \
+                         select o.* from unnest($4::int8[]) a (id) cross join lateral ( \
+                             select id, commit_lsn, ordinal from outbox.dead_letters \
+                             where id = a.id and state = 'parked' offset 0) o) c), \
+                 changed as ( \
+                     update outbox.dead_letters d set state = 'releasing', release_id = $2, \
+                         release_ordinal = chosen.place, changed_at = clock_timestamp() \
+                     from chosen where d.id = chosen.id and d.relay = $1 and d.state = 'parked' \
+                     returning d.id, d.lane, d.fit) \
+                 select count(*), count(distinct lane) + count(*) filter (where lane is null), \
+                     coalesce((array_agg(id order by id) filter (where not fit))[1:100], '{}') \
+                 from changed",
+                &[&self.relay, &release, &lanes, &alone],
+            )
+            .await
+            .map_err(failed)?;
+        let events = row.get::<_, i64>(0);
+        if events > 0 {
+            announce(&transaction, &self.relay, release).await.map_err(failed)?;
+            commit(transaction).await.map_err(failed)?;
+            released.releases.push(release);
+            released.events += events;
+            released.lanes += row.get::<_, i64>(1);
+            released.unfit.extend(row.get::<_, Vec<i64>>(2));
+            released.unfit.truncate(UNFIT_NAMED);
+        }
+        Ok(Some(next))
+    }
+}
+
+/// Up to where a release has come.
+#[derive(Debug)]
+struct After {
+    /// Lanes are done; now events that stand alone.
+    alone: bool,
+    lane: Uuid,
+    commit: PgLsn,
+    ordinal: i64,
+    id: i64,
+}
+
+impl After {
+    fn beginning() -> Self {
+        After { alone: false, lane: Uuid::nil(), commit: PgLsn::from(0), ordinal: -1, id: 0 }
+    }
+}

@@ -1,0 +1,130 @@
+//! Parked events as rows of the table, and rows as records.
+
+use serde_json::Value;
+use tokio_postgres::{Row, types::PgLsn};
+use uuid::Uuid;
+
+use super::{Store, signed};
+use crate::{
+    dead_letter::{
+        DeadLetterError, Lane, Letter,
+        headers::{self, Repertoire},
+    },
+    header,
+    position::RowPosition,
+    record::{Batch, Record, RecordHead, RefusedRecord},
+    route::{Origin, reason},
+};
+
+impl Store {
+    /// Parks letters that are few enough for one statement.
+    pub(super) async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
+        let columns = Columns::of(letters, self.repertoire);
+        self.execute(
+            "parking events",
+            "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, \
+                 lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, error) \
+             select $1, $2, n.* \
+             from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
+                 $9::int4[], $10::int8[], $11::bytea[], $12::jsonb[], $13::bool[], $14::text[], \
+                 $15::text[]) \
+                 as n (commit_lsn, ordinal, event_id, lane, topic, key, partition, timestamp_ms, \
+                     payload, headers, fit, reason, error) \
+             where not $16 or not exists (select from outbox.dead_letters d \
+                 where d.relay = $1 and d.event_id = n.event_id \
+                     and d.lane is not distinct from n.lane \
+                     and d.state in ('parked', 'releasing')) \
+             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do nothing",
+            &[
+                &self.relay.clone(),
+                &self.origin.system_id.clone(),
+                &columns.commits,
+                &columns.ordinals,
+                &columns.event_ids,
+                &columns.lanes,
+                &columns.topics,
+                &columns.keys,
+                &columns.partitions,
+                &columns.timestamps_ms,
+                &columns.payloads,
+                &columns.headers,
+                &columns.fit,
+                &columns.reasons,
+                &columns.errors,
+                &letters.iter().any(|letter| letter.repaired),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+}
+
+/// Letters as the arrays of one statement.
+#[derive(Default)]
+struct Columns<'a> {
+    commits: Vec<PgLsn>,
+    ordinals: Vec<i64>,
+    event_ids: Vec<Option<String>>,
+    lanes: Vec<Option<Uuid>>,
+    topics: Vec<Option<String>>,
+    keys: Vec<Option<&'a [u8]>>,
+    partitions: Vec<Option<i32>>,
+    timestamps_ms: Vec<Option<i64>>,
+    payloads: Vec<Option<&'a [u8]>>,
+    headers: Vec<Value>,
+    fit: Vec<bool>,
+    reasons: Vec<&'a str>,
+    errors: Vec<String>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(letters: &[Letter<'a>], repertoire: Repertoire) -> Self {
+        let mut columns = Columns::default();
+        for letter in letters {
+            let record: Record<'a> = letter.record;
+            let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
+            let topic = Some(record.topic).filter(|topic| !topic.is_empty());
+            columns.commits.push(PgLsn::from(record.position.commit.get()));
+            columns.ordinals.push(signed(record.position.ordinal));
+            columns.event_ids.push(record.event_id().map(text));
+            columns.lanes.push(letter.lane.map(Lane::to_uuid));
+            columns.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
+            columns.keys.push(record.key);
+            columns.partitions.push(record.partition);
+            columns.timestamps_ms.push(record.timestamp_ms);
+            columns.payloads.push(record.payload);
+            columns.headers.push(headers::to_json(record.headers(), repertoire));
+            columns.fit.push(letter.fit);
+            columns.reasons.push(letter.reason);
+            columns.errors.push(repertoire.sanitised(letter.error));
+        }
+        columns
+    }
+}
+
+/// Adds a row of the table to the batch as a record at `position`.
+pub(super) fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut Batch) {
+    let headers: Value = row.get(6);
+    let mut record = batch.start_record(RecordHead {
+        position,
+        topic: row.get::<_, Option<&str>>(1).unwrap_or_default(),
+        key: row.get(2),
+        payload: row.get(5),
+        partition: row.get(3),
+        timestamp_ms: row.get(4),
+    });
+    for (name, value) in headers::from_json(&headers) {
+        if headers::is_position(&name) {
+            let position = header::position(&origin.system_id, origin.timeline, position);
+            record.header(&name, position.as_bytes());
+        } else {
+            record.header(&name, &value);
+        }
+    }
+    record.finish();
+    if !row.get::<_, bool>(7) {
+        let (index, error) = (batch.len() - 1, row.get(9));
+        let reason = reason::known(row.get(8));
+        batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
+    }
+}
