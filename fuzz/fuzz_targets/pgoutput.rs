@@ -3,13 +3,16 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::source::pgoutput::{Message, decode, decode_insert_prefix, frame};
+use outbox_fuzz::{
+    charset::Charset,
+    source::pgoutput::{Message, decode, decode_insert_prefix, frame},
+};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(frame::Frame::XLogData(data)) = frame::decode_frame(bytes) {
-        let _ = decode(data.data);
+        let _ = decode(data.data, &Charset::AsItIs);
     }
-    if let Ok(Message::Insert(insert)) = decode(bytes) {
+    if let Ok(Message::Insert(insert)) = decode(bytes, &Charset::AsItIs) {
         let values = insert.tuple.columns();
         let announced = insert.tuple.column_count();
         assert!(values.filter(|value| value.is_ok()).count() <= announced);

@@ -6,6 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use outbox_fuzz::{
+    charset::Charset,
     lsn::Lsn,
     position::RowPosition,
     record::{Batch, BatchLimits},
@@ -61,7 +62,7 @@ fuzz_target!(|bytes: &[u8]| {
 
     let mut insert = b"I\0\0\0\x07N\0\x09".to_vec();
     insert.extend_from_slice(tuple);
-    let whole = match decode(&insert) {
+    let whole = match decode(&insert, &Charset::AsItIs) {
         Ok(Message::Insert(insert)) => insert.tuple,
         other => panic!("an Insert is decoded as {other:?}"),
     };
@@ -74,6 +75,7 @@ fuzz_target!(|bytes: &[u8]| {
             commit_time_us: 0,
             writer: None,
             tuple,
+            charset: &Charset::AsItIs,
             size_bytes: insert.len(),
         };
         let before = (batch.len(), batch.size_bytes());

@@ -2,6 +2,8 @@
 //! build takes seconds and not the minutes that librdkafka and OpenSSL take. That it compiles
 //! shows that decoding and routing need no socket, clock or task.
 
+#[path = "../../relay/src/charset.rs"]
+pub mod charset;
 #[path = "../../relay/src/header.rs"]
 pub mod header;
 #[path = "../../relay/src/lsn.rs"]

@@ -13,6 +13,7 @@
 pub mod admin;
 mod allocator;
 mod backoff;
+pub mod charset;
 pub mod check;
 pub mod cli;
 pub mod config;

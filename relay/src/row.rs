@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::position::RowPosition;
+use crate::{charset::Charset, position::RowPosition};
 
 /// A table as announced by the stream's Relation message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,6 +195,8 @@ pub struct Row<'a> {
     pub writer: Option<u32>,
     /// Its values.
     pub tuple: Tuple<'a>,
+    /// What their texts are encoded in.
+    pub charset: &'a Charset,
     /// Size of the whole message in bytes, also when `tuple` is truncated.
     pub size_bytes: usize,
 }

@@ -200,7 +200,8 @@ async fn stream(
         confirmed_rx,
         awaited_rx,
         board.clone(),
-    );
+    )
+    .in_charset(started.charset);
     let pipeline = Pipeline::new(taker, started.delivery, seen_rx, confirmed_tx, limits);
 
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.

@@ -171,14 +171,15 @@ pub(super) async fn run(
     session: &Arc<SqlSession>,
     repairing: Repairing,
 ) -> Result<(), Ended> {
-    let Repairing { mut delivery, tables, origin } = repairing;
+    let Repairing { mut delivery, tables, origin, charset } = repairing;
     let router = Router::repairing(parts.mapping.clone(), &origin);
     let work = async {
         let under_way = delivery.progress().repair.clone().expect("it was begun");
         let lower = under_way.lower.clone();
         let feeds = connect(config, parts, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
-        let mut reader = Reader::open(feeds, under_way, bytes_max, router).await.map_err(unread)?;
+        let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;
+        let mut reader = reader.map_err(unread)?;
         if lower.is_some() {
             // Asked again now that what is there can't go any more.
             reader.begun().await.map_err(unread)?;

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     admin::{Board, Phase},
+    charset::Charset,
     config::{Config, parts::Parts},
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
     fault::{self, Point},
@@ -37,8 +39,10 @@ use crate::{
         kafka::{KafkaSink, Probe, Watch},
     },
     source::{
+        characters,
         connect::{ReplicationConnection, StreamOptions, SystemIdentity},
         publication::Look,
+        slot::InspectError,
     },
 };
 
@@ -55,6 +59,7 @@ pub(super) struct Repairing {
     pub(super) delivery: Delivery<KafkaSink, Store>,
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
+    pub(super) charset: Charset,
 }
 
 /// Everything that streaming needs.
@@ -67,6 +72,7 @@ pub(super) struct Streaming {
     pub(super) from: Position,
     /// What the stream was asked for.
     pub(super) format: Format,
+    pub(super) charset: Charset,
     pub(super) router: Router,
     pub(super) socket: Socket,
     pub(super) unread: BytesMut,
@@ -113,6 +119,8 @@ pub(super) async fn start(
     let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
     let (mut dead_letters, lanes) =
         parked(config, session, origin.clone(), stored.as_mut()).await?;
+
+    let charset = charset(session).await?;
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
@@ -202,7 +210,7 @@ pub(super) async fn start(
             };
             let Some(from) = nothing_to_read else {
                 let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-                let repairing = Repairing { delivery, tables: readable, origin };
+                let repairing = Repairing { delivery, tables: readable, origin, charset };
                 return Ok(Started::Repair(Box::new(repairing)));
             };
             from
@@ -231,6 +239,7 @@ pub(super) async fn start(
         publications: vec![config.postgres.publication.clone()],
         binary: tables.format == Format::Binary,
         messages: true,
+        charset: charset.clone(),
     };
     let (socket, unread) = replication
         .start_replication(slot, from.resume_lsn(), &options)
@@ -246,8 +255,25 @@ pub(super) async fn start(
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
     let streaming =
-        Streaming { delivery, probe, watch, look, from, format, router, socket, unread };
+        Streaming { delivery, probe, watch, look, from, format, charset, router, socket, unread };
     Ok(Started::Stream(Box::new(streaming)))
+}
+
+/// What the server's texts are encoded in.
+async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
+    const DOING: &str = "asking for the server's encoding";
+    characters::charset(session.client()).await.map_err(|error| match &error {
+        InspectError::Query { source, .. }
+            if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+        {
+            Ended::Halted(Halt::new(
+                "the relay's role may not use the language plpgsql, by which it asks what the \
+                 characters of the database's encoding are; nothing is published until it can",
+                "grant usage on language plpgsql to the relay's role",
+            ))
+        }
+        _ => Ended::retry(Cause::Postgres, DOING, error),
+    })
 }
 
 /// Finishes the releases that progress says are complete, and reads which lanes are parked.

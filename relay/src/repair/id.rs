@@ -36,8 +36,8 @@ impl Id {
         Id { order: Order::Type, value: format!("{name}::{base}"), cast: base.clone() }
     }
 
-    /// In a database that does not know its own encoding (`raw`) bytes are written in hexadecimal
-    /// digits, which have the same order.
+    /// In a database whose encoding is not UTF-8 (`raw`) bytes are written in hexadecimal digits, which
+    /// have the same order.
     pub(super) fn sql(&self, raw: bool) -> String {
         let text = match (self.order, raw) {
             (Order::Type, _) => return self.value.clone(),

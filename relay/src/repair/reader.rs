@@ -13,6 +13,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
 use super::{Cursor, Page, Table, position, tables};
 use crate::{
+    charset::{self, Charset},
     postgres::sql::SqlSession,
     progress::RepairRecord,
     reconcile::Halt,
@@ -45,13 +46,15 @@ pub struct Reader {
     under_way: RepairRecord,
     record_bytes_max: usize,
     router: Router,
+    charset: Charset,
     next_ordinal: u64,
     /// The cursor of the last row that moved it.
     reached: Option<Cursor>,
 }
 
 impl Reader {
-    /// Begins to read, a session for each table. `router` is for repaired rows, in text form.
+    /// Begins to read, a session for each table. `router` is for repaired rows, in text form; `charset`
+    /// is the database's.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -60,19 +63,20 @@ impl Reader {
         under_way: RepairRecord,
         record_bytes_max: usize,
         mut router: Router,
+        charset: Charset,
     ) -> Result<Self, ReadError> {
         let among = tables.len();
         let mut feeds = Vec::with_capacity(among);
         for (number, (table, session)) in (1..).zip(tables) {
             let table = table.numbered(number);
             router.relation(&table.relation).map_err(unfit)?;
-            let raw = knows_no_encoding(&session).await?;
+            let raw = has_another_encoding(&session).await?;
             let select = table.select(&under_way, record_bytes_max, among, raw);
             let rows = Box::pin(session.client().simple_query_raw(&select).await?);
             feeds.push(Feed { rows, table, raw, next: None, ended: false, _session: session });
         }
         let (next_ordinal, reached) = (under_way.delivered, under_way.cursor.clone());
-        Ok(Reader { feeds, under_way, record_bytes_max, router, next_ordinal, reached })
+        Ok(Reader { feeds, under_way, record_bytes_max, router, charset, next_ordinal, reached })
     }
 
     /// Waits until every table's statement has its snapshot: what is deleted from then on is read.
@@ -108,6 +112,7 @@ impl Reader {
                     bytes: &found.values,
                     truncated: found.size_bytes > self.record_bytes_max,
                 },
+                charset: &self.charset,
                 size_bytes: found.size_bytes,
             };
             if let Err(refused) = self.router.route(&row, batch) {
@@ -225,17 +230,12 @@ fn put(values: &mut Vec<u8>, value: Option<&str>, raw: bool) -> Result<(), ReadE
         values.extend_from_slice(text.as_bytes());
         return Ok(());
     }
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    for pair in pairs {
-        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        let [high, low] = pair.map(digit);
-        values.push(high.zip(low).map(|(high, low)| high << 4 | low).ok_or(UNREADABLE)?);
-    }
-    if rest.is_empty() { Ok(()) } else { Err(UNREADABLE) }
+    values.extend_from_slice(&charset::bytes(text).ok_or(UNREADABLE)?);
+    Ok(())
 }
 
-/// Whether texts may hold any bytes, which a session in UTF-8 would be refused.
-async fn knows_no_encoding(session: &SqlSession) -> Result<bool, tokio_postgres::Error> {
-    let sql = "select pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
+/// Whether texts may hold what a session in UTF-8 would be refused.
+async fn has_another_encoding(session: &SqlSession) -> Result<bool, tokio_postgres::Error> {
+    let sql = "select pg_catalog.current_setting('server_encoding') <> 'UTF8'";
     session.client().query_one(sql, &[]).await?.try_get(0)
 }

@@ -206,7 +206,7 @@ impl Table {
     }
 }
 
-/// Whether the text form of its values may be no UTF-8; that of the others is ASCII.
+/// Whether the text form of its values may have no form in UTF-8; that of the others is ASCII.
 pub(super) fn is_text(column: &Column) -> bool {
     !ASCII.contains(&column.type_oid)
 }

@@ -9,6 +9,7 @@ use super::{
     value,
 };
 use crate::{
+    charset::Charset,
     header,
     record::{Batch, RecordHead, Refused},
     row::Row,
@@ -104,8 +105,12 @@ pub(super) fn refused(
 ) -> Refused {
     let (mut buffer, mut part) = (Vec::new(), Vec::new());
     let mut read = |slot: Slot| {
-        let bytes = value::bytes(slot.kind, slot.of(values), &mut buffer).ok().flatten()?;
-        Some(bytes.to_vec())
+        let mut read = |charset: &Charset| {
+            let bytes = value::bytes(slot.kind, slot.of(values), charset, &mut buffer)?;
+            Ok::<_, value::Fault>(bytes.map(<[u8]>::to_vec))
+        };
+        // What can't be told is kept as it is.
+        read(row.charset).or_else(|_| read(&Charset::AsItIs)).ok().flatten()
     };
     let event_id = read(plan.id).map(|id| String::from_utf8_lossy(&id).into_owned());
     let key = plan.key.and_then(&mut read);
@@ -190,8 +195,10 @@ fn optional<'a>(
     scratch: &'a mut Vec<u8>,
 ) -> Result<Option<&'a [u8]>, Refusal> {
     let Some(slot) = slot else { return Ok(None) };
-    value::bytes(slot.kind, slot.of(values), scratch)
-        .map_err(|value::Unreadable| Refusal::malformed_value(row, slot))
+    value::bytes(slot.kind, slot.of(values), row.charset, scratch).map_err(|fault| match fault {
+        value::Fault::Type => Refusal::malformed_value(row, slot),
+        value::Fault::Character => Refusal::no_character(row, slot),
+    })
 }
 
 fn required_id<'a>(

@@ -24,7 +24,7 @@ pub mod reason {
     pub const BAD_TIMESTAMP: &str = "bad_timestamp";
     /// Key, payload and headers, or the row as it was read, are above `batch.record_bytes_max`.
     pub const TOO_LARGE: &str = "too_large";
-    /// A column's bytes don't follow its type, or are no UTF-8 where text is needed.
+    /// A column's bytes don't follow its type, or have no form in UTF-8 where text is needed.
     pub const MALFORMED_VALUE: &str = "malformed_value";
     /// The row as a whole does not follow the protocol or its table's shape. Not the event's
     /// fault: don't park it, drop the connection and start again from progress.
@@ -84,6 +84,16 @@ impl Refusal {
             slot,
             "has a value that does not follow its type; look at the row, and correct or discard it",
         )
+    }
+
+    #[cold]
+    pub(super) fn no_character(row: &Row<'_>, slot: Slot) -> Self {
+        let encoding = row.charset.name().unwrap_or("the database's encoding");
+        let what = format!(
+            "has bytes that are no character of {encoding}, or one that Unicode does not have, and a \
+             record's text is UTF-8; edit the event and release it, or discard it"
+        );
+        Refusal::of_column(reason::MALFORMED_VALUE, row, slot, &what)
     }
 
     #[cold]

@@ -4,6 +4,7 @@ mod properties;
 
 use super::*;
 use crate::{
+    charset::Charset,
     lsn::Lsn,
     position::RowPosition,
     record::BatchLimits,
@@ -124,12 +125,13 @@ fn route_insert(
     relation: &Relation,
     insert: &[u8],
 ) -> Result<Option<Seen>, Box<Refused>> {
-    let Ok(Message::Insert(insert)) = decode(insert) else { panic!("no Insert") };
+    let Ok(Message::Insert(insert)) = decode(insert, &Charset::AsItIs) else { panic!("no Insert") };
     let row = Row {
         position: RowPosition { commit: Lsn::new(0x16_B374_D848), ordinal: 42 },
         relation,
         commit_time_us: COMMIT_TIME_US,
         writer: Some(WRITER),
+        charset: &Charset::AsItIs,
         tuple: insert.tuple,
         size_bytes: 0,
     };
@@ -348,8 +350,15 @@ fn a_row_cut_off_is_refused_with_what_came_before_the_cut() {
         let insert = decode_insert_prefix(bytes.split_at(len).0).unwrap().unwrap();
         let position = RowPosition { commit: Lsn::ZERO, ordinal: 0 };
         let (tuple, size_bytes) = (insert.tuple, 20_000_000);
-        let row =
-            Row { position, relation: &events, commit_time_us: 0, writer: None, tuple, size_bytes };
+        let row = Row {
+            position,
+            relation: &events,
+            commit_time_us: 0,
+            writer: None,
+            tuple,
+            charset: &Charset::AsItIs,
+            size_bytes,
+        };
         let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 30 });
         let refused = router.route(&row, &mut batch).unwrap_err();
         assert_eq!((refused.reason, batch.size_bytes()), (reason::TOO_LARGE, 0));
@@ -476,7 +485,9 @@ fn what_a_real_server_sends_in_either_format_is_the_same_record() {
     let in_binary =
         Settings { header_columns: mapped.header_columns[1..].to_vec(), ..mapped.clone() };
     let bytes = golden::bytes(golden::RELATION);
-    let Ok(Message::Relation(relation)) = decode(&bytes) else { panic!("no Relation") };
+    let Ok(Message::Relation(relation)) = decode(&bytes, &Charset::AsItIs) else {
+        panic!("no Relation")
+    };
     let route = |settings: &Settings, format, insert: &str| {
         let mut router = router(settings, format);
         assert_eq!(router.relation(&relation), Ok(RelationUse::Mapped));

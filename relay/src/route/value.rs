@@ -8,11 +8,35 @@ use super::{
     kind::Kind,
     time::{Moment, NoMoment},
 };
-use crate::row::Value;
+use crate::{
+    charset::{Charset, NoCharacter},
+    row::Value,
+};
 
 /// The bytes don't follow the column's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable;
+
+/// Why a value can't stand in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// [`Unreadable`].
+    Type,
+    /// Its text has a character that the server's encoding does not have, or Unicode.
+    Character,
+}
+
+impl From<Unreadable> for Fault {
+    fn from(Unreadable: Unreadable) -> Self {
+        Fault::Type
+    }
+}
+
+impl From<NoCharacter> for Fault {
+    fn from(NoCharacter: NoCharacter) -> Self {
+        Fault::Character
+    }
+}
 
 /// The bytes that stand for a value in a record: the text form, but the raw bytes of `bytea`, and
 /// `true` or `false` as SQL's cast writes them. The same for both formats. `None` is null.
@@ -22,22 +46,27 @@ pub(super) struct Unreadable;
 pub(super) fn bytes<'a>(
     kind: Kind,
     value: Value<'a>,
+    charset: &Charset,
     scratch: &'a mut Vec<u8>,
-) -> Result<Option<&'a [u8]>, Unreadable> {
+) -> Result<Option<&'a [u8]>, Fault> {
     match value {
         Value::Null => Ok(None),
         // An insert carries no unchanged value.
-        Value::Unchanged => Err(Unreadable),
+        Value::Unchanged => Err(Fault::Type),
         Value::Text(text) => match kind {
-            Kind::Bytea => bytea_from_text(text, scratch).map(Some),
+            Kind::Bytea => Ok(Some(bytea_from_text(text, scratch)?)),
             Kind::Bool => match text {
                 b"t" => Ok(Some(b"true")),
                 b"f" => Ok(Some(b"false")),
-                _ => Err(Unreadable),
+                _ => Err(Fault::Type),
             },
-            _ => Ok(Some(text)),
+            _ => Ok(Some(charset.text(text, scratch)?)),
         },
-        Value::Binary(binary) => binary_bytes(kind, binary, scratch).map(Some),
+        Value::Binary(binary) => match kind {
+            Kind::Text | Kind::Json => Ok(Some(charset.text(binary, scratch)?)),
+            Kind::Jsonb => Ok(Some(charset.text(jsonb_text(binary)?, scratch)?)),
+            _ => Ok(Some(binary_bytes(kind, binary, scratch)?)),
+        },
     }
 }
 
@@ -48,8 +77,7 @@ fn binary_bytes<'a>(
 ) -> Result<&'a [u8], Unreadable> {
     scratch.clear();
     match kind {
-        Kind::Text | Kind::Json | Kind::Bytea => return Ok(binary),
-        Kind::Jsonb => return jsonb_text(binary),
+        Kind::Bytea => return Ok(binary),
         Kind::Uuid => {
             let uuid = Uuid::from_slice(binary).map_err(|_| Unreadable)?;
             let mut text = Uuid::encode_buffer();
@@ -71,6 +99,8 @@ fn binary_bytes<'a>(
             let number = u64::from_be_bytes(exactly(binary)?);
             write!(scratch, "{number}").map_err(|_| Unreadable)?;
         }
+        // Texts are their caller's.
+        Kind::Text | Kind::Json | Kind::Jsonb => return Err(Unreadable),
         Kind::Timestamp | Kind::Timestamptz | Kind::Other => return Err(Unreadable),
     }
     Ok(scratch)
@@ -178,8 +208,29 @@ fn digit(byte: u8, radix: u32) -> Result<u8, Unreadable> {
 mod tests {
     use super::*;
 
-    fn read(kind: Kind, value: Value<'_>) -> Result<Option<Vec<u8>>, Unreadable> {
-        bytes(kind, value, &mut Vec::new()).map(|bytes| bytes.map(<[u8]>::to_vec))
+    fn read(kind: Kind, value: Value<'_>) -> Result<Option<Vec<u8>>, Fault> {
+        read_in(&Charset::AsItIs, kind, value)
+    }
+
+    fn read_in(charset: &Charset, kind: Kind, value: Value<'_>) -> Result<Option<Vec<u8>>, Fault> {
+        bytes(kind, value, charset, &mut Vec::new()).map(|bytes| bytes.map(<[u8]>::to_vec))
+    }
+
+    #[test]
+    fn texts_are_told_in_unicode_and_other_values_are_not_touched() {
+        let charset = Charset::parse("WIN1252", "=e282ac0a").expect("a table");
+        let euro = Ok(Some("\u{20ac}".into()));
+        for (kind, value) in [
+            (Kind::Text, Value::Text(b"\x80")),
+            (Kind::Other, Value::Text(b"\x80")),
+            (Kind::Json, Value::Binary(b"\x80")),
+            (Kind::Jsonb, Value::Binary(b"\x01\x80")),
+        ] {
+            assert_eq!(read_in(&charset, kind, value), euro, "{kind:?}");
+        }
+        assert_eq!(read_in(&charset, Kind::Text, Value::Binary(b"\x81")), Err(Fault::Character));
+        let bytes = Ok(Some(vec![0x81]));
+        assert_eq!(read_in(&charset, Kind::Bytea, Value::Binary(b"\x81")), bytes);
     }
 
     #[test]
@@ -189,7 +240,7 @@ mod tests {
         assert_eq!(read(Kind::Bytea, Value::Text(br"\000\377\\a")), raw);
         assert_eq!(read(Kind::Bytea, Value::Binary(b"\x00\xff\\a")), raw);
         for text in [br"\x0".as_slice(), br"\xg0", br"\4", br"\400", br"\08a", b"\\"] {
-            assert_eq!(read(Kind::Bytea, Value::Text(text)), Err(Unreadable), "{text:?}");
+            assert_eq!(read(Kind::Bytea, Value::Text(text)), Err(Fault::Type), "{text:?}");
         }
     }
 
@@ -206,10 +257,10 @@ mod tests {
             Kind::Timestamp,
             Kind::Other,
         ] {
-            assert_eq!(read(kind, Value::Binary(b"")), Err(Unreadable), "{kind:?}");
-            assert_eq!(read(kind, Value::Binary(&[2; 17])), Err(Unreadable), "{kind:?}");
+            assert_eq!(read(kind, Value::Binary(b"")), Err(Fault::Type), "{kind:?}");
+            assert_eq!(read(kind, Value::Binary(&[2; 17])), Err(Fault::Type), "{kind:?}");
         }
-        assert_eq!(read(Kind::Text, Value::Unchanged), Err(Unreadable));
+        assert_eq!(read(Kind::Text, Value::Unchanged), Err(Fault::Type));
     }
 
     #[test]

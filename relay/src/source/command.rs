@@ -3,7 +3,7 @@
 //! The replication grammar has quotes of its own: a literal knows only the doubled quote, no
 //! `E''`, and a list of names is a literal of identifiers. Used by `connect`.
 
-use crate::lsn::Lsn;
+use crate::{charset::Charset, lsn::Lsn};
 
 /// Whether to keep the slot's starting snapshot for reading tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct StreamOptions {
     pub binary: bool,
     /// WAL messages too (`pg_logical_emit_message`).
     pub messages: bool,
+    /// The server's, in which it is to send its texts.
+    pub charset: Charset,
 }
 
 /// What PostgreSQL takes for a slot's name; anything else would be refused there, later.
@@ -140,6 +142,7 @@ mod tests {
             publications: vec!["outbox".into(), r#"o'Brien "x", \y"#.into()],
             binary: true,
             messages: false,
+            charset: Charset::AsItIs,
         };
         assert_eq!(
             start_replication("s", Lsn::new(0x1_0000_00FF), &options),

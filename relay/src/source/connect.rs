@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::{
     backend::{DataRowBody, Message},
@@ -277,12 +277,14 @@ impl ReplicationConnection {
         options: &StreamOptions,
     ) -> Result<(Socket, BytesMut), StartError> {
         let doing = "starting replication";
-        // It does not know what its texts are, and would refuse the stream for a row that is no UTF-8.
-        if self.parameter("server_encoding") == Some("SQL_ASCII") {
-            let raw = self.simple_query("set client_encoding = 'SQL_ASCII'").await;
-            raw.map_err(StartError::Transient)?;
+        // Or one row that has no form in UTF-8 would have it refuse the stream.
+        let encoding = self.parameter("server_encoding").filter(|encoding| *encoding != "UTF8");
+        if let Some(encoding) = encoding.map(str::to_owned) {
+            let as_it_is = format!("set client_encoding = '{encoding}'");
+            self.simple_query(&as_it_is).await.map_err(StartError::Transient)?;
         }
         let sql = command::start_replication(slot, start, options);
+        let sql = options.charset.bytes_of(&sql);
         // A walsender that streams is at work, whether its word has come or not.
         let begun = timeout(BEGIN_MAX, self.begin_stream(doing, &sql)).await;
         let begun = begun.unwrap_or_else(|_elapsed| {
@@ -311,7 +313,7 @@ impl ReplicationConnection {
         }
     }
 
-    async fn begin_stream(&mut self, doing: &'static str, sql: &str) -> Result<(), QueryError> {
+    async fn begin_stream(&mut self, doing: &'static str, sql: &[u8]) -> Result<(), QueryError> {
         self.send_query(doing, sql).await?;
         let lost = |source| QueryError::Lost { doing, source };
         loop {
@@ -344,7 +346,7 @@ impl ReplicationConnection {
         doing: &'static str,
         sql: &str,
     ) -> Result<Vec<Vec<Option<Bytes>>>, QueryError> {
-        self.send_query(doing, sql).await?;
+        self.send_query(doing, sql.as_bytes()).await?;
         let lost = |source| QueryError::Lost { doing, source };
         let (mut rows, mut bytes, mut refused) = (Vec::new(), 0, None);
         loop {
@@ -407,13 +409,18 @@ impl ReplicationConnection {
         }
     }
 
-    async fn send_query(&mut self, doing: &'static str, sql: &str) -> Result<(), QueryError> {
+    async fn send_query(&mut self, doing: &'static str, sql: &[u8]) -> Result<(), QueryError> {
         if std::mem::replace(&mut self.interrupted, true) {
             return Err(QueryError::Interrupted { doing });
         }
         let lost = |source| QueryError::Lost { doing, source };
-        let mut message = BytesMut::new();
-        frontend::query(sql, &mut message).map_err(lost)?;
+        // A query in the session's encoding, which need not be UTF-8.
+        let length = i32::try_from(sql.len() + 5).map_err(|_| lost(malformed("a long query")))?;
+        let mut message = BytesMut::with_capacity(sql.len() + 6);
+        message.put_u8(b'Q');
+        message.put_i32(length);
+        message.put_slice(sql);
+        message.put_u8(0);
         self.wire.send(&message).await.map_err(lost)
     }
 }

@@ -2,6 +2,7 @@
 //! relay has come. Knows nothing of records' meaning or of brokers; called by `pipeline`.
 
 mod auth;
+pub mod characters;
 mod command;
 pub mod connect;
 mod copy;

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     admin::{Board, Phase},
+    charset::Charset,
     fault::{self, Point},
     lsn::Lsn,
     position::{Confirmable, Position, RowPosition},
@@ -135,6 +136,8 @@ pub(crate) struct Decoder<I> {
     skip_bytes: usize,
     /// Frames above this are not stored.
     frame_bytes_max: usize,
+    /// Of names.
+    charset: Charset,
 }
 
 /// What a run of frames asked for.
@@ -174,6 +177,13 @@ impl<I: Intake> Stream<I> {
             given_at: now,
             reply_due: false,
         }
+    }
+
+    /// The same, with names in the server's encoding.
+    #[must_use]
+    pub fn in_charset(mut self, charset: Charset) -> Self {
+        self.decoder.charset = charset;
+        self
     }
 
     /// Streams until told to stop, or until the connection or the pipeline ends. Told to stop, it
@@ -378,6 +388,7 @@ impl<I: Intake> Decoder<I> {
             reached: from,
             skip_bytes: 0,
             frame_bytes_max,
+            charset: Charset::AsItIs,
         }
     }
 
@@ -437,7 +448,7 @@ impl<I: Intake> Decoder<I> {
                     if body.len() < size_bytes {
                         return self.oversized(wal.data, size_bytes);
                     }
-                    self.message(pgoutput::decode(wal.data)?, size_bytes)
+                    self.message(pgoutput::decode(wal.data, &self.charset)?, size_bytes)
                 }
                 Frame::Keepalive(keepalive) => {
                     heard.reply_requested |= keepalive.reply_requested;
@@ -518,6 +529,7 @@ impl<I: Intake> Decoder<I> {
                     commit_time_us: open.commit_time_us,
                     writer: Some(open.xid),
                     tuple,
+                    charset: &self.charset,
                     size_bytes,
                 };
                 self.intake.row(&row, &mut self.giver.filling);

@@ -21,15 +21,16 @@ mod tests;
 pub use self::message::{Begin, Commit, Insert, LogicalMessage, Message};
 use self::read::Reader;
 use crate::{
+    charset::Charset,
     lsn::Lsn,
     row::{Column, Malformed, Relation, Tuple},
 };
 
-/// Decodes one message, all of it: bytes left over are an error.
+/// Decodes one message, all of it: bytes left over are an error. Names come in the server's encoding.
 ///
 /// # Errors
 /// [`Malformed`]: drop the connection, start again from progress. An unknown tag is named in it.
-pub fn decode(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
+pub fn decode<'a>(bytes: &'a [u8], charset: &Charset) -> Result<Message<'a>, Malformed> {
     let mut reader = Reader::new(bytes);
     let r = &mut reader;
     match r.u8("message tag")? {
@@ -54,7 +55,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
             r.finish("end of a Commit")?;
             Ok(Message::Commit(commit))
         }
-        b'R' => relation(r).map(Message::Relation),
+        b'R' => relation(r, charset).map(Message::Relation),
         b'M' => logical_message(r).map(Message::Message),
         b'U' => update(r),
         b'D' => delete(r),
@@ -122,19 +123,19 @@ fn marker(r: &mut Reader<'_>, what: &'static str, allowed: &[u8]) -> Result<u8, 
     if allowed.contains(&found) { Ok(found) } else { Err(Malformed::byte(what, at, found)) }
 }
 
-fn relation(r: &mut Reader<'_>) -> Result<Relation, Malformed> {
+fn relation(r: &mut Reader<'_>, charset: &Charset) -> Result<Relation, Malformed> {
     /// Flags, an empty name's zero byte, type and type modifier: what a column takes at least.
     const COLUMN_BYTES_MIN: usize = 10;
     let id = r.u32("OID of a Relation")?;
-    let schema = r.name("schema of a Relation")?.into_owned();
-    let table = r.name("name of a Relation")?.into_owned();
+    let schema = r.name(charset, "schema of a Relation")?;
+    let table = r.name(charset, "name of a Relation")?;
     r.u8("replica identity of a Relation")?;
     let count = usize::from(r.u16("column count of a Relation")?);
     // The count is the server's word; memory is only set aside for columns that can be there.
     let mut columns = Vec::with_capacity(count.min(r.left() / COLUMN_BYTES_MIN));
     for _ in 0..count {
         r.u8("flags of a column")?;
-        let name = r.name("name of a column")?.into_owned();
+        let name = r.name(charset, "name of a column")?;
         let type_oid = r.u32("type of a column")?;
         r.u32("type modifier of a column")?;
         columns.push(Column { name, type_oid });

@@ -1,8 +1,6 @@
 //! A checked cursor: every read says what it was for, none can run past the end.
 
-use std::borrow::Cow;
-
-use crate::row::Malformed;
+use crate::{charset::Charset, row::Malformed};
 
 /// Reads big-endian fields from the front of a message.
 #[derive(Clone, Debug)]
@@ -80,10 +78,13 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// A zero-terminated name. Where the database does not know its own encoding it may be no UTF-8;
-    /// such a table or column can't be one of the settings.
-    pub(crate) fn name(&mut self, what: &'static str) -> Result<Cow<'a, str>, Malformed> {
-        self.cstr(what).map(String::from_utf8_lossy)
+    /// A zero-terminated name, in the server's encoding.
+    pub(crate) fn name(
+        &mut self,
+        charset: &Charset,
+        what: &'static str,
+    ) -> Result<String, Malformed> {
+        self.cstr(what).map(|name| charset.names(name).into_owned())
     }
 
     /// Succeeds when nothing is left.

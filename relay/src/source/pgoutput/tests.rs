@@ -78,7 +78,7 @@ fn messages() -> impl Strategy<Value = Vec<u8>> {
 
 /// Decodes and walks to the end, as the relay would.
 fn read_all(bytes: &[u8]) -> Result<(), Malformed> {
-    match decode(bytes)? {
+    match decode(bytes, &Charset::AsItIs)? {
         Message::Insert(insert) => insert.tuple.columns().try_for_each(|value| value.map(drop)),
         _ => Ok(()),
     }
@@ -89,7 +89,7 @@ proptest! {
     fn a_begin_reads_back(lsn: u64, commit_time_us: i64, xid: u32) {
         let bytes = encode::begin(lsn, commit_time_us, xid);
         let expected = Begin { final_lsn: Lsn::new(lsn), commit_time_us, xid };
-        prop_assert!(matches!(decode(&bytes), Ok(Message::Begin(begin)) if begin == expected));
+        prop_assert!(matches!(decode(&bytes, &Charset::AsItIs), Ok(Message::Begin(begin)) if begin == expected));
     }
 
     #[test]
@@ -97,19 +97,19 @@ proptest! {
         let bytes = encode::commit(lsn, end, commit_time_us);
         let expected =
             Commit { commit_lsn: Lsn::new(lsn), end_lsn: Lsn::new(end), commit_time_us };
-        prop_assert!(matches!(decode(&bytes), Ok(Message::Commit(commit)) if commit == expected));
+        prop_assert!(matches!(decode(&bytes, &Charset::AsItIs), Ok(Message::Commit(commit)) if commit == expected));
     }
 
     #[test]
     fn a_relation_reads_back(relation in relations()) {
         let bytes = encode::relation(&relation);
-        prop_assert!(matches!(decode(&bytes), Ok(Message::Relation(read)) if read == relation));
+        prop_assert!(matches!(decode(&bytes, &Charset::AsItIs), Ok(Message::Relation(read)) if read == relation));
     }
 
     #[test]
     fn an_insert_reads_back(id: u32, values in values()) {
         let bytes = encode::insert(id, &view(&values));
-        let Ok(Message::Insert(insert)) = decode(&bytes) else { panic!("no Insert") };
+        let Ok(Message::Insert(insert)) = decode(&bytes, &Charset::AsItIs) else { panic!("no Insert") };
         prop_assert_eq!(insert.relation_id, id);
         let read: Result<Vec<_>, _> = insert.tuple.columns().collect();
         prop_assert_eq!(read, Ok(view(&values)));
@@ -135,7 +135,7 @@ proptest! {
         let expected = LogicalMessage {
             transactional, lsn: Lsn::new(lsn), prefix: &prefix, content: &content,
         };
-        prop_assert!(matches!(decode(&bytes), Ok(Message::Message(read)) if read == expected));
+        prop_assert!(matches!(decode(&bytes, &Charset::AsItIs), Ok(Message::Message(read)) if read == expected));
     }
 
     #[test]
@@ -175,38 +175,42 @@ proptest! {
 
 #[test]
 fn an_unknown_tag_is_named() {
-    let error = decode(b"S1234").unwrap_err();
+    let error = decode(b"S1234", &Charset::AsItIs).unwrap_err();
     assert!(error.to_string().contains("0x53 is no message tag"), "{error}");
 }
 
 #[test]
 fn what_a_real_server_sent_is_understood() {
     let bytes = golden::bytes(golden::BEGIN);
-    let Ok(Message::Begin(begin)) = decode(&bytes) else { panic!("no Begin") };
+    let Ok(Message::Begin(begin)) = decode(&bytes, &Charset::AsItIs) else { panic!("no Begin") };
     assert_eq!((begin.final_lsn, begin.xid), (Lsn::new(0x152_7D90), 727));
 
     let bytes = golden::bytes(golden::RELATION_T);
-    let Ok(Message::Relation(relation)) = decode(&bytes) else { panic!("no Relation") };
+    let Ok(Message::Relation(relation)) = decode(&bytes, &Charset::AsItIs) else {
+        panic!("no Relation")
+    };
     assert_eq!((relation.schema.as_str(), relation.table.as_str()), ("public", "t"));
     let columns: Vec<_> = relation.columns.iter().map(|c| (c.name.as_str(), c.type_oid)).collect();
     assert_eq!(columns, [("id", 23), ("note", 25)]);
 
     let bytes = golden::bytes(golden::INSERT_T);
-    let Ok(Message::Insert(insert)) = decode(&bytes) else { panic!("no Insert") };
+    let Ok(Message::Insert(insert)) = decode(&bytes, &Charset::AsItIs) else { panic!("no Insert") };
     assert_eq!(insert.relation_id, relation.id);
     let values: Vec<_> = insert.tuple.columns().collect();
     assert_eq!(values, [Ok(Value::Text(b"1")), Ok(Value::Null)]);
 
     let bytes = golden::bytes(golden::COMMIT);
-    let Ok(Message::Commit(commit)) = decode(&bytes) else { panic!("no Commit") };
+    let Ok(Message::Commit(commit)) = decode(&bytes, &Charset::AsItIs) else { panic!("no Commit") };
     assert_eq!((commit.commit_lsn, commit.end_lsn), (begin.final_lsn, Lsn::new(0x152_7DC0)));
     assert_eq!(commit.commit_time_us, begin.commit_time_us);
 
     let bytes = golden::bytes(golden::MESSAGE);
-    let Ok(Message::Message(message)) = decode(&bytes) else { panic!("no Message") };
+    let Ok(Message::Message(message)) = decode(&bytes, &Charset::AsItIs) else {
+        panic!("no Message")
+    };
     assert!(message.transactional);
     assert_eq!((message.prefix, message.content), (b"outbox".as_slice(), b"hello".as_slice()));
 
     let bytes = golden::bytes(golden::TRUNCATE);
-    assert!(matches!(decode(&bytes), Ok(Message::Truncate)));
+    assert!(matches!(decode(&bytes, &Charset::AsItIs), Ok(Message::Truncate)));
 }
