@@ -9,6 +9,7 @@
 
 mod apply;
 mod former;
+pub mod grants;
 
 use std::{fmt, str::FromStr};
 

@@ -97,6 +97,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_rows_moved_total", "counter", "", "Rows that were moved between partitions or copied, known by their column xid, and not published again"),
     metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now; absent while it is not known"),
     metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
+    metric("outbox_relay_dead_letters_deleted_total", "counter", "", "Released and discarded dead letters that were deleted because they were older than retention.keep_dead_letters"),
     metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`", "WAL messages with the prefix outbox that announce no release of this relay"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
@@ -185,6 +186,7 @@ pub struct Metrics {
     rows_moved: Counter,
     parked_lanes: Maybe<u64>,
     parked_events: Maybe<u64>,
+    dead_letters_deleted: Counter,
     ignored_messages: Family<ReasonLabel, Counter>,
 }
 
@@ -215,6 +217,7 @@ impl Metrics {
             rows_moved: Counter::default(),
             parked_lanes: Maybe::default(),
             parked_events: Maybe::default(),
+            dead_letters_deleted: Counter::default(),
             ignored_messages: Family::default(),
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
@@ -261,6 +264,9 @@ impl Metrics {
                 "outbox_relay_rows_moved_total" => add.it(self.rows_moved.clone()),
                 "outbox_relay_parked_lanes" => add.it(self.parked_lanes.handle()),
                 "outbox_relay_parked_events" => add.it(self.parked_events.handle()),
+                "outbox_relay_dead_letters_deleted_total" => {
+                    add.it(self.dead_letters_deleted.clone())
+                }
                 "outbox_relay_ignored_messages_total" => add.it(self.ignored_messages.clone()),
                 "process_resident_memory_bytes" => add.it(self.resident_bytes.handle()),
                 name => debug_assert!(false, "{name} is in the list and has no handle"),
@@ -305,6 +311,11 @@ impl Metrics {
     /// A row was moved or copied, and is not published again.
     pub fn row_moved(&self) {
         self.rows_moved.inc();
+    }
+
+    /// So many dead letters were deleted as too old.
+    pub fn dead_letters_deleted(&self, count: u64) {
+        self.dead_letters_deleted.inc_by(count);
     }
 
     /// A WAL message was ignored; `reason` is one of the fixed words. Whether it is the first.

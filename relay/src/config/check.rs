@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
     LeaderConfig, LogConfig, LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset,
-    Properties, Purpose, SinkConfig, Size,
+    Properties, Purpose, RetentionConfig, SinkConfig, Size,
     problem::{Origin, Problem},
     properties,
     written::{Given, Opt, Written},
@@ -66,6 +66,9 @@ pub(super) fn check(
         },
         batch: checker.batch(w.records_max, w.bytes_max, w.record_bytes_max),
         parking: ParkingConfig { lanes_max: checker.lanes_max(w.lanes_max) },
+        retention: RetentionConfig {
+            keep_dead_letters: checker.keep_dead_letters(w.keep_dead_letters),
+        },
         leader: LeaderConfig { timeout: checker.leader_timeout(w.leader_timeout) },
         admin: AdminConfig { listen: checker.listen(w.listen), hosts: checker.hosts(w.hosts) },
         log: LogConfig {
@@ -285,6 +288,20 @@ impl Checker<'_> {
                 100_000
             }
         }
+    }
+
+    /// A repair may begin at a snapshot that is some minutes old, and must still find what was
+    /// discarded since.
+    fn keep_dead_letters(&mut self, given: Opt<Option<Duration>>) -> Option<Duration> {
+        const MIN: Duration = Duration::from_hours(1);
+        const MAX: Duration = Duration::from_hours(100 * 365 * 24);
+        let Some(given) = given else { return Some(Duration::from_hours(30 * 24)) };
+        if let Some(keep) = given.value.filter(|keep| !(MIN..=MAX).contains(keep)) {
+            let what = format!("{} is out of range", humantime::format_duration(keep));
+            let remedy = "use 1h or more, or \"off\" to keep them for ever";
+            self.problem("retention.keep_dead_letters", &given.origin, what, remedy);
+        }
+        given.value
     }
 
     fn leader_timeout(&mut self, given: Opt<Duration>) -> Duration {

@@ -67,6 +67,7 @@ pub const KEYS: &[Key] = &[
     key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),
     key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "A row above it is refused without being stored in memory."),
     key("parking.lanes_max", "number, 1 to 10000000", "`100000`", "Parked lanes that are kept in memory, some 50 bytes each; of more than these the table is asked, which takes the batches that may concern them a query each."),
+    key("retention.keep_dead_letters", "duration, 1h or more, or `off`", "`30d`", "How long released and discarded dead letters are kept as history, counted from their release or discard; `off`: for ever. What is parked is never deleted."),
     key("leader.timeout", "duration, 2s or more", "`10s`", "A leader without a sign of life for so long is replaced by a standby."),
     key("admin.listen", "`host:port` or `off`", "`127.0.0.1:9464`", "Where `/livez`, `/readyz`, `/metrics`, `/status` and the page at `/` are served; `off` or empty: nowhere."),
     key("admin.hosts", "list of names", "", "Further names under which the admin address answers. By IP address, as `localhost` and by the name in `admin.listen` it always does; another name is refused, so that no web page reads it through a browser (DNS rebinding)."),
@@ -136,7 +137,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 11] = [
+    const SECTIONS: [&str; 12] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -145,6 +146,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "sink.properties",
         "batch",
         "parking",
+        "retention",
         "leader",
         "admin",
         "log",

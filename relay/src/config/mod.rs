@@ -125,6 +125,8 @@ pub struct Config {
     pub batch: BatchConfig,
     /// Parked lanes.
     pub parking: ParkingConfig,
+    /// What is kept, and for how long.
+    pub retention: RetentionConfig,
     /// Which of several relays of one name is active.
     pub leader: LeaderConfig,
     /// The admin address.
@@ -290,6 +292,13 @@ pub struct BatchConfig {
 pub struct ParkingConfig {
     /// Lanes that may be parked at once.
     pub lanes_max: usize,
+}
+
+/// What is kept, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionConfig {
+    /// Released and discarded dead letters; `None`: for ever.
+    pub keep_dead_letters: Option<Duration>,
 }
 
 /// Which of several relays of one name is active.

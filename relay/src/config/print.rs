@@ -67,6 +67,9 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
         "batch.bytes_max" => Some(size(c.batch.bytes_max)),
         "batch.record_bytes_max" => Some(size(c.batch.record_bytes_max)),
         "parking.lanes_max" => Some(c.parking.lanes_max.to_string()),
+        "retention.keep_dead_letters" => {
+            Some(c.retention.keep_dead_letters.map_or_else(|| quoted("off"), duration))
+        }
         "leader.timeout" => Some(duration(c.leader.timeout)),
         "admin.listen" => Some(quoted(c.admin.listen.as_deref().unwrap_or("off"))),
         "admin.hosts" => (!c.admin.hosts.is_empty()).then(|| list(&c.admin.hosts)),

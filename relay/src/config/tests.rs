@@ -44,6 +44,7 @@ fn two_flags_are_enough_and_the_rest_has_the_documented_defaults() {
         config.batch,
         BatchConfig { records_max: 10_000, bytes_max: 16 << 20, record_bytes_max: 16 << 20 }
     );
+    assert_eq!(config.retention.keep_dead_letters, Some(Duration::from_hours(30 * 24)));
     assert_eq!(config.leader.timeout, Duration::from_secs(10));
     assert_eq!(config.admin.listen.as_deref(), Some("127.0.0.1:9464"));
     assert_eq!(config.log, LogConfig { format: LogFormat::Text, level: "info".into() });

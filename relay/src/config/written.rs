@@ -52,6 +52,7 @@ pub(super) struct Written {
     pub(super) bytes_max: Opt<Size>,
     pub(super) record_bytes_max: Opt<Size>,
     pub(super) lanes_max: Opt<u64>,
+    pub(super) keep_dead_letters: Opt<Option<Duration>>,
     pub(super) leader_timeout: Opt<Duration>,
     pub(super) listen: Opt<String>,
     pub(super) hosts: Opt<Vec<String>>,
@@ -108,6 +109,7 @@ impl Written {
             bytes_max: from.size("batch.bytes_max"),
             record_bytes_max: from.size("batch.record_bytes_max"),
             lanes_max: from.number("parking.lanes_max"),
+            keep_dead_letters: from.duration_or_off("retention.keep_dead_letters"),
             leader_timeout: from.duration("leader.timeout"),
             listen: from.text_or_empty("admin.listen"),
             hosts: from.list("admin.hosts", "[\"relay.internal\"]"),
@@ -187,6 +189,15 @@ impl Reader<'_> {
     fn duration(&mut self, key: &str) -> Opt<Duration> {
         self.parse(key, "a duration with its unit, such as \"10s\" or \"500ms\"", |kind, _| {
             humantime::parse_duration(text_of(kind)?).ok()
+        })
+    }
+
+    fn duration_or_off(&mut self, key: &str) -> Opt<Option<Duration>> {
+        self.parse(key, "a duration with its unit, such as \"30d\", or \"off\"", |kind, _| {
+            match text_of(kind)? {
+                "off" => Some(None),
+                text => humantime::parse_duration(text).ok().map(Some),
+            }
         })
     }
 

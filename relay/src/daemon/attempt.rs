@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control, missing, repair,
+    broker, control, missing, repair, retention,
     standby::{self, Leading},
     start::{self, Started, Streaming},
     tables,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     admin::{Board, Phase},
     config::{Config, PostgresConfig, parts::Parts},
-    dead_letter::pending::Pending,
+    dead_letter::{history::History, pending::Pending},
     lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
@@ -188,6 +188,12 @@ async fn stream(
     let (probe, format) = (started.probe, started.format);
     let pending = Pending::new(Arc::clone(&session), &config.name);
     let (watch, parked) = (started.watch, started.delivery.missing_topic());
+    let history = config.retention.keep_dead_letters.map(|keep| History {
+        relay: config.name.clone(),
+        slot: config.postgres.slot.clone(),
+        system_id: started.delivery.progress().system_id.clone(),
+        keep,
+    });
     let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
     let names = config.postgres.clone();
     let source = Stream::new(
@@ -226,6 +232,7 @@ async fn stream(
                 () = stop.cancelled() => Task::Watch,
                 never = broker::watch(probe, &board) => match never {},
                 never = control::watch_parked(&watch_session, &name, &board) => match never {},
+                never = retention::watch(&watch_session, history, &board) => match never {},
             }
         });
         let stop = control_stop.clone();

@@ -12,6 +12,7 @@ pub(crate) mod first;
 mod missing;
 mod rehearsal;
 mod repair;
+mod retention;
 mod slot;
 mod standby;
 mod start;

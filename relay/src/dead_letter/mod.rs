@@ -10,6 +10,7 @@ mod announcement;
 mod count;
 mod edit;
 mod headers;
+pub mod history;
 mod lane;
 pub mod operator;
 pub mod pending;
