@@ -41,6 +41,24 @@ pub enum InboxError {
     /// safely. Don't move it into a task.
     #[error("the transaction was kept beyond the end of its work, and was rolled back")]
     Escaped,
+    /// The work ended its transaction itself, by COMMIT or ROLLBACK among several statements. What it
+    /// had written by then is there or not as it said, and so is the message's claim.
+    #[error(
+        "the work ended its transaction itself, so the message's claim and its effect may not be \
+         stored together; return Ok to commit and an error to roll back"
+    )]
+    Ended,
+    /// The session does not know a statement that was prepared in it, or its plan does not fit a table
+    /// that was altered. Nothing was written. Run it again: it is prepared anew.
+    #[error(
+        "the session does not know what was prepared in it; if that stays so with PgBouncer, set \
+         max_prepared_statements there (1.21 and later), or pool_mode = session"
+    )]
+    Session(#[source] tokio_postgres::Error),
+    /// A setting of the database, the role or the session weakens what the inbox promises, and the
+    /// consumer's role may not change it.
+    #[error("the inbox was not opened: {0}")]
+    Setting(String),
 }
 
 /// Why [`crate::Inbox::once`] did nothing.
@@ -51,7 +69,7 @@ pub enum OnceError<E> {
     Inbox(#[from] InboxError),
     /// The work failed, and everything was rolled back: the message is as good as new.
     #[error("the work failed, and was rolled back")]
-    Work(E),
+    Work(#[source] E),
 }
 
 /// What an error of PostgreSQL asks for.
@@ -61,6 +79,8 @@ pub(crate) enum Sort {
     Outage,
     /// Run the transaction again.
     Conflict,
+    /// The session's state is at fault: run the transaction again, with everything prepared anew.
+    Session,
     /// These values will be refused again.
     Permanent,
     /// It may pass.
@@ -73,22 +93,31 @@ pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
         let io = error.source().is_some_and(|source| source.is::<std::io::Error>());
         return if io || error.is_closed() { Sort::Outage } else { Sort::Other };
     };
-    if [
-        &SqlState::T_R_SERIALIZATION_FAILURE,
-        &SqlState::T_R_DEADLOCK_DETECTED,
-        &SqlState::LOCK_NOT_AVAILABLE,
-    ]
-    .contains(&state)
-    {
-        return Sort::Conflict;
+    // "cached plan must not change result type", in whatever language; other things of this state
+    // are not supported by the server, today or tomorrow.
+    let routine = error.as_db_error().and_then(|error| error.routine());
+    if *state == SqlState::FEATURE_NOT_SUPPORTED && routine == Some("RevalidateCachedQuery") {
+        return Sort::Session;
     }
-    match state.code().get(..2) {
-        // 25006: a standby after a failover. 57014, a cancelled statement, is not an outage.
-        _ if *state == SqlState::READ_ONLY_SQL_TRANSACTION => Sort::Outage,
-        _ if *state == SqlState::QUERY_CANCELED => Sort::Other,
-        Some("08" | "53" | "57" | "58" | "XX") => Sort::Outage,
-        Some("22" | "23") => Sort::Permanent,
-        _ => Sort::Other,
+    sort_state(state.code())
+}
+
+pub(crate) fn sort_state(state: &str) -> Sort {
+    match state {
+        // Serialization, deadlock, a lock that is not to be had.
+        "40001" | "40P01" | "55P03" => Sort::Conflict,
+        // A prepared statement is not there, or one of its name is.
+        "26000" | "42P05" => Sort::Session,
+        // A standby after a failover.
+        "25006" => Sort::Outage,
+        // A cancelled statement is not an outage.
+        "57014" => Sort::Other,
+        _ => match state.get(..2) {
+            Some("08" | "53" | "57" | "58" | "XX") => Sort::Outage,
+            // 2D: a handler that ends its transaction would do so again.
+            Some("22" | "23" | "2D") => Sort::Permanent,
+            _ => Sort::Other,
+        },
     }
 }
 
@@ -103,12 +132,26 @@ impl InboxError {
             _ if ended_the_session(&source) => InboxError::Unavailable(source.into()),
             Sort::Outage => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),
-            Sort::Permanent | Sort::Other => InboxError::Refused {
-                doing,
-                remedy: "is the migration set inbox applied, and are docs/ROLES.md's grants given?",
-                source,
-            },
+            Sort::Session => InboxError::Session(source),
+            Sort::Permanent | Sort::Other => {
+                InboxError::Refused { doing, remedy: remedy(&source), source }
+            }
         }
+    }
+}
+
+/// What a refusal of the inbox's own statements is about.
+fn remedy(error: &tokio_postgres::Error) -> &'static str {
+    match error.code().map(SqlState::code) {
+        // Of a schema, table, column or function that is not there.
+        Some("3F000" | "42P01" | "42703" | "42883") => {
+            "the migration set inbox is not applied to this database, or an older one is; type: \
+             outbox-relay migrate --set inbox"
+        }
+        Some("42501") => {
+            "the consumer's role lacks a right; give it the grants for inbox_consumer in docs/ROLES.md"
+        }
+        _ => "the database refused",
     }
 }
 

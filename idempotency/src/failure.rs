@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Permanent,
     /// Another transaction was in the way: again at once.
     Conflict,
+    /// The session's state was at fault: again at once, with everything prepared anew.
+    Session,
     /// The database is away: wait, and count nothing.
     Outage,
     /// The consumer must stop.
@@ -69,7 +71,7 @@ impl Failure {
 
     /// Whether it says something about the message, so that its transaction's outcome is stored.
     pub(crate) fn is_the_messages(&self) -> bool {
-        !matches!(self.kind, Kind::Outage | Kind::Conflict | Kind::Fatal)
+        !matches!(self.kind, Kind::Outage | Kind::Conflict | Kind::Session | Kind::Fatal)
     }
 
     /// What the message's dead letter is found by.
@@ -101,15 +103,27 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
+}
+
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        let kind = match sort(&error) {
+        Failure::new(sort(&error).into(), format!("sqlstate-{}", state_of(&error)), error)
+    }
+}
+
+impl From<Sort> for Kind {
+    fn from(sort: Sort) -> Self {
+        match sort {
             Sort::Outage => Kind::Outage,
             Sort::Conflict => Kind::Conflict,
+            Sort::Session => Kind::Session,
             Sort::Permanent => Kind::Permanent,
             Sort::Other => Kind::Transient,
-        };
-        Failure::new(kind, format!("sqlstate-{}", state_of(&error)), error)
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     failure::{Failure, Kind},
     message::{Message, RawMessage},
-    transaction::Tx,
+    tx::Tx,
 };
 
 /// Handles one message. Every `async fn(Tx, Message<T>) -> Result<(), Failure>` is one.

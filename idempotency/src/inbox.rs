@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use deadpool_postgres::Pool;
 use tokio_postgres::{
-    GenericClient, Transaction,
+    GenericClient, Row, Transaction,
     types::{ToSql, Type},
 };
 use uuid::Uuid;
@@ -21,15 +21,20 @@ use crate::{
     error::{InboxError, OnceError},
     fault::{Point, point},
     message_id::{Day, MessageId},
-    transaction::{Open, Tx},
+    session::{Isolation, Sessions},
+    transaction::Open,
+    tx::Tx,
 };
+
+const LOOKING: &str = "looking at inbox.messages' partitions";
 
 const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
                      on conflict do nothing returning true";
 
 /// Sorted, so that two batches that share ids wait for one another in one direction only.
-const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
-     select $1, m.id, m.day from unnest($2, $3) as m (id, day) order by m.id, m.day \
+pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \
+     select $1, m.id, m.day from unnest($2::pg_catalog.uuid[], $3::pg_catalog.date[]) \
+         as m (id, day) order by m.id, m.day \
      on conflict do nothing returning id";
 
 /// The days are null where there is no partition. Last: whether one past retention is left.
@@ -65,10 +70,10 @@ pub enum Once<R> {
 #[derive(Clone)]
 pub struct Inbox {
     shared: Arc<Shared>,
+    sessions: Arc<Sessions>,
 }
 
 struct Shared {
-    pool: Pool,
     consumer: String,
     consumer_id: i32,
     window: Mutex<Window>,
@@ -104,38 +109,35 @@ impl Inbox {
     /// Registers the name, and makes and drops partitions ([`Inbox::maintain`]).
     ///
     /// # Errors
-    /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing.
+    /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing,
+    /// [`InboxError::Setting`] where a setting weakens what the inbox promises.
     pub async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
         const DOING: &str = "registering the consumer";
         let refused = |error| InboxError::of(DOING, error);
-        let client = pool.get().await.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
+        let sessions = Arc::new(Sessions::open(pool, consumer).await?);
         let find = "select id from inbox.consumers where name operator(pg_catalog.=) $1";
-        let name: (&(dyn ToSql + Sync), Type) = (&consumer, Type::TEXT);
-        let found = client.query_typed(find, std::slice::from_ref(&name)).await.map_err(refused)?;
-        let row = match found.into_iter().next() {
-            Some(row) => row,
-            None => {
-                let add = "insert into inbox.consumers as c (name) values ($1) \
-                           on conflict (name) do update set name = c.name returning id";
-                let mut rows = client.query_typed(add, &[name]).await.map_err(refused)?;
-                rows.pop().expect("an upsert returns its row")
-            }
-        };
-        let consumer_id = row.try_get(0).map_err(refused)?;
-        let window = maintain(&**client).await?;
-        let idle = "select pg_catalog.current_setting('idle_in_transaction_session_timeout')";
-        let idle = client.query_typed(idle, &[]).await.map_err(refused)?;
-        if idle.first().and_then(|row| row.try_get(0).ok()) == Some("0") {
-            tracing::warn!(
-                consumer,
-                "idle_in_transaction_session_timeout is off: a process that freezes in the middle of \
-                 a message holds up that message's key until it ends; set it for the consumer's role"
-            );
+        let (open, mut found) = Open::begin(&sessions, DOING, find, &[&consumer]).await?;
+        if found.is_empty() {
+            let add = "insert into inbox.consumers as c (name) values ($1) \
+                       on conflict (name) do update set name = c.name returning id";
+            found = open.query(DOING, add, &[&consumer]).await?;
         }
-        drop(client);
-        let consumer = consumer.to_owned();
-        let shared = Shared { pool, consumer, consumer_id, window: Mutex::new(window) };
-        Ok(Inbox { shared: Arc::new(shared) })
+        open.commit().await?;
+        let row = found.first().expect("an upsert returns its row");
+        let consumer_id = row.try_get(0).map_err(refused)?;
+        let window = maintain(&sessions).await?;
+        let shared =
+            Shared { consumer: consumer.to_owned(), consumer_id, window: Mutex::new(window) };
+        Ok(Inbox { shared: Arc::new(shared), sessions })
+    }
+
+    /// With another isolation level for the transactions that messages take effect in. Where two
+    /// collide, a [`crate::Processor`] runs the message again; [`Inbox::once`] says
+    /// [`InboxError::Conflict`].
+    #[must_use]
+    pub fn isolation(self, level: Isolation) -> Self {
+        let sessions = Arc::new(self.sessions.with(level));
+        Inbox { sessions, ..self }
     }
 
     /// The name it was opened with.
@@ -161,10 +163,10 @@ impl Inbox {
         if !self.can_tell(id).await? {
             return Ok(Once::OutsideWindow);
         }
-        let Shared { pool, consumer_id, .. } = &*self.shared;
+        const DOING: &str = "claiming a message";
         let (uuid, day) = (id.uuid(), id.day());
-        let params: [&(dyn ToSql + Sync); 3] = [consumer_id, &uuid, &day];
-        let (open, claimed) = match Open::begin(pool, "claiming a message", CLAIM, &params).await {
+        let params: [&(dyn ToSql + Sync); 3] = [&self.shared.consumer_id, &uuid, &day];
+        let (open, claimed) = match Open::begin(&self.sessions, DOING, CLAIM, &params).await {
             Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
                 self.maintain().await?; // For the next one: the window has moved.
                 return Ok(Once::OutsideWindow);
@@ -247,9 +249,7 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`]; nothing was changed.
     pub async fn maintain(&self) -> Result<(), InboxError> {
-        let client = self.shared.pool.get().await;
-        let client = client.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
-        let window = maintain(&**client).await?;
+        let window = maintain(&self.sessions).await?;
         *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
         Ok(())
     }
@@ -264,8 +264,8 @@ impl Inbox {
         self.shared.consumer_id
     }
 
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.shared.pool
+    pub(crate) fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
     }
 
     /// Whether it can tell a new message with this id from one that was here before.
@@ -273,9 +273,23 @@ impl Inbox {
         if self.knows(id) {
             return Ok(true);
         }
-        let client = self.shared.pool.get().await;
-        let client = client.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
-        self.look(&**client, id).await
+        let sql = window_by("window()");
+        let (open, rows) = Open::begin(&self.sessions, LOOKING, &sql, &[]).await?;
+        open.rollback().await?;
+        self.learn(read_window(&rows)?, id)
+    }
+
+    /// As [`Inbox::can_tell`], in a transaction that is open: a message takes one connection.
+    pub(crate) async fn can_tell_in(
+        &self,
+        open: &Open,
+        id: &MessageId,
+    ) -> Result<bool, InboxError> {
+        if self.knows(id) {
+            return Ok(true);
+        }
+        let rows = open.query(LOOKING, &window_by("window()"), &[]).await?;
+        self.learn(read_window(&rows)?, id)
     }
 
     /// Whether there is a partition to look for the id in, as far as is known here.
@@ -286,7 +300,12 @@ impl Inbox {
     /// Asks the database, for ids that are outside of what is known: a message far away costs a
     /// query, and all others none.
     async fn look(&self, client: &impl GenericClient, id: &MessageId) -> Result<bool, InboxError> {
-        let now = window(client, "window()").await?;
+        let rows = client.query_typed(&window_by("window()"), &[]).await;
+        let rows = rows.map_err(|error| InboxError::of(LOOKING, error))?;
+        self.learn(read_window(&rows)?, id)
+    }
+
+    fn learn(&self, now: Window, id: &MessageId) -> Result<bool, InboxError> {
         *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = now;
         Ok(now.has(id))
     }
@@ -320,17 +339,20 @@ impl Batch {
     }
 }
 
-async fn maintain(client: &impl GenericClient) -> Result<Window, InboxError> {
+async fn maintain(sessions: &Arc<Sessions>) -> Result<Window, InboxError> {
     point(Point::Maintaining);
-    let window = window(client, "maintain()").await?;
+    let (open, rows) = Open::begin(sessions, LOOKING, &window_by("maintain()"), &[]).await?;
+    open.commit().await?;
     point(Point::Maintained);
-    Ok(window)
+    read_window(&rows)
 }
 
-async fn window(client: &impl GenericClient, function: &str) -> Result<Window, InboxError> {
-    let refused = |error| InboxError::of("looking at inbox.messages' partitions", error);
-    let sql = format!("{WINDOW}{function} as w");
-    let rows = client.query_typed(&sql, &[]).await.map_err(refused)?;
+fn window_by(function: &str) -> String {
+    format!("{WINDOW}{function} as w")
+}
+
+fn read_window(rows: &[Row]) -> Result<Window, InboxError> {
+    let refused = |error| InboxError::of(LOOKING, error);
     let row = rows.first().expect("a function with out parameters returns one row");
     let (oldest, newest): (Option<Day>, Option<Day>) =
         (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);

@@ -54,9 +54,11 @@ mod meter;
 mod ordering;
 mod processor;
 mod retry;
+mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transaction;
+mod tx;
 
 pub use alert::Alert;
 pub use error::{InboxError, OnceError};
@@ -69,7 +71,8 @@ pub use ordering::Ordering;
 pub use outbox_migrations::MigrateError;
 pub use processor::{Dedup, Processor, Stop};
 pub use retry::Retry;
-pub use transaction::{Event, Tx};
+pub use session::Isolation;
+pub use tx::{Event, Tx};
 
 /// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set
 /// inbox` does. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).

@@ -1,215 +1,130 @@
-//! An open transaction on a pooled connection, and [`Tx`], all that a handler sees of it.
+//! An open transaction on a pooled connection.
 //!
-//! Whoever opens it ends it: the handler's `Tx` has no way to, and one that is dropped before its
-//! end is rolled back before the connection is used again. PostgreSQL answers COMMIT in a failed
-//! transaction with a rollback and no error: a statement that failed is remembered, and what fails
-//! unseen, because nobody waited for its answer, is found by the statement before COMMIT.
+//! Whoever opens it ends it: the handler's [`Tx`] has no way to, and one that is dropped before its
+//! end takes its connection out of the pool. PostgreSQL answers COMMIT in a failed transaction with
+//! a rollback and no error: the statement before COMMIT finds out whether it is failed, and whether
+//! it is still there. A session that a handler has had is put back before anyone else gets it, in
+//! the round trip of the end.
 
 use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering};
 
-use deadpool_postgres::{Object, Pool};
-use futures_util::{FutureExt as _, future};
-use tokio_postgres::{Row, error::SqlState, types::ToSql};
-use uuid::Uuid;
+use deadpool_postgres::Object;
+use futures_util::future;
+use tokio_postgres::{Error, Row, Statement, error::SqlState, types::ToSql};
 
 use crate::{
-    error::{InboxError, ended_the_session, state_of},
+    error::{InboxError, Sort, ended_the_session, sort, state_of},
     fault::{Point, point},
+    session::{Sessions, UNLOCK},
+    tx::Tx,
 };
 
-/// A second copy of a message must wait for the first and then see its row, which is what READ
-/// COMMITTED does; the others answer with an error.
-const BEGIN: &str = "begin isolation level read committed read write";
-/// A failed transaction refuses the first of them, and the second is not run then.
+/// A failed transaction refuses the first of them, and so does a session that is in none; the second
+/// is not run then.
 const COMMIT: &str = "savepoint ended; commit";
+/// What COMMIT would ask deferred constraints is asked while a savepoint can still be gone back to.
+const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; commit";
 
-type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Begun and not ended yet; rolled back when dropped.
 pub(crate) struct Open {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    client: Object,
-    /// SQLSTATE of the first statement that failed: nothing of this will be kept.
+pub(crate) struct Shared {
+    /// Until it is dropped.
+    client: Option<Object>,
+    sessions: Arc<Sessions>,
+    /// SQLSTATE of the last statement that failed.
     failed: Mutex<Option<String>>,
-    ended: AtomicBool,
-}
-
-/// The transaction that a message takes effect in: a handler may do anything in it but end it.
-///
-/// Statements are prepared once per connection and kept there, so pass values as parameters, never
-/// in the text. Cancel safe: a dropped statement is rolled back with all others, or kept with them;
-/// if it fails after it was dropped, nothing is kept.
-pub struct Tx {
-    shared: Arc<Shared>,
-}
-
-impl std::fmt::Debug for Tx {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tx").finish_non_exhaustive()
-    }
-}
-
-impl Tx {
-    /// Runs a statement and returns the number of rows that it changed.
-    ///
-    /// # Errors
-    /// The database's. The transaction is failed then: return the error.
-    pub async fn execute(
-        &self,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<u64, tokio_postgres::Error> {
-        self.shared.execute(sql, params).await
-    }
-
-    /// Runs a query and returns all its rows.
-    ///
-    /// # Errors
-    /// As [`Tx::execute`].
-    pub async fn query(
-        &self,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
-        self.shared.query(sql, params).await
-    }
-
-    /// Runs a query and returns its one row.
-    ///
-    /// # Errors
-    /// As [`Tx::execute`]; also when it has no row or several, which fails nothing in the database.
-    pub async fn query_one(
-        &self,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Row, tokio_postgres::Error> {
-        let statement = self.shared.prepare(sql).await?;
-        self.shared.seen(self.shared.client.query_one(&statement, params).await)
-    }
-
-    /// Runs a query and returns its row, if it has one.
-    ///
-    /// # Errors
-    /// As [`Tx::query_one`].
-    pub async fn query_opt(
-        &self,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Option<Row>, tokio_postgres::Error> {
-        let statement = self.shared.prepare(sql).await?;
-        self.shared.seen(self.shared.client.query_opt(&statement, params).await)
-    }
-
-    /// Writes an event into the outbox of this database, in this transaction, and returns its id:
-    /// it is published if and only if the message takes effect. Needs the migration set `outbox`
-    /// and the writer's grants (`docs/ROLES.md`).
-    ///
-    /// # Errors
-    /// As [`Tx::execute`]; SQLSTATE 22023 when the event can't be a record.
-    pub async fn publish(&self, event: &Event<'_>) -> Result<Uuid, tokio_postgres::Error> {
-        point(Point::Handling);
-        let Event { topic, key, kind, payload, headers } = event;
-        let row = self
-            .query_one(
-                "select outbox.publish(topic => $1, payload => $2, key => $3, type => $4, \
-                 headers => $5)",
-                &[topic, payload, key, kind, headers],
-            )
-            .await?;
-        row.try_get(0)
-    }
-}
-
-/// An event for [`Tx::publish`].
-#[derive(Clone, Debug)]
-pub struct Event<'a> {
-    topic: &'a str,
-    key: Option<&'a str>,
-    kind: Option<&'a str>,
-    payload: Option<serde_json::Value>,
-    headers: serde_json::Value,
-}
-
-impl<'a> Event<'a> {
-    /// An event without key, type and headers of its own.
-    pub fn new(topic: &'a str, payload: serde_json::Value) -> Self {
-        let headers = serde_json::Value::Object(serde_json::Map::new());
-        Event { topic, key: None, kind: None, payload: Some(payload), headers }
-    }
-
-    /// An event without a payload: what a compacted topic takes for a deletion.
-    pub fn tombstone(topic: &'a str) -> Self {
-        Event { payload: None, ..Event::new(topic, serde_json::Value::Null) }
-    }
-
-    /// With a key: events of one key stay in order.
-    #[must_use]
-    pub fn key(mut self, key: &'a str) -> Self {
-        self.key = Some(key);
-        self
-    }
-
-    /// With a type.
-    #[must_use]
-    pub fn kind(mut self, kind: &'a str) -> Self {
-        self.kind = Some(kind);
-        self
-    }
-
-    /// With a header more.
-    #[must_use]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        if let Some(headers) = self.headers.as_object_mut() {
-            headers.insert(name.to_owned(), value.into());
-        }
-        self
-    }
+    /// A handler has had the session.
+    lent: AtomicBool,
+    /// A handler has ended the transaction.
+    ended_by_handler: AtomicBool,
+    /// The transaction is ended and the session as it was: others may have it.
+    clean: AtomicBool,
+    /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
+    /// of the same name a handler would keep what is to be undone.
+    savepoint: u128,
 }
 
 impl Shared {
-    async fn prepare(&self, sql: &str) -> Result<tokio_postgres::Statement, tokio_postgres::Error> {
-        self.seen(self.client.prepare_cached(sql).await)
+    pub(crate) fn client(&self) -> &Object {
+        self.client.as_ref().expect("the connection is there until this is dropped")
     }
 
-    async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, tokio_postgres::Error> {
+    pub(crate) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
+        self.seen(self.client().prepare_cached(sql).await)
+    }
+
+    pub(crate) async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
         let statement = self.prepare(sql).await?;
-        self.seen(self.client.execute(&statement, params).await)
+        self.seen(self.client().execute(&statement, params).await)
     }
 
-    async fn query(
-        &self,
-        sql: &str,
-        params: Params<'_>,
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+    pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
         let statement = self.prepare(sql).await?;
-        self.seen(self.client.query(&statement, params).await)
+        self.seen(self.client().query(&statement, params).await)
     }
 
-    /// Only the server's errors fail a transaction; the driver's own, such as a parameter of the
-    /// wrong type or a second row, do not.
-    fn seen<T>(
-        &self,
-        result: Result<T, tokio_postgres::Error>,
-    ) -> Result<T, tokio_postgres::Error> {
+    /// Remembers what the server refused, to say so if the transaction turns out to be failed; the
+    /// driver's own errors, such as a parameter of the wrong type or a second row, fail nothing.
+    pub(crate) fn seen<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &result
             && error.code().is_some()
         {
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.get_or_insert_with(|| state_of(error));
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(state_of(error));
+            if sort(error) == Sort::Session {
+                // Other sessions have prepared the same statements as long ago.
+                self.sessions.pool().manager().statement_caches.clear();
+            }
         }
         result
+    }
+
+    pub(crate) fn handler_ended_it(&self) {
+        if !self.ended_by_handler.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                consumer = self.sessions.consumer(),
+                "a handler ended its transaction itself, by COMMIT or ROLLBACK among several \
+                 statements: what it committed stays, and may be done again; look at its SQL"
+            );
+        }
+    }
+
+    fn failed(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the transaction with `sql`, and puts the session back behind it: one round trip.
+    async fn end(&self, sql: &str) -> Result<(), Error> {
+        if !self.lent.load(Ordering::Relaxed) {
+            let ended = self.client().batch_execute(sql).await;
+            self.clean.store(ended.is_ok(), Ordering::Relaxed);
+            return ended;
+        }
+        let put_back = async {
+            // Prepared before the handler got the session, so nothing is asked here but to run it.
+            let unlock = self.client().prepare_cached(UNLOCK).await?;
+            let clear = self.client().batch_execute(self.sessions.clear());
+            let (cleared, left) = future::join(clear, self.client().query(&unlock, &[])).await;
+            cleared?;
+            left?.first().map_or(Ok(true), |row| row.try_get::<_, bool>(1))
+        };
+        let (ended, left) = future::join(self.client().batch_execute(sql), put_back).await;
+        let put_back = matches!(left, Ok(false));
+        self.clean.store(ended.is_ok() && put_back, Ordering::Relaxed);
+        ended
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if !self.ended.load(Ordering::Relaxed) {
-            // The first poll hands the statement to the connection, which keeps it in order: it is
-            // done before anything that the next user of the connection asks for.
-            let _ = self.client.batch_execute("rollback").now_or_never();
+        let Some(client) = self.client.take() else { return };
+        if !*self.clean.get_mut() {
+            // Nobody knows what state it is in. The server rolls back what is open in it.
+            drop(Object::take(client));
         }
     }
 }
@@ -217,34 +132,53 @@ impl Drop for Shared {
 impl Open {
     /// Begins, and runs `sql` in the same round trip.
     pub(crate) async fn begin(
-        pool: &Pool,
+        sessions: &Arc<Sessions>,
         doing: &'static str,
         sql: &str,
         params: Params<'_>,
     ) -> Result<(Self, Vec<Row>), InboxError> {
-        let client = pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))?;
-        let refused = |error| InboxError::of(doing, error);
-        let statement = client.prepare_cached(sql).await.map_err(refused)?;
-        let shared = Shared { client, failed: Mutex::new(None), ended: AtomicBool::new(false) };
+        let client = sessions.get().await?;
+        let shared = Shared {
+            client: Some(client),
+            sessions: Arc::clone(sessions),
+            failed: Mutex::new(None),
+            lent: AtomicBool::new(false),
+            ended_by_handler: AtomicBool::new(false),
+            clean: AtomicBool::new(false),
+            savepoint: rand::random(),
+        };
         let open = Open { shared: Arc::new(shared) };
-        let client = &open.shared.client;
+        let refused = |error| InboxError::of(doing, error);
+        let statement = open.shared.prepare(sql).await.map_err(refused)?;
+        open.shared.prepare(UNLOCK).await.map_err(refused)?;
+        let client = open.shared.client();
         // In the order of their first polls, and `join` polls the left one first.
         let (begun, rows) =
-            future::join(client.batch_execute(BEGIN), client.query(&statement, params)).await;
+            future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
+                .await;
         begun.map_err(|error| match error.code() {
             // What a standby says to READ WRITE.
             Some(&SqlState::FEATURE_NOT_SUPPORTED) => InboxError::Unavailable(error.into()),
             _ => refused(error),
         })?;
-        Ok((open, rows.map_err(refused)?))
+        match open.shared.seen(rows) {
+            Ok(rows) => Ok((open, rows)),
+            Err(error) => {
+                // Others may have the session; why it failed is known.
+                let _ended = open.rollback().await;
+                Err(refused(error))
+            }
+        }
     }
 
     /// For the handler.
     pub(crate) fn tx(&self) -> Tx {
-        Tx { shared: Arc::clone(&self.shared) }
+        self.shared.lent.store(true, Ordering::Relaxed);
+        Tx::new(Arc::clone(&self.shared))
     }
 
-    /// A statement of the inbox's own.
+    /// A statement of the inbox's own; none after a handler has had the session, whose role and
+    /// settings may be any.
     pub(crate) async fn query(
         &self,
         doing: &'static str,
@@ -256,23 +190,19 @@ impl Open {
 
     /// Marks where [`Open::back_to_savepoint`] goes back to.
     pub(crate) async fn savepoint(&self) -> Result<(), InboxError> {
-        let done = self.shared.client.batch_execute("savepoint work").await;
+        let sql = format!("savepoint s{:032x}", self.shared.savepoint);
+        let done = self.shared.client().batch_execute(&sql).await;
         done.map_err(|error| InboxError::of("setting a savepoint", error))
     }
 
-    /// Undoes what was done since the savepoint, failures included.
+    /// Undoes what was done since the savepoint: failures, role and settings included.
     pub(crate) async fn back_to_savepoint(&self) -> Result<(), InboxError> {
-        let done = self.shared.client.batch_execute("rollback to savepoint work").await;
-        self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        done.map_err(|error| InboxError::of("going back to the savepoint", error))
-    }
-
-    /// Asks deferred constraints what they would say at the commit, leaves them as deferred as they
-    /// were, and lets go of the savepoint.
-    pub(crate) async fn keep(&self) -> Result<(), tokio_postgres::Error> {
-        let sql = "savepoint checked; set constraints all immediate; \
-                   rollback to savepoint checked; release savepoint work";
-        self.shared.client.batch_execute(sql).await
+        let sql = format!("rollback to savepoint s{:032x}", self.shared.savepoint);
+        match self.shared.client().batch_execute(&sql).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_gone(&error) => Err(InboxError::Ended),
+            Err(error) => Err(InboxError::of("going back to the savepoint", error)),
+        }
     }
 
     /// Whether no [`Tx`] is kept, whatever the work has returned: nobody can make another.
@@ -280,28 +210,39 @@ impl Open {
         if Arc::strong_count(&self.shared) > 1 { Err(InboxError::Escaped) } else { Ok(()) }
     }
 
-    /// Whether the work left the transaction as it must: no statement failed, no [`Tx`] is kept.
-    pub(crate) fn check(&self) -> Result<(), InboxError> {
-        self.alone()?;
-        let failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.as_ref().map_or(Ok(()), |state| Err(InboxError::Aborted(state.clone())))
+    /// Commits, if all statements succeeded. Not cancel safe: dropped half-way, the outcome is
+    /// unknown.
+    pub(crate) async fn commit(self) -> Result<(), InboxError> {
+        match self.try_commit(COMMIT).await {
+            Err(error @ (InboxError::Escaped | InboxError::Ended)) => {
+                // The reason is known: what else is said about the end adds nothing.
+                let _ended = self.rollback().await;
+                Err(error)
+            }
+            done => done,
+        }
     }
 
-    /// Commits, unless [`Open::check`] finds something. Not cancel safe: dropped half-way, the
-    /// outcome is unknown.
-    pub(crate) async fn commit(self) -> Result<(), InboxError> {
-        if let Err(error) = self.check() {
-            self.rollback().await?;
-            return Err(error);
+    /// As [`Open::commit`]. Where it fails, [`Open::back_to_savepoint`] may be possible.
+    pub(crate) async fn commit_or_go_back(&self) -> Result<(), InboxError> {
+        self.try_commit(COMMIT_ASKING).await
+    }
+
+    async fn try_commit(&self, sql: &str) -> Result<(), InboxError> {
+        self.alone()?;
+        if self.shared.ended_by_handler.load(Ordering::Relaxed) {
+            return Err(InboxError::Ended);
         }
         point(Point::Committing);
-        match self.shared.client.batch_execute(COMMIT).await {
-            Ok(()) => {
-                self.shared.ended.store(true, Ordering::Relaxed);
-                Ok(())
-            }
+        match self.shared.end(sql).await {
+            Ok(()) => Ok(()),
             Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
-                Err(InboxError::Aborted(state_of(&error)))
+                let state = self.shared.failed().unwrap_or_else(|| state_of(&error));
+                Err(InboxError::Aborted(state))
+            }
+            Err(error) if is_gone(&error) => {
+                self.shared.handler_ended_it();
+                Err(InboxError::Ended)
             }
             // The work took too long, and would again.
             Err(error) if ended_the_session(&error) => Err(InboxError::Uncommitted(error)),
@@ -320,13 +261,17 @@ impl Open {
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
             // What the kept one still asks for must not be a transaction of its own. The last to
-            // be dropped rolls back.
-            let ended = self.shared.client.batch_execute("rollback; begin read only").await;
+            // be dropped ends the session.
+            let ended = self.shared.client().batch_execute("rollback; begin read only").await;
             ended.map_err(|error| InboxError::of("ending the transaction", error))?;
             return Err(escaped);
         }
-        let ended = self.shared.client.batch_execute("rollback").await;
-        self.shared.ended.store(true, Ordering::Relaxed);
+        let ended = self.shared.end("rollback").await;
         ended.map_err(|error| InboxError::of("rolling back", error))
     }
+}
+
+/// No transaction is open any more.
+fn is_gone(error: &Error) -> bool {
+    error.code() == Some(&SqlState::NO_ACTIVE_SQL_TRANSACTION)
 }

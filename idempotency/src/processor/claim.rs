@@ -31,7 +31,7 @@ pub(super) async fn rows(
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
     let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &ids, &days, &lanes];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let column = |n| -> Result<HashSet<Uuid>, InboxError> {
         let ids: Vec<Uuid> =
             rows.first().map_or(Ok(Vec::new()), |row| row.try_get(n)).map_err(read)?;
@@ -54,7 +54,7 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $4)";
     let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let Some(row) = rows.first() else { return Ok((open, HashSet::new(), HashSet::new())) };
     let mut parked = HashSet::new();
     if row.try_get(0).map_err(read)? {
@@ -78,7 +78,8 @@ pub(super) async fn nothing(
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
                order by lane for update";
     let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
-    let (open, rows) = Open::begin(inbox.pool(), "looking for parked keys", sql, &params).await?;
+    let (open, rows) =
+        Open::begin(inbox.sessions(), "looking for parked keys", sql, &params).await?;
     let parked: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
     let claimed = messages.iter().map(|message| message.id.uuid()).collect();
     Ok((open, claimed, parked.map_err(read)?))

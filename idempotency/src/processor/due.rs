@@ -2,16 +2,23 @@
 //!
 //! Any process of the consumer may take any lane: the lock on the lane's row makes them take turns,
 //! with one another and with live messages of the lane. A failure is stored under that same lock,
-//! behind a savepoint, so nobody can take the head between its failure and its new due time. Several
-//! messages of a lane share a transaction: a key that was parked under load must catch up.
+//! behind a savepoint, so nobody can take the head between its failure and its new due time. Each
+//! message has a transaction of its own, as it would have had without waiting: what a handler
+//! locks, sets or makes in it is gone before the next. A batch handler gets a batch of a lane.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Attempt, Processor, Stop, store};
+use super::{
+    Attempt, Processor, Stop,
+    store::{self, Taken},
+};
 use crate::{
     error::{InboxError, chain},
     failure::{Failure, Kind},
@@ -21,10 +28,7 @@ use crate::{
 };
 
 /// Parked lanes that are worked on at once, in one process.
-const AT_ONCE: usize = 4;
-/// Messages of a lane that are handled in one transaction: below what a session caches of
-/// subtransactions (64), beyond which all others get slower.
-const AT_A_TIME: i64 = 32;
+pub(crate) const AT_ONCE: usize = 8;
 /// How long a lane that another process parked may be overlooked.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks at what waits.
@@ -34,6 +38,13 @@ const MAINTAIN: Duration = Duration::from_secs(3600);
 /// The same, while one is left that is past retention: each visit may hold others up for 50 ms.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
 
+/// A parked message.
+#[derive(Clone, Copy)]
+struct Place {
+    lane: Uuid,
+    seq: i64,
+}
+
 impl Processor {
     /// What must go on beside the messages that come in: parked ones are tried again when they are
     /// due, gauges are measured, days of the inbox are made and dropped. Runs until it is dropped
@@ -41,23 +52,38 @@ impl Processor {
     ///
     /// Cancel safe: what is dropped is rolled back.
     pub async fn background(&self) -> Stop {
-        let retries = future::select_all((0..AT_ONCE).map(|_| Box::pin(self.retries())));
+        let retries = (0..AT_ONCE).map(|worker| Box::pin(self.retries(worker == 0)));
         tokio::select! {
-            (stop, _, _) = retries => stop,
+            (stop, _, _) = future::select_all(retries) => stop,
             stop = self.upkeep() => stop,
         }
     }
 
-    async fn retries(&self) -> Stop {
+    /// One of them looks whether anything is due; the others help while something is.
+    async fn retries(&self, looks: bool) -> Stop {
         loop {
-            match self.settle(|| self.retry_one()).await {
+            let head = Mutex::new(None);
+            let mut outcome = self.settle(|| self.retry_one(&head)).await;
+            let head = head.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if let (Ok(Attempt::Failed(failure)), Some(head)) = (&outcome, head) {
+                outcome = self.settle(|| self.count_failure(head, failure)).await;
+            }
+            match outcome {
                 Err(stop) => return stop,
-                Ok(Attempt::Done) => continue,
+                Ok(Attempt::Done) => {
+                    self.shared.due.notify_one();
+                    continue;
+                }
                 Ok(Attempt::Idle | Attempt::Failed(_)) => {}
             }
-            tokio::select! {
-                () = self.shared.parked.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
+            if looks {
+                tokio::select! {
+                    () = self.shared.parked.notified() => {}
+                    () = self.shared.due.notified() => {}
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            } else {
+                self.shared.due.notified().await;
             }
         }
     }
@@ -100,7 +126,7 @@ impl Processor {
                 where consumer_id operator(pg_catalog.=) $1 and state operator(pg_catalog.=) 'dead')";
         let inbox = &self.shared.inbox;
         let consumer_id = inbox.consumer_id();
-        let (open, rows) = Open::begin(inbox.pool(), "measuring", sql, &[&consumer_id]).await?;
+        let (open, rows) = Open::begin(inbox.sessions(), "measuring", sql, &[&consumer_id]).await?;
         open.rollback().await?;
         if let Some(row) = rows.first() {
             let read = |error| InboxError::of("measuring", error);
@@ -114,98 +140,88 @@ impl Processor {
         Ok(())
     }
 
-    /// Takes the lane that has been due longest, and what it can of it.
-    async fn retry_one(&self) -> Result<Attempt, InboxError> {
-        const DOING: &str = "looking for what is due";
-        let inbox = &self.shared.inbox;
-        let shelf = self.shelf();
-        let (open, rows) =
-            Open::begin(inbox.pool(), DOING, store::LOCK_DUE, &[&shelf.consumer_id]).await?;
-        let Some(row) = rows.first() else {
-            open.rollback().await?;
+    /// Takes the lane that has been due longest and handles its first message, or a batch of them.
+    /// `first` becomes the one that is to be blamed if that can't be said here.
+    async fn retry_one(&self, first: &Mutex<Option<Place>>) -> Result<Attempt, InboxError> {
+        let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
+        let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
+        let Some(Taken { open, lane, attempts, heads }) = shelf.take(sessions, None, max).await?
+        else {
             return Ok(Attempt::Idle);
         };
-        let read = |error| InboxError::of(DOING, error);
-        let lane: Uuid = row.try_get(0).map_err(read)?;
-        let attempts: i32 = row.try_get(1).map_err(read)?;
-        let heads = shelf.heads(&open, lane, attempts, AT_A_TIME).await?;
-        if heads.is_empty() {
+        let Some(head) = heads.first() else {
             shelf.free(&open, lane).await?;
             open.commit().await?;
             return Ok(Attempt::Done);
-        }
+        };
+        *first.lock().unwrap_or_else(PoisonError::into_inner) = Some(Place { lane, seq: head.seq });
         point(Point::TakenUp);
-        let (done, failure) = self.try_heads(&open, &heads, attempts).await?;
-        let (applied, left) = heads.split_at(done);
-        match (failure, left.first()) {
-            // Not the message's fault, or not for us to decide: all stay as they are.
-            (Some(failure), _) if !failure.is_the_messages() => {
+        // A batch that fails is halved until the first is alone, and so is what failed before.
+        let mut size = if attempts == 0 { heads.len() } else { 1 };
+        loop {
+            let group = heads.get(..size).unwrap_or_default();
+            // Before the handler, which may leave the session in any role; in one round trip.
+            let (marked, advanced) =
+                future::join(open.savepoint(), shelf.advance(&open, lane, group)).await;
+            marked?;
+            if !advanced? {
+                open.rollback().await?;
+                return Ok(Attempt::Done);
+            }
+            let failure = match self.try_group(&open, group).await? {
+                Ok(()) => return Ok(Attempt::Done),
+                Err(failure) => failure,
+            };
+            if !failure.is_the_messages() || open.back_to_savepoint().await.is_err() {
                 drop(open.rollback().await);
                 return Ok(Attempt::Failed(failure));
             }
-            (Some(failure), Some(head)) => {
-                let attempts = if done == 0 { attempts } else { 0 };
-                if done > 0 {
-                    shelf.advance(&open, lane, applied).await?;
-                }
+            if size == 1 {
                 self.failed_again(open, lane, head, &failure, attempts).await?;
+                return Ok(Attempt::Done);
             }
-            _ => {
-                shelf.advance(&open, lane, applied).await?;
-                point(Point::Retried);
-                open.commit().await?;
-            }
+            size = size.div_ceil(2);
         }
-        self.shared.meter.count(Outcome::Applied, done);
-        Ok(Attempt::Done)
     }
 
-    /// Handles messages from the head on until one fails: how many did not, and the failure. What
-    /// failed is undone, unless nothing of the transaction is to be kept.
-    async fn try_heads(
-        &self,
-        open: &Open,
-        heads: &[store::Head],
-        attempts: i32,
-    ) -> Result<(usize, Option<Failure>), InboxError> {
-        // A batch handler gets many at once, and each alone when that has failed.
-        let mut size = if attempts == 0 { self.shared.batch_max } else { 1 };
-        let mut done = 0;
-        while done < heads.len() {
-            let group = heads.get(done..heads.len().min(done + size)).unwrap_or_default();
-            match self.try_group(open, group).await? {
-                Ok(()) => done += group.len(),
-                Err(failure) if !failure.is_the_messages() => return Ok((done, Some(failure))),
-                Err(failure) => {
-                    open.back_to_savepoint().await?;
-                    if group.len() == 1 {
-                        return Ok((done, Some(failure)));
-                    }
-                    size = 1;
-                }
-            }
-        }
-        Ok((done, None))
-    }
-
-    /// The handler's verdict, with whatever the database would say at the commit.
+    /// Handles and commits. On a failure the transaction is open, unless the failure has ended it.
     async fn try_group(
         &self,
         open: &Open,
         group: &[store::Head],
     ) -> Result<Result<(), Failure>, InboxError> {
-        open.savepoint().await?;
         let messages = group.iter().map(|head| head.message.clone()).collect();
         let done = self.work(open.tx(), messages).await;
+        open.alone()?;
         if done.is_err() {
-            open.alone()?;
             return Ok(done);
         }
-        match open.check() {
+        point(Point::Retried);
+        match open.commit_or_go_back().await {
+            Ok(()) => {
+                self.shared.meter.count(Outcome::Applied, group.len());
+                Ok(Ok(()))
+            }
             Err(InboxError::Aborted(state)) => Ok(Err(super::aborted(state))),
+            Err(InboxError::Uncommitted(error)) => Ok(Err(error.into())),
             Err(error) => Err(error),
-            Ok(()) => Ok(open.keep().await.map_err(Failure::from)),
         }
+    }
+
+    /// A message that could not be tried to an end, again and again: that counts as one failure, or it
+    /// would keep its place before all others for ever.
+    async fn count_failure(&self, at: Place, failure: &Failure) -> Result<Attempt, InboxError> {
+        let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
+        let Some(Taken { open, lane, attempts, heads }) =
+            shelf.take(sessions, Some(at.lane), 1).await?
+        else {
+            return Ok(Attempt::Done);
+        };
+        match heads.first().filter(|head| head.seq == at.seq) {
+            Some(head) => self.failed_again(open, lane, head, failure, attempts).await?,
+            None => open.rollback().await?,
+        }
+        Ok(Attempt::Done)
     }
 
     /// Stores what becomes of a head that failed again: a new due time, or a dead letter.

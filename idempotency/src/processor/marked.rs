@@ -76,14 +76,20 @@ impl Processor {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
                 // Taken in this very batch, of which no table knows yet.
                 Verdict::ById if by_position.contains(&message.id.uuid()) => {}
-                Verdict::ById if inbox.can_tell(&message.id).await? => unclear.push(message),
+                Verdict::ById if inbox.can_tell_in(&open, &message.id).await? => {
+                    unclear.push(message)
+                }
                 Verdict::ById => sorted.outside.push(message),
                 Verdict::Duplicate => {}
             }
             verdicts.push(verdict);
         }
-        let claimed = watermark::claim_by_id(&open, inbox, &unclear).await?;
-        let mut claimed: HashSet<Uuid> = claimed.into_iter().collect();
+        // Without a key, each earlier copy had its row too. Others may have come by position.
+        let (keyless, keyed): (Vec<&RawMessage>, Vec<&RawMessage>) =
+            unclear.into_iter().partition(|message| message.key.is_none());
+        let mut claimed: HashSet<Uuid> = HashSet::new();
+        claimed.extend(watermark::claim_rows(&open, inbox, &keyless).await?);
+        claimed.extend(watermark::claim_by_id(&open, inbox, &keyed).await?);
         let parked: HashSet<Uuid> = parked.into_iter().collect();
         let mut ids = Vec::with_capacity(messages.len());
         for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {
@@ -102,7 +108,9 @@ impl Processor {
                 continue;
             }
             mark.take(message.source.offset);
-            ids.push(id);
+            if message.key.is_some() {
+                ids.push(id);
+            }
             let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
             kind.push(message);
         }
@@ -110,16 +118,26 @@ impl Processor {
         Ok((open, sorted))
     }
 
-    /// Moves the watermark, if there is one, and commits.
-    pub(super) async fn finish(&self, open: Open, sorted: &Sorted<'_>) -> Result<(), InboxError> {
-        let Some(Moved { partition, mark, ids }) = &sorted.moved else {
-            return open.commit().await;
+    /// Moves the watermark, if there is one.
+    pub(super) async fn move_mark(
+        &self,
+        open: &Open,
+        sorted: &Sorted<'_>,
+    ) -> Result<(), InboxError> {
+        let Some(Moved { partition: (topic, number), mark, ids }) = &sorted.moved else {
+            return Ok(());
         };
-        let (topic, number) = partition;
-        watermark::advance(&open, &self.shared.inbox, topic, *number, mark, ids).await?;
+        watermark::advance(open, &self.shared.inbox, topic, *number, mark, ids).await?;
         point(Point::MarkMoved);
+        Ok(())
+    }
+
+    /// Commits, and knows where the watermark is then.
+    pub(super) async fn finish(&self, open: Open, sorted: &Sorted<'_>) -> Result<(), InboxError> {
         open.commit().await?;
-        self.marks().insert(partition.clone(), mark.clone());
+        if let Some(Moved { partition, mark, .. }) = &sorted.moved {
+            self.marks().insert(partition.clone(), mark.clone());
+        }
         Ok(())
     }
 
@@ -161,7 +179,7 @@ impl Processor {
                        and a.applied_at operator(pg_catalog.<) k.kept_from";
         let inbox = &self.shared.inbox;
         let consumer_id = inbox.consumer_id();
-        let (open, _) = Open::begin(inbox.pool(), "trimming ids", sql, &[&consumer_id]).await?;
+        let (open, _) = Open::begin(inbox.sessions(), "trimming ids", sql, &[&consumer_id]).await?;
         open.commit().await
     }
 }

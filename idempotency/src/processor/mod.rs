@@ -19,12 +19,13 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
     alert::{Alert, Alerts},
-    error::InboxError,
+    error::{InboxError, sort_state},
     failure::{Failure, Kind},
     fault::{Point, point},
     handler::{self, BatchHandler, Handler, Work},
@@ -33,12 +34,16 @@ use crate::{
     meter::{Meter, Outcome},
     ordering::Ordering,
     retry::Retry,
-    transaction::{Open, Tx},
+    transaction::Open,
+    tx::Tx,
 };
+pub(crate) use store::DEFER_MIN;
 use store::{Due, Shelf};
 
 /// How often a transaction that met another one is run again before that counts as a failure.
 const CONFLICTS_MAX: u32 = 20;
+/// The same, of a session that does not know what was prepared in it.
+const SESSIONS_MAX: u32 = 5;
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Dead letters of messages that the inbox can't tell about.
@@ -93,7 +98,10 @@ struct Shared {
     meter: Meter,
     /// Watermarks as this process left them.
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
-    parked: Arc<tokio::sync::Notify>,
+    /// A lane was parked here.
+    parked: Arc<Notify>,
+    /// More lanes may be due.
+    due: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Processor {
@@ -153,6 +161,7 @@ impl Processor {
             meter,
             marks: Arc::default(),
             parked: Arc::default(),
+            due: Arc::default(),
         };
         Processor { shared: Arc::new(shared) }
     }
@@ -262,15 +271,23 @@ impl Processor {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
-        let (mut conflicts, mut wait) = (0, OUTAGE.0);
+        let (mut conflicts, mut sessions, mut wait) = (0, 0, OUTAGE.0);
         loop {
             let failure = match run().await {
                 Ok(Attempt::Failed(failure)) => failure,
                 Ok(done) => return Ok(done),
+                // Of the inbox's own statements: nothing would ever be handled.
+                Err(error @ InboxError::Session(_)) if sessions == SESSIONS_MAX => {
+                    return Err(Stop::Inbox(error));
+                }
                 Err(error) => self.blame(error)?,
             };
             match failure.kind {
                 Kind::Fatal => return Err(Stop::Handler(failure.text())),
+                Kind::Session if sessions < SESSIONS_MAX => {
+                    self.shared.meter.conflict();
+                    sessions += 1;
+                }
                 Kind::Conflict if conflicts < CONFLICTS_MAX => {
                     self.shared.meter.conflict();
                     conflicts += 1;
@@ -297,8 +314,13 @@ impl Processor {
             // By who found it, not by its SQLSTATE: a day that was dropped is a check violation.
             InboxError::Conflict(error) => Failure::new(Kind::Conflict, "conflict", error),
             InboxError::Uncommitted(error) => error.into(),
+            InboxError::Session(error) => Failure::new(Kind::Session, "session", error),
             InboxError::Aborted(state) => aborted(state),
-            InboxError::Refused { .. } | InboxError::Escaped | InboxError::Unsafe(_) => {
+            InboxError::Ended => Failure::permanent("transaction-ended", error),
+            InboxError::Refused { .. }
+            | InboxError::Setting(_)
+            | InboxError::Escaped
+            | InboxError::Unsafe(_) => {
                 return Err(Stop::Inbox(error));
             }
         })
@@ -317,6 +339,8 @@ impl Processor {
             let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
             buried.push((failure, new_code));
         }
+        // Before the handler, which may leave the session in any role.
+        self.move_mark(&open, &sorted).await?;
         if !sorted.fresh.is_empty() {
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
@@ -389,6 +413,7 @@ impl Processor {
         let shelf = self.shelf();
         if sorted.fresh.is_empty() && sorted.outside.is_empty() {
             shelf.append(&open, &sorted.waiting).await?;
+            self.move_mark(&open, &sorted).await?;
             self.finish(open, &sorted).await?;
             self.shared.meter.count(Outcome::Waiting, sorted.waiting.len());
             return Ok(Attempt::Done);
@@ -400,6 +425,7 @@ impl Processor {
         if let Some(due) = due {
             shelf.park(&open, message, attempts, due, failure).await?;
             point(Point::Parking);
+            self.move_mark(&open, &sorted).await?;
             self.finish(open, &sorted).await?;
             point(Point::Parked);
             self.shared.meter.count(Outcome::Parked, 1);
@@ -407,6 +433,7 @@ impl Processor {
             return Ok(Attempt::Done);
         }
         let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
+        self.move_mark(&open, &sorted).await?;
         self.finish(open, &sorted).await?;
         self.announce(failure, new_code);
         Ok(Attempt::Done)
@@ -419,7 +446,7 @@ impl Processor {
             Kind::Defer(until) => Some(Due::At(until)),
             Kind::Permanent | Kind::Fatal => None,
             Kind::After(delay) => Some(Due::In(by_policy()?.max(delay).as_secs_f64())),
-            Kind::Transient | Kind::Conflict | Kind::Outage => {
+            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
                 Some(Due::In(by_policy()?.as_secs_f64()))
             }
         }
@@ -491,5 +518,5 @@ impl Processor {
 /// The work said that it was done, and ignored the failure of a statement.
 fn aborted(state: String) -> Failure {
     let code = format!("sqlstate-{state}");
-    Failure::new(Kind::Transient, code, InboxError::Aborted(state))
+    Failure::new(sort_state(&state).into(), code, InboxError::Aborted(state))
 }

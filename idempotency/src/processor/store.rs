@@ -1,6 +1,6 @@
 //! The statements that put messages aside: parked, dead, taken from a lane's head.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::Duration, time::SystemTime};
 
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
@@ -12,8 +12,12 @@ use crate::{
     message::{Headers, Message, RawMessage, Source},
     message_id::MessageId,
     ordering::Ordering,
+    session::Sessions,
     transaction::Open,
 };
+
+/// Shortest time for which a message is deferred, by whatever time its handler names.
+pub(crate) const DEFER_MIN: Duration = Duration::from_millis(200);
 
 /// When a lane is due.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +32,8 @@ impl Due {
     fn params(self) -> (f64, Option<SystemTime>) {
         match self {
             Due::In(seconds) => (seconds, None),
-            Due::At(time) => (0.0, Some(time)),
+            // A handler that defers to the past would be called again at once, for ever.
+            Due::At(time) => (DEFER_MIN.as_secs_f64(), Some(time)),
         }
     }
 }
@@ -91,7 +96,7 @@ impl Shelf {
         failure: &Failure,
     ) -> Result<(), InboxError> {
         let sql = "insert into inbox.parked_lanes as l (consumer_id, lane, attempts, due_at, code, error) \
-               values ($1, $2, $3, coalesce($5, pg_catalog.now() \
+               values ($1, $2, $3, greatest($5, pg_catalog.now() \
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7) \
                on conflict (consumer_id, lane) do update set due_at = l.due_at";
         let (lane, (seconds, at)) = (self.ordering.lane(message), due.params());
@@ -151,80 +156,119 @@ impl Shelf {
     }
 }
 
-/// Begins, and locks the lane that has been due longest, if there is one that nobody has locked.
-pub(super) const LOCK_DUE: &str = "select lane, attempts from inbox.parked_lanes \
-     where consumer_id operator(pg_catalog.=) $1 \
-         and due_at operator(pg_catalog.<=) pg_catalog.now() \
-     order by due_at limit 1 for update skip locked";
+/// A lane that is due, locked by the transaction.
+pub(super) struct Taken {
+    pub(super) open: Open,
+    pub(super) lane: Uuid,
+    /// Of its first message, failed so far.
+    pub(super) attempts: i32,
+    /// Its first messages.
+    pub(super) heads: Vec<Head>,
+}
 
 impl Shelf {
-    /// The first messages of a lane that is locked, at most `max`; the first of them was tried
-    /// `attempts` times.
-    pub(super) async fn heads(
+    /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
+    /// and reads its first messages: at most `max`, and a mebibyte, but at least one.
+    ///
+    /// They are read by the snapshot from before the lock: whoever had the lane last may have taken
+    /// them. [`Shelf::advance`] tells.
+    pub(super) async fn take(
         self,
-        open: &Open,
-        lane: Uuid,
-        attempts: i32,
+        sessions: &Arc<Sessions>,
+        which: Option<Uuid>,
         max: i64,
-    ) -> Result<Vec<Head>, InboxError> {
-        let sql = "select seq, replays, message_id, topic, partition, record_offset, key, payload, headers, \
-                   day from inbox.parked \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                   order by seq limit $3";
-        let params: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &lane, &max];
-        let rows = open.query("taking from a parked lane", sql, &params).await?;
-        let first = u32::try_from(attempts).unwrap_or(0).saturating_add(1);
-        let attempts = std::iter::once(first).chain(std::iter::repeat(1));
-        let heads: Result<_, _> = rows.iter().zip(attempts).map(|(row, n)| head(row, n)).collect();
-        heads.map_err(|error| InboxError::of("reading a parked message", error))
+    ) -> Result<Option<Taken>, InboxError> {
+        const DOING: &str = "taking a parked lane up";
+        let condition = match which {
+            None => {
+                "$3::pg_catalog.uuid is null and due_at operator(pg_catalog.<=) pg_catalog.now()"
+            }
+            Some(_) => "lane operator(pg_catalog.=) $3",
+        };
+        let sql = format!(
+            "with due as (select lane, attempts from inbox.parked_lanes \
+                where consumer_id operator(pg_catalog.=) $1 and {condition} \
+                order by due_at limit 1 for update skip locked) \
+            select d.lane, d.attempts, h.* from due as d left join lateral ( \
+                select seq, replays, message_id, topic, partition, record_offset, key, payload, \
+                    headers, day, \
+                    pg_catalog.sum(pg_catalog.octet_length(payload)) over (order by seq \
+                        rows between unbounded preceding and 1 preceding) as bytes_before \
+                from inbox.parked \
+                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) d.lane \
+                order by seq limit $2) as h \
+                on coalesce(h.bytes_before, 0) operator(pg_catalog.<=) 1048576 \
+            order by h.seq"
+        );
+        let params: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &max, &which];
+        let (open, rows) = Open::begin(sessions, DOING, &sql, &params).await?;
+        let read = |error| InboxError::of(DOING, error);
+        let Some(first) = rows.first() else {
+            open.rollback().await?;
+            return Ok(None);
+        };
+        let (lane, attempts) =
+            (first.try_get(0).map_err(read)?, first.try_get::<_, i32>(1).map_err(read)?);
+        let failed = u32::try_from(attempts).unwrap_or(0);
+        let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
+        let rows = rows.iter().filter(|row| !matches!(row.try_get(2), Ok(None::<i64>)));
+        let heads: Result<_, _> = rows.zip(counts).map(|(row, n)| head(row, n)).collect();
+        Ok(Some(Taken { open, lane, attempts, heads: heads.map_err(read)? }))
     }
 }
 
 fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
     let message = message(row, attempt)?;
-    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
+    Ok(Head { seq: row.try_get(2)?, replays: row.try_get(3)?, message })
 }
 
-/// From the third column of the query in [`Shelf::heads`] on.
+/// From the fifth column of the query in [`Shelf::take`] on.
 fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error> {
     Ok(Message {
-        id: MessageId::from_parts(row.try_get(2)?, row.try_get(9)?),
+        id: MessageId::from_parts(row.try_get(4)?, row.try_get(11)?),
         source: Source {
-            topic: row.try_get::<_, &str>(3)?.into(),
-            partition: row.try_get(4)?,
-            offset: row.try_get(5)?,
+            topic: row.try_get::<_, &str>(5)?.into(),
+            partition: row.try_get(6)?,
+            offset: row.try_get(7)?,
         },
-        key: row.try_get(6)?,
-        payload: row.try_get(7)?,
-        headers: Headers::from_json(&row.try_get(8)?),
+        key: row.try_get(8)?,
+        payload: row.try_get(9)?,
+        headers: Headers::from_json(&row.try_get(10)?),
         attempt,
     })
 }
 
 impl Shelf {
-    /// Removes a lane's first messages. It goes on with its next one at once, or is free again.
+    /// Removes a lane's first messages. It goes on with its next one at once, or is free again. False:
+    /// they were not there any more; roll back.
     pub(super) async fn advance(
         self,
         open: &Open,
         lane: Uuid,
         heads: &[Head],
-    ) -> Result<(), InboxError> {
+    ) -> Result<bool, InboxError> {
+        const DOING: &str = "taking from a parked lane";
         let sql = "with gone as (delete from inbox.parked \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and seq operator(pg_catalog.=) any ($3)), \
+                       and seq operator(pg_catalog.=) any ($3) returning 1), \
                more as (select exists (select from inbox.parked \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
                        and seq operator(pg_catalog.<>) all ($3)) as there), \
                next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
                        code = null, error = null, since = pg_catalog.now() \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and (select there from more)) \
-               delete from inbox.parked_lanes \
-               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                   and not (select there from more)";
+                       and (select there from more)), \
+               freed as (delete from inbox.parked_lanes \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and not (select there from more)) \
+               select pg_catalog.count(*) from gone";
         let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
-        open.query("taking from a parked lane", sql, &[&self.consumer_id, &lane, &seqs]).await?;
-        Ok(())
+        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs]).await?;
+        let gone: i64 = rows
+            .first()
+            .map_or(Ok(0), |row| row.try_get(0))
+            .map_err(|error| InboxError::of(DOING, error))?;
+        Ok(usize::try_from(gone) == Ok(heads.len()))
     }
 
     /// Frees a lane without messages.
@@ -246,7 +290,7 @@ impl Shelf {
     ) -> Result<(), InboxError> {
         // clock_timestamp(): the handler may have taken long.
         let sql = "update inbox.parked_lanes set attempts = $3, code = $6, error = $7, \
-               due_at = coalesce($5, pg_catalog.clock_timestamp() \
+               due_at = greatest($5, pg_catalog.clock_timestamp() \
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)) \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         let (seconds, at) = due.params();

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     error::InboxError,
-    inbox::Inbox,
+    inbox::{CLAIM_BATCH, Inbox},
     message::{Headers, RawMessage},
     message_id::Day,
     transaction::Open,
@@ -176,7 +176,7 @@ pub(super) async fn lock(
     let sql = "select at_position, at_before, at_offset, parked \
                from inbox.lock_watermark($1, $2, $3, $4)";
     let params: [&(dyn ToSql + Sync); 4] = [&inbox.consumer_id(), &topic, &partition, &lanes];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let read = |error| InboxError::of(DOING, error);
     let row = rows.first().expect("a function with out parameters returns one row");
     Ok((open, mark_of(row, DOING)?, row.try_get(3).map_err(read)?))
@@ -193,7 +193,7 @@ pub(super) async fn look(
                where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
                    and partition operator(pg_catalog.=) $3 and next_offset operator(pg_catalog.>) 0";
     let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &partition];
-    let (open, rows) = Open::begin(inbox.pool(), DOING, sql, &params).await?;
+    let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     open.rollback().await?;
     rows.first().map(|row| mark_of(row, DOING)).transpose()
 }
@@ -205,6 +205,24 @@ fn mark_of(row: &Row, doing: &'static str) -> Result<Mark, InboxError> {
         before: stored(row.try_get(1).map_err(read)?)?,
         next_offset: row.try_get(2).map_err(read)?,
     })
+}
+
+/// Of messages that always had a row each, the ids of those that are new; they are claimed.
+pub(super) async fn claim_rows(
+    open: &Open,
+    inbox: &Inbox,
+    messages: &[&RawMessage],
+) -> Result<Vec<Uuid>, InboxError> {
+    const DOING: &str = "claiming messages without a key";
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
+    let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
+    let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &ids, &days];
+    let rows = open.query(DOING, CLAIM_BATCH, &params).await?;
+    let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    ids.map_err(|error| InboxError::of(DOING, error))
 }
 
 /// Of messages whose positions say nothing, the ids of those that are new; they are claimed.
@@ -238,7 +256,8 @@ pub(super) async fn advance(
                    where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
                        and partition operator(pg_catalog.=) $3) \
                insert into inbox.applied (consumer_id, topic, partition, ids) \
-               values ($1, $2, $3, $7)";
+               select $1, $2, $3, $7::pg_catalog.uuid[] \
+               where pg_catalog.cardinality($7) operator(pg_catalog.>) 0";
     let position = mark.position.as_ref().map(ToString::to_string);
     let before = mark.before.map(|place| place.to_string());
     let params: [&(dyn ToSql + Sync); 7] =

@@ -17,7 +17,7 @@ use crate::{
     message::{Message, RawMessage},
     message_id::{Day, MessageId},
     ordering::Ordering,
-    processor::{OUTSIDE_WINDOW, Stop},
+    processor::{DEFER_MIN, OUTSIDE_WINDOW, Stop},
     retry::Retry,
 };
 
@@ -291,9 +291,13 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         let delay = match failure.kind {
             Kind::Fatal => return Err(Stop::Handler(failure.text())),
             Kind::Permanent => None,
-            Kind::Defer(until) => Some(until.duration_since(self.now).unwrap_or_default()),
+            Kind::Defer(until) => {
+                Some(until.duration_since(self.now).unwrap_or_default().max(DEFER_MIN))
+            }
             Kind::After(delay) => self.retry.delay(attempts, 0.0).map(|policy| policy.max(delay)),
-            Kind::Transient | Kind::Conflict | Kind::Outage => self.retry.delay(attempts, 0.0),
+            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
+                self.retry.delay(attempts, 0.0)
+            }
         };
         Ok(match delay {
             // Time must pass, or a handler that defers to the past would never let it.

@@ -69,7 +69,9 @@ pub async fn assert_effectively_once<T, H, S>(
         .await;
     match dies {
         Err(OnceError::Work(Died::BeforeTheCommit)) => {}
-        Err(OnceError::Work(Died::Failed(failure))) => panic!("the handler failed: {failure}"),
+        Err(OnceError::Work(Died::Failed(failure))) => {
+            panic!("the handler failed: {}", failure.text())
+        }
         Err(OnceError::Inbox(error)) => panic!("{error}"),
         Ok(known) => panic!("the message is not new to this consumer: {known:?}"),
     }
@@ -88,7 +90,9 @@ pub async fn assert_effectively_once<T, H, S>(
             Ok(Once::Applied(())) => applied += 1,
             Ok(Once::Duplicate) => {}
             Ok(Once::OutsideWindow) => panic!("the message is outside of the inbox's window"),
-            Err(OnceError::Work(failure)) => panic!("of several copies, one failed: {failure}"),
+            Err(OnceError::Work(failure)) => {
+                panic!("of several copies, one failed: {}", failure.text())
+            }
             Err(OnceError::Inbox(error)) => panic!("of several copies, one failed: {error}"),
         }
     }

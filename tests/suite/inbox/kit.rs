@@ -43,7 +43,7 @@ async fn a_handler_that_calls_another_service_is_found_out() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "effects outside its transaction")]
+#[should_panic(expected = "can not end its transaction")]
 async fn a_handler_that_commits_by_itself_is_found_out() {
     let database = database().await;
     let handler = |tx: Tx, message: Message<Step>| async move {

@@ -13,5 +13,7 @@ mod outages;
 mod parked;
 mod processor;
 mod retention;
+mod sessions;
+mod settings;
 mod storm;
 pub(crate) mod watermark;

@@ -1,0 +1,150 @@
+//! What a database session is like when a message begins in it, and how it is put back afterwards.
+//!
+//! The sessions are the user's, and a handler may change all of a session: role, settings,
+//! temporary tables, prepared statements, locks, notifications. So what a promise rests on is set
+//! anew in each transaction, and what a handler may have left is cleared behind it, back to what
+//! the session had when the inbox was opened. What can't be set by the consumer's role is refused
+//! there.
+
+use deadpool_postgres::{Object, Pool};
+
+use crate::error::InboxError;
+
+/// Which transactions messages take effect in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// A second copy of a message waits for the first, and is a duplicate then.
+    #[default]
+    ReadCommitted,
+    /// One snapshot for the whole handler. Where transactions collide, the message is run again.
+    RepeatableRead,
+    /// As if the messages were handled one after the other. Collisions are run again.
+    Serializable,
+}
+
+impl Isolation {
+    const fn sql(self) -> &'static str {
+        match self {
+            Isolation::ReadCommitted => "read committed",
+            Isolation::RepeatableRead => "repeatable read",
+            Isolation::Serializable => "serializable",
+        }
+    }
+}
+
+/// A pool, and the words that begin a transaction in one of its sessions and tidy up behind it.
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    pool: Pool,
+    consumer: String,
+    /// Of commits; `off` would acknowledge messages whose effects a crash of the server undoes.
+    durability: String,
+    begin: String,
+    clear: String,
+}
+
+/// What the settings are; the last column puts back what was set in the session itself, by a hook
+/// of the pool: `reset all` would lose it.
+const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
+        pg_catalog.current_setting('session_replication_role'), \
+        pg_catalog.current_setting('idle_in_transaction_session_timeout'), \
+        current_user::pg_catalog.text, \
+        (select pg_catalog.string_agg(t.name, ', ') from pg_catalog.unnest( \
+            array['inbox.messages', 'inbox.consumers', 'inbox.settings', 'inbox.parked_lanes', \
+                'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied']) as t (name) \
+            where pg_catalog.to_regclass(t.name) is not null \
+                and pg_catalog.row_security_active(pg_catalog.to_regclass(t.name))), \
+        pg_catalog.concat_ws('; ', \
+            pg_catalog.format('close all; set session authorization %L; reset all; unlisten *; \
+                discard temp; discard sequences', session_user), \
+            (select pg_catalog.string_agg(pg_catalog.format( \
+                    'select pg_catalog.set_config(%L, %L, false)', s.name, s.setting), '; ') \
+                from pg_catalog.pg_settings as s where s.source operator(pg_catalog.=) 'session'), \
+            pg_catalog.format('set role %L', pg_catalog.current_setting('role')))";
+
+impl Sessions {
+    /// Looks at what a session of the pool is like.
+    ///
+    /// # Errors
+    /// [`InboxError::Setting`] where one weakens a promise and the role may not change it.
+    pub(crate) async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
+        let refused = |error| InboxError::of("looking at the session's settings", error);
+        let client = pool.get().await.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
+        let rows = client.query_typed(LOOK, &[]).await.map_err(refused)?;
+        let row = rows.first().expect("a query without a table returns one row");
+        let text = |n| row.try_get::<_, &str>(n).map_err(refused);
+        let (role, replication, idle) = (text(3)?, text(1)?, text(2)?);
+        if !["origin", "local"].contains(&replication) {
+            return Err(InboxError::Setting(format!(
+                "session_replication_role is {replication}, so foreign keys and triggers are off and \
+                 effects would be stored that the database must refuse; type, as a superuser: alter \
+                 role {role} reset session_replication_role"
+            )));
+        }
+        if let Some(tables) = row.try_get::<_, Option<&str>>(4).map_err(refused)? {
+            return Err(InboxError::Setting(format!(
+                "row-level security may hide rows of {tables} from {role}, and a message whose row is \
+                 hidden would take effect twice; type, for each table: alter table … disable row level \
+                 security"
+            )));
+        }
+        if idle == "0" {
+            tracing::warn!(
+                consumer,
+                "idle_in_transaction_session_timeout is off: a process that freezes in the middle of \
+                 a message holds up that message's key until it ends; type: alter role {role} set \
+                 idle_in_transaction_session_timeout = '60s'"
+            );
+        }
+        let durability = match text(0)? {
+            "off" => "on",
+            waits => waits,
+        };
+        let (durability, clear) = (durability.to_owned(), text(5)?.to_owned());
+        drop(client);
+        let begin = begin(Isolation::default(), &durability);
+        let consumer = consumer.to_owned();
+        Ok(Sessions { pool, consumer, durability, begin, clear })
+    }
+
+    /// The same, with another isolation level.
+    pub(crate) fn with(&self, isolation: Isolation) -> Self {
+        Sessions { begin: begin(isolation, &self.durability), ..self.clone() }
+    }
+
+    pub(crate) async fn get(&self) -> Result<Object, InboxError> {
+        self.pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn consumer(&self) -> &str {
+        &self.consumer
+    }
+
+    /// Begins a transaction.
+    pub(crate) fn begin(&self) -> &str {
+        &self.begin
+    }
+
+    /// Puts a session back, outside of a transaction. [`UNLOCK`] comes after it.
+    pub(crate) fn clear(&self) -> &str {
+        &self.clear
+    }
+}
+
+/// The rest of [`Sessions::clear`], by a prepared statement, which costs a tenth: lets go of the
+/// session's advisory locks, and says whether it has statements of somebody's PREPARE, which can't
+/// be told from the driver's when they are dropped.
+pub(crate) const UNLOCK: &str = "select pg_catalog.pg_advisory_unlock_all(), \
+     exists (select from pg_catalog.pg_prepared_statements where from_sql)";
+
+fn begin(isolation: Isolation, durability: &str) -> String {
+    let isolation = isolation.sql();
+    format!(
+        "begin isolation level {isolation} read write not deferrable; \
+         set local synchronous_commit = {durability}"
+    )
+}

@@ -1,0 +1,328 @@
+//! What a handler sees of its transaction: statements, and no way to end it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, TryStreamExt as _, future, pin_mut};
+use tokio_postgres::{Error, Row};
+use uuid::Uuid;
+
+use crate::{
+    fault::{Point, point},
+    transaction::{Params, Shared},
+};
+
+/// The transaction that a message takes effect in: a handler may do anything in it but end it.
+///
+/// Roles, settings, temporary tables, locks, prepared statements: nothing of it reaches the next
+/// message. A statement that fails fails the transaction, unless the handler goes back to a
+/// savepoint of its own.
+///
+/// Statements are prepared once per connection and kept there, so pass values as parameters, never
+/// in the text. Cancel safe: a dropped statement is rolled back with all others, or kept with them;
+/// if it fails after it was dropped, nothing is kept.
+pub struct Tx {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Tx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").finish_non_exhaustive()
+    }
+}
+
+impl Tx {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Tx { shared }
+    }
+
+    /// Runs a statement and returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// The database's. The transaction is failed then: return the error, or go back to a savepoint
+    /// that was set before. What would end the transaction is refused with SQLSTATE 2D000.
+    pub async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
+        self.admit(sql).await?;
+        let done = self.shared.execute(sql, params).await;
+        self.forget_after(sql);
+        done
+    }
+
+    /// Runs a query and returns all its rows.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`].
+    pub async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
+        self.admit(sql).await?;
+        self.shared.query(sql, params).await
+    }
+
+    /// Runs a query and returns its one row.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`]; also when it has no row or several, which fails nothing in the database.
+    pub async fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row, Error> {
+        self.admit(sql).await?;
+        let statement = self.shared.prepare(sql).await?;
+        self.shared.seen(self.shared.client().query_one(&statement, params).await)
+    }
+
+    /// Runs a query and returns its row, if it has one.
+    ///
+    /// # Errors
+    /// As [`Tx::query_one`].
+    pub async fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>, Error> {
+        self.admit(sql).await?;
+        let statement = self.shared.prepare(sql).await?;
+        self.shared.seen(self.shared.client().query_opt(&statement, params).await)
+    }
+
+    /// Runs several statements, with semicolons between them and without parameters.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`]. Where one of them ends the transaction that is found afterwards: what it
+    /// committed stays, and the message is not taken for handled.
+    pub async fn batch_execute(&self, sql: &str) -> Result<(), Error> {
+        // In the order of their first polls, and `join` polls the left one first.
+        let run = async { self.shared.seen(self.shared.client().batch_execute(sql).await) };
+        let (before, done) = future::join(self.transaction(), run).await;
+        self.forget_after(sql);
+        let before = before?;
+        match (done, self.transaction().await) {
+            (_, Ok(after)) if after != before => {
+                self.shared.handler_ended_it();
+                Err(self.refuse().await)
+            }
+            (done, _) => done,
+        }
+    }
+
+    /// COPY … FROM STDIN: sends what it takes, in any pieces, and returns the number of rows.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`].
+    pub async fn copy_in(
+        &self,
+        sql: &str,
+        data: impl IntoIterator<Item = Bytes, IntoIter: Send> + Send,
+    ) -> Result<u64, Error> {
+        self.admit(sql).await?;
+        let copied = async {
+            let statement = self.shared.client().prepare(sql).await?;
+            let sink = self.shared.client().copy_in(&statement).await?;
+            pin_mut!(sink);
+            for piece in data.into_iter() {
+                sink.feed(piece).await?;
+            }
+            sink.finish().await
+        };
+        self.shared.seen(copied.await)
+    }
+
+    /// COPY … TO STDOUT: all that it gives.
+    ///
+    /// # Errors
+    /// As [`Tx::execute`].
+    pub async fn copy_out(&self, sql: &str) -> Result<Vec<u8>, Error> {
+        self.admit(sql).await?;
+        let copied = async {
+            let statement = self.shared.client().prepare(sql).await?;
+            let pieces = self.shared.client().copy_out(&statement).await?;
+            let mut all = Vec::new();
+            pin_mut!(pieces);
+            while let Some(piece) = pieces.try_next().await? {
+                all.extend_from_slice(&piece);
+            }
+            Ok(all)
+        };
+        self.shared.seen(copied.await)
+    }
+
+    /// Writes an event into the outbox of this database, in this transaction, and returns its id:
+    /// it is published if and only if the message takes effect. Needs the migration set `outbox`
+    /// and the writer's grants (`docs/ROLES.md`).
+    ///
+    /// # Errors
+    /// As [`Tx::execute`]; SQLSTATE 22023 when the event can't be a record.
+    pub async fn publish(&self, event: &Event<'_>) -> Result<Uuid, Error> {
+        point(Point::Handling);
+        let Event { topic, key, kind, payload, headers } = event;
+        let row = self
+            .query_one(
+                "select outbox.publish(topic => $1, payload => $2, key => $3, type => $4, \
+                 headers => $5)",
+                &[topic, payload, key, kind, headers],
+            )
+            .await?;
+        row.try_get(0)
+    }
+
+    /// Whoever opened the transaction ends it, or the claim and the effect would not be one.
+    async fn admit(&self, sql: &str) -> Result<(), Error> {
+        if ends_a_transaction(sql) { Err(self.refuse().await) } else { Ok(()) }
+    }
+
+    /// The server's own error, so that it is handled like any other: the transaction is failed.
+    async fn refuse(&self) -> Error {
+        const REFUSAL: &str = "do $$ begin raise exception using \
+            errcode = 'invalid_transaction_termination', \
+            message = 'a handler can not end its transaction: nothing of it would be known to be kept', \
+            hint = 'Return Ok to commit and an error to roll back. A part can be undone with \
+                savepoint and rollback to savepoint.'; end $$";
+        let refused = self.shared.client().batch_execute(REFUSAL).await;
+        self.shared.seen(refused).expect_err("the statement raises an error")
+    }
+
+    /// After DEALLOCATE and DISCARD the server knows less than the driver believes.
+    fn forget_after(&self, sql: &str) {
+        let sql = sql.to_ascii_lowercase();
+        if ["deallocate", "discard"].iter().any(|word| sql.contains(word)) {
+            self.shared.client().statement_cache.clear();
+        }
+    }
+
+    /// Which one this is.
+    async fn transaction(&self) -> Result<String, Error> {
+        const SQL: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
+        let rows = self.shared.query(SQL, &[]).await?;
+        rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
+    }
+}
+
+/// Of one statement, as the extended protocol takes it. Functions, CALL and DO can't end a
+/// transaction that was open before.
+fn ends_a_transaction(sql: &str) -> bool {
+    let mut words = words(sql);
+    let mut next = || words.next().unwrap_or_default().to_ascii_lowercase();
+    match next().as_str() {
+        "commit" | "end" | "abort" => true,
+        // ROLLBACK [WORK | TRANSACTION] TO …
+        "rollback" => match next().as_str() {
+            "to" => false,
+            "work" | "transaction" => next() != "to",
+            _ => true,
+        },
+        "prepare" => next() == "transaction",
+        _ => false,
+    }
+}
+
+/// The words at the beginning of a statement, without comments.
+fn words(sql: &str) -> impl Iterator<Item = &str> {
+    let mut rest = sql;
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+            if let Some(comment) = rest.strip_prefix("--") {
+                rest = comment.split_once(['\n', '\r']).map_or("", |(_, rest)| rest);
+            } else if let Some(comment) = rest.strip_prefix("/*") {
+                rest = after_comment(comment);
+            } else {
+                break;
+            }
+        }
+        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        rest = after;
+        (!word.is_empty()).then_some(word)
+    })
+}
+
+/// Behind the end of a comment, which may hold others.
+fn after_comment(mut rest: &str) -> &str {
+    let mut depth = 1;
+    while depth > 0 {
+        let close = rest.find("*/").unwrap_or(rest.len());
+        match rest.find("/*") {
+            Some(open) if open < close => {
+                depth += 1;
+                rest = rest.get(open + 2..).unwrap_or_default();
+            }
+            _ => {
+                depth -= 1;
+                rest = rest.get(close + 2..).unwrap_or_default();
+            }
+        }
+    }
+    rest
+}
+
+/// An event for [`Tx::publish`].
+#[derive(Clone, Debug)]
+pub struct Event<'a> {
+    topic: &'a str,
+    key: Option<&'a str>,
+    kind: Option<&'a str>,
+    payload: Option<serde_json::Value>,
+    headers: serde_json::Value,
+}
+
+impl<'a> Event<'a> {
+    /// An event without key, type and headers of its own.
+    pub fn new(topic: &'a str, payload: serde_json::Value) -> Self {
+        let headers = serde_json::Value::Object(serde_json::Map::new());
+        Event { topic, key: None, kind: None, payload: Some(payload), headers }
+    }
+
+    /// An event without a payload: what a compacted topic takes for a deletion.
+    pub fn tombstone(topic: &'a str) -> Self {
+        Event { payload: None, ..Event::new(topic, serde_json::Value::Null) }
+    }
+
+    /// With a key: events of one key stay in order.
+    #[must_use]
+    pub fn key(mut self, key: &'a str) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// With a type.
+    #[must_use]
+    pub fn kind(mut self, kind: &'a str) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// With a header more.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Some(headers) = self.headers.as_object_mut() {
+            headers.insert(name.to_owned(), value.into());
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_end_the_transaction_is_known_by_its_first_words() {
+        for sql in [
+            "commit",
+            " COMMIT AND CHAIN",
+            ";;end",
+            "/* a /* b */ c */ rollback",
+            "-- a\n-- b\r\nabort;",
+            "rollback work",
+            "rollback transaction and chain",
+            "prepare transaction 'x'",
+        ] {
+            assert!(ends_a_transaction(sql), "{sql}");
+        }
+        for sql in [
+            "",
+            "/* commit",
+            "select 'commit'",
+            "rollback to x",
+            "rollback work to savepoint x",
+            "rollback/**/transaction--\nto x",
+            "prepare x as select 1",
+            "commitment",
+            "release savepoint x",
+        ] {
+            assert!(!ends_a_transaction(sql), "{sql}");
+        }
+    }
+}
