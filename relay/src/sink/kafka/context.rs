@@ -56,7 +56,7 @@ impl Context {
         }
     }
 
-    /// Notes a failure that librdkafka told a call of ours at once.
+    /// Notes a failure, told at once or reported later.
     pub(super) fn note(&self, failure: Failure) {
         unpoisoned(&self.failures).push(failure);
     }
@@ -151,15 +151,11 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
+/// For clients that are only made to see whether they can be.
 impl ProducerContext for Context {
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = ();
 
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        if let Err((error, _)) = result {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-            self.note(Failure { opaque, code });
-        }
-    }
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 #[cfg(test)]

@@ -168,7 +168,16 @@ pub(super) fn sort(
     error: KafkaError,
     fatal: Option<(RDKafkaErrorCode, String)>,
 ) -> SinkError {
-    let code = error.rdkafka_error_code();
+    sort_code(doing, error.rdkafka_error_code(), error.into(), fatal)
+}
+
+/// As [`sort`], by the error's code.
+pub(super) fn sort_code(
+    doing: &str,
+    code: Option<RDKafkaErrorCode>,
+    error: BoxError,
+    fatal: Option<(RDKafkaErrorCode, String)>,
+) -> SinkError {
     if let Some((fatal_code, text)) = fatal {
         if is_fence(fatal_code) {
             return SinkError::Fenced(text.into());
@@ -178,7 +187,7 @@ pub(super) fn sort(
         return unavailable(format!("{doing}: {why}"), text);
     }
     if code.is_some_and(is_fence) {
-        return SinkError::Fenced(error.into());
+        return SinkError::Fenced(error);
     }
     match code.and_then(remedy) {
         Some(remedy) => unavailable(format!("{doing}: {remedy}"), error),

@@ -4,6 +4,7 @@
 //! - Flush: the crate's sleeps to a 100 ms boundary while anything is in flight.
 //! - Produce: the crate allocates for the topic's name and for each header's, and looks the topic
 //!   up by name, per record.
+//! - Producer: the crate's has no place for what a refused transaction needs (`producer`).
 //! - Describe: the crate has no request for what we are allowed on topics (`describe`).
 //! - Read: the crate drops the offset of an end-of-partition event, the one thing that tells how
 //!   far a reader has come past transaction markers.
@@ -11,6 +12,7 @@
 //! Sound by construction: a handle keeps the client that it belongs to alive.
 
 pub(super) mod describe;
+pub(super) mod producer;
 
 use std::{
     ffi::{CStr, CString, c_int, c_void},
@@ -23,30 +25,22 @@ use std::{
 use rdkafka::{
     consumer::{BaseConsumer, Consumer as _},
     error::RDKafkaErrorCode,
-    producer::{Producer as _, ThreadedProducer},
 };
 use rdkafka_sys as sys;
 use sys::rd_kafka_vtype_t as vtype;
 
+pub(super) use self::producer::Producer;
 use super::context::Context;
 
 /// [`progress_log::SEAL`](super::progress_log::SEAL), as C has it.
 const SEAL: &CStr = c"outbox-relay-seal";
 
-/// The client that delivers.
-pub(super) type Producer = ThreadedProducer<Context>;
 /// A client without a consumer group.
 pub(super) type Consumer = BaseConsumer<Context>;
 
 /// A client whose native handle is valid for as long as it lives.
 pub(super) trait Client: Send + Sync {
     fn native(&self) -> *mut sys::rd_kafka_t;
-}
-
-impl Client for Producer {
-    fn native(&self) -> *mut sys::rd_kafka_t {
-        self.client().native_ptr()
-    }
 }
 
 impl Client for Consumer {

@@ -16,7 +16,6 @@ use bytes::Bytes;
 use rdkafka::{
     ClientConfig,
     error::{KafkaError, RDKafkaErrorCode},
-    producer::Producer as _,
 };
 
 use super::{
@@ -29,6 +28,7 @@ use super::{
     settings::Settings,
     stop::{SLICE, Stop},
     topics::{Topics, now_ms},
+    transaction::MARKERS_LEAST,
 };
 use crate::{
     fault::{self, Point},
@@ -42,6 +42,10 @@ const HANDLES_MAX: usize = 10_000;
 /// A delivery that has not ended after this time has its topics looked up: one may be gone.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at whether a record of the delivery under way has failed.
+const LOAD_SLICE: Duration = Duration::from_millis(20);
+/// After a failure, the answers for other records that are in flight are waited for so long.
+const OTHERS_ANSWER: Duration = Duration::from_millis(20);
 
 /// A producer, and what it has learned of topics.
 pub(super) struct Outlet {
@@ -56,6 +60,8 @@ pub(super) struct Outlet {
     pub(super) stop: Stop,
     /// Records of the delivery under way that got another timestamp than their event's.
     pub(super) restamped: u64,
+    /// How long brokers seem to take for writing to the partitions that a transaction is aborted.
+    pub(super) markers: Duration,
 }
 
 /// The records of one delivery.
@@ -91,8 +97,7 @@ impl Outlet {
         stop: &Stop,
     ) -> Result<Self, SinkError> {
         let doing = "making a producer";
-        let client: Producer = config
-            .create_with_context(Context::new("producer"))
+        let client = Producer::new(config, Context::new("producer"))
             .map_err(|error| sort(doing, error, None))?;
         let client = Arc::new(client);
         let progress = Topic::new(&client, &settings.progress_topic())
@@ -106,6 +111,7 @@ impl Outlet {
             limit: settings.delivery_limit(),
             stop: stop.clone(),
             restamped: 0,
+            markers: MARKERS_LEAST,
         })
     }
 
@@ -146,7 +152,7 @@ impl Outlet {
                 Verdict::Failed(code) => return Err(self.failed(count, code).into()),
             },
             Verdict::Stale(code) => {
-                self.purge();
+                self.client.purge();
                 self.settle(Instant::now() + REFRESH_TIMEOUT)?;
                 return Err(Undelivered::Again(self.failed(count, Some(code))));
             }
@@ -170,7 +176,9 @@ impl Outlet {
     ) -> Result<Verdict, SinkError> {
         let deadline = Instant::now() + self.limit;
         self.send(load, topics, deadline, on_refusal)?;
-        self.settle_load(load, topics, deadline).inspect(|_| fault::point(Point::RecordsStored))
+        // A record that is refused leaves the others stored.
+        let settled = self.settle_load(load, topics, deadline, OnRefusal::GoOn);
+        settled.inspect(|_| fault::point(Point::RecordsStored))
     }
 
     /// Queues the records in order. One that can't be queued is noted as failed. Where a topic
@@ -301,16 +309,28 @@ impl Outlet {
         }
     }
 
-    /// As [`Outlet::settle`], for records; gives up early when a topic is gone meanwhile.
+    /// As [`Outlet::settle`], for records; gives up early when a topic is gone meanwhile, and, where
+    /// one failure is all that it takes, soon after one.
     pub(super) fn settle_load(
         &self,
         load: &Load<'_>,
         topics: &mut Topics,
         deadline: Instant,
+        on_refusal: OnRefusal,
     ) -> Result<Verdict, SinkError> {
         let mut look = Instant::now() + LOOK_AFTER;
-        while !native::flush(&self.client, SLICE) {
+        let mut failed = false;
+        while !native::flush(&self.client, if failed { OTHERS_ANSWER } else { LOAD_SLICE }) {
             self.may_go_on(deadline, "waiting for the brokers to store records")?;
+            if on_refusal == OnRefusal::Stop {
+                // librdkafka gives up, once, what is queued when a transaction fails. Records that
+                // it queues again after that, because their partition's numbers have a gap as well,
+                // would wait until their time is over, and everybody with them.
+                if failed {
+                    self.client.purge();
+                }
+                failed = self.client.context().has_failures();
+            }
             if Instant::now() >= look {
                 if !topics.are_there(load.batch, load.range.clone(), load.lookup) {
                     return Ok(Verdict::Stale(RDKafkaErrorCode::UnknownTopicOrPartition));
@@ -348,7 +368,7 @@ impl Outlet {
         self.sorted(&doing, KafkaError::MessageProduction(code.unwrap_or(RDKafkaErrorCode::Fail)))
     }
 
-    pub(super) fn sorted(&self, doing: &str, error: KafkaError) -> SinkError {
+    fn sorted(&self, doing: &str, error: KafkaError) -> SinkError {
         sort(doing, error, self.client.client().fatal_error())
     }
 

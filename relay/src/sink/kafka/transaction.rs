@@ -6,14 +6,10 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::{
-    error::{KafkaError, RDKafkaError, RDKafkaErrorCode},
-    producer::{Producer as _, PurgeConfig},
-};
 
 use super::{
-    errors::Verdict,
-    native,
+    errors::{Verdict, sort_code},
+    native::{self, producer::TransactionError},
     produce::{Load, OnRefusal, Outlet, Undelivered},
     stop::SLICE,
     topics::Topics,
@@ -28,6 +24,12 @@ const FENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long taking a delivery back may take, and how long when we are asked to stop meanwhile.
 const ABORT_LIMIT: Duration = Duration::from_secs(2);
 const ABORT_LIMIT_STOPPING: Duration = Duration::from_secs(1);
+/// How long brokers may need, at first and at most, for writing to the partitions that a transaction
+/// is aborted; see [`Producer::hold`](native::Producer::hold).
+pub(super) const MARKERS_LEAST: Duration = Duration::from_millis(10);
+const MARKERS_MOST: Duration = Duration::from_millis(160);
+/// A new epoch that took longer came at librdkafka's second try, half a second after its first.
+const SECOND_TRY: Duration = Duration::from_millis(450);
 
 impl Outlet {
     /// Takes the transactional id over: older producers are fenced, their transaction aborted.
@@ -43,7 +45,7 @@ impl Outlet {
         let deadline = Instant::now() + self.limit;
         self.client
             .begin_transaction()
-            .map_err(|error| self.sorted("beginning a transaction", error))?;
+            .map_err(|error| self.told("beginning a transaction", error))?;
         for (key, value) in records {
             self.send_to_progress(key, value.as_deref(), deadline)?;
         }
@@ -69,7 +71,7 @@ impl Outlet {
         let deadline = Instant::now() + self.limit;
         self.client
             .begin_transaction()
-            .map_err(|error| self.sorted("beginning a transaction", error))?;
+            .map_err(|error| self.told("beginning a transaction", error))?;
         fault::point(Point::TransactionBegun);
         // Progress first: its partition is then registered with the transaction in the same
         // request as the others'. Order across partitions means nothing inside a transaction.
@@ -77,7 +79,7 @@ impl Outlet {
             .send_progress(progress, deadline)
             .inspect(|()| fault::point(Point::ProgressProduced))
             .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
-            .and_then(|()| self.settle_load(load, topics, deadline))
+            .and_then(|()| self.settle_load(load, topics, deadline, OnRefusal::Stop))
             .inspect(|_| fault::point(Point::RecordsStored));
         let problem = match verdict {
             Ok(Verdict::Stored) => match self.commit(deadline, count) {
@@ -90,11 +92,11 @@ impl Outlet {
                 Err(problem) => Problem::from(problem.error),
             },
             Ok(Verdict::Refused(records)) => {
-                self.abort()?;
+                self.abort(Epoch::Same)?;
                 return Err(Undelivered::Refused(records, Rest::NotStored));
             }
             Ok(Verdict::Stale(code)) => {
-                self.abort()?;
+                self.abort(Epoch::Same)?;
                 return Err(Undelivered::Again(self.failed(count, Some(code))));
             }
             Ok(Verdict::Failed(Some(code))) => Problem::from(self.failed(count, Some(code))),
@@ -107,7 +109,8 @@ impl Outlet {
             },
             Err(error) => Problem::from(error),
         };
-        match self.abort() {
+        let epoch = if problem.wants_abort { Epoch::New } else { Epoch::Same };
+        match self.abort(epoch) {
             Ok(()) if problem.wants_abort => Err(Undelivered::Again(problem.error)),
             _ => Err(problem.error.into()),
         }
@@ -120,18 +123,23 @@ impl Outlet {
     }
 
     /// Takes the open transaction back, so that nothing of it will ever be read.
-    fn abort(&self) -> Result<(), SinkError> {
+    fn abort(&mut self, epoch: Epoch) -> Result<(), SinkError> {
         fault::point(Point::Aborting);
-        self.purge();
+        self.client.purge();
         let limit = if self.stop.requested() { ABORT_LIMIT_STOPPING } else { ABORT_LIMIT };
-        let deadline = Instant::now() + limit;
+        let begun = Instant::now();
+        self.client.hold(if epoch == Epoch::New { self.markers } else { Duration::ZERO });
         let aborted = loop {
             match self.client.abort_transaction(SLICE) {
-                Err(error) if may_call_again(&error) && Instant::now() < deadline => {}
-                Err(error) => break Err(self.sorted("aborting a transaction", error)),
+                Err(error) if error.may_call_again && begun.elapsed() < limit => {}
+                Err(error) => break Err(self.told("aborting a transaction", error)),
                 Ok(()) => break Ok(()),
             }
         };
+        self.client.hold(Duration::ZERO);
+        if epoch == Epoch::New && begun.elapsed() > SECOND_TRY {
+            self.markers = (self.markers * 2).min(MARKERS_MOST);
+        }
         // What the purge took back is no failure of the next delivery.
         native::flush(&self.client, SLICE);
         self.client.context().take_failures();
@@ -139,35 +147,41 @@ impl Outlet {
         aborted
     }
 
-    /// Gives up what is queued or in flight.
-    pub(super) fn purge(&self) {
-        self.client.purge(PurgeConfig::default().queue().inflight());
-    }
-
     /// Repeats a call that may be taken up again, until it ends or the time is over.
     fn slices(
         &self,
         deadline: Instant,
         doing: &str,
-        mut call: impl FnMut(Duration) -> Result<(), KafkaError>,
+        mut call: impl FnMut(Duration) -> Result<(), TransactionError>,
     ) -> Result<(), Problem> {
         loop {
             match call(SLICE) {
                 Ok(()) => return Ok(()),
-                Err(error) if may_call_again(&error) => {
+                // A call that ran out of time goes on in the background.
+                Err(error) if error.may_call_again => {
                     if self.stop.requested() || Instant::now() >= deadline {
-                        return Err(self.sorted(doing, error).into());
+                        return Err(self.told(doing, error).into());
                     }
                 }
                 Err(error) => {
-                    let wants_abort =
-                        matches!(&error, KafkaError::Transaction(e) if e.txn_requires_abort());
-                    let error = self.sorted(doing, error);
-                    return Err(Problem { error, wants_abort });
+                    let wants_abort = error.wants_abort;
+                    return Err(Problem { error: self.told(doing, error), wants_abort });
                 }
             }
         }
     }
+
+    fn told(&self, doing: &str, error: TransactionError) -> SinkError {
+        sort_code(doing, Some(error.code), error.into(), self.client.client().fatal_error())
+    }
+}
+
+/// What an abort brings with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Epoch {
+    Same,
+    /// librdkafka takes a new one, because sequence numbers have a gap.
+    New,
 }
 
 /// Why a transaction could not be committed.
@@ -181,18 +195,4 @@ impl From<SinkError> for Problem {
     fn from(error: SinkError) -> Self {
         Problem { error, wants_abort: false }
     }
-}
-
-/// A call of the transaction API that ran out of time goes on in the background, and calling it
-/// again takes it up.
-fn may_call_again(error: &KafkaError) -> bool {
-    match error {
-        KafkaError::Transaction(error) => is_retriable(error),
-        KafkaError::Flush(code) => *code == RDKafkaErrorCode::OperationTimedOut,
-        _ => false,
-    }
-}
-
-fn is_retriable(error: &RDKafkaError) -> bool {
-    error.is_retriable() && !error.is_fatal() && !error.txn_requires_abort()
 }
