@@ -24,6 +24,7 @@ pub mod destination;
 pub mod fault;
 pub mod header;
 mod leader;
+pub mod leaves;
 pub mod logging;
 pub mod lsn;
 pub mod metrics;

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, position::Position, published::Published, snapshot};
+use crate::{leaves::Leaves, lsn::Lsn, position::Position, published::Published, snapshot};
 
 /// A stored snapshot's text; some 70 open transactions have room in it.
 const SNAPSHOT_BYTES_MAX: usize = 800;
@@ -59,6 +59,9 @@ pub struct SnapshotRecord {
     pub taken_ms: i64,
     /// `pg_current_snapshot()` as text.
     pub snapshot: String,
+    /// The partitions that it shows; stored of the newest alone.
+    #[serde(default, skip_serializing_if = "Leaves::is_empty")]
+    pub leaves: Leaves,
 }
 
 /// A release of parked events.
@@ -165,10 +168,14 @@ impl Progress {
     /// open transactions are cut to such as show less.
     pub fn encode(&self) -> Bytes {
         let long = |s: &&SnapshotRecord| s.snapshot.len() > SNAPSHOT_BYTES_MAX;
-        if !self.snapshots.iter().any(|snapshot| long(&snapshot)) {
+        let older = self.snapshots.iter().skip(1);
+        if older.clone().all(|older| older.leaves.is_empty())
+            && !self.snapshots.iter().any(|snapshot| long(&snapshot))
+        {
             return serde_json::to_vec(self).expect("plain data has a JSON form").into();
         }
         let mut cut = self.clone();
+        cut.snapshots.iter_mut().skip(1).for_each(|older| older.leaves = Leaves::default());
         for record in &mut cut.snapshots {
             if let Some(shorter) = snapshot::cut(&record.snapshot, SNAPSHOT_BYTES_MAX) {
                 record.snapshot = shorter;
@@ -225,12 +232,14 @@ mod tests {
                     },
                 )]),
                 whole: "769e".into(),
+                attached: vec![],
             }),
             gap: None,
             snapshots: vec![SnapshotRecord {
                 lsn: Lsn::new(16),
                 taken_ms: 1_790_000_000_000,
                 snapshot: "10:20:10,14".into(),
+                leaves: Leaves::default(),
             }],
             releases: vec![],
             repair: None,
@@ -274,7 +283,9 @@ mod tests {
         let open: Vec<String> =
             (0..20_000_u64).map(|n| (7_000_000_000 + 2 * n).to_string()).collect();
         let snapshot = format!("7000000000:7000050000:{}", open.join(","));
-        let record = SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot };
+        let leaves = Leaves::of((0..1_500).map(|n| 4_000_000_000 + 190_000 * n));
+        let record =
+            SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot, leaves };
         let mut progress = sample();
         progress.snapshots = vec![record; 24];
         for n in 0..50 {
@@ -291,6 +302,7 @@ mod tests {
         assert!(stored.len() < 64 << 10, "{}", stored.len());
         let read = Progress::decode(&stored).expect("readable");
         let newest = &read.snapshots.first().expect("kept").snapshot;
+        assert!(!read.snapshots[0].leaves.is_empty() && read.snapshots[1].leaves.is_empty());
         assert!(newest.starts_with("7000000000:70000") && newest.len() > 700, "{newest}");
     }
 }

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::leaves::Leaves;
+
 /// A publication and the tables of the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +23,9 @@ pub struct Published {
     pub tables: BTreeMap<String, PublishedTable>,
     /// Digest of all that it names, other tables too: whatever counts in ordinals.
     pub whole: String,
+    /// What lies below the tables: OID, and the `xmin` of the catalog's row that attaches it. Not stored.
+    #[serde(default, skip_serializing)]
+    pub attached: Vec<(u32, u32)>,
 }
 
 /// How a publication names a table.
@@ -72,6 +77,11 @@ impl Published {
         Since::Whole
     }
 
+    /// The partitions that are there.
+    pub fn leaves(&self) -> Leaves {
+        Leaves::of(self.attached.iter().map(|(oid, _)| *oid))
+    }
+
     /// A table that is not the one of an earlier moment, though it has its name: what was written
     /// into that one is not in it.
     pub fn made_anew(&self, earlier: &Published) -> Option<&str> {
@@ -101,6 +111,7 @@ mod tests {
             publication: publication.to_owned(),
             tables: tables.iter().map(table).collect(),
             whole: whole.to_owned(),
+            attached: vec![],
         }
     }
 

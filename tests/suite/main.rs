@@ -27,6 +27,7 @@ mod neighbours;
 mod operators;
 mod ordering;
 mod outages;
+mod partitions;
 mod progress;
 mod publication;
 mod publish;

@@ -24,6 +24,7 @@ use crate::{
     postgres::sql::{SessionLost, SqlSession},
     progress::SnapshotRecord,
     published::{Published, Since},
+    repair,
     source::{publication::Look, slot::InspectError},
 };
 
@@ -165,7 +166,8 @@ async fn look_at(session: &SqlSession, look: &Look) -> Result<Looked, ControlErr
     let inserted: Lsn = row.try_get::<_, &str>(0)?.parse()?;
     let wal_end: Lsn = row.try_get::<_, &str>(1)?.parse()?;
     let lsn = before_page_header(inserted, row.try_get::<_, i64>(3)?.unsigned_abs());
-    let snapshot = SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot };
+    let leaves = published.leaves();
+    let snapshot = SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot, leaves };
     Ok(Looked { seen: Seen { snapshot, published }, wal_end })
 }
 
@@ -218,6 +220,10 @@ pub(super) async fn run(
         if let Since::Broken(why) = looked.seen.published.since(&published, false) {
             return Err(ControlError::Republished(why));
         }
+        if repair::filled(session.client(), &published, &looked.seen.published).await? {
+            let why = "a partition was attached with rows in it".to_owned();
+            return Err(ControlError::Republished(why));
+        }
         if tail.is_to_be_flushed(&looked, board.records_delivered()) {
             // A transaction that changes nothing: its commit is flushed soon, with all before it.
             session.client().simple_query("select pg_catalog.pg_current_xact_id()").await?;
@@ -254,6 +260,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leaves::Leaves;
 
     #[test]
     fn what_ends_with_its_page_ends_before_the_next_ones_header() {
@@ -277,6 +284,7 @@ mod tests {
                     lsn: Lsn::new(inserted),
                     taken_ms: 0,
                     snapshot: String::new(),
+                    leaves: Leaves::default(),
                 },
                 published: Published::default(),
             },

@@ -7,11 +7,12 @@ use super::{attempt::Ended, first};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
-    postgres::sql::SqlSession,
+    postgres::sql::{self, SqlSession},
     progress::Progress,
     progress_key::{self, KeyError, Known},
     published::Published,
     reconcile::{self, Believed, Claims, Facts, Halt, Reconciled},
+    repair::{self, Attached},
     sink::StoredProgress,
     source::{
         connect::{ReplicationConnection, SystemIdentity},
@@ -121,6 +122,7 @@ pub(super) async fn decide(
             .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
+    let attached = attached(config, parts, session, stored, published).await?;
     reconcile::reconcile(&Facts {
         slot_name: &config.postgres.slot,
         progress: stored,
@@ -128,6 +130,7 @@ pub(super) async fn decide(
         database: &database,
         identity,
         history: &history,
+        attached: attached.as_deref(),
         start_with_all: first::takes_all(config, &parts.mapping),
         published: Some(published),
         unpublished_once,
@@ -135,6 +138,35 @@ pub(super) async fn decide(
         has_delivered,
     })
     .map_err(Ended::Halted)
+}
+
+/// A partition that was attached since the newest stored snapshot, with rows that the stream does not
+/// have. One that is full of moved rows takes its time, so it is read by a session of its own.
+async fn attached(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    stored: Option<&Progress>,
+    published: &Published,
+) -> Result<Option<String>, Ended> {
+    const DOING: &str = "looking into the partitions that were attached";
+    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    // A repair that was begun has its own snapshots; and a person has decided to take what is there.
+    let streamed = stored.filter(|stored| stored.published.is_some() && stored.repair.is_none());
+    let Some(lower) = streamed.and_then(|stored| stored.snapshots.first()) else { return Ok(None) };
+    let any = repair::any_attached_since(session.client(), published, &lower.snapshot).await;
+    if !any.map_err(failed)? {
+        return Ok(None);
+    }
+    let application = format!("outbox-relay {} partitions", config.name);
+    let reading = sql::connect(&parts.connect, &application);
+    let reading = reading.await.map_err(|e| Ended::connect(DOING, e))?;
+    let found = repair::since(reading.client(), published, &lower.snapshot, &lower.leaves).await;
+    match found.map_err(failed)? {
+        Attached::Nothing => Ok(None),
+        Attached::Newer(name) => Ok(Some(name)),
+        Attached::Older(halt) => Err(Ended::Halted(halt)),
+    }
 }
 
 /// After a failover that lost the newest commits, consumers have events that the database has not.

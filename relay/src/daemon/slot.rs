@@ -94,7 +94,9 @@ async fn exported_snapshot(
         let taken_ms = client.query_one(now, &[]).await?.try_get(0)?;
         client.batch_execute("commit").await?;
         let snapshot = well_formed(snapshot);
-        let snapshot = SnapshotRecord { lsn: slot.consistent_point, taken_ms, snapshot };
+        let leaves = published.leaves();
+        let lsn = slot.consistent_point;
+        let snapshot = SnapshotRecord { lsn, taken_ms, snapshot, leaves };
         anyhow::Ok((snapshot, published))
     };
     read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))

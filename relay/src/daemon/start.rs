@@ -371,6 +371,7 @@ async fn connect_sink(
         start_with_all: false,
         published: None,
         unpublished_once: false,
+        attached: None,
         unrepairable: None,
         has_delivered: known.has_delivered,
     })

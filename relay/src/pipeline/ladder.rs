@@ -94,12 +94,14 @@ impl Ladder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leaves::Leaves;
 
     fn taken_at(second: i64) -> SnapshotRecord {
         SnapshotRecord {
             lsn: Lsn::new(u64::try_from(second).expect("positive")),
             taken_ms: second * 1000,
             snapshot: String::new(),
+            leaves: Leaves::default(),
         }
     }
 

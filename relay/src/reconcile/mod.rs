@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub published: Option<&'a Published>,
     /// The stream ended because its publication was missing when what comes next was written.
     pub unpublished_once: bool,
+    /// A partition that was attached with rows which the stream does not have.
+    pub attached: Option<&'a str>,
     /// Why the tables can't be read for a repair, if they can't, and what would mend that.
     pub unrepairable: Option<&'a Halt>,
     /// Progress of this relay was stored before, says the database.
@@ -159,7 +161,11 @@ fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
     {
         return Some(why);
     }
-    facts.unpublished_once.then(|| "the publication was missing when they were written".to_owned())
+    if facts.unpublished_once {
+        return Some("the publication was missing when they were written".to_owned());
+    }
+    let attached = |name| format!("partition {name} was attached with rows in it");
+    facts.attached.map(attached)
 }
 
 /// What of the events is not in the stream any more.

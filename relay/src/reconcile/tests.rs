@@ -1,7 +1,7 @@
 //! One test for each row of the table in `docs/GUARANTEES.md`, in its order.
 
 use super::*;
-use crate::{progress::SnapshotRecord, published::PublishedTable};
+use crate::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
 
 /// The server, what is stored, and the slot: each row changes what it is about.
 struct Row {
@@ -12,6 +12,7 @@ struct Row {
     start_with_all: bool,
     published: Option<Published>,
     unpublished_once: bool,
+    attached: Option<&'static str>,
     unrepairable: Option<Halt>,
     has_delivered: bool,
 }
@@ -27,6 +28,7 @@ fn row() -> Row {
         start_with_all: false,
         published: None,
         unpublished_once: false,
+        attached: None,
         unrepairable: None,
         has_delivered: false,
     }
@@ -41,6 +43,7 @@ fn progress(position: u64) -> Progress {
         lsn: Lsn::new(lsn),
         taken_ms: 0,
         snapshot: format!("{lsn}:{lsn}:"),
+        leaves: Leaves::default(),
     };
     Progress {
         system_id: "7".into(),
@@ -119,6 +122,7 @@ impl Row {
             start_with_all: self.start_with_all,
             published: self.published.as_ref(),
             unpublished_once: self.unpublished_once,
+            attached: self.attached,
             unrepairable: self.unrepairable.as_ref(),
             has_delivered: self.has_delivered,
         })
@@ -299,7 +303,7 @@ fn progress_of_another_slot_halts() {
 fn published(oid: u32, way: &str) -> Published {
     let table = PublishedTable { oid, own: vec![way.into()], above: vec![] };
     let tables = [("outbox.events".to_owned(), table)].into();
-    Published { publication: "1:90".into(), tables, whole: way.into() }
+    Published { publication: "1:90".into(), tables, whole: way.into(), attached: vec![] }
 }
 
 /// It was published all the time until the last snapshot; now it is published otherwise.
@@ -334,6 +338,14 @@ fn rows_that_were_seen_to_be_missing_are_repaired_though_all_is_as_before() {
     let mended = Some(published(5, "table 7:100"));
     let mended = Row { progress: Some(seen), published: mended, ..row() };
     mended.decides(&repair_after(900, true));
+}
+
+#[test]
+fn a_partition_that_was_attached_with_rows_in_it_is_repaired() {
+    let attached = Row { attached: Some("outbox.events_p1"), ..row() };
+    let gap = attached.reconcile().expect("no person is needed").gap;
+    assert!(gap.is_some_and(|gap| gap.contains("outbox.events_p1")));
+    attached.decides(&repair_after(900, true));
 }
 
 #[test]

@@ -6,11 +6,11 @@
 use tokio_postgres::{Client, error::SqlState};
 
 use super::tables::{Table, literal};
-use crate::reconcile::Halt;
+use crate::{leaves::Leaves, reconcile::Halt};
 
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry
 /// another cluster's transaction ids, would be skipped without a trace. `rows_kept` is the operator's word that none is
-/// deleted before it is published.
+/// deleted before it is published. `leaves` are the partitions that were there at `lower`.
 ///
 /// # Errors
 /// The database's.
@@ -18,6 +18,7 @@ pub async fn complete(
     client: &Client,
     tables: &[Table],
     lower: Option<&str>,
+    leaves: &Leaves,
     rows_kept: bool,
 ) -> Result<Result<(), Halt>, tokio_postgres::Error> {
     for table in tables {
@@ -30,7 +31,11 @@ pub async fn complete(
             return Ok(Err(halt));
         }
     }
-    Ok(Ok(()))
+    let vanished = match rows_kept {
+        true => None,
+        false => vanished(client, leaves).await?,
+    };
+    Ok(vanished.map_or(Ok(()), Err))
 }
 
 /// Whether anybody would know of rows that are deleted.
@@ -104,6 +109,38 @@ async fn gone(
         Halt::new(reason, REMEDY)
     }))
 }
+
+/// A partition that is gone took its rows with it, and no trigger fires.
+async fn vanished(client: &Client, leaves: &Leaves) -> Result<Option<Halt>, tokio_postgres::Error> {
+    let sql = "select o.oid::text, c.oid::pg_catalog.regclass::text \
+               from unnest($1::int8[]) as o (oid) \
+               left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid \
+               where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = o.oid::pg_catalog.oid) \
+               order by c.oid nulls first limit 1";
+    let oids: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
+    if oids.is_empty() {
+        return Ok(None);
+    }
+    let Some(row) = client.query_opt(sql, &[&oids]).await? else { return Ok(None) };
+    Ok(Some(match row.try_get::<_, Option<String>>(1)? {
+        Some(name) => Halt::new(
+            format!("partition {name} was detached since: rows of it may not be published"),
+            format!(
+                "attach {name} again, and the relay publishes them; or, if all of them were \
+                 published before, {KEPT}"
+            ),
+        ),
+        None => Halt::new(
+            format!(
+                "a partition (OID {}) was dropped since: rows of it that were not published are gone",
+                row.try_get::<_, &str>(0)?
+            ),
+            format!("if all of them were published before, {KEPT}"),
+        ),
+    }))
+}
+
+const KEPT: &str = "set outbox.rows_kept = true, and the relay publishes what is there";
 
 /// What is truncated gets a new file, and its catalog row is that transaction's. The first file has the
 /// number of its OID. Asked of the table's TOAST table where there is one: that gets a new file by

@@ -6,12 +6,14 @@
 //! them stand at one position, just before the slot's stream begins. `tables` says which tables can
 //! be read so, `losses` whether rows may be gone, `reader` reads them in order; the order of the steps is `daemon`'s.
 
+mod attached;
 mod id;
 mod losses;
 mod reader;
 mod tables;
 
 use crate::{
+    leaves::Leaves,
     lsn::Lsn,
     pipeline::delivery::{Course, Origin},
     position::{Position, RowPosition},
@@ -21,6 +23,7 @@ use crate::{
 };
 
 pub use self::{
+    attached::{Attached, any_attached_since, filled, since},
     losses::{accounted_for, complete},
     reader::{ReadError, Reader},
     tables::{Table, any_row, fits, in_words, rows_there},
@@ -104,6 +107,7 @@ impl Course for End {
             lsn: repair.consistent_point,
             taken_ms: self.now_ms,
             snapshot: repair.upper,
+            leaves: Leaves::default(),
         };
         // Older ones stay: a failover may lose the newest.
         progress.snapshots.insert(0, snapshot);
@@ -178,7 +182,12 @@ mod tests {
     #[test]
     fn at_the_end_the_slots_beginning_is_the_position_and_its_snapshot_the_newest() {
         let mut progress = under_way();
-        let old = SnapshotRecord { lsn: Lsn::new(5), taken_ms: 1, snapshot: "5:5:".into() };
+        let old = SnapshotRecord {
+            lsn: Lsn::new(5),
+            taken_ms: 1,
+            snapshot: "5:5:".into(),
+            leaves: Leaves::default(),
+        };
         progress.snapshots.push(old);
         assert!(End { now_ms: 2 }.advance(&mut progress, &batch(&[]), 0));
         assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(1000))));

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     admin::Board,
     dead_letter::DeadLetters,
+    leaves::Leaves,
     lsn::Lsn,
     pipeline::{Pipeline, PipelineError, Seen, delivery::Delivery, intake::RouteIntake},
     position::{Confirmable, Position, RowPosition},
@@ -262,6 +263,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
         start_with_all: false,
         published: None,
         unpublished_once: false,
+        attached: None,
         unrepairable: None,
         has_delivered: true,
     });
@@ -343,7 +345,12 @@ impl Source<'_> {
                 if world.once_in(10) {
                     let lsn = world.server.end();
                     let taken_ms = i64::try_from(world.server.wal.len()).unwrap() * 1000;
-                    let snapshot = SnapshotRecord { lsn, taken_ms, snapshot: String::new() };
+                    let snapshot = SnapshotRecord {
+                        lsn,
+                        taken_ms,
+                        snapshot: String::new(),
+                        leaves: Leaves::default(),
+                    };
                     let published = Published::default();
                     let _ = seen.try_send(Seen { snapshot, published });
                 }

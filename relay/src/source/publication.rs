@@ -20,6 +20,11 @@ const TREE: &str = "with recursive tree (name, root, oid, schema) as ( \
          from tree t join pg_catalog.pg_class c on c.oid = t.oid and c.relispartition \
          join pg_catalog.pg_inherits i on i.inhrelid = t.oid \
          join pg_catalog.pg_class above on above.oid = i.inhparent \
+     ), below (oid, xmin) as ( \
+         select i.inhrelid, i.xmin::text from tree t join pg_catalog.pg_inherits i on i.inhparent = t.oid \
+         where t.oid = t.root \
+       union all \
+         select i.inhrelid, i.xmin::text from below b join pg_catalog.pg_inherits i on i.inhparent = b.oid \
      ), p as ( \
          select oid, xmin::text as xmin, puballtables \
          from pg_catalog.pg_publication where pubname::text = $1 \
@@ -48,6 +53,9 @@ const WAYS: &str = "), ways (root, own, way) as ( \
              'above', (select coalesce(pg_catalog.jsonb_agg(way order by way), '[]') \
                      from ways w where w.root = t.root and not w.own) \
          )) from tree t where t.oid = t.root), '{}'), \
+         'attached', \
+         coalesce((select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array( \
+             oid::int8, xmin::int8) order by oid) from below), '[]'), \
          'whole', \
          (select pg_catalog.substr(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to( \
              coalesce(pg_catalog.string_agg(pg_catalog.concat(oid, ':', xmin), ',' order by oid), ''), \

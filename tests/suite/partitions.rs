@@ -1,0 +1,210 @@
+//! Partitions that are attached with rows in them, and partitions that go: what was inserted before the
+//! one, or is gone with the other, is published or named, and never passed over in silence.
+
+use outbox_tests::{Harness, topic::Topic, wait};
+
+use crate::{
+    repair::{drop_slot, wait_snapshot},
+    rows::{check_says, each_once, halted, insert, run},
+};
+
+/// A table that is to become a partition, for what is of 2001.
+const TABLE: &str = "create table outbox.events_old (like outbox.events including all)";
+const ATTACH: &str = "alter table outbox.events attach partition outbox.events_old \
+                      for values from ('2001-01-01') to ('2002-01-01')";
+const PARTITION: &str = "create table outbox.events_old partition of outbox.events \
+                         for values from ('2001-01-01') to ('2002-01-01')";
+
+/// Inserts an event into that table itself.
+fn insert_old(topic: &Topic, id: &str) -> String {
+    format!(
+        "insert into outbox.events_old (id, topic, key, created_at) \
+         values ('{id}', '{}', 'k', '2001-05-05')",
+        topic.name()
+    )
+}
+
+const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+
+/// One in which `attached` is done while the relay streams, and while it is away.
+async fn what_was_inserted_before_arrives(attached: impl Fn(&Topic) -> String) {
+    for away in [false, true] {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = t.relay().start().await;
+        let first = insert(&t, &topic, "now()").await;
+        each_once(&topic, &[&first]).await;
+        wait_snapshot(&t).await;
+        if away {
+            assert!(relay.sigterm().await.success());
+        }
+        run(&t, &attached(&topic)).await;
+        if away {
+            relay.restart();
+        }
+        let second = insert(&t, &topic, "now()").await;
+        let old = ID.to_owned();
+        topic.records_with([old.clone(), second.clone()]).await;
+        if away {
+            each_once(&topic, &[&first, &old, &second]).await;
+        }
+        assert!(relay.logs_contain("was attached with rows in it"), "{}", relay.log_text());
+    }
+}
+
+#[tokio::test]
+async fn rows_inserted_into_a_table_before_it_is_attached_arrive() {
+    what_was_inserted_before_arrives(|topic| {
+        format!("{TABLE}; {}; {ATTACH}", insert_old(topic, ID))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rows_inserted_in_the_transaction_that_attaches_their_table_arrive() {
+    what_was_inserted_before_arrives(|topic| {
+        format!("begin; {TABLE}; {}; {ATTACH}; commit", insert_old(topic, ID))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rows_inserted_into_a_partition_while_it_is_detached_arrive() {
+    what_was_inserted_before_arrives(|topic| {
+        format!(
+            "{PARTITION}; alter table outbox.events detach partition outbox.events_old; {}; {ATTACH}",
+            insert_old(topic, ID)
+        )
+    })
+    .await;
+}
+
+/// A snapshot shows them by the time that they are attached.
+#[tokio::test]
+async fn older_rows_of_an_attached_table_halt_the_relay_and_arrive_as_the_halt_says() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    run(&t, TABLE).await;
+    run(&t, &insert_old(&topic, ID)).await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, ATTACH).await;
+    let words = ["outbox.events_old", "1 row", "before", "resume --at progress"];
+    check_says(&t.relay(), &words).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    words.iter().for_each(|word| assert!(detail.contains(word), "{word:?} is not in: {detail}"));
+    let statement = detail.split('`').nth(1).expect("a statement");
+    run(&t, statement).await;
+    relay.wait_ready().await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &ID.to_owned(), &second]).await;
+}
+
+#[tokio::test]
+async fn older_rows_of_an_attached_table_can_be_left_out() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    run(&t, TABLE).await;
+    run(&t, &insert_old(&topic, ID)).await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, ATTACH).await;
+    relay.restart();
+    halted(&relay).await;
+    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &second]).await;
+    // It is not asked again.
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    relay.restart();
+    relay.wait_ready().await;
+}
+
+/// Partitions as they are made every day, and those that are filled with what was moved.
+#[tokio::test]
+async fn partitions_that_hide_nothing_cost_no_repair() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    let first = insert(&t, &topic, "'2001-05-05'").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    run(
+        &t,
+        &format!(
+            "{TABLE}; insert into outbox.events_old select * from outbox.events; \
+                      delete from outbox.events; {ATTACH}"
+        ),
+    )
+    .await;
+    run(
+        &t,
+        "create table outbox.events_new partition of outbox.events \
+             for values from ('2020-01-01') to ('2100-01-01')",
+    )
+    .await;
+    let second = insert(&t, &topic, "now()").await;
+    wait_snapshot(&t).await;
+    each_once(&topic, &[&first, &second]).await;
+    assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
+/// The slot is lost, and with it what the WAL had of them.
+async fn halts(gone: &str, words: &[&str]) -> (Harness, Topic, String) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, PARTITION).await;
+    let mut relay = t.relay().start().await;
+    let first = insert(&t, &topic, "'2001-05-05'").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    insert(&t, &topic, "'2001-06-06'").await;
+    run(&t, gone).await;
+    let left = insert(&t, &topic, "now()").await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    for word in words.iter().chain(&["resume --at now", "outbox.rows_kept = true", "0/"]) {
+        assert!(detail.contains(word), "{word:?} is not in: {detail}");
+    }
+    assert_eq!(topic.records().await.len(), 1, "nothing is guessed");
+    assert!(relay.sigterm().await.success());
+    (t, topic, left)
+}
+
+#[tokio::test]
+async fn a_partition_dropped_with_rows_that_are_not_published_halts_a_repair() {
+    let gone = "drop table outbox.events_old";
+    let (t, topic, left) = halts(gone, &["was dropped since"]).await;
+    let _kept = t.relay().set_toml("outbox.rows_kept", "true").start().await;
+    topic.records_with([left]).await;
+    assert_eq!(topic.records().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_partition_detached_with_rows_that_are_not_published_halts_a_repair_until_it_is_back() {
+    let gone = "alter table outbox.events detach partition outbox.events_old";
+    let (t, topic, left) = halts(gone, &["outbox.events_old was detached since"]).await;
+    run(&t, ATTACH).await;
+    let _relay = t.relay().start().await;
+    topic.records_with([left]).await;
+    wait::until("all of them are there", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            3 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("each once");
+}
