@@ -47,7 +47,7 @@ async fn main() -> anyhow::Result<()> {
     let (database, brokers) = (args.next().context(usage)?, args.next().context(usage)?);
 
     let manager = Manager::new(database.parse()?, NoTls);
-    let pool = Pool::builder(manager).max_size(24).build()?;
+    let pool = Pool::builder(manager).max_size(32).build()?;
     let inbox = Inbox::open(pool, "payments/take").await?;
 
     let mut kafka = ClientConfig::new();

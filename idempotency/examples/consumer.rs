@@ -1,11 +1,13 @@
 //! README's consumer: takes orders from Kafka and charges each once.
 //!
 //! README.md says how to run it: on a database where `outbox-relay migrate --set inbox` was run, and
-//! which has a table `charges`.
+//! which has a table `charges (order_id bigint primary key, cents bigint not null)`. A record of
+//! the topic `orders` is as `{"order": 42, "amount_cents": 1200}`.
 
 use outbox_idempotency::kafka::{ClientConfig, Runner};
 use outbox_idempotency::{Classify as _, Failure, Inbox, Message, Processor, Tx};
 
+/// The event's payload.
 #[derive(serde::Deserialize)]
 struct Order {
     order: i64,
@@ -19,13 +21,18 @@ async fn charge(tx: Tx, Message { payload, .. }: Message<Order>) -> Result<(), F
     Ok(())
 }
 
+fn setting(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|error| format!("{name}: {error}"))
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let database = std::env::var("DATABASE_URL")?.parse()?;
+    tracing_subscriber::fmt().init(); // What the runner says: its start, what it is given, what waits.
+    let database = setting("DATABASE_URL")?.parse()?;
     let manager = deadpool_postgres::Manager::new(database, tokio_postgres::NoTls);
-    let pool = deadpool_postgres::Pool::builder(manager).max_size(24).build()?;
+    let pool = deadpool_postgres::Pool::builder(manager).max_size(32).build()?;
     let mut kafka = ClientConfig::new();
-    kafka.set("bootstrap.servers", std::env::var("KAFKA")?).set("group.id", "billing");
+    kafka.set("bootstrap.servers", setting("KAFKA")?).set("group.id", "billing");
     let processor = Processor::new(Inbox::open(pool, "billing/charge").await?, charge);
     let stop = async { drop(tokio::signal::ctrl_c().await) };
     Ok(Runner::new(processor, kafka, &["orders"]).run(stop).await?)

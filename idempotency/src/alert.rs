@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-/// Something that happened, after it was committed.
+/// Something that happened; what was committed, after that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Alert {
@@ -15,6 +15,16 @@ pub enum Alert {
         /// Whether the consumer had no dead letter with this code before: worth more than a count.
         /// Of several that die in one moment, each may be the first.
         new_code: bool,
+    },
+    /// A handler has been at work on a message for half a minute, and again for each further one. Its
+    /// transaction is open.
+    Slow {
+        /// The inbox's name.
+        consumer: String,
+        /// The message's id, or the first one's of a batch.
+        message: String,
+        /// How long so far.
+        for_time: std::time::Duration,
     },
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Sort, chain, sort, state_of};
 /// Most of an error's text that is kept.
 const ERROR_BYTES_MAX: usize = 1024;
 
-type BoxError = Box<dyn Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What a handler returns when it did not succeed. Its transaction is rolled back in any case.
 #[derive(Debug)]

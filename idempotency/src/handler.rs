@@ -1,6 +1,6 @@
 //! What a user writes: a function from a transaction and a message to done or failed.
 
-use std::{marker::PhantomData, panic::AssertUnwindSafe};
+use std::{error::Error, panic::AssertUnwindSafe};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use serde::de::DeserializeOwned;
@@ -71,53 +71,70 @@ pub(crate) trait Work: Send + Sync {
     fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>>;
 }
 
-struct One<T, H>(H, PhantomData<fn() -> T>);
+/// From what the broker brought to what the handler takes.
+type Decode<T> = dyn Fn(&RawMessage) -> Result<T, Failure> + Send + Sync;
 
-struct Batch<T, H>(H, PhantomData<fn() -> T>);
+struct One<T, H>(H, Box<Decode<T>>);
 
-pub(crate) fn one<T, H>(handler: H) -> impl Work
+struct Batch<T, H>(H, Box<Decode<T>>);
+
+pub(crate) fn one<T, H>(
+    handler: H,
+    decode: impl Fn(&RawMessage) -> Result<T, Failure> + Send + Sync + 'static,
+) -> impl Work
 where
-    T: DeserializeOwned + Send + 'static,
+    T: Send + 'static,
     H: Handler<T>,
 {
-    One(handler, PhantomData)
+    One(handler, Box::new(decode))
 }
 
-pub(crate) fn batch<T, H>(handler: H) -> impl Work
+pub(crate) fn batch<T, H>(
+    handler: H,
+    decode: impl Fn(&RawMessage) -> Result<T, Failure> + Send + Sync + 'static,
+) -> impl Work
 where
-    T: DeserializeOwned + Send + 'static,
+    T: Send + 'static,
     H: BatchHandler<T>,
 {
-    Batch(handler, PhantomData)
+    Batch(handler, Box::new(decode))
 }
 
-impl<T: DeserializeOwned + Send + 'static, H: Handler<T>> Work for One<T, H> {
+impl<T: Send + 'static, H: Handler<T>> Work for One<T, H> {
     fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>> {
         guarded(async move {
             let mut messages = messages.into_iter();
             if let Some(message) = messages.next() {
                 debug_assert!(messages.next().is_none(), "one at a time");
-                self.0.handle(tx, decode(message)?).await?;
+                let payload = (self.1)(&message)?;
+                self.0.handle(tx, message.with(payload)).await?;
             }
             Ok(())
         })
     }
 }
 
-impl<T: DeserializeOwned + Send + 'static, H: BatchHandler<T>> Work for Batch<T, H> {
+impl<T: Send + 'static, H: BatchHandler<T>> Work for Batch<T, H> {
     fn run(&self, tx: Tx, messages: Vec<RawMessage>) -> BoxFuture<'_, Result<(), Failure>> {
         guarded(async move {
-            let messages: Result<Vec<_>, _> = messages.into_iter().map(decode).collect();
+            let decoded = messages.into_iter().map(|message| {
+                let payload = (self.1)(&message)?;
+                Ok(message.with(payload))
+            });
+            let messages: Result<Vec<_>, Failure> = decoded.collect();
             self.0.handle(tx, messages?).await
         })
     }
 }
 
 /// A tombstone is read as JSON's null, so an `Option` takes it.
-pub(crate) fn decode<T: DeserializeOwned>(message: RawMessage) -> Result<Message<T>, Failure> {
+pub(crate) fn json<T: DeserializeOwned>(message: &RawMessage) -> Result<T, Failure> {
     let payload = serde_json::from_slice(message.payload.as_deref().unwrap_or(b"null"));
-    let payload = payload.map_err(|error| Failure::permanent("undecodable", error))?;
-    Ok(message.with(payload))
+    payload.map_err(undecodable)
+}
+
+pub(crate) fn undecodable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+    Failure::permanent("undecodable", error)
 }
 
 /// A panic is a failure of the message like any other: it burns attempts and ends as a dead letter.

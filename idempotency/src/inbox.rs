@@ -8,7 +8,10 @@
 //! function, operator and type of a statement names its schema, but where SQL's grammar gives it one
 //! (`coalesce`, `extract`, `at time zone`, `unnest` of several arrays).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use deadpool_postgres::Pool;
 use tokio_postgres::{
@@ -136,7 +139,13 @@ impl Inbox {
     /// [`InboxError::Conflict`].
     #[must_use]
     pub fn isolation(self, level: Isolation) -> Self {
-        let sessions = Arc::new(self.sessions.with(level));
+        let sessions = Arc::new(self.sessions.with_isolation(level));
+        Inbox { sessions, ..self }
+    }
+
+    /// With a limit to the time of one statement, where the role has no shorter one.
+    pub(crate) fn statement_limit(self, limit: Duration) -> Self {
+        let sessions = Arc::new(self.sessions.with_limit(limit));
         Inbox { sessions, ..self }
     }
 

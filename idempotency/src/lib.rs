@@ -46,7 +46,7 @@ pub mod fault;
 mod fault;
 mod handler;
 mod inbox;
-#[cfg(feature = "kafka")]
+#[cfg(feature = "kafka-plain")]
 pub mod kafka;
 mod message;
 mod message_id;

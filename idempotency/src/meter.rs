@@ -59,12 +59,16 @@ impl Meter {
         counter!("outbox_inbox_outages_total", "consumer" => self.consumer()).increment(1);
     }
 
+    pub(crate) fn slow(&self) {
+        counter!("outbox_inbox_slow_handlers_total", "consumer" => self.consumer()).increment(1);
+    }
+
     pub(crate) fn transaction(&self, took: Duration) {
         histogram!("outbox_inbox_transaction_seconds", "consumer" => self.consumer()).record(took);
     }
 
     /// What the runner holds in memory.
-    #[cfg(feature = "kafka")]
+    #[cfg(feature = "kafka-plain")]
     #[expect(
         clippy::cast_precision_loss,
         reason = "gauges are floats, and memory is not that large"

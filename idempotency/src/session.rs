@@ -6,6 +6,8 @@
 //! the session had when the inbox was opened. What can't be set by the consumer's role is refused
 //! there.
 
+use std::time::Duration;
+
 use deadpool_postgres::{Object, Pool};
 
 use crate::error::InboxError;
@@ -39,6 +41,10 @@ pub(crate) struct Sessions {
     consumer: String,
     /// Of commits; `off` would acknowledge messages whose effects a crash of the server undoes.
     durability: String,
+    isolation: Isolation,
+    /// The role's `statement_timeout`; 0 for none.
+    statement_ms: i32,
+    limit: Option<Duration>,
     begin: String,
     clear: String,
 }
@@ -60,7 +66,9 @@ const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
             (select pg_catalog.string_agg(pg_catalog.format( \
                     'select pg_catalog.set_config(%L, %L, false)', s.name, s.setting), '; ') \
                 from pg_catalog.pg_settings as s where s.source operator(pg_catalog.=) 'session'), \
-            pg_catalog.format('set role %L', pg_catalog.current_setting('role')))";
+            pg_catalog.format('set role %L', pg_catalog.current_setting('role'))), \
+        (select s.setting::pg_catalog.int4 from pg_catalog.pg_settings as s \
+            where s.name operator(pg_catalog.=) 'statement_timeout')";
 
 impl Sessions {
     /// Looks at what a session of the pool is like.
@@ -102,14 +110,44 @@ impl Sessions {
         };
         let (durability, clear) = (durability.to_owned(), text(5)?.to_owned());
         drop(client);
-        let begin = begin(Isolation::default(), &durability);
-        let consumer = consumer.to_owned();
-        Ok(Sessions { pool, consumer, durability, begin, clear })
+        let statement_ms = row.try_get(6).map_err(refused)?;
+        let sessions = Sessions {
+            pool,
+            consumer: consumer.to_owned(),
+            isolation: Isolation::default(),
+            durability,
+            statement_ms,
+            limit: None,
+            begin: String::new(),
+            clear,
+        };
+        Ok(sessions.settled())
     }
 
     /// The same, with another isolation level.
-    pub(crate) fn with(&self, isolation: Isolation) -> Self {
-        Sessions { begin: begin(isolation, &self.durability), ..self.clone() }
+    pub(crate) fn with_isolation(&self, isolation: Isolation) -> Self {
+        Sessions { isolation, ..self.clone() }.settled()
+    }
+
+    /// The same, with a limit to a statement's time, where the role's own is not shorter.
+    pub(crate) fn with_limit(&self, limit: Duration) -> Self {
+        Sessions { limit: Some(limit), ..self.clone() }.settled()
+    }
+
+    fn settled(self) -> Self {
+        let Sessions { isolation, durability, statement_ms, limit, .. } = &self;
+        let mut begin = format!(
+            "begin isolation level {} read write not deferrable; \
+             set local synchronous_commit = {durability}",
+            isolation.sql()
+        );
+        if let Some(limit) = limit {
+            let ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1);
+            if *statement_ms == 0 || ms < *statement_ms {
+                begin.push_str(&format!("; set local statement_timeout = {ms}"));
+            }
+        }
+        Sessions { begin, ..self }
     }
 
     pub(crate) async fn get(&self) -> Result<Object, InboxError> {
@@ -140,11 +178,3 @@ impl Sessions {
 /// be told from the driver's when they are dropped.
 pub(crate) const UNLOCK: &str = "select pg_catalog.pg_advisory_unlock_all(), \
      exists (select from pg_catalog.pg_prepared_statements where from_sql)";
-
-fn begin(isolation: Isolation, durability: &str) -> String {
-    let isolation = isolation.sql();
-    format!(
-        "begin isolation level {isolation} read write not deferrable; \
-         set local synchronous_commit = {durability}"
-    )
-}

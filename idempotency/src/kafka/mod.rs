@@ -65,6 +65,9 @@ pub enum RunError {
     Panicked,
 }
 
+/// Connections that are used beside the handlers': for parked keys, and for upkeep.
+const BESIDE: usize = crate::processor::AT_ONCE + 1;
+
 /// A consumer of Kafka topics.
 pub struct Runner {
     processor: Processor,
@@ -114,7 +117,8 @@ impl Runner {
     }
 
     /// How many messages, or batches, are handled at once: 16, or 4 for batches. Each takes one
-    /// connection of the inbox's pool, and what goes on beside them up to five.
+    /// connection of the inbox's pool, and what goes on beside them up to nine. A pool with fewer works, and
+    /// slower: nothing takes a second connection while it holds one.
     #[must_use]
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers.max(1);
@@ -159,6 +163,7 @@ impl Runner {
         // Also when this future is dropped.
         let _leaves = leave.clone().drop_guard();
 
+        self.say_what_starts();
         // Each runs until it can't go on; dropping the set ends them, and rolls back what they do.
         let mut tasks: JoinSet<Stop> = JoinSet::new();
         for _ in 0..self.concurrency {
@@ -175,6 +180,7 @@ impl Runner {
             topics: self.topics,
             limits: self.limits,
             drain: self.drain,
+            brokers: self.config.get("bootstrap.servers").unwrap_or_default().to_owned(),
             stop: leave.clone(),
         };
         let mut poll = tokio::task::spawn_blocking(move || poll.run());
@@ -190,6 +196,33 @@ impl Runner {
         leave.cancel();
         let polled = poll.await.unwrap_or(Err(RunError::Panicked));
         outcome.and(polled)
+    }
+}
+
+impl Runner {
+    fn say_what_starts(&self) {
+        let given = |name| self.config.get(name).unwrap_or_default();
+        let inbox = self.processor.inbox();
+        let connections = inbox.sessions().pool().status().max_size;
+        tracing::info!(
+            consumer = inbox.consumer(),
+            group = given("group.id"),
+            brokers = given("bootstrap.servers"),
+            topics = self.topics.join(", "),
+            handlers = self.concurrency,
+            connections,
+            "the consumer starts"
+        );
+        let wanted = self.concurrency + BESIDE;
+        if connections < wanted {
+            tracing::warn!(
+                consumer = inbox.consumer(),
+                "the pool has {connections} connections for {} handlers and {BESIDE} tasks beside \
+                 them, which wait for one another; give the pool max_size({wanted}), or the runner \
+                 fewer handlers by concurrency(…)",
+                self.concurrency
+            );
+        }
     }
 }
 

@@ -28,6 +28,8 @@ use crate::{
 
 /// How long a poll waits when nothing comes.
 const POLL: Duration = Duration::from_millis(50);
+/// After so long without an answer from any broker that is said; the client tries on by itself.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// Between two looks for room, where there is none.
 const REST: Duration = Duration::from_millis(1);
 /// How long nothing is taken before fetching is paused. What is there lasts longer than that by then,
@@ -44,6 +46,8 @@ pub(super) struct Poll {
     pub(super) topics: Vec<String>,
     pub(super) limits: Limits,
     pub(super) drain: Duration,
+    /// As they were given.
+    pub(super) brokers: String,
     pub(super) stop: CancellationToken,
 }
 
@@ -66,6 +70,14 @@ impl Poll {
     pub(super) fn run(self) -> Result<(), RunError> {
         let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
         self.consumer.subscribe(&topics).map_err(RunError::Client)?;
+        if let Err(error) = self.consumer.fetch_metadata(None, FIRST_ANSWER) {
+            tracing::warn!(
+                brokers = self.brokers,
+                %error,
+                "no Kafka broker has answered yet, and nothing is consumed until one does; is \
+                 bootstrap.servers right? Trying again"
+            );
+        }
         let outcome = self.poll();
         self.leave();
         outcome

@@ -38,6 +38,14 @@ const MAINTAIN: Duration = Duration::from_secs(3600);
 /// The same, while one is left that is past retention: each visit may hold others up for 50 ms.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
 
+/// What waits, of all processes of the consumer.
+struct Waits {
+    lanes: i64,
+    parked: i64,
+    oldest_seconds: f64,
+    dead: i64,
+}
+
 /// A parked message.
 #[derive(Clone, Copy)]
 struct Place {
@@ -89,10 +97,20 @@ impl Processor {
     }
 
     async fn upkeep(&self) -> Stop {
-        let mut maintained = Instant::now();
+        let (mut maintained, mut said) = (Instant::now(), false);
         loop {
-            if let Err(error) = self.observe().await {
-                tracing::debug!(%error, "gauges of the inbox were not measured");
+            match self.observe().await {
+                Ok(waits) if !said => {
+                    said = true;
+                    let consumer = self.shared.inbox.consumer();
+                    let Waits { lanes, parked, dead, .. } = waits;
+                    tracing::info!(consumer, parked, lanes, dead, "messages from before that wait");
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::debug!(error, "gauges of the inbox were not measured");
+                }
             }
             if self.by_partition()
                 && let Err(error) = self.trim().await
@@ -113,7 +131,7 @@ impl Processor {
         }
     }
 
-    async fn observe(&self) -> Result<(), InboxError> {
+    async fn observe(&self) -> Result<Waits, InboxError> {
         let sql = "select \
             (select pg_catalog.count(*) from inbox.parked_lanes \
                 where consumer_id operator(pg_catalog.=) $1), \
@@ -128,16 +146,16 @@ impl Processor {
         let consumer_id = inbox.consumer_id();
         let (open, rows) = Open::begin(inbox.sessions(), "measuring", sql, &[&consumer_id]).await?;
         open.rollback().await?;
-        if let Some(row) = rows.first() {
-            let read = |error| InboxError::of("measuring", error);
-            self.shared.meter.gauges(
-                row.try_get(0).map_err(read)?,
-                row.try_get(1).map_err(read)?,
-                row.try_get(2).map_err(read)?,
-                row.try_get(3).map_err(read)?,
-            );
-        }
-        Ok(())
+        let row = rows.first().expect("a query without a table returns one row");
+        let read = |error| InboxError::of("measuring", error);
+        let waits = Waits {
+            lanes: row.try_get(0).map_err(read)?,
+            parked: row.try_get(1).map_err(read)?,
+            oldest_seconds: row.try_get(2).map_err(read)?,
+            dead: row.try_get(3).map_err(read)?,
+        };
+        self.shared.meter.gauges(waits.lanes, waits.parked, waits.oldest_seconds, waits.dead);
+        Ok(waits)
     }
 
     /// Takes the lane that has been due longest and handles its first message, or a batch of them.

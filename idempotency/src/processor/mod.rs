@@ -13,6 +13,7 @@ mod watermark;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -26,17 +27,21 @@ use uuid::Uuid;
 use crate::{
     alert::{Alert, Alerts},
     error::{InboxError, sort_state},
-    failure::{Failure, Kind},
+    failure::{BoxError, Failure, Kind},
     fault::{Point, point},
     handler::{self, BatchHandler, Handler, Work},
     inbox::{Inbox, no_partition},
     message::RawMessage,
+    message_id::MessageId,
     meter::{Meter, Outcome},
     ordering::Ordering,
     retry::Retry,
     transaction::Open,
     tx::Tx,
 };
+#[cfg(feature = "kafka-plain")]
+pub(crate) use due::AT_ONCE;
+#[cfg(feature = "testing")]
 pub(crate) use store::DEFER_MIN;
 use store::{Due, Shelf};
 
@@ -46,6 +51,8 @@ const CONFLICTS_MAX: u32 = 20;
 const SESSIONS_MAX: u32 = 5;
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A handler that is at work for longer is spoken of, again and again.
+const SLOW: Duration = Duration::from_secs(30);
 /// Dead letters of messages that the inbox can't tell about.
 pub(crate) const OUTSIDE_WINDOW: &str = "outside-window";
 
@@ -95,6 +102,7 @@ struct Shared {
     ordering: Ordering,
     retry: Retry,
     alerts: Alerts,
+    time_limit: Option<Duration>,
     meter: Meter,
     /// Watermarks as this process left them.
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
@@ -135,7 +143,7 @@ impl Processor {
         T: DeserializeOwned + Send + 'static,
         H: Handler<T>,
     {
-        Self::with(inbox, Arc::new(handler::one(handler)), 1)
+        Self::with(inbox, Arc::new(handler::one(handler, handler::json)), 1)
     }
 
     /// A handler of JSON messages, up to `max` at a time: as many as have come while the batch
@@ -145,7 +153,52 @@ impl Processor {
         T: DeserializeOwned + Send + 'static,
         H: BatchHandler<T>,
     {
-        Self::with(inbox, Arc::new(handler::batch(handler)), max.max(1))
+        Self::with(inbox, Arc::new(handler::batch(handler, handler::json)), max.max(1))
+    }
+
+    /// A handler of messages in any form, such as Avro or Protobuf: `decode` makes of a record what
+    /// the handler takes; it must not block. What it refuses is a dead letter with the code
+    /// `undecodable`.
+    pub fn decoding<T, E, H>(
+        inbox: Inbox,
+        decode: impl Fn(&RawMessage) -> Result<T, E> + Send + Sync + 'static,
+        handler: H,
+    ) -> Self
+    where
+        T: Send + 'static,
+        E: Into<BoxError>,
+        H: Handler<T>,
+    {
+        let decode = move |message: &RawMessage| decode(message).map_err(handler::undecodable);
+        Self::with(inbox, Arc::new(handler::one(handler, decode)), 1)
+    }
+
+    /// As [`Processor::decoding`], up to `max` at a time, as [`Processor::batch`].
+    pub fn batch_decoding<T, E, H>(
+        inbox: Inbox,
+        max: usize,
+        decode: impl Fn(&RawMessage) -> Result<T, E> + Send + Sync + 'static,
+        handler: H,
+    ) -> Self
+    where
+        T: Send + 'static,
+        E: Into<BoxError>,
+        H: BatchHandler<T>,
+    {
+        let decode = move |message: &RawMessage| decode(message).map_err(handler::undecodable);
+        Self::with(inbox, Arc::new(handler::batch(handler, decode)), max.max(1))
+    }
+
+    /// A handler of payloads as they came: bytes, or `None` for a tombstone.
+    pub fn raw<H: Handler<Option<Vec<u8>>>>(inbox: Inbox, handler: H) -> Self {
+        Self::decoding(inbox, |message| Ok::<_, Infallible>(message.payload.clone()), handler)
+    }
+
+    /// A handler of text in UTF-8; a tombstone is an empty one.
+    pub fn text<H: Handler<String>>(inbox: Inbox, handler: H) -> Self {
+        let decode =
+            |message: &RawMessage| String::from_utf8(message.payload.clone().unwrap_or_default());
+        Self::decoding(inbox, decode, handler)
     }
 
     fn with(inbox: Inbox, work: Arc<dyn Work>, batch_max: usize) -> Self {
@@ -158,6 +211,7 @@ impl Processor {
             ordering: Ordering::Key,
             retry: Retry::default(),
             alerts: Alerts::default(),
+            time_limit: None,
             meter,
             marks: Arc::default(),
             parked: Arc::default(),
@@ -194,6 +248,17 @@ impl Processor {
         self
     }
 
+    /// With a limit to the time of one call of the handler: after it the handler is dropped at its
+    /// next `.await`, the transaction is rolled back, and the message has failed with the code
+    /// `timed-out`, to be tried again. The server ends statements that take as long. None by default.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        let shared = Arc::make_mut(&mut self.shared);
+        shared.time_limit = Some(limit);
+        shared.inbox = shared.inbox.clone().statement_limit(limit);
+        self
+    }
+
     /// Its inbox.
     pub fn inbox(&self) -> &Inbox {
         &self.shared.inbox
@@ -212,7 +277,7 @@ impl Processor {
         self.shared.ordering.lane(message)
     }
 
-    #[cfg(feature = "kafka")]
+    #[cfg(feature = "kafka-plain")]
     pub(crate) fn meter(&self) -> &Meter {
         &self.shared.meter
     }
@@ -383,7 +448,42 @@ impl Processor {
             ),
             many => tracing::info_span!("batch", consumer, messages = many.len()),
         };
-        self.shared.work.run(tx, messages).instrument(span).await
+        let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
+        let work = self.shared.work.run(tx, messages).instrument(span);
+        self.watched(work, &ids).await
+    }
+
+    /// Says so when a handler takes long, and ends it at its limit.
+    async fn watched(
+        &self,
+        work: impl Future<Output = Result<(), Failure>>,
+        ids: &[MessageId],
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        let limit = self.shared.time_limit.unwrap_or(Duration::MAX);
+        let mut work = std::pin::pin!(tokio::time::timeout(limit, work));
+        loop {
+            tokio::select! {
+                done = &mut work => return done.unwrap_or_else(|_| {
+                    let text = format!("the handler took longer than its limit of {limit:?}");
+                    Err(Failure::new(Kind::Transient, "timed-out", text))
+                }),
+                () = tokio::time::sleep(SLOW) => self.slow(began.elapsed(), ids),
+            }
+        }
+    }
+
+    fn slow(&self, for_time: Duration, ids: &[MessageId]) {
+        let consumer = self.shared.inbox.consumer().to_owned();
+        let first = ids.first().map(ToString::to_string).unwrap_or_default();
+        tracing::warn!(
+            consumer,
+            first,
+            messages = ids.len(),
+            "a handler has been at work for {for_time:.0?}: its key waits, and its connection is taken"
+        );
+        self.shared.meter.slow();
+        self.shared.alerts.raise(&Alert::Slow { consumer, message: first, for_time });
     }
 
     /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.

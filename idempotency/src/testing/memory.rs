@@ -140,7 +140,8 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         H: FnMut(&mut S, Message<T>) -> Result<(), Failure> + Send + 'static,
     {
         let work = move |state: &mut S, message: RawMessage| {
-            let message = handler::decode(message)?;
+            let payload = handler::json(&message)?;
+            let message = message.with(payload);
             let outcome = catch_unwind(AssertUnwindSafe(|| handler(state, message)));
             outcome.unwrap_or_else(|panic| Err(handler::panicked(&*panic)))
         };

@@ -58,7 +58,7 @@ pub async fn assert_effectively_once<T, H, S>(
     H: Handler<T>,
     S: PartialEq + Debug,
 {
-    let work = Arc::new(handler::one(handler));
+    let work = Arc::new(handler::one(handler, handler::json));
     let before = state().await;
 
     let dies = inbox

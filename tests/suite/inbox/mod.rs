@@ -1,5 +1,6 @@
 //! The consumer's half on a real PostgreSQL.
 
+mod cliffs;
 mod command;
 mod conformance;
 mod core;
@@ -15,5 +16,6 @@ mod processor;
 mod retention;
 mod sessions;
 mod settings;
+mod start;
 mod storm;
 pub(crate) mod watermark;
