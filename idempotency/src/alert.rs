@@ -1,6 +1,10 @@
 //! What a person should hear of, given to a hook of the user's.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 /// Something that happened; what was committed, after that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +50,10 @@ impl Alerts {
 
     pub(crate) fn raise(&self, alert: &Alert) {
         for hook in &self.0 {
-            hook(alert);
+            // It is told of what is committed: whatever it does, nothing is to be undone.
+            if catch_unwind(AssertUnwindSafe(|| hook(alert))).is_err() {
+                tracing::error!(?alert, "a hook of on_alert panicked; the consumer continues");
+            }
         }
     }
 }

@@ -8,9 +8,6 @@ use std::{borrow::Cow, error::Error, fmt, time::Duration, time::SystemTime};
 
 use crate::error::{Sort, chain, sort, state_of};
 
-/// Most of an error's text that is kept.
-const ERROR_BYTES_MAX: usize = 1024;
-
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What a handler returns when it did not succeed. Its transaction is rolled back in any case.
@@ -19,6 +16,8 @@ pub struct Failure {
     pub(crate) kind: Kind,
     code: Cow<'static, str>,
     error: BoxError,
+    /// The error with its causes.
+    text: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,16 +83,15 @@ impl Failure {
         code: impl Into<Cow<'static, str>>,
         error: impl Into<BoxError>,
     ) -> Self {
-        Failure { kind, code: code.into(), error: error.into() }
+        let error = error.into();
+        // Written here, where a panic of the error's own is the handler's.
+        let text = chain(&*error);
+        Failure { kind, code: code.into(), error, text }
     }
 
-    /// The error with its causes, cut to what a row should hold.
-    pub(crate) fn text(&self) -> String {
-        // PostgreSQL's text takes anything but this.
-        let mut text = chain(&*self.error).replace('\0', "\u{fffd}");
-        let end = (0..=ERROR_BYTES_MAX.min(text.len())).rfind(|&end| text.is_char_boundary(end));
-        text.truncate(end.unwrap_or(0));
-        text
+    /// The error with its causes.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -172,13 +170,14 @@ impl<T, E: Into<BoxError>> Classify<T> for Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::InboxError;
 
     #[test]
-    fn a_text_is_cut_between_characters_and_has_its_causes() {
-        let cause = std::io::Error::other("é".repeat(2000));
-        let text = Failure::transient(std::io::Error::other(cause)).text();
-        assert!(text.len() <= ERROR_BYTES_MAX && text.len() > ERROR_BYTES_MAX - 3);
-        assert_eq!(Failure::permanent("x", "a\0b").text(), "a\u{fffd}b");
+    fn a_text_has_the_causes_of_its_error() {
+        let error = "x".parse::<i32>().expect_err("no number");
+        let text = error.to_string();
+        let failure = Failure::transient(InboxError::Unavailable(error.into()));
+        assert_eq!(failure.text(), format!("the consumer's database is unavailable: {text}"));
     }
 
     #[test]

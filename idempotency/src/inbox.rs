@@ -24,6 +24,7 @@ use crate::{
     error::{InboxError, OnceError},
     fault::{Point, point},
     message_id::{Day, MessageId},
+    repertoire::Repertoire,
     session::{Isolation, Sessions},
     transaction::Open,
     tx::Tx,
@@ -118,12 +119,13 @@ impl Inbox {
         const DOING: &str = "registering the consumer";
         let refused = |error| InboxError::of(DOING, error);
         let sessions = Arc::new(Sessions::open(pool, consumer).await?);
+        let name = sessions.repertoire().text(consumer);
         let find = "select id from inbox.consumers where name operator(pg_catalog.=) $1";
-        let (open, mut found) = Open::begin(&sessions, DOING, find, &[&consumer]).await?;
+        let (open, mut found) = Open::begin(&sessions, DOING, find, &[&name]).await?;
         if found.is_empty() {
             let add = "insert into inbox.consumers as c (name) values ($1) \
                        on conflict (name) do update set name = c.name returning id";
-            found = open.query(DOING, add, &[&consumer]).await?;
+            found = open.query(DOING, add, &[&name]).await?;
         }
         open.commit().await?;
         let row = found.first().expect("an upsert returns its row");
@@ -271,6 +273,11 @@ impl Inbox {
 
     pub(crate) fn consumer_id(&self) -> i32 {
         self.shared.consumer_id
+    }
+
+    /// What its database can hold.
+    pub(crate) fn repertoire(&self) -> Repertoire {
+        self.sessions.repertoire()
     }
 
     pub(crate) fn sessions(&self) -> &Arc<Sessions> {

@@ -53,6 +53,7 @@ mod message_id;
 mod meter;
 mod ordering;
 mod processor;
+mod repertoire;
 mod retry;
 mod session;
 #[cfg(feature = "testing")]

@@ -11,9 +11,16 @@ use std::{
 use bytes::BytesMut;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
-use uuid::Uuid;
+use uuid::{Uuid, Variant};
 
 const DAY_SECONDS: i64 = 86_400;
+
+/// 2010, before Kafka was: an older id that carries its time is none of a message.
+const FIRST_V1: Duration = Duration::from_secs(1_262_304_000);
+/// 2021, when the drafts of versions 6 and 7 began.
+pub(crate) const FIRST_V7: Duration = Duration::from_secs(1_609_459_200);
+/// 2100. Random bits that look like a time are mostly after it.
+const LAST: Duration = Duration::from_secs(4_102_444_800);
 
 /// A message's identity: 16 bytes, and the UTC day of the message's own time.
 ///
@@ -32,9 +39,15 @@ pub(crate) struct Day(pub(crate) i32);
 
 impl MessageId {
     /// From an id that carries its time, as the relay's do (UUID version 7; 1 and 6 as well);
-    /// `None` for any other.
+    /// `None` for any other, and where the time can't be one: random bits may have these versions.
     pub fn from_uuid(uuid: Uuid) -> Option<Self> {
+        let first = if uuid.get_version_num() == 1 { FIRST_V1 } else { FIRST_V7 };
         let (seconds, _) = uuid.get_timestamp()?.to_unix();
+        let ours = uuid.get_variant() == Variant::RFC4122
+            && (first..LAST).contains(&Duration::from_secs(seconds));
+        if !ours {
+            return None;
+        }
         Some(MessageId { uuid, day: Day::of(i64::try_from(seconds).ok()?) })
     }
 
@@ -46,6 +59,29 @@ impl MessageId {
     /// From an id of any form: 128 bits of its SHA-256, as a UUID of version 8.
     pub fn of_bytes(id: &[u8], occurred: SystemTime) -> Self {
         MessageId::at(digest(&[id]), occurred)
+    }
+
+    /// A message of which nobody knows when it was sent: no inbox can tell it from a copy.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn undated(uuid: Uuid) -> Self {
+        MessageId { uuid, day: Day::NONE }
+    }
+
+    /// Whether it has a time at all.
+    pub(crate) fn is_dated(&self) -> bool {
+        self.day != Day::NONE
+    }
+
+    /// Whether its day is after that of `time`.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn is_after(&self, time: SystemTime) -> bool {
+        self.day > Day::of(unix_seconds(time))
+    }
+
+    /// Another id of the same day.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn renamed(self, uuid: Uuid) -> Self {
+        MessageId { uuid, ..self }
     }
 
     /// The 16 bytes.
@@ -100,6 +136,8 @@ impl Day {
     const UNIX_EPOCH: i32 = -10_957;
     /// The first and the last `date`: 4714-11-24 BC, 5874897-12-31.
     const RANGE: [i32; 2] = [-2_451_545, 2_145_031_948];
+    /// No day, before all others: `-infinity`.
+    const NONE: Day = Day(i32::MIN);
 
     /// A time too far away for the type is on a day that no inbox has, which is all that matters.
     fn of(unix_seconds: i64) -> Self {
@@ -127,7 +165,10 @@ impl ToSql for Day {
 
 impl<'a> FromSql<'a> for Day {
     fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Day(i32::from_sql(ty, raw)?.saturating_sub(Day::UNIX_EPOCH)))
+        match i32::from_sql(ty, raw)? {
+            i32::MIN => Ok(Day::NONE),
+            day => Ok(Day(day.saturating_sub(Day::UNIX_EPOCH))),
+        }
     }
 
     fn accepts(ty: &Type) -> bool {
@@ -162,6 +203,15 @@ mod tests {
         assert_eq!(i64::from(found.day.0), seconds / DAY_SECONDS);
         let random: Uuid = "936da01f-9abd-4d9d-80c7-02af85c822a8".parse().expect("a uuid");
         assert_eq!(MessageId::from_uuid(random), None);
+        // Of version 7 by its bits, but of the year 6429, of 1970, and of no standard's variant.
+        for looks_like in [
+            "8000db06-0000-7000-8000-000000000000",
+            "00000000-0001-7000-8000-000000000000",
+            "01932f3c-8400-7000-0000-000000000000",
+        ] {
+            let looks_like: Uuid = looks_like.parse().expect("a uuid");
+            assert_eq!(MessageId::from_uuid(looks_like), None, "{looks_like}");
+        }
     }
 
     #[test]
@@ -172,6 +222,10 @@ mod tests {
             assert_eq!(out.as_ref(), day.to_be_bytes());
             assert_eq!(Day::from_sql(&Type::DATE, &out).expect("read"), Day::of(seconds));
         }
+        let mut out = BytesMut::new();
+        Day::NONE.to_sql(&Type::DATE, &mut out).expect("written");
+        assert_eq!(out.as_ref(), i32::MIN.to_be_bytes(), "-infinity");
+        assert_eq!(Day::from_sql(&Type::DATE, &out).expect("read"), Day::NONE);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::repertoire;
+
 /// Doubling delays up to a limit, each cut by a random part so that those who failed together do
 /// not come back together; then a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Retry {
             return None;
         }
         let doublings = failed.saturating_sub(1).min(31);
-        let whole = self.first.saturating_mul(1 << doublings).min(self.max);
+        let whole = repertoire::delay(self.first.saturating_mul(1 << doublings).min(self.max));
         Some(whole.mul_f64(1.0 - random / 2.0))
     }
 }
@@ -55,6 +57,8 @@ mod tests {
         assert_eq!(delays, [seconds(1), seconds(2), seconds(4), seconds(5), None]);
         assert_eq!(retry.delay(1, 1.0), Some(Duration::from_millis(500)));
         assert_eq!(Retry::default().attempts(0).delay(1, 0.0), None);
+        let longest = Retry::exponential(Duration::MAX, Duration::MAX).delay(1, 0.0);
+        assert_eq!(longest, Some(repertoire::LONGEST_DELAY));
         assert!(Retry::default().attempts(u32::MAX).delay(u32::MAX - 1, 0.0).is_some());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
 
-use crate::error::InboxError;
+use crate::{error::InboxError, repertoire::Repertoire};
 
 /// Which transactions messages take effect in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,10 +47,11 @@ pub(crate) struct Sessions {
     limit: Option<Duration>,
     begin: String,
     clear: String,
+    repertoire: Repertoire,
 }
 
-/// What the settings are; the last column puts back what was set in the session itself, by a hook
-/// of the pool: `reset all` would lose it.
+/// What the settings are; the sixth column puts back what was set in the session itself, by a hook of
+/// the pool: `reset all` would lose it.
 const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
         pg_catalog.current_setting('session_replication_role'), \
         pg_catalog.current_setting('idle_in_transaction_session_timeout'), \
@@ -68,7 +69,8 @@ const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
                 from pg_catalog.pg_settings as s where s.source operator(pg_catalog.=) 'session'), \
             pg_catalog.format('set role %L', pg_catalog.current_setting('role'))), \
         (select s.setting::pg_catalog.int4 from pg_catalog.pg_settings as s \
-            where s.name operator(pg_catalog.=) 'statement_timeout')";
+            where s.name operator(pg_catalog.=) 'statement_timeout'), \
+        pg_catalog.current_setting('server_encoding')";
 
 impl Sessions {
     /// Looks at what a session of the pool is like.
@@ -109,6 +111,7 @@ impl Sessions {
             waits => waits,
         };
         let (durability, clear) = (durability.to_owned(), text(5)?.to_owned());
+        let repertoire = Repertoire::of(text(7)?);
         drop(client);
         let statement_ms = row.try_get(6).map_err(refused)?;
         let sessions = Sessions {
@@ -120,6 +123,7 @@ impl Sessions {
             limit: None,
             begin: String::new(),
             clear,
+            repertoire,
         };
         Ok(sessions.settled())
     }
@@ -152,6 +156,11 @@ impl Sessions {
 
     pub(crate) async fn get(&self) -> Result<Object, InboxError> {
         self.pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))
+    }
+
+    /// What its database can hold.
+    pub(crate) fn repertoire(&self) -> Repertoire {
+        self.repertoire
     }
 
     pub(crate) fn pool(&self) -> &Pool {

@@ -13,6 +13,7 @@
 mod context;
 mod desk;
 mod identity;
+mod native;
 #[cfg(feature = "fault-points")]
 pub mod offline;
 mod poll;
@@ -30,6 +31,7 @@ use crate::{
     processor::{Processor, Stop},
 };
 use context::Context;
+use identity::IdHeaders;
 use poll::Poll;
 use shared::Shared;
 
@@ -46,20 +48,6 @@ pub enum RunError {
     /// See [`Stop`].
     #[error(transparent)]
     Stop(#[from] Stop),
-    /// A record's id carries no time, and the topic has `message.timestamp.type=LogAppendTime`: a
-    /// copy that is produced again could not be told from a new message. Give the topic
-    /// `CreateTime`, or the records ids that are UUIDs of version 7.
-    #[error(
-        "{topic}/{partition}@{offset}: its id carries no time, and the topic has LogAppendTime"
-    )]
-    NoTime {
-        /// Of the record.
-        topic: String,
-        /// Of the record.
-        partition: i32,
-        /// Of the record.
-        offset: i64,
-    },
     /// A task panicked: a defect of this crate.
     #[error("a task of the runner panicked")]
     Panicked,
@@ -73,6 +61,7 @@ pub struct Runner {
     processor: Processor,
     config: ClientConfig,
     topics: Vec<String>,
+    id_headers: IdHeaders,
     concurrency: usize,
     limits: Limits,
     drain: Duration,
@@ -110,10 +99,23 @@ impl Runner {
             processor,
             config,
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            id_headers: IdHeaders::default(),
             concurrency,
             limits: Limits { messages: 10_000, bytes: 64 << 20 },
             drain: Duration::from_secs(10),
         }
+    }
+
+    /// The headers that name a message, the first that says something wins: `outbox-id`, then
+    /// CloudEvents' `ce_id` with its `ce_source`. `&["id"]` for Debezium's outbox event router.
+    ///
+    /// A value is text or 16 bytes; an empty one, `null`, and a UUID that is all zeros or ones say
+    /// nothing. Records of one topic with one such id are one message, and only the first takes
+    /// effect: name no header that tells anything else, such as an order's number.
+    #[must_use]
+    pub fn id_headers(mut self, names: &[&str]) -> Self {
+        self.id_headers = IdHeaders(names.iter().map(|name| (*name).to_owned()).collect());
+        self
     }
 
     /// How many messages, or batches, are handled at once: 16, or 4 for batches. Each takes one
@@ -178,6 +180,7 @@ impl Runner {
             shared,
             processor: self.processor.clone(),
             topics: self.topics,
+            id_headers: self.id_headers,
             limits: self.limits,
             drain: self.drain,
             brokers: self.config.get("bootstrap.servers").unwrap_or_default().to_owned(),

@@ -1,7 +1,7 @@
 //! The one thread that speaks with Kafka: it polls, whatever happens, until it is told to stop.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,19 +10,20 @@ use rdkafka::{
     Message as _,
     consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{BorrowedMessage, Headers as _},
+    message::BorrowedMessage,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Limits, RunError,
     context::{self, Context},
-    identity::{NoTime, identify},
+    identity::IdHeaders,
+    native,
     shared::Shared,
 };
 use crate::{
     fault::{Point, point},
-    message::{Headers, Message, RawMessage, Source},
+    message::{Message, RawMessage, Source},
     processor::Processor,
 };
 
@@ -44,6 +45,7 @@ pub(super) struct Poll {
     pub(super) shared: Arc<Shared>,
     pub(super) processor: Processor,
     pub(super) topics: Vec<String>,
+    pub(super) id_headers: IdHeaders,
     pub(super) limits: Limits,
     pub(super) drain: Duration,
     /// As they were given.
@@ -84,7 +86,11 @@ impl Poll {
     }
 
     fn poll(&self) -> Result<(), RunError> {
-        let mut names: HashMap<String, Arc<str>> = HashMap::new();
+        let mut reader = Reader {
+            id_headers: self.id_headers.clone(),
+            names: HashMap::new(),
+            undated: HashSet::new(),
+        };
         let (mut flow, mut stored) = (Flow::Open, Instant::now());
         while !self.stop.is_cancelled() {
             let polled = match flow {
@@ -97,7 +103,7 @@ impl Poll {
             match polled {
                 Some(Ok(record)) => {
                     point(Point::Polled);
-                    let message = message(&record, &mut names)?;
+                    let message = reader.message(&record);
                     let lane = self.processor.lane(&message);
                     self.shared.push(message, lane);
                 }
@@ -192,33 +198,49 @@ fn survivable(error: KafkaError) -> Result<(), RunError> {
     }
 }
 
-fn message(
-    record: &BorrowedMessage<'_>,
-    names: &mut HashMap<String, Arc<str>>,
-) -> Result<RawMessage, RunError> {
-    let topic = match names.get(record.topic()) {
-        Some(topic) => Arc::clone(topic),
-        None => {
-            let topic: Arc<str> = record.topic().into();
-            names.insert(record.topic().to_owned(), Arc::clone(&topic));
-            topic
+/// A record as a message; topics' names are kept once.
+struct Reader {
+    id_headers: IdHeaders,
+    names: HashMap<String, Arc<str>>,
+    /// Topics with a record that has no time.
+    undated: HashSet<Arc<str>>,
+}
+
+impl Reader {
+    fn message(&mut self, record: &BorrowedMessage<'_>) -> RawMessage {
+        let topic = match self.names.get(record.topic()) {
+            Some(topic) => Arc::clone(topic),
+            None => {
+                let topic: Arc<str> = record.topic().into();
+                self.names.insert(record.topic().to_owned(), Arc::clone(&topic));
+                topic
+            }
+        };
+        let (partition, offset) = (record.partition(), record.offset());
+        let source = Source { topic, partition, offset };
+        let headers = native::headers(record);
+        let id = self.id_headers.identify(&headers, &source, record.timestamp());
+        if !id.is_dated() && self.undated.insert(Arc::clone(&source.topic)) {
+            let topic = &*source.topic;
+            tracing::error!(
+                topic,
+                partition,
+                offset,
+                "a record's id carries no time, and the record no producer's: a copy of it could not \
+                 be told from a new message, so it becomes a dead letter with the code `undated`, as \
+                 will all others like it. If the topic has message.timestamp.type=LogAppendTime, \
+                 type: kafka-configs.sh --alter --topic {topic} --add-config \
+                 message.timestamp.type=CreateTime. Else let its producer send timestamps, or ids that \
+                 are UUIDs of version 7. Then: outbox-relay inbox dead-letters replay --code undated"
+            );
         }
-    };
-    let source = Source { topic, partition: record.partition(), offset: record.offset() };
-    let headers = record.headers().map(|headers| {
-        headers.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect()
-    });
-    let headers = Headers(headers.unwrap_or_default());
-    let id = identify(&headers, &source, record.timestamp()).map_err(|NoTime| {
-        let Source { topic, partition, offset } = &source;
-        RunError::NoTime { topic: topic.to_string(), partition: *partition, offset: *offset }
-    })?;
-    Ok(Message {
-        id,
-        key: record.key().map(<[u8]>::to_vec),
-        payload: record.payload().map(<[u8]>::to_vec),
-        headers,
-        source,
-        attempt: 1,
-    })
+        Message {
+            id,
+            key: record.key().map(<[u8]>::to_vec),
+            payload: record.payload().map(<[u8]>::to_vec),
+            headers,
+            source,
+            attempt: 1,
+        }
+    }
 }

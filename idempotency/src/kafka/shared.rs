@@ -10,6 +10,9 @@ use tokio::sync::Notify;
 use super::desk::{Desk, Item, Partition};
 use crate::message::RawMessage;
 
+/// A clock has no time after some three hundred years.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 #[derive(Default)]
 pub(super) struct Shared {
     desk: Mutex<Desk>,
@@ -61,7 +64,7 @@ impl Shared {
     /// Takes nothing more of these partitions, and waits until workers have none of their messages;
     /// how many are left after `patience`. Blocks.
     pub(super) fn drain(&self, partitions: &[Partition], patience: Duration) -> usize {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patience.min(FOREVER);
         let mut desk = self.desk();
         desk.close(partitions);
         loop {

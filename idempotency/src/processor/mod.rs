@@ -53,8 +53,6 @@ const SESSIONS_MAX: u32 = 5;
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A handler that is at work for longer is spoken of, again and again.
 const SLOW: Duration = Duration::from_secs(30);
-/// Dead letters of messages that the inbox can't tell about.
-pub(crate) const OUTSIDE_WINDOW: &str = "outside-window";
 
 /// The consumer must stop: a handler said so, or the database refuses the inbox itself. The
 /// messages at hand were not touched.
@@ -283,8 +281,9 @@ impl Processor {
     }
 
     fn shelf(&self) -> Shelf {
-        let consumer_id = self.shared.inbox.consumer_id();
-        Shelf { consumer_id, ordering: self.shared.ordering }
+        let inbox = &self.shared.inbox;
+        let (consumer_id, repertoire) = (inbox.consumer_id(), inbox.repertoire());
+        Shelf { consumer_id, ordering: self.shared.ordering, repertoire }
     }
 
     /// Gives each message its one effect, puts it aside, or finds that it was here before; returns
@@ -348,7 +347,7 @@ impl Processor {
                 Err(error) => self.blame(error)?,
             };
             match failure.kind {
-                Kind::Fatal => return Err(Stop::Handler(failure.text())),
+                Kind::Fatal => return Err(Stop::Handler(failure.text().to_owned())),
                 Kind::Session if sessions < SESSIONS_MAX => {
                     self.shared.meter.conflict();
                     sessions += 1;
@@ -400,7 +399,7 @@ impl Processor {
         shelf.append(&open, &sorted.waiting).await?;
         let mut buried = Vec::new();
         for message in &sorted.outside {
-            let failure = Failure::permanent(OUTSIDE_WINDOW, "older or newer than what is kept");
+            let failure = untellable(&message.id);
             let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
             buried.push((failure, new_code));
         }
@@ -545,9 +544,9 @@ impl Processor {
         match failure.kind {
             Kind::Defer(until) => Some(Due::At(until)),
             Kind::Permanent | Kind::Fatal => None,
-            Kind::After(delay) => Some(Due::In(by_policy()?.max(delay).as_secs_f64())),
+            Kind::After(delay) => Some(Due::In(by_policy()?.max(delay))),
             Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
-                Some(Due::In(by_policy()?.as_secs_f64()))
+                Some(Due::In(by_policy()?))
             }
         }
     }
@@ -555,7 +554,7 @@ impl Processor {
     fn announce(&self, failure: &Failure, new_code: bool) {
         self.shared.meter.count(Outcome::Dead, 1);
         let consumer = self.shared.inbox.consumer().to_owned();
-        let code = failure.code().to_owned();
+        let code = self.shared.inbox.repertoire().code(failure.code());
         tracing::warn!(consumer, code, "a message became a dead letter");
         self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
     }
@@ -612,6 +611,15 @@ impl Processor {
             }
         }
         Ok((open, sorted))
+    }
+}
+
+/// Why a message that the inbox can't tell from a copy is a dead letter.
+pub(crate) fn untellable(id: &MessageId) -> Failure {
+    if id.is_dated() {
+        Failure::permanent("outside-window", "older or newer than what is kept")
+    } else {
+        Failure::permanent("undated", "neither its id nor its record carries its producer's time")
     }
 }
 

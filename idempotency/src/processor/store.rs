@@ -9,9 +9,10 @@ use crate::{
     error::InboxError,
     failure::Failure,
     fault::{Point, point},
-    message::{Headers, Message, RawMessage, Source},
+    message::{Message, RawMessage, Source},
     message_id::MessageId,
     ordering::Ordering,
+    repertoire::{self, Repertoire},
     session::Sessions,
     transaction::Open,
 };
@@ -22,8 +23,8 @@ pub(crate) const DEFER_MIN: Duration = Duration::from_millis(200);
 /// When a lane is due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Due {
-    /// After so many seconds, by the database's clock.
-    In(f64),
+    /// After so long, by the database's clock.
+    In(Duration),
     /// At a time that the handler named.
     At(SystemTime),
 }
@@ -31,9 +32,9 @@ pub(super) enum Due {
 impl Due {
     fn params(self) -> (f64, Option<SystemTime>) {
         match self {
-            Due::In(seconds) => (seconds, None),
+            Due::In(delay) => (repertoire::delay(delay).as_secs_f64(), None),
             // A handler that defers to the past would be called again at once, for ever.
-            Due::At(time) => (DEFER_MIN.as_secs_f64(), Some(time)),
+            Due::At(time) => (DEFER_MIN.as_secs_f64(), Some(repertoire::time(time))),
         }
     }
 }
@@ -50,9 +51,15 @@ pub(super) struct Head {
 pub(super) struct Shelf {
     pub(super) consumer_id: i32,
     pub(super) ordering: Ordering,
+    pub(super) repertoire: Repertoire,
 }
 
 impl Shelf {
+    /// A failure's code and text.
+    fn why(self, failure: &Failure) -> (String, String) {
+        (self.repertoire.code(failure.code()), self.repertoire.error(failure.text()))
+    }
+
     /// Adds messages to the ends of their lanes, which are parked and locked by this transaction.
     pub(super) async fn append(
         self,
@@ -64,15 +71,19 @@ impl Shelf {
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         for message in messages {
             let Source { topic, partition, offset } = &message.source;
-            let (lane, id, headers) =
-                (self.ordering.lane(message), message.id.uuid(), message.headers.to_json());
+            let (lane, id, headers) = (
+                self.ordering.lane(message),
+                message.id.uuid(),
+                self.repertoire.headers(&message.headers),
+            );
+            let topic = self.repertoire.text(topic);
             let day = message.id.day();
             let params: [&(dyn ToSql + Sync); 10] = [
                 &self.consumer_id,
                 &lane,
                 &id,
                 &day,
-                &&**topic,
+                &topic,
                 partition,
                 offset,
                 &message.key,
@@ -100,7 +111,7 @@ impl Shelf {
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7) \
                on conflict (consumer_id, lane) do update set due_at = l.due_at";
         let (lane, (seconds, at)) = (self.ordering.lane(message), due.params());
-        let (code, text) = (failure.code(), failure.text());
+        let (code, text) = self.why(failure);
         let params: [&(dyn ToSql + Sync); 7] =
             [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
         open.query("parking a lane", sql, &params).await?;
@@ -128,16 +139,20 @@ impl Shelf {
                            and lane operator(pg_catalog.=) $2), pg_catalog.now())) \
                on conflict do nothing returning not (select code from known)";
         let Source { topic, partition, offset } = &message.source;
-        let (lane, id, headers) =
-            (self.ordering.lane(message), message.id.uuid(), message.headers.to_json());
-        let (code, text) = (failure.code(), failure.text());
+        let (lane, id, headers) = (
+            self.ordering.lane(message),
+            message.id.uuid(),
+            self.repertoire.headers(&message.headers),
+        );
+        let topic = self.repertoire.text(topic);
+        let (code, text) = self.why(failure);
         let day = message.id.day();
         let params: [&(dyn ToSql + Sync); 14] = [
             &self.consumer_id,
             &lane,
             &id,
             &day,
-            &&**topic,
+            &topic,
             partition,
             offset,
             &message.key,
@@ -227,13 +242,13 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
     Ok(Message {
         id: MessageId::from_parts(row.try_get(4)?, row.try_get(11)?),
         source: Source {
-            topic: row.try_get::<_, &str>(5)?.into(),
+            topic: repertoire::told(row.try_get(5)?).into(),
             partition: row.try_get(6)?,
             offset: row.try_get(7)?,
         },
         key: row.try_get(8)?,
         payload: row.try_get(9)?,
-        headers: Headers::from_json(&row.try_get(10)?),
+        headers: repertoire::headers(&row.try_get(10)?),
         attempt,
     })
 }
@@ -294,7 +309,7 @@ impl Shelf {
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)) \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         let (seconds, at) = due.params();
-        let (code, text) = (failure.code(), failure.text());
+        let (code, text) = self.why(failure);
         let params: [&(dyn ToSql + Sync); 7] =
             [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
         open.query("postponing a lane", sql, &params).await?;

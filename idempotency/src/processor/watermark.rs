@@ -175,7 +175,8 @@ pub(super) async fn lock(
     const DOING: &str = "locking a watermark";
     let sql = "select at_position, at_before, at_offset, parked \
                from inbox.lock_watermark($1, $2, $3, $4)";
-    let params: [&(dyn ToSql + Sync); 4] = [&inbox.consumer_id(), &topic, &partition, &lanes];
+    let params: [&(dyn ToSql + Sync); 4] =
+        [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition, &lanes];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let read = |error| InboxError::of(DOING, error);
     let row = rows.first().expect("a function with out parameters returns one row");
@@ -192,7 +193,8 @@ pub(super) async fn look(
     let sql = "select position, before, next_offset from inbox.watermarks \
                where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
                    and partition operator(pg_catalog.=) $3 and next_offset operator(pg_catalog.>) 0";
-    let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &topic, &partition];
+    let params: [&(dyn ToSql + Sync); 3] =
+        [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     open.rollback().await?;
     rows.first().map(|row| mark_of(row, DOING)).transpose()
@@ -235,7 +237,8 @@ pub(super) async fn claim_by_id(
     let sql = "select inbox.claim_by_id($1, $2, $3, $4, $5)";
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
     let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
-    let (topic, partition) = (&*first.source.topic, first.source.partition);
+    let partition = first.source.partition;
+    let topic = inbox.repertoire().text(&first.source.topic);
     let params: [&(dyn ToSql + Sync); 5] = [&inbox.consumer_id(), &topic, &partition, &ids, &days];
     let rows = open.query("claiming by id", sql, &params).await?;
     let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
@@ -260,6 +263,7 @@ pub(super) async fn advance(
                where pg_catalog.cardinality($7) operator(pg_catalog.>) 0";
     let position = mark.position.as_ref().map(ToString::to_string);
     let before = mark.before.map(|place| place.to_string());
+    let topic = inbox.repertoire().text(topic);
     let params: [&(dyn ToSql + Sync); 7] =
         [&inbox.consumer_id(), &topic, &partition, &position, &before, &mark.next_offset, &ids];
     open.query("moving a watermark", sql, &params).await?;

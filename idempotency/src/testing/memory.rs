@@ -17,7 +17,8 @@ use crate::{
     message::{Message, RawMessage},
     message_id::{Day, MessageId},
     ordering::Ordering,
-    processor::{DEFER_MIN, OUTSIDE_WINDOW, Stop},
+    processor::{DEFER_MIN, Stop, untellable},
+    repertoire,
     retry::Retry,
 };
 
@@ -197,8 +198,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     /// The handler can't go on; the message is untouched.
     pub fn process(&mut self, message: &RawMessage) -> Result<Fate, Stop> {
         if !self.has_day(&message.id) {
-            let failure = Failure::permanent(OUTSIDE_WINDOW, "older or newer than what is kept");
-            return Ok(self.bury(message.clone(), &failure, 0));
+            return Ok(self.bury(message.clone(), &untellable(&message.id), 0));
         }
         let id = (message.id.uuid(), message.id.day());
         if self.taken.contains(&id) {
@@ -290,7 +290,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         self.state = before;
         let attempts = failed + u32::from(!matches!(failure.kind, Kind::Defer(_)));
         let delay = match failure.kind {
-            Kind::Fatal => return Err(Stop::Handler(failure.text())),
+            Kind::Fatal => return Err(Stop::Handler(failure.text().to_owned())),
             Kind::Permanent => None,
             Kind::Defer(until) => {
                 Some(until.duration_since(self.now).unwrap_or_default().max(DEFER_MIN))
@@ -302,7 +302,9 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         };
         Ok(match delay {
             // Time must pass, or a handler that defers to the past would never let it.
-            Some(delay) => Tried::Again { attempts, due: self.now + delay.max(TICK) },
+            Some(delay) => {
+                Tried::Again { attempts, due: self.now + repertoire::delay(delay).max(TICK) }
+            }
             None => Tried::GivenUp(failure, attempts),
         })
     }
