@@ -18,6 +18,9 @@ pub const RELAY: &str = "outbox-relay";
 pub const POSITION: &str = "outbox-position";
 /// `1` on a record that a repair published; it may repeat one that was already delivered.
 pub const REPAIRED: &str = "outbox-repaired";
+/// Absent in the first. Positions can be compared within one era only: it is a number that grows
+/// whenever they may have begun anew at a lower place, as where a database was put back from a backup.
+pub const ERA: &str = "outbox-era";
 /// The event's time, RFC 3339 in UTC with milliseconds, on a record whose own timestamp is the time
 /// of its delivery: the broker would soon delete it for its age otherwise. CloudEvents have it in
 /// [`cloudevents::TIME`] anyway.
@@ -51,6 +54,8 @@ pub mod cloudevents {
     pub const RELAY: &str = "ce_outboxrelay";
     /// As [`super::REPAIRED`].
     pub const REPAIRED: &str = "ce_outboxrepaired";
+    /// As [`super::ERA`].
+    pub const ERA: &str = "ce_outboxera";
     /// Media type of the payload.
     pub const CONTENT_TYPE: &str = "content-type";
 }

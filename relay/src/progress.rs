@@ -4,6 +4,8 @@
 //! newer one than this relay knows is refused with its number. What is confirmed to PostgreSQL
 //! never passes what a stored record covers. `sink` stores the bytes without reading them.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -16,14 +18,16 @@ pub const UPPER_BYTES_MAX: usize = 32 << 10;
 /// Of an id in a repair's cursor.
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
-/// The format written by this relay.
-pub const VERSION: u32 = 2;
+/// The newest format that this relay knows; it writes it where there is an era.
+pub const VERSION: u32 = 3;
+/// Written in the first era, so that the relays before this one read it, too.
+const VERSION_WITHOUT_ERA: u32 = 2;
 
 /// How far delivery has come, and what a repair or a restart needs to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// Always [`VERSION`].
+    /// The oldest that holds all of it.
     pub version: u32,
     /// Delivered position; `None` in the record that announces that the slot is about to be made.
     pub position: Option<Position>,
@@ -47,6 +51,14 @@ pub struct Progress {
     pub releases: Vec<ReleaseRecord>,
     /// A repair under way.
     pub repair: Option<RepairRecord>,
+    /// What of the relay's positions can be compared with one another: 0, or the time of the decision
+    /// since which they may be lower than before, in seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub era: u64,
+}
+
+fn is_first(era: &u64) -> bool {
+    *era == 0
 }
 
 /// Which transactions were visible at a moment that delivery has passed.
@@ -129,7 +141,7 @@ impl Progress {
     /// Nothing is delivered, and the slot is about to be made.
     pub fn before_first_start(slot: &str) -> Self {
         Progress {
-            version: VERSION,
+            version: VERSION_WITHOUT_ERA,
             position: None,
             slot: slot.to_owned(),
             system_id: String::new(),
@@ -139,7 +151,16 @@ impl Progress {
             snapshots: vec![],
             releases: vec![],
             repair: None,
+            era: 0,
         }
+    }
+
+    /// Positions that are given from now on may be lower than those before. By the clock, so that it
+    /// is a later era also where the record of the one before was lost.
+    pub fn begin_era(&mut self, now: SystemTime) {
+        let now_s = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.era = now_s.max(self.era.saturating_add(1));
+        self.version = VERSION;
     }
 
     /// A release is about to be delivered, or to go on being; its transaction commits at `commit`.
@@ -198,22 +219,24 @@ impl Progress {
         if version > u64::from(VERSION) {
             return Err(ProgressError::NewerVersion { found: version });
         }
-        let progress = serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)?;
-        // What an older one lacks has a default; what is stored next is of this version.
-        Ok(Progress { version: VERSION, ..progress })
+        let mut progress: Progress =
+            serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)?;
+        // What an older one lacks has a default; what is stored next has it.
+        progress.version = progress.version.max(VERSION_WITHOUT_ERA);
+        Ok(progress)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
     use crate::{position::RowPosition, published::PublishedTable};
 
     fn sample() -> Progress {
         Progress {
-            version: VERSION,
+            version: VERSION_WITHOUT_ERA,
             position: Some(Position::Row(RowPosition {
                 commit: Lsn::new(0x1_0000_0010),
                 ordinal: 7,
@@ -243,6 +266,7 @@ mod tests {
             }],
             releases: vec![],
             repair: None,
+            era: 0,
         }
     }
 
@@ -271,10 +295,24 @@ mod tests {
         assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), expected);
     }
 
+    /// A relay that does not know eras would give positions that consumers take for old ones.
+    #[test]
+    fn a_later_era_is_stored_in_a_version_that_older_relays_refuse() {
+        let mut progress = sample();
+        progress.begin_era(SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000));
+        assert_eq!(progress.era, 1_790_000_000);
+        let stored = progress.encode();
+        assert!(stored.starts_with(br#"{"version":3,"#), "{stored:?}");
+        assert!(stored.ends_with(br#""repair":null,"era":1790000000}"#), "{stored:?}");
+        assert_eq!(Progress::decode(&stored).expect("readable"), progress);
+        progress.begin_era(SystemTime::UNIX_EPOCH);
+        assert_eq!(progress.era, 1_790_000_001, "a clock that was set back begins one as well");
+    }
+
     #[test]
     fn a_newer_version_is_refused_with_its_number() {
-        let error = Progress::decode(br#"{"version":3,"anything":{}}"#).expect_err("refused");
-        assert!(error.to_string().contains("format version 3"), "{error}");
+        let error = Progress::decode(br#"{"version":4,"anything":{}}"#).expect_err("refused");
+        assert!(error.to_string().contains("format version 4"), "{error}");
     }
 
     /// Brokers refuse records above a megabyte or less, and then nothing could be delivered any more.

@@ -3,7 +3,7 @@
 //! It takes the leader's lock and fences, so it can't race a relay that works; the relay that
 //! stands still reads the new progress at its next look, and goes on by itself.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
@@ -14,7 +14,7 @@ use crate::{
     lsn::Lsn,
     position::{Position, RowPosition},
     postgres::sql::{self, SqlSession},
-    progress::{self, Progress},
+    progress::Progress,
     progress_key::{self, KeyError},
     record::{Batch, BatchLimits},
     sink::{Sink, StoredProgress, kafka::KafkaSink},
@@ -118,7 +118,7 @@ pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome>
         }
         Decision::Skip(row) => Some(skipped(before, row)?),
     };
-    let next = decided(stored, decision, after, slot_name, &identity);
+    let next = decided(stored, decision, after, slot_name, &identity, SystemTime::now());
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
     Ok(Outcome { before, after })
@@ -131,9 +131,13 @@ fn decided(
     position: Option<Position>,
     slot_name: &str,
     identity: &SystemIdentity,
+    now: SystemTime,
 ) -> Progress {
+    let steps_back = may_step_back(stored.as_ref(), decision, identity);
     let mut next = stored.unwrap_or_else(|| Progress::before_first_start(slot_name));
-    next.version = progress::VERSION;
+    if steps_back {
+        next.begin_era(now);
+    }
     next.position = position;
     next.slot = slot_name.to_owned();
     let another = next.system_id != identity.system_id || next.timeline != identity.timeline;
@@ -151,6 +155,24 @@ fn decided(
         next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
     }
     next
+}
+
+/// Whether positions that are given from now on may be the same as earlier ones, or lower, and belong
+/// to other events. Of one history they don't: what comes again comes at its place.
+fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &SystemIdentity) -> bool {
+    match (decision, stored) {
+        (Decision::Skip(_), _) => false,
+        (Decision::AtSlot, Some(stored)) => {
+            let reached = stored.position.map_or(Lsn::ZERO, Position::resume_lsn);
+            stored.system_id != identity.system_id
+                || stored.timeline != identity.timeline
+                || reached > identity.flush_lsn
+        }
+        // It is not known what was published; or a transaction that was sent in part may be counted
+        // otherwise by now.
+        (Decision::AtSlot, None)
+        | (Decision::AtProgress | Decision::AtUpgrade | Decision::AtNow, _) => true,
+    }
 }
 
 fn key_failed(error: KeyError) -> anyhow::Error {
@@ -239,6 +261,43 @@ mod tests {
     fn a_transaction_that_was_delivered_in_part_comes_again_whole() {
         let inside = between(Position::Row(row(100, 3)));
         assert!(!inside.covers(row(100, 0)) && inside.covers(row(99, 9)));
+    }
+
+    #[test]
+    fn a_decision_after_which_positions_may_step_back_begins_an_era() {
+        let identity = |system_id: &str, timeline, flush_lsn| SystemIdentity {
+            system_id: system_id.into(),
+            timeline,
+            flush_lsn: Lsn::new(flush_lsn),
+        };
+        let stored = Progress {
+            position: Some(Position::UpTo(Lsn::new(1000))),
+            system_id: "7".into(),
+            timeline: 2,
+            ..Progress::before_first_start("s")
+        };
+        let here = identity("7", 2, 1500);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(99);
+        let era = |stored: Option<&Progress>, decision, identity: &SystemIdentity| {
+            let at = Some(Position::UpTo(Lsn::new(900)));
+            decided(stored.cloned(), decision, at, "s", identity, now).era
+        };
+        for (decision, stored, identity, expected) in [
+            (Decision::AtSlot, Some(&stored), &here, 0),
+            (Decision::AtSlot, Some(&stored), &identity("7", 2, 999), 99),
+            (Decision::AtSlot, Some(&stored), &identity("7", 1, 1500), 99),
+            (Decision::AtSlot, Some(&stored), &identity("8", 2, 1500), 99),
+            (Decision::AtSlot, None, &here, 99),
+            (Decision::AtProgress, Some(&stored), &here, 99),
+            (Decision::AtUpgrade, Some(&stored), &identity("8", 1, 1500), 99),
+            (Decision::AtNow, Some(&stored), &here, 99),
+            (Decision::AtNow, None, &here, 99),
+            (Decision::Skip(row(1000, 0)), Some(&stored), &here, 0),
+        ] {
+            assert_eq!(era(stored, decision, identity), expected, "{decision:?} {identity:?}");
+        }
+        let later = Progress { era: 200, ..stored };
+        assert_eq!(era(Some(&later), Decision::AtNow, &here), 201);
     }
 
     #[test]

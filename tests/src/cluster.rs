@@ -143,6 +143,19 @@ impl Pair {
         .expect("it stops streaming");
     }
 
+    /// The former primary answers again, with what it had.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn revive(&mut self) {
+        let [primary, _] = &mut self.servers;
+        primary.restart().expect("it starts");
+        let config = self.primary.superuser("postgres");
+        let connected =
+            wait::until("it answers", wait::PATIENCE, || self.primary.connect(&config)).await;
+        drop(connected.expect("a session"));
+    }
+
     /// The primary is gone, as in a crash; the standby is promoted to a new timeline.
     ///
     /// # Panics

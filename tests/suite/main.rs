@@ -28,6 +28,7 @@ mod operators;
 mod ordering;
 mod outages;
 mod partitions;
+mod positions;
 mod progress;
 mod publication;
 mod publish;

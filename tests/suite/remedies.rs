@@ -1,7 +1,13 @@
 //! Halts whose remedy is obeyed to the letter: the events are counted.
 
 use outbox_tests::{
-    Harness, event::Event, load::Plan, postgres::Postgres, relay::Relay, servers, topic::Topic,
+    Harness,
+    event::Event,
+    load::Plan,
+    postgres::Postgres,
+    relay::{Relay, Settings},
+    servers,
+    topic::Topic,
     wait,
 };
 use serde_json::Value;
@@ -12,7 +18,8 @@ fn plan(topic: &Topic) -> Plan {
     Plan { topic: topic.name().to_owned(), partitions: 2, writers: 3, transactions: 10 }
 }
 
-async fn halted(relay: &Relay) -> String {
+/// What a relay that needs a person says.
+pub(crate) async fn halted(relay: &Relay) -> String {
     let status = wait::until("it halts", wait::PATIENCE, || async {
         let status = relay.try_status().await.map_err(|error| error.to_string())?;
         let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -22,6 +29,16 @@ async fn halted(relay: &Relay) -> String {
         }
     });
     status.await.expect("a person must decide")
+}
+
+/// Runs the `n`-th command that a halt names, as it is printed.
+pub(crate) async fn obey(settings: &Settings, detail: &str, n: usize) {
+    let commands: Vec<&str> =
+        detail.split('`').filter_map(|part| part.strip_prefix("outbox-relay ")).collect();
+    let command = commands.get(n).unwrap_or_else(|| panic!("{n} of the commands: {detail}"));
+    let arguments: Vec<&str> = command.split(' ').collect();
+    let output = settings.command(&arguments).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// It has another system identifier, and neither the slot nor what was not delivered of it.

@@ -70,7 +70,7 @@ impl Processor {
         for (message, (position, repaired)) in messages.iter().zip(&positions) {
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
-            let verdict = mark.judge(position, placeless);
+            let verdict = mark.judge(position, placeless, message.source.offset);
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),

@@ -3,7 +3,7 @@
 //! Within a partition those never step back, so a message is new if and only if its position is
 //! past the watermark, which is one row, locked by each transaction that moves it. What positions
 //! can't tell is looked up by its id: what has no key, and so may lie in another partition when it
-//! is published again; what a repair published; and what a new timeline may repeat.
+//! is published again; what a repair published; and what a new timeline or era may repeat.
 //! Deciding is pure; `lock` and `advance` are the statements around it.
 
 use std::{cmp::Ordering, fmt, str::FromStr};
@@ -26,9 +26,19 @@ pub(super) struct Place {
     ordinal: u64,
 }
 
-/// What the header `outbox-position` says.
+impl Place {
+    /// Behind all of its transaction.
+    fn end_of_commit(self) -> Place {
+        Place { ordinal: u64::MAX, ..self }
+    }
+}
+
+/// What the headers `outbox-position` and `outbox-era` say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
+    /// The relay begins a later one where places may have begun anew, as after a rollback of its
+    /// database's volume.
+    era: u64,
     system_id: u64,
     timeline: u32,
     place: Place,
@@ -38,7 +48,7 @@ pub(super) struct Position {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     position: Option<Position>,
-    /// The highest place of earlier timelines.
+    /// The highest place of earlier timelines and eras.
     before: Option<Place>,
     /// Where reading goes on.
     pub(super) next_offset: i64,
@@ -58,29 +68,39 @@ impl Mark {
     /// whose position says nothing in this partition.
     ///
     /// # Errors
-    /// It comes from another cluster, so positions can't be compared.
+    /// It comes from another cluster, and nobody has told the relay so: positions can't be compared.
     pub(super) fn judge(
         &mut self,
         position: &Position,
         placeless: bool,
+        offset: i64,
     ) -> Result<Verdict, String> {
-        Ok(match &self.position {
-            _ if placeless => Verdict::ById,
-            None => self.reach(position),
-            Some(at) if at.system_id != position.system_id => {
-                return Err(format!(
-                    "the relay's cluster is {} and was {}; if the consumer is to go on with it, \
-                     delete the partition's row of inbox.watermarks",
-                    position.system_id, at.system_id
-                ));
-            }
-            Some(at) if position.timeline < at.timeline => Verdict::Duplicate,
-            Some(at) if position.timeline > at.timeline => {
-                self.before = self.before.max(Some(at.place));
+        let Some(at) = self.position.as_ref().filter(|_| !placeless) else {
+            return Ok(if placeless { Verdict::ById } else { self.reach(position) });
+        };
+        if at.era == position.era && at.system_id != position.system_id {
+            return Err(format!(
+                "the relay's cluster is {} and was {}, and no `outbox-relay resume` has said so: two \
+                 relays of one name may feed the topic, so the message is neither taken nor passed \
+                 over. If the consumer is to continue with it, stop all instances, run `update \
+                 inbox.watermarks set position = null where topic = '<topic>'` and start them again",
+                position.system_id, at.system_id
+            ));
+        }
+        let line = |position: &Position| (position.era, position.timeline);
+        Ok(match line(position).cmp(&line(at)) {
+            // A relay that was frozen, and sends what it had in its hands: this may never have come.
+            Ordering::Less if offset >= self.next_offset => Verdict::ById,
+            Ordering::Less => Verdict::Duplicate,
+            Ordering::Equal if position.place <= at.place => Verdict::Duplicate,
+            Ordering::Equal => self.reach(position),
+            Ordering::Greater => {
+                // In another era, rows of one transaction may be counted otherwise.
+                let same_era = position.era == at.era;
+                let reached = if same_era { at.place } else { at.place.end_of_commit() };
+                self.before = self.before.max(Some(reached));
                 self.reach(position)
             }
-            Some(at) if position.place <= at.place => Verdict::Duplicate,
-            Some(_) => self.reach(position),
         })
     }
 
@@ -90,7 +110,7 @@ impl Mark {
         self.next_offset = offset.saturating_add(1);
     }
 
-    /// A new timeline begins inside the old one, so up to there its places were given before.
+    /// A new timeline or era begins inside the old one, so up to there its places were given before.
     fn reach(&mut self, position: &Position) -> Verdict {
         self.position = Some(position.clone());
         if Some(position.place) <= self.before { Verdict::ById } else { Verdict::Fresh }
@@ -98,7 +118,7 @@ impl Mark {
 
     /// Whether `self` is where `other` is, or past it.
     pub(super) fn includes(&self, other: &Mark) -> bool {
-        let key = |mark: &Mark| mark.position.as_ref().map(|p| (p.timeline, p.place));
+        let key = |mark: &Mark| mark.position.as_ref().map(|p| (p.era, p.timeline, p.place));
         match key(self).cmp(&key(other)) {
             Ordering::Less => false,
             Ordering::Equal => self.next_offset >= other.next_offset,
@@ -120,7 +140,11 @@ pub(super) fn read(headers: &Headers, relay: &str) -> Result<(Position, bool), S
         None => return Err(format!("it names no relay, and {relay:?} is to feed the topic alone")),
     }
     let position = text("outbox-position", "ce_outboxposition").unwrap_or_default();
-    let position = position.parse().map_err(|_| format!("its position is {position:?}"))?;
+    let wrong = |_| format!("its position is {position:?}");
+    let mut position: Position = position.parse().map_err(wrong)?;
+    if let Some(era) = text("outbox-era", "ce_outboxera") {
+        position.era = era.parse().map_err(|_| format!("its era is {era:?}"))?;
+    }
     Ok((position, text("outbox-repaired", "ce_outboxrepaired") == Some("1")))
 }
 
@@ -139,13 +163,16 @@ impl fmt::Display for Place {
     }
 }
 
+/// As the header has it; in the table `@` and the era follow, unless it is the first.
 impl FromStr for Position {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (text, era) = text.split_once('@').unwrap_or((text, "0"));
         let mut parts = text.splitn(3, ':');
         let mut part = || parts.next().unwrap_or_default();
         Ok(Position {
+            era: era.parse()?,
             system_id: part().parse()?,
             timeline: part().parse()?,
             place: part().parse()?,
@@ -155,7 +182,11 @@ impl FromStr for Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.system_id, self.timeline, self.place)
+        write!(f, "{}:{}:{}", self.system_id, self.timeline, self.place)?;
+        match self.era {
+            0 => Ok(()),
+            era => write!(f, "@{era}"),
+        }
     }
 }
 
@@ -282,7 +313,19 @@ mod tests {
     fn a_position_reads_and_writes_as_the_relay_does() {
         let text = "7301234567890123456:2:00000000000000AA:0000000012";
         assert_eq!(position(text).to_string(), text);
-        for wrong in ["", "1:1:AA", "1:1:AA:", "1:1:XY:1", "a:1:AA:1", "1:1:AA:1:2"] {
+        let later = format!("{text}@1790000000");
+        assert_eq!(position(&later).to_string(), later);
+        assert_eq!(position(&later).era, 1_790_000_000);
+        for wrong in [
+            "",
+            "1:1:AA",
+            "1:1:AA:",
+            "1:1:XY:1",
+            "a:1:AA:1",
+            "1:1:AA:1:2",
+            "1:1:AA:1@",
+            "1:1:AA:1@a",
+        ] {
             assert!(wrong.parse::<Position>().is_err(), "{wrong}");
         }
     }
@@ -290,7 +333,8 @@ mod tests {
     #[test]
     fn what_is_not_past_the_mark_is_a_duplicate_and_the_rest_is_new() {
         let mut mark = Mark::default();
-        let mut judge = |text: &str| mark.judge(&position(text), false).expect("the same cluster");
+        let mut judge =
+            |text: &str| mark.judge(&position(text), false, 0).expect("the same cluster");
         use Verdict::{ById, Duplicate, Fresh};
         for (text, expected) in [
             ("1:1:A0:5", Fresh),
@@ -303,21 +347,37 @@ mod tests {
             ("1:2:A8:0", Duplicate),
             ("1:2:B0:0", ById),
             ("1:2:B0:1", Fresh),
-            ("1:1:C0:0", Duplicate),
+            // A frozen relay, of before the failover.
+            ("1:1:C0:0", ById),
             ("1:3:C0:0", Fresh),
+            // The volume was put back: places begin anew, in whatever cluster and on whatever line.
+            ("1:1:90:0@5", ById),
+            ("1:1:90:0@5", Duplicate),
+            ("1:1:90:1@5", ById),
+            ("1:1:C0:7@5", ById),
+            ("1:1:C1:0@5", Fresh),
+            ("1:3:C1:0", ById),
+            ("2:1:10:0@6", ById),
+            ("2:1:10:0@6", Duplicate),
+            ("2:1:C1:9@6", ById),
+            ("2:1:C2:0@6", Fresh),
         ] {
             assert_eq!(judge(text), expected, "{text}");
         }
-        mark.judge(&position("2:3:D0:0"), false).expect_err("another cluster");
+        mark.judge(&position("3:3:D0:0@6"), false, 0).expect_err("another cluster");
+        mark.take(7);
+        let read_before = mark.judge(&position("1:1:C0:0"), false, 7);
+        assert_eq!(read_before, Ok(Duplicate), "the broker sends once more what was taken over");
+        assert_eq!(mark.judge(&position("1:1:C0:0"), false, 8), Ok(ById));
     }
 
     #[test]
     fn what_a_repair_published_moves_nothing_and_is_looked_up() {
         let mut mark = Mark::default();
-        assert_eq!(mark.judge(&position("1:1:A0:0"), false), Ok(Verdict::Fresh));
+        assert_eq!(mark.judge(&position("1:1:A0:0"), false, 7), Ok(Verdict::Fresh));
         mark.take(7);
         let before = mark.clone();
-        assert_eq!(mark.judge(&position("1:1:F0:0"), true), Ok(Verdict::ById));
+        assert_eq!(mark.judge(&position("1:1:F0:0"), true, 8), Ok(Verdict::ById));
         mark.take(8);
         assert_eq!((&mark.position, mark.next_offset), (&before.position, 9));
         assert!(mark.includes(&before) && !before.includes(&mark));
@@ -326,10 +386,10 @@ mod tests {
     #[test]
     fn an_offset_that_steps_back_is_followed_where_the_position_goes_on() {
         let mut mark = Mark::default();
-        assert_eq!(mark.judge(&position("1:1:A0:0"), false), Ok(Verdict::Fresh));
+        assert_eq!(mark.judge(&position("1:1:A0:0"), false, 10_000), Ok(Verdict::Fresh));
         mark.take(10_000);
         let before = mark.clone();
-        assert_eq!(mark.judge(&position("1:1:B0:0"), false), Ok(Verdict::Fresh));
+        assert_eq!(mark.judge(&position("1:1:B0:0"), false, 0), Ok(Verdict::Fresh));
         mark.take(0);
         assert_eq!(mark.next_offset, 1);
         assert!(mark.includes(&before) && !before.includes(&mark));

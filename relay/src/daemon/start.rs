@@ -116,7 +116,9 @@ pub(super) async fn start(
     }
 
     doing(board, "reading parked lanes");
-    let origin = Origin { system_id: identity.system_id.clone(), timeline: identity.timeline };
+    let era = stored.as_ref().map_or(0, |stored| stored.era);
+    let (system_id, timeline) = (identity.system_id.clone(), identity.timeline);
+    let origin = Origin { system_id, timeline, era };
     let (mut dead_letters, lanes) =
         parked(config, session, origin.clone(), stored.as_mut()).await?;
 

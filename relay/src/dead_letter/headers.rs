@@ -61,11 +61,12 @@ impl Repertoire {
 }
 
 /// Names that the relay gives itself; the rest is the row's own.
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     header::ID,
     header::TYPE,
     header::RELAY,
     header::REPAIRED,
+    header::ERA,
     cloudevents::SPECVERSION,
     cloudevents::ID,
     cloudevents::TYPE,
@@ -82,7 +83,42 @@ pub(super) fn is_position(name: &str) -> bool {
 pub(super) fn is_own(name: &str) -> bool {
     OWN.contains(&name)
         || is_position(name)
-        || [cloudevents::RELAY, cloudevents::REPAIRED].contains(&name)
+        || [cloudevents::RELAY, cloudevents::REPAIRED, cloudevents::ERA].contains(&name)
+}
+
+/// Headers for a delivery: with the position, the era that goes with it, and, for what was parked in
+/// another one, the mark that its position says nothing. It may have been delivered in that era: a
+/// database that was put back does not know of the release.
+pub(super) fn with_position(
+    kept: impl Iterator<Item = (String, Vec<u8>)>,
+    position: &str,
+    era: u64,
+) -> Vec<(String, Vec<u8>)> {
+    let (eras, rest): (Vec<_>, Vec<_>) =
+        kept.partition(|(name, _)| name == header::ERA || name == cloudevents::ERA);
+    let now = if era == 0 { Vec::new() } else { era.to_string().into_bytes() };
+    let then = eras.into_iter().next().map_or_else(Vec::new, |(_, era)| era);
+    let is_marked = |name: &str| name == header::REPAIRED || name == cloudevents::REPAIRED;
+    let mark = then != now && !rest.iter().any(|(name, _)| is_marked(name));
+    let mut headers = Vec::with_capacity(rest.len() + 2);
+    for (name, value) in rest {
+        if !is_position(&name) {
+            headers.push((name, value));
+            continue;
+        }
+        let (of_era, of_mark) = match name == header::POSITION {
+            true => (header::ERA, header::REPAIRED),
+            false => (cloudevents::ERA, cloudevents::REPAIRED),
+        };
+        headers.push((name, position.as_bytes().to_vec()));
+        if era != 0 {
+            headers.push((of_era.to_owned(), now.clone()));
+        }
+        if mark {
+            headers.push((of_mark.to_owned(), b"1".to_vec()));
+        }
+    }
+    headers
 }
 
 /// What the table holds of a record's headers.
@@ -153,6 +189,36 @@ mod tests {
         let headers = [("outbox-position", &b"1:1:A:0"[..]), ("a", b"1")].into_iter();
         let json = to_json(headers, Repertoire::Ascii);
         assert_eq!(json, json!([["outbox-position", ""], ["a", "1"]]));
+    }
+
+    #[test]
+    fn what_was_parked_in_another_era_is_delivered_in_this_one_and_marked() {
+        let owned = |pairs: &[(&str, &str)]| -> Vec<(String, Vec<u8>)> {
+            pairs.iter().map(|(name, value)| ((*name).into(), value.as_bytes().to_vec())).collect()
+        };
+        let (id, position) = (("outbox-id", "e"), ("outbox-position", ""));
+        let given = ("outbox-position", "1:1:A:0");
+        let (five, six, mark) =
+            (("outbox-era", "5"), ("outbox-era", "6"), ("outbox-repaired", "1"));
+        for (kept, era, expected) in [
+            (vec![id, position], 0, vec![id, given]),
+            (vec![id, position, five], 5, vec![id, given, five]),
+            (vec![id, position], 5, vec![id, given, five, mark]),
+            (vec![id, position, five], 6, vec![id, given, six, mark]),
+            (vec![id, position, five, mark], 6, vec![id, given, six, mark]),
+            (
+                vec![("ce_outboxposition", "")],
+                5,
+                vec![
+                    ("ce_outboxposition", "1:1:A:0"),
+                    ("ce_outboxera", "5"),
+                    ("ce_outboxrepaired", "1"),
+                ],
+            ),
+        ] {
+            let written = with_position(owned(&kept).into_iter(), "1:1:A:0", era);
+            assert_eq!(written, owned(&expected), "{kept:?}");
+        }
     }
 
     #[test]

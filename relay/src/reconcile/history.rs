@@ -57,9 +57,25 @@ fn rolled_back(reached: Lsn, facts: &Facts<'_>) -> Halt {
              are not published",
             facts.identity.flush_lsn
         ),
-        "to leave them out and publish what is committed from now on, run `outbox-relay resume \
-         --at now`",
+        from_its_slot(
+            facts,
+            "to leave them out and publish what is committed from now on, run `outbox-relay resume \
+             --at now`",
+        ),
     )
+}
+
+/// What loses nothing, where the server has a slot that streams, before what leaves something out.
+fn from_its_slot(facts: &Facts<'_>, leaving_out: &str) -> String {
+    let confirmed = facts.slot.filter(|slot| !slot.is_lost());
+    match confirmed.and_then(|slot| slot.confirmed_flush_lsn) {
+        Some(confirmed) => format!(
+            "to publish all that this server has since {confirmed}, where its slot is, run \
+             `outbox-relay resume --at slot`: what was published of it before comes again, with its \
+             id; {leaving_out}"
+        ),
+        None => leaving_out.to_owned(),
+    }
 }
 
 fn unrelated(stored: &Progress, reached: Lsn, facts: &Facts<'_>) -> Halt {
@@ -69,8 +85,14 @@ fn unrelated(stored: &Progress, reached: Lsn, facts: &Facts<'_>) -> Halt {
              server's timeline {}; what is committed here up to {} is not known to be published",
             stored.timeline, facts.identity.timeline, facts.identity.flush_lsn
         ),
-        "connect to a server that continues that timeline (an old primary may still answer under \
-         the relay's URL), or run `outbox-relay resume --at now` to publish what is committed from \
-         now on",
+        format!(
+            "connect to a server that continues that timeline (an old primary may still answer under \
+             the relay's URL); {}",
+            from_its_slot(
+                facts,
+                "to leave out what is not published and publish what is committed from now on, run \
+                 `outbox-relay resume --at now`",
+            )
+        ),
     )
 }

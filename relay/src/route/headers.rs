@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
-use super::{settings::HeaderStyle, time::Moment};
+use super::{Origin, settings::HeaderStyle, time::Moment};
 use crate::{
     header::{self, cloudevents},
     position::RowPosition,
@@ -73,22 +73,21 @@ pub(super) struct RelayHeaders {
     source: String,
     /// `<system id>:<timeline>:`.
     position_prefix: Vec<u8>,
+    /// Empty in the first era.
+    era: String,
     /// Whether records are marked as those of a repair.
     pub(super) repaired: bool,
 }
 
 impl RelayHeaders {
-    pub(super) fn new(
-        reserved: Reserved,
-        relay_name: &str,
-        system_id: &str,
-        timeline: u32,
-    ) -> Self {
+    pub(super) fn new(reserved: Reserved, relay_name: &str, origin: &Origin) -> Self {
+        let Origin { system_id, timeline, era } = origin;
         RelayHeaders {
             reserved,
             relay_name: relay_name.to_owned(),
             source: format!("/outbox-relay/{relay_name}"),
             position_prefix: format!("{system_id}:{timeline}:").into_bytes(),
+            era: if *era == 0 { String::new() } else { era.to_string() },
             repaired: false,
         }
     }
@@ -113,6 +112,7 @@ impl RelayHeaders {
                 }
                 out.put(header::RELAY, self.relay_name.as_bytes());
                 self.write_position(out, header::POSITION, position);
+                self.write_era(out, header::ERA);
                 if self.repaired {
                     out.put(header::REPAIRED, b"1");
                 }
@@ -129,6 +129,7 @@ impl RelayHeaders {
                 }
                 out.put(cloudevents::RELAY, self.relay_name.as_bytes());
                 self.write_position(out, cloudevents::POSITION, position);
+                self.write_era(out, cloudevents::ERA);
                 if self.repaired {
                     out.put(cloudevents::REPAIRED, b"1");
                 }
@@ -136,6 +137,12 @@ impl RelayHeaders {
         }
         if self.reserved.debezium_id {
             out.put(DEBEZIUM_ID, id);
+        }
+    }
+
+    fn write_era(&self, out: &mut HeaderWriter<'_, '_>, name: &str) {
+        if !self.era.is_empty() {
+            out.put(name, self.era.as_bytes());
         }
     }
 
@@ -360,7 +367,9 @@ mod tests {
     #[test]
     fn positions_are_sortable_text() {
         let at = |commit, ordinal| {
-            let headers = RelayHeaders::new(PLAIN, "orders", "7312345678901234567", 2);
+            let system_id = "7312345678901234567".to_owned();
+            let origin = Origin { system_id, timeline: 2, era: 0 };
+            let headers = RelayHeaders::new(PLAIN, "orders", &origin);
             let position = RowPosition { commit: Lsn::new(commit), ordinal };
             let ((), size_bytes, written) =
                 written(|out| headers.write(out, position, b"i", None, None));

@@ -46,6 +46,8 @@ pub struct Origin {
     pub system_id: String,
     /// Its timeline.
     pub timeline: u32,
+    /// What of the relay's positions can be compared with one another; 0 says nothing.
+    pub era: u64,
 }
 
 /// Turns rows into records. Made for one stream, since a format and an origin belong to one.
@@ -102,9 +104,8 @@ impl Router {
     /// A router that knows no table yet. `format` is what the stream was asked for.
     pub fn new(mapping: Mapping, origin: &Origin, format: Format) -> Self {
         let reserved = Reserved { style: mapping.header_style, debezium_id: mapping.debezium_id };
-        let Origin { system_id, timeline } = origin;
         Router {
-            relay: RelayHeaders::new(reserved, &mapping.relay_name, system_id, *timeline),
+            relay: RelayHeaders::new(reserved, &mapping.relay_name, origin),
             mapping,
             format,
             stamped: Vec::new(),

@@ -115,7 +115,7 @@ impl Seen {
 }
 
 fn router(settings: &Settings, format: Format) -> Router {
-    let origin = Origin { system_id: "7312345678901234567".into(), timeline: 1 };
+    let origin = Origin { system_id: "7312345678901234567".into(), timeline: 1, era: 0 };
     Router::new(settings.validate().unwrap(), &origin, format)
 }
 

@@ -291,7 +291,7 @@ fn router(mutant: Option<Mutant>) -> Router {
         header_columns: vec![],
         record_bytes_max: 1 << 20,
     };
-    let origin = Origin { system_id: SYSTEM.into(), timeline: 1 };
+    let origin = Origin { system_id: SYSTEM.into(), timeline: 1, era: 0 };
     let mapping = settings.validate().unwrap();
     let stamped = match mutant {
         Some(Mutant::PublishesMoved) => vec![],

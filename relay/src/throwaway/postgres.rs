@@ -70,6 +70,35 @@ impl LocalPostgres {
         Self::launch(self.user, &self.bin, self.settings.clone(), dir)
     }
 
+    /// Keeps what its volume holds now; the server is restarted. One backup at a time.
+    ///
+    /// # Errors
+    /// What could not be stopped, copied or started.
+    pub fn back_up(&mut self) -> Result<()> {
+        self.stop(Shutdown::Fast)?;
+        self.replace("data.backup", "data")?;
+        self.restart()
+    }
+
+    /// Puts back what [`LocalPostgres::back_up`] kept, as an administrator of volumes does: nothing
+    /// of the server tells that time was lost.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put_back(&mut self) -> Result<()> {
+        self.stop(Shutdown::Immediate)?;
+        self.replace("data", "data.backup")?;
+        self.restart()
+    }
+
+    /// By the server's user, whose files they are.
+    fn replace(&self, to: &str, from: &str) -> Result<()> {
+        const SCRIPT: &str = "rm -rf \"$1\" && cp -a \"$2\" \"$1\"";
+        let mut copy = self.user.command(Path::new("/bin/sh"));
+        copy.args(["-c", SCRIPT, "sh", to, from]);
+        run(copy, &self.dir.theirs)
+    }
+
     /// A copy that streams from this one, which must answer: a hot standby with the same settings.
     /// A build without `pg_basebackup` is stopped and copied.
     ///

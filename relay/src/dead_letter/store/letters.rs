@@ -113,13 +113,10 @@ pub(super) fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut
         partition: row.get(3),
         timestamp_ms: row.get(4),
     });
-    for (name, value) in headers::from_json(&headers) {
-        if headers::is_position(&name) {
-            let position = header::position(&origin.system_id, origin.timeline, position);
-            record.header(&name, position.as_bytes());
-        } else {
-            record.header(&name, &value);
-        }
+    let position = header::position(&origin.system_id, origin.timeline, position);
+    let kept = headers::from_json(&headers);
+    for (name, value) in headers::with_position(kept, &position, origin.era) {
+        record.header(&name, &value);
     }
     record.finish();
     if !row.get::<_, bool>(7) {
