@@ -199,8 +199,11 @@ async fn a_frozen_at_least_once_leader_thaws_and_stores_no_progress_that_counts(
 async fn what_a_deposed_leader_commits_before_it_is_fenced_counts() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(8).await;
-    // The first is more patient: once it goes on, it must not depose the second in turn.
+    // The first is more patient: once it goes on, it must not depose the second in turn. And it must
+    // not have given its delivery up, as it does after two thirds of this: on a busy machine the
+    // second may take ten seconds to take over.
     let leader = peer(&t, 1).set("leader.timeout", "1min").fault("records-stored:20:freeze");
+    let leader = leader.set("sink.properties.\"transaction.timeout.ms\"", "300000");
     let leader = leader.start().await;
     let heir = peer(&t, 2).set("leader.timeout", "2s").fault("leading:1:freeze").start().await;
     wait_role(&heir, "standby", wait::PATIENCE).await;
