@@ -125,9 +125,7 @@ impl RepairRecord {
 #[derive(Debug, thiserror::Error)]
 pub enum ProgressError {
     /// Written by a newer relay.
-    #[error(
-        "the progress record has format version {found}, this relay knows {VERSION}: run the version that wrote it, or a newer one"
-    )]
+    #[error("the progress record has format version {found}, and this relay knows {VERSION}")]
     NewerVersion {
         /// The record's version.
         found: u64,

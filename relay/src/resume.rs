@@ -1,13 +1,17 @@
 //! `outbox-relay resume`: an operator's decision where the relay stands still, written as progress.
 //!
-//! It takes the leader's lock and fences, so it can't race a relay that works; the relay that
-//! stands still reads the new progress at its next look, and goes on by itself.
+//! It asks before it leaves out more than was named (`left_out`), with the number of events. It takes
+//! the leader's lock and fences, so it can't race a relay that works; the relay that stands still reads
+//! the new progress at its next look, and goes on by itself.
+
+mod left_out;
 
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
+use self::left_out::Facts;
 use crate::{
     config::Config,
     leader,
@@ -65,63 +69,109 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// Carries the decision out.
+/// Carries the decision out, once `agreed` has said yes to what it leaves out beyond what it names.
 ///
 /// # Errors
-/// A relay is at work, or the decision does not fit what is there; then nothing was changed.
-pub async fn run(config: &Config, decision: Decision) -> anyhow::Result<Outcome> {
+/// A relay is at work, nobody agreed, or the decision does not fit what is there; then nothing was
+/// changed.
+pub async fn run(
+    config: &Config,
+    decision: Decision,
+    agreed: impl FnOnce(&str) -> anyhow::Result<bool>,
+) -> anyhow::Result<Outcome> {
     let application = format!("outbox-relay {} resume", config.name);
     let parts = config.parts()?;
     let settings = &parts.connect;
     let session = sql::connect(settings, &application).await.context("connecting to PostgreSQL")?;
     let slot_name = &config.postgres.slot;
-    take_lock(&session, slot_name).await?;
     let mut replication = ReplicationConnection::connect(settings, &application).await?;
     let identity = replication.identify_system().await?;
-
     let known = progress_key::open(&session, &config.name).await.map_err(key_failed)?;
+    let has_delivered = known.has_delivered;
     let mut sink = KafkaSink::start(parts.kafka.clone(), known.key)?;
-    sink.glance_at_progress().await?;
-    sink.fence().await?;
-    let StoredProgress { own, stranger } = sink.read_progress().await?;
-    // What another stored counts for nothing, unless it is a version's that knew no seals.
-    let stored = own.or_else(|| stranger.filter(|_| !known.has_delivered));
-    let stored = stored.map(|bytes| Progress::decode(&bytes)).transpose()?;
-    let before = stored.as_ref().and_then(|progress| progress.position);
-    let slot = slot::inspect(session.client(), slot_name).await?;
 
+    // Asked before the lock is taken: a person may take long.
+    let seen = decoded(sink.glance_at_progress().await?, has_delivered, decision)?;
+    let slot = slot::inspect(session.client(), slot_name).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
+    let facts = Facts { stored: seen.as_ref(), confirmed, identity: &identity };
+    let question = left_out::question(config, &parts, &session, decision, &facts).await?;
+    let asked = question.is_some();
+    if let Some(question) = question
+        && !agreed(&question)?
+    {
+        bail!("nothing was changed");
+    }
+
+    take_lock(&session, slot_name).await?;
+    sink.fence().await?;
+    let stored = decoded(sink.read_progress().await?, has_delivered, decision)?;
+    let before = stored.as_ref().and_then(|progress| progress.position);
+    if asked && before != seen.and_then(|progress| progress.position) {
+        bail!("progress has changed meanwhile, and nothing else was: run the command again");
+    }
     let after = match decision {
-        Decision::AtSlot => {
-            let slot = slot.with_context(|| {
-                format!("slot {slot_name} does not exist; `resume --at now` makes a new one")
-            })?;
-            let confirmed = slot.confirmed_flush_lsn.context("the slot has no position yet")?;
-            Some(Position::UpTo(confirmed))
-        }
-        Decision::AtProgress => {
-            slot.with_context(|| {
-                format!("slot {slot_name} does not exist; `resume --at now` makes a new one")
-            })?;
-            let stored = stored.as_ref().filter(|progress| progress.repair.is_none());
-            let before = stored.and_then(|progress| progress.position);
-            Some(between(before.context(
-                "there is no stored progress to go on from, or a repair is under way, which goes on \
-                 by itself",
-            )?))
-        }
-        Decision::AtUpgrade => Some(upgraded(&session, stored.as_ref(), slot.as_ref()).await?),
         Decision::AtNow => {
-            if slot.is_some() {
+            if slot::inspect(session.client(), slot_name).await?.is_some() {
                 replication.drop_slot(slot_name).await?;
             }
             None
         }
-        Decision::Skip(row) => Some(skipped(before, row)?),
+        decision => Some(position(&session, slot_name, decision, stored.as_ref()).await?),
     };
     let next = decided(stored, decision, after, slot_name, &identity, SystemTime::now());
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
     Ok(Outcome { before, after })
+}
+
+/// What is known of this relay's progress. What another stored counts for nothing, unless it is a
+/// version's that knew no seals. What can't be read is as good as none for a decision that does not go
+/// by it.
+fn decoded(
+    found: StoredProgress,
+    has_delivered: bool,
+    decision: Decision,
+) -> anyhow::Result<Option<Progress>> {
+    let StoredProgress { own, stranger } = found;
+    let stored = own.or_else(|| stranger.filter(|_| !has_delivered));
+    match stored.map(|bytes| Progress::decode(&bytes)).transpose() {
+        Err(_) if matches!(decision, Decision::AtSlot | Decision::AtNow) => Ok(None),
+        read => Ok(read?),
+    }
+}
+
+/// Where the relay goes on, with the slot that is there.
+async fn position(
+    session: &SqlSession,
+    slot_name: &str,
+    decision: Decision,
+    stored: Option<&Progress>,
+) -> anyhow::Result<Position> {
+    let before = stored.and_then(|progress| progress.position);
+    let slot = slot::inspect(session.client(), slot_name).await?;
+    let there = || {
+        slot.as_ref().with_context(|| {
+            format!("slot {slot_name} does not exist; `resume --at now` makes a new one")
+        })
+    };
+    match decision {
+        Decision::AtSlot => {
+            let confirmed = there()?.confirmed_flush_lsn;
+            confirmed.map(Position::UpTo).context("the slot has no position yet")
+        }
+        Decision::AtProgress => {
+            there()?;
+            let before = before.filter(|_| stored.is_some_and(|stored| stored.repair.is_none()));
+            before.map(between).context(
+                "there is no stored progress to go on from, or a repair is under way, which goes on \
+                 by itself",
+            )
+        }
+        Decision::AtUpgrade => upgraded(session, stored, slot.as_ref()).await,
+        Decision::Skip(row) => skipped(before, row),
+        Decision::AtNow => bail!("a new slot begins where it is made"),
+    }
 }
 
 /// The progress that says what was decided.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outbox_relay::seal::SealKey;
 use outbox_tests::{
     Harness,
     event::Event,
@@ -16,7 +17,10 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 
-use crate::repair::drop_slot;
+use crate::{
+    remedies::{halted, obey},
+    repair::drop_slot,
+};
 
 fn progress(t: &Harness) -> Topic {
     t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()))
@@ -143,7 +147,7 @@ fn admin(t: &Harness) -> AdminClient<rdkafka::client::DefaultClientContext> {
 }
 
 async fn resume(t: &Harness, at: &str) {
-    let output = t.relay().command(&["resume", "--at", at]).await;
+    let output = t.relay().command(&["resume", "--at", at, "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -188,6 +192,28 @@ async fn deleted_progress_halts_the_relay_and_the_slot_has_the_rest() {
     relay.restart();
     relay.wait_log("has no progress record").await;
     resume(&t, "slot").await;
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_at_least_once();
+}
+
+/// As a version of the future would, which seals it with the relay's key.
+#[tokio::test]
+async fn progress_that_cannot_be_read_halts_the_relay_and_the_slot_has_the_rest() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, "exactly-once").await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let key = t.database().superuser().query_one("select key from outbox.relay_keys", &[]).await;
+    let key = SealKey::from_bytes(key.expect("a key").get(0)).expect("a key's length");
+    let name = t.database().name().to_owned();
+    let value = r#"{"version":99}"#.as_bytes();
+    let seal = key.seal(1 << 40, name.as_bytes(), Some(value));
+    let headers = vec![("outbox-relay-seal".to_owned(), seal)];
+    store(&t, vec![(name.clone(), Some(value.to_vec()), headers)]).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("format version 99"), "{detail}");
+    obey(&t.relay(), &detail, 0).await;
     relay.wait_ready().await;
     t.count(&topic, 1).await.assert_at_least_once();
 }

@@ -252,7 +252,7 @@ async fn a_publication_that_was_missing_where_the_stream_goes_on_is_repaired() {
         "{}",
         check(&t).await
     );
-    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    let output = t.relay().command(&["resume", "--at", "progress", "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.restart();
     t.count(&topic, 2).await.assert_exactly_once();
@@ -280,7 +280,7 @@ async fn a_table_that_cannot_be_repaired_halts_with_the_interval_and_the_command
         assert!(detail.contains(word), "{word:?} is not in: {detail}");
     }
     assert!(detail.contains("resume --at progress"), "{detail}");
-    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    let output = t.relay().command(&["resume", "--at", "progress", "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.wait_ready().await;
     write(&mut t, &topic, 2).await;
@@ -322,7 +322,7 @@ async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
     let detail = halted(&relay).await;
     assert!(detail.contains("is another table"), "{detail}");
     // The slot has what was written into the former one.
-    let output = t.relay().command(&["resume", "--at", "progress"]).await;
+    let output = t.relay().command(&["resume", "--at", "progress", "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.wait_ready().await;
     wait::until("what the slot has arrives", wait::PATIENCE, || async {

@@ -12,7 +12,7 @@ use outbox_tests::{
 };
 use serde_json::Value;
 
-use crate::repair::wait_snapshot;
+use crate::repair::{drop_slot, wait_snapshot};
 
 fn plan(topic: &Topic) -> Plan {
     Plan { topic: topic.name().to_owned(), partitions: 2, writers: 3, transactions: 10 }
@@ -36,7 +36,8 @@ pub(crate) async fn obey(settings: &Settings, detail: &str, n: usize) {
     let commands: Vec<&str> =
         detail.split('`').filter_map(|part| part.strip_prefix("outbox-relay ")).collect();
     let command = commands.get(n).unwrap_or_else(|| panic!("{n} of the commands: {detail}"));
-    let arguments: Vec<&str> = command.split(' ').collect();
+    // A person says yes to what the command leaves out; where nothing is asked, it means nothing.
+    let arguments: Vec<&str> = command.split(' ').chain(["--yes"]).collect();
     let output = settings.command(&arguments).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -86,4 +87,90 @@ async fn a_cluster_that_pg_upgrade_did_not_make_is_not_taken_for_one() {
     assert!(!output.status.success());
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(words.contains("was not made by pg_upgrade"), "{words}");
+}
+
+async fn refused(t: &Harness, arguments: &[&str]) -> String {
+    let output = t.relay().command(arguments).await;
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn resume_says_how_many_events_it_leaves_out_and_changes_nothing_unasked() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let words = refused(&t, &["resume", "--at", "now"]).await;
+    for word in ["leaves out what is committed by now", "at most 3 rows", "give --yes"] {
+        assert!(words.contains(word), "{word:?} is not in: {words}");
+    }
+    // Somebody moves the slot, and the relay halts.
+    let moved = "select pg_replication_slot_advance($1, pg_current_wal_insert_lsn())";
+    let slot = format!("outbox_{}", t.database().name());
+    t.database().superuser().query_one(moved, &[&slot]).await.expect("it is moved");
+    relay.restart();
+    assert!(halted(&relay).await.contains("resume --at slot"));
+    let words = refused(&t, &["resume", "--at", "slot"]).await;
+    assert!(words.contains("at most 3 rows"), "{words}");
+    drop_slot(&t).await;
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    // Nothing is left to leave out, and nothing is asked.
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let output = t.relay().command(&["resume", "--at", "now"]).await;
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Where the transactions begin that the slot still has, as `--skip` takes it.
+async fn commits(t: &Harness) -> Vec<String> {
+    let sql = "select encode(substring(data from 2 for 8), 'hex') \
+               from pg_logical_slot_peek_binary_changes($1::text::name, null, null, \
+                   'proto_version', '1', 'publication_names', 'outbox') \
+               where get_byte(data, 0) = 66";
+    let slot = format!("outbox_{}", t.database().name());
+    let rows = t.database().superuser().query(sql, &[&slot]).await.expect("changes");
+    let lsn = |hex: String| {
+        let lsn = u64::from_str_radix(&hex, 16).expect("an LSN");
+        format!("{:X}/{:X}:0", lsn >> 32, lsn & 0xffff_ffff)
+    };
+    rows.iter().map(|row| lsn(row.get(0))).collect()
+}
+
+#[tokio::test]
+async fn a_skip_leaves_out_the_event_that_it_names_and_no_other_unasked() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    let known = commits(&t).await;
+    for _ in 0..3 {
+        t.commit([Event::to(topic.name()).key("k")]).await;
+    }
+    let new: Vec<String> =
+        commits(&t).await.into_iter().filter(|commit| !known.contains(commit)).collect();
+    let [first, _, third] = new.as_slice() else { panic!("three of {new:?}") };
+    let words = refused(&t, &["resume", "--skip", third]).await;
+    assert!(words.contains("2 events before it") && words.contains("give --yes"), "{words}");
+    let nowhere = first.replace(":0", ":7");
+    let words = refused(&t, &["resume", "--skip", &nowhere, "--yes"]).await;
+    assert!(words.contains("no event at"), "{words}");
+    let output = t.relay().command(&["resume", "--skip", first]).await;
+    assert!(output.status.success(), "{output:?}");
+    relay.restart();
+    wait::until("the others arrive", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            3 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("one of four is left out");
 }

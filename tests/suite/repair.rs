@@ -342,7 +342,7 @@ async fn halts_without_a_slot(change: &str, reason: &str) {
     t.database().superuser().batch_execute(change).await.expect("changed");
     relay.restart();
     halted(&relay, reason).await;
-    let output = t.relay().command(&["resume", "--at", "now"]).await;
+    let output = t.relay().command(&["resume", "--at", "now", "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.wait_ready().await;
     let before = topic.records().await.len();

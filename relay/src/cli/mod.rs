@@ -4,6 +4,7 @@
 //! problems found, 2 wrong usage or settings. Printing is done here and in `status`, `check`,
 //! `migrate`, `dead_letter` and `demo`; nowhere else. Called by `main` alone.
 
+mod ask;
 mod dead_letters;
 mod demo;
 mod inbox;
@@ -103,7 +104,8 @@ or postgres.url_file instead.")]
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
-The relay's log and /readyz name the command that fits. Exit code 1 if a relay is at work.")]
+It asks first where events are left out, with their number if that can be known. Without a terminal it
+needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a relay is at work.")]
     Resume {
         #[command(flatten)]
         flags: Flags,
@@ -171,14 +173,16 @@ struct Flags {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 struct ResumeArgs {
     /// Where to go on
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, required_unless_present = "skip", conflicts_with = "skip")]
     at: Option<At>,
     /// The position of the event to leave out, as the relay names it
     #[arg(long, value_name = "POSITION")]
     skip: Option<RowPosition>,
+    /// Do not ask before more is left out than the command names
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -201,7 +205,7 @@ impl ResumeArgs {
             (None, Some(At::Progress)) => resume::Decision::AtProgress,
             (None, Some(At::Upgrade)) => resume::Decision::AtUpgrade,
             (None, Some(At::Now)) => resume::Decision::AtNow,
-            (None, None) => unreachable!("the group is required"),
+            (None, None) => unreachable!("one of them is required"),
         }
     }
 }
@@ -294,7 +298,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Resume { flags, decision } => {
             let config = relay_settings(file, &flags)?;
             logging::init(&quiet(&config));
-            let outcome = resume::run(&config, decision.decision()).await?;
+            let yes = decision.yes;
+            let agreed = |question: &str| match yes {
+                true => Ok(true),
+                false => ask::ask(&format!("{question} Continue?")),
+            };
+            let outcome = resume::run(&config, decision.decision(), agreed).await?;
             tell(&outcome.to_string());
             Ok(Outcome::Done)
         }

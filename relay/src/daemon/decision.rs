@@ -76,8 +76,13 @@ pub(super) async fn believe(
 
 fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
     stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
-        let topic = "look at the progress topic, or run the version that wrote the record";
-        Ended::Halted(Halt::new(e.to_string(), topic))
+        Ended::Halted(Halt::new(
+            format!("{e}; what is published by now is not known here"),
+            "run the version that wrote it, or a newer one; or, to publish everything after the \
+             slot's position, some of it again with its id, run `outbox-relay resume --at slot`; or, \
+             without a slot, to make one and leave out what is not published, run `outbox-relay resume \
+             --at now`",
+        ))
     })
 }
 

@@ -26,7 +26,7 @@ pub use self::{
     attached::{Attached, any_attached_since, filled, since},
     losses::{accounted_for, complete},
     reader::{ReadError, Reader},
-    tables::{Table, any_row, fits, in_words, rows_there},
+    tables::{Table, any_row, fits, in_words, rows_since, rows_there},
 };
 
 /// Where the `ordinal`-th repaired row stands: before all that the slot streams, and after all that

@@ -242,6 +242,28 @@ pub async fn rows_there(
     Ok(Some(rows))
 }
 
+/// How many rows are there that a `pg_snapshot` does not show, at most one more than `COUNTED_MAX`.
+///
+/// # Errors
+/// The database's.
+pub async fn rows_since(
+    client: &Client,
+    tables: &[Table],
+    snapshot: &str,
+) -> Result<i64, tokio_postgres::Error> {
+    let mut rows = 0;
+    for table in tables {
+        let query = format!(
+            "select pg_catalog.count(*) from (select from {} t where not {} limit {}) t",
+            table.from(),
+            visible(snapshot),
+            COUNTED_MAX + 1 - rows
+        );
+        rows += client.query_one(&query, &[]).await?.try_get::<_, i64>(0)?;
+    }
+    Ok(rows)
+}
+
 /// Whether there is a row at all.
 ///
 /// # Errors

@@ -16,7 +16,7 @@ use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
     shown::{letter, line, released, shown},
 };
-use super::{output::eprint, print};
+use super::{ask::ask, output::eprint, print};
 use crate::{
     config::Config,
     dead_letter::operator::{self, Entry, Group, Operator, Selection},
@@ -156,7 +156,10 @@ async fn discard(
     }
     let events = if count == 1 { "1 event".to_owned() } else { format!("{count} events") };
     let question = format!("{events} will never be delivered. Discard?");
-    if !(yes || ask(&question, named == 0)?) {
+    // Without a terminal, what names each event is an answer by itself; a selection is none, for it may
+    // have more than was thought of.
+    let answered = yes || (named > 0 && !std::io::stdin().is_terminal());
+    if !(answered || ask(&question)?) {
         bail!("nothing was discarded");
     }
     if let [id] = selection.ids.as_slice() {
@@ -174,20 +177,4 @@ async fn discard(
         false => format!("{count} events will not be delivered"),
     });
     Ok(())
-}
-
-/// A person's answer. Without a terminal, what names each event is an answer by itself; a selection
-/// is none, for it may have more than was thought of.
-fn ask(question: &str, selects: bool) -> anyhow::Result<bool> {
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        if selects {
-            bail!("{question} There is nobody to ask: give --yes; nothing was discarded");
-        }
-        return Ok(true);
-    }
-    eprint(&format!("{question} [y/N]"));
-    let mut answer = String::new();
-    input.read_line(&mut answer).context("reading the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

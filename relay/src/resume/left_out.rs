@@ -1,0 +1,269 @@
+//! What a decision leaves out, and how many events that is: said before anything is changed.
+
+use anyhow::{Context as _, bail};
+use tokio_postgres::types::PgLsn;
+
+use super::Decision;
+use crate::{
+    charset::Charset,
+    config::{Config, parts::Parts},
+    lsn::Lsn,
+    position::{Position, RowPosition},
+    postgres::sql::SqlSession,
+    progress::{Progress, SnapshotRecord},
+    repair::{self, Table},
+    route::Mapping,
+    source::{
+        connect::SystemIdentity,
+        pgoutput::{Message, decode},
+        table,
+    },
+};
+
+/// Changes of a slot that are looked through for the event that is to be skipped.
+const CHANGES_MAX: i32 = 1_000_000;
+
+/// What is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part<'a> {
+    Nothing,
+    /// Events that this snapshot does not show; `None` where none says which these are.
+    Since(Option<&'a SnapshotRecord>),
+    /// What lies before this event, and is not delivered.
+    Before(RowPosition),
+}
+
+/// What the decision is compared with.
+pub(super) struct Facts<'a> {
+    pub(super) stored: Option<&'a Progress>,
+    /// The slot's position, if it has one.
+    pub(super) confirmed: Option<Lsn>,
+    pub(super) identity: &'a SystemIdentity,
+}
+
+fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
+    let stored = facts.stored.and_then(|stored| Some((stored, stored.position?)));
+    // Snapshots of another line of history say nothing of this one's transactions.
+    let here = stored.filter(|(stored, position)| {
+        stored.system_id == facts.identity.system_id
+            && stored.timeline == facts.identity.timeline
+            && position.resume_lsn() <= facts.identity.flush_lsn
+    });
+    let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
+    match decision {
+        Decision::AtUpgrade => Part::Nothing,
+        // What is confirmed was delivered, unless somebody moved the slot.
+        Decision::AtSlot => match (stored, facts.confirmed) {
+            (Some((_, position)), Some(confirmed)) if confirmed > position.resume_lsn() => since,
+            _ => Part::Nothing,
+        },
+        Decision::AtProgress | Decision::AtNow => since,
+        Decision::Skip(row) => Part::Before(row),
+    }
+}
+
+/// The question to ask before the decision is carried out; `None` where it leaves out no more than it
+/// names.
+///
+/// # Errors
+/// The database does not answer, or there is no such event to skip.
+pub(super) async fn question(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    decision: Decision,
+    facts: &Facts<'_>,
+) -> anyhow::Result<Option<String>> {
+    let what = match decision {
+        Decision::AtSlot => "what was committed between stored progress and the slot's position",
+        Decision::AtProgress => "what the slot lacks",
+        _ => "what is committed by now and not published",
+    };
+    let how_many = match part(decision, facts) {
+        Part::Nothing => return Ok(None),
+        Part::Before(row) => {
+            let before = facts.stored.and_then(|stored| stored.position);
+            let Some(before) = before else { return Ok(None) }; // Refused when it is carried out.
+            let found = between(config, &parts.mapping, session, before, row).await?;
+            return Ok(match found {
+                0 => None,
+                events => Some(format!(
+                    "{row} is not the next event: {} before it would be left out as well.",
+                    in_words(events)
+                )),
+            });
+        }
+        Part::Since(None) => {
+            "how many events that is can't be known, because no stored snapshot says \
+                              which rows of the tables are published"
+                .to_owned()
+        }
+        Part::Since(Some(snapshot)) => {
+            match count(config, &parts.mapping, session, snapshot).await? {
+                Ok(None) => return Ok(None),
+                Ok(Some(events)) => events,
+                Err(why) => format!("how many events that is can't be known, because {why}"),
+            }
+        }
+    };
+    Ok(Some(format!("This leaves out {what}: {how_many}.")))
+}
+
+fn in_words(events: i64) -> String {
+    match events {
+        1 => "1 event".to_owned(),
+        events => format!("{events} events"),
+    }
+}
+
+/// What of the tables a snapshot does not show. `None` where that is nothing, and nothing was deleted.
+async fn count(
+    config: &Config,
+    mapping: &Mapping,
+    session: &SqlSession,
+    since: &SnapshotRecord,
+) -> anyhow::Result<Result<Option<String>, String>> {
+    let client = session.client();
+    let mut tables: Vec<Table> = Vec::new();
+    for name in mapping.tables() {
+        let Some(state) = table::inspect(client, &name.schema, &name.table).await? else {
+            return Ok(Err(format!("{name} does not exist")));
+        };
+        match repair::fits(name, &state, mapping) {
+            Ok(table) => tables.push(table),
+            Err(halt) => return Ok(Err(halt.reason)),
+        }
+    }
+    let SnapshotRecord { snapshot, leaves, .. } = since;
+    let rows = repair::rows_since(client, &tables, snapshot).await?;
+    let kept = config.outbox.rows_kept;
+    let gone = repair::complete(client, &tables, Some(snapshot), leaves, kept).await?.err();
+    Ok(Ok(match (rows, gone) {
+        (0, None) => None,
+        (rows, None) => Some(format!(
+            "at most {} of the outbox tables, of which those of the last second before progress may \
+             be published",
+            repair::in_words(rows)
+        )),
+        (rows, Some(halt)) => Some(format!(
+            "at most {} of the outbox tables, and others whose number can't be known: {}",
+            repair::in_words(rows),
+            halt.reason
+        )),
+    }))
+}
+
+/// How many events the slot has between two places.
+async fn between(
+    config: &Config,
+    mapping: &Mapping,
+    session: &SqlSession,
+    after: Position,
+    row: RowPosition,
+) -> anyhow::Result<i64> {
+    let peek = "select data from pg_catalog.pg_logical_slot_peek_binary_changes( \
+                    $1::text::name, $2, $3, 'proto_version', '1', 'messages', 'true', \
+                    'publication_names', $4)";
+    let publication = format!("\"{}\"", config.postgres.publication.replace('"', "\"\""));
+    // One byte into its commit record, which is thereby the last.
+    let until = PgLsn::from(row.commit.get() + 1);
+    let rows = session
+        .client()
+        .query(peek, &[&config.postgres.slot, &until, &CHANGES_MAX, &publication])
+        .await
+        .context("looking at what the slot has, to see that nothing else is left out")?;
+    let changes = rows.iter().map(|row| row.try_get::<_, &[u8]>(0));
+    let changes = changes.collect::<Result<Vec<_>, _>>()?;
+    match events_before(&changes, mapping, after, row)? {
+        (events, true) => Ok(events),
+        (_, false) => bail!(
+            "the slot has no event at {row}: nothing was changed. The relay's log and /readyz name \
+             the position of the event at which it stands"
+        ),
+    }
+}
+
+/// How many events of the mapped tables lie after `after` and before `row`, and whether there is one
+/// at `row`. Pure.
+fn events_before(
+    changes: &[&[u8]],
+    mapping: &Mapping,
+    after: Position,
+    row: RowPosition,
+) -> anyhow::Result<(i64, bool)> {
+    let (mut events, mut found) = (0, false);
+    let mut at = RowPosition { commit: row.commit, ordinal: 0 };
+    let mut mapped: Vec<u32> = Vec::new();
+    for change in changes {
+        // A session gets names in its own encoding, UTF-8.
+        match decode(change, &Charset::AsItIs)? {
+            Message::Begin(begin) => at = RowPosition { commit: begin.final_lsn, ordinal: 0 },
+            Message::Relation(relation) => {
+                mapped.retain(|id| *id != relation.id);
+                if mapping.maps(&relation.schema, &relation.table) {
+                    mapped.push(relation.id);
+                }
+            }
+            Message::Insert(insert) => {
+                if mapped.contains(&insert.relation_id) {
+                    found |= at == row;
+                    events += i64::from(at < row && !after.covers(at));
+                }
+                at.ordinal += 1;
+            }
+            Message::Message(message) if message.transactional => at.ordinal += 1,
+            _ => {}
+        }
+    }
+    Ok((events, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::leaves::Leaves;
+
+    #[test]
+    fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
+        let stored = Progress {
+            position: Some(Position::UpTo(Lsn::new(1000))),
+            system_id: "7".into(),
+            timeline: 2,
+            snapshots: vec![SnapshotRecord {
+                lsn: Lsn::new(900),
+                taken_ms: 1,
+                snapshot: "5:5:".into(),
+                leaves: Leaves::default(),
+            }],
+            ..Progress::before_first_start("s")
+        };
+        let identity = |system_id: &str, timeline, flush_lsn| SystemIdentity {
+            system_id: system_id.into(),
+            timeline,
+            flush_lsn: Lsn::new(flush_lsn),
+        };
+        let here = identity("7", 2, 2000);
+        let rolled_back = identity("7", 2, 950);
+        let row = RowPosition { commit: Lsn::new(1000), ordinal: 0 };
+        let counted = Part::Since(stored.snapshots.first());
+        let unknown = Part::Since(None);
+        for (decision, stored, confirmed, identity, expected) in [
+            (Decision::AtUpgrade, Some(&stored), 1000, &identity("8", 1, 2000), Part::Nothing),
+            (Decision::AtSlot, Some(&stored), 1000, &here, Part::Nothing),
+            (Decision::AtSlot, Some(&stored), 1001, &here, counted),
+            (Decision::AtSlot, Some(&stored), 900, &rolled_back, Part::Nothing),
+            (Decision::AtSlot, Some(&stored), 1001, &identity("7", 1, 2000), unknown),
+            (Decision::AtSlot, None, 1001, &here, Part::Nothing),
+            (Decision::AtProgress, Some(&stored), 1000, &here, counted),
+            (Decision::AtNow, Some(&stored), 1000, &here, counted),
+            (Decision::AtNow, Some(&stored), 900, &rolled_back, unknown),
+            (Decision::AtNow, Some(&stored), 1000, &identity("8", 2, 2000), unknown),
+            (Decision::AtNow, None, 1000, &here, unknown),
+            (Decision::Skip(row), Some(&stored), 1000, &here, Part::Before(row)),
+        ] {
+            let confirmed = Some(Lsn::new(confirmed));
+            let found = part(decision, &Facts { stored, confirmed, identity });
+            assert_eq!(found, expected, "{decision:?} {confirmed:?} {identity:?}");
+        }
+    }
+}
