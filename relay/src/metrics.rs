@@ -46,7 +46,7 @@ const fn metric(
 
 /// Why an event is refused or parked: what the router says, what a broker says, and who waits behind
 /// another.
-pub const REASONS: [&str; 20] = [
+pub const REASONS: [&str; 21] = [
     "no_id",
     "no_topic",
     "no_type",
@@ -66,6 +66,7 @@ pub const REASONS: [&str; 20] = [
     "reserved_topic",
     "no_such_partition",
     "unknown_topic",
+    "suspected",
     "lane_parked",
 ];
 

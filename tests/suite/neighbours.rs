@@ -198,6 +198,63 @@ async fn with_at_least_once_a_record_that_compression_makes_small_enough_is_deli
     compressed("at-least-once").await;
 }
 
+/// How long an event for `good` takes that is committed behind what `sql` inserts.
+async fn behind(t: &mut Harness, good: &Topic, wanted: usize, sql: &str) -> Duration {
+    t.database().superuser().batch_execute(sql).await.expect("inserted");
+    let begun = Instant::now();
+    t.commit([Event::to(good.name()).key("behind")]).await;
+    arrives(good, wanted, begun).await
+}
+
+#[tokio::test]
+async fn thousands_that_only_the_broker_can_refuse_hold_others_no_longer_than_known_ones_and_a_second()
+ {
+    const MANY: u32 = 2_000;
+    const CLASSIFIED: i64 = 40;
+    let mut t = Harness::start().await;
+    let settings = [("max.message.bytes", "2000"), ("message.timestamp.before.max.ms", "3600000")];
+    let bad = t.topic("bad").create_with(12, &settings).await;
+    let good = t.topic("good").create(1).await;
+    let relay = t.relay().set("sink.properties.\"compression.type\"", "lz4");
+    let mut relay = relay.start().await;
+    t.commit([Event::to(good.name()).key("first")]).await;
+    arrives(&good, 1, Instant::now()).await;
+
+    let hard =
+        "to_jsonb((select string_agg(md5(n || '-' || i), '') from generate_series(1, 100) i))";
+    // Every hundredth compresses well, and is taken.
+    let payload = format!("case when n % 100 = 0 then to_jsonb(repeat('x', 3000)) else {hard} end");
+    let sql = |key: &str, age: &str| {
+        format!(
+            "insert into outbox.events (topic, key, payload, created_at) \
+             select '{}', '{key}' || n, {payload}, clock_timestamp() - interval '{age}' \
+             from generate_series(1, {MANY}) n",
+            bad.name()
+        )
+    };
+    let known = behind(&mut t, &good, 2, &sql("old", "3 hours")).await;
+    wait_parked(&t, |parked| parked == i64::from(MANY)).await;
+    let discarded = "update outbox.dead_letters set state = 'discarded'";
+    t.database().superuser().batch_execute(discarded).await.expect("out of the way");
+    let asked = behind(&mut t, &good, 3, &sql("new", "0")).await;
+    assert!(asked < known + OTHERS_WAIT, "{asked:?} where the broker is asked, {known:?} if not");
+
+    // Each of them comes to its own end, while the others flow.
+    let refused =
+        "select count(*) from outbox.dead_letters where state = 'parked' and reason = 'too_large'";
+    wait::until("some of them are asked about", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(refused, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            found if found >= CLASSIFIED => Ok(()),
+            found => Err(format!("{found} were refused by themselves")),
+        }
+    })
+    .await
+    .expect("the broker is asked about them by and by");
+    arrives(&bad, 1, Instant::now()).await;
+    relay.wait_for("/readyz", 200).await;
+}
+
 /// A new epoch, which librdkafka takes after a refused transaction, costs it half a second where it
 /// asks for one a moment too early.
 #[tokio::test]

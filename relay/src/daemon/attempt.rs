@@ -12,7 +12,7 @@ use super::{
     broker, control, missing, repair, retention,
     standby::{self, Leading},
     start::{self, Started, Streaming},
-    tables,
+    suspects, tables,
     unfinished::Unfinished,
     waiting,
 };
@@ -186,8 +186,10 @@ async fn stream(
     let (seen_tx, seen_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
     let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
     let (probe, format) = (started.probe, started.format);
-    let pending = Pending::new(Arc::clone(&session), &config.name);
+    let pending = || Pending::new(Arc::clone(&session), &config.name);
+    let (pending, suspects) = (pending(), pending());
     let (watch, parked) = (started.watch, started.delivery.missing_topic());
+    let suspected = started.delivery.suspected();
     let history = config.retention.keep_dead_letters.map(|keep| History {
         relay: config.name.clone(),
         slot: config.postgres.slot.clone(),
@@ -240,6 +242,7 @@ async fn stream(
             tokio::select! {
                 () = stop.cancelled() => Task::Missing(Ok(())),
                 ended = missing::watch(pending, watch, parked) => Task::Missing(Err(ended)),
+                ended = suspects::watch(suspects, suspected) => Task::Missing(Err(ended)),
             }
         });
         let waiting_session = Arc::clone(&tables_session);

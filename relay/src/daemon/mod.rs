@@ -16,6 +16,7 @@ mod retention;
 mod slot;
 mod standby;
 mod start;
+mod suspects;
 mod tables;
 mod unfinished;
 mod waiting;

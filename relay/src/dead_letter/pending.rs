@@ -1,4 +1,5 @@
-//! Parked events that wait for their topic, and nothing else: found, and released by the relay.
+//! Parked events that wait for their topic, or for the broker's word, and for no person: found, and
+//! released by the relay.
 //!
 //! The relay's side of the table, as [`super::Store`]: each step is one statement on the session
 //! that holds the leader's lock.
@@ -10,10 +11,26 @@ use uuid::Uuid;
 use super::{DeadLetterError, rights::sorted};
 use crate::postgres::sql::SqlSession;
 
+/// The reason of an event that the broker was not asked about by itself (`pipeline::suspicion`).
+pub const SUSPECTED: &str = "suspected";
+/// Suspects that are released at a time: so many the sink sends one in a batch.
+const SUSPECTS_MAX: i64 = 100;
+
 /// The reason of an event whose topic does not exist.
 pub const UNKNOWN_TOPIC: &str = "unknown_topic";
 /// Topics looked for at a time; the next ones follow when these are there or given up.
 const TOPICS_MAX: i64 = 10_000;
+
+/// Whether there is anything that is only suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspects {
+    /// Nothing.
+    None,
+    /// And some of it is being released.
+    UnderWay,
+    /// And none of it is being released.
+    Parked,
+}
 
 /// The events of one relay.
 #[derive(Debug)]
@@ -44,6 +61,55 @@ impl Pending {
             .await
             .map_err(|error| sorted("looking for events of missing topics", error))?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Looks for events that are suspected.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    pub async fn suspects(&self) -> Result<Suspects, DeadLetterError> {
+        let sql = "select exists (select from outbox.dead_letters \
+                           where relay = $1 and state = 'parked' and reason = $2), \
+                       exists (select from outbox.dead_letters \
+                           where relay = $1 and state = 'releasing' and reason = $2)";
+        let row = self
+            .session
+            .client()
+            .query_one(sql, &[&self.relay, &SUSPECTED])
+            .await
+            .map_err(|error| sorted("looking for suspected events", error))?;
+        Ok(match (row.get(0), row.get(1)) {
+            (_, true) => Suspects::UnderWay,
+            (true, false) => Suspects::Parked,
+            (false, false) => Suspects::None,
+        })
+    }
+
+    /// Announces the release of the oldest suspects, as many as the broker is asked about at a time, and
+    /// of what is parked behind them. Returns how many they are.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`]; nothing is changed then.
+    pub async fn release_suspects(&self) -> Result<i64, DeadLetterError> {
+        let sql = "with released as ( \
+                 update outbox.dead_letters set state = 'releasing', release_id = $2, \
+                     release_ordinal = null, changed_at = clock_timestamp() \
+                 where id in (select id from outbox.dead_letters \
+                         where relay = $1 and state = 'parked' and reason = $3 \
+                         order by commit_lsn, ordinal, id limit $4) \
+                     and state = 'parked' \
+                 returning id) \
+             select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
+                 true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
+                     'release', $2::uuid)::text) \
+                 end from released";
+        let row = self
+            .session
+            .client()
+            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &SUSPECTED, &SUSPECTS_MAX])
+            .await
+            .map_err(|error| sorted("releasing suspected events", error))?;
+        Ok(row.get(0))
     }
 
     /// Announces the release of what waits for these topics; what is parked behind it goes with it

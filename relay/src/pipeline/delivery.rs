@@ -10,12 +10,16 @@ use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use tokio::sync::Notify;
 
-use super::{PipelineError, pace::Pace};
+use super::{
+    PipelineError,
+    pace::Pace,
+    suspicion::{Suspicion, suspects},
+};
 use crate::{
     admin::Board,
     dead_letter::{
         BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack, Seen,
-        pending::UNKNOWN_TOPIC,
+        pending::{SUSPECTED, UNKNOWN_TOPIC},
     },
     fault::{self, Point},
     position::RowPosition,
@@ -73,6 +77,11 @@ pub struct Delivery<S, D> {
     board: Board,
     /// Told when an event is parked because its topic is missing.
     missing: Arc<Notify>,
+    /// Told when events are parked that the broker was not asked about by themselves.
+    suspected: Arc<Notify>,
+    suspicion: Suspicion,
+    /// When the broker refused something last.
+    refused_at: Instant,
     /// Reasons that were logged.
     told: Vec<&'static str>,
     /// The releases that were finished last: they may be announced once more.
@@ -92,6 +101,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             pace,
             board,
             missing: Arc::default(),
+            suspected: Arc::default(),
+            suspicion: Suspicion::new(),
+            refused_at: Instant::now(),
             told: Vec::new(),
             finished: VecDeque::new(),
         }
@@ -100,6 +112,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     /// Notified when an event was parked because its topic is missing.
     pub fn missing_topic(&self) -> Arc<Notify> {
         Arc::clone(&self.missing)
+    }
+
+    /// Notified when events were parked that the broker was not asked about by themselves.
+    pub fn suspected(&self) -> Arc<Notify> {
+        Arc::clone(&self.suspected)
     }
 
     /// What is stored, or about to be.
@@ -143,6 +160,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             if ends.last() != Some(&end) {
                 ends.push(end);
             }
+            let asked = Instant::now();
             let (records, rest) = match self.store(batch, start..end, course).await {
                 Ok(()) => {
                     start = end;
@@ -152,7 +170,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 Err(SinkError::Refused { records, rest }) => (records, rest),
                 Err(error) => return Err(PipelineError::Sink(error)),
             };
-            let guilty = guilty(records, rest, end - start);
+            let guilty = if rest == Rest::NotStored && self.has_waited_enough(asked) {
+                suspects(batch, start, records)
+            } else {
+                guilty(records, rest, end - start)
+            };
             if guilty.is_empty() {
                 ends.push(start + (end - start) / 2);
                 continue;
@@ -373,11 +395,29 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         if letters.iter().any(|letter| letter.reason == UNKNOWN_TOPIC) {
             self.missing.notify_one();
         }
+        let suspected = letters.iter().filter(|letter| letter.reason == SUSPECTED).count();
+        if suspected > 0 {
+            self.suspected.notify_one();
+            tracing::info!(
+                events = suspected,
+                "the broker refuses many events, and asking about each would keep others waiting: \
+                 these are parked as suspected, and asked about by and by"
+            );
+        }
         self.board.parked_lanes(self.lanes.len());
         drop(letters);
         let mut next = parked.iter().copied().peekable();
         alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
         Ok(parked)
+    }
+
+    /// The broker was asked for the last time at `asked`, and refused something. Whether asking has
+    /// kept the others waiting for so long that it is to end.
+    fn has_waited_enough(&mut self, asked: Instant) -> bool {
+        let now = Instant::now();
+        self.suspicion.asked(now - asked, now - self.refused_at);
+        self.refused_at = now;
+        self.suspicion.is_exhausted()
     }
 
     /// Asks the table about those lanes of the batch of which memory does not know.
@@ -405,6 +445,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 position: record.position,
                 error: error.clone(),
             });
+        }
+        if *reason == SUSPECTED {
+            return Ok(());
         }
         self.board.metrics().refused(reason);
         if !self.told.contains(reason) {

@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod intake;
 pub mod ladder;
 mod pace;
+mod suspicion;
 
 use std::sync::Arc;
 

@@ -140,6 +140,8 @@ pub enum SinkError {
 /// What became of the records that were not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
+    /// None of them was sent: the refusal was known beforehand.
+    NotSent,
     /// None of them is stored: the transaction was aborted.
     NotStored,
     /// All of them are stored, the progress is not.

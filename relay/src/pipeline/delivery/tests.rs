@@ -23,6 +23,8 @@ struct ScriptedSink {
     plain: bool,
     stored: Vec<String>,
     progress: Option<Progress>,
+    /// Deliveries that were refused after something was sent.
+    refusals: usize,
 }
 
 impl Sink for ScriptedSink {
@@ -58,7 +60,7 @@ impl Sink for ScriptedSink {
             .map(|(index, _)| refuse(*index, "unknown_topic", true))
             .collect();
         let outcome = if !gone.is_empty() {
-            Err(SinkError::Refused { records: gone, rest: Rest::NotStored })
+            Err(SinkError::Refused { records: gone, rest: Rest::NotSent })
         } else if self.plain && records.iter().any(|(_, record)| bad(record)) {
             let is_bad = |(_, record): &(usize, Record<'_>)| bad(record);
             let (refused, stored): (Vec<_>, Vec<_>) = records.into_iter().partition(is_bad);
@@ -66,7 +68,11 @@ impl Sink for ScriptedSink {
             let records = refused.iter().map(|(index, _)| refuse(*index, "too_large", false));
             Err(SinkError::Refused { records: records.collect(), rest: Rest::Stored })
         } else if records.iter().any(|(_, record)| bad(record)) {
-            let records = records.iter().map(|(index, _)| refuse(*index, "too_large", false));
+            self.refusals += 1;
+            // A batch of the wire is refused, which has one topic.
+            let guilty = records.iter().find(|(_, record)| bad(record)).map(|(_, r)| r.topic);
+            let records = records.iter().filter(|(_, record)| Some(record.topic) == guilty);
+            let records = records.map(|(index, _)| refuse(*index, "too_large", false));
             Err(SinkError::Refused { records: records.collect(), rest: Rest::NotStored })
         } else {
             self.stored.extend(records.iter().map(|(_, record)| name(record)));
@@ -322,6 +328,19 @@ async fn at_least_once_parks_what_is_refused_and_nothing_that_is_stored() {
     delivery.deliver(&mut batch(2, &["t a", "t c"]), &mut Plain).await.expect("delivered");
     assert_eq!(delivery.sink.stored.last().map(String::as_str), Some("t c 1"));
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 3", "t a 0"]);
+}
+
+#[tokio::test]
+async fn what_may_share_a_refusal_is_parked_unasked_where_others_have_waited_enough() {
+    let mut delivery = delivery(false);
+    delivery.suspicion = Suspicion::without_patience();
+    let events = ["u a", "t a", "t b !", "u b", "t c !", "t d", "u c"];
+    delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
+    assert_eq!(delivery.sink.stored, ["u a 0", "u b 3", "u c 6"]);
+    assert_eq!(delivery.sink.refusals, 1, "the broker is asked once");
+    assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 2", "t c 4", "t d 5"]);
+    let progress = delivery.sink.progress.as_ref().expect("stored");
+    assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
 }
 
 #[tokio::test]

@@ -42,10 +42,9 @@ const HANDLES_MAX: usize = 10_000;
 /// A delivery that has not ended after this time has its topics looked up: one may be gone.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks at whether a record of the delivery under way has failed.
+/// Between two looks at whether a record of the delivery under way has failed, and how long the
+/// answers for others that are in flight are waited for then.
 const LOAD_SLICE: Duration = Duration::from_millis(20);
-/// After a failure, the answers for other records that are in flight are waited for so long.
-const OTHERS_ANSWER: Duration = Duration::from_millis(20);
 
 /// A producer, and what it has learned of topics.
 pub(super) struct Outlet {
@@ -60,6 +59,7 @@ pub(super) struct Outlet {
     pub(super) stop: Stop,
     /// Records of the delivery under way that got another timestamp than their event's.
     pub(super) restamped: u64,
+    transactional: bool,
     /// How long brokers seem to take for writing to the partitions that a transaction is aborted.
     pub(super) markers: Duration,
 }
@@ -111,6 +111,7 @@ impl Outlet {
             limit: settings.delivery_limit(),
             stop: stop.clone(),
             restamped: 0,
+            transactional: config.get("transactional.id").is_some(),
             markers: MARKERS_LEAST,
         })
     }
@@ -176,9 +177,7 @@ impl Outlet {
     ) -> Result<Verdict, SinkError> {
         let deadline = Instant::now() + self.limit;
         self.send(load, topics, deadline, on_refusal)?;
-        // A record that is refused leaves the others stored.
-        let settled = self.settle_load(load, topics, deadline, OnRefusal::GoOn);
-        settled.inspect(|_| fault::point(Point::RecordsStored))
+        self.settle_load(load, topics, deadline).inspect(|_| fault::point(Point::RecordsStored))
     }
 
     /// Queues the records in order. One that can't be queued is noted as failed. Where a topic
@@ -309,28 +308,17 @@ impl Outlet {
         }
     }
 
-    /// As [`Outlet::settle`], for records; gives up early when a topic is gone meanwhile, and, where
-    /// one failure is all that it takes, soon after one.
+    /// As [`Outlet::settle`], for records; gives up early when a topic is gone meanwhile.
     pub(super) fn settle_load(
         &self,
         load: &Load<'_>,
         topics: &mut Topics,
         deadline: Instant,
-        on_refusal: OnRefusal,
     ) -> Result<Verdict, SinkError> {
         let mut look = Instant::now() + LOOK_AFTER;
         let mut failed = false;
-        while !native::flush(&self.client, if failed { OTHERS_ANSWER } else { LOAD_SLICE }) {
+        while !self.has_settled(&mut failed) {
             self.may_go_on(deadline, "waiting for the brokers to store records")?;
-            if on_refusal == OnRefusal::Stop {
-                // librdkafka gives up, once, what is queued when a transaction fails. Records that
-                // it queues again after that, because their partition's numbers have a gap as well,
-                // would wait until their time is over, and everybody with them.
-                if failed {
-                    self.client.purge();
-                }
-                failed = self.client.context().has_failures();
-            }
             if Instant::now() >= look {
                 if !topics.are_there(load.batch, load.range.clone(), load.lookup) {
                     return Ok(Verdict::Stale(RDKafkaErrorCode::UnknownTopicOrPartition));
@@ -352,12 +340,28 @@ impl Outlet {
 
     /// Waits until nothing is queued or in flight.
     fn flush(&self, deadline: Instant) -> Result<(), SinkError> {
-        // The native flush, never the crate's: that one sleeps to a 100 ms boundary, and so would
-        // the commit that calls it while anything is in flight.
-        while !native::flush(&self.client, SLICE) {
+        let mut failed = false;
+        while !self.has_settled(&mut failed) {
             self.may_go_on(deadline, "waiting for the brokers to store records")?;
         }
         Ok(())
+    }
+
+    /// Waits a moment for nothing to be queued or in flight. In a transaction, which one failure ends,
+    /// gives up what is still there a moment after one (`failed`): librdkafka gives up what is queued when a
+    /// transaction fails, but once. Records that it queues again after that, because their partition's
+    /// numbers have a gap as well, would wait until their time is over, and everybody with them.
+    fn has_settled(&self, failed: &mut bool) -> bool {
+        if native::flush(&self.client, LOAD_SLICE) {
+            return true;
+        }
+        if self.transactional {
+            if *failed {
+                self.client.purge();
+            }
+            *failed = self.client.context().has_failures();
+        }
+        false
     }
 
     pub(super) fn failed(&self, count: usize, code: Option<RDKafkaErrorCode>) -> SinkError {

@@ -176,6 +176,9 @@ impl Worker {
         progress: &Bytes,
     ) -> Result<u64, SinkError> {
         self.usable()?;
+        if range.len() <= ALONE_MAX {
+            self.topics.send_alone_again(batch, range.clone());
+        }
         let mut tries = 0;
         loop {
             let Worker { settings, stop, lookup, sealer, topics, outlet, .. } = self;
@@ -210,6 +213,7 @@ impl Worker {
                     return Err(error);
                 }
                 Err(Undelivered::Refused(records, rest)) => {
+                    let records = topics.acquit(batch, records);
                     let fewer = fewer(&records, rest, range.len());
                     if fewer == Fewer::No || tries >= TRIES_MAX {
                         topics.ended(batch, range, &records);

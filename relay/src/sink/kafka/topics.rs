@@ -27,6 +27,8 @@ use crate::{
 
 /// A grown topic is seen within this time.
 const REFRESH_EVERY: Duration = Duration::from_secs(30);
+/// A topic of which a record was refused alone has few others sent otherwise for so long.
+const ALONE_FOR: Duration = Duration::from_millis(500);
 /// How long the broker's refusal of one record for its size speaks for larger ones.
 const LEARNED_FOR: Duration = Duration::from_millis(250);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +59,8 @@ pub(super) struct Target {
     doubted: bool,
     /// A batch on the wire was refused as a whole: its records go one in a batch, this time.
     alone: bool,
+    /// When a record was refused last that went so.
+    refused_alone: Option<Instant>,
     /// Where its settings may not be read: a batch of so many bytes was stored.
     stored_bytes: Option<usize>,
     /// Where its settings may not be read: a record of so many bytes was refused for its size.
@@ -117,7 +121,7 @@ impl Topics {
         if judged.is_empty() {
             Ok(())
         } else {
-            Err(SinkError::Refused { records: judged, rest: Rest::NotStored })
+            Err(SinkError::Refused { records: judged, rest: Rest::NotSent })
         }
     }
 
@@ -175,9 +179,37 @@ impl Topics {
         }
     }
 
+    /// Leaves out those that can't be the ones that are meant: refused together with others for
+    /// their size, and small enough whatever they are sent with.
+    pub(super) fn acquit(&self, batch: &Batch, refused: Vec<RefusedRecord>) -> Vec<RefusedRecord> {
+        let is_small = |refused: &RefusedRecord| {
+            let record = batch.get(refused.index)?;
+            let max = self.known.get(record.topic)?.limits.as_ref()?.batch_bytes_max?;
+            Some(refused.reason == "too_large" && limits::batch_bytes(&record) <= max)
+        };
+        let is_meant =
+            |refused: &&RefusedRecord| refused.certain || is_small(refused) != Some(true);
+        let meant: Vec<_> = refused.iter().filter(is_meant).cloned().collect();
+        if meant.is_empty() { refused } else { meant }
+    }
+
+    /// As [`Topics::send_alone`], for those topics of these records of which one was just refused so.
+    pub(super) fn send_alone_again(&mut self, batch: &Batch, range: Range<usize>) {
+        for name in names(batch, range) {
+            if let Some(target) = self.known.get_mut(name) {
+                target.alone |= target.refused_alone.is_some_and(|at| at.elapsed() < ALONE_FOR);
+            }
+        }
+    }
+
     /// A delivery of these records has come to its end.
     pub(super) fn ended(&mut self, batch: &Batch, range: Range<usize>, refused: &[RefusedRecord]) {
         self.learn_sizes(batch, range.clone(), refused);
+        for record in refused.iter().filter_map(|refused| batch.get(refused.index)) {
+            if let Some(target) = self.known.get_mut(record.topic).filter(|target| target.alone) {
+                target.refused_alone = Some(Instant::now());
+            }
+        }
         for name in names(batch, range) {
             if let Some(target) = self.known.get_mut(name) {
                 target.alone = false;
@@ -366,6 +398,7 @@ impl Target {
             looked_up: Instant::now(),
             doubted: false,
             alone: false,
+            refused_alone: None,
             stored_bytes: None,
             too_large_bytes: None,
             sticky,

@@ -1,0 +1,37 @@
+//! Parked events that are only suspected are released again, a few at a time, so that the broker is asked about each
+//! by itself: what it takes is delivered, what it refuses is parked with its reason.
+//!
+//! The table says which these are, so a restart forgets nothing. Runs beside the pipeline, on the session
+//! that holds the leader's lock, and asks nobody while nothing is suspected.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Notify, time::sleep};
+
+use super::{attempt::Ended, start::dead_letters_failed};
+use crate::dead_letter::pending::{Pending, Suspects};
+
+/// Between the end of a release and the next one, the others have the pipeline to themselves.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at whether a release has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Releases suspects. `parked` tells that some were parked. Returns what ends the attempt. Cancel safe.
+pub(super) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
+    loop {
+        match pending.suspects().await {
+            Ok(Suspects::None) => parked.notified().await,
+            Ok(Suspects::UnderWay) => sleep(LOOK_EVERY).await,
+            Ok(Suspects::Parked) => {
+                sleep(PAUSE).await;
+                match pending.release_suspects().await {
+                    Ok(events) => tracing::debug!(events, "released events that are suspected"),
+                    Err(error) => {
+                        return dead_letters_failed("releasing events that are suspected", error);
+                    }
+                }
+            }
+            Err(error) => return dead_letters_failed("looking for suspected events", error),
+        }
+    }
+}
