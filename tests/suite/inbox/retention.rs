@@ -185,3 +185,104 @@ async fn several_that_maintain_at_once_do_not_clash() {
     let id = MessageId::from_uuid(Uuid::now_v7()).expect("a time");
     assert_eq!(take(&inbox, &id).await, Once::Applied(()));
 }
+
+/// What the database's functions take for the time, from now on: `days` ahead.
+async fn clock_is_ahead(database: &Database, days: i32) {
+    let sql = "
+        create table if not exists public.clock (ahead interval not null);
+        grant select on public.clock to public;
+        delete from public.clock;
+        do $$
+        declare
+            definition text;
+        begin
+            for definition in
+                select pg_get_functiondef(p.oid) from pg_proc as p
+                where p.pronamespace = 'inbox'::regnamespace and p.proname in ('maintain', 'window')
+            loop
+                if definition not like '%public.clock%' then
+                    execute replace(definition, 'statement_timestamp()',
+                        '(statement_timestamp() + (select ahead from public.clock))');
+                end if;
+            end loop;
+        end
+        $$;";
+    database.superuser().batch_execute(sql).await.expect("a clock");
+    let set = "insert into public.clock values (make_interval(days => $1))";
+    database.superuser().execute(set, &[&days]).await.expect("set");
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_and_back_costs_no_day() {
+    for ahead in [10, 40, 20_000] {
+        let database = Database::create_inbox().await;
+        let open = || async {
+            let opened = Inbox::open(database.pool(Role::Consumer, 2), "billing").await;
+            opened.expect("opened")
+        };
+        let inbox = open().await;
+        let midnight = today(&database).await;
+        let days = |n: u32| MessageId::at(Uuid::from_u128(n.into()), midnight - n * DAY);
+        for n in [0, 1, 13] {
+            assert_eq!(take(&inbox, &days(n)).await, Once::Applied(()));
+        }
+        clock_is_ahead(&database, ahead).await;
+        for _ in 0..3 {
+            let visitor = open().await;
+            visitor.maintain().await.expect("maintained");
+            if ahead < 400 {
+                assert_eq!(take(&visitor, &days(0)).await, Once::Duplicate, "while it is ahead");
+            }
+        }
+        clock_is_ahead(&database, 0).await;
+        for inbox in [inbox, open().await] {
+            inbox.maintain().await.expect("maintained");
+            for n in [0, 1, 13] {
+                assert_eq!(
+                    take(&inbox, &days(n)).await,
+                    Once::Duplicate,
+                    "{ahead} ahead, day -{n}"
+                );
+            }
+        }
+        assert_eq!(take(&open().await, &days(2)).await, Once::Applied(()));
+        let tomorrow = MessageId::at(Uuid::now_v7(), midnight + DAY);
+        assert_eq!(take(&open().await, &tomorrow).await, Once::Applied(()));
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_has_been_ahead_for_a_day_is_believed() {
+    let database = Database::create_inbox().await;
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    clock_is_ahead(&database, 40).await;
+    inbox.maintain().await.expect("maintained");
+    assert!(format!("{inbox:?}").contains("overdue"), "{inbox:?}");
+    let oldest = "select (now() at time zone 'utc')::date - oldest from inbox.window()";
+    let kept = || async {
+        database.superuser().query_one(oldest, &[]).await.expect("a day").get::<_, i32>(0)
+    };
+    assert_eq!(kept().await, 14, "nothing is dropped yet");
+    clock_is_ahead(&database, 41).await;
+    inbox.maintain().await.expect("maintained");
+    assert_eq!(kept().await, -27, "14 days before the clock's today");
+    let old = MessageId::at(Uuid::now_v7(), midnight);
+    assert_eq!(take(&inbox, &old).await, Once::OutsideWindow, "never new again");
+}
+
+#[tokio::test]
+async fn a_retention_that_is_raised_before_the_first_start_is_kept_from_the_start() {
+    let database = Database::create_inbox().await;
+    let longer = "update inbox.settings set retention_days = 60";
+    database.superuser().batch_execute(longer).await.expect("updated");
+    let inbox = Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("opened");
+    let midnight = today(&database).await;
+    for n in [0, 14, 40, 60] {
+        let id = MessageId::at(Uuid::from_u128(n.into()), midnight - n * DAY);
+        assert_eq!(take(&inbox, &id).await, Once::Applied(()), "day -{n}");
+        assert_eq!(take(&inbox, &id).await, Once::Duplicate, "day -{n}");
+    }
+    let older = MessageId::at(Uuid::now_v7(), midnight - 61 * DAY);
+    assert_eq!(take(&inbox, &older).await, Once::OutsideWindow);
+}

@@ -230,6 +230,7 @@ impl<'a> Shared<'a> {
                            where inhparent = 'inbox.messages'::regclass \
                        loop execute 'drop table ' || day; end loop; \
                        update inbox.settings set retention_days = 14; \
+                       update inbox.upkeep set forgotten_through = null; \
                        perform inbox.maintain(); \
                    end if; end $$";
         self.database.superuser().batch_execute(sql).await.expect("all days are there");
