@@ -20,6 +20,32 @@ pub enum Alert {
         /// Of several that die in one moment, each may be the first.
         new_code: bool,
     },
+    /// Records of a partition from offset `from` to before `to` were deleted before they were read.
+    Skipped {
+        /// The inbox's name.
+        consumer: String,
+        /// The partition's topic.
+        topic: String,
+        /// Its number.
+        partition: i32,
+        /// Where reading was to go on.
+        from: i64,
+        /// Where it goes on.
+        to: i64,
+    },
+    /// A partition was cut, or its topic made anew: reading was at `from` and begins again at `to`.
+    Restarted {
+        /// The inbox's name.
+        consumer: String,
+        /// The partition's topic.
+        topic: String,
+        /// Its number.
+        partition: i32,
+        /// Where reading was.
+        from: i64,
+        /// Where it begins.
+        to: i64,
+    },
     /// A handler has been at work on a message for half a minute, and again for each further one. Its
     /// transaction is open.
     Slow {

@@ -67,6 +67,14 @@ impl Meter {
         histogram!("outbox_inbox_transaction_seconds", "consumer" => self.consumer()).record(took);
     }
 
+    /// Offsets that were deleted before they were read.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn skipped(&self, topic: &str, offsets: i64) {
+        counter!("outbox_inbox_skipped_offsets_total",
+            "consumer" => self.consumer(), "topic" => topic.to_owned())
+        .increment(offsets.unsigned_abs());
+    }
+
     /// What the runner holds in memory.
     #[cfg(feature = "kafka-plain")]
     #[expect(

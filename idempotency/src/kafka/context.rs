@@ -22,6 +22,7 @@ use crate::{
 
 use super::desk::Partition;
 use super::shared::Shared;
+use super::topics;
 
 /// Between two questions while the database is away.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -61,7 +62,7 @@ impl ConsumerContext for Context {
     ) {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assigned(list);
+            self.assigned(consumer, list);
             // In librdkafka a pause outlives the assignment, and whoever paused a partition that it
             // gave away resumes only what it has now.
             if let Err(error) = consumer.resume(list) {
@@ -86,17 +87,22 @@ impl ConsumerContext for Context {
 }
 
 impl Context {
-    fn assigned(&self, list: &mut TopicPartitionList) {
+    fn assigned(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
         point(Point::Assigning);
         let partitions = partitions(list);
+        let mut starts = topics::committed(consumer, list);
         // The database knows better than the group where to go on, if it keeps watermarks.
         for ((topic, partition), offset) in self.start_offsets(&partitions) {
             let set = list.set_partition_offset(&topic, partition, Offset::Offset(offset));
             set.expect("a partition of the list, and an offset that came from the broker");
+            starts.insert((topic, partition), offset);
         }
         tracing::info!(partitions = partitions.len(), "partitions assigned");
         let mut desk = self.shared.desk();
-        partitions.into_iter().for_each(|partition| desk.assign(partition));
+        for partition in partitions {
+            let start = starts.get(&partition).copied();
+            desk.assign(partition, start);
+        }
     }
 
     fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {

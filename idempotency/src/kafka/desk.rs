@@ -44,8 +44,13 @@ struct Lane {
     taken: bool,
 }
 
+#[derive(Default)]
 struct Tracker {
     assignment: u64,
+    /// Whether its events come to the queue of partitions.
+    adopted: bool,
+    /// Where reading began, if that is known.
+    start: Option<i64>,
     /// Offsets pushed and not done, dropped ones included.
     unfinished: BTreeSet<i64>,
     /// Behind the newest that was pushed.
@@ -71,18 +76,44 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// A partition is ours from now on.
-    pub(super) fn assign(&mut self, partition: Partition) {
+    /// A partition is ours from now on, read from `start` where that is known.
+    pub(super) fn assign(&mut self, partition: Partition, start: Option<i64>) {
         self.assignments += 1;
-        let tracker = Tracker {
-            assignment: self.assignments,
-            unfinished: BTreeSet::new(),
-            next: None,
-            committed: None,
-            running: 0,
-            closing: false,
-        };
+        let tracker = Tracker { assignment: self.assignments, start, ..Tracker::default() };
         self.partitions.insert(partition, tracker);
+    }
+
+    /// Partitions that came since this was asked.
+    pub(super) fn adopt(&mut self) -> Vec<Partition> {
+        let fresh = self.partitions.iter_mut().filter(|(_, tracker)| !tracker.adopted);
+        let fresh = fresh.map(|(partition, tracker)| {
+            tracker.adopted = true;
+            partition.clone()
+        });
+        fresh.collect()
+    }
+
+    /// Where reading should go on; `None` where nobody knows, and of what is not ours.
+    pub(super) fn expected(&self, partition: &Partition) -> Option<i64> {
+        let tracker = self.partitions.get(partition).filter(|tracker| !tracker.closing)?;
+        tracker.next.or(tracker.start)
+    }
+
+    /// All before `offset` was pushed, and in between there is nothing to push.
+    pub(super) fn passed(&mut self, partition: &Partition, offset: i64) {
+        if let Some(tracker) = self.partitions.get_mut(partition).filter(|t| !t.closing) {
+            tracker.next = Some(offset);
+        }
+    }
+
+    /// A partition of ours is read from elsewhere: what is here of it is another's.
+    pub(super) fn restart(&mut self, partition: &Partition) {
+        self.drop_queued(std::slice::from_ref(partition));
+        if let Some(tracker) = self.partitions.get_mut(partition).filter(|t| !t.closing) {
+            self.assignments += 1;
+            let assignment = self.assignments;
+            *tracker = Tracker { assignment, adopted: tracker.adopted, ..Tracker::default() };
+        }
     }
 
     /// Takes a message in; one of a partition that is not ours is dropped.
@@ -166,6 +197,10 @@ impl Desk {
                 tracker.closing = true;
             }
         }
+        self.drop_queued(partitions);
+    }
+
+    fn drop_queued(&mut self, partitions: &[Partition]) {
         let (mut messages, mut bytes) = (0, 0);
         for lane in self.lanes.values_mut() {
             lane.queue.retain(|item| {
@@ -280,7 +315,7 @@ mod tests {
     #[test]
     fn a_lane_is_with_one_worker_at_a_time_and_offsets_wait_for_the_first() {
         let mut desk = Desk::default();
-        desk.assign(partition(0));
+        desk.assign(partition(0), None);
         for (offset, n) in [(10, 1), (12, 1), (13, 2)] {
             desk.push(message(0, offset), lane(n));
         }
@@ -302,7 +337,7 @@ mod tests {
     #[test]
     fn what_is_dropped_at_a_revocation_is_not_committed_past() {
         let mut desk = Desk::default();
-        desk.assign(partition(0));
+        desk.assign(partition(0), None);
         desk.push(message(0, 1), lane(1));
         desk.push(message(0, 2), lane(2));
         desk.push(message(0, 3), lane(1));
@@ -319,12 +354,12 @@ mod tests {
     #[test]
     fn a_message_of_an_assignment_that_is_over_changes_nothing_in_the_next() {
         let mut desk = Desk::default();
-        desk.assign(partition(0));
+        desk.assign(partition(0), None);
         desk.push(message(0, 1), lane(1));
         let zombie = desk.take(1);
         desk.close(&[partition(0)]);
         desk.forget(&[partition(0)]);
-        desk.assign(partition(0));
+        desk.assign(partition(0), None);
         desk.push(message(0, 1), lane(1));
         assert!(desk.take(1).is_empty(), "its lane is still at work");
         desk.done(&zombie, true);
@@ -342,7 +377,7 @@ mod tests {
     #[test]
     fn behind_a_message_that_was_given_up_nothing_of_its_lane_is_taken() {
         let mut desk = Desk::default();
-        desk.assign(partition(0));
+        desk.assign(partition(0), None);
         for (offset, n) in [(1, 1), (2, 1), (3, 2)] {
             desk.push(message(0, offset), lane(n));
         }
@@ -353,9 +388,53 @@ mod tests {
         assert_eq!(desk.running(&[partition(0)]), 1, "only what another worker has");
     }
 
+    #[test]
+    fn what_is_behind_the_last_record_is_committed_past_when_that_is_finished() {
+        let mut desk = Desk::default();
+        desk.assign(partition(0), Some(3));
+        assert_eq!(desk.expected(&partition(0)), Some(3));
+        desk.push(message(0, 3), lane(1));
+        desk.passed(&partition(0), 7);
+        assert_eq!(desk.committable(), [(partition(0), 3)], "3 is not finished");
+        let items = desk.take(1);
+        desk.done(&items, true);
+        assert_eq!(desk.committable(), [(partition(0), 7)]);
+        assert_eq!(desk.expected(&partition(0)), Some(7));
+        desk.assign(partition(1), None);
+        desk.passed(&partition(1), 1002);
+        assert_eq!(desk.committable(), [(partition(1), 1002)], "nothing but aborted ones");
+        desk.close(&[partition(1)]);
+        desk.passed(&partition(1), 2000);
+        assert_eq!(desk.committable(), [], "it is about to go");
+    }
+
+    #[test]
+    fn a_partition_that_begins_again_forgets_what_it_was() {
+        let mut desk = Desk::default();
+        desk.assign(partition(0), None);
+        for offset in [50, 51] {
+            desk.push(message(0, offset), lane(1));
+        }
+        assert_eq!((desk.adopt(), desk.adopt()), (vec![partition(0)], vec![]));
+        let old = desk.take(1);
+        desk.restart(&partition(0));
+        assert_eq!(desk.expected(&partition(0)), None);
+        desk.push(message(0, 0), lane(1));
+        assert!(desk.take(9).is_empty(), "its lane is still at work");
+        desk.done(&old, true);
+        let new = desk.take(9);
+        assert_eq!(offsets(&new), [0]);
+        assert_eq!(desk.committable(), [(partition(0), 0)], "51 is no part of it");
+        desk.done(&new, true);
+        assert_eq!(desk.committable(), [(partition(0), 1)]);
+        assert_eq!((desk.load(), desk.adopt()), ((0, 0), vec![]));
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Push(usize, u8),
+        /// The end of a partition, behind so many offsets without a record.
+        End(usize, i64),
         Take(usize),
         Done,
         Lose(usize),
@@ -365,6 +444,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             8 => (0..3_usize, 0..6_u8).prop_map(|(p, l)| Step::Push(p, l)),
+            2 => (0..3_usize, 0..3_i64).prop_map(|(p, markers)| Step::End(p, markers)),
             4 => (1..4_usize).prop_map(Step::Take),
             4 => Just(Step::Done),
             1 => (0..3_usize).prop_map(Step::Lose),
@@ -391,6 +471,10 @@ mod tests {
                         if ours[p] {
                             unfinished.entry(p).or_default().insert(offset);
                         }
+                    }
+                    Step::End(p, markers) => {
+                        next[p] += markers;
+                        desk.passed(&partition(number(p)), next[p]);
                     }
                     Step::Take(max) => {
                         let items = desk.take(max);
@@ -431,7 +515,7 @@ mod tests {
                     Step::Return(p) => {
                         if !ours[p] {
                             ours[p] = true;
-                            desk.assign(partition(number(p)));
+                            desk.assign(partition(number(p)), None);
                         }
                     }
                 }
@@ -439,6 +523,7 @@ mod tests {
                     let p = usize::try_from(p).expect("not negative");
                     let first = unfinished.get(&p).and_then(BTreeSet::first);
                     prop_assert!(first.is_none_or(|first| offset <= *first));
+                    prop_assert!(offset <= next[p]);
                 }
             }
             while let Some(items) = at_work.pop_front() {

@@ -12,12 +12,15 @@
 
 mod context;
 mod desk;
+mod gaps;
 mod identity;
 mod native;
 #[cfg(feature = "fault-points")]
 pub mod offline;
 mod poll;
+mod reader;
 mod shared;
+mod topics;
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,6 +48,25 @@ pub enum RunError {
     /// The client can't go on.
     #[error("the Kafka consumer can't go on")]
     Fatal(#[source] KafkaError),
+    /// Where the group was in a partition is not in the topic (any more), and `auto.offset.reset` is
+    /// `error`, so nothing of the partition would be read.
+    #[error(
+        "{topic}/{partition}: where the group {group:?} goes on is not in the topic, and \
+         auto.offset.reset is `error`, so nothing of the partition is read ({text}); to read all that \
+         is there, stop all members of the group and type: kafka-consumer-groups.sh --group {group} \
+         --topic {topic}:{partition} --reset-offsets --to-earliest --execute; with a watermark, also: \
+         delete from inbox.watermarks where topic = '{topic}' and partition = {partition}"
+    )]
+    OffsetGone {
+        /// The group.
+        group: String,
+        /// The partition's topic.
+        topic: String,
+        /// Its number.
+        partition: i32,
+        /// What the client says.
+        text: String,
+    },
     /// See [`Stop`].
     #[error(transparent)]
     Stop(#[from] Stop),
@@ -151,6 +173,14 @@ impl Runner {
     /// # Errors
     /// [`RunError`].
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        if let Some(pattern) = topics::odd_pattern(&self.topics, &self.config) {
+            tracing::warn!(
+                pattern,
+                "with group.protocol=consumer the broker matches a pattern against whole names, so \
+                 this one may match no topic, and nothing is read: to match all names that begin like \
+                 it, write {pattern}.*"
+            );
+        }
         let shared = Arc::new(Shared::default());
         let leave = CancellationToken::new();
         let context = Context {
@@ -181,6 +211,7 @@ impl Runner {
             processor: self.processor.clone(),
             topics: self.topics,
             id_headers: self.id_headers,
+            config: settings(&self.config),
             limits: self.limits,
             drain: self.drain,
             brokers: self.config.get("bootstrap.servers").unwrap_or_default().to_owned(),
@@ -253,6 +284,8 @@ fn settings(given: &ClientConfig) -> ClientConfig {
     }
     // Offsets are stored when their messages are finished; librdkafka commits what is stored.
     config.set("enable.auto.offset.store", "false").set("enable.auto.commit", "true");
+    // Behind the last record there may be transaction markers: only the end tells how many.
+    config.set("enable.partition.eof", "true");
     config
 }
 

@@ -26,7 +26,7 @@ impl std::fmt::Debug for Offline {
 impl Offline {
     /// A partition comes.
     pub fn assign(&self, topic: &str, partition: i32) {
-        self.shared.desk().assign((topic.into(), partition));
+        self.shared.desk().assign((topic.into(), partition), None);
     }
 
     /// A record was polled; what has one lane of `lanes` is with one worker at a time.

@@ -1,16 +1,14 @@
 //! The one thread that speaks with Kafka: it polls, whatever happens, until it is told to stop.
 
 use std::{
-    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rdkafka::{
-    Message as _,
+    ClientConfig,
     consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::BorrowedMessage,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -18,12 +16,13 @@ use super::{
     Limits, RunError,
     context::{self, Context},
     identity::IdHeaders,
-    native,
+    native::{Fetched, Place, Queue, Record},
+    reader::Reader,
     shared::Shared,
+    topics::Topics,
 };
 use crate::{
     fault::{Point, point},
-    message::{Message, RawMessage, Source},
     processor::Processor,
 };
 
@@ -31,6 +30,8 @@ use crate::{
 const POLL: Duration = Duration::from_millis(50);
 /// After so long without an answer from any broker that is said; the client tries on by itself.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// Most events of partitions between two looks at what the group has to say.
+const BURST: usize = 64;
 /// Between two looks for room, where there is none.
 const REST: Duration = Duration::from_millis(1);
 /// How long nothing is taken before fetching is paused. What is there lasts longer than that by then,
@@ -46,6 +47,7 @@ pub(super) struct Poll {
     pub(super) processor: Processor,
     pub(super) topics: Vec<String>,
     pub(super) id_headers: IdHeaders,
+    pub(super) config: ClientConfig,
     pub(super) limits: Limits,
     pub(super) drain: Duration,
     /// As they were given.
@@ -86,39 +88,95 @@ impl Poll {
     }
 
     fn poll(&self) -> Result<(), RunError> {
-        let mut reader = Reader {
-            id_headers: self.id_headers.clone(),
-            names: HashMap::new(),
-            undated: HashSet::new(),
-        };
+        let fetched = Queue::new(&self.consumer).expect("a runner's consumer has a group");
+        let mut reader = Reader::new(self.id_headers.clone());
+        let mut topics = Topics::new(self.processor.clone(), &self.config);
         let (mut flow, mut stored) = (Flow::Open, Instant::now());
         while !self.stop.is_cancelled() {
-            let polled = match flow {
-                Flow::Full { .. } => {
-                    std::thread::sleep(REST);
-                    None
+            match flow {
+                Flow::Full { .. } => std::thread::sleep(REST),
+                Flow::Open | Flow::Paused { .. } => {
+                    self.serve(&fetched, &mut reader, &topics)?;
+                    self.receive(&fetched, &mut reader, &mut topics)?;
                 }
-                Flow::Open | Flow::Paused { .. } => self.consumer.poll(POLL),
-            };
-            match polled {
-                Some(Ok(record)) => {
-                    point(Point::Polled);
-                    let message = reader.message(&record);
-                    let lane = self.processor.lane(&message);
-                    self.shared.push(message, lane);
-                }
-                Some(Err(error)) => survivable(error)?,
-                None => {}
             }
             flow = self.regulate(flow);
             if stored.elapsed() >= STORE {
                 stored = Instant::now();
                 self.store();
+                topics.ask(&self.consumer, &self.shared, &fetched);
                 let (messages, bytes) = self.shared.desk().load();
                 self.processor.meter().in_flight(messages, bytes, flow != Flow::Open);
             }
         }
         Ok(())
+    }
+
+    /// What the group has to say. Of a partition that has come, all that was fetched before it was
+    /// adopted is here, and must be taken before what comes to its own queue.
+    fn serve(&self, fetched: &Queue, reader: &mut Reader, topics: &Topics) -> Result<(), RunError> {
+        loop {
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Ok(record)) => {
+                    if let Some(record) = Record::of(&record) {
+                        self.take(record, reader, topics);
+                    }
+                }
+                // Said again by the partition's own queue, and with the place.
+                Some(Err(KafkaError::PartitionEOF(_))) | None => {}
+                Some(Err(error)) => survivable(error)?,
+            }
+            let came = self.shared.desk().adopt();
+            for (topic, partition) in &came {
+                fetched.adopt(&self.consumer, topic, *partition);
+            }
+            if (came.is_empty() && fetched.of_group() == 0) || self.stop.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What comes of partitions: some of it, so that the group is served in between.
+    fn receive(
+        &self,
+        fetched: &Queue,
+        reader: &mut Reader,
+        topics: &mut Topics,
+    ) -> Result<(), RunError> {
+        let mut wait = POLL;
+        for _ in 0..BURST {
+            let Some(event) = fetched.next(wait) else { return Ok(()) };
+            wait = Duration::ZERO;
+            match event.fetched() {
+                Fetched::Record(record) => self.take(record, reader, topics),
+                Fetched::End(Place { topic, partition, offset }) => {
+                    let partition = (reader.topic(&topic), partition);
+                    topics.goes_on(&self.consumer, &self.shared, &partition, offset);
+                    self.shared.desk().passed(&partition, offset);
+                }
+                Fetched::Failed(at, code, text) => topics.failed(at, code, &text)?,
+                Fetched::Ids(ids) => topics.told(&self.consumer, &self.shared, ids),
+                Fetched::Nothing => {}
+            }
+            if self.is_full() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, record: Record<'_>, reader: &mut Reader, topics: &Topics) {
+        point(Point::Polled);
+        let message = reader.message(&record);
+        let partition = (Arc::clone(&message.source.topic), message.source.partition);
+        topics.goes_on(&self.consumer, &self.shared, &partition, message.source.offset);
+        let lane = self.processor.lane(&message);
+        self.shared.push(message, lane);
+    }
+
+    fn is_full(&self) -> bool {
+        let (messages, bytes) = self.shared.desk().load();
+        messages >= self.limits.messages || bytes >= self.limits.bytes
     }
 
     /// Takes nothing more in at the limit, and goes on below half of it.
@@ -194,53 +252,6 @@ fn survivable(error: KafkaError) -> Result<(), RunError> {
         error => {
             tracing::warn!(%error, "Kafka has an error for the consumer, which goes on; is each topic there?");
             Ok(())
-        }
-    }
-}
-
-/// A record as a message; topics' names are kept once.
-struct Reader {
-    id_headers: IdHeaders,
-    names: HashMap<String, Arc<str>>,
-    /// Topics with a record that has no time.
-    undated: HashSet<Arc<str>>,
-}
-
-impl Reader {
-    fn message(&mut self, record: &BorrowedMessage<'_>) -> RawMessage {
-        let topic = match self.names.get(record.topic()) {
-            Some(topic) => Arc::clone(topic),
-            None => {
-                let topic: Arc<str> = record.topic().into();
-                self.names.insert(record.topic().to_owned(), Arc::clone(&topic));
-                topic
-            }
-        };
-        let (partition, offset) = (record.partition(), record.offset());
-        let source = Source { topic, partition, offset };
-        let headers = native::headers(record);
-        let id = self.id_headers.identify(&headers, &source, record.timestamp());
-        if !id.is_dated() && self.undated.insert(Arc::clone(&source.topic)) {
-            let topic = &*source.topic;
-            tracing::error!(
-                topic,
-                partition,
-                offset,
-                "a record's id carries no time, and the record no producer's: a copy of it could not \
-                 be told from a new message, so it becomes a dead letter with the code `undated`, as \
-                 will all others like it. If the topic has message.timestamp.type=LogAppendTime, \
-                 type: kafka-configs.sh --alter --topic {topic} --add-config \
-                 message.timestamp.type=CreateTime. Else let its producer send timestamps, or ids that \
-                 are UUIDs of version 7. Then: outbox-relay inbox dead-letters replay --code undated"
-            );
-        }
-        Message {
-            id,
-            key: record.key().map(<[u8]>::to_vec),
-            payload: record.payload().map(<[u8]>::to_vec),
-            headers,
-            source,
-            attempt: 1,
         }
     }
 }

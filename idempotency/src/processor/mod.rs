@@ -280,6 +280,12 @@ impl Processor {
         &self.shared.meter
     }
 
+    /// Tells the hooks of something that this crate does not know by itself.
+    #[cfg(feature = "kafka")]
+    pub(crate) fn raise(&self, alert: &Alert) {
+        self.shared.alerts.raise(alert);
+    }
+
     fn shelf(&self) -> Shelf {
         let inbox = &self.shared.inbox;
         let (consumer_id, repertoire) = (inbox.consumer_id(), inbox.repertoire());

@@ -19,5 +19,6 @@ mod sessions;
 mod settings;
 mod start;
 mod storm;
+mod topics;
 mod unstorable;
 pub(crate) mod watermark;

@@ -1,9 +1,12 @@
 //! Records of Kafka as any producer may make them: which message each is.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use outbox_idempotency::{
-    Message, Processor, Tx,
+    Alert, Message, Processor, Tx,
     kafka::{ClientConfig, RunError, Runner},
 };
 use outbox_tests::{database::Database, servers, topic::Topic, wait};
@@ -22,6 +25,7 @@ use super::effects::{Step, database, effects, inbox, number, take};
 pub(super) struct Member {
     task: JoinHandle<Result<(), RunError>>,
     stop: CancellationToken,
+    alerts: Arc<Mutex<Vec<Alert>>>,
 }
 
 impl Member {
@@ -41,10 +45,24 @@ impl Member {
         for (name, value) in settings {
             config.set(*name, *value);
         }
-        let processor = Processor::new(inbox(database).await, handler);
+        let alerts: Arc<Mutex<Vec<Alert>>> = Arc::default();
+        let processor = Processor::new(inbox(database).await, handler).on_alert({
+            let alerts = Arc::clone(&alerts);
+            move |alert| alerts.lock().expect("no panic").push(alert.clone())
+        });
         let runner = adjust(Runner::new(processor, config, topics).concurrency(4));
         let stop = CancellationToken::new();
-        Member { task: tokio::spawn(runner.run(stop.clone().cancelled_owned())), stop }
+        Member { task: tokio::spawn(runner.run(stop.clone().cancelled_owned())), stop, alerts }
+    }
+
+    pub(super) fn alerts(&self) -> Vec<Alert> {
+        self.alerts.lock().expect("no panic").clone()
+    }
+
+    /// Waits until it ends by itself.
+    pub(super) async fn ended(self) -> RunError {
+        let ended = tokio::time::timeout(wait::PATIENCE, self.task).await.expect("it ends");
+        ended.expect("no panic").expect_err("nobody has stopped it")
     }
 
     pub(super) async fn stop(self) {

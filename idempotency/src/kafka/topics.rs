@@ -1,0 +1,246 @@
+//! What becomes of the topics themselves while they are read: made anew, cut, gone.
+//!
+//! Each is said once where it happens, counted, and raised as an alert: records that were there and
+//! have no effect must not be found out by accident. Deciding is pure in `gaps`.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig, Offset,
+    consumer::{BaseConsumer, Consumer as _},
+    error::{KafkaError, RDKafkaErrorCode as Code},
+};
+
+use super::{
+    RunError,
+    context::Context,
+    desk::Partition,
+    gaps::{self, Gap},
+    native::{self, Place, Queue},
+    shared::Shared,
+};
+use crate::{alert::Alert, processor::Processor};
+
+/// Between two questions whether topics are still the same.
+const ASK: Duration = Duration::from_secs(5);
+
+pub(super) struct Topics {
+    processor: Processor,
+    group: String,
+    /// What is out of range is left for the end of the partition.
+    to_latest: bool,
+    ids: HashMap<String, u128>,
+    asked: Option<Instant>,
+    /// What was said of a topic.
+    said: HashSet<(String, String)>,
+}
+
+impl Topics {
+    pub(super) fn new(processor: Processor, config: &ClientConfig) -> Self {
+        let reset = config.get("auto.offset.reset").unwrap_or_default();
+        Topics {
+            processor,
+            group: config.get("group.id").unwrap_or_default().to_owned(),
+            to_latest: ["latest", "largest", "end"].contains(&reset),
+            ids: HashMap::new(),
+            asked: None,
+            said: HashSet::new(),
+        }
+    }
+
+    /// A partition goes on at `offset`: is that where it should?
+    pub(super) fn goes_on(
+        &self,
+        consumer: &BaseConsumer<Context>,
+        shared: &Shared,
+        partition: &Partition,
+        offset: i64,
+    ) {
+        let expected = shared.desk().expected(partition);
+        if expected.is_none_or(|expected| expected == offset) {
+            return;
+        }
+        let (topic, number) = partition;
+        let first = native::first_offset(consumer, topic, *number);
+        let consumer = self.processor.inbox().consumer().to_owned();
+        let topic = topic.to_string();
+        match gaps::judge(expected, offset, first, self.to_latest) {
+            Gap::None => {}
+            Gap::Skipped { from, to } => {
+                tracing::error!(
+                    consumer,
+                    topic,
+                    partition = number,
+                    from,
+                    to,
+                    "records were deleted before this consumer has read them: those from offset {from} \
+                     to before {to} have no effect here, and reading continues behind them. If they \
+                     were not deleted on purpose, let the topic keep records for longer: \
+                     kafka-configs.sh --alter --topic {topic} --add-config retention.ms=..."
+                );
+                self.processor.meter().skipped(&topic, to - from);
+                self.processor.raise(&Alert::Skipped {
+                    consumer,
+                    topic,
+                    partition: *number,
+                    from,
+                    to,
+                });
+            }
+            Gap::Back { from, to } => {
+                tracing::error!(
+                    consumer,
+                    topic,
+                    partition = number,
+                    from,
+                    to,
+                    "the partition was cut, or its topic made anew: reading was at offset {from}, and \
+                     begins again at {to}. What it reads twice is found to be a duplicate; what was \
+                     cut off before it was read has no effect here"
+                );
+                shared.desk().restart(partition);
+                self.processor.raise(&Alert::Restarted {
+                    consumer,
+                    topic,
+                    partition: *number,
+                    from,
+                    to,
+                });
+            }
+        }
+    }
+
+    /// Asks whether topics are still the same, now and then; the answer comes to the queue.
+    pub(super) fn ask(&mut self, consumer: &BaseConsumer<Context>, shared: &Shared, queue: &Queue) {
+        if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
+            return;
+        }
+        let partitions = shared.desk().partitions();
+        let names: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
+        if !names.is_empty() {
+            self.asked = Some(Instant::now());
+            queue.ask_ids(consumer, &names.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// The answer. What is read of a topic that was made anew must begin at its beginning: librdkafka
+    /// goes on where it was in the old one, if the new one is long enough.
+    pub(super) fn told(
+        &mut self,
+        consumer: &BaseConsumer<Context>,
+        shared: &Shared,
+        ids: Vec<(String, u128)>,
+    ) {
+        for (topic, id) in ids {
+            let before = match self.ids.insert(topic.clone(), id) {
+                Some(before) if before != id => before,
+                _ => continue,
+            };
+            tracing::error!(
+                consumer = self.processor.inbox().consumer(),
+                topic,
+                "the topic was deleted and made anew: its partitions are read from their beginnings. \
+                 Records of the old one that were not read yet have no effect here"
+            );
+            let ours = shared.desk().partitions();
+            for partition in ours.iter().filter(|(name, _)| **name == *topic) {
+                let from = shared.desk().expected(partition).unwrap_or(0);
+                // Before the seek: what has been fetched until then is dropped by it.
+                shared.desk().restart(partition);
+                let sought = consumer.seek(&topic, partition.1, Offset::Beginning, Duration::ZERO);
+                if let Err(error) = sought {
+                    tracing::warn!(%error, topic, partition = partition.1, "not read from its beginning");
+                    self.ids.insert(topic.clone(), before); // Once more at the next answer.
+                }
+                let consumer = self.processor.inbox().consumer().to_owned();
+                let (topic, partition) = (topic.clone(), partition.1);
+                self.processor.raise(&Alert::Restarted { consumer, topic, partition, from, to: 0 });
+            }
+        }
+    }
+
+    /// Most errors of a partition pass: brokers that are away, a topic that is not there yet.
+    pub(super) fn failed(&mut self, at: Place, code: Code, text: &str) -> Result<(), RunError> {
+        match code {
+            Code::AutoOffsetReset => Err(RunError::OffsetGone {
+                group: self.group.clone(),
+                topic: at.topic,
+                partition: at.partition,
+                text: text.to_owned(),
+            }),
+            Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed => {
+                Err(RunError::Fatal(KafkaError::MessageConsumption(code)))
+            }
+            _ => {
+                let Place { topic, partition, offset } = at;
+                if self.said.insert((topic.clone(), format!("{code:?}"))) {
+                    tracing::warn!(
+                        topic,
+                        partition,
+                        offset,
+                        error = text,
+                        "Kafka has an error for a partition, of which nothing is read meanwhile; \
+                         is the topic there?"
+                    );
+                } else {
+                    tracing::debug!(topic, partition, offset, error = text, "the same error again");
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What the broker understands otherwise than it looks: with `group.protocol=consumer`, patterns are
+/// matched against whole names.
+pub(super) fn odd_pattern<'a>(topics: &'a [String], config: &ClientConfig) -> Option<&'a str> {
+    let by_broker = config.get("group.protocol") == Some("consumer");
+    let whole = |pattern: &str| [".*", ".+", "$"].iter().any(|end| pattern.ends_with(end));
+    let mut patterns = topics.iter().filter(|topic| topic.starts_with('^'));
+    patterns.find(|pattern| by_broker && !whole(pattern)).map(String::as_str)
+}
+
+/// Where a group goes on, of partitions that it knows; nothing where the broker does not answer.
+pub(super) fn committed(
+    consumer: &BaseConsumer<Context>,
+    list: &rdkafka::TopicPartitionList,
+) -> HashMap<Partition, i64> {
+    let found = match consumer.committed_offsets(list.clone(), ASK) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "where the group goes on is not known here; records that are gone \
+                            since then would not be noticed");
+            return HashMap::new();
+        }
+    };
+    let elements = found.elements();
+    let offsets = elements.iter().filter_map(|one| match one.offset() {
+        Offset::Offset(offset) => Some(((Arc::from(one.topic()), one.partition()), offset)),
+        _ => None,
+    });
+    offsets.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_that_the_broker_takes_for_a_whole_name_is_told() {
+        let odd = |protocol: &str, topic: &str| {
+            let mut config = ClientConfig::new();
+            config.set("group.protocol", protocol);
+            odd_pattern(&[topic.to_owned()], &config).is_some()
+        };
+        assert!(odd("consumer", "^orders"));
+        assert!(odd("consumer", "^orders[.]"));
+        for whole in ["^orders.*", "^orders[.].+", "^orders$", "orders"] {
+            assert!(!odd("consumer", whole), "{whole}");
+        }
+        assert!(!odd("classic", "^orders"), "librdkafka looks for it anywhere in a name");
+    }
+}
