@@ -4,6 +4,7 @@
 //! be looked at because something before it failed is left out. Ends within 15 s.
 
 mod neighbours;
+mod settings;
 mod start;
 
 use std::time::Duration;
@@ -173,6 +174,7 @@ async fn server(
     let found = slot::inspect(client, name).await?;
     let server = slot::capacity(client).await?;
     let mut findings = capacity(&server, found.is_some(), parts);
+    findings.extend(settings::of_server(config, parts, client).await?);
     findings.extend(migrations(client).await?);
     findings.push(start::parking(config, parts, client).await?);
     findings.push(match leader::may_lead(client).await? {
@@ -194,6 +196,7 @@ async fn server(
         });
         if let (Some(fit), Some(state)) = (fit, &state) {
             findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
+            findings.extend(settings::zone(table, state, mapping));
         }
     }
     if found.is_some() && publication.is_some() {

@@ -250,6 +250,7 @@ mod tests {
                         oid: 16385,
                         own: vec!["table 16392:733".into()],
                         above: vec![],
+                        stamp: None,
                     },
                 )]),
                 whole: "769e".into(),
@@ -319,7 +320,7 @@ mod tests {
         let open: Vec<String> =
             (0..20_000_u64).map(|n| (7_000_000_000 + 2 * n).to_string()).collect();
         let snapshot = format!("7000000000:7000050000:{}", open.join(","));
-        let leaves = Leaves::of((0..1_500).map(|n| 4_000_000_000 + 190_000 * n));
+        let leaves = Leaves::of((0..1_200).map(|n| 4_000_000_000 + 190_000 * n));
         let record =
             SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot, leaves };
         let mut progress = sample();

@@ -39,6 +39,10 @@ pub struct PublishedTable {
     pub own: Vec<String>,
     /// The same of what it is a partition of, under whose name its rows would come.
     pub above: Vec<String>,
+    /// `oid:xmin` of the default of its column `xid`, by which moved rows are known; empty without one, `None`
+    /// where it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<String>,
 }
 
 /// What has become of a publication since an earlier moment.
@@ -69,12 +73,26 @@ impl Published {
                 return Since::Broken(format!("the way in which {name} is published was changed"));
             }
         }
+        if let Some(name) = self.restamped(earlier) {
+            return Since::Broken(format!("the default of the column xid of {name} was changed"));
+        }
         if inside && self.whole != earlier.whole {
             return broken(
                 "the tables of the publication were changed, and a transaction is delivered in part",
             );
         }
         Since::Whole
+    }
+
+    /// A table whose column `xid` has another default than at an earlier moment: what was inserted meanwhile
+    /// may look moved, to the stream and to a repair.
+    pub fn restamped(&self, earlier: &Published) -> Option<&str> {
+        let anew = |(name, was): (&String, &PublishedTable)| {
+            let (name, is) = self.tables.get_key_value(name)?;
+            let stamp = was.stamp.as_ref().filter(|stamp| !stamp.is_empty())?;
+            (is.oid == was.oid && is.stamp.as_ref()? != stamp).then_some(name.as_str())
+        };
+        earlier.tables.iter().find_map(anew)
     }
 
     /// The partitions that are there.
@@ -104,7 +122,8 @@ mod tests {
     ) -> Published {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let table = |(name, oid, own, above): &(&str, u32, &[&str], &[&str])| {
-            let table = PublishedTable { oid: *oid, own: words(own), above: words(above) };
+            let table =
+                PublishedTable { oid: *oid, own: words(own), above: words(above), stamp: None };
             ((*name).to_owned(), table)
         };
         Published {
@@ -152,6 +171,26 @@ mod tests {
         let now = published("1:90", &[], "two tables");
         assert_eq!(now.since(&earlier, false), Since::Whole);
         assert!(matches!(now.since(&earlier, true), Since::Broken(_)));
+    }
+
+    #[test]
+    fn another_default_of_xid_breaks_only_what_was_known_by_the_former() {
+        let stamped = |stamp: Option<&str>| {
+            let mut published = published("1:90", &[("o.e", 5, &["table 7:100"], &[])], "");
+            let stamp = stamp.map(str::to_owned);
+            published.tables.values_mut().for_each(|table| table.stamp.clone_from(&stamp));
+            published
+        };
+        for (was, is, whole) in [
+            (Some("9:100"), Some("9:100"), true),
+            (Some("9:100"), Some("10:101"), false),
+            (Some("9:100"), Some(""), false),
+            (Some(""), Some("9:100"), true),
+            (None, Some("9:100"), true),
+        ] {
+            let since = stamped(is).since(&stamped(was), false);
+            assert_eq!(since == Since::Whole, whole, "{was:?} to {is:?}: {since:?}");
+        }
     }
 
     #[test]

@@ -657,6 +657,22 @@ async fn a_release_that_waits_for_a_standby_holds_no_one_and_is_carried_out_once
     t.count(&topic, 1).await.assert_exactly_once();
 }
 
+/// Its own stream is a standby then, and confirms what is parked after the park.
+#[tokio::test]
+async fn a_park_does_not_wait_for_the_relay_itself_where_everybody_is_a_synchronous_standby() {
+    let (mut t, _server) = on_a_server_of_its_own().await;
+    set_server(&t, "synchronous_standby_names = '*'").await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("a").partition(9)]).await;
+    t.commit([Event::to(topic.name()).key("b")]).await;
+    wait_records(&topic, 1).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    assert!(relay.logs_contain("counts as a synchronous standby"), "{}", relay.log_text());
+    assert!(!relay.logs_contain("will try again"), "{}", relay.log_text());
+    set_server(&t, "synchronous_standby_names = ''").await;
+}
+
 #[tokio::test]
 async fn with_at_least_once_a_refused_event_parks_what_comes_later() {
     let mut t = Harness::start().await;

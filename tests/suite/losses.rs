@@ -70,6 +70,8 @@ async fn a_truncated_partition_halts_a_repair() {
 async fn a_delete_that_was_rolled_back_or_of_old_rows_does_not_halt_a_repair() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
+    // Of a table without any row of before nobody could tell a rewrite from a TRUNCATE.
+    let kept = insert(&t, &topic, "now()").await;
     let (mut relay, first) = lost(&t, &topic).await;
     let left = insert(&t, &topic, "now()").await;
     run(&t, "begin; delete from outbox.events; rollback").await;
@@ -81,7 +83,57 @@ async fn a_delete_that_was_rolled_back_or_of_old_rows_does_not_halt_a_repair() {
     run(&t, "vacuum full outbox.events_default").await;
     run(&t, "alter table outbox.events alter column key type varchar(99)").await;
     relay.restart();
-    each_once(&topic, &[&first, &left]).await;
+    each_once(&topic, &[&kept, &first, &left]).await;
+}
+
+/// By itself: what comes after may hide it.
+#[tokio::test]
+async fn a_table_that_is_compacted_does_not_halt_a_repair() {
+    for compacted in
+        ["vacuum full outbox.events_default", "alter table outbox.events_default set unlogged"]
+    {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let (mut relay, first) = lost(&t, &topic).await;
+        let left = insert(&t, &topic, "now()").await;
+        run(&t, compacted).await;
+        run(&t, "alter table outbox.events_default set logged").await;
+        relay.restart();
+        each_once(&topic, &[&first, &left]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_is_truncated_and_rewritten_halts_a_repair() {
+    for rewritten in [
+        "alter table outbox.events add column note text default md5(random()::text)",
+        "alter table outbox.events_default set unlogged; \
+         alter table outbox.events_default set logged",
+    ] {
+        let gone = format!(
+            "insert into outbox.events (topic) values ('x'); truncate outbox.events_default; {rewritten}"
+        );
+        halts_after("select 1", &gone, &["outbox.events_default was truncated"]).await;
+    }
+}
+
+#[tokio::test]
+async fn triggers_that_were_off_for_a_while_halt_a_repair() {
+    let gone = "insert into outbox.events (topic) values ('x'); \
+                alter table outbox.events disable trigger outbox_gone; \
+                delete from outbox.events where topic = 'x'; \
+                alter table outbox.events enable always trigger outbox_gone";
+    halts_after("select 1", gone, &["triggers that keep account"]).await;
+}
+
+/// `enable trigger all` takes their firing under `session_replication_role = replica` away.
+#[tokio::test]
+async fn triggers_that_do_not_always_fire_keep_no_account() {
+    let gone = "insert into outbox.events (topic) values ('x'); \
+                set session_replication_role = replica; \
+                delete from outbox.events where topic = 'x'; reset session_replication_role";
+    let all = "alter table outbox.events enable trigger all";
+    halts_after(all, gone, &["no account is kept"]).await;
 }
 
 #[tokio::test]

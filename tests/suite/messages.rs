@@ -160,3 +160,33 @@ async fn releases_and_events_in_one_backlog_are_delivered_in_the_order_of_the_st
     .await
     .expect("each lane is released");
 }
+
+/// Each would be a record at the broker, and a reason for others to wait.
+#[tokio::test]
+async fn a_flood_of_forged_messages_stores_progress_no_more_than_once_a_second() {
+    let t = Harness::start().await;
+    let relay = t.relay().start().await;
+    let stranger = t.database().connect(Role::Consumer).await;
+    let name = t.database().name();
+    let forged = format!("{{\"relay\": \"{name}\", \"release\": \"{RELEASE}\"}}");
+    let flood = format!(
+        "do $$ begin for n in 1..300 loop \
+             perform pg_logical_emit_message(true, 'outbox', '{forged}'); commit; \
+             perform pg_sleep(0.01); \
+         end loop; end $$"
+    );
+    let topic = t.topic_named(&format!("outbox-relay-progress-{name}"));
+    let (before, begun) = (topic.records().await.len(), std::time::Instant::now());
+    stranger.batch_execute(&flood).await.expect("any role may write them");
+    wait::until("all are looked at", wait::PATIENCE, || async {
+        match ignored(&relay, "no_such_release").await {
+            300 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("they are counted");
+    let stored = topic.records().await.len() - before;
+    let seconds = usize::try_from(begun.elapsed().as_secs()).expect("few");
+    assert!(stored <= seconds + 2, "{stored} in {seconds} s");
+}

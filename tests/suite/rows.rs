@@ -323,3 +323,57 @@ async fn a_repair_that_row_level_security_would_cut_halts_and_check_says_so_befo
     run(&t, "alter table outbox.events disable row level security").await;
     each_once(&topic, &[&first, &streamed, &lost]).await;
 }
+
+/// What is inserted under another default looks moved, to the stream and to a repair.
+#[tokio::test]
+async fn another_default_of_xid_halts_the_relay_with_the_interval() {
+    for back in
+        ["select 1", "alter table outbox.events alter column xid set default pg_current_xact_id()"]
+    {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = t.relay().start().await;
+        let first = insert(&t, &topic, "now()").await;
+        each_once(&topic, &[&first]).await;
+        wait_snapshot(&t).await;
+        run(&t, "alter table outbox.events alter column xid set default '3'::xid8").await;
+        insert(&t, &topic, "now()").await;
+        run(&t, back).await;
+        let detail = halted(&relay).await;
+        for word in ["default", "xid", "outbox.events", "committed between", "resume --at progress"]
+        {
+            assert!(detail.contains(word), "{word:?} is not in: {detail}");
+        }
+        run(&t, "alter table outbox.events alter column xid set default pg_current_xact_id()")
+            .await;
+        let output = t.relay().command(&["resume", "--at", "progress"]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        relay.wait_ready().await;
+        let later = insert(&t, &topic, "now()").await;
+        topic.records_with([first, later]).await;
+    }
+}
+
+/// One row may not make the statement fail that reads all.
+#[tokio::test]
+async fn a_date_that_no_number_of_microseconds_holds_is_parked_by_a_repair() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    insert(&t, &topic, "'294276-12-31'").await;
+    insert(&t, &topic, "'4713-01-01 BC'").await;
+    let sql =
+        format!("insert into outbox.events (topic, key) values ('{}', 'other')", topic.name());
+    run(&t, &sql).await;
+    let _relay = t.relay().start().await;
+    wait::until("it arrives", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            1 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("nothing holds it up");
+    let parked = "select count(*) from outbox.dead_letters where state = 'parked'";
+    let row = t.database().superuser().query_one(parked, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 2);
+}

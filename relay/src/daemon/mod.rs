@@ -15,6 +15,7 @@ mod repair;
 mod retention;
 mod slot;
 mod standby;
+pub(crate) mod standbys;
 mod start;
 mod suspects;
 mod tables;

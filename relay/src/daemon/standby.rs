@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
-use super::{attempt::Ended, broker, start, tables};
+use super::{attempt::Ended, broker, standbys, start, tables};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -50,6 +50,7 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
     let session = sql::connect(&parts.connect, &application)
         .await
         .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
+    standbys::settle(config, parts, &session).await?;
     let slot = &config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {

@@ -130,6 +130,9 @@ pub(super) async fn start(
     if let Some(halt) = tables.unpublished.take() {
         return Err(tables::unpublished(halt, &tables, &mut sink, stored).await);
     }
+    if tables.zoneless {
+        tracing::warn!("created_at is a timestamp without time zone, and is taken as UTC");
+    }
     // After the tables: a change that comes between is seen here, or by the next look.
     let (_, published) = look
         .at(session.client())

@@ -22,6 +22,8 @@ use crate::{
     table_fit::{self, Fit, Unfit},
 };
 
+/// `pg_type.oid` of `timestamp`, which has no time zone.
+const TIMESTAMP: u32 = 1114;
 /// The tables are looked at again this often while the relay streams.
 const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,8 @@ pub(super) struct Tables {
     pub(super) unpublished: Option<Halt>,
     /// Why rows that are written from now on would not serve.
     pub(super) misfit: Option<Halt>,
+    /// Whether a time of theirs has no zone.
+    pub(super) zoneless: bool,
     /// For a repair, or why they can't be read for one.
     pub(super) repair: Result<Vec<Table>, Halt>,
 }
@@ -63,6 +67,7 @@ pub(super) async fn inspect(
         stamped: vec![],
         unpublished: None,
         misfit: None,
+        zoneless: false,
         repair: Ok(Vec::new()),
     };
     for table in parts.mapping.tables() {
@@ -74,6 +79,11 @@ pub(super) async fn inspect(
                 Err(halt) => found.repair = Err(halt),
             }
         }
+        found.zoneless |= state.as_ref().is_some_and(|state| {
+            let created_at = parts.mapping.created_at_column();
+            let mut columns = state.columns.iter();
+            columns.any(|c| Some(&*c.name) == created_at && c.type_oid == TIMESTAMP)
+        });
         match table_fit::fits(name, publication.as_ref(), table, state.as_ref(), &parts.mapping) {
             Ok(Fit { format, stamped }) => {
                 if format == Format::Text {

@@ -69,9 +69,9 @@ impl RouteIntake {
 }
 
 impl Intake for RouteIntake {
-    fn relation(&mut self, relation: &Relation) -> Result<(), IntakeError> {
+    fn relation(&mut self, relation: &Relation) -> Result<bool, IntakeError> {
         match self.router.relation(relation) {
-            Ok(RelationUse::Mapped | RelationUse::Ignored) => Ok(()),
+            Ok(found) => Ok(found == RelationUse::Mapped),
             Err(RelationError::NeedsText { table, column }) => {
                 Err(IntakeError::NeedsText { table, column })
             }

@@ -29,6 +29,10 @@ const PINS: &[(&str, &str)] = &[
     ("TimeZone", "UTC"),
     ("bytea_output", "hex"),
     ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+    ("lc_numeric", "C"),
+    ("lc_time", "C"),
+    ("xmlbinary", "base64"),
     // How the server reads and writes SQL.
     ("standard_conforming_strings", "on"),
     ("quote_all_identifiers", "off"),

@@ -357,9 +357,15 @@ fn repair(
     Err(gone(facts, progress, loss, &why).unless(remedy))
 }
 
-/// Why rows of before are not in a table of that name: it is another one.
+/// Why rows of before are not in a table of that name, or can't be known there.
 fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<String> {
     let earlier = progress?.published.as_ref()?;
+    if let Some(table) = facts.published?.restamped(earlier) {
+        return Some(format!(
+            "rows that were inserted into {table} while its column xid had another default can't be \
+             told from moved ones"
+        ));
+    }
     let table = facts.published?.made_anew(earlier)?;
     Some(format!(
         "{table} is another table than the one that they were written into, so it can't be read \

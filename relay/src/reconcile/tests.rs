@@ -301,7 +301,7 @@ fn progress_of_another_slot_halts() {
 
 /// With a table that it publishes by its `way`.
 fn published(oid: u32, way: &str) -> Published {
-    let table = PublishedTable { oid, own: vec![way.into()], above: vec![] };
+    let table = PublishedTable { oid, own: vec![way.into()], above: vec![], stamp: None };
     let tables = [("outbox.events".to_owned(), table)].into();
     Published { publication: "1:90".into(), tables, whole: way.into(), attached: vec![] }
 }

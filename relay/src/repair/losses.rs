@@ -25,7 +25,7 @@ pub async fn complete(
         let found = match lower {
             None => of_this_cluster(client, table).await?,
             Some(_) if rows_kept => None,
-            Some(lower) => gone(client, table, lower).await?,
+            Some(lower) => gone(client, table, lower, leaves).await?,
         };
         if let Some(halt) = found {
             return Ok(Err(halt));
@@ -69,6 +69,7 @@ async fn gone(
     client: &Client,
     table: &Table,
     lower: &str,
+    leaves: &Leaves,
 ) -> Result<Option<Halt>, tokio_postgres::Error> {
     const REMEDY: &str = "if what is gone was published before, or was moved to another partition, \
                           set outbox.rows_kept = true, and the relay publishes what is there";
@@ -101,13 +102,43 @@ async fn gone(
         }
         Err(error) => return Err(error),
     }
-    let truncated = client.query_opt(&emptied(table, lower), &[]).await?;
-    let truncated = truncated.map(|row| row.try_get::<_, String>(0)).transpose()?;
-    Ok(truncated.map(|leaf| {
+    let oids: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
+    if let Some(row) = client.query_opt(&interrupted(table, lower), &[&oids]).await? {
+        let relation: &str = row.try_get(0)?;
+        let reason = format!(
+            "the triggers that keep account of rows deleted from {relation} were changed since, and \
+             rows that were not published may have been deleted meanwhile"
+        );
+        return Ok(Some(Halt::new(reason, REMEDY)));
+    }
+    Ok(truncated(client, table, lower, &oids).await?.map(|leaf| {
         let reason =
             format!("{leaf} was truncated since: rows of it that were not published may be gone");
         Halt::new(reason, REMEDY)
     }))
+}
+
+/// Triggers that were off for a while are on again, in a catalog row of their own. Those of partitions that
+/// were made or attached since are new anyway.
+fn interrupted(table: &Table, lower: &str) -> String {
+    let (name, snapshot) = (literal(&table.sql_name()), literal(lower));
+    let written = format!("pg_catalog.pg_snapshot_xmax({snapshot}::pg_catalog.pg_snapshot)");
+    let newer = |row: &str| {
+        let full = full_xid(&format!("{row}.xmin"), &written);
+        format!("not pg_catalog.pg_visible_in_snapshot({full}, {snapshot}::pg_catalog.pg_snapshot)")
+    };
+    format!(
+        "select g.tgrelid::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_trigger g \
+         join pg_catalog.pg_proc f on f.oid = g.tgfoid \
+         join pg_catalog.pg_namespace m on m.oid = f.pronamespace \
+         where m.nspname = 'outbox' and f.proname = 'note_deletion' and {} \
+             and (g.tgrelid = {name}::pg_catalog.regclass \
+                 or (g.tgrelid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) and not exists ( \
+                     select from pg_catalog.pg_inherits i where i.inhrelid = g.tgrelid and {}))) \
+         limit 1",
+        newer("g"),
+        newer("i")
+    )
 }
 
 /// A partition that is gone took its rows with it, and no trigger fires.
@@ -142,25 +173,57 @@ async fn vanished(client: &Client, leaves: &Leaves) -> Result<Option<Halt>, toki
 
 const KEPT: &str = "set outbox.rows_kept = true, and the relay publishes what is there";
 
-/// What is truncated gets a new file, and its catalog row is that transaction's. The first file has the
-/// number of its OID. Asked of the table's TOAST table where there is one: that gets a new file by
-/// TRUNCATE alone, and is made anew by what rewrites the rows, such as VACUUM FULL and SET LOGGED.
-fn emptied(table: &Table, lower: &str) -> String {
-    let (name, snapshot) = (literal(&table.sql_name()), literal(lower));
-    let written = format!("pg_catalog.pg_snapshot_xmax({snapshot}::pg_catalog.pg_snapshot)");
-    let full = full_xid("f.xmin", &written);
-    format!(
-        "select c.name from ( \
-             select c.oid::pg_catalog.regclass::pg_catalog.text as name, {full} as xid \
-             from pg_catalog.pg_class c join pg_catalog.pg_class f \
-                 on f.oid = coalesce(nullif(c.reltoastrelid, 0), c.oid) \
-             where c.relkind = 'r' and f.relfilenode <> f.oid and c.oid in ( \
-                 select {name}::pg_catalog.regclass \
-                 union select relid from pg_catalog.pg_partition_tree({name}))) c \
-         where c.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
-             and not pg_catalog.pg_visible_in_snapshot(c.xid, {snapshot}::pg_catalog.pg_snapshot) \
-         limit 1"
-    )
+/// A relation that was truncated, as far as can be known. TRUNCATE gives it a new file, and so do VACUUM
+/// FULL and an ALTER TABLE that rewrites the rows; but these leave rows: with the version that they had, or,
+/// after an ALTER TABLE, which makes the TOAST table anew, with their `xid`. `leaves` were there at `lower`; a
+/// partition that was not has no such rows.
+async fn truncated(
+    client: &Client,
+    table: &Table,
+    lower: &str,
+    leaves: &[i64],
+) -> Result<Option<String>, tokio_postgres::Error> {
+    let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(lower));
+    let visible = |xid: &str| format!("pg_catalog.pg_visible_in_snapshot({xid}, {snapshot})");
+    let full = |row: &str| {
+        full_xid(&format!("{row}.xmin"), &format!("pg_catalog.pg_snapshot_xmax({snapshot})"))
+    };
+    // The first file has the number of its OID.
+    let new_file = |row: &str| {
+        let (xid, now) =
+            (full(row), "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())");
+        format!("({row}.relfilenode <> {row}.oid and {xid} < {now} and not {})", visible(&xid))
+    };
+    let (name, heap, toast) = (literal(&table.sql_name()), new_file("c"), new_file("f"));
+    let candidates = format!(
+        "select c.oid::pg_catalog.regclass::pg_catalog.text, c.oid::pg_catalog.int8, \
+             coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true'), \
+             coalesce(f.relfilenode = f.oid, false), not c.relispartition \
+         from pg_catalog.pg_class c left join pg_catalog.pg_class f on f.oid = c.reltoastrelid \
+         where c.relkind = 'r' and ({heap} or coalesce({toast}, false)) and c.oid in ( \
+             select {name}::pg_catalog.regclass \
+             union select relid from pg_catalog.pg_partition_tree({name}))"
+    );
+    for row in client.query(&candidates, &[]).await? {
+        let (leaf, oid): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let (bounds, rewritten): (&str, bool) = (row.try_get(2)?, row.try_get(3)?);
+        if rewritten && !leaves.contains(&oid) && !row.try_get::<_, bool>(4)? {
+            continue;
+        }
+        let mut kept = visible(&full("t"));
+        if rewritten {
+            kept = format!("({kept} or {})", visible("t.xid"));
+        }
+        let any = format!(
+            "select exists (select from {} t where t.tableoid = '{oid}'::pg_catalog.oid \
+             and ({bounds}) and {kept})",
+            table.from()
+        );
+        if !client.query_one(&any, &[]).await?.try_get::<_, bool>(0)? {
+            return Ok(Some(leaf));
+        }
+    }
+    Ok(None)
 }
 
 /// An `xid`, which has no epoch, as the `xid8` that is nearest to `near`.

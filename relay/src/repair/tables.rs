@@ -136,12 +136,14 @@ impl Table {
         let id = self.id.sql(raw);
         let moment = format!(
             "case when pg_catalog.isfinite(t.{created_at}) \
-                  then (extract(epoch from t.{created_at}) * 1000000)::pg_catalog.int8 \
-                  when t.{created_at} > '2000-01-01' then {} else {} end",
-            i64::MAX,
-            -i64::MAX
+                  then least(greatest(extract(epoch from t.{created_at}) * 1000000, {min}), \
+                      {max})::pg_catalog.int8 \
+                  when t.{created_at} > '2000-01-01' then {max} else {min} end",
+            max = i64::MAX,
+            min = -i64::MAX
         );
-        let mut size = String::from("0");
+        // One row that makes the statement fail would hold up all others.
+        let mut size = String::from("0::pg_catalog.int8");
         let (mut inner, mut outer) = (String::new(), String::new());
         for (n, column) in self.relation.columns.iter().enumerate() {
             let bytes = |of: &str| match column.type_oid {

@@ -9,11 +9,11 @@ use crate::{
 /// Takes what the stream carries, in order, and writes records into the batch that is being
 /// filled. Synchronous on purpose: the source's task owns the socket and never waits for others.
 pub trait Intake: Send {
-    /// A table was announced or has changed its shape.
+    /// A table was announced or has changed its shape. Whether its rows are wanted.
     ///
     /// # Errors
     /// The table no longer fits; the stream ends with this error.
-    fn relation(&mut self, relation: &Relation) -> Result<(), IntakeError>;
+    fn relation(&mut self, relation: &Relation) -> Result<bool, IntakeError>;
 
     /// A row was inserted. What can't be a record is noted in `batch.unfit`.
     fn row(&mut self, row: &Row<'_>, batch: &mut Batch);

@@ -48,6 +48,10 @@ const WAYS: &str = "), ways (root, own, way) as ( \
          'tables', \
          coalesce((select pg_catalog.jsonb_object_agg(t.name, pg_catalog.jsonb_build_object( \
              'oid', t.oid::int8, \
+             'stamp', coalesce((select pg_catalog.concat(d.oid, ':', d.xmin) \
+                     from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a \
+                         on a.attrelid = d.adrelid and a.attnum = d.adnum \
+                     where d.adrelid = t.oid and a.attname = 'xid'), ''), \
              'own', (select coalesce(pg_catalog.jsonb_agg(way order by way), '[]') \
                      from ways w where w.root = t.root and w.own), \
              'above', (select coalesce(pg_catalog.jsonb_agg(way order by way), '[]') \

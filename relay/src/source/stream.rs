@@ -128,7 +128,8 @@ pub struct Stream<I> {
 pub(crate) struct Decoder<I> {
     pub(crate) giver: Giver,
     intake: I,
-    relations: HashMap<u32, Relation>,
+    /// Of tables that are not ours nothing is kept: anybody may make many.
+    relations: HashMap<u32, Option<Relation>>,
     open: Option<OpenTransaction>,
     /// How far the stream has come, delivered or not.
     reached: Position,
@@ -282,12 +283,13 @@ impl<I: Intake> Stream<I> {
         !self.decoder.giver.sink_is_free() && self.given_at.elapsed() < COALESCE_MAX
     }
 
-    /// Records are due at once; a position alone at most once a second.
+    /// Records are due at once; a position alone at most once a second, and so are announcements, which
+    /// anybody may forge.
     fn batch_is_due(&self) -> bool {
         let batch = &self.decoder.giver.filling;
         !batch.is_empty()
-            || !batch.announced.is_empty()
-            || (batch.position.is_some() && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
+            || ((batch.position.is_some() || !batch.announced.is_empty())
+                && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
     }
 
     fn give(&mut self) {
@@ -513,8 +515,8 @@ impl<I: Intake> Decoder<I> {
                 self.reach(commit.end_lsn);
             }
             Message::Relation(relation) => {
-                self.intake.relation(&relation)?;
-                self.relations.insert(relation.id, relation);
+                let mapped = self.intake.relation(&relation)?;
+                self.relations.insert(relation.id, mapped.then_some(relation));
             }
             Message::Insert(insert) => {
                 let (position, open) = self.next_position("Insert")?;
@@ -522,6 +524,7 @@ impl<I: Intake> Decoder<I> {
                     .relations
                     .get(&insert.relation_id)
                     .ok_or(Malformed::new("table of an Insert without its Relation", 1))?;
+                let Some(relation) = relation else { return Ok(()) };
                 let tuple = insert.tuple;
                 let row = Row {
                     position,

@@ -103,7 +103,7 @@ select pg_catalog.jsonb_build_object( \
             select from pg_catalog.pg_trigger g \
             join pg_catalog.pg_proc f on f.oid = g.tgfoid \
             join pg_catalog.pg_namespace m on m.oid = f.pronamespace \
-            where g.tgrelid = l.oid and g.tgenabled in ('A', 'O') and g.tgtype & 9 = 9 \
+            where g.tgrelid = l.oid and g.tgenabled = 'A' and g.tgtype & 9 = 9 \
                 and m.nspname = 'outbox' and f.proname = 'note_deletion')) \
         from pg_catalog.pg_class l where l.oid = c.oid or (l.relkind in ('r', 'p') and l.oid in ( \
             select p.relid from pg_catalog.pg_partition_tree(c.oid) p))), \

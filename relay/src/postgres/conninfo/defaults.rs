@@ -114,10 +114,12 @@ impl<'a> Values<'a> {
         let tls = self.tls();
         let tcp = self.tcp();
         let connect_timeout = match self.number::<i64>("connect_timeout") {
+            // 0 is libpq's word for no limit, and every wait has one here.
+            Some(seconds) => match u64::try_from(seconds) {
+                Ok(seconds) if seconds > 0 => Some(Duration::from_secs(seconds)),
+                _ => Some(CONNECT_TIMEOUT),
+            },
             None => Some(CONNECT_TIMEOUT),
-            Some(seconds) => {
-                u64::try_from(seconds).ok().filter(|s| *s > 0).map(Duration::from_secs)
-            }
         };
         let target = self.word(
             "target_session_attrs",

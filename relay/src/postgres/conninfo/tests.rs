@@ -83,7 +83,7 @@ fn every_parameter_of_tokio_postgres_is_read() {
     assert_eq!(settings.target, TargetSession::ReadWrite);
     assert_eq!(settings.channel_binding, ChannelBinding::Require);
     assert!(settings.tls.direct && settings.load_balance);
-    assert_eq!(parse("host=h connect_timeout=0").connect_timeout, None);
+    assert_eq!(parse("host=h connect_timeout=0").connect_timeout, seconds(30));
 }
 
 #[test]

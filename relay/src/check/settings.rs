@@ -1,0 +1,113 @@
+//! Settings of the server and types of columns that stop nothing, and change what the relay does.
+
+use tokio_postgres::Client;
+
+use super::{Finding, problem, warning};
+use crate::{
+    config::{Config, parts::Parts},
+    daemon::standbys,
+    route::{Mapping, TableName},
+    source::{slot::InspectError, table::TableState},
+};
+
+/// `pg_type.oid` of `timestamp`, which has no time zone.
+const TIMESTAMP: u32 = 1114;
+
+/// What of the server's and the role's settings a person should know.
+pub(super) async fn of_server(
+    config: &Config,
+    parts: &Parts,
+    client: &Client,
+) -> Result<Vec<Finding>, InspectError> {
+    let failed = |source| InspectError::Query { what: "the server's settings", source };
+    // What a role may not know of another's walsender is null.
+    let sql = "select pg_catalog.current_setting('synchronous_standby_names'), \
+                   (select pg_catalog.count(*) from pg_catalog.pg_stat_replication \
+                    where sync_state is null or sync_state in ('sync', 'quorum')), \
+                   pg_catalog.current_setting('session_replication_role')";
+    let row = client.query_one(sql, &[]).await.map_err(failed)?;
+    let names: &str = row.try_get(0).map_err(failed)?;
+    let application = standbys::application(config, parts);
+    let standby = standby(names, row.try_get(1).map_err(failed)?, &application);
+    let role: &str = row.try_get(2).map_err(failed)?;
+    Ok(standby.into_iter().chain(replication_role(role)).collect())
+}
+
+fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
+    const NAME: &str = "standbys";
+    if standbys::counts(names, application) {
+        return Some(warning(
+            NAME,
+            format!(
+                "synchronous_standby_names = '{names}' counts the relay's own stream as a standby: \
+                 commits of everybody may wait for it, and what it parks is durable on this server alone"
+            ),
+            "name the standbys: alter system set synchronous_standby_names = '…'",
+        ));
+    }
+    (!names.is_empty() && connected == 0).then(|| {
+        problem(
+            NAME,
+            format!(
+                "no standby of synchronous_standby_names = '{names}' is connected: commits wait for one, \
+                 also those that park events, and everything behind a refused event waits with them"
+            ),
+            "start the standby, or take it out: alter system set synchronous_standby_names = ''; \
+             select pg_reload_conf()",
+        )
+    })
+}
+
+fn replication_role(role: &str) -> Option<Finding> {
+    (role != "origin").then(|| {
+        problem(
+            "triggers",
+            format!(
+                "the session has session_replication_role = {role}: triggers of this schema do not fire \
+                 for what the relay does"
+            ),
+            "alter role … reset session_replication_role, for the relay's role, and the same for the \
+             database",
+        )
+    })
+}
+
+/// A time without a zone is some moment only by agreement.
+pub(super) fn zone(name: &TableName, table: &TableState, mapping: &Mapping) -> Option<Finding> {
+    let created_at = mapping.created_at_column()?;
+    let column = table.columns.iter().find(|column| column.name == created_at)?;
+    (column.type_oid == TIMESTAMP).then(|| {
+        warning(
+            "time",
+            format!(
+                "{name}.{created_at} is a timestamp without time zone: it is taken as UTC, whatever the \
+                 server's or the writer's zone is"
+            ),
+            format!(
+                "write UTC into it, or: alter table {name} alter column {created_at} type timestamptz \
+                 (which rewrites the table)"
+            ),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standbys_are_named_where_none_is_there_or_the_relay_is_one() {
+        assert!(standby("", 0, "outbox-relay a").is_none());
+        assert!(standby("s1", 1, "outbox-relay a").is_none());
+        let missing = standby("s1", 0, "outbox-relay a").expect("none is connected");
+        assert!(missing.seen.contains("no standby of synchronous_standby_names = 's1'"));
+        let own = standby("*", 1, "outbox-relay a").expect("it is one itself");
+        assert!(own.seen.contains("the relay's own stream"));
+    }
+
+    #[test]
+    fn a_session_whose_triggers_do_not_fire_is_named() {
+        assert!(replication_role("origin").is_none());
+        assert!(replication_role("replica").expect("named").seen.contains("replica"));
+    }
+}
