@@ -19,6 +19,7 @@ mod layouts;
 mod leader;
 mod limits;
 mod lines;
+mod locks;
 mod losses;
 mod matrix;
 mod messages;

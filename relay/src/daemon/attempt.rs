@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control, missing, repair, retention,
+    broker, control, locks, missing, repair, retention,
     standby::{self, Leading},
     start::{self, Started, Streaming},
     suspects, tables,
@@ -134,7 +134,7 @@ pub(super) async fn run(
     let (session, started) = begun?;
     board.heard();
     board.broker_heard();
-    match started {
+    let ended = match started {
         Started::Repair(repairing) => {
             repair::run(config, parts, board, stop, &session, *repairing).await
         }
@@ -142,8 +142,12 @@ pub(super) async fn run(
             board.resumed(streaming.from);
             board.phase(Phase::Streaming);
             tracing::info!(from = %streaming.from, "streaming");
-            stream(config, parts, board, stop, session, *streaming).await
+            stream(config, parts, board, stop, Arc::clone(&session), *streaming).await
         }
+    };
+    match ended {
+        Ok(()) => Ok(()),
+        Err(ended) => Err(locks::named(&session, ended).await),
     }
 }
 
@@ -160,7 +164,12 @@ async fn begin(
     let session = Arc::new(session);
     control::first_look(&session, config, board).await;
     let started = tokio::select! {
-        started = start::start(config, parts, board, &session, sink, learnt, unfinished) => started?,
+        started = start::start(config, parts, board, &session, sink, learnt, unfinished) => {
+            match started {
+                Ok(started) => started,
+                Err(ended) => return Err(locks::named(&session, ended).await),
+            }
+        }
         lost = control::pulse(&session, config, board) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }

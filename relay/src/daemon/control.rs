@@ -15,6 +15,7 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
+use super::locks;
 use crate::{
     admin::Board,
     config::Config,
@@ -115,10 +116,12 @@ async fn look(session: &SqlSession, slot: &str, board: &Board) -> Result<(), Con
 pub(super) async fn watch_parked(session: &SqlSession, relay: &str, board: &Board) -> Infallible {
     loop {
         let begun = Instant::now();
-        if count_parked(session, relay, board).await.is_err() {
+        match count_parked(session, relay, board).await {
+            Ok(()) => {}
+            Err(error) if locks::refused(&error) => board.parked_unknown(),
             // What reads the table for its work says why. To ask again would be harmful: it would
             // break a transaction that shares this session.
-            std::future::pending::<()>().await;
+            Err(_) => std::future::pending().await,
         }
         sleep(COUNT_INTERVAL.max(begun.elapsed() * COUNT_SHARE)).await;
     }

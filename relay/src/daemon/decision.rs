@@ -55,9 +55,9 @@ pub(super) async fn believe(
 ) -> Result<Option<Progress>, Ended> {
     let own = decode(found.own)?;
     let stranger = found.stranger.map(|bytes| Progress::decode(&bytes));
-    let slot = match stranger {
-        None => None,
-        Some(_) => survey(config, session).await?.0,
+    let (slot, database) = match stranger {
+        None => (None, String::new()),
+        Some(_) => survey(config, session).await?,
     };
     let Believed { progress, remark } = reconcile::believe(Claims {
         own,
@@ -65,6 +65,7 @@ pub(super) async fn believe(
         has_delivered: known.has_delivered,
         slot_name: &config.postgres.slot,
         slot: slot.as_ref(),
+        database: &database,
         identity,
     })
     .map_err(Ended::Halted)?;

@@ -9,9 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
-use super::start;
+use super::{attempt::Ended, locks, start};
 use crate::{
-    daemon::attempt::Ended, dead_letter::pending::Pending, metrics::Cause, sink::kafka::Watch,
+    dead_letter::{DeadLetterError, pending::Pending},
+    metrics::Cause,
+    sink::kafka::Watch,
 };
 
 /// Time between two looks.
@@ -22,22 +24,32 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn watch(pending: Pending, watch: Watch, parked: Arc<Notify>) -> Ended {
     const DOING: &str = "looking for missing topics";
     let failed = |error| start::dead_letters_failed(DOING, error);
+    let is_locked = |error: &DeadLetterError| locks::refused(error);
+    let mut skipped = locks::Skipped::default();
     loop {
         let topics = match pending.topics(watch.grace()).await {
             Ok(topics) => topics,
+            Err(error) if is_locked(&error) => {
+                skipped.tell(pending.session(), DOING).await;
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
             Err(error) => return failed(error),
         };
         if topics.is_empty() {
             parked.notified().await;
         } else {
-            let watch = watch.clone();
-            let asked = spawn_blocking(move || watch.appeared(&topics)).await;
+            let asking = watch.clone();
+            let asked = spawn_blocking(move || asking.appeared(&topics)).await;
             match asked {
                 // That brokers don't answer is seen, and said, by those who deliver.
                 Ok(Err(error)) => tracing::debug!(%error, DOING),
                 Ok(Ok(topics)) if topics.is_empty() => {}
-                Ok(Ok(topics)) => match pending.release(&topics).await {
-                    Ok(0) => {}
+                Ok(Ok(topics)) => match pending.release(&topics, watch.grace()).await {
+                    Ok(0) => skipped.passed(),
+                    Err(error) if is_locked(&error) => {
+                        skipped.tell(pending.session(), DOING).await;
+                    }
                     Ok(events) => tracing::info!(
                         events,
                         topics = topics.len(),

@@ -9,6 +9,7 @@ mod broker;
 mod control;
 mod decision;
 pub(crate) mod first;
+mod locks;
 mod missing;
 mod rehearsal;
 mod repair;

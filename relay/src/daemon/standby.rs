@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
-use super::{attempt::Ended, broker, standbys, start, tables};
+use super::{attempt::Ended, broker, locks, standbys, start, tables};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -51,17 +51,30 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
         .await
         .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
     standbys::settle(config, parts, &session).await?;
+    locks::limit(&session, config.leader.timeout).await.map_err(lock_failed)?;
+    match take_over(config, parts, board, &session).await {
+        Ok(sink) => Ok(Leading { session, sink }),
+        Err(ended) => Err(locks::named(&session, ended).await),
+    }
+}
+
+async fn take_over(
+    config: &Config,
+    parts: &Parts,
+    board: &Board,
+    session: &SqlSession,
+) -> Result<Option<KafkaSink>, Ended> {
     let slot = &config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
         start::doing(board, "getting ready to stand by");
-        let ready = start::prepare(config, parts, &session).await?;
-        stand_by(config, parts, board, &session, &ready).await?;
+        let ready = start::prepare(config, parts, session).await?;
+        stand_by(config, parts, board, session, &ready).await?;
         sink = Some(ready);
     }
     fault::point(Point::Leading);
-    evict(&session, slot).await?;
-    Ok(Leading { session, sink })
+    evict(session, slot).await?;
+    Ok(sink)
 }
 
 /// Waits for the lock, and deposes a leader that gives no sign of life.
@@ -135,7 +148,8 @@ pub(super) async fn could_lead(
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }
-    let sql = "select name from (values ('outbox.leaders'), ('outbox.dead_letters')) t (name) \
+    let sql = "select name from (values ('outbox.leaders'), ('outbox.dead_letters'), \
+                   ('outbox.relay_keys')) t (name) \
                where not (pg_catalog.has_table_privilege(name, 'select') \
                    and pg_catalog.has_table_privilege(name, 'insert') \
                    and pg_catalog.has_table_privilege(name, 'update'))";

@@ -8,8 +8,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::sleep};
 
-use super::{attempt::Ended, start::dead_letters_failed};
-use crate::dead_letter::pending::{Pending, Suspects};
+use super::{attempt::Ended, locks, start::dead_letters_failed};
+use crate::dead_letter::{
+    DeadLetterError,
+    pending::{Pending, Suspects},
+};
 
 /// Between the end of a release and the next one, the others have the pipeline to themselves.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -18,20 +21,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Releases suspects. `parked` tells that some were parked. Returns what ends the attempt. Cancel safe.
 pub(super) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
+    const DOING: &str = "asking the broker about suspected events";
+    let mut skipped = locks::Skipped::default();
     loop {
-        match pending.suspects().await {
-            Ok(Suspects::None) => parked.notified().await,
-            Ok(Suspects::UnderWay) => sleep(LOOK_EVERY).await,
-            Ok(Suspects::Parked) => {
+        match step(&pending, &parked).await {
+            Ok(()) => skipped.passed(),
+            Err(error) if locks::refused(&error) => {
+                skipped.tell(pending.session(), DOING).await;
                 sleep(PAUSE).await;
-                match pending.release_suspects().await {
-                    Ok(events) => tracing::debug!(events, "released events that are suspected"),
-                    Err(error) => {
-                        return dead_letters_failed("releasing events that are suspected", error);
-                    }
-                }
             }
-            Err(error) => return dead_letters_failed("looking for suspected events", error),
+            Err(error) => return dead_letters_failed(DOING, error),
         }
     }
+}
+
+async fn step(pending: &Pending, parked: &Notify) -> Result<(), DeadLetterError> {
+    match pending.suspects().await? {
+        Suspects::None => parked.notified().await,
+        Suspects::UnderWay => sleep(LOOK_EVERY).await,
+        Suspects::Parked => {
+            sleep(PAUSE).await;
+            let events = pending.release_suspects().await?;
+            tracing::debug!(events, "released events that are suspected");
+        }
+    }
+    Ok(())
 }

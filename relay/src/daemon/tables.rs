@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{attempt::Ended, start::store};
+use super::{attempt::Ended, locks, start::store};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -129,14 +129,18 @@ pub(super) async fn unpublished(
 /// Looks at the tables again and again while the relay streams, for what `control` does not see.
 /// Returns what ends the attempt. Cancel safe.
 pub(super) async fn watch(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
+    let mut skipped = locks::Skipped::default();
     loop {
         sleep(TABLES_INTERVAL).await;
         match inspect(config, parts, session, Format::Binary).await {
-            Ok(Tables { unpublished: None, .. }) => {}
+            Ok(Tables { unpublished: None, .. }) => skipped.passed(),
             // The next start remembers it, and halts.
             Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
                 let doing = "looking at the outbox tables";
                 return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
+            }
+            Err(Ended::Retry { error, doing, .. }) if locks::refused(error.as_ref()) => {
+                skipped.tell(session, doing).await;
             }
             Err(ended) => return ended,
         }

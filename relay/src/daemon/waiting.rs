@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{attempt::Ended, start::dead_letters_failed};
+use super::{attempt::Ended, locks, start::dead_letters_failed};
 use crate::{
     admin::Board,
     dead_letter::{self, DeadLetterError},
@@ -23,13 +23,15 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks again and again. Returns what ends the attempt. Cancel safe.
 pub(super) async fn watch(session: &SqlSession, relay: &str, board: &Board) -> Ended {
-    let mut seen = Seen::default();
+    const DOING: &str = "looking for releases that wait";
+    let (mut seen, mut skipped) = (Seen::default(), locks::Skipped::default());
     loop {
         sleep(INTERVAL).await;
         match look(session, relay, board, &mut seen).await {
-            Ok(()) => {}
+            Ok(()) => skipped.passed(),
+            Err(error) if locks::refused(&error) => skipped.tell(session, DOING).await,
             Err(error @ DeadLetterError::Misconfigured { .. }) => {
-                return dead_letters_failed("looking for releases that wait", error);
+                return dead_letters_failed(DOING, error);
             }
             Err(error) => {
                 return Ended::retry(Cause::Postgres, "announcing a release again", error);

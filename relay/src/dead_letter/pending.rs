@@ -112,16 +112,27 @@ impl Pending {
         Ok(row.get(0))
     }
 
-    /// Announces the release of what waits for these topics; what is parked behind it goes with it
+    /// The session, for what else is to be asked.
+    pub fn session(&self) -> &SqlSession {
+        &self.session
+    }
+
+    /// Announces the release of what has waited for these topics no longer than `grace`; what is
+    /// parked behind it goes with it
     /// when the stream has come to the announcement. Returns how many events are released.
     ///
     /// # Errors
     /// [`DeadLetterError`]; nothing is changed then.
-    pub async fn release(&self, topics: &[String]) -> Result<i64, DeadLetterError> {
+    pub async fn release(
+        &self,
+        topics: &[String],
+        grace: Duration,
+    ) -> Result<i64, DeadLetterError> {
         let sql = "with released as ( \
                  update outbox.dead_letters set state = 'releasing', release_id = $2, \
                      release_ordinal = null, changed_at = clock_timestamp() \
                  where relay = $1 and state = 'parked' and reason = $3 and topic = any($4) \
+                     and parked_at > clock_timestamp() - make_interval(secs => $5) \
                  returning id) \
              select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
                  true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
@@ -130,7 +141,10 @@ impl Pending {
         let row = self
             .session
             .client()
-            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &UNKNOWN_TOPIC, &topics])
+            .query_one(
+                sql,
+                &[&self.relay, &Uuid::now_v7(), &UNKNOWN_TOPIC, &topics, &grace.as_secs_f64()],
+            )
             .await
             .map_err(|error| sorted("releasing events of topics that have appeared", error))?;
         Ok(row.get(0))

@@ -58,7 +58,8 @@ pub(crate) fn options(of_url: Option<&str>) -> String {
 }
 
 /// The first statement of a session. Its row: the server's process, and the pins that do not hold.
-/// It also pins what older servers would refuse in the packet.
+/// It also pins what some servers would refuse in the packet: of other versions, or on systems that
+/// can't look whether a client is still there. A statement whose client is gone ends by that.
 pub(crate) fn settle() -> String {
     let names: Vec<_> = PINS.iter().map(|(name, _)| format!("'{name}'")).collect();
     format!(
@@ -66,7 +67,10 @@ pub(crate) fn settle() -> String {
              (select pg_catalog.string_agg(name, ', ' order by name) \
               from pg_catalog.pg_settings where name in ({}) and source <> 'client'), \
              (select pg_catalog.set_config(name, '0', false) \
-              from pg_catalog.pg_settings where name = 'transaction_timeout')",
+              from pg_catalog.pg_settings where name = 'transaction_timeout'), \
+             (select pg_catalog.set_config(name, '2s', false) \
+              from pg_catalog.pg_settings where name = 'client_connection_check_interval' \
+                  and pg_catalog.version() like '%linux%')",
         names.join(", ")
     )
 }

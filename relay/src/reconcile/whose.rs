@@ -19,6 +19,8 @@ pub struct Claims<'a> {
     pub slot_name: &'a str,
     /// The slot, if it exists.
     pub slot: Option<&'a SlotState>,
+    /// The database that the connection leads to.
+    pub database: &'a str,
     /// The cluster, from IDENTIFY_SYSTEM.
     pub identity: &'a SystemIdentity,
 }
@@ -42,7 +44,8 @@ const ADOPTED: &str = "progress that was stored before relays sealed it is taken
 /// # Errors
 /// [`Halt`]: a person must decide.
 pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
-    let Claims { own, stranger, has_delivered, slot_name, slot, identity } = claims;
+    let Claims { own, stranger, has_delivered, slot_name, slot, database, identity } = claims;
+    let is_elsewhere = slot.is_some_and(|slot| slot.database.as_deref() != Some(database));
     let believed = |progress, remark| Ok(Believed { progress, remark });
     match (own, stranger) {
         (own, None) => believed(own, None),
@@ -59,7 +62,9 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
         )),
         (own @ Some(_), Some(_)) => believed(own, Some(IGNORED)),
         // What it belongs to is named when the two are compared.
-        (None, Some(Ok(other))) if is_of_another(&other, identity) || other.slot != slot_name => {
+        (None, Some(Ok(other)))
+            if is_of_another(&other, identity) || other.slot != slot_name || is_elsewhere =>
+        {
             believed(Some(other), None)
         }
         // A slot is no writer's to make: with it, this is a relay that was upgraded.
@@ -107,6 +112,16 @@ mod tests {
         has_delivered: bool,
         slot: bool,
     ) -> Result<Believed, Halt> {
+        in_database("app", own, stranger, has_delivered, slot)
+    }
+
+    fn in_database(
+        database: &str,
+        own: Option<Progress>,
+        stranger: Option<Progress>,
+        has_delivered: bool,
+        slot: bool,
+    ) -> Result<Believed, Halt> {
         let identity =
             SystemIdentity { system_id: "7".into(), timeline: 1, flush_lsn: Lsn::new(2000) };
         let there = super::super::tests::slot(1000);
@@ -116,6 +131,7 @@ mod tests {
             has_delivered,
             slot_name: "outbox",
             slot: slot.then_some(&there),
+            database,
             identity: &identity,
         })
     }
@@ -140,6 +156,8 @@ mod tests {
     fn progress_without_a_seal_is_taken_over_from_an_older_version_once_and_with_its_slot() {
         let old = with(None, Some(progress(1000)), false, true).expect("an upgrade");
         assert_eq!((old.progress, old.remark), (Some(progress(1000)), Some(ADOPTED)));
+        let namesake = in_database("other", None, Some(progress(1000)), false, true);
+        assert_eq!(namesake.expect("compared later").remark, None, "its slot is elsewhere");
         for (has_delivered, slot, command) in
             [(true, true, "--at slot"), (true, false, "--at now"), (false, false, "--at now")]
         {

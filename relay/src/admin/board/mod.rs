@@ -287,6 +287,14 @@ impl Board {
         self.0.parked_events.set(count);
     }
 
+    /// How much is parked could not be asked.
+    pub fn parked_unknown(&self) {
+        self.0.parked_events.clear();
+        if !self.streams() {
+            self.0.parked_lanes.clear();
+        }
+    }
+
     /// The position confirmed to PostgreSQL.
     pub fn confirmed(&self, lsn: Lsn) {
         self.0.confirmed.set(lsn.get());

@@ -1,0 +1,91 @@
+//! Locks that others hold on what the relay reads or writes: waited for a little, then named.
+//!
+//! The session that holds the leader's lock must not wait long for anything else: what else it does
+//! would stand still, the relay would give it up, and the server would go on waiting on its behalf,
+//! as the leader. What only looks tries again later; what must be done ends the attempt with the name
+//! of who is in the way.
+
+use std::time::Duration;
+
+use tokio_postgres::{Client, error::SqlState};
+
+use super::attempt::Ended;
+use crate::postgres::sql::SqlSession;
+
+/// For one statement of the control session.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// Has each statement of the session wait for a lock no longer than a second. Several may wait one after the
+/// other before the session looks dead, after `leader_timeout`.
+pub(super) async fn limit(
+    session: &SqlSession,
+    leader_timeout: Duration,
+) -> Result<(), tokio_postgres::Error> {
+    let wait_max = WAIT_MAX.min(leader_timeout / 10);
+    let sql = format!("set lock_timeout = {}", wait_max.as_millis());
+    session.client().batch_execute(&sql).await
+}
+
+/// Whether a statement failed only because of a lock.
+pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of = |error: &(dyn std::error::Error + 'static)| {
+        let error = error.downcast_ref::<tokio_postgres::Error>();
+        error.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    };
+    std::iter::successors(Some(error), |error| error.source()).any(of)
+}
+
+/// Tells of a look that could not be taken, once until it can be again.
+#[derive(Debug, Default)]
+pub(super) struct Skipped(bool);
+
+impl Skipped {
+    pub(super) async fn tell(&mut self, session: &SqlSession, doing: &'static str) {
+        if !std::mem::replace(&mut self.0, true) {
+            let held = holders(session.client()).await;
+            tracing::warn!(doing, held, "somebody else's lock is in the way: trying again");
+        }
+    }
+
+    pub(super) fn passed(&mut self) {
+        self.0 = false;
+    }
+}
+
+/// What ended an attempt, with who holds the lock where that is the reason.
+pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
+    match ended {
+        Ended::Retry { cause, doing, error } if refused(error.as_ref()) => {
+            let held = holders(session.client()).await;
+            let error = error.context(format!("somebody else's lock is in the way: {held}"));
+            Ended::Retry { cause, doing, error }
+        }
+        ended => ended,
+    }
+}
+
+/// Who holds which table of this database so that it can't be written or even read, or rows of the
+/// relay's own tables.
+async fn holders(client: &Client) -> String {
+    let sql = "select pg_catalog.format('process %s (%s) holds %s', l.pid, \
+                   coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown'), \
+                   l.relation::pg_catalog.regclass) \
+               from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a using (pid) \
+               where l.locktype = 'relation' and l.granted and l.pid <> pg_catalog.pg_backend_pid() \
+                   and l.database = (select oid from pg_catalog.pg_database \
+                                     where datname = pg_catalog.current_database()) \
+                   and l.relation >= 16384 \
+                   and (l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+                                   'AccessExclusiveLock') \
+                       or l.mode in ('RowShareLock', 'RowExclusiveLock') and l.relation in ( \
+                           pg_catalog.to_regclass('outbox.dead_letters'), \
+                           pg_catalog.to_regclass('outbox.leaders'), \
+                           pg_catalog.to_regclass('outbox.relay_keys'))) \
+               order by 1 limit 3";
+    let rows = client.query(sql, &[]).await.unwrap_or_default();
+    let held: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
+    match held.is_empty() {
+        true => "who holds it is in pg_locks".to_owned(),
+        false => held.join(", "),
+    }
+}

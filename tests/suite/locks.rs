@@ -1,0 +1,145 @@
+//! Locks that others hold on the relay's tables: nobody's events wait for them but those that need the
+//! table, and whoever holds one is named.
+
+use std::time::Duration;
+
+use outbox_tests::{
+    Harness,
+    database::{Database, Role},
+    relay::Relay,
+    topic::Topic,
+    wait,
+};
+
+use crate::rows::{each_once, insert, run};
+
+/// The relay gives its session up when it is silent for so long; locks are held for longer.
+const LEADER_TIMEOUT: &str = "3s";
+const HELD: Duration = Duration::from_secs(6);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Has events delivered one by one for as long as [`HELD`], and returns their ids.
+async fn flows(t: &Harness, topic: &Topic) -> Vec<String> {
+    let begun = tokio::time::Instant::now();
+    let mut ids = Vec::new();
+    while begun.elapsed() < HELD {
+        ids.push(insert(t, topic, "now()").await);
+        let last = ids.last().expect("one").clone();
+        wait::until("the event is delivered while the lock is held", DEADLINE, || async {
+            let records = topic.records().await;
+            records.iter().any(|r| r.id() == Some(last.as_str())).then_some(()).ok_or("not yet")
+        })
+        .await
+        .expect("delivered");
+    }
+    ids
+}
+
+fn streaming_began(relay: &Relay) -> usize {
+    relay.log_text().matches("streaming from=").count()
+}
+
+#[tokio::test]
+async fn events_flow_while_somebody_locks_the_table_of_parked_events() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    let admin = t.database().connect(Role::Owner).await;
+    admin.batch_execute("begin; lock table outbox.dead_letters").await.expect("locked");
+    let ids = flows(&t, &topic).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    admin.batch_execute("commit").await.expect("unlocked");
+    let ids: Vec<&String> = ids.iter().collect();
+    each_once(&topic, &ids).await;
+}
+
+#[tokio::test]
+async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay =
+        t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    let admin = t.database().connect(Role::Owner).await;
+    let id = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&id]).await;
+    admin.batch_execute("begin; lock table outbox.events").await.expect("locked");
+    // The look at the tables is every five seconds.
+    tokio::time::timeout(HELD * 2, relay.wait_log("somebody else's lock is in the way"))
+        .await
+        .expect("the look was skipped");
+    assert!(relay.logs_contain("holds outbox.events"), "{}", relay.log_text());
+    relay.wait_ready().await;
+    admin.batch_execute("commit").await.expect("unlocked");
+    let more = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&id, &more]).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+}
+
+#[tokio::test]
+async fn events_flow_while_somebody_locks_rows_that_are_to_be_released() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let missing = t.topic("missing");
+    let relay = t
+        .relay()
+        .set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}"))
+        .set_toml("sink.topic_grace", "\"60s\"")
+        .start()
+        .await;
+    let late = insert(&t, &missing, "now()").await;
+    let parked = "select count(*) from outbox.dead_letters";
+    wait::until("the event is parked", DEADLINE, || async {
+        let row = t.database().superuser().query_one(parked, &[]).await.expect("a count");
+        (row.get::<_, i64>(0) == 1).then_some(()).ok_or("not yet")
+    })
+    .await
+    .expect("parked");
+    let operator = t.database().connect(Role::Operator).await;
+    operator
+        .batch_execute("begin; select * from outbox.dead_letters for update")
+        .await
+        .expect("locked");
+    let missing = missing.create(1).await;
+    let ids = flows(&t, &topic).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    assert!(relay.logs_contain("holds outbox.dead_letters"), "{}", relay.log_text());
+    operator.batch_execute("commit").await.expect("unlocked");
+    each_once(&missing, &[&late]).await;
+    let ids: Vec<&String> = ids.iter().collect();
+    each_once(&topic, &ids).await;
+}
+
+#[tokio::test]
+async fn who_keeps_an_event_from_being_parked_is_named_and_the_relay_goes_on_by_itself() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay =
+        t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    let admin = t.database().connect(Role::Owner).await;
+    admin.batch_execute("begin; lock table outbox.dead_letters").await.expect("locked");
+    let poison = "insert into outbox.events (topic, headers) values ('t', '{\"outbox-x\": \"1\"}')";
+    run(&t, poison).await;
+    relay.wait_for("/readyz", 503).await;
+    relay.wait_log("holds outbox.dead_letters").await;
+    let id = insert(&t, &topic, "now()").await;
+    admin.batch_execute("commit").await.expect("unlocked");
+    relay.wait_ready().await;
+    each_once(&topic, &[&id]).await;
+}
+
+#[tokio::test]
+async fn a_namesake_in_another_database_disturbs_nobody() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    let other = Database::create_in(t.database().postgres()).await;
+    let mut namesake = t.relay_of(&other).set("name", t.database().name()).spawn();
+    namesake.wait_log("belongs to database").await;
+    namesake.wait_for("/readyz", 503).await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &second]).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    assert!(!namesake.logs_contain("taken over, once"), "{}", namesake.log_text());
+}
