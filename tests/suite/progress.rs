@@ -112,6 +112,34 @@ async fn does_not_count(delivery: &str) {
     }
 }
 
+/// Partitions can't be taken away again, and another name would be a first start.
+async fn grown(delivery: &str) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().set("sink.delivery", delivery).start().await;
+    t.commit((0..5).map(|_| Event::to(topic.name()).key("k"))).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    progress(&t).grow(3).await;
+    t.commit((0..5).map(|_| Event::to(topic.name()).key("k"))).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    t.commit((0..5).map(|_| Event::to(topic.name()).key("k"))).await;
+    relay.restart();
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.logs_contain("more partitions than one"), "{}", relay.log_text());
+}
+
+#[tokio::test]
+async fn a_progress_topic_that_is_given_more_partitions_loses_and_repeats_nothing() {
+    grown("exactly-once").await;
+}
+
+#[tokio::test]
+async fn a_progress_topic_that_is_given_more_partitions_repeats_nothing_with_at_least_once() {
+    grown("at-least-once").await;
+}
+
 #[tokio::test]
 async fn what_another_principal_stores_as_progress_does_not_count() {
     does_not_count("exactly-once").await;

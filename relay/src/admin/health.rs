@@ -106,7 +106,7 @@ pub(super) struct Vitals {
     pub(super) phase_for: Duration,
     /// Time since PostgreSQL was last heard of; `None` before the first connection.
     pub(super) silent_for: Option<Duration>,
-    /// How long the delivery under way has taken; `None` when there is none.
+    /// For how long nothing was stored though it was tried; `None` where no delivery is under way.
     pub(super) delivering_for: Option<Duration>,
     /// Time since the brokers last answered; `None` before they first did.
     pub(super) broker_silent_for: Option<Duration>,

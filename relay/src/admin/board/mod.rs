@@ -47,6 +47,8 @@ struct Inner {
     broker_heard: Stamp,
     beat: Stamp,
     delivering: Stamp,
+    /// Since when deliveries have been tried, and none stored, whatever began anew meanwhile.
+    unstored: Stamp,
     sampled: Stamp,
     records: AtomicU64,
     bytes: AtomicU64,
@@ -89,6 +91,7 @@ impl Board {
             broker_heard: Stamp::default(),
             beat: Stamp::default(),
             delivering: Stamp::default(),
+            unstored: Stamp::default(),
             sampled: Stamp::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -150,6 +153,7 @@ impl Board {
         let now = self.now();
         let mut state = self.state();
         if matches!(phase, Phase::Standby { .. }) {
+            self.0.unstored.clear();
             let Inner { received, confirmed, wal_end, asked_end, .. } = &*self.0;
             let Inner { parked_lanes, parked_events, .. } = &*self.0;
             for known in [received, confirmed, wal_end, asked_end, parked_lanes, parked_events] {
@@ -231,7 +235,11 @@ impl Board {
 
     /// A batch is handed to the broker.
     pub fn delivery_started(&self) {
-        self.0.delivering.set(self.now());
+        let now = self.now();
+        self.0.delivering.set(now);
+        if self.0.unstored.age(now).is_none() {
+            self.0.unstored.set(now);
+        }
     }
 
     /// A batch is stored, or progress alone (`records` 0); `position` is the stored progress's.
@@ -246,6 +254,7 @@ impl Board {
         newest_commit_us: Option<i64>,
     ) {
         self.0.delivering.clear();
+        self.0.unstored.clear();
         self.0.metrics.delivered(records, bytes, took);
         self.0.batches.fetch_add(1, Relaxed);
         let now = self.now();

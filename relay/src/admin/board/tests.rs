@@ -39,6 +39,28 @@ fn a_delivery_that_failed_is_not_under_way_any_more() {
     assert!(board.vitals(board.now()).delivering_for.is_none());
 }
 
+/// A broker that answers and stores nothing: each delivery is given up, and the stream begins anew.
+#[test]
+fn a_delivery_that_is_tried_again_and_again_counts_from_its_first_try() {
+    let board = Board::new("orders", "s", "1");
+    board.phase(Phase::Streaming);
+    board.delivery_started();
+    let later = board.now() + Duration::from_secs(60);
+    let first = board.vitals(later).delivering_for;
+    let now = board.now();
+    while board.now().as_micros() <= now.as_micros() {
+        std::hint::spin_loop();
+    }
+    board.phase(Phase::Starting { doing: "again".into() });
+    board.phase(Phase::Streaming);
+    assert_eq!(board.vitals(later).delivering_for, None, "it may be stored by now");
+    board.delivery_started();
+    assert_eq!(board.vitals(later).delivering_for, first);
+    board.delivered(None, 0, 0, Duration::ZERO, None);
+    board.delivery_started();
+    assert!(board.vitals(later).delivering_for < first, "it begins anew");
+}
+
 #[test]
 fn nothing_is_claimed_before_it_is_known() {
     let board = Board::new("orders", "s", "1");

@@ -1,6 +1,6 @@
 //! The topic that holds how far the relay has come: made, verified and read here.
 //!
-//! One partition, compacted; `progress_log` says which record counts. The rule of reading: take the true high
+//! Compacted; partition 0 alone is read and written. `progress_log` says which record counts. The rule of reading: take the true high
 //! watermark H first (a `read_committed` query would answer the last stable offset instead), then
 //! read until everything before H has been read *or passed over*. Transaction markers and aborted
 //! records take offsets but are never handed out, so the last record's offset proves nothing; the
@@ -43,9 +43,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 pub enum ProgressTopic {
     /// Not there yet; the relay creates it.
     Missing,
-    /// There, with one partition, compacted.
+    /// There, and compacted.
     Verified,
-    /// There, with one partition; its settings could not be seen, for this reason.
+    /// There; its settings could not be seen, for this reason.
     Unverified(String),
 }
 
@@ -55,8 +55,8 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
     let found = lookup
         .find(&name, REQUEST_TIMEOUT)
         .map_err(|error| sort(&format!("looking up the progress topic {name}"), error, None))?;
-    let partitions = match found {
-        Found::Partitions(partitions) => partitions,
+    match found {
+        Found::Partitions(partitions) => spare(&name, partitions),
         Found::Missing => return Ok(ProgressTopic::Missing),
         Found::NotAuthorised => {
             return Err(acl::lacking(settings, &name, &["Read", "Write", "DescribeConfigs"]));
@@ -73,10 +73,9 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
                 remedy: "choose another `name`".into(),
             });
         }
-    };
+    }
     let asked = format!("looking up the progress topic {name}");
     if !lookup.has_controller(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
-        verify_partitions(settings, partitions)?;
         return Ok(ProgressTopic::Unverified("the brokers name no controller to ask".into()));
     }
     let lacks = lookup.lacks(&name, REQUEST_TIMEOUT);
@@ -84,11 +83,8 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
         return Err(acl::lacking(settings, &name, &lacks));
     }
     match admin::topic_settings(settings, &name) {
-        Ok(found) => verify(settings, partitions, &found).map(|()| ProgressTopic::Verified),
-        Err(error) => {
-            verify_partitions(settings, partitions)?;
-            Ok(ProgressTopic::Unverified(error.to_string()))
-        }
+        Ok(found) => verify(settings, &found).map(|()| ProgressTopic::Verified),
+        Err(error) => Ok(ProgressTopic::Unverified(error.to_string())),
     }
 }
 
@@ -176,12 +172,7 @@ pub(super) fn may_create(settings: &Settings) -> Result<(), SinkError> {
     }
 }
 
-fn verify(
-    settings: &Settings,
-    partitions: i32,
-    found: &HashMap<String, String>,
-) -> Result<(), SinkError> {
-    verify_partitions(settings, partitions)?;
+fn verify(settings: &Settings, found: &HashMap<String, String>) -> Result<(), SinkError> {
     let policy = found.get("cleanup.policy").map_or("", String::as_str);
     if policy == "compact" {
         return Ok(());
@@ -199,17 +190,17 @@ fn verify(
     })
 }
 
-fn verify_partitions(settings: &Settings, partitions: i32) -> Result<(), SinkError> {
-    if partitions == 1 {
-        return Ok(());
+/// An administrator may have given it more partitions than one, which can't be taken away again. They
+/// change nothing: what was stored is in partition 0, and so is what will be.
+fn spare(name: &str, partitions: i32) {
+    if partitions > 1 {
+        tracing::warn!(
+            topic = name,
+            partitions,
+            "the progress topic has more partitions than one: nothing is lost by it, partition 0 \
+             alone is used, and the others stay empty. There is nothing to do"
+        );
     }
-    let name = settings.progress_topic();
-    Err(SinkError::Misconfigured {
-        what: format!("the progress topic {name} has {partitions} partitions instead of 1"),
-        remedy: "partitions can't be taken away: give the relay another `name`, or, if this topic \
-                 never held progress, delete it and let the relay create it"
-            .into(),
-    })
 }
 
 /// How far the topic is read.
@@ -307,18 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn only_a_compacted_topic_of_one_partition_may_hold_progress() {
+    fn only_a_compacted_topic_may_hold_progress() {
         let settings = sample("kafka:9092");
-        assert!(verify(&settings, 1, &policy("compact")).is_ok());
-        for (partitions, value) in [(1, "delete"), (1, "compact,delete"), (2, "compact"), (1, "")] {
-            let error = verify(&settings, partitions, &policy(value)).expect_err(value);
+        assert!(verify(&settings, &policy("compact")).is_ok());
+        for value in ["delete", "compact,delete", ""] {
+            let error = verify(&settings, &policy(value)).expect_err(value);
             assert!(matches!(error, SinkError::Misconfigured { .. }), "{error:?}");
         }
     }
 
     #[test]
     fn the_remedy_for_a_wrong_policy_is_a_command() {
-        let error = verify(&sample("kafka:9092"), 1, &policy("delete")).expect_err("refused");
+        let error = verify(&sample("kafka:9092"), &policy("delete")).expect_err("refused");
         let text = error.to_string();
         assert!(
             text.contains("kafka-configs --bootstrap-server kafka:9092 --alter")
