@@ -222,10 +222,34 @@ async fn hidden_rows_halt(change: &str, words: &[&str], remedy: &str) {
 
 #[tokio::test]
 async fn an_unlogged_partition_halts_the_relay() {
-    let change = "create unlogged table outbox.events_fast partition of outbox.events \
-                  for values from ('2001-01-01') to ('2002-01-01')";
-    let words = ["outbox.events_fast is unlogged", "outbox.events has rows that are never"];
-    hidden_rows_halt(change, &words, "alter table outbox.events_fast set logged").await;
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let partition = "create table outbox.events_fast partition of outbox.events \
+                     for values from ('2001-01-01') to ('2002-01-01')";
+    run(&t, partition).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    run(&t, "alter table outbox.events_fast set unlogged").await;
+    let remedy = "alter table outbox.events_fast set logged";
+    let words = ["outbox.events_fast is unlogged", "outbox.events has rows that are never", remedy];
+    let detail = halted(&relay).await;
+    words.iter().for_each(|word| assert!(detail.contains(word), "{word:?} is not in: {detail}"));
+    check_says(&settings, &words).await;
+    run(&t, remedy).await;
+    // It is empty and has another file: no one knows any more whether it was truncated.
+    let asked = wait::until("it asks", wait::PATIENCE, || async {
+        let detail = halted(&relay).await;
+        let asks = detail.contains("events_fast was truncated since, or rewritten")
+            && detail.contains("outbox.rows_kept = true");
+        if asks { Ok(()) } else { Err(detail) }
+    });
+    asked.await.expect("a person knows");
+    assert!(relay.sigterm().await.success());
+    let kept = settings.set_toml("outbox.rows_kept", "true");
+    let _relay = kept.clone().start().await;
+    let id = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&id]).await;
+    assert!(kept.command(&["check"]).await.status.success());
 }
 
 #[tokio::test]

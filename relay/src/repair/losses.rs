@@ -113,7 +113,7 @@ async fn gone(
     }
     Ok(truncated(client, table, lower, &oids).await?.map(|leaf| {
         let reason =
-            format!("{leaf} was truncated since: rows of it that were not published may be gone");
+            format!("{leaf} was truncated since, or rewritten with no row of before in it: rows of it that were not published may be gone");
         Halt::new(reason, REMEDY)
     }))
 }
