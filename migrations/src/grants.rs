@@ -73,6 +73,8 @@ pub struct Lacking {
     pub role: String,
     /// In the order of the list.
     pub grants: Vec<Grant>,
+    /// Tables and functions that are not there: nobody can grant anything on them before `migrate`.
+    pub absent: Vec<&'static str>,
 }
 
 impl Lacking {
@@ -118,7 +120,7 @@ impl fmt::Display for Lacking {
     }
 }
 
-/// Which of `grants` the session's role lacks. What is not there is not lacking: `migrate` makes it.
+/// Which of `grants` the session's role lacks, and what of their objects is not there.
 ///
 /// # Errors
 /// The question was not answered.
@@ -129,6 +131,10 @@ pub async fn lacking(client: &Client, grants: &[Grant]) -> Result<Lacking, Error
                        when 'schema' then pg_catalog.has_schema_privilege(n.oid, g.privilege) \
                        when 'function' then pg_catalog.has_function_privilege(p.oid, g.privilege) \
                        else pg_catalog.has_table_privilege(c.oid, g.privilege) end) \
+                       then g.place end), null::pg_catalog.int8), \
+                   pg_catalog.array_remove(pg_catalog.array_agg(distinct case \
+                       when coalesce(case g.kind when 'schema' then n.oid when 'function' then p.oid \
+                           else c.oid end, 0::pg_catalog.oid) operator(pg_catalog.=) 0::pg_catalog.oid \
                        then g.place end), null::pg_catalog.int8) \
                from unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], \
                        $4::pg_catalog.text[]) \
@@ -145,10 +151,15 @@ pub async fn lacking(client: &Client, grants: &[Grant]) -> Result<Lacking, Error
     let names: Vec<&str> = objects.iter().map(|(.., name)| *name).collect();
     let rights: Vec<&str> = grants.iter().map(|grant| grant.right).collect();
     let row = client.query_one(sql, &[&kinds, &schemas, &names, &rights]).await?;
-    let mut places: Vec<i64> = row.try_get::<_, Option<_>>(1)?.unwrap_or_default();
-    places.sort_unstable();
     let at = |place: i64| grants.get(usize::try_from(place).ok()?.checked_sub(1)?).copied();
-    Ok(Lacking { role: row.try_get(0)?, grants: places.into_iter().filter_map(at).collect() })
+    let read = |column: usize| -> Result<Vec<Grant>, Error> {
+        let mut places: Vec<i64> = row.try_get::<_, Option<_>>(column)?.unwrap_or_default();
+        places.sort_unstable();
+        Ok(places.into_iter().filter_map(at).collect())
+    };
+    let mut absent: Vec<&str> = read(2)?.iter().map(|grant| grant.object).collect();
+    absent.dedup();
+    Ok(Lacking { role: row.try_get(0)?, grants: read(1)?, absent })
 }
 
 /// Kind, schema and name of an object as GRANT names it.
@@ -171,7 +182,8 @@ mod tests {
     #[test]
     fn what_lacks_is_told_as_the_statements_that_give_it() {
         let grants = RELAY.iter().copied().filter(|grant| grant.object != "outbox.events");
-        let lacking = Lacking { role: "\"R\"".into(), grants: grants.take(5).collect() };
+        let lacking =
+            Lacking { role: "\"R\"".into(), grants: grants.take(5).collect(), absent: vec![] };
         assert_eq!(
             lacking.to_string(),
             "grant usage on schema outbox to \"R\"; grant select on outbox.migrations to \"R\"; \

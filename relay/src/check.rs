@@ -9,7 +9,10 @@ mod start;
 
 use std::time::Duration;
 
-use outbox_migrations::Set;
+use outbox_migrations::{
+    Set,
+    grants::{Lacking, RELAY, lacking},
+};
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -17,13 +20,12 @@ use tokio_postgres::Client;
 use crate::{
     config::{Config, parts::Parts},
     daemon::first,
-    leader,
     postgres::{
         ConnectError,
         sql::{self, SqlSession},
     },
     reconcile::Halt,
-    repair,
+    repair, rights,
     route::{Mapping, TableName, quoted},
     sink::{
         SinkError,
@@ -76,6 +78,12 @@ pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
             (found.into_iter().collect(), None::<()>)
         };
         let (found, _) = half("start", rehearsal).await;
+        // What is mended by the same words has the same cause, and the start's words have more: what it
+        // means for what was published before.
+        for start in &found {
+            findings
+                .retain(|known| known.remedy.is_empty() || !start.remedy.contains(&known.remedy));
+        }
         findings.extend(found);
     }
     findings
@@ -154,8 +162,9 @@ async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSe
     };
     match server(config, parts, session.client()).await {
         Ok(seen) => {
+            let go_on = passed(&seen) || seen.iter().any(|finding| finding.name == "slot");
             findings.extend(seen);
-            (findings, Some(session))
+            (findings, go_on.then_some(session))
         }
         Err(error) => {
             let remedy = "grant the relay's role what docs/ROLES.md lists";
@@ -175,12 +184,16 @@ async fn server(
     let server = slot::capacity(client).await?;
     let mut findings = capacity(&server, found.is_some(), parts);
     findings.extend(settings::of_server(config, parts, client).await?);
-    findings.extend(migrations(client).await?);
-    findings.push(start::parking(config, parts, client).await?);
-    findings.push(match leader::may_lead(client).await? {
-        None => ok("leader", "may claim to lead in outbox.leaders".into()),
-        Some(Halt { reason, remedy }) => problem("leader", reason, remedy),
-    });
+    let mut ours: Vec<Finding> = migrations(client).await?.into_iter().collect();
+    if passed(&ours) {
+        ours.extend(rights(&parts.mapping, client).await?);
+    }
+    let is_whole = passed(&ours);
+    findings.extend(ours);
+    if !is_whole {
+        return Ok(findings); // What comes now would only say the same in other words.
+    }
+    findings.push(start::parking(config, client).await?);
     let publication_name = &config.postgres.publication;
     let publication = slot::inspect_publication(client, publication_name).await?;
     for table in parts.mapping.tables() {
@@ -261,6 +274,45 @@ async fn migrations(client: &Client) -> Result<Option<Finding>, InspectError> {
     } else {
         ok("migrations", format!("V{applied}"))
     }))
+}
+
+/// What the role may do of what the relay does, and whether there is something to do it with.
+async fn rights(mapping: &Mapping, client: &Client) -> Result<Vec<Finding>, InspectError> {
+    const NAME: &str = "rights";
+    let failed = |source| InspectError::Query { what: "the role's rights", source };
+    let lacking = lacking(client, RELAY).await.map_err(failed)?;
+    let needed =
+        |object: &&str| RELAY.iter().any(|grant| grant.object == *object && grant.serves.is_none());
+    let absent: Vec<&str> = lacking.absent.iter().copied().filter(needed).collect();
+    if !absent.is_empty() {
+        let seen = format!("there is no {}", absent.join(", no "));
+        let remedy = "run `outbox-relay migrate` as the schema's owner";
+        return Ok(vec![problem("migrations", seen, remedy)]);
+    }
+    let stopping = lacking.clone().that_stop_everything();
+    if let Some(Halt { reason, remedy }) = rights::halt(&stopping, rights::NOTHING_IS_PUBLISHED) {
+        return Ok(vec![problem(NAME, reason, remedy)]);
+    }
+    // Whether rows can be read is said of each table.
+    let ours = |name: &TableName| name.to_string() == "outbox.events";
+    let serve = lacking.grants.iter().filter(|grant| match grant.object {
+        "outbox.events" => false,
+        "outbox.deletions" => mapping.tables().iter().any(ours),
+        _ => true,
+    });
+    let mut found: Vec<Finding> = serve
+        .map(|grant| {
+            let one = Lacking { grants: vec![*grant], ..lacking.clone() };
+            let meaning = format!("it can't {}", grant.serves.unwrap_or_default());
+            let seen = format!("the role {} lacks {}: {meaning}", one.role, one.rights());
+            warning(NAME, seen, format!("`{one}`"))
+        })
+        .collect();
+    if found.is_empty() {
+        let seen = format!("{} has what docs/ROLES.md gives the relay's role", lacking.role);
+        found.push(ok(NAME, seen));
+    }
+    Ok(found)
 }
 
 /// What becomes of the rows that are there when there is no slot; `None` when there are none.

@@ -13,7 +13,7 @@ use std::{fmt, time::Duration};
 
 use tokio_postgres::{Client, Error, Row, SimpleQueryMessage, error::SqlState};
 
-use crate::{reconcile::Halt, source::slot::InspectError};
+use crate::reconcile::Halt;
 
 /// How long a process that was told to end may take, in milliseconds.
 const TERMINATION_MS: i64 = 5_000;
@@ -121,39 +121,10 @@ pub(crate) fn unusable(error: &Error) -> Option<Halt> {
         code if missing.contains(code) || *code == SqlState::UNDEFINED_COLUMN => Some(Halt::new(
             "the table outbox.leaders, where the relay that leads is noted, is missing or of \
              another version",
-            "run `outbox-relay migrate` as the schema's owner, and grant usage on schema outbox and \
-             select, insert, update on outbox.leaders to the relay's role (docs/ROLES.md)",
+            "run `outbox-relay migrate` as the schema's owner, then grant what docs/ROLES.md lists",
         )),
-        code if *code == SqlState::INSUFFICIENT_PRIVILEGE => Some(not_granted()),
         _ => None,
     }
-}
-
-/// Whether this role could lead, without trying; else what a person must do.
-///
-/// # Errors
-/// The question was not answered.
-pub(crate) async fn may_lead(client: &Client) -> Result<Option<Halt>, InspectError> {
-    let sql = "select pg_catalog.has_table_privilege('outbox.leaders', 'select') \
-               and pg_catalog.has_table_privilege('outbox.leaders', 'insert') \
-               and pg_catalog.has_table_privilege('outbox.leaders', 'update')";
-    let failed = |source| InspectError::Query { what: "outbox.leaders", source };
-    match client.query_one(sql, &[]).await {
-        Ok(row) if row.try_get(0).map_err(failed)? => Ok(None),
-        Ok(_) => Ok(Some(not_granted())),
-        Err(error) => match unusable(&error) {
-            Some(halt) => Ok(Some(halt)),
-            None => Err(failed(error)),
-        },
-    }
-}
-
-fn not_granted() -> Halt {
-    Halt::new(
-        "the relay's role may not use outbox.leaders, where the relay that leads is noted",
-        "grant usage on schema outbox and select, insert, update on outbox.leaders to it \
-         (docs/ROLES.md)",
-    )
 }
 
 /// Ends the control session of a leader that has been silent for `timeout`, judged anew, by the

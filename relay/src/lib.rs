@@ -40,6 +40,7 @@ pub mod reconcile;
 pub mod record;
 pub mod repair;
 pub mod resume;
+mod rights;
 pub mod route;
 pub mod row;
 pub mod seal;

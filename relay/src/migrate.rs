@@ -1,20 +1,85 @@
 //! `outbox-relay migrate`: applies or prints a set of migrations.
 
 use anyhow::Context;
-use outbox_migrations::{Applied, Set};
+use outbox_migrations::{
+    Applied, Set,
+    grants::{RELAY, lacking},
+};
+use tokio_postgres::Client;
 
-use crate::{config::Config, postgres::sql};
+use crate::{config::Config, postgres::sql, reconcile::Halt};
+
+/// What was done.
+#[derive(Debug)]
+pub struct Migrated {
+    /// Migrations that were not there before.
+    pub applied: Vec<Applied>,
+    /// Tables that the history has and somebody had dropped.
+    pub made_again: Vec<&'static str>,
+}
 
 /// Brings the database up to date. Two at once do not clash: the second waits, and finds
 /// nothing left to do.
 ///
 /// # Errors
 /// No connection, or a migration failed; a failed migration leaves nothing behind.
-pub async fn run(config: &Config, set: Set) -> anyhow::Result<Vec<Applied>> {
+pub async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
     let application = format!("outbox-relay {} migrate", config.name);
     let mut session =
         sql::connect(&config.connect()?, &application).await.context("connecting to PostgreSQL")?;
-    outbox_migrations::apply(session.client_mut(), set)
-        .await
-        .with_context(|| format!("applying the {} migrations", set.name()))
+    let applied = outbox_migrations::apply(session.client_mut(), set).await;
+    let applied = match applied {
+        Ok(applied) => applied,
+        Err(error) => {
+            let error = anyhow::Error::new(error);
+            return Err(match may_not_create(session.client()).await {
+                Some(halt) => error.context(halt),
+                None => error.context(format!("applying the {} migrations", set.name())),
+            });
+        }
+    };
+    let made_again = match set {
+        Set::Outbox => make_again(session.client_mut()).await?,
+        _ => Vec::new(),
+    };
+    Ok(Migrated { applied, made_again })
+}
+
+/// The right that schema and publication take, where the role lacks it.
+async fn may_not_create(client: &Client) -> Option<Halt> {
+    let query = "select pg_catalog.has_database_privilege(current_database(), 'create'), \
+                     pg_catalog.quote_ident(current_database()), \
+                     pg_catalog.quote_ident(current_user)";
+    let row = client.query_one(query, &[]).await.ok()?;
+    let (database, role): (String, String) = (row.try_get(1).ok()?, row.try_get(2).ok()?);
+    (!row.try_get::<_, bool>(0).ok()?).then(|| {
+        Halt::new(
+            format!(
+                "the role {role} lacks create on database {database}, which schema and publication \
+                 take: the migration that failed has changed nothing"
+            ),
+            format!("`grant create on database {database} to {role}`"),
+        )
+    })
+}
+
+/// Tables that somebody has dropped are made again, by the migrations that make and change them: each
+/// of their statements may be repeated.
+async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
+    let doing = "making again what was dropped; nothing was changed";
+    let absent = lacking(client, RELAY).await.context("looking for what is missing")?.absent;
+    let makes = |sql: &str| {
+        absent.iter().any(|table| sql.contains(&format!("create table if not exists {table} (")))
+    };
+    let migrations = Set::Outbox.migrations().iter();
+    let mut from_there = migrations.skip_while(|migration| !makes(migration.sql)).peekable();
+    if from_there.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let transaction = client.transaction().await.context(doing)?;
+    for migration in from_there {
+        transaction.batch_execute(migration.sql).await.context(doing)?;
+    }
+    transaction.commit().await.context(doing)?;
+    Ok(absent)
 }

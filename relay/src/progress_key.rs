@@ -87,12 +87,6 @@ fn sorted(error: tokio_postgres::Error) -> KeyError {
             "the table outbox.relay_keys, by which the relay knows its own progress, is missing",
             "run `outbox-relay migrate` as the schema's owner, then grant what docs/ROLES.md lists",
         )),
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => KeyError::Halt(Halt::new(
-            "the relay's role may not use outbox.relay_keys, by which the relay knows its own \
-             progress",
-            "grant usage on schema outbox and select, insert, update on outbox.relay_keys to it \
-             (docs/ROLES.md)",
-        )),
         _ => KeyError::Database(error),
     }
 }

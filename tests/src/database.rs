@@ -3,7 +3,10 @@
 //! Each is a copy of one template, made on first use by the owner's role, so the grants that the
 //! documentation gives are the ones that every test runs with.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context, Result};
 use outbox_migrations::Set;
@@ -31,6 +34,81 @@ pub struct Database {
     postgres: &'static Postgres,
     name: String,
     superuser: Session,
+}
+
+/// One right of one role on one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Grant {
+    /// `select`, `usage`, `execute`, ….
+    pub right: String,
+    /// As GRANT names it, in one line: `schema outbox`, `outbox.events`, `function …`.
+    pub object: String,
+    /// Its name in this run.
+    pub role: String,
+}
+
+impl Grant {
+    /// All that one statement gives.
+    fn parse(statement: &str) -> Vec<Grant> {
+        let statement = statement.split_whitespace().collect::<Vec<_>>().join(" ");
+        if statement.is_empty() {
+            return Vec::new();
+        }
+        let parts = statement.strip_prefix("grant ").and_then(|rest| {
+            let (rights, rest) = rest.split_once(" on ")?;
+            let (objects, roles) = rest.rsplit_once(" to ")?;
+            Some((rights, objects, roles))
+        });
+        let (rights, objects, roles) = parts.unwrap_or_else(|| panic!("a grant: {statement}"));
+        let (kind, objects) = match objects.strip_prefix("function ") {
+            Some(functions) => ("function ", functions.split_inclusive(')').collect::<Vec<_>>()),
+            None => ("", objects.split(", ").collect()),
+        };
+        let mut grants = Vec::new();
+        for role in roles.split(", ") {
+            for object in &objects {
+                let object = format!("{kind}{}", object.trim_start_matches(", "));
+                grants.extend(single(rights).into_iter().map(|right| Grant {
+                    right,
+                    object: object.clone(),
+                    role: role.to_owned(),
+                }));
+            }
+        }
+        grants
+    }
+
+    /// The statement that takes it away.
+    pub fn revoke(&self) -> String {
+        format!("revoke {} on {} from {}", self.right, self.object, self.role)
+    }
+}
+
+/// `select, insert (a, b)` as `select`, `insert (a)` and `insert (b)`.
+fn single(rights: &str) -> Vec<String> {
+    let (mut all, mut of) = (Vec::new(), String::new());
+    for part in rights.split(", ") {
+        let part = match part.split_once(" (") {
+            Some((right, column)) => {
+                of = right.to_owned();
+                column
+            }
+            None => part,
+        };
+        let column = part.trim_end_matches(')');
+        all.push(if of.is_empty() { part.to_owned() } else { format!("{of} ({column})") });
+        if part.ends_with(')') {
+            of.clear();
+        }
+    }
+    all
+}
+
+/// As GRANT has it.
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "grant {} on {} to {}", self.right, self.object, self.role)
+    }
 }
 
 /// Whose rights a session has.
@@ -214,6 +292,15 @@ impl Database {
         let grants = documented(2, &self.name).expect("docs/ROLES.md has its statements");
         let owner = self.connect(Role::Owner).await;
         owner.batch_execute(&grants).await.expect("the documented grants");
+    }
+
+    /// Every single grant that `docs/ROLES.md` gives a role on a schema's objects.
+    ///
+    /// # Panics
+    /// When the document is not of its shape.
+    pub fn documented_grants(&self) -> Vec<Grant> {
+        let blocks = [2, 3].map(|index| documented(index, &self.name).expect("a block of SQL"));
+        blocks.iter().flat_map(|block| block.split(';')).flat_map(Grant::parse).collect()
     }
 
     /// A role's name in this run.

@@ -78,6 +78,14 @@ impl Settings {
         self
     }
 
+    /// What a key is set to, as text.
+    ///
+    /// # Panics
+    /// When it is not set.
+    pub fn value(&self, key: &str) -> String {
+        self.values.get(key).expect(key).trim_matches('"').to_owned()
+    }
+
     /// Leaves a key out.
     #[must_use]
     pub fn without(mut self, key: &str) -> Self {

@@ -50,12 +50,13 @@ async fn each_right_that_the_relay_lacks_is_found_and_its_remedy_grants_it() {
     let owner = t.database().connect(Role::Owner).await;
     let settings = t.relay();
     let role = t.database().config(Role::Relay).get_user().expect("a role").to_owned();
-    for right in ["select on", "insert on", "update on", "all on"] {
+    for right in ["select on", "insert on", "update on", "delete on", "all on"] {
         let revoke = format!("revoke {right} outbox.dead_letters from {role}");
         owner.batch_execute(&revoke).await.expect("revoked");
         let findings = check(&settings).await;
-        let found = named(&findings, "parking");
-        assert_eq!(found.verdict, "problem", "{revoke}: {found:?}");
+        let found = named(&findings, "rights");
+        let wanted = if right == "delete on" { "warning" } else { "problem" };
+        assert_eq!(found.verdict, wanted, "{revoke}: {found:?}");
         owner.batch_execute(found.remedy.trim_matches('`')).await.expect("the remedy is SQL");
         let again = check(&settings).await;
         assert!(problems(&again).is_empty(), "after {}: {again:?}", found.remedy);
@@ -70,11 +71,9 @@ async fn a_database_whose_migrations_are_behind_is_a_problem_and_migrate_fixes_i
     t.database().superuser().batch_execute(drop).await.expect("as an older version left it");
     let settings = t.relay();
     let findings = check(&settings).await;
-    for name in ["migrations", "parking"] {
-        let found = named(&findings, name);
-        assert_eq!(found.verdict, "problem", "{found:?}");
-        assert!(found.remedy.contains("`outbox-relay migrate`"), "{found:?}");
-    }
+    let [found] = problems(&findings)[..] else { panic!("one cause, one problem: {findings:?}") };
+    assert_eq!(found.name, "migrations");
+    assert!(found.remedy.contains("`outbox-relay migrate`"), "{found:?}");
     let owner = settings.set("postgres.url", &t.database().url(Role::Owner));
     let migrated = owner.command(&["migrate"]).await;
     assert!(migrated.status.success(), "{migrated:?}");
@@ -154,4 +153,66 @@ async fn a_slot_that_nobody_reads_from_is_named_with_what_it_keeps() {
     assert!(found.seen.contains(&name) || found.seen.contains(more), "{found:?}");
     assert!(found.seen.contains("of WAL"), "{found:?}");
     assert!(problems(&findings).is_empty(), "a neighbour's slot is no problem of the start");
+}
+
+#[tokio::test]
+async fn what_the_start_says_in_more_words_is_not_said_twice() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name())]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    let hidden = "alter publication outbox drop table outbox.events";
+    t.database().superuser().batch_execute(hidden).await.expect("as somebody may do");
+    let findings = check(&t.relay()).await;
+    let [found] = problems(&findings)[..] else { panic!("one cause, one problem: {findings:?}") };
+    assert!(found.seen.contains("written meanwhile"), "{found:?}");
+}
+
+/// The limit is the one that `check --help` promises.
+#[tokio::test]
+async fn check_ends_within_its_time_whatever_both_servers_leave_unanswered() {
+    const PROMISED: std::time::Duration = std::time::Duration::from_secs(15);
+    let t = Harness::start().await;
+    let listen = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // They accept, and never answer.
+    let (postgres, kafka) = (listen(), listen());
+    let at = |silent: &std::net::TcpListener| silent.local_addr().expect("bound").to_string();
+    // Nobody listens there.
+    let nobody = at(&listen());
+    for (postgres, kafka) in [(at(&postgres), at(&kafka)), (nobody.clone(), nobody)] {
+        let settings = t
+            .relay()
+            .set("postgres.url", &format!("postgres://relay@{postgres}/app?sslmode=disable"))
+            .set("sink.properties.\"bootstrap.servers\"", &kafka);
+        let begun = std::time::Instant::now();
+        let findings = check(&settings).await;
+        let took = begun.elapsed();
+        assert!(took < PROMISED, "{took:?}: {findings:?}");
+        let both: Vec<&str> = problems(&findings).iter().map(|found| found.name.as_str()).collect();
+        assert_eq!(both, ["PostgreSQL", "Kafka"], "{findings:?}");
+    }
+}
+
+#[tokio::test]
+async fn status_ends_with_1_for_a_relay_that_is_not_ready_and_with_0_for_one_that_is() {
+    let t = Harness::start().await;
+    let mut relay = t.relay().start().await;
+    let admin = relay.admin().to_string();
+    let settings = t.relay();
+    for json in [&["status", "--admin", &admin][..], &["status", "--admin", &admin, "--json"]] {
+        assert_eq!(settings.command(json).await.status.code(), Some(0));
+    }
+    let hidden = "alter publication outbox drop table outbox.events";
+    t.database().superuser().batch_execute(hidden).await.expect("as somebody may do");
+    relay.wait_log("halted").await;
+    relay.wait_for("/readyz", 503).await;
+    for json in [&["status", "--admin", &admin][..], &["status", "--admin", &admin, "--json"]] {
+        let output = settings.command(json).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("halted"), "{output:?}");
+    }
+    relay.kill9().await;
+    assert_eq!(settings.command(&["status", "--admin", &admin]).await.status.code(), Some(1));
 }

@@ -10,6 +10,7 @@ mod delivery;
 mod demo;
 mod encodings;
 mod failover;
+mod grants;
 mod history;
 mod idle;
 mod impostors;

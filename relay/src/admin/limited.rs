@@ -8,35 +8,45 @@ use std::{
     collections::VecDeque,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
+    os::fd::AsFd as _,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum::serve::Listener;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// More than the probes, scrapers and open pages of one relay.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
 /// From the connection to the end of its answer: many times what a scraper far away needs.
 const LIFE_MAX: Duration = Duration::from_secs(10);
 /// A request's line and headers, to within one read; nothing here takes a body.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// The end of a request's headers.
+const REQUEST_END: &[u8] = b"\r\n\r\n";
+/// A client has so long to ask before it makes room for others: they connect and ask in one go, but a
+/// busy machine may let some time pass between the two.
+const ASK_MIN: Duration = Duration::from_millis(100);
+/// Whoever has asked is answered at once. One that is still here after so long does not take its
+/// answer, and makes room as well.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct Limited {
     listener: TcpListener,
     free: Arc<Semaphore>,
     life_max: Duration,
-    /// What ends each connection, oldest first; of those that have ended some are still here.
-    oldest: VecDeque<CancellationToken>,
+    /// Oldest first; of those that have ended some are still here.
+    connections: VecDeque<Weak<Connection>>,
 }
 
 impl Limited {
@@ -46,20 +56,67 @@ impl Limited {
 
     fn within(listener: TcpListener, connections_max: usize, life_max: Duration) -> Self {
         let free = Arc::new(Semaphore::new(connections_max));
-        Limited { listener, free, life_max, oldest: VecDeque::with_capacity(connections_max) }
+        Limited { listener, free, life_max, connections: VecDeque::with_capacity(connections_max) }
     }
 
-    /// A place for a new connection: a free one, or that of the oldest.
+    /// A place for a new connection: a free one, or that of the oldest whose client keeps us waiting.
     async fn place(&mut self) -> OwnedSemaphorePermit {
-        // One that has ended has cancelled its token itself.
-        self.oldest.retain(|connection| !connection.is_cancelled());
-        if self.free.available_permits() == 0
-            && let Some(oldest) = self.oldest.pop_front()
-        {
-            oldest.cancel();
+        loop {
+            if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+                return permit;
+            }
+            self.connections.retain(|connection| connection.strong_count() > 0);
+            let now = Instant::now();
+            let live = self.connections.iter().filter_map(Weak::upgrade);
+            let mut live = live.filter(|connection| !connection.end.is_cancelled());
+            if let Some(overdue) = live.find(|connection| connection.is_overdue(now)) {
+                overdue.end.cancel();
+            }
+            // A place is free as soon as one has ended, be it by itself.
+            let freed = timeout(ASK_MIN / 4, Arc::clone(&self.free).acquire_owned()).await;
+            if let Ok(permit) = freed {
+                return permit.expect("the semaphore is never closed");
+            }
         }
-        let free = Arc::clone(&self.free);
-        free.acquire_owned().await.expect("the semaphore is never closed")
+    }
+}
+
+/// What the listener and the stream of a connection share.
+struct Connection {
+    stream: TcpStream,
+    since: Instant,
+    /// Since when its whole request is here.
+    asked: OnceLock<Instant>,
+    /// Ends it.
+    end: CancellationToken,
+}
+
+impl Connection {
+    /// Whether it is its client's fault that it is still here.
+    fn is_overdue(&self, now: Instant) -> bool {
+        let over = |since: Instant, max| now.saturating_duration_since(since) >= max;
+        match self.asked() {
+            Some(asked) => over(asked, ANSWER_MAX),
+            None => over(self.since, ASK_MIN),
+        }
+    }
+
+    /// Since when it waits for its answer. The kernel has its request the moment it came, however late
+    /// this process gets to read it.
+    fn asked(&self) -> Option<Instant> {
+        if self.asked.get().is_none() {
+            let mut bytes = [0; 4 << 10];
+            let stream = self.stream.as_fd().try_clone_to_owned().map(std::net::TcpStream::from);
+            let unread = stream.and_then(|stream| stream.peek(&mut bytes)).unwrap_or(0);
+            self.saw(bytes.get(..unread).unwrap_or_default());
+        }
+        self.asked.get().copied()
+    }
+
+    fn saw(&self, bytes: &[u8]) {
+        if bytes.windows(REQUEST_END.len()).any(|end| end == REQUEST_END) {
+            let _ = self.asked.set(Instant::now()); // If it is set, it was before.
+        }
     }
 }
 
@@ -72,9 +129,14 @@ impl Listener for Limited {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     let permit = self.place().await;
-                    let end = CancellationToken::new();
-                    self.oldest.push_back(end.clone());
-                    return (LimitedStream::new(stream, self.life_max, end, permit), peer);
+                    let connection = Arc::new(Connection {
+                        stream,
+                        since: Instant::now(),
+                        asked: OnceLock::new(),
+                        end: CancellationToken::new(),
+                    });
+                    self.connections.push_back(Arc::downgrade(&connection));
+                    return (LimitedStream::new(connection, self.life_max, permit), peer);
                 }
                 // Too many open files, for one: trying again at once would only burn the CPU.
                 Err(error) => {
@@ -93,26 +155,19 @@ impl Listener for Limited {
 /// A connection that ends by itself: at its deadline, when another needs its place, or when it has
 /// sent more than a request.
 pub(super) struct LimitedStream {
-    stream: TcpStream,
+    connection: Arc<Connection>,
     deadline: Pin<Box<Sleep>>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    end: CancellationToken,
     bytes_read: usize,
     _permit: OwnedSemaphorePermit,
 }
 
 impl LimitedStream {
-    fn new(
-        stream: TcpStream,
-        life_max: Duration,
-        end: CancellationToken,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    fn new(connection: Arc<Connection>, life_max: Duration, permit: OwnedSemaphorePermit) -> Self {
         LimitedStream {
-            stream,
             deadline: Box::pin(sleep(life_max)),
-            evicted: Box::pin(end.clone().cancelled_owned()),
-            end,
+            evicted: Box::pin(connection.end.clone().cancelled_owned()),
+            connection,
             bytes_read: 0,
             _permit: permit,
         }
@@ -122,12 +177,6 @@ impl LimitedStream {
         let ended =
             self.deadline.as_mut().poll(cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready();
         if ended { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
-    }
-}
-
-impl Drop for LimitedStream {
-    fn drop(&mut self) {
-        self.end.cancel(); // So that nobody takes it for the oldest that is still there.
     }
 }
 
@@ -141,10 +190,19 @@ impl AsyncRead for LimitedStream {
         if self.bytes_read >= REQUEST_BYTES_MAX {
             return Poll::Ready(Err(io::Error::other("the request is too large")));
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.bytes_read += buf.filled().len() - before;
-        Poll::Ready(Ok(()))
+        loop {
+            ready!(self.connection.stream.poll_read_ready(cx))?;
+            match self.connection.stream.try_read(buf.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(read) => {
+                    self.connection.saw(buf.initialize_unfilled().get(..read).unwrap_or_default());
+                    buf.advance(read);
+                    self.bytes_read += read;
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
     }
 }
 
@@ -155,15 +213,21 @@ impl AsyncWrite for LimitedStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        loop {
+            ready!(self.connection.stream.poll_write_ready(cx))?;
+            match self.connection.stream.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // Nothing is held back here.
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&self.connection.stream).shutdown(Shutdown::Write))
     }
 }
 
@@ -233,6 +297,34 @@ mod tests {
             other.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
             assert!(rest(other).await.ends_with("here"));
         }
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_is_answered_before_it_makes_room_however_many_come_after_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let mut limited = Limited::within(listener, 2, AGES);
+        let mut clients = Vec::new();
+        let mut accepted = Vec::new();
+        // Nobody reads here: only the kernel knows that the first one has asked.
+        for sent in ["GET /livez HTTP/1.1\r\n\r\n", "GET / HT"] {
+            let mut client = TcpStream::connect(address).await.expect("connected");
+            client.write_all(sent.as_bytes()).await.expect("sent");
+            clients.push(client);
+            accepted.push(limited.accept().await.0);
+        }
+        clients.push(TcpStream::connect(address).await.expect("connected"));
+        let silent = accepted.pop().expect("two were accepted");
+        let ended = silent.connection.end.clone();
+        let makes_room = tokio::spawn(async move {
+            ended.cancelled().await;
+            drop(silent);
+        });
+        accepted.push(timeout(PATIENCE, limited.accept()).await.expect("in time").0);
+        makes_room.await.expect("no panic");
+        let first = accepted.first().expect("it is kept");
+        assert!(!first.connection.end.is_cancelled(), "it has asked, and is not answered yet");
+        drop(clients);
     }
 
     #[tokio::test]

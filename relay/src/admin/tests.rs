@@ -95,6 +95,31 @@ async fn health_answers_while_hundreds_of_others_are_connected() {
     }
 }
 
+/// Each probe is asked once and must be answered; how long that takes is the machine's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_probe_is_dropped_while_a_thousand_connections_are_opened_as_quickly_as_possible() {
+    let server = server().await;
+    for sent in ["", "GET /livez HT", "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+        let address = server.address.clone();
+        let flood = tokio::spawn(async move {
+            let mut others = Vec::new();
+            for _ in 0..1_000 {
+                let mut other = TcpStream::connect(&address).await.expect("connected");
+                // It may have been closed by then: it makes room.
+                let _ = other.write_all(sent.as_bytes()).await;
+                others.push(other);
+            }
+            others
+        });
+        let mut probes = 0;
+        while !flood.is_finished() || probes == 0 {
+            assert_eq!(server.get("/livez").await.0, 200, "after {probes} probes beside {sent:?}");
+            probes += 1;
+        }
+        drop(flood.await.expect("no panic"));
+    }
+}
+
 #[tokio::test]
 async fn a_name_that_is_not_the_relays_is_answered_nowhere() {
     let server = server().await;

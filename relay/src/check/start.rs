@@ -6,10 +6,9 @@ use super::{Finding, Verdict, ok, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
     daemon::{self, Rehearsed},
-    dead_letter::{self, rights},
+    dead_letter,
     postgres::sql::SqlSession,
     reconcile::Decision,
-    route::quoted,
     source::slot::InspectError,
 };
 
@@ -59,16 +58,9 @@ pub(super) async fn rehearsed(
     })
 }
 
-/// The table of dead letters: its rights, and how much is in it.
-pub(super) async fn parking(
-    config: &Config,
-    parts: &Parts,
-    client: &Client,
-) -> Result<Finding, InspectError> {
+/// How much is in the table of dead letters.
+pub(super) async fn parking(config: &Config, client: &Client) -> Result<Finding, InspectError> {
     const NAME: &str = "parking";
-    if let Some(halt) = rights::lacking(client, &quoted(parts.connect.user())).await? {
-        return Ok(problem(NAME, halt.reason, halt.remedy));
-    }
     let parked = dead_letter::count(client, &config.name).await;
     let parked = parked.map_err(|source| InspectError::Query { what: "parked events", source })?;
     Ok(match parked.events {

@@ -11,11 +11,15 @@ mod inbox;
 mod output;
 mod signal;
 mod status;
+mod usage;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use outbox_migrations::Set;
+use outbox_migrations::{
+    Set,
+    grants::{Grant, INBOX_OPERATOR, OPERATOR, RELAY},
+};
 
 use crate::{
     allocator, check,
@@ -25,7 +29,8 @@ use crate::{
     },
     daemon, logging, migrate,
     position::RowPosition,
-    resume,
+    postgres::sql,
+    resume, rights,
 };
 pub use output::print;
 use output::tell;
@@ -60,7 +65,10 @@ enum Command {
   outbox-relay run --postgres postgres://relay@db/app --kafka kafka:9092
 
 A password on the command line is visible to everyone on the machine: set OUTBOX_RELAY__POSTGRES__URL
-or postgres.url_file instead.")]
+or postgres.url_file instead.
+
+Exit code 0 after SIGTERM or SIGINT; 1 if it can't start; 2 for wrong settings. Outages and halts end
+nothing: see `outbox-relay status`.")]
     Run(Flags),
     /// Examine every precondition, with a remedy for each that does not hold
     #[command(after_help = "Ends within 15 s; exit code 1 if there is a problem.")]
@@ -74,7 +82,9 @@ or postgres.url_file instead.")]
     /// Create or upgrade the tables in a database
     #[command(after_help = "Examples:
   outbox-relay migrate --postgres postgres://owner@db/app
-  outbox-relay migrate --print | psql -1 -v ON_ERROR_STOP=1 service=app")]
+  outbox-relay migrate --print | psql -1 -v ON_ERROR_STOP=1 service=app
+
+Exit code 0 also where nothing was left to do; 1 if it failed, and then nothing is changed.")]
     Migrate {
         /// Connection string of the tables' owner
         #[arg(long, value_name = "URL")]
@@ -87,7 +97,9 @@ or postgres.url_file instead.")]
         print: bool,
     },
     /// Show how a running relay is doing
-    #[command(after_help = "Exit code 1 if no relay answers.")]
+    #[command(after_help = "\
+Exit code 0 if the relay is ready: it delivers, or could take over at once. 1 if it is not (it starts,
+waits, repairs, or has halted: the phase says which, and the reason), or if no relay answers.")]
     Status {
         /// Address of the relay's admin server [default: admin.listen]
         #[arg(long, value_name = "HOST:PORT")]
@@ -105,7 +117,8 @@ or postgres.url_file instead.")]
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
 It asks first where events are left out, with their number if that can be known. Without a terminal it
-needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a relay is at work.")]
+needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a relay is at work or the
+decision does not fit what is there, and then nothing is changed.")]
     Resume {
         #[command(flatten)]
         flags: Flags,
@@ -117,7 +130,9 @@ needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a
   outbox-relay dead-letters list
   outbox-relay dead-letters release --topic orders --key customer-1
 
-It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
+It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator. Exit code 0 also where nothing
+is parked; 1 if the relay, topic, key, reason or number that is given is not there, or nothing was
+done.")]
     DeadLetters {
         /// Connection string of an operator [setting: postgres.url]
         #[arg(long, global = true, value_name = "URL")]
@@ -146,6 +161,7 @@ It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator.")]
         part: inbox::Part,
     },
     /// Print the effective settings, each with where it came from; secrets as ***
+    #[command(after_help = "Exit code 2 if a setting is wrong; all that are wrong are named.")]
     Config(Flags),
     /// See it work: writers, a relay that is killed again and again, a consumer, and the count
     #[command(after_help = demo::AFTER_HELP)]
@@ -229,7 +245,10 @@ const WORKERS: usize = 2;
 
 /// The process: a runtime, a command, an exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse(); // Wrong usage ends here, with 2.
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(usage::explain(&error, std::env::args_os())),
+    };
     allocator::use_one_heap();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
@@ -285,15 +304,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 Overrides::default().with("--postgres", "postgres.url", postgres.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Database)?;
             logging::init(&quiet(&config));
-            let applied = migrate::run(&config, set).await?;
-            print(&output::applied(&applied, set));
+            let migrated = migrate::run(&config, set).await?;
+            print(&output::migrated(&migrated, set));
             Ok(Outcome::Done)
         }
         Command::Status { admin, json } => {
             let flags = Overrides::default().with("--admin", "admin.listen", admin.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Admin)?;
-            status::run(&config.admin, json).await?;
-            Ok(Outcome::Done)
+            Ok(status::run(&config.admin, json).await?.into())
         }
         Command::Resume { flags, decision } => {
             let config = relay_settings(file, &flags)?;
@@ -303,7 +321,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 true => Ok(true),
                 false => ask::ask(&format!("{question} Continue?")),
             };
-            let outcome = resume::run(&config, decision.decision(), agreed).await?;
+            let resumed = resume::run(&config, decision.decision(), agreed).await;
+            let outcome = explained(&config, RELAY, resumed).await?;
             tell(&outcome.to_string());
             Ok(Outcome::Done)
         }
@@ -313,7 +332,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 .with("--name", "name", name.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Database)?;
             logging::init(&quiet(&config));
-            dead_letters::run(&config, action, json).await?;
+            let done = dead_letters::run(&config, action, json).await;
+            explained(&config, OPERATOR, done).await?;
             Ok(Outcome::Done)
         }
         Command::Inbox { postgres, consumer, json, part } => {
@@ -321,7 +341,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 Overrides::default().with("--postgres", "postgres.url", postgres.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Database)?;
             logging::init(&quiet(&config));
-            inbox::run(&config, part, consumer, json).await?;
+            let done = inbox::run(&config, part, consumer, json).await;
+            explained(&config, INBOX_OPERATOR, done).await?;
             Ok(Outcome::Done)
         }
         Command::Config(flags) => {
@@ -330,6 +351,23 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Command::Demo(arguments) => Ok(demo::run(arguments).await?.into()),
+    }
+}
+
+/// An error for want of a right says which, and what to type.
+async fn explained<T>(
+    config: &Config,
+    grants: &[Grant],
+    done: anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let Err(error) = done else { return done };
+    if !rights::is_refusal(&error) {
+        return Err(error);
+    }
+    let session = sql::connect(&config.connect()?, "outbox-relay rights").await?;
+    match rights::stopping(session.client(), grants, rights::NOTHING_WAS_CHANGED).await? {
+        Some(halt) => Err(error.context(halt)),
+        None => Err(error),
     }
 }
 

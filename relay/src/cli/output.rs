@@ -2,11 +2,12 @@
 
 use std::io::Write;
 
-use outbox_migrations::{Applied, Set};
+use outbox_migrations::Set;
 
 use crate::{
     check::{Finding, Verdict},
     config::Problems,
+    migrate::Migrated,
     printable,
 };
 
@@ -22,6 +23,12 @@ pub fn print(text: &str) {
 pub(super) fn eprint(line: &str) {
     // Nothing is left to tell it to.
     let _ = std::io::stderr().lock().write_all(format!("{}\n", printable::line(line)).as_bytes());
+}
+
+/// Several lines for a person, on standard error.
+pub(super) fn eprint_lines(text: &str) {
+    // Nothing is left to tell it to.
+    let _ = std::io::stderr().lock().write_all(printable::lines(text).as_bytes());
 }
 
 /// Prints what people read: texts that come from rows or servers can't steer the terminal. Within
@@ -67,7 +74,15 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
 }
 
 /// What a migration did.
-pub(super) fn applied(applied: &[Applied], set: Set) -> String {
+pub(super) fn migrated(migrated: &Migrated, set: Set) -> String {
+    let Migrated { applied, made_again } = migrated;
+    if !made_again.is_empty() {
+        let tables = made_again.join(", ");
+        return format!(
+            "{set}: {tables} had been dropped: made again, without the rows that were in it; now grant \
+             what docs/ROLES.md lists\n"
+        );
+    }
     if applied.is_empty() {
         return format!(
             "{set}: up to date

@@ -14,8 +14,8 @@ use crate::{
     printable,
 };
 
-/// Fetches `/status` and prints it.
-pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<()> {
+/// Fetches `/status` and prints it. Returns whether the relay is ready.
+pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<bool> {
     let Some(address) = admin.reach() else {
         bail!("admin.listen is off, so there is nobody to ask: set it, or give --admin HOST:PORT");
     };
@@ -23,14 +23,10 @@ pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<()> {
     if code != 200 {
         bail!("{address} answers /status with code {code}: is it a relay's admin address?");
     }
-    if json {
-        print(&body);
-        return Ok(());
-    }
-    let status = serde_json::from_str(&body)
+    let status: Status = serde_json::from_str(&body)
         .with_context(|| format!("what {address} answers is not a relay's status"))?;
-    print(&table(&status));
-    Ok(())
+    print(&if json { body } else { table(&status) });
+    Ok(status.ready)
 }
 
 fn table(s: &Status) -> String {

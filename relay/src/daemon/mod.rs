@@ -28,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use outbox_migrations::grants::RELAY;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,8 @@ use crate::{
     backoff::Backoff,
     config::{Config, parts::Parts},
     metrics::Cause,
+    postgres::sql,
+    rights,
     route::Format,
 };
 
@@ -50,6 +53,8 @@ const STEADY_AFTER: Duration = Duration::from_secs(30);
 const HALTED_RETRY: Duration = Duration::from_secs(10);
 /// SIGTERM is answered within 10 s, broker away or not; this leaves room for the exit itself.
 const STOP_MAX: Duration = Duration::from_secs(8);
+/// How long a look at the rights may take, beside what it is to explain.
+const RIGHTS_MAX: Duration = Duration::from_secs(5);
 /// A person at the log sees what is happening this often, while events flow.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -101,6 +106,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
         // Whoever changes passwords rewrites files.
         parts = config.renewed(parts);
         let ended = attempt::run(config, &parts, board, learnt, stop).await;
+        let ended = explained(&parts, ended).await;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }
@@ -164,6 +170,25 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
             () = stop.cancelled() => {}
             () = tokio::time::sleep(wait) => {}
         }
+    }
+}
+
+/// What ended for want of a right, or because a person must act, says which rights lack, if any do:
+/// one look for all of them, with the statements that give them.
+async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended> {
+    match &ended {
+        Err(Ended::Halted(_)) => {}
+        Err(Ended::Retry { error, .. }) if rights::is_refusal(error) => {}
+        _ => return ended,
+    }
+    let asked = tokio::time::timeout(RIGHTS_MAX, async {
+        let session = sql::connect(&parts.connect, "outbox-relay rights").await.ok()?;
+        let meaning = rights::NOTHING_IS_PUBLISHED;
+        rights::stopping(session.client(), RELAY, meaning).await.ok()?
+    });
+    match asked.await {
+        Ok(Some(halt)) => Err(Ended::Halted(halt)),
+        _ => ended,
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use outbox_migrations::grants::RELAY;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
@@ -19,7 +20,8 @@ use crate::{
     metrics::Cause,
     postgres::sql::{self, SqlSession},
     reconcile::Halt,
-    route::Format,
+    rights,
+    route::{Format, quoted},
     sink::kafka::KafkaSink,
     source::slot,
 };
@@ -140,36 +142,20 @@ pub(super) async fn could_lead(
     session: &SqlSession,
 ) -> Result<(), Ended> {
     const DOING: &str = "looking whether this relay could lead";
-    let failed = |error| match leader::unusable(&error) {
-        Some(halt) => Ended::Halted(halt),
-        None => Ended::retry(Cause::Postgres, DOING, error),
-    };
     let tables = tables::inspect(config, parts, session, Format::Binary).await?;
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }
-    let sql = "select name from (values ('outbox.leaders'), ('outbox.dead_letters'), \
-                   ('outbox.relay_keys')) t (name) \
-               where not (pg_catalog.has_table_privilege(name, 'select') \
-                   and pg_catalog.has_table_privilege(name, 'insert') \
-                   and pg_catalog.has_table_privilege(name, 'update'))";
-    let lacking = session.client().query(sql, &[]).await.map_err(failed)?;
-    if let Some(row) = lacking.first() {
-        let table: String = row.try_get(0).map_err(failed)?;
-        return Err(Ended::Halted(Halt::new(
-            format!("the relay's role may not use {table}"),
-            format!(
-                "grant usage on schema outbox and select, insert, update on {table} to it \
-                 (docs/ROLES.md)"
-            ),
-        )));
+    let lacking = rights::stopping(session.client(), RELAY, rights::NOTHING_IS_PUBLISHED).await;
+    if let Some(halt) = lacking.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
+        return Err(Ended::Halted(halt));
     }
     let capacity = slot::capacity(session.client()).await;
     let capacity = capacity.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     if !capacity.may_replicate {
         return Err(Ended::Halted(Halt::new(
             "the relay's role may not replicate",
-            "alter role … replication (docs/ROLES.md)",
+            format!("`alter role {} replication`", quoted(parts.connect.user())),
         )));
     }
     Ok(())

@@ -4,7 +4,7 @@
 use tokio_postgres::types::{Json, PgLsn};
 use uuid::Uuid;
 
-use super::{DeadLetterError, Message, rights::sorted};
+use super::{DeadLetterError, Message, answer::sorted};
 use crate::{lsn::Lsn, postgres::sql::SqlSession};
 
 /// Releases that are announced again at a time.

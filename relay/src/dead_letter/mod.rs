@@ -7,6 +7,7 @@
 //! [`Store`] is the relay's side of the table, [`operator`] the command's.
 
 mod announcement;
+mod answer;
 mod count;
 mod edit;
 mod headers;
@@ -14,7 +15,7 @@ pub mod history;
 mod lane;
 pub mod operator;
 pub mod pending;
-pub(crate) mod rights;
+
 mod store;
 
 use std::future::Future;
@@ -123,7 +124,7 @@ pub enum DeadLetterError {
         #[source]
         source: tokio_postgres::Error,
     },
-    /// There is no such table, or the role may not use it: a person must mend it.
+    /// There is no such table: a person must make it.
     #[error("{what}; {remedy}")]
     Misconfigured {
         /// What is wrong.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{DeadLetterError, rights::sorted};
+use super::{DeadLetterError, answer::sorted};
 use crate::postgres::sql::SqlSession;
 
 /// The reason of an event that the broker was not asked about by itself (`pipeline::suspicion`).

@@ -76,6 +76,17 @@ impl ConnectError {
         }
     }
 
+    /// For a session: the right that lacks is the database's own, and this is how it is given.
+    pub(crate) fn naming_grant(mut self, database: &str, role: &str) -> Self {
+        if let ConnectError::Permanent { remedy, sqlstate, .. } = &mut self
+            && sqlstate.as_deref() == Some("42501")
+        {
+            let (database, role) = (identifier(database), identifier(role));
+            *remedy = format!("`grant connect on database {database} to {role}`");
+        }
+        self
+    }
+
     /// Whether it was TLS that failed, not the network or PostgreSQL.
     pub(crate) fn is_tls_verdict(&self) -> bool {
         let ConnectError::Permanent { source: Some(source), .. } = self else { return false };
@@ -155,6 +166,16 @@ impl ServerError {
             detail: error.detail().map(str::to_owned),
         }
     }
+}
+
+/// A name as SQL takes it.
+fn identifier(name: &str) -> String {
+    let is_plain = |name: &str| {
+        let mut bytes = name.bytes();
+        bytes.next().is_some_and(|first| first.is_ascii_lowercase() || first == b'_')
+            && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    if is_plain(name) { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
 /// Whether the server only needs time: it starts, stops, or has run out of something.

@@ -179,7 +179,8 @@ pub(super) async fn open(
     } else {
         config.ssl_mode(tokio_postgres::config::SslMode::Disable);
     }
-    config.connect_raw(socket, Encrypted).await.map_err(connect_error)
+    let connected = config.connect_raw(socket, Encrypted).await;
+    connected.map_err(|e| connect_error(e).naming_grant(&settings.database, &settings.user))
 }
 
 fn give_up(host: &str, silent_for: Duration) -> Cause {

@@ -3,10 +3,11 @@
 //! Only what is as durable as the rows themselves counts: the account that the migration's triggers
 //! keep of deleted rows, and the catalog. Where nothing is known, rows may be gone.
 
+use outbox_migrations::grants::{RELAY, lacking};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::tables::{Table, literal};
-use crate::{leaves::Leaves, reconcile::Halt};
+use crate::{leaves::Leaves, reconcile::Halt, rights};
 
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry
 /// another cluster's transaction ids, would be skipped without a trace. `rows_kept` is the operator's word that none is
@@ -95,10 +96,10 @@ async fn gone(
             return Ok(Some(Halt::new(reason, REMEDY)));
         }
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let reason = "the relay's role may not read outbox.deletions, the account of rows that \
-                          were deleted";
-            let remedy = "grant select on outbox.deletions to it (docs/ROLES.md)";
-            return Ok(Some(Halt::new(reason, remedy)));
+            let why = "so it is not known whether rows were deleted that were not published";
+            let mut lacking = lacking(client, RELAY).await?;
+            lacking.grants.retain(|grant| grant.object == "outbox.deletions");
+            return rights::halt(&lacking, why).map_or(Err(error), |halt| Ok(Some(halt)));
         }
         Err(error) => return Err(error),
     }

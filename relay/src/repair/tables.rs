@@ -48,14 +48,14 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
     let columns = &table.columns;
     if !table.readable {
         return Err(Halt::new(
-            format!("the relay's role may not read {name}"),
-            format!("grant select on {name} to it (docs/ROLES.md)"),
+            format!("the relay's role {} may not read {name}", table.role),
+            format!("`grant select on {name} to {}`", table.role),
         ));
     }
     if table.row_security {
         return Err(Halt::new(
             format!("the relay's role sees only those rows of {name} that its policies let it see"),
-            "alter role … bypassrls, for the relay's role",
+            format!("`alter role {} bypassrls`", table.role),
         ));
     }
     let find = |name: &str| columns.iter().find(|column| column.name == name);

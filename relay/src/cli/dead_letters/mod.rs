@@ -14,7 +14,7 @@ use serde_json::json;
 pub(super) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
-    shown::{letter, line, released, shown},
+    shown::{counted, letter, line, released, shown},
 };
 use super::{ask::ask, output::eprint, print};
 use crate::{
@@ -154,7 +154,7 @@ async fn discard(
             "{count} of these {named} are parked; nothing was discarded: see `dead-letters list`"
         );
     }
-    let events = if count == 1 { "1 event".to_owned() } else { format!("{count} events") };
+    let events = counted(count, "event");
     let question = format!("{events} will never be delivered. Discard?");
     // Without a terminal, what names each event is an answer by itself; a selection is none, for it may
     // have more than was thought of.
@@ -174,7 +174,7 @@ async fn discard(
     let count = operator.discard_all(&selection, why).await?;
     print(&match json {
         true => json!({ "discarded": count }).to_string(),
-        false => format!("{count} events will not be delivered"),
+        false => format!("{} will not be delivered", counted(count, "event")),
     });
     Ok(())
 }

@@ -47,17 +47,22 @@ pub(super) fn released(released: &Released, json: bool) -> String {
         return "nothing is parked".into();
     }
     let mut text = format!(
-        "{events} events of {lanes} lanes are announced, in {} releases: they are delivered when the \
-         relay comes to them",
-        releases.len()
+        "released {} of {}: the relay delivers them, in order, when its stream has come to this command",
+        counted(*events, "event"),
+        counted(*lanes, "lane")
     );
     if !unfit.is_empty() {
         let unfit: Vec<String> = unfit.iter().map(ToString::to_string).collect();
         text.push_str(&format!(
-            "\nno records, to be edited or discarded: {}; they will be parked again, with what is \
-             behind them",
+            "\nthese can't be sent as they are, and will be parked again with what is behind them; \
+             edit or discard them: {}",
             unfit.join(", ")
         ));
     }
     text
+}
+
+/// `1 event`, `2 events`.
+pub(super) fn counted(number: i64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -6,8 +6,8 @@ use tokio_postgres::{Row, Transaction, types::ToSql};
 
 use super::{Operator, OperatorError, Selection, repertoire, selection::CHOSEN};
 use crate::dead_letter::{
+    answer::sorted,
     headers::{self, Repertoire},
-    rights::sorted,
 };
 
 /// A parked event, or one of history, as `list` gives it.

@@ -22,9 +22,9 @@ pub use self::{
 };
 use super::{
     DeadLetterError, Lane, Message,
+    answer::sorted,
     edit::{Edit, EditError, Event},
     headers::{self, Repertoire},
-    rights::sorted,
 };
 use crate::fault::{self, Point};
 

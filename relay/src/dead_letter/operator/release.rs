@@ -5,7 +5,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use uuid::Uuid;
 
 use super::{Operator, OperatorError, Selection, announce, commit, repertoire, selection::CHOSEN};
-use crate::dead_letter::rights::sorted;
+use crate::dead_letter::answer::sorted;
 
 /// What a release has announced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

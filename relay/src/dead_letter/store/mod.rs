@@ -17,7 +17,7 @@ use uuid::Uuid;
 use self::letters::add;
 use super::{
     BEHIND, BEHIND_ERROR, DeadLetterError, DeadLetters, Lane, Letter, PutBack, Release, Seen,
-    headers::Repertoire, rights::sorted,
+    answer::sorted, headers::Repertoire,
 };
 use crate::{
     lsn::Lsn,

@@ -1,0 +1,21 @@
+//! What an answer of the database means for whoever uses the table of dead letters.
+
+use tokio_postgres::error::SqlState;
+
+use super::DeadLetterError;
+
+/// Sorts it. A right that lacks is left as it is: whoever reports it asks which (`rights`).
+pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {
+    let absent =
+        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN];
+    match source.code() {
+        Some(code) if absent.contains(code) => DeadLetterError::Misconfigured {
+            what:
+                "the table outbox.dead_letters, where refused events are parked, is missing or of \
+                   another version"
+                    .into(),
+            remedy: "run `outbox-relay migrate` as the schema's owner".into(),
+        },
+        _ => DeadLetterError::Database { doing, source },
+    }
+}

@@ -1,0 +1,71 @@
+//! Which documented rights a session's role lacks: asked once something was refused, whatever it was.
+//!
+//! The database names an object it refused, and neither the right nor the role. So whoever meets a
+//! refusal asks for all rights of the list, and says everything that lacks with the statements that
+//! give it. Called by `daemon`, `check` and `cli`.
+
+use std::error::Error;
+
+use outbox_migrations::grants::{Grant, Lacking, lacking};
+use tokio_postgres::{Client, error::SqlState};
+
+use crate::reconcile::Halt;
+
+/// Whether the database refused something for a right.
+pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
+    let refused = |cause: &(dyn Error + 'static)| {
+        let cause = cause.downcast_ref::<tokio_postgres::Error>();
+        cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    };
+    error.chain().any(refused)
+}
+
+/// What of `grants` lacks and stops everything; `None` where that is nothing. `meaning` says what it
+/// means for the data.
+///
+/// # Errors
+/// The question was not answered.
+pub(crate) async fn stopping(
+    client: &Client,
+    grants: &[Grant],
+    meaning: &str,
+) -> Result<Option<Halt>, tokio_postgres::Error> {
+    Ok(halt(&lacking(client, grants).await?.that_stop_everything(), meaning))
+}
+
+/// The same, of what was found; `None` where nothing lacks.
+pub(crate) fn halt(lacking: &Lacking, meaning: &str) -> Option<Halt> {
+    let Lacking { role, .. } = lacking;
+    (!lacking.is_empty()).then(|| {
+        let rights = lacking.rights();
+        Halt::new(format!("the role {role} lacks {rights}: {meaning}"), format!("`{lacking}`"))
+    })
+}
+
+/// For what the relay's role lacks.
+pub(crate) const NOTHING_IS_PUBLISHED: &str =
+    "nothing is published until it has them, and nothing is lost";
+/// For what a person's role lacks.
+pub(crate) const NOTHING_WAS_CHANGED: &str = "nothing was changed";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outbox_migrations::grants::OPERATOR;
+
+    #[test]
+    fn a_halt_for_rights_names_role_and_rights_and_its_remedy_is_the_statement() {
+        let lacking = Lacking { role: "ops".into(), grants: OPERATOR.to_vec(), absent: Vec::new() };
+        let halt = halt(&lacking, NOTHING_WAS_CHANGED).expect("something lacks");
+        assert_eq!(
+            halt.reason,
+            "the role ops lacks usage on schema outbox; select, update on outbox.dead_letters: \
+             nothing was changed"
+        );
+        assert_eq!(
+            halt.remedy,
+            "`grant usage on schema outbox to ops; grant select, update on outbox.dead_letters to \
+             ops`"
+        );
+    }
+}
