@@ -61,6 +61,10 @@ enum Way {
     Frozen(u64),
 }
 
+/// The passing of `Committing` that is a message's: those of a consumer's start come before, and
+/// before it has a partition.
+const OF_A_MESSAGE: u64 = 6;
+
 fn way(point: Point, strategy: Strategy) -> Option<Way> {
     // A first life ends at once only with rows, which shortens the matrix by a third.
     let lives = |passings: &'static [u64]| {
@@ -74,13 +78,13 @@ fn way(point: Point, strategy: Strategy) -> Option<Way> {
         | Point::Claimed
         | Point::Handling
         | Point::Handled
-        | Point::Committing
         | Point::Committed
         | Point::Failed
         | Point::Parking
         | Point::Parked
         | Point::TakenUp
         | Point::Retried => lives(&[1, 3]),
+        Point::Committing => lives(&[1, OF_A_MESSAGE]),
         Point::Waiting | Point::Burying | Point::Postponing => lives(&[1, 2]),
         Point::MarkMoved => (strategy == Strategy::Watermark).then_some(Way::Running(&[1, 4])),
         Point::Revoking | Point::Drained => Some(Way::Joined),
@@ -304,7 +308,8 @@ fn a_consumer_that_freezes_anywhere_and_is_replaced_does_no_harm_when_it_thaws()
         Point::Retried,
     ];
     let strategies = [Strategy::Rows, Strategy::Watermark];
-    let each = |point| strategies.map(|strategy| (point, strategy, Way::Frozen(3)));
+    let passing = |point| if point == Point::Committing { OF_A_MESSAGE } else { 3 };
+    let each = |point| strategies.map(|strategy| (point, strategy, Way::Frozen(passing(point))));
     all(points.into_iter().flat_map(each).chain([(
         Point::MarkMoved,
         Strategy::Watermark,
