@@ -4,6 +4,7 @@
 //! which has a table `charges (order_id bigint primary key, cents bigint not null)`. A record of
 //! the topic `orders` is as `{"order": 42, "amount_cents": 1200}`.
 
+use anyhow::Context as _;
 use outbox_idempotency::kafka::{ClientConfig, Runner};
 use outbox_idempotency::{Classify as _, Failure, Inbox, Message, Processor, Tx};
 
@@ -21,12 +22,12 @@ async fn charge(tx: Tx, Message { payload, .. }: Message<Order>) -> Result<(), F
     Ok(())
 }
 
-fn setting(name: &str) -> Result<String, String> {
-    std::env::var(name).map_err(|error| format!("{name}: {error}"))
+fn setting(name: &str) -> anyhow::Result<String> {
+    std::env::var(name).with_context(|| name.to_owned())
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().init(); // What the runner says: its start, what it is given, what waits.
     let database = setting("DATABASE_URL")?.parse()?;
     let manager = deadpool_postgres::Manager::new(database, tokio_postgres::NoTls);

@@ -16,7 +16,7 @@ use outbox_tests::database::{Database, Role};
 use tokio_postgres::types::ToSql;
 
 use super::{
-    messages::{ACCOUNTS, Transfer},
+    messages::{ACCOUNTS, Keys, Transfer},
     outcome::Turn,
 };
 use crate::process;
@@ -46,6 +46,9 @@ pub(super) const UPSERT: &str = "insert into accounts as a (id, messages, total,
     on conflict (id) do update set messages = a.messages + 1, total = a.total + excluded.total, \
         first = excluded.first, last = excluded.last, \
         misordered = a.misordered + (excluded.first <= a.last)::int";
+
+/// Two rows in one order, as a transfer from one account to another does: no two of them deadlock.
+pub(super) const LOCK_TWO: &str = "select from accounts where id = any ($1) order by id for update";
 
 /// For many: a row for each account.
 const UPSERT_MANY: &str = "insert into accounts as a (id, messages, total, first, last, misordered) \
@@ -125,9 +128,9 @@ impl Batch {
 ///
 /// # Errors
 /// Anything was lost, doubled or out of order.
-pub(super) async fn verify(database: &Database, messages: usize) -> Result<()> {
+pub(super) async fn verify(database: &Database, messages: usize, keys: Keys) -> Result<()> {
     let mut expected: BTreeMap<i32, Sum> = BTreeMap::new();
-    for transfer in (0..messages).map(Transfer::of) {
+    for transfer in (0..messages).map(|n| Transfer::in_topic(n, keys)) {
         expected.entry(transfer.account).or_insert(Sum::NOTHING).add(&transfer);
     }
     let sql = "select id, messages, total, last, misordered from accounts where messages > 0";
@@ -199,6 +202,10 @@ impl Watch {
         let wal_before = "select pg_current_wal_insert_lsn()::text";
         let wal_before = session.query_one(wal_before, &[]).await?.get(0);
         Ok(Watch { messages, began: Arc::default(), handled: Arc::default(), session, wal_before })
+    }
+
+    pub(super) fn messages(&self) -> usize {
+        self.messages
     }
 
     pub(super) fn counter(&self) -> Counter {

@@ -13,14 +13,28 @@ use rdkafka::{
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::PARTITIONS;
 use crate::report::progress;
 
-/// Distinct keys, and rows of the table of effects.
+/// Rows of the table of effects, and distinct keys of most topics.
 pub(super) const ACCOUNTS: u64 = 100_000;
+/// Keys of a topic with few.
+pub(super) const FEW: i32 = 40;
 /// The name that the messages give as their relay's.
 pub(super) const RELAY: &str = "bench";
 const PAYLOAD_BYTES: usize = 190;
 const PRODUCE_MAX: Duration = Duration::from_secs(120);
+
+/// What keys a topic's messages have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Keys {
+    /// One for each account.
+    Many,
+    /// Forty in all.
+    Few,
+    /// None; each account has a partition.
+    None,
+}
 
 /// What a message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -42,6 +56,15 @@ impl Transfer {
         }
     }
 
+    /// The same, of a topic with these keys.
+    pub(super) fn in_topic(n: usize, keys: Keys) -> Self {
+        let transfer = Transfer::of(n);
+        match keys {
+            Keys::Many | Keys::None => transfer,
+            Keys::Few => Transfer { account: transfer.account % FEW, ..transfer },
+        }
+    }
+
     fn payload(&self) -> String {
         let Transfer { n, account, amount } = self;
         let mut text = format!(r#"{{"n":{n},"account":{account},"amount":{amount},"pad":""#);
@@ -60,12 +83,17 @@ fn mixed(n: u64) -> u64 {
 }
 
 /// Fills a topic, in the messages' order within each partition.
-pub(super) async fn produce(kafka: &'static Kafka, topic: &Topic, messages: usize) -> Result<()> {
+pub(super) async fn produce(
+    kafka: &'static Kafka,
+    topic: &Topic,
+    messages: usize,
+    keys: Keys,
+) -> Result<()> {
     let topic = topic.name().to_owned();
-    tokio::task::spawn_blocking(move || fill(kafka, &topic, messages)).await?
+    tokio::task::spawn_blocking(move || fill(kafka, &topic, messages, keys)).await?
 }
 
-fn fill(kafka: &Kafka, topic: &str, messages: usize) -> Result<()> {
+fn fill(kafka: &Kafka, topic: &str, messages: usize, keys: Keys) -> Result<()> {
     let producer: ThreadedProducer<DefaultProducerContext> = kafka
         .client()
         .set("enable.idempotence", "true")
@@ -74,9 +102,13 @@ fn fill(kafka: &Kafka, topic: &str, messages: usize) -> Result<()> {
         .create()?;
     let began = Instant::now();
     for n in 0..messages {
-        let transfer = Transfer::of(n);
+        let transfer = Transfer::in_topic(n, keys);
         let (key, payload) = (transfer.account.to_string(), transfer.payload());
-        let mut record = BaseRecord::to(topic).key(&key).payload(&payload).headers(headers(n));
+        let mut record = BaseRecord::to(topic).payload(&payload).headers(headers(n));
+        record = match keys {
+            Keys::None => record.partition(transfer.account % PARTITIONS),
+            Keys::Many | Keys::Few => record.key(&key),
+        };
         while let Err((error, again)) = producer.send(record) {
             let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
             ensure!(error == full && began.elapsed() < PRODUCE_MAX, "producing: {error}");

@@ -24,6 +24,7 @@ use outbox_tests::{database::Database, kafka::Kafka, servers, topic::Topic};
 use self::{
     accounts::Watch,
     by_hand::ByHand,
+    messages::Keys,
     outcome::Turn,
     runner::{WAITING, Way},
 };
@@ -42,6 +43,10 @@ pub(crate) enum Question {
     Batch,
     /// Batches: a watermark against no memory
     Watermark,
+    /// Batches of messages without a key: a watermark against rows
+    Keyless,
+    /// Forty keys that waited for a service, against the same messages as they come
+    Parked,
     /// Handlers that wait 5 ms, 64 at once, against what that allows
     Wait5,
     /// Handlers that wait 20 ms, 64 at once, against what that allows
@@ -49,8 +54,15 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    const ALL: [Question; 5] =
-        [Question::Rows, Question::Batch, Question::Watermark, Question::Wait5, Question::Wait20];
+    const ALL: [Question; 7] = [
+        Question::Rows,
+        Question::Batch,
+        Question::Watermark,
+        Question::Keyless,
+        Question::Parked,
+        Question::Wait5,
+        Question::Wait20,
+    ];
 
     /// The first is measured, the second is what it is a ratio of.
     fn contestants(self) -> Vec<Contestant> {
@@ -64,8 +76,21 @@ impl Question {
             Question::Watermark => {
                 vec![of(Way::BATCH_WATERMARK, 300_000), of(Way::BATCH_OFF, 300_000)]
             }
+            Question::Keyless => {
+                vec![of(Way::BATCH_WATERMARK, 200_000), of(Way::BATCH, 200_000)]
+            }
+            Question::Parked => vec![of(Way::PARKED, 8_000), of(Way::TWO_ROWS, 8_000)],
             Question::Wait5 => waiting(5, 30_000),
             Question::Wait20 => waiting(20, 10_000),
+        }
+    }
+
+    /// Of the messages that they get.
+    fn keys(self) -> Keys {
+        match self {
+            Question::Keyless => Keys::None,
+            Question::Parked => Keys::Few,
+            _ => Keys::Many,
         }
     }
 
@@ -75,6 +100,7 @@ impl Question {
             Question::Rows | Question::Wait5 | Question::Wait20 => 0.9,
             Question::Batch => 8.0,
             Question::Watermark => 0.95,
+            Question::Keyless | Question::Parked => 0.5,
         }
     }
 }
@@ -131,7 +157,8 @@ pub(crate) async fn run(args: &InboxArgs) -> Result<Vec<Comparison>> {
         for round in 1..=args.rounds {
             for (contestant, turns) in contestants.iter().zip(&mut turns) {
                 let name = contestant.name();
-                let turn = hall.turn(contestant).await.with_context(|| name.clone())?;
+                let turn =
+                    hall.turn(contestant, question.keys()).await.with_context(|| name.clone())?;
                 progress(&format!("round {round}, {name}: {:.0} messages/s", turn.rate()));
                 turns.push(turn);
             }
@@ -146,8 +173,8 @@ pub(crate) async fn run(args: &InboxArgs) -> Result<Vec<Comparison>> {
 struct Hall {
     kafka: &'static Kafka,
     database: Database,
-    /// By number of messages.
-    topics: BTreeMap<usize, Topic>,
+    /// By number of messages and what keys they have.
+    topics: BTreeMap<(usize, Keys), Topic>,
     turns: usize,
     concurrency: Option<usize>,
 }
@@ -159,7 +186,11 @@ impl Hall {
         Ok(Hall { kafka, database, topics: BTreeMap::new(), turns: 0, concurrency })
     }
 
-    async fn turn(&mut self, Contestant { who, messages }: &Contestant) -> Result<Turn> {
+    async fn turn(
+        &mut self,
+        Contestant { who, messages }: &Contestant,
+        keys: Keys,
+    ) -> Result<Turn> {
         let messages = *messages;
         match who {
             Who::Ideal(wait) => {
@@ -170,7 +201,7 @@ impl Hall {
             }
             Who::Runner(_) | Who::ByHand(_) => {}
         }
-        let topic = self.topic(messages).await?;
+        let topic = self.topic(messages, keys).await?;
         accounts::make_new(&self.database).await?;
         self.turns += 1;
         let group = format!("{}.{}", self.database.name(), self.turns);
@@ -185,19 +216,19 @@ impl Hall {
             }
             Who::Ideal(_) | Who::Timers(_) => unreachable!("these need no servers"),
         };
-        accounts::verify(&self.database, messages).await?;
+        accounts::verify(&self.database, messages, keys).await?;
         Ok(turn)
     }
 
     /// A topic with so many messages in it.
-    async fn topic(&mut self, messages: usize) -> Result<Topic> {
-        if let Some(topic) = self.topics.get(&messages) {
+    async fn topic(&mut self, messages: usize, keys: Keys) -> Result<Topic> {
+        if let Some(topic) = self.topics.get(&(messages, keys)) {
             return Ok(topic.clone());
         }
-        let name = format!("{}.{messages}", self.database.name());
+        let name = format!("{}.{messages}.{keys:?}", self.database.name());
         let topic = Topic::new(self.kafka, name).create(PARTITIONS).await;
-        messages::produce(self.kafka, &topic, messages).await?;
-        self.topics.insert(messages, topic.clone());
+        messages::produce(self.kafka, &topic, messages, keys).await?;
+        self.topics.insert((messages, keys), topic.clone());
         Ok(topic)
     }
 }

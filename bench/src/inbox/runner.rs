@@ -1,10 +1,16 @@
 //! The crate's own runner, one way or another.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use outbox_idempotency::{
-    Dedup, Failure, Inbox, Message, Processor, Tx,
+    Dedup, Failure, Inbox, Message, Processor, Retry, Tx,
     kafka::{ClientConfig, Runner},
 };
 use outbox_tests::{
@@ -13,16 +19,19 @@ use outbox_tests::{
     topic::Topic,
 };
 use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     accounts::{self, Counter, Watch},
-    messages::{RELAY, Transfer},
+    messages::{FEW, RELAY, Transfer},
     outcome::Turn,
 };
 
 /// Messages in a transaction.
 const BATCH: usize = 500;
+/// Until all messages have met a service that is away.
+const PARK_MAX: Duration = Duration::from_secs(120);
 /// Handlers that wait, at once.
 pub(super) const WAITING: usize = 64;
 
@@ -35,6 +44,10 @@ pub(super) struct Way {
     wait: Option<Duration>,
     /// Handlers at once; the runner's default where there is none.
     concurrency: Option<usize>,
+    /// Whether a handler locks two of forty rows before its effect.
+    two_rows: bool,
+    /// Whether all messages wait for a service at first; measured from its return.
+    parked: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +58,16 @@ enum Memory {
 }
 
 impl Way {
-    pub(super) const ROWS: Way =
-        Way { dedup: Memory::Rows, batch: false, wait: None, concurrency: None };
+    pub(super) const ROWS: Way = Way {
+        dedup: Memory::Rows,
+        batch: false,
+        wait: None,
+        concurrency: None,
+        two_rows: false,
+        parked: false,
+    };
+    pub(super) const TWO_ROWS: Way = Way { two_rows: true, ..Way::ROWS };
+    pub(super) const PARKED: Way = Way { parked: true, ..Way::TWO_ROWS };
     pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
     pub(super) const BATCH: Way = Way { batch: true, ..Way::ROWS };
     pub(super) const BATCH_OFF: Way = Way { dedup: Memory::Off, ..Way::BATCH };
@@ -63,6 +84,8 @@ impl Way {
 
     pub(super) fn name(self) -> String {
         let size = match (self.batch, self.wait) {
+            (false, None) if self.parked => "forty keys that waited".to_owned(),
+            (false, None) if self.two_rows => "forty keys".to_owned(),
             (false, None) => "one in a transaction".to_owned(),
             (false, Some(wait)) => format!("{WAITING} handlers that wait {wait:?}"),
             (true, _) => format!("batches of up to {BATCH}"),
@@ -75,13 +98,14 @@ impl Way {
         format!("runner, {size}, {memory}")
     }
 
-    fn processor(self, inbox: Inbox, counter: Counter) -> Processor {
+    fn processor(self, inbox: Inbox, counter: Counter, world: &Arc<World>) -> Processor {
         let processor = if self.batch {
             Processor::batch(inbox, BATCH, many(counter))
         } else {
-            Processor::new(inbox, one(counter, self.wait))
+            Processor::new(inbox, one(self, counter, Arc::clone(world)))
         };
-        processor.dedup(match self.dedup {
+        let retry = Retry::exponential(Duration::from_millis(50), Duration::from_millis(200));
+        processor.retry(retry.attempts(u32::MAX)).dedup(match self.dedup {
             Memory::Off => Dedup::Off,
             Memory::Rows => Dedup::Rows,
             Memory::Watermark => Dedup::Watermark { relay: RELAY.to_owned() },
@@ -89,15 +113,42 @@ impl Way {
     }
 }
 
-fn one(counter: Counter, wait: Option<Duration>) -> impl outbox_idempotency::Handler<Transfer> {
+/// What is around the handlers.
+#[derive(Debug, Default)]
+struct World {
+    /// The service that they need does not answer.
+    away: AtomicBool,
+    deadlocks: AtomicUsize,
+}
+
+fn one(
+    way: Way,
+    counter: Counter,
+    world: Arc<World>,
+) -> impl outbox_idempotency::Handler<Transfer> {
     move |tx: Tx, message: Message<Transfer>| {
-        counter.add(1);
+        let (world, counter) = (Arc::clone(&world), counter.clone());
         async move {
-            if let Some(wait) = wait {
+            if world.away.load(Relaxed) {
+                return Err(Failure::transient("the service is away"));
+            }
+            counter.add(1);
+            if let Some(wait) = way.wait {
                 tokio::time::sleep(wait).await;
             }
             let Transfer { n, account, amount } = &message.payload;
-            tx.execute(accounts::UPSERT, &[account, amount, n]).await?;
+            let done = async {
+                if way.two_rows {
+                    let other = i32::try_from(*n % i64::from(FEW)).unwrap_or_default();
+                    tx.query(accounts::LOCK_TWO, &[&[*account, other].as_slice()]).await?;
+                }
+                tx.execute(accounts::UPSERT, &[account, amount, n]).await
+            };
+            let done: Result<u64, tokio_postgres::Error> = done.await;
+            if done.as_ref().is_err_and(|e| e.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED)) {
+                world.deadlocks.fetch_add(1, Relaxed);
+            }
+            done?;
             Ok::<(), Failure>(())
         }
     }
@@ -123,20 +174,42 @@ pub(super) async fn run(
     group: &str,
     watch: &Watch,
 ) -> Result<Turn> {
-    let connections = way.concurrency.unwrap_or(16) + 8;
+    let connections = way.concurrency.unwrap_or(16) + 9;
+    let world = Arc::new(World::default());
+    world.away.store(way.parked, Relaxed);
     let inbox = Inbox::open(database.pool(Role::Consumer, connections), group).await?;
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
-    let mut runner = Runner::new(way.processor(inbox, watch.counter()), config, &[topic.name()]);
+    let mut runner =
+        Runner::new(way.processor(inbox, watch.counter(), &world), config, &[topic.name()]);
     if let Some(handlers) = way.concurrency {
         runner = runner.concurrency(handlers);
     }
     let stop = CancellationToken::new();
     let mut consuming = tokio::spawn(runner.run(stop.clone().cancelled_owned()));
+    if way.parked {
+        until_parked(database, watch.messages()).await?;
+        world.away.store(false, Relaxed);
+    }
     let turn = watch.finish(async { Ok((&mut consuming).await??) }).await?;
     stop.cancel();
     consuming.await??;
+    let deadlocks = world.deadlocks.load(Relaxed);
+    ensure!(deadlocks == 0, "{deadlocks} deadlocks that the handler does not have by itself");
     Ok(turn)
+}
+
+async fn until_parked(database: &Database, messages: usize) -> Result<()> {
+    let deadline = Instant::now() + PARK_MAX;
+    loop {
+        let sql = "select count(*) from inbox.parked";
+        let parked: i64 = database.superuser().query_one(sql, &[]).await?.get(0);
+        if usize::try_from(parked)? >= messages {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{parked} of {messages} parked after {PARK_MAX:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// How long the handlers that wait would take if there were nothing but them.

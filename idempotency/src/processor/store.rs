@@ -254,8 +254,8 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
 }
 
 impl Shelf {
-    /// Removes a lane's first messages. It goes on with its next one at once, or is free again. False:
-    /// they were not there any more; roll back.
+    /// Removes a lane's first messages. It goes on with its next one at once, behind others that are due
+    /// once a second, or is free again. False: they were not there any more; roll back.
     pub(super) async fn advance(
         self,
         open: &Open,
@@ -268,17 +268,21 @@ impl Shelf {
                        and seq operator(pg_catalog.=) any ($3) returning 1), \
                more as (select exists (select from inbox.parked \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and seq operator(pg_catalog.<>) all ($3)) as there), \
+                       and seq operator(pg_catalog.>) $4) as there), \
                next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
                        code = null, error = null, since = pg_catalog.now() \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and (select there from more)), \
+                       and (select there from more) \
+                       and (attempts operator(pg_catalog.<>) 0 or code is not null \
+                           or due_at operator(pg_catalog.<) (pg_catalog.now() \
+                               operator(pg_catalog.-) interval '1 second'))), \
                freed as (delete from inbox.parked_lanes \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
                        and not (select there from more)) \
                select pg_catalog.count(*) from gone";
         let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
-        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs]).await?;
+        let last = seqs.last().copied().unwrap_or_default();
+        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
         let gone: i64 = rows
             .first()
             .map_or(Ok(0), |row| row.try_get(0))

@@ -22,6 +22,7 @@ async fn a_setting_that_is_missing_is_named() {
         let ended = consumer(&given).output().await.expect("it runs");
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert!(!ended.status.success() && said.contains(missing), "{said}");
+        assert!(said.contains("environment variable not found"), "{said}");
     }
 }
 
@@ -57,4 +58,15 @@ async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
     .await
     .expect("it is said");
     running.kill().await.expect("it is ended");
+}
+
+#[tokio::test]
+async fn an_inbox_that_is_not_there_is_an_error_in_words() {
+    let database = Database::create().await;
+    let url = database.superuser_url();
+    let variables = [("DATABASE_URL", &*url), ("KAFKA", "127.0.0.1:1")];
+    let ended = consumer(&variables).output().await.expect("it runs");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("outbox-relay migrate --set inbox"), "{said}");
+    assert!(!said.contains("DbError"), "{said}");
 }
