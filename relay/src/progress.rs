@@ -18,7 +18,7 @@ pub const UPPER_BYTES_MAX: usize = 32 << 10;
 /// Of an id in a repair's cursor.
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
-/// The newest format that this relay knows; it writes it where there is an era.
+/// The newest format that this relay knows; it writes it where there is an era, or a rollback was seen.
 pub const VERSION: u32 = 3;
 /// Written in the first era, so that the relays before this one read it, too.
 const VERSION_WITHOUT_ERA: u32 = 2;
@@ -55,6 +55,10 @@ pub struct Progress {
     /// since which they may be lower than before, in seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "is_first")]
     pub era: u64,
+    /// Where the WAL of a volume that was rolled back ended when that was first seen. It grows past the
+    /// old end, and then nothing tells any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled_back: Option<Lsn>,
 }
 
 fn is_first(era: &u64) -> bool {
@@ -150,7 +154,15 @@ impl Progress {
             releases: vec![],
             repair: None,
             era: 0,
+            rolled_back: None,
         }
+    }
+
+    /// The server's WAL ends at `end`, before what is delivered. To be stored before anything else is
+    /// decided.
+    pub fn note_rollback(&mut self, end: Lsn) {
+        self.rolled_back = Some(end);
+        self.version = VERSION;
     }
 
     /// Positions that are given from now on may be lower than those before. By the clock, so that it
@@ -266,6 +278,7 @@ mod tests {
             releases: vec![],
             repair: None,
             era: 0,
+            rolled_back: None,
         }
     }
 
@@ -304,6 +317,12 @@ mod tests {
         assert!(stored.starts_with(br#"{"version":3,"#), "{stored:?}");
         assert!(stored.ends_with(br#""repair":null,"era":1790000000}"#), "{stored:?}");
         assert_eq!(Progress::decode(&stored).expect("readable"), progress);
+        let mut seen = sample();
+        seen.note_rollback(Lsn::new(16));
+        let stored = seen.encode();
+        assert!(stored.starts_with(br#"{"version":3,"#), "{stored:?}");
+        assert!(stored.ends_with(br#""repair":null,"rolled_back":"0/10"}"#), "{stored:?}");
+        assert_eq!(Progress::decode(&stored).expect("readable"), seen);
         progress.begin_era(SystemTime::UNIX_EPOCH);
         assert_eq!(progress.era, 1_790_000_001, "a clock that was set back begins one as well");
     }

@@ -63,7 +63,7 @@ impl std::fmt::Display for Outcome {
         };
         write!(f, "progress was {}; now it is {}", shown(self.before), shown(self.after))?;
         if self.after.is_none() {
-            f.write_str(": the relay makes a new slot at its next start")?;
+            f.write_str(": the relay makes a new slot within ten seconds, or when it is started")?;
         }
         Ok(())
     }
@@ -200,6 +200,7 @@ fn decided(
         next.repair = None;
         next.published = None; // As it is by now.
         next.gap = None;
+        next.rolled_back = None;
         // What they show as committed must be behind the position.
         let reached = position.map_or(Lsn::ZERO, Position::resume_lsn);
         next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
@@ -217,6 +218,7 @@ fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &Syste
             stored.system_id != identity.system_id
                 || stored.timeline != identity.timeline
                 || reached > identity.flush_lsn
+                || stored.rolled_back.is_some()
         }
         // It is not known what was published; or a transaction that was sent in part may be counted
         // otherwise by now.
@@ -346,6 +348,8 @@ mod tests {
         ] {
             assert_eq!(era(stored, decision, identity), expected, "{decision:?} {identity:?}");
         }
+        let grown = Progress { rolled_back: Some(Lsn::new(900)), ..stored.clone() };
+        assert_eq!(era(Some(&grown), Decision::AtSlot, &here), 99, "its WAL has grown since");
         let later = Progress { era: 200, ..stored };
         assert_eq!(era(Some(&later), Decision::AtNow, &here), 201);
     }

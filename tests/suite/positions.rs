@@ -130,6 +130,13 @@ async fn takes_all_from_the_slot_of_a_volume_that_was_rolled_back(delivery: &str
     let (postgres, mut server) = Postgres::private().await;
     let mut story = Story::on(postgres, delivery).await;
     rolled_back(&mut server, &mut story).await;
+    // It is remembered when the new WAL has grown past the old one's end.
+    halted(&story.relay).await;
+    let fill = "select pg_logical_emit_message(true, 'fill', repeat('x', 8000000))";
+    story.t.database().superuser().batch_execute(fill).await.expect("WAL");
+    story.commit("grown").await;
+    story.relay.kill9().await;
+    story.relay.restart();
     story.obey(0).await;
     story.commit("after").await;
     story.these_take_effect(&story.t.committed().await, EVENTS).await;

@@ -45,7 +45,15 @@ pub(super) async fn make(
     // would find a slot of unknown origin; this record says that it was ours.
     store(sink, progress).await?;
     fault::point(Point::FirstProgressStored);
-    tell_of_rows_left_out(session, tables).await?;
+    if progress.era == 0 {
+        tell_of_rows_left_out(session, tables).await?;
+    } else {
+        tracing::warn!(
+            "making a new slot, as was decided with `resume`: what was committed before it and is not \
+             published is left out. To find it, compare the ids in the tables with the header \
+             outbox-id in the topics"
+        );
+    }
     let name = &config.postgres.slot;
     let (snapshot, published) =
         slot::make(name, look, board, session, replication, unfinished).await?;

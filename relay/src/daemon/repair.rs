@@ -276,10 +276,16 @@ async fn end(
     let now = session.client().query_one(query, &[]).await.and_then(|row| row.try_get(0));
     let now_ms = now.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?;
     let rows = delivery.progress().repair.as_ref().map_or(0, |repair| repair.delivered);
+    let first = delivery.progress().position.is_none();
     let mut nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
     delivery.deliver(&mut nothing, &mut End { now_ms }).await.map_err(pipeline_ended)?;
     fault::point(Point::RepairEnded);
-    tracing::info!(rows, "repaired: all that the lost slot would have sent is published");
+    match first {
+        true => tracing::info!(rows, "published the rows that were in the outbox tables"),
+        false => {
+            tracing::info!(rows, "repaired: all that the lost slot would have sent is published")
+        }
+    }
     Ok(())
 }
 

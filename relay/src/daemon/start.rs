@@ -115,6 +115,10 @@ pub(super) async fn start(
         board.resumed(delivered); // Also where the relay goes no further.
     }
 
+    if let Some(stored) = stored.as_mut() {
+        remember_rollback(&mut replication, &mut sink, stored).await?;
+    }
+
     doing(board, "reading parked lanes");
     let era = stored.as_ref().map_or(0, |stored| stored.era);
     let (system_id, timeline) = (identity.system_id.clone(), identity.timeline);
@@ -279,6 +283,24 @@ async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
         }
         _ => Ended::retry(Cause::Postgres, DOING, error),
     })
+}
+
+/// A volume that was rolled back is seen as long as its WAL is shorter than it was. Remembered before
+/// anything else, so that no later start takes it for another.
+async fn remember_rollback(
+    replication: &mut ReplicationConnection,
+    sink: &mut KafkaSink,
+    stored: &mut Progress,
+) -> Result<(), Ended> {
+    if stored.rolled_back.is_none() {
+        // Once more: progress that a leader stored meanwhile is not past this end of the server's WAL.
+        let now = identify(replication).await?;
+        if let Some(end) = reconcile::sees_rollback(stored, &now) {
+            stored.note_rollback(end);
+            store(sink, stored).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Finishes the releases that progress says are complete, and reads which lanes are parked.

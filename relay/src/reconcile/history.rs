@@ -5,6 +5,7 @@ use crate::{
     lsn::Lsn,
     position::Position,
     progress::{Progress, RepairRecord},
+    source::connect::SystemIdentity,
 };
 
 /// What `stored` means here. On a new timeline everything past the switch counts as the switch: what
@@ -17,12 +18,12 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
     let Some(reached) = reached(stored) else {
         return Ok(progress); // Nothing is delivered, and no slot's beginning known.
     };
+    // Also when the new WAL has grown past that place, until a person has decided.
+    if let Some(end) = stored.rolled_back.or_else(|| sees_rollback(stored, identity)) {
+        return Err(rolled_back(reached, end, facts));
+    }
     if stored.timeline == identity.timeline {
-        return if reached <= identity.flush_lsn {
-            Ok(progress)
-        } else {
-            Err(rolled_back(reached, facts))
-        };
+        return Ok(progress);
     }
     let switch = facts
         .history
@@ -42,6 +43,14 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
     Ok(progress)
 }
 
+/// Where the WAL ends, if that is before what `stored` knows of the same history: the volume was rolled
+/// back. `identity` must have been asked after `stored` was read.
+pub fn sees_rollback(stored: &Progress, identity: &SystemIdentity) -> Option<Lsn> {
+    let here = stored.system_id == identity.system_id && stored.timeline == identity.timeline;
+    let end = identity.flush_lsn;
+    (here && reached(stored) > Some(end)).then_some(end)
+}
+
 /// The furthest place in the WAL that progress knows.
 fn reached(progress: &Progress) -> Option<Lsn> {
     let repair = progress.repair.as_ref().filter(|repair| repair.is_begun());
@@ -49,13 +58,12 @@ fn reached(progress: &Progress) -> Option<Lsn> {
     progress.position.map(Position::resume_lsn).max(repair)
 }
 
-fn rolled_back(reached: Lsn, facts: &Facts<'_>) -> Halt {
+fn rolled_back(reached: Lsn, end: Lsn, facts: &Facts<'_>) -> Halt {
     Halt::new(
         format!(
-            "progress is at {reached}, but the server's WAL ends at {}: the volume was rolled back, \
-             and its new WAL will repeat LSNs that were delivered already; events committed since \
-             are not published",
-            facts.identity.flush_lsn
+            "progress is at {reached}, but the server's WAL was seen to end at {end}: the volume was \
+             rolled back, and its new WAL repeats LSNs that were delivered already; events committed \
+             since are not published"
         ),
         from_its_slot(
             facts,

@@ -72,8 +72,9 @@ async fn gone(
     lower: &str,
     leaves: &Leaves,
 ) -> Result<Option<Halt>, tokio_postgres::Error> {
-    const REMEDY: &str = "if what is gone was published before, or was moved to another partition, \
-                          set outbox.rows_kept = true, and the relay publishes what is there";
+    const REMEDY: &str = "to publish all that is still in the table, set outbox.rows_kept = true, \
+                          restart the relay, and take the setting out again afterwards: rows that \
+                          were deleted before they were published are lost";
     if let Err(halt) = accounted_for(table) {
         return Ok(Some(halt));
     }

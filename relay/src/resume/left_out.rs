@@ -48,6 +48,7 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
         stored.system_id == facts.identity.system_id
             && stored.timeline == facts.identity.timeline
             && position.resume_lsn() <= facts.identity.flush_lsn
+            && stored.rolled_back.is_none()
     });
     let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
     match decision {
