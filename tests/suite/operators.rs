@@ -115,12 +115,14 @@ async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
     assert_eq!(released["events"], EVENTS);
     let releases = released["releases"].as_array().map_or(0, Vec::len);
     assert!(releases > 10, "some lanes at a time: {releases}");
-    wait_parked(&t, |parked| parked == 0).await;
+    // Asking the table whether it is done would touch more rows than the release.
     let ids: Vec<String> = (1..=EVENTS).map(|n| n.to_string()).collect();
     assert_eq!(topic.records_with(ids).await.len() as i64, EVENTS);
     // The relay's session tells what it did when it is idle, at the latest after some seconds: what
-    // is told by then is most of it, and a release that is not linear shows it a hundredfold.
+    // is told by then is most of it. Chosen and announced (4), begun (4), read, delivered and noted (3):
+    // the rest is for what else looks at the table meanwhile. Reading all that is parked for each of
+    // the releases takes hundreds.
     let row = t.database().superuser().query_one(touched, &[]).await.expect("a count");
     let touched: i64 = row.get(0);
-    assert!(touched < 60 * EVENTS, "{touched} rows were touched for {EVENTS} events");
+    assert!(touched < 25 * EVENTS, "{touched} rows were touched for {EVENTS} events");
 }

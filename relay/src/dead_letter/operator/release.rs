@@ -101,7 +101,7 @@ impl Operator<'_> {
         // A lane is released whole: its later events may not go before its earlier ones.
         let row = transaction
             .query_one(
-                "with chosen as ( \
+                "with chosen as materialized ( \
                      select c.id, row_number() over (order by c.commit_lsn, c.ordinal, c.id) - 1 as place \
                      from ( \
                          select o.* from unnest($3::uuid[]) l (lane) cross join lateral ( \
@@ -114,7 +114,8 @@ impl Operator<'_> {
                  changed as ( \
                      update outbox.dead_letters d set state = 'releasing', release_id = $2, \
                          release_ordinal = chosen.place, changed_at = clock_timestamp() \
-                     from chosen where d.id = chosen.id and d.relay = $1 and d.state = 'parked' \
+                     from chosen where d.id = chosen.id and d.id = any(array(select id from chosen)) \
+                         and d.state || '' = 'parked' \
                      returning d.id, d.lane, d.fit) \
                  select count(*), count(distinct lane) + count(*) filter (where lane is null), \
                      coalesce((array_agg(id order by id) filter (where not fit))[1:100], '{}') \

@@ -28,6 +28,11 @@ use crate::{
     snapshot,
 };
 
+/// The events of a release that are not delivered yet. In words that fit the index `dead_letters_waiting` and no other: while
+/// the table was never analysed, a server takes any index that fits for as good, and read all that is
+/// parked for each release.
+const RELEASING: &str = "state in ('releasing', 'discarded') and state || '' = 'releasing'";
+
 /// Bytes of payloads in one statement, beyond one that is larger alone.
 const STATEMENT_BYTES: usize = 4 << 20;
 /// Between two looks at whether a release is visible; mostly there is one look.
@@ -172,11 +177,13 @@ impl DeadLetters for Store {
         let behind = self
             .query(
                 DOING,
-                "select o.id from (select distinct lane from outbox.dead_letters \
-                     where relay = $1 and release_id = $2 and state = 'releasing') l \
-                 cross join lateral (select id from outbox.dead_letters \
-                     where relay = $1 and lane = l.lane and state in ('parked', 'releasing') \
-                         and release_id is distinct from $2 offset 0) o",
+                &format!(
+                    "select o.id from (select distinct lane from outbox.dead_letters \
+                         where relay = $1 and release_id = $2 and {RELEASING}) l \
+                     cross join lateral (select id from outbox.dead_letters \
+                         where relay = $1 and lane = l.lane and state in ('parked', 'releasing') \
+                             and release_id is distinct from $2 offset 0) o"
+                ),
                 &[&self.relay, &id],
             )
             .await?;
@@ -193,13 +200,16 @@ impl DeadLetters for Store {
         }
         self.execute(
             DOING,
-            "update outbox.dead_letters d set release_ordinal = o.ordinal \
-             from (select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + greatest( \
-                       (select max(release_ordinal) + 1 from outbox.dead_letters \
-                        where relay = $1 and release_id = $2 and state = 'releasing'), $3) as ordinal \
-                   from outbox.dead_letters where relay = $1 and release_id = $2 \
-                       and state = 'releasing' and release_ordinal is null) o \
-             where d.id = o.id",
+            &format!(
+                "with o as materialized ( \
+                     select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + greatest( \
+                         (select max(release_ordinal) + 1 from outbox.dead_letters \
+                          where relay = $1 and release_id = $2 and {RELEASING}), $3) as ordinal \
+                     from outbox.dead_letters where relay = $1 and release_id = $2 \
+                         and {RELEASING} and release_ordinal is null) \
+                 update outbox.dead_letters d set release_ordinal = o.ordinal \
+                 from o where d.id = o.id and d.id = any(array(select id from o))"
+            ),
             &[&self.relay, &id, &signed(done)],
         )
         .await?;
@@ -242,16 +252,18 @@ impl DeadLetters for Store {
             let rows = self
                 .query(
                     "reading released events",
-                    "select release_ordinal, topic, key, partition, timestamp_ms, payload, headers, \
-                            fit, reason, error \
-                     from (select *, sum(octet_length(payload)) over \
-                                  (order by release_ordinal rows unbounded preceding) \
-                                  - octet_length(payload) as before \
-                           from (select * from outbox.dead_letters where relay = $1 \
-                                     and release_id = $2 and state = 'releasing' \
-                                     and release_ordinal >= $3 \
-                                 order by release_ordinal limit $4) d) d \
-                     where coalesce(before, 0) < $5 order by release_ordinal",
+                    &format!(
+                        "select release_ordinal, topic, key, partition, timestamp_ms, payload, \
+                                headers, fit, reason, error \
+                         from (select *, sum(octet_length(payload)) over \
+                                      (order by release_ordinal rows unbounded preceding) \
+                                      - octet_length(payload) as before \
+                               from (select * from outbox.dead_letters where relay = $1 \
+                                         and release_id = $2 and {RELEASING} \
+                                         and release_ordinal >= $3 \
+                                     order by release_ordinal limit $4) d) d \
+                         where coalesce(before, 0) < $5 order by release_ordinal"
+                    ),
                     &[&self.relay, &id, &signed(next), &READ_ROWS, &READ_BYTES],
                 )
                 .await?;
@@ -289,13 +301,14 @@ impl DeadLetters for Store {
         // rest would still be in the release, and the first would be taken in behind them.
         self.execute(
             DOING,
-            "with refused as ( \
+            &format!(
+                "with refused as ( \
                  select * from unnest($3::int8[], $4::uuid[], $5::text[], $6::text[]) \
                      as r (ordinal, lane, reason, error)), \
-             back as ( \
+             back as materialized ( \
                  select d.id, coalesce(r.lane, d.lane) as lane, r.reason, r.error \
                  from outbox.dead_letters d left join refused r on r.ordinal = d.release_ordinal \
-                 where d.relay = $1 and d.release_id = $2 and d.state = 'releasing' \
+                 where d.relay = $1 and d.release_id = $2 and {RELEASING} \
                      and (r.ordinal is not null or d.release_ordinal >= $7 and exists ( \
                          select from refused s \
                          where s.lane = d.lane and s.ordinal < d.release_ordinal))) \
@@ -303,7 +316,8 @@ impl DeadLetters for Store {
              set state = 'parked', release_id = null, release_ordinal = null, lane = back.lane, \
                  reason = coalesce(back.reason, $8), error = coalesce(back.error, $9), \
                  changed_at = clock_timestamp() \
-             from back where d.id = back.id",
+             from back where d.id = back.id and d.id = any(array(select id from back))"
+            ),
             &[
                 &self.relay,
                 &id,
