@@ -50,6 +50,7 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 7, name: "limits", sql: include_str!("../outbox/V7__limits.sql") },
     Migration { version: 8, name: "history", sql: include_str!("../outbox/V8__history.sql") },
     Migration { version: 9, name: "own_notes", sql: include_str!("../outbox/V9__own_notes.sql") },
+    Migration { version: 10, name: "always", sql: include_str!("../outbox/V10__always.sql") },
 ];
 
 const INBOX: &[Migration] = &[

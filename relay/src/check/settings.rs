@@ -60,11 +60,11 @@ fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
 
 fn replication_role(role: &str) -> Option<Finding> {
     (role != "origin").then(|| {
-        problem(
+        warning(
             "triggers",
             format!(
-                "the session has session_replication_role = {role}: triggers of this schema do not fire \
-                 for what the relay does"
+                "the session has session_replication_role = {role}: only triggers that are always enabled \
+                 fire for it, as those of this schema are"
             ),
             "alter role … reset session_replication_role, for the relay's role, and the same for the \
              database",

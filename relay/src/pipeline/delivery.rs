@@ -24,7 +24,7 @@ use crate::{
     fault::{self, Point},
     position::RowPosition,
     progress::Progress,
-    record::{Announced, Batch, BatchLimits, Record, RefusedRecord},
+    record::{Announced, Batch, BatchLimits, RefusedRecord},
     route::reason,
     sink::{Rest, Sink, SinkError, Stored},
 };
@@ -352,10 +352,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             }
             let lane = Lane::of(record.topic, record.key, record.partition);
             let (reason, error, fit) = match refused {
-                Some(refused) => {
-                    self.note(&record, refused)?;
-                    (refused.reason, refused.error.as_str(), fit)
+                Some(RefusedRecord { reason: reason::MALFORMED_ROW, error, .. }) => {
+                    let (position, error) = (record.position, error.clone());
+                    return Err(PipelineError::Malformed { position, error });
                 }
+                Some(refused) => (refused.reason, refused.error.as_str(), fit),
                 None if self.lanes.hold(lane, record.position) => (BEHIND, BEHIND_ERROR, true),
                 None => continue,
             };
@@ -392,6 +393,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         fault::point(Point::Parked);
         let metrics = self.board.metrics();
         letters.iter().for_each(|letter| metrics.parked(letter.reason));
+        for letter in letters.iter().filter(|l| ![BEHIND, SUSPECTED].contains(&l.reason)) {
+            tell(&self.board, &mut self.told, letter);
+        }
         if letters.iter().any(|letter| letter.reason == UNKNOWN_TOPIC) {
             self.missing.notify_one();
         }
@@ -436,36 +440,27 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         self.lanes.told(parked);
         Ok(())
     }
+}
 
-    /// Counts a refusal, and logs the first of its kind.
-    fn note(&mut self, record: &Record<'_>, refused: &RefusedRecord) -> Result<(), PipelineError> {
-        let RefusedRecord { reason, error, .. } = refused;
-        if *reason == reason::MALFORMED_ROW {
-            return Err(PipelineError::Malformed {
-                position: record.position,
-                error: error.clone(),
-            });
-        }
-        if *reason == SUSPECTED {
-            return Ok(());
-        }
-        self.board.metrics().refused(reason);
-        if !self.told.contains(reason) {
-            self.told.push(reason);
-            let (position, topic) = (record.position, record.topic);
-            let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
-            let relay = self.board.name();
-            tracing::warn!(
-                %event_id, topic, %position, reason, error,
-                "an event was refused for good: it is parked, and so is what follows in its lane; the \
-                 rest is delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
-                 --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
-                 dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
-                 reason are not logged"
-            );
-        }
-        Ok(())
+/// Counts a refusal whose event is parked, and logs the first of its kind.
+fn tell(board: &Board, told: &mut Vec<&'static str>, letter: &Letter<'_>) {
+    let Letter { record, reason, error, .. } = letter;
+    board.metrics().refused(reason);
+    if told.contains(reason) {
+        return;
     }
+    told.push(reason);
+    let (position, topic) = (record.position, record.topic);
+    let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
+    let relay = board.name();
+    tracing::warn!(
+        %event_id, topic, %position, reason, error,
+        "an event was refused for good: it is parked, and so is what follows in its lane; the \
+         rest is delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
+         --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
+         dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
+         reason are not logged"
+    );
 }
 
 /// The records that are refused themselves: where all was taken back, one that was sent together

@@ -190,7 +190,8 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
     Some(match error.sqlstate.as_str() {
         "28P01" => "check the user and the password (url, passfile or PGPASSWORD)",
         "28000" => {
-            "check pg_hba.conf on the server: user, database, address and TLS must match a line"
+            "check that the role may log in (alter role … login), and pg_hba.conf on the server: user, \
+             database, address and TLS must match a line"
         }
         "3D000" => "create the database, or correct its name",
         "42501" => {

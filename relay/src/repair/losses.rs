@@ -120,26 +120,42 @@ async fn gone(
     }))
 }
 
+/// Whether a catalog row was written after the snapshot `lower`. An id that is still to come is one of
+/// long ago.
+fn newer(row: &str, lower: &str) -> String {
+    let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(lower));
+    let full =
+        full_xid(&format!("{row}.xmin"), &format!("pg_catalog.pg_snapshot_xmax({snapshot})"));
+    let now = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+    format!("({full} < {now} and not pg_catalog.pg_visible_in_snapshot({full}, {snapshot}))")
+}
+
+/// Whether a relation's catalog rows are all newer than the snapshot, though it was there then: pg_upgrade
+/// has written them, and they say nothing of what was done. Those of system columns never change.
+fn restored(oid: &str, lower: &str) -> String {
+    format!(
+        "exists (select from pg_catalog.pg_attribute a \
+         where a.attrelid = {oid} and a.attname = 'tableoid' and {})",
+        newer("a", lower)
+    )
+}
+
 /// Triggers that were off for a while are on again, in a catalog row of their own. Those of partitions that
 /// were made or attached since are new anyway.
 fn interrupted(table: &Table, lower: &str) -> String {
-    let (name, snapshot) = (literal(&table.sql_name()), literal(lower));
-    let written = format!("pg_catalog.pg_snapshot_xmax({snapshot}::pg_catalog.pg_snapshot)");
-    let newer = |row: &str| {
-        let full = full_xid(&format!("{row}.xmin"), &written);
-        format!("not pg_catalog.pg_visible_in_snapshot({full}, {snapshot}::pg_catalog.pg_snapshot)")
-    };
+    let name = literal(&table.sql_name());
     format!(
         "select g.tgrelid::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_trigger g \
          join pg_catalog.pg_proc f on f.oid = g.tgfoid \
          join pg_catalog.pg_namespace m on m.oid = f.pronamespace \
-         where m.nspname = 'outbox' and f.proname = 'note_deletion' and {} \
+         where m.nspname = 'outbox' and f.proname = 'note_deletion' and {} and not {} \
              and (g.tgrelid = {name}::pg_catalog.regclass \
                  or (g.tgrelid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) and not exists ( \
                      select from pg_catalog.pg_inherits i where i.inhrelid = g.tgrelid and {}))) \
          limit 1",
-        newer("g"),
-        newer("i")
+        newer("g", lower),
+        restored("g.tgrelid", lower),
+        newer("i", lower)
     )
 }
 
@@ -191,20 +207,18 @@ async fn truncated(
         full_xid(&format!("{row}.xmin"), &format!("pg_catalog.pg_snapshot_xmax({snapshot})"))
     };
     // The first file has the number of its OID.
-    let new_file = |row: &str| {
-        let (xid, now) =
-            (full(row), "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())");
-        format!("({row}.relfilenode <> {row}.oid and {xid} < {now} and not {})", visible(&xid))
-    };
+    let new_file =
+        |row: &str| format!("({row}.relfilenode <> {row}.oid and {})", newer(row, lower));
     let (name, heap, toast) = (literal(&table.sql_name()), new_file("c"), new_file("f"));
     let candidates = format!(
         "select c.oid::pg_catalog.regclass::pg_catalog.text, c.oid::pg_catalog.int8, \
              coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true'), \
              coalesce(f.relfilenode = f.oid, false), not c.relispartition \
          from pg_catalog.pg_class c left join pg_catalog.pg_class f on f.oid = c.reltoastrelid \
-         where c.relkind = 'r' and ({heap} or coalesce({toast}, false)) and c.oid in ( \
+         where c.relkind = 'r' and ({heap} or coalesce({toast}, false)) and not {} and c.oid in ( \
              select {name}::pg_catalog.regclass \
-             union select relid from pg_catalog.pg_partition_tree({name}))"
+             union select relid from pg_catalog.pg_partition_tree({name}))",
+        restored("c.oid", lower)
     );
     for row in client.query(&candidates, &[]).await? {
         let (leaf, oid): (String, i64) = (row.try_get(0)?, row.try_get(1)?);

@@ -181,8 +181,10 @@ fn too_large(mapping: &Mapping, size_bytes: usize) -> Refusal {
     Refusal::new(
         reason::TOO_LARGE,
         format!(
-            "the event takes {size_bytes} bytes, batch.record_bytes_max allows {max}; raise it \
-             (and the topic's max.message.bytes), or publish a reference to the data"
+            "the event takes {size_bytes} bytes, batch.record_bytes_max allows {max}. Its payload is \
+             in the outbox table alone: to deliver it, raise batch.record_bytes_max (and the topic's \
+             max.message.bytes), give it its payload with `outbox-relay dead-letters edit ID \
+             --payload FILE`, and release it"
         ),
     )
 }

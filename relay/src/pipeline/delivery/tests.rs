@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::Record;
 use crate::sink::StoredProgress;
 use crate::{
     dead_letter::{DeadLetterError, Release},
