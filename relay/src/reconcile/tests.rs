@@ -470,7 +470,7 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
             let identity = identity.clone();
             let rolled_back =
                 Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
-            rolled_back.halts(&["rolled back", "ends at 0/3E7", AT_NOW]);
+            rolled_back.halts(&["rolled back", "seen to end at 0/3E7", AT_NOW]);
         }
     }
 }
