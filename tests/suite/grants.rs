@@ -175,7 +175,7 @@ async fn told_by_run(t: &mut Harness, settings: Settings, topic: &Topic, told: &
         let old = "update outbox.dead_letters set state = 'released', system_id = 'another', \
                        release_id = null, changed_at = now() - interval '60 days'";
         change(t.database(), old).await;
-        change(t.database(), &format!("select pg_drop_replication_slot('outbox_{name}')")).await;
+        crate::repair::drop_slot_named(t, &format!("outbox_{name}")).await;
         relay.restart();
         relay.wait_log(told).await;
     }

@@ -34,10 +34,15 @@ fn slot(t: &Harness) -> String {
 
 /// As a person, a failover or a limit on WAL would.
 pub(crate) async fn drop_slot(t: &Harness) {
+    drop_slot_named(t, &slot(t)).await;
+}
+
+/// As soon as nobody uses it: the server may not have noticed yet that a relay was killed.
+pub(crate) async fn drop_slot_named(t: &Harness, slot: &str) {
     let sql = "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                where slot_name = $1";
     wait::until("the slot is dropped", wait::PATIENCE, || async {
-        t.database().superuser().query_one(sql, &[&slot(t)]).await.map(drop)
+        t.database().superuser().query_one(sql, &[&slot]).await.map(drop)
     })
     .await
     .expect("it was there, and not active");
