@@ -236,6 +236,29 @@ async fn each_reason_parks_its_event_and_its_lane() {
     assert_eq!(parked_lanes(&relay).await, Some(10));
 }
 
+/// The announcement of a release is lost with the slot's WAL, and a later one of the same lane is not.
+#[tokio::test]
+async fn a_release_that_comes_before_an_earlier_one_of_its_lane_keeps_their_order() {
+    let mut t = Harness::start().await;
+    let missing = t.topic("missing");
+    let mut relay = impatient(&t).start().await;
+    t.commit([1, 2, 3, 4].map(|_| Event::to(missing.name()).key("k"))).await;
+    wait_parked(&t, |parked| parked == 4).await;
+    assert!(relay.sigterm().await.success());
+    let topic = missing.create(1).await;
+    let earlier = "update outbox.dead_letters d set state = 'releasing', release_ordinal = place, \
+                       release_id = '00000000-0000-7000-8000-000000000001' \
+                   from (select id, row_number() over (order by commit_lsn, ordinal) - 1 as place \
+                         from outbox.dead_letters) o where d.id = o.id and place < 2";
+    t.database().superuser().batch_execute(earlier).await.expect("as if it was announced");
+    let later = dead_letters(&t, &["release", "--all"]).await;
+    assert_eq!(later["events"], 2);
+    relay.restart();
+    wait_parked(&t, |parked| parked == 0).await;
+    wait_records(&topic, 4).await;
+    assert_eq!(sequences(&topic, "k").await, [1, 2, 3, 4]);
+}
+
 #[tokio::test]
 async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
     let mut t = Harness::start().await;

@@ -230,13 +230,11 @@ fn take_in(table: &mut Table, release: &str) {
 }
 
 fn give_places(table: &mut Table, release: &str, done: u64) {
-    let places = table.rows.iter().filter(|row| row.is_of(release)).filter_map(|row| row.place);
-    let mut next = places.max().map_or(0, |last| last + 1).max(done);
-    for row in table.rows.iter_mut().filter(|row| row.is_leaving(release)) {
-        if row.place.is_none() {
-            row.place = Some(next);
-            next += 1;
-        }
+    let is_left = |row: &&mut Row| row.is_leaving(release) && row.place.is_none_or(|at| at >= done);
+    let mut left: Vec<&mut Row> = table.rows.iter_mut().filter(is_left).collect();
+    left.sort_by_key(|row| (row.at, row.id));
+    for (place, row) in (done..).zip(left) {
+        row.place = Some(place);
     }
 }
 

@@ -172,8 +172,8 @@ impl DeadLetters for Store {
     ) -> Result<Option<Release>, DeadLetterError> {
         const DOING: &str = "beginning a release";
         let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
-        // A later release may have taken what was parked since: it goes with the earlier one, or
-        // it would be overtaken. Lane by lane, or each of many releases would read all that is parked.
+        // Another release may have taken what is before or behind it in a lane: it goes with this one,
+        // or it would be overtaken. Lane by lane, or each of many releases would read all that is parked.
         let behind = self
             .query(
                 DOING,
@@ -200,15 +200,17 @@ impl DeadLetters for Store {
         }
         self.execute(
             DOING,
+            // In the order of the table, whichever release was announced first: announcements that were
+            // lost come again, behind later ones.
             &format!(
                 "with o as materialized ( \
-                     select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + greatest( \
-                         (select max(release_ordinal) + 1 from outbox.dead_letters \
-                          where relay = $1 and release_id = $2 and {RELEASING}), $3) as ordinal \
+                     select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + $3 \
+                         as ordinal \
                      from outbox.dead_letters where relay = $1 and release_id = $2 \
-                         and {RELEASING} and release_ordinal is null) \
+                         and {RELEASING} and (release_ordinal is null or release_ordinal >= $3)) \
                  update outbox.dead_letters d set release_ordinal = o.ordinal \
-                 from o where d.id = o.id and d.id = any(array(select id from o))"
+                 from o where d.id = o.id and d.id = any(array(select id from o)) \
+                     and d.release_ordinal is distinct from o.ordinal"
             ),
             &[&self.relay, &id, &signed(done)],
         )
