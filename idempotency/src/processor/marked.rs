@@ -14,7 +14,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Dedup, Processor, Sorted,
+    Dedup, Processor, Sorted, position,
     watermark::{self, Mark, Verdict},
 };
 use crate::{
@@ -47,7 +47,7 @@ impl Processor {
         let inbox = &self.shared.inbox;
         let mut positions = Vec::with_capacity(messages.len());
         for message in messages {
-            let read = watermark::read(&message.headers, relay);
+            let read = position::read(&message.headers, relay);
             positions.push(read.map_err(|why| cannot_tell(message, &why))?);
         }
         let source = &messages.first().expect("there is at least one").source;

@@ -5,21 +5,23 @@
 //! waits durably, or is a dead letter. The database alone knows which; nothing here is remembered,
 //! so two processes that both believe a message to be theirs do no harm.
 
+mod aside;
+mod build;
 mod claim;
 mod due;
 mod marked;
+mod position;
+mod settle;
 mod store;
 mod watermark;
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -27,9 +29,9 @@ use uuid::Uuid;
 use crate::{
     alert::{Alert, Alerts},
     error::{InboxError, sort_state},
-    failure::{BoxError, Failure, Kind},
+    failure::{Failure, Kind},
     fault::{Point, point},
-    handler::{self, BatchHandler, Handler, Work},
+    handler::Work,
     inbox::{Inbox, no_partition},
     message::RawMessage,
     message_id::MessageId,
@@ -39,16 +41,13 @@ use crate::{
     transaction::Open,
     tx::Tx,
 };
+pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]
 pub(crate) use due::AT_ONCE;
 #[cfg(feature = "testing")]
 pub(crate) use store::DEFER_MIN;
-use store::{Due, Shelf};
+use store::Shelf;
 
-/// How often a transaction that met another one is run again before that counts as a failure.
-const CONFLICTS_MAX: u32 = 20;
-/// The same, of a session that does not know what was prepared in it.
-const SESSIONS_MAX: u32 = 5;
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A handler that is at work for longer is spoken of, again and again.
@@ -135,128 +134,6 @@ struct Sorted<'a> {
 }
 
 impl Processor {
-    /// A handler of JSON messages, one at a time.
-    pub fn new<T, H>(inbox: Inbox, handler: H) -> Self
-    where
-        T: DeserializeOwned + Send + 'static,
-        H: Handler<T>,
-    {
-        Self::with(inbox, Arc::new(handler::one(handler, handler::json)), 1)
-    }
-
-    /// A handler of JSON messages, up to `max` at a time: as many as have come while the batch
-    /// before was handled.
-    pub fn batch<T, H>(inbox: Inbox, max: usize, handler: H) -> Self
-    where
-        T: DeserializeOwned + Send + 'static,
-        H: BatchHandler<T>,
-    {
-        Self::with(inbox, Arc::new(handler::batch(handler, handler::json)), max.max(1))
-    }
-
-    /// A handler of messages in any form, such as Avro or Protobuf: `decode` makes of a record what
-    /// the handler takes; it must not block. What it refuses is a dead letter with the code
-    /// `undecodable`.
-    pub fn decoding<T, E, H>(
-        inbox: Inbox,
-        decode: impl Fn(&RawMessage) -> Result<T, E> + Send + Sync + 'static,
-        handler: H,
-    ) -> Self
-    where
-        T: Send + 'static,
-        E: Into<BoxError>,
-        H: Handler<T>,
-    {
-        let decode = move |message: &RawMessage| decode(message).map_err(handler::undecodable);
-        Self::with(inbox, Arc::new(handler::one(handler, decode)), 1)
-    }
-
-    /// As [`Processor::decoding`], up to `max` at a time, as [`Processor::batch`].
-    pub fn batch_decoding<T, E, H>(
-        inbox: Inbox,
-        max: usize,
-        decode: impl Fn(&RawMessage) -> Result<T, E> + Send + Sync + 'static,
-        handler: H,
-    ) -> Self
-    where
-        T: Send + 'static,
-        E: Into<BoxError>,
-        H: BatchHandler<T>,
-    {
-        let decode = move |message: &RawMessage| decode(message).map_err(handler::undecodable);
-        Self::with(inbox, Arc::new(handler::batch(handler, decode)), max.max(1))
-    }
-
-    /// A handler of payloads as they came: bytes, or `None` for a tombstone.
-    pub fn raw<H: Handler<Option<Vec<u8>>>>(inbox: Inbox, handler: H) -> Self {
-        Self::decoding(inbox, |message| Ok::<_, Infallible>(message.payload.clone()), handler)
-    }
-
-    /// A handler of text in UTF-8; a tombstone is an empty one.
-    pub fn text<H: Handler<String>>(inbox: Inbox, handler: H) -> Self {
-        let decode =
-            |message: &RawMessage| String::from_utf8(message.payload.clone().unwrap_or_default());
-        Self::decoding(inbox, decode, handler)
-    }
-
-    fn with(inbox: Inbox, work: Arc<dyn Work>, batch_max: usize) -> Self {
-        let meter = Meter::new(inbox.consumer());
-        let shared = Shared {
-            inbox,
-            work,
-            batch_max,
-            dedup: Dedup::Rows,
-            ordering: Ordering::Key,
-            retry: Retry::default(),
-            alerts: Alerts::default(),
-            time_limit: None,
-            meter,
-            marks: Arc::default(),
-            parked: Arc::default(),
-            due: Arc::default(),
-        };
-        Processor { shared: Arc::new(shared) }
-    }
-
-    /// With another retry policy.
-    #[must_use]
-    pub fn retry(mut self, retry: Retry) -> Self {
-        Arc::make_mut(&mut self.shared).retry = retry;
-        self
-    }
-
-    /// With another way to remember messages.
-    #[must_use]
-    pub fn dedup(mut self, dedup: Dedup) -> Self {
-        Arc::make_mut(&mut self.shared).dedup = dedup;
-        self
-    }
-
-    /// With something else to keep in order. Change it only while nothing is parked.
-    #[must_use]
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
-        Arc::make_mut(&mut self.shared).ordering = ordering;
-        self
-    }
-
-    /// Calls `hook` after what a person should hear of; it must not block.
-    #[must_use]
-    pub fn on_alert(mut self, hook: impl Fn(&Alert) + Send + Sync + 'static) -> Self {
-        Arc::make_mut(&mut self.shared).alerts.add(hook);
-        self
-    }
-
-    /// With a limit to the time of one call of the handler: after it the handler is dropped at its
-    /// next `.await`, the transaction is rolled back, and the message has failed with the code
-    /// `timed-out`, to be tried again. The server ends statements that take as long. None by default.
-    #[must_use]
-    pub fn time_limit(mut self, limit: Duration) -> Self {
-        let shared = Arc::make_mut(&mut self.shared);
-        shared.time_limit = Some(limit);
-        shared.inbox = shared.inbox.clone().statement_limit(limit);
-        self
-    }
-
     /// Its inbox.
     pub fn inbox(&self) -> &Inbox {
         &self.shared.inbox
@@ -281,7 +158,7 @@ impl Processor {
     }
 
     /// Tells the hooks of something that this crate does not know by itself.
-    #[cfg(feature = "kafka")]
+    #[cfg(feature = "kafka-plain")]
     pub(crate) fn raise(&self, alert: &Alert) {
         self.shared.alerts.raise(alert);
     }
@@ -333,67 +210,6 @@ impl Processor {
         }
         ranges.reverse();
         ranges
-    }
-
-    /// Runs a transaction again while the reason is not the message's.
-    async fn settle<F, Fut>(&self, run: F) -> Result<Attempt, Stop>
-    where
-        F: Fn() -> Fut,
-        Fut: Future<Output = Result<Attempt, InboxError>>,
-    {
-        let (mut conflicts, mut sessions, mut wait) = (0, 0, OUTAGE.0);
-        loop {
-            let failure = match run().await {
-                Ok(Attempt::Failed(failure)) => failure,
-                Ok(done) => return Ok(done),
-                // Of the inbox's own statements: nothing would ever be handled.
-                Err(error @ InboxError::Session(_)) if sessions == SESSIONS_MAX => {
-                    return Err(Stop::Inbox(error));
-                }
-                Err(error) => self.blame(error)?,
-            };
-            match failure.kind {
-                Kind::Fatal => return Err(Stop::Handler(failure.text().to_owned())),
-                Kind::Session if sessions < SESSIONS_MAX => {
-                    self.shared.meter.conflict();
-                    sessions += 1;
-                }
-                Kind::Conflict if conflicts < CONFLICTS_MAX => {
-                    self.shared.meter.conflict();
-                    conflicts += 1;
-                }
-                Kind::Outage => {
-                    self.shared.meter.outage();
-                    tracing::warn!(
-                        consumer = self.shared.inbox.consumer(),
-                        error = failure.text(),
-                        "the database is unavailable; waiting {wait:?}, nothing is acknowledged"
-                    );
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(OUTAGE.1);
-                }
-                _ => return Ok(Attempt::Failed(failure)),
-            }
-        }
-    }
-
-    /// The inbox's errors as failures of the message, but for those that a person must mend.
-    fn blame(&self, error: InboxError) -> Result<Failure, Stop> {
-        Ok(match error {
-            InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),
-            // By who found it, not by its SQLSTATE: a day that was dropped is a check violation.
-            InboxError::Conflict(error) => Failure::new(Kind::Conflict, "conflict", error),
-            InboxError::Uncommitted(error) => error.into(),
-            InboxError::Session(error) => Failure::new(Kind::Session, "session", error),
-            InboxError::Aborted(state) => aborted(state),
-            InboxError::Ended => Failure::permanent("transaction-ended", error),
-            InboxError::Refused { .. }
-            | InboxError::Setting(_)
-            | InboxError::Escaped
-            | InboxError::Unsafe(_) => {
-                return Err(Stop::Inbox(error));
-            }
-        })
     }
 
     /// One transaction for all of them.
@@ -491,80 +307,6 @@ impl Processor {
         self.shared.alerts.raise(&Alert::Slow { consumer, message: first, for_time });
     }
 
-    /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.
-    async fn surely_put_aside(&self, message: &RawMessage, failure: &Failure) -> Result<(), Stop> {
-        let mut wait = OUTAGE.0;
-        while let Attempt::Failed(why) = self.settle(|| self.put_aside(message, failure)).await? {
-            tracing::warn!(
-                consumer = self.shared.inbox.consumer(),
-                error = why.text(),
-                "a message that failed could not be put aside; waiting {wait:?}, it is not \
-                 acknowledged"
-            );
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(OUTAGE.1);
-        }
-        Ok(())
-    }
-
-    /// Stores a message that failed, in a transaction that claims it again: another process may
-    /// have been quicker.
-    async fn put_aside(
-        &self,
-        message: &RawMessage,
-        failure: &Failure,
-    ) -> Result<Attempt, InboxError> {
-        let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
-        let shelf = self.shelf();
-        if sorted.fresh.is_empty() && sorted.outside.is_empty() {
-            shelf.append(&open, &sorted.waiting).await?;
-            self.move_mark(&open, &sorted).await?;
-            self.finish(open, &sorted).await?;
-            self.shared.meter.count(Outcome::Waiting, sorted.waiting.len());
-            return Ok(Attempt::Done);
-        }
-        let attempts = if matches!(failure.kind, Kind::Defer(_)) { 0 } else { 1 };
-        // What can't be claimed can't be parked either.
-        let due = if sorted.outside.is_empty() { self.due(failure, attempts) } else { None };
-        let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
-        if let Some(due) = due {
-            shelf.park(&open, message, attempts, due, failure).await?;
-            point(Point::Parking);
-            self.move_mark(&open, &sorted).await?;
-            self.finish(open, &sorted).await?;
-            point(Point::Parked);
-            self.shared.meter.count(Outcome::Parked, 1);
-            self.shared.parked.notify_one();
-            return Ok(Attempt::Done);
-        }
-        let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
-        self.move_mark(&open, &sorted).await?;
-        self.finish(open, &sorted).await?;
-        self.announce(failure, new_code);
-        Ok(Attempt::Done)
-    }
-
-    /// When a message that failed is tried again; `None`: never.
-    fn due(&self, failure: &Failure, failed: u32) -> Option<Due> {
-        let by_policy = || self.shared.retry.delay(failed, rand::random());
-        match failure.kind {
-            Kind::Defer(until) => Some(Due::At(until)),
-            Kind::Permanent | Kind::Fatal => None,
-            Kind::After(delay) => Some(Due::In(by_policy()?.max(delay))),
-            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
-                Some(Due::In(by_policy()?))
-            }
-        }
-    }
-
-    fn announce(&self, failure: &Failure, new_code: bool) {
-        self.shared.meter.count(Outcome::Dead, 1);
-        let consumer = self.shared.inbox.consumer().to_owned();
-        let code = self.shared.inbox.repertoire().code(failure.code());
-        tracing::warn!(consumer, code, "a message became a dead letter");
-        self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
-    }
-
     /// Begins, claims, and looks which lanes are parked: one round trip.
     async fn claim<'a>(
         &self,
@@ -617,15 +359,6 @@ impl Processor {
             }
         }
         Ok((open, sorted))
-    }
-}
-
-/// Why a message that the inbox can't tell from a copy is a dead letter.
-pub(crate) fn untellable(id: &MessageId) -> Failure {
-    if id.is_dated() {
-        Failure::permanent("outside-window", "older or newer than what is kept")
-    } else {
-        Failure::permanent("undated", "neither its id nor its record carries its producer's time")
     }
 }
 
