@@ -68,7 +68,7 @@ impl Meter {
     }
 
     /// Offsets that were deleted before they were read.
-    #[cfg(feature = "kafka")]
+    #[cfg(feature = "kafka-plain")]
     pub(crate) fn skipped(&self, topic: &str, offsets: i64) {
         counter!("outbox_inbox_skipped_offsets_total",
             "consumer" => self.consumer(), "topic" => topic.to_owned())
