@@ -112,6 +112,25 @@ impl Processor {
                     tracing::debug!(error, "gauges of the inbox were not measured");
                 }
             }
+            match self.shelf().rejoin(self.shared.inbox.sessions()).await {
+                Ok(0) => {}
+                Ok(lanes) => {
+                    let consumer = self.shared.inbox.consumer();
+                    tracing::error!(
+                        consumer,
+                        lanes,
+                        "messages waited in inbox.parked that nobody would have taken up, since \
+                         inbox.parked_lanes had no row for their keys: a version before this one could \
+                         leave that so under REPEATABLE READ, or somebody deleted the rows. They are \
+                         taken up now, after later messages of their keys may have taken effect"
+                    );
+                    self.shared.due.notify_one();
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::debug!(error, "messages without a lane were not looked for");
+                }
+            }
             if self.by_partition()
                 && let Err(error) = self.trim().await
             {

@@ -66,7 +66,11 @@ impl Shelf {
         open: &Open,
         messages: &[&RawMessage],
     ) -> Result<(), InboxError> {
-        let sql = "insert into inbox.parked \
+        // The lane's row is changed, not locked alone: whoever takes the lane up by an older snapshot,
+        // as under REPEATABLE READ, fails then, instead of freeing a lane with messages.
+        let sql = "with met as (update inbox.parked_lanes set due_at = due_at \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2) \
+               insert into inbox.parked \
                (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers) \
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         for message in messages {
@@ -293,9 +297,27 @@ impl Shelf {
     /// Frees a lane without messages.
     pub(super) async fn free(self, open: &Open, lane: Uuid) -> Result<(), InboxError> {
         let sql = "delete from inbox.parked_lanes \
-               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
+               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                   and not exists (select from inbox.parked where consumer_id operator(pg_catalog.=) $1 \
+                       and lane operator(pg_catalog.=) $2)";
         open.query("freeing a lane", sql, &[&self.consumer_id, &lane]).await?;
         Ok(())
+    }
+
+    /// Parks lanes anew that have messages and no row, so that nobody would ever take them up;
+    /// returns how many.
+    pub(super) async fn rejoin(self, sessions: &Arc<Sessions>) -> Result<usize, InboxError> {
+        let sql = "insert into inbox.parked_lanes (consumer_id, lane) \
+               select distinct p.consumer_id, p.lane from inbox.parked as p \
+               where p.consumer_id operator(pg_catalog.=) $1 \
+                   and not exists (select from inbox.parked_lanes as l \
+                       where l.consumer_id operator(pg_catalog.=) p.consumer_id \
+                           and l.lane operator(pg_catalog.=) p.lane) \
+               on conflict do nothing returning 1";
+        let doing = "looking for messages without a lane";
+        let (open, rows) = Open::begin(sessions, doing, sql, &[&self.consumer_id]).await?;
+        open.commit().await?;
+        Ok(rows.len())
     }
 
     /// A lane's head has failed again.

@@ -6,6 +6,7 @@ mod conformance;
 mod core;
 pub(crate) mod effects;
 mod flow;
+mod isolation;
 mod kafka;
 mod kit;
 mod matrix;

@@ -1,0 +1,89 @@
+//! With any isolation level of the handler's, a message that waits is taken up in its turn.
+
+use std::time::Duration;
+
+use outbox_idempotency::{Classify as _, Failure, Inbox, Isolation, Message, Processor, Retry, Tx};
+use outbox_tests::{
+    database::{Database, Role},
+    wait,
+};
+
+use super::effects::{Step, assert_once_and_in_order, database, effects, message, number, take};
+
+/// A session that takes a lane up stops between its snapshot and the lane's lock, as a busy server
+/// may let it: at an advisory lock that a policy asks for, which comes after the inbox was opened.
+const GATE: &str = "create function gate() returns bool language plpgsql as $$ begin \
+        if current_query() like '%skip locked%' then \
+            perform pg_advisory_xact_lock_shared(14); \
+        end if; \
+        return true; end $$; \
+    alter table inbox.parked_lanes enable row level security; \
+    create policy gate on inbox.parked_lanes using (gate()) with check (true)";
+const AT_THE_GATE: &str = "select least(1, count(*))::bigint from pg_locks where locktype = 'advisory' and objid = 14 and not granted";
+
+async fn processor(database: &Database, isolation: Isolation) -> Processor {
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        if message.payload.n == 1 && message.attempt == 1 {
+            Err("not yet").transient()?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let pool = database.pool(Role::Consumer, 12);
+    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+    Processor::new(inbox.isolation(isolation), handler).retry(retry)
+}
+
+async fn until_number(database: &Database, sql: &str, expected: i64) {
+    wait::until(sql, wait::PATIENCE, || async {
+        match number(database, sql).await {
+            found if found == expected => Ok(()),
+            found => Err(format!("{found}")),
+        }
+    })
+    .await
+    .expect("it comes to that");
+}
+
+#[tokio::test]
+async fn what_comes_to_a_lane_while_it_is_taken_up_is_taken_up_too_with_any_isolation_level() {
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable]
+    {
+        let database = database().await;
+        let processor = processor(&database, isolation).await;
+        processor.process(&[message("a", 1)]).await.expect("settled");
+        let shut = database.superuser();
+        shut.batch_execute("select pg_advisory_lock(14)").await.expect("shut");
+        shut.batch_execute(GATE).await.expect("a gate");
+        let meanwhile = async {
+            until_number(&database, AT_THE_GATE, 1).await;
+            processor.process(&[message("a", 2)]).await.expect("settled");
+            assert_eq!(number(&database, "select count(*) from inbox.parked").await, 2);
+            shut.batch_execute("select pg_advisory_unlock(14)").await.expect("opened");
+            until_number(&database, "select count(*) from inbox.parked_lanes", 0).await;
+        };
+        tokio::select! {
+            stop = processor.background() => panic!("{stop:?}"),
+            () = meanwhile => {}
+        }
+        let expected = (1..=2).map(|n| Step { key: "a".into(), n });
+        assert_once_and_in_order(&effects(&database).await, expected);
+        assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+    }
+}
+
+/// As a version that freed a lane by an older snapshot has left it, or a person who deleted a row.
+#[tokio::test]
+async fn messages_whose_lane_has_no_row_are_taken_up_by_the_next_look() {
+    let database = database().await;
+    let processor = processor(&database, Isolation::ReadCommitted).await;
+    processor.process(&[message("a", 1), message("a", 2)]).await.expect("settled");
+    database.superuser().batch_execute("delete from inbox.parked_lanes").await.expect("deleted");
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        () = until_number(&database, "select count(*) from inbox.parked", 0) => {}
+    }
+    // Its attempts are forgotten with the row.
+    until_number(&database, "select count(*) from effects", 2).await;
+}
