@@ -29,11 +29,7 @@ use crate::{
     record::BatchLimits,
     route::Format,
     sink::SinkError,
-    source::{
-        handover::handover,
-        intake::IntakeError,
-        stream::{Stream, StreamError},
-    },
+    source::{decoder::StreamError, handover::handover, intake::IntakeError, stream::Stream},
 };
 
 /// SQLSTATE `undefined_object`.

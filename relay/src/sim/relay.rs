@@ -31,7 +31,7 @@ use crate::{
     record::BatchLimits,
     route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
     sink::Sink,
-    source::{connect::SystemIdentity, handover::handover, slot::SlotState, stream::Decoder},
+    source::{connect::SystemIdentity, decoder::Decoder, handover::handover, slot::SlotState},
 };
 
 const SLOT: &str = "outbox_sim";

@@ -6,6 +6,7 @@ pub mod characters;
 mod command;
 pub mod connect;
 mod copy;
+pub mod decoder;
 pub mod handover;
 pub mod intake;
 pub mod pgoutput;

@@ -8,9 +8,9 @@
 //! bytes, so the socket's low-water mark is raised; when the sink is free it is one byte again.
 //! The server sends each row by itself, and waking a reader costs it more than decoding does.
 
-use std::{collections::HashMap, io, time::Duration};
+use std::{io, time::Duration};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
@@ -20,21 +20,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     copy,
+    decoder::{Decoder, StreamError},
     handover::Giver,
     intake::{Intake, IntakeError},
-    pgoutput::{
-        self, LogicalMessage, Message,
-        frame::{Frame, XLOG_DATA_HEADER_BYTES, decode_frame, encode_status},
-    },
+    pgoutput::frame::encode_status,
 };
 use crate::{
     admin::{Board, Phase},
     charset::Charset,
     fault::{self, Point},
     lsn::Lsn,
-    position::{Confirmable, Position, RowPosition},
+    position::{Confirmable, Position},
     postgres::socket::Socket,
-    row::{Malformed, Relation, Row},
 };
 
 /// Bytes that must have come in before a read while the sink is busy.
@@ -43,13 +40,6 @@ const COALESCED_READ_BYTES: usize = 128 << 10;
 const COALESCE_MAX: Duration = Duration::from_secs(1);
 /// Spare room offered to each read.
 const READ_BYTES: usize = 256 << 10;
-/// A WAL message above this announces nothing, and is not stored: ours take some 200 bytes, and any
-/// role may write one of a gigabyte.
-const MESSAGE_BYTES_MAX: usize = 1 << 10;
-/// How much of such a message is kept: enough for flags, LSN and our prefix.
-const MESSAGE_PREFIX_BYTES: usize = 64;
-/// How much of a row above the size limit is kept, to read its id, topic and key.
-const OVERSIZED_PREFIX_BYTES: usize = 64 << 10;
 /// The server is told the confirmed position, and the stream's health is looked at, at least this often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// What a delivery confirms is told at once, but no more often than this: receipts, retention and
@@ -66,48 +56,6 @@ const IDLE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A status message that can't be written for this long means a dead connection.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
-/// Why the stream ended. Nothing is lost: what was not stored is sent again after a reconnect.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The connection broke: reconnect.
-    #[error("the replication connection broke")]
-    Connection(#[from] io::Error),
-    /// The server ended the stream: reconnect.
-    #[error("the server ended the replication stream: {message} (SQLSTATE {code})")]
-    Server {
-        /// SQLSTATE, empty when the stream ended without an error.
-        code: String,
-        /// The server's words.
-        message: String,
-    },
-    /// The server was silent: reconnect.
-    #[error("no word from the server for {} s", .0.as_secs())]
-    Silent(Duration),
-    /// The bytes don't follow the protocol: reconnect, and report it.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// The stream went backwards; nothing after it can be trusted: reconcile.
-    #[error("the replication stream went back from {reached} to {sent}")]
-    Regression {
-        /// Where the relay is.
-        reached: Position,
-        /// What came.
-        sent: RowPosition,
-    },
-    /// A table doesn't fit (any more).
-    #[error(transparent)]
-    Intake(#[from] IntakeError),
-}
-
-/// A transaction whose Commit has not come yet.
-#[derive(Clone, Copy, Debug)]
-struct OpenTransaction {
-    commit: Lsn,
-    commit_time_us: i64,
-    xid: u32,
-    next_ordinal: u64,
-}
-
 /// The stream, from its first byte on.
 pub struct Stream<I> {
     socket: Socket,
@@ -122,30 +70,6 @@ pub struct Stream<I> {
     last_heard: Instant,
     given_at: Instant,
     reply_due: bool,
-}
-
-/// What stands between bytes and batches; no socket and no clock in it.
-pub(crate) struct Decoder<I> {
-    pub(crate) giver: Giver,
-    intake: I,
-    /// Of tables that are not ours nothing is kept: anybody may make many.
-    relations: HashMap<u32, Option<Relation>>,
-    open: Option<OpenTransaction>,
-    /// How far the stream has come, delivered or not.
-    reached: Position,
-    /// Bytes of an oversized frame that are still to be thrown away.
-    skip_bytes: usize,
-    /// Frames above this are not stored.
-    frame_bytes_max: usize,
-    /// Of names.
-    charset: Charset,
-}
-
-/// What a run of frames asked for.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Heard {
-    reply_requested: bool,
-    wal_end: Option<Lsn>,
 }
 
 impl<I: Intake> Stream<I> {
@@ -376,205 +300,5 @@ impl<I: Intake> Stream<I> {
         }
         self.board.confirmed(confirmed);
         Ok(())
-    }
-}
-
-impl<I: Intake> Decoder<I> {
-    /// Nothing is received past `from`; a frame above `frame_bytes_max` is not stored.
-    pub(crate) fn new(giver: Giver, intake: I, from: Position, frame_bytes_max: usize) -> Self {
-        Decoder {
-            giver,
-            intake,
-            relations: HashMap::new(),
-            open: None,
-            reached: from,
-            skip_bytes: 0,
-            frame_bytes_max,
-            charset: Charset::AsItIs,
-        }
-    }
-
-    /// Decodes whole frames until the batch is full or the bytes end.
-    pub(crate) fn decode(&mut self, unread: &mut BytesMut) -> Result<Heard, StreamError> {
-        let mut heard = Heard::default();
-        let mut done = 0;
-        loop {
-            if self.skip_bytes > 0 {
-                let skipped = self.skip_bytes.min(unread.len() - done);
-                done += skipped;
-                self.skip_bytes -= skipped;
-            }
-            if self.giver.filling.is_full() {
-                break;
-            }
-            let rest = unread.get(done..).unwrap_or_default();
-            let Some((tag, body_bytes)) = copy::header(rest)? else { break };
-            let Some(kept_bytes) = self.kept_bytes(rest, body_bytes) else { break };
-            let Some(body) = rest.get(copy::HEADER_BYTES..copy::HEADER_BYTES + kept_bytes) else {
-                break;
-            };
-            self.frame(tag, body, body_bytes, &mut heard)?;
-            self.skip_bytes = body_bytes - kept_bytes;
-            done += copy::HEADER_BYTES + kept_bytes;
-        }
-        unread.advance(done);
-        Ok(heard)
-    }
-
-    /// How much of the frame at the beginning of `rest` is stored; `None` while too little of it is
-    /// there to tell.
-    fn kept_bytes(&self, rest: &[u8], body_bytes: usize) -> Option<usize> {
-        const TAG_AT: usize = copy::HEADER_BYTES + XLOG_DATA_HEADER_BYTES;
-        if body_bytes <= MESSAGE_BYTES_MAX {
-            return Some(body_bytes);
-        }
-        let is_wal_data = *rest.get(copy::HEADER_BYTES)? == b'w';
-        Some(match *rest.get(TAG_AT)? {
-            b'M' if is_wal_data => MESSAGE_PREFIX_BYTES,
-            _ if body_bytes > self.frame_bytes_max => OVERSIZED_PREFIX_BYTES.min(body_bytes),
-            _ => body_bytes,
-        })
-    }
-
-    fn frame(
-        &mut self,
-        tag: u8,
-        body: &[u8],
-        size_bytes: usize,
-        heard: &mut Heard,
-    ) -> Result<(), StreamError> {
-        match tag {
-            b'd' => match decode_frame(body)? {
-                Frame::XLogData(wal) => {
-                    heard.wal_end = Some(wal.wal_end);
-                    if body.len() < size_bytes {
-                        return self.oversized(wal.data, size_bytes);
-                    }
-                    self.message(pgoutput::decode(wal.data, &self.charset)?, size_bytes)
-                }
-                Frame::Keepalive(keepalive) => {
-                    heard.reply_requested |= keepalive.reply_requested;
-                    heard.wal_end = Some(keepalive.wal_end);
-                    // Past an open transaction this would lose its rows.
-                    if self.open.is_none() {
-                        self.reach(keepalive.wal_end);
-                    }
-                    Ok(())
-                }
-            },
-            b'E' => {
-                let (code, message) = copy::error_response(body);
-                Err(StreamError::Server { code, message })
-            }
-            b'c' => Err(StreamError::Server {
-                code: String::new(),
-                message: "the stream was ended".into(),
-            }),
-            b'N' | b'S' => Ok(()), // Notice, parameter status.
-            other => Err(Malformed::byte("tag of a message", 0, other).into()),
-        }
-    }
-
-    /// Only the beginning of the message was kept. It counts, and a row is refused by name.
-    fn oversized(&mut self, data: &[u8], size_bytes: usize) -> Result<(), StreamError> {
-        if let Some(insert) = pgoutput::decode_insert_prefix(data)? {
-            self.message(Message::Insert(insert), size_bytes)?;
-        } else if let Some((transactional, prefix)) = pgoutput::decode_message_prefix(data)? {
-            if transactional {
-                self.next_position("Message")?;
-            }
-            if prefix.starts_with(b"outbox\0") {
-                self.intake.ignored("too_large");
-            }
-        }
-        Ok(())
-    }
-
-    fn message(&mut self, message: Message<'_>, size_bytes: usize) -> Result<(), StreamError> {
-        match message {
-            Message::Begin(begin) => {
-                let sent = RowPosition { commit: begin.final_lsn, ordinal: 0 };
-                let reached = self.reached;
-                // A transaction cut by a reconnect comes again from its Begin.
-                let again = matches!(reached, Position::Row(row) if row.commit == begin.final_lsn);
-                if reached.covers(sent) && !again {
-                    return Err(StreamError::Regression { reached, sent });
-                }
-                self.open = Some(OpenTransaction {
-                    commit: begin.final_lsn,
-                    commit_time_us: begin.commit_time_us,
-                    xid: begin.xid,
-                    next_ordinal: 0,
-                });
-            }
-            Message::Commit(commit) => {
-                if let Some(open) = self.open.take() {
-                    let end = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
-                    self.intake.commit(end, &mut self.giver.filling);
-                }
-                self.reach(commit.end_lsn);
-            }
-            Message::Relation(relation) => {
-                let mapped = self.intake.relation(&relation)?;
-                self.relations.insert(relation.id, mapped.then_some(relation));
-            }
-            Message::Insert(insert) => {
-                let (position, open) = self.next_position("Insert")?;
-                let relation = self
-                    .relations
-                    .get(&insert.relation_id)
-                    .ok_or(Malformed::new("table of an Insert without its Relation", 1))?;
-                let Some(relation) = relation else { return Ok(()) };
-                let tuple = insert.tuple;
-                let row = Row {
-                    position,
-                    relation,
-                    commit_time_us: open.commit_time_us,
-                    writer: Some(open.xid),
-                    tuple,
-                    charset: &self.charset,
-                    size_bytes,
-                };
-                self.intake.row(&row, &mut self.giver.filling);
-            }
-            Message::Message(LogicalMessage { transactional, prefix, content, .. }) => {
-                let ours = prefix == b"outbox";
-                if transactional {
-                    let (position, OpenTransaction { xid, .. }) = self.next_position("Message")?;
-                    if ours {
-                        self.intake.message(position, xid, content);
-                    }
-                } else if ours {
-                    self.intake.ignored("not_transactional");
-                }
-            }
-            Message::Origin
-            | Message::Type
-            | Message::Update { .. }
-            | Message::Delete { .. }
-            | Message::Truncate => {}
-        }
-        Ok(())
-    }
-
-    /// The place of what was sent, and the transaction that it is in.
-    fn next_position(
-        &mut self,
-        what: &'static str,
-    ) -> Result<(RowPosition, OpenTransaction), Malformed> {
-        let open = self.open.as_mut().ok_or(Malformed::new(what, 0))?;
-        let position = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
-        open.next_ordinal += 1;
-        Ok((position, *open))
-    }
-
-    /// Everything up to `end` has been received. A server that starts to stream may report less
-    /// than where we asked it to start; that takes nothing back.
-    fn reach(&mut self, end: Lsn) {
-        let end = Position::UpTo(end);
-        if end.includes(self.reached) && end != self.reached {
-            self.reached = end;
-            self.giver.filling.position = Some(end);
-        }
     }
 }
