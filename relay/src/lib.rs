@@ -23,6 +23,7 @@ pub mod demo;
 pub mod destination;
 pub mod fault;
 pub mod header;
+mod landmark;
 mod leader;
 pub mod leaves;
 pub mod logging;

@@ -9,7 +9,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{leaves::Leaves, lsn::Lsn, position::Position, published::Published, snapshot};
+use crate::{
+    landmark::Landmark, leaves::Leaves, lsn::Lsn, position::Position, published::Published,
+    snapshot,
+};
 
 /// A stored snapshot's text; some 70 open transactions have room in it.
 const SNAPSHOT_BYTES_MAX: usize = 800;
@@ -55,8 +58,12 @@ pub struct Progress {
     /// since which they may be lower than before, in seconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "is_first")]
     pub era: u64,
-    /// Where the WAL of a volume that was rolled back ended when that was first seen. It grows past the
-    /// old end, and then nothing tells any more.
+    /// The newest commit that the position is past: it must be in the WAL that the next start streams.
+    /// `None` where that is not known, as in a record of before, or after a person's decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landmark: Option<Landmark>,
+    /// Where the WAL of a volume that was rolled back ended, or was another one, when that was first
+    /// seen. It grows past the old end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<Lsn>,
 }
@@ -154,12 +161,19 @@ impl Progress {
             releases: vec![],
             repair: None,
             era: 0,
+            landmark: None,
             rolled_back: None,
         }
     }
 
-    /// The server's WAL ends at `end`, before what is delivered. To be stored before anything else is
-    /// decided.
+    /// The slot's stream begins at `begins`, and nothing of it is delivered.
+    pub fn begin(&mut self, begins: Lsn) {
+        self.position = Some(Position::UpTo(begins));
+        self.landmark = Some(Landmark::beginning(begins));
+    }
+
+    /// The server's WAL ends at `end`, before what is delivered, or is another one there. To be stored
+    /// before anything else is decided.
     pub fn note_rollback(&mut self, end: Lsn) {
         self.rolled_back = Some(end);
         self.version = VERSION;
@@ -278,6 +292,7 @@ mod tests {
             releases: vec![],
             repair: None,
             era: 0,
+            landmark: None,
             rolled_back: None,
         }
     }
@@ -294,6 +309,12 @@ mod tests {
         );
         assert_eq!(sample().encode(), stored);
         assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), sample());
+        let known = Landmark { commit: Lsn::new(0x1_0000_0010), xid: 770, time_us: 5 };
+        let known = Progress { landmark: Some(known), ..sample() };
+        let landmark = r#""repair":null,"landmark":{"commit":"1/10","xid":770,"time_us":5}}"#;
+        let stored = stored.replace(r#""repair":null}"#, landmark);
+        assert_eq!(known.encode(), stored);
+        assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), known);
     }
 
     #[test]

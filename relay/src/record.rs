@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::{
     header,
+    landmark::Landmark,
     position::{Position, RowPosition},
 };
 
@@ -27,6 +28,8 @@ pub struct Batch {
     limits: BatchLimits,
     /// Position once every record here is stored; `None` while nothing was received.
     pub position: Option<Position>,
+    /// Commits of the records, ascending, and behind them the newest that the position covers.
+    landmarks: Vec<Landmark>,
     /// Those of the records that are none: kept for parking, never delivered. By index, ascending.
     pub unfit: Vec<RefusedRecord>,
     /// Releases of parked events that are said to be announced, in the order of their places. Most
@@ -135,6 +138,7 @@ impl Batch {
             records: Vec::new(),
             limits,
             position: None,
+            landmarks: Vec::new(),
             unfit: Vec::new(),
             announced: Vec::new(),
             first_received: None,
@@ -149,10 +153,37 @@ impl Batch {
         self.arena.shrink_to(KEPT_BYTES);
         self.records.clear();
         self.position = None;
+        self.landmarks.clear();
         self.unfit.clear();
         self.announced.clear();
         self.first_received = None;
         self.newest_commit_us = None;
+    }
+
+    /// The position is past something of this commit, or all of it; `None` where it has passed none. Of
+    /// commits that left no record only the newest is kept.
+    pub fn pass(&mut self, position: Position, commit: Option<Landmark>) {
+        self.position = Some(position);
+        let Some(commit) = commit else { return };
+        let Some(last) = self.landmarks.last_mut() else { return self.landmarks.push(commit) };
+        if last.commit == commit.commit {
+            return;
+        }
+        match self.records.binary_search_by_key(&last.commit, |record| record.position.commit) {
+            Ok(_) => self.landmarks.push(commit),
+            Err(_) => *last = commit,
+        }
+    }
+
+    /// The newest commit that is reached with the first `end` records, where that is known: what
+    /// only moved the position had none.
+    pub fn landmark(&self, end: usize) -> Option<Landmark> {
+        if end == self.len() {
+            return self.landmarks.last().copied();
+        }
+        let commit = end.checked_sub(1).and_then(|last| self.get(last))?.position.commit;
+        let at = self.landmarks.binary_search_by_key(&commit, |landmark| landmark.commit).ok()?;
+        self.landmarks.get(at).copied()
     }
 
     /// Number of records.
@@ -227,7 +258,10 @@ impl Batch {
         let moved = |refused: RefusedRecord| RefusedRecord { index: refused.index - at, ..refused };
         rest.unfit = later.into_iter().map(moved).collect();
         rest.position = self.position;
+        rest.landmarks = self.landmarks.clone();
         self.position = self.records.last().map(|last| Position::Row(last.position));
+        let last = self.records.last().map(|last| last.position.commit);
+        self.landmarks.retain(|landmark| Some(landmark.commit) <= last);
         rest.first_received = self.first_received;
         rest.newest_commit_us = self.newest_commit_us;
         rest
@@ -404,6 +438,27 @@ mod tests {
         let record = batch.get(0).expect("one record");
         assert_eq!((record.topic, record.key, record.payload), ("orders", Some(&b"k"[..]), None));
         assert_eq!(record.headers().collect::<Vec<_>>(), [("a", &b"1"[..]), ("b", &b""[..])]);
+    }
+
+    #[test]
+    fn of_each_place_that_a_batch_can_be_cut_at_the_commit_is_known() {
+        let commit = |at| Landmark { commit: Lsn::new(at), xid: 1, time_us: 0 };
+        let mut batch = Batch::new(BatchLimits { records_max: 9, bytes_max: 1 << 20 });
+        assert_eq!(batch.landmark(0), None);
+        for (at, records) in [(1, 0), (2, 2), (3, 0), (4, 1), (5, 0), (6, 0)] {
+            for ordinal in 0..records {
+                let position = RowPosition { commit: Lsn::new(at), ordinal };
+                batch.start_record(RecordHead { position, ..head(0) }).finish();
+                batch.pass(Position::Row(position), Some(commit(at)));
+            }
+            batch.pass(Position::UpTo(Lsn::new(at + 1)), Some(commit(at)));
+        }
+        batch.pass(Position::UpTo(Lsn::new(9)), None);
+        let found = (0..=3).map(|end| batch.landmark(end).map(|it| it.commit.get()));
+        assert_eq!(found.collect::<Vec<_>>(), [None, Some(2), Some(2), Some(6)]);
+        let rest = batch.split_off(2);
+        assert_eq!(batch.landmark(2), Some(commit(2)));
+        assert_eq!((rest.landmark(0), rest.landmark(1)), (None, Some(commit(6))));
     }
 
     #[test]

@@ -189,6 +189,7 @@ fn decided(
         next.begin_era(now);
     }
     next.position = position;
+    next.landmark = None;
     next.slot = slot_name.to_owned();
     let another = next.system_id != identity.system_id || next.timeline != identity.timeline;
     if another && decision != Decision::AtUpgrade {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::{charset::Charset, position::RowPosition};
+use crate::{charset::Charset, landmark::Landmark, position::RowPosition};
 
 /// A table as announced by the stream's Relation message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +199,14 @@ pub struct Row<'a> {
     pub charset: &'a Charset,
     /// Size of the whole message in bytes, also when `tuple` is truncated.
     pub size_bytes: usize,
+}
+
+impl Row<'_> {
+    /// The commit of its transaction; of a row that was read from the table nothing is known of it.
+    pub fn landmark(&self) -> Option<Landmark> {
+        let (commit, time_us) = (self.position.commit, self.commit_time_us);
+        self.writer.map(|xid| Landmark { commit, xid, time_us })
+    }
 }
 
 #[cfg(test)]

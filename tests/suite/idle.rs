@@ -53,7 +53,7 @@ impl Neighbours {
     }
 }
 
-async fn lsn(t: &Harness, of: &str) -> String {
+pub(crate) async fn lsn(t: &Harness, of: &str) -> String {
     let query = format!("select ({of})::text");
     t.database().superuser().query_one(&query, &[]).await.expect("an LSN").get(0)
 }
@@ -65,7 +65,7 @@ fn of_slot(t: &Harness, column: &str) -> String {
 }
 
 /// Waits until that LSN of the slot is at `lsn` or past it.
-async fn passes(t: &Harness, column: &str, lsn: &str) {
+pub(crate) async fn passes(t: &Harness, column: &str, lsn: &str) {
     let query = format!("select ({}) >= $1::text::pg_lsn", of_slot(t, column));
     let begun = Instant::now();
     wait::until(&format!("{column} passes {lsn}"), FOLLOWS, || async {

@@ -18,11 +18,13 @@ use outbox_tests::{
 use uuid::Uuid;
 
 use crate::{
+    idle::{lsn, passes},
     remedies::{halted, obey},
     repair::{drop_slot, wait_snapshot},
 };
 
 const PARTITIONS: i32 = 1;
+const WAL_END: &str = "pg_current_wal_flush_lsn()";
 /// Of each kind of event.
 const EVENTS: usize = 6;
 
@@ -169,6 +171,83 @@ async fn a_watermark_takes_what_comes_from_now_on_after_a_volume_was_rolled_back
     story.commit("after").await;
     story.these_take_effect(&story.committed_but("between").await, EVENTS).await;
     assert!(story.relay.sigterm().await.success());
+}
+
+/// WAL that no event is in.
+async fn write_foreign(t: &Harness) {
+    let sql = "create table if not exists foreign_rows (text text); \
+               insert into foreign_rows select repeat('x', 1000) from generate_series(1, 4000); \
+               checkpoint";
+    t.database().superuser().batch_execute(sql).await.expect("rows of others");
+}
+
+async fn is_past(t: &Harness, lsn: &str) -> bool {
+    let sql = format!("select pg_current_wal_flush_lsn() > '{lsn}'");
+    t.database().superuser().query_one(&sql, &[]).await.expect("compared").get(0)
+}
+
+/// All events that the database has are in the topic.
+async fn wait_published(t: &Harness, topic: &Topic) {
+    let truth = t.committed().await;
+    wait::until("each committed event is published", wait::PATIENCE, || async {
+        let records = topic.records().await;
+        let ids: Vec<&str> =
+            records.iter().filter_map(|record| record.header("outbox-id")).collect();
+        let missing = truth.iter().filter(|row| !ids.contains(&row.id.as_str())).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing")) }
+    })
+    .await
+    .expect("nothing is lost");
+}
+
+/// The volume is put back, and its new WAL passes the old one's end before a relay looks.
+async fn put_back_unseen(server: &mut LocalPostgres, t: &mut Harness, topic: &Topic) {
+    let old_end = lsn(t, WAL_END).await;
+    server.put_back().expect("the backup is put back");
+    t.reconnect().await;
+    for _ in 0..3 {
+        t.commit([Event::to(topic.name()).key("between")]).await;
+    }
+    while !is_past(t, &old_end).await {
+        write_foreign(t).await;
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_that_nobody_saw_is_known_by_the_commits_of_the_new_wal() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(PARTITIONS).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name()).key("first")]).await;
+    wait_published(&t, &topic).await;
+
+    // Its newest delivered commit is not in the volume that is put back; or there is none since.
+    for (n, lost) in [3, 0].into_iter().enumerate() {
+        server.back_up().expect("a backup");
+        t.reconnect().await;
+        relay.wait_ready().await;
+        write_foreign(&t).await;
+        for _ in 0..lost {
+            t.commit([Event::to(topic.name()).key("lost")]).await;
+        }
+        let end = lsn(&t, WAL_END).await;
+        passes(&t, "confirmed_flush_lsn", &end).await;
+        assert!(relay.sigterm().await.success());
+        put_back_unseen(&mut server, &mut t, &topic).await;
+        relay.restart();
+        let detail = halted(&relay).await;
+        assert!(detail.contains("the volume was rolled back"), "{n}: {detail}");
+        // It is remembered.
+        relay.kill9().await;
+        relay.restart();
+        let detail = halted(&relay).await;
+        obey(&settings, &detail, 0).await;
+        relay.wait_ready().await;
+        wait_published(&t, &topic).await;
+    }
+    assert!(relay.sigterm().await.success());
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::{
     admin::{Board, Phase},
     config::{Config, PostgresConfig, parts::Parts},
     dead_letter::{history::History, pending::Pending},
+    landmark::AnotherHistory,
     lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
@@ -50,6 +51,8 @@ pub(super) enum Ended {
     NeedsText(String),
     /// Start again, knowing that the publication was missing where the stream is to go on.
     Unpublished(StreamError),
+    /// Start again, and remember that the volume was put back to an older state.
+    RolledBack(AnotherHistory),
     /// Wait a little, and start again from the first step.
     Retry {
         /// For the metrics.
@@ -97,6 +100,8 @@ pub(super) struct Learnt {
     pub(super) format: Format,
     /// Whether its publication was missing where it is to go on.
     pub(super) unpublished_once: bool,
+    /// What the last attempt has found instead of what was delivered; of no meaning after the next.
+    pub(super) another_history: Option<AnotherHistory>,
 }
 
 /// What one of the tasks ended with.
@@ -208,7 +213,7 @@ async fn stream(
         started.unread,
         giver,
         intake,
-        started.from,
+        started.recognition,
         config.batch.record_bytes_max,
         confirmed_rx,
         awaited_rx,
@@ -329,6 +334,7 @@ fn stream_ended(error: StreamError, names: &PostgresConfig, format: Format) -> E
         {
             Ended::Unpublished(error)
         }
+        StreamError::AnotherHistory(found) => Ended::RolledBack(found),
         StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
             Ended::Halted(Halt { reason: what, remedy })
         }

@@ -59,7 +59,7 @@ pub(super) async fn make(
         slot::make(name, look, board, session, replication, unfinished).await?;
     progress.published = Some(published);
     let position = Position::UpTo(snapshot.lsn);
-    progress.position = Some(position);
+    progress.begin(snapshot.lsn);
     progress.snapshots = vec![snapshot];
     store(sink, progress).await?;
     fault::point(Point::SlotStored);

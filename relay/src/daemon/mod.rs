@@ -100,13 +100,15 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     // The catalogue tells what rows need that are written now; older ones may need the other, and
     // only the stream tells that. The text format carries all.
-    let mut learnt = Learnt { format: Format::Binary, unpublished_once: false };
+    let mut learnt =
+        Learnt { format: Format::Binary, unpublished_once: false, another_history: None };
     while !stop.is_cancelled() {
         let started = Instant::now();
         // Whoever changes passwords rewrites files.
         parts = config.renewed(parts);
         let ended = attempt::run(config, &parts, board, learnt, stop).await;
         let ended = explained(&parts, ended).await;
+        learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         }
@@ -150,6 +152,14 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
                 board.metrics().reconnect(Cause::Postgres);
                 board.error(reason.to_string());
                 board.phase(Phase::Starting { doing: "reconciling with the publication".into() });
+                backoff.next_wait()
+            }
+            Err(Ended::RolledBack(found)) => {
+                tracing::error!(%found, "the volume was put back to an older state");
+                learnt.another_history = Some(found);
+                board.metrics().reconnect(Cause::Postgres);
+                board.error(found.to_string());
+                board.phase(Phase::Starting { doing: "remembering a rollback".into() });
                 backoff.next_wait()
             }
             Err(Ended::Retry { cause, doing, error }) => {

@@ -37,6 +37,7 @@ pub(crate) async fn rehearse(
         Err(Ended::Halted(halt)) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
+        Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::Unpublished(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::Retry { doing, error, .. }) => Rehearsed::Fails(format!("{doing}: {error:#}")),
     }

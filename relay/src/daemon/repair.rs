@@ -97,7 +97,7 @@ pub(super) async fn begin(
     if lower.is_none() && no_row(session, tables).await? {
         let from = Position::UpTo(upper.lsn);
         progress.repair = None;
-        progress.position = Some(from);
+        progress.begin(upper.lsn);
         progress.snapshots = vec![upper];
         store(sink, progress).await?;
         fault::point(Point::SlotStored);

@@ -22,7 +22,9 @@ use crate::{
     config::{Config, parts::Parts},
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
     fault::{self, Point},
+    landmark::{Landmark, Recognition},
     leader,
+    lsn::Lsn,
     metrics::Cause,
     pipeline::delivery::Delivery,
     position::Position,
@@ -70,6 +72,8 @@ pub(super) struct Streaming {
     /// How the tables were published when the stream began, and how to look again.
     pub(super) look: (Look, Published),
     pub(super) from: Position,
+    /// Of what is delivered, in the WAL that is streamed.
+    pub(super) recognition: Recognition,
     /// What the stream was asked for.
     pub(super) format: Format,
     pub(super) charset: Charset,
@@ -116,7 +120,7 @@ pub(super) async fn start(
     }
 
     if let Some(stored) = stored.as_mut() {
-        remember_rollback(&mut replication, &mut sink, stored).await?;
+        remember_rollback(&mut replication, &mut sink, stored, learnt).await?;
     }
 
     doing(board, "reading parked lanes");
@@ -237,6 +241,10 @@ pub(super) async fn start(
         note_delivered(config, session).await?;
     }
     progress.position = Some(from);
+    if let (Position::UpTo(end), None) = (from, progress.landmark) {
+        // Not known, or decided by a person: nothing more than that is known of what comes before.
+        progress.landmark = Some(Landmark::beginning(end));
+    }
 
     // The slot is there by now, so its stream has the announcement.
     let failed = |error| dead_letters_failed("announcing releases again", error);
@@ -250,22 +258,49 @@ pub(super) async fn start(
         messages: true,
         charset: charset.clone(),
     };
+    let known = progress.landmark;
     let (socket, unread) = replication
-        .start_replication(slot, from.resume_lsn(), &options)
+        .start_replication(slot, Recognition::start(known, from), &options)
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
     fault::point(Point::StreamStarted);
     // A relay that was frozen until here may have been replaced, and its successor gone again: what
     // it knows of progress would be too old to confirm.
     standby::still_leads(session, slot).await?;
+    let confirmed = confirmed(config, session, from).await?;
+    let recognition = Recognition::new(known, from, confirmed);
     let format = tables.format;
     let router = Router::new(parts.mapping.clone(), &origin, format).with_stamped(tables.stamped);
     let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-    let streaming =
-        Streaming { delivery, probe, watch, look, from, format, charset, router, socket, unread };
+    let streaming = Streaming {
+        delivery,
+        probe,
+        watch,
+        look,
+        from,
+        recognition,
+        format,
+        charset,
+        router,
+        socket,
+        unread,
+    };
     Ok(Started::Stream(Box::new(streaming)))
+}
+
+/// Where the slot is now that nobody else can move it: what was committed before is not sent.
+async fn confirmed(config: &Config, session: &SqlSession, from: Position) -> Result<Lsn, Ended> {
+    let (slot, _) = survey(config, session).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
+    match confirmed.filter(|confirmed| *confirmed <= from.resume_lsn()) {
+        Some(confirmed) => Ok(confirmed),
+        None => {
+            let error = anyhow::anyhow!("the slot was moved meanwhile");
+            Err(Ended::retry(Cause::Postgres, "starting replication", error))
+        }
+    }
 }
 
 /// What the server's texts are encoded in.
@@ -285,17 +320,21 @@ async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
     })
 }
 
-/// A volume that was rolled back is seen as long as its WAL is shorter than it was. Remembered before
-/// anything else, so that no later start takes it for another.
+/// A volume that was rolled back is seen as long as its WAL is shorter than it was, and then by the
+/// stream. Remembered before anything else, so that no later start takes it for another.
 async fn remember_rollback(
     replication: &mut ReplicationConnection,
     sink: &mut KafkaSink,
     stored: &mut Progress,
+    learnt: Learnt,
 ) -> Result<(), Ended> {
     if stored.rolled_back.is_none() {
         // Once more: progress that a leader stored meanwhile is not past this end of the server's WAL.
         let now = identify(replication).await?;
-        if let Some(end) = reconcile::sees_rollback(stored, &now) {
+        // What the stream has told holds for the progress that it went by.
+        let told = learnt.another_history.filter(|it| stored.position == Some(it.delivered));
+        let told = told.map(|it| it.from);
+        if let Some(end) = reconcile::sees_rollback(stored, &now).or(told) {
             stored.note_rollback(end);
             store(sink, stored).await?;
         }

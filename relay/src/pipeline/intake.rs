@@ -88,12 +88,12 @@ impl Intake for RouteIntake {
             Ok(Routed::Ignored) => return,
             Ok(Routed::Moved) => {
                 self.moved(row);
-                batch.position = Some(Position::Row(row.position));
+                batch.pass(Position::Row(row.position), row.landmark());
                 return;
             }
             Err(refused) => self.router.keep(row, *refused, batch),
         }
-        batch.position = Some(Position::Row(row.position));
+        batch.pass(Position::Row(row.position), row.landmark());
         batch.newest_commit_us = Some(row.commit_time_us);
         if batch.first_received.is_none() {
             batch.first_received = Some(Instant::now());

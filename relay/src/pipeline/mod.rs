@@ -155,6 +155,7 @@ impl Course for StreamCourse {
             None => {}
         }
         progress.position = Some(position);
+        progress.landmark = batch.landmark(end).or(progress.landmark);
         true
     }
 

@@ -34,6 +34,7 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
         let switch = Position::UpTo(switch);
         if switch.includes(position) { position } else { switch }
     });
+    progress.landmark = stored.landmark.filter(|landmark| landmark.commit < switch);
     progress.snapshots.retain(|snapshot| snapshot.lsn <= switch);
     progress.repair = stored.repair.clone().map(|repair| match repair.consistent_point <= switch {
         true => repair,
@@ -44,7 +45,8 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
 }
 
 /// Where the WAL ends, if that is before what `stored` knows of the same history: the volume was rolled
-/// back. `identity` must have been asked after `stored` was read.
+/// back. Once it has grown past that, the stream tells (`landmark`). `identity` must have been asked
+/// after `stored` was read.
 pub fn sees_rollback(stored: &Progress, identity: &SystemIdentity) -> Option<Lsn> {
     let here = stored.system_id == identity.system_id && stored.timeline == identity.timeline;
     let end = identity.flush_lsn;
@@ -61,9 +63,9 @@ fn reached(progress: &Progress) -> Option<Lsn> {
 fn rolled_back(reached: Lsn, end: Lsn, facts: &Facts<'_>) -> Halt {
     Halt::new(
         format!(
-            "progress is at {reached}, but the server's WAL was seen to end at {end}: the volume was \
-             rolled back, and its new WAL repeats LSNs that were delivered already; events committed \
-             since are not published"
+            "progress is at {reached}, but the server's WAL was seen to end at {end}, or to be another \
+             one from there on: the volume was rolled back, and its new WAL repeats LSNs that were \
+             delivered already; events committed since are not published"
         ),
         from_its_slot(
             facts,

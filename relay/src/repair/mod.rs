@@ -16,7 +16,7 @@ use crate::{
     leaves::Leaves,
     lsn::Lsn,
     pipeline::delivery::{Course, Origin},
-    position::{Position, RowPosition},
+    position::RowPosition,
     progress::{CURSOR_BYTES_MAX, Progress, RepairRecord, SnapshotRecord},
     record::Batch,
     sink::Stored,
@@ -102,7 +102,7 @@ pub struct End {
 impl Course for End {
     fn advance(&mut self, progress: &mut Progress, _batch: &Batch, _end: usize) -> bool {
         let Some(repair) = progress.repair.take() else { return false };
-        progress.position = Some(Position::UpTo(repair.consistent_point));
+        progress.begin(repair.consistent_point);
         let snapshot = SnapshotRecord {
             lsn: repair.consistent_point,
             taken_ms: self.now_ms,
@@ -126,7 +126,10 @@ impl Course for End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{BatchLimits, RecordHead};
+    use crate::{
+        position::Position,
+        record::{BatchLimits, RecordHead},
+    };
 
     fn under_way() -> Progress {
         let repair = RepairRecord {

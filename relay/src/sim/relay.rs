@@ -21,6 +21,7 @@ use super::{
 use crate::{
     admin::Board,
     dead_letter::DeadLetters,
+    landmark::Recognition,
     leaves::Leaves,
     lsn::Lsn,
     pipeline::{Pipeline, PipelineError, Seen, delivery::Delivery, intake::RouteIntake},
@@ -78,6 +79,11 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
                     16..20 => ends = true,
                     // The scripted broker does not know who has claimed at-least-once progress.
                     20..23 => freezes = world.exactly_once,
+                    // A crash of the server: what it was told lately is not on its disk.
+                    23..25 => {
+                        ends = true;
+                        world.forgets_confirmed();
+                    }
                     _ => {}
                 }
                 faulty_turns -= 1;
@@ -190,13 +196,19 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(from));
     let (seen_tx, seen_rx) = mpsc::channel(2);
+    let known = progress.landmark;
+    let recognition = Recognition::new(known, from, look(&world).server.confirmed);
     let delivered = believed(look(&world).mutant, from);
     let intake = RouteIntake::new(router(look(&world).mutant), delivered, "sim", board.clone());
-    let decoder = Decoder::new(giver, intake, from, 1 << 20);
+    let decoder = Decoder::new(giver, intake, recognition, 1 << 20);
     let delivery = Delivery::new(sink, table, lanes, progress, board);
     let pipeline = Pipeline::new(taker, delivery, seen_rx, confirmed_tx, limits);
     let mut source =
-        pin!(Source { world: &world, session, from }.run(decoder, confirmed_rx, seen_tx));
+        pin!(Source { world: &world, session, start: Recognition::start(known, from) }.run(
+            decoder,
+            confirmed_rx,
+            seen_tx
+        ));
     let mut pipeline = pin!(pipeline.run());
     let (mut source_ended, mut pipeline_ended) = (None, None);
     poll_fn(|context| {
@@ -313,7 +325,7 @@ impl super::world::World {
 struct Source<'w> {
     world: &'w Shared,
     session: u64,
-    from: Position,
+    start: Lsn,
 }
 
 impl Source<'_> {
@@ -323,7 +335,7 @@ impl Source<'_> {
         mut confirmed: watch::Receiver<Confirmable>,
         seen: mpsc::Sender<Seen>,
     ) -> Result<(), String> {
-        let next = look(self.world).server.first_after(self.from.resume_lsn());
+        let next = look(self.world).server.first_after(self.start);
         let mut sent = Sent { transaction: next, message: 0, knows_table: false };
         let (mut incoming, mut unread) = (Vec::new(), BytesMut::new());
         loop {
@@ -374,6 +386,9 @@ impl Source<'_> {
             let world = &mut *look(self.world);
             if world.once_in(4) {
                 let mut lsn = confirmed.borrow_and_update().lsn();
+                if decoder.recognition.is_pending() {
+                    lsn = world.server.confirmed;
+                }
                 if world.is(Mutant::ConfirmsReceived) {
                     lsn = received.map_or(lsn, Position::resume_lsn);
                 }
@@ -384,12 +399,14 @@ impl Source<'_> {
             }
         }
         // An orderly stop.
+        let pending = decoder.recognition.is_pending();
         drop(decoder);
         while confirmed.changed().await.is_ok() {}
         let world = &mut *look(self.world);
         world.leads(self.session)?;
-        let lsn: Lsn = confirmed.borrow().lsn();
-        world.confirmed(lsn);
+        if !pending {
+            world.confirmed(confirmed.borrow().lsn());
+        }
         Ok(())
     }
 }

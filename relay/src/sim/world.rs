@@ -216,6 +216,18 @@ impl World {
         self.server.confirmed = self.server.confirmed.max(lsn);
     }
 
+    /// The server knows an older place of the slot, as after a crash.
+    pub(super) fn forgets_confirmed(&mut self) {
+        let server = &mut self.server;
+        let known = server.wal.partition_point(|earlier| earlier.end <= server.confirmed);
+        let forgotten = self.random.random_range(0..=known.min(6));
+        if let Some(last) = (known - forgotten).checked_sub(1) {
+            let older = server.wal[last].end;
+            self.server.confirmed = older;
+            self.tell(|| format!("the server crashes, and knows {older} as confirmed"));
+        }
+    }
+
     /// What has not come to its end, when everything had time to.
     pub(super) fn unfinished(&self) -> Option<String> {
         let missing: BTreeSet<usize> = (0..self.events.len())

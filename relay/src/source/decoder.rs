@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     charset::Charset,
+    landmark::{AnotherHistory, Landmark, Recognition},
     lsn::Lsn,
     position::{Position, RowPosition},
     row::{Malformed, Relation, Row},
@@ -59,6 +60,10 @@ pub enum StreamError {
         /// What came.
         sent: RowPosition,
     },
+    /// What was delivered is not in this WAL: the volume was put back to an older state. Nothing more
+    /// is confirmed.
+    #[error(transparent)]
+    AnotherHistory(#[from] AnotherHistory),
     /// A table doesn't fit (any more).
     #[error(transparent)]
     Intake(#[from] IntakeError),
@@ -67,22 +72,37 @@ pub enum StreamError {
 /// A transaction whose Commit has not come yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OpenTransaction {
-    /// Start of its commit record.
-    pub(super) commit: Lsn,
-    commit_time_us: i64,
-    xid: u32,
+    pub(super) commit: Landmark,
     next_ordinal: u64,
+}
+
+impl OpenTransaction {
+    /// The place of what comes next.
+    fn next(&self) -> RowPosition {
+        RowPosition { commit: self.commit.commit, ordinal: self.next_ordinal }
+    }
+}
+
+/// What is known of a table.
+enum Table {
+    /// Not ours: nothing is kept of it, for anybody may make many.
+    Foreign,
+    Ours(Relation),
+    /// Ours, as it was for rows that are delivered; it does not fit any more.
+    Former(Relation),
 }
 
 /// What stands between bytes and batches.
 pub(crate) struct Decoder<I> {
     pub(crate) giver: Giver,
     intake: I,
-    /// Of tables that are not ours nothing is kept: anybody may make many.
-    relations: HashMap<u32, Option<Relation>>,
+    /// By their OIDs.
+    relations: HashMap<u32, Table>,
     pub(super) open: Option<OpenTransaction>,
     /// How far the stream has come, delivered or not.
     pub(super) reached: Position,
+    /// Of what was delivered before.
+    pub(crate) recognition: Recognition,
     /// Bytes of an oversized frame that are still to be thrown away.
     skip_bytes: usize,
     /// Frames above this are not stored.
@@ -99,14 +119,21 @@ pub(crate) struct Heard {
 }
 
 impl<I: Intake> Decoder<I> {
-    /// Nothing is received past `from`; a frame above `frame_bytes_max` is not stored.
-    pub(crate) fn new(giver: Giver, intake: I, from: Position, frame_bytes_max: usize) -> Self {
+    /// Nothing is received past what `recognition` looks for; a frame above `frame_bytes_max` is not
+    /// stored.
+    pub(crate) fn new(
+        giver: Giver,
+        intake: I,
+        recognition: Recognition,
+        frame_bytes_max: usize,
+    ) -> Self {
         Decoder {
             giver,
             intake,
             relations: HashMap::new(),
             open: None,
-            reached: from,
+            reached: recognition.delivered(),
+            recognition,
             skip_bytes: 0,
             frame_bytes_max,
             charset: Charset::AsItIs,
@@ -176,7 +203,8 @@ impl<I: Intake> Decoder<I> {
                     heard.wal_end = Some(keepalive.wal_end);
                     // Past an open transaction this would lose its rows.
                     if self.open.is_none() {
-                        self.reach(keepalive.wal_end);
+                        self.recognition.reach(keepalive.wal_end)?;
+                        self.reach(keepalive.wal_end, None);
                     }
                     Ok(())
                 }
@@ -211,46 +239,40 @@ impl<I: Intake> Decoder<I> {
 
     fn message(&mut self, message: Message<'_>, size_bytes: usize) -> Result<(), StreamError> {
         match message {
-            Message::Begin(begin) => {
-                let sent = RowPosition { commit: begin.final_lsn, ordinal: 0 };
-                let reached = self.reached;
-                // A transaction cut by a reconnect comes again from its Begin.
-                let again = matches!(reached, Position::Row(row) if row.commit == begin.final_lsn);
-                if reached.covers(sent) && !again {
-                    return Err(StreamError::Regression { reached, sent });
-                }
-                self.open = Some(OpenTransaction {
-                    commit: begin.final_lsn,
-                    commit_time_us: begin.commit_time_us,
-                    xid: begin.xid,
-                    next_ordinal: 0,
-                });
-            }
+            Message::Begin(begin) => self.begin(Landmark {
+                commit: begin.final_lsn,
+                xid: begin.xid,
+                time_us: begin.commit_time_us,
+            })?,
             Message::Commit(commit) => {
-                if let Some(open) = self.open.take() {
-                    let end = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
-                    self.intake.commit(end, &mut self.giver.filling);
+                let open = self.open.take();
+                if let Some(open) = &open {
+                    self.intake.commit(open.next(), &mut self.giver.filling);
                 }
-                self.reach(commit.end_lsn);
+                self.reach(commit.end_lsn, open.map(|open| open.commit));
             }
-            Message::Relation(relation) => {
-                let mapped = self.intake.relation(&relation)?;
-                self.relations.insert(relation.id, mapped.then_some(relation));
-            }
+            Message::Relation(relation) => self.relation(relation)?,
             Message::Insert(insert) => {
                 let (position, open) = self.next_position("Insert")?;
-                let relation = self
-                    .relations
-                    .get(&insert.relation_id)
-                    .ok_or(Malformed::new("table of an Insert without its Relation", 1))?;
-                let Some(relation) = relation else { return Ok(()) };
-                let tuple = insert.tuple;
+                let relation = match self.relations.get(&insert.relation_id) {
+                    Some(Table::Ours(relation)) => relation,
+                    Some(Table::Foreign) => return Ok(()),
+                    Some(Table::Former(_)) if self.recognition.has(position) => return Ok(()),
+                    Some(Table::Former(relation)) => {
+                        self.intake.relation(relation)?;
+                        return Err(Malformed::new("table of an Insert that did not fit", 1).into());
+                    }
+                    None => {
+                        let what = "table of an Insert without its Relation";
+                        return Err(Malformed::new(what, 1).into());
+                    }
+                };
                 let row = Row {
                     position,
                     relation,
-                    commit_time_us: open.commit_time_us,
-                    writer: Some(open.xid),
-                    tuple,
+                    commit_time_us: open.commit.time_us,
+                    writer: Some(open.commit.xid),
+                    tuple: insert.tuple,
                     charset: &self.charset,
                     size_bytes,
                 };
@@ -259,9 +281,9 @@ impl<I: Intake> Decoder<I> {
             Message::Message(LogicalMessage { transactional, prefix, content, .. }) => {
                 let ours = prefix == b"outbox";
                 if transactional {
-                    let (position, OpenTransaction { xid, .. }) = self.next_position("Message")?;
+                    let (position, open) = self.next_position("Message")?;
                     if ours {
-                        self.intake.message(position, xid, content);
+                        self.intake.message(position, open.commit.xid, content);
                     }
                 } else if ours {
                     self.intake.ignored("not_transactional");
@@ -276,24 +298,54 @@ impl<I: Intake> Decoder<I> {
         Ok(())
     }
 
+    fn begin(&mut self, commit: Landmark) -> Result<(), StreamError> {
+        let sent = RowPosition { commit: commit.commit, ordinal: 0 };
+        let reached = self.reached;
+        let recognising = self.recognition.is_pending();
+        self.recognition.begin(commit)?;
+        // A transaction cut by a reconnect comes again from its Begin.
+        let again = matches!(reached, Position::Row(row) if row.commit == commit.commit);
+        if reached.covers(sent) && !again && !recognising {
+            return Err(StreamError::Regression { reached, sent });
+        }
+        self.open = Some(OpenTransaction { commit, next_ordinal: 0 });
+        Ok(())
+    }
+
+    /// One of before, whose rows are delivered, need not fit: a person may have followed a change.
+    fn relation(&mut self, relation: Relation) -> Result<(), StreamError> {
+        let next = self.open.map(|open| open.next());
+        let (id, wanted) = (relation.id, self.intake.relation(&relation));
+        let table = match wanted {
+            Ok(true) => Table::Ours(relation),
+            Ok(false) => Table::Foreign,
+            Err(_) if next.is_some_and(|next| self.recognition.has(next)) => {
+                Table::Former(relation)
+            }
+            Err(misfit) => return Err(misfit.into()),
+        };
+        self.relations.insert(id, table);
+        Ok(())
+    }
+
     /// The place of what was sent, and the transaction that it is in.
     fn next_position(
         &mut self,
         what: &'static str,
     ) -> Result<(RowPosition, OpenTransaction), Malformed> {
         let open = self.open.as_mut().ok_or(Malformed::new(what, 0))?;
-        let position = RowPosition { commit: open.commit, ordinal: open.next_ordinal };
+        let position = open.next();
         open.next_ordinal += 1;
         Ok((position, *open))
     }
 
     /// Everything up to `end` has been received. A server that starts to stream may report less
     /// than where we asked it to start; that takes nothing back.
-    fn reach(&mut self, end: Lsn) {
+    fn reach(&mut self, end: Lsn, commit: Option<Landmark>) {
         let end = Position::UpTo(end);
         if end.includes(self.reached) && end != self.reached {
             self.reached = end;
-            self.giver.filling.position = Some(end);
+            self.giver.filling.pass(end, commit);
         }
     }
 }

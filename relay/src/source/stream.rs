@@ -29,8 +29,9 @@ use crate::{
     admin::{Board, Phase},
     charset::Charset,
     fault::{self, Point},
+    landmark::Recognition,
     lsn::Lsn,
-    position::{Confirmable, Position},
+    position::Confirmable,
     postgres::socket::Socket,
 };
 
@@ -74,7 +75,8 @@ pub struct Stream<I> {
 
 impl<I: Intake> Stream<I> {
     /// Takes over a connection on which `START_REPLICATION` was accepted. `unread` are bytes that
-    /// were read past that answer; `from` is where streaming starts; `record_bytes_max` bounds
+    /// were read past that answer; nothing is confirmed while `recognition` is under way, so that a
+    /// slot that was put back with its volume stays where it is; `record_bytes_max` bounds
     /// a row in memory; a snapshot counts once the stream has passed where it is `awaited`.
     #[expect(clippy::too_many_arguments, reason = "each is a different part, joined only here")]
     pub fn new(
@@ -82,13 +84,13 @@ impl<I: Intake> Stream<I> {
         unread: BytesMut,
         giver: Giver,
         intake: I,
-        from: Position,
+        recognition: Recognition,
         record_bytes_max: usize,
         confirmed: watch::Receiver<Confirmable>,
         awaited: watch::Receiver<Lsn>,
         board: Board,
     ) -> Self {
-        let decoder = Decoder::new(giver, intake, from, record_bytes_max);
+        let decoder = Decoder::new(giver, intake, recognition, record_bytes_max);
         let now = Instant::now();
         Stream {
             socket,
@@ -142,7 +144,7 @@ impl<I: Intake> Stream<I> {
         let mut low_water = 0;
         loop {
             self.decode()?;
-            let untold = self.confirmed.borrow().lsn() > self.told.0;
+            let untold = self.confirmable() > self.told.0;
             let tell_at = self.told.1 + STATUS_MIN;
             if self.reply_due || (untold && Instant::now() >= tell_at) {
                 self.send_status(false).await?;
@@ -194,7 +196,7 @@ impl<I: Intake> Stream<I> {
             self.board.server(wal_end);
         }
         if let Some(open) = &self.decoder.open {
-            self.board.received(open.commit);
+            self.board.received(open.commit.commit);
         } else {
             self.board.received(self.decoder.reached.resume_lsn());
         }
@@ -251,12 +253,14 @@ impl<I: Intake> Stream<I> {
         // A keepalive says how far the server has come without anything to send. By itself it sends
         // one only once half of its own time-out has passed.
         let reached = self.decoder.reached.resume_lsn();
-        let awaits = reading && self.decoder.open.is_none() && *self.awaited.borrow() > reached;
+        let pending = self.decoder.recognition.is_pending() || *self.awaited.borrow() > reached;
+        let awaits = reading && self.decoder.open.is_none() && pending;
         self.send_status(awaits || silence >= ASK_AFTER).await
     }
 
     async fn send_status(&mut self, ask_for_reply: bool) -> Result<(), StreamError> {
-        let confirmed = self.confirmed.borrow_and_update().lsn();
+        self.confirmed.mark_unchanged();
+        let confirmed = self.confirmable();
         let message = encode_status(confirmed, confirmed, confirmed, 0, ask_for_reply);
         timeout(WRITE_MAX, async {
             self.socket.write_all(&message).await?;
@@ -267,17 +271,28 @@ impl<I: Intake> Stream<I> {
         fault::point(Point::StatusSent);
         self.reply_due = false;
         self.told = (confirmed, Instant::now());
-        self.board.confirmed(confirmed);
+        if confirmed > Lsn::ZERO {
+            self.board.confirmed(confirmed);
+        }
         Ok(())
+    }
+
+    /// What the server may be told by now.
+    fn confirmable(&self) -> Lsn {
+        match self.decoder.recognition.is_pending() {
+            true => self.told.0,
+            false => self.confirmed.borrow().lsn(),
+        }
     }
 
     /// Lets the delivery under way end, confirms it, and says goodbye so that the server has read
     /// the confirmation before the connection closes.
     async fn finish(mut self) -> Result<(), StreamError> {
+        let pending = self.decoder.recognition.is_pending();
         drop(self.decoder); // The pipeline takes nothing more, and ends after its delivery.
         while self.confirmed.changed().await.is_ok() {}
         fault::point(Point::Finishing);
-        let confirmed = self.confirmed.borrow().lsn();
+        let confirmed = if pending { self.told.0 } else { self.confirmed.borrow().lsn() };
         let goodbye = async {
             let status = encode_status(confirmed, confirmed, confirmed, 0, false);
             self.socket.write_all(&status).await?;
@@ -298,7 +313,9 @@ impl<I: Intake> Stream<I> {
         if let Ok(Err(error)) = timeout(Duration::from_secs(1), goodbye).await {
             tracing::debug!(%error, "the goodbye to the server was cut short");
         }
-        self.board.confirmed(confirmed);
+        if !pending {
+            self.board.confirmed(confirmed);
+        }
         Ok(())
     }
 }
