@@ -59,6 +59,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 3, name: "watermarks", sql: include_str!("../inbox/V3__watermarks.sql") },
     Migration { version: 4, name: "neighbours", sql: include_str!("../inbox/V4__neighbours.sql") },
     Migration { version: 5, name: "retention", sql: include_str!("../inbox/V5__retention.sql") },
+    Migration { version: 6, name: "topics", sql: include_str!("../inbox/V6__topics.sql") },
 ];
 
 impl Set {

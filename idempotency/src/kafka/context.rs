@@ -3,7 +3,7 @@
 //! Called on the poll thread, inside `poll`. No effect depends on it: what is still under way when a
 //! partition goes meets the next owner at the inbox, and one of the two waits for the other.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
@@ -15,14 +15,15 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    error::chain,
+    alert::Alert,
+    error::{InboxError, chain},
     fault::{Point, point},
     processor::Processor,
 };
 
 use super::desk::Partition;
 use super::shared::Shared;
-use super::topics;
+use super::topics::{self, Start};
 
 /// Between two questions while the database is away.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -90,19 +91,52 @@ impl Context {
     fn assigned(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
         point(Point::Assigning);
         let partitions = partitions(list);
+        let ids = topics::ids(consumer, &partitions);
         let mut starts = topics::committed(consumer, list);
         // The database knows better than the group where to go on, if it keeps watermarks.
-        for ((topic, partition), offset) in self.start_offsets(&partitions) {
-            let set = list.set_partition_offset(&topic, partition, Offset::Offset(offset));
-            set.expect("a partition of the list, and an offset that came from the broker");
-            starts.insert((topic, partition), offset);
+        for (partition, offset, topic_id) in self.start_offsets(&partitions) {
+            begin_at(list, &partition, Offset::Offset(offset));
+            starts.insert(partition, Start { offset, topic_id });
         }
+        for (topic, id) in &ids {
+            self.shared.topic_is(topic.as_str().into(), id.clone());
+            self.processor.topic_is(topic.as_str().into(), Some(id.clone()));
+        }
+        self.begin_anew(list, &mut starts, &ids);
         tracing::info!(partitions = partitions.len(), "partitions assigned");
         let mut desk = self.shared.desk();
         for partition in partitions {
-            let start = starts.get(&partition).copied();
+            let start = starts.get(&partition).map(|start| start.offset);
             desk.assign(partition, start);
         }
+    }
+
+    /// Where a partition would go on may be a place in another topic, which had its name before.
+    fn begin_anew(
+        &self,
+        list: &mut TopicPartitionList,
+        starts: &mut HashMap<Partition, Start>,
+        ids: &HashMap<String, String>,
+    ) {
+        starts.retain(|partition, start| {
+            let now = ids.get(&*partition.0);
+            let Some(now) = now.filter(|now| start.topic_id.as_ref().is_some_and(|id| id != *now))
+            else {
+                return true;
+            };
+            let (topic, number) = (partition.0.to_string(), partition.1);
+            let consumer = self.processor.inbox().consumer().to_owned();
+            topics::say_anew(&consumer, &topic);
+            if self.processor.by_partition() {
+                let set_back = || self.processor.set_back(partition, now);
+                let _until_it_leaves = self.ask("setting a watermark back", set_back);
+            }
+            begin_at(list, partition, Offset::Beginning);
+            let from = start.offset;
+            let restarted = Alert::Restarted { consumer, topic, partition: number, from, to: 0 };
+            self.processor.raise(&restarted);
+            false
+        });
     }
 
     fn revoked(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
@@ -126,17 +160,27 @@ impl Context {
     }
 
     /// Blocks until the database answers, or the runner is to leave.
-    fn start_offsets(&self, partitions: &[Partition]) -> Vec<(Partition, i64)> {
+    fn start_offsets(&self, partitions: &[Partition]) -> Vec<(Partition, i64, Option<String>)> {
         if !self.processor.by_partition() {
             return Vec::new();
         }
+        let read = || self.processor.start_offsets(partitions);
+        self.ask("reading the watermarks", read).unwrap_or_default()
+    }
+
+    /// As [`Context::start_offsets`]; `None` when the runner is to leave.
+    fn ask<T, F, Fut>(&self, doing: &'static str, ask: F) -> Option<T>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, InboxError>>,
+    {
         let ask = async {
             loop {
-                match self.processor.start_offsets(partitions).await {
-                    Ok(offsets) => return offsets,
+                match ask().await {
+                    Ok(answer) => return answer,
                     Err(error) => {
                         let error = chain(&error);
-                        tracing::warn!(error, "waiting for the watermarks");
+                        tracing::warn!(error, doing, "waiting for the database");
                         tokio::time::sleep(AGAIN).await;
                     }
                 }
@@ -145,8 +189,8 @@ impl Context {
         self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = self.leave.cancelled() => Vec::new(),
-                offsets = ask => offsets,
+                () = self.leave.cancelled() => None,
+                answer = ask => Some(answer),
             }
         })
     }
@@ -154,7 +198,7 @@ impl Context {
 
 /// Commits where each partition would be resumed, and waits for it.
 pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
-    let offsets = list(shared.desk().committable());
+    let offsets = list(shared);
     if offsets.count() == 0 {
         return;
     }
@@ -163,13 +207,24 @@ pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
     }
 }
 
-pub(super) fn list(offsets: Vec<(Partition, i64)>) -> TopicPartitionList {
+/// What can be committed, each offset with its topic's id: the broker keeps an offset of a topic that was
+/// made anew, if a member commits it that does not know yet.
+pub(super) fn list(shared: &Shared) -> TopicPartitionList {
+    let offsets = shared.desk().committable();
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for ((topic, partition), offset) in offsets {
-        let added = list.add_partition_offset(&topic, partition, Offset::Offset(offset));
-        added.expect("an offset from the broker is one");
+        let mut added = list.add_partition(&topic, partition);
+        added.set_offset(Offset::Offset(offset)).expect("an offset from the broker is one");
+        if let Some(id) = shared.topic_id(&topic) {
+            added.set_metadata(id);
+        }
     }
     list
+}
+
+fn begin_at(list: &mut TopicPartitionList, (topic, partition): &Partition, offset: Offset) {
+    let set = list.set_partition_offset(topic, *partition, offset);
+    set.expect("a partition of the list, and an offset that came from the broker");
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<Partition> {

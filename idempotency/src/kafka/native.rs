@@ -124,7 +124,7 @@ pub(super) enum Fetched<'a> {
     End(Place),
     Failed(Place, RDKafkaErrorCode, String),
     /// Ids of topics that were asked for, by their names.
-    Ids(Vec<(String, u128)>),
+    Ids(Vec<(String, String)>),
     Nothing,
 }
 
@@ -268,7 +268,8 @@ impl Event {
                 let high = sys::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
                 let low = sys::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
                 let id = (u128::from(high) << 64) | u128::from(low);
-                Some((name.to_string_lossy().into_owned(), id))
+                // Of a broker that has no ids it is zero.
+                (id != 0).then(|| (name.to_string_lossy().into_owned(), format!("{id:032x}")))
             };
             topics.iter().filter_map(id).collect()
         };
@@ -280,6 +281,21 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: ours, destroyed once.
         unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
+    }
+}
+
+/// Ids of topics by their names, of those that the broker knows and tells within `patience`.
+pub(super) fn topic_ids<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    names: &[&str],
+    patience: Duration,
+) -> Vec<(String, String)> {
+    let Some(queue) = Queue::new(consumer) else { return Vec::new() };
+    queue.ask_ids(consumer, names);
+    let answer = queue.next(patience);
+    match answer.as_ref().map(Event::fetched) {
+        Some(Fetched::Ids(ids)) => ids,
+        _ => Vec::new(),
     }
 }
 

@@ -77,5 +77,5 @@ pub async fn start_offset(
 ) -> Result<Option<i64>, InboxError> {
     let partition: Partition = (Arc::from(topic), partition);
     let offsets = processor.start_offsets(std::slice::from_ref(&partition)).await?;
-    Ok(offsets.first().map(|(_, offset)| *offset))
+    Ok(offsets.first().map(|(_, offset, _)| *offset))
 }

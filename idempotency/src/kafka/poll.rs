@@ -217,7 +217,7 @@ impl Poll {
     }
 
     fn store(&self) {
-        let offsets = context::list(self.shared.desk().committable());
+        let offsets = context::list(&self.shared);
         if offsets.count() == 0 {
             return;
         }

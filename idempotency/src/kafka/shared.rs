@@ -1,7 +1,8 @@
 //! The desk as the poll thread and the workers share it.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 #[derive(Default)]
 pub(super) struct Shared {
     desk: Mutex<Desk>,
+    /// The broker's ids of topics, as of what is at the desk.
+    topic_ids: Mutex<HashMap<Arc<str>, String>>,
     /// For workers: a lane is ready. One permit at most, so whoever takes one passes it on.
     ready: Notify,
     /// For the poll thread: something was finished.
@@ -25,6 +28,14 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn topic_is(&self, topic: Arc<str>, id: String) {
+        self.topic_ids.lock().unwrap_or_else(PoisonError::into_inner).insert(topic, id);
+    }
+
+    pub(super) fn topic_id(&self, topic: &str) -> Option<String> {
+        self.topic_ids.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
     }
 
     pub(super) fn push(&self, message: RawMessage, lane: uuid::Uuid) {

@@ -33,7 +33,7 @@ pub(super) struct Topics {
     group: String,
     /// What is out of range is left for the end of the partition.
     to_latest: bool,
-    ids: HashMap<String, u128>,
+    ids: HashMap<String, String>,
     asked: Option<Instant>,
     /// What was said of a topic.
     said: HashSet<(String, String)>,
@@ -133,19 +133,19 @@ impl Topics {
         &mut self,
         consumer: &BaseConsumer<Context>,
         shared: &Shared,
-        ids: Vec<(String, u128)>,
+        ids: Vec<(String, String)>,
     ) {
         for (topic, id) in ids {
-            let before = match self.ids.insert(topic.clone(), id) {
-                Some(before) if before != id => before,
-                _ => continue,
+            let before = self.ids.insert(topic.clone(), id.clone());
+            let before = before.or_else(|| shared.topic_id(&topic));
+            let Some(before) = before.filter(|before| *before != id) else {
+                self.processor.topic_is(topic.as_str().into(), Some(id.clone()));
+                shared.topic_is(topic.as_str().into(), id);
+                continue;
             };
-            tracing::error!(
-                consumer = self.processor.inbox().consumer(),
-                topic,
-                "the topic was deleted and made anew: its partitions are read from their beginnings. \
-                 Records of the old one that were not read yet have no effect here"
-            );
+            // Where a message of the old one that is at work now gets, is no place in the new one.
+            self.processor.topic_is(topic.as_str().into(), None);
+            say_anew(self.processor.inbox().consumer(), &topic);
             let ours = shared.desk().partitions();
             for partition in ours.iter().filter(|(name, _)| **name == *topic) {
                 let from = shared.desk().expected(partition).unwrap_or(0);
@@ -154,12 +154,13 @@ impl Topics {
                 let sought = consumer.seek(&topic, partition.1, Offset::Beginning, Duration::ZERO);
                 if let Err(error) = sought {
                     tracing::warn!(%error, topic, partition = partition.1, "not read from its beginning");
-                    self.ids.insert(topic.clone(), before); // Once more at the next answer.
+                    self.ids.insert(topic.clone(), before.clone()); // Once more at the next answer.
                 }
                 let consumer = self.processor.inbox().consumer().to_owned();
                 let (topic, partition) = (topic.clone(), partition.1);
                 self.processor.raise(&Alert::Restarted { consumer, topic, partition, from, to: 0 });
             }
+            shared.topic_is(topic.as_str().into(), id);
         }
     }
 
@@ -204,11 +205,40 @@ pub(super) fn odd_pattern<'a>(topics: &'a [String], config: &ClientConfig) -> Op
     patterns.find(|pattern| by_broker && !whole(pattern)).map(String::as_str)
 }
 
-/// Where a group goes on, of partitions that it knows; nothing where the broker does not answer.
+pub(super) fn say_anew(consumer: &str, topic: &str) {
+    tracing::error!(
+        consumer,
+        topic,
+        "the topic was deleted and made anew: its partitions are read from their beginnings. Records \
+         of the old one that were not read yet have no effect here"
+    );
+}
+
+/// The broker's ids of the partitions' topics; nothing where it does not answer.
+pub(super) fn ids(
+    consumer: &BaseConsumer<Context>,
+    partitions: &[Partition],
+) -> HashMap<String, String> {
+    let names: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
+    if names.is_empty() {
+        return HashMap::new();
+    }
+    native::topic_ids(consumer, &names.into_iter().collect::<Vec<_>>(), ASK).into_iter().collect()
+}
+
+/// Where a partition goes on, and of which topic that is, where it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) offset: i64,
+    pub(super) topic_id: Option<String>,
+}
+
+/// Where a group goes on, of partitions that it knows; nothing where the broker does not answer. Its
+/// members give the topic's id along with an offset.
 pub(super) fn committed(
     consumer: &BaseConsumer<Context>,
     list: &rdkafka::TopicPartitionList,
-) -> HashMap<Partition, i64> {
+) -> HashMap<Partition, Start> {
     let found = match consumer.committed_offsets(list.clone(), ASK) {
         Ok(found) => found,
         Err(error) => {
@@ -219,10 +249,18 @@ pub(super) fn committed(
     };
     let elements = found.elements();
     let offsets = elements.iter().filter_map(|one| match one.offset() {
-        Offset::Offset(offset) => Some(((Arc::from(one.topic()), one.partition()), offset)),
+        Offset::Offset(offset) => {
+            let topic_id = Some(one.metadata().to_owned()).filter(|id| is_id(id));
+            Some(((Arc::from(one.topic()), one.partition()), Start { offset, topic_id }))
+        }
         _ => None,
     });
     offsets.collect()
+}
+
+/// Whether a commit's metadata is ours: others may write there what they like.
+fn is_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

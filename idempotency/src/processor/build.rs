@@ -94,6 +94,7 @@ impl Processor {
             time_limit: None,
             meter,
             marks: Arc::default(),
+            topics: Arc::default(),
             parked: Arc::default(),
             due: Arc::default(),
         };

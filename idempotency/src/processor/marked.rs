@@ -56,6 +56,7 @@ impl Processor {
             messages.iter().map(|message| self.shared.ordering.lane(message)).collect();
         let (open, mut mark, parked) =
             watermark::lock(inbox, &partition.0, partition.1, &lanes).await?;
+        mark.topic_id = self.topics().get(&partition.0).cloned();
         if self.marks().get(&partition).is_some_and(|known| !mark.includes(known)) {
             let (topic, number) = &partition;
             return Err(InboxError::Unsafe(format!(
@@ -141,16 +142,48 @@ impl Processor {
         Ok(())
     }
 
+    fn topics(&self) -> MutexGuard<'_, HashMap<Arc<str>, String>> {
+        self.shared.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which topic it is that has this name, as the broker says; `None` while messages of another one
+    /// of the same name may be at work.
+    #[cfg(feature = "kafka-plain")]
+    pub(crate) fn topic_is(&self, topic: Arc<str>, id: Option<String>) {
+        let mut topics = self.topics();
+        match id {
+            Some(id) => drop(topics.insert(topic, id)),
+            None => drop(topics.remove(&topic)),
+        }
+    }
+
+    /// Has a partition read from its beginning, since its topic is another one.
+    ///
+    /// # Errors
+    /// The database's.
+    #[cfg(feature = "kafka-plain")]
+    pub(crate) async fn set_back(
+        &self,
+        partition: &Partition,
+        topic_id: &str,
+    ) -> Result<(), InboxError> {
+        watermark::set_back(&self.shared.inbox, &partition.0, partition.1, topic_id).await?;
+        if let Some(mark) = self.marks().get_mut(partition) {
+            mark.next_offset = 0;
+        }
+        Ok(())
+    }
+
     fn marks(&self) -> MutexGuard<'_, HashMap<Partition, Mark>> {
         self.shared.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the database says that partitions go on, of those that it knows; to be asked whenever
-    /// partitions come to this process, since what it knew of them may be old.
+    /// Where the database says that partitions go on, of those that it knows, and of which topic that
+    /// is; to be asked whenever partitions come to this process, since what it knew of them may be old.
     pub(crate) async fn start_offsets(
         &self,
         partitions: &[Partition],
-    ) -> Result<Vec<(Partition, i64)>, InboxError> {
+    ) -> Result<Vec<(Partition, i64, Option<String>)>, InboxError> {
         let inbox = &self.shared.inbox;
         let mut offsets = Vec::new();
         for partition in partitions {
@@ -158,7 +191,7 @@ impl Processor {
             let mut marks = self.marks();
             marks.remove(partition);
             if let Some(mark) = mark {
-                offsets.push((partition.clone(), mark.next_offset));
+                offsets.push((partition.clone(), mark.next_offset, mark.topic_id.clone()));
                 marks.insert(partition.clone(), mark);
             }
         }

@@ -103,6 +103,8 @@ struct Shared {
     meter: Meter,
     /// Watermarks as this process left them.
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
+    /// The broker's ids of topics, where they are known.
+    topics: Arc<Mutex<HashMap<Arc<str>, String>>>,
     /// A lane was parked here.
     parked: Arc<Notify>,
     /// More lanes may be due.

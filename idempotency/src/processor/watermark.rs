@@ -28,6 +28,8 @@ pub(super) struct Mark {
     before: Option<Place>,
     /// Where reading goes on.
     pub(super) next_offset: i64,
+    /// The broker's id of the topic, where it was known.
+    pub(super) topic_id: Option<String>,
 }
 
 /// What a mark says about a message.
@@ -117,26 +119,27 @@ pub(super) async fn lock(
     lanes: &[Uuid],
 ) -> Result<(Open, Mark, Vec<Uuid>), InboxError> {
     const DOING: &str = "locking a watermark";
-    let sql = "select at_position, at_before, at_offset, parked \
+    let sql = "select at_position, at_before, at_offset, null::pg_catalog.text, parked \
                from inbox.lock_watermark($1, $2, $3, $4)";
     let params: [&(dyn ToSql + Sync); 4] =
         [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition, &lanes];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let read = |error| InboxError::of(DOING, error);
     let row = rows.first().expect("a function with out parameters returns one row");
-    Ok((open, mark_of(row, DOING)?, row.try_get(3).map_err(read)?))
+    Ok((open, mark_of(row, DOING)?, row.try_get(4).map_err(read)?))
 }
 
-/// The watermark of a partition, if it has one that was moved.
+/// The watermark of a partition, if it has one that was moved or set back.
 pub(super) async fn look(
     inbox: &Inbox,
     topic: &str,
     partition: i32,
 ) -> Result<Option<Mark>, InboxError> {
     const DOING: &str = "reading a watermark";
-    let sql = "select position, before, next_offset from inbox.watermarks \
+    let sql = "select position, before, next_offset, topic_id from inbox.watermarks \
                where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
-                   and partition operator(pg_catalog.=) $3 and next_offset operator(pg_catalog.>) 0";
+                   and partition operator(pg_catalog.=) $3 \
+                   and (next_offset operator(pg_catalog.>) 0 or topic_id is not null)";
     let params: [&(dyn ToSql + Sync); 3] =
         [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
@@ -150,6 +153,7 @@ fn mark_of(row: &Row, doing: &'static str) -> Result<Mark, InboxError> {
         position: stored(row.try_get(0).map_err(read)?)?,
         before: stored(row.try_get(1).map_err(read)?)?,
         next_offset: row.try_get(2).map_err(read)?,
+        topic_id: row.try_get(3).map_err(read)?,
     })
 }
 
@@ -199,7 +203,8 @@ pub(super) async fn advance(
     ids: &[Uuid],
 ) -> Result<(), InboxError> {
     let sql = "with moved as (update inbox.watermarks \
-                   set position = $4, before = $5, next_offset = $6, changed_at = pg_catalog.now() \
+                   set position = $4, before = $5, next_offset = $6, changed_at = pg_catalog.now(), \
+                       topic_id = coalesce($8, topic_id) \
                    where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
                        and partition operator(pg_catalog.=) $3) \
                insert into inbox.applied (consumer_id, topic, partition, ids) \
@@ -208,10 +213,36 @@ pub(super) async fn advance(
     let position = mark.position.as_ref().map(ToString::to_string);
     let before = mark.before.map(|place| place.to_string());
     let topic = inbox.repertoire().text(topic);
-    let params: [&(dyn ToSql + Sync); 7] =
-        [&inbox.consumer_id(), &topic, &partition, &position, &before, &mark.next_offset, &ids];
+    let params: [&(dyn ToSql + Sync); 8] = [
+        &inbox.consumer_id(),
+        &topic,
+        &partition,
+        &position,
+        &before,
+        &mark.next_offset,
+        &ids,
+        &mark.topic_id,
+    ];
     open.query("moving a watermark", sql, &params).await?;
     Ok(())
+}
+
+/// The topic is another one of the same name: its partition is read from the beginning. Positions are
+/// the relay's, and stay.
+pub(super) async fn set_back(
+    inbox: &Inbox,
+    topic: &str,
+    partition: i32,
+    topic_id: &str,
+) -> Result<(), InboxError> {
+    const DOING: &str = "setting a watermark back";
+    let sql = "update inbox.watermarks set next_offset = 0, topic_id = $4 \
+               where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
+                   and partition operator(pg_catalog.=) $3";
+    let params: [&(dyn ToSql + Sync); 4] =
+        [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition, &topic_id];
+    let (open, _) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
+    open.commit().await
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The consumer's half on a real PostgreSQL.
 
+mod anew;
 mod cliffs;
 mod command;
 mod conformance;

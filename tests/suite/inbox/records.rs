@@ -6,7 +6,7 @@ use std::{
 };
 
 use outbox_idempotency::{
-    Alert, Message, Processor, Tx,
+    Alert, Dedup, Message, Processor, Tx,
     kafka::{ClientConfig, RunError, Runner},
 };
 use outbox_tests::{database::Database, servers, topic::Topic, wait};
@@ -35,6 +35,16 @@ impl Member {
         settings: &[(&str, &str)],
         adjust: impl FnOnce(Runner) -> Runner,
     ) -> Self {
+        Self::start_with(database, topics, settings, Dedup::Rows, adjust).await
+    }
+
+    pub(super) async fn start_with(
+        database: &Database,
+        topics: &[&str],
+        settings: &[(&str, &str)],
+        dedup: Dedup,
+        adjust: impl FnOnce(Runner) -> Runner,
+    ) -> Self {
         let handler = |tx: Tx, message: Message<Step>| async move {
             take(&tx, &message.payload).await?;
             Ok(())
@@ -50,6 +60,7 @@ impl Member {
             let alerts = Arc::clone(&alerts);
             move |alert| alerts.lock().expect("no panic").push(alert.clone())
         });
+        let processor = processor.dedup(dedup);
         let runner = adjust(Runner::new(processor, config, topics).concurrency(4));
         let stop = CancellationToken::new();
         Member { task: tokio::spawn(runner.run(stop.clone().cancelled_owned())), stop, alerts }

@@ -78,7 +78,7 @@ async fn offsets(database: &Database, topic: &Topic, partitions: i32) -> Vec<(Of
     asked.await.expect("no panic").expect("the broker answers")
 }
 
-async fn until_no_lag(database: &Database, topic: &Topic, partitions: i32) {
+pub(super) async fn until_no_lag(database: &Database, topic: &Topic, partitions: i32) {
     wait::until("the group has no lag", wait::PATIENCE, || async {
         let found = offsets(database, topic, partitions).await;
         let done = found.iter().all(|(at, end)| *at == Offset::Offset(*end));
