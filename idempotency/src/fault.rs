@@ -6,6 +6,9 @@
 macro_rules! points {
     ($($(#[doc = $doc:literal])+ $point:ident = $name:literal,)+) => {
         /// A place in a consumer's work.
+        // Those of the poll thread are nowhere without it, and only tests call it by its name.
+        #[cfg_attr(not(feature = "fault-points"), allow(unreachable_pub))]
+        #[cfg_attr(not(feature = "kafka-plain"), allow(dead_code))]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Point {
             $($(#[doc = $doc])+ $point,)+

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::message_id::MessageId;
 
 /// What came from the broker.
@@ -21,8 +23,8 @@ pub struct Message<T> {
     pub attempt: u32,
 }
 
-/// A message with its payload as the broker has it; `None` is a tombstone.
-pub type RawMessage = Message<Option<Vec<u8>>>;
+/// A message with its payload as the broker has it; `None` is a tombstone. Copies share it.
+pub type RawMessage = Message<Option<Bytes>>;
 
 /// Where a message was found.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,6 +25,13 @@ const COMMIT: &str = "savepoint ended; commit";
 /// What COMMIT would ask deferred constraints is asked while a savepoint can still be gone back to.
 const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; commit";
 
+/// From here on a payload is large: it takes several times its size on its way through the driver.
+pub(crate) const LARGE: usize = 1 << 20;
+
+pub(crate) fn is_large(payload: Option<&[u8]>) -> bool {
+    payload.is_some_and(|payload| payload.len() > LARGE)
+}
+
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Begun and not ended yet; rolled back when dropped.
@@ -44,6 +51,9 @@ pub(crate) struct Shared {
     ended_by_handler: AtomicBool,
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
+    /// It carried a large payload. The driver keeps its buffers at the size that this took, for as long
+    /// as the connection lasts.
+    swollen: AtomicBool,
     /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
@@ -122,8 +132,9 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let Some(client) = self.client.take() else { return };
-        if !*self.clean.get_mut() {
-            // Nobody knows what state it is in. The server rolls back what is open in it.
+        if !*self.clean.get_mut() || *self.swollen.get_mut() {
+            // Nobody knows what state it is in, or it takes too much memory. The server rolls back what
+            // is open in it.
             drop(Object::take(client));
         }
     }
@@ -145,6 +156,7 @@ impl Open {
             lent: AtomicBool::new(false),
             ended_by_handler: AtomicBool::new(false),
             clean: AtomicBool::new(false),
+            swollen: AtomicBool::new(false),
             savepoint: rand::random(),
         };
         let open = Open { shared: Arc::new(shared) };
@@ -186,6 +198,13 @@ impl Open {
         params: Params<'_>,
     ) -> Result<Vec<Row>, InboxError> {
         self.shared.query(sql, params).await.map_err(|error| InboxError::of(doing, error))
+    }
+
+    /// Whoever has the connection next gets a new one, if so much passed through this one.
+    pub(crate) fn carries(&self, payload: Option<&[u8]>) {
+        if is_large(payload) {
+            self.shared.swollen.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Marks where [`Open::back_to_savepoint`] goes back to.

@@ -163,6 +163,18 @@ impl Consumer {
         Some(ended.expect("a status"))
     }
 
+    /// The most memory it ever had resident, in bytes: `VmHWM` of `/proc`.
+    ///
+    /// # Panics
+    /// When it has ended, or this is not Linux.
+    pub fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        let status = status.expect("the consumer runs");
+        let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("a size in KiB") << 10
+    }
+
     /// How often its log has `text`, in all its lives.
     pub fn log_count(&self, text: &str) -> usize {
         let log = std::fs::read(&self.log).unwrap_or_default();

@@ -50,6 +50,8 @@ pub struct Plan {
     pub pause_ms: Option<(u64, u64)>,
     /// Most messages in memory, where it is not the runner's own number.
     pub in_flight: Option<usize>,
+    /// Most bytes in memory, with a handler of bytes that fails at each message's first attempt.
+    pub in_flight_bytes: Option<usize>,
     /// Properties for librdkafka.
     pub kafka: BTreeMap<String, String>,
     /// `host:port` of a proxy to its database.
@@ -114,6 +116,9 @@ pub async fn main() -> Result<()> {
     if let Some(messages) = plan.in_flight {
         runner = runner.in_flight(messages, usize::MAX);
     }
+    if let Some(bytes) = plan.in_flight_bytes {
+        runner = runner.in_flight(10_000, bytes);
+    }
     let stop = async {
         terminated.recv().await;
     };
@@ -133,6 +138,7 @@ fn processor(inbox: Inbox, plan: &Plan) -> Processor {
         how.handle(&tx, &messages).await
     };
     let processor = match plan.batch {
+        _ if plan.in_flight_bytes.is_some() => Processor::raw(inbox, twice),
         0 => Processor::new(inbox, one),
         max => Processor::batch(inbox, max, many),
     };
@@ -142,6 +148,17 @@ fn processor(inbox: Inbox, plan: &Plan) -> Processor {
         Some(relay) => processor.dedup(Dedup::Watermark { relay: relay.clone() }),
         None => processor,
     }
+}
+
+/// As if a service was away when a message came.
+async fn twice(tx: Tx, message: Message<Option<bytes::Bytes>>) -> Result<(), Failure> {
+    if message.attempt == 1 {
+        return Err(Failure::transient("the service is away"));
+    }
+    let insert = "insert into effects (message, lane) values ($1, $2)";
+    let lane = message.source.offset.to_string();
+    tx.execute(insert, &[&message.id.uuid(), &lane]).await?;
+    Ok(())
 }
 
 /// What the handler does beside its work.

@@ -276,8 +276,8 @@ fn bytes(message: &RawMessage) -> usize {
         .iter()
         .map(|(name, value)| 64 + name.len() + value.as_ref().map_or(0, Vec::len))
         .sum();
-    let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-    256 + headers + len(&message.key) + len(&message.payload)
+    let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    256 + headers + len(message.key.as_deref()) + len(message.payload.as_deref())
 }
 
 #[cfg(test)]

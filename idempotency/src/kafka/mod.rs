@@ -96,6 +96,18 @@ struct Limits {
     bytes: usize,
 }
 
+impl Limits {
+    /// What librdkafka may fetch ahead, in KiB.
+    fn ahead_kib(self) -> usize {
+        (self.bytes / 8 / 1024).clamp(1024, 16 * 1024)
+    }
+
+    fn beside_what_is_fetched(self) -> Limits {
+        let bytes = self.bytes.saturating_sub(self.ahead_kib() * 1024);
+        Limits { bytes: bytes.max(self.bytes / 2), ..self }
+    }
+}
+
 // Properties may be secrets.
 impl std::fmt::Debug for Runner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -114,7 +126,7 @@ impl Runner {
     /// knows. Unless set, `auto.offset.reset` is `earliest`, so that a new group misses nothing,
     /// `partition.assignment.strategy` is `cooperative-sticky` (but with `group.protocol=consumer`,
     /// where the broker assigns), `isolation.level` is `read_committed`, and what librdkafka
-    /// fetches ahead is bounded to 16 MiB.
+    /// fetches ahead is bounded by [`Runner::in_flight`].
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
         Runner {
@@ -149,7 +161,8 @@ impl Runner {
         self
     }
 
-    /// Most messages in memory, 10,000, and most bytes, 64 MiB.
+    /// Most messages in memory, 10,000, and most bytes, 64 MiB. An eighth of the bytes, and 16 MiB at
+    /// most, are those that librdkafka fetches ahead, unless `queued.max.messages.kbytes` is set.
     #[must_use]
     pub fn in_flight(mut self, messages: usize, bytes: usize) -> Self {
         self.limits = Limits { messages: messages.max(1), bytes: bytes.max(1) };
@@ -190,8 +203,9 @@ impl Runner {
             runtime: tokio::runtime::Handle::current(),
             leave: leave.clone(),
         };
-        let consumer: BaseConsumer<Context> =
-            settings(&self.config).create_with_context(context).map_err(RunError::Client)?;
+        let consumer: BaseConsumer<Context> = settings(&self.config, self.limits)
+            .create_with_context(context)
+            .map_err(RunError::Client)?;
         // Also when this future is dropped.
         let _leaves = leave.clone().drop_guard();
 
@@ -211,8 +225,8 @@ impl Runner {
             processor: self.processor.clone(),
             topics: self.topics,
             id_headers: self.id_headers,
-            config: settings(&self.config),
-            limits: self.limits,
+            config: settings(&self.config, self.limits),
+            limits: self.limits.beside_what_is_fetched(),
             drain: self.drain,
             brokers: self.config.get("bootstrap.servers").unwrap_or_default().to_owned(),
             stop: leave.clone(),
@@ -261,14 +275,14 @@ impl Runner {
 }
 
 /// What is given, with our defaults below it and what must be so above it.
-fn settings(given: &ClientConfig) -> ClientConfig {
+fn settings(given: &ClientConfig, limits: Limits) -> ClientConfig {
     let mut config = ClientConfig::new();
+    config.set("queued.max.messages.kbytes", limits.ahead_kib().to_string());
     for (name, value) in [
         ("auto.offset.reset", "earliest"),
         ("auto.commit.interval.ms", "1000"),
         ("isolation.level", "read_committed"),
-        ("queued.max.messages.kbytes", "16384"),
-        // How long fetching rests once that is full. The default, a second, is far longer
+        // How long fetching rests once what is fetched ahead is full. The default, a second, is far longer
         // than what was fetched lasts.
         ("fetch.queue.backoff.ms", "10"),
     ] {
@@ -320,7 +334,8 @@ mod tests {
         for protocol in ["classic", "consumer"] {
             let mut given = ClientConfig::new();
             given.set("group.id", "a").set("group.protocol", protocol);
-            let made: Result<BaseConsumer, _> = settings(&given).create();
+            let limits = Limits { messages: 1, bytes: usize::MAX };
+            let made: Result<BaseConsumer, _> = settings(&given, limits).create();
             assert!(made.is_ok(), "{protocol}: {:?}", made.err());
         }
     }

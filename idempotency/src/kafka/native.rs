@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use rdkafka::{
     Timestamp, bindings as sys,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
@@ -62,9 +63,9 @@ impl<'a> Record<'a> {
         unsafe { copied(self.fields().key, self.fields().key_len) }
     }
 
-    pub(super) fn payload(&self) -> Option<Vec<u8>> {
+    pub(super) fn payload(&self) -> Option<Bytes> {
         // SAFETY: it points to that many bytes of the message.
-        unsafe { copied(self.fields().payload, self.fields().len) }
+        unsafe { copied(self.fields().payload, self.fields().len) }.map(Bytes::from)
     }
 
     pub(super) fn timestamp(&self) -> Timestamp {

@@ -9,6 +9,7 @@ use crate::{
     message::RawMessage,
     message_id::MessageId,
     meter::Outcome,
+    transaction::is_large,
 };
 
 impl Processor {
@@ -18,6 +19,11 @@ impl Processor {
         message: &RawMessage,
         failure: &Failure,
     ) -> Result<(), Stop> {
+        // Before a connection is taken: whoever has one does not wait for a turn.
+        let _turn = match is_large(message.payload.as_deref()) {
+            true => Some(self.shared.large.lock().await),
+            false => None,
+        };
         let mut wait = OUTAGE.0;
         while let Attempt::Failed(why) = self.settle(|| self.put_aside(message, failure)).await? {
             tracing::warn!(

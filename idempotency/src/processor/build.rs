@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{Dedup, Processor, Shared};
@@ -70,14 +71,16 @@ impl Processor {
     }
 
     /// A handler of payloads as they came: bytes, or `None` for a tombstone.
-    pub fn raw<H: Handler<Option<Vec<u8>>>>(inbox: Inbox, handler: H) -> Self {
+    pub fn raw<H: Handler<Option<Bytes>>>(inbox: Inbox, handler: H) -> Self {
         Self::decoding(inbox, |message| Ok::<_, Infallible>(message.payload.clone()), handler)
     }
 
     /// A handler of text in UTF-8; a tombstone is an empty one.
     pub fn text<H: Handler<String>>(inbox: Inbox, handler: H) -> Self {
-        let decode =
-            |message: &RawMessage| String::from_utf8(message.payload.clone().unwrap_or_default());
+        let decode = |message: &RawMessage| {
+            let payload = message.payload.as_deref().unwrap_or_default();
+            std::str::from_utf8(payload).map(str::to_owned)
+        };
         Self::decoding(inbox, decode, handler)
     }
 
@@ -95,6 +98,7 @@ impl Processor {
             meter,
             marks: Arc::default(),
             topics: Arc::default(),
+            large: Arc::default(),
             parked: Arc::default(),
             due: Arc::default(),
         };

@@ -82,7 +82,7 @@ impl Processor {
                     self.shared.due.notify_one();
                     continue;
                 }
-                Ok(Attempt::Idle | Attempt::Failed(_)) => {}
+                Ok(Attempt::Idle | Attempt::Large | Attempt::Failed(_)) => {}
             }
             if looks {
                 tokio::select! {
@@ -182,8 +182,10 @@ impl Processor {
     async fn retry_one(&self, first: &Mutex<Option<Place>>) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
-        let Some(Taken { open, lane, attempts, heads }) = shelf.take(sessions, None, max).await?
-        else {
+        // Whoever has the turn takes any lane, so that a large message waits for no more than that.
+        let turn = self.shared.large.try_lock().ok();
+        let taken = shelf.take(sessions, None, max, turn.is_some()).await?;
+        let Some(Taken { open, lane, attempts, heads }) = taken else {
             return Ok(Attempt::Idle);
         };
         let Some(head) = heads.first() else {
@@ -249,9 +251,9 @@ impl Processor {
     /// would keep its place before all others for ever.
     async fn count_failure(&self, at: Place, failure: &Failure) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
-        let Some(Taken { open, lane, attempts, heads }) =
-            shelf.take(sessions, Some(at.lane), 1).await?
-        else {
+        let _turn = self.shared.large.lock().await;
+        let taken = shelf.take(sessions, Some(at.lane), 1, true).await?;
+        let Some(Taken { open, lane, attempts, heads }) = taken else {
             return Ok(Attempt::Done);
         };
         match heads.first().filter(|head| head.seq == at.seq) {

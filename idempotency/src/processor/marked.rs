@@ -178,6 +178,7 @@ impl Processor {
         self.shared.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(feature = "kafka-plain")]
     /// Where the database says that partitions go on, of those that it knows, and of which topic that
     /// is; to be asked whenever partitions come to this process, since what it knew of them may be old.
     pub(crate) async fn start_offsets(

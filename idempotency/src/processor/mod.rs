@@ -38,7 +38,7 @@ use crate::{
     meter::{Meter, Outcome},
     ordering::Ordering,
     retry::Retry,
-    transaction::Open,
+    transaction::{Open, is_large},
     tx::Tx,
 };
 pub(crate) use aside::untellable;
@@ -105,6 +105,8 @@ struct Shared {
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
     /// The broker's ids of topics, where they are known.
     topics: Arc<Mutex<HashMap<Arc<str>, String>>>,
+    /// The turn to store or read a large payload, one at a time: each takes several times its size.
+    large: Arc<tokio::sync::Mutex<()>>,
     /// A lane was parked here.
     parked: Arc<Notify>,
     /// More lanes may be due.
@@ -120,6 +122,8 @@ impl std::fmt::Debug for Processor {
 /// What one run of a transaction came to.
 enum Attempt {
     Done,
+    /// A large message is to be stored, which takes a turn.
+    Large,
     /// There was nothing to do.
     Idle,
     Failed(Failure),
@@ -147,6 +151,7 @@ impl Processor {
     }
 
     /// Messages with the same lane are kept in order.
+    #[cfg(feature = "kafka-plain")]
     pub(crate) fn lane(&self, message: &RawMessage) -> Uuid {
         if self.by_partition() {
             return Ordering::Partition.lane(message);
@@ -184,8 +189,13 @@ impl Processor {
         let mut open = self.batches(messages);
         while let Some(range) = open.pop() {
             let batch = messages.get(range.clone()).unwrap_or_default();
-            match self.settle(|| self.attempt(batch)).await? {
-                Attempt::Done | Attempt::Idle => {}
+            let mut attempt = self.settle(|| self.attempt(batch, false)).await?;
+            if matches!(attempt, Attempt::Large) {
+                let _turn = self.shared.large.lock().await;
+                attempt = self.settle(|| self.attempt(batch, true)).await?;
+            }
+            match attempt {
+                Attempt::Done | Attempt::Large | Attempt::Idle => {}
                 Attempt::Failed(failure) => match batch {
                     [message] => self.surely_put_aside(message, &failure).await?,
                     _ => {
@@ -215,10 +225,19 @@ impl Processor {
     }
 
     /// One transaction for all of them.
-    async fn attempt(&self, messages: &[RawMessage]) -> Result<Attempt, InboxError> {
+    async fn attempt(
+        &self,
+        messages: &[RawMessage],
+        large_too: bool,
+    ) -> Result<Attempt, InboxError> {
         let begun = Instant::now();
         let (open, sorted) = self.claim(messages).await?;
         point(Point::Claimed);
+        let mut stored = sorted.waiting.iter().chain(&sorted.outside);
+        if !large_too && stored.any(|message| is_large(message.payload.as_deref())) {
+            open.rollback().await?;
+            return Ok(Attempt::Large);
+        }
         let shelf = self.shelf();
         shelf.append(&open, &sorted.waiting).await?;
         let mut buried = Vec::new();

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::SystemTime};
 
+use bytes::Bytes;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use crate::{
     ordering::Ordering,
     repertoire::{self, Repertoire},
     session::Sessions,
-    transaction::Open,
+    transaction::{LARGE, Open},
 };
 
 /// Shortest time for which a message is deferred, by whatever time its handler names.
@@ -81,7 +82,8 @@ impl Shelf {
                 self.repertoire.headers(&message.headers),
             );
             let topic = self.repertoire.text(topic);
-            let day = message.id.day();
+            let (day, payload) = (message.id.day(), message.payload.as_deref());
+            open.carries(payload);
             let params: [&(dyn ToSql + Sync); 10] = [
                 &self.consumer_id,
                 &lane,
@@ -91,7 +93,7 @@ impl Shelf {
                 partition,
                 offset,
                 &message.key,
-                &message.payload,
+                &payload,
                 &headers,
             ];
             open.query("parking a message", sql, &params).await?;
@@ -150,7 +152,8 @@ impl Shelf {
         );
         let topic = self.repertoire.text(topic);
         let (code, text) = self.why(failure);
-        let day = message.id.day();
+        let (day, payload) = (message.id.day(), message.payload.as_deref());
+        open.carries(payload);
         let params: [&(dyn ToSql + Sync); 14] = [
             &self.consumer_id,
             &lane,
@@ -160,7 +163,7 @@ impl Shelf {
             partition,
             offset,
             &message.key,
-            &message.payload,
+            &payload,
             &headers,
             &code,
             &text,
@@ -187,7 +190,8 @@ pub(super) struct Taken {
 
 impl Shelf {
     /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
-    /// and reads its first messages: at most `max`, and a mebibyte, but at least one.
+    /// and reads its first messages: at most `max`, and a mebibyte, but at least one. One whose first
+    /// message is larger is left to others where `large_too` does not say otherwise.
     ///
     /// They are read by the snapshot from before the lock: whoever had the lane last may have taken
     /// them. [`Shelf::advance`] tells.
@@ -196,30 +200,35 @@ impl Shelf {
         sessions: &Arc<Sessions>,
         which: Option<Uuid>,
         max: i64,
+        large_too: bool,
     ) -> Result<Option<Taken>, InboxError> {
         const DOING: &str = "taking a parked lane up";
         let condition = match which {
             None => {
-                "$3::pg_catalog.uuid is null and due_at operator(pg_catalog.<=) pg_catalog.now()"
+                "$3::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()"
             }
-            Some(_) => "lane operator(pg_catalog.=) $3",
+            Some(_) => "l.lane operator(pg_catalog.=) $3",
         };
         let sql = format!(
-            "with due as (select lane, attempts from inbox.parked_lanes \
-                where consumer_id operator(pg_catalog.=) $1 and {condition} \
-                order by due_at limit 1 for update skip locked) \
+            "with due as (select l.lane, l.attempts from inbox.parked_lanes as l \
+                where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
+                    and ($4 or coalesce((select pg_catalog.octet_length(p.payload) \
+                        from inbox.parked as p where p.consumer_id operator(pg_catalog.=) $1 \
+                            and p.lane operator(pg_catalog.=) l.lane \
+                        order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
+                order by l.due_at limit 1 for update skip locked) \
             select d.lane, d.attempts, h.* from due as d left join lateral ( \
                 select seq, replays, message_id, topic, partition, record_offset, key, payload, \
-                    headers, day, \
-                    pg_catalog.sum(pg_catalog.octet_length(payload)) over (order by seq \
-                        rows between unbounded preceding and 1 preceding) as bytes_before \
+                    headers, day, pg_catalog.row_number() over (order by seq) as place, \
+                    pg_catalog.sum(pg_catalog.octet_length(payload)) over (order by seq) as bytes \
                 from inbox.parked \
                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) d.lane \
                 order by seq limit $2) as h \
-                on coalesce(h.bytes_before, 0) operator(pg_catalog.<=) 1048576 \
+                on h.place operator(pg_catalog.=) 1 \
+                    or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE} \
             order by h.seq"
         );
-        let params: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &max, &which];
+        let params: [&(dyn ToSql + Sync); 4] = [&self.consumer_id, &max, &which, &large_too];
         let (open, rows) = Open::begin(sessions, DOING, &sql, &params).await?;
         let read = |error| InboxError::of(DOING, error);
         let Some(first) = rows.first() else {
@@ -230,9 +239,12 @@ impl Shelf {
             (first.try_get(0).map_err(read)?, first.try_get::<_, i32>(1).map_err(read)?);
         let failed = u32::try_from(attempts).unwrap_or(0);
         let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
-        let rows = rows.iter().filter(|row| !matches!(row.try_get(2), Ok(None::<i64>)));
-        let heads: Result<_, _> = rows.zip(counts).map(|(row, n)| head(row, n)).collect();
-        Ok(Some(Taken { open, lane, attempts, heads: heads.map_err(read)? }))
+        let rows = rows.into_iter().filter(|row| !matches!(row.try_get(2), Ok(None::<i64>)));
+        // Each row goes when its message is made.
+        let heads: Result<Vec<Head>, _> = rows.zip(counts).map(|(row, n)| head(&row, n)).collect();
+        let heads = heads.map_err(read)?;
+        heads.iter().for_each(|head| open.carries(head.message.payload.as_deref()));
+        Ok(Some(Taken { open, lane, attempts, heads }))
     }
 }
 
@@ -251,7 +263,7 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
             offset: row.try_get(7)?,
         },
         key: row.try_get(8)?,
-        payload: row.try_get(9)?,
+        payload: row.try_get::<_, Option<&[u8]>>(9)?.map(Bytes::copy_from_slice),
         headers: repertoire::headers(&row.try_get(10)?),
         attempt,
     })

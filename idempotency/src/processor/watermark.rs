@@ -130,6 +130,7 @@ pub(super) async fn lock(
 }
 
 /// The watermark of a partition, if it has one that was moved or set back.
+#[cfg(feature = "kafka-plain")]
 pub(super) async fn look(
     inbox: &Inbox,
     topic: &str,
@@ -227,6 +228,7 @@ pub(super) async fn advance(
     Ok(())
 }
 
+#[cfg(feature = "kafka-plain")]
 /// The topic is another one of the same name: its partition is read from the beginning. Positions are
 /// the relay's, and stay.
 pub(super) async fn set_back(

@@ -55,7 +55,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// let message = |n: i64| Message {
 ///     id: MessageId::of_bytes(&n.to_be_bytes(), std::time::SystemTime::now()),
 ///     key: Some(b"7".to_vec()),
-///     payload: Some(n.to_string().into_bytes()),
+///     payload: Some(n.to_string().into()),
 ///     headers: Headers::default(),
 ///     source: Source { topic: "deposits".into(), partition: 0, offset: n },
 ///     attempt: 1,

@@ -249,7 +249,7 @@ async fn what_can_not_be_read_or_told_is_given_up_at_once<B: Backend>() {
     let ancient = MessageId::at(uuid::Uuid::now_v7(), SystemTime::UNIX_EPOCH);
     let ahead = SystemTime::now() + Duration::from_secs(60 * 86_400);
     let messages = [
-        placed(RawMessage { payload: Some(b"{\xff".to_vec()), ..message("a", 1) }, 0),
+        placed(RawMessage { payload: Some(b"{\xff"[..].into()), ..message("a", 1) }, 0),
         placed(RawMessage { payload: None, ..message("a", 2) }, 1),
         placed(RawMessage { id: ancient, ..message("a", 3) }, 2),
         placed(RawMessage { id: MessageId::at(uuid::Uuid::now_v7(), ahead), ..message("a", 4) }, 3),

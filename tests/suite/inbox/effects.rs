@@ -51,7 +51,7 @@ pub(crate) fn message(key: &str, n: i32) -> RawMessage {
     Message {
         id: MessageId::from_uuid(Uuid::now_v7()).expect("version 7 has a time"),
         key: Some(key.as_bytes().to_vec()),
-        payload: Some(serde_json::to_vec(&step).expect("JSON")),
+        payload: Some(serde_json::to_vec(&step).expect("JSON").into()),
         headers: Headers(vec![("outbox-type".into(), Some(b"step".to_vec()))]),
         source: Source { topic: "steps".into(), partition: 0, offset: i64::from(n) },
         attempt: 1,

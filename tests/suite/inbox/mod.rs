@@ -11,6 +11,7 @@ mod isolation;
 mod kafka;
 mod kit;
 mod matrix;
+mod memory;
 mod model;
 mod outages;
 mod parked;

@@ -167,7 +167,7 @@ async fn what_can_never_succeed_is_a_dead_letter_at_once_with_its_reason() {
         }
     };
     let processor = Processor::new(inbox(&database).await, handler).retry(soon().attempts(1));
-    let garbage = RawMessage { payload: Some(b"{\xff".to_vec()), ..message("garbage", 1) };
+    let garbage = RawMessage { payload: Some(b"{\xff"[..].into()), ..message("garbage", 1) };
     let ancient = MessageId::at(uuid::Uuid::now_v7(), SystemTime::UNIX_EPOCH);
     let ancient = RawMessage { id: ancient, ..message("ancient", 1) };
     let tombstone = RawMessage { payload: None, ..message("tombstone", 1) };

@@ -101,7 +101,7 @@ impl Log {
         let message = Message {
             id: MessageId::at(Uuid::now_v7(), occurred),
             key: key.map(|key| key.as_bytes().to_vec()),
-            payload: Some(n.to_string().into_bytes()),
+            payload: Some(n.to_string().into()),
             headers: Headers(headers.map(|(name, v)| (name.into(), Some(v.into()))).collect()),
             source: Source {
                 topic: TOPIC.into(),
