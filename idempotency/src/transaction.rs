@@ -6,7 +6,7 @@
 //! it is still there. A session that a handler has had is put back before anyone else gets it, in
 //! the round trip of the end.
 
-use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicBool, atomic::Ordering};
 
 use deadpool_postgres::Object;
 use futures_util::future;
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
+    /// Which transaction it is, once somebody has asked.
+    id: OnceLock<String>,
 }
 
 impl Shared {
@@ -101,6 +103,16 @@ impl Shared {
                  statements: what it committed stays, and may be done again; look at its SQL"
             );
         }
+    }
+
+    /// Which transaction it is, if that was asked.
+    pub(crate) fn known(&self) -> Option<String> {
+        self.id.get().cloned()
+    }
+
+    /// Remembers which one it is; that stays so until it ends.
+    pub(crate) fn is_known(&self, id: String) -> String {
+        self.id.get_or_init(|| id).clone()
     }
 
     fn failed(&self) -> Option<String> {
@@ -158,13 +170,15 @@ impl Open {
             clean: AtomicBool::new(false),
             swollen: AtomicBool::new(false),
             savepoint: rand::random(),
+            id: OnceLock::new(),
         };
         let open = Open { shared: Arc::new(shared) };
         let refused = |error| InboxError::of(doing, error);
         let statement = open.shared.prepare(sql).await.map_err(refused)?;
         open.shared.prepare(UNLOCK).await.map_err(refused)?;
         let client = open.shared.client();
-        // In the order of their first polls, and `join` polls the left one first.
+        // In the order of their first polls, and `join` polls the left one first; the right one's is
+        // prepared, or it would begin with the preparation.
         let (begun, rows) =
             future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
                 .await;

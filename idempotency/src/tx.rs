@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, TryStreamExt as _, future, pin_mut};
-use tokio_postgres::{Error, Row};
+use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use crate::{
@@ -83,9 +83,16 @@ impl Tx {
     /// As [`Tx::execute`]. Where one of them ends the transaction that is found afterwards: what it
     /// committed stays, and the message is not taken for handled.
     pub async fn batch_execute(&self, sql: &str) -> Result<(), Error> {
-        // In the order of their first polls, and `join` polls the left one first.
         let run = async { self.shared.seen(self.shared.client().batch_execute(sql).await) };
-        let (before, done) = future::join(self.transaction(), run).await;
+        let (before, done) = match self.shared.known() {
+            Some(before) => (Ok(before), run.await),
+            None => {
+                // Prepared first: `join` polls the left one first, and what has to be prepared then
+                // is executed behind the other.
+                let which = self.shared.prepare(WHICH).await?;
+                future::join(self.identify(&which), run).await
+            }
+        };
         self.forget_after(sql);
         let before = before?;
         match (done, self.transaction().await) {
@@ -159,7 +166,15 @@ impl Tx {
 
     /// Whoever opened the transaction ends it, or the claim and the effect would not be one.
     async fn admit(&self, sql: &str) -> Result<(), Error> {
-        if ends_a_transaction(sql) { Err(self.refuse().await) } else { Ok(()) }
+        if ends_a_transaction(sql) {
+            return Err(self.refuse().await);
+        }
+        // Once a statement has failed nothing can be asked, but [`Tx::batch_execute`] may go back to it.
+        if sets_a_savepoint(sql) && self.shared.known().is_none() {
+            let which = self.shared.prepare(WHICH).await?;
+            self.identify(&which).await?;
+        }
+        Ok(())
     }
 
     /// The server's own error, so that it is handled like any other: the transaction is failed.
@@ -181,12 +196,28 @@ impl Tx {
         }
     }
 
-    /// Which one this is.
+    /// Which one this is, by the server.
     async fn transaction(&self) -> Result<String, Error> {
-        const SQL: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
-        let rows = self.shared.query(SQL, &[]).await?;
+        let which = self.shared.prepare(WHICH).await?;
+        self.ask(&which).await
+    }
+
+    async fn ask(&self, which: &Statement) -> Result<String, Error> {
+        let rows = self.shared.seen(self.shared.client().query(which, &[]).await)?;
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
     }
+
+    /// The same, remembered.
+    async fn identify(&self, which: &Statement) -> Result<String, Error> {
+        let this = self.ask(which).await?;
+        Ok(self.shared.is_known(this))
+    }
+}
+
+const WHICH: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
+
+fn sets_a_savepoint(sql: &str) -> bool {
+    words(sql).next().is_some_and(|word| word.eq_ignore_ascii_case("savepoint"))
 }
 
 /// Of one statement, as the extended protocol takes it. Functions, CALL and DO can't end a

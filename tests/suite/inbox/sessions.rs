@@ -381,20 +381,50 @@ async fn a_handler_that_ends_its_transaction_is_refused_and_the_message_is_a_dea
 #[tokio::test]
 async fn a_transaction_that_ends_among_several_statements_is_found_out() {
     let database = database().await;
-    let inbox = one_session(&database).await;
-    for (sql, remains) in [("rollback; begin", false), ("commit; begin", true), ("commit", true)] {
-        let id = message("a", 1).id;
-        let ends = |tx: Tx| async move {
-            tx.batch_execute("create temporary table t () on commit drop; select 1").await?;
-            drop(tx.batch_execute(sql).await);
-            Ok::<_, tokio_postgres::Error>(())
-        };
-        let error = inbox.once(&id, ends).await.expect_err("it was ended");
-        assert!(matches!(error, OnceError::Inbox(InboxError::Ended)), "{sql}: {error:?}");
-        let again = inbox.once(&id, |_| async { Ok::<_, InboxError>(()) }).await.expect("asked");
-        let expected = if remains { Once::Duplicate } else { Once::Applied(()) };
-        assert_eq!(again, expected, "{sql}");
+    let ends = [("rollback; begin", false), ("commit; begin", true), ("commit", true)];
+    for (sql, remains) in ends {
+        for statement_before in [true, false] {
+            // A session in which nothing was prepared: the very first statement may be the one.
+            let inbox = one_session(&database).await;
+            let id = message("a", 1).id;
+            let ends = |tx: Tx| async move {
+                if statement_before {
+                    let made = "create temporary table t () on commit drop; select 1";
+                    tx.batch_execute(made).await?;
+                }
+                drop(tx.batch_execute(&format!("select 1; {sql}; select 2")).await);
+                Ok::<_, tokio_postgres::Error>(())
+            };
+            let error = inbox.once(&id, ends).await.expect_err("it was ended");
+            assert!(matches!(error, OnceError::Inbox(InboxError::Ended)), "{sql}: {error:?}");
+            let again = inbox.once(&id, |_| async { Ok::<_, InboxError>(()) }).await;
+            let expected = if remains { Once::Duplicate } else { Once::Applied(()) };
+            assert_eq!(again.expect("asked"), expected, "{sql}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_handler_goes_back_to_its_savepoint_by_one_statement_or_among_several() {
+    let database = database().await;
+    let inbox = one_session(&database).await;
+    let sets = ["execute", "query", "batch"];
+    for (n, set) in (1..).zip(sets) {
+        let goes_back = |tx: Tx| async move {
+            let savepoint = "savepoint before";
+            match set {
+                "execute" => drop(tx.execute(savepoint, &[]).await?),
+                "query" => drop(tx.query(savepoint, &[]).await?),
+                _ => tx.batch_execute(savepoint).await?,
+            }
+            drop(tx.execute("select 1 / 0", &[]).await);
+            tx.batch_execute("rollback to savepoint before; release savepoint before").await?;
+            take(&tx, &Step { key: "a".into(), n }).await
+        };
+        let done = inbox.once(&message("a", n).id, goes_back).await.expect(set);
+        assert_eq!(done, Once::Applied(1), "{set}");
+    }
+    assert_eq!(effects(&database).await.len(), sets.len());
 }
 
 #[tokio::test]
