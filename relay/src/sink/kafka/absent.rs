@@ -18,7 +18,7 @@ use super::{
     lookup::{Found, Lookup, Seen},
     settings::{Settings, TopicCreation},
     stop::Stop,
-    topics::Refusal,
+    target::Refusal,
 };
 use crate::sink::SinkError;
 

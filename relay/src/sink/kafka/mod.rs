@@ -19,6 +19,7 @@ mod property;
 mod roots;
 mod settings;
 mod stop;
+mod target;
 mod thread;
 mod topics;
 mod transaction;
