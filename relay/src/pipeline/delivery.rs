@@ -6,6 +6,8 @@
 //! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
 //! daemon starts again from progress. While no lane is parked, all of this costs a branch a batch.
 
+mod releases;
+
 use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use tokio::sync::Notify;
@@ -18,22 +20,16 @@ use super::{
 use crate::{
     admin::Board,
     dead_letter::{
-        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack, Seen,
+        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack,
         pending::{SUSPECTED, UNKNOWN_TOPIC},
     },
     fault::{self, Point},
     position::RowPosition,
     progress::Progress,
-    record::{Announced, Batch, BatchLimits, RefusedRecord},
+    record::{Batch, RefusedRecord},
     route::reason,
     sink::{Rest, Sink, SinkError, Stored},
 };
-
-/// Releases that progress may speak of, at some 130 bytes each.
-const RELEASES_MAX: usize = 50;
-/// Finished releases that are remembered; of one that is not, a second announcement is only counted
-/// among those that say nothing.
-const FINISHED_KEPT: usize = 256;
 
 /// Where events come from, and what progress says of them.
 pub trait Course: Send {
@@ -191,112 +187,6 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             }
         }
         Ok(())
-    }
-
-    /// Those of the announcements that there is something to do for.
-    ///
-    /// # Errors
-    /// [`PipelineError::DeadLetters`].
-    pub async fn due(
-        &mut self,
-        announced: Vec<Announced>,
-    ) -> Result<Vec<Announced>, PipelineError> {
-        if announced.is_empty() {
-            return Ok(announced);
-        }
-        let seen = self.dead_letters.look_up(&announced).await?;
-        let mut due = Vec::new();
-        for (announced, seen) in announced.into_iter().zip(seen) {
-            match seen {
-                Seen::Due => due.push(announced),
-                Seen::NotYet => self.board.message_ignored("not_visible"),
-                Seen::Nothing => {
-                    // All of it was put back before the relay ended, and is discarded or released
-                    // by now; or it was finished, and the server has sent it once more.
-                    if !self.forget(&announced.id) && !self.finished.contains(&announced.id) {
-                        self.board.message_ignored("no_such_release");
-                    }
-                }
-            }
-        }
-        Ok(due)
-    }
-
-    /// Delivers the parked events of a release, at most as many at a time as `limits` allow. Returns
-    /// how many places they took; none for a release that has no row any more. Progress says that
-    /// it is complete from the next time on that it is stored.
-    ///
-    /// # Errors
-    /// As [`Delivery::deliver`].
-    pub async fn release(
-        &mut self,
-        announced: &Announced,
-        limits: BatchLimits,
-    ) -> Result<u64, PipelineError> {
-        if self.progress.releases.len() >= RELEASES_MAX {
-            let nothing = Arc::new(Batch::new(limits));
-            let stored = self.store(&nothing, 0..0, &mut ProgressAlone).await;
-            stored.map_err(PipelineError::Sink)?;
-            self.finish_complete().await?;
-        }
-        let first = announced.first;
-        let id = announced.id.as_str();
-        let known = self.progress.releases.iter().find(|release| release.id == id);
-        // Places of what was put back are free again, and progress counts them all the same.
-        let done = known.map_or(0, |release| release.delivered);
-        let Some(release) = self.dead_letters.begin(id, done).await? else {
-            self.forget(id);
-            return Ok(0);
-        };
-        // What was parked behind them by now goes with them, so that nothing that comes after the
-        // release has anything to wait for.
-        fault::point(Point::ReleaseBegun);
-        release.lanes.iter().for_each(|lane| self.lanes.free(*lane));
-        let mut next = self.progress.begin_release(id, first.commit);
-        if next < release.end {
-            tracing::info!(release = id, events = release.end - next, "releasing parked events");
-        }
-        let mut batch = Batch::new(limits);
-        while let Some(after) = self.dead_letters.read(id, next, first, &mut batch).await? {
-            let mut shared = Arc::new(batch);
-            let mut course = ReleaseCourse { id, first, after };
-            self.deliver(&mut shared, &mut course).await?;
-            batch = Arc::into_inner(shared).expect("a sink keeps no batch after its delivery");
-            batch.clear();
-            next = after;
-        }
-        self.progress.complete_release(id);
-        self.board.parked_lanes(self.lanes.len());
-        fault::point(Point::ReleaseDelivered);
-        Ok(release.end)
-    }
-
-    /// Stored progress says of some releases that they are complete: their rows need not be kept for
-    /// them. To be called when progress was stored after them.
-    ///
-    /// # Errors
-    /// [`PipelineError::DeadLetters`]; the next start does it.
-    pub async fn finish_complete(&mut self) -> Result<(), PipelineError> {
-        let complete = self.progress.releases.iter().filter(|release| release.complete);
-        for id in complete.map(|release| release.id.clone()).collect::<Vec<_>>() {
-            fault::point(Point::ReleaseStored);
-            self.dead_letters.finish(&id).await?;
-            fault::point(Point::ReleaseFinished);
-            self.forget(&id);
-            if self.finished.len() == FINISHED_KEPT {
-                self.finished.pop_front();
-            }
-            self.finished.push_back(id);
-        }
-        self.lanes.settled();
-        Ok(())
-    }
-
-    /// Whether progress had it.
-    fn forget(&mut self, release: &str) -> bool {
-        let before = self.progress.releases.len();
-        self.progress.releases.retain(|known| known.id != release);
-        self.progress.releases.len() < before
     }
 
     async fn store<C: Course>(
@@ -475,52 +365,6 @@ fn guilty(mut records: Vec<RefusedRecord>, rest: Rest, count: usize) -> Vec<Refu
 /// A batch that only its owner holds.
 fn alone(batch: &mut Arc<Batch>) -> &mut Batch {
     Arc::get_mut(batch).expect("a sink keeps no batch after its delivery")
-}
-
-/// Counts the places of a release; the position stays before it until all of it is delivered.
-struct ReleaseCourse<'a> {
-    id: &'a str,
-    first: RowPosition,
-    /// The place behind the batch's last event.
-    after: u64,
-}
-
-impl Course for ReleaseCourse<'_> {
-    fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool {
-        let delivered = match end.checked_sub(1).and_then(|last| batch.get(last)) {
-            Some(last) if end < batch.len() => last.position.ordinal - self.first.ordinal + 1,
-            _ => self.after,
-        };
-        progress.deliver_release(self.id, delivered);
-        true
-    }
-
-    fn stored(&mut self, _progress: &Progress, proof: Stored) {
-        // It covers no new position.
-        drop(proof);
-    }
-
-    fn origin(&self) -> Origin<'_> {
-        Origin::Release { id: self.id, first: self.first }
-    }
-}
-
-/// Stores what progress says already.
-struct ProgressAlone;
-
-impl Course for ProgressAlone {
-    fn advance(&mut self, _progress: &mut Progress, _batch: &Batch, _end: usize) -> bool {
-        true
-    }
-
-    fn stored(&mut self, _progress: &Progress, proof: Stored) {
-        // It covers no new position.
-        drop(proof);
-    }
-
-    fn origin(&self) -> Origin<'_> {
-        Origin::Stream
-    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::Record;
+use crate::record::{Announced, BatchLimits, Record};
 use crate::sink::StoredProgress;
 use crate::{
-    dead_letter::{DeadLetterError, Release},
+    dead_letter::{DeadLetterError, Release, Seen},
     lsn::Lsn,
     position::Position,
     record::RecordHead,
