@@ -24,6 +24,7 @@ use crate::{
         ConnectError,
         sql::{self, SqlSession},
     },
+    printable,
     reconcile::Halt,
     repair, rights,
     route::{Mapping, TableName, quoted},
@@ -115,7 +116,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
         }
         Err(error) => {
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
-            return (vec![problem("Kafka", chain(&error), remedy)], None);
+            return (vec![problem("Kafka", printable::causes(&error), remedy)], None);
         }
     };
     let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
@@ -154,7 +155,7 @@ async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSe
                 ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
                 error @ ConnectError::Transient { .. } => {
                     let remedy = "check postgres.url, and that the server is up";
-                    problem("PostgreSQL", chain(&error), remedy)
+                    problem("PostgreSQL", printable::causes(&error), remedy)
                 }
             });
             return (findings, None);
@@ -168,7 +169,7 @@ async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSe
         }
         Err(error) => {
             let remedy = "grant the relay's role what docs/ROLES.md lists";
-            findings.push(problem("PostgreSQL", chain(&error), remedy));
+            findings.push(problem("PostgreSQL", printable::causes(&error), remedy));
             (findings, None)
         }
     }
@@ -441,16 +442,4 @@ fn warning(name: &'static str, seen: String, remedy: impl Into<String>) -> Findi
 
 fn problem(name: &'static str, seen: String, remedy: impl Into<String>) -> Finding {
     Finding { name, verdict: Verdict::Problem, seen, remedy: remedy.into() }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(below) = cause {
-        text.push_str(": ");
-        text.push_str(&below.to_string());
-        cause = below.source();
-    }
-    text
 }

@@ -4,7 +4,7 @@
 //! terminal or a log they could forge a line, change colours, or show one name and mean another.
 //! JSON output has escapes of its own and stays exact. Pure; called by `logging` and `cli`.
 
-use std::{borrow::Cow, fmt::Write};
+use std::{borrow::Cow, error::Error, fmt::Write};
 
 /// For one line: control characters, ends of lines included, stand as `\n`, `\t` or `\u{1b}`.
 pub fn line(text: &str) -> Cow<'_, str> {
@@ -14,6 +14,22 @@ pub fn line(text: &str) -> Cow<'_, str> {
 /// For text that has lines of its own: as [`line()`], but ends of lines stay.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character != '\n' && is_hidden(character))
+}
+
+/// An error with its causes, outermost first. Many libraries write the cause into their own text: what
+/// stands there already is not said again.
+pub fn causes(error: &dyn Error) -> String {
+    let mut said = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            said.push_str(": ");
+            said.push_str(&text);
+        }
+        next = cause.source();
+    }
+    said
 }
 
 fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -55,7 +71,20 @@ fn is_hidden(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
     use super::*;
+
+    #[test]
+    fn a_cause_that_the_error_itself_names_is_said_once() {
+        let transport = RDKafkaErrorCode::BrokerTransportFailure;
+        let error = anyhow::Error::new(KafkaError::MetadataFetch(transport));
+        let said = causes(error.context("looking up the topic").as_ref());
+        assert_eq!(said.matches("BrokerTransportFailure").count(), 1, "{said}");
+        assert!(said.starts_with("looking up the topic: "), "{said}");
+        assert_eq!(causes(anyhow!("b").context("a").as_ref()), "a: b");
+    }
 
     #[test]
     fn what_forges_a_line_or_steers_a_terminal_is_spelled_out() {

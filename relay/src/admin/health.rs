@@ -112,6 +112,9 @@ pub(super) struct Vitals {
     pub(super) broker_silent_for: Option<Duration>,
     /// Why they did not when last asked.
     pub(super) broker_error: Option<String>,
+    /// What failed last, until events flow again or another relay leads: each attempt takes a moment, and
+    /// the cause lasts.
+    pub(super) trouble: Option<String>,
     /// Time since the daemon's last heartbeat.
     pub(super) beat_ago: Duration,
 }
@@ -129,7 +132,10 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             Err(format!("{}; next attempt in {wait} s", now.phase.detail()))
         }
         Phase::Stopping => Err("stopping".into()),
-        Phase::Starting { .. } => Err(format!("starting: {}", now.phase.detail())),
+        Phase::Starting { doing } => Err(match &now.trouble {
+            Some(trouble) => format!("{trouble}; trying again: {doing}"),
+            None => format!("starting: {doing}"),
+        }),
         Phase::Repairing { .. } => Err(format!("repairing: {}", now.phase.detail())),
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
     }
@@ -182,6 +188,7 @@ mod tests {
             delivering_for: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,
+            trouble: None,
             beat_ago: s(1),
         }
     }

@@ -108,8 +108,11 @@ pub(super) fn print_error(error: &anyhow::Error) {
     let first =
         if error.is::<Problems>() { printable::lines(&first) } else { printable::line(&first) };
     let mut text = format!("outbox-relay: {first}\n");
-    for cause in error.chain().skip(1) {
-        text.push_str(&format!("  because: {}\n", printable::line(&cause.to_string())));
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some errors name their cause themselves.
+        if !text.contains(&cause) {
+            text.push_str(&format!("  because: {}\n", printable::line(&cause)));
+        }
     }
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

@@ -4,7 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
 
-use crate::{admin::Board, sink::kafka::Probe};
+use crate::{admin::Board, printable, sink::kafka::Probe};
 
 /// Asked this often, unless a delivery has just proven it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ pub(super) async fn watch(probe: Probe, board: &Board) -> Infallible {
             Ok(()) => board.broker_heard(),
             Err(error) => {
                 tracing::debug!(%error, "the brokers do not answer");
-                board.broker_silent(format!("{:#}", anyhow::Error::new(error)));
+                board.broker_silent(printable::causes(&error));
             }
         }
     }

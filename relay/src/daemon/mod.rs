@@ -40,7 +40,7 @@ use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
     postgres::sql,
-    rights,
+    printable, rights,
     route::Format,
 };
 
@@ -164,7 +164,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
             }
             Err(Ended::Retry { cause, doing, error }) => {
                 let wait = backoff.next_wait();
-                let error = format!("{error:#}");
+                let error = printable::causes(error.as_ref());
                 tracing::warn!(doing, error, retry_in = ?wait, "will try again");
                 board.metrics().reconnect(cause);
                 board.error(format!("{doing}: {error}"));

@@ -6,6 +6,7 @@ use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
     postgres::sql::SqlSession,
+    printable,
     progress_key::{self, Known},
     reconcile::{Decision, Halt},
     route::Format,
@@ -39,7 +40,9 @@ pub(crate) async fn rehearse(
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::Unpublished(error)) => Rehearsed::Fails(error.to_string()),
-        Err(Ended::Retry { doing, error, .. }) => Rehearsed::Fails(format!("{doing}: {error:#}")),
+        Err(Ended::Retry { doing, error, .. }) => {
+            Rehearsed::Fails(format!("{doing}: {}", printable::causes(error.as_ref())))
+        }
     }
 }
 

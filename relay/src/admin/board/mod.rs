@@ -69,6 +69,8 @@ struct State {
     last_error: Option<LastError>,
     /// Why the brokers did not answer when they were last asked.
     broker_error: Option<String>,
+    /// What failed last, until the relay has come further.
+    trouble: Option<String>,
     lag: Lag,
     /// When the summary was last made, and the records delivered by then.
     summary: (Duration, u64),
@@ -107,6 +109,7 @@ impl Board {
                 last_age: None,
                 last_error: None,
                 broker_error: None,
+                trouble: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
             }),
@@ -162,6 +165,14 @@ impl Board {
             state.delivered = None;
             state.last_age = None;
             state.lag.reset();
+        }
+        match &phase {
+            Phase::Retrying { .. } => state.trouble = Some(phase.detail()),
+            Phase::Halted { .. } => state.trouble = Some(format!("halted: {}", phase.detail())),
+            Phase::Starting { .. } | Phase::Stopping => {}
+            Phase::Standby { .. } | Phase::Streaming | Phase::Repairing { .. } => {
+                state.trouble = None;
+            }
         }
         state.phase = phase;
         state.phase_since = now;
@@ -240,6 +251,13 @@ impl Board {
         if self.0.unstored.age(now).is_none() {
             self.0.unstored.set(now);
         }
+    }
+
+    /// The broker has answered to a delivery, and refuses some of it: that is no outage.
+    pub fn delivery_refused(&self) {
+        self.0.delivering.clear();
+        self.0.unstored.clear();
+        self.broker_heard();
     }
 
     /// A batch is stored, or progress alone (`records` 0); `position` is the stored progress's.

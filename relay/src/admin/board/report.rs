@@ -127,6 +127,7 @@ impl Board {
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
             broker_silent_for: self.0.broker_heard.age(now),
             broker_error: state.broker_error.clone(),
+            trouble: state.trouble.clone(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }
     }

@@ -62,6 +62,37 @@ fn a_delivery_that_is_tried_again_and_again_counts_from_its_first_try() {
 }
 
 #[test]
+fn a_broker_that_refuses_events_takes_deliveries() {
+    let board = Board::new("orders", "s", "1");
+    board.delivery_started();
+    board.delivery_refused();
+    let later = board.now() + Duration::from_secs(100);
+    assert_eq!(board.vitals(later).delivering_for, None);
+}
+
+#[test]
+fn a_cause_is_shown_while_it_lasts_also_between_two_attempts() {
+    let board = Board::new("orders", "s", "1");
+    let because = || board.status().not_ready_because.unwrap_or_default();
+    board.phase(Phase::Retrying {
+        doing: "reading progress".into(),
+        error: "no broker answers".into(),
+        next_attempt_in: Duration::from_secs(5),
+    });
+    for doing in ["connecting for replication", "reading progress from Kafka"] {
+        board.phase(Phase::Starting { doing: doing.into() });
+        let expected = format!("reading progress: no broker answers; trying again: {doing}");
+        assert_eq!(because(), expected);
+    }
+    board.phase(Phase::Halted { reason: "r".into(), remedy: "m".into() });
+    board.phase(Phase::Starting { doing: "looking again".into() });
+    assert_eq!(because(), "halted: r; m; trying again: looking again");
+    board.phase(Phase::Streaming);
+    board.phase(Phase::Starting { doing: "following a change of the table".into() });
+    assert_eq!(because(), "starting: following a change of the table", "it is over");
+}
+
+#[test]
 fn nothing_is_claimed_before_it_is_known() {
     let board = Board::new("orders", "s", "1");
     let status = board.status();
