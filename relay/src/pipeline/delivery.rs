@@ -8,14 +8,19 @@
 
 mod releases;
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::Notify;
 
 use super::{
     PipelineError,
     pace::Pace,
-    suspicion::{Suspicion, suspects},
+    suspicion::{INSISTENCE, Suspicion, suspects},
 };
 use crate::{
     admin::Board,
@@ -28,7 +33,7 @@ use crate::{
     progress::Progress,
     record::{Batch, RefusedRecord},
     route::reason,
-    sink::{Rest, Sink, SinkError, Stored},
+    sink::{ALONE_MAX, Rest, Sink, SinkError, Stored},
 };
 
 /// Where events come from, and what progress says of them.
@@ -142,6 +147,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             self.park(batch, &unfit, false, 0, course).await?;
         }
         let mut start = 0;
+        // A release that tells nothing would come again for ever.
+        let mut insistence = match course.origin() {
+            Origin::Release { .. } => INSISTENCE,
+            Origin::Stream | Origin::Repair => 0,
+        };
         // Ends of the ranges that are still to be delivered, the next one last.
         let mut ends = vec![batch.len()];
         while let Some(&end) = ends.last() {
@@ -152,6 +162,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             let end = match &self.pace {
                 Some(pace) => pace.cut(batch, start..end),
                 None => end,
+            };
+            // Where there is no time for halving, each time that the broker is asked must tell something.
+            let end = match self.suspicion.is_exhausted(self.refused_at.elapsed()) {
+                true => end.min(start + ALONE_MAX),
+                false => end,
             };
             if ends.last() != Some(&end) {
                 ends.push(end);
@@ -167,7 +182,8 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 Err(error) => return Err(PipelineError::Sink(error)),
             };
             let guilty = if rest == Rest::NotStored && self.has_waited_enough(asked) {
-                suspects(batch, start, records)
+                insistence = insistence.saturating_sub(1);
+                suspects(batch, start..end, records, insistence > 0)
             } else {
                 guilty(records, rest, end - start)
             };
@@ -200,7 +216,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         }
         let started = Instant::now();
         self.board.delivery_started();
-        let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await?;
+        let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await;
+        if matches!(stored, Err(SinkError::Refused { .. })) {
+            self.board.delivery_refused();
+        }
+        let stored = stored?;
         fault::point(Point::Delivered);
         let took = started.elapsed();
         let sizes = batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes());
@@ -245,6 +265,12 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
                 Some(RefusedRecord { reason: reason::MALFORMED_ROW, error, .. }) => {
                     let (position, error) = (record.position, error.clone());
                     return Err(PipelineError::Malformed { position, error });
+                }
+                // What is ahead of it in its lane is asked about first.
+                Some(refused)
+                    if refused.reason == SUSPECTED && self.lanes.hold(lane, record.position) =>
+                {
+                    (BEHIND, BEHIND_ERROR, true)
                 }
                 Some(refused) => (refused.reason, refused.error.as_str(), fit),
                 None if self.lanes.hold(lane, record.position) => (BEHIND, BEHIND_ERROR, true),
@@ -311,7 +337,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let now = Instant::now();
         self.suspicion.asked(now - asked, now - self.refused_at);
         self.refused_at = now;
-        self.suspicion.is_exhausted()
+        self.suspicion.is_exhausted(Duration::ZERO)
     }
 
     /// Asks the table about those lanes of the batch of which memory does not know.

@@ -5,11 +5,12 @@
 //! refused is parked as suspected, all at once. The daemon releases suspects again, a few at a
 //! time, until each was delivered or refused itself. Pure: time is told.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::Range, time::Duration};
 
 use crate::{
     dead_letter::pending::SUSPECTED,
     record::{Batch, RefusedRecord},
+    sink::ALONE_MAX,
 };
 
 const ERROR: &str = "the broker refuses events of this topic, and was not asked about this one by \
@@ -20,6 +21,10 @@ const ERROR: &str = "the broker refuses events of this topic, and was not asked 
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Of the time that passes, this part (one in so many) may be spent on asking.
 const SHARE: u32 = 4;
+
+/// A release asks so many questions more, less one, about those that may be taken without the one that is
+/// refused.
+pub(super) const INSISTENCE: u32 = 4;
 
 /// How much asking has cost lately.
 #[derive(Debug)]
@@ -33,7 +38,7 @@ impl Suspicion {
         Suspicion { patience: PATIENCE, spent: Duration::ZERO }
     }
 
-    /// Asks once, and no more.
+    /// Has no time for asking.
     #[cfg(test)]
     pub(super) fn without_patience() -> Self {
         Suspicion { patience: Duration::ZERO, spent: Duration::ZERO }
@@ -41,23 +46,39 @@ impl Suspicion {
 
     /// A delivery was refused after `took`, and so long `since` the one before was.
     pub(super) fn asked(&mut self, took: Duration, since: Duration) {
-        self.spent = self.spent.saturating_sub(since.saturating_sub(took) / SHARE) + took;
+        let spent = self.spent.saturating_sub(since.saturating_sub(took) / SHARE) + took;
+        // A storm that is over is soon forgotten.
+        self.spent = spent.min(2 * self.patience.max(took));
     }
 
-    /// Whether the others have waited enough.
-    pub(super) fn is_exhausted(&self) -> bool {
-        self.spent > self.patience
+    /// Whether the others have waited enough, so long `since` the last refusal.
+    pub(super) fn is_exhausted(&self, since: Duration) -> bool {
+        self.spent.saturating_sub(since / SHARE) > self.patience
+    }
+}
+
+/// What is to be parked of a batch of which `range` was refused, where patience is at its end. Where an
+/// outcome is insisted on: nothing, as long as of so many none is certain, for fewer are asked about
+/// next, and that tells one; and what precedes one that is certain may be taken without it, so it is
+/// asked about once more.
+pub(super) fn suspects(
+    batch: &Batch,
+    range: Range<usize>,
+    refused: Vec<RefusedRecord>,
+    insists: bool,
+) -> Vec<RefusedRecord> {
+    let certain = refused.iter().find(|refused| refused.certain).map(|certain| certain.index);
+    match certain {
+        None if insists && range.len() > ALONE_MAX => Vec::new(),
+        Some(certain) if insists => alike(batch, certain, refused),
+        _ => alike(batch, range.start, refused),
     }
 }
 
 /// The records of `batch` from `from` on that may be refused as those of `refused` are, ascending: of the same
 /// topic, and where it is for size, no smaller than one of them. Those that are refused for
 /// certain stay as they are.
-pub(super) fn suspects(
-    batch: &Batch,
-    from: usize,
-    refused: Vec<RefusedRecord>,
-) -> Vec<RefusedRecord> {
+fn alike(batch: &Batch, from: usize, refused: Vec<RefusedRecord>) -> Vec<RefusedRecord> {
     let mut least: HashMap<&str, usize> = HashMap::new();
     for refused in &refused {
         let Some(record) = batch.get(refused.index) else { continue };
@@ -93,16 +114,17 @@ mod tests {
         let mut rare = Suspicion::new();
         for _ in 0..100 {
             rare.asked(ms(150), ms(1_000));
-            assert!(!rare.is_exhausted());
+            assert!(!rare.is_exhausted(ms(0)));
         }
         let mut many = Suspicion::new();
         let asked = (0..100).take_while(|_| {
             many.asked(ms(50), ms(50));
-            !many.is_exhausted()
+            !many.is_exhausted(ms(0))
         });
         assert_eq!(asked.count(), 8);
-        many.asked(ms(50), ms(2_000));
-        assert!(!many.is_exhausted(), "it is asked again when time has passed");
+        (0..1_000).for_each(|_| many.asked(ms(50), ms(50)));
+        assert!(many.is_exhausted(ms(1_000)));
+        assert!(!many.is_exhausted(ms(2_000)), "it is asked again when time has passed");
     }
 
     #[test]
@@ -128,7 +150,7 @@ mod tests {
             certain,
         };
         let found = |refused| {
-            let found = suspects(&batch, 1, refused).into_iter();
+            let found = alike(&batch, 1, refused).into_iter();
             found.map(|one| (one.index, one.reason)).collect::<Vec<_>>()
         };
         assert_eq!(found(vec![refused(2, "too_large", false)]), [(2, SUSPECTED), (6, SUSPECTED)]);

@@ -17,6 +17,10 @@ use crate::{
     record::Batch,
 };
 
+/// Of so few records a sink tells at least one that is refused for certain: it sends them one in a
+/// batch, so that the broker's answer is about one.
+pub const ALONE_MAX: usize = 100;
+
 /// Any error of a library below, kept as the cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -140,7 +144,8 @@ pub enum SinkError {
 /// What became of the records that were not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// None of them was sent: the refusal was known beforehand.
+    /// None of them was sent: the refusal was known beforehand. Those that are refused may lie
+    /// behind the range as well, up to the batch's end.
     NotSent,
     /// None of them is stored: the transaction was aborted.
     NotStored,

@@ -17,7 +17,8 @@ use crate::{
 
 const RELEASE: &str = "r";
 
-/// Refuses payload `bad` together with all that it is sent with, topic `gone` by the record.
+/// Refuses payload `bad` together with all that it is sent with, topic `gone` by the record. Of few records
+/// (`names_few`) it names the first that is bad.
 #[derive(Debug, Default)]
 struct ScriptedSink {
     /// At-least-once: what is not refused is stored, each by itself.
@@ -26,6 +27,7 @@ struct ScriptedSink {
     progress: Option<Progress>,
     /// Deliveries that were refused after something was sent.
     refusals: usize,
+    names_few: bool,
 }
 
 impl Sink for ScriptedSink {
@@ -71,7 +73,13 @@ impl Sink for ScriptedSink {
         } else if records.iter().any(|(_, record)| bad(record)) {
             self.refusals += 1;
             // A batch of the wire is refused, which has one topic.
-            let guilty = records.iter().find(|(_, record)| bad(record)).map(|(_, r)| r.topic);
+            let first = records.iter().find(|(_, record)| bad(record));
+            if let Some((index, _)) = first.filter(|_| self.names_few && records.len() <= ALONE_MAX)
+            {
+                let records = vec![refuse(*index, "too_large", true)];
+                return ready(Err(SinkError::Refused { records, rest: Rest::NotStored }));
+            }
+            let guilty = first.map(|(_, record)| record.topic);
             let records = records.iter().filter(|(_, record)| Some(record.topic) == guilty);
             let records = records.map(|(index, _)| refuse(*index, "too_large", false));
             Err(SinkError::Refused { records: records.collect(), rest: Rest::NotStored })
@@ -342,6 +350,34 @@ async fn what_may_share_a_refusal_is_parked_unasked_where_others_have_waited_eno
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 2", "t c 4", "t d 5"]);
     let progress = delivery.sink.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
+}
+
+/// Asking about each would take longer than others can wait, so all of a lane are suspected; each
+/// release of them must tell something, or they would go round for ever.
+#[tokio::test]
+async fn many_suspects_of_one_lane_come_to_an_end_however_slow_the_broker_is() {
+    const MANY: usize = 1_000;
+    const BAD: usize = 630;
+    let mut delivery = delivery(false);
+    delivery.sink.names_few = true;
+    delivery.suspicion = Suspicion::without_patience();
+    let mut events = vec!["t a"; MANY];
+    events[BAD] = "t a !";
+    delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
+    assert_eq!(delivery.sink.refusals, 1, "others wait for one question");
+    assert_eq!(delivery.dead_letters.parked().len(), MANY);
+    let mut rounds = 0;
+    while delivery.sink.stored.len() < BAD {
+        rounds += 1;
+        assert!(rounds < 5, "{} of {BAD} are stored", delivery.sink.stored.len());
+        delivery.release(&announced(), LIMITS).await.expect("released");
+        delivery.finish_complete().await.expect("finished");
+    }
+    assert_eq!(
+        delivery.dead_letters.parked().len(),
+        MANY - BAD,
+        "the refused one, and what follows"
+    );
 }
 
 #[tokio::test]
