@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,12 +31,19 @@ const CREATED_AT_ONCE: usize = 50;
 const PATIENCE: Duration = Duration::from_millis(500);
 const PATIENCE_EVERY: Duration = Duration::from_secs(10);
 
+/// After a refused creation the topic is left alone for so long, then twice as long, and so on.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_LAST: Duration = Duration::from_secs(60);
+/// Refused creations that are remembered.
+const REFUSED_MAX: usize = 10_000;
+
 /// By a topic's name.
 type Named<'n, T> = Vec<(&'n str, T)>;
 
 /// What the sink does about topics that it finds missing.
 pub(super) struct Absences {
     creation: Option<TopicCreation>,
+    attempts: SharedAttempts,
     /// When the relay last asked for a topic's creation, the time for others to see it included.
     patience: Patience,
 }
@@ -48,9 +55,10 @@ struct Patience {
 }
 
 impl Absences {
-    pub(super) fn new(settings: &Settings) -> Self {
+    /// `attempts` is shared with whoever else creates topics.
+    pub(super) fn new(settings: &Settings, attempts: SharedAttempts) -> Self {
         let patience = Patience { left: PATIENCE, since: None };
-        Absences { creation: settings.create_topics, patience }
+        Absences { creation: settings.create_topics, attempts, patience }
     }
 
     /// Creates what may be created in a moment. Returns what is there by then, and why the others
@@ -70,17 +78,19 @@ impl Absences {
             && !open.is_empty()
             && !limit.is_zero()
         {
-            create(settings, open.get(..CREATED_AT_ONCE).unwrap_or(&open), creation, limit);
-            loop {
+            let some = open.get(..CREATED_AT_ONCE).unwrap_or(&open);
+            let mut created = create(settings, some, creation, &self.attempts, limit);
+            while created > 0 {
                 let seen = lookup.survey(&open, LOOKUP_TIMEOUT).unwrap_or_default();
                 open.retain(|name| match seen.get(*name) {
                     Some(seen) if matches!(seen.found, Found::Partitions(_)) => {
                         made.push((*name, seen.clone()));
+                        created = created.saturating_sub(1);
                         false
                     }
                     _ => true,
                 });
-                if open.is_empty() || begun.elapsed() >= limit || !stop.sleep(LOOK_AGAIN) {
+                if begun.elapsed() >= limit || !stop.sleep(LOOK_AGAIN) {
                     break;
                 }
             }
@@ -115,14 +125,57 @@ fn unknown(name: &str, settings: &Settings) -> String {
     )
 }
 
-fn create(settings: &Settings, names: &[&str], creation: TopicCreation, limit: Duration) {
+/// When the creation of topics was refused, and when it may be tried again. Pure: time is told.
+#[derive(Debug, Default)]
+pub(super) struct Attempts {
+    refused: HashMap<String, (Instant, Duration)>,
+}
+
+pub(super) type SharedAttempts = Arc<Mutex<Attempts>>;
+
+impl Attempts {
+    fn are_due<'n>(&self, names: &[&'n str], now: Instant) -> Vec<&'n str> {
+        let due = |name: &&&str| {
+            self.refused.get(**name).is_none_or(|(at, wait)| now.duration_since(*at) >= *wait)
+        };
+        names.iter().filter(due).copied().collect()
+    }
+
+    fn refused(&mut self, name: &str, now: Instant) {
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        let wait = self.refused.get(name).map_or(AGAIN_FIRST, |(_, wait)| *wait * 2);
+        self.refused.insert(name.to_owned(), (now, wait.min(AGAIN_LAST)));
+    }
+}
+
+/// Has those created that were not refused a moment ago; returns how many may be there soon.
+fn create(
+    settings: &Settings,
+    names: &[&str],
+    creation: TopicCreation,
+    attempts: &SharedAttempts,
+    limit: Duration,
+) -> usize {
+    let attempts = || attempts.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = attempts().are_due(names, Instant::now());
+    if names.is_empty() {
+        return 0;
+    }
     tracing::info!(topics = ?names, ?creation, "creating missing topics");
-    let failed = match admin::create_topics(settings, names, creation, &[], limit) {
+    let failed = match admin::create_topics(settings, &names, creation, &[], limit) {
         Ok(failed) => failed,
-        // Nobody knows; they may be there in a moment.
-        Err(error) => return tracing::warn!(%error, "creating topics failed"),
+        Err(error) => {
+            // Nobody knows; they may be there in a moment.
+            tracing::warn!(%error, "creating topics failed");
+            names.iter().for_each(|name| attempts().refused(name, Instant::now()));
+            return names.len();
+        }
     };
+    let created = names.len() - failed.len();
     for (topic, code) in failed {
+        attempts().refused(&topic, Instant::now());
         let remedy = match code {
             RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::ClusterAuthorizationFailed => {
@@ -133,10 +186,15 @@ fn create(settings: &Settings, names: &[&str], creation: TopicCreation, limit: D
             | RDKafkaErrorCode::InvalidReplicationFactor => {
                 "correct sink.create_topics, or create the topic by hand"
             }
+            RDKafkaErrorCode::InvalidTopic => {
+                "a topic whose name differs in '.' and '_' only is there already, or the broker's rules \
+                 forbid the name: give the events another topic"
+            }
             _ => "its events are parked until it is there",
         };
         tracing::warn!(topic, error = %code, "the topic can't be created: {remedy}");
     }
+    created
 }
 
 /// Tells when missing topics appear, and creates them where the settings say so; works while a
@@ -145,6 +203,7 @@ fn create(settings: &Settings, names: &[&str], creation: TopicCreation, limit: D
 pub struct Watch {
     pub(super) lookup: Arc<Lookup>,
     pub(super) settings: Arc<Settings>,
+    pub(super) attempts: SharedAttempts,
 }
 
 impl std::fmt::Debug for Watch {
@@ -170,7 +229,7 @@ impl Watch {
             let missing = |name: &&str| seen.get(*name).is_some_and(|s| s.found == Found::Missing);
             let missing: Vec<&str> = names.into_iter().filter(missing).collect();
             for names in missing.chunks(CREATED_AT_ONCE) {
-                create(&self.settings, names, creation, LOOKUP_TIMEOUT);
+                create(&self.settings, names, creation, &self.attempts, LOOKUP_TIMEOUT);
             }
         }
         let there = |seen: &Seen| !matches!(seen.found, Found::Missing | Found::Unclear);
@@ -185,6 +244,26 @@ fn lookup_all(lookup: &Lookup, names: &[&str]) -> Result<HashMap<String, Seen>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_whose_creation_was_refused_is_left_alone_longer_each_time() {
+        let (mut attempts, begun) = (Attempts::default(), Instant::now());
+        let names = ["a.b", "a_b"];
+        assert_eq!(attempts.are_due(&names, begun), names);
+        // Events trickle: somebody looks four times a second, for ten minutes.
+        let mut tried = 0;
+        for quarter in 0..2_400 {
+            let now = begun + Duration::from_millis(250) * quarter;
+            for name in attempts.are_due(&["a_b"], now) {
+                tried += 1;
+                attempts.refused(name, now);
+            }
+        }
+        assert_eq!(tried, 15, "after 1, 3, 7, 15, 31, 63 s, then once a minute");
+        assert_eq!(attempts.are_due(&names, begun), ["a.b"], "nobody refused that one");
+        (0..2 * REFUSED_MAX).for_each(|n| attempts.refused(&n.to_string(), begun));
+        assert!(attempts.refused.len() <= REFUSED_MAX);
+    }
 
     #[test]
     fn all_missing_topics_together_cost_others_half_a_second_in_ten() {

@@ -37,17 +37,18 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-pub use self::{
-    absent::Watch,
-    progress_topic::ProgressTopic,
-    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
-};
 use self::{
+    absent::SharedAttempts,
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
     progress_topic::Until,
     stop::Stop,
     thread::{Command, Worker},
+};
+pub use self::{
+    absent::Watch,
+    progress_topic::ProgressTopic,
+    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
 };
 use super::{Sink, SinkError, Stored, StoredProgress};
 use crate::{record::Batch, seal::SealKey};
@@ -82,11 +83,16 @@ impl KafkaSink {
         let lookup = Arc::new(make_lookup(&settings)?);
         let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
         let delivery_limit = settings.delivery_limit();
-        let watch = Watch { lookup: Arc::clone(&lookup), settings: Arc::new(settings.clone()) };
+        let attempts = SharedAttempts::default();
+        let watch = Watch {
+            lookup: Arc::clone(&lookup),
+            settings: Arc::new(settings.clone()),
+            attempts: Arc::clone(&attempts),
+        };
         let stop = Stop::default();
         let (commands, received) = sync_channel(COMMANDS_MAX);
         let (end, ended) = oneshot::channel();
-        let worker = Worker::new(settings, key, lookup, stop.clone());
+        let worker = Worker::new(settings, key, lookup, attempts, stop.clone());
         let thread = std::thread::Builder::new()
             .name("kafka".into())
             .spawn(move || {

@@ -70,6 +70,9 @@ pub(super) struct Load<'a> {
     pub batch: &'a Batch,
     pub range: Range<usize>,
     pub lookup: &'a Lookup,
+    /// Some of it may be stored already, behind what comes later: consumers that know events by their
+    /// positions must look each of these up by its id.
+    pub again: bool,
 }
 
 /// Why a delivery was not stored, by what may be done.
@@ -142,7 +145,11 @@ impl Outlet {
             }
             // A broker refuses a batch of the wire as a whole. Storing everything once more, a
             // record at a time, names the guilty, and leaves the innocent in their order.
-            Verdict::Refused(_) => match careful()?.store(load, topics, OnRefusal::GoOn)? {
+            Verdict::Refused(_) => match careful()?.store(
+                &Load { again: true, ..load.clone() },
+                topics,
+                OnRefusal::GoOn,
+            )? {
                 Verdict::Stored => {}
                 Verdict::Refused(records) => {
                     return Err(Undelivered::Refused(records, Rest::Stored));
@@ -234,7 +241,8 @@ impl Outlet {
             };
             let added = created_at.as_ref().filter(|_| !has_time(&record));
             let added = added.map(|time| (header::CREATED_AT, time.as_bytes()));
-            let headers = record.headers().chain(added);
+            let mark = load.again.then(|| mark(&record)).flatten();
+            let headers = record.headers().chain(added).chain(mark);
             let sent = self.queue(deadline, || handle.produce(outgoing, headers.clone()))?;
             if let Err(code) = sent {
                 self.client.context().note(Failure { opaque: index, code });
@@ -429,6 +437,16 @@ impl<'a> Queued<'a> {
 fn created_at(record: &Record<'_>) -> Option<String> {
     let moment = jiff::Timestamp::from_millisecond(record.timestamp_ms?).ok()?;
     Some(format!("{moment:.3}"))
+}
+
+/// What says that the record may come late; `None` where that is said already.
+fn mark(record: &Record<'_>) -> Option<(&'static str, &'static [u8])> {
+    let has = |wanted: &str| record.headers().any(|(name, _)| name == wanted);
+    let name = match has(header::cloudevents::ID) {
+        true => header::cloudevents::REPAIRED,
+        false => header::REPAIRED,
+    };
+    (!has(name)).then_some((name, b"1"))
 }
 
 /// Whether the record's headers tell the event's time already.

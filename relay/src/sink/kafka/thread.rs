@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
+    absent::SharedAttempts,
     errors::unavailable,
     lookup::Lookup,
     produce::{Load, Outlet, Undelivered},
@@ -30,7 +31,7 @@ use crate::{
     fault::{self, Point},
     record::Batch,
     seal::SealKey,
-    sink::{RefusedRecord, Rest, SinkError, Stored, StoredProgress},
+    sink::{ALONE_MAX, RefusedRecord, Rest, SinkError, Stored, StoredProgress},
 };
 
 /// How often log lines of an idle client are written out.
@@ -39,8 +40,6 @@ const IDLE_TICK: Duration = Duration::from_millis(500);
 /// How often a delivery is sent again with fresher knowledge, and the time between.
 const TRIES_MAX: u32 = 4;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
-/// Records that are sent one in a batch, to learn which of them is refused.
-const ALONE_MAX: usize = 100;
 
 type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 
@@ -67,8 +66,15 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(settings: Settings, key: SealKey, lookup: Arc<Lookup>, stop: Stop) -> Self {
-        let topics = Topics::new(&settings);
+    /// `attempts` is shared with whoever else creates topics.
+    pub(super) fn new(
+        settings: Settings,
+        key: SealKey,
+        lookup: Arc<Lookup>,
+        attempts: SharedAttempts,
+        stop: Stop,
+    ) -> Self {
+        let topics = Topics::new(&settings, attempts);
         let sealer = Arc::new(Sealer::new(key));
         let (fence, outlet) = (None, None);
         Worker {
@@ -188,7 +194,9 @@ impl Worker {
             };
             topics.resolve(batch, range.clone(), settings, lookup, stop)?;
             outlet.refresh(&topics.take_changed());
-            let load = Load { batch, range: range.clone(), lookup };
+            // Of a transaction that is tried again nothing is stored.
+            let again = tries > 0 && settings.delivery == Delivery::AtLeastOnce;
+            let load = Load { batch, range: range.clone(), lookup, again };
             let delivered = match settings.delivery {
                 Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
                 Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {

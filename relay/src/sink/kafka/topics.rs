@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    absent::Absences,
+    absent::{Absences, SharedAttempts},
     errors::{refused, sort},
     limits::{self, Limits},
     lookup::{Found, Lookup, Seen},
@@ -48,11 +48,11 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, attempts: SharedAttempts) -> Self {
         let size = settings.properties.get("batch.size").and_then(|size| size.trim().parse().ok());
         Topics {
             known: HashMap::new(),
-            absences: Absences::new(settings),
+            absences: Absences::new(settings, attempts),
             compressed: settings.compresses(),
             batch_bytes: size.unwrap_or(1_000_000),
             delivery: 0,
@@ -61,7 +61,9 @@ impl Topics {
     }
 
     /// Makes sure that every record of `range` has somewhere to go, and would be taken there as
-    /// far as one can know.
+    /// far as one can know. Where one of them is not, the rest of the batch is judged as well: how much
+    /// is delivered at a time is no bound on how much is refused at a time, and parking thousands a few
+    /// at a time would keep everybody waiting.
     ///
     /// # Errors
     /// `Refused` with all records of which that is not so; nothing was produced. `Unavailable` if
@@ -74,29 +76,42 @@ impl Topics {
         lookup: &Lookup,
         stop: &Stop,
     ) -> Result<(), SinkError> {
-        let begun = Instant::now();
         self.delivery += 1;
         if self.known.len() > REMEMBERED_MAX {
             self.known.clear();
         }
-        let names = names(batch, range.clone());
-        let stale = names.iter().copied().filter(|name| !self.is_fresh(name)).collect();
-        let mut absent = self.look_up(stale, settings, lookup, stop)?;
+        let mut look =
+            Look { begun: Instant::now(), absent: HashMap::new(), settings, lookup, stop };
+        let whole = range.start..batch.len();
+        let judged = self.examine(batch, range.clone(), &mut look)?;
+        if judged.is_empty() {
+            return Ok(());
+        }
+        let records = if range == whole { judged } else { self.examine(batch, whole, &mut look)? };
+        Err(SinkError::Refused { records, rest: Rest::NotSent })
+    }
+
+    /// The records of `range` that their topics don't take. Topics are looked up where what is known is too
+    /// old, or would refuse something and is older than the records.
+    fn examine<'b>(
+        &mut self,
+        batch: &'b Batch,
+        range: Range<usize>,
+        look: &mut Look<'b, '_>,
+    ) -> Result<Vec<RefusedRecord>, SinkError> {
+        let names = names(batch, range.clone()).into_iter();
+        let stale = names.filter(|name| !self.is_fresh(name) && !look.absent.contains_key(name));
+        self.look_up(stale.collect(), look)?;
         let now_ms = now_ms();
-        let mut judged = self.judge(batch, range.clone(), &absent, now_ms);
-        // Refused by what may have changed meanwhile: look again, once.
+        let judged = self.judge(batch, range.clone(), &look.absent, now_ms);
         let old = judged.iter().filter_map(|record| batch.get(record.index));
         let old: HashSet<&str> =
-            old.map(|record| record.topic).filter(|t| self.is_older(t, begun)).collect();
-        if !old.is_empty() {
-            absent.extend(self.look_up(old, settings, lookup, stop)?);
-            judged = self.judge(batch, range, &absent, now_ms);
+            old.map(|record| record.topic).filter(|t| self.is_older(t, look.begun)).collect();
+        if old.is_empty() {
+            return Ok(judged);
         }
-        if judged.is_empty() {
-            Ok(())
-        } else {
-            Err(SinkError::Refused { records: judged, rest: Rest::NotSent })
-        }
+        self.look_up(old, look)?;
+        Ok(self.judge(batch, range, &look.absent, now_ms))
     }
 
     /// The topic's place, once it was resolved, for the delivery under way.
@@ -214,32 +229,29 @@ impl Topics {
         }
     }
 
-    /// Looks topics up. Returns those that take no record, and why.
-    fn look_up<'n>(
+    /// Looks topics up; those that take no record are absent from then on, with the reason.
+    fn look_up<'b>(
         &mut self,
-        names: HashSet<&'n str>,
-        settings: &Settings,
-        lookup: &Lookup,
-        stop: &Stop,
-    ) -> Result<HashMap<&'n str, Refusal>, SinkError> {
-        let mut refusals: HashMap<&str, Refusal> = HashMap::new();
+        names: HashSet<&'b str>,
+        look: &mut Look<'b, '_>,
+    ) -> Result<(), SinkError> {
         let mut valid = Vec::new();
         for name in names {
             // Before anything else is asked: a broker may create what it is asked for.
-            match unnameable(name, settings) {
-                Some(refusal) => drop(refusals.insert(name, refusal)),
+            match unnameable(name, look.settings) {
+                Some(refusal) => drop(look.absent.insert(name, refusal)),
                 None => valid.push(name),
             }
         }
         if valid.is_empty() {
-            return Ok(refusals);
+            return Ok(());
         }
-        let seen = match lookup.survey(&valid, LOOKUP_TIMEOUT) {
+        let seen = match look.lookup.survey(&valid, LOOKUP_TIMEOUT) {
             Ok(seen) => seen,
             // What is known still holds; the delivery itself will say if the brokers are away.
             Err(error) if valid.iter().all(|name| self.known.contains_key(*name)) => {
                 tracing::debug!(%error, "topics could not be looked up again");
-                return Ok(refusals);
+                return Ok(());
             }
             Err(error) => return Err(sort("looking up topics", error, None)),
         };
@@ -250,18 +262,18 @@ impl Topics {
                     Noted::There => {}
                     Noted::Missing => missing.push(name),
                     Noted::Refused(refusal) => {
-                        refusals.insert(name, refusal);
+                        look.absent.insert(name, refusal);
                     }
                 },
                 None => missing.push(name),
             }
         }
-        let (made, refused) = self.absences.settle(missing, settings, lookup, stop);
+        let (made, refused) = self.absences.settle(missing, look.settings, look.lookup, look.stop);
         for (name, Seen { found, limits }) in made {
             self.note(name, found, limits);
         }
-        refusals.extend(refused);
-        Ok(refusals)
+        look.absent.extend(refused);
+        Ok(())
     }
 
     fn note(&mut self, name: &str, found: Found, limits: Option<Limits>) -> Noted {
@@ -333,6 +345,16 @@ impl Topics {
         let max = if target.alone { Some(0) } else { known.or(target.stored_bytes) };
         max.filter(|max| *max < self.batch_bytes)
     }
+}
+
+/// One look at the topics of a delivery.
+struct Look<'b, 'a> {
+    begun: Instant,
+    /// Topics that take no record, and why.
+    absent: HashMap<&'b str, Refusal>,
+    settings: &'a Settings,
+    lookup: &'a Lookup,
+    stop: &'a Stop,
 }
 
 enum Noted {

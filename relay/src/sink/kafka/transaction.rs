@@ -100,19 +100,26 @@ impl Outlet {
                 return Err(Undelivered::Again(self.failed(count, Some(code))));
             }
             Ok(Verdict::Failed(Some(code))) => Problem::from(self.failed(count, Some(code))),
-            // All were taken back, because of something that only the transaction can tell; it
-            // had failed by then, so that this commit is never sent.
-            Ok(Verdict::Failed(None)) => match self.commit(deadline, count) {
-                // It can't have been committed without them.
-                Ok(()) => return Err(self.failed(count, None).into()),
-                Err(problem) => problem,
-            },
+            Ok(Verdict::Failed(None)) => self.why_taken_back(count),
             Err(error) => Problem::from(error),
         };
         let epoch = if problem.wants_abort { Epoch::New } else { Epoch::Same };
         match self.abort(epoch) {
             Ok(()) if problem.wants_abort => Err(Undelivered::Again(problem.error)),
             _ => Err(problem.error.into()),
+        }
+    }
+
+    /// All were taken back, because of something that only the transaction can tell: asked by a call that
+    /// is refused in each of its states but the one without a transaction, with what ended it. A
+    /// commit would tell it as well, and store progress alone if it ever were not refused.
+    fn why_taken_back(&self, count: usize) -> Problem {
+        match self.client.begin_transaction() {
+            Err(error) => {
+                let (doing, wants_abort) = (format!("storing {count} records"), error.wants_abort);
+                Problem { error: self.told(&doing, error), wants_abort }
+            }
+            Ok(()) => Problem::from(self.failed(count, None)),
         }
     }
 
