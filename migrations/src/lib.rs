@@ -51,6 +51,11 @@ const OUTBOX: &[Migration] = &[
     Migration { version: 8, name: "history", sql: include_str!("../outbox/V8__history.sql") },
     Migration { version: 9, name: "own_notes", sql: include_str!("../outbox/V9__own_notes.sql") },
     Migration { version: 10, name: "always", sql: include_str!("../outbox/V10__always.sql") },
+    Migration {
+        version: 11,
+        name: "merged_notes",
+        sql: include_str!("../outbox/V11__merged_notes.sql"),
+    },
 ];
 
 const INBOX: &[Migration] = &[

@@ -1,6 +1,6 @@
 //! Rows that are deleted: a repair publishes what is there only where it knows that nothing is gone.
 
-use outbox_tests::{Harness, relay::Relay, topic::Topic};
+use outbox_tests::{Harness, database::Role, postgres::Session, relay::Relay, topic::Topic};
 
 use crate::{
     repair::{drop_slot, wait_snapshot},
@@ -226,6 +226,78 @@ async fn deleting_a_long_history_takes_few_notes_and_they_go_by_themselves() {
     }
     let row = t.database().superuser().query_one(sql, &[]).await.expect("a count");
     assert!(row.get::<_, i64>(0) < 250, "{} notes", row.get::<_, i64>(0));
+}
+
+/// A transaction of somebody's that is open for long, and has written.
+async fn stranger(t: &Harness) -> Session {
+    let stranger = t.database().connect(Role::Owner).await;
+    stranger.batch_execute("begin; select pg_current_xact_id()").await.expect("it is open");
+    stranger
+}
+
+#[tokio::test]
+async fn a_strangers_open_transaction_or_another_clusters_note_does_not_halt_a_repair() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let kept = insert(&t, &topic, "now()").await;
+    let stranger = stranger(&t).await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&kept, &first]).await;
+    // Retention, and the newest snapshot shows it; only the stranger is not in it.
+    run(&t, &format!("delete from outbox.events where id = '{first}'")).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let left = insert(&t, &topic, "now()").await;
+    stranger.batch_execute("commit").await.expect("it ends");
+    // As a dump of another cluster brings it.
+    let note = "insert into outbox.deletions (newest, writer) values ('9000000000', '9000000000')";
+    run(&t, note).await;
+    relay.restart();
+    each_once(&topic, &[&kept, &first, &left]).await;
+}
+
+/// A note goes when a higher one stands for it; that one may be older than the snapshot.
+#[tokio::test]
+async fn a_deletion_whose_note_went_into_an_older_one_halts_a_repair() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let kept = insert(&t, &topic, "now()").await;
+    let stranger = stranger(&t).await;
+    let sql = format!("insert into outbox.events (topic) values ('{}')", topic.name());
+    stranger.batch_execute(&sql).await.expect("the row that goes");
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&kept, &first]).await;
+    run(&t, &format!("delete from outbox.events where id = '{first}'")).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    stranger.batch_execute("commit").await.expect("it ends");
+    run(&t, &format!("delete from outbox.events where id <> '{kept}'")).await;
+    // By and by the lower one goes; what is written meanwhile stays.
+    let lower = format!(
+        "select count(*) from outbox.deletions d where d.newest < \
+         (select max(newest) from outbox.deletions)"
+    );
+    for round in 0.. {
+        let old = "begin; insert into outbox.events (topic, xid) values ('x', '3'); commit; \
+                   delete from outbox.events where xid = '3'";
+        run(&t, old).await;
+        let noise = "delete from outbox.deletions \
+                     where newest::text::bigint < pg_current_xact_id()::text::bigint / 4";
+        run(&t, noise).await;
+        let row = t.database().superuser().query_one(&lower, &[]).await.expect("a count");
+        if row.get::<_, i64>(0) == 0 {
+            break;
+        }
+        assert!(round < 1000, "the lower one stays");
+    }
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("rows of outbox.events were deleted"), "{detail}");
+    assert_eq!(topic.records().await.len(), 2, "nothing is guessed");
 }
 
 #[tokio::test]

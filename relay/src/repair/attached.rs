@@ -6,7 +6,10 @@
 
 use tokio_postgres::{Client, Row, error::SqlState};
 
-use super::{losses::full_xid, tables::literal};
+use super::{
+    losses::{NOW, full_xid, written_after},
+    tables::literal,
+};
 use crate::{leaves::Leaves, published::Published, reconcile::Halt};
 
 /// What was found in partitions that were attached since a snapshot.
@@ -25,8 +28,6 @@ const COUNTED_MAX: u32 = 100_000;
 /// How many rows of a partition tell whether it was filled before it was attached: a heap is read from
 /// its beginning.
 const GLANCED_AT: u32 = 1_000;
-
-const NOW: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
 
 /// A partition, and what is asked of it.
 struct Partition {
@@ -142,8 +143,8 @@ async fn attached_since(
          join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition \
          cross join lateral (select {full}) as f (xid) \
          where c.oid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) \
-             and not pg_catalog.pg_visible_in_snapshot(f.xid, {}::pg_catalog.pg_snapshot)",
-        literal(lower)
+             and {}",
+        written_after("f.xid", lower)
     );
     let oids: Vec<i64> = published.attached.iter().map(|(oid, _)| i64::from(*oid)).collect();
     client.query(&sql, &[&oids]).await?.iter().map(Partition::read).collect()

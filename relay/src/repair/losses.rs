@@ -9,6 +9,9 @@ use tokio_postgres::{Client, error::SqlState};
 use super::tables::{Table, literal};
 use crate::{leaves::Leaves, reconcile::Halt, rights};
 
+/// The first transaction id that is still to come.
+pub(super) const NOW: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry
 /// another cluster's transaction ids, would be skipped without a trace. `rows_kept` is the operator's word that none is
 /// deleted before it is published. `leaves` are the partitions that were there at `lower`.
@@ -79,12 +82,19 @@ async fn gone(
         return Ok(Some(halt));
     }
     let (name, snapshot) = (&table.name, literal(lower));
+    // A deletion that the snapshot shows took rows that it shows as well. Before migration V11 a note
+    // may stand for later ones.
     let noted = format!(
-        "select newest::pg_catalog.text, \
+        "select d.newest::pg_catalog.text, \
                 pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot)::pg_catalog.text \
-         from outbox.deletions \
-         where newest >= pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot) \
-         order by newest desc limit 1"
+         from outbox.deletions d \
+         cross join lateral (select pg_catalog.to_jsonb(d)) as j (note) \
+         cross join lateral (select coalesce( \
+             (j.note ->> 'merged')::pg_catalog.xid8, d.writer)) as w (xid) \
+         where d.newest >= pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot) \
+             and ({} or not pg_catalog.jsonb_exists(j.note, 'merged')) \
+         order by d.newest desc limit 1",
+        written_after("w.xid", lower)
     );
     match client.query_opt(&noted, &[]).await {
         Ok(None) => {}
@@ -120,14 +130,22 @@ async fn gone(
     }))
 }
 
-/// Whether a catalog row was written after the snapshot `lower`. An id that is still to come is one of
-/// long ago.
+/// Whether the transaction `xid` (an `xid8`) of this cluster has written something after the snapshot
+/// `lower`. An id that is still to come is one of another cluster, or of long ago.
+pub(super) fn written_after(xid: &str, lower: &str) -> String {
+    format!(
+        "({xid} < {NOW} and not pg_catalog.pg_visible_in_snapshot( \
+             {xid}, {}::pg_catalog.pg_snapshot))",
+        literal(lower)
+    )
+}
+
+/// Whether a catalog row was.
 fn newer(row: &str, lower: &str) -> String {
     let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(lower));
     let full =
         full_xid(&format!("{row}.xmin"), &format!("pg_catalog.pg_snapshot_xmax({snapshot})"));
-    let now = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
-    format!("({full} < {now} and not pg_catalog.pg_visible_in_snapshot({full}, {snapshot}))")
+    written_after(&full, lower)
 }
 
 /// Whether a relation's catalog rows are all newer than the snapshot, though it was there then: pg_upgrade
