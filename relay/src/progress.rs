@@ -214,12 +214,15 @@ impl Progress {
     pub fn encode(&self) -> Bytes {
         let long = |s: &&SnapshotRecord| s.snapshot.len() > SNAPSHOT_BYTES_MAX;
         let older = self.snapshots.iter().skip(1);
-        if older.clone().all(|older| older.leaves.is_empty())
+        let published = self.published.as_ref().and_then(Published::cut);
+        if published.is_none()
+            && older.clone().all(|older| older.leaves.is_empty())
             && !self.snapshots.iter().any(|snapshot| long(&snapshot))
         {
             return serde_json::to_vec(self).expect("plain data has a JSON form").into();
         }
         let mut cut = self.clone();
+        cut.published = published.or(cut.published);
         cut.snapshots.iter_mut().skip(1).for_each(|older| older.leaves = Leaves::default());
         for record in &mut cut.snapshots {
             if let Some(shorter) = snapshot::cut(&record.snapshot, SNAPSHOT_BYTES_MAX) {
@@ -279,6 +282,7 @@ mod tests {
                         stamp: None,
                     },
                 )]),
+                digests: None,
                 whole: "769e".into(),
                 attached: vec![],
             }),
@@ -365,6 +369,15 @@ mod tests {
             SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot, leaves };
         let mut progress = sample();
         progress.snapshots = vec![record; 24];
+        let published = progress.published.as_mut().expect("it has some");
+        for n in 0..8 {
+            let way = || "table 4294967295:4294967295".to_owned();
+            let own = vec![way(), way(), way()];
+            let stamp = Some("4294967295:4294967295".into());
+            let table = PublishedTable { oid: u32::MAX, own, above: vec![], stamp };
+            published.tables.insert(format!("{n}{}", "x".repeat(126)), table);
+        }
+        published.tables.remove("outbox.events");
         for n in 0..50 {
             progress.begin_release(&uuid::Uuid::from_u128(n).to_string(), Lsn::new(u64::MAX));
         }

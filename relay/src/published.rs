@@ -10,8 +10,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::leaves::Leaves;
+
+/// Tables, and ways in which they are published, that are stored one by one: some 2 KB.
+const TABLES_MAX: usize = 8;
+const WAYS_MAX: usize = 24;
 
 /// A publication and the tables of the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +26,9 @@ pub struct Published {
     pub publication: String,
     /// By name, those that exist.
     pub tables: BTreeMap<String, PublishedTable>,
+    /// Of more tables than are stored one by one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<Digests>,
     /// Digest of all that it names, other tables too: whatever counts in ordinals.
     pub whole: String,
     /// What lies below the tables: OID, and the `xmin` of the catalog's row that attaches it. Not stored.
@@ -45,6 +53,40 @@ pub struct PublishedTable {
     pub stamp: Option<String>,
 }
 
+/// What tells of many tables that nothing was changed. Any change of one, a harmless one too, counts as
+/// one that may hide rows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Digests {
+    /// Of the ways in which they are published.
+    pub ways: String,
+    /// Of their OIDs.
+    pub oids: String,
+    /// Of the defaults of their columns `xid`.
+    pub stamps: String,
+}
+
+impl Digests {
+    fn of(tables: &BTreeMap<String, PublishedTable>) -> Self {
+        let of = |what: &dyn Fn(&PublishedTable) -> String| {
+            let mut hash = Sha256::new();
+            for (name, table) in tables {
+                hash.update(format!("{name:?} {}\n", what(table)));
+            }
+            let digest = hash.finalize();
+            digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        };
+        Digests {
+            ways: of(&|table| format!("{:?} {:?}", table.own, table.above)),
+            oids: of(&|table| table.oid.to_string()),
+            stamps: of(&|table| format!("{:?}", table.stamp)),
+        }
+    }
+}
+
+/// Instead of the name of one.
+const SOME_TABLE: &str = "one of the tables";
+
 /// What has become of a publication since an earlier moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
@@ -65,6 +107,11 @@ impl Published {
         if self.publication != earlier.publication {
             return broken("the publication was changed or replaced");
         }
+        if let Some(was) = &earlier.digests
+            && Digests::of(&self.tables).ways != was.ways
+        {
+            return broken("the way in which one of the tables is published was changed");
+        }
         for (name, was) in &earlier.tables {
             // One that is no longer in the settings is nobody's concern; one that is there no more
             // is not published, and says so itself.
@@ -84,6 +131,16 @@ impl Published {
         Since::Whole
     }
 
+    /// As it is stored, however many tables there are; `None` where it is small enough.
+    pub fn cut(&self) -> Option<Published> {
+        let ways = self.tables.values().map(|table| table.own.len() + table.above.len());
+        if self.tables.len() <= TABLES_MAX && ways.sum::<usize>() <= WAYS_MAX {
+            return None;
+        }
+        let digests = Some(Digests::of(&self.tables));
+        Some(Published { tables: BTreeMap::new(), digests, attached: vec![], ..self.clone() })
+    }
+
     /// A table whose column `xid` has another default than at an earlier moment: what was inserted meanwhile
     /// may look moved, to the stream and to a repair.
     pub fn restamped(&self, earlier: &Published) -> Option<&str> {
@@ -92,7 +149,9 @@ impl Published {
             let stamp = was.stamp.as_ref().filter(|stamp| !stamp.is_empty())?;
             (is.oid == was.oid && is.stamp.as_ref()? != stamp).then_some(name.as_str())
         };
-        earlier.tables.iter().find_map(anew)
+        let among = |was: &Digests| Digests::of(&self.tables).stamps != was.stamps;
+        let some = || earlier.digests.as_ref().filter(|was| among(was)).map(|_| SOME_TABLE);
+        earlier.tables.iter().find_map(anew).or_else(some)
     }
 
     /// The partitions that are there.
@@ -107,7 +166,9 @@ impl Published {
             let (name, is) = self.tables.get_key_value(name)?;
             (is.oid != was.oid).then_some(name.as_str())
         };
-        earlier.tables.iter().find_map(anew)
+        let among = |was: &Digests| Digests::of(&self.tables).oids != was.oids;
+        let some = || earlier.digests.as_ref().filter(|was| among(was)).map(|_| SOME_TABLE);
+        earlier.tables.iter().find_map(anew).or_else(some)
     }
 }
 
@@ -129,9 +190,39 @@ mod tests {
         Published {
             publication: publication.to_owned(),
             tables: tables.iter().map(table).collect(),
+            digests: None,
             whole: whole.to_owned(),
             attached: vec![],
         }
+    }
+
+    #[test]
+    fn of_many_tables_any_change_is_known_by_digests_of_bounded_size() {
+        let many = |count: u32| {
+            let mut many = published("1:90", &[], "w");
+            for oid in 0..count {
+                let stamp = Some("9:100".to_owned());
+                let (own, above) = (vec![format!("table {oid}:100")], vec![]);
+                let table = PublishedTable { oid, own, above, stamp };
+                many.tables.insert(format!("o.t{oid}"), table);
+            }
+            many
+        };
+        assert_eq!(many(8).cut(), None);
+        let stored = many(5_000).cut().expect("they are too many");
+        let bytes = serde_json::to_vec(&stored).expect("it has a form").len();
+        assert!(bytes < 400, "{bytes}");
+        let changed = |change: &dyn Fn(&mut PublishedTable)| {
+            let mut now = many(5_000);
+            now.tables.get_mut("o.t7").map(change).expect("it is there");
+            let since = now.since(&stored, false) != Since::Whole;
+            (since, now.made_anew(&stored).is_some(), now.restamped(&stored).is_some())
+        };
+        assert_eq!(changed(&|_| ()), (false, false, false));
+        assert_eq!(changed(&|t| t.own = vec![]), (true, false, false));
+        assert_eq!(changed(&|t| t.above = vec!["table 1:1".into()]), (true, false, false));
+        assert_eq!(changed(&|t| t.oid = 9_999), (false, true, false));
+        assert_eq!(changed(&|t| t.stamp = None), (true, false, true));
     }
 
     #[test]

@@ -303,7 +303,13 @@ fn progress_of_another_slot_halts() {
 fn published(oid: u32, way: &str) -> Published {
     let table = PublishedTable { oid, own: vec![way.into()], above: vec![], stamp: None };
     let tables = [("outbox.events".to_owned(), table)].into();
-    Published { publication: "1:90".into(), tables, whole: way.into(), attached: vec![] }
+    Published {
+        publication: "1:90".into(),
+        tables,
+        digests: None,
+        whole: way.into(),
+        attached: vec![],
+    }
 }
 
 /// It was published all the time until the last snapshot; now it is published otherwise.
