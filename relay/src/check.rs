@@ -21,7 +21,7 @@ use crate::{
     config::{Config, parts::Parts},
     daemon::first,
     postgres::{
-        ConnectError,
+        ConnectError, shortage,
         sql::{self, SqlSession},
     },
     printable,
@@ -154,7 +154,8 @@ async fn postgres(config: &Config, parts: &Parts) -> (Vec<Finding>, Option<SqlSe
             findings.push(match error {
                 ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
                 error @ ConnectError::Transient { .. } => {
-                    let remedy = "check postgres.url, and that the server is up";
+                    let short = error.sqlstate().and_then(shortage::remedy);
+                    let remedy = short.unwrap_or("check postgres.url, and that the server is up");
                     problem("PostgreSQL", printable::causes(&error), remedy)
                 }
             });

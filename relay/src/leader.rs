@@ -151,7 +151,7 @@ pub(crate) async fn depose(
 
 /// Ends whatever still reads from the slot or is making it. Only for who holds the lock: then it
 /// is what an older leader left behind. A slot of that name in another database is another relay's.
-/// Returns the processes.
+/// Returns the processes that have ended; one that is frozen stays.
 ///
 /// # Errors
 /// The session is broken, or this role may not end the other's.
@@ -160,7 +160,8 @@ pub(crate) async fn evict(client: &Client, slot: &str) -> Result<Vec<i32>, Error
                    select active_pid from pg_catalog.pg_replication_slots \
                     where slot_name::pg_catalog.text = $1 and active_pid is not null \
                         and database = pg_catalog.current_database()) \
-               select active_pid, pg_catalog.pg_terminate_backend(active_pid, $2) from stale";
+               select active_pid from stale \
+                where pg_catalog.pg_terminate_backend(active_pid, $2)";
     let rows = client.query(sql, &[&slot, &TERMINATION_MS]).await?;
     rows.iter().map(|row| row.try_get(0)).collect()
 }

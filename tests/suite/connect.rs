@@ -1,6 +1,6 @@
 //! Ways in, and ways back in: hosts, sockets, and connections that are cut.
 
-use outbox_tests::{Harness, database::Role, event::Event, servers, wait};
+use outbox_tests::{Harness, database::Role, event::Event, postgres::Postgres, servers, wait};
 
 #[tokio::test]
 async fn a_cut_replication_connection_is_made_again_and_nothing_is_doubled() {
@@ -23,6 +23,58 @@ async fn a_cut_replication_connection_is_made_again_and_nothing_is_doubled() {
     }
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 2).await.assert_exactly_once();
+}
+
+async fn limit(t: &Harness, connections: i32) {
+    let name = t.database().name();
+    let sql = format!("alter database \"{name}\" connection limit {connections}");
+    t.database().superuser().batch_execute(&sql).await.expect("limited");
+}
+
+#[tokio::test]
+async fn where_all_connections_are_taken_it_is_said_who_has_them_and_what_to_type() {
+    let t = Harness::start().await;
+    limit(&t, 0).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().spawn();
+    relay.wait_log("nothing is lost").await;
+    let check = settings.command(&["check"]).await;
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    for said in [&relay.log_text(), &check] {
+        assert!(
+            said.contains("connection limit -1") && said.contains("pg_stat_activity"),
+            "{said}"
+        );
+    }
+    assert!(!check.contains("that the server is up"), "{check}");
+    limit(&t, -1).await;
+    relay.wait_ready().await;
+}
+
+#[tokio::test]
+async fn a_frozen_walsender_that_keeps_the_slot_is_named_with_what_to_type() {
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let walsender = "select active_pid from pg_replication_slots where active";
+    let pid: i32 =
+        t.database().superuser().query_one(walsender, &[]).await.expect("it streams").get(0);
+    signal(pid, "-STOP").await;
+    relay.kill9().await;
+    relay.restart();
+    relay.wait_log(&format!("by process {pid} (outbox-relay")).await;
+    assert!(relay.logs_contain(&format!("kill -CONT {pid}")), "{}", relay.log_text());
+    assert!(!relay.logs_contain("ended what an older leader left"), "{}", relay.log_text());
+    signal(pid, "-CONT").await;
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+async fn signal(pid: i32, signal: &str) {
+    let mut kill = tokio::process::Command::new("kill");
+    assert!(kill.args([signal, &pid.to_string()]).status().await.expect("kill").success());
 }
 
 #[tokio::test]

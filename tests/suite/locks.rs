@@ -11,7 +11,11 @@ use outbox_tests::{
     wait,
 };
 
-use crate::rows::{each_once, insert, run};
+use crate::{
+    partitions::{ATTACH, ID, TABLE, insert_old},
+    repair::wait_snapshot,
+    rows::{each_once, insert, run},
+};
 
 /// The relay gives its session up when it is silent for so long; locks are held for longer.
 const LEADER_TIMEOUT: &str = "3s";
@@ -107,6 +111,53 @@ async fn events_flow_while_somebody_locks_rows_that_are_to_be_released() {
     each_once(&missing, &[&late]).await;
     let ids: Vec<&String> = ids.iter().collect();
     each_once(&topic, &ids).await;
+}
+
+#[tokio::test]
+async fn events_flow_while_somebody_locks_a_partition_that_was_just_attached() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay =
+        t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    let (attaching, locking) =
+        tokio::join!(t.database().connect(Role::Owner), t.database().connect(Role::Owner));
+    let filled = format!("{TABLE}; {}", insert_old(&topic, ID));
+    attaching.batch_execute(&filled).await.expect("a table with a row");
+    let attach = format!("begin; {ATTACH}");
+    attaching.batch_execute(&attach).await.expect("it is being attached");
+    // It waits in line, so that nobody comes between.
+    let sql = "begin; lock table outbox.events_old";
+    let locked = tokio::spawn(async move {
+        locking.batch_execute(sql).await.expect("locked");
+        locking
+    });
+    let waiting = "select count(*) from pg_locks \
+                   where not granted and relation = 'outbox.events_old'::regclass";
+    wait::until("it waits for the lock", DEADLINE, || async {
+        let row = attaching.query_one(waiting, &[]).await.expect("a count");
+        (row.get::<_, i64>(0) == 1).then_some(()).ok_or("not yet")
+    })
+    .await
+    .expect("in line");
+    attaching.batch_execute("commit").await.expect("attached");
+    let locking = locked.await.expect("locked");
+    relay.wait_log("holds outbox.events_old").await;
+    flows(&t, &topic).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    // A start does not wait for it without a word.
+    relay.kill9().await;
+    relay.restart();
+    wait::until("the start names who holds it", DEADLINE, || async {
+        let log = relay.log_text();
+        (log.matches("holds outbox.events_old").count() > 1).then_some(()).ok_or(log)
+    })
+    .await
+    .expect("named");
+    locking.batch_execute("commit").await.expect("unlocked");
+    topic.records_with([ID.to_owned()]).await;
 }
 
 #[tokio::test]

@@ -9,14 +9,14 @@ use crate::{
 };
 
 /// A table that is to become a partition, for what is of 2001.
-const TABLE: &str = "create table outbox.events_old (like outbox.events including all)";
-const ATTACH: &str = "alter table outbox.events attach partition outbox.events_old \
+pub(crate) const TABLE: &str = "create table outbox.events_old (like outbox.events including all)";
+pub(crate) const ATTACH: &str = "alter table outbox.events attach partition outbox.events_old \
                       for values from ('2001-01-01') to ('2002-01-01')";
 const PARTITION: &str = "create table outbox.events_old partition of outbox.events \
                          for values from ('2001-01-01') to ('2002-01-01')";
 
 /// Inserts an event into that table itself.
-fn insert_old(topic: &Topic, id: &str) -> String {
+pub(crate) fn insert_old(topic: &Topic, id: &str) -> String {
     format!(
         "insert into outbox.events_old (id, topic, key, created_at) \
          values ('{id}', '{}', 'k', '2001-05-05')",
@@ -24,7 +24,7 @@ fn insert_old(topic: &Topic, id: &str) -> String {
     )
 }
 
-const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+pub(crate) const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
 
 /// One in which `attached` is done while the relay streams, and while it is away.
 async fn what_was_inserted_before_arrives(attached: impl Fn(&Topic) -> String) {

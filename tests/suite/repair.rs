@@ -285,6 +285,18 @@ async fn a_first_start_with_all_publishes_what_is_there_and_what_comes() {
     t.count(&topic, 8).await.assert_exactly_once();
 }
 
+/// Were its progress lost by then, the next start would take itself for the first, and repeat all of it.
+#[tokio::test]
+async fn a_first_start_that_publishes_rows_has_delivered_by_its_first_page() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let mut relay = t.relay().fault("repair-page-stored").spawn();
+    relay.wait_end(wait::PATIENCE).await;
+    let noted = "select delivered_at is not null from outbox.relay_keys";
+    assert!(t.database().superuser().query_one(noted, &[]).await.expect("a key").get::<_, bool>(0));
+}
+
 #[tokio::test]
 async fn a_first_start_publishes_what_was_committed_since_the_migration() {
     let mut t = Harness::start().await;

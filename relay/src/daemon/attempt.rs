@@ -9,7 +9,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control, locks, missing, repair, retention,
+    broker, control,
+    ended::{Ended, pipeline_ended, stream_ended},
+    locks, missing, repair, retention,
     standby::{self, Leading},
     start::{self, Started, Streaming},
     suspects, tables,
@@ -18,80 +20,21 @@ use super::{
 };
 use crate::{
     admin::{Board, Phase},
-    config::{Config, PostgresConfig, parts::Parts},
+    config::{Config, parts::Parts},
     dead_letter::{history::History, pending::Pending},
     landmark::AnotherHistory,
     lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     position::Confirmable,
-    postgres::{ConnectError, error::needs_time, sql::SqlSession},
-    reconcile::Halt,
+    postgres::sql::SqlSession,
     record::BatchLimits,
     route::Format,
-    sink::SinkError,
-    source::{decoder::StreamError, handover::handover, intake::IntakeError, stream::Stream},
+    source::{decoder::StreamError, handover::handover, stream::Stream},
 };
 
-/// SQLSTATE `undefined_object`.
-const UNDEFINED_OBJECT: &str = "42704";
-/// SQLSTATE of a type that lacks an output function, among others.
-const UNDEFINED_FUNCTION: &str = "42883";
 /// Snapshots that may wait for the pipeline.
 const SNAPSHOTS_WAITING_MAX: usize = 2;
-
-/// Why an attempt ended, sorted by what the daemon does next.
-#[derive(Debug)]
-pub(super) enum Ended {
-    /// A person must mend it.
-    Halted(Halt),
-    /// Another relay has taken over: stand by.
-    Fenced,
-    /// Start again, asking for the text format: the stream has rows, now or once, that need it.
-    NeedsText(String),
-    /// Start again, knowing that the publication was missing where the stream is to go on.
-    Unpublished(StreamError),
-    /// Start again, and remember that the volume was put back to an older state.
-    RolledBack(AnotherHistory),
-    /// Wait a little, and start again from the first step.
-    Retry {
-        /// For the metrics.
-        cause: Cause,
-        /// What was being done.
-        doing: &'static str,
-        /// What went wrong.
-        error: anyhow::Error,
-    },
-}
-
-impl Ended {
-    pub(super) fn retry(
-        cause: Cause,
-        doing: &'static str,
-        error: impl Into<anyhow::Error>,
-    ) -> Self {
-        Ended::Retry { cause, doing, error: error.into() }
-    }
-
-    pub(super) fn connect(doing: &'static str, error: ConnectError) -> Self {
-        match error {
-            ConnectError::Permanent { what, remedy, .. } => {
-                Ended::Halted(Halt::new(format!("{doing}: {what}"), remedy))
-            }
-            error @ ConnectError::Transient { .. } => Ended::retry(Cause::Postgres, doing, error),
-        }
-    }
-
-    pub(super) fn sink(doing: &'static str, error: SinkError) -> Self {
-        match error {
-            SinkError::Fenced(_) => Ended::Fenced,
-            SinkError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
-            error @ (SinkError::Unavailable { .. } | SinkError::Refused { .. }) => {
-                Ended::retry(Cause::Broker, doing, error)
-            }
-        }
-    }
-}
 
 /// What only the stream has told so far; the catalogs say what holds for what is written now.
 #[derive(Clone, Copy, Debug)]
@@ -207,7 +150,7 @@ async fn stream(
         keep,
     });
     let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
-    let names = config.postgres.clone();
+    let (names, mapped) = (config.postgres.clone(), parts.mapping.tables().to_vec());
     let source = Stream::new(
         started.socket,
         started.unread,
@@ -277,7 +220,9 @@ async fn stream(
     let mut ended = Ok(());
     while let Some(task) = tasks.next().await {
         let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => (result.map_err(|e| stream_ended(e, &names, format)), true),
+            Ok(Task::Stream(result)) => {
+                (result.map_err(|e| stream_ended(e, &names, &mapped, format)), true)
+            }
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
                 result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),
@@ -321,52 +266,6 @@ impl Tasks {
             let error = anyhow::anyhow!("the task {name} has panicked: {panicked}");
             Ended::retry(Cause::Other, "running the relay's tasks", error)
         }))
-    }
-}
-
-fn stream_ended(error: StreamError, names: &PostgresConfig, format: Format) -> Ended {
-    let PostgresConfig { publication, slot, .. } = names;
-    match error {
-        // The server looks it up as it was when what it decodes was written, and before 18 it goes no
-        // further, whatever there is by now. The server's language doesn't matter.
-        StreamError::Server { ref code, ref message }
-            if code == UNDEFINED_OBJECT && message.contains(publication.as_str()) =>
-        {
-            Ended::Unpublished(error)
-        }
-        StreamError::AnotherHistory(found) => Ended::RolledBack(found),
-        StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
-            Ended::Halted(Halt { reason: what, remedy })
-        }
-        StreamError::Intake(error @ IntakeError::NeedsText { .. }) => {
-            Ended::NeedsText(error.to_string())
-        }
-        // A value below a column of anybody's table, such as the elements of an array, has no binary
-        // form: the server fails at its row, again and again.
-        StreamError::Server { code, message }
-            if code == UNDEFINED_FUNCTION && format == Format::Binary =>
-        {
-            Ended::NeedsText(message)
-        }
-        StreamError::Server { ref code, .. } if !code.is_empty() && !needs_time(code) => {
-            let error = anyhow::anyhow!(
-                "{error}. If it stays so, the server can't decode what comes next: drop the slot \
-                 (select pg_drop_replication_slot('{slot}')), and the relay makes a new one and \
-                 publishes from the table what this one would have sent, or halts with the interval"
-            );
-            Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error)
-        }
-        error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
-    }
-}
-
-pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
-    match error {
-        PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
-        PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
-        error @ PipelineError::Malformed { .. } => {
-            Ended::retry(Cause::Postgres, "reading a row", error)
-        }
     }
 }
 

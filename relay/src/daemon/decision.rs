@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{attempt::Ended, first};
+use super::{ended::Ended, first, locks};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -167,6 +167,7 @@ async fn attached(
     let application = format!("outbox-relay {} partitions", config.name);
     let reading = sql::connect(&parts.connect, &application);
     let reading = reading.await.map_err(|e| Ended::connect(DOING, e))?;
+    locks::limit(&reading, config.leader.timeout).await.map_err(failed)?;
     let found = repair::since(reading.client(), published, &lower.snapshot, &lower.leaves).await;
     match found.map_err(failed)? {
         Attached::Nothing => Ok(None),

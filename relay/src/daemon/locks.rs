@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, error::SqlState};
 
-use super::attempt::Ended;
+use super::ended::Ended;
 use crate::postgres::sql::SqlSession;
 
 /// For one statement of the control session.

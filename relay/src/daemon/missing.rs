@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
-use super::{attempt::Ended, locks, start};
+use super::{ended::Ended, locks, start};
 use crate::{
     dead_letter::{DeadLetterError, pending::Pending},
     metrics::Cause,

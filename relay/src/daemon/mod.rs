@@ -4,10 +4,13 @@
 //! (`attempt`), and ends whole: retry is replay, from the progress that is read back. What only a
 //! person can mend halts the relay; it stays alive, says what to do, and looks again by itself.
 
+mod advice;
 mod attempt;
 mod broker;
+mod connect;
 mod control;
 mod decision;
+mod ended;
 pub(crate) mod first;
 mod locks;
 mod missing;
@@ -32,8 +35,8 @@ use outbox_migrations::grants::RELAY;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{Ended, Learnt};
 pub(crate) use self::rehearsal::{Rehearsed, rehearse};
+use self::{attempt::Learnt, ended::Ended};
 use crate::{
     admin::{self, Board, Hosts, Phase},
     backoff::Backoff,
@@ -107,7 +110,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
         // Whoever changes passwords rewrites files.
         parts = config.renewed(parts);
         let ended = attempt::run(config, &parts, board, learnt, stop).await;
-        let ended = explained(&parts, ended).await;
+        let ended = explained(&parts, ended).await.map_err(advice::advised);
         learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);

@@ -1,7 +1,7 @@
 //! What a start would do: its own looks and its own decision, with nothing made, stored or fenced.
 //! For `check`, so that whatever would halt `run` is known before.
 
-use super::{attempt::Ended, decision, start, tables};
+use super::{connect, decision, ended::Ended, tables};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -52,7 +52,7 @@ async fn decide(
     session: &SqlSession,
     has_progress_topic: bool,
 ) -> Result<Decision, Ended> {
-    let mut replication = start::connect_replication(config, parts).await?;
+    let mut replication = connect::connect_replication(config, parts).await?;
     let identity = decision::identify(&mut replication).await?;
     let mut tables = tables::inspect(config, parts, session, Format::Binary).await?;
     let known = progress_key::look(session, &config.name).await.map_err(decision::key_failed)?;
@@ -70,7 +70,7 @@ async fn decide(
         let streamed = stored.as_ref().is_some_and(|progress| progress.position.is_some());
         return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
     }
-    let look = start::look(config, parts, &replication);
+    let look = connect::look(config, parts, &replication);
     let (_, published) = look
         .at(session.client())
         .await

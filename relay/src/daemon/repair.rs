@@ -12,8 +12,9 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    attempt::{Ended, pipeline_ended},
-    control, slot,
+    control,
+    ended::{Ended, pipeline_ended},
+    slot,
     start::{Repairing, store},
     unfinished::Unfinished,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{attempt::Ended, start::doing, unfinished::Unfinished};
+use super::{ended::Ended, start::doing, unfinished::Unfinished};
 use crate::{
     admin::{Board, Phase},
     fault::{self, Point},

@@ -11,7 +11,7 @@ use outbox_migrations::grants::RELAY;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
-use super::{attempt::Ended, broker, locks, standbys, start, tables};
+use super::{broker, connect, ended::Ended, locks, standbys, start, tables};
 use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
@@ -70,7 +70,7 @@ async fn take_over(
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
         start::doing(board, "getting ready to stand by");
-        let ready = start::prepare(config, parts, session).await?;
+        let ready = connect::prepare(config, parts, session).await?;
         stand_by(config, parts, board, session, &ready).await?;
         sink = Some(ready);
     }

@@ -3,7 +3,7 @@
 //! A list that names everybody (`*`), or the relay, counts its own stream as a standby: a commit that
 //! parks an event would wait for a confirmation that comes after it. Called by `standby` and `check`.
 
-use super::attempt::Ended;
+use super::ended::Ended;
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,

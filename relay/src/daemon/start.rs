@@ -9,10 +9,13 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::{
-    attempt::{Ended, Learnt},
+    advice,
+    attempt::Learnt,
+    connect::{connect_replication, connect_sink, look, still_leads},
     decision::{
         Found, believe, decide, identify, note_delivered, open_key, survey, tell_of_a_lost_tail,
     },
+    ended::Ended,
     first, repair, standby, tables,
     unfinished::Unfinished,
 };
@@ -23,16 +26,14 @@ use crate::{
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
     fault::{self, Point},
     landmark::{Landmark, Recognition},
-    leader,
     lsn::Lsn,
     metrics::Cause,
     pipeline::delivery::Delivery,
     position::Position,
     postgres::{socket::Socket, sql::SqlSession},
     progress::Progress,
-    progress_key::Known,
     published::Published,
-    reconcile::{self, Decision, Facts, Halt, Reconciled},
+    reconcile::{self, Decision, Halt, Reconciled},
     record::{Batch, BatchLimits},
     repair::Table,
     route::{Format, Origin, Router},
@@ -42,7 +43,7 @@ use crate::{
     },
     source::{
         characters,
-        connect::{ReplicationConnection, StreamOptions, SystemIdentity},
+        connect::{ReplicationConnection, StreamOptions},
         publication::Look,
         slot::InspectError,
     },
@@ -196,8 +197,7 @@ pub(super) async fn start(
             first::make(made, mapped, &mut progress).await?
         }
         Decision::Wait { pid, making } => {
-            let doing = if making { "made" } else { "used" };
-            let error = anyhow::anyhow!("slot {slot} is being {doing} by pid {pid}");
+            let error = advice::held(session, slot, pid, making).await;
             return Err(Ended::retry(Cause::Postgres, "waiting for the slot", error));
         }
         Decision::Repair { .. } | Decision::FinishRepair => {
@@ -221,6 +221,11 @@ pub(super) async fn start(
                 }
                 _ => None,
             };
+            if !noted {
+                // Before its first page is published: a start without progress is no first one then.
+                note_delivered(config, session).await?;
+                noted = true;
+            }
             let Some(from) = nothing_to_read else {
                 let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
                 let repairing = Repairing { delivery, tables: readable, origin, charset };
@@ -389,94 +394,6 @@ pub(super) fn dead_letters_failed(doing: &'static str, error: DeadLetterError) -
 pub(super) fn doing(board: &Board, doing: &str) {
     tracing::debug!("{doing}");
     board.phase(Phase::Starting { doing: doing.to_owned() });
-}
-
-/// All that can be done before leading: checks everything, changes nothing, fences nobody.
-pub(super) async fn prepare(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-) -> Result<KafkaSink, Ended> {
-    let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    standby::could_lead(config, parts, session).await?;
-    let known = open_key(config, session).await?;
-    connect_sink(config, parts, session, &identity, &known).await
-}
-
-pub(super) async fn connect_replication(
-    config: &Config,
-    parts: &Parts,
-) -> Result<ReplicationConnection, Ended> {
-    let application = format!("outbox-relay {}", config.name);
-    ReplicationConnection::connect(&parts.connect, &application)
-        .await
-        .map_err(|e| Ended::connect("connecting for replication", e))
-}
-
-/// A sink that may fence: what is stored under its name is this relay's own.
-async fn connect_sink(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-    identity: &SystemIdentity,
-    known: &Known,
-) -> Result<KafkaSink, Ended> {
-    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key.clone())
-        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
-    let seen = sink.glance_at_progress().await;
-    let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
-    let seen = believe(config, session, identity, known, seen).await?;
-    let (slot, database) = survey(config, session).await?;
-    reconcile::is_ours(&Facts {
-        slot_name: &config.postgres.slot,
-        progress: seen.as_ref(),
-        slot: slot.as_ref(),
-        database: &database,
-        identity,
-        history: &[],
-        start_with_all: false,
-        published: None,
-        unpublished_once: false,
-        attached: None,
-        unrepairable: None,
-        has_delivered: known.has_delivered,
-    })
-    .map_err(Ended::Halted)?;
-    fault::point(Point::ProgressRead);
-    Ok(sink)
-}
-
-/// With several hosts in the URL, or one name that moves to another server, a failover may come
-/// between two connections; and a relay that was frozen may have been replaced meanwhile. The one
-/// connection must see that the other's session leads.
-async fn still_leads(
-    config: &Config,
-    session: &SqlSession,
-    replication: &mut ReplicationConnection,
-) -> Result<(), Ended> {
-    const DOING: &str = "looking whether this relay still leads";
-    let question = leader::leads(&config.postgres.slot, session.pid());
-    let rows = replication.simple_query(&question).await;
-    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!(
-        "the session at {} does not lead, or another server answers for replication at {}",
-        session.host(),
-        replication.host()
-    );
-    Err(Ended::retry(Cause::Postgres, DOING, error))
-}
-
-/// How the publication is looked at on that server.
-pub(super) fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
-    let tables = parts.mapping.tables().iter();
-    Look::new(
-        replication.server_version_num(),
-        &config.postgres.publication,
-        tables.map(|table| (table.to_string(), table.schema.as_str(), table.table.as_str())),
-    )
 }
 
 /// Stores progress alone.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::sleep};
 
-use super::{attempt::Ended, locks, start::dead_letters_failed};
+use super::{ended::Ended, locks, start::dead_letters_failed};
 use crate::dead_letter::{
     DeadLetterError,
     pending::{Pending, Suspects},

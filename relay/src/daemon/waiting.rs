@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{attempt::Ended, locks, start::dead_letters_failed};
+use super::{ended::Ended, locks, start::dead_letters_failed};
 use crate::{
     admin::Board,
     dead_letter::{self, DeadLetterError},

@@ -10,6 +10,7 @@ pub mod dial;
 pub mod error;
 mod passfile;
 pub(crate) mod pins;
+pub(crate) mod shortage;
 pub mod socket;
 pub mod sql;
 pub mod tls;

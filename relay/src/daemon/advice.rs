@@ -1,0 +1,102 @@
+//! What a person can do about an error that the relay tries to outlast.
+
+use std::error::Error;
+
+use super::ended::Ended;
+use crate::{
+    postgres::{ConnectError, error::ServerError, shortage, sql::SqlSession},
+    printable,
+    source::{
+        connect::{QueryError, StartError},
+        decoder::StreamError,
+    },
+};
+
+/// The same, with what to type where the server has run out of something.
+pub(super) fn advised(ended: Ended) -> Ended {
+    match ended {
+        Ended::Retry { cause, doing, error } => {
+            let sqlstate = error.chain().find_map(|cause| sqlstate(cause));
+            let error = match sqlstate.as_deref().and_then(shortage::remedy) {
+                Some(remedy) => {
+                    let error = printable::causes(error.as_ref());
+                    anyhow::anyhow!(
+                        "{error}: nothing is lost, and what waits is published later; {remedy}"
+                    )
+                }
+                None => error,
+            };
+            Ended::Retry { cause, doing, error }
+        }
+        ended => ended,
+    }
+}
+
+/// The server's code, wherever it is kept.
+fn sqlstate(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
+        return error.code().map(|code| code.code().to_owned());
+    }
+    if let Some(StreamError::Server { code, .. }) = error.downcast_ref() {
+        return Some(code.clone());
+    }
+    let start = error.downcast_ref::<StartError>().and_then(|error| match error {
+        StartError::SlotActive(error, _)
+        | StartError::SlotMissing(error)
+        | StartError::SlotLost(error) => Some(error.sqlstate.as_str()),
+        StartError::Transient(error) | StartError::Other(error) => error.sqlstate(),
+    });
+    let other = || error.downcast_ref::<ServerError>().map(|error| error.sqlstate.as_str());
+    let query = || error.downcast_ref::<QueryError>().and_then(QueryError::sqlstate);
+    let connect = || error.downcast_ref::<ConnectError>().and_then(ConnectError::sqlstate);
+    start.or_else(query).or_else(connect).or_else(other).map(str::to_owned)
+}
+
+/// Who has the slot, and what makes the server let go of it.
+pub(super) async fn held(
+    session: &SqlSession,
+    slot: &str,
+    pid: i32,
+    making: bool,
+) -> anyhow::Error {
+    let doing = if making { "being made" } else { "being used" };
+    let who = "select pg_catalog.concat_ws(', ', \
+                   nullif(application_name, ''), 'role ' || usename::text, \
+                   'from ' || coalesce(pg_catalog.host(client_addr), 'the same host'), \
+                   'since ' || pg_catalog.date_trunc('second', backend_start)::text) \
+               from pg_catalog.pg_stat_activity where pid = $1";
+    let found = session.client().query_opt(who, &[&pid]).await.ok().flatten();
+    let who = found.and_then(|row| row.try_get::<_, String>(0).ok()).unwrap_or_default();
+    anyhow::anyhow!(
+        "slot {slot} is {doing} by process {pid} ({who}): nothing is lost, and nothing is published until \
+         it has ended. If it is not to be there, end it: `select pg_terminate_backend({pid})`. If it \
+         stays, it is frozen: `kill -CONT {pid}` on the server's host, or restart the server"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Cause;
+
+    #[test]
+    fn a_shortage_is_told_with_its_remedy_wherever_the_server_named_it() {
+        let server =
+            || ServerError { sqlstate: "53300".into(), message: "zu viele".into(), detail: None };
+        let stream = StreamError::Server { code: "53300".into(), message: "zu viele".into() };
+        let refused = || QueryError::Refused { doing: "starting", error: server() };
+        for error in [
+            anyhow::Error::new(ConnectError::server(&server())),
+            anyhow::Error::new(stream),
+            anyhow::Error::new(refused()),
+            anyhow::Error::new(StartError::Transient(refused())).context("starting"),
+        ] {
+            let Ended::Retry { error, .. } = advised(Ended::retry(Cause::Postgres, "x", error))
+            else {
+                panic!("it is tried again")
+            };
+            let error = format!("{error:#}");
+            assert!(error.contains("zu viele") && error.contains("max_wal_senders"), "{error}");
+        }
+    }
+}

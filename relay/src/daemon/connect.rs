@@ -1,0 +1,110 @@
+//! The lines that a start needs beside the control session, each looked at before it is used: the
+//! replication connection, and a sink that may fence.
+
+use super::{
+    decision::{believe, identify, open_key, survey},
+    ended::Ended,
+    standby,
+};
+use crate::{
+    config::{Config, parts::Parts},
+    fault::{self, Point},
+    leader,
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    progress_key::Known,
+    reconcile::{self, Facts},
+    sink::{Sink as _, kafka::KafkaSink},
+    source::{
+        connect::{ReplicationConnection, SystemIdentity},
+        publication::Look,
+    },
+};
+
+/// All that can be done before leading: checks everything, changes nothing, fences nobody.
+pub(super) async fn prepare(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+) -> Result<KafkaSink, Ended> {
+    let identity = identify(&mut connect_replication(config, parts).await?).await?;
+    standby::could_lead(config, parts, session).await?;
+    let known = open_key(config, session).await?;
+    connect_sink(config, parts, session, &identity, &known).await
+}
+
+pub(super) async fn connect_replication(
+    config: &Config,
+    parts: &Parts,
+) -> Result<ReplicationConnection, Ended> {
+    let application = format!("outbox-relay {}", config.name);
+    ReplicationConnection::connect(&parts.connect, &application)
+        .await
+        .map_err(|e| Ended::connect("connecting for replication", e))
+}
+
+/// A sink that may fence: what is stored under its name is this relay's own.
+pub(super) async fn connect_sink(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    identity: &SystemIdentity,
+    known: &Known,
+) -> Result<KafkaSink, Ended> {
+    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key.clone())
+        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
+    let seen = sink.glance_at_progress().await;
+    let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
+    let seen = believe(config, session, identity, known, seen).await?;
+    let (slot, database) = survey(config, session).await?;
+    reconcile::is_ours(&Facts {
+        slot_name: &config.postgres.slot,
+        progress: seen.as_ref(),
+        slot: slot.as_ref(),
+        database: &database,
+        identity,
+        history: &[],
+        start_with_all: false,
+        published: None,
+        unpublished_once: false,
+        attached: None,
+        unrepairable: None,
+        has_delivered: known.has_delivered,
+    })
+    .map_err(Ended::Halted)?;
+    fault::point(Point::ProgressRead);
+    Ok(sink)
+}
+
+/// With several hosts in the URL, or one name that moves to another server, a failover may come
+/// between two connections; and a relay that was frozen may have been replaced meanwhile. The one
+/// connection must see that the other's session leads.
+pub(super) async fn still_leads(
+    config: &Config,
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+) -> Result<(), Ended> {
+    const DOING: &str = "looking whether this relay still leads";
+    let question = leader::leads(&config.postgres.slot, session.pid());
+    let rows = replication.simple_query(&question).await;
+    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!(
+        "the session at {} does not lead, or another server answers for replication at {}",
+        session.host(),
+        replication.host()
+    );
+    Err(Ended::retry(Cause::Postgres, DOING, error))
+}
+
+/// How the publication is looked at on that server.
+pub(super) fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
+    let tables = parts.mapping.tables().iter();
+    Look::new(
+        replication.server_version_num(),
+        &config.postgres.publication,
+        tables.map(|table| (table.to_string(), table.schema.as_str(), table.table.as_str())),
+    )
+}

@@ -1,0 +1,158 @@
+//! Why an attempt ended, and what each error of its parts asks of the daemon.
+
+use super::start;
+use crate::{
+    config::PostgresConfig,
+    landmark::AnotherHistory,
+    metrics::Cause,
+    pipeline::PipelineError,
+    postgres::{ConnectError, error::needs_time},
+    reconcile::Halt,
+    route::{Format, TableName},
+    sink::SinkError,
+    source::{decoder::StreamError, intake::IntakeError},
+};
+
+/// SQLSTATE `undefined_object`.
+const UNDEFINED_OBJECT: &str = "42704";
+/// SQLSTATE of a type that lacks an output function, among others.
+const UNDEFINED_FUNCTION: &str = "42883";
+/// Why an attempt ended, sorted by what the daemon does next.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// A person must mend it.
+    Halted(Halt),
+    /// Another relay has taken over: stand by.
+    Fenced,
+    /// Start again, asking for the text format: the stream has rows, now or once, that need it.
+    NeedsText(String),
+    /// Start again, knowing that the publication was missing where the stream is to go on.
+    Unpublished(StreamError),
+    /// Start again, and remember that the volume was put back to an older state.
+    RolledBack(AnotherHistory),
+    /// Wait a little, and start again from the first step.
+    Retry {
+        /// For the metrics.
+        cause: Cause,
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        error: anyhow::Error,
+    },
+}
+
+impl Ended {
+    pub(super) fn retry(
+        cause: Cause,
+        doing: &'static str,
+        error: impl Into<anyhow::Error>,
+    ) -> Self {
+        Ended::Retry { cause, doing, error: error.into() }
+    }
+
+    pub(super) fn connect(doing: &'static str, error: ConnectError) -> Self {
+        match error {
+            ConnectError::Permanent { what, remedy, .. } => {
+                Ended::Halted(Halt::new(format!("{doing}: {what}"), remedy))
+            }
+            error @ ConnectError::Transient { .. } => Ended::retry(Cause::Postgres, doing, error),
+        }
+    }
+
+    pub(super) fn sink(doing: &'static str, error: SinkError) -> Self {
+        match error {
+            SinkError::Fenced(_) => Ended::Fenced,
+            SinkError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
+            error @ (SinkError::Unavailable { .. } | SinkError::Refused { .. }) => {
+                Ended::retry(Cause::Broker, doing, error)
+            }
+        }
+    }
+}
+
+/// Whether the server may fail at the same place each time. What is too large for its memory is an internal
+/// error or a limit of its program, and not a shortage.
+fn may_be_undecodable(code: &str) -> bool {
+    !code.is_empty() && (!needs_time(code) || code.starts_with("XX"))
+}
+
+fn undecodable(error: &StreamError, slot: &str, tables: &[TableName]) -> anyhow::Error {
+    let tables = tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    anyhow::anyhow!(
+        "{error}. Nothing is lost, and everything waits: the relay tries again. If it stays so, the \
+         server can't decode what comes next, as a row of {tables} that is about 1 GB as text: drop the \
+         slot, `select pg_drop_replication_slot('{slot}')`, and the relay makes a new one and publishes \
+         from the table what this one would have sent, but for what is too large, which it parks; or it \
+         halts with the interval. If it can't read the table either, make that row smaller with an \
+         update: pg_column_size(payload), or of another column, finds it"
+    )
+}
+
+pub(super) fn stream_ended(
+    error: StreamError,
+    names: &PostgresConfig,
+    tables: &[TableName],
+    format: Format,
+) -> Ended {
+    let PostgresConfig { publication, slot, .. } = names;
+    match error {
+        // The server looks it up as it was when what it decodes was written, and before 18 it goes no
+        // further, whatever there is by now. The server's language doesn't matter.
+        StreamError::Server { ref code, ref message }
+            if code == UNDEFINED_OBJECT && message.contains(publication.as_str()) =>
+        {
+            Ended::Unpublished(error)
+        }
+        StreamError::AnotherHistory(found) => Ended::RolledBack(found),
+        StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
+            Ended::Halted(Halt { reason: what, remedy })
+        }
+        StreamError::Intake(error @ IntakeError::NeedsText { .. }) => {
+            Ended::NeedsText(error.to_string())
+        }
+        // A value below a column of anybody's table, such as the elements of an array, has no binary
+        // form: the server fails at its row, again and again.
+        StreamError::Server { code, message }
+            if code == UNDEFINED_FUNCTION && format == Format::Binary =>
+        {
+            Ended::NeedsText(message)
+        }
+        StreamError::Server { ref code, .. } if may_be_undecodable(code) => Ended::retry(
+            Cause::Postgres,
+            "streaming from PostgreSQL",
+            undecodable(&error, slot, tables),
+        ),
+        error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
+    }
+}
+
+pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
+    match error {
+        PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
+        PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
+        error @ PipelineError::Malformed { .. } => {
+            Ended::retry(Cause::Postgres, "reading a row", error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_can_not_decode_is_told_with_the_tables_and_what_to_type() {
+        for (code, told) in
+            [("54000", true), ("22021", true), ("XX000", true), ("53400", false), ("57P01", false)]
+        {
+            assert_eq!(may_be_undecodable(code), told, "{code}");
+        }
+        let table = TableName { schema: "app".into(), table: "mine".into() };
+        let error = StreamError::Server { code: "XX000".into(), message: "invalid size".into() };
+        let error = undecodable(&error, "s", &[table]).to_string();
+        for word in ["invalid size", "Nothing is lost", "app.mine", "pg_drop_replication_slot('s')"]
+        {
+            assert!(error.contains(word), "{word:?} is not in: {error}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What the server may have run out of, by SQLSTATE, and what a person can type. All of it passes, so the
+//! relay tries again; nobody else will free what is taken.
+
+/// What is missing, and how it is found and freed; `None` for whatever is no shortage.
+pub(crate) fn remedy(sqlstate: &str) -> Option<&'static str> {
+    Some(match sqlstate {
+        "53100" => {
+            "the server's disk is full: free room on it, but delete nothing in pg_wal by hand. What keeps \
+             WAL: `select slot_name, active, \
+             pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) as kept from \
+             pg_replication_slots order by restart_lsn`; drop a slot only if nobody needs it any more"
+        }
+        "53200" => {
+            "the server has no memory left, or no room for more locks: end sessions that are not needed \
+             (`select pid, usename, application_name, state, xact_start from pg_stat_activity order by \
+             xact_start`), or raise max_locks_per_transaction and restart the server"
+        }
+        "53300" => {
+            "all connections are taken that the server, the database or the role may have \
+             (max_connections, max_wal_senders, connection limit). Who has them: `select pid, usename, \
+             application_name, backend_type, state, backend_start from pg_stat_activity order by \
+             backend_start`; end what is not needed with `select pg_terminate_backend(pid)`, or raise \
+             the limit: `alter role … connection limit -1`, `alter database … connection limit -1`, or \
+             the setting, and restart the server"
+        }
+        "53400" => {
+            "a limit of the server's configuration is reached. For temp_file_limit: `alter role … set \
+             temp_file_limit = -1` for the relay's role, as a superuser. For replication slots: drop one \
+             that nobody needs any more (`select slot_name, active, wal_status from \
+             pg_replication_slots`), or raise max_replication_slots and restart the server"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_is_named_with_what_to_type() {
+        for (sqlstate, words) in [
+            ("53100", &["disk is full", "pg_replication_slots"][..]),
+            ("53200", &["no memory", "max_locks_per_transaction"]),
+            ("53300", &["max_wal_senders", "pg_stat_activity", "connection limit -1"]),
+            ("53400", &["temp_file_limit = -1", "max_replication_slots"]),
+        ] {
+            let remedy = remedy(sqlstate).expect("there is one");
+            assert!(words.iter().all(|word| remedy.contains(word)), "{sqlstate}: {remedy}");
+            assert!(crate::postgres::error::needs_time(sqlstate), "{sqlstate} is tried again");
+        }
+        assert_eq!(remedy("57P03"), None, "it starts");
+    }
+}
