@@ -16,8 +16,8 @@ use crate::{
 
 /// A stored snapshot's text; some 70 open transactions have room in it.
 const SNAPSHOT_BYTES_MAX: usize = 800;
-/// Of the snapshot at which a repair ends, which can't be cut: some 2,900 open transactions.
-pub const UPPER_BYTES_MAX: usize = 31 << 10;
+/// Of the snapshot at which a repair ends, which can't be cut: some 2,600 open transactions.
+pub const UPPER_BYTES_MAX: usize = 28 << 10;
 /// Of an id in a repair's cursor.
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 

@@ -16,7 +16,7 @@ use crate::{
 pub(super) fn advised(ended: Ended) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } => {
-            let sqlstate = error.chain().find_map(|cause| sqlstate(cause));
+            let sqlstate = error.chain().find_map(sqlstate);
             let error = match sqlstate.as_deref().and_then(shortage::remedy) {
                 Some(remedy) => {
                     let error = printable::causes(error.as_ref());
