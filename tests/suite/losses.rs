@@ -277,10 +277,8 @@ async fn a_deletion_whose_note_went_into_an_older_one_halts_a_repair() {
     stranger.batch_execute("commit").await.expect("it ends");
     run(&t, &format!("delete from outbox.events where id <> '{kept}'")).await;
     // By and by the lower one goes; what is written meanwhile stays.
-    let lower = format!(
-        "select count(*) from outbox.deletions d where d.newest < \
-         (select max(newest) from outbox.deletions)"
-    );
+    let lower = "select count(*) from outbox.deletions d \
+                 where d.newest < (select max(newest) from outbox.deletions)";
     for round in 0.. {
         let old = "begin; insert into outbox.events (topic, xid) values ('x', '3'); commit; \
                    delete from outbox.events where xid = '3'";
@@ -288,7 +286,7 @@ async fn a_deletion_whose_note_went_into_an_older_one_halts_a_repair() {
         let noise = "delete from outbox.deletions \
                      where newest::text::bigint < pg_current_xact_id()::text::bigint / 4";
         run(&t, noise).await;
-        let row = t.database().superuser().query_one(&lower, &[]).await.expect("a count");
+        let row = t.database().superuser().query_one(lower, &[]).await.expect("a count");
         if row.get::<_, i64>(0) == 0 {
             break;
         }
