@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 /// Why the inbox has no answer. Nothing that was written in the transaction is there, but for
 /// [`InboxError::Unavailable`], which can't know.
@@ -77,6 +77,9 @@ pub enum OnceError<E> {
 pub(crate) enum Sort {
     /// The database is away; it says nothing about the statement or the message.
     Outage,
+    /// The server failed, and is there: an outage of a part of it, or an error that it, or an
+    /// extension, has no better SQLSTATE for, and that these values cause.
+    Doubt,
     /// Run the transaction again.
     Conflict,
     /// The session's state is at fault: run the transaction again, with everything prepared anew.
@@ -99,7 +102,11 @@ pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
     if *state == SqlState::FEATURE_NOT_SUPPORTED && routine == Some("RevalidateCachedQuery") {
         return Sort::Session;
     }
-    sort_state(state.code())
+    let ended = error.as_db_error().and_then(|error| error.parsed_severity());
+    match sort_state(state.code()) {
+        Sort::Doubt if matches!(ended, Some(Severity::Fatal | Severity::Panic)) => Sort::Outage,
+        sort => sort,
+    }
 }
 
 pub(crate) fn sort_state(state: &str) -> Sort {
@@ -110,10 +117,14 @@ pub(crate) fn sort_state(state: &str) -> Sort {
         "26000" | "42P05" => Sort::Session,
         // A standby after a failover.
         "25006" => Sort::Outage,
+        // A full disk, and no connection left: no message's fault.
+        "53100" | "53300" => Sort::Outage,
         // A cancelled statement is not an outage.
         "57014" => Sort::Other,
         _ => match state.get(..2) {
-            Some("08" | "53" | "57" | "58" | "XX") => Sort::Outage,
+            Some("08" | "57") => Sort::Outage,
+            // XX000 is what PostgreSQL and its extensions raise where nobody chose a state.
+            Some("53" | "58" | "XX") => Sort::Doubt,
             // 2D: a handler that ends its transaction would do so again.
             Some("22" | "23" | "2D") => Sort::Permanent,
             _ => Sort::Other,
@@ -130,7 +141,8 @@ impl InboxError {
         }
         match sort(&source) {
             _ if ended_the_session(&source) => InboxError::Unavailable(source.into()),
-            Sort::Outage => InboxError::Unavailable(source.into()),
+            // These statements are the same for all messages.
+            Sort::Outage | Sort::Doubt => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),
             Sort::Session => InboxError::Session(source),
             Sort::Permanent | Sort::Other => {
@@ -177,4 +189,29 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 /// As PostgreSQL's manual writes it, for errors and dead letters.
 pub(crate) fn state_of(error: &tokio_postgres::Error) -> String {
     error.code().map_or_else(|| "none".to_owned(), |state| state.code().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_messages_fault_is_told_from_an_outage() {
+        for (state, expected) in [
+            ("08006", Sort::Outage),
+            ("57P01", Sort::Outage),
+            ("53100", Sort::Outage),
+            ("53300", Sort::Outage),
+            ("25006", Sort::Outage),
+            ("XX000", Sort::Doubt),
+            ("XX001", Sort::Doubt),
+            ("53200", Sort::Doubt),
+            ("58030", Sort::Doubt),
+            ("57014", Sort::Other),
+            ("40P01", Sort::Conflict),
+            ("22012", Sort::Permanent),
+        ] {
+            assert_eq!(sort_state(state), expected, "{state}");
+        }
+    }
 }

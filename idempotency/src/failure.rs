@@ -36,6 +36,9 @@ pub(crate) enum Kind {
     Session,
     /// The database is away: wait, and count nothing.
     Outage,
+    /// The database failed, and is there: wait as in an outage, a few times. If it stays so, the
+    /// message is at fault.
+    Doubt,
     /// The consumer must stop.
     Fatal,
 }
@@ -70,7 +73,8 @@ impl Failure {
 
     /// Whether it says something about the message, so that its transaction's outcome is stored.
     pub(crate) fn is_the_messages(&self) -> bool {
-        !matches!(self.kind, Kind::Outage | Kind::Conflict | Kind::Session | Kind::Fatal)
+        use Kind::{Conflict, Doubt, Fatal, Outage, Session};
+        !matches!(self.kind, Outage | Doubt | Conflict | Session | Fatal)
     }
 
     /// What the message's dead letter is found by.
@@ -117,6 +121,7 @@ impl From<Sort> for Kind {
     fn from(sort: Sort) -> Self {
         match sort {
             Sort::Outage => Kind::Outage,
+            Sort::Doubt => Kind::Doubt,
             Sort::Conflict => Kind::Conflict,
             Sort::Session => Kind::Session,
             Sort::Permanent => Kind::Permanent,

@@ -279,6 +279,8 @@ impl Open {
             }
             // The work took too long, and would again.
             Err(error) if ended_the_session(&error) => Err(InboxError::Uncommitted(error)),
+            // So may one that is checked in C.
+            Err(error) if sort(&error) == Sort::Doubt => Err(InboxError::Uncommitted(error)),
             // A deferred constraint speaks up here.
             Err(error) => Err(match InboxError::of("committing", error) {
                 InboxError::Refused { source, .. } => InboxError::Uncommitted(source),

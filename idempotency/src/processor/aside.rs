@@ -82,7 +82,7 @@ impl Processor {
             Kind::Defer(until) => Some(Due::At(until)),
             Kind::Permanent | Kind::Fatal => None,
             Kind::After(delay) => Some(Due::In(by_policy()?.max(delay))),
-            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
+            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage | Kind::Doubt => {
                 Some(Due::In(by_policy()?))
             }
         }

@@ -1,5 +1,7 @@
 //! Whether a transaction that failed is run again, and whose fault it was.
 
+use std::time::Duration;
+
 use super::{Attempt, OUTAGE, Processor, Stop, aborted};
 use crate::{
     error::InboxError,
@@ -8,7 +10,9 @@ use crate::{
 
 /// How often a transaction that met another one is run again before that counts as a failure.
 const CONFLICTS_MAX: u32 = 20;
-/// The same, of a session that does not know what was prepared in it.
+/// How often a message waits for a database that fails, and is there, before that counts as a failure.
+const DOUBTS_MAX: u32 = 5;
+/// How often it is run again in a session that does not know what was prepared in it.
 const SESSIONS_MAX: u32 = 5;
 
 impl Processor {
@@ -18,7 +22,7 @@ impl Processor {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
-        let (mut conflicts, mut sessions, mut wait) = (0, 0, OUTAGE.0);
+        let (mut conflicts, mut sessions, mut doubts, mut wait) = (0, 0, 0, OUTAGE.0);
         loop {
             let failure = match run().await {
                 Ok(Attempt::Failed(failure)) => failure,
@@ -39,19 +43,29 @@ impl Processor {
                     self.shared.meter.conflict();
                     conflicts += 1;
                 }
+                Kind::Doubt if doubts < DOUBTS_MAX => {
+                    doubts += 1;
+                    self.wait_for_the_database(&failure, &mut wait).await;
+                }
                 Kind::Outage => {
-                    self.shared.meter.outage();
-                    tracing::warn!(
-                        consumer = self.shared.inbox.consumer(),
-                        error = failure.text(),
-                        "the database is unavailable; waiting {wait:?}, nothing is acknowledged"
-                    );
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(OUTAGE.1);
+                    // Whatever failed before, it may have been the beginning of this.
+                    doubts = 0;
+                    self.wait_for_the_database(&failure, &mut wait).await;
                 }
                 _ => return Ok(Attempt::Failed(failure)),
             }
         }
+    }
+
+    async fn wait_for_the_database(&self, failure: &Failure, wait: &mut Duration) {
+        self.shared.meter.outage();
+        tracing::warn!(
+            consumer = self.shared.inbox.consumer(),
+            error = failure.text(),
+            "the database is unavailable; waiting {wait:?}, nothing is acknowledged"
+        );
+        tokio::time::sleep(*wait).await;
+        *wait = (*wait * 2).min(OUTAGE.1);
     }
 
     /// The inbox's errors as failures of the message, but for those that a person must mend.

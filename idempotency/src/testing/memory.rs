@@ -296,7 +296,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
                 Some(until.duration_since(self.now).unwrap_or_default().max(DEFER_MIN))
             }
             Kind::After(delay) => self.retry.delay(attempts, 0.0).map(|policy| policy.max(delay)),
-            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage => {
+            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage | Kind::Doubt => {
                 self.retry.delay(attempts, 0.0)
             }
         };

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering::SeqCst},
 };
 
+use futures_util::future;
 use outbox_idempotency::{Dedup, Inbox, Message, Processor, Retry, Tx};
 use outbox_tests::{
     database::{self, Database, Role},
@@ -13,7 +14,7 @@ use outbox_tests::{
 };
 
 use super::{
-    effects::{Step, database, effects, message, number, take},
+    effects::{Step, database, effects, inbox, message, number, take},
     watermark::{published, watermark},
 };
 
@@ -125,4 +126,50 @@ async fn while_the_database_is_away_messages_wait_and_nothing_is_counted_against
     waiting.await.expect("no panic").expect("settled");
     assert_eq!(effects(&database).await, [1, 2].map(|n| Step { key: "a".into(), n }));
     assert_nothing_aside(&database).await;
+}
+
+/// PostgreSQL and its extensions raise XX000 for a value as well as for a defect of their own.
+#[tokio::test]
+async fn a_message_that_fails_inside_the_server_is_a_dead_letter_in_the_end_and_others_flow() {
+    let fails =
+        "raise exception using errcode = 'XX000', message = 'parse error - invalid geometry'";
+    let at_commit = format!(
+        "create function refuse() returns trigger language plpgsql as $$ begin {fails}; end $$; \
+         create constraint trigger late after insert on effects deferrable initially deferred \
+         for each row when (new.key = 'late') execute function refuse()"
+    );
+    let database = database().await;
+    database.superuser().batch_execute(&at_commit).await.expect("a trigger");
+    let handler = move |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        if message.payload.key == "bad" {
+            tx.batch_execute(&format!("do $$ begin {fails}; end $$")).await?;
+        }
+        Ok(())
+    };
+    let retry = Retry::default().attempts(2);
+    let processor = Processor::new(inbox(&database).await, handler).retry(retry);
+    let each = ["bad", "late"].map(|key| {
+        let processor = processor.clone();
+        async move {
+            let messages = [message(key, 1), message("fine", 1)];
+            let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
+            settled.expect("others flow").expect("settled");
+        }
+    });
+    future::join_all(each).await;
+    assert_eq!(number(&database, "select count(*) from effects where key = 'fine'").await, 2);
+    let dead =
+        "select count(*) from inbox.dead_letters where code = 'sqlstate-XX000' and attempts = 2";
+    let given_up = wait::until("both are given up", wait::PATIENCE, || async {
+        match number(&database, dead).await {
+            2 => Ok(()),
+            others => Err(format!("{others} of 2")),
+        }
+    });
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        done = given_up => done.expect("no message waits for ever"),
+    }
+    assert_eq!(number(&database, "select count(*) from effects").await, 2);
 }
