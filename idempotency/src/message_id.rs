@@ -4,7 +4,9 @@
 //! same for every copy of a message: it comes from the message itself, never from a clock here.
 
 use std::{
+    cmp::Ordering,
     error::Error,
+    hash::{Hash, Hasher},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,10 +28,38 @@ const LAST: Duration = Duration::from_secs(4_102_444_800);
 ///
 /// Two copies are the same message only if both agree, so take the time from the message: from its
 /// id ([`MessageId::from_uuid`]), or from what the producer stamped on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug)]
 pub struct MessageId {
     uuid: Uuid,
     day: Day,
+    /// The message's own time in ms since 1970, as this copy has it: no part of what the id is.
+    own_ms: Option<i64>,
+}
+
+impl PartialEq for MessageId {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for MessageId {}
+
+impl PartialOrd for MessageId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for MessageId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.parts().cmp(&other.parts())
+    }
+}
+
+impl Hash for MessageId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
 }
 
 /// Days since 1970-01-01, UTC; PostgreSQL's `date`, without arithmetic that a `search_path` could
@@ -42,18 +72,19 @@ impl MessageId {
     /// `None` for any other, and where the time can't be one: random bits may have these versions.
     pub fn from_uuid(uuid: Uuid) -> Option<Self> {
         let first = if uuid.get_version_num() == 1 { FIRST_V1 } else { FIRST_V7 };
-        let (seconds, _) = uuid.get_timestamp()?.to_unix();
+        let (seconds, nanos) = uuid.get_timestamp()?.to_unix();
         let ours = uuid.get_variant() == Variant::RFC4122
             && (first..LAST).contains(&Duration::from_secs(seconds));
         if !ours {
             return None;
         }
-        Some(MessageId { uuid, day: Day::of(i64::try_from(seconds).ok()?) })
+        Some(MessageId::at(uuid, UNIX_EPOCH + Duration::new(seconds, nanos)))
     }
 
     /// From an id without a time, and the message's time as its producer stamped it.
     pub fn at(uuid: Uuid, occurred: SystemTime) -> Self {
-        MessageId { uuid, day: Day::of(unix_seconds(occurred)) }
+        let own_ms = Some(unix_ms(occurred));
+        MessageId { uuid, day: Day::of(unix_seconds(occurred)), own_ms }
     }
 
     /// From an id of any form: 128 bits of its SHA-256, as a UUID of version 8.
@@ -64,7 +95,7 @@ impl MessageId {
     /// A message of which nobody knows when it was sent: no inbox can tell it from a copy.
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn undated(uuid: Uuid) -> Self {
-        MessageId { uuid, day: Day::NONE }
+        MessageId { uuid, day: Day::NONE, own_ms: None }
     }
 
     /// Whether it has a time at all.
@@ -94,9 +125,20 @@ impl MessageId {
         self.day
     }
 
+    /// The message's own time in seconds since 1970, where it is known and can be one.
+    pub(crate) fn own_seconds(&self) -> Option<f64> {
+        let last = i64::try_from(LAST.as_millis()).expect("2100 is near");
+        let ms = self.own_ms?.clamp(0, last);
+        Some(Duration::from_millis(ms.unsigned_abs()).as_secs_f64())
+    }
+
     /// What [`MessageId::uuid`] and [`MessageId::day`] said.
     pub(crate) fn from_parts(uuid: Uuid, day: Day) -> Self {
-        MessageId { uuid, day }
+        MessageId { uuid, day, own_ms: None }
+    }
+
+    fn parts(&self) -> (Uuid, Day) {
+        (self.uuid, self.day)
     }
 }
 
@@ -117,6 +159,11 @@ pub(crate) fn digest(parts: &[&[u8]]) -> Uuid {
     let mut bytes = [0_u8; 16];
     bytes.iter_mut().zip(hash.finalize()).for_each(|(to, from)| *to = from);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+fn unix_ms(time: SystemTime) -> i64 {
+    let whole = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+    time.duration_since(UNIX_EPOCH).map_or_else(|before| -whole(before.duration()), whole)
 }
 
 fn unix_seconds(time: SystemTime) -> i64 {

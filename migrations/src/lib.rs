@@ -65,6 +65,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 4, name: "neighbours", sql: include_str!("../inbox/V4__neighbours.sql") },
     Migration { version: 5, name: "retention", sql: include_str!("../inbox/V5__retention.sql") },
     Migration { version: 6, name: "topics", sql: include_str!("../inbox/V6__topics.sql") },
+    Migration { version: 7, name: "by_id", sql: include_str!("../inbox/V7__by_id.sql") },
 ];
 
 impl Set {

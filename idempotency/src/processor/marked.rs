@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Dedup, Processor, Sorted, position,
-    watermark::{self, Mark, Verdict},
+    watermark::{self, Applied, Mark, Verdict},
 };
 use crate::{
     error::InboxError,
@@ -30,7 +30,7 @@ pub(super) type Partition = (Arc<str>, i32);
 pub(super) struct Moved {
     partition: Partition,
     mark: Mark,
-    ids: Vec<Uuid>,
+    applied: Applied,
 }
 
 impl Processor {
@@ -91,8 +91,15 @@ impl Processor {
         let mut claimed: HashSet<Uuid> = HashSet::new();
         claimed.extend(watermark::claim_rows(&open, inbox, &keyless).await?);
         claimed.extend(watermark::claim_by_id(&open, inbox, &keyed).await?);
+        // Asked after that, since ids may be forgotten meanwhile. Those that are old stay claimed: a
+        // further copy is a duplicate.
+        let new: Vec<&RawMessage> =
+            keyed.into_iter().filter(|message| claimed.contains(&message.id.uuid())).collect();
+        let old = watermark::forgotten(&open, inbox, &new).await?;
+        let old = new.into_iter().filter(|message| old.contains(&message.id.uuid()));
+        sorted.outside.extend(old.filter(|message| claimed.remove(&message.id.uuid())));
         let parked: HashSet<Uuid> = parked.into_iter().collect();
-        let mut ids = Vec::with_capacity(messages.len());
+        let mut applied = Applied::default();
         for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {
             let id = message.id.uuid();
             let fresh = match verdict {
@@ -109,13 +116,13 @@ impl Processor {
                 continue;
             }
             mark.take(message.source.offset);
-            if message.key.is_some() {
-                ids.push(id);
+            if verdict == Verdict::Fresh {
+                applied.add(message);
             }
             let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
             kind.push(message);
         }
-        sorted.moved = Some(Moved { partition, mark, ids });
+        sorted.moved = Some(Moved { partition, mark, applied });
         Ok((open, sorted))
     }
 
@@ -125,10 +132,10 @@ impl Processor {
         open: &Open,
         sorted: &Sorted<'_>,
     ) -> Result<(), InboxError> {
-        let Some(Moved { partition: (topic, number), mark, ids }) = &sorted.moved else {
+        let Some(Moved { partition: (topic, number), mark, applied }) = &sorted.moved else {
             return Ok(());
         };
-        watermark::advance(open, &self.shared.inbox, topic, *number, mark, ids).await?;
+        watermark::advance(open, &self.shared.inbox, topic, *number, mark, applied).await?;
         point(Point::MarkMoved);
         Ok(())
     }
@@ -200,17 +207,22 @@ impl Processor {
     }
 
     /// Forgets ids that were taken over longer ago than repairs repeat, counted from the newest
-    /// (`docs/CONSUMER.md` has the limits).
+    /// (`docs/CONSUMER.md` has the limits), and remembers how new they were.
     pub(super) async fn trim(&self) -> Result<(), InboxError> {
-        let sql = "delete from inbox.applied as a using ( \
-                       select topic, partition, pg_catalog.max(applied_at) \
-                           operator(pg_catalog.-) interval '15 minutes' as kept_from \
+        let sql = "with kept as (select topic, partition, pg_catalog.max(applied_at) \
+                           operator(pg_catalog.-) interval '15 minutes' as since \
                        from inbox.applied where consumer_id operator(pg_catalog.=) $1 \
-                       group by topic, partition) as k \
-                   where a.consumer_id operator(pg_catalog.=) $1 \
-                       and a.topic operator(pg_catalog.=) k.topic \
-                       and a.partition operator(pg_catalog.=) k.partition \
-                       and a.applied_at operator(pg_catalog.<) k.kept_from";
+                       group by topic, partition), \
+                   gone as (delete from inbox.applied as a using kept as k \
+                       where a.consumer_id operator(pg_catalog.=) $1 \
+                           and a.topic operator(pg_catalog.=) k.topic \
+                           and a.partition operator(pg_catalog.=) k.partition \
+                           and a.applied_at operator(pg_catalog.<) k.since \
+                       returning a.topic, a.partition, k.since, \
+                           coalesce(a.newest, a.applied_at) as newest) \
+                   insert into inbox.applied (consumer_id, topic, partition, applied_at, ids, newest) \
+                   select $1, topic, partition, pg_catalog.max(since), '{}', pg_catalog.max(newest) \
+                   from gone group by topic, partition";
         let inbox = &self.shared.inbox;
         let consumer_id = inbox.consumer_id();
         let (open, _) = Open::begin(inbox.sessions(), "trimming ids", sql, &[&consumer_id]).await?;

@@ -194,35 +194,83 @@ pub(super) async fn claim_by_id(
     ids.map_err(|error| InboxError::of("claiming by id", error))
 }
 
-/// Moves the locked watermark, and remembers the ids of what was taken over.
+/// Of messages that were claimed by their ids, those that may have been taken over and forgotten: they
+/// are no newer than others that were.
+pub(super) async fn forgotten(
+    open: &Open,
+    inbox: &Inbox,
+    messages: &[&RawMessage],
+) -> Result<Vec<Uuid>, InboxError> {
+    const DOING: &str = "looking how far ids are forgotten";
+    let Some(first) = messages.first() else { return Ok(Vec::new()) };
+    let sql = "select m.id from unnest($4::pg_catalog.uuid[], $5::pg_catalog.float8[]) as m (id, own) \
+               where pg_catalog.to_timestamp(m.own) operator(pg_catalog.<=) ( \
+                   select pg_catalog.max(a.newest) from inbox.applied as a \
+                   where a.consumer_id operator(pg_catalog.=) $1 \
+                       and a.topic operator(pg_catalog.=) $2 \
+                       and a.partition operator(pg_catalog.=) $3 \
+                       and pg_catalog.cardinality(a.ids) operator(pg_catalog.=) 0)";
+    let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
+    let own: Vec<f64> =
+        messages.iter().map(|message| message.id.own_seconds().unwrap_or_default()).collect();
+    let topic = inbox.repertoire().text(&first.source.topic);
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&inbox.consumer_id(), &topic, &first.source.partition, &ids, &own];
+    let rows = open.query(DOING, sql, &params).await?;
+    let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    ids.map_err(|error| InboxError::of(DOING, error))
+}
+
+/// What was taken over by position, of which no row tells.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    ids: Vec<Uuid>,
+    newest: Option<f64>,
+}
+
+impl Applied {
+    pub(super) fn add(&mut self, message: &RawMessage) {
+        self.ids.push(message.id.uuid());
+        if let Some(own) = message.id.own_seconds() {
+            self.newest = Some(self.newest.map_or(own, |newest| newest.max(own)));
+        }
+    }
+}
+
+/// Moves the locked watermark, and remembers what was taken over by position.
 pub(super) async fn advance(
     open: &Open,
     inbox: &Inbox,
     topic: &str,
     partition: i32,
     mark: &Mark,
-    ids: &[Uuid],
+    applied: &Applied,
 ) -> Result<(), InboxError> {
+    // A time in the future is believed for as long as ids are kept: others must not look old by it.
     let sql = "with moved as (update inbox.watermarks \
                    set position = $4, before = $5, next_offset = $6, changed_at = pg_catalog.now(), \
                        topic_id = coalesce($8, topic_id) \
                    where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
                        and partition operator(pg_catalog.=) $3) \
-               insert into inbox.applied (consumer_id, topic, partition, ids) \
-               select $1, $2, $3, $7::pg_catalog.uuid[] \
+               insert into inbox.applied (consumer_id, topic, partition, ids, newest) \
+               select $1, $2, $3, $7::pg_catalog.uuid[], \
+                   case when $9::pg_catalog.float8 is not null then \
+                       least(pg_catalog.to_timestamp($9), pg_catalog.now() \
+                           operator(pg_catalog.+) interval '15 minutes') end \
                where pg_catalog.cardinality($7) operator(pg_catalog.>) 0";
     let position = mark.position.as_ref().map(ToString::to_string);
     let before = mark.before.map(|place| place.to_string());
     let topic = inbox.repertoire().text(topic);
-    let params: [&(dyn ToSql + Sync); 8] = [
+    let params: [&(dyn ToSql + Sync); 9] = [
         &inbox.consumer_id(),
         &topic,
         &partition,
         &position,
         &before,
         &mark.next_offset,
-        &ids,
+        &applied.ids,
         &mark.topic_id,
+        &applied.newest,
     ];
     open.query("moving a watermark", sql, &params).await?;
     Ok(())

@@ -1,6 +1,6 @@
 //! Duplicates told by the relay's positions: one row for each partition.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outbox_idempotency::{
     Dedup, Failure, Headers, InboxError, Message, MessageId, Processor, RawMessage, Retry, Stop,
@@ -183,6 +183,81 @@ async fn offsets_that_step_back_are_where_reading_goes_on() {
     processor.process(&[published("a", 2, 20, 0)]).await.expect("settled");
     assert_eq!(start_offset(&processor, "steps", 0).await.expect("read"), Some(1));
     assert_eq!(effects(&database).await, steps(&[1, 2]));
+}
+
+/// All transactions of the partition wait meanwhile.
+#[tokio::test]
+async fn looking_up_many_ids_takes_about_as_long_as_looking_up_a_few() {
+    let database = database().await;
+    let remembered = "insert into inbox.applied (consumer_id, topic, partition, ids) \
+        select 1, 'steps', 0, array(select gen_random_uuid() from generate_series(1, 20) where n > 0) \
+        from generate_series(1, 5000) as n";
+    database.superuser().batch_execute(remembered).await.expect("remembered");
+    let claim = "select count(*) from inbox.claim_by_id(1, 'steps', 0, \
+            array(select gen_random_uuid() from generate_series(1, $1)), \
+            array(select current_date from generate_series(1, $1)))";
+    let mut shortest = [Duration::MAX; 2];
+    for _ in 0..3 {
+        for (count, shortest) in [5_i32, 500].into_iter().zip(&mut shortest) {
+            let begun = Instant::now();
+            let row = database.superuser().query_one(claim, &[&count]).await.expect("claimed");
+            *shortest = begun.elapsed().min(*shortest);
+            assert_eq!(row.get::<_, i64>(0), i64::from(count));
+        }
+    }
+    let [few, many] = shortest;
+    assert!(many < few * 10, "{many:?} for 500, {few:?} for 5");
+}
+
+/// Its own time says that it may have been among those whose ids are kept no more.
+#[tokio::test]
+async fn what_is_looked_up_and_may_have_been_forgotten_is_a_dead_letter_and_never_taken_for_new() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let aged = |n: i32, minutes: u64, commit: u64, offset: i64| {
+        let time = SystemTime::now() - Duration::from_secs(minutes * 60);
+        let since = time.duration_since(UNIX_EPOCH).expect("after 1970");
+        let stamp = uuid::Timestamp::from_unix(uuid::NoContext, since.as_secs(), 0);
+        let id = MessageId::from_uuid(uuid::Uuid::new_v7(stamp)).expect("version 7");
+        RawMessage { id, ..published("a", n, commit, offset) }
+    };
+    let first = aged(1, 50, 10, 0);
+    let kept = aged(2, 2, 20, 1);
+    processor.process(std::slice::from_ref(&first)).await.expect("settled");
+    let hour_ago = "update inbox.applied set applied_at = applied_at - interval '49 minutes'";
+    database.superuser().batch_execute(hour_ago).await.expect("aged");
+    processor.process(std::slice::from_ref(&kept)).await.expect("settled");
+    let forgotten =
+        "select count(*) from inbox.applied where applied_at < now() - interval '20 minutes'";
+    // Upkeep forgets the first.
+    let trimmed = wait::until("it is forgotten", wait::PATIENCE, || async {
+        match number(&database, forgotten).await {
+            0 => Ok(()),
+            left => Err(format!("{left} left")),
+        }
+    });
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        done = trimmed => done.expect("it is"),
+    }
+    // A repair repeats both, and has two that were never published: one of a time that is known whole.
+    let (missed, missed_old) = (aged(3, 40, 0, 4), aged(4, 55, 0, 5));
+    let again = |id, n, offset| {
+        with_header(RawMessage { id, ..published("a", n, 99, offset) }, "outbox-repaired", "1")
+    };
+    let repair = [
+        again(first.id, 1, 2),
+        again(kept.id, 2, 3),
+        again(missed.id, 3, 4),
+        again(missed_old.id, 4, 5),
+    ];
+    processor.process(&repair).await.expect("settled");
+    processor.process(&repair).await.expect("settled again");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
+    let dead = "select count(*) from inbox.dead_letters where code = 'outside-window'";
+    assert_eq!(number(&database, dead).await, 2, "the first, and one that is as old");
+    processor.process(&[published("a", 5, 100, 6)]).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3, 5]));
 }
 
 /// As with rows: several processes that all believe the partition to be theirs.
