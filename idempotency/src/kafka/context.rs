@@ -26,7 +26,7 @@ use super::shared::Shared;
 use super::topics::{self, Start};
 
 /// Between two questions while the database is away.
-const AGAIN: Duration = Duration::from_millis(500);
+pub(super) const AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
@@ -168,32 +168,45 @@ impl Context {
         self.ask("reading the watermarks", read).unwrap_or_default()
     }
 
-    /// As [`Context::start_offsets`]; `None` when the runner is to leave.
     fn ask<T, F, Fut>(&self, doing: &'static str, ask: F) -> Option<T>
     where
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, InboxError>>,
     {
-        let ask = async {
-            loop {
-                match ask().await {
-                    Ok(answer) => return answer,
-                    Err(error) => {
-                        let error = chain(&error);
-                        tracing::warn!(error, doing, "waiting for the database");
-                        tokio::time::sleep(AGAIN).await;
-                    }
+        self::ask(&self.runtime, &self.leave, doing, ask)
+    }
+}
+
+/// Asks the database until it answers, and blocks meanwhile; `None` when the runner is to leave.
+pub(super) fn ask<T, F, Fut>(
+    runtime: &Handle,
+    leave: &CancellationToken,
+    doing: &'static str,
+    ask: F,
+) -> Option<T>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T, InboxError>>,
+{
+    let ask = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, doing, "waiting for the database");
+                    tokio::time::sleep(AGAIN).await;
                 }
             }
-        };
-        self.runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = self.leave.cancelled() => None,
-                answer = ask => Some(answer),
-            }
-        })
-    }
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            () = leave.cancelled() => None,
+            answer = ask => Some(answer),
+        }
+    })
 }
 
 /// Commits where each partition would be resumed, and waits for it.

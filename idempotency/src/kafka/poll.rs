@@ -90,7 +90,7 @@ impl Poll {
     fn poll(&self) -> Result<(), RunError> {
         let fetched = Queue::new(&self.consumer).expect("a runner's consumer has a group");
         let mut reader = Reader::new(self.id_headers.clone());
-        let mut topics = Topics::new(self.processor.clone(), &self.config);
+        let mut topics = Topics::new(self.processor.clone(), &self.config, self.stop.clone());
         let (mut flow, mut stored) = (Flow::Open, Instant::now());
         while !self.stop.is_cancelled() {
             match flow {

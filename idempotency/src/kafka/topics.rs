@@ -15,9 +15,12 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
 
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
 use super::{
     RunError,
-    context::Context,
+    context::{self, Context},
     desk::Partition,
     gaps::{self, Gap},
     native::{self, Place, Queue},
@@ -30,6 +33,8 @@ const ASK: Duration = Duration::from_secs(5);
 
 pub(super) struct Topics {
     processor: Processor,
+    runtime: Handle,
+    leave: CancellationToken,
     group: String,
     /// What is out of range is left for the end of the partition.
     to_latest: bool,
@@ -40,10 +45,17 @@ pub(super) struct Topics {
 }
 
 impl Topics {
-    pub(super) fn new(processor: Processor, config: &ClientConfig) -> Self {
+    /// On a thread of the runtime.
+    pub(super) fn new(
+        processor: Processor,
+        config: &ClientConfig,
+        leave: CancellationToken,
+    ) -> Self {
         let reset = config.get("auto.offset.reset").unwrap_or_default();
         Topics {
             processor,
+            runtime: Handle::current(),
+            leave,
             group: config.get("group.id").unwrap_or_default().to_owned(),
             to_latest: ["latest", "largest", "end"].contains(&reset),
             ids: HashMap::new(),
@@ -146,9 +158,14 @@ impl Topics {
             // Where a message of the old one that is at work now gets, is no place in the new one.
             self.processor.topic_is(topic.as_str().into(), None);
             say_anew(self.processor.inbox().consumer(), &topic);
-            let ours = shared.desk().partitions();
-            for partition in ours.iter().filter(|(name, _)| **name == *topic) {
-                let from = shared.desk().expected(partition).unwrap_or(0);
+            let mut ours = shared.desk().partitions();
+            ours.retain(|(name, _)| **name == *topic);
+            let from = |partition| shared.desk().expected(partition).unwrap_or(0);
+            let from: Vec<i64> = ours.iter().map(from).collect();
+            if self.processor.by_partition() {
+                self.set_back(shared, &ours, &id);
+            }
+            for (partition, from) in ours.iter().zip(from) {
                 // Before the seek: what has been fetched until then is dropped by it.
                 shared.desk().restart(partition);
                 let sought = consumer.seek(&topic, partition.1, Offset::Beginning, Duration::ZERO);
@@ -162,6 +179,19 @@ impl Topics {
             }
             shared.topic_is(topic.as_str().into(), id);
         }
+    }
+
+    /// What was read of the new topic so far has moved the watermarks past all that comes before it. What
+    /// is at work would move them once more.
+    fn set_back(&self, shared: &Shared, partitions: &[Partition], id: &str) {
+        while shared.drain(partitions, context::AGAIN) > 0 && !self.leave.is_cancelled() {}
+        for partition in partitions {
+            let set_back = || self.processor.set_back(partition, id);
+            let doing = "setting a watermark back";
+            let _until_it_leaves = context::ask(&self.runtime, &self.leave, doing, set_back);
+        }
+        let mut desk = shared.desk();
+        partitions.iter().for_each(|partition| desk.assign(partition.clone(), None));
     }
 
     /// Most errors of a partition pass: brokers that are away, a topic that is not there yet.

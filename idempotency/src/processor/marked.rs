@@ -164,7 +164,8 @@ impl Processor {
         }
     }
 
-    /// Has a partition read from its beginning, since its topic is another one.
+    /// Has a partition read from its beginning, since its topic is another one. Nothing of it may be at
+    /// work: that would move the watermark past what is read now.
     ///
     /// # Errors
     /// The database's.
@@ -174,10 +175,9 @@ impl Processor {
         partition: &Partition,
         topic_id: &str,
     ) -> Result<(), InboxError> {
-        watermark::set_back(&self.shared.inbox, &partition.0, partition.1, topic_id).await?;
-        if let Some(mark) = self.marks().get_mut(partition) {
-            mark.next_offset = 0;
-        }
+        let inbox = &self.shared.inbox;
+        let mark = watermark::set_back(inbox, &partition.0, partition.1, topic_id).await?;
+        self.marks().insert(partition.clone(), mark);
         Ok(())
     }
 

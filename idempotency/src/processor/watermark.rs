@@ -88,6 +88,14 @@ impl Mark {
         self.next_offset = offset.saturating_add(1);
     }
 
+    /// Reading begins anew, in another topic of the same name, of which something may have been read
+    /// before that was noticed: positions up to here tell nothing about what comes.
+    #[cfg(any(test, feature = "kafka-plain"))]
+    fn set_back(&mut self) {
+        self.before = self.before.max(self.position.take().map(|position| position.place));
+        self.next_offset = 0;
+    }
+
     /// A new timeline or era begins inside the old one, so up to there its places were given before.
     fn reach(&mut self, position: &Position) -> Verdict {
         self.position = Some(position.clone());
@@ -277,22 +285,20 @@ pub(super) async fn advance(
 }
 
 #[cfg(feature = "kafka-plain")]
-/// The topic is another one of the same name: its partition is read from the beginning. Positions are
-/// the relay's, and stay.
+/// The topic is another one of the same name: its partition is read from the beginning. Returns where its
+/// watermark is then.
 pub(super) async fn set_back(
     inbox: &Inbox,
     topic: &str,
     partition: i32,
     topic_id: &str,
-) -> Result<(), InboxError> {
-    const DOING: &str = "setting a watermark back";
-    let sql = "update inbox.watermarks set next_offset = 0, topic_id = $4 \
-               where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
-                   and partition operator(pg_catalog.=) $3";
-    let params: [&(dyn ToSql + Sync); 4] =
-        [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition, &topic_id];
-    let (open, _) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
-    open.commit().await
+) -> Result<Mark, InboxError> {
+    let (open, mut mark, _) = lock(inbox, topic, partition, &[]).await?;
+    mark.set_back();
+    mark.topic_id = Some(topic_id.to_owned());
+    advance(&open, inbox, topic, partition, &mark, &Applied::default()).await?;
+    open.commit().await?;
+    Ok(mark)
 }
 
 #[cfg(test)]
@@ -342,6 +348,26 @@ mod tests {
         let read_before = mark.judge(&position("1:1:C0:0"), false, 7);
         assert_eq!(read_before, Ok(Duplicate), "the broker sends once more what was taken over");
         assert_eq!(mark.judge(&position("1:1:C0:0"), false, 8), Ok(ById));
+    }
+
+    #[test]
+    fn what_was_passed_in_another_topic_of_the_same_name_is_looked_up_where_it_comes() {
+        let mut mark = Mark::default();
+        let judge = |mark: &mut Mark, text: &str| {
+            mark.judge(&position(text), false, 0).expect("the same cluster")
+        };
+        assert_eq!(judge(&mut mark, "1:1:B0:0"), Verdict::Fresh);
+        mark.take(50_000);
+        mark.set_back();
+        assert_eq!(mark.next_offset, 0);
+        for (text, expected) in [
+            ("1:1:A0:0", Verdict::ById),
+            ("1:1:A0:0", Verdict::Duplicate),
+            ("1:1:B0:0", Verdict::ById),
+            ("1:1:B0:1", Verdict::Fresh),
+        ] {
+            assert_eq!(judge(&mut mark, text), expected, "{text}");
+        }
     }
 
     #[test]

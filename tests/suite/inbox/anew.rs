@@ -11,7 +11,7 @@ use rdkafka::{
 };
 
 use super::{
-    effects::{Step, database, effects},
+    effects::{Step, database, effects, number},
     records::{Member, topic, until_effects},
     topics::until_no_lag,
     watermark::watermark,
@@ -104,4 +104,27 @@ async fn a_topic_that_was_made_anew_while_no_member_ran_is_read_from_its_beginni
         let all: Vec<Step> = (1..=26).map(|n| Step { key: "a".into(), n }).collect();
         assert_eq!(effects(&database).await, all, "{dedup:?}");
     }
+}
+
+/// It reads on in the new topic, where the old one ended, until it notices.
+#[tokio::test]
+async fn a_topic_that_is_made_anew_under_a_member_with_a_watermark_is_read_whole() {
+    let database = database().await;
+    let topic = topic(&database, "under").await.create(1).await;
+    publish(&topic, 1..=5).await;
+    let member =
+        Member::start_with(&database, &[topic.name()], &[], watermark(), |runner| runner).await;
+    until_no_lag(&database, &topic, 1).await;
+    topic.delete().await;
+    let topic = topic.create(1).await;
+    publish(&topic, 6..=25).await;
+    until_effects(&database, 25).await;
+    publish(&topic, 26..=26).await;
+    until_effects(&database, 26).await;
+    member.stop().await;
+    let mut ns: Vec<i32> = effects(&database).await.iter().map(|step| step.n).collect();
+    ns.sort_unstable();
+    assert_eq!(ns, Vec::from_iter(1..=26));
+    let dead = number(&database, "select count(*) from inbox.dead_letters").await;
+    assert_eq!(dead, 0);
 }
