@@ -56,6 +56,7 @@ const OUTBOX: &[Migration] = &[
         name: "merged_notes",
         sql: include_str!("../outbox/V11__merged_notes.sql"),
     },
+    Migration { version: 12, name: "pending", sql: include_str!("../outbox/V12__pending.sql") },
 ];
 
 const INBOX: &[Migration] = &[

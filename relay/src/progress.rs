@@ -192,6 +192,7 @@ impl Progress {
     pub fn begin_release(&mut self, id: &str, commit: Lsn) -> u64 {
         if let Some(known) = self.releases.iter_mut().find(|release| release.id == id) {
             known.commit = commit;
+            known.complete = false;
             return known.delivered;
         }
         let release = ReleaseRecord { id: id.to_owned(), commit, delivered: 0, complete: false };

@@ -267,6 +267,16 @@ impl Batch {
         rest
     }
 
+    /// Takes these records out, with what is said of them; `indexes` ascend.
+    pub fn leave_out(&mut self, indexes: &[usize]) {
+        let is_out = |index: &usize| indexes.binary_search(index).is_ok();
+        self.unfit.retain(|refused| !is_out(&refused.index));
+        for refused in &mut self.unfit {
+            refused.index -= indexes.partition_point(|index| *index < refused.index);
+        }
+        self.withdraw(|index| !is_out(&index));
+    }
+
     /// Takes records out, in one pass over all of them: those for which `keep` says no. Their bytes
     /// stay until the batch is emptied; the indexes of those after them move up.
     pub fn withdraw(&mut self, mut keep: impl FnMut(usize) -> bool) {

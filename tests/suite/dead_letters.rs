@@ -84,7 +84,7 @@ pub(crate) async fn wait_records(topic: &Topic, wanted: usize) {
 }
 
 /// Values of the header `sequence`, in the order of the topic.
-async fn sequences(topic: &Topic, key: &str) -> Vec<u64> {
+pub(crate) async fn sequences(topic: &Topic, key: &str) -> Vec<u64> {
     let records = topic.records().await;
     let of_key = records.iter().filter(|record| record.key.as_deref() == Some(key.as_bytes()));
     of_key.filter_map(|record| record.header("sequence")?.parse().ok()).collect()
@@ -96,7 +96,7 @@ async fn insert(t: &Harness, columns: &str, values: &str) {
 }
 
 /// Waits until the relay has ended itself at the point.
-async fn ended_at(relay: &mut Relay, point: &str) {
+pub(crate) async fn ended_at(relay: &mut Relay, point: &str) {
     let status = relay.wait_end(wait::PATIENCE).await;
     assert_eq!(status.signal(), Some(libc::SIGKILL), "at {point}: {status}");
     assert!(relay.logs_contain(&format!("fault: {point}")), "it ended at {point}");

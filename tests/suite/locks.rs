@@ -6,12 +6,14 @@ use std::time::Duration;
 use outbox_tests::{
     Harness,
     database::{Database, Role},
+    event::Event,
     relay::Relay,
     topic::Topic,
     wait,
 };
 
 use crate::{
+    dead_letters::{sequences, wait_parked, wait_records},
     partitions::{ATTACH, ID, TABLE, insert_old},
     repair::wait_snapshot,
     rows::{each_once, insert, run},
@@ -109,6 +111,70 @@ async fn events_flow_while_somebody_locks_rows_that_are_to_be_released() {
     assert!(relay.logs_contain("holds outbox.dead_letters"), "{}", relay.log_text());
     operator.batch_execute("commit").await.expect("unlocked");
     each_once(&missing, &[&late]).await;
+    let ids: Vec<&String> = ids.iter().collect();
+    each_once(&topic, &ids).await;
+}
+
+/// The release's own rows are free: the stream has come to it, and meets the lock.
+#[tokio::test]
+async fn events_flow_while_somebody_locks_a_row_that_waits_behind_what_is_released() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let missing = t.topic("missing");
+    let relay = t
+        .relay()
+        .set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}"))
+        .set_toml("sink.topic_grace", "\"60s\"")
+        .start()
+        .await;
+    t.commit([Event::to(missing.name()).key("k")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    t.commit([2, 3].map(|_| Event::to(missing.name()).key("k"))).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    let operator = t.database().connect(Role::Operator).await;
+    let last = "begin; select * from outbox.dead_letters \
+                where id = (select max(id) from outbox.dead_letters) for update";
+    operator.batch_execute(last).await.expect("locked");
+    let missing = missing.create(1).await;
+    let ids = flows(&t, &topic).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    assert_eq!(missing.records().await.len(), 0, "nothing of the lane overtakes what is locked");
+    operator.batch_execute("commit").await.expect("unlocked");
+    wait_parked(&t, |parked| parked == 0).await;
+    wait_records(&missing, 3).await;
+    assert_eq!(sequences(&missing, "k").await, [1, 2, 3]);
+    let ids: Vec<&String> = ids.iter().collect();
+    each_once(&topic, &ids).await;
+}
+
+#[tokio::test]
+async fn events_flow_while_somebody_locks_rows_that_were_released_and_delivered() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let missing = t.topic("missing");
+    let relay = t
+        .relay()
+        .set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}"))
+        .set_toml("sink.topic_grace", "\"60s\"")
+        .fault("release-stored:1:freeze")
+        .start()
+        .await;
+    t.commit([1, 2].map(|_| Event::to(missing.name()).key("k"))).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    let missing = missing.create(1).await;
+    wait_records(&missing, 2).await;
+    relay.wait_log("fault: release-stored").await;
+    let operator = t.database().connect(Role::Operator).await;
+    let all = "begin; select * from outbox.dead_letters for update";
+    operator.batch_execute(all).await.expect("locked");
+    relay.thaw();
+    let ids = flows(&t, &topic).await;
+    operator.batch_execute("commit").await.expect("unlocked");
+    // What came meanwhile to the lane comes after what is delivered.
+    t.commit([Event::to(missing.name()).key("k")]).await;
+    wait_records(&missing, 3).await;
+    wait_parked(&t, |parked| parked == 0).await;
+    assert_eq!(sequences(&missing, "k").await, [1, 2, 3]);
     let ids: Vec<&String> = ids.iter().collect();
     each_once(&topic, &ids).await;
 }

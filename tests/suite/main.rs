@@ -35,6 +35,7 @@ mod progress;
 mod publication;
 mod publish;
 mod readme;
+mod releases;
 mod remedies;
 mod repair;
 mod road;

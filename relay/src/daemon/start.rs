@@ -361,9 +361,12 @@ async fn parked(
     let position = progress.as_ref().and_then(|progress| progress.position);
     if let Some(progress) = progress {
         for release in progress.releases.iter().filter(|release| release.complete) {
-            dead_letters.finish(&release.id).await.map_err(failed)?;
+            match dead_letters.finish(release).await {
+                Err(error) if !error.is_locked() => return Err(failed(error)),
+                // Rows that somebody has locked are finished when they are announced again.
+                Ok(()) | Err(_) => {}
+            }
         }
-        progress.releases.retain(|release| !release.complete);
         // What was put back and then discarded, or deleted by hand, is announced no more.
         let ids: Vec<Uuid> = progress.releases.iter().filter_map(|r| r.id.parse().ok()).collect();
         let under_way = dead_letters.under_way(&ids).await.map_err(failed)?;

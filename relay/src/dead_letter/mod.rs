@@ -21,6 +21,7 @@ mod store;
 use std::future::Future;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 pub use self::{
@@ -32,6 +33,7 @@ pub use self::{
 };
 use crate::{
     position::RowPosition,
+    progress::ReleaseRecord,
     record::{Announced, Batch, Record},
 };
 
@@ -73,9 +75,6 @@ pub struct Letter<'a> {
     pub error: &'a str,
     /// Whether it is a record; if not, it must be edited before it can be delivered.
     pub fit: bool,
-    /// Whether a repair read it from the table: then it may be parked already, under the position
-    /// that the stream gave it.
-    pub repaired: bool,
 }
 
 /// A released event that goes back among the parked ones.
@@ -134,11 +133,22 @@ pub enum DeadLetterError {
     },
 }
 
+impl DeadLetterError {
+    /// Whether only somebody else's lock was in the way, on the table or a row: nothing was changed, and
+    /// it may be tried again.
+    pub fn is_locked(&self) -> bool {
+        let DeadLetterError::Database { source, .. } = self else { return false };
+        let codes = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+        source.code().is_some_and(|code| codes.contains(code))
+    }
+}
+
 /// Where events are parked, as the pipeline needs it. Every call is durable when it returns, may be
 /// repeated with the same effect, and is made by one caller at a time. Not cancel safe: dropped
 /// half-way, its outcome is uncertain, which a repetition mends.
 pub trait DeadLetters: Send {
-    /// Parks events, in order; one that is there already (same position, same id) is left as it is.
+    /// Parks events, in order; one that is there already (same position, same id) is left as it is, unless
+    /// it was released and delivered.
     ///
     /// # Errors
     /// [`DeadLetterError`]; a beginning of the letters may be parked.
@@ -146,6 +156,16 @@ pub trait DeadLetters: Send {
         &mut self,
         letters: &[Letter<'_>],
     ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+
+    /// Which records of the batch are in the table already, under whatever position: parked, announced or
+    /// discarded. Their indexes, ascending.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`].
+    fn find(
+        &mut self,
+        batch: &Batch,
+    ) -> impl Future<Output = Result<Vec<usize>, DeadLetterError>> + Send;
 
     /// Of these lanes the ones that are parked now, or announced and not yet delivered, each with its
     /// first event's position.
@@ -167,16 +187,16 @@ pub trait DeadLetters: Send {
         announced: &[Announced],
     ) -> impl Future<Output = Result<Vec<Seen>, DeadLetterError>> + Send;
 
-    /// Takes into the release whatever else is parked in its lanes by now, and gives each of its
-    /// events that has none its place, in the order of positions, none below `done`: these were
-    /// delivered or put back. `None` where no row belongs to it any more.
+    /// Marks what `known` (the releases of progress) counts as delivered. Takes into the release whatever
+    /// else waits in its lanes by now, and gives each of its events its place, in the order of positions,
+    /// none below what is delivered of it already. `None` where no row belongs to it any more.
     ///
     /// # Errors
     /// [`DeadLetterError`].
     fn begin(
         &mut self,
         release: &str,
-        done: u64,
+        known: &[ReleaseRecord],
     ) -> impl Future<Output = Result<Option<Release>, DeadLetterError>> + Send;
 
     /// Adds the release's events from place `from` on to `batch` until that is full; the event at
@@ -205,10 +225,12 @@ pub trait DeadLetters: Send {
         from: u64,
     ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
 
-    /// The release's events are delivered, and progress says so.
+    /// What stored progress counts of the release is delivered, and its discards have had their effect.
     ///
     /// # Errors
     /// [`DeadLetterError`].
-    fn finish(&mut self, release: &str)
-    -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+    fn finish(
+        &mut self,
+        release: &ReleaseRecord,
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
 }

@@ -2,7 +2,8 @@
 //! released by the relay.
 //!
 //! The relay's side of the table, as [`super::Store`]: each step is one statement on the session
-//! that holds the leader's lock.
+//! that holds the leader's lock. The reasons stand in the statements, not in parameters, so that the
+//! indexes of these events alone answer them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,13 +52,14 @@ impl Pending {
     /// [`DeadLetterError`].
     pub async fn topics(&self, grace: Duration) -> Result<Vec<String>, DeadLetterError> {
         let sql = "select distinct topic from outbox.dead_letters \
-                   where relay = $1 and state = 'parked' and reason = $2 and topic is not null \
-                       and parked_at > clock_timestamp() - make_interval(secs => $3) \
-                   limit $4";
+                   where relay = $1 and state = 'parked' and reason = 'unknown_topic' \
+                       and parked_at > (select clock_timestamp() - make_interval(secs => $2)) \
+                       and topic is not null \
+                   limit $3";
         let rows = self
             .session
             .client()
-            .query(sql, &[&self.relay, &UNKNOWN_TOPIC, &grace.as_secs_f64(), &TOPICS_MAX])
+            .query(sql, &[&self.relay, &grace.as_secs_f64(), &TOPICS_MAX])
             .await
             .map_err(|error| sorted("looking for events of missing topics", error))?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
@@ -69,13 +71,13 @@ impl Pending {
     /// [`DeadLetterError`].
     pub async fn suspects(&self) -> Result<Suspects, DeadLetterError> {
         let sql = "select exists (select from outbox.dead_letters \
-                           where relay = $1 and state = 'parked' and reason = $2), \
+                           where relay = $1 and state = 'parked' and reason = 'suspected'), \
                        exists (select from outbox.dead_letters \
-                           where relay = $1 and state = 'releasing' and reason = $2)";
+                           where relay = $1 and state = 'releasing' and reason = 'suspected')";
         let row = self
             .session
             .client()
-            .query_one(sql, &[&self.relay, &SUSPECTED])
+            .query_one(sql, &[&self.relay])
             .await
             .map_err(|error| sorted("looking for suspected events", error))?;
         Ok(match (row.get(0), row.get(1)) {
@@ -95,8 +97,8 @@ impl Pending {
                  update outbox.dead_letters set state = 'releasing', release_id = $2, \
                      release_ordinal = null, changed_at = clock_timestamp() \
                  where id in (select id from outbox.dead_letters \
-                         where relay = $1 and state = 'parked' and reason = $3 \
-                         order by commit_lsn, ordinal, id limit $4) \
+                         where relay = $1 and state = 'parked' and reason = 'suspected' \
+                         order by commit_lsn, ordinal, id limit $3) \
                      and state = 'parked' \
                  returning id) \
              select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
@@ -106,7 +108,7 @@ impl Pending {
         let row = self
             .session
             .client()
-            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &SUSPECTED, &SUSPECTS_MAX])
+            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &SUSPECTS_MAX])
             .await
             .map_err(|error| sorted("releasing suspected events", error))?;
         Ok(row.get(0))
@@ -131,8 +133,9 @@ impl Pending {
         let sql = "with released as ( \
                  update outbox.dead_letters set state = 'releasing', release_id = $2, \
                      release_ordinal = null, changed_at = clock_timestamp() \
-                 where relay = $1 and state = 'parked' and reason = $3 and topic = any($4) \
-                     and parked_at > clock_timestamp() - make_interval(secs => $5) \
+                 where relay = $1 and state = 'parked' and reason = 'unknown_topic' \
+                     and topic = any($3) \
+                     and parked_at > (select clock_timestamp() - make_interval(secs => $4)) \
                  returning id) \
              select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
                  true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
@@ -141,10 +144,7 @@ impl Pending {
         let row = self
             .session
             .client()
-            .query_one(
-                sql,
-                &[&self.relay, &Uuid::now_v7(), &UNKNOWN_TOPIC, &topics, &grace.as_secs_f64()],
-            )
+            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &topics, &grace.as_secs_f64()])
             .await
             .map_err(|error| sorted("releasing events of topics that have appeared", error))?;
         Ok(row.get(0))

@@ -142,6 +142,9 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         batch: &mut Arc<Batch>,
         course: &mut C,
     ) -> Result<(), PipelineError> {
+        if matches!(course.origin(), Origin::Repair) {
+            self.leave_to_the_table(batch).await?;
+        }
         if !self.lanes.is_empty() || !batch.unfit.is_empty() {
             let unfit = std::mem::take(&mut alone(batch).unfit);
             self.park(batch, &unfit, false, 0, course).await?;
@@ -205,6 +208,19 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         Ok(())
     }
 
+    /// What a repair reads and was parked already is delivered from the table alone, or was discarded there.
+    async fn leave_to_the_table(&mut self, batch: &mut Arc<Batch>) -> Result<(), PipelineError> {
+        let there = self.dead_letters.find(batch).await?;
+        if !there.is_empty() {
+            tracing::info!(
+                events = there.len(),
+                "left to outbox.dead_letters, where they are already"
+            );
+            alone(batch).leave_out(&there);
+        }
+        Ok(())
+    }
+
     async fn store<C: Course>(
         &mut self,
         batch: &Arc<Batch>,
@@ -252,7 +268,6 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let origin = course.origin();
         self.ask(batch).await?;
         let mut refused = refused.iter().peekable();
-        let repaired = matches!(origin, Origin::Repair);
         let mut letters = Vec::new();
         let mut parked = Vec::new();
         for (index, record) in batch.iter().enumerate() {
@@ -279,7 +294,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             if let Some(lane) = lane {
                 self.lanes.park(lane, record.position);
             }
-            letters.push(Letter { record, lane, reason, error, fit, repaired });
+            letters.push(Letter { record, lane, reason, error, fit });
             parked.push(index);
         }
         if letters.is_empty() {

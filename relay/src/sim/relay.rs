@@ -117,6 +117,12 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
         {
             look(world).ends_session();
             look(world).tell(|| format!("the relay {}", if freezes { "freezes" } else { "dies" }));
+            if ends && look(world).once_in(4) {
+                look(world).lose_announcements();
+                if look(world).once_in(2) {
+                    look(world).release_all();
+                }
+            }
             if freezes {
                 frozen.push(ended);
             }
@@ -169,7 +175,7 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
     let mut progress = Progress::decode(&stored.own.expect("the first start stored some")).unwrap();
     let mut table = SimTable { world: Arc::clone(&world), session };
     for release in progress.releases.iter().filter(|release| release.complete) {
-        table.finish(&release.id).await.map_err(|error| error.to_string())?;
+        table.finish(release).await.map_err(|error| error.to_string())?;
     }
     progress
         .releases

@@ -34,13 +34,22 @@ pub(super) struct Server {
     /// The session that holds the leader's lock.
     pub(super) leader: Option<u64>,
     pub(super) sessions: u64,
+    /// Commits that announce a release, and were not lost.
+    announcements: Vec<Lsn>,
     first: Lsn,
 }
 
 impl Server {
     pub(super) fn new() -> Self {
         let first = Lsn::new(1000);
-        Server { wal: Vec::new(), confirmed: first, leader: None, sessions: 0, first }
+        Server {
+            wal: Vec::new(),
+            confirmed: first,
+            leader: None,
+            sessions: 0,
+            announcements: Vec::new(),
+            first,
+        }
     }
 
     pub(super) fn end(&self) -> Lsn {
@@ -126,6 +135,22 @@ impl World {
         let content = serde_json::to_vec(&message).unwrap();
         messages.push(encode::message(true, commit.get(), b"outbox", &content));
         self.commit(commit, end, messages);
+        self.server.announcements.push(commit);
+    }
+
+    /// As with a slot that is made anew: what was announced and is not confirmed is not in its stream.
+    pub(super) fn lose_announcements(&mut self) {
+        let confirmed = self.server.confirmed;
+        for commit in std::mem::take(&mut self.server.announcements) {
+            if commit < confirmed {
+                continue;
+            }
+            self.tell(|| format!("the announcement at {commit} is lost"));
+            let at = self.server.wal.partition_point(|transaction| transaction.commit < commit);
+            let messages = &mut self.server.wal[at].messages;
+            let announcement = messages.len() - 2; // Before the Commit.
+            messages[announcement] = encode::message(true, commit.get(), b"other", b"");
+        }
     }
 
     /// Often the next commit record starts where the last one ended.

@@ -15,6 +15,7 @@ use crate::{
     },
     lsn::Lsn,
     position::{Position, RowPosition},
+    progress::ReleaseRecord,
     record::{Announced, Batch, RecordHead, RefusedRecord},
 };
 
@@ -49,6 +50,10 @@ impl Row {
 
     fn is_leaving(&self, release: &str) -> bool {
         self.state == State::Releasing && self.is_of(release)
+    }
+
+    fn is_delivered(&self, known: &ReleaseRecord) -> bool {
+        self.is_leaving(&known.id) && self.place.is_some_and(|place| place < known.delivered)
     }
 }
 
@@ -216,21 +221,28 @@ impl SimTable {
     }
 }
 
-/// Takes in whatever else waits in the release's lanes.
-fn take_in(table: &mut Table, release: &str) {
-    let leaving = table.rows.iter().filter(|row| row.is_leaving(release));
-    let lanes: Vec<Lane> = leaving.filter_map(|row| row.lane).collect();
-    for row in table.rows.iter_mut().filter(|row| row.waits() && !row.is_of(release)) {
-        if row.lane.is_some_and(|lane| lanes.contains(&lane)) {
+/// Marks what progress counts as delivered, takes in whatever else waits in the release's lanes, and
+/// returns these.
+fn take_in(table: &mut Table, release: &str, known: &[ReleaseRecord]) -> Vec<Lane> {
+    let mine = table.rows.iter().filter(|row| row.is_leaving(release));
+    let lanes: Vec<Lane> = mine.filter_map(|row| row.lane).collect();
+    for row in &mut table.rows {
+        if known.iter().any(|known| row.is_delivered(known)) {
+            row.state = State::Released;
+        } else if row.waits()
+            && !row.is_of(release)
+            && row.lane.is_some_and(|lane| lanes.contains(&lane))
+        {
             row.state = State::Releasing;
             row.release = Some(release.to_owned());
             row.place = None;
         }
     }
+    lanes
 }
 
 fn give_places(table: &mut Table, release: &str, done: u64) {
-    let is_left = |row: &&mut Row| row.is_leaving(release) && row.place.is_none_or(|at| at >= done);
+    let is_left = |row: &&mut Row| row.is_leaving(release);
     let mut left: Vec<&mut Row> = table.rows.iter_mut().filter(is_left).collect();
     left.sort_by_key(|row| (row.at, row.id));
     for (place, row) in (done..).zip(left) {
@@ -287,6 +299,11 @@ impl DeadLetters for SimTable {
         .await
     }
 
+    /// A repair's question, and nothing is repaired here.
+    async fn find(&mut self, _batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
+        Ok(Vec::new())
+    }
+
     async fn parked_of(
         &mut self,
         lanes: &[Lane],
@@ -321,9 +338,15 @@ impl DeadLetters for SimTable {
     async fn begin(
         &mut self,
         release: &str,
-        done: u64,
+        known: &[ReleaseRecord],
     ) -> Result<Option<Release>, DeadLetterError> {
-        self.statement("take in", |world| take_in(&mut world.table, release)).await?;
+        let done = known.iter().find(|known| known.id == release).map_or(0, |r| r.delivered);
+        let freed = self
+            .statement("take in", |world| {
+                let known = if world.is(Mutant::TakesWhatIsDelivered) { &[] } else { known };
+                take_in(&mut world.table, release, known)
+            })
+            .await?;
         self.statement("give places", |world| {
             let done = if world.is(Mutant::GivesPlacesTwice) { 0 } else { done };
             give_places(&mut world.table, release, done);
@@ -331,9 +354,21 @@ impl DeadLetters for SimTable {
         .await?;
         let begun = self.statement("begun", |world| begun(&world.table, release)).await?;
         if look(&self.world).is(Mutant::FinishesTooEarly) {
-            self.finish(release).await?;
+            let all = ReleaseRecord {
+                id: release.to_owned(),
+                commit: Lsn::ZERO,
+                delivered: u64::MAX,
+                complete: true,
+            };
+            self.finish(&all).await?;
         }
-        Ok(begun)
+        if begun.is_none() && freed.is_empty() {
+            return Ok(None);
+        }
+        let mut begun = begun.unwrap_or_default();
+        begun.lanes.extend(freed);
+        begun.end = begun.end.max(done);
+        Ok(Some(begun))
     }
 
     async fn read(
@@ -403,18 +438,18 @@ impl DeadLetters for SimTable {
 
     fn finish(
         &mut self,
-        release: &str,
+        release: &ReleaseRecord,
     ) -> impl Future<Output = Result<(), DeadLetterError>> + Send {
-        let release = release.to_owned();
+        let release = release.clone();
         let table = SimTable { world: Arc::clone(&self.world), session: self.session };
         async move {
             table
                 .statement("finish", |world| {
-                    for row in world.table.rows.iter_mut().filter(|row| row.is_of(&release)) {
-                        match row.state {
-                            State::Releasing if row.place.is_some() => row.state = State::Released,
-                            State::Discarded => row.release = None,
-                            _ => {}
+                    for row in &mut world.table.rows {
+                        if row.is_delivered(&release) {
+                            row.state = State::Released;
+                        } else if row.state == State::Discarded && row.is_of(&release.id) {
+                            row.release = None;
                         }
                     }
                 })

@@ -40,6 +40,8 @@ pub(super) enum Mutant {
     LocksNobody,
     /// A server is told a position that was received and not delivered.
     ConfirmsReceived,
+    /// A release takes in what another one has delivered.
+    TakesWhatIsDelivered,
     /// A release gives places that progress counts as done to what is taken in later.
     GivesPlacesTwice,
     /// A start does not know of events that were parked and that progress does not cover.
@@ -64,6 +66,7 @@ impl Mutant {
         Mutant::FencesNobody,
         Mutant::LocksNobody,
         Mutant::ConfirmsReceived,
+        Mutant::TakesWhatIsDelivered,
         Mutant::GivesPlacesTwice,
         Mutant::ForgetsWhatIsThere,
         Mutant::AsksNobody,

@@ -22,7 +22,9 @@ impl Store {
         let columns = Columns::of(letters, self.repertoire);
         self.execute(
             "parking events",
-            "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, \
+            // What was released and delivered long ago, and is refused now that its place was streamed once more,
+            // is parked again; what is parked stays as it is.
+            "insert into outbox.dead_letters as d (relay, system_id, commit_lsn, ordinal, event_id, \
                  lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, error) \
              select $1, $2, n.* \
              from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
@@ -30,11 +32,13 @@ impl Store {
                  $15::text[]) \
                  as n (commit_lsn, ordinal, event_id, lane, topic, key, partition, timestamp_ms, \
                      payload, headers, fit, reason, error) \
-             where not $16 or not exists (select from outbox.dead_letters d \
-                 where d.relay = $1 and d.event_id = n.event_id \
-                     and d.lane is not distinct from n.lane \
-                     and d.state in ('parked', 'releasing')) \
-             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do nothing",
+             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do update \
+             set state = 'parked', release_id = null, release_ordinal = null, lane = excluded.lane, \
+                 topic = excluded.topic, key = excluded.key, partition = excluded.partition, \
+                 payload = excluded.payload, headers = excluded.headers, fit = excluded.fit, \
+                 reason = excluded.reason, error = excluded.error, \
+                 parked_at = clock_timestamp(), changed_at = clock_timestamp() \
+             where d.state = 'released'",
             &[
                 &self.relay.clone(),
                 &self.origin.system_id.clone(),
@@ -51,11 +55,49 @@ impl Store {
                 &columns.fit,
                 &columns.reasons,
                 &columns.errors,
-                &letters.iter().any(|letter| letter.repaired),
             ],
         )
         .await?;
         Ok(())
+    }
+}
+
+impl Store {
+    /// Which records of the batch are events of the table that it has not delivered; their indexes, ascending.
+    pub(super) async fn find(&self, batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
+        const DOING: &str = "looking for parked events";
+        let any = "select from outbox.dead_letters where relay = $1 limit 1";
+        if batch.is_empty() || self.query(DOING, any, &[&self.relay]).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut columns = Columns::default();
+        for record in batch.iter() {
+            columns.add_identity(&record, self.repertoire);
+        }
+        // One by one, whatever the planner takes the table's size to be. An id may be the same in two tables:
+        // the event is the one of that time, topic and key.
+        let rows = self
+            .query(
+                DOING,
+                "select n.number from unnest($2::text[], $3::int8[], $4::text[], $5::bytea[]) \
+                     with ordinality as n (event_id, timestamp_ms, topic, key, number) \
+                 cross join lateral (select from outbox.dead_letters d \
+                     where d.event_id = n.event_id and d.relay = $1 and d.state <> 'released' \
+                         and d.timestamp_ms is not distinct from n.timestamp_ms \
+                         and d.topic is not distinct from n.topic \
+                         and d.key is not distinct from n.key limit 1) d \
+                 order by n.number",
+                &[
+                    &self.relay,
+                    &columns.event_ids,
+                    &columns.timestamps_ms,
+                    &columns.topics,
+                    &columns.keys,
+                ],
+            )
+            .await?;
+        let number = |row: &Row| usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+        Ok(rows.iter().map(number).collect())
     }
 }
 
@@ -82,16 +124,11 @@ impl<'a> Columns<'a> {
         let mut columns = Columns::default();
         for letter in letters {
             let record: Record<'a> = letter.record;
-            let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
-            let topic = Some(record.topic).filter(|topic| !topic.is_empty());
+            columns.add_identity(&record, repertoire);
             columns.commits.push(PgLsn::from(record.position.commit.get()));
             columns.ordinals.push(signed(record.position.ordinal));
-            columns.event_ids.push(record.event_id().map(text));
             columns.lanes.push(letter.lane.map(Lane::to_uuid));
-            columns.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
-            columns.keys.push(record.key);
             columns.partitions.push(record.partition);
-            columns.timestamps_ms.push(record.timestamp_ms);
             columns.payloads.push(record.payload);
             columns.headers.push(headers::to_json(record.headers(), repertoire));
             columns.fit.push(letter.fit);
@@ -99,6 +136,16 @@ impl<'a> Columns<'a> {
             columns.errors.push(repertoire.sanitised(letter.error));
         }
         columns
+    }
+
+    /// By what an event is known again.
+    fn add_identity(&mut self, record: &Record<'a>, repertoire: Repertoire) {
+        let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
+        let topic = Some(record.topic).filter(|topic| !topic.is_empty());
+        self.event_ids.push(record.event_id().map(text));
+        self.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
+        self.keys.push(record.key);
+        self.timestamps_ms.push(record.timestamp_ms);
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     lsn::Lsn,
     position::RowPosition,
     postgres::sql::SqlSession,
+    progress::ReleaseRecord,
     record::{Announced, Batch},
     route::Origin,
     snapshot,
@@ -113,6 +114,10 @@ impl DeadLetters for Store {
         Ok(())
     }
 
+    async fn find(&mut self, batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
+        Store::find(self, batch).await
+    }
+
     async fn parked_of(
         &mut self,
         lanes: &[Lane],
@@ -168,36 +173,12 @@ impl DeadLetters for Store {
     async fn begin(
         &mut self,
         release: &str,
-        done: u64,
+        known: &[ReleaseRecord],
     ) -> Result<Option<Release>, DeadLetterError> {
         const DOING: &str = "beginning a release";
         let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
-        // Another release may have taken what is before or behind it in a lane: it goes with this one,
-        // or it would be overtaken. Lane by lane, or each of many releases would read all that is parked.
-        let behind = self
-            .query(
-                DOING,
-                &format!(
-                    "select o.id from (select distinct lane from outbox.dead_letters \
-                         where relay = $1 and release_id = $2 and {RELEASING}) l \
-                     cross join lateral (select id from outbox.dead_letters \
-                         where relay = $1 and lane = l.lane and state in ('parked', 'releasing') \
-                             and release_id is distinct from $2 offset 0) o"
-                ),
-                &[&self.relay, &id],
-            )
-            .await?;
-        let behind: Vec<i64> = behind.iter().map(|row| row.get(0)).collect();
-        if !behind.is_empty() {
-            self.execute(
-                DOING,
-                "update outbox.dead_letters set state = 'releasing', release_id = $1, \
-                     release_ordinal = null, changed_at = clock_timestamp() \
-                 where id = any($2) and state in ('parked', 'releasing')",
-                &[&id, &behind],
-            )
-            .await?;
-        }
+        let done = known.iter().find(|known| known.id == release).map_or(0, |r| r.delivered);
+        let freed = self.take_in(DOING, id, known).await?;
         self.execute(
             DOING,
             // In the order of the table, whichever release was announced first: announcements that were
@@ -207,7 +188,7 @@ impl DeadLetters for Store {
                      select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + $3 \
                          as ordinal \
                      from outbox.dead_letters where relay = $1 and release_id = $2 \
-                         and {RELEASING} and (release_ordinal is null or release_ordinal >= $3)) \
+                         and {RELEASING}) \
                  update outbox.dead_letters d set release_ordinal = o.ordinal \
                  from o where d.id = o.id and d.id = any(array(select id from o)) \
                      and d.release_ordinal is distinct from o.ordinal"
@@ -229,14 +210,21 @@ impl DeadLetters for Store {
                 &[&self.relay, &id],
             )
             .await?;
-        Ok(rows.first().map(|row| Release {
-            lanes: row
-                .get::<_, Option<Vec<Uuid>>>(0)
-                .into_iter()
-                .flatten()
-                .map(Lane::from_uuid)
-                .collect(),
-            end: unsigned(row.get::<_, Option<i64>>(1).unwrap_or(0)),
+        let left = rows.first().map(|row| {
+            let lanes: Option<Vec<Uuid>> = row.get(0);
+            let end: Option<i64> = row.get(1);
+            (lanes.unwrap_or_default(), end.unwrap_or(0))
+        });
+        if left.is_none() && freed.is_empty() {
+            return Ok(None);
+        }
+        let (mut lanes, end) = left.unwrap_or_default();
+        lanes.extend(freed);
+        lanes.sort_unstable();
+        lanes.dedup();
+        Ok(Some(Release {
+            lanes: lanes.into_iter().map(Lane::from_uuid).collect(),
+            end: unsigned(end).max(done),
         }))
     }
 
@@ -255,16 +243,18 @@ impl DeadLetters for Store {
                 .query(
                     "reading released events",
                     &format!(
+                        // Cut where the rows before it are enough: a sum over all before a row only grows,
+                        // so that nothing is left out between two that are read.
                         "select release_ordinal, topic, key, partition, timestamp_ms, payload, \
                                 headers, fit, reason, error \
-                         from (select *, sum(octet_length(payload)) over \
-                                      (order by release_ordinal rows unbounded preceding) \
-                                      - octet_length(payload) as before \
+                         from (select *, coalesce(sum(coalesce(octet_length(payload), 0)) over \
+                                      (order by release_ordinal rows between unbounded preceding \
+                                          and 1 preceding), 0) as before \
                                from (select * from outbox.dead_letters where relay = $1 \
                                          and release_id = $2 and {RELEASING} \
                                          and release_ordinal >= $3 \
                                      order by release_ordinal limit $4) d) d \
-                         where coalesce(before, 0) < $5 order by release_ordinal"
+                         where before < $5 order by release_ordinal"
                     ),
                     &[&self.relay, &id, &signed(next), &READ_ROWS, &READ_BYTES],
                 )
@@ -336,8 +326,8 @@ impl DeadLetters for Store {
         Ok(())
     }
 
-    async fn finish(&mut self, release: &str) -> Result<(), DeadLetterError> {
-        let Ok(id) = release.parse::<Uuid>() else { return Ok(()) };
+    async fn finish(&mut self, release: &ReleaseRecord) -> Result<(), DeadLetterError> {
+        let Ok(id) = release.id.parse::<Uuid>() else { return Ok(()) };
         // What is discarded has had its effect, and is announced no more.
         self.execute(
             "finishing a release",
@@ -346,11 +336,66 @@ impl DeadLetters for Store {
                  release_id = case state when 'releasing' then release_id end, \
                  state = case state when 'releasing' then 'released' else state end \
              where relay = $1 and release_id = $2 and (state = 'discarded' \
-                 or state = 'releasing' and release_ordinal is not null)",
-            &[&self.relay, &id],
+                 or state = 'releasing' and release_ordinal < $3)",
+            &[&self.relay, &id, &signed(release.delivered)],
         )
         .await?;
         Ok(())
+    }
+}
+
+impl Store {
+    /// Of the releases that progress knows, marks what it counts as delivered; of what is left, takes into
+    /// this release whatever waits in its lanes, since another release may have taken what is before or
+    /// behind it there, and it would be overtaken. One statement: were the relay to end between the two,
+    /// what waits in a lane of which all else is delivered would be left behind nothing. Returns the lanes.
+    async fn take_in(
+        &self,
+        doing: &'static str,
+        release: Uuid,
+        known: &[ReleaseRecord],
+    ) -> Result<Vec<Uuid>, DeadLetterError> {
+        let known = known.iter().filter_map(|one| Some((one.id.parse().ok()?, one.delivered)));
+        let (ids, delivered): (Vec<Uuid>, Vec<i64>) =
+            known.map(|(id, delivered): (Uuid, u64)| (id, signed(delivered))).unzip();
+        // Lane by lane, or each of many releases would read all that is parked.
+        let rows = self
+            .query(
+                doing,
+                &format!(
+                    "with mine as materialized ( \
+                         select distinct lane from outbox.dead_letters \
+                         where relay = $1 and release_id = $2 and {RELEASING}), \
+                     delivered as materialized ( \
+                         select d.id from unnest($3::uuid[], $4::int8[]) as k (id, delivered) \
+                         cross join lateral (select id from outbox.dead_letters \
+                             where relay = $1 and release_id = k.id and {RELEASING} \
+                                 and release_ordinal < k.delivered offset 0) d), \
+                     waiting as materialized ( \
+                         select w.id from mine cross join lateral (select o.id \
+                             from outbox.dead_letters o \
+                             where o.relay = $1 and o.lane = mine.lane \
+                                 and o.state in ('parked', 'releasing') \
+                                 and o.release_id is distinct from $2 \
+                                 and not coalesce(o.release_ordinal < ( \
+                                     select k.delivered \
+                                     from unnest($3::uuid[], $4::int8[]) as k (id, delivered) \
+                                     where k.id = o.release_id), false) offset 0) w), \
+                     settled as ( \
+                         update outbox.dead_letters \
+                         set state = 'released', changed_at = clock_timestamp() \
+                         where id = any(array(select id from delivered)) and state = 'releasing'), \
+                     taken as ( \
+                         update outbox.dead_letters set state = 'releasing', release_id = $2, \
+                             release_ordinal = null, changed_at = clock_timestamp() \
+                         where id = any(array(select id from waiting)) \
+                             and state in ('parked', 'releasing')) \
+                     select lane from mine where lane is not null"
+                ),
+                &[&self.relay, &release, &ids, &delivered],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 }
 

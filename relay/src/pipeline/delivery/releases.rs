@@ -65,15 +65,25 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             let stored = self.store(&nothing, 0..0, &mut ProgressAlone).await;
             stored.map_err(PipelineError::Sink)?;
             self.finish_complete().await?;
+            if self.progress.releases.len() >= RELEASES_MAX {
+                self.board.message_ignored("not_visible");
+                return Ok(0);
+            }
         }
         let first = announced.first;
         let id = announced.id.as_str();
-        let known = self.progress.releases.iter().find(|release| release.id == id);
-        // Places of what was put back are free again, and progress counts them all the same.
-        let done = known.map_or(0, |release| release.delivered);
-        let Some(release) = self.dead_letters.begin(id, done).await? else {
-            self.forget(id);
-            return Ok(0);
+        let release = match self.dead_letters.begin(id, &self.progress.releases).await {
+            Ok(Some(release)) => release,
+            Ok(None) => {
+                self.forget(id);
+                return Ok(0);
+            }
+            // Its rows are locked: its lanes stay parked, others go on, and it is announced again.
+            Err(error) if error.is_locked() => {
+                self.board.message_ignored("not_visible");
+                return Ok(0);
+            }
+            Err(error) => return Err(error.into()),
         };
         // What was parked behind them by now goes with them, so that nothing that comes after the
         // release has anything to wait for.
@@ -105,15 +115,20 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
     /// [`PipelineError::DeadLetters`]; the next start does it.
     pub async fn finish_complete(&mut self) -> Result<(), PipelineError> {
         let complete = self.progress.releases.iter().filter(|release| release.complete);
-        for id in complete.map(|release| release.id.clone()).collect::<Vec<_>>() {
+        for release in complete.cloned().collect::<Vec<_>>() {
             fault::point(Point::ReleaseStored);
-            self.dead_letters.finish(&id).await?;
+            match self.dead_letters.finish(&release).await {
+                Ok(()) => {}
+                // Its rows are locked, and progress remembers that they are delivered.
+                Err(error) if error.is_locked() => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
             fault::point(Point::ReleaseFinished);
-            self.forget(&id);
+            self.forget(&release.id);
             if self.finished.len() == FINISHED_KEPT {
                 self.finished.pop_front();
             }
-            self.finished.push_back(id);
+            self.finished.push_back(release.id);
         }
         self.lanes.settled();
         Ok(())

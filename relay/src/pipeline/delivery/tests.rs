@@ -12,6 +12,7 @@ use crate::{
     dead_letter::{DeadLetterError, Release, Seen},
     lsn::Lsn,
     position::Position,
+    progress::ReleaseRecord,
     record::RecordHead,
 };
 
@@ -135,6 +136,13 @@ impl DeadLetters for Table {
         ready(Ok(()))
     }
 
+    async fn find(&mut self, batch: &Batch) -> Outcome<Vec<usize>> {
+        let there = |(_, record): &(usize, Record<'_>)| {
+            self.rows.values().any(|row| row.name == name(record))
+        };
+        Ok(batch.iter().enumerate().filter(there).map(|(index, _)| index).collect())
+    }
+
     fn parked_of(
         &mut self,
         lanes: &[Lane],
@@ -160,9 +168,10 @@ impl DeadLetters for Table {
     fn begin(
         &mut self,
         release: &str,
-        done: u64,
+        known: &[ReleaseRecord],
     ) -> impl Future<Output = Outcome<Option<Release>>> + Send {
         assert_eq!(release, RELEASE);
+        let done = known.iter().find(|known| known.id == release).map_or(0, |r| r.delivered);
         let places = self.rows.values().filter_map(|row| row.place);
         let mut end = places.max().map_or(0, |last| last + 1).max(done);
         let mut lanes = Vec::new();
@@ -229,8 +238,9 @@ impl DeadLetters for Table {
         ready(Ok(()))
     }
 
-    fn finish(&mut self, _release: &str) -> impl Future<Output = Outcome<()>> + Send {
-        for row in self.rows.values_mut().filter(|row| row.place.is_some()) {
+    fn finish(&mut self, release: &ReleaseRecord) -> impl Future<Output = Outcome<()>> + Send {
+        let delivered = |row: &&mut Row| row.place.is_some_and(|place| place < release.delivered);
+        for row in self.rows.values_mut().filter(delivered) {
             row.released = true;
         }
         ready(Ok(()))
