@@ -1,0 +1,218 @@
+//! The database: whether it is of this version, and whether tables, publication and slot serve.
+
+use outbox_migrations::Set;
+use tokio_postgres::Client;
+
+use super::{
+    Finding, capacity::capacity, neighbours, ok, passed, problem, rights::rights, settings,
+    start, warning,
+};
+use crate::{
+    config::{Config, parts::Parts},
+    daemon::first,
+    postgres::{
+        ConnectError, shortage,
+        sql::{self, SqlSession},
+    },
+    printable, repair,
+    route::{Mapping, TableName},
+    source::{
+        publication::changed_under,
+        slot::{self, InspectError},
+        table::{self, TableState},
+    },
+    table_fit::{self, Fit, Unfit},
+};
+
+/// The session, where all could be asked on it.
+pub(super) async fn looked_at(
+    config: &Config,
+    parts: &Parts,
+) -> (Vec<Finding>, Option<SqlSession>) {
+    let mut findings = Vec::new();
+    for host in parts.connect.unverified_hosts() {
+        let seen = format!("the connection to {host} is not verified");
+        let remedy = "add sslmode=verify-full (and sslrootcert) to postgres.url";
+        findings.push(warning("TLS", seen, remedy));
+    }
+    let session = match sql::connect(&parts.connect, "outbox-relay check").await {
+        Ok(session) => session,
+        Err(error) => {
+            findings.push(match error {
+                ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
+                error @ ConnectError::Transient { .. } => {
+                    let short = error.sqlstate().and_then(shortage::remedy);
+                    let remedy = short.unwrap_or("check postgres.url, and that the server is up");
+                    problem("PostgreSQL", printable::causes(&error), remedy)
+                }
+            });
+            return (findings, None);
+        }
+    };
+    match server(config, parts, session.client()).await {
+        Ok(seen) => {
+            let go_on = passed(&seen) || seen.iter().any(|finding| finding.name == "slot");
+            findings.extend(seen);
+            (findings, go_on.then_some(session))
+        }
+        Err(error) => {
+            let remedy = "grant the relay's role what docs/ROLES.md lists";
+            findings.push(problem("PostgreSQL", printable::causes(&error), remedy));
+            (findings, None)
+        }
+    }
+}
+
+async fn server(
+    config: &Config,
+    parts: &Parts,
+    client: &Client,
+) -> Result<Vec<Finding>, InspectError> {
+    let name = &config.postgres.slot;
+    let found = slot::inspect(client, name).await?;
+    let server = slot::capacity(client).await?;
+    let mut findings = capacity(&server, found.is_some(), parts);
+    findings.extend(settings::of_server(config, parts, client).await?);
+    let mut ours: Vec<Finding> = migrations(client).await?.into_iter().collect();
+    if passed(&ours) {
+        ours.extend(rights(&parts.mapping, client).await?);
+    }
+    let is_whole = passed(&ours);
+    findings.extend(ours);
+    if !is_whole {
+        return Ok(findings); // What comes now would only say the same in other words.
+    }
+    findings.push(start::parking(config, client).await?);
+    let publication_name = &config.postgres.publication;
+    let publication = slot::inspect_publication(client, publication_name).await?;
+    for table in parts.mapping.tables() {
+        let state = table::inspect(client, &table.schema, &table.table).await?;
+        let (publication, mapping) = (publication.as_ref(), &parts.mapping);
+        let fits = table_fit::fits(publication_name, publication, table, state.as_ref(), mapping);
+        let fit = fits.as_ref().ok().copied();
+        findings.push(match fits {
+            Ok(_) => ok("table", format!("{table} is published by {publication_name} and fits")),
+            Err(Unfit::Unpublished(halt) | Unfit::Columns(halt)) => {
+                problem("table", halt.reason, halt.remedy)
+            }
+        });
+        if let (Some(fit), Some(state)) = (fit, &state) {
+            findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
+            findings.extend(settings::zone(table, state, mapping));
+        }
+    }
+    if found.is_some() && publication.is_some() {
+        let tables = parts.mapping.tables().iter();
+        let tables = tables.map(|table| (table.schema.as_str(), table.table.as_str()));
+        findings.push(match changed_under(client, name, publication_name, tables).await? {
+            false => {
+                ok("publication", format!("{publication_name} is older than what {name} may send"))
+            }
+            true => warning(
+                "publication",
+                format!(
+                    "{publication_name} was changed after the oldest transaction that {name} may \
+                         send: what was written before may not be in the stream"
+                ),
+                "start the relay: it compares with what it knows, and publishes from the tables \
+                     what may be missing, or halts with the interval",
+            ),
+        });
+    }
+    if found.is_none() {
+        findings.extend(first_start(config, &parts.mapping, client).await?);
+    }
+    findings.push(match found {
+        None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
+        Some(slot) if slot.is_lost() => problem(
+            "slot",
+            format!("{name} has lost its WAL"),
+            "the relay's next start makes a new one and publishes what is missing from the tables; \
+             raise max_slot_wal_keep_size",
+        ),
+        Some(slot) => {
+            let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();
+            let used = if slot.active { "active" } else { "not active" };
+            ok("slot", format!("{name} is {used}, confirmed up to {confirmed}"))
+        }
+    });
+    if !server.in_recovery {
+        findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
+    }
+    Ok(findings)
+}
+
+/// Whether the database has what this version's migrations make; `None` where it does not say: the
+/// files were applied by hand, or the history may not be read.
+async fn migrations(client: &Client) -> Result<Option<Finding>, InspectError> {
+    let Some(newest) = Set::Outbox.migrations().iter().map(|m| m.version).max() else {
+        return Ok(None);
+    };
+    let applied = match client
+        .query_one("select pg_catalog.max(version) from outbox.migrations", &[])
+        .await
+        .and_then(|row| row.try_get::<_, Option<i32>>(0))
+    {
+        Ok(applied) => applied.unwrap_or(0),
+        Err(error) if error.as_db_error().is_some() => return Ok(None),
+        Err(source) => return Err(InspectError::Query { what: "outbox.migrations", source }),
+    };
+    Ok(Some(if applied < newest {
+        let seen = format!("the database has migration V{applied}, this version needs V{newest}");
+        problem("migrations", seen, "run `outbox-relay migrate` as the schema's owner")
+    } else {
+        ok("migrations", format!("V{applied}"))
+    }))
+}
+
+/// What becomes of the rows that are there when there is no slot; `None` when there are none.
+async fn first_start(
+    config: &Config,
+    mapping: &Mapping,
+    client: &Client,
+) -> Result<Option<Finding>, InspectError> {
+    let found = repair::rows_there(client, mapping.tables()).await;
+    let rows = match found {
+        Ok(Some(0) | None) => return Ok(None),
+        Ok(Some(rows)) => repair::in_words(rows),
+        // That a table is missing, and the like, is a finding of its own.
+        Err(error) if error.as_db_error().is_some() => return Ok(None),
+        Err(source) => return Err(InspectError::Query { what: "the outbox tables", source }),
+    };
+    Ok(Some(if first::takes_all(config, mapping) {
+        ok("first start", format!("if it is the first one, it publishes {rows} that are there"))
+    } else {
+        warning(
+            "first start",
+            format!("if it is the first one, it leaves out {rows} that are there already"),
+            "set postgres.start to \"all\" to publish them; it can't be done later",
+        )
+    }))
+}
+
+/// What the relay can tell of a table's rows when they come again, or their slot is lost.
+fn rows(
+    name: &TableName,
+    fit: Fit,
+    state: &TableState,
+    mapping: &Mapping,
+    rows_kept: bool,
+) -> Finding {
+    let repairable = repair::fits(name, state, mapping)
+        .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
+    match repairable {
+        Err(halt) => {
+            let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
+            warning("rows", seen, halt.remedy)
+        }
+        Ok(_) if !fit.stamped => warning(
+            "rows",
+            format!(
+                "rows of {name} that are moved between its partitions are published again: the \
+                 stream has no column xid whose default is pg_current_xact_id()"
+            ),
+            format!("alter table {name} alter column xid set default pg_current_xact_id()"),
+        ),
+        Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
+    }
+}
