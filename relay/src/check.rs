@@ -5,6 +5,7 @@
 
 mod capacity;
 mod database;
+mod events;
 mod neighbours;
 mod rights;
 mod settings;
@@ -59,12 +60,14 @@ pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         half("Kafka", kafka(parts))
     );
     findings.extend(kafka);
-    if let (Some(session), Some(has_topic)) = (session, has_progress_topic) {
+    if let (Some((session, expected)), Some(has_topic)) = (session, has_progress_topic) {
         let rehearsal = async {
             let found = start::rehearsed(config, parts, &session, has_topic, &findings).await;
             (found.into_iter().collect(), None::<()>)
         };
-        let (found, _) = half("start", rehearsal).await;
+        let foreseen = events::foreseen(parts, expected);
+        let ((found, _), (topics, _)) =
+            tokio::join!(half("start", rehearsal), half("topics", foreseen));
         // What is mended by the same words has the same cause, and the start's words have more: what it
         // means for what was published before.
         for start in &found {
@@ -72,6 +75,7 @@ pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
                 .retain(|known| known.remedy.is_empty() || !start.remedy.contains(&known.remedy));
         }
         findings.extend(found);
+        findings.extend(topics);
     }
     findings
 }
@@ -111,7 +115,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
     let has_topic = preflight.progress_topic.as_ref().map(|seen| *seen != ProgressTopic::Missing);
     let progress = preflight.progress_topic.map(|seen| match seen {
         ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
-        ProgressTopic::Verified => ok("progress", format!("{topic} has one partition, compacted")),
+        ProgressTopic::Verified => ok("progress", format!("{topic} is compacted")),
         ProgressTopic::Unverified(why) => warning(
             "progress",
             format!("the settings of {topic} can't be seen: {why}"),

@@ -25,7 +25,7 @@ pub(crate) enum Unfit {
     Unpublished(Halt),
     /// Its columns, as they are now. Rows that were written before they became so may well serve,
     /// and the stream has them in the shape that they were written in.
-    Columns(Halt),
+    Columns(Vec<Misfit>),
 }
 
 /// What the stream of a table that serves is like.
@@ -58,7 +58,7 @@ pub(crate) fn fits(
     let relation = Relation { id: 0, schema, table: table_name, columns: columns.collect() };
     let format = mapping.format_for(&relation).map_err(|mut found| {
         found.iter_mut().for_each(|misfit| explain_generated(misfit, name, table));
-        Unfit::Columns(misfits(&found))
+        Unfit::Columns(found)
     })?;
     Ok(Fit { format: if binary { format } else { Format::Text }, stamped })
 }
@@ -112,8 +112,8 @@ fn published<'a>(
                  {filter} holds: the others are never in the stream"
             ),
             format!(
-                "begin; alter publication {publication_name} drop table {name}; alter publication \
-                 {publication_name} add table {name}; commit"
+                "`begin; alter publication {publication_name} drop table {name}; alter publication \
+                 {publication_name} add table {name}; commit`"
             ),
         ));
     }
@@ -137,7 +137,7 @@ fn is_in_the_wal(name: &TableName, table: &TableState) -> Result<(), Halt> {
                         "{name} is unlogged: its rows are not in the WAL, so none is ever \
                          streamed, and a crash of the server empties it"
                     ),
-                    format!("alter table {name} set logged"),
+                    format!("`alter table {name} set logged`"),
                 )),
                 "t" => Err(Halt::new(
                     format!("{name} is temporary: its rows are not in the WAL"),
@@ -168,27 +168,27 @@ fn hides_nothing(name: &TableName, hidden: &[Hidden], mapping: &Mapping) -> Resu
             ("f", _) => (
                 format!("{child} is a foreign table: what is inserted into it is in another WAL"),
                 if *inherits {
-                    format!("alter foreign table {child} no inherit {name}")
+                    format!("`alter foreign table {child} no inherit {name}`")
                 } else {
-                    format!("alter table {name} detach partition {child}")
+                    format!("`alter table {name} detach partition {child}`")
                 },
             ),
             (_, "u") => (
                 format!("{child} is unlogged: what is inserted into it is not in the WAL"),
-                format!("alter table {child} set logged"),
+                format!("`alter table {child} set logged`"),
             ),
             _ if *inherits => (
                 format!(
                     "{child} inherits from {name}, and is published under its own name, if at all"
                 ),
                 format!(
-                    "add {child} to outbox.tables and to the publication, or: alter table {child} \
-                     no inherit {name}"
+                    "add {child} to outbox.tables and to the publication, or: `alter table {child} \
+                     no inherit {name}`"
                 ),
             ),
             _ => (
                 format!("{child} is temporary: what is inserted into it is not in the WAL"),
-                format!("alter table {name} detach partition {child}"),
+                format!("`alter table {name} detach partition {child}`"),
             ),
         };
         reasons.push(reason);
@@ -237,7 +237,7 @@ fn explain_generated(misfit: &mut Misfit, name: &TableName, table: &TableState) 
         "the column {column} of {name} is generated, and PostgreSQL does not publish its values"
     );
     misfit.remedy = format!(
-        "alter table {name} alter column {column} drop expression, and have writers or a trigger \
+        "`alter table {name} alter column {column} drop expression`, and have writers or a trigger \
          fill it; name another column in the settings; or, on PostgreSQL 18 and a stored column, \
          add it to the publication's column list"
     );

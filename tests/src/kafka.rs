@@ -257,6 +257,15 @@ impl Kafka {
         Proxy::on(line.proxy_port, &line.listens).await.expect("the port that was set aside")
     }
 
+    /// An address that answers, and leads its clients to one at which nobody listens.
+    ///
+    /// # Panics
+    /// As [`Kafka::line`].
+    pub fn leads_astray(&self) -> String {
+        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        line.expect("a listener of a broker of ours").listens
+    }
+
     /// A client's settings, to be completed.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();

@@ -154,17 +154,16 @@ impl Newcomer<'_> {
         true
     }
 
-    /// Obeys `check` until it finds no problem.
+    /// Obeys `check` until it finds no problem: in each round all that is said of one thing.
     async fn walk_by_check(&mut self) {
         for _ in 0..10 {
             let findings = check(&self.settings()).await;
-            let remedies: Vec<String> = findings
-                .iter()
-                .filter(|finding| finding.verdict == "problem")
-                .map(|finding| finding.remedy.clone())
-                .collect();
-            let Some(first) = remedies.first() else { return };
-            self.obey(first).await;
+            let problems = findings.iter().filter(|finding| finding.verdict == "problem");
+            let problems: Vec<_> = problems.collect();
+            let Some(first) = problems.first() else { return };
+            for finding in problems.iter().filter(|finding| finding.name == first.name) {
+                self.obey(&finding.remedy).await;
+            }
         }
         panic!("check is never content: {:?}", check(&self.settings()).await);
     }

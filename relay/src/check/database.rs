@@ -4,8 +4,11 @@ use outbox_migrations::Set;
 use tokio_postgres::Client;
 
 use super::{
-    Finding, capacity::capacity, neighbours, ok, passed, problem, rights::rights, settings,
-    start, warning,
+    Finding,
+    capacity::capacity,
+    events, neighbours, ok, passed, problem,
+    rights::{rights, writers},
+    settings, start, warning,
 };
 use crate::{
     config::{Config, parts::Parts},
@@ -15,7 +18,8 @@ use crate::{
         sql::{self, SqlSession},
     },
     printable, repair,
-    route::{Mapping, TableName},
+    route::{Mapping, Misfit, TableName},
+    sink::kafka::Expected,
     source::{
         publication::changed_under,
         slot::{self, InspectError},
@@ -24,11 +28,11 @@ use crate::{
     table_fit::{self, Fit, Unfit},
 };
 
-/// The session, where all could be asked on it.
+/// The session and what is to be delivered, where all could be asked on it.
 pub(super) async fn looked_at(
     config: &Config,
     parts: &Parts,
-) -> (Vec<Finding>, Option<SqlSession>) {
+) -> (Vec<Finding>, Option<(SqlSession, Expected)>) {
     let mut findings = Vec::new();
     for host in parts.connect.unverified_hosts() {
         let seen = format!("the connection to {host} is not verified");
@@ -50,10 +54,10 @@ pub(super) async fn looked_at(
         }
     };
     match server(config, parts, session.client()).await {
-        Ok(seen) => {
+        Ok((seen, expected)) => {
             let go_on = passed(&seen) || seen.iter().any(|finding| finding.name == "slot");
             findings.extend(seen);
-            (findings, go_on.then_some(session))
+            (findings, expected.filter(|_| go_on).map(|expected| (session, expected)))
         }
         Err(error) => {
             let remedy = "grant the relay's role what docs/ROLES.md lists";
@@ -67,7 +71,7 @@ async fn server(
     config: &Config,
     parts: &Parts,
     client: &Client,
-) -> Result<Vec<Finding>, InspectError> {
+) -> Result<(Vec<Finding>, Option<Expected>), InspectError> {
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
     let server = slot::capacity(client).await?;
@@ -77,30 +81,41 @@ async fn server(
     if passed(&ours) {
         ours.extend(rights(&parts.mapping, client).await?);
     }
+    if passed(&ours) {
+        ours.extend(writers(client).await?);
+    }
     let is_whole = passed(&ours);
     findings.extend(ours);
     if !is_whole {
-        return Ok(findings); // What comes now would only say the same in other words.
+        return Ok((findings, None)); // What comes now would only say the same in other words.
     }
     findings.push(start::parking(config, client).await?);
     let publication_name = &config.postgres.publication;
+    let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;
-    for table in parts.mapping.tables() {
+    let mapping = &parts.mapping;
+    for table in mapping.tables() {
         let state = table::inspect(client, &table.schema, &table.table).await?;
-        let (publication, mapping) = (publication.as_ref(), &parts.mapping);
+        let publication = publication.as_ref();
         let fits = table_fit::fits(publication_name, publication, table, state.as_ref(), mapping);
         let fit = fits.as_ref().ok().copied();
-        findings.push(match fits {
-            Ok(_) => ok("table", format!("{table} is published by {publication_name} and fits")),
-            Err(Unfit::Unpublished(halt) | Unfit::Columns(halt)) => {
-                problem("table", halt.reason, halt.remedy)
+        findings.extend(match fits {
+            Ok(_) => {
+                vec![ok("table", format!("{table} is published by {publication_name} and fits"))]
+            }
+            Err(Unfit::Unpublished(halt)) => vec![problem("table", halt.reason, halt.remedy)],
+            Err(Unfit::Columns(misfits)) => {
+                let each = |misfit: Misfit| problem("table", misfit.what, misfit.remedy);
+                misfits.into_iter().map(each).collect()
             }
         });
         if let (Some(fit), Some(state)) = (fit, &state) {
             findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
             findings.extend(settings::zone(table, state, mapping));
+            findings.extend(events.at(table, state).await?);
         }
     }
+    findings.extend(events::unmapped(mapping, client).await?);
     if found.is_some() && publication.is_some() {
         let tables = parts.mapping.tables().iter();
         let tables = tables.map(|table| (table.schema.as_str(), table.table.as_str()));
@@ -120,7 +135,7 @@ async fn server(
         });
     }
     if found.is_none() {
-        findings.extend(first_start(config, &parts.mapping, client).await?);
+        findings.extend(first_start(config, mapping, client).await?);
     }
     findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
@@ -139,7 +154,7 @@ async fn server(
     if !server.in_recovery {
         findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
     }
-    Ok(findings)
+    Ok((findings, Some(events.expected)))
 }
 
 /// Whether the database has what this version's migrations make; `None` where it does not say: the
@@ -180,11 +195,11 @@ async fn first_start(
         Err(source) => return Err(InspectError::Query { what: "the outbox tables", source }),
     };
     Ok(Some(if first::takes_all(config, mapping) {
-        ok("first start", format!("if it is the first one, it publishes {rows} that are there"))
+        ok("first start", format!("if it is the first one, it publishes what is there: {rows}"))
     } else {
         warning(
             "first start",
-            format!("if it is the first one, it leaves out {rows} that are there already"),
+            format!("if it is the first one, it leaves out what is there already: {rows}"),
             "set postgres.start to \"all\" to publish them; it can't be done later",
         )
     }))
@@ -211,7 +226,7 @@ fn rows(
                 "rows of {name} that are moved between its partitions are published again: the \
                  stream has no column xid whose default is pg_current_xact_id()"
             ),
-            format!("alter table {name} alter column xid set default pg_current_xact_id()"),
+            format!("`alter table {name} alter column xid set default pg_current_xact_id()`"),
         ),
         Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
     }

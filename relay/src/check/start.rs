@@ -8,6 +8,7 @@ use crate::{
     daemon::{self, Rehearsed},
     dead_letter,
     postgres::sql::SqlSession,
+    printable::counted,
     reconcile::Decision,
     source::slot::InspectError,
 };
@@ -25,10 +26,12 @@ pub(super) async fn rehearsed(
     let rehearsed = daemon::rehearse(config, parts, session, has_progress_topic).await;
     Some(match rehearsed {
         Rehearsed::Halts(halt) => {
-            let known = |finding: &Finding| {
-                finding.verdict == Verdict::Problem && finding.seen == halt.reason
+            let is_part = |finding: &&Finding| {
+                finding.verdict == Verdict::Problem && halt.reason.contains(&finding.seen)
             };
-            if before.iter().any(known) {
+            let parts = before.iter().filter(is_part);
+            let parts: Vec<&str> = parts.map(|finding| finding.seen.as_str()).collect();
+            if parts.join("; ") == halt.reason {
                 return None;
             }
             problem(NAME, halt.reason, halt.remedy)
@@ -40,7 +43,7 @@ pub(super) async fn rehearsed(
              and that the brokers answer",
         ),
         Rehearsed::Starts(Decision::Stream { from }) => ok(NAME, format!("streams from {from}")),
-        Rehearsed::Starts(Decision::MakeSlot) => ok(NAME, format!("makes the slot {slot}")),
+        Rehearsed::Starts(Decision::MakeSlot { .. }) => ok(NAME, format!("makes the slot {slot}")),
         Rehearsed::Starts(Decision::Repair { lower: None, .. }) => {
             ok(NAME, format!("makes the slot {slot}, and publishes the rows that are there"))
         }
@@ -67,7 +70,7 @@ pub(super) async fn parking(config: &Config, client: &Client) -> Result<Finding,
         0 => ok(NAME, "may park events; none is parked".into()),
         events => warning(
             NAME,
-            format!("{events} events of {} lanes are parked", parked.lanes),
+            format!("parked: {} of {}", counted(events, "event"), counted(parked.lanes, "lane")),
             "outbox-relay dead-letters list",
         ),
     })

@@ -94,10 +94,10 @@ pub(super) async fn inspect(
                 }
             }
             Err(Unfit::Unpublished(halt)) => found.unpublished = Some(halt),
-            Err(Unfit::Columns(halt)) => {
+            Err(Unfit::Columns(misfits)) => {
                 // It carries every type, whatever shape the rows in the stream have.
                 found.format = Format::Text;
-                found.misfit = Some(halt);
+                found.misfit = Some(table_fit::misfits(&misfits));
             }
         }
     }

@@ -7,6 +7,7 @@
 //! be read so, `losses` whether rows may be gone, `reader` reads them in order; the order of the steps is `daemon`'s.
 
 mod attached;
+mod glance;
 mod id;
 mod losses;
 mod reader;
@@ -24,6 +25,7 @@ use crate::{
 
 pub use self::{
     attached::{Attached, any_attached_since, filled, since},
+    glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete},
     reader::{ReadError, Reader},
     tables::{Table, any_row, fits, in_words, rows_since, rows_there},

@@ -216,7 +216,7 @@ fn number<N: std::str::FromStr>(text: &str, what: &'static str) -> Result<N, Rea
 }
 
 /// As `TupleData` of the replication protocol has a value in text form.
-fn put(values: &mut Vec<u8>, value: Option<&str>, raw: bool) -> Result<(), ReadError> {
+pub(super) fn put(values: &mut Vec<u8>, value: Option<&str>, raw: bool) -> Result<(), ReadError> {
     const UNREADABLE: ReadError = ReadError::Unreadable("a value");
     let Some(text) = value else {
         values.push(b'n');

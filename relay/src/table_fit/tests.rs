@@ -73,7 +73,8 @@ fn looked_at(publication: &PublicationState, table: &TableState) -> Result<Fit, 
 #[track_caller]
 fn halts(publication: &PublicationState, table: &TableState, words: &[&str]) {
     let halt = match looked_at(publication, table) {
-        Err(Unfit::Unpublished(halt) | Unfit::Columns(halt)) => halt.to_string(),
+        Err(Unfit::Unpublished(halt)) => halt.to_string(),
+        Err(Unfit::Columns(found)) => misfits(&found).to_string(),
         Ok(fit) => panic!("{fit:?}, without {words:?}"),
     };
     words.iter().for_each(|word| assert!(halt.contains(word), "{word:?} is not in: {halt}"));

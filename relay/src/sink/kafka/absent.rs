@@ -13,7 +13,7 @@ use std::{
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
-    admin,
+    acl, admin,
     errors::sort,
     lookup::{Found, Lookup, Seen},
     settings::{Settings, TopicCreation},
@@ -115,7 +115,7 @@ impl Patience {
     }
 }
 
-fn unknown(name: &str, settings: &Settings) -> String {
+pub(super) fn unknown(name: &str, settings: &Settings) -> String {
     let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     let grace = settings.topic_grace;
     format!(
@@ -176,25 +176,35 @@ fn create(
     let created = names.len() - failed.len();
     for (topic, code) in failed {
         attempts().refused(&topic, Instant::now());
-        let remedy = match code {
-            RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed => {
-                "grant the relay's principal Create, or create the topic by hand"
-            }
-            RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::InvalidPartitions
-            | RDKafkaErrorCode::InvalidReplicationFactor => {
-                "correct sink.create_topics, or create the topic by hand"
-            }
-            RDKafkaErrorCode::InvalidTopic => {
-                "a topic whose name differs in '.' and '_' only is there already, or the broker's rules \
-                 forbid the name: give the events another topic"
-            }
-            _ => "its events are parked until it is there",
-        };
+        let remedy = uncreatable(code, settings, &topic)
+            .unwrap_or_else(|| "its events are parked until it is there".into());
         tracing::warn!(topic, error = %code, "the topic can't be created: {remedy}");
     }
     created
+}
+
+/// What a person can do where a topic can't be created; `None` where it may be possible later.
+pub(super) fn uncreatable(
+    code: RDKafkaErrorCode,
+    settings: &Settings,
+    topic: &str,
+) -> Option<String> {
+    use RDKafkaErrorCode as Code;
+    match code {
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+            let grant = acl::grant(settings, &["Create"], &format!("--topic {topic}"));
+            Some(format!("{grant}; or create the topic by hand"))
+        }
+        Code::PolicyViolation | Code::InvalidPartitions | Code::InvalidReplicationFactor => {
+            Some("correct sink.create_topics, or create the topic by hand".into())
+        }
+        Code::InvalidTopic => Some(
+            "a topic whose name differs in '.' and '_' only is there already, or the broker's rules \
+             forbid the name: give the events another topic"
+                .into(),
+        ),
+        _ => None,
+    }
 }
 
 /// Tells when missing topics appear, and creates them where the settings say so; works while a

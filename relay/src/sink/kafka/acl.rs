@@ -57,8 +57,16 @@ pub(super) fn may_use_transactional_id(
     };
     let Err(error) = producer.init_transactions(timeout) else { return Ok(()) };
     let fatal = producer.client().fatal_error().map(|(code, _)| code);
-    let refused = RDKafkaErrorCode::TransactionalIdAuthorizationFailed;
-    if fatal != Some(refused) && error.rdkafka_error_code() != Some(refused) {
+    let is = |code| fatal == Some(code) || error.rdkafka_error_code() == Some(code);
+    if is(RDKafkaErrorCode::UnsupportedFeature) || is(RDKafkaErrorCode::UnsupportedVersion) {
+        return Err(SinkError::Misconfigured {
+            what: "the brokers know no transactions: nothing can be delivered".into(),
+            remedy:
+                "Apache Kafka 0.11 or later is needed, or a broker that speaks its protocol whole"
+                    .into(),
+        });
+    }
+    if !is(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {
         return Ok(());
     }
     let id = settings.transactional_id();
@@ -72,7 +80,20 @@ pub(super) fn may_use_transactional_id(
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::{mocking::MockCluster, types::RDKafkaApiKey};
+
     use super::{super::settings::sample, *};
+
+    #[test]
+    fn brokers_without_transactions_are_named_as_such() {
+        let brokers = MockCluster::new(1).expect("a broker of the client library's own");
+        let settings = sample(&brokers.bootstrap_servers());
+        let asked = || may_use_transactional_id(&settings, Duration::from_secs(5));
+        assert!(asked().is_ok());
+        brokers.apiversion(RDKafkaApiKey::InitProducerId, None, None).expect("taken away");
+        let error = asked().expect_err("it would not work").to_string();
+        assert!(error.contains("know no transactions"), "{error}");
+    }
 
     #[test]
     fn a_remedy_names_the_principal_where_it_is_known() {

@@ -51,13 +51,20 @@ pub(super) fn create_topics(
     Ok(failed.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
 }
 
-/// Whether a topic could be created now; creates nothing.
-pub(super) fn may_create_topic(settings: &Settings, name: &str) -> Result<(), KafkaError> {
-    let topic = NewTopic::new(name, 1, TopicReplication::Fixed(-1));
+/// Which of these topics could not be created now, and why; creates nothing.
+pub(super) fn may_create_topics(
+    settings: &Settings,
+    names: &[&str],
+    creation: TopicCreation,
+) -> Result<Vec<(String, RDKafkaErrorCode)>, KafkaError> {
+    let topic = |name| {
+        let replication = TopicReplication::Fixed(creation.replication_factor);
+        NewTopic::new(name, creation.partitions, replication)
+    };
+    let topics: Vec<NewTopic<'_>> = names.iter().copied().map(topic).collect();
     let client = client(settings)?;
-    let results = block_on(client.create_topics([&topic], &options().validate_only(true)))?;
-    let failed = results.into_iter().find_map(Result::err);
-    failed.map_or(Ok(()), |(_, code)| Err(KafkaError::AdminOp(code)))
+    let results = block_on(client.create_topics(&topics, &options().validate_only(true)))?;
+    Ok(results.into_iter().filter_map(Result::err).collect())
 }
 
 /// The settings of a topic, by name.

@@ -221,7 +221,8 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
             "the principal needs IdempotentWrite on the cluster (brokers before 2.8)"
         }
         Code::InvalidTransactionTimeout => {
-            "transaction.timeout.ms is above the broker's transaction.max.timeout.ms"
+            "transaction.timeout.ms is above the broker's transaction.max.timeout.ms: lower \
+             sink.properties.\"transaction.timeout.ms\" to that, and restart the relay"
         }
         _ => return None,
     })

@@ -6,14 +6,26 @@
 
 use std::collections::HashMap;
 
+use super::settings::Settings;
 use crate::record::Record;
 
 /// Bytes of a batch on the wire before its first record.
 const BATCH_HEADER_BYTES: usize = 61;
+/// Room for the relay's own headers, beside what `outbox.publish` counts.
+const HEADERS_BYTES: usize = 1024;
 /// The broker's clock may differ from ours by so much.
 const CLOCKS_DIFFER_MS: i64 = 60_000;
 /// Where a topic's settings can't be read, it may keep its records no longer than this.
 const RETENTION_UNKNOWN_MS: i64 = 2 * 24 * 3_600_000;
+
+/// What waits for a topic, as far as it was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+    /// Records so old that the topic would soon delete them.
+    pub(super) stale: u64,
+}
 
 /// The settings of a topic that decide over single records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +40,10 @@ pub(super) struct Limits {
     after_max_ms: Option<i64>,
     /// After this time a record is deleted, by its own time; `None` is never.
     retention_ms: Option<i64>,
+    /// What a partition keeps, at most; `None` is all.
+    retention_bytes: Option<u64>,
+    /// So many replicas must have a record before it counts as stored.
+    insync_min: usize,
 }
 
 impl Limits {
@@ -49,7 +65,85 @@ impl Limits {
             before_max_ms: bound("message.timestamp.before.max.ms"),
             after_max_ms: bound("message.timestamp.after.max.ms"),
             retention_ms: number("retention.ms").filter(|ms| *ms >= 0 && deletes),
+            retention_bytes: number("retention.bytes")
+                .filter(|_| deletes)
+                .and_then(|bytes| u64::try_from(bytes).ok()),
+            insync_min: number("min.insync.replicas")
+                .and_then(|min| usize::try_from(min).ok())
+                .unwrap_or_default(),
         }
+    }
+
+    /// Why the topic can store nothing at all, and the command that lets it; `replicas` is how many
+    /// times it stores a record.
+    pub(super) fn unwritable(
+        &self,
+        settings: &Settings,
+        topic: &str,
+        replicas: usize,
+    ) -> Option<(String, String)> {
+        let min = self.insync_min;
+        (replicas > 0 && min > replicas).then(|| {
+            let what = format!(
+                "the topic {topic} has min.insync.replicas={min}, and only {replicas} of each \
+                 record is kept: brokers refuse whatever is sent to it, and everything waits"
+            );
+            let command = alter_topic(settings, topic, &format!("min.insync.replicas={replicas}"));
+            (what, format!("run {command}, or give the topic more replicas"))
+        })
+    }
+
+    /// What else of the topic's settings is worth knowing beforehand, each with its remedy: of records
+    /// of at most `record_bytes_max`, of which `waiting` come now.
+    pub(super) fn advice(
+        &self,
+        settings: &Settings,
+        topic: &str,
+        partitions: i32,
+        record_bytes_max: usize,
+        waiting: &Waiting,
+    ) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        let Waiting { records, bytes, stale } = *waiting;
+        if let Some(max) = self.batch_bytes_max.filter(|max| *max < record_bytes_max) {
+            let what = format!(
+                "the topic {topic} takes at most {max} bytes of an event (max.message.bytes), and \
+                 {record_bytes_max} bytes may be added to the outbox: larger events will be parked"
+            );
+            let limit = (max.saturating_sub(HEADERS_BYTES)).max(1);
+            let command = alter_topic(
+                settings,
+                topic,
+                &format!("max.message.bytes={}", record_bytes_max + HEADERS_BYTES),
+            );
+            found.push((
+                what,
+                format!(
+                    "run {command}; or have `outbox.publish` refuse them, where an error can still be \
+                     handled: alter database … set outbox.record_bytes_max = {limit}"
+                ),
+            ));
+        }
+        if let Some(kept_ms) = self.retention_ms.filter(|_| stale > 0) {
+            let what = format!(
+                "{stale} of {records} events that wait for the topic {topic} are older than half of \
+                 its retention.ms={kept_ms}: Kafka would soon delete them, so they carry the time of \
+                 their delivery, and their own in the header outbox-created-at"
+            );
+            let longer = alter_topic(settings, topic, "retention.ms=…");
+            found.push((what, format!("to have their own times on them, first run {longer}")));
+        }
+        let room = |kept: u64| kept.saturating_mul(u64::from(partitions.unsigned_abs()));
+        if let Some(kept) = self.retention_bytes.filter(|kept| bytes > room(*kept)) {
+            let what = format!(
+                "{records} events with {bytes} bytes wait for the topic {topic}, and it keeps \
+                 {kept} bytes in each of its {partitions} partitions (retention.bytes): Kafka may \
+                 delete events before anybody has read them"
+            );
+            let more = alter_topic(settings, topic, "retention.bytes=-1");
+            found.push((what, format!("before the relay starts, run {more}")));
+        }
+        found
     }
 
     /// Why the broker takes this record neither now nor later, whatever it is sent with. One that
@@ -95,6 +189,15 @@ impl Limits {
         );
         Some(("invalid_timestamp", error))
     }
+}
+
+/// The command that gives a topic a setting.
+pub(super) fn alter_topic(settings: &Settings, topic: &str, setting: &str) -> String {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    format!(
+        "`kafka-configs --bootstrap-server {servers} --alter --entity-type topics --entity-name \
+         {topic} --add-config {setting}`"
+    )
 }
 
 /// Whether a record of this time would be deleted soon after it was stored, because of its age: it

@@ -49,6 +49,8 @@ pub(super) enum Found {
 pub(super) struct Seen {
     pub(super) found: Found,
     pub(super) limits: Option<Limits>,
+    /// How many times each record is stored; 0 where that is not known.
+    pub(super) replicas: usize,
 }
 
 /// What a broker answers of a topic.
@@ -57,8 +59,22 @@ type Told = Result<describe::Shape, RDKafkaErrorCode>;
 /// The cluster, as one broker sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Cluster {
-    pub brokers: Vec<String>,
+    pub brokers: Vec<Broker>,
     pub id: Option<String>,
+}
+
+/// A broker, as the others name it to clients: `advertised.listeners`.
+#[derive(Clone, Debug)]
+pub(super) struct Broker {
+    pub id: i32,
+    pub host: String,
+    pub port: i32,
+}
+
+impl std::fmt::Display for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 impl Lookup {
@@ -89,7 +105,7 @@ impl Lookup {
                 _ => {
                     for name in names {
                         let found = self.find(name, timeout).unwrap_or(Found::Unclear);
-                        seen.insert((*name).to_owned(), Seen { found, limits: None });
+                        seen.insert((*name).to_owned(), Seen { found, limits: None, replicas: 0 });
                     }
                 }
             }
@@ -110,18 +126,22 @@ impl Lookup {
             Some(Err(code)) => absent(*code).unwrap_or(Found::Unclear),
             None => Found::Missing,
         };
-        let found: Vec<(String, Found)> =
-            told.into_iter().map(|(name, told)| (name, found(&told))).collect();
-        let there = found.iter().filter(|(_, found)| matches!(found, Found::Partitions(_)));
-        let there: Vec<&str> = there.map(|(name, _)| name.as_str()).collect();
+        let replicas = |told: &Option<Told>| match told {
+            Some(Ok(shape)) => shape.replicas,
+            _ => 0,
+        };
+        let found: Vec<(String, Found, usize)> =
+            told.into_iter().map(|(name, told)| (name, found(&told), replicas(&told))).collect();
+        let there = found.iter().filter(|(_, found, _)| matches!(found, Found::Partitions(_)));
+        let there: Vec<&str> = there.map(|(name, ..)| name.as_str()).collect();
         let mut settings = if there.is_empty() {
             HashMap::new()
         } else {
             describe::settings(&self.client, &there, timeout).unwrap_or_default()
         };
-        let seen = found.into_iter().map(|(name, found)| {
+        let seen = found.into_iter().map(|(name, found, replicas)| {
             let limits = settings.remove(&name).map(|settings| Limits::of(&settings));
-            (name, Seen { found, limits })
+            (name, Seen { found, limits, replicas })
         });
         seen.collect()
     }
@@ -130,12 +150,19 @@ impl Lookup {
         found(&self.metadata(topic, timeout)?, topic)
     }
 
-    /// Which of Read, Write and DescribeConfigs we lack on a topic, as far as the broker tells.
-    pub(super) fn lacks(&self, topic: &str, timeout: Duration) -> Vec<&'static str> {
+    /// A topic, as far as the broker tells.
+    pub(super) fn shape(&self, topic: &str, timeout: Duration) -> Option<describe::Shape> {
         let told = describe::topics(&self.client, &[topic], timeout);
-        let Some(shape) = told.ok().and_then(|mut told| told.remove(topic)?.ok()) else {
-            return Vec::new();
-        };
+        told.ok().and_then(|mut told| told.remove(topic)?.ok())
+    }
+
+    /// What one broker says of its own settings; none where they may not be read.
+    pub(super) fn broker_settings(&self, id: i32, timeout: Duration) -> HashMap<String, String> {
+        describe::broker_settings(&self.client, id, timeout).unwrap_or_default()
+    }
+
+    /// Which of Read, Write and DescribeConfigs we lack on a topic.
+    pub(super) fn lacks(shape: &describe::Shape) -> Vec<&'static str> {
         let rights = [
             ("Read", shape.may_read),
             ("Write", shape.may_write),
@@ -174,8 +201,12 @@ impl Lookup {
 
     pub(super) fn cluster(&self, topic: &str, timeout: Duration) -> Result<Cluster, KafkaError> {
         let metadata = self.metadata(topic, timeout)?;
-        let brokers =
-            metadata.brokers().iter().map(|b| format!("{}:{}", b.host(), b.port())).collect();
+        let named = |b: &rdkafka::metadata::MetadataBroker| Broker {
+            id: b.id(),
+            host: b.host().to_owned(),
+            port: b.port(),
+        };
+        let brokers = metadata.brokers().iter().map(named).collect();
         Ok(Cluster { brokers, id: self.client.client().fetch_cluster_id(timeout) })
     }
 

@@ -12,6 +12,7 @@ mod errors;
 mod limits;
 mod lookup;
 mod native;
+mod preflight;
 mod produce;
 mod progress_log;
 mod progress_topic;
@@ -47,8 +48,10 @@ use self::{
 };
 pub use self::{
     absent::Watch,
+    preflight::{Preflight, preflight},
     progress_topic::ProgressTopic,
     settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
+    topics::forecast::{Concern, Expected, foresee},
 };
 use super::{Sink, SinkError, Stored, StoredProgress};
 use crate::{record::Batch, seal::SealKey};
@@ -58,7 +61,6 @@ const COMMANDS_MAX: usize = 2;
 /// How long [`KafkaSink::stop`] waits for librdkafka to let go.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The Kafka sink. Dropping it asks its thread to stop and does not wait; [`KafkaSink::stop`] does.
 #[derive(Debug)]
@@ -215,52 +217,6 @@ impl Probe {
         })
         .await
     }
-}
-
-/// What a doctor wants to know before the relay runs.
-#[derive(Clone, Debug)]
-pub struct Preflight {
-    /// `host:port` of every broker of the cluster.
-    pub brokers: Vec<String>,
-    /// The cluster's id, where the brokers tell it.
-    pub cluster_id: Option<String>,
-    /// State of the progress topic; `None` where one of the problems is about it.
-    pub progress_topic: Option<ProgressTopic>,
-    /// What keeps the relay from delivering, each with its remedy.
-    pub problems: Vec<(String, String)>,
-}
-
-/// Looks at the cluster and the progress topic; changes nothing, fences nobody. Ends within about
-/// ten seconds.
-///
-/// # Errors
-/// `Unavailable` if the brokers don't answer or refuse the credentials; `Misconfigured` if the
-/// settings can't be used or the progress topic has the wrong ones.
-pub async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
-    blocking(move || {
-        let lookup = make_lookup(&settings)?;
-        let cluster = lookup
-            .cluster(&settings.progress_topic(), PREFLIGHT_TIMEOUT)
-            .map_err(|error| sort("asking the brokers who they are", error, None))?;
-        let mut problems = Vec::new();
-        let mut sound = |looked: Result<(), SinkError>| match looked {
-            Err(SinkError::Misconfigured { what, remedy }) => {
-                problems.push((what, remedy));
-                Ok(())
-            }
-            other => other,
-        };
-        let mut progress_topic = None;
-        sound(progress_topic::inspect(&settings, &lookup).map(|seen| progress_topic = Some(seen)))?;
-        if progress_topic == Some(ProgressTopic::Missing) {
-            sound(progress_topic::may_create(&settings))?;
-        }
-        sound(acl::may_use_transactional_id(&settings, PROBE_TIMEOUT))?;
-        lookup.serve();
-        let (brokers, cluster_id) = (cluster.brokers, cluster.id);
-        Ok(Preflight { brokers, cluster_id, progress_topic, problems })
-    })
-    .await
 }
 
 fn make_lookup(settings: &Settings) -> Result<Lookup, SinkError> {

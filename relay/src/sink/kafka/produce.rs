@@ -33,6 +33,7 @@ use super::{
 use crate::{
     fault::{self, Point},
     header,
+    printable::counted,
     record::{Batch, Record, RefusedRecord},
     sink::{Rest, SinkError},
 };
@@ -375,7 +376,7 @@ impl Outlet {
     pub(super) fn failed(&self, count: usize, code: Option<RDKafkaErrorCode>) -> SinkError {
         let doing = match count {
             0 => "storing progress".to_owned(),
-            _ => format!("storing {count} records"),
+            _ => format!("storing {}", counted(count as u64, "record")),
         };
         self.sorted(&doing, KafkaError::MessageProduction(code.unwrap_or(RDKafkaErrorCode::Fail)))
     }

@@ -19,6 +19,7 @@ use super::{
     acl, admin,
     context::Context,
     errors::{sort, unavailable},
+    limits::Limits,
     lookup::{Found, Lookup},
     native::{Consumer, PartitionReader, Read, Topic},
     progress_log::{self, Newest},
@@ -78,12 +79,14 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
     if !lookup.has_controller(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
         return Ok(ProgressTopic::Unverified("the brokers name no controller to ask".into()));
     }
-    let lacks = lookup.lacks(&name, REQUEST_TIMEOUT);
+    let shape = lookup.shape(&name, REQUEST_TIMEOUT);
+    let lacks = shape.as_ref().map(Lookup::lacks).unwrap_or_default();
     if !lacks.is_empty() {
         return Err(acl::lacking(settings, &name, &lacks));
     }
+    let replicas = shape.map_or(0, |shape| shape.replicas);
     match admin::topic_settings(settings, &name) {
-        Ok(found) => verify(settings, &found).map(|()| ProgressTopic::Verified),
+        Ok(found) => verify(settings, &found, replicas).map(|()| ProgressTopic::Verified),
         Err(error) => Ok(ProgressTopic::Unverified(error.to_string())),
     }
 }
@@ -164,20 +167,28 @@ fn not_created(settings: &Settings, name: &str) -> SinkError {
 /// `Misconfigured` if not.
 pub(super) fn may_create(settings: &Settings) -> Result<(), SinkError> {
     let name = settings.progress_topic();
-    match admin::may_create_topic(settings, &name) {
-        Err(error) if error.rdkafka_error_code().is_some_and(may_not_create) => {
-            Err(not_created(settings, &name))
-        }
-        Ok(()) | Err(_) => Ok(()),
+    let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
+    let creation = TopicCreation { partitions: 1, replication_factor };
+    let failed = admin::may_create_topics(settings, &[&name], creation).unwrap_or_default();
+    match failed.into_iter().any(|(_, code)| may_not_create(code)) {
+        true => Err(not_created(settings, &name)),
+        false => Ok(()),
     }
 }
 
-fn verify(settings: &Settings, found: &HashMap<String, String>) -> Result<(), SinkError> {
+fn verify(
+    settings: &Settings,
+    found: &HashMap<String, String>,
+    replicas: usize,
+) -> Result<(), SinkError> {
+    let name = settings.progress_topic();
+    if let Some((what, remedy)) = Limits::of(found).unwritable(settings, &name, replicas) {
+        return Err(SinkError::Misconfigured { what, remedy });
+    }
     let policy = found.get("cleanup.policy").map_or("", String::as_str);
     if policy == "compact" {
         return Ok(());
     }
-    let name = settings.progress_topic();
     let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     Err(SinkError::Misconfigured {
         what: format!(
@@ -300,16 +311,16 @@ mod tests {
     #[test]
     fn only_a_compacted_topic_may_hold_progress() {
         let settings = sample("kafka:9092");
-        assert!(verify(&settings, &policy("compact")).is_ok());
+        assert!(verify(&settings, &policy("compact"), 1).is_ok());
         for value in ["delete", "compact,delete", ""] {
-            let error = verify(&settings, &policy(value)).expect_err(value);
+            let error = verify(&settings, &policy(value), 1).expect_err(value);
             assert!(matches!(error, SinkError::Misconfigured { .. }), "{error:?}");
         }
     }
 
     #[test]
     fn the_remedy_for_a_wrong_policy_is_a_command() {
-        let error = verify(&sample("kafka:9092"), &policy("delete")).expect_err("refused");
+        let error = verify(&sample("kafka:9092"), &policy("delete"), 1).expect_err("refused");
         let text = error.to_string();
         assert!(
             text.contains("kafka-configs --bootstrap-server kafka:9092 --alter")

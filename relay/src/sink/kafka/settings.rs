@@ -49,9 +49,9 @@ pub struct Settings {
     pub delivery: Delivery,
     /// Any librdkafka property; `bootstrap.servers` is needed.
     pub properties: BTreeMap<String, String>,
-    /// Missing topics are created so; `None` refuses their records.
+    /// Missing topics are created so; with `None` their events are parked until somebody creates them.
     pub create_topics: Option<TopicCreation>,
-    /// How long a missing topic is looked for again before its records are refused.
+    /// For how long after an event was parked its missing topic's appearance releases it.
     pub topic_grace: Duration,
     /// Patterns of topics that are no destination, beside those that never are one.
     pub reserved_topics: Vec<String>,

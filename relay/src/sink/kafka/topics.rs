@@ -5,6 +5,8 @@
 //! record pass; where it refuses one, it was read after the record had come. Nobody is waited for: a topic that
 //! is missing is refused at once, and the daemon releases its events when it appears (`absent`).
 
+pub(super) mod forecast;
+
 use std::{
     collections::{HashMap, HashSet},
     ops::Range,
@@ -22,6 +24,7 @@ use super::{
 };
 use crate::{
     destination::reserved_by,
+    printable,
     record::Batch,
     sink::{RefusedRecord, Rest, SinkError},
 };
@@ -258,7 +261,7 @@ impl Topics {
         let mut missing = Vec::new();
         for name in valid {
             match seen.get(name) {
-                Some(Seen { found, limits }) => match self.note(name, *found, limits.clone()) {
+                Some(Seen { found, limits, .. }) => match self.note(name, *found, limits.clone()) {
                     Noted::There => {}
                     Noted::Missing => missing.push(name),
                     Noted::Refused(refusal) => {
@@ -269,7 +272,7 @@ impl Topics {
             }
         }
         let (made, refused) = self.absences.settle(missing, look.settings, look.lookup, look.stop);
-        for (name, Seen { found, limits }) in made {
+        for (name, Seen { found, limits, .. }) in made {
             self.note(name, found, limits);
         }
         look.absent.extend(refused);
@@ -367,7 +370,8 @@ enum Noted {
 fn unnameable(name: &str, settings: &Settings) -> Option<Refusal> {
     if !is_valid_name(name) {
         let error = format!(
-            "{name:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or .."
+            "{:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or ..",
+            printable::short(name)
         );
         return Some(("invalid_topic", error));
     }

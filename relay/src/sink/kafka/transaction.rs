@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     fault::{self, Point},
+    printable::counted,
     sink::{Rest, SinkError},
 };
 
@@ -124,7 +125,7 @@ impl Outlet {
     }
 
     fn commit(&self, deadline: Instant, count: usize) -> Result<(), Problem> {
-        let doing = format!("committing a transaction of {count} records");
+        let doing = format!("committing a transaction of {}", counted(count as u64, "record"));
         fault::soon(Point::CommitUnderWay);
         self.slices(deadline, &doing, |slice| self.client.commit_transaction(slice))
     }

@@ -11,7 +11,10 @@ use std::{
 
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
-use sys::{rd_kafka_AclOperation_t as acl, rd_kafka_admin_op_t as op, rd_kafka_resp_err_t as err};
+use sys::{
+    rd_kafka_AclOperation_t as acl, rd_kafka_ResourceType_t as resource, rd_kafka_admin_op_t as op,
+    rd_kafka_resp_err_t as err,
+};
 
 use super::{Client as _, Consumer, millis};
 
@@ -19,6 +22,8 @@ use super::{Client as _, Consumer, millis};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Shape {
     pub(in super::super) partitions: usize,
+    /// Of the partition that has the fewest.
+    pub(in super::super) replicas: usize,
     /// The broker keeps state of its own in it.
     pub(in super::super) internal: bool,
     /// `None` where the broker does not tell.
@@ -82,18 +87,25 @@ pub(in super::super) fn topics(
 }
 
 fn shape(topic: *const sys::rd_kafka_TopicDescription_t) -> Shape {
-    let (mut partitions, mut operations_count) = (0, 0);
-    // SAFETY: the caller's description is alive; the array of operations belongs to it.
-    let (internal, operations) = unsafe {
-        sys::rd_kafka_TopicDescription_partitions(topic, &mut partitions);
+    let (mut partitions_count, mut operations_count) = (0, 0);
+    // SAFETY: the caller's description is alive; the arrays belong to it.
+    let (partitions, internal, operations) = unsafe {
+        let partitions = sys::rd_kafka_TopicDescription_partitions(topic, &mut partitions_count);
         let internal = sys::rd_kafka_TopicDescription_is_internal(topic) != 0;
         let operations =
             sys::rd_kafka_TopicDescription_authorized_operations(topic, &mut operations_count);
-        (internal, array(operations, operations_count))
+        (array(partitions, partitions_count), internal, array(operations, operations_count))
     };
     let may = |operation| (!operations.is_empty()).then(|| operations.contains(&operation));
+    let replicas = partitions.iter().map(|partition| {
+        let mut count = 0;
+        // SAFETY: the partition belongs to the description; of its replicas only the count is taken.
+        unsafe { sys::rd_kafka_TopicPartitionInfo_replicas(*partition, &mut count) };
+        count
+    });
     Shape {
-        partitions,
+        partitions: partitions.len(),
+        replicas: replicas.min().unwrap_or_default(),
         internal,
         may_write: may(acl::RD_KAFKA_ACL_OPERATION_WRITE),
         may_read: may(acl::RD_KAFKA_ACL_OPERATION_READ),
@@ -110,6 +122,29 @@ pub(in super::super) fn settings(
     names: &[&str],
     timeout: Duration,
 ) -> Result<HashMap<String, HashMap<String, String>>, RDKafkaErrorCode> {
+    resources(client, resource::RD_KAFKA_RESOURCE_TOPIC, names, timeout)
+}
+
+/// A broker's own settings, asked of that broker; none where they may not be read.
+///
+/// # Errors
+/// No answer in time.
+pub(in super::super) fn broker_settings(
+    client: &Consumer,
+    id: i32,
+    timeout: Duration,
+) -> Result<HashMap<String, String>, RDKafkaErrorCode> {
+    let id = id.to_string();
+    let mut found = resources(client, resource::RD_KAFKA_RESOURCE_BROKER, &[&id], timeout)?;
+    Ok(found.remove(&id).unwrap_or_default())
+}
+
+fn resources(
+    client: &Consumer,
+    kind: resource,
+    names: &[&str],
+    timeout: Duration,
+) -> Result<HashMap<String, HashMap<String, String>>, RDKafkaErrorCode> {
     let options = Options::new(client, op::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, timeout);
     let queue = Queue::new(client);
     // SAFETY: client, options and queue are alive; the request copies the resources, which copied
@@ -117,10 +152,7 @@ pub(in super::super) fn settings(
     unsafe {
         let mut resources: Vec<_> = c_names(names)
             .iter()
-            .map(|name| {
-                let topic = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
-                sys::rd_kafka_ConfigResource_new(topic, name.as_ptr())
-            })
+            .map(|name| sys::rd_kafka_ConfigResource_new(kind, name.as_ptr()))
             .filter(|resource| !resource.is_null())
             .collect();
         let (first, count) = (resources.as_mut_ptr(), resources.len());

@@ -1,0 +1,144 @@
+//! What a run would meet at the broker is named by `check` beforehand, with the command that helps.
+
+use outbox_tests::{Harness, event::Event, kafka::Kafka, servers, topic::Topic};
+use serde_json::json;
+
+use crate::checks::{Finding, check};
+
+/// The finding that speaks of all of these.
+#[track_caller]
+fn about<'a>(findings: &'a [Finding], words: &[&str]) -> &'a Finding {
+    let speaks = |finding: &&Finding| words.iter().all(|word| finding.seen.contains(word));
+    let found = findings.iter().find(speaks);
+    found.unwrap_or_else(|| panic!("nothing about {words:?} in {findings:#?}"))
+}
+
+#[track_caller]
+fn silent(findings: &[Finding], word: &str) {
+    let found: Vec<_> = findings.iter().filter(|finding| finding.seen.contains(word)).collect();
+    assert!(found.is_empty(), "{word}: {found:#?}");
+}
+
+#[tokio::test]
+async fn check_names_what_a_run_would_meet_at_the_topics_of_the_events() {
+    let mut t = Harness::start().await;
+    let make = async |name: &str, settings: &[(&str, &str)]| {
+        t.topic(name).create_with(1, settings).await.name().to_owned()
+    };
+    let good = make("good", &[]).await;
+    let small = make("small", &[("max.message.bytes", "2000")]).await;
+    let compacted = make("compacted", &[("cleanup.policy", "compact")]).await;
+    let hour = make("hour", &[("retention.ms", "3600000")]).await;
+    let little = make("little", &[("retention.bytes", "100")]).await;
+    let alone = make("alone", &[("min.insync.replicas", "2")]).await;
+    let missing = t.topic("missing").name().to_owned();
+    let large = json!({ "text": "x".repeat(5_000) });
+    t.commit([
+        Event::to(&good).key("k"),
+        Event::to(&small).key("k").payload(large),
+        Event::to(&compacted),
+        Event::to(&little).key("k"),
+        Event::to(&alone).key("k"),
+        Event::to(&missing).key("k"),
+    ])
+    .await;
+    let old = format!(
+        "insert into outbox.events (topic, key, payload, created_at) \
+         values ('{hour}', 'k', '1', now() - interval '40 minutes')"
+    );
+    t.database().superuser().batch_execute(&old).await.expect("an old event");
+
+    let findings = check(&t.relay()).await;
+    for (words, remedy) in [
+        (&[&*small, "too_large"][..], "max.message.bytes"),
+        (&[&small, "2000 bytes", "1000000 bytes"], "--add-config max.message.bytes="),
+        (&[&compacted, "invalid_record"], "without a key"),
+        (&[&hour, "retention.ms=3600000", "outbox-created-at"], "--add-config retention.ms"),
+        (&[&little, "retention.bytes"], "--add-config retention.bytes=-1"),
+        (&[&missing, "unknown_topic"], "kafka-topics"),
+    ] {
+        let found = about(&findings, words);
+        assert_eq!((found.name.as_str(), found.verdict.as_str()), ("topics", "warning"));
+        assert!(found.remedy.contains(remedy), "{found:?}");
+    }
+    silent(&findings, &good);
+    let found = about(&findings, &[&alone, "min.insync.replicas=2"]);
+    assert_eq!(found.verdict, "problem", "all would wait for it: {found:?}");
+    assert!(found.remedy.contains("--add-config min.insync.replicas=1"), "{found:?}");
+    Topic::new(t.kafka(), alone.clone()).set("min.insync.replicas", "1").await;
+
+    // A relay that makes topics can make this one, or says why not.
+    let making = |replicas: &str| {
+        let settings = t.relay().set_toml("sink.create_topics.partitions", "1");
+        settings.set_toml("sink.create_topics.replication_factor", replicas)
+    };
+    let findings = check(&making("1")).await;
+    silent(&findings, &missing);
+    silent(&findings, &alone);
+    let findings = check(&making("3")).await;
+    let found = about(&findings, &[&missing, "unknown_topic"]);
+    assert!(found.remedy.contains("correct sink.create_topics"), "{found:?}");
+    assert!(!t.topic("missing").exists().await, "check makes nothing");
+}
+
+#[tokio::test]
+async fn check_sees_the_progress_topics_settings_while_a_relay_streams() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let _relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let progress = t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()));
+    for (setting, wrong, right) in
+        [("cleanup.policy", "delete", "compact"), ("min.insync.replicas", "2", "1")]
+    {
+        progress.set(setting, wrong).await;
+        let findings = check(&t.relay()).await;
+        let found = about(&findings, &[progress.name(), &format!("{setting}={wrong}")]);
+        assert_eq!(found.verdict, "problem", "{found:?}");
+        assert!(found.remedy.contains(&format!("--add-config {setting}={right}")), "{found:?}");
+        progress.set(setting, right).await;
+        silent(&check(&t.relay()).await, setting);
+    }
+}
+
+/// The broker allows less time than a transaction has by default, and one of its listeners leads
+/// clients to an address at which nobody listens.
+#[tokio::test]
+async fn check_names_a_broker_that_leads_astray_and_one_that_allows_too_little_time() {
+    let limit = [("transaction.max.timeout.ms", "9000")];
+    let (postgres, (kafka, _broker)) =
+        tokio::join!(servers::postgres(), Kafka::start_private(&limit));
+    let mut t = Harness::with(postgres, kafka).await;
+    let astray = kafka.leads_astray();
+    let findings = check(&t.relay().set("sink.properties.\"bootstrap.servers\"", &astray)).await;
+    let found = about(&findings, &[&astray, "can't be reached", "broker 1 as 127.0.0.1:"]);
+    assert_eq!(found.verdict, "problem", "{found:?}");
+    assert!(found.remedy.contains("advertised.listeners"), "{found:?}");
+
+    let findings = check(&t.relay()).await;
+    let found = about(&findings, &["transaction.timeout.ms is 15000", "9000 at most"]);
+    assert_eq!(found.verdict, "problem", "{found:?}");
+    let obeyed = t.relay().set("sink.properties.\"transaction.timeout.ms\"", "9000");
+    assert!(found.remedy.contains("sink.properties.\"transaction.timeout.ms\" to 9000"));
+    silent(&check(&obeyed).await, "transaction.timeout.ms");
+    let topic = t.topic("orders").create(1).await;
+    let _relay = obeyed.start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// `outbox.publish` adds to `outbox.events`, whatever the settings map.
+#[tokio::test]
+async fn check_says_that_events_of_our_own_table_are_published_by_nobody() {
+    let t = Harness::start().await;
+    let make = "create table public.mine (like outbox.events including defaults); \
+                alter publication outbox add table public.mine; \
+                grant select on public.mine to public; \
+                select outbox.publish('orders', '1', 'k') from generate_series(1, 3)";
+    t.database().superuser().batch_execute(make).await.expect("a table of somebody's");
+    let findings = check(&t.relay().set_toml("outbox.tables", "[\"public.mine\"]")).await;
+    let found = about(&findings, &["outbox.events has 3 rows", "not in outbox.tables"]);
+    assert_eq!(found.verdict, "warning", "{found:?}");
+    silent(&check(&t.relay()).await, "not in outbox.tables");
+}
