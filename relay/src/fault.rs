@@ -39,6 +39,8 @@ points! {
     ProgressRead = "progress-read",
     /// Older relays are fenced; what they left is not looked at yet.
     Fenced = "fenced",
+    /// A decision to begin anew is stored, and the slot that it leaves out is still there.
+    DecisionStored = "decision-stored",
     /// A first start has said that the slot will be its own; there is no slot.
     FirstProgressStored = "first-progress-stored",
     /// The slot is there, for a first start or a repair; where it begins is not stored.

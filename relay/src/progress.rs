@@ -146,6 +146,9 @@ pub enum ProgressError {
     Unreadable(#[source] serde_json::Error),
 }
 
+/// As a reason why rows are missing: somebody has decided so.
+const LEFT_OUT: &str = "`resume --at now` leaves out what the slot has";
+
 impl Progress {
     /// Nothing is delivered, and the slot is about to be made.
     pub fn before_first_start(slot: &str) -> Self {
@@ -170,6 +173,18 @@ impl Progress {
     pub fn begin(&mut self, begins: Lsn) {
         self.position = Some(Position::UpTo(begins));
         self.landmark = Some(Landmark::beginning(begins));
+    }
+
+    /// A person has decided that whatever the slot still has is left out, and the relay begins anew. To be
+    /// stored before the slot is dropped: whoever finds it later knows that it is to be.
+    pub fn leave_slot_out(&mut self) {
+        self.position = None;
+        self.gap = Some(LEFT_OUT.to_owned());
+    }
+
+    /// Whether the slot, if it is still there, is to be dropped and none of it published.
+    pub fn leaves_slot_out(&self) -> bool {
+        self.position.is_none() && self.gap.as_deref() == Some(LEFT_OUT)
     }
 
     /// The server's WAL ends at `end`, before what is delivered, or is another one there. To be stored

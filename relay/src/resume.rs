@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use self::left_out::Facts;
 use crate::{
     config::Config,
+    fault::{self, Point},
     leader,
     lsn::Lsn,
     position::{Position, RowPosition},
@@ -104,6 +105,7 @@ pub async fn run(
     }
 
     take_lock(&session, slot_name).await?;
+    same_server(&session, &mut replication, slot_name).await?;
     sink.fence().await?;
     let stored = decoded(sink.read_progress().await?, has_delivered, decision)?;
     let before = stored.as_ref().and_then(|progress| progress.position);
@@ -111,17 +113,19 @@ pub async fn run(
         bail!("progress has changed meanwhile, and nothing else was: run the command again");
     }
     let after = match decision {
-        Decision::AtNow => {
-            if slot::inspect(session.client(), slot_name).await?.is_some() {
-                replication.drop_slot(slot_name).await?;
-            }
-            None
-        }
+        Decision::AtNow => None,
         decision => Some(position(&session, slot_name, decision, stored.as_ref()).await?),
     };
     let next = decided(stored, decision, after, slot_name, &identity, SystemTime::now());
     let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
     let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
+    fault::point(Point::DecisionStored);
+    // Whoever finds the slot after this knows that it is to be dropped.
+    if after.is_none() && slot::inspect(session.client(), slot_name).await?.is_some() {
+        replication.drop_slot(slot_name).await.context(
+            "dropping the slot; the decision is stored, and the relay drops the slot when it starts",
+        )?;
+    }
     Ok(Outcome { before, after })
 }
 
@@ -202,6 +206,9 @@ fn decided(
         next.published = None; // As it is by now.
         next.gap = None;
         next.rolled_back = None;
+        if position.is_none() {
+            next.leave_slot_out();
+        }
         // What they show as committed must be behind the position.
         let reached = position.map_or(Lsn::ZERO, Position::resume_lsn);
         next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
@@ -287,6 +294,24 @@ fn skipped(before: Option<Position>, row: RowPosition) -> anyhow::Result<Positio
         }
         Some(_) => Ok(Position::Row(row)),
     }
+}
+
+/// With several hosts in the URL, or a name that moves, two connections may lead to two servers.
+async fn same_server(
+    session: &SqlSession,
+    replication: &mut ReplicationConnection,
+    slot: &str,
+) -> anyhow::Result<()> {
+    let rows = replication.simple_query(&leader::leads(slot, session.pid())).await?;
+    if rows.first().and_then(|row| row.first()?.as_deref()) != Some("t") {
+        bail!(
+            "two servers answer, {} for SQL and {} for replication: nothing was changed. Name one in \
+             postgres.url, or run the command again when a failover is over",
+            session.host(),
+            replication.host()
+        );
+    }
+    Ok(())
 }
 
 async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {

@@ -68,6 +68,20 @@ async fn a_truncated_partition_halts_a_repair() {
     halts_after("select 1", gone, &["outbox.events_default was truncated"]).await;
 }
 
+/// A tidy administrator leaves nothing by which it could be seen what was deleted.
+#[tokio::test]
+async fn an_account_of_deleted_rows_that_was_emptied_halts_a_repair() {
+    let deleted = "insert into outbox.events (topic) values ('x'); \
+                   delete from outbox.events where topic = 'x'; ";
+    let words = ["outbox.deletions, was emptied or made anew"];
+    let emptied = [deleted, "truncate outbox.deletions"].concat();
+    halts_after("select 1", &emptied, &words).await;
+    let anew = "create table outbox.anew (like outbox.deletions including defaults); \
+                grant select on outbox.anew to public; \
+                drop table outbox.deletions; alter table outbox.anew rename to deletions";
+    halts_after("select 1", &[deleted, anew].concat(), &words).await;
+}
+
 #[tokio::test]
 async fn a_delete_that_was_rolled_back_or_of_old_rows_does_not_halt_a_repair() {
     let t = Harness::start().await;

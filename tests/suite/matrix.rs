@@ -82,6 +82,8 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
             exactly_once.then_some(Way::Command)
         }
         Point::Finishing => Some(Way::Stopping),
+        // Leaves events out on purpose: `remedies` has its story.
+        Point::DecisionStored => None,
     }
 }
 
@@ -154,7 +156,7 @@ fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws()
 
 #[test]
 fn each_point_is_reached_in_some_mode() {
-    for point in Point::ALL {
+    for point in Point::ALL.iter().filter(|point| **point != Point::DecisionStored) {
         let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce];
         assert!(modes.iter().any(|mode| way(*point, *mode).is_some()), "{}", point.name());
     }

@@ -1,9 +1,13 @@
 //! What the commands of parked events say to a person, and what they refuse to do unasked.
 
+use outbox_relay::dead_letter::operator::{Counted, Operator, Selection};
 use outbox_tests::{Harness, database::Role, event::Event, wait};
 use serde_json::Value;
 
-use crate::dead_letters::{count_parked, dead_letters, texts, wait_parked};
+use crate::{
+    dead_letters::{count_parked, dead_letters, list, texts, wait_parked},
+    rows::run,
+};
 
 /// Exit code, output and errors of a command, as a person sees them.
 async fn typed(t: &Harness, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -125,4 +129,44 @@ async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
     let row = t.database().superuser().query_one(touched, &[]).await.expect("a count");
     let touched: i64 = row.get(0);
     assert!(touched < 25 * EVENTS, "{touched} rows were touched for {EVENTS} events");
+}
+
+/// It made lines of twice as many megabytes, in the log and in the list.
+#[tokio::test]
+async fn a_topic_of_megabytes_is_cut_where_people_see_it_and_whole_in_json() {
+    let t = Harness::start().await;
+    let mut relay = t.relay().start().await;
+    let topic = "t".repeat(900_000);
+    run(&t, &format!("insert into outbox.events (topic, key) values ('{topic}', 'k')")).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let (code, text, _) = typed(&t, &["list"]).await;
+    assert_eq!(code, Some(0));
+    assert!(text.len() < 3_000 && text.contains("900000 bytes in all"), "{} bytes", text.len());
+    assert_eq!(texts(&list(&t).await, "topic"), [topic]);
+    let longest = relay.log_text().lines().map(str::len).max();
+    assert!(longest < Some(10_000), "{longest:?}");
+    assert!(relay.sigterm().await.success());
+}
+
+/// While a person thinks, others are parked, discarded or put back.
+#[tokio::test]
+async fn a_selection_is_discarded_as_it_was_when_somebody_was_asked() {
+    let mut t = Harness::start().await;
+    let missing = t.topic("missing").name().to_owned();
+    let _relay = t.relay().start().await;
+    t.commit([Event::to(&missing).key("a"), Event::to(&missing).key("b")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    let mut session = t.database().connect(Role::Operator).await;
+    let selection = Selection { topic: Some(missing.clone()), ..Selection::default() };
+    let mut operator = Operator::new(&mut session, t.database().name());
+    let asked = operator.count(&selection).await.expect("counted");
+    t.commit([Event::to(&missing).key("c")]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    operator.discard_all(&selection, asked, None).await.expect("those two");
+    assert_eq!(count_parked(&t).await, 1, "nobody was asked about the third");
+    let asked = operator.count(&selection).await.expect("counted");
+    let more = Counted { events: 2, ..asked };
+    let error = operator.discard_all(&selection, more, None).await.expect_err("one is gone");
+    assert!(error.to_string().contains("had 2 parked events and has 1"), "{error}");
+    assert_eq!(count_parked(&t).await, 1);
 }

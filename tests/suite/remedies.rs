@@ -127,6 +127,40 @@ async fn resume_says_how_many_events_it_leaves_out_and_changes_nothing_unasked()
     assert!(output.status.success(), "{output:?}");
 }
 
+/// The command is killed when its decision is stored and the slot is still there.
+#[tokio::test]
+async fn what_a_decision_leaves_out_stays_left_out_however_the_command_ends() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("first")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("left out"))).await;
+    let command = t.relay().fault("decision-stored");
+    let output = command.command(&["resume", "--at", "now", "--yes"]).await;
+    assert!(!output.status.success(), "{output:?}");
+    assert!(drop_is_due(&t).await, "the slot is still there");
+    relay.restart();
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("last")]).await;
+    wait::until("the last one arrives", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            2 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("and none of those that were left out");
+}
+
+async fn drop_is_due(t: &Harness) -> bool {
+    let sql = "select exists (select from pg_replication_slots where slot_name = $1::text)";
+    let slot = format!("outbox_{}", t.database().name());
+    t.database().superuser().query_one(sql, &[&slot]).await.expect("an answer").get(0)
+}
+
 /// Where the transactions begin that the slot still has, as `--skip` takes it.
 async fn commits(t: &Harness) -> Vec<String> {
     let sql = "select encode(substring(data from 2 for 8), 'hex') \

@@ -16,7 +16,7 @@ use super::{
         Found, believe, decide, identify, note_delivered, open_key, survey, tell_of_a_lost_tail,
     },
     ended::Ended,
-    first, repair, standby, tables,
+    first, repair, slot, standby, tables,
     unfinished::Unfinished,
 };
 use crate::{
@@ -179,8 +179,12 @@ pub(super) async fn start(
             progress.published = Some(published);
             from
         }
-        Decision::MakeSlot => {
+        Decision::MakeSlot { replace } => {
             tables.must_fit()?;
+            if replace {
+                slot::drop(&config.postgres.slot, &mut replication).await?;
+            }
+            progress.gap = None;
             progress.published = Some(published);
             // What was delivered of a release stays delivered, whatever became of the slot.
             progress.snapshots.clear();
@@ -238,8 +242,8 @@ pub(super) async fn start(
         tracing::warn!(
             reason,
             remedy,
-            "a table does not fit: what was written before it became so is delivered, then the \
-             relay halts"
+            "a table no longer matches the settings: rows written before the change are delivered, \
+             then the relay halts"
         );
     }
     if !noted {

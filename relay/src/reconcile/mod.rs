@@ -66,7 +66,10 @@ pub struct Reconciled {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision {
     /// First start: announce it in a progress record, make the slot, store its snapshot.
-    MakeSlot,
+    MakeSlot {
+        /// A slot of that name is there, and somebody has decided to leave it out: drop it first.
+        replace: bool,
+    },
     /// Stream from here.
     Stream {
         /// What is delivered.
@@ -224,7 +227,7 @@ fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
         Use::Missing if facts.start_with_all => {
             repair(facts, None, None, Loss::slot("is yet to be made"))
         }
-        Use::Missing => Ok(Decision::MakeSlot),
+        Use::Missing => Ok(Decision::MakeSlot { replace: false }),
         Use::From(confirmed) => Err(Halt::new(
             format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
             match facts.has_delivered {
@@ -268,8 +271,11 @@ fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Hal
         (Some(under_way), _) if under_way.is_begun() => begun(facts, progress, under_way, slot?),
         // Announced: whatever slot is there, nobody has read from it.
         (Some(_), _) => anew(facts, progress, Loss::slot("is to be repaired")),
+        (None, None) if progress.leaves_slot_out() => {
+            Ok(Decision::MakeSlot { replace: facts.slot.is_some() })
+        }
         (None, None) => match (slot?, gap) {
-            (Use::Missing, _) => Ok(Decision::MakeSlot),
+            (Use::Missing, _) => Ok(Decision::MakeSlot { replace: false }),
             (Use::From(_), Some(loss)) => Err(gone(facts, progress, loss, NOTHING_KNOWN)),
             // Its making was announced, and nothing was ever delivered or confirmed.
             (Use::From(confirmed), None) => {
@@ -430,7 +436,7 @@ fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt {
 }
 
 fn drop_slot(name: &str) -> String {
-    format!("select pg_drop_replication_slot('{name}')")
+    format!("`select pg_drop_replication_slot('{name}')`")
 }
 
 fn same_cluster(progress: &Progress, identity: &SystemIdentity) -> Result<(), Halt> {
@@ -470,10 +476,16 @@ fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
 fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
     let name = facts.slot_name;
     let other = "set postgres.slot to a name of its own";
+    let anew = || {
+        let drop = drop_slot(name);
+        format!(
+            "if nobody else needs it, drop it, and the relay makes a new one: {drop}; or {other}"
+        )
+    };
     if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") {
         let plugin = slot.plugin.as_deref().unwrap_or("none");
         let found = format!("slot {name} is {} with plugin {plugin}, not pgoutput", slot.slot_type);
-        return Err(Halt::new(found, other));
+        return Err(Halt::new(found, anew()));
     }
     if slot.database.as_deref() != Some(facts.database) {
         let found = format!(
@@ -486,7 +498,7 @@ fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
     if slot.two_phase {
         return Err(Halt::new(
             format!("slot {name} was made with two_phase, which changes what a commit is"),
-            other,
+            anew(),
         ));
     }
     Ok(())

@@ -160,7 +160,7 @@ const DROP: &str = "pg_drop_replication_slot('outbox')";
 #[test]
 fn no_progress_and_no_slot_is_a_first_start() {
     let first = Row { progress: None, slot: None, ..row() };
-    assert_eq!(first.decides(&Decision::MakeSlot), None);
+    assert_eq!(first.decides(&Decision::MakeSlot { replace: false }), None);
 }
 
 #[test]
@@ -191,9 +191,20 @@ fn no_progress_and_a_lost_slot_halts() {
 #[test]
 fn an_announced_first_start_makes_the_slot() {
     let cut_short = Row { progress: Some(announced()), slot: None, ..row() };
-    assert_eq!(cut_short.decides(&Decision::MakeSlot), Some(announced()));
+    assert_eq!(cut_short.decides(&Decision::MakeSlot { replace: false }), Some(announced()));
     // Rows that were left out on purpose stay left out.
-    Row { start_with_all: true, ..cut_short }.decides(&Decision::MakeSlot);
+    Row { start_with_all: true, ..cut_short }.decides(&Decision::MakeSlot { replace: false });
+}
+
+/// The command was killed between its two steps, or could not drop the slot.
+#[test]
+fn a_slot_that_somebody_decided_to_leave_out_is_dropped_and_nothing_of_it_is_published() {
+    let mut decided = announced();
+    decided.leave_slot_out();
+    for (slot, replace) in [(row().slot, true), (Some(lost()), true), (None, false)] {
+        Row { progress: Some(decided.clone()), slot, ..row() }
+            .decides(&Decision::MakeSlot { replace });
+    }
 }
 
 #[test]

@@ -123,6 +123,13 @@ async fn gone(
         );
         return Ok(Some(Halt::new(reason, REMEDY)));
     }
+    if client.query_one(&emptied(table, lower), &[]).await?.try_get(0)? {
+        let reason = format!(
+            "the account of deleted rows, outbox.deletions, was emptied or made anew since: rows of \
+             {name} that were not published may have been deleted"
+        );
+        return Ok(Some(Halt::new(reason, REMEDY)));
+    }
     Ok(truncated(client, table, lower, &oids).await?.map(|leaf| {
         let reason =
             format!("{leaf} was truncated since, or rewritten with no row of before in it: rows of it that were not published may be gone");
@@ -155,6 +162,25 @@ fn restored(oid: &str, lower: &str) -> String {
         "exists (select from pg_catalog.pg_attribute a \
          where a.attrelid = {oid} and a.attname = 'tableoid' and {})",
         newer("a", lower)
+    )
+}
+
+/// Whether the account itself is another than it was, or has been emptied with TRUNCATE: what it said is
+/// not known any more. It may have been rewritten, which keeps the versions of its rows.
+fn emptied(table: &Table, lower: &str) -> String {
+    let name = literal(&table.sql_name());
+    let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(lower));
+    let xmin = full_xid("d.xmin", &format!("pg_catalog.pg_snapshot_xmax({snapshot})"));
+    let made_anew = restored("c.oid", lower);
+    format!(
+        "select exists (select from pg_catalog.pg_class c \
+         where c.oid = 'outbox.deletions'::pg_catalog.regclass and ( \
+             ({made_anew} and not {}) \
+             or (c.relfilenode <> c.oid and {} and not {made_anew} and not exists ( \
+                 select from outbox.deletions d \
+                 where pg_catalog.pg_visible_in_snapshot({xmin}, {snapshot})))))",
+        restored(&format!("{name}::pg_catalog.regclass"), lower),
+        newer("c", lower)
     )
 }
 

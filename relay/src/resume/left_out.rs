@@ -1,7 +1,11 @@
 //! What a decision leaves out, and how many events that is: said before anything is changed.
 
-use anyhow::{Context as _, bail};
-use tokio_postgres::types::PgLsn;
+use anyhow::bail;
+use futures_util::TryStreamExt as _;
+use tokio_postgres::{
+    error::SqlState,
+    types::{PgLsn, ToSql},
+};
 
 use super::Decision;
 use crate::{
@@ -10,6 +14,7 @@ use crate::{
     lsn::Lsn,
     position::{Position, RowPosition},
     postgres::sql::SqlSession,
+    printable::counted,
     progress::{Progress, SnapshotRecord},
     repair::{self, Table},
     route::Mapping,
@@ -111,10 +116,7 @@ pub(super) async fn question(
 }
 
 fn in_words(events: i64) -> String {
-    match events {
-        1 => "1 event".to_owned(),
-        events => format!("{events} events"),
-    }
+    counted(events.unsigned_abs(), "event")
 }
 
 /// What of the tables a snapshot does not show. `None` where that is nothing, and nothing was deleted.
@@ -168,55 +170,77 @@ async fn between(
     let publication = format!("\"{}\"", config.postgres.publication.replace('"', "\"\""));
     // One byte into its commit record, which is thereby the last.
     let until = PgLsn::from(row.commit.get() + 1);
-    let rows = session
-        .client()
-        .query(peek, &[&config.postgres.slot, &until, &CHANGES_MAX, &publication])
-        .await
-        .context("looking at what the slot has, to see that nothing else is left out")?;
-    let changes = rows.iter().map(|row| row.try_get::<_, &[u8]>(0));
-    let changes = changes.collect::<Result<Vec<_>, _>>()?;
-    match events_before(&changes, mapping, after, row)? {
-        (events, true) => Ok(events),
-        (_, false) => bail!(
+    let parameters: [&(dyn ToSql + Sync); 4] =
+        [&config.postgres.slot, &until, &CHANGES_MAX, &publication];
+    let failed = |error: tokio_postgres::Error| {
+        let in_use = error.code() == Some(&SqlState::OBJECT_IN_USE);
+        anyhow::Error::new(error).context(match in_use {
+            true => {
+                "the slot is in use: a relay that has halted looks at it every ten seconds. Nothing \
+                 was changed; run the command again"
+            }
+            false => "looking at what the slot has, to see that nothing else is left out",
+        })
+    };
+    // One by one: all of them may have gigabytes.
+    let changes = session.client().query_raw(peek, parameters).await.map_err(failed)?;
+    let mut changes = std::pin::pin!(changes);
+    let mut before = Before::new(mapping, after, row);
+    while let Some(change) = changes.try_next().await.map_err(failed)? {
+        before.take(change.try_get(0)?)?;
+    }
+    match before.found {
+        true => Ok(before.events),
+        false => bail!(
             "the slot has no event at {row}: nothing was changed. The relay's log and /readyz name \
              the position of the event at which it stands"
         ),
     }
 }
 
-/// How many events of the mapped tables lie after `after` and before `row`, and whether there is one
-/// at `row`. Pure.
-fn events_before(
-    changes: &[&[u8]],
-    mapping: &Mapping,
+/// Counts events of the mapped tables that lie after one place and before another. Pure.
+struct Before<'a> {
+    mapping: &'a Mapping,
     after: Position,
     row: RowPosition,
-) -> anyhow::Result<(i64, bool)> {
-    let (mut events, mut found) = (0, false);
-    let mut at = RowPosition { commit: row.commit, ordinal: 0 };
-    let mut mapped: Vec<u32> = Vec::new();
-    for change in changes {
+    events: i64,
+    /// Whether there is one at `row`.
+    found: bool,
+    at: RowPosition,
+    mapped: Vec<u32>,
+}
+
+impl<'a> Before<'a> {
+    fn new(mapping: &'a Mapping, after: Position, row: RowPosition) -> Self {
+        let at = RowPosition { commit: row.commit, ordinal: 0 };
+        Before { mapping, after, row, events: 0, found: false, at, mapped: Vec::new() }
+    }
+
+    fn take(&mut self, change: &[u8]) -> anyhow::Result<()> {
         // A session gets names in its own encoding, UTF-8.
         match decode(change, &Charset::AsItIs)? {
-            Message::Begin(begin) => at = RowPosition { commit: begin.final_lsn, ordinal: 0 },
+            Message::Begin(begin) => {
+                self.at = RowPosition { commit: begin.final_lsn, ordinal: 0 };
+            }
             Message::Relation(relation) => {
-                mapped.retain(|id| *id != relation.id);
-                if mapping.maps(&relation.schema, &relation.table) {
-                    mapped.push(relation.id);
+                self.mapped.retain(|id| *id != relation.id);
+                if self.mapping.maps(&relation.schema, &relation.table) {
+                    self.mapped.push(relation.id);
                 }
             }
             Message::Insert(insert) => {
-                if mapped.contains(&insert.relation_id) {
-                    found |= at == row;
-                    events += i64::from(at < row && !after.covers(at));
+                if self.mapped.contains(&insert.relation_id) {
+                    self.found |= self.at == self.row;
+                    let before = self.at < self.row && !self.after.covers(self.at);
+                    self.events += i64::from(before);
                 }
-                at.ordinal += 1;
+                self.at.ordinal += 1;
             }
-            Message::Message(message) if message.transactional => at.ordinal += 1,
+            Message::Message(message) if message.transactional => self.at.ordinal += 1,
             _ => {}
         }
+        Ok(())
     }
-    Ok((events, found))
 }
 
 #[cfg(test)]

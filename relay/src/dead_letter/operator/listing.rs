@@ -80,6 +80,15 @@ pub struct Group {
     pub parked_at: String,
 }
 
+/// Parked events of a selection, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// How many.
+    pub events: i64,
+    /// The highest number among them; 0 where there are none.
+    pub newest: i64,
+}
+
 /// By what [`Operator::groups`] groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
@@ -182,22 +191,24 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError::NothingChosen`] where it names something and has none.
-    pub async fn count(&mut self, selection: &Selection) -> Result<i64, OperatorError> {
+    pub async fn count(&mut self, selection: &Selection) -> Result<Counted, OperatorError> {
         let failed = |e| sorted("counting parked events", e);
         let transaction = self.client.transaction().await.map_err(failed)?;
         let of = selection.parameters(repertoire(&transaction).await.map_err(failed)?);
         let sql = format!(
-            "select count(*) from outbox.dead_letters where relay = $1 and {CHOSEN} \
-             and state = 'parked'"
+            "select count(*), coalesce(max(id), 0) from outbox.dead_letters \
+             where relay = $1 and {CHOSEN} and state = 'parked'"
         );
         let parameters: [&(dyn ToSql + Sync); 5] =
             [&self.relay, &of.ids, &of.topic, &of.key, &of.reason];
-        let count: i64 = transaction.query_one(&sql, &parameters).await.map_err(failed)?.get(0);
-        if count > 0 || *selection == Selection::default() {
-            return Ok(count);
+        let row = transaction.query_one(&sql, &parameters).await.map_err(failed)?;
+        let counted = Counted { events: row.get(0), newest: row.get(1) };
+        if counted.events > 0 || *selection == Selection::default() {
+            return Ok(counted);
         }
         let there = "select coalesce(string_agg(what, ', '), 'no topic: nothing is parked') from ( \
-                         select distinct coalesce(topic, '(no topic)') || ' (' || reason || ')' as what \
+                         select distinct coalesce(left(topic, 260), '(no topic)') \
+                             || ' (' || reason || ')' as what \
                          from outbox.dead_letters where relay = $1 and state = 'parked' \
                          order by 1 limit 20) t";
         let there = transaction.query_one(there, &[&self.relay]).await.map_err(failed)?.get(0);

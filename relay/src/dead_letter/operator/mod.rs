@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use self::{listing::read, selection::CHOSEN};
 pub use self::{
-    listing::{By, Entry, Group, Letter},
+    listing::{By, Counted, Entry, Group, Letter},
     release::Released,
     selection::Selection,
 };
@@ -62,6 +62,17 @@ pub enum OperatorError {
         selection: String,
         /// Topics and reasons that there are.
         there: String,
+    },
+    /// While somebody was asked, others were parked, released or discarded.
+    #[error(
+        "the selection has changed meanwhile: it had {asked} parked events and has {now}; nothing was \
+         discarded"
+    )]
+    Changed {
+        /// Events that were spoken of.
+        asked: i64,
+        /// Of these and what came since, those that are parked now.
+        now: i64,
     },
     /// It is not parked any more.
     #[error("dead letter {id} is {state}, not parked: it can't be changed any more")]
@@ -196,16 +207,17 @@ impl<'a> Operator<'a> {
         Ok(after)
     }
 
-    /// Leaves parked events out for good, all of them or none, and notes who did it and why. Returns
-    /// how many.
+    /// Leaves parked events out permanently: exactly those that were counted, or none. Notes who did it
+    /// and why.
     ///
     /// # Errors
     /// [`OperatorError`]; nothing is changed then.
     pub async fn discard_all(
         &mut self,
         selection: &Selection,
+        counted: Counted,
         why: Option<&str>,
-    ) -> Result<i64, OperatorError> {
+    ) -> Result<(), OperatorError> {
         let failed = |e| sorted("discarding dead letters", e);
         let transaction = self.client.transaction().await.map_err(failed)?;
         let repertoire = repertoire(&transaction).await.map_err(failed)?;
@@ -214,17 +226,26 @@ impl<'a> Operator<'a> {
         let sql = format!(
             "update outbox.dead_letters set state = 'discarded', release_id = $6, \
                  discarded_by = session_user, discarded_why = $7, changed_at = clock_timestamp() \
-             where relay = $1 and {CHOSEN} and state = 'parked'"
+             where relay = $1 and {CHOSEN} and state = 'parked' and id <= $8"
         );
+        let Counted { events: asked, newest } = counted;
         let why = why.map(|why| repertoire.sanitised(why));
-        let parameters: [&(dyn ToSql + Sync); 7] =
-            [&self.relay, &of.ids, &of.topic, &of.key, &of.reason, &release, &why];
-        let count = transaction.execute(&sql, &parameters).await.map_err(failed)?;
-        if count > 0 {
+        let parameters: [&(dyn ToSql + Sync); 8] =
+            [&self.relay, &of.ids, &of.topic, &of.key, &of.reason, &release, &why, &newest];
+        let found = transaction.execute(&sql, &parameters).await.map_err(failed)?;
+        let found = i64::try_from(found).unwrap_or(i64::MAX);
+        // What came meanwhile has higher numbers; what a release has put back keeps its own. Nobody was
+        // asked about either.
+        if found != asked {
+            transaction.rollback().await.map_err(failed)?;
+            let now = self.count(selection).await.map_or(0, |counted| counted.events);
+            return Err(OperatorError::Changed { asked, now });
+        }
+        if asked > 0 {
             announce(&transaction, &self.relay, release).await.map_err(failed)?;
             commit(transaction).await.map_err(failed)?;
         }
-        Ok(i64::try_from(count).unwrap_or(i64::MAX))
+        Ok(())
     }
 
     /// Leaves an event out: the only way in which one is dropped. What waits behind it stays
