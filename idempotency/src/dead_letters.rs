@@ -64,6 +64,34 @@ pub struct Selection {
     pub code: Option<String>,
     /// Those of this consumer.
     pub consumer: Option<String>,
+    /// Those of this topic.
+    pub topic: Option<String>,
+    /// Those whose numbers are not higher than this: what was there when it was counted.
+    pub until: Option<i64>,
+}
+
+/// How many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Dead letters.
+    pub letters: i64,
+    /// The highest number among them; 0 where there are none.
+    pub newest: i64,
+}
+
+/// Dead letters that have consumer, topic and code in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// Whose they are.
+    pub consumer: String,
+    /// Where they were found.
+    pub topic: String,
+    /// Why.
+    pub code: String,
+    /// How many.
+    pub letters: i64,
+    /// The first one's number.
+    pub first: i64,
 }
 
 const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::pg_catalog.text, d.topic, d.partition, \
@@ -71,18 +99,20 @@ const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::pg_catalog.text, d.t
     pg_catalog.to_char(d.first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
     pg_catalog.to_char(d.died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
 
-/// `$1`, `$2` and `$3` are a [`Selection`].
+/// `$1` to `$5` are a [`Selection`].
 const SELECTED: &str = "($1::bigint is null or d.id operator(pg_catalog.=) $1) \
     and ($2::pg_catalog.text is null or d.code operator(pg_catalog.=) $2) \
     and ($3::pg_catalog.text is null or d.consumer_id operator(pg_catalog.=) \
-        (select id from inbox.consumers where name operator(pg_catalog.=) $3))";
+        (select id from inbox.consumers where name operator(pg_catalog.=) $3)) \
+    and ($4::pg_catalog.text is null or d.topic operator(pg_catalog.=) $4) \
+    and ($5::bigint is null or d.id operator(pg_catalog.<=) $5)";
 /// A dead letter and its consumer's name.
 const NAMED: &str = "inbox.dead_letters d \
     join inbox.consumers c on c.id operator(pg_catalog.=) d.consumer_id";
 
 impl Selection {
-    fn params(&self) -> [&(dyn ToSql + Sync); 3] {
-        [&self.id, &self.code, &self.consumer]
+    fn params(&self) -> [&(dyn ToSql + Sync); 5] {
+        [&self.id, &self.code, &self.consumer, &self.topic, &self.until]
     }
 }
 
@@ -100,12 +130,68 @@ pub async fn list(
 ) -> Result<Vec<DeadLetter>, tokio_postgres::Error> {
     let sql = format!(
         "select {COLUMNS} from {NAMED} \
-         where {SELECTED} and ($4 or d.state operator(pg_catalog.=) 'dead') \
-             and d.id operator(pg_catalog.>) $5 order by d.id limit $6"
+         where {SELECTED} and ($6 or d.state operator(pg_catalog.=) 'dead') \
+             and d.id operator(pg_catalog.>) $7 order by d.id limit $8"
     );
-    let [id, code, consumer] = selection.params();
-    let rows = client.query(&sql, &[id, code, consumer, &all, &after, &limit]).await?;
+    let [id, code, consumer, topic, until] = selection.params();
+    let parameters = [id, code, consumer, topic, until, &all, &after, &limit];
+    let rows = client.query(&sql, &parameters).await?;
     rows.iter().map(entry).collect()
+}
+
+/// How many there are; only those that were neither replayed nor discarded, unless `all`.
+///
+/// # Errors
+/// The database's.
+pub async fn count(
+    client: &impl GenericClient,
+    selection: &Selection,
+    all: bool,
+) -> Result<Counted, tokio_postgres::Error> {
+    let sql = format!(
+        "select pg_catalog.count(*), coalesce(pg_catalog.max(d.id), 0) from {NAMED} \
+         where {SELECTED} and ($6 or d.state operator(pg_catalog.=) 'dead')"
+    );
+    let [id, code, consumer, topic, until] = selection.params();
+    let row = client.query_one(&sql, &[id, code, consumer, topic, until, &all]).await?;
+    Ok(Counted { letters: row.try_get(0)?, newest: row.try_get(1)? })
+}
+
+/// Those that were neither replayed nor discarded, in groups, the largest first; at most `limit` groups.
+///
+/// # Errors
+/// The database's.
+pub async fn groups(
+    client: &impl GenericClient,
+    selection: &Selection,
+    limit: i64,
+) -> Result<Vec<Group>, tokio_postgres::Error> {
+    let sql = format!(
+        "select c.name, d.topic, d.code, pg_catalog.count(*), pg_catalog.min(d.id) from {NAMED} \
+         where {SELECTED} and d.state operator(pg_catalog.=) 'dead' \
+         group by c.name, d.topic, d.code order by 4 desc, 5 limit $6"
+    );
+    let [id, code, consumer, topic, until] = selection.params();
+    let rows = client.query(&sql, &[id, code, consumer, topic, until, &limit]).await?;
+    let group = |row: &Row| {
+        Ok(Group {
+            consumer: row.try_get(0)?,
+            topic: row.try_get(1)?,
+            code: row.try_get(2)?,
+            letters: row.try_get(3)?,
+            first: row.try_get(4)?,
+        })
+    };
+    rows.iter().map(group).collect()
+}
+
+/// The consumers of this database, by name.
+///
+/// # Errors
+/// The database's.
+pub async fn consumers(client: &impl GenericClient) -> Result<Vec<String>, tokio_postgres::Error> {
+    let rows = client.query("select name from inbox.consumers order by name", &[]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// One of them, whole; `None` if there is none of that number.

@@ -1,28 +1,38 @@
 //! `outbox-relay inbox`: what a consumer gave up, and what becomes of it.
 
+use std::io::IsTerminal as _;
+
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
-use outbox_idempotency::dead_letters::{self, DeadLetter, Letter, Selection};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use outbox_idempotency::dead_letters::{self, Counted, DeadLetter, Group, Letter, Selection};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::print;
-use crate::{config::Config, postgres::sql, printable};
+use super::{ask::ask, print};
+use crate::{
+    config::Config,
+    postgres::sql,
+    printable::{self, counted},
+};
 
-/// Listed at once, so that any number of them takes the same memory.
+/// Read at once, so that any number of them takes the same memory.
 const PAGE: i64 = 1000;
+/// Lines of a list that nobody limited.
+const LINES: i64 = 100;
+/// What there is, where nothing is what was asked for.
+const THERE_MAX: i64 = 20;
 
 /// What to look after.
 #[derive(Debug, Subcommand)]
 pub(super) enum Part {
     /// Look at messages that a consumer gave up, and replay or discard them
     #[command(after_help = "Examples:
-  outbox-relay inbox dead-letters list --postgres postgres://operator@db/billing
+  outbox-relay inbox dead-letters list --by code --postgres postgres://operator@db/billing
   outbox-relay inbox dead-letters replay --code card-declined
   outbox-relay inbox dead-letters discard 7
 
 A replayed message is handled again by its consumer alone, behind what waits of its key; a running
-consumer takes it within a second.")]
+consumer takes it within a second. Exit code 1 if nothing is what was asked for.")]
     DeadLetters {
         #[command(subcommand)]
         action: Action,
@@ -34,12 +44,17 @@ consumer takes it within a second.")]
 pub(super) enum Action {
     /// List them, oldest first
     List {
-        /// Only those with this code
-        #[arg(long)]
-        code: Option<String>,
+        #[command(flatten)]
+        of: Of,
         /// Also what was replayed or discarded
         #[arg(long)]
         all: bool,
+        /// Count, instead of listing each
+        #[arg(long, value_enum, conflicts_with = "all")]
+        by: Option<By>,
+        /// At most so many [default: 100, without --json]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+        limit: Option<i64>,
     },
     /// Show one with its payload and headers
     Show {
@@ -48,23 +63,48 @@ pub(super) enum Action {
         id: i64,
     },
     /// Let them be handled again
+    #[command(after_help = "It asks first, with their number, unless one is named by its number.
+Without a terminal, a selection needs --yes.")]
     Replay(Chosen),
     /// Give them up for good; they stay as history
+    #[command(
+        after_help = "It asks first, with their number. Without a terminal, a selection needs
+--yes."
+    )]
     Discard(Chosen),
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum By {
+    /// Consumer, topic and code
+    Code,
+}
+
+/// Which of them.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct Chosen {
-    /// The one of this number
-    #[arg(value_name = "ID")]
-    id: Option<i64>,
-    /// All with this code
+pub(super) struct Of {
+    /// Those with this code
     #[arg(long)]
     code: Option<String>,
-    /// All
+    /// Those of this topic
     #[arg(long)]
+    topic: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["id", "code", "topic", "all"]))]
+pub(super) struct Chosen {
+    /// The one of this number
+    #[arg(value_name = "ID", conflicts_with_all = ["code", "topic", "all"])]
+    id: Option<i64>,
+    #[command(flatten)]
+    of: Of,
+    /// All
+    #[arg(long, conflicts_with_all = ["code", "topic"])]
     all: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Does it, and prints what came of it.
@@ -77,10 +117,16 @@ pub(super) async fn run(
     let session = sql::connect(&config.connect()?, "outbox-relay inbox").await;
     let session = session.context("connecting to PostgreSQL")?;
     let client = session.client();
+    is_known(client, consumer.as_deref()).await?;
     let Part::DeadLetters { action } = part;
     match action {
-        Action::List { code, all } => {
-            list(client, &Selection { id: None, code, consumer }, all, json).await?;
+        Action::List { of: Of { code, topic }, all, by, limit } => {
+            let selection = Selection { code, consumer, topic, ..Selection::default() };
+            let limit = limit.or((!json).then_some(LINES)).unwrap_or(i64::MAX);
+            match by {
+                Some(By::Code) => groups(client, &selection, limit, json).await?,
+                None => list(client, &selection, all, limit, json).await?,
+            }
         }
         Action::Show { id } => {
             let Some(letter) = dead_letters::show(client, id).await.context(READING)? else {
@@ -89,14 +135,17 @@ pub(super) async fn run(
             print(&whole(&letter, json));
         }
         Action::Replay(chosen) => {
-            let selection = chosen.selection(consumer);
-            let count = dead_letters::replay(client, &selection).await.context(CHANGING)?;
-            report(&selection, count, "replayed", json)?;
+            let (of, will) = (chosen.selection(consumer), "will be handled again. Replay?");
+            let asks = of.id.is_none() && !chosen.yes;
+            let of = agreed(client, of, asks, will, "replayed").await?;
+            report(dead_letters::replay(client, &of).await.context(CHANGING)?, "replayed", json);
         }
         Action::Discard(chosen) => {
-            let selection = chosen.selection(consumer);
-            let count = dead_letters::discard(client, &selection).await.context(CHANGING)?;
-            report(&selection, count, "discarded", json)?;
+            let (of, will) = (chosen.selection(consumer), "will never be handled. Discard?");
+            // Without a terminal, a number is an answer by itself.
+            let asks = !chosen.yes && (of.id.is_none() || std::io::stdin().is_terminal());
+            let of = agreed(client, of, asks, will, "discarded").await?;
+            report(dead_letters::discard(client, &of).await.context(CHANGING)?, "discarded", json);
         }
     }
     if !session.is_closed() {
@@ -109,24 +158,110 @@ const READING: &str = "reading inbox.dead_letters";
 const CHANGING: &str = "changing inbox.dead_letters; nothing was changed";
 
 impl Chosen {
-    fn selection(self, consumer: Option<String>) -> Selection {
-        Selection { id: self.id, code: self.code, consumer }
+    fn selection(&self, consumer: Option<String>) -> Selection {
+        let Of { code, topic } = &self.of;
+        Selection { id: self.id, code: code.clone(), consumer, topic: topic.clone(), until: None }
     }
 }
 
-fn report(selection: &Selection, count: u64, done: &str, json: bool) -> anyhow::Result<()> {
-    if let (Some(id), 0) = (selection.id, count) {
-        bail!("there is no dead letter {id} that was not replayed or discarded before");
+/// A consumer that never was here is a slip of the pen.
+async fn is_known(client: &Client, consumer: Option<&str>) -> anyhow::Result<()> {
+    let Some(consumer) = consumer else { return Ok(()) };
+    let known = dead_letters::consumers(client).await.context("reading inbox.consumers")?;
+    if known.iter().any(|name| name == consumer) {
+        return Ok(());
     }
+    let there = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    bail!("there is no consumer {consumer} in this database; there are: {there}")
+}
+
+/// Nothing is what was asked for: says what there is.
+async fn nothing(client: &Client, selection: &Selection) -> anyhow::Error {
+    if let Some(id) = selection.id {
+        return anyhow::anyhow!(
+            "there is no dead letter {id} that was not replayed or discarded before"
+        );
+    }
+    let of_consumer = Selection { consumer: selection.consumer.clone(), ..Selection::default() };
+    let there = match dead_letters::groups(client, &of_consumer, THERE_MAX).await {
+        Ok(groups) => groups,
+        Err(error) => return anyhow::Error::new(error).context(READING),
+    };
+    let there: Vec<String> =
+        there.iter().map(|group| format!("{} ({})", group.topic, group.code)).collect();
+    let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+    anyhow::anyhow!("no dead letter is of that code and topic; there are: {there}")
+}
+
+/// Asks where many would be changed, or one could not be taken back. Returns what was spoken of: what
+/// comes meanwhile is not part of it.
+async fn agreed(
+    client: &Client,
+    selection: Selection,
+    asks: bool,
+    will: &str,
+    done: &str,
+) -> anyhow::Result<Selection> {
+    let found = dead_letters::count(client, &selection, false).await.context(READING)?;
+    let Counted { letters: count, newest } = found;
+    let all = selection.id.is_none() && selection.code.is_none() && selection.topic.is_none();
+    if count == 0 && !all {
+        return Err(nothing(client, &selection).await);
+    }
+    if count > 0 && asks && !ask(&format!("{} {will}", counted(count.unsigned_abs(), "message")))? {
+        bail!("nothing was {done}");
+    }
+    Ok(Selection { until: Some(newest), ..selection })
+}
+
+fn report(count: u64, done: &str, json: bool) {
     print(&if json { json!({ done: count }).to_string() } else { format!("{count} {done}") });
+}
+
+async fn groups(
+    client: &Client,
+    selection: &Selection,
+    limit: i64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let groups = dead_letters::groups(client, selection, limit).await.context(READING)?;
+    if json {
+        print(&serde_json::to_string_pretty(&groups).expect("plain data has a JSON form"));
+        return Ok(());
+    }
+    if groups.is_empty() {
+        return none(client, selection).await;
+    }
+    for Group { consumer, topic, code, letters, first } in &groups {
+        let line = format!("{letters:>8}  {consumer}  {topic}  {code}  from {first} on");
+        print(&printable::line(&line));
+    }
+    if groups.len() as u64 == limit.unsigned_abs() {
+        print("there may be more: --limit N lists more of them");
+    }
     Ok(())
 }
 
-async fn list(client: &Client, selection: &Selection, all: bool, json: bool) -> anyhow::Result<()> {
-    let (mut after, mut count) = (i64::MIN, 0_u64);
-    loop {
+async fn none(client: &Client, selection: &Selection) -> anyhow::Result<()> {
+    if selection.code.is_some() || selection.topic.is_some() {
+        return Err(nothing(client, selection).await);
+    }
+    print("there are no dead letters");
+    Ok(())
+}
+
+async fn list(
+    client: &Client,
+    selection: &Selection,
+    all: bool,
+    limit: i64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (mut after, mut count) = (i64::MIN, 0);
+    while count < limit {
+        let page = PAGE.min(limit - count);
         let page =
-            dead_letters::list(client, selection, all, after, PAGE).await.context(READING)?;
+            dead_letters::list(client, selection, all, after, page).await.context(READING)?;
         let Some(last) = page.last() else { break };
         after = last.id;
         for letter in &page {
@@ -142,11 +277,24 @@ async fn list(client: &Client, selection: &Selection, all: bool, json: bool) -> 
     match (json, count) {
         (true, 0) => print("[]"),
         (true, _) => print("]"),
-        (false, 0) => print("there are no dead letters"),
+        (false, 0) => return none(client, selection).await,
+        (false, _) if count == limit => {
+            let all = dead_letters::count(client, selection, all).await.context(READING)?.letters;
+            if all > count {
+                print(&format!(
+                    "… and {} more: --limit N lists more of them, --by code counts them, --code, \
+                     --topic and --consumer choose",
+                    all - count
+                ));
+            }
+        }
         (false, _) => {}
     }
     Ok(())
 }
+
+/// Characters of an error in a list; `show` has it whole.
+const ERROR_MAX: usize = 1_000;
 
 /// One line: number, consumer, where, key, code, error.
 fn line(letter: &DeadLetter) -> String {
@@ -154,9 +302,10 @@ fn line(letter: &DeadLetter) -> String {
         letter;
     let key = match &letter.key {
         Value::Null => "-".to_owned(),
-        Value::String(key) => key.clone(),
-        other => other.to_string(),
+        Value::String(key) => printable::short(key).into_owned(),
+        other => printable::short(&other.to_string()).into_owned(),
     };
+    let error = printable::cut(error, ERROR_MAX);
     let state = if state == "dead" { String::new() } else { format!("  {state}") };
     format!(
         "{id:>8}{state}  {consumer}  {topic}/{partition}@{offset}  {key}  {code}: {error}  ({died_at})"

@@ -43,12 +43,40 @@ async fn an_operator_lists_shows_replays_and_discards() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("no dead letter"), "{text}");
     assert_eq!(number(&database, "select count(*) from inbox.parked").await, 1);
-    let (_, text) = run(&["discard", "--all", "--consumer", "mail"]).await;
-    assert_eq!(text, "0 discarded\n");
-    let (_, text) = run(&["discard", "--all", "--json"]).await;
+    // What is not there is an error that says what is.
+    for (arguments, there) in [
+        (&["discard", "--all", "--consumer", "mail"][..], "there are: billing"),
+        (&["list", "--consumer", "mail"], "there are: billing"),
+        (&["list", "--code", "typo"], "there are: steps (code-a), steps (code-b)"),
+        (&["replay", "--topic", "typo", "--yes"], "there are: steps (code-a), steps (code-b)"),
+        (&["discard", "--code", "typo", "--yes"], "there are: steps (code-a), steps (code-b)"),
+    ] {
+        let (code, text) = run(arguments).await;
+        assert!(code == Some(1) && text.contains(there), "{arguments:?}: {text}");
+    }
+    // What changes many asks, with their number.
+    for action in ["replay", "discard"] {
+        let (code, text) = run(&[action, "--all"]).await;
+        assert!(code == Some(1) && text.contains("2 messages will"), "{text}");
+        let (code, text) = run(&[action, "--topic", "steps", "--code", "code-a"]).await;
+        assert!(code == Some(1) && text.contains("1 message will"), "{text}");
+        assert!(text.contains("give --yes") && text.contains("nothing was changed"), "{text}");
+    }
+    assert_eq!(number(&database, "select count(*) from inbox.parked").await, 1);
+    let (_, text) = run(&["list", "--limit", "1"]).await;
+    assert!(text.lines().count() == 2 && text.contains("… and 1 more: --limit N"), "{text}");
+    let (_, text) = run(&["list", "--by", "code"]).await;
+    assert!(text.contains("1  billing  steps  code-a  from"), "{text}");
+    let (_, text) = run(&["list", "--by", "code", "--json"]).await;
+    assert_eq!(json(&text)[1]["code"], "code-b", "{text}");
+    let (_, text) = run(&["discard", "--all", "--yes", "--json"]).await;
     assert_eq!(json(&text)["discarded"], 2);
     assert_eq!(run(&["list", "--json"]).await.1, "[]\n");
     let (_, text) = run(&["list", "--all"]).await;
     assert_eq!((text.matches("discarded").count(), text.matches("replayed").count()), (2, 1));
     assert_eq!(run(&["replay"]).await.0, Some(2), "which ones must be said");
+    let (code, text) = run(&["list"]).await;
+    assert_eq!((code, text.as_str()), (Some(0), "there are no dead letters\n"));
+    let (code, text) = run(&["replay", "--all"]).await;
+    assert_eq!((code, text.as_str()), (Some(0), "0 replayed\n"));
 }
