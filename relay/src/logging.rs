@@ -1,7 +1,7 @@
 //! The log: text for people or JSON for machines, on standard error.
 //!
 //! In text, each field is made [`printable`]: an event's id with an end of line in it must not forge
-//! a line of the log. JSON has escapes of its own.
+//! a line of the log, nor one of megabytes fill it. JSON has escapes of its own.
 
 use std::{
     fmt::{Debug, Result},
@@ -23,6 +23,10 @@ use crate::{
     config::{LogConfig, LogFormat},
     printable,
 };
+
+/// Characters of a message, and of any other field.
+const MESSAGE_MAX: usize = 8_000;
+const FIELD_MAX: usize = 2_000;
 
 /// Libraries that tell of each attempt what the relay tells once; a filter that names one wins.
 const QUIET: [&str; 4] = ["librdkafka=error", "rdkafka=error", "hyper=warn", "tokio_postgres=warn"];
@@ -47,6 +51,8 @@ pub fn init(config: &LogConfig) {
 /// The message, or `name=value`. What the bridge from the crate `log` adds is left out.
 fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> Result {
     let value = format!("{value:?}");
+    let max = if field.name() == "message" { MESSAGE_MAX } else { FIELD_MAX };
+    let value = printable::cut(&value, max);
     let value = printable::line(&value);
     match field.name() {
         "message" => writer.write_str(&value),
@@ -100,6 +106,20 @@ mod tests {
         let shown = r"e\n2026 ERROR forged\u{1b}[2J";
         let expected = format!(" WARN refused {shown} event_id={shown} topic=\"{shown}\" n=7\n");
         assert_eq!(logged, expected);
+    }
+
+    #[test]
+    fn what_has_megabytes_makes_no_line_of_megabytes() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = fmt::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        let log = log.fmt_fields(debug_fn(field).delimited(" ")).finish();
+        let long = "x".repeat(3_000_000);
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(topic = long, error = %long, "refused {long}");
+        });
+        let logged = lines.0.lock().expect("one thread").len();
+        assert!(logged < 20_000, "{logged}");
     }
 
     #[test]

@@ -63,6 +63,16 @@ async fn may_not_create(client: &Client) -> Option<Halt> {
     })
 }
 
+/// The publication that the table of events was in before it was dropped: ours, and of nothing now. The
+/// migration makes it with the table, and takes no other for it.
+const DROP_EMPTY: &str = "do $$ begin \
+    if exists (select from pg_catalog.pg_publication p \
+        where p.pubname operator(pg_catalog.=) 'outbox' and not p.puballtables \
+            and pg_catalog.pg_has_role(p.pubowner, 'usage') \
+            and not exists (select from pg_catalog.pg_publication_tables t \
+                where t.pubname operator(pg_catalog.=) p.pubname)) \
+    then drop publication outbox; end if; end $$";
+
 /// Tables that somebody has dropped are made again, by the migrations that name them: each of their
 /// statements may be repeated. Others are left alone, for the relay watches what they would touch.
 async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
@@ -73,6 +83,9 @@ async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
         return Ok(absent);
     }
     let transaction = client.transaction().await.context(doing)?;
+    if absent.contains(&"outbox.events") {
+        transaction.batch_execute(DROP_EMPTY).await.context(doing)?;
+    }
     for migration in Set::Outbox.migrations().iter().filter(|migration| names(migration.sql)) {
         transaction.batch_execute(migration.sql).await.context(doing)?;
     }

@@ -6,6 +6,9 @@
 
 use std::{borrow::Cow, error::Error, fmt::Write};
 
+/// Room for any name of a topic, and for most keys.
+const SHORT: usize = 260;
+
 /// For one line: control characters, ends of lines included, stand as `\n`, `\t` or `\u{1b}`.
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_hidden)
@@ -30,6 +33,28 @@ pub fn causes(error: &dyn Error) -> String {
         next = cause.source();
     }
     said
+}
+
+/// A text of a size that nobody bounds, as a part of a line: cut where it is long, and then its length
+/// is said.
+pub fn short(text: &str) -> Cow<'_, str> {
+    cut(text, SHORT)
+}
+
+/// As [`short`], with a bound of its own, in characters.
+pub fn cut(text: &str, characters: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(characters) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => {
+            let (shown, _) = text.split_at(end);
+            Cow::Owned(format!("{shown}… ({} bytes in all)", text.len()))
+        }
+    }
+}
+
+/// `1 event`, `2 events`; of a word that takes an s.
+pub fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -100,6 +125,20 @@ mod tests {
             assert_eq!(line(given), shown);
         }
         assert_eq!(lines("a\nb\x1b"), "a\nb\\u{1b}");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_its_length_is_said() {
+        assert!(matches!(short("orders"), Cow::Borrowed("orders")));
+        let long = "ä".repeat(1_500_000);
+        let shown = short(&long);
+        assert!(shown.len() < 600 && shown.ends_with("ä… (3000000 bytes in all)"), "{shown}");
+        assert_eq!(cut("abc", 2), "ab… (3 bytes in all)");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "event")), ["0 events", "1 event", "2 events"]);
     }
 
     #[test]

@@ -65,8 +65,12 @@ pub(crate) async fn open(session: &SqlSession, relay: &str) -> Result<Known, Key
 fn unusable(relay: &str) -> KeyError {
     KeyError::Halt(Halt::new(
         format!("the row of {relay} in outbox.relay_keys can't be read as a key"),
-        "the relay's role must see all rows of outbox.relay_keys (no row security); put back a row \
-         that was changed by hand from a backup",
+        format!(
+            "the relay's role must see all rows of outbox.relay_keys (no row security); put back a row \
+             that was changed by hand from a backup; or, where there is none, \
+             `delete from outbox.relay_keys where relay = '{relay}'`: the relay then makes a new key, \
+             and continues from the progress that is stored"
+        ),
     ))
 }
 

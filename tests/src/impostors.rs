@@ -4,7 +4,10 @@
 //! What a stranger may make in `public` on PostgreSQL 14, and whoever may create a schema anywhere.
 //! They come first in the `search_path` of each role, so a statement that is not immune meets them.
 
-use crate::{database::Database, postgres::Session};
+use crate::{
+    database::{Database, Role},
+    postgres::Session,
+};
 
 /// What the server's log says when one was used.
 pub const CALLED: &str = "an impostor was used";
@@ -47,6 +50,22 @@ begin
         from pg_proc as p
         where p.pronamespace = 'pg_catalog'::regnamespace and p.proargmodes is not null
             and {functions}
+        union all
+        -- For each of PostgreSQL's that takes any type, some that take one exactly: they are better
+        -- matches, wherever the search_path has them.
+        select format('function %s(%s)', p.proname, exact.arguments),
+            format('create function {schema}.%I(%s) returns text language plpgsql', p.proname,
+                exact.arguments),
+            true
+        from pg_proc as p,
+            unnest(array['text', 'bigint', 'integer', 'jsonb', 'uuid', 'oid', 'text[]']) as t,
+            lateral (select regexp_replace(
+                regexp_replace(oidvectortypes(p.proargtypes),
+                    '\m(anyarray|anycompatiblearray)\M', rtrim(t, '[]') || '[]', 'g'),
+                '"any"|\m(anyelement|anynonarray|anycompatible|anycompatiblenonarray)\M', t, 'g')
+                as arguments) as exact
+        where p.pronamespace = 'pg_catalog'::regnamespace
+            and exact.arguments <> oidvectortypes(p.proargtypes) and {functions}
         union all
         select format('type %s', t.typname),
             format('create domain {schema}.%I as pg_catalog.%I check ({schema}.impostor(%L))',
@@ -97,22 +116,26 @@ begin
 end $do$;
 "#;
 
-/// Makes them in `public`, as a role without any grant but the one to create there, and has them
-/// come first for every role of the database.
+/// Makes them in `public`, as a role without any grant but the one to create there, and in a schema
+/// that has the relay's role's name, and has them come first for every role of the database.
 ///
 /// # Panics
 /// When they can't be made.
 pub async fn plant(database: &Database) {
     let superuser = database.superuser();
     let stranger = format!("stranger_{}", database.name());
-    let schema = "public";
-    let make = MAKE.replace("{schema}", schema).replace("{functions}", "true");
-    let sql = format!(
-        "create role {stranger}; grant usage, create on schema public to {stranger}; begin; \
-         set local role {stranger}; {}; commit",
-        make.replace("{least}", "2500")
+    let own = database.name_of(Role::Relay);
+    let make = MAKE.replace("{functions}", "true").replace("{least}", "2500");
+    let granted = format!(
+        "create role {stranger}; grant usage, create on schema public to {stranger}; \
+         create schema {own} authorization {stranger}; grant usage on schema {own} to public"
     );
-    superuser.batch_execute(&sql).await.expect("impostors");
+    superuser.batch_execute(&granted).await.expect("a stranger");
+    for schema in ["public", &own] {
+        let make = make.replace("{schema}", schema);
+        let sql = format!("begin; set local role {stranger}; {make}; commit");
+        superuser.batch_execute(&sql).await.expect("impostors");
+    }
     for role in database.roles() {
         let first = format!(
             "alter role {role} in database {} set search_path = \"$user\", public, pg_catalog, \

@@ -216,3 +216,42 @@ async fn status_ends_with_1_for_a_relay_that_is_not_ready_and_with_0_for_one_tha
     relay.kill9().await;
     assert_eq!(settings.command(&["status", "--admin", &admin]).await.status.code(), Some(1));
 }
+
+/// Databases that were migrated before the grants named columns have it.
+#[tokio::test]
+async fn a_writer_that_may_write_every_column_is_named_with_the_statements() {
+    let t = Harness::start().await;
+    let owner = t.database().connect(Role::Owner).await;
+    let writer = t.database().name_of(Role::Writer);
+    assert!(check(&t.relay()).await.iter().all(|finding| finding.name != "writers"));
+    for grant in ["insert", "insert (xid)"] {
+        let grant = format!("grant {grant} on outbox.events to {writer}");
+        owner.batch_execute(&grant).await.expect("granted");
+        let findings = check(&t.relay()).await;
+        let found = named(&findings, "writers");
+        assert!(found.verdict == "warning" && found.seen.contains(&writer), "{found:?}");
+        owner.batch_execute(found.remedy.trim_matches('`')).await.expect("the remedy is SQL");
+        assert!(check(&t.relay()).await.iter().all(|finding| finding.name != "writers"));
+        let writes = "insert into outbox.events (topic) values ('t')";
+        let writer = t.database().connect(Role::Writer).await;
+        writer.batch_execute(writes).await.expect("what it needs it still may");
+    }
+}
+
+#[tokio::test]
+async fn each_column_that_is_missing_is_a_finding_of_its_own() {
+    let t = Harness::start().await;
+    let make = "create table public.few (id uuid primary key, payload jsonb not null); \
+                grant select on public.few to public; \
+                alter publication outbox add table public.few";
+    t.database().superuser().batch_execute(make).await.expect("a table of somebody's");
+    let findings = check(&t.relay().set_toml("outbox.tables", "[\"public.few\"]")).await;
+    let found = problems(&findings);
+    for column in ["topic", "key", "type", "headers", "partition", "created_at"] {
+        let names = |finding: &&&Finding| finding.seen.contains(&format!("no column {column},"));
+        let found = found.iter().filter(names).count();
+        assert_eq!(found, 1, "{column}: {findings:#?}");
+    }
+    let longest = found.iter().map(|finding| finding.seen.len()).max();
+    assert!(longest < Some(200), "{findings:#?}");
+}

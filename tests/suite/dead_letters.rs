@@ -148,7 +148,7 @@ async fn what_goes_to_a_missing_topic_is_parked_and_other_lanes_flow() {
     let metrics = relay.page("/metrics").await;
     let line = "outbox_relay_parked_total{reason=\"unknown_topic\"} 3";
     assert!(metrics.contains(line), "{metrics}");
-    assert!(relay.logs_contain("refused for good"), "the first of a reason is logged");
+    assert!(relay.logs_contain("rejected an event permanently"), "the first of a reason is logged");
     assert!(relay.sigterm().await.success());
 }
 

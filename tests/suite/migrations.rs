@@ -316,3 +316,16 @@ async fn the_callers_search_path_is_what_it_was_before_a_migration_that_works_or
 async fn search_path(client: &tokio_postgres::Client) -> String {
     client.query_one("show search_path", &[]).await.expect("a setting").get(0)
 }
+
+/// What is left of its publication is of nothing, and would be taken for somebody else's.
+#[tokio::test]
+async fn a_table_of_events_that_was_dropped_is_made_again_with_its_publication() {
+    let t = outbox_tests::Harness::start().await;
+    t.database().superuser().batch_execute("drop table outbox.events").await.expect("dropped");
+    let owner = t.relay().set("postgres.url", &t.database().url(Role::Owner));
+    let output = owner.command(&["migrate"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let published = "select count(*) from pg_publication_tables where pubname = 'outbox'";
+    let row = t.database().superuser().query_one(published, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 1);
+}

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::printable::counted;
+
 /// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Longer than a transaction of Kafka may take when all is well.
@@ -90,7 +92,8 @@ impl Phase {
             Phase::Repairing { delivered, through } => {
                 let through = through.as_ref().map(|t| format!(", up to those of {t}"));
                 let through = through.unwrap_or_default();
-                format!("{delivered} rows of the outbox tables are published{through}")
+                let rows = counted(*delivered, "row");
+                format!("published of the outbox tables: {rows}{through}")
             }
             Phase::Halted { reason, remedy } => format!("{reason}; {remedy}"),
             Phase::Retrying { doing, error, .. } => format!("{doing}: {error}"),
@@ -253,7 +256,7 @@ mod tests {
             ),
             (
                 Phase::Repairing { delivered: 7, through: Some("2026".into()) },
-                "repairing: 7 rows of the outbox tables are published, up to those of 2026",
+                "repairing: published of the outbox tables: 7 rows, up to those of 2026",
             ),
             (Phase::Stopping, "stopping"),
         ] {

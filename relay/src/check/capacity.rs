@@ -15,7 +15,7 @@ pub(super) fn capacity(found: &slot::Capacity, has_slot: bool, parts: &Parts) ->
     findings.push(if found.wal_level == "logical" {
         ok("wal_level", "logical".into())
     } else {
-        let remedy = "alter system set wal_level = logical, and restart the server";
+        let remedy = "`alter system set wal_level = logical`, and restart the server";
         problem("wal_level", found.wal_level.clone(), remedy)
     });
     findings.push(if found.may_replicate {

@@ -9,6 +9,7 @@ use crate::{
     charset::Charset,
     config::{Config, parts::Parts},
     daemon::first,
+    printable,
     record::{Batch, BatchLimits},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName},

@@ -52,3 +52,41 @@ pub(super) async fn rights(
     }
     Ok(found)
 }
+
+/// Roles that may write `xid` as well, which only the column's default may: it would be theirs to say
+/// whose transaction a row is. Databases that were migrated before the grants named columns have them.
+pub(super) async fn writers(client: &Client) -> Result<Vec<Finding>, InspectError> {
+    let failed = |source| InspectError::Query { what: "the writers' rights", source };
+    let sql = "select distinct case when a.grantee operator(pg_catalog.=) 0 then 'public' \
+                   else a.grantee::pg_catalog.regrole::pg_catalog.text end, a.of_table \
+               from pg_catalog.pg_class c \
+               join lateral ( \
+                   select grantee, true as of_table from pg_catalog.aclexplode(c.relacl) \
+                   where privilege_type operator(pg_catalog.=) 'INSERT' \
+                   union all select x.grantee, false from pg_catalog.pg_attribute t, \
+                       lateral pg_catalog.aclexplode(t.attacl) x \
+                   where t.attrelid operator(pg_catalog.=) c.oid \
+                       and t.attname operator(pg_catalog.=) 'xid' \
+                       and x.privilege_type operator(pg_catalog.=) 'INSERT' \
+               ) a on a.grantee operator(pg_catalog.<>) c.relowner \
+               where c.oid operator(pg_catalog.=) pg_catalog.to_regclass('outbox.events') \
+               order by 1, 2 limit 20";
+    let rows = client.query(sql, &[]).await.map_err(failed)?;
+    let finding = |row: &tokio_postgres::Row| {
+        let (role, of_table): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let given = if of_table { "insert" } else { "insert (xid)" };
+        let seen = format!(
+            "{role} has {given} on outbox.events, and so may say of a row that another transaction \
+             wrote it: such a row is taken for one that was moved, and not published"
+        );
+        let mut remedy = format!("revoke {given} on outbox.events from {role}");
+        if of_table {
+            remedy = format!("{remedy}; grant {WRITERS} on outbox.events to {role}");
+        }
+        Ok(warning("writers", seen, format!("`{remedy}`")))
+    };
+    rows.iter().map(finding).collect::<Result<_, _>>().map_err(failed)
+}
+
+/// As docs/ROLES.md has it.
+const WRITERS: &str = "insert (id, topic, key, type, payload, headers, partition, created_at)";

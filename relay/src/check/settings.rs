@@ -42,7 +42,7 @@ fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
                 "synchronous_standby_names = '{names}' counts the relay's own stream as a standby: \
                  commits of everybody may wait for it, and what it parks is durable on this server alone"
             ),
-            "name the standbys: alter system set synchronous_standby_names = '…'",
+            "name the standbys: `alter system set synchronous_standby_names = '…'`",
         ));
     }
     (!names.is_empty() && connected == 0).then(|| {
@@ -50,10 +50,10 @@ fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
             NAME,
             format!(
                 "no standby of synchronous_standby_names = '{names}' is connected: commits wait for one, \
-                 also those that park events, and everything behind a refused event waits with them"
+                 also the commit that parks an event, so a rejected event stops the relay"
             ),
-            "start the standby, or take it out: alter system set synchronous_standby_names = ''; \
-             select pg_reload_conf()",
+            "start the standby, or take it out: `alter system set synchronous_standby_names = ''`; \
+             `select pg_reload_conf()`",
         )
     })
 }

@@ -108,13 +108,16 @@ waits, repairs, or has halted: the phase says which, and the reason), or if no r
         #[arg(long)]
         json: bool,
     },
-    /// Decide where the relay stands still and only a person can: it then goes on by itself
+    /// Decide where the relay has halted and only a person can
     #[command(after_help = "Examples:
   outbox-relay resume --at slot              go on from the slot's confirmed position
   outbox-relay resume --at progress          go on; leave out what the slot lacks
   outbox-relay resume --at upgrade           go on after pg_upgrade; leave out nothing
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
+
+A relay that has halted looks again every ten seconds: it finds the decision by itself. One that works,
+or waits for a broker, must be stopped first.
 
 It asks first where events are left out, with their number if that can be known. Without a terminal it
 needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a relay is at work or the
@@ -125,7 +128,7 @@ decision does not fit what is there, and then nothing is changed.")]
         #[command(flatten)]
         decision: ResumeArgs,
     },
-    /// Look at events that were refused for good, and edit, release or discard them
+    /// Look at events that were rejected permanently, and edit, release or discard them
     #[command(after_help = "Examples:
   outbox-relay dead-letters list
   outbox-relay dead-letters release --topic orders --key customer-1

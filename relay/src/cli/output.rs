@@ -65,7 +65,7 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
     }
     let count = |wanted, what: &str| {
         let found = findings.iter().filter(|finding| finding.verdict == wanted).count();
-        format!("{found} {what}{}", if found == 1 { "" } else { "s" })
+        printable::counted(found as u64, what)
     };
     let (problems, warnings) =
         (count(Verdict::Problem, "problem"), count(Verdict::Warning, "warning"));

@@ -11,7 +11,7 @@ use crate::{
         status::{Status, approximate},
     },
     config::AdminConfig,
-    printable,
+    printable::{self, counted},
 };
 
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
@@ -42,7 +42,8 @@ fn table(s: &Status) -> String {
         _ => "-".into(),
     };
     let batch = s.last_batch.as_ref().map(|b| {
-        format!("{} records, {}, {:.1} ms", b.records, approximate(b.bytes), b.seconds * 1000.0)
+        let records = counted(b.records, "record");
+        format!("{records}, {}, {:.1} ms", approximate(b.bytes), b.seconds * 1000.0)
     });
     let rows = [
         ("relay", format!("{} {}", s.name, s.version)),

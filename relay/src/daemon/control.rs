@@ -118,7 +118,7 @@ pub(super) async fn watch_parked(session: &SqlSession, relay: &str, board: &Boar
         let begun = Instant::now();
         match count_parked(session, relay, board).await {
             Ok(()) => {}
-            Err(error) if locks::refused(&error) => board.parked_unknown(),
+            Err(error) if locks::refused(&error) => {}
             // What reads the table for its work says why. To ask again would be harmful: it would
             // break a transaction that shares this session.
             Err(_) => std::future::pending().await,
@@ -132,7 +132,9 @@ async fn count_parked(
     relay: &str,
     board: &Board,
 ) -> Result<(), tokio_postgres::Error> {
-    let Parked { lanes, events } = dead_letter::count(session.client(), relay).await?;
+    let counted = dead_letter::count(session.client(), relay).await;
+    // What can't be counted is not known, also where it was counted before.
+    let Parked { lanes, events } = counted.inspect_err(|_| board.parked_unknown())?;
     board.parked_events(events);
     if !board.streams() {
         board.parked_lanes(usize::try_from(lanes).unwrap_or(usize::MAX));

@@ -70,8 +70,8 @@ pub(super) async fn begin(
         (Some(_), Some(gap)) => tracing::warn!(
             slot = name,
             gap,
-            "rows may be missing from the stream: making a new slot, and publishing what was \
-             committed since the last snapshot before from the outbox tables"
+            "rows may be missing from the stream: making a new slot, and publishing from the \
+             outbox tables what was committed since the last snapshot"
         ),
         (Some(position), None) => tracing::warn!(
             slot = name, after = %position,

@@ -30,6 +30,7 @@ use crate::{
     },
     fault::{self, Point},
     position::RowPosition,
+    printable,
     progress::Progress,
     record::{Batch, RefusedRecord},
     route::reason,
@@ -383,11 +384,12 @@ fn tell(board: &Board, told: &mut Vec<&'static str>, letter: &Letter<'_>) {
     told.push(reason);
     let (position, topic) = (record.position, record.topic);
     let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
+    let (event_id, topic) = (printable::short(&event_id), printable::short(topic));
     let relay = board.name();
     tracing::warn!(
-        %event_id, topic, %position, reason, error,
-        "an event was refused for good: it is parked, and so is what follows in its lane; the \
-         rest is delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
+        %event_id, %topic, %position, reason, error,
+        "the broker rejected an event permanently: it and later events of its key are parked; all \
+         others are delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
          --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
          dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
          reason are not logged"

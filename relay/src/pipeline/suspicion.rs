@@ -13,9 +13,9 @@ use crate::{
     sink::ALONE_MAX,
 };
 
-const ERROR: &str = "the broker refuses events of this topic, and was not asked about this one by \
-                     itself yet: the relay does so by and by, a few at a time, and delivers it then \
-                     or parks it with the broker's reason";
+const ERROR: &str = "the broker is rejecting events of this topic; this one has not been tried on its \
+                     own yet. The relay tries such events a few at a time, and then delivers each \
+                     or parks it with the broker's reason. There is nothing to do";
 
 /// Others wait so long at a stretch.
 const PATIENCE: Duration = Duration::from_millis(400);

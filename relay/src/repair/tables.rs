@@ -9,6 +9,7 @@ use super::{
     losses::full_xid,
 };
 use crate::{
+    printable::counted,
     progress::RepairRecord,
     reconcile::Halt,
     route::{Mapping, TableName, XID},
@@ -17,14 +18,14 @@ use crate::{
 };
 
 /// `pg_type.oid` of what these columns must be.
-const XID8: u32 = 5069;
+pub(super) const XID8: u32 = 5069;
 const TIMESTAMP: u32 = 1114;
 const TIMESTAMPTZ: u32 = 1184;
-const BYTEA: u32 = 17;
+pub(super) const BYTEA: u32 = 17;
 /// Types whose text form is ASCII: bool, bytea, the integers, the timestamps, uuid, xid8.
 const ASCII: [u32; 9] = [16, BYTEA, 20, 21, 23, TIMESTAMP, TIMESTAMPTZ, 2950, XID8];
 /// A value longer than this is left out of a row that is too large to be a record anyway.
-const KEPT_BYTES: usize = 64 << 10;
+pub(super) const KEPT_BYTES: usize = 64 << 10;
 
 /// A table that can be read: its mapped columns, and those that give the order.
 #[derive(Clone, Debug)]
@@ -64,7 +65,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         return Err(Halt::new(
             format!("{name} has no column xid of type xid8 that is never null"),
             format!(
-                "alter table {name} add column xid xid8 not null default pg_current_xact_id() (rows \
+                "`alter table {name} add column xid xid8 not null default pg_current_xact_id()` (rows \
                  that are there get the altering transaction's)"
             ),
         ));
@@ -83,7 +84,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         let id = mapping.id_column();
         return Err(Halt::new(
             format!("the column {id} of {name} may be null, and gives no order then"),
-            format!("alter table {name} alter column {id} set not null"),
+            format!("`alter table {name} alter column {id} set not null`"),
         ));
     };
     let mapped = mapping.column_names();
@@ -284,8 +285,7 @@ pub async fn any_row(client: &Client, tables: &[Table]) -> Result<bool, tokio_po
 pub fn in_words(rows: i64) -> String {
     match rows {
         rows if rows > COUNTED_MAX => format!("more than {COUNTED_MAX} rows"),
-        1 => "1 row".to_owned(),
-        rows => format!("{rows} rows"),
+        rows => counted(rows.unsigned_abs(), "row"),
     }
 }
 

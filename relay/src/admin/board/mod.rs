@@ -50,6 +50,8 @@ struct Inner {
     /// Since when deliveries have been tried, and none stored, whatever began anew meanwhile.
     unstored: Stamp,
     sampled: Stamp,
+    /// When somebody said where the WAL ends.
+    told: Stamp,
     records: AtomicU64,
     bytes: AtomicU64,
     batches: AtomicU64,
@@ -95,6 +97,7 @@ impl Board {
             delivering: Stamp::default(),
             unstored: Stamp::default(),
             sampled: Stamp::default(),
+            told: Stamp::default(),
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
@@ -236,6 +239,7 @@ impl Board {
     }
 
     fn wal_end(&self, now: Duration, wal_end: Lsn) {
+        self.0.told.set(now);
         self.0.wal_end.raise(wal_end.get());
         let end = self.0.wal_end.get().unwrap_or_default();
         if self.0.sampled.age(now).is_none_or(|age| age >= Duration::from_secs(1)) {

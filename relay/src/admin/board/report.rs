@@ -15,6 +15,8 @@ use crate::{
     position::Position,
 };
 
+/// While it streams the relay hears of the WAL's end every second, and while it is halted every ten.
+const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For so long after a delivery the age of its newest commit counts as lag.
 const DRAINING: Duration = Duration::from_secs(2);
 
@@ -102,13 +104,18 @@ impl Board {
         ))
     }
 
-    /// Bytes and time, where both ends are known. Where the broker has not said yet what is
+    /// Bytes and time, where both ends are known: not while nobody has told for long where the WAL
+    /// ends, nor where it ends before what was delivered, as after a rollback of the volume. Where the broker has not said yet what is
     /// delivered, it is at least what is confirmed.
-    fn lag(&self, now: Duration) -> Option<(u64, Duration)> {
+    pub(super) fn lag(&self, now: Duration) -> Option<(u64, Duration)> {
         let end = Lsn::new(self.0.wal_end.get().max(self.0.received.get())?);
+        self.0.told.age(now).filter(|age| *age < TOLD_WITHIN)?;
         let mut state = self.state();
         let confirmed = self.0.confirmed.get().map(Lsn::new);
         let delivered = state.delivered.map(Position::resume_lsn).or(confirmed)?;
+        if delivered > end {
+            return None;
+        }
         let waiting = state.lag.behind(now, delivered);
         // While a backlog drains, how late the events are; their commits may be older than we are.
         let late = state

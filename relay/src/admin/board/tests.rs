@@ -160,3 +160,18 @@ fn a_release_has_no_lag_of_its_own() {
     board.delivered(position, 3, 77, Duration::from_millis(4), None);
     assert_eq!(board.status().lag_seconds, Some(0.0));
 }
+
+#[test]
+fn the_lag_is_not_known_while_nobody_tells_where_the_wal_ends_or_it_ends_too_early() {
+    let board = Board::new("orders", "s", "1");
+    board.phase(Phase::Streaming);
+    board.server_wal_end(Lsn::new(5000));
+    board.resumed(Position::UpTo(Lsn::new(5000)));
+    let now = board.now();
+    assert_eq!(board.lag(now).map(|(bytes, _)| bytes), Some(0));
+    assert_eq!(board.lag(now + Duration::from_secs(30)), None, "the server is away");
+    board.server_wal_end(Lsn::new(3000));
+    assert_eq!(board.lag(board.now()), None, "its volume was rolled back");
+    board.server_wal_end(Lsn::new(5300));
+    assert_eq!(board.lag(board.now()).map(|(bytes, _)| bytes), Some(300));
+}

@@ -14,14 +14,14 @@ use serde_json::json;
 pub(super) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
-    shown::{counted, letter, line, released, shown},
+    shown::{letter, line, released, shown},
 };
 use super::{ask::ask, output::eprint, print};
 use crate::{
     config::Config,
-    dead_letter::operator::{self, Entry, Group, Operator, Selection},
+    dead_letter::operator::{self, Counted, Entry, Group, Operator, Selection},
     postgres::sql,
-    printable,
+    printable::{self, counted},
 };
 
 /// Does it, and prints what came of it.
@@ -106,7 +106,7 @@ async fn groups(
         print("nothing is parked");
     }
     for Group { topic, key, reason, events, first, parked_at } in &groups {
-        let topic = topic.as_deref().unwrap_or("(no topic)");
+        let topic = printable::short(topic.as_deref().unwrap_or("(no topic)"));
         let key = key.as_ref().map_or_else(String::new, |key| format!("  {}", shown(key)));
         let reason = reason.as_deref().unwrap_or("-");
         print(&printable::line(&format!(
@@ -121,13 +121,13 @@ async fn groups(
 
 async fn release(operator: &mut Operator<'_>, of: OfArgs, json: bool) -> anyhow::Result<()> {
     let selection = of.selection(vec![]);
-    let total = operator.count(&selection).await?;
+    let total = operator.count(&selection).await?.events;
     let mut reported = Instant::now();
     let done = operator
         .release(&selection, |events| {
             if reported.elapsed() >= REPORT_INTERVAL {
                 reported = Instant::now();
-                eprint(&format!("{events} of about {total} events are announced"));
+                eprint(&format!("announced so far: {events} of about {total}"));
             }
         })
         .await?;
@@ -144,17 +144,21 @@ async fn discard(
     let DiscardArgs { ids, of, all: _, why, yes } = arguments;
     let why = why.as_deref();
     let selection = of.selection(ids);
-    let count = match selection.ids.as_slice() {
-        [id] => i64::from(operator.show(*id).await?.entry.id == *id),
+    let chosen = match selection.ids.as_slice() {
+        [id] => {
+            operator.show(*id).await?;
+            Counted { events: 1, newest: *id }
+        }
         _ => operator.count(&selection).await?,
     };
+    let count = chosen.events;
     let named = u64::try_from(selection.ids.len()).unwrap_or(u64::MAX);
     if named > 1 && count.unsigned_abs() < named {
         bail!(
             "{count} of these {named} are parked; nothing was discarded: see `dead-letters list`"
         );
     }
-    let events = counted(count, "event");
+    let events = counted(count.unsigned_abs(), "event");
     let question = format!("{events} will never be delivered. Discard?");
     // Without a terminal, what names each event is an answer by itself; a selection is none, for it may
     // have more than was thought of.
@@ -171,10 +175,10 @@ async fn discard(
         });
         return Ok(());
     }
-    let count = operator.discard_all(&selection, why).await?;
+    operator.discard_all(&selection, chosen, why).await?;
     print(&match json {
         true => json!({ "discarded": count }).to_string(),
-        false => format!("{} will not be delivered", counted(count, "event")),
+        false => format!("{} will not be delivered", counted(count.unsigned_abs(), "event")),
     });
     Ok(())
 }

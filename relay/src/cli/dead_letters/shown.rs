@@ -4,14 +4,18 @@ use serde_json::{Value, json};
 
 use crate::{
     dead_letter::operator::{Entry, Letter, Released},
-    printable,
+    printable::{self, counted},
 };
+
+/// Characters of an error in a list; `show` has it whole.
+const ERROR_MAX: usize = 1_000;
 
 /// One line: number, position, topic, key, reason, error.
 pub(super) fn line(entry: &Entry) -> String {
     let Entry { id, position, reason, error, parked_at, .. } = entry;
-    let topic = entry.topic.as_deref().unwrap_or("(no topic)");
+    let topic = printable::short(entry.topic.as_deref().unwrap_or("(no topic)"));
     let key = shown(&entry.key);
+    let error = printable::cut(error, ERROR_MAX);
     let state = entry.state.as_ref().map_or_else(String::new, |state| format!("  {state}"));
     format!("{id:>8}{state}  {position:<20}  {topic}  {key}  {reason}: {error}  ({parked_at})")
 }
@@ -19,8 +23,8 @@ pub(super) fn line(entry: &Entry) -> String {
 pub(super) fn shown(key: &Value) -> String {
     match key {
         Value::Null => "-".to_owned(),
-        Value::String(key) => key.clone(),
-        other => other.to_string(),
+        Value::String(key) => printable::short(key).into_owned(),
+        other => printable::short(&other.to_string()).into_owned(),
     }
 }
 
@@ -48,8 +52,8 @@ pub(super) fn released(released: &Released, json: bool) -> String {
     }
     let mut text = format!(
         "released {} of {}: the relay delivers them, in order, when its stream has come to this command",
-        counted(*events, "event"),
-        counted(*lanes, "lane")
+        counted(events.unsigned_abs(), "event"),
+        counted(lanes.unsigned_abs(), "lane")
     );
     if !unfit.is_empty() {
         let unfit: Vec<String> = unfit.iter().map(ToString::to_string).collect();
@@ -60,9 +64,4 @@ pub(super) fn released(released: &Released, json: bool) -> String {
         ));
     }
     text
-}
-
-/// `1 event`, `2 events`.
-pub(super) fn counted(number: i64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

@@ -1,0 +1,139 @@
+//! Halts and endless retries, one row each: how the state comes about, and what of the text a person
+//! types. The command is taken out of the text and run as it stands there; then the events are counted.
+
+use outbox_tests::{Harness, database::Role, event::Event, relay::Relay, wait};
+use serde_json::Value;
+
+use crate::{remedies::halted, repair::wait_snapshot};
+
+/// One state.
+struct Case {
+    /// What somebody does as a superuser while the relay is stopped and three events wait. `{slot}`,
+    /// `{relay}` and `{role}` stand for names.
+    done: &'static str,
+    /// What the relay says, halt after halt, and what is typed of it: the first command in the text that
+    /// has these words.
+    road: &'static [(&'static str, &'static str)],
+}
+
+const DROP: &str = "select pg_drop_replication_slot('{slot}'); ";
+
+const CASES: &[Case] = &[
+    Case {
+        done: "select pg_replication_slot_advance('{slot}', pg_current_wal_lsn())",
+        road: &[("somebody moved the slot", "pg_drop_replication_slot")],
+    },
+    Case {
+        done: "select pg_create_logical_replication_slot('{slot}', 'test_decoding')",
+        road: &[("with plugin test_decoding", "pg_drop_replication_slot")],
+    },
+    Case {
+        done: "select pg_create_physical_replication_slot('{slot}')",
+        road: &[("is physical", "pg_drop_replication_slot")],
+    },
+    Case {
+        done: "select pg_create_logical_replication_slot('{slot}', 'pgoutput', false, true)",
+        road: &[("two_phase", "pg_drop_replication_slot")],
+    },
+    Case {
+        done: "select pg_create_logical_replication_slot('{slot}', 'pgoutput')",
+        road: &[("somebody moved the slot", "pg_drop_replication_slot")],
+    },
+    Case {
+        done: "drop table outbox.dead_letters",
+        road: &[("outbox.dead_letters", "outbox-relay migrate")],
+    },
+    Case { done: "drop table outbox.leaders", road: &[("outbox.leaders", "outbox-relay migrate")] },
+    // With it goes what the relay knows its own progress by: it takes what is stored, as from a version
+    // that knew no keys.
+    Case {
+        done: "drop table outbox.relay_keys",
+        road: &[("outbox.relay_keys", "outbox-relay migrate")],
+    },
+    Case {
+        done: "alter table outbox.relay_keys drop constraint relay_keys_key_check; \
+               update outbox.relay_keys set key = '\\x00' where relay = '{relay}'",
+        road: &[("can't be read as a key", "delete from outbox.relay_keys")],
+    },
+    Case { done: "alter role {role} noreplication", road: &[("may not replicate", "alter role")] },
+    Case {
+        done: "revoke update on outbox.dead_letters from {role}",
+        road: &[("lacks update on outbox.dead_letters", "grant update")],
+    },
+];
+
+/// Between backticks is what is typed.
+fn typed<'a>(text: &'a str, words: &str) -> &'a str {
+    let mut commands = text.split('`').skip(1).step_by(2);
+    commands.find(|one| one.contains(words)).unwrap_or_else(|| panic!("no {words} in: {text}"))
+}
+
+async fn obey(t: &Harness, command: &str) {
+    let Some(arguments) = command.strip_prefix("outbox-relay ") else {
+        let done = t.database().superuser().batch_execute(command).await;
+        return done.unwrap_or_else(|error| panic!("{command}: {error:?}"));
+    };
+    let mut settings = t.relay();
+    if arguments == "migrate" {
+        settings = settings.set("postgres.url", &t.database().url(Role::Owner));
+    }
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let output = settings.command(&arguments).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if arguments == ["migrate"] {
+        // "… then grant what docs/ROLES.md lists".
+        t.database().grant_outbox().await;
+    }
+}
+
+/// The halt that speaks of this; the relay may still be at the one before.
+async fn says(relay: &Relay, words: &str) -> String {
+    wait::until(words, wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
+        match text("phase") == "halted" && text("detail").contains(words) {
+            true => Ok(text("detail").to_owned()),
+            false => Err(status.to_string()),
+        }
+    })
+    .await
+    .expect("it says so")
+}
+
+async fn is_obeyed(case: &Case) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k"), Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let (name, role) = (t.database().name().to_owned(), t.database().name_of(Role::Relay));
+    let makes_slot = case.done.starts_with("select pg_create");
+    let done = [if makes_slot { DROP } else { "" }, case.done].concat();
+    let done = done.replace("{slot}", &format!("outbox_{name}"));
+    let done = done.replace("{relay}", &name).replace("{role}", &role);
+    for statement in done.split("; ") {
+        let run = t.database().superuser().batch_execute(statement).await;
+        run.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+    }
+    relay.restart();
+    halted(&relay).await;
+    for (words, command) in case.road {
+        let detail = says(&relay, words).await;
+        obey(&t, typed(&detail, command)).await;
+    }
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!((count.lost, count.duplicated), (0, 0), "{}: {count}", case.done);
+}
+
+#[tokio::test]
+async fn what_a_halt_says_can_be_typed_and_loses_and_doubles_nothing() {
+    // Some at a time: each is a relay of its own.
+    for cases in CASES.chunks(4) {
+        futures_util::future::join_all(cases.iter().map(is_obeyed)).await;
+    }
+}
