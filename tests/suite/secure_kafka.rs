@@ -410,6 +410,7 @@ async fn check_names_the_right_to_make_a_topic_that_an_event_waits_for() {
     case.harness.commit([Event::to(&name).key("k")]).await;
     let settings = case.relay_by_password("PLAIN", PASSWORD);
     let settings = settings.set_toml("sink.create_topics.partitions", "1");
+    let settings = settings.set_toml("sink.create_topics.replication_factor", "1");
     let output = settings.command(&["check"]).await;
     let said = String::from_utf8_lossy(&output.stdout);
     let command = format!("--allow-principal {PRINCIPAL} --operation Create --topic {name}`");

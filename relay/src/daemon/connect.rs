@@ -13,7 +13,8 @@ use crate::{
     metrics::Cause,
     postgres::sql::SqlSession,
     progress_key::Known,
-    reconcile::{self, Facts},
+    reconcile::{self, Facts, Halt},
+    route::quoted,
     sink::{Sink as _, kafka::KafkaSink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
@@ -38,9 +39,16 @@ pub(super) async fn connect_replication(
     parts: &Parts,
 ) -> Result<ReplicationConnection, Ended> {
     let application = format!("outbox-relay {}", config.name);
-    ReplicationConnection::connect(&parts.connect, &application)
-        .await
-        .map_err(|e| Ended::connect("connecting for replication", e))
+    ReplicationConnection::connect(&parts.connect, &application).await.map_err(|error| {
+        match Ended::connect("connecting for replication", error) {
+            // The role's other session is there, so this is what it lacks.
+            Ended::Halted(Halt { reason, .. }) if reason.contains("SQLSTATE 42501") => {
+                let role = quoted(parts.connect.user());
+                Ended::Halted(Halt::new(reason, format!("`alter role {role} replication`")))
+            }
+            ended => ended,
+        }
+    })
 }
 
 /// A sink that may fence: what is stored under its name is this relay's own.

@@ -166,21 +166,21 @@ fn restored(oid: &str, lower: &str) -> String {
 }
 
 /// Whether the account itself is another than it was, or has been emptied with TRUNCATE: what it said is
-/// not known any more. It may have been rewritten, which keeps the versions of its rows.
+/// not known any more. VACUUM FULL gives it a new file as well, and leaves rows that are older than that.
 fn emptied(table: &Table, lower: &str) -> String {
     let name = literal(&table.sql_name());
-    let snapshot = format!("{}::pg_catalog.pg_snapshot", literal(lower));
-    let xmin = full_xid("d.xmin", &format!("pg_catalog.pg_snapshot_xmax({snapshot})"));
+    let near = format!("pg_catalog.pg_snapshot_xmax({}::pg_catalog.pg_snapshot)", literal(lower));
     let made_anew = restored("c.oid", lower);
     format!(
         "select exists (select from pg_catalog.pg_class c \
          where c.oid = 'outbox.deletions'::pg_catalog.regclass and ( \
              ({made_anew} and not {}) \
              or (c.relfilenode <> c.oid and {} and not {made_anew} and not exists ( \
-                 select from outbox.deletions d \
-                 where pg_catalog.pg_visible_in_snapshot({xmin}, {snapshot})))))",
+                 select from outbox.deletions d where {} < {}))))",
         restored(&format!("{name}::pg_catalog.regclass"), lower),
-        newer("c", lower)
+        newer("c", lower),
+        full_xid("d.xmin", &near),
+        full_xid("c.xmin", &near)
     )
 }
 
