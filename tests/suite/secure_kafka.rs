@@ -401,22 +401,6 @@ async fn names_what_is_missing(delivery: &str) {
     }
 }
 
-/// The relay would make the topic of a waiting event, and may not.
-#[tokio::test]
-async fn check_names_the_right_to_make_a_topic_that_an_event_waits_for() {
-    let mut case = Case::new().await;
-    let name = format!("{}.unmade", case.harness.database().name());
-    Topic::new(case.broker.plain, name.clone()).allow(PRINCIPAL, Operation::Write).await;
-    case.harness.commit([Event::to(&name).key("k")]).await;
-    let settings = case.relay_by_password("PLAIN", PASSWORD);
-    let settings = settings.set_toml("sink.create_topics.partitions", "1");
-    let settings = settings.set_toml("sink.create_topics.replication_factor", "1");
-    let output = settings.command(&["check"]).await;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let command = format!("--allow-principal {PRINCIPAL} --operation Create --topic {name}`");
-    assert!(said.contains("unknown_topic") && said.contains(&command), "{said}");
-}
-
 #[tokio::test]
 async fn each_right_that_is_missing_is_named_with_what_gives_it() {
     names_what_is_missing("exactly-once").await;

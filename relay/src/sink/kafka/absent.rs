@@ -256,6 +256,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_right_to_create_a_topic_is_named_with_the_command_that_gives_it() {
+        let settings = super::super::settings::sample("kafka:9092");
+        let remedy = |code| uncreatable(code, &settings, "orders");
+        let grant = remedy(RDKafkaErrorCode::TopicAuthorizationFailed).expect("a person can");
+        assert!(grant.contains("--operation Create --topic orders`"), "{grant}");
+        let wrong = remedy(RDKafkaErrorCode::InvalidReplicationFactor).expect("a person can");
+        assert!(wrong.contains("sink.create_topics"), "{wrong}");
+        assert_eq!(remedy(RDKafkaErrorCode::RequestTimedOut), None, "it may be possible later");
+    }
+
+    #[test]
     fn a_topic_whose_creation_was_refused_is_left_alone_longer_each_time() {
         let (mut attempts, begun) = (Attempts::default(), Instant::now());
         let names = ["a.b", "a_b"];
