@@ -118,7 +118,16 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn set(&self, setting: &str, value: &str) {
-        self.try_set(setting, value).await.expect("the topic is changed");
+        self.set_beside(&[], setting, value).await;
+    }
+
+    /// As [`Topic::set`], with others that it has already: what is not named goes back to its default.
+    ///
+    /// # Panics
+    /// As [`Topic::set`].
+    pub async fn set_beside(&self, others: &[(&str, &str)], setting: &str, value: &str) {
+        let all = [others, &[(setting, value)]].concat();
+        self.try_set_all(&all).await.expect("the topic is changed");
         wait::until("the topic's setting is shown", wait::PATIENCE, || async {
             match self.setting(setting).await {
                 Ok(Some(found)) if found == value => Ok(()),
@@ -142,8 +151,13 @@ impl Topic {
     /// # Errors
     /// It does not answer, or refuses.
     pub async fn try_set(&self, setting: &str, value: &str) -> Result<()> {
+        self.try_set_all(&[(setting, value)]).await
+    }
+
+    async fn try_set_all(&self, settings: &[(&str, &str)]) -> Result<()> {
         let admin: AdminClient<_> = self.kafka.client().create()?;
-        let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set(setting, value);
+        let topic = AlterConfig::new(ResourceSpecifier::Topic(&self.name));
+        let change = settings.iter().fold(topic, |change, (name, value)| change.set(name, value));
         for outcome in admin.alter_configs([&change], &AdminOptions::new()).await? {
             outcome.map_err(|(_, code)| code)?;
         }

@@ -5,7 +5,11 @@
 //! A broker of its own, with certificates of its own; everything the relay does goes through the
 //! secured listener, the making of its progress topic included.
 
-use std::{path::PathBuf, process::Output, time::Instant};
+use std::{
+    path::PathBuf,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use outbox_relay::throwaway;
 use outbox_tests::{
@@ -16,7 +20,7 @@ use outbox_tests::{
     event::Event,
     kafka::Kafka,
     local_kafka::{self, LocalKafka},
-    relay::Settings,
+    relay::{Relay, Settings},
     servers,
     topic::Topic,
     wait,
@@ -409,4 +413,87 @@ async fn each_right_that_is_missing_is_named_with_what_gives_it() {
 #[tokio::test]
 async fn each_right_that_is_missing_is_named_with_at_least_once_too() {
     names_what_is_missing("at-least-once").await;
+}
+
+/// A right, or a setting of the progress topic, is taken away in the middle of the stream and given back:
+/// what lacks is named with what gives it, and nothing else has to be done.
+async fn goes_on_after(delivery: &str, takes_transactions: bool) {
+    let mut case = Case::new().await;
+    let name = case.harness.database().name().to_owned();
+    let progress = Topic::new(case.broker.plain, format!("outbox-relay-progress-{name}"));
+    let id = format!("outbox-relay-{name}");
+    let settings = case.relay_by_password("PLAIN", PASSWORD).set("sink.delivery", delivery);
+    let mut relay = settings.start().await;
+    let topic = case.topic.clone();
+    let event = || Event::to(topic.name()).key("k");
+    case.harness.commit([event()]).await;
+
+    let lacking = |what: String| format!("lacks Write on the {what}");
+    let taken = if takes_transactions {
+        // The first entry shuts out all others.
+        allow_transactions(case.broker.plain, &id, "User:somebody").await;
+        lacking(format!("transactional id {id}"))
+    } else {
+        progress.allow(PRINCIPAL, Operation::Read).await;
+        progress.allow(PRINCIPAL, Operation::DescribeConfigs).await;
+        lacking(format!("topic outbox-relay-progress-{name}"))
+    };
+    not_ready_for(&mut case.harness, &relay, &event, &taken).await;
+    case.harness.commit([event(), event()]).await;
+    match takes_transactions {
+        true => allow_transactions(case.broker.plain, &id, PRINCIPAL).await,
+        false => progress.allow(PRINCIPAL, Operation::Write).await,
+    }
+    relay.wait_ready().await;
+    if !takes_transactions {
+        let compacted = [("cleanup.policy", "compact")];
+        progress.set_beside(&compacted, "max.message.bytes", "150").await;
+        let wanted = "--add-config max.message.bytes=";
+        not_ready_for(&mut case.harness, &relay, &event, wanted).await;
+        progress.set_beside(&compacted, "max.message.bytes", "1048588").await;
+        relay.wait_ready().await;
+    }
+    case.harness.commit([event()]).await;
+    let truth = case.harness.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    let count = check::compare(&truth, &records, 2);
+    match delivery {
+        "exactly-once" => count.assert_exactly_once(),
+        _ => count.assert_at_least_once(),
+    }
+    assert_eq!(count_parked(&case.harness).await, 0, "no event is to blame");
+}
+
+/// Until the broker has heard of it events are delivered, so they are written until they are not.
+async fn not_ready_for(t: &mut Harness, relay: &Relay, event: &impl Fn() -> Event, wanted: &str) {
+    let deadline = Instant::now() + wait::PATIENCE;
+    loop {
+        let status = relay.status().await;
+        let because = status.get("not_ready_because").and_then(|because| because.as_str());
+        let because = because.unwrap_or_default();
+        if because.contains(wanted) {
+            assert!(because.contains("kafka-"), "it says what to type: {because}");
+            return;
+        }
+        assert!(Instant::now() < deadline, "{because}: {}", relay.log_text());
+        if because.is_empty() {
+            t.commit([event()]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_keeps_progress_from_being_stored_is_named_while_the_relay_streams() {
+    goes_on_after("exactly-once", false).await;
+}
+
+#[tokio::test]
+async fn with_at_least_once_what_keeps_progress_from_being_stored_is_named_too() {
+    goes_on_after("at-least-once", false).await;
+}
+
+#[tokio::test]
+async fn a_transactional_id_that_is_taken_away_while_the_relay_streams_is_named() {
+    goes_on_after("exactly-once", true).await;
 }

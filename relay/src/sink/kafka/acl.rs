@@ -69,13 +69,18 @@ pub(super) fn may_use_transactional_id(
     if !is(RDKafkaErrorCode::TransactionalIdAuthorizationFailed) {
         return Ok(());
     }
+    Err(lacking_transactional_id(settings))
+}
+
+/// The right on the transactional id, which the relay's principal lacks.
+pub(super) fn lacking_transactional_id(settings: &Settings) -> SinkError {
     let id = settings.transactional_id();
-    Err(SinkError::Misconfigured {
+    SinkError::Misconfigured {
         what: format!(
             "the relay's principal lacks Write on the transactional id {id}: nothing can be delivered"
         ),
         remedy: grant(settings, &["Write"], &format!("--transactional-id {id}")),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -146,6 +146,12 @@ impl Limits {
         found
     }
 
+    /// How far a record's time may be from the broker's, at most; `None` where it is not looked at.
+    pub(super) fn time_max_ms(&self) -> Option<i64> {
+        let bounds = [self.before_max_ms, self.after_max_ms].into_iter().flatten();
+        bounds.min().filter(|_| !self.stamps)
+    }
+
     /// Why the broker takes this record neither now nor later, whatever it is sent with. One that
     /// is `compressed` on its way has no size that is known beforehand.
     pub(super) fn refuse(

@@ -33,6 +33,10 @@ use crate::{
 };
 
 const SEGMENT_BYTES: &str = "16777216";
+/// A progress record is smaller, with all that its batch has beside it.
+const RECORD_BYTES_MAX: usize = 66_000;
+/// By so much the relay's clock and a broker's may differ, with the time that a record is under way.
+const CLOCKS_DIFFER_MS: i64 = 60_000;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a topic just created may take to have a leader.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
@@ -176,27 +180,40 @@ pub(super) fn may_create(settings: &Settings) -> Result<(), SinkError> {
     }
 }
 
+/// Whether the topic keeps progress, and takes it; `replicas` is how many times it stores a record.
 fn verify(
     settings: &Settings,
     found: &HashMap<String, String>,
     replicas: usize,
 ) -> Result<(), SinkError> {
-    let name = settings.progress_topic();
-    if let Some((what, remedy)) = Limits::of(found).unwritable(settings, &name, replicas) {
+    let (name, limits) = (settings.progress_topic(), Limits::of(found));
+    if let Some((what, remedy)) = limits.unwritable(settings, &name, replicas) {
         return Err(SinkError::Misconfigured { what, remedy });
     }
     let policy = found.get("cleanup.policy").map_or("", String::as_str);
-    if policy == "compact" {
+    let (what, config) = if policy != "compact" {
+        (format!("cleanup.policy={policy}, which loses progress"), "cleanup.policy=compact")
+    } else if let Some(bytes) = limits.batch_bytes_max.filter(|bytes| *bytes < RECORD_BYTES_MAX) {
+        let what = format!(
+            "max.message.bytes={bytes}, and a progress record may have {RECORD_BYTES_MAX}: nothing more \
+             could be delivered once one is too large; nothing is lost"
+        );
+        (what, "max.message.bytes=1048588")
+    } else if limits.time_max_ms().is_some_and(|ms| ms < CLOCKS_DIFFER_MS) {
+        let what = format!(
+            "a message.timestamp.*.max.ms below {CLOCKS_DIFFER_MS}, by which the broker refuses progress \
+             records when clocks differ or a delivery is slow; nothing is lost, and nothing delivered"
+        );
+        (what, "message.timestamp.type=LogAppendTime")
+    } else {
         return Ok(());
-    }
+    };
     let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     Err(SinkError::Misconfigured {
-        what: format!(
-            "the progress topic {name} has cleanup.policy={policy}, which loses progress"
-        ),
+        what: format!("the progress topic {name} has {what}"),
         remedy: format!(
             "run `kafka-configs --bootstrap-server {servers} --alter --entity-type topics \
-             --entity-name {name} --add-config cleanup.policy=compact`"
+             --entity-name {name} --add-config {config}`"
         ),
     })
 }
@@ -316,6 +333,29 @@ mod tests {
             let error = verify(&settings, &policy(value), 1).expect_err(value);
             assert!(matches!(error, SinkError::Misconfigured { .. }), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_topic_that_would_refuse_progress_is_named_with_what_to_type() {
+        let settings = sample("kafka:9092");
+        let with = |key: &str, value: &str| {
+            let mut found = policy("compact");
+            found.insert(key.to_owned(), value.to_owned());
+            verify(&settings, &found, 1).map_err(|error| error.to_string())
+        };
+        for (key, value, remedy) in [
+            ("max.message.bytes", "1000", "max.message.bytes=1048588"),
+            ("message.timestamp.before.max.ms", "1", "message.timestamp.type=LogAppendTime"),
+            ("message.timestamp.after.max.ms", "0", "message.timestamp.type=LogAppendTime"),
+            ("message.timestamp.difference.max.ms", "9", "message.timestamp.type=LogAppendTime"),
+        ] {
+            let said = with(key, value).expect_err(key);
+            let command =
+                format!("--entity-name outbox-relay-progress-orders --add-config {remedy}`");
+            assert!(said.contains(&command), "{said}");
+        }
+        assert_eq!(with("max.message.bytes", "1048588"), Ok(()));
+        assert_eq!(with("message.timestamp.after.max.ms", "3600000"), Ok(()));
     }
 
     #[test]

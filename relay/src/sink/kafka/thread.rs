@@ -168,7 +168,7 @@ impl Worker {
         self.outlet = None;
         let config = self.settings.transactional_config();
         let fence = Outlet::new(&self.settings, &config, &self.sealer, &self.stop)?;
-        fence.fence()?;
+        fence.fence(&self.settings)?;
         self.fence = Some(fence);
         Ok(())
     }

@@ -6,11 +6,14 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
+    acl,
     errors::{Verdict, sort_code},
     native::{self, producer::TransactionError},
     produce::{Load, OnRefusal, Outlet, Undelivered},
+    settings::Settings,
     stop::SLICE,
     topics::Topics,
 };
@@ -34,11 +37,21 @@ const SECOND_TRY: Duration = Duration::from_millis(450);
 
 impl Outlet {
     /// Takes the transactional id over: older producers are fenced, their transaction aborted.
-    pub(super) fn fence(&self) -> Result<(), SinkError> {
+    pub(super) fn fence(&self, settings: &Settings) -> Result<(), SinkError> {
         let deadline = Instant::now() + FENCE_LIMIT;
         let doing = "taking over the transactional id";
-        self.slices(deadline, doing, |slice| self.client.init_transactions(slice))
-            .map_err(|problem| problem.error)
+        let mut last = None;
+        let fenced = self.slices(deadline, doing, |slice| {
+            self.client.init_transactions(slice).inspect_err(|error| last = Some(error.code))
+        });
+        fenced.map_err(|problem| {
+            let fatal = self.client.client().fatal_error().map(|(code, _)| code);
+            let forbidden = Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed);
+            match fatal == forbidden || last == forbidden {
+                true => acl::lacking_transactional_id(settings),
+                false => problem.error,
+            }
+        })
     }
 
     /// Stores `records` of the progress topic, key and value, in one transaction.
