@@ -17,6 +17,7 @@ mod latency;
 mod neighbours;
 mod process;
 mod relay;
+mod release;
 mod report;
 mod soak;
 mod storm;
@@ -41,6 +42,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- drain --json > bench.json
   cargo run --release -p outbox-bench -- inbox
   cargo run --release -p outbox-bench -- neighbours
+  cargo run --release -p outbox-bench -- release --events 1000000
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
   cargo run --release -p outbox-bench -- storm --minutes 5 --seed 7
 
@@ -61,6 +63,8 @@ enum Command {
     Inbox(InboxArgs),
     /// Measure what others' refused events cost a healthy lane, against none
     Neighbours(NeighboursArgs),
+    /// Release parked events beside a healthy lane: how long it takes, and what it costs the lane
+    Release(ReleaseArgs),
     /// Break everything there is, again and again, under load, and count what a consumer got
     Soak(SoakArgs),
     /// Let members of three consumer groups come, stop, die and freeze, and count what took effect
@@ -87,6 +91,22 @@ struct NeighboursArgs {
     only: Vec<neighbours::Trouble>,
     /// Seconds of load with each of them
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=600))]
+    seconds: u32,
+    /// Another relay to measure instead of the one built with this program
+    #[arg(long, value_name = "PROGRAM")]
+    relay: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct ReleaseArgs {
+    /// Parked events, a hundred of each key
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
+    events: u32,
+    /// Seconds of load beside the release, and without it
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(5..=600))]
     seconds: u32,
     /// Another relay to measure instead of the one built with this program
     #[arg(long, value_name = "PROGRAM")]
@@ -199,6 +219,10 @@ fn main() -> ExitCode {
                 Command::Neighbours(args) => {
                     let outcome = neighbours::run(&args).await?;
                     Ok((if args.json { outcome.json() } else { outcome.text() }, outcome.held()))
+                }
+                Command::Release(args) => {
+                    let outcome = release::run(&args).await?;
+                    Ok((if args.json { outcome.json() } else { outcome.text() }, true))
                 }
                 Command::Soak(args) => {
                     let outcome = soak::run(&args).await?;

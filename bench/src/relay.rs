@@ -6,7 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use outbox_tests::{Harness, database::Role, relay::Relay};
+use outbox_tests::{
+    Harness,
+    database::Role,
+    relay::{Relay, Settings},
+};
 
 use crate::{process, report::Sample};
 
@@ -37,6 +41,16 @@ impl Setup {
         round: u32,
         program: Option<&Path>,
     ) -> Result<Relay> {
+        Ok(self.settings(t, round, program)?.start().await)
+    }
+
+    /// What a relay of a new name is started with.
+    pub(crate) fn settings(
+        self,
+        t: &Harness,
+        round: u32,
+        program: Option<&Path>,
+    ) -> Result<Settings> {
         let program = program.map_or_else(std::env::current_exe, |path| Ok(PathBuf::from(path)))?;
         let socket = if self.unix { "unix" } else { "tcp" };
         let delivery = self.delivery.replace('-', "_");
@@ -50,7 +64,7 @@ impl Setup {
         } else {
             settings
         };
-        Ok(settings.program(&program).env(AS_RELAY, "1").start().await)
+        Ok(settings.program(&program).env(AS_RELAY, "1"))
     }
 }
 

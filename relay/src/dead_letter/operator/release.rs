@@ -1,6 +1,9 @@
 //! The announcement of a release: whole lanes, some at a time.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
+use tokio::time::sleep;
 use tokio_postgres::types::{PgLsn, ToSql};
 use uuid::Uuid;
 
@@ -23,13 +26,20 @@ pub struct Released {
 
 /// Events that are released at a time, and with them all of the last one's lane.
 const RELEASE_EVENTS: i64 = 2_000;
+/// Releases that may be announced and not delivered. What is committed meanwhile comes behind them in the
+/// stream, so its delay is what these take; with one, the relay would wait for the next.
+const UNDER_WAY_MAX: usize = 2;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A release that takes longer has no relay that delivers it: what is left is announced for when one does.
+const NOBODY_AFTER: Duration = Duration::from_secs(10);
 /// Events that are no records and that a release names.
 const UNFIT_NAMED: usize = 100;
 
 impl Operator<'_> {
     /// Announces that whole lanes are released: the relay delivers what is parked in them when its
-    /// stream has come to the announcement. Some lanes at a time, so that neither the database nor
-    /// what is committed meanwhile waits for all of them; `progress` is told how many events so far.
+    /// stream has come to the announcement. Some lanes at a time, and no more than the relay keeps up with, so that
+    /// neither the database nor what is committed meanwhile waits for all of them; `progress` is told
+    /// how many events so far.
     ///
     /// # Errors
     /// [`OperatorError`]; what was announced by then is released.
@@ -40,11 +50,31 @@ impl Operator<'_> {
     ) -> Result<Released, OperatorError> {
         let mut released = Released::default();
         let mut after = After::beginning();
+        let mut somebody = true;
         while let Some(next) = self.release_next(selection, &after, &mut released).await? {
             after = next;
             progress(released.events);
+            somebody = somebody && self.has_room(&released.releases).await?;
         }
         Ok(released)
+    }
+
+    /// Waits until few enough of the releases are under way. `false` when nobody delivers them.
+    async fn has_room(&self, releases: &[Uuid]) -> Result<bool, OperatorError> {
+        let Some(oldest) = releases.iter().nth_back(UNDER_WAY_MAX - 1) else { return Ok(true) };
+        let sql = "select exists (select from outbox.dead_letters where relay = $1 \
+                       and release_id = $2 and state = 'releasing')";
+        let begun = Instant::now();
+        loop {
+            let row = self.client.query_one(sql, &[&self.relay, oldest]).await;
+            if !row.map_err(|e| sorted("looking how far a release is", e))?.get::<_, bool>(0) {
+                return Ok(true);
+            }
+            if begun.elapsed() >= NOBODY_AFTER {
+                return Ok(false);
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// The next lanes after those that were looked at; `None` where none is left.
