@@ -306,13 +306,20 @@ async fn an_outage_and_a_deadlock_cost_no_attempt_and_make_no_dead_letter() {
 async fn a_message_whose_fate_can_not_be_stored_yet_is_not_acknowledged() {
     for limit in ["lock_timeout", "statement_timeout"] {
         let database = database().await;
-        let limited = format!("alter database {} set {limit} = '20ms'", database.name());
+        // Opened without it: making the days takes longer, beside other tests.
+        let inbox = inbox(&database).await;
+        let limited = format!(
+            "alter database {0} set {limit} = '20ms'; select pg_terminate_backend(pid, 5000) \
+             from pg_stat_activity where datname = '{0}' and usename = '{1}'",
+            database.name(),
+            database.name_of(Role::Consumer)
+        );
         database.superuser().batch_execute(&limited).await.expect("limited");
         let handler = |tx: Tx, message: Message<Step>| async move {
             take(&tx, &message.payload).await?;
             Ok(())
         };
-        let processor = Processor::new(inbox(&database).await, handler).retry(soon());
+        let processor = Processor::new(inbox, handler).retry(soon());
         let message = message("a", 1);
         let mut frozen = database.connect(Role::Consumer).await;
         let held = frozen.transaction().await.expect("begun");
