@@ -197,7 +197,7 @@ impl Inbox {
             Err(error) => {
                 // What can't be told to the database now is rolled back with its connection.
                 match open.rollback().await {
-                    Err(escaped @ InboxError::Escaped) => Err(escaped.into()),
+                    Err(why @ (InboxError::Escaped | InboxError::Ended)) => Err(why.into()),
                     _ => Err(OnceError::Work(error)),
                 }
             }

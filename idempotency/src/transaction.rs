@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     lent: AtomicBool,
     /// A handler has ended the transaction.
     ended_by_handler: AtomicBool,
+    /// Statements of a handler failed, and nothing can be asked since: they may have ended it before.
+    doubtful: AtomicBool,
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
     /// It carried a large payload. The driver keeps its buffers at the size that this took, for as long
@@ -115,6 +117,27 @@ impl Shared {
         self.id.get_or_init(|| id).clone()
     }
 
+    pub(crate) fn is_doubtful(&self) {
+        self.doubtful.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a handler has ended the transaction, which is rolled back by now if not.
+    async fn was_ended(&self) -> Result<bool, Error> {
+        const SQL: &str = "select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) \
+            operator(pg_catalog.=) 'committed'";
+        if self.doubtful.load(Ordering::Relaxed)
+            && let Some(id) = self.known()
+        {
+            let rows = self.query(SQL, &[&id]).await?;
+            let committed =
+                rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<bool>>(0))?;
+            if committed == Some(true) {
+                self.handler_ended_it();
+            }
+        }
+        Ok(self.ended_by_handler.load(Ordering::Relaxed))
+    }
+
     fn failed(&self) -> Option<String> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -167,6 +190,7 @@ impl Open {
             failed: Mutex::new(None),
             lent: AtomicBool::new(false),
             ended_by_handler: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             swollen: AtomicBool::new(false),
             savepoint: rand::random(),
@@ -292,7 +316,7 @@ impl Open {
     /// Rolls back, and waits for it.
     ///
     /// # Errors
-    /// Also where a [`Tx`] is kept.
+    /// Also where a [`Tx`] is kept, and where a handler has ended the transaction.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
             // What the kept one still asks for must not be a transaction of its own. The last to
@@ -302,7 +326,12 @@ impl Open {
             return Err(escaped);
         }
         let ended = self.shared.end("rollback").await;
-        ended.map_err(|error| InboxError::of("rolling back", error))
+        ended.map_err(|error| InboxError::of("rolling back", error))?;
+        match self.shared.was_ended().await {
+            Ok(true) => Err(InboxError::Ended),
+            Ok(false) => Ok(()),
+            Err(error) => Err(InboxError::of("asking what became of a transaction", error)),
+        }
     }
 }
 

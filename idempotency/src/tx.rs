@@ -100,6 +100,10 @@ impl Tx {
                 self.shared.handler_ended_it();
                 Err(self.refuse().await)
             }
+            (Err(error), Err(_)) => {
+                self.shared.is_doubtful();
+                Err(error)
+            }
             (done, _) => done,
         }
     }

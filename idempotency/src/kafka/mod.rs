@@ -55,7 +55,8 @@ pub enum RunError {
          auto.offset.reset is `error`, so nothing of the partition is read ({text}); to read all that \
          is there, stop all members of the group and type: kafka-consumer-groups.sh --group {group} \
          --topic {topic}:{partition} --reset-offsets --to-earliest --execute; with a watermark, also: \
-         delete from inbox.watermarks where topic = '{topic}' and partition = {partition}"
+         update inbox.watermarks set next_offset = 0, topic_id = null where topic = '{topic}' and \
+         partition = {partition}"
     )]
     OffsetGone {
         /// The group.

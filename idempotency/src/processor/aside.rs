@@ -12,6 +12,9 @@ use crate::{
     transaction::is_large,
 };
 
+/// The code of a message whose handler has ended its transaction.
+pub(super) const ENDED: &str = "transaction-ended";
+
 impl Processor {
     /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.
     pub(super) async fn surely_put_aside(
@@ -47,7 +50,9 @@ impl Processor {
     ) -> Result<Attempt, InboxError> {
         let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
         let shelf = self.shelf();
-        if sorted.fresh.is_empty() && sorted.outside.is_empty() {
+        // Its handler has committed the claim, and not all of the effect.
+        let in_part = failure.code() == ENDED && sorted.duplicates > 0;
+        if sorted.fresh.is_empty() && sorted.outside.is_empty() && !in_part {
             shelf.append(&open, &sorted.waiting).await?;
             self.move_mark(&open, &sorted).await?;
             self.finish(open, &sorted).await?;
@@ -56,7 +61,8 @@ impl Processor {
         }
         let attempts = if matches!(failure.kind, Kind::Defer(_)) { 0 } else { 1 };
         // What can't be claimed can't be parked either.
-        let due = if sorted.outside.is_empty() { self.due(failure, attempts) } else { None };
+        let due =
+            if sorted.outside.is_empty() && !in_part { self.due(failure, attempts) } else { None };
         let attempts = i32::try_from(attempts).unwrap_or(i32::MAX);
         if let Some(due) = due {
             shelf.park(&open, message, attempts, due, failure).await?;

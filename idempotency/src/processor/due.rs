@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Attempt, Processor, Stop,
+    aside::ENDED,
     store::{self, Taken},
 };
 use crate::{
@@ -47,10 +48,9 @@ struct Waits {
 }
 
 /// A parked message.
-#[derive(Clone, Copy)]
-struct Place {
+struct Parked {
     lane: Uuid,
-    seq: i64,
+    head: store::Head,
 }
 
 impl Processor {
@@ -74,7 +74,7 @@ impl Processor {
             let mut outcome = self.settle(|| self.retry_one(&head)).await;
             let head = head.into_inner().unwrap_or_else(PoisonError::into_inner);
             if let (Ok(Attempt::Failed(failure)), Some(head)) = (&outcome, head) {
-                outcome = self.settle(|| self.count_failure(head, failure)).await;
+                outcome = self.settle(|| self.count_failure(&head, failure)).await;
             }
             match outcome {
                 Err(stop) => return stop,
@@ -179,7 +179,7 @@ impl Processor {
 
     /// Takes the lane that has been due longest and handles its first message, or a batch of them.
     /// `first` becomes the one that is to be blamed if that can't be said here.
-    async fn retry_one(&self, first: &Mutex<Option<Place>>) -> Result<Attempt, InboxError> {
+    async fn retry_one(&self, first: &Mutex<Option<Parked>>) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
         // Whoever has the turn takes any lane, so that a large message waits for no more than that.
@@ -193,7 +193,8 @@ impl Processor {
             open.commit().await?;
             return Ok(Attempt::Done);
         };
-        *first.lock().unwrap_or_else(PoisonError::into_inner) = Some(Place { lane, seq: head.seq });
+        *first.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Parked { lane, head: head.clone() });
         point(Point::TakenUp);
         // A batch that fails is halved until the first is alone, and so is what failed before.
         let mut size = if attempts == 0 { heads.len() } else { 1 };
@@ -212,8 +213,10 @@ impl Processor {
                 Err(failure) => failure,
             };
             if !failure.is_the_messages() || open.back_to_savepoint().await.is_err() {
-                drop(open.rollback().await);
-                return Ok(Attempt::Failed(failure));
+                return match open.rollback().await {
+                    Err(ended @ InboxError::Ended) => Err(ended),
+                    _ => Ok(Attempt::Failed(failure)),
+                };
             }
             if size == 1 {
                 self.failed_again(open, lane, head, &failure, attempts).await?;
@@ -249,18 +252,38 @@ impl Processor {
 
     /// A message that could not be tried to an end, again and again: that counts as one failure, or it
     /// would keep its place before all others for ever.
-    async fn count_failure(&self, at: Place, failure: &Failure) -> Result<Attempt, InboxError> {
+    async fn count_failure(&self, at: &Parked, failure: &Failure) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let _turn = self.shared.large.lock().await;
         let taken = shelf.take(sessions, Some(at.lane), 1, true).await?;
-        let Some(Taken { open, lane, attempts, heads }) = taken else {
-            return Ok(Attempt::Done);
-        };
-        match heads.first().filter(|head| head.seq == at.seq) {
-            Some(head) => self.failed_again(open, lane, head, failure, attempts).await?,
-            None => open.rollback().await?,
+        let there = taken.as_ref().and_then(|taken| taken.heads.first());
+        let is_there = there.is_some_and(|head| head.seq == at.head.seq);
+        match taken {
+            Some(Taken { open, lane, attempts, .. }) if is_there => {
+                self.failed_again(open, lane, &at.head, failure, attempts).await?;
+            }
+            Some(Taken { open, .. }) => open.rollback().await?,
+            None => {}
+        }
+        if !is_there && failure.code() == ENDED {
+            self.bury_what_was_taken(&at.head, failure).await?;
         }
         Ok(Attempt::Done)
+    }
+
+    /// Its handler has committed that it is parked no more, and not all of the effect.
+    async fn bury_what_was_taken(
+        &self,
+        head: &store::Head,
+        failure: &Failure,
+    ) -> Result<(), InboxError> {
+        let sessions = self.shared.inbox.sessions();
+        let (open, _) = Open::begin(sessions, "giving a message up", "select 1", &[]).await?;
+        let (message, replays) = (&head.message, head.replays);
+        let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
+        open.commit().await?;
+        self.announce(failure, new_code);
+        Ok(())
     }
 
     /// Stores what becomes of a head that failed again: a new due time, or a dead letter.

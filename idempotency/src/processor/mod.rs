@@ -74,7 +74,8 @@ pub enum Dedup {
     /// One row for each partition, moved by each transaction: where one relay feeds the topic, and
     /// nothing else. Messages of a partition are handled one after the other, so it is for
     /// batches. A message of another relay stops the consumer; one that a repair published is
-    /// looked up by its id. Change to it only after an orderly stop of all instances.
+    /// looked up by its id. Change to it only after an orderly stop of all instances: what rows know of, and
+    /// the group's offsets do not, would take effect again.
     Watermark {
         /// The relay's name, as the header `outbox-relay` has it.
         relay: String,
@@ -252,8 +253,9 @@ impl Processor {
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
                 // What can't be told to the database now is rolled back with its connection.
-                if let Err(escaped @ InboxError::Escaped) = open.rollback().await {
-                    return Err(escaped);
+                if let Err(why @ (InboxError::Escaped | InboxError::Ended)) = open.rollback().await
+                {
+                    return Err(why);
                 }
                 point(Point::Failed);
                 return Ok(Attempt::Failed(failure));

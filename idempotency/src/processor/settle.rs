@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, OUTAGE, Processor, Stop, aborted};
+use super::{Attempt, OUTAGE, Processor, Stop, aborted, aside::ENDED};
 use crate::{
     error::InboxError,
     failure::{Failure, Kind},
@@ -77,7 +77,7 @@ impl Processor {
             InboxError::Uncommitted(error) => error.into(),
             InboxError::Session(error) => Failure::new(Kind::Session, "session", error),
             InboxError::Aborted(state) => aborted(state),
-            InboxError::Ended => Failure::permanent("transaction-ended", error),
+            InboxError::Ended => Failure::permanent(ENDED, error),
             InboxError::Refused { .. }
             | InboxError::Setting(_)
             | InboxError::Escaped

@@ -41,6 +41,7 @@ impl Due {
 }
 
 /// Message of a parked lane, with what is known about it.
+#[derive(Clone)]
 pub(super) struct Head {
     pub(super) seq: i64,
     pub(super) replays: i32,

@@ -404,6 +404,34 @@ async fn a_transaction_that_ends_among_several_statements_is_found_out() {
     }
 }
 
+/// Its claim may be committed then, and not all of its effect: somebody must look.
+#[tokio::test]
+async fn a_message_whose_handler_ends_its_transaction_among_others_is_a_dead_letter() {
+    let ends = ["commit", "commit; begin", "commit; begin; select 1 / 0", "rollback; begin"];
+    for waits_first in [false, true] {
+        let database = database().await;
+        let inbox =
+            Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("it opens");
+        let handler = move |tx: Tx, message: Message<Step>| async move {
+            if waits_first && message.attempt == 1 {
+                return Err(Failure::transient("later"));
+            }
+            let end = ends[usize::try_from(message.payload.n).expect("few")];
+            tx.batch_execute(&format!("savepoint s; {end}")).await?;
+            Ok(())
+        };
+        let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+        let processor = Processor::new(inbox, handler).retry(retry.attempts(2));
+        for n in 0..4 {
+            processor.process(&[message(&n.to_string(), n)]).await.expect("settled");
+        }
+        work_off(&processor, &database, "select 4 - count(*) from inbox.dead_letters").await;
+        let ended = "select count(*) from inbox.dead_letters where code = 'transaction-ended'";
+        assert_eq!(number(&database, ended).await, 4, "waits first: {waits_first}");
+        assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+    }
+}
+
 #[tokio::test]
 async fn a_handler_goes_back_to_its_savepoint_by_one_statement_or_among_several() {
     let database = database().await;
