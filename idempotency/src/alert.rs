@@ -46,8 +46,8 @@ pub enum Alert {
         /// Where it begins.
         to: i64,
     },
-    /// A handler has been at work on a message for half a minute, and again for each further one. Its
-    /// transaction is open.
+    /// A handler has been at work on a message for half a minute (`Processor::slow_after`), and again for
+    /// each further one. Its transaction is open.
     Slow {
         /// The inbox's name.
         consumer: String,

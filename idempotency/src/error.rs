@@ -1,6 +1,6 @@
 //! What can go wrong between the inbox and its database, sorted by what the caller must do.
 
-use std::error::Error;
+use std::{borrow::Cow, error::Error};
 
 use tokio_postgres::error::{Severity, SqlState};
 
@@ -21,8 +21,8 @@ pub enum InboxError {
     Refused {
         /// What the inbox was doing.
         doing: &'static str,
-        /// What to look at.
-        remedy: &'static str,
+        /// What to look at, or to type.
+        remedy: Cow<'static, str>,
         /// The database's answer.
         source: tokio_postgres::Error,
     },
@@ -146,7 +146,7 @@ impl InboxError {
             Sort::Conflict => InboxError::Conflict(source),
             Sort::Session => InboxError::Session(source),
             Sort::Permanent | Sort::Other => {
-                InboxError::Refused { doing, remedy: remedy(&source), source }
+                InboxError::Refused { doing, remedy: remedy(&source).into(), source }
             }
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     fault::{Point, point},
     message_id::{Day, MessageId},
     repertoire::Repertoire,
-    session::{Isolation, Sessions},
+    session::{Isolation, Sessions, explained},
     transaction::Open,
     tx::Tx,
 };
@@ -116,6 +116,13 @@ impl Inbox {
     /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing,
     /// [`InboxError::Setting`] where a setting weakens what the inbox promises.
     pub async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
+        match Self::opened(pool.clone(), consumer).await {
+            Err(error) => Err(explained(&pool, error).await),
+            inbox => inbox,
+        }
+    }
+
+    async fn opened(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
         const DOING: &str = "registering the consumer";
         let refused = |error| InboxError::of(DOING, error);
         let sessions = Arc::new(Sessions::open(pool, consumer).await?);
@@ -167,6 +174,21 @@ impl Inbox {
     /// [`OnceError::Work`] from the work, rolled back. [`InboxError::Unavailable`] may have
     /// been committed: call it again, and it will say [`Once::Duplicate`] if so.
     pub async fn once<R, E, F, Fut>(&self, id: &MessageId, work: F) -> Result<Once<R>, OnceError<E>>
+    where
+        F: FnOnce(Tx) -> Fut,
+        Fut: Future<Output = Result<R, E>>,
+    {
+        match self.tried_once(id, work).await {
+            Err(OnceError::Inbox(error)) => Err(self.sessions.explained(error).await.into()),
+            done => done,
+        }
+    }
+
+    async fn tried_once<R, E, F, Fut>(
+        &self,
+        id: &MessageId,
+        work: F,
+    ) -> Result<Once<R>, OnceError<E>>
     where
         F: FnOnce(Tx) -> Fut,
         Fut: Future<Output = Result<R, E>>,

@@ -26,6 +26,26 @@ pub struct Message<T> {
 /// A message with its payload as the broker has it; `None` is a tombstone. Copies share it.
 pub type RawMessage = Message<Option<Bytes>>;
 
+/// From here on a message is large: it takes several times its size on its way through the driver.
+pub(crate) const LARGE: usize = 1 << 20;
+
+impl RawMessage {
+    /// Roughly what it takes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let headers = self.headers.0.iter();
+        let header = |(name, value): &(String, Option<Vec<u8>>)| {
+            64 + name.len() + value.as_ref().map_or(0, Vec::len)
+        };
+        let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let (key, payload) = (len(self.key.as_deref()), len(self.payload.as_deref()));
+        256 + headers.map(header).sum::<usize>() + key + payload
+    }
+
+    pub(crate) fn is_large(&self) -> bool {
+        self.bytes() > LARGE
+    }
+}
+
 /// Where a message was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {

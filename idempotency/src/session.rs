@@ -9,6 +9,8 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
+use outbox_migrations::grants;
+use tokio_postgres::error::SqlState;
 
 use crate::{error::InboxError, repertoire::Repertoire};
 
@@ -158,6 +160,11 @@ impl Sessions {
         self.pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))
     }
 
+    /// As [`explained`].
+    pub(crate) async fn explained(&self, error: InboxError) -> InboxError {
+        explained(&self.pool, error).await
+    }
+
     /// What its database can hold.
     pub(crate) fn repertoire(&self) -> Repertoire {
         self.repertoire
@@ -179,6 +186,32 @@ impl Sessions {
     /// Puts a session back, outside of a transaction. [`UNLOCK`] comes after it.
     pub(crate) fn clear(&self) -> &str {
         &self.clear
+    }
+}
+
+/// A refusal for the lack of a right, with the role, the right and the statement that gives it.
+pub(crate) async fn explained(pool: &Pool, error: InboxError) -> InboxError {
+    let InboxError::Refused { doing, source, .. } = &error else { return error };
+    if source.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return error;
+    }
+    let doing = *doing;
+    let Ok(client) = pool.get().await else { return error };
+    match grants::lacking(&client, grants::INBOX_CONSUMER).await {
+        Ok(lacking) if !lacking.is_empty() => {
+            let (role, rights) = (&lacking.role, lacking.rights());
+            let remedy = format!(
+                "the role {role} lacks {rights}; nothing was changed. Type, as the owner of the schema \
+                 inbox: {lacking}"
+            );
+            match error {
+                InboxError::Refused { source, .. } => {
+                    InboxError::Refused { doing, remedy: remedy.into(), source }
+                }
+                other => other,
+            }
+        }
+        _ => error,
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_postgres::{Error, Row, Statement, error::SqlState, types::ToSql};
 use crate::{
     error::{InboxError, Sort, ended_the_session, sort, state_of},
     fault::{Point, point},
+    message::RawMessage,
     session::{Sessions, UNLOCK},
     tx::Tx,
 };
@@ -24,13 +25,6 @@ use crate::{
 const COMMIT: &str = "savepoint ended; commit";
 /// What COMMIT would ask deferred constraints is asked while a savepoint can still be gone back to.
 const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; commit";
-
-/// From here on a payload is large: it takes several times its size on its way through the driver.
-pub(crate) const LARGE: usize = 1 << 20;
-
-pub(crate) fn is_large(payload: Option<&[u8]>) -> bool {
-    payload.is_some_and(|payload| payload.len() > LARGE)
-}
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -53,7 +47,7 @@ pub(crate) struct Shared {
     doubtful: AtomicBool,
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
-    /// It carried a large payload. The driver keeps its buffers at the size that this took, for as long
+    /// It carried a large message. The driver keeps its buffers at the size that this took, for as long
     /// as the connection lasts.
     swollen: AtomicBool,
     /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
@@ -239,8 +233,8 @@ impl Open {
     }
 
     /// Whoever has the connection next gets a new one, if so much passed through this one.
-    pub(crate) fn carries(&self, payload: Option<&[u8]>) {
-        if is_large(payload) {
+    pub(crate) fn carries(&self, message: &RawMessage) {
+        if message.is_large() {
             self.shared.swollen.store(true, Ordering::Relaxed);
         }
     }

@@ -66,6 +66,39 @@ pub const INBOX_OPERATOR: &[Grant] = &[
     grant("insert", "inbox.parked"),
 ];
 
+/// `inbox_consumer`: the consumer's crate.
+pub const INBOX_CONSUMER: &[Grant] = &[
+    grant("usage", "schema inbox"),
+    grant("select", "inbox.settings"),
+    grant("select", "inbox.consumers"),
+    grant("insert", "inbox.consumers"),
+    grant("update", "inbox.consumers"),
+    grant("select", "inbox.messages"),
+    grant("insert", "inbox.messages"),
+    grant("execute", "function inbox.maintain()"),
+    grant("select", "inbox.parked_lanes"),
+    grant("insert", "inbox.parked_lanes"),
+    grant("update", "inbox.parked_lanes"),
+    grant("delete", "inbox.parked_lanes"),
+    grant("select", "inbox.parked"),
+    grant("insert", "inbox.parked"),
+    grant("delete", "inbox.parked"),
+    grant("select", "inbox.dead_letters"),
+    grant("insert", "inbox.dead_letters"),
+    grant_to(BATCH, "execute", "function inbox.claim_batch(int, uuid[], date[], uuid[])"),
+    grant_to(WATERMARK, "select", "inbox.watermarks"),
+    grant_to(WATERMARK, "insert", "inbox.watermarks"),
+    grant_to(WATERMARK, "update", "inbox.watermarks"),
+    grant_to(WATERMARK, "select", "inbox.applied"),
+    grant_to(WATERMARK, "insert", "inbox.applied"),
+    grant_to(WATERMARK, "delete", "inbox.applied"),
+    grant_to(WATERMARK, "execute", "function inbox.lock_watermark(int, text, int, uuid[])"),
+    grant_to(WATERMARK, "execute", "function inbox.claim_by_id(int, text, int, uuid[], date[])"),
+];
+
+const BATCH: &str = "take several messages in one transaction";
+const WATERMARK: &str = "remember messages by a watermark";
+
 /// What a session's role lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lacking {

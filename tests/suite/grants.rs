@@ -1,7 +1,7 @@
 //! The grants of `docs/ROLES.md`: with all of them everything that is documented works, and without
 //! any single one something fails and says which right which role lacks.
 
-use outbox_migrations::grants::{self, INBOX_OPERATOR, OPERATOR, RELAY};
+use outbox_migrations::grants::{self, INBOX_CONSUMER, INBOX_OPERATOR, OPERATOR, RELAY};
 use outbox_tests::{
     Harness,
     database::{Database, Grant, Role},
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The single grants of one role on the objects of one schema.
-fn of(database: &Database, role: Role, schema: &str) -> Vec<Grant> {
+pub(crate) fn of(database: &Database, role: Role, schema: &str) -> Vec<Grant> {
     let name = database.name_of(role);
     let is_of = |grant: &Grant| {
         grant.role == name
@@ -30,7 +30,7 @@ fn of(database: &Database, role: Role, schema: &str) -> Vec<Grant> {
     database.documented_grants().into_iter().filter(is_of).collect()
 }
 
-async fn change(database: &Database, statement: &str) {
+pub(crate) async fn change(database: &Database, statement: &str) {
     database.superuser().batch_execute(statement).await.expect(statement);
 }
 
@@ -100,6 +100,7 @@ async fn the_programs_ask_for_exactly_the_documented_grants() {
         (Role::Relay, "outbox", RELAY),
         (Role::Operator, "outbox", OPERATOR),
         (Role::Operator, "inbox", INBOX_OPERATOR),
+        (Role::Consumer, "inbox", INBOX_CONSUMER),
     ] {
         let pair = |grant: &Grant| (grant.right.clone(), grant.object.clone());
         let mut documented: Vec<_> = of(&database, role, schema).iter().map(pair).collect();

@@ -125,7 +125,7 @@ impl Desk {
         let offset = message.source.offset;
         tracker.unfinished.insert(offset);
         tracker.next = Some(offset + 1);
-        let bytes = bytes(&message);
+        let bytes = message.bytes();
         let item = Item { message, lane, bytes, assignment: tracker.assignment };
         self.messages += 1;
         self.bytes += bytes;
@@ -266,18 +266,6 @@ impl Desk {
     pub(super) fn assignments(&self) -> u64 {
         self.assignments
     }
-}
-
-/// Roughly what it takes in memory.
-fn bytes(message: &RawMessage) -> usize {
-    let headers: usize = message
-        .headers
-        .0
-        .iter()
-        .map(|(name, value)| 64 + name.len() + value.as_ref().map_or(0, Vec::len))
-        .sum();
-    let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
-    256 + headers + len(message.key.as_deref()) + len(message.payload.as_deref())
 }
 
 #[cfg(test)]

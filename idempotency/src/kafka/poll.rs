@@ -104,6 +104,7 @@ impl Poll {
             if stored.elapsed() >= STORE {
                 stored = Instant::now();
                 self.store();
+                self.processor.say_what_is_slow();
                 topics.ask(&self.consumer, &self.shared, &fetched);
                 let (messages, bytes) = self.shared.desk().load();
                 self.processor.meter().in_flight(messages, bytes, flow != Flow::Open);

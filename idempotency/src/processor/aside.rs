@@ -9,7 +9,6 @@ use crate::{
     message::RawMessage,
     message_id::MessageId,
     meter::Outcome,
-    transaction::is_large,
 };
 
 /// The code of a message whose handler has ended its transaction.
@@ -23,7 +22,7 @@ impl Processor {
         failure: &Failure,
     ) -> Result<(), Stop> {
         // Before a connection is taken: whoever has one does not wait for a turn.
-        let _turn = match is_large(message.payload.as_deref()) {
+        let _turn = match message.is_large() {
             true => Some(self.shared.large.lock().await),
             false => None,
         };

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Dedup, Processor, Shared};
+use super::{Dedup, Processor, Shared, watch::SLOW};
 use crate::{
     alert::{Alert, Alerts},
     failure::BoxError,
@@ -95,6 +95,8 @@ impl Processor {
             retry: Retry::default(),
             alerts: Alerts::default(),
             time_limit: None,
+            slow_after: SLOW,
+            at_work: Arc::default(),
             meter,
             marks: Arc::default(),
             topics: Arc::default(),
@@ -130,6 +132,14 @@ impl Processor {
     #[must_use]
     pub fn on_alert(mut self, hook: impl Fn(&Alert) + Send + Sync + 'static) -> Self {
         Arc::make_mut(&mut self.shared).alerts.add(hook);
+        self
+    }
+
+    /// With another time after which a handler that is at work is spoken of, and again after each
+    /// further one ([`Alert::Slow`]): 30 s, and a millisecond at least.
+    #[must_use]
+    pub fn slow_after(mut self, time: Duration) -> Self {
+        Arc::make_mut(&mut self.shared).slow_after = time.max(Duration::from_millis(1));
         self
     }
 

@@ -7,6 +7,7 @@
 //! locks, sets or makes in it is gone before the next. A batch handler gets a batch of a lane.
 
 use std::{
+    collections::HashSet,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -98,6 +99,7 @@ impl Processor {
 
     async fn upkeep(&self) -> Stop {
         let (mut maintained, mut said) = (Instant::now(), false);
+        let mut refused = HashSet::new();
         loop {
             match self.observe().await {
                 Ok(waits) if !said => {
@@ -108,8 +110,8 @@ impl Processor {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::debug!(error, "gauges of the inbox were not measured");
+                    let not_done = "gauges of the inbox are not measured";
+                    self.pass_over(error, not_done, &mut refused).await;
                 }
             }
             match self.shelf().rejoin(self.shared.inbox.sessions()).await {
@@ -127,14 +129,15 @@ impl Processor {
                     self.shared.due.notify_one();
                 }
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::debug!(error, "messages without a lane were not looked for");
+                    let not_done = "messages without a lane are not looked for";
+                    self.pass_over(error, not_done, &mut refused).await;
                 }
             }
             if self.by_partition()
                 && let Err(error) = self.trim().await
             {
-                tracing::debug!(%error, "old ids were not forgotten");
+                let not_done = "old ids are not forgotten, so inbox.applied grows";
+                self.pass_over(error, not_done, &mut refused).await;
             }
             let inbox = &self.shared.inbox;
             if maintained.elapsed() >= until_next_visit(inbox.overdue()) {
@@ -147,6 +150,22 @@ impl Processor {
                 }
             }
             tokio::time::sleep(OBSERVE).await;
+        }
+    }
+
+    /// What upkeep could not do now is done later, but for what a person must change: said once.
+    async fn pass_over(
+        &self,
+        error: InboxError,
+        not_done: &'static str,
+        refused: &mut HashSet<&'static str>,
+    ) {
+        let error = self.shared.inbox.sessions().explained(error).await;
+        let (consumer, text) = (self.shared.inbox.consumer(), chain(&error));
+        if matches!(error, InboxError::Refused { .. }) && refused.insert(not_done) {
+            tracing::error!(consumer, error = text, "{not_done}");
+        } else {
+            tracing::debug!(consumer, error = text, "{not_done}");
         }
     }
 

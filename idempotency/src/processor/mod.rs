@@ -13,6 +13,7 @@ mod marked;
 mod position;
 mod settle;
 mod store;
+mod watch;
 mod watermark;
 
 use std::{
@@ -23,23 +24,20 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    alert::{Alert, Alerts},
+    alert::Alerts,
     error::{InboxError, sort_state},
-    failure::{Failure, Kind},
+    failure::Failure,
     fault::{Point, point},
     handler::Work,
     inbox::{Inbox, no_partition},
     message::RawMessage,
-    message_id::MessageId,
     meter::{Meter, Outcome},
     ordering::Ordering,
     retry::Retry,
-    transaction::{Open, is_large},
-    tx::Tx,
+    transaction::Open,
 };
 pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]
@@ -50,8 +48,6 @@ use store::Shelf;
 
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A handler that is at work for longer is spoken of, again and again.
-const SLOW: Duration = Duration::from_secs(30);
 
 /// The consumer must stop: a handler said so, or the database refuses the inbox itself. The
 /// messages at hand were not touched.
@@ -101,6 +97,8 @@ struct Shared {
     retry: Retry,
     alerts: Alerts,
     time_limit: Option<Duration>,
+    slow_after: Duration,
+    at_work: Arc<Mutex<watch::AtWork>>,
     meter: Meter,
     /// Watermarks as this process left them.
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
@@ -167,7 +165,7 @@ impl Processor {
 
     /// Tells the hooks of something that this crate does not know by itself.
     #[cfg(feature = "kafka-plain")]
-    pub(crate) fn raise(&self, alert: &Alert) {
+    pub(crate) fn raise(&self, alert: &crate::alert::Alert) {
         self.shared.alerts.raise(alert);
     }
 
@@ -235,7 +233,7 @@ impl Processor {
         let (open, sorted) = self.claim(messages).await?;
         point(Point::Claimed);
         let mut stored = sorted.waiting.iter().chain(&sorted.outside);
-        if !large_too && stored.any(|message| is_large(message.payload.as_deref())) {
+        if !large_too && stored.any(|message| message.is_large()) {
             open.rollback().await?;
             return Ok(Attempt::Large);
         }
@@ -277,57 +275,6 @@ impl Processor {
             self.announce(&failure, new_code);
         }
         Ok(Attempt::Done)
-    }
-
-    async fn work(&self, tx: Tx, messages: Vec<RawMessage>) -> Result<(), Failure> {
-        let consumer = self.shared.inbox.consumer();
-        // The producer's context as it is: whoever exports spans knows what to do with it.
-        let span = match messages.as_slice() {
-            [message] => tracing::info_span!(
-                "message",
-                consumer,
-                id = %message.id,
-                attempt = message.attempt,
-                traceparent = message.headers.text("traceparent")
-            ),
-            many => tracing::info_span!("batch", consumer, messages = many.len()),
-        };
-        let ids: Vec<MessageId> = messages.iter().map(|message| message.id).collect();
-        let work = self.shared.work.run(tx, messages).instrument(span);
-        self.watched(work, &ids).await
-    }
-
-    /// Says so when a handler takes long, and ends it at its limit.
-    async fn watched(
-        &self,
-        work: impl Future<Output = Result<(), Failure>>,
-        ids: &[MessageId],
-    ) -> Result<(), Failure> {
-        let began = Instant::now();
-        let limit = self.shared.time_limit.unwrap_or(Duration::MAX);
-        let mut work = std::pin::pin!(tokio::time::timeout(limit, work));
-        loop {
-            tokio::select! {
-                done = &mut work => return done.unwrap_or_else(|_| {
-                    let text = format!("the handler took longer than its limit of {limit:?}");
-                    Err(Failure::new(Kind::Transient, "timed-out", text))
-                }),
-                () = tokio::time::sleep(SLOW) => self.slow(began.elapsed(), ids),
-            }
-        }
-    }
-
-    fn slow(&self, for_time: Duration, ids: &[MessageId]) {
-        let consumer = self.shared.inbox.consumer().to_owned();
-        let first = ids.first().map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(
-            consumer,
-            first,
-            messages = ids.len(),
-            "a handler has been at work for {for_time:.0?}: its key waits, and its connection is taken"
-        );
-        self.shared.meter.slow();
-        self.shared.alerts.raise(&Alert::Slow { consumer, message: first, for_time });
     }
 
     /// Begins, claims, and looks which lanes are parked: one round trip.

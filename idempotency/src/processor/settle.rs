@@ -31,7 +31,14 @@ impl Processor {
                 Err(error @ InboxError::Session(_)) if sessions == SESSIONS_MAX => {
                     return Err(Stop::Inbox(error));
                 }
-                Err(error) => self.blame(error)?,
+                Err(error) => match self.blame(error) {
+                    Ok(failure) => failure,
+                    Err(error) => {
+                        return Err(Stop::Inbox(
+                            self.shared.inbox.sessions().explained(error).await,
+                        ));
+                    }
+                },
             };
             match failure.kind {
                 Kind::Fatal => return Err(Stop::Handler(failure.text().to_owned())),
@@ -69,7 +76,7 @@ impl Processor {
     }
 
     /// The inbox's errors as failures of the message, but for those that a person must mend.
-    fn blame(&self, error: InboxError) -> Result<Failure, Stop> {
+    fn blame(&self, error: InboxError) -> Result<Failure, InboxError> {
         Ok(match error {
             InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),
             // By who found it, not by its SQLSTATE: a day that was dropped is a check violation.
@@ -81,9 +88,7 @@ impl Processor {
             InboxError::Refused { .. }
             | InboxError::Setting(_)
             | InboxError::Escaped
-            | InboxError::Unsafe(_) => {
-                return Err(Stop::Inbox(error));
-            }
+            | InboxError::Unsafe(_) => return Err(error),
         })
     }
 }

@@ -10,12 +10,12 @@ use crate::{
     error::InboxError,
     failure::Failure,
     fault::{Point, point},
-    message::{Message, RawMessage, Source},
+    message::{LARGE, Message, RawMessage, Source},
     message_id::MessageId,
     ordering::Ordering,
     repertoire::{self, Repertoire},
     session::Sessions,
-    transaction::{LARGE, Open},
+    transaction::Open,
 };
 
 /// Shortest time for which a message is deferred, by whatever time its handler names.
@@ -84,7 +84,7 @@ impl Shelf {
             );
             let topic = self.repertoire.text(topic);
             let (day, payload) = (message.id.day(), message.payload.as_deref());
-            open.carries(payload);
+            open.carries(message);
             let params: [&(dyn ToSql + Sync); 10] = [
                 &self.consumer_id,
                 &lane,
@@ -154,7 +154,7 @@ impl Shelf {
         let topic = self.repertoire.text(topic);
         let (code, text) = self.why(failure);
         let (day, payload) = (message.id.day(), message.payload.as_deref());
-        open.carries(payload);
+        open.carries(message);
         let params: [&(dyn ToSql + Sync); 14] = [
             &self.consumer_id,
             &lane,
@@ -210,19 +210,23 @@ impl Shelf {
             }
             Some(_) => "l.lane operator(pg_catalog.=) $3",
         };
+        // As it is stored: nothing is read for it.
+        let size = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
+            operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
+            operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
         let sql = format!(
             "with due as (select l.lane, l.attempts from inbox.parked_lanes as l \
                 where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
-                    and ($4 or coalesce((select pg_catalog.octet_length(p.payload) \
-                        from inbox.parked as p where p.consumer_id operator(pg_catalog.=) $1 \
+                    and ($4 or coalesce((select {size} from inbox.parked as p \
+                        where p.consumer_id operator(pg_catalog.=) $1 \
                             and p.lane operator(pg_catalog.=) l.lane \
                         order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
                 order by l.due_at limit 1 for update skip locked) \
             select d.lane, d.attempts, h.* from due as d left join lateral ( \
                 select seq, replays, message_id, topic, partition, record_offset, key, payload, \
                     headers, day, pg_catalog.row_number() over (order by seq) as place, \
-                    pg_catalog.sum(pg_catalog.octet_length(payload)) over (order by seq) as bytes \
-                from inbox.parked \
+                    pg_catalog.sum({size}) over (order by seq) as bytes \
+                from inbox.parked as p \
                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) d.lane \
                 order by seq limit $2) as h \
                 on h.place operator(pg_catalog.=) 1 \
@@ -244,7 +248,7 @@ impl Shelf {
         // Each row goes when its message is made.
         let heads: Result<Vec<Head>, _> = rows.zip(counts).map(|(row, n)| head(&row, n)).collect();
         let heads = heads.map_err(read)?;
-        heads.iter().for_each(|head| open.carries(head.message.payload.as_deref()));
+        heads.iter().for_each(|head| open.carries(&head.message));
         Ok(Some(Taken { open, lane, attempts, heads }))
     }
 }

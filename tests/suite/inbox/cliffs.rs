@@ -5,20 +5,22 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use outbox_idempotency::{
     Alert, Failure, Headers, Inbox, Message, MessageId, Processor, RawMessage, Retry, Tx,
+    kafka::{ClientConfig, Runner},
 };
 use outbox_tests::{
     database::{Database, Role},
-    wait,
+    servers, wait,
 };
 use tokio::task::JoinSet;
 
 use super::{
     effects::{Step, assert_once_and_in_order, database, effects, message, number, take},
+    records::topic,
     watermark::{published, watermark},
 };
 
@@ -254,4 +256,77 @@ async fn a_handler_takes_what_its_decoder_makes_of_a_record() {
     }
     assert_eq!(seen, ["Some(b\"\\xff\")", "None", "é", "256"]);
     assert_eq!(dead.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_handler_that_is_stuck_is_told_again_and_again() {
+    let database = database().await;
+    let told = Arc::new(AtomicU32::new(0));
+    let handler = {
+        let told = Arc::clone(&told);
+        move |tx: Tx, message: Message<Step>| {
+            let told = Arc::clone(&told);
+            async move {
+                take(&tx, &message.payload).await?;
+                while told.load(SeqCst) < 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(())
+            }
+        }
+    };
+    let processor = Processor::new(inbox(&database, 2).await, handler)
+        .slow_after(Duration::from_millis(20))
+        .on_alert(move |alert| {
+            if matches!(alert, Alert::Slow { consumer, .. } if consumer == "billing") {
+                told.fetch_add(1, SeqCst);
+            }
+        });
+    let messages = [message("a", 1)];
+    let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
+    settled.expect("it is told twice, and ends").expect("settled");
+    assert_eq!(effects(&database).await.len(), 1);
+}
+
+/// So that nothing else is called on the thread, and perhaps on none.
+#[tokio::test]
+async fn a_handler_that_blocks_its_thread_is_told_again_and_again() {
+    let database = database().await;
+    let topic = topic(&database, "blocked").await.create(1).await;
+    let (alerted, alerts) = std::sync::mpsc::channel();
+    let alerts = Arc::new(std::sync::Mutex::new(alerts));
+    let handler = move |tx: Tx, message: Message<Option<bytes::Bytes>>| {
+        let alerts = Arc::clone(&alerts);
+        async move {
+            take(&tx, &Step { key: "a".into(), n: message.attempt.cast_signed() }).await?;
+            for _ in 0..2 {
+                let told = alerts.lock().expect("no panic").recv_timeout(wait::PATIENCE);
+                told.map_err(Failure::fatal)?;
+            }
+            Ok(())
+        }
+    };
+    let processor = Processor::raw(inbox(&database, 12).await, handler)
+        .slow_after(Duration::from_millis(20))
+        .on_alert(move |alert| {
+            if matches!(alert, Alert::Slow { .. }) {
+                let _nobody_waits_any_more = alerted.send(());
+            }
+        });
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers::kafka().await.brokers());
+    config.set("group.id", database.name());
+    let runner = Runner::new(processor, config, &[topic.name()]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    topic.produce(i64::try_from(now).expect("a time"), "{}").await;
+    let done = async {
+        let one = || async {
+            match effects(&database).await.len() {
+                1 => Ok(()),
+                count => Err(format!("{count}")),
+            }
+        };
+        wait::until("it takes effect", wait::PATIENCE, one).await.expect("it is told twice");
+    };
+    runner.run(done).await.expect("an orderly end");
 }

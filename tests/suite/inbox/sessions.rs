@@ -337,7 +337,8 @@ async fn a_statement_whose_failure_the_handler_undoes_fails_nothing() {
 async fn a_savepoint_of_any_name_keeps_nothing_of_a_message_that_fails() {
     let database = database().await;
     let handler = |tx: Tx, message: Message<Step>| async move {
-        take(&tx, &message.payload).await?;
+        let attempt = message.attempt.cast_signed();
+        take(&tx, &Step { n: attempt, ..message.payload }).await?;
         for name in ["work", "ended", "checked"] {
             tx.execute(&format!("savepoint {name}"), &[]).await?;
         }
@@ -352,7 +353,7 @@ async fn a_savepoint_of_any_name_keeps_nothing_of_a_message_that_fails() {
     let processor = Processor::new(inbox, handler).retry(retry);
     processor.process(&[message("a", 1)]).await.expect("settled");
     work_off(&processor, &database, "select count(*) from inbox.parked").await;
-    assert_eq!(effects(&database).await, [Step { key: "a".into(), n: 1 }]);
+    assert_eq!(effects(&database).await, [Step { key: "a".into(), n: 4 }], "of the last attempt");
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ async fn a_refusal_names_the_migration_or_the_grants_only_where_it_is_about_them
     let database = database().await;
     let inbox = Inbox::open(database.pool(Role::Consumer, 1), "billing").await.expect("opens");
     for (damage, words) in [
-        ("revoke insert on inbox.messages from ROLE", "docs/ROLES.md"),
+        ("revoke insert on inbox.messages from ROLE", "grant insert on inbox.messages to"),
         ("alter table inbox.messages rename to others", "migrate --set inbox"),
         (
             "alter table inbox.others rename to messages; grant insert on inbox.messages to ROLE; \

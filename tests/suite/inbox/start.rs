@@ -1,8 +1,18 @@
 //! What a new user sees of README's consumer before it consumes anything.
 
-use std::process::Stdio;
+use std::{
+    process::Stdio,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use outbox_tests::{database::Database, relay, wait};
+use outbox_tests::{
+    consumer::{Consumer, effects_so_far, make_effects},
+    database::Database,
+    member::Plan,
+    relay, servers,
+    topic::Topic,
+    wait,
+};
 use tokio::process::Command;
 
 /// README's consumer, with the variables that are given and no others of its own.
@@ -57,6 +67,8 @@ async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
     })
     .await
     .expect("it is said");
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(!said.contains("give the pool"), "32 are enough: {said}");
     running.kill().await.expect("it is ended");
 }
 
@@ -69,4 +81,45 @@ async fn an_inbox_that_is_not_there_is_an_error_in_words() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert!(said.contains("outbox-relay migrate --set inbox"), "{said}");
     assert!(!said.contains("DbError"), "{said}");
+}
+
+#[tokio::test]
+async fn a_pool_that_is_too_small_for_the_handlers_is_told_with_the_size_that_it_needs() {
+    let (kafka, database) = (servers::kafka().await, Database::create_inbox().await);
+    let topic = Topic::new(kafka, format!("{}.small", database.name())).create(1).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let consumer = Consumer::start(dir.path(), "a", &database, kafka, &topic, &Plan::default());
+    consumer.wait_log("the pool has 24 connections for 16 handlers and 9 tasks beside them").await;
+    consumer.wait_log("give the pool max_size(25)").await;
+}
+
+#[tokio::test]
+async fn a_pattern_that_the_broker_takes_for_a_whole_name_is_told_and_the_one_to_write_is_read() {
+    let (kafka, database) = (servers::kafka().await, Database::create_inbox().await);
+    make_effects(&database).await;
+    let topic = Topic::new(kafka, format!("{}.orders.eu", database.name())).create(1).await;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+    topic.produce(i64::try_from(now).expect("a time"), "{}").await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut plan = Plan { in_flight_bytes: Some(1 << 20), ..Plan::default() };
+    plan.kafka.insert("group.protocol".into(), "consumer".into());
+    let start = |pattern: String, name: &str| {
+        let pattern = Topic::new(kafka, pattern);
+        Consumer::start(dir.path(), name, &database, kafka, &pattern, &plan)
+    };
+    let mut odd = start(format!("^{}.orders", database.name()), "odd");
+    odd.wait_log("matches a pattern against whole names").await;
+    odd.wait_log(&format!("write ^{}.orders.*", database.name())).await;
+    assert!(odd.sigterm().await.success());
+    let mut whole = start(format!("^{}.orders.*", database.name()), "whole");
+    wait::until("it takes effect", wait::PATIENCE, || async {
+        match effects_so_far(&database).await {
+            1 => Ok(()),
+            count => Err(format!("{count}")),
+        }
+    })
+    .await
+    .expect("it is read");
+    assert_eq!(whole.log_count("whole names"), 0);
+    assert!(whole.sigterm().await.success());
 }
