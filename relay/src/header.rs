@@ -9,6 +9,8 @@ pub const RESERVED_PREFIX: &str = "outbox-";
 pub const COUNT_MAX: usize = 10_000;
 /// The event's id, a uuid as text.
 pub const ID: &str = "outbox-id";
+/// Where Debezium's outbox event router puts the event's id.
+pub const DEBEZIUM_ID: &str = "id";
 /// The event's type; absent when the row has none.
 pub const TYPE: &str = "outbox-type";
 /// Name of the relay that published the record.

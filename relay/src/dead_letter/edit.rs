@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::headers;
 use crate::{
     destination::reserved_by,
-    header::{self, cloudevents},
+    header::{self, DEBEZIUM_ID, cloudevents},
 };
 
 /// Changes; what is `None` stays.
@@ -110,13 +110,21 @@ impl Edit {
         let pairs = before.as_array().cloned().unwrap_or_default();
         let named =
             |pair: &Value| pair.get(0).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (mut own, rows): (Vec<Value>, Vec<Value>) =
+        let (mut own, mut rows): (Vec<Value>, Vec<Value>) =
             pairs.into_iter().partition(|pair| headers::is_own(&named(pair)));
+        let is_id = |pair: &Value| [header::ID, cloudevents::ID].contains(&named(pair).as_str());
+        // Debezium's preset says the id once more, before the row's headers.
+        let id = own.iter().find(|pair| is_id(pair)).and_then(|pair| pair.get(1)).cloned();
+        let repeats = |first: &Value| named(first) == DEBEZIUM_ID && first.get(1) == id.as_ref();
+        let debezium = rows.first().is_some_and(repeats);
+        if debezium {
+            own.push(rows.remove(0));
+        }
+        let new = Uuid::now_v7().to_string();
         for pair in &mut own {
-            let name = named(pair);
-            let is_id = name == header::ID || name == cloudevents::ID;
-            if is_id && pair.get(1).and_then(Value::as_str) == Some("") {
-                *pair = json!([name, Uuid::now_v7().to_string()]);
+            let names_it = is_id(pair) || named(pair) == DEBEZIUM_ID;
+            if names_it && pair.get(1).and_then(Value::as_str) == Some("") {
+                *pair = json!([named(pair), new]);
             }
         }
         if let Some(event_type) = &self.event_type {
@@ -127,7 +135,7 @@ impl Edit {
             own.insert(own.len().min(1 + usize::from(cloud)), json!([name, event_type]));
         }
         match &self.headers {
-            Some(given) => own.extend(given_headers(given)?),
+            Some(given) => own.extend(given_headers(given, debezium)?),
             None if rows.iter().any(|pair| named(pair) == header::UNREADABLE) => {
                 return Err(EditError::Headers("the row's headers can't be used".into()));
             }
@@ -137,7 +145,7 @@ impl Edit {
     }
 }
 
-fn given_headers(text: &str) -> Result<Vec<Value>, EditError> {
+fn given_headers(text: &str, debezium: bool) -> Result<Vec<Value>, EditError> {
     let object: Map<String, Value> = serde_json::from_str(text)
         .map_err(|_| EditError::Headers("--headers is no JSON object".into()))?;
     if object.len() > header::COUNT_MAX {
@@ -148,7 +156,8 @@ fn given_headers(text: &str) -> Result<Vec<Value>, EditError> {
         if name.is_empty() || name.contains('\0') {
             return Err(EditError::Headers("a header has no usable name".into()));
         }
-        if headers::is_own(&name) || name.starts_with(header::RESERVED_PREFIX) {
+        let is_own = headers::is_own(&name) || debezium && name == DEBEZIUM_ID;
+        if is_own || name.starts_with(header::RESERVED_PREFIX) {
             return Err(EditError::Headers(format!("the header {name:?} is the relay's own")));
         }
         match value {
@@ -200,6 +209,26 @@ mod tests {
             let edit = Edit { headers: Some(bad.into()), ..Edit::default() };
             assert!(matches!(edit.apply(event(), false), Err(EditError::Headers(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn with_debezium_s_preset_the_id_stays_in_both_its_headers() {
+        let edit = Edit { headers: Some(r#"{"b": "2"}"#.into()), ..Edit::default() };
+        let of = |id: &str| Event {
+            headers: json!([["outbox-id", id], ["outbox-position", ""], ["id", id], ["a", "1"]]),
+            ..event()
+        };
+        let after = edit.apply(of("e"), false).expect("a record").headers;
+        let expected =
+            json!([["outbox-id", "e"], ["outbox-position", ""], ["id", "e"], ["b", "2"]]);
+        assert_eq!(after, expected);
+        let after = edit.apply(of(""), false).expect("a record").headers;
+        assert_ne!(after.pointer("/0/1"), Some(&json!("")));
+        assert_eq!(after.pointer("/2/1"), after.pointer("/0/1"), "{after}");
+        let forged = Edit { headers: Some(r#"{"id": "x"}"#.into()), ..Edit::default() };
+        assert!(matches!(forged.apply(of("e"), false), Err(EditError::Headers(_))));
+        let own = forged.apply(event(), false).expect("a row's own header");
+        assert_eq!(own.headers.pointer("/2"), Some(&json!(["id", "x"])));
     }
 
     #[test]

@@ -6,13 +6,11 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use super::{Origin, settings::HeaderStyle, time::Moment};
 use crate::{
-    header::{self, cloudevents},
+    header::{self, DEBEZIUM_ID, cloudevents},
     position::RowPosition,
     record::RecordWriter,
 };
 
-/// The header in which Debezium's outbox event router puts the event's id.
-const DEBEZIUM_ID: &str = "id";
 const CLOUDEVENTS_PREFIX: &str = "ce_";
 
 /// Which names a row may not set.
