@@ -14,6 +14,7 @@ use std::{
 
 use futures_util::future;
 use tokio::time::Instant;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -285,19 +286,26 @@ impl Processor {
             None => {}
         }
         if !is_there && failure.code() == ENDED {
-            self.bury_what_was_taken(&at.head, failure).await?;
+            self.bury_what_was_taken(at, failure).await?;
         }
         Ok(Attempt::Done)
     }
 
-    /// Its handler has committed that it is parked no more, and not all of the effect.
-    async fn bury_what_was_taken(
-        &self,
-        head: &store::Head,
-        failure: &Failure,
-    ) -> Result<(), InboxError> {
-        let sessions = self.shared.inbox.sessions();
-        let (open, _) = Open::begin(sessions, "giving a message up", "select 1", &[]).await?;
+    /// Its handler has committed that it is parked no more, and not all of the effect. Where it is parked
+    /// still, the handler has rolled back, and somebody else has its lane by now.
+    async fn bury_what_was_taken(&self, at: &Parked, failure: &Failure) -> Result<(), InboxError> {
+        const DOING: &str = "giving a message up";
+        let (sessions, head) = (self.shared.inbox.sessions(), &at.head);
+        let is_parked = "select exists (select from inbox.parked \
+            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                and seq operator(pg_catalog.=) $3)";
+        let consumer_id = self.shared.inbox.consumer_id();
+        let params: [&(dyn ToSql + Sync); 3] = [&consumer_id, &at.lane, &head.seq];
+        let (open, rows) = Open::begin(sessions, DOING, is_parked, &params).await?;
+        let row = rows.first().expect("a query without a table returns one row");
+        if row.try_get(0).map_err(|error| InboxError::of(DOING, error))? {
+            return open.rollback().await;
+        }
         let (message, replays) = (&head.message, head.replays);
         let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
         open.commit().await?;
