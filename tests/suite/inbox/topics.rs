@@ -60,8 +60,13 @@ fn transaction(
         .expect("ended");
 }
 
-/// For each partition, the group's offset and the topic's end.
-async fn offsets(database: &Database, topic: &Topic, partitions: i32) -> Vec<(Offset, i64)> {
+/// For each partition, the group's offset and the topic's end. A broker that has just started says for a
+/// moment that it coordinates no group.
+async fn offsets(
+    database: &Database,
+    topic: &Topic,
+    partitions: i32,
+) -> Result<Vec<(Offset, i64)>, rdkafka::error::KafkaError> {
     let (group, topic) = (database.name().to_owned(), topic.name().to_owned());
     let client = servers::kafka().await.client();
     let asked = tokio::task::spawn_blocking(move || {
@@ -75,12 +80,12 @@ async fn offsets(database: &Database, topic: &Topic, partitions: i32) -> Vec<(Of
         });
         each.collect::<Result<Vec<_>, rdkafka::error::KafkaError>>()
     });
-    asked.await.expect("no panic").expect("the broker answers")
+    asked.await.expect("no panic")
 }
 
 pub(super) async fn until_no_lag(database: &Database, topic: &Topic, partitions: i32) {
     wait::until("the group has no lag", wait::PATIENCE, || async {
-        let found = offsets(database, topic, partitions).await;
+        let found = offsets(database, topic, partitions).await.map_err(|e| e.to_string())?;
         let done = found.iter().all(|(at, end)| *at == Offset::Offset(*end));
         if done { Ok(()) } else { Err(format!("{found:?}")) }
     })
