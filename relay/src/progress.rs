@@ -21,16 +21,14 @@ pub const UPPER_BYTES_MAX: usize = 28 << 10;
 /// Of an id in a repair's cursor.
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
-/// The newest format that this relay knows; it writes it where there is an era, or a rollback was seen.
+/// The format that this relay writes. It reads those before it: what they lack has a default.
 pub const VERSION: u32 = 3;
-/// Written in the first era, so that the relays before this one read it, too.
-const VERSION_WITHOUT_ERA: u32 = 2;
 
 /// How far delivery has come, and what a repair or a restart needs to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// The oldest that holds all of it.
+    /// Always [`VERSION`].
     pub version: u32,
     /// Delivered position; `None` in the record that announces that the slot is about to be made.
     pub position: Option<Position>,
@@ -153,7 +151,7 @@ impl Progress {
     /// Nothing is delivered, and the slot is about to be made.
     pub fn before_first_start(slot: &str) -> Self {
         Progress {
-            version: VERSION_WITHOUT_ERA,
+            version: VERSION,
             position: None,
             slot: slot.to_owned(),
             system_id: String::new(),
@@ -191,7 +189,6 @@ impl Progress {
     /// before anything else is decided.
     pub fn note_rollback(&mut self, end: Lsn) {
         self.rolled_back = Some(end);
-        self.version = VERSION;
     }
 
     /// Positions that are given from now on may be lower than those before. By the clock, so that it
@@ -199,7 +196,6 @@ impl Progress {
     pub fn begin_era(&mut self, now: SystemTime) {
         let now_s = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         self.era = now_s.max(self.era.saturating_add(1));
-        self.version = VERSION;
     }
 
     /// A release is about to be delivered, or to go on being; its transaction commits at `commit`.
@@ -264,8 +260,7 @@ impl Progress {
         }
         let mut progress: Progress =
             serde_json::from_slice(bytes).map_err(ProgressError::Unreadable)?;
-        // What an older one lacks has a default; what is stored next has it.
-        progress.version = progress.version.max(VERSION_WITHOUT_ERA);
+        progress.version = VERSION;
         Ok(progress)
     }
 }
@@ -279,7 +274,7 @@ mod tests {
 
     fn sample() -> Progress {
         Progress {
-            version: VERSION_WITHOUT_ERA,
+            version: VERSION,
             position: Some(Position::Row(RowPosition {
                 commit: Lsn::new(0x1_0000_0010),
                 ordinal: 7,
@@ -321,7 +316,7 @@ mod tests {
     #[test]
     fn the_stored_form_is_the_documented_one() {
         let stored = concat!(
-            r#"{"version":2,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+            r#"{"version":3,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
             r#""system_id":"7312345678901234567","timeline":1,"published":{"publication":"16391:733","#,
             r#""tables":{"outbox.events":{"oid":16385,"own":["table 16392:733"],"above":[]}},"#,
             r#""whole":"769e"},"gap":null,"snapshots":[{"lsn":"0/10","#,
@@ -338,7 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_version_1_is_read_and_says_nothing_of_the_publication() {
+    fn records_of_versions_1_and_2_are_read_and_the_first_says_nothing_of_the_publication() {
+        let stored = String::from_utf8(sample().encode().to_vec()).expect("text");
+        let second = stored.replace(r#""version":3"#, r#""version":2"#);
+        assert_eq!(Progress::decode(second.as_bytes()).expect("readable"), sample());
         let stored = concat!(
             r#"{"version":1,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
             r#""system_id":"7312345678901234567","timeline":1,"snapshots":[{"lsn":"0/10","#,
@@ -348,20 +346,17 @@ mod tests {
         assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), expected);
     }
 
-    /// A relay that does not know eras would give positions that consumers take for old ones.
     #[test]
-    fn a_later_era_is_stored_in_a_version_that_older_relays_refuse() {
+    fn a_later_era_and_a_rollback_are_stored() {
         let mut progress = sample();
         progress.begin_era(SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000));
         assert_eq!(progress.era, 1_790_000_000);
         let stored = progress.encode();
-        assert!(stored.starts_with(br#"{"version":3,"#), "{stored:?}");
         assert!(stored.ends_with(br#""repair":null,"era":1790000000}"#), "{stored:?}");
         assert_eq!(Progress::decode(&stored).expect("readable"), progress);
         let mut seen = sample();
         seen.note_rollback(Lsn::new(16));
         let stored = seen.encode();
-        assert!(stored.starts_with(br#"{"version":3,"#), "{stored:?}");
         assert!(stored.ends_with(br#""repair":null,"rolled_back":"0/10"}"#), "{stored:?}");
         assert_eq!(Progress::decode(&stored).expect("readable"), seen);
         progress.begin_era(SystemTime::UNIX_EPOCH);
