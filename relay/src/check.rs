@@ -126,7 +126,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
     let mut found = vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}"))];
     found.extend(progress.into_iter().chain(trust));
     let problems = preflight.problems.into_iter();
-    found.extend(problems.map(|(what, remedy)| problem("Kafka rights", what, remedy)));
+    found.extend(problems.map(|(what, remedy)| problem("Kafka", what, remedy)));
     (found, has_topic)
 }
 

@@ -30,7 +30,10 @@ pub(crate) async fn stopping(
     grants: &[Grant],
     meaning: &str,
 ) -> Result<Option<Halt>, tokio_postgres::Error> {
-    Ok(halt(&lacking(client, grants).await?.that_stop_everything(), meaning))
+    let lacking = lacking(client, grants).await?;
+    // All that lacks is given at once, also what would only be warned of.
+    let remedy = format!("`{lacking}`");
+    Ok(halt(&lacking.that_stop_everything(), meaning).map(|halt| Halt { remedy, ..halt }))
 }
 
 /// The same, of what was found; `None` where nothing lacks.

@@ -271,6 +271,25 @@ pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
     Halt::new(all(|misfit| &misfit.what), all(|misfit| &misfit.remedy))
 }
 
+/// As [`misfits`], of rows in the stream: the table may have been changed since they were written, and even
+/// back.
+pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
+    let columns = relation.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();
+    let Halt { reason, remedy } = misfits(of);
+    Halt::new(
+        format!(
+            "the next rows of the stream were written when {}.{} had the columns {}: {reason}",
+            relation.schema,
+            relation.table,
+            columns.join(", ")
+        ),
+        format!(
+            "{remedy}; if the column was only called otherwise when they were written, set it to that name, \
+             start the relay until it halts at the rows behind them, and set it back"
+        ),
+    )
+}
+
 impl From<Halt> for IntakeError {
     fn from(halt: Halt) -> Self {
         IntakeError::DoesNotFit { what: halt.reason, remedy: halt.remedy }

@@ -95,6 +95,11 @@ async fn a_renamed_column_halts_at_the_first_row_that_has_it_and_loses_none() {
     relay.wait_for("/readyz", 503).await;
     relay.wait_for("/livez", 200).await;
     assert!(relay.logs_contain("outbox.columns.key"), "{}", relay.log_text());
+    assert!(
+        relay.logs_contain("had the columns id, topic, customer, type"),
+        "{}",
+        relay.log_text()
+    );
     arrive(&topic, 3).await;
     assert_eq!(topic.records().await.len(), 3);
     // Mended, with rows of both names in the stream.

@@ -138,7 +138,7 @@ pub(super) async fn foreseen(parts: &Parts, expected: Expected) -> (Vec<Finding>
     }
     if found.is_empty() {
         let seen = match looked {
-            0 => "no event is there whose topic could be looked at".to_owned(),
+            0 => "no event waits whose topic could be looked at".to_owned(),
             _ => "would take the newest events, and those that wait".to_owned(),
         };
         found.push(ok(NAME, seen));

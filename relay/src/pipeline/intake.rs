@@ -75,7 +75,9 @@ impl Intake for RouteIntake {
             Err(RelationError::NeedsText { table, column }) => {
                 Err(IntakeError::NeedsText { table, column })
             }
-            Err(RelationError::DoesNotFit(misfits)) => Err(table_fit::misfits(&misfits).into()),
+            Err(RelationError::DoesNotFit(misfits)) => {
+                Err(table_fit::written_otherwise(&misfits, relation).into())
+            }
         }
     }
 

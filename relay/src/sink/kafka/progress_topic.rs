@@ -133,7 +133,9 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
 
 fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
     let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
-    tracing::info!(topic = name, replication_factor, "creating the progress topic");
+    let replicas = settings.progress_replication_factor;
+    let replicas = replicas.map_or_else(|| "the brokers' default".to_owned(), |n| n.to_string());
+    tracing::info!(topic = name, replicas, "creating the progress topic");
     let creation = TopicCreation { partitions: 1, replication_factor };
     let config = [("cleanup.policy", "compact"), ("segment.bytes", SEGMENT_BYTES)];
     let created = admin::create_topic(settings, name, creation, &config);
