@@ -166,6 +166,14 @@ async fn position(
         }
         Decision::AtProgress => {
             there()?;
+            // What the slot has of the new history before that place would be left out unasked.
+            if stored.is_some_and(|stored| stored.rolled_back.is_some()) {
+                bail!(
+                    "stored progress is a place in WAL that the volume lost when it was rolled back: \
+                     nothing is changed. `outbox-relay resume --at slot` publishes all since the slot; \
+                     `outbox-relay resume --at now` leaves out what is not published"
+                );
+            }
             let before = before.filter(|_| stored.is_some_and(|stored| stored.repair.is_none()));
             before.map(between).context(
                 "there is no stored progress to go on from, or a repair is under way, which goes on \

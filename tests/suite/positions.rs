@@ -243,6 +243,9 @@ async fn a_rollback_that_nobody_saw_is_known_by_the_commits_of_the_new_wal() {
         relay.kill9().await;
         relay.restart();
         let detail = halted(&relay).await;
+        let other = settings.command(&["resume", "--at", "progress", "--yes"]).await;
+        let said = String::from_utf8_lossy(&other.stderr).into_owned();
+        assert!(!other.status.success() && said.contains("rolled back"), "{said}");
         obey(&settings, &detail, 0).await;
         relay.wait_ready().await;
         wait_published(&t, &topic).await;
