@@ -213,9 +213,10 @@ impl<I: Intake> Decoder<I> {
                 let (code, message) = copy::error_response(body);
                 Err(StreamError::Server { code, message })
             }
-            b'c' => Err(StreamError::Server {
+            // CopyDone, and CommandComplete, with which a server that shuts down ends.
+            b'c' | b'C' => Err(StreamError::Server {
                 code: String::new(),
-                message: "the stream was ended".into(),
+                message: "the server ended the stream, as it does when it shuts down".into(),
             }),
             b'N' | b'S' => Ok(()), // Notice, parameter status.
             other => Err(Malformed::byte("tag of a message", 0, other).into()),
