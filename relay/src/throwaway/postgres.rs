@@ -6,11 +6,16 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
 use super::{free_port, guardian, spawn_logged, unprivileged::Unprivileged};
+
+/// Looks at whether a server has ended, before it is asked once more.
+const STOP_POLLS: u32 = 200;
+const STOP_POLL: Duration = Duration::from_millis(5);
 
 /// A server that was started; its superuser is `postgres`. It listens on 127.0.0.1 and on a Unix
 /// socket, and answers a moment later.
@@ -159,11 +164,20 @@ impl LocalPostgres {
             Shutdown::Immediate => libc::SIGQUIT,
         };
         let pid = libc::pid_t::try_from(self.server.id()).context("a process id")?;
-        // SAFETY: kill takes any numbers; the child was not waited for, so this one is its.
-        unsafe { libc::kill(pid, signal) };
-        let status = self.server.wait().context("waiting for PostgreSQL to end")?;
-        guardian::forget(self.server.id());
-        Ok(status)
+        // Again and again: whoever runs us may ignore the signal, and until the server has a handler of
+        // its own it does, too.
+        loop {
+            // SAFETY: kill takes any numbers; the child was not waited for, so this one is its.
+            unsafe { libc::kill(pid, signal) };
+            for _ in 0..STOP_POLLS {
+                let ended = self.server.try_wait().context("waiting for PostgreSQL to end")?;
+                if let Some(status) = ended {
+                    guardian::forget(self.server.id());
+                    return Ok(status);
+                }
+                std::thread::sleep(STOP_POLL);
+            }
+        }
     }
 
     /// Starts it again after [`LocalPostgres::stop`]. It answers a moment later.

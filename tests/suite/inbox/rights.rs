@@ -129,7 +129,8 @@ async fn without_any_single_grant_the_consumer_names_it_with_the_role_and_what_t
         log.0.lock().expect("no panic").clear();
         change(&database, &statement).await;
         // What waits of this one's name is nobody's now.
-        let clear = "delete from inbox.parked; delete from inbox.parked_lanes; \
+        // In the consumer's own order, for it may be at work still.
+        let clear = "delete from inbox.parked_lanes; delete from inbox.parked; \
             delete from inbox.applied";
         change(&database, clear).await;
     }
