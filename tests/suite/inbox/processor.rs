@@ -3,15 +3,15 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     time::{Duration, SystemTime},
 };
 
 use outbox_idempotency::{
-    Alert, Claim, Classify, Failure, Message, MessageId, Processor, RawMessage, Retry, Stop, Tx,
-    dead_letters::{self, Selection},
+    Claim, Classify, Failure, Message, Processor, RawMessage, Retry, Stop, Tx,
+    dead_letters::Selection,
 };
 use outbox_tests::{
     database::{Database, Role},
@@ -22,37 +22,38 @@ use tokio::{
     time::timeout,
 };
 
-use super::effects::{
-    Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
+use super::{
+    effects::{Step, assert_once_and_in_order, database, effects, inbox, message, number, take},
+    letters,
 };
 
-const PARKED: &str = "select count(*) from inbox.parked";
-const DEAD: &str = "select count(*) from inbox.dead_letters where state = 'dead'";
+pub(super) const PARKED: &str = "select count(*) from inbox.parked";
+pub(super) const DEAD: &str = "select count(*) from inbox.dead_letters where state = 'dead'";
 
 /// Delays that a test can wait for.
-fn soon() -> Retry {
+pub(super) fn soon() -> Retry {
     Retry::exponential(Duration::from_millis(5), Duration::from_millis(20)).attempts(4)
 }
 
-fn step(key: &str, n: i32) -> Step {
+pub(super) fn step(key: &str, n: i32) -> Step {
     Step { key: key.to_owned(), n }
 }
 
-struct Background(JoinHandle<Stop>);
+pub(super) struct Background(JoinHandle<Stop>);
 
 impl Background {
-    fn start(processor: &Processor) -> Self {
+    pub(super) fn start(processor: &Processor) -> Self {
         let processor = processor.clone();
         Background(tokio::spawn(async move { processor.background().await }))
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.0.abort();
         assert!(self.0.await.expect_err("it had no reason to stop").is_cancelled());
     }
 }
 
-async fn until_zero(database: &Database, sql: &str) {
+pub(super) async fn until_zero(database: &Database, sql: &str) {
     wait::until(sql, wait::PATIENCE, || async {
         match number(database, sql).await {
             0 => Ok(()),
@@ -99,149 +100,6 @@ async fn while_a_message_waits_its_keys_later_ones_wait_behind_it_and_others_flo
     let expected = [step("b", 1), step("a", 1), step("a", 2), step("a", 3), step("a", 4)];
     assert_eq!(effects(&database).await, expected);
     assert_eq!(number(&database, "select count(*) from inbox.parked_lanes").await, 0);
-}
-
-#[tokio::test]
-async fn a_message_that_fails_too_often_is_a_dead_letter_and_its_key_goes_on() {
-    let database = database().await;
-    let attempts = Arc::new(Mutex::new(Vec::new()));
-    let alerts = Arc::new(Mutex::new(Vec::new()));
-    let handler = {
-        let attempts = Arc::clone(&attempts);
-        move |tx: Tx, message: Message<Step>| {
-            let attempts = Arc::clone(&attempts);
-            async move {
-                take(&tx, &message.payload).await?;
-                if message.payload.n == 1 {
-                    attempts.lock().expect("no panic").push(message.attempt);
-                    Err("never").transient()?;
-                }
-                Ok(())
-            }
-        }
-    };
-    let processor = Processor::new(inbox(&database).await, handler).retry(soon()).on_alert({
-        let alerts = Arc::clone(&alerts);
-        move |alert| alerts.lock().expect("no panic").push(alert.clone())
-    });
-    let background = Background::start(&processor);
-    for key in ["a", "b"] {
-        processor.process(&[message(key, 1), message(key, 2)]).await.expect("settled");
-        until_zero(&database, PARKED).await;
-    }
-    background.stop().await;
-    assert_eq!(effects(&database).await, [step("a", 2), step("b", 2)]);
-    assert_eq!(*attempts.lock().expect("no panic"), [1, 2, 3, 4, 1, 2, 3, 4]);
-    let letters = letters(&database, Selection::default()).await;
-    let seen: Vec<_> = letters.iter().map(|l| (l.code.as_str(), l.attempts, l.offset)).collect();
-    assert_eq!(seen, [("transient", 4, 1), ("transient", 4, 1)]);
-    assert_eq!(letters[0].error, "never");
-    let new: Vec<bool> = alerts
-        .lock()
-        .expect("no panic")
-        .iter()
-        .map(|alert| match alert {
-            Alert::DeadLetter { new_code, .. } => *new_code,
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(new, [true, false]);
-}
-
-async fn letters(database: &Database, selection: Selection) -> Vec<dead_letters::DeadLetter> {
-    let client: &tokio_postgres::Client = database.superuser();
-    dead_letters::list(client, &selection, false, 0, 100).await.expect("a list")
-}
-
-#[tokio::test]
-async fn what_can_never_succeed_is_a_dead_letter_at_once_with_its_reason() {
-    let database = database().await;
-    let unique = "create unique index on effects (key) where key = 'twice'";
-    database.superuser().batch_execute(unique).await.expect("an index");
-    let handler = |tx: Tx, message: Message<Step>| async move {
-        take(&tx, &message.payload).await?;
-        match message.payload.key.as_str() {
-            "refused" => Err("no").permanent("refused-by-us")?,
-            "panics" => panic!("a bug"),
-            _ => Ok(()),
-        }
-    };
-    let processor = Processor::new(inbox(&database).await, handler).retry(soon().attempts(1));
-    let garbage = RawMessage { payload: Some(b"{\xff"[..].into()), ..message("garbage", 1) };
-    let ancient = MessageId::at(uuid::Uuid::now_v7(), SystemTime::UNIX_EPOCH);
-    let ancient = RawMessage { id: ancient, ..message("ancient", 1) };
-    let tombstone = RawMessage { payload: None, ..message("tombstone", 1) };
-    let messages = [
-        message("twice", 1),
-        message("twice", 2),
-        message("refused", 1),
-        message("panics", 1),
-        garbage.clone(),
-        ancient.clone(),
-        tombstone,
-        message("fine", 1),
-    ];
-    processor.process(&messages).await.expect("settled");
-    processor.process(&messages).await.expect("settled again");
-    let letters = letters(&database, Selection::default()).await;
-    let codes: Vec<&str> = letters.iter().map(|letter| letter.code.as_str()).collect();
-    let expected = [
-        "sqlstate-23505",
-        "refused-by-us",
-        "panic",
-        "undecodable",
-        "outside-window",
-        "undecodable",
-    ];
-    assert_eq!(codes, expected);
-    assert_eq!(effects(&database).await, [step("twice", 1), step("fine", 1)]);
-    let client: &tokio_postgres::Client = database.superuser();
-    let whole = dead_letters::show(client, letters[3].id).await.expect("asked").expect("there");
-    assert_eq!(whole.payload, serde_json::json!({ "base64": "e/8=" }));
-    assert_eq!(whole.headers, serde_json::json!([["outbox-type", "step"]]));
-    assert_eq!(whole.entry.message_id, garbage.id.to_string());
-}
-
-#[tokio::test]
-async fn a_replay_is_handled_once_in_its_order_and_a_discard_never() {
-    let database = database().await;
-    let broken = Arc::new(AtomicBool::new(true));
-    let handler = {
-        let broken = Arc::clone(&broken);
-        move |tx: Tx, message: Message<Step>| {
-            let broken = broken.load(SeqCst);
-            async move {
-                take(&tx, &message.payload).await?;
-                if broken { Err(Failure::permanent("broken", "no")) } else { Ok(()) }
-            }
-        }
-    };
-    let processor = Processor::new(inbox(&database).await, handler);
-    let messages = [message("a", 1), message("a", 2), message("a", 3), message("b", 1)];
-    processor.process(&messages).await.expect("settled");
-    let client: &tokio_postgres::Client = database.superuser();
-    let last = letters(&database, Selection::default()).await.pop().expect("four");
-    let one = Selection { id: Some(last.id), ..Selection::default() };
-    assert_eq!(dead_letters::discard(client, &one).await.expect("discarded"), 1);
-    let others = Selection { consumer: Some("mail".into()), ..Selection::default() };
-    assert_eq!(dead_letters::replay(client, &others).await.expect("no such consumer"), 0);
-    let code = Selection { code: Some("broken".into()), ..Selection::default() };
-    let background = Background::start(&processor);
-    // Still broken: they die again, and count their replays.
-    assert_eq!(dead_letters::replay(client, &code).await.expect("replayed"), 3);
-    until_zero(&database, PARKED).await;
-    let again = letters(&database, code.clone()).await;
-    assert_eq!(again.iter().map(|letter| letter.replays).collect::<Vec<_>>(), [1, 1, 1]);
-    broken.store(false, SeqCst);
-    assert_eq!(dead_letters::replay(client, &code).await.expect("replayed"), 3);
-    assert_eq!(dead_letters::replay(client, &code).await.expect("nothing left"), 0);
-    until_zero(&database, PARKED).await;
-    background.stop().await;
-    assert_eq!(effects(&database).await, [step("a", 1), step("a", 2), step("a", 3)]);
-    assert_eq!(number(&database, DEAD).await, 0);
-    // What came of it is remembered: a copy from the broker is a duplicate.
-    processor.process(&messages).await.expect("settled");
-    assert_eq!(effects(&database).await.len(), 3);
 }
 
 #[tokio::test]
@@ -373,7 +231,7 @@ async fn of_a_batch_the_message_that_fails_is_put_aside_alone() {
     let twice: Vec<RawMessage> = messages.iter().flat_map(|m| [m.clone(), m.clone()]).collect();
     processor.process(&twice).await.expect("settled");
     processor.process(&messages).await.expect("settled");
-    let letters = letters(&database, Selection::default()).await;
+    let letters = letters::all(&database, Selection::default()).await;
     assert_eq!(letters.iter().map(|l| l.code.as_str()).collect::<Vec<_>>(), ["poison"]);
     let expected = all.into_iter().filter(|found| *found != step("k3", 2));
     assert_once_and_in_order(&effects(&database).await, expected);

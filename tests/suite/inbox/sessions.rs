@@ -24,16 +24,16 @@ use super::{
     watermark::published,
 };
 
-const DEAD: &str = "select count(*) from inbox.dead_letters";
+pub(super) const DEAD: &str = "select count(*) from inbox.dead_letters";
 
 /// One session, so that the next message gets the very one.
-async fn one_session(database: &Database) -> Inbox {
+pub(super) async fn one_session(database: &Database) -> Inbox {
     let pool = database.pool(Role::Consumer, 1);
     Inbox::open(pool, "billing").await.expect("the inbox opens")
 }
 
 /// Works on parked messages until `left` is zero.
-async fn work_off(processor: &Processor, database: &Database, left: &str) {
+pub(super) async fn work_off(processor: &Processor, database: &Database, left: &str) {
     let worked_off = wait::until(left, wait::PATIENCE, || async {
         match number(database, left).await {
             0 => Ok(()),
@@ -308,152 +308,6 @@ async fn a_handler_may_forget_all_prepared_statements() {
     }
     assert_eq!(effects(&database).await.len(), 6);
     assert_eq!(number(&database, DEAD).await, 0);
-}
-
-#[tokio::test]
-async fn a_statement_whose_failure_the_handler_undoes_fails_nothing() {
-    let database = database().await;
-    let handler = |tx: Tx, message: Message<Step>| async move {
-        take(&tx, &message.payload).await?;
-        tx.execute("savepoint mine", &[]).await?;
-        tx.execute("select 1 / $1::int", &[&0_i32]).await.expect_err("a division by zero");
-        tx.execute("rollback to savepoint mine", &[]).await?;
-        if message.attempt == 1 && message.payload.n == 2 {
-            return Err(Failure::transient("once more"));
-        }
-        Ok(())
-    };
-    let pool = database.pool(Role::Consumer, 4);
-    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
-    let processor = Processor::new(inbox, handler).retry(Retry::default().attempts(2));
-    processor.process(&[message("a", 1), message("a", 2)]).await.expect("settled");
-    work_off(&processor, &database, "select count(*) from inbox.parked").await;
-    let expected = (1..=2).map(|n| Step { key: "a".into(), n });
-    assert_once_and_in_order(&effects(&database).await, expected);
-    assert_eq!(number(&database, DEAD).await, 0);
-}
-
-#[tokio::test]
-async fn a_savepoint_of_any_name_keeps_nothing_of_a_message_that_fails() {
-    let database = database().await;
-    let handler = |tx: Tx, message: Message<Step>| async move {
-        let attempt = message.attempt.cast_signed();
-        take(&tx, &Step { n: attempt, ..message.payload }).await?;
-        for name in ["work", "ended", "checked"] {
-            tx.execute(&format!("savepoint {name}"), &[]).await?;
-        }
-        match message.attempt {
-            ..4 => Err(Failure::transient("not yet")),
-            _ => Ok(()),
-        }
-    };
-    let pool = database.pool(Role::Consumer, 4);
-    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
-    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
-    let processor = Processor::new(inbox, handler).retry(retry);
-    processor.process(&[message("a", 1)]).await.expect("settled");
-    work_off(&processor, &database, "select count(*) from inbox.parked").await;
-    assert_eq!(effects(&database).await, [Step { key: "a".into(), n: 4 }], "of the last attempt");
-}
-
-#[tokio::test]
-async fn a_handler_that_ends_its_transaction_is_refused_and_the_message_is_a_dead_letter() {
-    let ends =
-        ["commit", "/* done */ END;", "rollback", "abort and chain", "prepare transaction 'x'"];
-    for ignores in [false, true] {
-        let database = database().await;
-        let inbox = one_session(&database).await;
-        for (n, end) in ends.into_iter().enumerate() {
-            let handler = move |tx: Tx, message: Message<Step>| async move {
-                take(&tx, &message.payload).await?;
-                let ended = tx.execute(end, &[]).await;
-                if ignores { Ok(()) } else { ended.map(drop).map_err(Failure::from) }
-            };
-            let n = i32::try_from(n).expect("few");
-            let processor = Processor::new(inbox.clone(), handler);
-            processor.process(&[message("a", n)]).await.expect("settled");
-        }
-        assert_eq!(effects(&database).await, []);
-        let dead = "select count(*) from inbox.dead_letters where code = 'sqlstate-2D000'";
-        assert_eq!(number(&database, dead).await, 5);
-    }
-}
-
-#[tokio::test]
-async fn a_transaction_that_ends_among_several_statements_is_found_out() {
-    let database = database().await;
-    let ends = [("rollback; begin", false), ("commit; begin", true), ("commit", true)];
-    for (sql, remains) in ends {
-        for statement_before in [true, false] {
-            // A session in which nothing was prepared: the very first statement may be the one.
-            let inbox = one_session(&database).await;
-            let id = message("a", 1).id;
-            let ends = |tx: Tx| async move {
-                if statement_before {
-                    let made = "create temporary table t () on commit drop; select 1";
-                    tx.batch_execute(made).await?;
-                }
-                drop(tx.batch_execute(&format!("select 1; {sql}; select 2")).await);
-                Ok::<_, tokio_postgres::Error>(())
-            };
-            let error = inbox.once(&id, ends).await.expect_err("it was ended");
-            assert!(matches!(error, OnceError::Inbox(InboxError::Ended)), "{sql}: {error:?}");
-            let again = inbox.once(&id, |_| async { Ok::<_, InboxError>(()) }).await;
-            let expected = if remains { Once::Duplicate } else { Once::Applied(()) };
-            assert_eq!(again.expect("asked"), expected, "{sql}");
-        }
-    }
-}
-
-/// Its claim may be committed then, and not all of its effect: somebody must look.
-#[tokio::test]
-async fn a_message_whose_handler_ends_its_transaction_among_others_is_a_dead_letter() {
-    let ends = ["commit", "commit; begin", "commit; begin; select 1 / 0", "rollback; begin"];
-    for waits_first in [false, true] {
-        let database = database().await;
-        let inbox =
-            Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("it opens");
-        let handler = move |tx: Tx, message: Message<Step>| async move {
-            if waits_first && message.attempt == 1 {
-                return Err(Failure::transient("later"));
-            }
-            let end = ends[usize::try_from(message.payload.n).expect("few")];
-            tx.batch_execute(&format!("savepoint s; {end}")).await?;
-            Ok(())
-        };
-        let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
-        let processor = Processor::new(inbox, handler).retry(retry.attempts(2));
-        for n in 0..4 {
-            processor.process(&[message(&n.to_string(), n)]).await.expect("settled");
-        }
-        work_off(&processor, &database, "select 4 - count(*) from inbox.dead_letters").await;
-        let ended = "select count(*) from inbox.dead_letters where code = 'transaction-ended'";
-        assert_eq!(number(&database, ended).await, 4, "waits first: {waits_first}");
-        assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
-    }
-}
-
-#[tokio::test]
-async fn a_handler_goes_back_to_its_savepoint_by_one_statement_or_among_several() {
-    let database = database().await;
-    let inbox = one_session(&database).await;
-    let sets = ["execute", "query", "batch"];
-    for (n, set) in (1..).zip(sets) {
-        let goes_back = |tx: Tx| async move {
-            let savepoint = "savepoint before";
-            match set {
-                "execute" => drop(tx.execute(savepoint, &[]).await?),
-                "query" => drop(tx.query(savepoint, &[]).await?),
-                _ => tx.batch_execute(savepoint).await?,
-            }
-            drop(tx.execute("select 1 / 0", &[]).await);
-            tx.batch_execute("rollback to savepoint before; release savepoint before").await?;
-            take(&tx, &Step { key: "a".into(), n }).await
-        };
-        let done = inbox.once(&message("a", n).id, goes_back).await.expect(set);
-        assert_eq!(done, Once::Applied(1), "{set}");
-    }
-    assert_eq!(effects(&database).await.len(), sets.len());
 }
 
 #[tokio::test]
