@@ -38,7 +38,7 @@ pub enum InboxError {
     #[error("a statement of the transaction had failed (SQLSTATE {0}), so nothing was written")]
     Aborted(String),
     /// The work kept its [`crate::Tx`] beyond its end, so the transaction could not be committed
-    /// safely. Don't move it into a task.
+    /// safely, and its session was ended. Don't move it into a task.
     #[error("the transaction was kept beyond the end of its work, and was rolled back")]
     Escaped,
     /// The work ended its transaction itself, by COMMIT or ROLLBACK among several statements. What it
@@ -55,9 +55,9 @@ pub enum InboxError {
          max_prepared_statements there (1.21 and later), or pool_mode = session"
     )]
     Session(#[source] tokio_postgres::Error),
-    /// A setting of the database, the role or the session weakens what the inbox promises, and the
-    /// consumer's role may not change it.
-    #[error("the inbox was not opened: {0}")]
+    /// Something that the consumer's role may not change weakens what the inbox promises: a setting of the
+    /// database, the role or the session, or what somebody has put on the inbox's tables.
+    #[error("the inbox can't keep its promise: {0}")]
     Setting(String),
 }
 
@@ -75,8 +75,11 @@ pub enum OnceError<E> {
 /// What an error of PostgreSQL asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {
-    /// The database is away; it says nothing about the statement or the message.
+    /// The database can't go on; it says nothing about the statement or the message.
     Outage,
+    /// The session is gone, or a server is away: this database, one that it asks, or neither, where the
+    /// statement itself ends its session. A session that is opened anew tells.
+    Lost,
     /// The server failed, and is there: an outage of a part of it, or an error that it, or an
     /// extension, has no better SQLSTATE for, and that these values cause.
     Doubt,
@@ -94,7 +97,7 @@ pub(crate) enum Sort {
 pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
     let Some(state) = error.code() else {
         let io = error.source().is_some_and(|source| source.is::<std::io::Error>());
-        return if io || error.is_closed() { Sort::Outage } else { Sort::Other };
+        return if io || error.is_closed() { Sort::Lost } else { Sort::Other };
     };
     // "cached plan must not change result type", in whatever language; other things of this state
     // are not supported by the server, today or tomorrow.
@@ -104,7 +107,7 @@ pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
     }
     let ended = error.as_db_error().and_then(|error| error.parsed_severity());
     match sort_state(state.code()) {
-        Sort::Doubt if matches!(ended, Some(Severity::Fatal | Severity::Panic)) => Sort::Outage,
+        Sort::Doubt if matches!(ended, Some(Severity::Fatal | Severity::Panic)) => Sort::Lost,
         sort => sort,
     }
 }
@@ -115,14 +118,14 @@ pub(crate) fn sort_state(state: &str) -> Sort {
         "40001" | "40P01" | "55P03" => Sort::Conflict,
         // A prepared statement is not there, or one of its name is.
         "26000" | "42P05" => Sort::Session,
-        // A standby after a failover.
-        "25006" => Sort::Outage,
-        // A full disk, and no connection left: no message's fault.
-        "53100" | "53300" => Sort::Outage,
+        // A full disk: no message's fault.
+        "53100" => Sort::Outage,
+        // A standby after a failover, and no connection left.
+        "25006" | "53300" => Sort::Lost,
         // A cancelled statement is not an outage.
         "57014" => Sort::Other,
         _ => match state.get(..2) {
-            Some("08" | "57") => Sort::Outage,
+            Some("08" | "57") => Sort::Lost,
             // XX000 is what PostgreSQL and its extensions raise where nobody chose a state.
             Some("53" | "58" | "XX") => Sort::Doubt,
             // 2D: a handler that ends its transaction would do so again.
@@ -142,7 +145,7 @@ impl InboxError {
         match sort(&source) {
             _ if ended_the_session(&source) => InboxError::Unavailable(source.into()),
             // These statements are the same for all messages.
-            Sort::Outage | Sort::Doubt => InboxError::Unavailable(source.into()),
+            Sort::Outage | Sort::Lost | Sort::Doubt => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),
             Sort::Session => InboxError::Session(source),
             Sort::Permanent | Sort::Other => {
@@ -198,11 +201,11 @@ mod tests {
     #[test]
     fn what_may_be_a_messages_fault_is_told_from_an_outage() {
         for (state, expected) in [
-            ("08006", Sort::Outage),
-            ("57P01", Sort::Outage),
+            ("08006", Sort::Lost),
+            ("57P01", Sort::Lost),
             ("53100", Sort::Outage),
-            ("53300", Sort::Outage),
-            ("25006", Sort::Outage),
+            ("53300", Sort::Lost),
+            ("25006", Sort::Lost),
             ("XX000", Sort::Doubt),
             ("XX001", Sort::Doubt),
             ("53200", Sort::Doubt),

@@ -34,8 +34,11 @@ pub(crate) enum Kind {
     Conflict,
     /// The session's state was at fault: again at once, with everything prepared anew.
     Session,
-    /// The database is away: wait, and count nothing.
+    /// The database can't go on: wait, and count nothing.
     Outage,
+    /// The handler's session is gone, or a server that it asked is away: wait as in an outage, a few times,
+    /// since the database answers in between. If it stays so, the message is at fault.
+    Lost,
     /// The database failed, and is there: wait as in an outage, a few times. If it stays so, the
     /// message is at fault.
     Doubt,
@@ -73,8 +76,8 @@ impl Failure {
 
     /// Whether it says something about the message, so that its transaction's outcome is stored.
     pub(crate) fn is_the_messages(&self) -> bool {
-        use Kind::{Conflict, Doubt, Fatal, Outage, Session};
-        !matches!(self.kind, Outage | Doubt | Conflict | Session | Fatal)
+        use Kind::{Conflict, Doubt, Fatal, Lost, Outage, Session};
+        !matches!(self.kind, Outage | Lost | Doubt | Conflict | Session | Fatal)
     }
 
     /// What the message's dead letter is found by.
@@ -121,6 +124,7 @@ impl From<Sort> for Kind {
     fn from(sort: Sort) -> Self {
         match sort {
             Sort::Outage => Kind::Outage,
+            Sort::Lost => Kind::Lost,
             Sort::Doubt => Kind::Doubt,
             Sort::Conflict => Kind::Conflict,
             Sort::Session => Kind::Session,

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::{
     error::{InboxError, OnceError},
     fault::{Point, point},
+    guard,
     message_id::{Day, MessageId},
     repertoire::Repertoire,
     session::{Isolation, Sessions, explained},
@@ -207,6 +208,7 @@ impl Inbox {
             begun => begun?,
         };
         if claimed.is_empty() {
+            guard::are_there(&open, self, &[uuid], &[day]).await?;
             open.rollback().await?;
             return Ok(Once::Duplicate);
         }
@@ -247,7 +249,12 @@ impl Inbox {
         ];
         let claimed = transaction.query_typed(CLAIM, &params).await;
         let claimed = claimed.map_err(|error| InboxError::of("claiming a message", error))?;
-        Ok(if claimed.is_empty() { Claim::Duplicate } else { Claim::Fresh })
+        if claimed.is_empty() {
+            let consumer_id = self.shared.consumer_id;
+            guard::are_there_for(transaction, consumer_id, &[id.uuid()], &[id.day()]).await?;
+            return Ok(Claim::Duplicate);
+        }
+        Ok(Claim::Fresh)
     }
 
     /// As [`Inbox::claim`], for many in one statement. One answer for each id, in their order; of
@@ -273,6 +280,10 @@ impl Inbox {
         ];
         let claimed = transaction.query_typed(CLAIM_BATCH, &params).await;
         let claimed = claimed.map_err(|error| InboxError::of("claiming a batch", error))?;
+        if claimed.len() < batch.ids.len() {
+            let consumer_id = self.shared.consumer_id;
+            guard::are_there_for(transaction, consumer_id, &batch.ids, &batch.days).await?;
+        }
         Ok(batch.outcome(ids, claimed.iter().map(|row| row.get(0))))
     }
 
@@ -291,6 +302,11 @@ impl Inbox {
     /// maintain it again soon.
     pub(crate) fn overdue(&self) -> bool {
         self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).overdue
+    }
+
+    /// Whether nobody hides, changes or passes over its rows.
+    pub(crate) async fn is_whole(&self) -> Result<(), InboxError> {
+        guard::look(&*self.sessions.get().await?).await
     }
 
     pub(crate) fn consumer_id(&self) -> i32 {

@@ -44,6 +44,7 @@ mod failure;
 pub mod fault;
 #[cfg(not(feature = "fault-points"))]
 mod fault;
+mod guard;
 mod handler;
 mod inbox;
 #[cfg(feature = "kafka-plain")]

@@ -6,13 +6,16 @@
 //! the session had when the inbox was opened. What can't be set by the consumer's role is refused
 //! there.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use deadpool_postgres::{Object, Pool};
 use outbox_migrations::grants;
 use tokio_postgres::error::SqlState;
 
-use crate::{error::InboxError, repertoire::Repertoire};
+use crate::{error::InboxError, guard, repertoire::Repertoire};
 
 /// Which transactions messages take effect in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,17 +55,12 @@ pub(crate) struct Sessions {
     repertoire: Repertoire,
 }
 
-/// What the settings are; the sixth column puts back what was set in the session itself, by a hook of
+/// What the settings are; the fifth column puts back what was set in the session itself, by a hook of
 /// the pool: `reset all` would lose it.
 const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
         pg_catalog.current_setting('session_replication_role'), \
         pg_catalog.current_setting('idle_in_transaction_session_timeout'), \
         current_user::pg_catalog.text, \
-        (select pg_catalog.string_agg(t.name, ', ') from pg_catalog.unnest( \
-            array['inbox.messages', 'inbox.consumers', 'inbox.settings', 'inbox.parked_lanes', \
-                'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied']) as t (name) \
-            where pg_catalog.to_regclass(t.name) is not null \
-                and pg_catalog.row_security_active(pg_catalog.to_regclass(t.name))), \
         pg_catalog.concat_ws('; ', \
             pg_catalog.format('close all; set session authorization %L; reset all; unlisten *; \
                 discard temp; discard sequences', session_user), \
@@ -93,13 +91,7 @@ impl Sessions {
                  role {role} reset session_replication_role"
             )));
         }
-        if let Some(tables) = row.try_get::<_, Option<&str>>(4).map_err(refused)? {
-            return Err(InboxError::Setting(format!(
-                "row-level security may hide rows of {tables} from {role}, and a message whose row is \
-                 hidden would take effect twice; type, for each table: alter table … disable row level \
-                 security"
-            )));
-        }
+        guard::look(&client).await?;
         if idle == "0" {
             tracing::warn!(
                 consumer,
@@ -112,10 +104,10 @@ impl Sessions {
             "off" => "on",
             waits => waits,
         };
-        let (durability, clear) = (durability.to_owned(), text(5)?.to_owned());
-        let repertoire = Repertoire::of(text(7)?);
+        let (durability, clear) = (durability.to_owned(), text(4)?.to_owned());
+        let repertoire = Repertoire::of(text(6)?);
         drop(client);
-        let statement_ms = row.try_get(6).map_err(refused)?;
+        let statement_ms = row.try_get(5).map_err(refused)?;
         let sessions = Sessions {
             pool,
             consumer: consumer.to_owned(),
@@ -172,6 +164,22 @@ impl Sessions {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// For a connection that somebody keeps: all others would wait for it.
+    pub(crate) fn add_a_place(&self) {
+        self.resize(|places| places + 1);
+    }
+
+    /// It is back.
+    pub(crate) fn take_a_place(&self) {
+        self.resize(|places| places.saturating_sub(1));
+    }
+
+    fn resize(&self, change: impl Fn(usize) -> usize) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool.resize(change(self.pool.status().max_size));
     }
 
     pub(crate) fn consumer(&self) -> &str {

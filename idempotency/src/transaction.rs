@@ -26,6 +26,11 @@ const COMMIT: &str = "savepoint ended; commit";
 /// What COMMIT would ask deferred constraints is asked while a savepoint can still be gone back to.
 const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; commit";
 
+/// What a kept [`Tx`] still asks for must not be a transaction of its own, and its session not be idle
+/// for as long as it is kept.
+const CUT_OFF: &str = "rollback; set session authorization default; begin read only; \
+     select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
+
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Begun and not ended yet; rolled back when dropped.
@@ -50,6 +55,8 @@ pub(crate) struct Shared {
     /// It carried a large message. The driver keeps its buffers at the size that this took, for as long
     /// as the connection lasts.
     swollen: AtomicBool,
+    /// A handler keeps it, perhaps for ever; another has its place in the pool.
+    kept: AtomicBool,
     /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
@@ -161,6 +168,9 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let Some(client) = self.client.take() else { return };
+        if *self.kept.get_mut() {
+            self.sessions.take_a_place();
+        }
         if !*self.clean.get_mut() || *self.swollen.get_mut() {
             // Nobody knows what state it is in, or it takes too much memory. The server rolls back what
             // is open in it.
@@ -187,6 +197,7 @@ impl Open {
             doubtful: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             swollen: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
             savepoint: rand::random(),
             id: OnceLock::new(),
         };
@@ -313,10 +324,10 @@ impl Open {
     /// Also where a [`Tx`] is kept, and where a handler has ended the transaction.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
-            // What the kept one still asks for must not be a transaction of its own. The last to
-            // be dropped ends the session.
-            let ended = self.shared.client().batch_execute("rollback; begin read only").await;
-            ended.map_err(|error| InboxError::of("ending the transaction", error))?;
+            let _cut_off = self.shared.client().batch_execute(CUT_OFF).await;
+            if !self.shared.kept.swap(true, Ordering::Relaxed) {
+                self.shared.sessions.add_a_place();
+            }
             return Err(escaped);
         }
         let ended = self.shared.end("rollback").await;

@@ -13,6 +13,8 @@ use crate::{
 
 /// The code of a message whose handler has ended its transaction.
 pub(super) const ENDED: &str = "transaction-ended";
+/// The code of a message whose handler has kept its transaction.
+pub(super) const KEPT: &str = "transaction-kept";
 
 impl Processor {
     /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.
@@ -87,9 +89,12 @@ impl Processor {
             Kind::Defer(until) => Some(Due::At(until)),
             Kind::Permanent | Kind::Fatal => None,
             Kind::After(delay) => Some(Due::In(by_policy()?.max(delay))),
-            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage | Kind::Doubt => {
-                Some(Due::In(by_policy()?))
-            }
+            Kind::Transient
+            | Kind::Conflict
+            | Kind::Session
+            | Kind::Outage
+            | Kind::Lost
+            | Kind::Doubt => Some(Due::In(by_policy()?)),
         }
     }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     error::InboxError,
+    guard,
     inbox::Inbox,
     message::RawMessage,
     message_id::{Day, MessageId},
@@ -38,6 +39,9 @@ pub(super) async fn rows(
         Ok(ids.into_iter().collect())
     };
     let (claimed, parked) = (column(0)?, column(1)?);
+    if claimed.len() < ids.len() {
+        guard::are_there(&open, inbox, &ids, &days).await?;
+    }
     Ok((open, claimed, parked))
 }
 
@@ -55,7 +59,10 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
     let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
-    let Some(row) = rows.first() else { return Ok((open, HashSet::new(), HashSet::new())) };
+    let Some(row) = rows.first() else {
+        guard::are_there(&open, inbox, &[uuid], &[day]).await?;
+        return Ok((open, HashSet::new(), HashSet::new()));
+    };
     let mut parked = HashSet::new();
     if row.try_get(0).map_err(read)? {
         // Whoever takes from the lane now may free it.

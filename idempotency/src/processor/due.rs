@@ -102,6 +102,9 @@ impl Processor {
         let (mut maintained, mut said) = (Instant::now(), false);
         let mut refused = HashSet::new();
         loop {
+            if let Err(weakened @ InboxError::Setting(_)) = self.shared.inbox.is_whole().await {
+                return Stop::Inbox(weakened);
+            }
             match self.observe().await {
                 Ok(waits) if !said => {
                     said = true;
@@ -228,9 +231,14 @@ impl Processor {
                 open.rollback().await?;
                 return Ok(Attempt::Done);
             }
-            let failure = match self.try_group(&open, group).await? {
-                Ok(()) => return Ok(Attempt::Done),
-                Err(failure) => failure,
+            let failure = match self.try_group(&open, group).await {
+                Ok(Ok(())) => return Ok(Attempt::Done),
+                Ok(Err(failure)) => failure,
+                // Whoever keeps it would have the lane as well, for as long.
+                Err(InboxError::Escaped) => {
+                    return open.rollback().await.and(Err(InboxError::Escaped));
+                }
+                Err(error) => return Err(error),
             };
             if !failure.is_the_messages() || open.back_to_savepoint().await.is_err() {
                 return match open.rollback().await {
@@ -266,6 +274,10 @@ impl Processor {
             }
             Err(InboxError::Aborted(state)) => Ok(Err(super::aborted(state))),
             Err(InboxError::Uncommitted(error)) => Ok(Err(error.into())),
+            // Whether it was kept the next look tells; this one was answered.
+            Err(InboxError::Unavailable(error)) => {
+                Ok(Err(Failure::new(Kind::Lost, "unavailable", error)))
+            }
             Err(error) => Err(error),
         }
     }

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::{
     alert::Alerts,
     error::{InboxError, sort_state},
-    failure::Failure,
+    failure::{Failure, Kind},
     fault::{Point, point},
     handler::Work,
     inbox::{Inbox, no_partition},
@@ -264,7 +264,13 @@ impl Processor {
             self.shared.meter.count(Outcome::Duplicate, sorted.duplicates);
             return Ok(Attempt::Done);
         }
-        self.finish(open, &sorted).await?;
+        match self.finish(open, &sorted).await {
+            // Whether it was kept the next claim tells; this one was answered.
+            Err(InboxError::Unavailable(error)) if !sorted.fresh.is_empty() => {
+                return Ok(Attempt::Failed(Failure::new(Kind::Lost, "unavailable", error)));
+            }
+            finished => finished?,
+        }
         point(Point::Committed);
         let meter = &self.shared.meter;
         meter.transaction(begun.elapsed());

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Attempt, OUTAGE, Processor, Stop, aborted, aside::ENDED};
+use super::{
+    Attempt, OUTAGE, Processor, Stop, aborted,
+    aside::{ENDED, KEPT},
+};
 use crate::{
     error::InboxError,
     failure::{Failure, Kind},
@@ -12,6 +15,9 @@ use crate::{
 const CONFLICTS_MAX: u32 = 20;
 /// How often a message waits for a database that fails, and is there, before that counts as a failure.
 const DOUBTS_MAX: u32 = 5;
+/// How often a message whose handler lost its session waits before that counts as a failure. The database
+/// has answered the claim before each of these.
+const LOST_MAX: u32 = 5;
 /// How often it is run again in a session that does not know what was prepared in it.
 const SESSIONS_MAX: u32 = 5;
 
@@ -22,7 +28,8 @@ impl Processor {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
-        let (mut conflicts, mut sessions, mut doubts, mut wait) = (0, 0, 0, OUTAGE.0);
+        let (mut conflicts, mut sessions, mut doubts, mut lost) = (0, 0, 0, 0);
+        let mut wait = OUTAGE.0;
         loop {
             let failure = match run().await {
                 Ok(Attempt::Failed(failure)) => failure,
@@ -54,6 +61,11 @@ impl Processor {
                     doubts += 1;
                     self.wait_for_the_database(&failure, &mut wait).await;
                 }
+                // An outage in between says nothing here: a statement may bring the server down.
+                Kind::Lost if lost < LOST_MAX => {
+                    lost += 1;
+                    self.wait_for_the_database(&failure, &mut wait).await;
+                }
                 Kind::Outage => {
                     // Whatever failed before, it may have been the beginning of this.
                     doubts = 0;
@@ -69,7 +81,9 @@ impl Processor {
         tracing::warn!(
             consumer = self.shared.inbox.consumer(),
             error = failure.text(),
-            "the database is unavailable; waiting {wait:?}, nothing is acknowledged"
+            code = failure.code(),
+            "the database is unavailable, or a handler's session is lost; waiting {wait:?}, nothing is \
+             acknowledged"
         );
         tokio::time::sleep(*wait).await;
         *wait = (*wait * 2).min(OUTAGE.1);
@@ -85,10 +99,10 @@ impl Processor {
             InboxError::Session(error) => Failure::new(Kind::Session, "session", error),
             InboxError::Aborted(state) => aborted(state),
             InboxError::Ended => Failure::permanent(ENDED, error),
-            InboxError::Refused { .. }
-            | InboxError::Setting(_)
-            | InboxError::Escaped
-            | InboxError::Unsafe(_) => return Err(error),
+            InboxError::Escaped => Failure::permanent(KEPT, error),
+            InboxError::Refused { .. } | InboxError::Setting(_) | InboxError::Unsafe(_) => {
+                return Err(error);
+            }
         })
     }
 }

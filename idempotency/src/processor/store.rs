@@ -10,6 +10,7 @@ use crate::{
     error::InboxError,
     failure::Failure,
     fault::{Point, point},
+    guard,
     message::{LARGE, Message, RawMessage, Source},
     message_id::MessageId,
     ordering::Ordering,
@@ -74,7 +75,7 @@ impl Shelf {
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2) \
                insert into inbox.parked \
                (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers) \
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning 1";
         for message in messages {
             let Source { topic, partition, offset } = &message.source;
             let (lane, id, headers) = (
@@ -97,7 +98,9 @@ impl Shelf {
                 &payload,
                 &headers,
             ];
-            open.query("parking a message", sql, &params).await?;
+            if open.query("parking a message", sql, &params).await?.is_empty() {
+                return Err(guard::kept_out_of("inbox.parked"));
+            }
             point(Point::Waiting);
         }
         Ok(())
@@ -116,12 +119,14 @@ impl Shelf {
         let sql = "insert into inbox.parked_lanes as l (consumer_id, lane, attempts, due_at, code, error) \
                values ($1, $2, $3, greatest($5, pg_catalog.now() \
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7) \
-               on conflict (consumer_id, lane) do update set due_at = l.due_at";
+               on conflict (consumer_id, lane) do update set due_at = l.due_at returning 1";
         let (lane, (seconds, at)) = (self.ordering.lane(message), due.params());
         let (code, text) = self.why(failure);
         let params: [&(dyn ToSql + Sync); 7] =
             [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
-        open.query("parking a lane", sql, &params).await?;
+        if open.query("parking a lane", sql, &params).await?.is_empty() {
+            return Err(guard::kept_out_of("inbox.parked_lanes"));
+        }
         self.append(open, &[message]).await
     }
 
@@ -173,9 +178,16 @@ impl Shelf {
         ];
         let rows = open.query("storing a dead letter", sql, &params).await?;
         point(Point::Burying);
-        rows.first()
-            .map_or(Ok(false), |row| row.try_get(0))
-            .map_err(|e| InboxError::of("reading", e))
+        let Some(row) = rows.first() else {
+            let there = "select from inbox.dead_letters where consumer_id operator(pg_catalog.=) $1 \
+                and message_id operator(pg_catalog.=) $2 and state operator(pg_catalog.=) 'dead'";
+            let params: [&(dyn ToSql + Sync); 2] = [&self.consumer_id, &id];
+            return match open.query("looking for a dead letter", there, &params).await?.is_empty() {
+                true => Err(guard::kept_out_of("inbox.dead_letters")),
+                false => Ok(false),
+            };
+        };
+        row.try_get(0).map_err(|error| InboxError::of("reading", error))
     }
 }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::position::{Place, Position};
 use crate::{
     error::InboxError,
+    guard,
     inbox::{CLAIM_BATCH, Inbox},
     message::RawMessage,
     message_id::Day,
@@ -180,6 +181,9 @@ pub(super) async fn claim_rows(
     let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
     let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &ids, &days];
     let rows = open.query(DOING, CLAIM_BATCH, &params).await?;
+    if rows.len() < ids.len() {
+        guard::are_there(open, inbox, &ids, &days).await?;
+    }
     let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
     ids.map_err(|error| InboxError::of(DOING, error))
 }

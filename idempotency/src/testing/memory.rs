@@ -296,9 +296,12 @@ impl<S: Clone + 'static> MemoryInbox<S> {
                 Some(until.duration_since(self.now).unwrap_or_default().max(DEFER_MIN))
             }
             Kind::After(delay) => self.retry.delay(attempts, 0.0).map(|policy| policy.max(delay)),
-            Kind::Transient | Kind::Conflict | Kind::Session | Kind::Outage | Kind::Doubt => {
-                self.retry.delay(attempts, 0.0)
-            }
+            Kind::Transient
+            | Kind::Conflict
+            | Kind::Session
+            | Kind::Outage
+            | Kind::Lost
+            | Kind::Doubt => self.retry.delay(attempts, 0.0),
         };
         Ok(match delay {
             // Time must pass, or a handler that defers to the past would never let it.

@@ -1,0 +1,107 @@
+//! What others may have put on the inbox's tables, and whether a row that was written is there.
+//!
+//! A trigger that returns nothing, a rule, a policy: each has a statement succeed that stored nothing,
+//! and a message would be lost without a word. They are refused when an inbox opens and looked for
+//! while it is used; what a message rests on is proven when it is written.
+
+use tokio_postgres::{
+    Client, GenericClient,
+    types::{ToSql, Type},
+};
+use uuid::Uuid;
+
+use crate::{error::InboxError, inbox::Inbox, message_id::Day, transaction::Open};
+
+/// Tables whose rows row-level security hides; statements that remove triggers and rules which may
+/// pass over or change rows. Each null where there are none.
+const LOOK: &str = "with ours as (select c.oid, c.oid::pg_catalog.regclass as name \
+        from pg_catalog.pg_class as c \
+            join pg_catalog.pg_namespace as n on n.oid operator(pg_catalog.=) c.relnamespace \
+        where n.nspname operator(pg_catalog.=) 'inbox' and c.relkind in ('r', 'p')) \
+    select (select pg_catalog.string_agg(t.name, ', ') from pg_catalog.unnest( \
+            array['inbox.messages', 'inbox.consumers', 'inbox.settings', 'inbox.parked_lanes', \
+                'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied']) as t (name) \
+            where pg_catalog.to_regclass(t.name) is not null \
+                and pg_catalog.row_security_active(pg_catalog.to_regclass(t.name))), \
+        (select pg_catalog.string_agg(l.line, '; ') from ( \
+            select pg_catalog.format('drop trigger %I on %s', t.tgname, o.name) as line \
+            from pg_catalog.pg_trigger as t join ours as o on o.oid operator(pg_catalog.=) t.tgrelid \
+            where not t.tgisinternal and t.tgenabled in ('O', 'A') \
+                and (t.tgtype operator(pg_catalog.&) 3::pg_catalog.int2) operator(pg_catalog.=) 3 \
+            union all select pg_catalog.format('drop rule %I on %s', r.rulename, o.name) \
+            from pg_catalog.pg_rewrite as r join ours as o on o.oid operator(pg_catalog.=) r.ev_class \
+            where r.ev_enabled in ('O', 'A')) as l)";
+
+/// Whether somebody may hide, change or pass over rows of the inbox.
+///
+/// # Errors
+/// [`InboxError::Setting`], with what to type.
+pub(crate) async fn look(client: &Client) -> Result<(), InboxError> {
+    let refused = |error| InboxError::of("looking at the inbox's tables", error);
+    let rows = client.query_typed(LOOK, &[]).await.map_err(refused)?;
+    let row = rows.first().expect("a query without a table returns one row");
+    if let Some(tables) = row.try_get::<_, Option<&str>>(0).map_err(refused)? {
+        return Err(InboxError::Setting(format!(
+            "row-level security may hide rows of {tables} from the consumer's role, and a message whose \
+             row is hidden would take effect twice; type, for each table: alter table … disable row \
+             level security"
+        )));
+    }
+    match row.try_get::<_, Option<&str>>(1).map_err(refused)? {
+        None => Ok(()),
+        Some(drop) => Err(InboxError::Setting(format!(
+            "a trigger before each row, or a rule, may pass over or change what the inbox stores, and a \
+             message would be lost without a word; type, as the tables' owner: {drop}. A trigger that \
+             runs after each row may take its place"
+        ))),
+    }
+}
+
+/// Whether what was not claimed is there. Copies are few, so they pay for it.
+pub(crate) async fn are_there(
+    open: &Open,
+    inbox: &Inbox,
+    ids: &[Uuid],
+    days: &[Day],
+) -> Result<(), InboxError> {
+    const DOING: &str = "looking for what was here before";
+    let rows = open.query(DOING, THERE, &[&inbox.consumer_id(), &ids, &days]).await?;
+    all_of(&rows, DOING)
+}
+
+/// As [`are_there`], in a transaction of the user's.
+pub(crate) async fn are_there_for(
+    client: &impl GenericClient,
+    consumer_id: i32,
+    ids: &[Uuid],
+    days: &[Day],
+) -> Result<(), InboxError> {
+    const DOING: &str = "looking for what was here before";
+    let typed: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&consumer_id, Type::INT4), (&ids, Type::UUID_ARRAY), (&days, Type::DATE_ARRAY)];
+    let rows = client.query_typed(THERE, &typed).await;
+    all_of(&rows.map_err(|error| InboxError::of(DOING, error))?, DOING)
+}
+
+const THERE: &str = "select not exists (select from unnest($2::pg_catalog.uuid[], $3::pg_catalog.date[]) \
+        as w (id, day) where not exists (select from inbox.messages as m \
+            where m.consumer_id operator(pg_catalog.=) $1 and m.id operator(pg_catalog.=) w.id \
+                and m.day operator(pg_catalog.=) w.day))";
+
+fn all_of(rows: &[tokio_postgres::Row], doing: &'static str) -> Result<(), InboxError> {
+    let there = rows.first().map_or(Ok(false), |row| row.try_get(0));
+    if there.map_err(|error| InboxError::of(doing, error))? {
+        Ok(())
+    } else {
+        Err(kept_out_of("inbox.messages"))
+    }
+}
+
+/// A statement succeeded, and its row is not there.
+pub(crate) fn kept_out_of(table: &str) -> InboxError {
+    InboxError::Setting(format!(
+        "a row that was written into {table} is not there: a trigger, a rule or row-level security of \
+         somebody's keeps it out. Nothing of the message is stored or acknowledged; type `\\d {table}` in \
+         psql to see what it is, and drop it"
+    ))
+}

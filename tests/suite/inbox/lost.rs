@@ -1,0 +1,119 @@
+//! Handlers that lose their session, or keep it: neither holds another key, or lasts for ever.
+
+use std::time::Duration;
+
+use futures_util::future;
+use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
+use outbox_tests::{
+    database::{Database, Role},
+    wait,
+};
+
+use super::effects::{Step, database, effects, inbox, message, number, take};
+
+const DEAD: &str = "select count(*) from inbox.dead_letters";
+
+/// By the key of the message that does so. The database is there for whoever asks again.
+const LOSES: &[(&str, &str)] = &[
+    ("terminates", "select pg_terminate_backend(pg_backend_pid())"),
+    ("asks-a-server", "do $$ begin raise exception using errcode = '08001'; end $$"),
+    ("is-told-to-wait", "do $$ begin raise exception using errcode = '57P03'; end $$"),
+    ("writes-read-only", "set transaction read only; insert into effects (key, n) values ('x', 1)"),
+    ("is-told-in-latin", "set client_encoding = 'LATIN1'; do $$ begin raise '%', chr(233); end $$"),
+    ("at-commit", "select 1"),
+];
+
+async fn until_dead(processor: &Processor, database: &Database, count: i64) {
+    let given_up = wait::until("they are given up", wait::PATIENCE, || async {
+        match number(database, DEAD).await {
+            dead if dead == count => Ok(()),
+            dead => Err(format!("{dead} of {count}")),
+        }
+    });
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        done = given_up => done.expect("none of them waits for ever"),
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_loses_its_session_each_time_is_a_dead_letter_in_the_end_and_others_flow() {
+    let database = database().await;
+    let at_commit = "create function leave() returns trigger language plpgsql security definer as \
+            $$ begin perform pg_terminate_backend(pg_backend_pid()); return null; end $$; \
+        create constraint trigger late after insert on effects deferrable initially deferred \
+            for each row when (new.key = 'at-commit') execute function leave()";
+    database.superuser().batch_execute(at_commit).await.expect("a trigger");
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        let loses = LOSES.iter().find(|(key, _)| *key == message.payload.key);
+        if let Some((_, sql)) = loses {
+            tx.batch_execute(sql).await?;
+        }
+        Ok(())
+    };
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1)).attempts(2);
+    let processor = Processor::new(inbox(&database).await, handler).retry(retry);
+    let each = LOSES.iter().map(|(key, _)| {
+        let processor = processor.clone();
+        async move {
+            let messages = [message(key, 1), message("fine", 1)];
+            let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
+            settled.unwrap_or_else(|_| panic!("{key}: it stands still")).expect(key);
+        }
+    });
+    future::join_all(each).await;
+    until_dead(&processor, &database, i64::try_from(LOSES.len()).expect("few")).await;
+    assert_eq!(effects(&database).await.len(), LOSES.len(), "the others");
+    assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+    let attempts = "select count(*) from inbox.dead_letters where attempts <> 2";
+    assert_eq!(number(&database, attempts).await, 0);
+}
+
+/// With one connection for all: whoever keeps it would keep everybody.
+#[tokio::test]
+async fn a_handler_that_keeps_its_transaction_holds_neither_its_key_nor_a_connection() {
+    for waits_first in [false, true] {
+        let database = database().await;
+        let pool = database.pool(Role::Consumer, 1);
+        let inbox = Inbox::open(pool.clone(), "billing").await.expect("the inbox opens");
+        let (keeper, mut kept) = tokio::sync::mpsc::unbounded_channel();
+        let handler = move |tx: Tx, message: Message<Step>| {
+            let keeper = keeper.clone();
+            async move {
+                if waits_first && message.attempt == 1 {
+                    return Err(Failure::transient("later"));
+                }
+                take(&tx, &message.payload).await?;
+                if message.payload.n <= 3 {
+                    keeper.send(tx).expect("room");
+                }
+                Ok(())
+            }
+        };
+        let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+        let processor = Processor::new(inbox, handler).retry(retry.attempts(3));
+        let messages: Vec<RawMessage> = (1..=4).map(|n| message("a", n)).collect();
+        let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
+        settled.expect("it does not stand still").expect("settled");
+        until_dead(&processor, &database, 3).await;
+        let taken = wait::until("the fourth takes effect", wait::PATIENCE, || async {
+            match effects(&database).await.as_slice() {
+                [Step { n: 4, .. }] => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        tokio::select! {
+            stop = processor.background() => panic!("{stop:?}"),
+            done = taken => done.expect("its key goes on"),
+        }
+        let code = "select count(*) from inbox.dead_letters where code = 'transaction-kept'";
+        assert_eq!(number(&database, code).await, 3, "waits first: {waits_first}");
+        kept.close();
+        while let Some(tx) = kept.recv().await {
+            take(&tx, &Step { key: "a".into(), n: 9 }).await.expect_err("it has no transaction");
+        }
+        assert_eq!(effects(&database).await.len(), 1);
+        assert_eq!(pool.status().max_size, 1, "each place is given back");
+    }
+}
