@@ -64,6 +64,10 @@ pub struct Progress {
     /// seen. It grows past the old end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolled_back: Option<Lsn>,
+    /// What was parked when that was last counted; `None` where nothing was. What lies in the database
+    /// alone is remembered here, so that it is missed when its table is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<ParkedRecord>,
 }
 
 fn is_first(era: &u64) -> bool {
@@ -83,6 +87,23 @@ pub struct SnapshotRecord {
     /// The partitions that it shows; stored of the newest alone.
     #[serde(default, skip_serializing_if = "Leaves::is_empty")]
     pub leaves: Leaves,
+}
+
+/// Ids of parked events that are remembered.
+pub const PARKED_IDS_MAX: usize = 20;
+
+/// Events in `outbox.dead_letters` that are not delivered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParkedRecord {
+    /// `pg_class.oid` of the table that has them.
+    pub table: u32,
+    /// Lanes; an event without one is none.
+    pub lanes: u64,
+    /// Events, those that are being released included.
+    pub events: u64,
+    /// Ids of some of them, [`PARKED_IDS_MAX`] at most, of letters, digits and `-_.:` alone.
+    pub ids: Vec<String>,
 }
 
 /// A release of parked events.
@@ -164,6 +185,7 @@ impl Progress {
             era: 0,
             landmark: None,
             rolled_back: None,
+            parked: None,
         }
     }
 
@@ -309,6 +331,7 @@ mod tests {
             era: 0,
             landmark: None,
             rolled_back: None,
+            parked: None,
         }
     }
 
@@ -392,6 +415,12 @@ mod tests {
         for n in 0..50 {
             progress.begin_release(&uuid::Uuid::from_u128(n).to_string(), Lsn::new(u64::MAX));
         }
+        progress.parked = Some(ParkedRecord {
+            table: u32::MAX,
+            lanes: u64::MAX,
+            events: u64::MAX,
+            ids: vec!["9".repeat(64); PARKED_IDS_MAX],
+        });
         progress.repair = Some(RepairRecord {
             consistent_point: Lsn::new(u64::MAX),
             lower: Some("9".repeat(SNAPSHOT_BYTES_MAX)),

@@ -23,6 +23,7 @@ mod limits;
 mod lines;
 mod locks;
 mod losses;
+mod lost_table;
 mod many_releases;
 mod matrix;
 mod messages;

@@ -64,12 +64,12 @@ const CASES: &[Case] = &[
 ];
 
 /// Between backticks is what is typed.
-fn typed<'a>(text: &'a str, words: &str) -> &'a str {
+pub(crate) fn typed<'a>(text: &'a str, words: &str) -> &'a str {
     let mut commands = text.split('`').skip(1).step_by(2);
     commands.find(|one| one.contains(words)).unwrap_or_else(|| panic!("no {words} in: {text}"))
 }
 
-async fn obey(t: &Harness, command: &str) {
+pub(crate) async fn obey(t: &Harness, command: &str) {
     let Some(arguments) = command.strip_prefix("outbox-relay ") else {
         let done = t.database().superuser().batch_execute(command).await;
         return done.unwrap_or_else(|error| panic!("{command}: {error:?}"));

@@ -15,7 +15,7 @@ mod lag;
 mod limited;
 pub mod status;
 
-use std::{io, time::Duration};
+use std::{io, iter, time::Duration};
 
 use axum::{
     Json, Router,
@@ -121,16 +121,19 @@ async fn only_known_hosts(State(hosts): State<Hosts>, request: Request, next: Ne
 }
 
 async fn livez(State(board): State<Board>) -> Response {
-    health_answer(board.liveness())
+    health_answer(board.liveness(), &[])
 }
 
 async fn readyz(State(board): State<Board>) -> Response {
-    health_answer(board.readiness())
+    health_answer(board.readiness(), &board.concerns())
 }
 
-fn health_answer(health: Result<(), String>) -> Response {
+fn health_answer(health: Result<(), String>, concerns: &[String]) -> Response {
     match health {
-        Ok(()) => "ok\n".into_response(),
+        Ok(()) => {
+            let but = concerns.iter().map(|concern| format!("but {}\n", printable::line(concern)));
+            iter::once("ok\n".to_owned()).chain(but).collect::<String>().into_response()
+        }
         // Read in terminals; there may be text from rows in it.
         Err(why) => {
             let why = format!("{}\n", printable::line(&why));

@@ -50,9 +50,12 @@ pub struct Status {
     pub rows_moved: u64,
     /// Lanes that are parked now; null before it is known.
     pub parked_lanes: Option<u64>,
-    /// Events that are parked now; null before it is known.
+    /// Events that are parked, as last counted; null while it is not known.
     #[serde(default)]
     pub parked_events: Option<u64>,
+    /// What a person should change though no event waits for it; empty when nothing.
+    #[serde(default)]
+    pub concerns: Vec<String>,
     /// The newest error, also when it has passed.
     pub last_error: Option<LastError>,
     /// Since the process started.
@@ -77,6 +80,9 @@ pub struct LastError {
     pub error: String,
     /// RFC 3339, UTC.
     pub at: String,
+    /// When the relay went on; null while it has not, or where nothing was waited for.
+    #[serde(default)]
+    pub over_since: Option<String>,
 }
 
 /// Bytes to a whole number of the largest unit, for reading at a glance.

@@ -80,7 +80,8 @@ pub(super) fn migrated(migrated: &Migrated, set: Set) -> String {
         let tables = made_again.join(", ");
         return format!(
             "{set}: {tables} had been dropped: made again, without the rows that were in it; now grant \
-             what docs/ROLES.md lists\n"
+             what docs/ROLES.md lists. Where events were parked in it, the relay says how many, and how \
+             they are sent again, once it has started\n"
         );
     }
     if applied.is_empty() {

@@ -8,7 +8,7 @@ use super::print;
 use crate::{
     admin::{
         client,
-        status::{Status, approximate},
+        status::{LastError, Status, approximate},
     },
     config::AdminConfig,
     printable::{self, counted},
@@ -61,15 +61,23 @@ fn table(s: &Status) -> String {
         ("rows moved", s.rows_moved.to_string()),
         ("parked lanes", known(s.parked_lanes)),
         ("parked events", known(s.parked_events)),
-        ("last error", known(s.last_error.as_ref().map(|e| format!("{} {}", e.at, e.error)))),
+        ("last error", known(s.last_error.as_ref().map(last_error))),
         ("uptime", uptime(s.uptime_seconds)),
     ];
     let mut out = String::new();
-    for (name, value) in rows {
+    let concerns = s.concerns.iter().map(|concern| ("of concern", concern.clone()));
+    for (name, value) in rows.into_iter().chain(concerns) {
         // Writing to a string can't fail.
         let _ = writeln!(out, "{name:<18} {}", printable::line(&value));
     }
     out
+}
+
+fn last_error(last: &LastError) -> String {
+    match &last.over_since {
+        Some(over) => format!("over since {over}: {} {}", last.at, last.error),
+        None => format!("{} {}", last.at, last.error),
+    }
 }
 
 fn uptime(seconds: f64) -> String {

@@ -2,15 +2,31 @@
 
 use std::error::Error;
 
-use super::ended::Ended;
+use super::{control, ended::Ended};
 use crate::{
+    admin::Board,
+    config::Config,
+    dead_letter::lost,
     postgres::{ConnectError, error::ServerError, shortage, sql::SqlSession},
     printable,
+    progress::ParkedRecord,
+    reconcile::Halt,
     source::{
         connect::{QueryError, StartError},
         decoder::StreamError,
     },
 };
+
+/// The same, with what was parked in the table of dead letters where that is gone.
+pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board) -> Ended {
+    match ended {
+        Ended::NoDeadLetters(halt) => Ended::Halted(match board.parked_last() {
+            Some(parked) if parked.events > 0 => with_parked(halt, &parked, control::ours(config)),
+            _ => halt,
+        }),
+        ended => ended,
+    }
+}
 
 /// The same, with what to type where the server has run out of something.
 pub(super) fn advised(ended: Ended) -> Ended {
@@ -30,6 +46,19 @@ pub(super) fn advised(ended: Ended) -> Ended {
         }
         ended => ended,
     }
+}
+
+/// The table is missing, and these were parked in it.
+fn with_parked(halt: Halt, parked: &ParkedRecord, ours: bool) -> Halt {
+    let Halt { reason, remedy } = halt;
+    Halt::new(
+        format!("{reason}; {} were parked in it when it was last counted", lost::in_words(parked)),
+        format!(
+            "{remedy}. If the table was dropped, that makes it again without them, and the relay delivers \
+             them no more: {}",
+            lost::remedy(parked, ours)
+        ),
+    )
 }
 
 /// The server's code, wherever it is kept.

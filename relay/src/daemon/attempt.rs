@@ -181,12 +181,12 @@ async fn stream(
             Task::Control(run.await)
         });
         let waiting_board = board.clone();
-        let (stop, board, name) = (control_stop.clone(), board.clone(), config.name.clone());
+        let (stop, board, config_there) = (control_stop.clone(), board.clone(), config.clone());
         tasks.spawn("watch", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Watch,
                 never = broker::watch(probe, &board) => match never {},
-                never = control::watch_parked(&watch_session, &name, &board) => match never {},
+                never = control::watch_parked(&watch_session, &config_there, &board) => match never {},
                 never = retention::watch(&watch_session, history, &board) => match never {},
             }
         });
@@ -234,7 +234,9 @@ async fn stream(
             }
             Err(panicked) => (Err(panicked), false),
         };
-        if result.is_err() && (ended.is_ok() || matches!(result, Err(Ended::Halted(_)))) {
+        if result.is_err()
+            && (ended.is_ok() || matches!(result, Err(Ended::Halted(_) | Ended::NoDeadLetters(_))))
+        {
             ended = result; // The first cause, unless a later one says what a person must do.
         }
         source_stop.cancel();

@@ -19,11 +19,11 @@ use super::locks;
 use crate::{
     admin::Board,
     config::Config,
-    dead_letter::{self, Parked},
+    dead_letter::{self, lost},
     lsn::Lsn,
     pipeline::Seen,
     postgres::sql::{SessionLost, SqlSession},
-    progress::SnapshotRecord,
+    progress::{ParkedRecord, SnapshotRecord},
     published::{Published, Since},
     repair,
     source::{publication::Look, slot::InspectError},
@@ -31,9 +31,10 @@ use crate::{
 
 /// A query runs this often.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// What is parked is counted this often, or more rarely: its share of the time is at most one in
-/// [`COUNT_SHARE`].
+/// What is parked is counted this often, and so soon after it has changed, or more rarely: its share of
+/// the time is at most one in [`COUNT_SHARE`].
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+const COUNT_SOON: Duration = Duration::from_millis(500);
 const COUNT_SHARE: u32 = 30;
 /// For the first look of an attempt.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
@@ -76,7 +77,7 @@ pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) 
     tokio::select! {
         lost = session.closed() => lost,
         never = beat => never,
-        never = watch_parked(session, &config.name, board) => match never {},
+        never = watch_parked(session, config, board) => match never {},
     }
 }
 
@@ -85,7 +86,7 @@ pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) 
 pub(super) async fn first_look(session: &SqlSession, config: &Config, board: &Board) {
     let looks = async {
         let _ = look(session, &config.postgres.slot, board).await;
-        let _ = count_parked(session, &config.name, board).await;
+        let _ = count_parked(session, config, board).await;
     };
     // Whatever is wrong with the session, the start will say so.
     let _ = timeout(FIRST_LOOK_MAX, looks).await;
@@ -113,31 +114,56 @@ async fn look(session: &SqlSession, slot: &str, board: &Board) -> Result<(), Con
 
 /// Counts what is parked, again and again, at a small share of the server's time. Ends by being
 /// dropped only, at any time.
-pub(super) async fn watch_parked(session: &SqlSession, relay: &str, board: &Board) -> Infallible {
+pub(super) async fn watch_parked(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+) -> Infallible {
     loop {
         let begun = Instant::now();
-        match count_parked(session, relay, board).await {
+        match count_parked(session, config, board).await {
             Ok(()) => {}
             Err(error) if locks::refused(&error) => {}
             // What reads the table for its work says why. To ask again would be harmful: it would
             // break a transaction that shares this session.
             Err(_) => std::future::pending().await,
         }
-        sleep(COUNT_INTERVAL.max(begun.elapsed() * COUNT_SHARE)).await;
+        sleep(COUNT_SOON.max(begun.elapsed() * COUNT_SHARE)).await;
+        // Cancel safe, both.
+        tokio::select! {
+            () = board.parking_has_changed() => {}
+            () = sleep(COUNT_INTERVAL) => {}
+        }
     }
+}
+
+/// The table that events were parked in is gone, and there is another one without them.
+pub(super) fn tell_of_lost(config: &Config, board: &Board, lost: &ParkedRecord) {
+    let what = format!(
+        "outbox.dead_letters was dropped and made again: {} that were parked in it are in it no more, and \
+         the relay delivers them no more",
+        lost::in_words(lost)
+    );
+    let remedy = lost::remedy(lost, ours(config));
+    tracing::error!(reason = what, remedy, "parked events are lost to the relay");
+    board.error(format!("{what}; {remedy}"));
+    board.concern("parked events", Some(format!("{what}; {remedy}")));
+}
+
+/// Whether events are those of `outbox.events`.
+pub(super) fn ours(config: &Config) -> bool {
+    config.outbox.tables.iter().all(|table| table == "outbox.events")
 }
 
 async fn count_parked(
     session: &SqlSession,
-    relay: &str,
+    config: &Config,
     board: &Board,
 ) -> Result<(), tokio_postgres::Error> {
-    let counted = dead_letter::count(session.client(), relay).await;
+    let counted = dead_letter::count(session.client(), &config.name).await;
     // What can't be counted is not known, also where it was counted before.
-    let Parked { lanes, events } = counted.inspect_err(|_| board.parked_unknown())?;
-    board.parked_events(events);
-    if !board.streams() {
-        board.parked_lanes(usize::try_from(lanes).unwrap_or(usize::MAX));
+    if let Some(lost) = board.parked(&counted.inspect_err(|_| board.parked_unknown())?) {
+        tell_of_lost(config, board, &lost);
     }
     Ok(())
 }

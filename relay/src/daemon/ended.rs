@@ -22,6 +22,8 @@ const UNDEFINED_FUNCTION: &str = "42883";
 pub(super) enum Ended {
     /// A person must mend it.
     Halted(Halt),
+    /// A person must mend the table of dead letters, and what was parked in it may be gone.
+    NoDeadLetters(Halt),
     /// Another relay has taken over: stand by.
     Fenced,
     /// Start again, asking for the text format: the stream has rows, now or once, that need it.

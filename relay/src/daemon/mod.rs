@@ -110,7 +110,9 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
         // Whoever changes passwords rewrites files.
         parts = config.renewed(parts);
         let ended = attempt::run(config, &parts, board, learnt, stop).await;
-        let ended = explained(&parts, ended).await.map_err(advice::advised);
+        let ended = explained(&parts, ended).await;
+        let ended = ended
+            .map_err(|ended| advice::advised(advice::with_what_was_parked(ended, config, board)));
         learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
@@ -120,7 +122,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
                 learnt.unpublished_once = false; // If it was, the slot is a new one.
                 continue;
             }
-            Err(Ended::Halted(halt)) => {
+            Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => {
                 tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
                 board.error(halt.to_string());
                 board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });

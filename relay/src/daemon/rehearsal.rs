@@ -35,7 +35,7 @@ pub(crate) async fn rehearse(
 ) -> Rehearsed {
     match decide(config, parts, session, has_progress_topic).await {
         Ok(decision) => Rehearsed::Starts(decision),
-        Err(Ended::Halted(halt)) => Rehearsed::Halts(halt),
+        Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),

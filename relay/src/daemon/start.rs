@@ -12,6 +12,7 @@ use super::{
     advice,
     attempt::Learnt,
     connect::{connect_replication, connect_sink, look, still_leads},
+    control,
     decision::{
         Found, believe, decide, identify, note_delivered, open_key, survey, tell_of_a_lost_tail,
     },
@@ -118,6 +119,11 @@ pub(super) async fn start(
     let mut stored = believe(config, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
         board.resumed(delivered); // Also where the relay goes no further.
+    }
+    if let Some(parked) = stored.as_ref().and_then(|stored| stored.parked.as_ref())
+        && let Some(lost) = board.parked_before(parked)
+    {
+        control::tell_of_lost(config, board, &lost);
     }
 
     if let Some(stored) = stored.as_mut() {
@@ -393,7 +399,9 @@ async fn parked(
 /// What to do when the table of dead letters can't be used.
 pub(super) fn dead_letters_failed(doing: &'static str, error: DeadLetterError) -> Ended {
     match error {
-        DeadLetterError::Misconfigured { what, remedy } => Ended::Halted(Halt::new(what, remedy)),
+        DeadLetterError::Misconfigured { what, remedy } => {
+            Ended::NoDeadLetters(Halt::new(what, remedy))
+        }
         error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
     }
 }

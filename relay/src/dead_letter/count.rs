@@ -1,24 +1,31 @@
-//! How much is parked: for the board, whatever else the relay is at.
+//! How much is parked: for the board and for progress, whatever else the relay is at.
 
 use tokio_postgres::{Client, Error};
 
-/// What is parked under a relay's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parked {
-    /// Lanes; an event without one is none.
-    pub lanes: u64,
-    /// Events, those that are being released included.
-    pub events: u64,
-}
+use crate::progress::{PARKED_IDS_MAX, ParkedRecord};
 
 /// Counts, over the index of what is parked.
 ///
 /// # Errors
 /// The table can't be read, or the session is broken.
-pub async fn count(client: &Client, relay: &str) -> Result<Parked, Error> {
-    let sql = "select pg_catalog.count(distinct lane), pg_catalog.count(*) from outbox.dead_letters \
-               where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing')";
-    let row = client.query_one(sql, &[&relay]).await?;
+pub async fn count(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
+    // Ids that can be typed between quotes; of others there is only the number.
+    let sql = format!(
+        "select pg_catalog.count(distinct lane), pg_catalog.count(*), \
+             'outbox.dead_letters'::pg_catalog.regclass::pg_catalog.oid, \
+             array(select event_id from outbox.dead_letters \
+                   where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing') \
+                       and event_id operator(pg_catalog.~) '^[0-9A-Za-z_.:-]{{1,64}}$' \
+                   limit {PARKED_IDS_MAX}) \
+         from outbox.dead_letters \
+         where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing')"
+    );
+    let row = client.query_one(&sql, &[&relay]).await?;
     let number = |index| row.try_get(index).map(|n: i64| u64::try_from(n).unwrap_or_default());
-    Ok(Parked { lanes: number(0)?, events: number(1)? })
+    Ok(ParkedRecord {
+        lanes: number(0)?,
+        events: number(1)?,
+        table: row.try_get(2)?,
+        ids: row.try_get(3)?,
+    })
 }

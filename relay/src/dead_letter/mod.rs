@@ -13,6 +13,7 @@ mod edit;
 mod headers;
 pub mod history;
 mod lane;
+pub mod lost;
 pub mod operator;
 pub mod pending;
 
@@ -26,7 +27,7 @@ use uuid::Uuid;
 
 pub use self::{
     announcement::{announce, waiting, wal_end},
-    count::{Parked, count},
+    count::count,
     edit::{Edit, EditError},
     lane::{Lane, Lanes},
     store::Store,

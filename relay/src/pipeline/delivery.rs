@@ -231,6 +231,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         if !course.advance(&mut self.progress, batch, range.end) {
             return Ok(());
         }
+        self.note_parked();
         let started = Instant::now();
         self.board.delivery_started();
         let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await;
@@ -253,6 +254,13 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         course.stored(&self.progress, stored);
         fault::point(Point::Confirmable);
         Ok(())
+    }
+
+    /// So that it is missed when the table is gone. As last counted: what is not known stays as it was.
+    fn note_parked(&mut self) {
+        if let Some(parked) = self.board.parked_last() {
+            self.progress.parked = (parked.events > 0).then_some(parked);
+        }
     }
 
     /// Parks the records that are refused (`fit`: records all the same), and of those from `followers`
@@ -341,6 +349,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             );
         }
         self.board.parked_lanes(self.lanes.len());
+        self.board.parking_changed();
         drop(letters);
         let mut next = parked.iter().copied().peekable();
         alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());

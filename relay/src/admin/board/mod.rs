@@ -7,6 +7,7 @@ mod report;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +17,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     health::Phase,
@@ -24,7 +25,9 @@ use super::{
     lag::Lag,
     status::{LastBatch, LastError},
 };
-use crate::{lsn::Lsn, metrics::Metrics, position::Position};
+use crate::{
+    dead_letter::lost, lsn::Lsn, metrics::Metrics, position::Position, progress::ParkedRecord,
+};
 
 /// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds since Unix's.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
@@ -58,6 +61,8 @@ struct Inner {
     moved: AtomicU64,
     parked_lanes: Known,
     parked_events: Known,
+    /// Told when what is parked has changed.
+    parking: Notify,
     state: Mutex<State>,
 }
 
@@ -69,6 +74,12 @@ struct State {
     /// When the last delivery of commits ended, and how old its newest one was then.
     last_age: Option<(Duration, Duration)>,
     last_error: Option<LastError>,
+    /// It is what the trouble is about, and over with it.
+    error_is_trouble: bool,
+    /// As last counted, also where it can't be counted any more.
+    parked: Option<ParkedRecord>,
+    /// By what they are about.
+    concerns: BTreeMap<&'static str, String>,
     /// Why the brokers did not answer when they were last asked.
     broker_error: Option<String>,
     /// What failed last, until the relay has come further.
@@ -104,6 +115,7 @@ impl Board {
             moved: AtomicU64::new(0),
             parked_lanes: Known::default(),
             parked_events: Known::default(),
+            parking: Notify::new(),
             state: Mutex::new(State {
                 phase: Phase::Starting { doing: "reading settings".into() },
                 phase_since: Duration::ZERO,
@@ -111,6 +123,9 @@ impl Board {
                 last_batch: None,
                 last_age: None,
                 last_error: None,
+                error_is_trouble: false,
+                parked: None,
+                concerns: BTreeMap::new(),
                 broker_error: None,
                 trouble: None,
                 lag: Lag::new(),
@@ -167,6 +182,7 @@ impl Board {
             }
             state.delivered = None;
             state.last_age = None;
+            state.parked = None;
             state.lag.reset();
         }
         match &phase {
@@ -175,7 +191,11 @@ impl Board {
             Phase::Starting { .. } | Phase::Stopping => {}
             Phase::Standby { .. } | Phase::Streaming | Phase::Repairing { .. } => {
                 state.trouble = None;
+                state.trouble_is_over();
             }
+        }
+        if matches!(phase, Phase::Retrying { .. } | Phase::Halted { .. }) {
+            state.error_is_trouble = true;
         }
         state.phase = phase;
         state.phase_since = now;
@@ -313,9 +333,54 @@ impl Board {
         self.0.parked_lanes.set(count as u64);
     }
 
-    /// How many events are parked.
-    pub fn parked_events(&self, count: u64) {
-        self.0.parked_events.set(count);
+    /// What is parked was counted. Returns what was in a table that is gone, each time that one is.
+    pub fn parked(&self, counted: &ParkedRecord) -> Option<ParkedRecord> {
+        self.0.parked_events.set(counted.events);
+        if !self.streams() {
+            self.0.parked_lanes.set(counted.lanes);
+        }
+        let before = self.state().parked.replace(counted.clone())?;
+        lost::lost(&before, counted)
+    }
+
+    /// What stored progress says was parked. Returns as [`Board::parked`] does.
+    pub fn parked_before(&self, stored: &ParkedRecord) -> Option<ParkedRecord> {
+        let mut state = self.state();
+        let now = state.parked.get_or_insert_with(|| stored.clone());
+        lost::lost(stored, now)
+    }
+
+    /// What was parked when it was last counted, also where it can't be any more.
+    pub fn parked_last(&self) -> Option<ParkedRecord> {
+        self.state().parked.clone()
+    }
+
+    /// Something that a person should change, and that keeps no event waiting; `None` when it is changed.
+    /// One for each `about`. Returns whether it is new.
+    pub fn concern(&self, about: &'static str, what: Option<String>) -> bool {
+        let mut state = self.state();
+        match what {
+            Some(what) => state.concerns.insert(about, what.clone()) != Some(what),
+            None => {
+                state.concerns.remove(about);
+                false
+            }
+        }
+    }
+
+    /// What there is of concern.
+    pub fn concerns(&self) -> Vec<String> {
+        self.state().concerns.values().cloned().collect()
+    }
+
+    /// What is parked has changed: it is to be counted soon.
+    pub fn parking_changed(&self) {
+        self.0.parking.notify_one();
+    }
+
+    /// Returns when what is parked has changed since the last call. Cancel safe.
+    pub async fn parking_has_changed(&self) {
+        self.0.parking.notified().await;
     }
 
     /// How much is parked could not be asked.
@@ -334,7 +399,9 @@ impl Board {
     /// Something went wrong; shown until the next one. No secret and no payload in it.
     pub fn error(&self, error: String) {
         let at = format!("{:.0}", Timestamp::now());
-        self.state().last_error = Some(LastError { error, at });
+        let mut state = self.state();
+        state.last_error = Some(LastError { error, at, over_since: None });
+        state.error_is_trouble = false;
     }
 
     /// The daemon's heartbeat, once a second, also through outages.
@@ -349,6 +416,17 @@ impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain values, each whole by itself: still good after a panic elsewhere.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What was tried again, or waited for a person, goes on.
+    fn trouble_is_over(&mut self) {
+        if std::mem::take(&mut self.error_is_trouble)
+            && let Some(error) = &mut self.last_error
+        {
+            error.over_since = Some(format!("{:.0}", Timestamp::now()));
+        }
     }
 }
 

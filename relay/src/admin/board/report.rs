@@ -60,8 +60,9 @@ impl Board {
             last_batch: state.last_batch.clone(),
             rows_moved: self.0.moved.load(Relaxed),
             parked_lanes: self.0.parked_lanes.get(),
-            parked_events: self.0.parked_events.get(),
+            parked_events: self.parked_events(),
             last_error: state.last_error.clone(),
+            concerns: state.concerns.values().cloned().collect(),
             uptime_seconds: now.as_secs_f64(),
         }
     }
@@ -123,6 +124,12 @@ impl Board {
             .filter(|(at, _)| now.saturating_sub(*at) < DRAINING)
             .map_or(Duration::ZERO, |(_, age)| age);
         Some((end.bytes_since(delivered), waiting.max(late)))
+    }
+
+    /// As last counted; not known where more lanes are parked by now than there were events then.
+    fn parked_events(&self) -> Option<u64> {
+        let lanes = self.0.parked_lanes.get().unwrap_or_default();
+        self.0.parked_events.get().filter(|events| *events >= lanes)
     }
 
     pub(super) fn vitals(&self, now: Duration) -> Vitals {

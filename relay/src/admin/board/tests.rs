@@ -144,7 +144,7 @@ fn a_standby_knows_nothing_of_the_stream() {
     board.server_wal_end(Lsn::new(9000));
     board.confirmed(Lsn::new(1000));
     board.parked_lanes(2);
-    board.parked_events(7);
+    board.parked(&ParkedRecord { lanes: 2, events: 7, ..ParkedRecord::default() });
     board.phase(Phase::Standby { doing: "waiting".into() });
     let status = board.status();
     assert_eq!((status.server_wal_end, status.delivered, status.confirmed), (None, None, None));
@@ -174,4 +174,45 @@ fn the_lag_is_not_known_while_nobody_tells_where_the_wal_ends_or_it_ends_too_ear
     assert_eq!(board.lag(board.now()), None, "its volume was rolled back");
     board.server_wal_end(Lsn::new(5300));
     assert_eq!(board.lag(board.now()).map(|(bytes, _)| bytes), Some(300));
+}
+
+#[test]
+fn events_that_are_parked_are_not_known_while_more_lanes_are_parked_than_were_counted() {
+    let board = Board::new("orders", "s", "1");
+    board.phase(Phase::Streaming);
+    board.parked(&ParkedRecord { lanes: 1, events: 2, ..ParkedRecord::default() });
+    assert_eq!(board.status().parked_events, Some(2));
+    board.parked_lanes(20);
+    assert_eq!((board.status().parked_lanes, board.status().parked_events), (Some(20), None));
+    board.parked(&ParkedRecord { lanes: 20, events: 200, ..ParkedRecord::default() });
+    assert_eq!(board.status().parked_events, Some(200));
+}
+
+#[test]
+fn the_last_error_says_since_when_it_is_over() {
+    let board = Board::new("orders", "s", "1");
+    let over = |board: &Board| board.status().last_error.and_then(|error| error.over_since);
+    board.error("there is no publication".into());
+    board.phase(Phase::Halted { reason: "r".into(), remedy: "m".into() });
+    board.phase(Phase::Starting { doing: "fencing".into() });
+    assert_eq!(over(&board), None, "a start may halt again");
+    board.phase(Phase::Streaming);
+    assert!(over(&board).is_some());
+    board.error("parked events are lost".into());
+    board.phase(Phase::Streaming);
+    assert_eq!(over(&board), None, "nothing has mended that");
+}
+
+#[test]
+fn what_was_parked_in_a_table_that_is_gone_is_missed_in_the_next_one() {
+    let board = Board::new("orders", "s", "1");
+    let parked = |table, events| ParkedRecord { table, lanes: 1, events, ids: vec![] };
+    assert_eq!(board.parked(&parked(7, 3)), None);
+    board.parked_unknown();
+    assert_eq!(board.parked_last(), Some(parked(7, 3)), "also while it can't be counted");
+    assert_eq!(board.parked(&parked(8, 0)).map(|lost| lost.events), Some(3));
+    assert_eq!(board.parked(&parked(8, 0)), None, "once");
+    let anew = Board::new("orders", "s", "1");
+    assert_eq!(anew.parked(&parked(8, 0)), None);
+    assert_eq!(anew.parked_before(&parked(7, 3)).map(|lost| lost.events), Some(3), "a new process");
 }

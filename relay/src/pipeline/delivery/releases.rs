@@ -125,6 +125,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             }
             fault::point(Point::ReleaseFinished);
             self.forget(&release.id);
+            self.board.parking_changed();
             if self.finished.len() == FINISHED_KEPT {
                 self.finished.pop_front();
             }

@@ -1,0 +1,59 @@
+//! The table of parked events is dropped, and with it the only place where they were parked.
+
+use outbox_tests::{Harness, database::Role, event::Event, wait};
+
+use crate::{
+    dead_letters::wait_parked,
+    obeyed::{obey, typed},
+    remedies::halted,
+};
+
+/// Whoever obeys the halt and then what the relay says of the parked events has each of them once.
+#[tokio::test]
+async fn events_that_were_parked_in_a_table_that_is_dropped_are_named_and_can_be_sent_again() {
+    let mut t = Harness::start().await;
+    let orders = t.topic("orders").create(1).await;
+    let missing = t.topic("missing");
+    let settings = t.relay().set("sink.topic_grace", "100ms");
+    let mut relay = settings.start().await;
+    t.commit((0..3).map(|n| Event::to(missing.name()).key(if n < 2 { "a" } else { "b" }))).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    let told = wait::until("they are counted", wait::PATIENCE, || async {
+        let status = relay.try_status().await?;
+        let count = |name: &str| status.get(name).and_then(serde_json::Value::as_u64);
+        anyhow::ensure!(count("parked_events") == Some(3), "{status}");
+        Ok::<_, anyhow::Error>(count("parked_lanes"))
+    });
+    assert_eq!(told.await.expect("soon"), Some(2));
+    let drop = "drop table outbox.dead_letters";
+    t.database().superuser().batch_execute(drop).await.expect("dropped");
+    let halt = halted(&relay).await;
+    assert!(halt.contains("3 events of 2 lanes were parked in it"), "{halt}");
+    for row in t.committed().await {
+        assert!(halt.contains(&row.id), "{} is named in: {halt}", row.id);
+    }
+    obey(&t, typed(&halt, "outbox-relay migrate")).await;
+    relay.wait_ready().await;
+
+    relay.wait_log("parked events are lost to the relay").await;
+    let page = relay.page("/readyz").await;
+    assert!(page.starts_with("ok\nbut outbox.dead_letters was dropped"), "{page}");
+    let missing = missing.create(1).await;
+    let again = typed(&page, "insert into outbox.events").to_owned();
+    let writer = t.database().connect(Role::Writer).await;
+    let select = format!("grant select on outbox.events to {}", t.database().name_of(Role::Writer));
+    t.database().superuser().batch_execute(&select).await.expect("granted");
+    assert_eq!(writer.execute(again.as_str(), &[]).await.expect("it can be typed"), 3);
+    let ids: Vec<String> = t.committed().await.iter().map(|row| row.id.clone()).collect();
+    let records = missing.records_with(ids).await;
+    assert_eq!(records.len(), 3, "each once");
+
+    // It is said once, also by the next process.
+    t.commit([Event::to(orders.name())]).await;
+    let last = t.committed().await.last().expect("one").id.clone();
+    orders.records_with([last]).await;
+    assert!(relay.sigterm().await.success());
+    relay.restart();
+    relay.wait_ready().await;
+    assert_eq!(relay.page("/readyz").await, "ok\n");
+}
