@@ -21,8 +21,7 @@ use crate::{
     postgres::sql::{self, SqlSession},
     progress::Progress,
     progress_key::{self, KeyError},
-    record::{Batch, BatchLimits},
-    sink::{Sink, StoredProgress, kafka::KafkaSink},
+    sink::{ProgressStore as _, StoredProgress, kafka::KafkaSink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
         slot,
@@ -92,7 +91,7 @@ pub async fn run(
     let mut sink = KafkaSink::start(parts.kafka.clone(), known.key)?;
 
     // Asked before the lock is taken: a person may take long.
-    let seen = decoded(sink.glance_at_progress().await?, has_delivered, decision)?;
+    let seen = decoded(sink.peek().await?, has_delivered, decision)?;
     let slot = slot::inspect(session.client(), slot_name).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
     let facts = Facts { stored: seen.as_ref(), confirmed, identity: &identity };
@@ -107,7 +106,7 @@ pub async fn run(
     take_lock(&session, slot_name).await?;
     same_server(&session, &mut replication, slot_name).await?;
     sink.fence().await?;
-    let stored = decoded(sink.read_progress().await?, has_delivered, decision)?;
+    let stored = decoded(sink.read().await?, has_delivered, decision)?;
     let before = stored.as_ref().and_then(|progress| progress.position);
     if asked && before != seen.and_then(|progress| progress.position) {
         bail!("progress has changed meanwhile, and nothing else was: run the command again");
@@ -117,8 +116,7 @@ pub async fn run(
         decision => Some(position(&session, slot_name, decision, stored.as_ref()).await?),
     };
     let next = decided(stored, decision, after, slot_name, &identity, SystemTime::now());
-    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
-    let _stored = sink.deliver(&nothing.into(), 0..0, next.encode()).await?;
+    let _stored = sink.store(next.encode()).await?;
     fault::point(Point::DecisionStored);
     // Whoever finds the slot after this knows that it is to be dropped.
     if after.is_none() && slot::inspect(session.client(), slot_name).await?.is_some() {

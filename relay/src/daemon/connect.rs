@@ -15,7 +15,7 @@ use crate::{
     progress_key::Known,
     reconcile::{self, Facts, Halt},
     route::quoted,
-    sink::{Sink as _, kafka::KafkaSink},
+    sink::{ProgressStore as _, kafka::KafkaSink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
         publication::Look,
@@ -61,7 +61,7 @@ pub(super) async fn connect_sink(
 ) -> Result<KafkaSink, Ended> {
     let mut sink = KafkaSink::start(parts.kafka.clone(), known.key.clone())
         .map_err(|e| Ended::sink("connecting to Kafka", e))?;
-    let seen = sink.glance_at_progress().await;
+    let seen = sink.peek().await;
     let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
     let seen = believe(config, session, identity, known, seen).await?;
     let (slot, database) = survey(config, session).await?;

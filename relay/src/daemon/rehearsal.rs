@@ -10,7 +10,7 @@ use crate::{
     progress_key::{self, Known},
     reconcile::{Decision, Halt},
     route::Format,
-    sink::{Sink as _, kafka::KafkaSink},
+    sink::{ProgressStore as _, kafka::KafkaSink},
     table_fit,
 };
 
@@ -61,7 +61,7 @@ async fn decide(
     if has_progress_topic {
         let sink = KafkaSink::start(parts.kafka.clone(), known.key.clone());
         let mut sink = sink.map_err(|e| Ended::sink("connecting to Kafka", e))?;
-        let seen = sink.glance_at_progress().await;
+        let seen = sink.peek().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
         stored = decision::believe(config, session, &identity, &known, seen).await?;
     }

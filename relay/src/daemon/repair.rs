@@ -30,7 +30,7 @@ use crate::{
     progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
     reconcile::{self, Halt},
     record::{Batch, BatchLimits},
-    repair::{self, End, ReadError, Reader, Table},
+    repair::{self, End, Page, ReadError, Reader, Table},
     route::Router,
     sink::kafka::KafkaSink,
     source::{connect::ReplicationConnection, publication::Look},
@@ -253,19 +253,21 @@ async fn pages(
         board.phase(Phase::Repairing { delivered, through });
         let page = tokio::select! {
             biased; // A relay that was asked to stop begins no new page.
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
             page = reader.page(&mut batch) => page.map_err(unread)?,
         };
         let mut page = page;
         if page.is_empty() {
-            return Ok(());
+            break;
         }
         let mut shared = Arc::new(batch);
         delivery.deliver(&mut shared, &mut page).await.map_err(pipeline_ended)?;
+        delivery.settle_in_time(&mut page).await.map_err(pipeline_ended)?;
         fault::point(Point::RepairPageStored);
         batch = Arc::into_inner(shared).expect("a sink keeps no batch after its delivery");
         batch.clear();
     }
+    delivery.settle(&mut Page::default()).await.map_err(pipeline_ended)
 }
 
 async fn end(
@@ -279,7 +281,9 @@ async fn end(
     let rows = delivery.progress().repair.as_ref().map_or(0, |repair| repair.delivered);
     let first = delivery.progress().position.is_none();
     let mut nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
-    delivery.deliver(&mut nothing, &mut End { now_ms }).await.map_err(pipeline_ended)?;
+    let mut end = End { now_ms };
+    delivery.deliver(&mut nothing, &mut end).await.map_err(pipeline_ended)?;
+    delivery.settle(&mut end).await.map_err(pipeline_ended)?;
     fault::point(Point::RepairEnded);
     match first {
         true => tracing::info!(rows, "published the rows that were in the outbox tables"),

@@ -35,11 +35,10 @@ use crate::{
     progress::Progress,
     published::Published,
     reconcile::{self, Decision, Halt, Reconciled},
-    record::{Batch, BatchLimits},
     repair::Table,
     route::{Format, Origin, Router},
     sink::{
-        Sink,
+        ProgressStore as _,
         kafka::{KafkaSink, Probe, Watch},
     },
     source::{
@@ -114,7 +113,7 @@ pub(super) async fn start(
     still_leads(config, session, &mut replication).await?;
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
-    let found = sink.read_progress().await.map_err(|e| Ended::sink("reading progress", e))?;
+    let found = sink.read().await.map_err(|e| Ended::sink("reading progress", e))?;
     let has_own = found.own.is_some();
     let mut stored = believe(config, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
@@ -413,10 +412,6 @@ pub(super) fn doing(board: &Board, doing: &str) {
 
 /// Stores progress alone.
 pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
-    let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
-    let _stored = sink
-        .deliver(&nothing.into(), 0..0, progress.encode())
-        .await
-        .map_err(|e| Ended::sink("storing progress", e))?;
-    Ok(())
+    let stored = sink.store(progress.encode()).await;
+    stored.map(drop).map_err(|e| Ended::sink("storing progress", e))
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::{
     PipelineError,
     pace::Pace,
+    settling::Settling,
     suspicion::{INSISTENCE, Suspicion, suspects},
 };
 use crate::{
@@ -29,12 +30,13 @@ use crate::{
         pending::{SUSPECTED, UNKNOWN_TOPIC},
     },
     fault::{self, Point},
-    position::RowPosition,
+    lsn::Lsn,
+    position::{Position, RowPosition},
     printable,
     progress::Progress,
     record::{Batch, RefusedRecord},
     route::reason,
-    sink::{ALONE_MAX, Rest, Sink, SinkError, Stored},
+    sink::{ALONE_MAX, Publisher, Rest, SinkError, Stored},
 };
 
 /// Where events come from, and what progress says of them.
@@ -67,13 +69,14 @@ pub enum Origin<'a> {
     },
 }
 
-/// The sink, the parked lanes and the progress: all that a delivery changes.
+/// The publisher, the parked lanes and the progress: all that a delivery changes.
 #[derive(Debug)]
-pub struct Delivery<S, D> {
-    sink: S,
+pub struct Delivery<P, D> {
+    publisher: P,
     dead_letters: D,
     lanes: Lanes,
     progress: Progress,
+    settling: Settling,
     /// `None` where the sink takes its time.
     pace: Option<Pace>,
     board: Board,
@@ -90,16 +93,18 @@ pub struct Delivery<S, D> {
     finished: VecDeque<String>,
 }
 
-impl<S: Sink, D: DeadLetters> Delivery<S, D> {
+impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     /// `progress` is what was read back or first stored, `lanes` what was parked by then.
-    pub fn new(sink: S, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
+    pub fn new(publisher: P, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
         board.parked_lanes(lanes.len());
-        let pace = sink.delivery_limit().map(Pace::new);
+        let pace = publisher.delivery_limit().map(Pace::new);
+        let settling = Settling::new(reached(&progress));
         Delivery {
-            sink,
+            publisher,
             dead_letters,
             lanes,
             progress,
+            settling,
             pace,
             board,
             missing: Arc::default(),
@@ -126,9 +131,50 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         &self.progress
     }
 
+    /// When [`Delivery::settle`] is to be called; `None` while all that is delivered is stored.
+    pub fn settles_at(&self) -> Option<Instant> {
+        self.settling.due_at()
+    }
+
+    /// Waits until then, by the publisher's clock. Cancel safe.
+    pub async fn wait_until(&self, at: Instant) {
+        self.publisher.wait_until(at).await;
+    }
+
+    /// Stores progress, unless it went with what was delivered.
+    ///
+    /// Not cancel safe, as a delivery.
+    ///
+    /// # Errors
+    /// [`PipelineError::Sink`].
+    pub async fn settle<C: Course>(&mut self, course: &mut C) -> Result<(), PipelineError> {
+        if !self.settling.is_open() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let stored = self.publisher.store(self.progress.encode()).await;
+        let stored = stored.map_err(PipelineError::Sink)?;
+        let now = Instant::now();
+        self.settling.stored(now, now - started);
+        course.stored(&self.progress, stored);
+        fault::point(Point::Confirmable);
+        Ok(())
+    }
+
+    /// As [`Delivery::settle`], if it is time.
+    ///
+    /// # Errors
+    /// As [`Delivery::settle`].
+    pub async fn settle_in_time<C: Course>(&mut self, course: &mut C) -> Result<(), PipelineError> {
+        match self.settles_at() {
+            Some(at) if at <= Instant::now() => self.settle(course).await,
+            _ => Ok(()),
+        }
+    }
+
     /// The parts again, for what comes next.
-    pub fn into_parts(self) -> (S, D, Lanes, Progress) {
-        (self.sink, self.dead_letters, self.lanes, self.progress)
+    pub fn into_parts(self) -> (P, D, Lanes, Progress) {
+        (self.publisher, self.dead_letters, self.lanes, self.progress)
     }
 
     /// Stores or parks all records of the batch, in order, and the progress that goes with them.
@@ -234,11 +280,11 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         self.note_parked();
         let started = Instant::now();
         self.board.delivery_started();
-        let stored = self.sink.deliver(batch, range.clone(), self.progress.encode()).await;
-        if matches!(stored, Err(SinkError::Refused { .. })) {
+        let receipt = self.publisher.publish(batch, range.clone(), self.progress.encode()).await;
+        if matches!(receipt, Err(SinkError::Refused { .. })) {
             self.board.delivery_refused();
         }
-        let stored = stored?;
+        let receipt = receipt?;
         fault::point(Point::Delivered);
         let took = started.elapsed();
         let sizes = batch.iter().skip(range.start).take(range.len()).map(|r| r.size_bytes());
@@ -250,9 +296,15 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
         let records = range.len() as u64;
         let position = self.progress.position;
         self.board.delivered(position, records, bytes as u64, took, newest_commit_us);
-        self.board.metrics().restamped(stored.restamped());
-        course.stored(&self.progress, stored);
-        fault::point(Point::Confirmable);
+        self.board.metrics().restamped(receipt.restamped);
+        match receipt.progress {
+            Some(stored) => {
+                self.settling.stored(Instant::now(), Duration::ZERO);
+                course.stored(&self.progress, stored);
+                fault::point(Point::Confirmable);
+            }
+            None => self.settling.delivered(records > 0, reached(&self.progress)),
+        }
         Ok(())
     }
 
@@ -331,6 +383,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             }
         }
         fault::point(Point::Parked);
+        self.settling.delivered(true, reached(&self.progress));
         let metrics = self.board.metrics();
         letters.iter().for_each(|letter| metrics.parked(letter.reason));
         for letter in letters.iter().filter(|l| ![BEHIND, SUSPECTED].contains(&l.reason)) {
@@ -412,6 +465,11 @@ fn guilty(mut records: Vec<RefusedRecord>, rest: Rest, count: usize) -> Vec<Refu
         records.retain(|record| record.certain);
     }
     records
+}
+
+/// How far the WAL is done.
+fn reached(progress: &Progress) -> Lsn {
+    progress.position.map_or(Lsn::ZERO, Position::resume_lsn)
 }
 
 /// A batch that only its owner holds.

@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod intake;
 pub mod ladder;
 mod pace;
+mod settling;
 mod suspicion;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::{
     progress::{Progress, SnapshotRecord},
     published::Published,
     record::{Announced, Batch, BatchLimits},
-    sink::{Sink, SinkError, Stored},
+    sink::{Publisher, SinkError, Stored},
     source::handover::Taker,
 };
 
@@ -57,20 +58,20 @@ pub struct Seen {
 
 /// Delivers batches until the source ends.
 #[derive(Debug)]
-pub struct Pipeline<S, D> {
+pub struct Pipeline<P, D> {
     taker: Taker,
-    delivery: Delivery<S, D>,
+    delivery: Delivery<P, D>,
     course: StreamCourse,
     /// Of a batch that a release is read into.
     limits: BatchLimits,
 }
 
-impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
+impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
     /// What was `seen` waits in its channel until delivery looks; it is bounded, and the newest may
     /// be dropped. `limits` bound what a release takes into memory at a time.
     pub fn new(
         taker: Taker,
-        delivery: Delivery<S, D>,
+        delivery: Delivery<P, D>,
         seen: mpsc::Receiver<Seen>,
         confirmed: watch::Sender<Confirmable>,
         limits: BatchLimits,
@@ -85,7 +86,7 @@ impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
     /// # Errors
     /// [`PipelineError`]. What was stored has been confirmed to the source.
     pub async fn run(mut self) -> Result<(), PipelineError> {
-        while let Some(mut batch) = self.taker.take().await {
+        while let Some(mut batch) = self.next().await? {
             let announced = std::mem::take(&mut batch.announced);
             let due = self.delivery.due(announced).await?;
             let batch = match due.is_empty() {
@@ -93,8 +94,21 @@ impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
                 false => self.release(batch, due).await?,
             };
             self.taker.give_back(batch);
+            self.delivery.settle_in_time(&mut self.course).await?;
         }
-        Ok(())
+        self.delivery.settle(&mut self.course).await
+    }
+
+    /// The next batch; progress that is due meanwhile is stored.
+    async fn next(&mut self) -> Result<Option<Batch>, PipelineError> {
+        loop {
+            let Some(at) = self.delivery.settles_at() else { return Ok(self.taker.take().await) };
+            tokio::select! {
+                biased;
+                batch = self.taker.take() => return Ok(batch),
+                () = self.delivery.wait_until(at) => self.delivery.settle(&mut self.course).await?,
+            }
+        }
     }
 
     async fn deliver(&mut self, batch: Batch) -> Result<Batch, PipelineError> {
@@ -111,6 +125,8 @@ impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
         mut batch: Batch,
         due: Vec<Announced>,
     ) -> Result<Batch, PipelineError> {
+        // A release stores progress, but confirms nothing.
+        self.delivery.settle(&mut self.course).await?;
         let (mut before, mut commit, mut places) = (0, None, 0);
         for mut announced in due {
             let rest = batch.split_off(announced.after - before);
@@ -125,6 +141,7 @@ impl<S: Sink, D: DeadLetters> Pipeline<S, D> {
             places += self.delivery.release(&announced, self.limits).await?;
         }
         let batch = self.deliver(batch).await?;
+        self.delivery.settle(&mut self.course).await?;
         self.delivery.finish_complete().await?;
         Ok(batch)
     }

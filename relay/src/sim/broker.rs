@@ -1,6 +1,6 @@
 //! The broker: one transaction at a time, epochs, commits whose answer may be lost.
 
-use std::{collections::BTreeSet, future::Future, ops::Range, sync::Arc};
+use std::{collections::BTreeSet, future::Future, ops::Range, sync::Arc, time::{Duration, Instant}};
 
 use bytes::Bytes;
 
@@ -8,8 +8,10 @@ use super::world::{Mutant, Shared, World, look, turns};
 use crate::{
     position::{Position, RowPosition},
     progress::Progress,
-    record::{Batch, Record},
-    sink::{RefusedRecord, Rest, Sink, SinkError, Stored, StoredProgress},
+    record::{Batch, BatchLimits, Record},
+    sink::{
+        ProgressStore, Publisher, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress,
+    },
 };
 
 #[derive(Debug, Default)]
@@ -101,6 +103,8 @@ pub(super) fn id(record: &Record<'_>) -> usize {
 pub(super) struct SimSink {
     world: Shared,
     epoch: u64,
+    /// Of the database, which is the fence where that keeps progress.
+    session: u64,
 }
 
 fn unavailable() -> SinkError {
@@ -108,8 +112,8 @@ fn unavailable() -> SinkError {
 }
 
 impl SimSink {
-    pub(super) fn new(world: &Shared) -> Self {
-        SimSink { world: Arc::clone(world), epoch: 0 }
+    pub(super) fn new(world: &Shared, session: u64) -> Self {
+        SimSink { world: Arc::clone(world), epoch: 0, session }
     }
 
     fn may_fail(&self, times: u32) -> Result<(), SinkError> {
@@ -178,12 +182,7 @@ impl SimSink {
         Ok(Stored::scripted())
     }
 
-    async fn deliver_plain(
-        &self,
-        batch: &Batch,
-        range: Range<usize>,
-        progress: Bytes,
-    ) -> Result<Stored, SinkError> {
+    async fn deliver_plain(&self, batch: &Batch, range: Range<usize>) -> Result<(), SinkError> {
         let (certain, bad) = look(&self.world).refusals(batch, &range);
         if !certain.is_empty() {
             return Err(SinkError::Refused { records: certain, rest: Rest::NotStored });
@@ -205,21 +204,34 @@ impl SimSink {
             let records = bad.into_iter().map(|index| refused(index, false)).collect();
             return Err(SinkError::Refused { records, rest: Rest::Stored });
         }
-        look(&self.world).store_progress(progress);
+        Ok(())
+    }
+
+    async fn store_alone(&self, progress: Bytes) -> Result<Stored, SinkError> {
+        {
+            let world = &mut *look(&self.world);
+            if world.apart && !world.is(Mutant::StoresUnheld) {
+                world.leads(self.session).map_err(|_| unavailable())?;
+            }
+            world.store_progress(progress);
+        }
         turns(&self.world).await;
         self.may_fail(40)?;
         Ok(Stored::scripted())
     }
 }
 
-impl Sink for SimSink {
-    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
+impl ProgressStore for SimSink {
+    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
         turns(&self.world).await;
         Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
     }
 
     async fn fence(&mut self) -> Result<(), SinkError> {
         turns(&self.world).await;
+        if look(&self.world).apart {
+            return Ok(());
+        }
         {
             let world = &mut *look(&self.world);
             // A commit that the coordinator has begun is finished, any other is aborted.
@@ -237,31 +249,59 @@ impl Sink for SimSink {
         self.may_fail(60)
     }
 
-    async fn read_progress(&mut self) -> Result<StoredProgress, SinkError> {
+    async fn read(&mut self) -> Result<StoredProgress, SinkError> {
         turns(&self.world).await;
         self.may_fail(60)?;
         Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
     }
 
-    fn deliver(
+    async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
+        turns(&self.world).await;
+        let exactly_once = look(&self.world).exactly_once;
+        if exactly_once {
+            let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
+            return self.deliver_transaction(&nothing, 0..0, progress).await;
+        }
+        self.store_alone(progress).await
+    }
+}
+
+impl Publisher for SimSink {
+    fn delivery_limit(&self) -> Option<Duration> {
+        None
+    }
+
+    fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
         progress: Bytes,
-    ) -> impl Future<Output = Result<Stored, SinkError>> + Send {
+    ) -> impl Future<Output = Result<Receipt, SinkError>> + Send {
         let batch = Arc::clone(batch);
         let sink: &Self = self;
         async move {
             turns(&sink.world).await;
-            let exactly_once = look(&sink.world).exactly_once;
+            let (exactly_once, apart) = {
+                let world = look(&sink.world);
+                (world.exactly_once, world.apart && !world.is(Mutant::StoredTooEarly))
+            };
             let delivered = if exactly_once {
-                sink.deliver_transaction(&batch, range, progress).await
+                sink.deliver_transaction(&batch, range, progress).await.map(Some)
             } else {
-                sink.deliver_plain(&batch, range, progress).await
+                match sink.deliver_plain(&batch, range).await {
+                    Err(error) => Err(error),
+                    Ok(()) if apart => Ok(None),
+                    Ok(()) => sink.store_alone(progress).await.map(Some),
+                }
             };
             // The caller reuses the batch once it has the answer.
             drop(batch);
-            delivered
+            Ok(Receipt { restamped: 0, progress: delivered? })
         }
+    }
+
+    async fn wait_until(&self, _at: Instant) {
+        turns(&self.world).await;
+        turns(&self.world).await;
     }
 }

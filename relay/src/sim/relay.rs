@@ -31,7 +31,7 @@ use crate::{
     reconcile::{self, Decision, Facts, Reconciled},
     record::BatchLimits,
     route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
-    sink::Sink,
+    sink::ProgressStore as _,
     source::{connect::SystemIdentity, decoder::Decoder, handover::handover, slot::SlotState},
 };
 
@@ -78,7 +78,7 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
                     14..16 => world.discard_one(),
                     16..20 => ends = true,
                     // The scripted broker does not know who has claimed at-least-once progress.
-                    20..23 => freezes = world.exactly_once,
+                    20..23 => freezes = world.exactly_once || world.apart,
                     // A crash of the server: what it was told lately is not on its disk.
                     23..25 => {
                         ends = true;
@@ -165,10 +165,10 @@ impl super::world::World {
 
 /// One life: `daemon::start`'s order, then the stream, until something ends it.
 async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
-    let mut sink = SimSink::new(&world);
-    let glance = sink.glance_at_progress().await.map_err(|error| error.to_string())?;
+    let mut sink = SimSink::new(&world, session);
+    let glance = sink.peek().await.map_err(|error| error.to_string())?;
     sink.fence().await.map_err(|error| error.to_string())?;
-    let mut stored = sink.read_progress().await.map_err(|error| error.to_string())?;
+    let mut stored = sink.read().await.map_err(|error| error.to_string())?;
     if look(&world).is(Mutant::ReadsBeforeFence) {
         stored = glance;
     }
@@ -319,7 +319,7 @@ fn router(mutant: Option<Mutant>) -> Router {
 }
 
 impl super::world::World {
-    fn leads(&self, session: u64) -> Result<(), String> {
+    pub(super) fn leads(&self, session: u64) -> Result<(), String> {
         if self.server.leader == Some(session) {
             return Ok(());
         }

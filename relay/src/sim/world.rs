@@ -50,6 +50,8 @@ pub(super) enum Mutant {
     AsksNobody,
     /// A start believes the progress that it read before it fenced its predecessor.
     ReadsBeforeFence,
+    /// Progress in the database is stored by a session that lost the leader's lock.
+    StoresUnheld,
     /// Rows that were moved are taken for new ones.
     PublishesMoved,
 }
@@ -71,6 +73,7 @@ impl Mutant {
         Mutant::ForgetsWhatIsThere,
         Mutant::AsksNobody,
         Mutant::ReadsBeforeFence,
+        Mutant::StoresUnheld,
         Mutant::PublishesMoved,
     ];
 }
@@ -98,6 +101,8 @@ pub(super) struct World {
     pub(super) random: StdRng,
     pub(super) mutant: Option<Mutant>,
     pub(super) exactly_once: bool,
+    /// Progress is kept by the database, and stored after records were.
+    pub(super) apart: bool,
     pub(super) events: Vec<Event>,
     /// Events of each lane, in order.
     pub(super) lanes: BTreeMap<usize, Vec<usize>>,
@@ -123,11 +128,13 @@ pub(super) fn look(world: &Shared) -> MutexGuard<'_, World> {
 impl World {
     pub(super) fn new(seed: u64, mutant: Option<Mutant>) -> Shared {
         let mut random = StdRng::seed_from_u64(seed);
-        let exactly_once = random.random_bool(0.7);
+        let exactly_once = random.random_bool(0.6);
+        let apart = !exactly_once && random.random_bool(0.5);
         Arc::new(Mutex::new(World {
             random,
             mutant,
             exactly_once,
+            apart,
             events: Vec::new(),
             lanes: BTreeMap::new(),
             server: Server::new(),

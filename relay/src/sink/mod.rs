@@ -1,13 +1,14 @@
-//! What a broker must do for the relay: store records durably, in order, together with progress.
+//! What a broker must do for the relay: store records durably and in order ([`Sink`]); keep progress
+//! for one relay at a time ([`ProgressStore`]); and, where it can, both in one step ([`Publisher`]).
 //!
-//! A sink knows records and opaque progress bytes; it knows neither rows nor WAL. It is called by
-//! `pipeline` (deliver) and `daemon` (start-up), by one caller at a time. It never retries a
-//! delivery whose outcome is uncertain: retry is replay, from the progress that is read back.
+//! All of them know records and opaque progress bytes, and neither rows nor WAL. They are called by
+//! `pipeline` (deliveries) and `daemon` (start-up), by one caller at a time. None retries a delivery
+//! whose outcome is uncertain: retry is replay, from the progress that is read back.
 
 pub mod kafka;
 pub mod partition;
 
-use std::{future::Future, ops::Range, sync::Arc, time::Duration};
+use std::{future::Future, ops::Range, sync::Arc, time::{Duration, Instant}};
 
 use bytes::Bytes;
 
@@ -24,31 +25,14 @@ pub const ALONE_MAX: usize = 100;
 /// Any error of a library below, kept as the cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A place to publish to. See the module's documentation for what it promises.
+/// Stores records, and knows nothing of progress.
 pub trait Sink: Send {
-    /// Reads the newest progress record that can be read now; a
-    /// delivery under way may hide a newer one. For who may be looking at another relay's
-    /// progress: nobody is disturbed, nobody waited for.
-    fn glance_at_progress(
-        &mut self,
-    ) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
-
-    /// Makes this the only relay of its name that can deliver; what an older one left unfinished
-    /// is undone.
-    fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
-
-    /// Reads the newest progress record that is stored. Called after
-    /// [`Sink::fence`]; waits until nothing that an older relay left open can hide a newer one.
-    fn read_progress(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
-
     /// After how long a delivery is given up; `None` where it is not.
     fn delivery_limit(&self) -> Option<Duration> {
         None
     }
 
-    /// Stores the records of `range` in order, and `progress` with them: at once where the
-    /// delivery is exactly-once, after them where it is at-least-once. Returns when all of it is
-    /// durable. An empty range stores progress alone.
+    /// Stores the records of `range` in order. Returns when all of them are durable.
     ///
     /// Not cancel safe: dropped half-way, the outcome is uncertain, and the sink must be made anew.
     ///
@@ -58,8 +42,77 @@ pub trait Sink: Send {
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
+    ) -> impl Future<Output = Result<Delivered, SinkError>> + Send;
+}
+
+/// Keeps the relay's progress, for one relay at a time.
+pub trait ProgressStore: Send {
+    /// Reads the newest progress record that can be read now; a delivery under way may hide a newer
+    /// one. For who may be looking at another relay's progress: it disturbs no one and waits for no
+    /// one.
+    fn peek(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
+
+    /// Makes this the only relay of its name that can store progress; what an older one left
+    /// unfinished is undone.
+    fn fence(&mut self) -> impl Future<Output = Result<(), SinkError>> + Send;
+
+    /// Reads the newest progress record that is stored. Called after [`ProgressStore::fence`]; waits
+    /// until nothing that an older relay left open can hide a newer one.
+    fn read(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send;
+
+    /// Stores progress alone. Returns when it is durable. Not cancel safe, as a delivery.
+    ///
+    /// # Errors
+    /// See [`SinkError`]; the store must be made anew.
+    fn store(
+        &mut self,
         progress: Bytes,
     ) -> impl Future<Output = Result<Stored, SinkError>> + Send;
+}
+
+/// What the pipeline publishes through: a sink, and where the progress goes that belongs to what it
+/// delivers.
+pub trait Publisher: ProgressStore {
+    /// As [`Sink::delivery_limit`].
+    fn delivery_limit(&self) -> Option<Duration>;
+
+    /// Stores the records of `range` in order, as [`Sink::deliver`] does. Who can store `progress`
+    /// together with them does so, which makes the delivery exactly-once, and returns the proof;
+    /// otherwise the caller stores it, with [`ProgressStore::store`], when it sees fit.
+    ///
+    /// Not cancel safe: dropped half-way, the outcome is uncertain, and all must be made anew.
+    ///
+    /// # Errors
+    /// See [`SinkError`]; after any but `Refused` all must be made anew.
+    fn publish(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> impl Future<Output = Result<Receipt, SinkError>> + Send;
+
+    /// Waits until then. Cancel safe. A simulation has a clock of its own.
+    fn wait_until(&self, at: Instant) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep_until(at.into())
+    }
+}
+
+/// What became of a delivery that succeeded.
+#[derive(Debug)]
+pub struct Receipt {
+    /// How many records were given the time of their delivery as timestamp, and not their event's:
+    /// these are so old that the broker would soon delete them.
+    pub restamped: u64,
+    /// The proof that progress is stored as well; `None` where only the records are.
+    pub progress: Option<Stored>,
+}
+
+/// Proof that records are durable. Their progress is not.
+#[derive(Debug)]
+#[must_use = "their progress is to be stored"]
+pub struct Delivered {
+    /// As [`Receipt::restamped`].
+    pub restamped: u64,
 }
 
 /// What is stored as progress.
@@ -79,31 +132,22 @@ impl StoredProgress {
     }
 }
 
-/// Proof that a delivery and its progress are durable. Only a sink can make one, so nothing else
-/// can move the position that PostgreSQL is told.
+/// Proof that progress is durable, and what it covers delivered. Only this module's own can make one,
+/// so nothing else can move the position that PostgreSQL is told.
 #[derive(Debug)]
 #[must_use = "only what is stored may be confirmed"]
-pub struct Stored {
-    /// Records whose timestamp is the time of their delivery and not their event's: these are so
-    /// old that the broker would soon delete them.
-    restamped: u64,
-}
+pub struct Stored(());
 
 impl Stored {
-    /// The position whose progress was part of the delivery that this proves.
+    /// The position whose progress this proves.
     pub fn confirms(self, position: Position) -> Confirmable {
         Confirmable::stored(position)
-    }
-
-    /// Records that were given the time of their delivery.
-    pub fn restamped(&self) -> u64 {
-        self.restamped
     }
 
     /// What a scripted sink of a test gives.
     #[cfg(test)]
     pub(crate) fn scripted() -> Self {
-        Stored { restamped: 0 }
+        Stored(())
     }
 }
 

@@ -62,11 +62,12 @@ pub struct Taker {
 
 impl Taker {
     /// Says that the sink is free and waits for the next batch; `None` when the source has ended.
-    /// Not cancel safe: the batch given back must be [`Taker::give_back`] first.
+    /// Cancel safe. The batch that it gave before must be [`Taker::give_back`] first.
     pub async fn take(&mut self) -> Option<Batch> {
         if let Some(idle) = self.idle.take() {
-            // A source that has ended is noticed by the receive below.
-            let _ = self.spare.send(idle).await;
+            // There is room: of two batches the source fills the other one. A source that has ended
+            // is noticed by the receive below.
+            let _ = self.spare.try_send(idle);
         }
         self.full.recv().await
     }

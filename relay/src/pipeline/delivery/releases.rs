@@ -10,7 +10,7 @@ use crate::{
     position::RowPosition,
     progress::Progress,
     record::{Announced, Batch, BatchLimits},
-    sink::{Sink, Stored},
+    sink::{Publisher, Stored},
 };
 
 /// Releases that progress may speak of, at some 130 bytes each.
@@ -19,7 +19,7 @@ const RELEASES_MAX: usize = 50;
 /// among those that say nothing.
 const FINISHED_KEPT: usize = 256;
 
-impl<S: Sink, D: DeadLetters> Delivery<S, D> {
+impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     /// Those of the announcements that there is something to do for.
     ///
     /// # Errors
@@ -64,6 +64,7 @@ impl<S: Sink, D: DeadLetters> Delivery<S, D> {
             let nothing = Arc::new(Batch::new(limits));
             let stored = self.store(&nothing, 0..0, &mut ProgressAlone).await;
             stored.map_err(PipelineError::Sink)?;
+            self.settle(&mut ProgressAlone).await?;
             self.finish_complete().await?;
             if self.progress.releases.len() >= RELEASES_MAX {
                 self.board.message_ignored("not_visible");

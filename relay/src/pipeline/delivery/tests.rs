@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::record::{Announced, BatchLimits, Record};
-use crate::sink::StoredProgress;
+use crate::sink::{ProgressStore, Receipt, StoredProgress};
 use crate::{
     dead_letter::{DeadLetterError, Release, Seen},
     lsn::Lsn,
@@ -31,12 +31,12 @@ struct ScriptedSink {
     names_few: bool,
 }
 
-impl Sink for ScriptedSink {
-    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
+impl ProgressStore for ScriptedSink {
+    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
         Ok(StoredProgress::default())
     }
 
-    fn read_progress(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send {
+    fn read(&mut self) -> impl Future<Output = Result<StoredProgress, SinkError>> + Send {
         ready(Ok(StoredProgress::default()))
     }
 
@@ -44,12 +44,26 @@ impl Sink for ScriptedSink {
         ready(Ok(()))
     }
 
-    fn deliver(
+    fn store(
+        &mut self,
+        progress: Bytes,
+    ) -> impl Future<Output = Result<Stored, SinkError>> + Send {
+        self.progress = Some(Progress::decode(&progress).expect("progress"));
+        ready(Ok(Stored::scripted()))
+    }
+}
+
+impl Publisher for ScriptedSink {
+    fn delivery_limit(&self) -> Option<Duration> {
+        None
+    }
+
+    fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
         progress: Bytes,
-    ) -> impl Future<Output = Result<Stored, SinkError>> + Send {
+    ) -> impl Future<Output = Result<Receipt, SinkError>> + Send {
         let records: Vec<_> = range.filter_map(|index| Some((index, batch.get(index)?))).collect();
         let bad = |record: &Record<'_>| record.payload == Some(b"bad");
         let refuse = |index, reason, certain| RefusedRecord {
@@ -87,7 +101,7 @@ impl Sink for ScriptedSink {
         } else {
             self.stored.extend(records.iter().map(|(_, record)| name(record)));
             self.progress = Some(Progress::decode(&progress).expect("progress"));
-            Ok(Stored::scripted())
+            Ok(Receipt { restamped: 0, progress: Some(Stored::scripted()) })
         };
         ready(outcome)
     }
@@ -309,12 +323,12 @@ async fn a_refused_event_parks_its_lane_from_there_and_the_others_flow() {
     let mut delivery = delivery(false);
     let events = ["t a", "t b", "t a !", "t b", "t a", "gone x", "t c", "gone x"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored, ["t a 0", "t b 1", "t b 3", "t c 6"]);
+    assert_eq!(delivery.publisher.stored, ["t a 0", "t b 1", "t b 3", "t c 6"]);
     assert_eq!(delivery.dead_letters.parked(), ["t a 2", "t a 4", "gone x 5", "gone x 7"]);
-    let progress = delivery.sink.progress.as_ref().expect("stored");
+    let progress = delivery.publisher.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
     delivery.deliver(&mut batch(2, &["t a", "t b"]), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored.last().map(String::as_str), Some("t b 1"));
+    assert_eq!(delivery.publisher.stored.last().map(String::as_str), Some("t b 1"));
     assert_eq!(delivery.dead_letters.parked().last(), Some(&"t a 0"));
 }
 
@@ -325,7 +339,7 @@ async fn what_precedes_a_parked_event_goes_its_way_when_it_is_sent_again() {
     delivery.lanes.park(lane, at(1, 1));
     let events = ["t a", "t a !", "t a"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored, ["t a 0"]);
+    assert_eq!(delivery.publisher.stored, ["t a 0"]);
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t a 2"]);
 }
 
@@ -333,7 +347,7 @@ async fn what_precedes_a_parked_event_goes_its_way_when_it_is_sent_again() {
 async fn a_batch_of_which_all_is_parked_still_moves_progress() {
     let mut delivery = delivery(false);
     delivery.deliver(&mut batch(1, &["gone a", "gone b"]), &mut Plain).await.expect("delivered");
-    let progress = delivery.sink.progress.as_ref().expect("stored");
+    let progress = delivery.publisher.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
 }
 
@@ -342,10 +356,10 @@ async fn at_least_once_parks_what_is_refused_and_nothing_that_is_stored() {
     let mut delivery = delivery(true);
     let events = ["t a", "t a !", "t a", "t b !", "t c"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored, ["t a 0", "t a 2", "t c 4"]);
+    assert_eq!(delivery.publisher.stored, ["t a 0", "t a 2", "t c 4"]);
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 3"]);
     delivery.deliver(&mut batch(2, &["t a", "t c"]), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored.last().map(String::as_str), Some("t c 1"));
+    assert_eq!(delivery.publisher.stored.last().map(String::as_str), Some("t c 1"));
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 3", "t a 0"]);
 }
 
@@ -355,10 +369,10 @@ async fn what_may_share_a_refusal_is_parked_unasked_where_others_have_waited_eno
     delivery.suspicion = Suspicion::without_patience();
     let events = ["u a", "t a", "t b !", "u b", "t c !", "t d", "u c"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored, ["u a 0", "u b 3", "u c 6"]);
-    assert_eq!(delivery.sink.refusals, 1, "the broker is asked once");
+    assert_eq!(delivery.publisher.stored, ["u a 0", "u b 3", "u c 6"]);
+    assert_eq!(delivery.publisher.refusals, 1, "the broker is asked once");
     assert_eq!(delivery.dead_letters.parked(), ["t a 1", "t b 2", "t c 4", "t d 5"]);
-    let progress = delivery.sink.progress.as_ref().expect("stored");
+    let progress = delivery.publisher.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
 }
 
@@ -369,17 +383,17 @@ async fn many_suspects_of_one_lane_come_to_an_end_however_slow_the_broker_is() {
     const MANY: usize = 1_000;
     const BAD: usize = 630;
     let mut delivery = delivery(false);
-    delivery.sink.names_few = true;
+    delivery.publisher.names_few = true;
     delivery.suspicion = Suspicion::without_patience();
     let mut events = vec!["t a"; MANY];
     events[BAD] = "t a !";
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.refusals, 1, "others wait for one question");
+    assert_eq!(delivery.publisher.refusals, 1, "others wait for one question");
     assert_eq!(delivery.dead_letters.parked().len(), MANY);
     let mut rounds = 0;
-    while delivery.sink.stored.len() < BAD {
+    while delivery.publisher.stored.len() < BAD {
         rounds += 1;
-        assert!(rounds < 5, "{} of {BAD} are stored", delivery.sink.stored.len());
+        assert!(rounds < 5, "{} of {BAD} are stored", delivery.publisher.stored.len());
         delivery.release(&announced(), LIMITS).await.expect("released");
         delivery.finish_complete().await.expect("finished");
     }
@@ -402,12 +416,12 @@ async fn a_released_lane_is_free_and_one_that_is_refused_again_is_not() {
     let places = delivery.release(&announced(), limits).await.expect("released");
     assert_eq!(places, 5);
     delivery.finish_complete().await.expect("finished");
-    assert_eq!(delivery.sink.stored, ["t a 0", "t a 2", "t a 4"]);
+    assert_eq!(delivery.publisher.stored, ["t a 0", "t a 2", "t a 4"]);
     assert_eq!(delivery.dead_letters.parked(), ["gone b 1", "gone b 3"]);
     assert_eq!(delivery.lanes.len(), 1);
     assert_eq!(delivery.progress.releases, []);
     delivery.deliver(&mut batch(10, &["t a", "gone b"]), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored.len(), 4);
+    assert_eq!(delivery.publisher.stored.len(), 4);
     assert_eq!(delivery.dead_letters.parked().len(), 3);
 }
 
@@ -423,7 +437,7 @@ async fn a_release_goes_on_where_progress_says_that_it_was() {
     delivery.progress.begin_release(RELEASE, Lsn::new(9));
     delivery.progress.deliver_release(RELEASE, 3);
     delivery.release(&announced(), LIMITS).await.expect("released");
-    assert_eq!(delivery.sink.stored, ["back a 3"]);
+    assert_eq!(delivery.publisher.stored, ["back a 3"]);
 }
 
 /// The simulation's seed 2053 of its time: places of what was put back, which progress counts as
@@ -440,12 +454,12 @@ async fn what_a_release_put_back_gets_new_places_when_it_is_begun_again() {
     };
     mend(&mut delivery, 1);
     delivery.release(&announced(), LIMITS).await.expect("released");
-    assert_eq!(delivery.sink.stored, ["back a 0"]);
+    assert_eq!(delivery.publisher.stored, ["back a 0"]);
     // The relay ends before the release is complete; by its next life the others are mended.
-    delivery.progress = delivery.sink.progress.clone().expect("stored");
+    delivery.progress = delivery.publisher.progress.clone().expect("stored");
     mend(&mut delivery, 3);
     delivery.release(&announced(), LIMITS).await.expect("released");
-    assert_eq!(delivery.sink.stored, ["back a 0", "back a 1", "back a 2"]);
+    assert_eq!(delivery.publisher.stored, ["back a 0", "back a 1", "back a 2"]);
 }
 
 /// It would be in every progress record from then on.
@@ -466,7 +480,7 @@ async fn an_event_without_a_lane_that_is_in_the_table_waits_when_it_is_sent_agai
     let mut delivery = delivery(false);
     delivery.lanes.expect(at(1, 1));
     delivery.deliver(&mut batch(1, &["t", "t", "t"]), &mut Plain).await.expect("delivered");
-    assert_eq!(delivery.sink.stored, ["t - 0", "t - 2"]);
+    assert_eq!(delivery.publisher.stored, ["t - 0", "t - 2"]);
     assert_eq!(delivery.dead_letters.parked(), ["t - 1"]);
 }
 
@@ -480,7 +494,7 @@ async fn lanes_beyond_what_memory_is_for_wait_all_the_same_and_are_released() {
         .deliver(&mut batch(2, &["gone c", "t c", "gone b"]), &mut Plain)
         .await
         .expect("delivered");
-    assert_eq!(delivery.sink.stored, ["t a 3", "t c 1"]);
+    assert_eq!(delivery.publisher.stored, ["t a 3", "t c 1"]);
     let parked = ["gone a 0", "gone b 1", "gone c 2", "gone c 0", "gone b 2"];
     assert_eq!(delivery.dead_letters.parked(), parked);
     assert_eq!(delivery.lanes.len(), 3);
@@ -490,7 +504,7 @@ async fn lanes_beyond_what_memory_is_for_wait_all_the_same_and_are_released() {
     delivery.release(&announced(), LIMITS).await.expect("released");
     delivery.finish_complete().await.expect("finished");
     let released = ["back a 0", "back b 1", "back c 2", "back c 0", "back b 2"];
-    assert_eq!(delivery.sink.stored.get(2..), Some(&released.map(String::from)[..]));
+    assert_eq!(delivery.publisher.stored.get(2..), Some(&released.map(String::from)[..]));
     assert_eq!(delivery.lanes.len(), 0);
 }
 
@@ -526,7 +540,7 @@ proptest! {
             }
             for (lane, expected) in all {
                 let of_lane = |name: &&str| name.starts_with(&format!("{lane} "));
-                let stored = delivery.sink.stored.iter().map(String::as_str);
+                let stored = delivery.publisher.stored.iter().map(String::as_str);
                 let parked = delivery.dead_letters.parked();
                 let found: Vec<&str> = stored.chain(parked).filter(of_lane).collect();
                 assert_eq!(found, expected);

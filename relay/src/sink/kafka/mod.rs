@@ -1,6 +1,6 @@
 //! Kafka, through librdkafka: records and progress in one transaction, or records first.
 //!
-//! Promises what [`Sink`] asks for. Knows records and opaque progress bytes; leaves retrying,
+//! Promises what [`Publisher`] asks for. Knows records and opaque progress bytes; leaves retrying,
 //! bisecting and parking to the pipeline. All blocking calls run on one thread of the sink's own
 //! (`thread`), fed through a bounded channel; all `unsafe` is in `native`.
 
@@ -53,8 +53,11 @@ pub use self::{
     settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
     topics::forecast::{Concern, Expected, foresee},
 };
-use super::{Sink, SinkError, Stored, StoredProgress};
-use crate::{record::Batch, seal::SealKey};
+use super::{ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress};
+use crate::{
+    record::{Batch, BatchLimits},
+    seal::SealKey,
+};
 
 /// One caller at a time, and one command that nobody waits for any more.
 const COMMANDS_MAX: usize = 2;
@@ -157,14 +160,9 @@ impl Drop for KafkaSink {
     }
 }
 
-impl Sink for KafkaSink {
-    async fn glance_at_progress(&mut self) -> Result<StoredProgress, SinkError> {
+impl ProgressStore for KafkaSink {
+    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
         let until = Until::Stable;
-        self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
-    }
-
-    async fn read_progress(&mut self) -> Result<StoredProgress, SinkError> {
-        let until = Until::Newest;
         self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
     }
 
@@ -172,16 +170,30 @@ impl Sink for KafkaSink {
         self.ask("fencing", Command::Fence).await
     }
 
+    async fn read(&mut self) -> Result<StoredProgress, SinkError> {
+        let until = Until::Newest;
+        self.ask("reading progress", |reply| Command::ReadProgress { until, reply }).await
+    }
+
+    async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
+        const DOING: &str = "storing progress";
+        let nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
+        let receipt = self.publish(&nothing, 0..0, progress).await?;
+        receipt.progress.ok_or_else(|| unavailable(DOING, "the records went without it"))
+    }
+}
+
+impl Publisher for KafkaSink {
     fn delivery_limit(&self) -> Option<Duration> {
         Some(self.delivery_limit)
     }
 
-    async fn deliver(
+    async fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
         progress: Bytes,
-    ) -> Result<Stored, SinkError> {
+    ) -> Result<Receipt, SinkError> {
         let batch = Arc::clone(batch);
         self.ask("delivering", |reply| Command::Deliver { batch, range, progress, reply }).await
     }

@@ -31,7 +31,7 @@ use crate::{
     fault::{self, Point},
     record::Batch,
     seal::SealKey,
-    sink::{ALONE_MAX, RefusedRecord, Rest, SinkError, Stored, StoredProgress},
+    sink::{ALONE_MAX, RefusedRecord, Rest, SinkError, Receipt, Stored, StoredProgress},
 };
 
 /// How often log lines of an idle client are written out.
@@ -47,7 +47,7 @@ type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 pub(super) enum Command {
     ReadProgress { until: Until, reply: Reply<StoredProgress> },
     Fence(Reply<()>),
-    Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Stored> },
+    Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Receipt> },
 }
 
 pub(super) struct Worker {
@@ -115,7 +115,7 @@ impl Worker {
                 let result = self.deliver(&batch, range, &progress);
                 // The caller reuses the batch once it has the answer.
                 drop(batch);
-                self.answer(reply, result.map(|restamped| Stored { restamped }));
+                self.answer(reply, result.map(|restamped| Receipt { restamped, progress: Some(Stored(())) }));
             }
         }
     }
