@@ -95,7 +95,13 @@ pub struct Delivery<P, D> {
 
 impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     /// `progress` is what was read back or first stored, `lanes` what was parked by then.
-    pub fn new(publisher: P, dead_letters: D, lanes: Lanes, progress: Progress, board: Board) -> Self {
+    pub fn new(
+        publisher: P,
+        dead_letters: D,
+        lanes: Lanes,
+        progress: Progress,
+        board: Board,
+    ) -> Self {
         board.parked_lanes(lanes.len());
         let pace = publisher.delivery_limit().map(Pace::new);
         let settling = Settling::new(reached(&progress));

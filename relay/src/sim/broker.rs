@@ -1,6 +1,12 @@
 //! The broker: one transaction at a time, epochs, commits whose answer may be lost.
 
-use std::{collections::BTreeSet, future::Future, ops::Range, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 

@@ -8,7 +8,12 @@
 pub mod kafka;
 pub mod partition;
 
-use std::{future::Future, ops::Range, sync::Arc, time::{Duration, Instant}};
+use std::{
+    future::Future,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -64,10 +69,7 @@ pub trait ProgressStore: Send {
     ///
     /// # Errors
     /// See [`SinkError`]; the store must be made anew.
-    fn store(
-        &mut self,
-        progress: Bytes,
-    ) -> impl Future<Output = Result<Stored, SinkError>> + Send;
+    fn store(&mut self, progress: Bytes) -> impl Future<Output = Result<Stored, SinkError>> + Send;
 }
 
 /// What the pipeline publishes through: a sink, and where the progress goes that belongs to what it

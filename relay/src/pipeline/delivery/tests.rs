@@ -44,10 +44,7 @@ impl ProgressStore for ScriptedSink {
         ready(Ok(()))
     }
 
-    fn store(
-        &mut self,
-        progress: Bytes,
-    ) -> impl Future<Output = Result<Stored, SinkError>> + Send {
+    fn store(&mut self, progress: Bytes) -> impl Future<Output = Result<Stored, SinkError>> + Send {
         self.progress = Some(Progress::decode(&progress).expect("progress"));
         ready(Ok(Stored::scripted()))
     }

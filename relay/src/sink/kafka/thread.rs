@@ -31,7 +31,7 @@ use crate::{
     fault::{self, Point},
     record::Batch,
     seal::SealKey,
-    sink::{ALONE_MAX, RefusedRecord, Rest, SinkError, Receipt, Stored, StoredProgress},
+    sink::{ALONE_MAX, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress},
 };
 
 /// How often log lines of an idle client are written out.
@@ -115,7 +115,10 @@ impl Worker {
                 let result = self.deliver(&batch, range, &progress);
                 // The caller reuses the batch once it has the answer.
                 drop(batch);
-                self.answer(reply, result.map(|restamped| Receipt { restamped, progress: Some(Stored(())) }));
+                self.answer(
+                    reply,
+                    result.map(|restamped| Receipt { restamped, progress: Some(Stored(())) }),
+                );
             }
         }
     }
