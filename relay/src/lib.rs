@@ -53,3 +53,4 @@ pub mod snapshot;
 pub mod source;
 mod table_fit;
 pub mod throwaway;
+mod witness;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     landmark::Landmark, leaves::Leaves, lsn::Lsn, position::Position, published::Published,
-    snapshot,
+    snapshot, witness::Witness,
 };
 
 /// A stored snapshot's text; some 70 open transactions have room in it.
@@ -22,7 +22,7 @@ pub const UPPER_BYTES_MAX: usize = 28 << 10;
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
 /// The format that this relay writes. It reads those before it: what they lack has a default.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// How far delivery has come, and what a repair or a restart needs to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +60,10 @@ pub struct Progress {
     /// `None` where that is not known, as in a record of before, or after a person's decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landmark: Option<Landmark>,
+    /// The published event of the highest transaction id, by which a repair knows the tables again.
+    /// `None` where that is not known: then the snapshots are believed as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<Witness>,
     /// Where the WAL of a volume that was rolled back ended, or was another one, when that was first
     /// seen. It grows past the old end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,6 +188,7 @@ impl Progress {
             repair: None,
             era: 0,
             landmark: None,
+            witness: None,
             rolled_back: None,
             parked: None,
         }
@@ -193,6 +198,8 @@ impl Progress {
     pub fn begin(&mut self, begins: Lsn) {
         self.position = Some(Position::UpTo(begins));
         self.landmark = Some(Landmark::beginning(begins));
+        // What was left out, or read from the tables, may be of later transactions than any streamed.
+        self.witness = None;
     }
 
     /// A person has decided that whatever the slot still has is left out, and the relay begins anew. To be
@@ -200,6 +207,19 @@ impl Progress {
     pub fn leave_slot_out(&mut self) {
         self.position = None;
         self.gap = Some(LEFT_OUT.to_owned());
+    }
+
+    /// A person has decided that what `lower` does not show is published from the tables, with a new slot.
+    /// The server's WAL reaches `end`.
+    pub fn repair_after(&mut self, lower: String, end: Lsn, now: SystemTime) {
+        let taken_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        self.snapshots = vec![SnapshotRecord {
+            lsn: end,
+            taken_ms: i64::try_from(taken_ms).unwrap_or(i64::MAX),
+            snapshot: lower.clone(),
+            leaves: Leaves::default(),
+        }];
+        self.repair = Some(RepairRecord::announced(Some(lower)));
     }
 
     /// Whether the slot, if it is still there, is to be dropped and none of it published.
@@ -330,6 +350,7 @@ mod tests {
             repair: None,
             era: 0,
             landmark: None,
+            witness: None,
             rolled_back: None,
             parked: None,
         }
@@ -339,7 +360,7 @@ mod tests {
     #[test]
     fn the_stored_form_is_the_documented_one() {
         let stored = concat!(
-            r#"{"version":3,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+            r#"{"version":4,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
             r#""system_id":"7312345678901234567","timeline":1,"published":{"publication":"16391:733","#,
             r#""tables":{"outbox.events":{"oid":16385,"own":["table 16392:733"],"above":[]}},"#,
             r#""whole":"769e"},"gap":null,"snapshots":[{"lsn":"0/10","#,
@@ -348,18 +369,24 @@ mod tests {
         assert_eq!(sample().encode(), stored);
         assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), sample());
         let known = Landmark { commit: Lsn::new(0x1_0000_0010), xid: 770, time_us: 5 };
-        let known = Progress { landmark: Some(known), ..sample() };
-        let landmark = r#""repair":null,"landmark":{"commit":"1/10","xid":770,"time_us":5}}"#;
+        let witness = Witness { commit: Lsn::new(16), xid: 1 << 40, created_ms: 6 };
+        let known = Progress { landmark: Some(known), witness: Some(witness), ..sample() };
+        let landmark = concat!(
+            r#""repair":null,"landmark":{"commit":"1/10","xid":770,"time_us":5},"#,
+            r#""witness":{"commit":"0/10","xid":1099511627776,"created_ms":6}}"#
+        );
         let stored = stored.replace(r#""repair":null}"#, landmark);
         assert_eq!(known.encode(), stored);
         assert_eq!(Progress::decode(stored.as_bytes()).expect("readable"), known);
     }
 
     #[test]
-    fn records_of_versions_1_and_2_are_read_and_the_first_says_nothing_of_the_publication() {
+    fn records_of_versions_1_to_3_are_read_and_the_first_says_nothing_of_the_publication() {
         let stored = String::from_utf8(sample().encode().to_vec()).expect("text");
-        let second = stored.replace(r#""version":3"#, r#""version":2"#);
-        assert_eq!(Progress::decode(second.as_bytes()).expect("readable"), sample());
+        for version in [r#""version":2"#, r#""version":3"#] {
+            let older = stored.replace(r#""version":4"#, version);
+            assert_eq!(Progress::decode(older.as_bytes()).expect("readable"), sample());
+        }
         let stored = concat!(
             r#"{"version":1,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
             r#""system_id":"7312345678901234567","timeline":1,"snapshots":[{"lsn":"0/10","#,
@@ -388,8 +415,8 @@ mod tests {
 
     #[test]
     fn a_newer_version_is_refused_with_its_number() {
-        let error = Progress::decode(br#"{"version":4,"anything":{}}"#).expect_err("refused");
-        assert!(error.to_string().contains("format version 4"), "{error}");
+        let error = Progress::decode(br#"{"version":5,"anything":{}}"#).expect_err("refused");
+        assert!(error.to_string().contains("format version 5"), "{error}");
     }
 
     /// Brokers refuse records above a megabyte or less, and then nothing could be delivered any more.

@@ -8,7 +8,9 @@ use std::time::Instant;
 use crate::{
     header,
     landmark::Landmark,
+    lsn::Lsn,
     position::{Position, RowPosition},
+    witness::Seen,
 };
 
 /// Bounds of a [`Batch`].
@@ -30,6 +32,8 @@ pub struct Batch {
     pub position: Option<Position>,
     /// Commits of the records, ascending, and behind them the newest that the position covers.
     landmarks: Vec<Landmark>,
+    /// Of all rows, parked ones too, the one with the highest transaction id.
+    pub newest: Option<Seen>,
     /// Those of the records that are none: kept for parking, never delivered. By index, ascending.
     pub unfit: Vec<RefusedRecord>,
     /// Releases of parked events that are said to be announced, in the order of their places. Most
@@ -139,6 +143,7 @@ impl Batch {
             limits,
             position: None,
             landmarks: Vec::new(),
+            newest: None,
             unfit: Vec::new(),
             announced: Vec::new(),
             first_received: None,
@@ -154,6 +159,7 @@ impl Batch {
         self.records.clear();
         self.position = None;
         self.landmarks.clear();
+        self.newest = None;
         self.unfit.clear();
         self.announced.clear();
         self.first_received = None;
@@ -173,6 +179,13 @@ impl Batch {
             Ok(_) => self.landmarks.push(commit),
             Err(_) => *last = commit,
         }
+    }
+
+    /// A row of the transaction `xid` is the last record. `findable`: by that and the record's timestamp.
+    pub fn see(&mut self, commit: Lsn, xid: u32, findable: bool) {
+        let created_ms = self.records.last().and_then(|last| last.timestamp_ms);
+        let seen = Seen { commit, xid, created_ms: created_ms.filter(|_| findable) };
+        self.newest = Some(seen.or(self.newest));
     }
 
     /// The newest commit that is reached with the first `end` records, where that is known: what
@@ -259,6 +272,7 @@ impl Batch {
         rest.unfit = later.into_iter().map(moved).collect();
         rest.position = self.position;
         rest.landmarks = self.landmarks.clone();
+        rest.newest = self.newest.take();
         self.position = self.records.last().map(|last| Position::Row(last.position));
         let last = self.records.last().map(|last| last.position.commit);
         self.landmarks.retain(|landmark| Some(landmark.commit) <= last);
@@ -425,7 +439,6 @@ impl<'a> Iterator for Headers<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
 
     fn head(ordinal: u64) -> RecordHead<'static> {
         RecordHead {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use self::left_out::Facts;
 use crate::{
-    config::Config,
+    config::{Config, parts::Parts},
     fault::{self, Point},
     leader,
     lsn::Lsn,
@@ -21,6 +21,7 @@ use crate::{
     postgres::sql::{self, SqlSession},
     progress::Progress,
     progress_key::{self, KeyError},
+    repair,
     sink::{ProgressStore as _, StoredProgress, kafka::KafkaSink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
@@ -40,6 +41,9 @@ pub enum Decision {
     AtProgress,
     /// Go on where `pg_upgrade` has left off: with the slot, if it brought that, else from the table.
     AtUpgrade,
+    /// Make a new slot, and publish from the table what was created after the newest published event:
+    /// where another history begins that gives transaction ids again.
+    AtTable,
     /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
     AtNow,
     /// Leave this one event out.
@@ -111,11 +115,20 @@ pub async fn run(
     if asked && before != seen.and_then(|progress| progress.position) {
         bail!("progress has changed meanwhile, and nothing else was: run the command again");
     }
+    let from_table = match decision {
+        Decision::AtTable => Some(since_newest(&parts, &session, stored.as_ref()).await?),
+        _ => None,
+    };
     let after = match decision {
         Decision::AtNow => None,
+        Decision::AtTable => Some(Position::UpTo(identity.flush_lsn)),
         decision => Some(position(&session, slot_name, decision, stored.as_ref()).await?),
     };
-    let next = decided(stored, decision, after, slot_name, &identity, SystemTime::now());
+    let now = SystemTime::now();
+    let mut next = decided(stored, decision, after, slot_name, &identity, now);
+    if let Some(lower) = from_table {
+        next.repair_after(lower, identity.flush_lsn, now);
+    }
     let _stored = sink.store(next.encode()).await?;
     fault::point(Point::DecisionStored);
     // Whoever finds the slot after this knows that it is to be dropped.
@@ -180,7 +193,7 @@ async fn position(
         }
         Decision::AtUpgrade => upgraded(session, stored, slot.as_ref()).await,
         Decision::Skip(row) => skipped(before, row),
-        Decision::AtNow => bail!("a new slot begins where it is made"),
+        Decision::AtNow | Decision::AtTable => bail!("a new slot begins where it is made"),
     }
 }
 
@@ -208,6 +221,7 @@ fn decided(
     next.system_id.clone_from(&identity.system_id);
     next.timeline = identity.timeline;
     if !matches!(decision, Decision::Skip(_)) {
+        next.witness = None;
         next.repair = None;
         next.published = None; // As it is by now.
         next.gap = None;
@@ -237,7 +251,9 @@ fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &Syste
         // It is not known what was published; or a transaction that was sent in part may be counted
         // otherwise by now.
         (Decision::AtSlot, None)
-        | (Decision::AtProgress | Decision::AtUpgrade | Decision::AtNow, _) => true,
+        | (Decision::AtProgress | Decision::AtUpgrade | Decision::AtTable | Decision::AtNow, _) => {
+            true
+        }
     }
 }
 
@@ -248,6 +264,22 @@ fn key_failed(error: KeyError) -> anyhow::Error {
             anyhow::Error::new(error).context("reading the relay's key from outbox.relay_keys")
         }
     }
+}
+
+/// Which events of the tables were created after the newest published one: those that this snapshot does
+/// not show.
+async fn since_newest(
+    parts: &Parts,
+    session: &SqlSession,
+    stored: Option<&Progress>,
+) -> anyhow::Result<String> {
+    let witness = stored.and_then(|stored| stored.witness).context(
+        "stored progress does not say when the newest published event was created; `resume --at now` \
+         publishes what is committed from then on",
+    )?;
+    let tables = left_out::tables(&parts.mapping, session).await?;
+    let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
+    Ok(repair::before(session.client(), &tables, witness.created_ms).await?)
 }
 
 /// Where a cluster that `pg_upgrade` made goes on. Transaction ids and the WAL's positions go on in it, so
@@ -375,6 +407,7 @@ mod tests {
             (Decision::AtProgress, Some(&stored), &here, 99),
             (Decision::AtUpgrade, Some(&stored), &identity("8", 1, 1500), 99),
             (Decision::AtNow, Some(&stored), &here, 99),
+            (Decision::AtTable, Some(&stored), &here, 99),
             (Decision::AtNow, None, &here, 99),
             (Decision::Skip(row(1000, 0)), Some(&stored), &here, 0),
         ] {

@@ -8,11 +8,31 @@
 /// snapshot.
 pub fn shows(snapshot: &str, xid: u32) -> Option<bool> {
     let (xmin, xmax, mut open) = parse(snapshot)?;
+    let xid = full(snapshot, xid)?;
+    Some(xid < xmin || (xid < xmax && !open.any(|open| open == Some(xid))))
+}
+
+/// The id whose lower half this is, the one that is nearest to the snapshot.
+pub fn full(snapshot: &str, xid: u32) -> Option<u64> {
+    let xmax = end(snapshot)?;
     let [.., a, b, c, d] = xmax.to_be_bytes();
     // Ids go in a circle: at most half of it is before, half of it behind.
     let ahead = xid.wrapping_sub(u32::from_be_bytes([a, b, c, d])).cast_signed();
-    let xid = xmax.wrapping_add_signed(i64::from(ahead));
-    Some(xid < xmin || (xid < xmax && !open.any(|open| open == Some(xid))))
+    Some(xmax.wrapping_add_signed(i64::from(ahead)))
+}
+
+/// The first id that no transaction had by then.
+pub fn end(snapshot: &str) -> Option<u64> {
+    parse(snapshot).map(|(_, xmax, _)| xmax)
+}
+
+/// The snapshot without what it shows of transactions after `last`.
+pub fn until(snapshot: &str, last: u64) -> Option<String> {
+    let (xmin, xmax, open) = parse(snapshot)?;
+    let end = xmax.min(last.saturating_add(1));
+    let open: Vec<u64> = open.collect::<Option<_>>()?;
+    let open = open.iter().filter(|open| **open < end).map(u64::to_string);
+    Some(format!("{}:{end}:{}", xmin.min(end), open.collect::<Vec<_>>().join(",")))
 }
 
 /// The snapshot in at most `bytes_max` bytes, if these are no fewer than 64. One that is longer is

@@ -253,6 +253,62 @@ async fn a_rollback_that_nobody_saw_is_known_by_the_commits_of_the_new_wal() {
     assert!(relay.sigterm().await.success());
 }
 
+/// Transactions without events.
+async fn commit_foreign(t: &Harness) {
+    for _ in 0..20 {
+        let sql = "select pg_current_xact_id()";
+        t.database().superuser().query_one(sql, &[]).await.expect("a transaction");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_without_slots_that_was_put_back_unseen_is_known_by_the_newest_published_event() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(PARTITIONS).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name()).key("first")]).await;
+    wait_published(&t, &topic).await;
+
+    // Only other transactions are lost: whatever comes under their ids is published.
+    server.back_up_without_slots().expect("a backup");
+    commit_foreign(&t).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let before = topic.records().await.len();
+    put_back_unseen(&mut server, &mut t, &topic).await;
+    relay.restart();
+    relay.wait_ready().await;
+    wait_published(&t, &topic).await;
+    let repeated = topic.records().await.len() - before - 3;
+    assert_eq!(repeated, 0, "what was published before the copy is known");
+
+    // Its newest published event is lost.
+    t.commit([Event::to(topic.name()).key("second")]).await;
+    wait_published(&t, &topic).await;
+    server.back_up_without_slots().expect("a backup");
+    for _ in 0..3 {
+        t.commit([Event::to(topic.name()).key("lost")]).await;
+    }
+    commit_foreign(&t).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    put_back_unseen(&mut server, &mut t, &topic).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("put back to an older state, without its slots"), "{detail}");
+    // And once more, where the relay does not know it from before.
+    relay.kill9().await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    obey(&settings, &detail, 0).await;
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("after")]).await;
+    wait_published(&t, &topic).await;
+    assert!(relay.sigterm().await.success());
+}
+
 #[tokio::test]
 async fn a_watermark_goes_on_by_itself_after_pg_upgrade() {
     let (postgres, mut server) = Postgres::private().await;

@@ -113,6 +113,8 @@ waits, repairs, or has halted: the phase says which, and the reason), or if no r
   outbox-relay resume --at slot              go on from the slot's confirmed position
   outbox-relay resume --at progress          go on; leave out what the slot lacks
   outbox-relay resume --at upgrade           go on after pg_upgrade; leave out nothing
+  outbox-relay resume --at table             make a new slot; publish what was created since the
+                                             newest published event
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
@@ -212,6 +214,8 @@ enum At {
     Progress,
     /// Where pg_upgrade has left off
     Upgrade,
+    /// A new slot, after what was created since the newest published event
+    Table,
     /// A new slot, made at the next start
     Now,
 }
@@ -223,6 +227,7 @@ impl ResumeArgs {
             (None, Some(At::Slot)) => resume::Decision::AtSlot,
             (None, Some(At::Progress)) => resume::Decision::AtProgress,
             (None, Some(At::Upgrade)) => resume::Decision::AtUpgrade,
+            (None, Some(At::Table)) => resume::Decision::AtTable,
             (None, Some(At::Now)) => resume::Decision::AtNow,
             (None, None) => unreachable!("one of them is required"),
         }

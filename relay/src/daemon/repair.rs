@@ -30,7 +30,7 @@ use crate::{
     progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
     reconcile::{self, Halt},
     record::{Batch, BatchLimits},
-    repair::{self, End, Page, ReadError, Reader, Table},
+    repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::Router,
     sink::kafka::KafkaSink,
     source::{connect::ReplicationConnection, publication::Look},
@@ -123,7 +123,7 @@ pub(super) async fn begin(
     Ok(None)
 }
 
-/// Halts where rows that are to be read may be gone.
+/// Halts where rows that are to be read may be gone, or the tables are others than those of before.
 async fn nothing_gone(
     config: &Config,
     session: &SqlSession,
@@ -136,8 +136,9 @@ async fn nothing_gone(
     // Of an older snapshot they are not known; whatever has gone since then was delivered.
     let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
     let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
+    let failed = |e| Ended::retry(Cause::Postgres, READING, e);
     let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
-    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
+    complete.map_err(failed)?.map_err(|why| {
         let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
         let slot = &config.postgres.slot;
         let until = match &progress.repair {
@@ -157,7 +158,13 @@ async fn nothing_gone(
              then on, run `outbox-relay resume --at now`",
         )
         .unless(&why.remedy))
-    })
+    })?;
+    let Some(lower) = lower else { return Ok(()) };
+    let known = repair::recognise(session.client(), tables, lower, progress.witness, kept).await;
+    match known.map_err(failed)? {
+        Recognised::Same => Ok(()),
+        found => Err(Ended::Halted(reconcile::put_back(progress, found == Recognised::Another))),
+    }
 }
 
 async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
@@ -178,8 +185,11 @@ pub(super) async fn run(
     let Repairing { mut delivery, tables, origin, charset } = repairing;
     let router = Router::repairing(parts.mapping.clone(), &origin);
     let work = async {
-        let under_way = delivery.progress().repair.clone().expect("it was begun");
+        let mut under_way = delivery.progress().repair.clone().expect("it was begun");
         let lower = under_way.lower.clone();
+        if let (Some(lower), Some(witness)) = (&mut under_way.lower, delivery.progress().witness) {
+            *lower = witness.cut(lower);
+        }
         let feeds = connect(config, parts, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;

@@ -96,6 +96,9 @@ impl Intake for RouteIntake {
             Err(refused) => self.router.keep(row, *refused, batch),
         }
         batch.pass(Position::Row(row.position), row.landmark());
+        if let Some(xid) = row.writer {
+            batch.see(row.position.commit, xid, self.router.can_find(row));
+        }
         batch.newest_commit_us = Some(row.commit_time_us);
         if batch.first_received.is_none() {
             batch.first_received = Some(Instant::now());

@@ -26,6 +26,7 @@ use crate::{
     record::{Announced, Batch, BatchLimits},
     sink::{Publisher, SinkError, Stored},
     source::handover::Taker,
+    witness::Witness,
 };
 
 /// Why the pipeline ended before it was told to.
@@ -160,6 +161,10 @@ struct StreamCourse {
 impl Course for StreamCourse {
     fn advance(&mut self, progress: &mut Progress, batch: &Batch, end: usize) -> bool {
         let Some(position) = position_after(batch, end) else { return false };
+        if let Some(seen) = batch.newest.filter(|_| end == batch.len()) {
+            let newest = progress.snapshots.first().map(|newest| newest.snapshot.as_str());
+            progress.witness = Witness::after(progress.witness, seen, newest);
+        }
         while let Ok(Seen { snapshot, published }) = self.seen.try_recv() {
             self.ladder.offer(snapshot);
             progress.published = Some(published);

@@ -20,7 +20,7 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
     };
     // Also when the new WAL has grown past that place, until a person has decided.
     if let Some(end) = stored.rolled_back.or_else(|| sees_rollback(stored, identity)) {
-        return Err(rolled_back(reached, end, facts));
+        return Err(rolled_back(stored, reached, end, facts));
     }
     if stored.timeline == identity.timeline {
         return Ok(progress);
@@ -35,6 +35,7 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
         if switch.includes(position) { position } else { switch }
     });
     progress.landmark = stored.landmark.filter(|landmark| landmark.commit < switch);
+    progress.witness = stored.witness.filter(|witness| witness.commit < switch);
     progress.snapshots.retain(|snapshot| snapshot.lsn <= switch);
     progress.repair = stored.repair.clone().map(|repair| match repair.consistent_point <= switch {
         true => repair,
@@ -60,29 +61,74 @@ fn reached(progress: &Progress) -> Option<Lsn> {
     progress.position.map(Position::resume_lsn).max(repair)
 }
 
-fn rolled_back(reached: Lsn, end: Lsn, facts: &Facts<'_>) -> Halt {
+fn rolled_back(stored: &Progress, reached: Lsn, end: Lsn, facts: &Facts<'_>) -> Halt {
     Halt::new(
         format!(
             "progress is at {reached}, but the server's WAL was seen to end at {end}, or to be another \
              one from there on: the volume was rolled back, and its new WAL repeats LSNs that were \
              delivered already; events committed since are not published"
         ),
-        from_its_slot(
-            facts,
-            "to leave them out and publish what is committed from now on, run `outbox-relay resume \
-             --at now`",
-        ),
+        from_its_slot(stored, facts, LEAVING_OUT),
     )
 }
 
-/// What loses nothing, where the server has a slot that streams, before what leaves something out.
-fn from_its_slot(facts: &Facts<'_>, leaving_out: &str) -> String {
+const LEAVING_OUT: &str = "to leave them out and publish what is committed from now on, run \
+                           `outbox-relay resume --at now`";
+
+/// The tables are others than those of which everything is published; or that is not known
+/// (`is_certain`), since the newest published event is not in them any more.
+pub fn put_back(progress: &Progress, is_certain: bool) -> Halt {
+    let reached = progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string());
+    let which = progress.witness.map_or_else(
+        || "transaction ids that progress names are still to come".to_owned(),
+        |witness| match is_certain {
+            true => format!("transaction {} is another one than it was", witness.xid),
+            false => format!(
+                "the newest published event, of transaction {}, is not in its table, and nothing says \
+                 that it was deleted",
+                witness.xid
+            ),
+        },
+    );
+    let halt = Halt::new(
+        format!(
+            "progress is at {reached}, but {which}: the volume was {}put back to an older state, \
+             without its slots, and gives transaction ids again. Events committed since then are not \
+             published",
+            if is_certain { "" } else { "perhaps " }
+        ),
+        from_the_table(progress, LEAVING_OUT),
+    );
+    match is_certain {
+        true => halt,
+        false => halt.unless(
+            "if it was not put back, and published rows were deleted by hand, set outbox.rows_kept = \
+             true, and the relay repairs",
+        ),
+    }
+}
+
+/// What loses nothing, where the server has a slot that streams or the time of the newest published event
+/// is known, before what leaves something out.
+fn from_its_slot(stored: &Progress, facts: &Facts<'_>, leaving_out: &str) -> String {
     let confirmed = facts.slot.filter(|slot| !slot.is_lost());
     match confirmed.and_then(|slot| slot.confirmed_flush_lsn) {
         Some(confirmed) => format!(
             "to publish all that this server has since {confirmed}, where its slot is, run \
              `outbox-relay resume --at slot`: what was published of it before comes again, with its \
              id; {leaving_out}"
+        ),
+        None => from_the_table(stored, leaving_out),
+    }
+}
+
+fn from_the_table(stored: &Progress, leaving_out: &str) -> String {
+    match stored.witness {
+        Some(witness) => format!(
+            "to publish from the table every event that was created after {}, as the newest published \
+             one was, run `outbox-relay resume --at table`: some of it may come again, with its id; \
+             {leaving_out}",
+            witness.created()
         ),
         None => leaving_out.to_owned(),
     }
@@ -99,6 +145,7 @@ fn unrelated(stored: &Progress, reached: Lsn, facts: &Facts<'_>) -> Halt {
             "connect to a server that continues that timeline (an old primary may still answer under \
              the relay's URL); {}",
             from_its_slot(
+                stored,
                 facts,
                 "to leave out what is not published and publish what is committed from now on, run \
                  `outbox-relay resume --at now`",

@@ -11,7 +11,7 @@ mod tests;
 mod whose;
 
 use self::history::carry_over;
-pub use self::history::sees_rollback;
+pub use self::history::{put_back, sees_rollback};
 pub use self::whose::{Believed, Claims, believe};
 use crate::{
     lsn::Lsn,

@@ -1,7 +1,9 @@
 //! One test for each row of the table in `docs/GUARANTEES.md`, in its order.
 
 use super::*;
-use crate::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
+use crate::{
+    leaves::Leaves, progress::SnapshotRecord, published::PublishedTable, witness::Witness,
+};
 
 /// The server, what is stored, and the slot: each row changes what it is about.
 struct Row {
@@ -490,6 +492,32 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
             rolled_back.halts(&["rolled back", "seen to end at 0/3E7", AT_NOW]);
         }
     }
+    let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
+    let known = Row {
+        progress: Some(Progress { witness, ..progress(1000) }),
+        slot: None,
+        identity,
+        ..row()
+    };
+    known.halts(&["rolled back", "after 1970-01-01T00:00:00.000Z", "resume --at table", AT_NOW]);
+}
+
+#[test]
+fn tables_without_the_newest_published_event_are_of_another_history_or_may_be() {
+    let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
+    let known = Progress { witness, ..progress(1000) };
+    let Halt { reason, remedy } = put_back(&known, true);
+    assert!(reason.contains("transaction 755 is another one"), "{reason}");
+    assert!(remedy.contains("resume --at table") && remedy.contains(AT_NOW), "{remedy}");
+    assert!(!remedy.contains("rows_kept"), "{remedy}");
+    let Halt { reason, remedy } = put_back(&known, false);
+    assert!(reason.contains("of transaction 755, is not in its table"), "{reason}");
+    assert!(
+        remedy.starts_with("if it was not put back") && remedy.contains("rows_kept"),
+        "{remedy}"
+    );
+    let Halt { reason, remedy } = put_back(&progress(1000), true);
+    assert!(reason.contains("still to come") && remedy.contains(AT_NOW), "{reason}; {remedy}");
 }
 
 // A repair was announced, or begun.

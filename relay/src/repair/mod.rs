@@ -4,7 +4,7 @@
 //! delivery has passed, does not (`lower`), by (`created_at`, `id`). They go through the same
 //! delivery as the stream's, and each page stores how far it got, so that a repair resumes. All of
 //! them stand at one position, just before the slot's stream begins. `tables` says which tables can
-//! be read so, `losses` whether rows may be gone, `reader` reads them in order; the order of the steps is `daemon`'s.
+//! be read so, `losses` whether rows may be gone, `witness` whether they are the tables of before, `reader` reads them in order; the order of the steps is `daemon`'s.
 
 mod attached;
 mod glance;
@@ -12,6 +12,7 @@ mod id;
 mod losses;
 mod reader;
 mod tables;
+mod witness;
 
 use crate::{
     leaves::Leaves,
@@ -29,6 +30,7 @@ pub use self::{
     losses::{accounted_for, complete},
     reader::{ReadError, Reader},
     tables::{Table, any_row, fits, in_words, rows_since, rows_there},
+    witness::{Recognised, before, recognise},
 };
 
 /// Where the `ordinal`-th repaired row stands: before all that the slot streams, and after all that

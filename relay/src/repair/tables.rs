@@ -133,16 +133,7 @@ impl Table {
         among: usize,
         raw: bool,
     ) -> String {
-        let (table, created_at) = (self.from(), identifier(&self.created_at));
-        let id = self.id.sql(raw);
-        let moment = format!(
-            "case when pg_catalog.isfinite(t.{created_at}) \
-                  then least(greatest(extract(epoch from t.{created_at}) * 1000000, {min}), \
-                      {max})::pg_catalog.int8 \
-                  when t.{created_at} > '2000-01-01' then {max} else {min} end",
-            max = i64::MAX,
-            min = -i64::MAX
-        );
+        let (table, id, moment) = (self.from(), self.id.sql(raw), self.moment());
         // One row that makes the statement fail would hold up all others.
         let mut size = String::from("0::pg_catalog.int8");
         let (mut inner, mut outer) = (String::new(), String::new());
@@ -177,6 +168,19 @@ impl Table {
                  select {moment} as moment, {id} as id, {size} as size, {past} as past{inner} \
                  from {table} t where {wanted} offset 0) r \
              order by r.moment, r.id"
+        )
+    }
+
+    /// A row's `created_at`, in microseconds since the Unix epoch.
+    pub(super) fn moment(&self) -> String {
+        let created_at = identifier(&self.created_at);
+        format!(
+            "case when pg_catalog.isfinite(t.{created_at}) \
+                  then least(greatest(extract(epoch from t.{created_at}) * 1000000, {min}), \
+                      {max})::pg_catalog.int8 \
+                  when t.{created_at} > '2000-01-01' then {max} else {min} end",
+            max = i64::MAX,
+            min = -i64::MAX
         )
     }
 

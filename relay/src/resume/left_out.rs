@@ -57,7 +57,7 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
     });
     let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
     match decision {
-        Decision::AtUpgrade => Part::Nothing,
+        Decision::AtUpgrade | Decision::AtTable => Part::Nothing,
         // What is confirmed was delivered, unless somebody moved the slot.
         Decision::AtSlot => match (stored, facts.confirmed) {
             (Some((_, position)), Some(confirmed)) if confirmed > position.resume_lsn() => since,
@@ -119,6 +119,23 @@ fn in_words(events: i64) -> String {
     counted(events.unsigned_abs(), "event")
 }
 
+/// The tables as a repair reads them, or why it can't.
+pub(super) async fn tables(
+    mapping: &Mapping,
+    session: &SqlSession,
+) -> anyhow::Result<Result<Vec<Table>, String>> {
+    let mut tables: Vec<Table> = Vec::new();
+    for name in mapping.tables() {
+        let found = table::inspect(session.client(), &name.schema, &name.table).await?;
+        let Some(state) = found else { return Ok(Err(format!("{name} does not exist"))) };
+        match repair::fits(name, &state, mapping) {
+            Ok(table) => tables.push(table),
+            Err(halt) => return Ok(Err(halt.reason)),
+        }
+    }
+    Ok(Ok(tables))
+}
+
 /// What of the tables a snapshot does not show. `None` where that is nothing, and nothing was deleted.
 async fn count(
     config: &Config,
@@ -127,16 +144,10 @@ async fn count(
     since: &SnapshotRecord,
 ) -> anyhow::Result<Result<Option<String>, String>> {
     let client = session.client();
-    let mut tables: Vec<Table> = Vec::new();
-    for name in mapping.tables() {
-        let Some(state) = table::inspect(client, &name.schema, &name.table).await? else {
-            return Ok(Err(format!("{name} does not exist")));
-        };
-        match repair::fits(name, &state, mapping) {
-            Ok(table) => tables.push(table),
-            Err(halt) => return Ok(Err(halt.reason)),
-        }
-    }
+    let tables = match tables(mapping, session).await? {
+        Ok(tables) => tables,
+        Err(why) => return Ok(Err(why)),
+    };
     let SnapshotRecord { snapshot, leaves, .. } = since;
     let rows = repair::rows_since(client, &tables, snapshot).await?;
     let kept = config.outbox.rows_kept;

@@ -178,6 +178,14 @@ impl Router {
         }
     }
 
+    /// Whether the row can be found again by its transaction, which its column `xid` names, and by the
+    /// timestamp of its record, which is `created_at` then.
+    pub fn can_find(&self, row: &Row<'_>) -> bool {
+        let plan = self.plans.iter().find(|(known, _)| *known == row.relation.id);
+        let has_both = plan.is_some_and(|(_, it)| it.xid.is_some() && it.created_at.is_some());
+        has_both && !row.tuple.is_truncated()
+    }
+
     /// Adds a row that was refused to the batch as what can be read of it, for parking: an event
     /// of its own, last in the batch and listed among its unfit ones.
     #[cold]

@@ -85,6 +85,26 @@ impl LocalPostgres {
         self.restart()
     }
 
+    /// Keeps a base backup, which has none of its slots; the server goes on. Where there is no
+    /// `pg_basebackup`, it is restarted.
+    ///
+    /// # Errors
+    /// What `pg_basebackup` said, or what could not be stopped, copied or started.
+    pub fn back_up_without_slots(&mut self) -> Result<()> {
+        let backup = self.dir.theirs.join("data.backup");
+        let Some(mut copy) = self.basebackup()? else {
+            self.back_up()?;
+            let mut clear = self.user.command(Path::new("/bin/sh"));
+            clear.args(["-c", "rm -rf data.backup/pg_replslot/*"]);
+            return run(clear, &self.dir.theirs);
+        };
+        let mut clear = self.user.command(Path::new("/bin/rm"));
+        clear.arg("-rf").arg(&backup);
+        run(clear, &self.dir.theirs)?;
+        copy.arg("-D").arg(&backup);
+        run(copy, &self.dir.theirs)
+    }
+
     /// Puts back what [`LocalPostgres::back_up`] kept, as an administrator of volumes does: nothing
     /// of the server tells that time was lost.
     ///
@@ -111,19 +131,28 @@ impl LocalPostgres {
     /// What `pg_basebackup` said, or what could not be made or started.
     pub fn standby(&mut self) -> Result<Self> {
         let dir = Directory::make(self.user)?;
+        match self.basebackup()? {
+            Some(mut copy) => {
+                copy.args(["--write-recovery-conf", "-D"]).arg(dir.data());
+                run(copy, &dir.theirs)?;
+            }
+            None => self.copy_cold(&dir)?,
+        }
+        Self::launch(self.user, &self.bin, self.settings.clone(), dir)
+    }
+
+    /// A copy of the running server; `None` where this build has no program for it.
+    fn basebackup(&self) -> Result<Option<Command>> {
         // Beside the real `initdb`: what is in PATH may be a link to it alone.
         let initdb = self.bin.join("initdb").canonicalize().context("finding initdb")?;
         let basebackup = initdb.with_file_name("pg_basebackup");
-        if basebackup.is_file() {
-            let mut copy = self.user.command(&basebackup);
-            copy.arg("-h").arg(&self.dir.theirs).args(["-p", &self.port.to_string()]);
-            copy.args(["-U", "postgres", "--write-recovery-conf", "--checkpoint=fast"]);
-            copy.args(["--no-sync", "-D"]).arg(dir.data());
-            run(copy, &dir.theirs)?;
-        } else {
-            self.copy_cold(&dir)?;
+        if !basebackup.is_file() {
+            return Ok(None);
         }
-        Self::launch(self.user, &self.bin, self.settings.clone(), dir)
+        let mut copy = self.user.command(&basebackup);
+        copy.arg("-h").arg(&self.dir.theirs).args(["-p", &self.port.to_string()]);
+        copy.args(["-U", "postgres", "--checkpoint=fast", "--no-sync"]);
+        Ok(Some(copy))
     }
 
     /// What `pg_basebackup --write-recovery-conf` makes, with the server stopped. By the server's
