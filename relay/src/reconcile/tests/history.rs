@@ -1,0 +1,107 @@
+//! Stored progress, and a server that has another history, or is another cluster.
+
+use super::*;
+use crate::witness::Witness;
+
+#[test]
+fn on_a_new_timeline_with_the_tail_progress_stays_as_it_is() {
+    let promoted = timeline(2, &[(1, 1000)]);
+    let carried = promoted.decides(&Decision::Stream { from: up_to(1000) });
+    assert_eq!(carried, Some(Progress { timeline: 2, ..progress(1000) }));
+    Row { slot: None, ..promoted }.decides(&repair_after(900, false));
+    // Two promotions later: where the progress's own timeline was left is what counts.
+    timeline(3, &[(1, 1000), (2, 1400)]).decides(&Decision::Stream { from: up_to(1000) });
+}
+
+#[test]
+fn on_a_new_timeline_without_the_tail_progress_counts_as_the_switch() {
+    let promoted = timeline(2, &[(1, 700)]);
+    let carried = Row { slot: Some(slot(600)), ..timeline(2, &[(1, 700)]) }
+        .decides(&Decision::Stream { from: up_to(700) })
+        .expect("there was progress");
+    // The newer snapshot speaks of transaction ids that are given out again.
+    let kept: Vec<u64> = carried.snapshots.iter().map(|snapshot| snapshot.lsn.get()).collect();
+    assert_eq!((kept, carried.timeline), (vec![500], 2));
+    Row { slot: None, ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, false));
+    Row { slot: Some(lost()), ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, true));
+    promoted.halts(&["up to 0/3E8", "progress up to 0/2BC", AT_SLOT, DROP]);
+}
+
+#[test]
+fn a_row_inside_the_last_common_transaction_stays_as_it_is() {
+    let row = crate::position::RowPosition { commit: Lsn::new(690), ordinal: 4 };
+    let inside = Progress { position: Some(Position::Row(row)), ..progress(0) };
+    let promoted = |left_at| Row {
+        progress: Some(inside.clone()),
+        slot: Some(slot(600)),
+        ..timeline(2, &[(1, left_at)])
+    };
+    promoted(700).decides(&Decision::Stream { from: Position::Row(row) });
+    promoted(690).decides(&Decision::Stream { from: up_to(690) });
+}
+
+#[test]
+fn on_a_new_timeline_without_any_snapshot_before_it_a_missing_slot_halts() {
+    let promoted = Row { slot: None, ..timeline(2, &[(1, 499)]) };
+    promoted.halts(&["between up to 0/1F3 and 0/7D0", "no stored snapshot", AT_NOW]);
+}
+
+#[test]
+fn a_timeline_without_the_progress_in_its_history_halts() {
+    timeline(3, &[(2, 900)]).halts(&["timeline 1", "timeline 3", "0/3E8", "0/7D0", AT_NOW]);
+    // The old primary still answers.
+    let ahead = Progress { timeline: 2, ..progress(1000) };
+    let old = Row { progress: Some(ahead), ..row() };
+    old.halts(&["timeline 2", "timeline 1", "old primary", AT_NOW]);
+}
+
+#[test]
+fn another_system_identifier_halts_whatever_the_slot_is() {
+    let identity = SystemIdentity { system_id: "8".into(), ..row().identity };
+    for slot in [None, Some(slot(1000)), Some(slot(1)), Some(lost())] {
+        for progress in [progress(1000), announced(), repairing()] {
+            let identity = identity.clone();
+            let moved = Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
+            moved.halts(&["identifier 7", "is 8", "0/7D0", "resume --at upgrade", AT_NOW]);
+        }
+    }
+}
+
+#[test]
+fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
+    let identity = SystemIdentity { flush_lsn: Lsn::new(999), ..row().identity };
+    for slot in [None, Some(slot(900)), Some(lost())] {
+        for progress in [progress(1000), repairing()] {
+            let identity = identity.clone();
+            let rolled_back =
+                Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
+            rolled_back.halts(&["rolled back", "seen to end at 0/3E7", AT_NOW]);
+        }
+    }
+    let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
+    let known = Row {
+        progress: Some(Progress { witness, ..progress(1000) }),
+        slot: None,
+        identity,
+        ..row()
+    };
+    known.halts(&["rolled back", "after 1970-01-01T00:00:00.000Z", "resume --at table", AT_NOW]);
+}
+
+#[test]
+fn tables_without_the_newest_published_event_are_of_another_history_or_may_be() {
+    let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
+    let known = Progress { witness, ..progress(1000) };
+    let Halt { reason, remedy } = put_back(&known, true);
+    assert!(reason.contains("transaction 755 is another one"), "{reason}");
+    assert!(remedy.contains("resume --at table") && remedy.contains(AT_NOW), "{remedy}");
+    assert!(!remedy.contains("rows_kept"), "{remedy}");
+    let Halt { reason, remedy } = put_back(&known, false);
+    assert!(reason.contains("of transaction 755, is not in its table"), "{reason}");
+    assert!(
+        remedy.starts_with("if it was not put back") && remedy.contains("rows_kept"),
+        "{remedy}"
+    );
+    let Halt { reason, remedy } = put_back(&progress(1000), true);
+    assert!(reason.contains("still to come") && remedy.contains(AT_NOW), "{reason}; {remedy}");
+}
