@@ -1,5 +1,4 @@
-//! A lost slot, and a first start with all rows: what is in the table arrives, each row once, in
-//! order; what may come twice says so.
+//! A lost slot: what is in the table arrives, each row once, in order; what may come twice says so.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,7 +23,7 @@ const PACE: Duration = Duration::from_millis(5);
 /// From a start to the fault that ends it.
 const FAULT: Duration = Duration::from_secs(60);
 
-fn plan(topic: &Topic, transactions: u64) -> Plan {
+pub(crate) fn plan(topic: &Topic, transactions: u64) -> Plan {
     Plan { topic: topic.name().to_owned(), partitions: 8, writers: 6, transactions }
 }
 
@@ -107,7 +106,7 @@ pub(crate) fn repeated(records: &[Record]) -> usize {
 }
 
 /// Relay with a fault, until that has ended it.
-async fn run_into(settings: &Settings, fault: &str) {
+pub(crate) async fn run_into(settings: &Settings, fault: &str) {
     let mut relay = settings.clone().env("OUTBOX_FAULT", fault).spawn();
     relay.wait_end(FAULT).await;
     assert!(relay.logs_contain(&format!("fault: {}", fault.split(':').next().expect("a name"))));
@@ -213,7 +212,7 @@ async fn slots_are_made_anew_while_all_others_roll_back() {
     assert!(relay.sigterm().await.success());
 }
 
-async fn wait_more(topic: &Topic, before: usize) {
+pub(crate) async fn wait_more(topic: &Topic, before: usize) {
     wait::until("more records arrive", wait::PATIENCE, || async {
         match topic.records().await.len() {
             found if found > before => Ok(()),
@@ -276,84 +275,6 @@ async fn a_slot_that_is_lost_in_the_middle_of_a_repair_repeats_nothing_either() 
     t.load(&plan(&topic, 20)).await.finish().await;
     relay.restart();
     t.count(&topic, 8).await.assert_exactly_once();
-}
-
-#[tokio::test]
-async fn a_first_start_with_all_publishes_what_is_there_and_what_comes() {
-    let t = Harness::start().await;
-    let topic = t.topic("orders").create(8).await;
-    t.load(&plan(&topic, 30)).await.finish().await;
-    let settings = t.relay().set("postgres.start", "all").set_toml("batch.records_max", "50");
-    let load = t.load(&plan(&topic, 30)).await;
-    run_into(&settings, "repair-page-stored:2").await;
-    let mut relay = settings.clone().start().await;
-    load.finish().await;
-    t.count(&topic, 8).await.assert_exactly_once();
-    // Only the first start does so.
-    assert!(relay.sigterm().await.success());
-    relay.restart();
-    t.count(&topic, 8).await.assert_exactly_once();
-}
-
-/// Were its progress lost by then, the next start would take itself for the first, and repeat all of it.
-#[tokio::test]
-async fn a_first_start_that_publishes_rows_has_delivered_by_its_first_page() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    let mut relay = t.relay().fault("repair-page-stored").spawn();
-    relay.wait_end(wait::PATIENCE).await;
-    let noted = "select delivered_at is not null from outbox.relay_keys";
-    assert!(t.database().superuser().query_one(noted, &[]).await.expect("a key").get::<_, bool>(0));
-}
-
-#[tokio::test]
-async fn a_first_start_publishes_what_was_committed_since_the_migration() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    t.commit([Event::to(topic.name()).key("before")]).await;
-    let output = t.relay().command(&["check"]).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("it publishes what is there: 1 row"), "{text}");
-    let _relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("after")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
-}
-
-/// A mapped table may be as old as its business.
-#[tokio::test]
-async fn a_first_start_on_a_table_of_ones_own_leaves_out_what_is_there() {
-    let t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let table = "create table public.mine (like outbox.events including defaults); \
-         create publication mine for table public.mine with (publish = 'insert'); \
-         grant select on public.mine to public";
-    t.database().superuser().batch_execute(table).await.expect("a table");
-    let insert = format!("insert into public.mine (topic) values ('{}')", topic.name());
-    t.database().superuser().batch_execute(&insert).await.expect("inserted");
-    let settings = t.relay().set("postgres.publication", "mine");
-    let relay = settings.set_toml("outbox.tables", "[\"public.mine\"]").start().await;
-    assert!(relay.logs_contain("1 row") && relay.logs_contain("are not published"));
-    t.database().superuser().batch_execute(&insert).await.expect("inserted");
-    wait_more(&topic, 0).await;
-    assert_eq!(topic.records().await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_first_start_with_now_leaves_out_what_is_there_and_says_how_much() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    t.commit([Event::to(topic.name()).key("before")]).await;
-    let settings = t.relay().set("postgres.start", "now");
-    let output = settings.command(&["check"]).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("it leaves out what is there already: 1 row"), "{text}");
-    let relay = settings.start().await;
-    assert!(relay.logs_contain("1 row") && relay.logs_contain("are not published"));
-    t.commit([Event::to(topic.name()).key("after")]).await;
-    wait_more(&topic, 0).await;
-    let keys: Vec<_> = topic.records().await.into_iter().map(|record| record.key).collect();
-    assert_eq!(keys, [Some(b"after".to_vec())]);
 }
 
 /// Stops a relay, changes the database, and finds it halted for `reason`; `resume --at now` goes on.
