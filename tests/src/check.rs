@@ -103,13 +103,14 @@ pub fn compare(truth: &[Committed], records: &[Record], partitions: i32) -> Coun
 }
 
 /// Places where `outbox-position` does not grow within a partition, as text; empty when it does
-/// everywhere. Only for records that came from one relay on one timeline.
+/// everywhere in its era. Only for records that came from one relay on one timeline.
 pub fn positions_that_step_back(records: &[Record]) -> Vec<String> {
-    let mut last: BTreeMap<(&str, i32), &str> = BTreeMap::new();
+    let mut last: BTreeMap<(&str, i32, Option<&str>), &str> = BTreeMap::new();
     let mut problems = Vec::new();
     for record in records {
         let position = record.header("outbox-position").unwrap_or("(none)");
-        let before = last.insert((&record.topic, record.partition), position);
+        let era = record.header("outbox-era");
+        let before = last.insert((&record.topic, record.partition, era), position);
         // Fixed widths make the text sort as the numbers do.
         if before.is_some_and(|before| before >= position) || !is_position(position) {
             let Record { topic, partition, offset, .. } = record;
