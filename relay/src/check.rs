@@ -60,12 +60,12 @@ pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         half("Kafka", kafka(parts))
     );
     findings.extend(kafka);
-    if let (Some((session, expected)), Some(has_topic)) = (session, has_progress_topic) {
+    if let (Some((session, (expected, looked))), Some(has_topic)) = (session, has_progress_topic) {
         let rehearsal = async {
             let found = start::rehearsed(config, parts, &session, has_topic, &findings).await;
             (found.into_iter().collect(), None::<()>)
         };
-        let foreseen = events::foreseen(parts, expected);
+        let foreseen = events::foreseen(parts, expected, looked);
         let ((found, _), (topics, _)) =
             tokio::join!(half("start", rehearsal), half("topics", foreseen));
         // What is mended by the same words has the same cause, and the start's words have more: what it
@@ -106,7 +106,11 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
         }
         Err(error) => {
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
-            return (vec![problem("Kafka", printable::causes(&error), remedy)], None);
+            let seen = match kafka::is_silence(&error) {
+                true => format!("no answer from {}", parts.kafka.silent()),
+                false => printable::causes(&error),
+            };
+            return (vec![problem("Kafka", seen, remedy)], None);
         }
     };
     let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");

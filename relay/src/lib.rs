@@ -13,7 +13,8 @@
 pub mod admin;
 mod allocator;
 mod backoff;
-pub mod charset;
+pub mod capacity;
+mod charset;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -61,15 +61,15 @@ pub struct Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let shown = |position: Option<Position>| match position {
-            Some(position) => position.to_string(),
-            None => "nothing".to_owned(),
-        };
-        write!(f, "progress was {}; now it is {}", shown(self.before), shown(self.after))?;
-        if self.after.is_none() {
-            f.write_str(": the relay makes a new slot within ten seconds, or when it is started")?;
+        match self.after {
+            Some(after) => write!(f, "the relay goes on from {after}")?,
+            None => f.write_str("the relay makes a new slot")?,
         }
-        Ok(())
+        let before = self.before.map_or_else(|| "nothing".to_owned(), |at| at.to_string());
+        write!(
+            f,
+            "; stored progress was {before}. It looks again within ten seconds, or when it is started"
+        )
     }
 }
 

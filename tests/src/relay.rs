@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use outbox_relay::throwaway::{self, guardian};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt as _, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
 };
@@ -154,6 +154,28 @@ impl Settings {
             anyhow::Ok(tokio::time::timeout(COMMAND, output).await??)
         };
         run.await.unwrap_or_else(|error| panic!("{arguments:?}: {error:#}"))
+    }
+
+    /// Starts another command, and waits until it says `words` to who typed it. Returns all that it has
+    /// said by then, and the process, which goes on.
+    ///
+    /// # Panics
+    /// When it does not start, or does not say so in a minute.
+    pub async fn command_that_says(&self, arguments: &[&str], words: &str) -> (String, Child) {
+        let run = async {
+            let mut command = self.prepare(arguments)?;
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut child = command.kill_on_drop(true).spawn()?;
+            let mut lines = BufReader::new(child.stderr.take().context("its errors")?).lines();
+            let mut said = String::new();
+            while !said.contains(words) {
+                let line = lines.next_line().await?;
+                said += &line.with_context(|| format!("it has ended: {said}"))?;
+            }
+            anyhow::Ok((said, child))
+        };
+        let said = tokio::time::timeout(COMMAND, run).await.map_err(anyhow::Error::new);
+        said.flatten().unwrap_or_else(|error| panic!("{arguments:?}: {error:#}"))
     }
 
     fn name(&self) -> String {

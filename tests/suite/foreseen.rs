@@ -1,6 +1,6 @@
 //! What a run would meet at the broker is named by `check` beforehand, with the command that helps.
 
-use outbox_tests::{Harness, event::Event, kafka::Kafka, servers, topic::Topic};
+use outbox_tests::{Harness, event::Event, kafka::Kafka, servers, topic::Topic, wait};
 use serde_json::json;
 
 use crate::checks::{Finding, check};
@@ -85,7 +85,7 @@ async fn check_names_what_a_run_would_meet_at_the_topics_of_the_events() {
 async fn check_sees_the_progress_topics_settings_while_a_relay_streams() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let _relay = t.relay().start().await;
+    let relay = t.relay().start().await;
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 1).await.assert_exactly_once();
     let progress = t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()));
@@ -97,9 +97,24 @@ async fn check_sees_the_progress_topics_settings_while_a_relay_streams() {
         let found = about(&findings, &[progress.name(), &format!("{setting}={wrong}")]);
         assert_eq!(found.verdict, "problem", "{found:?}");
         assert!(found.remedy.contains(&format!("--add-config {setting}={right}")), "{found:?}");
+        // The relay that streams says it as well, and goes on.
+        relay.wait_log(&format!("--add-config {setting}={right}")).await;
+        let page = relay.page("/readyz").await;
+        assert!(
+            page.starts_with("ok\nbut") && page.contains(&format!("{setting}={wrong}")),
+            "{page}"
+        );
         progress.set(setting, right).await;
         silent(&check(&t.relay()).await, setting);
     }
+    // Whatever is set takes the place of all that was.
+    progress.set("cleanup.policy", "compact").await;
+    wait::until("nothing is of concern", wait::PATIENCE, || async {
+        let page = relay.page("/readyz").await;
+        if page == "ok\n" { Ok(()) } else { Err(page) }
+    })
+    .await
+    .expect("it is as it was");
 }
 
 /// The broker allows less time than a transaction has by default, and one of its listeners leads

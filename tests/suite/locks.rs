@@ -14,6 +14,7 @@ use outbox_tests::{
 
 use crate::{
     dead_letters::{sequences, wait_parked, wait_records},
+    obeyed::typed,
     partitions::{ATTACH, ID, TABLE, insert_old},
     repair::wait_snapshot,
     rows::{each_once, insert, run},
@@ -239,9 +240,29 @@ async fn who_keeps_an_event_from_being_parked_is_named_and_the_relay_goes_on_by_
     relay.wait_for("/readyz", 503).await;
     relay.wait_log("holds outbox.dead_letters").await;
     let id = insert(&t, &topic, "now()").await;
-    admin.batch_execute("commit").await.expect("unlocked");
+    let told = wait::until("what to type is said", DEADLINE, || async {
+        let status = relay.status().await.to_string();
+        if status.contains("select pg_terminate_backend") { Ok(status) } else { Err(status) }
+    });
+    let told = told.await.expect("said");
+    assert!(told.contains("Nothing is lost"), "{told}");
+    run(&t, typed(&told, "select pg_terminate_backend")).await;
     relay.wait_ready().await;
     each_once(&topic, &[&id]).await;
+    assert!(admin.batch_execute("commit").await.is_err(), "it was ended");
+}
+
+#[tokio::test]
+async fn a_command_that_waits_for_a_lock_says_for_whose_and_what_ends_it() {
+    let t = Harness::start().await;
+    let _relay = t.relay().start().await;
+    let settings = t.relay().set("postgres.url", &t.database().url(Role::Operator));
+    let other = t.database().connect(Role::Owner).await;
+    other.batch_execute("begin; lock table outbox.dead_letters").await.expect("locked");
+    let list = settings.command_that_says(&["dead-letters", "list"], "pg_terminate_backend");
+    let (told, mut command) = list.await;
+    run(&t, typed(&told, "select pg_terminate_backend")).await;
+    assert!(command.wait().await.expect("it ends").success(), "{told}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Halts and endless retries, one row each: how the state comes about, and what of the text a person
 //! types. The command is taken out of the text and run as it stands there; then the events are counted.
 
+use outbox_relay::throwaway::Shutdown;
 use outbox_tests::{
     Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, wait,
 };
@@ -148,4 +149,33 @@ async fn what_a_halt_says_can_be_typed_and_loses_and_doubles_nothing() {
     for cases in CASES.chunks(4) {
         futures_util::future::join_all(cases.iter().map(is_obeyed)).await;
     }
+}
+
+/// The server forgets how it is set to at its next start, and a slot must not be there then.
+#[tokio::test]
+async fn a_server_that_can_not_decode_is_halted_at_in_the_words_of_check() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    t.database()
+        .superuser()
+        .batch_execute("alter system set wal_level = replica")
+        .await
+        .expect("set");
+    server.leave_out("wal_level");
+    server.stop(Shutdown::Fast).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    let relay = t.relay().spawn();
+    let detail = says(&relay, "wal_level").await;
+    let output = t.relay().command(&["check"]).await;
+    let command = typed(&detail, "alter system set wal_level");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains(command), "{told}");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    obey(&t, command).await;
+    server.stop(Shutdown::Fast).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    t.count(&topic, 1).await.assert_exactly_once();
 }

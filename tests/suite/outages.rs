@@ -149,7 +149,7 @@ async fn line_to_postgres(t: &Harness) -> Proxy {
 /// Frozen first, so that what is under way is neither refused nor lost; then refused.
 async fn broker_out_of_reach(day: &Day, line: &Proxy, lasts: Duration) {
     for fault in [Proxy::freeze, Proxy::refuse] {
-        day.through(|| fault(line), &["roker", "Kafka"], lasts, || line.heal()).await;
+        day.through(|| fault(line), &["no answer", "not answered"], lasts, || line.heal()).await;
     }
     line.cut(Cut::Reset);
     day.flows().await;

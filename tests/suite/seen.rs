@@ -1,6 +1,8 @@
 //! What operators see while nothing flows: a relay that stands still must not look as if nothing
 //! waited.
 
+use std::time::Duration;
+
 use outbox_tests::{
     Harness,
     event::Event,
@@ -102,4 +104,29 @@ async fn the_lag_of_a_relay_that_waits_for_its_broker_grows() {
     grows(&mut t, &relay, phase).await;
     let metrics = relay.page("/metrics").await;
     assert_eq!(gauge(&metrics, "outbox_relay_delivered_lsn"), None, "nobody could say");
+}
+
+/// A mistake in the port, at the first start.
+#[tokio::test]
+async fn brokers_that_do_not_answer_are_named_with_the_reason_within_five_seconds() {
+    let t = Harness::start().await;
+    let nobody = format!("127.0.0.1:{}", servers::free_port());
+    let settings = t.relay().set("sink.properties.\"bootstrap.servers\"", &nobody);
+    let mut relay = settings.clone().spawn();
+    relay.wait_for("/status", 200).await;
+    let named = format!("{nobody} of bootstrap.servers (connection refused)");
+    let within = |time: Duration, has: &'static str| {
+        let (relay, named) = (&relay, &named);
+        wait::until(has, time, move || async move {
+            let status = relay.try_status().await?;
+            let why = status.get("not_ready_because").and_then(Value::as_str).unwrap_or_default();
+            anyhow::ensure!(why.contains(named) && why.contains(has), "{why}");
+            Ok::<_, anyhow::Error>(())
+        })
+    };
+    within(Duration::from_secs(5), "no answer").await.expect("who, and why");
+    within(wait::PATIENCE, "nothing is lost").await.expect("what it means");
+    let output = settings.command(&["check"]).await;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains(&format!("no answer from {named}")), "{told}");
 }

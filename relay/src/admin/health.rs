@@ -113,8 +113,8 @@ pub(super) struct Vitals {
     pub(super) delivering_for: Option<Duration>,
     /// Time since the brokers last answered; `None` before they first did.
     pub(super) broker_silent_for: Option<Duration>,
-    /// Why they did not when last asked.
-    pub(super) broker_error: Option<String>,
+    /// For how long they are known not to, and who of them.
+    pub(super) broker_error: Option<(Duration, String)>,
     /// What failed last, until events flow again or another relay leads: each attempt takes a moment, and
     /// the cause lasts.
     pub(super) trouble: Option<String>,
@@ -131,13 +131,16 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             heard_from_brokers(now)
         }
         Phase::Retrying { next_attempt_in, .. } => {
-            let wait = next_attempt_in.saturating_sub(now.phase_for).as_secs();
-            Err(format!("{}; next attempt in {wait} s", now.phase.detail()))
+            let detail = now.phase.detail();
+            Err(match next_attempt_in.saturating_sub(now.phase_for).as_secs() {
+                0 => format!("{detail}; trying again now"),
+                wait => format!("{detail}; next attempt in {wait} s"),
+            })
         }
         Phase::Stopping => Err("stopping".into()),
         Phase::Starting { doing } => Err(match &now.trouble {
             Some(trouble) => format!("{trouble}; trying again: {doing}"),
-            None => format!("starting: {doing}"),
+            None => format!("starting: {doing}{}", silent_brokers(now)),
         }),
         Phase::Repairing { .. } => Err(format!("repairing: {}", now.phase.detail())),
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
@@ -157,14 +160,21 @@ fn heard_from_postgres(now: &Vitals) -> Result<(), String> {
 fn heard_from_brokers(now: &Vitals) -> Result<(), String> {
     match (now.delivering_for, now.broker_silent_for) {
         (Some(taken), _) if taken > DELIVERY_MAX => {
-            Err(format!("the broker has not taken a delivery for {} s", taken.as_secs()))
+            let silent = silent_brokers(now);
+            Err(format!("the broker has not taken a delivery for {} s{silent}", taken.as_secs()))
         }
         (_, Some(silent)) if silent > BROKER_SILENCE_MAX => {
-            let because = now.broker_error.as_deref().unwrap_or("no answer");
-            Err(format!("the brokers have not answered for {} s: {because}", silent.as_secs()))
+            let who = now.broker_error.as_ref().map_or("no answer", |(_, who)| who);
+            Err(format!("the brokers have not answered for {} s: {who}", silent.as_secs()))
         }
         _ => Ok(()),
     }
+}
+
+fn silent_brokers(now: &Vitals) -> String {
+    now.broker_error.as_ref().map_or_else(String::new, |(time, who)| {
+        format!("; no answer for {} s from {who}", time.as_secs())
+    })
 }
 
 /// `Err` has the reason, for a person.
@@ -219,10 +229,10 @@ mod tests {
             (
                 Vitals {
                     broker_silent_for: Some(s(13)),
-                    broker_error: Some("timed out".into()),
+                    broker_error: Some((s(11), "kafka:9092 (timed out)".into())),
                     ..streaming
                 },
-                "the brokers have not answered for 13 s: timed out",
+                "the brokers have not answered for 13 s: kafka:9092 (timed out)",
             ),
         ] {
             assert_eq!(readiness(&vitals), Err(reason.to_owned()));

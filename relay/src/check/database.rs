@@ -28,11 +28,12 @@ use crate::{
     table_fit::{self, Fit, Unfit},
 };
 
-/// The session and what is to be delivered, where all could be asked on it.
+/// The session and what is to be delivered (and whether a table could be looked at for it), where all
+/// could be asked on it.
 pub(super) async fn looked_at(
     config: &Config,
     parts: &Parts,
-) -> (Vec<Finding>, Option<(SqlSession, Expected)>) {
+) -> (Vec<Finding>, Option<(SqlSession, (Expected, bool))>) {
     let mut findings = Vec::new();
     for host in parts.connect.unverified_hosts() {
         let seen = format!("the connection to {host} is not verified");
@@ -45,8 +46,11 @@ pub(super) async fn looked_at(
             findings.push(match error {
                 ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
                 error @ ConnectError::Transient { .. } => {
-                    let short = error.sqlstate().and_then(shortage::remedy);
-                    let remedy = short.unwrap_or("check postgres.url, and that the server is up");
+                    let short =
+                        error.sqlstate().and_then(|code| shortage::remedy(code, &parts.connect));
+                    let remedy = short.unwrap_or_else(|| {
+                        "check postgres.url, and that the server is up".to_owned()
+                    });
                     problem("PostgreSQL", printable::causes(&error), remedy)
                 }
             });
@@ -71,7 +75,7 @@ async fn server(
     config: &Config,
     parts: &Parts,
     client: &Client,
-) -> Result<(Vec<Finding>, Option<Expected>), InspectError> {
+) -> Result<(Vec<Finding>, Option<(Expected, bool)>), InspectError> {
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
     let server = slot::capacity(client).await?;
@@ -139,11 +143,11 @@ async fn server(
     }
     findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
-        Some(slot) if slot.is_lost() => problem(
+        // Whether the start can replace it, the start says.
+        Some(slot) if slot.is_lost() => warning(
             "slot",
             format!("{name} has lost its WAL"),
-            "the relay's next start makes a new one and publishes what is missing from the tables; \
-             raise max_slot_wal_keep_size",
+            "so that it does not happen again: raise max_slot_wal_keep_size",
         ),
         Some(slot) => {
             let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();
@@ -154,7 +158,7 @@ async fn server(
     if !server.in_recovery {
         findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
     }
-    Ok((findings, Some(events.expected)))
+    Ok((findings, Some((events.expected, events.looked))))
 }
 
 /// Whether the database has what this version's migrations make; `None` where it does not say: the

@@ -35,6 +35,8 @@ pub(super) struct Look<'a> {
     charset: Charset,
     has_slot: bool,
     until: Instant,
+    /// Whether a table could be looked at.
+    pub(super) looked: bool,
     pub(super) expected: Expected,
 }
 
@@ -61,7 +63,7 @@ impl<'a> Look<'a> {
         };
         let charset = characters::charset(client).await?;
         let until = Instant::now() + TIME_MAX;
-        Ok(Look { config, mapping, client, charset, has_slot, until, expected })
+        Ok(Look { config, mapping, client, charset, has_slot, until, looked: false, expected })
     }
 
     /// Takes some of the table's rows. What can't be looked at in time is said.
@@ -73,6 +75,7 @@ impl<'a> Look<'a> {
         if !state.readable || state.row_security {
             return Ok(None); // That is a finding of its own.
         }
+        self.looked = true;
         let place = Place {
             name,
             state,
@@ -122,7 +125,11 @@ async fn record_bytes_max(
 }
 
 /// What the brokers would make of them.
-pub(super) async fn foreseen(parts: &Parts, expected: Expected) -> (Vec<Finding>, Option<()>) {
+pub(super) async fn foreseen(
+    parts: &Parts,
+    expected: Expected,
+    looked_at: bool,
+) -> (Vec<Finding>, Option<()>) {
     let looked = expected.waiting.len().max(expected.newest.len()).min(ROWS_MAX);
     let concerns = match kafka::foresee(parts.kafka.clone(), expected).await {
         Ok(concerns) => concerns,
@@ -138,6 +145,9 @@ pub(super) async fn foreseen(parts: &Parts, expected: Expected) -> (Vec<Finding>
     }
     if found.is_empty() {
         let seen = match looked {
+            0 if !looked_at => {
+                "not looked at, as no table can be published: correct that first".to_owned()
+            }
             0 => "no event waits whose topic could be looked at".to_owned(),
             _ => "would take the newest events, and those that wait".to_owned(),
         };

@@ -6,6 +6,7 @@ use super::{Finding, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
     daemon::standbys,
+    postgres::error::named,
     route::{Mapping, TableName},
     source::{slot::InspectError, table::TableState},
 };
@@ -30,7 +31,8 @@ pub(super) async fn of_server(
     let application = standbys::application(config, parts);
     let standby = standby(names, row.try_get(1).map_err(failed)?, &application);
     let role: &str = row.try_get(2).map_err(failed)?;
-    Ok(standby.into_iter().chain(replication_role(role)).collect())
+    let triggers = replication_role(role, parts.connect.database(), parts.connect.user());
+    Ok(standby.into_iter().chain(triggers).collect())
 }
 
 fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
@@ -58,7 +60,7 @@ fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
     })
 }
 
-fn replication_role(role: &str) -> Option<Finding> {
+fn replication_role(role: &str, database: &str, login: &str) -> Option<Finding> {
     (role != "origin").then(|| {
         warning(
             "triggers",
@@ -66,8 +68,12 @@ fn replication_role(role: &str) -> Option<Finding> {
                 "the session has session_replication_role = {role}: only triggers that are always enabled \
                  fire for it, as those of this schema are"
             ),
-            "alter role … reset session_replication_role, for the relay's role, and the same for the \
-             database",
+            named(
+                "`alter role {role} reset session_replication_role`; `alter database {database} reset \
+                 session_replication_role`",
+                database,
+                login,
+            ),
         )
     })
 }
@@ -107,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_session_whose_triggers_do_not_fire_is_named() {
-        assert!(replication_role("origin").is_none());
-        assert!(replication_role("replica").expect("named").seen.contains("replica"));
+        assert!(replication_role("origin", "d", "r").is_none());
+        assert!(replication_role("replica", "d", "r").expect("named").seen.contains("replica"));
     }
 }

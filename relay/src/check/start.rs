@@ -50,7 +50,8 @@ pub(super) async fn rehearsed(
         Rehearsed::Starts(Decision::Repair { lower: Some(_), .. }) => warning(
             NAME,
             format!(
-                "slot {slot} is of no use: what it would have sent is published from the tables"
+                "makes the slot {slot} anew by itself, and publishes from the tables what the slot would \
+                 have sent: there is nothing to do"
             ),
             "",
         ),

@@ -12,6 +12,7 @@ mod output;
 mod signal;
 mod status;
 mod usage;
+mod waited;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

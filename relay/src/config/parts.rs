@@ -136,6 +136,7 @@ impl Config {
             record_bytes_max: self.batch.record_bytes_max,
             progress_replication_factor: None,
             roots: kafka::SystemRoots::default(),
+            reach: kafka::Reach::default(),
         }
     }
 }

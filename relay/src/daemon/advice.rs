@@ -7,10 +7,14 @@ use crate::{
     admin::Board,
     config::Config,
     dead_letter::lost,
-    postgres::{ConnectError, error::ServerError, shortage, sql::SqlSession},
+    metrics::Cause,
+    postgres::{
+        ConnectError, conninfo::ConnectSettings, error::ServerError, shortage, sql::SqlSession,
+    },
     printable,
     progress::ParkedRecord,
     reconcile::Halt,
+    sink::kafka::{Settings, is_silence},
     source::{
         connect::{QueryError, StartError},
         decoder::StreamError,
@@ -28,12 +32,34 @@ pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board)
     }
 }
 
+/// The same, with the brokers that do not answer where that is why.
+pub(super) fn with_silent_brokers(ended: Ended, kafka: &Settings, board: &Board) -> Ended {
+    match ended {
+        Ended::Retry { cause: Cause::Broker, doing, error } => {
+            let who = || format!("no answer from {}: {WAITS}", kafka.silent());
+            let error = match (is_silence(error.as_ref()), board.broker_answers()) {
+                (true, _) => anyhow::anyhow!(who()),
+                (false, false) => {
+                    anyhow::anyhow!("{}; {}", printable::causes(error.as_ref()), who())
+                }
+                (false, true) => error,
+            };
+            Ended::Retry { cause: Cause::Broker, doing, error }
+        }
+        ended => ended,
+    }
+}
+
+const WAITS: &str = "nothing is lost, events wait in PostgreSQL, and the relay continues when a broker \
+                     answers. Check bootstrap.servers, and that the brokers are up";
+
 /// The same, with what to type where the server has run out of something.
-pub(super) fn advised(ended: Ended) -> Ended {
+pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } => {
-            let sqlstate = error.chain().find_map(sqlstate);
-            let error = match sqlstate.as_deref().and_then(shortage::remedy) {
+            let sqlstate = sqlstate_of(&error);
+            let short = sqlstate.as_deref().and_then(|code| shortage::remedy(code, settings));
+            let error = match short {
                 Some(remedy) => {
                     let error = printable::causes(error.as_ref());
                     anyhow::anyhow!(
@@ -62,6 +88,10 @@ fn with_parked(halt: Halt, parked: &ParkedRecord, ours: bool) -> Halt {
 }
 
 /// The server's code, wherever it is kept.
+pub(super) fn sqlstate_of(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(sqlstate)
+}
+
 fn sqlstate(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
         return error.code().map(|code| code.code().to_owned());
@@ -106,10 +136,10 @@ pub(super) async fn held(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Cause;
 
     #[test]
     fn a_shortage_is_told_with_its_remedy_wherever_the_server_named_it() {
+        let settings = ConnectSettings::parse("postgres://r@h/d").expect("a URL");
         let server =
             || ServerError { sqlstate: "53300".into(), message: "zu viele".into(), detail: None };
         let stream = StreamError::Server { code: "53300".into(), message: "zu viele".into() };
@@ -120,7 +150,8 @@ mod tests {
             anyhow::Error::new(refused()),
             anyhow::Error::new(StartError::Transient(refused())).context("starting"),
         ] {
-            let Ended::Retry { error, .. } = advised(Ended::retry(Cause::Postgres, "x", error))
+            let Ended::Retry { error, .. } =
+                advised(Ended::retry(Cause::Postgres, "x", error), &settings)
             else {
                 panic!("it is tried again")
             };

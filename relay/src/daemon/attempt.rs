@@ -114,6 +114,7 @@ async fn begin(
                 Err(ended) => return Err(locks::named(&session, ended).await),
             }
         }
+        never = broker::listen(&parts.kafka, board) => match never {},
         lost = control::pulse(&session, config, board) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
@@ -182,10 +183,12 @@ async fn stream(
         });
         let waiting_board = board.clone();
         let (stop, board, config_there) = (control_stop.clone(), board.clone(), config.clone());
+        let brokers = parts.kafka.clone();
         tasks.spawn("watch", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Watch,
-                never = broker::watch(probe, &board) => match never {},
+                never = broker::watch(probe.clone(), &brokers, &board) => match never {},
+                never = broker::watch_progress_topic(probe.clone(), &board) => match never {},
                 never = control::watch_parked(&watch_session, &config_there, &board) => match never {},
                 never = retention::watch(&watch_session, history, &board) => match never {},
             }

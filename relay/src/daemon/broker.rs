@@ -4,13 +4,25 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
 
-use crate::{admin::Board, printable, sink::kafka::Probe};
+use crate::{
+    admin::Board,
+    printable,
+    sink::{
+        SinkError,
+        kafka::{Probe, Settings, is_silence},
+    },
+};
 
 /// Asked this often, unless a delivery has just proven it.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// The progress topic's settings are looked at this often.
+const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
+/// What was heard is told this often.
+const LISTEN_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Keeps asking, and tells the board. Ends only by being dropped, at any time.
-pub(super) async fn watch(probe: Probe, board: &Board) -> Infallible {
+pub(super) async fn watch(probe: Probe, settings: &Settings, board: &Board) -> Infallible {
     loop {
         sleep(PROBE_INTERVAL).await;
         if board.broker_heard_within(PROBE_INTERVAL) {
@@ -20,8 +32,47 @@ pub(super) async fn watch(probe: Probe, board: &Board) -> Infallible {
             Ok(()) => board.broker_heard(),
             Err(error) => {
                 tracing::debug!(%error, "the brokers do not answer");
-                board.broker_silent(printable::causes(&error));
+                board.broker_silent(match is_silence(&error) {
+                    true => settings.silent(),
+                    false => printable::causes(&error),
+                });
             }
         }
+    }
+}
+
+/// Looks at the progress topic's settings, again and again: a start refuses such as lose progress, and
+/// somebody may change them after it. Ends only by being dropped, at any time.
+pub(super) async fn watch_progress_topic(probe: Probe, board: &Board) -> Infallible {
+    const ABOUT: &str = "progress topic";
+    loop {
+        let concern = match probe.progress_topic().await {
+            Err(SinkError::Misconfigured { what, remedy }) => Some((what, remedy)),
+            Ok(()) | Err(_) => None,
+        };
+        let text = concern.as_ref().map(|(what, remedy)| format!("{what}; {remedy}"));
+        if board.concern(ABOUT, text)
+            && let Some((reason, remedy)) = concern
+        {
+            tracing::warn!(
+                reason,
+                remedy,
+                "the progress topic was changed: events flow, but the next start halts, or finds no progress"
+            );
+        }
+        sleep(TOPIC_INTERVAL).await;
+    }
+}
+
+/// Tells the board what the clients of a start hear of the brokers while they wait for them. Ends only by
+/// being dropped, at any time.
+pub(super) async fn listen(settings: &Settings, board: &Board) -> Infallible {
+    loop {
+        match settings.reach.answers() {
+            Some(true) => board.broker_answered(),
+            Some(false) => board.broker_silent(settings.silent()),
+            None => {}
+        }
+        sleep(LISTEN_INTERVAL).await;
     }
 }

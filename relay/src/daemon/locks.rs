@@ -57,7 +57,10 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } if refused(error.as_ref()) => {
             let held = holders(session.client()).await;
-            let error = error.context(format!("somebody else's lock is in the way: {held}"));
+            let error = error.context(format!(
+                "somebody else's lock is in the way: {held}. Nothing is lost, and events of every key wait \
+                 until it is gone"
+            ));
             Ended::Retry { cause, doing, error }
         }
         ended => ended,
@@ -67,9 +70,10 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
 /// Who holds which table of this database so that it can't be written or even read, or rows of the
 /// relay's own tables.
 async fn holders(client: &Client) -> String {
-    let sql = "select pg_catalog.format('process %s (%s) holds %s', l.pid, \
+    let sql = "select pg_catalog.format('process %s (%s) holds %s; to end it: \
+                       `select pg_terminate_backend(%s)`', l.pid, \
                    coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown'), \
-                   l.relation::pg_catalog.regclass) \
+                   l.relation::pg_catalog.regclass, l.pid) \
                from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a using (pid) \
                where l.locktype = 'relation' and l.granted and l.pid <> pg_catalog.pg_backend_pid() \
                    and l.database = (select oid from pg_catalog.pg_database \

@@ -40,11 +40,13 @@ use self::{attempt::Learnt, ended::Ended};
 use crate::{
     admin::{self, Board, Hosts, Phase},
     backoff::Backoff,
+    capacity,
     config::{Config, parts::Parts},
     metrics::Cause,
     postgres::sql,
     printable, rights,
     route::Format,
+    source,
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -58,6 +60,8 @@ const HALTED_RETRY: Duration = Duration::from_secs(10);
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// How long a look at the rights may take, beside what it is to explain.
 const RIGHTS_MAX: Duration = Duration::from_secs(5);
+/// SQLSTATE `object_not_in_prerequisite_state`, as of a slot where `wal_level` is too low.
+const NOT_IN_THIS_STATE: &str = "55000";
 /// A person at the log sees what is happening this often, while events flow.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -111,8 +115,11 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
         parts = config.renewed(parts);
         let ended = attempt::run(config, &parts, board, learnt, stop).await;
         let ended = explained(&parts, ended).await;
-        let ended = ended
-            .map_err(|ended| advice::advised(advice::with_what_was_parked(ended, config, board)));
+        let ended = ended.map_err(|ended| {
+            let ended = advice::with_what_was_parked(ended, config, board);
+            let ended = advice::with_silent_brokers(ended, &parts.kafka, board);
+            advice::advised(ended, &parts.connect)
+        });
         learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
             backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
@@ -188,18 +195,30 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
     }
 }
 
-/// What ended for want of a right, or because a person must act, says which rights lack, if any do:
-/// one look for all of them, with the statements that give them.
+/// What ended for want of a right, or because a person must act, says which rights or settings lack, if any
+/// do: one look for all of them, with the statements that give them.
 async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended> {
-    match &ended {
-        Err(Ended::Halted(_)) => {}
-        Err(Ended::Retry { error, .. }) if rights::is_refusal(error) => {}
+    let unset = match &ended {
+        Err(Ended::Halted(_)) => false,
+        Err(Ended::Retry { error, .. }) if rights::is_refusal(error) => false,
+        Err(Ended::Retry { error, .. })
+            if advice::sqlstate_of(error).as_deref() == Some(NOT_IN_THIS_STATE) =>
+        {
+            true
+        }
         _ => return ended,
-    }
+    };
     let asked = tokio::time::timeout(RIGHTS_MAX, async {
         let session = sql::connect(&parts.connect, "outbox-relay rights").await.ok()?;
         let meaning = rights::NOTHING_IS_PUBLISHED;
-        rights::stopping(session.client(), RELAY, meaning).await.ok()?
+        if !unset {
+            return rights::stopping(session.client(), RELAY, meaning).await.ok()?;
+        }
+        let found = source::slot::capacity(session.client()).await.ok()?;
+        // What passes by itself is tried again.
+        let mut lacks = capacity::lacking(&found, true, parts.connect.user());
+        lacks.retain(|lack| !["slots", "senders", "server"].contains(&lack.name));
+        capacity::halt(&lacks)
     });
     match asked.await {
         Ok(Some(halt)) => Err(Ended::Halted(halt)),

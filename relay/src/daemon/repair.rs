@@ -75,7 +75,7 @@ pub(super) async fn begin(
         ),
         (Some(position), None) => tracing::warn!(
             slot = name, after = %position,
-            "the slot is gone: making a new one, and publishing what was committed meanwhile from \
+            "the slot is missing or has lost its WAL: making a new one, and publishing what was committed meanwhile from \
              the outbox tables"
         ),
         (None, _) => {
@@ -258,7 +258,10 @@ async fn pages(
         let through = cursor.map(|(moment_us, _)| moment(*moment_us));
         if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
             reported = Some(Instant::now());
-            tracing::info!(rows = delivered, through, "repairing from the outbox tables");
+            match delivered {
+                0 => tracing::info!("repairing from the outbox tables: reading the first rows"),
+                rows => tracing::info!(rows, through, "repairing from the outbox tables"),
+            }
         }
         board.phase(Phase::Repairing { delivered, through });
         let page = tokio::select! {

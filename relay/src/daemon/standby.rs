@@ -14,6 +14,7 @@ use tokio_postgres::error::SqlState;
 use super::{broker, connect, ended::Ended, locks, standbys, start, tables};
 use crate::{
     admin::{Board, Phase},
+    capacity,
     config::{Config, parts::Parts},
     fault::{self, Point},
     leader::{self, Holder},
@@ -21,7 +22,7 @@ use crate::{
     postgres::sql::{self, SqlSession},
     reconcile::Halt,
     rights,
-    route::{Format, quoted},
+    route::Format,
     sink::kafka::KafkaSink,
     source::slot,
 };
@@ -90,7 +91,7 @@ async fn stand_by(
     let (client, slot) = (session.client(), &config.postgres.slot);
     board.broker_heard(); // While getting ready.
     board.heard();
-    let watch = broker::watch(sink.probe(), board);
+    let watch = broker::watch(sink.probe(), &parts.kafka, board);
     let wait = async {
         let (mut seen, mut answered) = (Seen::default(), Instant::now());
         loop {
@@ -150,15 +151,15 @@ pub(super) async fn could_lead(
     if let Some(halt) = lacking.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
         return Err(Ended::Halted(halt));
     }
-    let capacity = slot::capacity(session.client()).await;
-    let capacity = capacity.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    if !capacity.may_replicate {
-        return Err(Ended::Halted(Halt::new(
-            "the relay's role may not replicate",
-            format!("`alter role {} replication`", quoted(parts.connect.user())),
-        )));
+    let found = slot::capacity(session.client()).await;
+    let found = found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let mut lacks = capacity::lacking(&found, true, parts.connect.user());
+    // The leader has some, and lets go of them.
+    lacks.retain(|lack| !["slots", "senders", "server"].contains(&lack.name));
+    match capacity::halt(&lacks) {
+        Some(halt) => Err(Ended::Halted(halt)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {

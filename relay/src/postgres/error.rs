@@ -76,13 +76,14 @@ impl ConnectError {
         }
     }
 
-    /// For a session: the right that lacks is the database's own, and this is how it is given.
-    pub(crate) fn naming_grant(mut self, database: &str, role: &str) -> Self {
-        if let ConnectError::Permanent { remedy, sqlstate, .. } = &mut self
-            && sqlstate.as_deref() == Some("42501")
-        {
-            let (database, role) = (identifier(database), identifier(role));
-            *remedy = format!("`grant connect on database {database} to {role}`");
+    /// The same, with what is to be typed naming the role and the database; for a `session`, the right
+    /// that lacks is the database's own.
+    pub(crate) fn naming(mut self, database: &str, role: &str, session: bool) -> Self {
+        if let ConnectError::Permanent { remedy, sqlstate, .. } = &mut self {
+            if session && sqlstate.as_deref() == Some("42501") {
+                "`grant connect on database {database} to {role}`".clone_into(remedy);
+            }
+            *remedy = named(remedy, database, role);
         }
         self
     }
@@ -168,6 +169,11 @@ impl ServerError {
     }
 }
 
+/// The names in what a person is to type.
+pub(crate) fn named(text: &str, database: &str, role: &str) -> String {
+    text.replace("{database}", &identifier(database)).replace("{role}", &identifier(role))
+}
+
 /// A name as SQL takes it.
 fn identifier(name: &str) -> String {
     let is_plain = |name: &str| {
@@ -190,12 +196,12 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
     Some(match error.sqlstate.as_str() {
         "28P01" => "check the user and the password (url, passfile or PGPASSWORD)",
         "28000" => {
-            "check that the role may log in (alter role … login), and pg_hba.conf on the server: user, \
+            "check that the role may log in (`alter role {role} login`), and pg_hba.conf on the server: user, \
              database, address and TLS must match a line"
         }
         "3D000" => "create the database, or correct its name",
         "42501" => {
-            "grant the right to the role: alter role … replication, grant connect on database …"
+            "`alter role {role} replication`; `grant connect on database {database} to {role}`"
         }
         "08P01" => {
             "connect to PostgreSQL itself: a pooler can't carry replication, and shares sessions"

@@ -1,8 +1,15 @@
 //! What the server may have run out of, by SQLSTATE, and what a person can type. All of it passes, so the
 //! relay tries again; nobody else will free what is taken.
 
-/// What is missing, and how it is found and freed; `None` for whatever is no shortage.
-pub(crate) fn remedy(sqlstate: &str) -> Option<&'static str> {
+use super::{conninfo::ConnectSettings, error::named};
+
+/// What is missing, and how it is found and freed, for this role and database; `None` for whatever is no
+/// shortage.
+pub(crate) fn remedy(sqlstate: &str, settings: &ConnectSettings) -> Option<String> {
+    text(sqlstate).map(|text| named(text, settings.database(), settings.user()))
+}
+
+fn text(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
         "53100" => {
             "the server's disk is full: free room on it, but delete nothing in pg_wal by hand. What keeps \
@@ -20,12 +27,12 @@ pub(crate) fn remedy(sqlstate: &str) -> Option<&'static str> {
              (max_connections, max_wal_senders, connection limit). Who has them: `select pid, usename, \
              application_name, backend_type, state, backend_start from pg_stat_activity order by \
              backend_start`; end what is not needed with `select pg_terminate_backend(pid)`, or raise \
-             the limit: `alter role … connection limit -1`, `alter database … connection limit -1`, or \
+             the limit: `alter role {role} connection limit -1`, `alter database {database} connection limit -1`, or \
              the setting, and restart the server"
         }
         "53400" => {
-            "a limit of the server's configuration is reached. For temp_file_limit: `alter role … set \
-             temp_file_limit = -1` for the relay's role, as a superuser. For replication slots: drop one \
+            "a limit of the server's configuration is reached. For temp_file_limit: `alter role {role} \
+             set temp_file_limit = -1`, as a superuser. For replication slots: drop one \
              that nobody needs any more (`select slot_name, active, wal_status from \
              pg_replication_slots`), or raise max_replication_slots and restart the server"
         }
@@ -45,10 +52,10 @@ mod tests {
             ("53300", &["max_wal_senders", "pg_stat_activity", "connection limit -1"]),
             ("53400", &["temp_file_limit = -1", "max_replication_slots"]),
         ] {
-            let remedy = remedy(sqlstate).expect("there is one");
+            let remedy = text(sqlstate).expect("there is one");
             assert!(words.iter().all(|word| remedy.contains(word)), "{sqlstate}: {remedy}");
             assert!(crate::postgres::error::needs_time(sqlstate), "{sqlstate} is tried again");
         }
-        assert_eq!(remedy("57P03"), None, "it starts");
+        assert_eq!(text("57P03"), None, "it starts");
     }
 }

@@ -180,7 +180,7 @@ pub(super) async fn open(
         config.ssl_mode(tokio_postgres::config::SslMode::Disable);
     }
     let connected = config.connect_raw(socket, Encrypted).await;
-    connected.map_err(|e| connect_error(e).naming_grant(&settings.database, &settings.user))
+    connected.map_err(|e| connect_error(e).naming(&settings.database, &settings.user, true))
 }
 
 fn give_up(host: &str, silent_for: Duration) -> Cause {

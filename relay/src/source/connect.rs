@@ -145,7 +145,9 @@ impl ReplicationConnection {
     ) -> Result<Self, ConnectError> {
         let settings = &settings.renewed().await;
         // Boxed: the walk holds a whole login, which would be part of each caller's future.
-        Box::pin(dial(settings, &ReplicationStartup { settings, application_name })).await
+        let startup = ReplicationStartup { settings, application_name };
+        let connected = Box::pin(dial(settings, &startup)).await;
+        connected.map_err(|e| e.naming(settings.database(), settings.user(), false))
     }
 
     /// Host and port that answered.

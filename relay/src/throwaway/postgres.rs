@@ -218,6 +218,12 @@ impl LocalPostgres {
         Ok(())
     }
 
+    /// From its next start on the setting is the cluster's own, and `alter system` changes it.
+    pub fn leave_out(&mut self, setting: &str) {
+        let is_it = |given: &String| given.split_once('=').is_some_and(|(name, _)| name == setting);
+        self.settings.retain(|given| !is_it(given));
+    }
+
     /// Directory of its Unix socket.
     pub fn socket_dir(&self) -> &Path {
         &self.dir.theirs

@@ -80,8 +80,8 @@ struct State {
     parked: Option<ParkedRecord>,
     /// By what they are about.
     concerns: BTreeMap<&'static str, String>,
-    /// Why the brokers did not answer when they were last asked.
-    broker_error: Option<String>,
+    /// Since when the brokers do not answer, and who of them.
+    broker_error: Option<(Duration, String)>,
     /// What failed last, until the relay has come further.
     trouble: Option<String>,
     lag: Lag,
@@ -212,9 +212,17 @@ impl Board {
         self.state().broker_error = None;
     }
 
-    /// The brokers were asked for a sign of life and gave none.
-    pub fn broker_silent(&self, error: String) {
-        self.state().broker_error = Some(error);
+    /// The brokers have answered, if not by a sign of life that was asked for.
+    pub fn broker_answered(&self) {
+        self.state().broker_error = None;
+    }
+
+    /// The brokers were asked for a sign of life and gave none; who of them, and why.
+    pub fn broker_silent(&self, who: String) {
+        let now = self.now();
+        let mut state = self.state();
+        let since = state.broker_error.as_ref().map_or(now, |(since, _)| *since);
+        state.broker_error = Some((since, who));
     }
 
     /// Whether the brokers have answered so recently.

@@ -140,7 +140,10 @@ impl Board {
             silent_for: self.0.heard.age(now),
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
             broker_silent_for: self.0.broker_heard.age(now),
-            broker_error: state.broker_error.clone(),
+            broker_error: state
+                .broker_error
+                .as_ref()
+                .map(|(since, who)| (now.saturating_sub(*since), who.clone())),
             trouble: state.trouble.clone(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }

@@ -103,6 +103,9 @@ pub(in crate::cli) struct ReleaseArgs {
     /// Everything that is parked
     #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
     pub(super) all: bool,
+    /// Nothing is asked anyway; taken so that scripts may say it everywhere
+    #[arg(long)]
+    yes: bool,
 }
 
 /// What to discard.

@@ -16,19 +16,34 @@ use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
     shown::{letter, line, released, shown},
 };
-use super::{ask::ask, output::eprint, print};
+use super::{ask::ask, output::eprint, print, waited};
 use crate::{
     config::Config,
     dead_letter::operator::{self, Counted, Entry, Group, Operator, Selection},
-    postgres::sql,
+    postgres::sql::{self, SqlSession},
     printable::{self, counted},
 };
 
 /// Does it, and prints what came of it.
 pub(super) async fn run(config: &Config, action: Action, json: bool) -> anyhow::Result<()> {
     let application = format!("outbox-relay {} dead-letters", config.name);
+    let settings = config.connect()?;
     let mut session =
-        sql::connect(&config.connect()?, &application).await.context("connecting to PostgreSQL")?;
+        sql::connect(&settings, &application).await.context("connecting to PostgreSQL")?;
+    let pid = session.pid();
+    waited::named(&settings, pid, carried_out(config, &mut session, action, json)).await?;
+    if !session.is_closed() {
+        session.close().await;
+    }
+    Ok(())
+}
+
+async fn carried_out(
+    config: &Config,
+    session: &mut SqlSession,
+    action: Action,
+    json: bool,
+) -> anyhow::Result<()> {
     let mut operator = Operator::new(session.client_mut(), &config.name);
     operator.is_known(&config.postgres.slot).await?;
     match action {
@@ -40,9 +55,6 @@ pub(super) async fn run(config: &Config, action: Action, json: bool) -> anyhow::
         }
         Action::Release(ReleaseArgs { of, .. }) => release(&mut operator, of, json).await?,
         Action::Discard(arguments) => discard(&mut operator, arguments, json).await?,
-    }
-    if !session.is_closed() {
-        session.close().await;
     }
     Ok(())
 }

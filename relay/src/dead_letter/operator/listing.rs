@@ -206,7 +206,8 @@ impl Operator<'_> {
         if counted.events > 0 || *selection == Selection::default() {
             return Ok(counted);
         }
-        let there = "select coalesce(string_agg(what, ', '), 'no topic: nothing is parked') from ( \
+        let there = "select coalesce('parked are events of ' || string_agg(what, ', '), \
+                         'nothing at all is parked') from ( \
                          select distinct coalesce(left(topic, 260), '(no topic)') \
                              || ' (' || reason || ')' as what \
                          from outbox.dead_letters where relay = $1 and state = 'parked' \

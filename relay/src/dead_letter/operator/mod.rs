@@ -56,7 +56,7 @@ pub enum OperatorError {
         known: String,
     },
     /// The selection names something that is not there.
-    #[error("nothing that is parked is of {selection}; parked are events of {there}")]
+    #[error("nothing that is parked is of {selection}; {there}")]
     NothingChosen {
         /// What was asked for.
         selection: String,

@@ -51,7 +51,8 @@ pub(super) fn may_use_transactional_id(
 ) -> Result<(), SinkError> {
     let mut config = settings.transactional_config();
     config.set("transaction.timeout.ms", TIMEOUT_THAT_NO_BROKER_TAKES);
-    let Ok(producer) = config.create_with_context::<_, BaseProducer<_>>(Context::new("check"))
+    let Ok(producer) =
+        config.create_with_context::<_, BaseProducer<_>>(Context::new("check", &settings.reach))
     else {
         return Ok(());
     };

@@ -85,7 +85,7 @@ pub(super) fn topic_settings(
 }
 
 fn client(settings: &Settings) -> Result<AdminClient<Context>, KafkaError> {
-    settings.admin_config().create_with_context(Context::new("admin"))
+    settings.admin_config().create_with_context(Context::new("admin", &settings.reach))
 }
 
 fn options() -> AdminOptions {

@@ -16,6 +16,8 @@ use rdkafka::{
     producer::{DeliveryResult, ProducerContext},
 };
 
+use super::reach::Reach;
+
 /// A line that says the same is written once in this time; an outage repeats it every second.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
 /// Lines remembered; beyond that all are forgotten, and some are written once more.
@@ -27,6 +29,7 @@ pub(super) const PROGRESS_OPAQUE: usize = usize::MAX;
 /// Context of every client the sink makes.
 pub(super) struct Context {
     client: &'static str,
+    reach: Reach,
     failures: Mutex<Vec<Failure>>,
     said: Mutex<HashMap<String, Said>>,
     /// Why brokers don't let us in.
@@ -47,9 +50,10 @@ struct Said {
 }
 
 impl Context {
-    pub(super) fn new(client: &'static str) -> Self {
+    pub(super) fn new(client: &'static str, reach: &Reach) -> Self {
         Context {
             client,
+            reach: reach.clone(),
             failures: Mutex::default(),
             said: Mutex::default(),
             locked_out: Mutex::default(),
@@ -143,6 +147,7 @@ impl ClientContext for Context {
         if let Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) = code {
             *unpoisoned(&self.locked_out) = code;
         }
+        self.reach.failed(reason);
         if let Some(suppressed) = self.may_say("ERROR", reason) {
             tracing::warn!(target: "librdkafka", client = self.client, suppressed, "{error}: {reason}");
         }
@@ -164,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_line_that_differs_in_numbers_only_is_written_once() {
-        let context = Context::new("test");
+        let context = Context::new("test", &Reach::default());
         assert_eq!(context.may_say("FAIL", "connect to :9092 failed after 3 ms"), Some(0));
         assert_eq!(context.may_say("FAIL", "connect to :9092 failed after 14 ms"), None);
         assert_eq!(context.may_say("FAIL", "disconnected"), Some(0));
@@ -172,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_of_lines_is_bounded() {
-        let context = Context::new("test");
+        let context = Context::new("test", &Reach::default());
         for n in 0..u32::try_from(10 * REMEMBERED_MAX).expect("small") {
             let letters: String =
                 n.to_string().bytes().map(|digit| char::from(digit + 32)).collect();

@@ -168,7 +168,10 @@ impl Limits {
             let bytes = batch_bytes(record);
             let error = format!(
                 "alone in a batch it has {bytes} bytes, and the topic's max.message.bytes is {max}: \
-                 raise it, or publish a reference to the data"
+                 raise it (`kafka-configs --bootstrap-server HOST:PORT --alter --entity-type topics \
+                 --entity-name {} --add-config max.message.bytes={bytes}`), or publish a reference to \
+                 the data",
+                record.topic
             );
             return Some(("too_large", error));
         }

@@ -14,17 +14,21 @@ use super::{
     context::Context,
     limits::Limits,
     native::{self, Consumer, describe},
+    reach::{self, Reach},
     settings::Settings,
 };
 
 /// How long librdkafka must have had nothing to say.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// A broker that answers does so within this, but for rare cases.
+const SOON: Duration = Duration::from_secs(1);
 /// Topics asked for in one request.
 const ASKED_AT_ONCE: usize = 1_000;
 
 /// A client for look-ups.
 pub(super) struct Lookup {
     client: Consumer,
+    reach: Reach,
     /// A topic whose metadata is asked for where the cluster itself is meant.
     progress_topic: String,
 }
@@ -79,8 +83,11 @@ impl std::fmt::Display for Broker {
 
 impl Lookup {
     pub(super) fn new(settings: &Settings) -> Result<Self, KafkaError> {
-        let client = settings.lookup_config().create_with_context(Context::new("lookup"))?;
-        Ok(Lookup { client, progress_topic: settings.progress_topic() })
+        let client = settings
+            .lookup_config()
+            .create_with_context(Context::new("lookup", &settings.reach))?;
+        let reach = settings.reach.clone();
+        Ok(Lookup { client, reach, progress_topic: settings.progress_topic() })
     }
 
     /// By name, what is known of each topic: as many requests for a thousand as for one.
@@ -211,7 +218,16 @@ impl Lookup {
     }
 
     fn metadata(&self, topic: &str, timeout: Duration) -> Result<Metadata, KafkaError> {
-        self.client.fetch_metadata(Some(topic), timeout).map_err(|error| self.explained(error))
+        // While a call waits, nobody hears what librdkafka says of the brokers.
+        let soon = SOON.min(timeout);
+        let fetched = match self.client.fetch_metadata(Some(topic), soon) {
+            Err(error) if soon < timeout && reach::is_silence(&error) => {
+                self.serve();
+                self.client.fetch_metadata(Some(topic), timeout - soon)
+            }
+            fetched => fetched,
+        };
+        fetched.inspect(|_| self.reach.heard()).map_err(|error| self.explained(error))
     }
 
     /// A call that reached nobody, and why if brokers are there and don't let us in.

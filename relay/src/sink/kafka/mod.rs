@@ -17,6 +17,7 @@ mod produce;
 mod progress_log;
 mod progress_topic;
 mod property;
+mod reach;
 mod roots;
 mod settings;
 mod stop;
@@ -50,6 +51,7 @@ pub use self::{
     absent::Watch,
     preflight::{Preflight, preflight},
     progress_topic::ProgressTopic,
+    reach::{Reach, is_silence},
     settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
     topics::forecast::{Concern, Expected, foresee},
 };
@@ -86,12 +88,17 @@ impl KafkaSink {
     /// `Misconfigured` if librdkafka refuses the settings; see [`Settings::problems`].
     pub fn start(settings: Settings, key: SealKey) -> Result<Self, SinkError> {
         let lookup = Arc::new(make_lookup(&settings)?);
-        let probe = Probe { lookup: Arc::clone(&lookup), topic: settings.progress_topic() };
+        let shared = Arc::new(settings.clone());
+        let probe = Probe {
+            lookup: Arc::clone(&lookup),
+            topic: settings.progress_topic(),
+            settings: Arc::clone(&shared),
+        };
         let delivery_limit = settings.delivery_limit();
         let attempts = SharedAttempts::default();
         let watch = Watch {
             lookup: Arc::clone(&lookup),
-            settings: Arc::new(settings.clone()),
+            settings: shared,
             attempts: Arc::clone(&attempts),
         };
         let stop = Stop::default();
@@ -204,6 +211,7 @@ impl Publisher for KafkaSink {
 pub struct Probe {
     lookup: Arc<Lookup>,
     topic: String,
+    settings: Arc<Settings>,
 }
 
 impl std::fmt::Debug for Probe {
@@ -228,6 +236,17 @@ impl Probe {
             Err(error) => Err(sort("asking the brokers for a sign of life", error, None)),
         })
         .await
+    }
+}
+
+impl Probe {
+    /// Looks whether the progress topic still keeps progress, as its settings are by now. Cancel safe.
+    ///
+    /// # Errors
+    /// `Misconfigured` if not: what was stored last may be lost before the next start reads it.
+    pub async fn progress_topic(&self) -> Result<(), SinkError> {
+        let (lookup, settings) = (Arc::clone(&self.lookup), Arc::clone(&self.settings));
+        blocking(move || progress_topic::still_keeps(&settings, &lookup)).await
     }
 }
 

@@ -101,7 +101,7 @@ impl Outlet {
         stop: &Stop,
     ) -> Result<Self, SinkError> {
         let doing = "making a producer";
-        let client = Producer::new(config, Context::new("producer"))
+        let client = Producer::new(config, Context::new("producer", &settings.reach))
             .map_err(|error| sort(doing, error, None))?;
         let client = Arc::new(client);
         let progress = Topic::new(&client, &settings.progress_topic())

@@ -220,6 +220,14 @@ fn verify(
     })
 }
 
+/// What the topic's settings are by now; what can't be seen is taken for good.
+pub(super) fn still_keeps(settings: &Settings, lookup: &Lookup) -> Result<(), SinkError> {
+    let name = settings.progress_topic();
+    let Ok(found) = admin::topic_settings(settings, &name) else { return Ok(()) };
+    let replicas = lookup.shape(&name, REQUEST_TIMEOUT).map_or(0, |shape| shape.replicas);
+    verify(settings, &found, replicas)
+}
+
 /// An administrator may have given it more partitions than one, which can't be taken away again. They
 /// change nothing: what was stored is in partition 0, and so is what will be.
 fn spare(name: &str, partitions: i32) {
@@ -258,7 +266,10 @@ pub(super) fn read(
         return Ok(progress_log::Found::default());
     }
     let consumer: std::sync::Arc<Consumer> = std::sync::Arc::new(
-        settings.reader_config().create_with_context(Context::new("progress")).map_err(failed)?,
+        settings
+            .reader_config()
+            .create_with_context(Context::new("progress", &settings.reach))
+            .map_err(failed)?,
     );
     let mut reader = Topic::new(&consumer, &name)
         .and_then(|topic| PartitionReader::start(topic, 0, low))

@@ -15,6 +15,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError, producer
 use super::{
     context::Context,
     property,
+    reach::Reach,
     roots::{self, Roots, Trust},
 };
 
@@ -65,6 +66,8 @@ pub struct Settings {
     pub progress_replication_factor: Option<i32>,
     /// The system's trusted certificates, once they were needed.
     pub roots: SystemRoots,
+    /// Which brokers do not answer, as the clients made from these settings see it.
+    pub reach: Reach,
 }
 
 /// What this system trusts; looked up once, at the first TLS connection that needs it.
@@ -110,6 +113,13 @@ impl Settings {
     /// `outbox-relay-progress-<name>`.
     pub fn progress_topic(&self) -> String {
         format!("outbox-relay-progress-{}", self.relay_name)
+    }
+
+    /// Who of the brokers does not answer, and why.
+    pub fn silent(&self) -> String {
+        let names = ["bootstrap.servers", "metadata.broker.list"];
+        let servers = names.iter().find_map(|name| self.properties.get(*name));
+        self.reach.who(servers.map_or("", |servers| servers.trim()))
     }
 
     /// `transaction.timeout.ms`, which bounds a delivery in both modes.
@@ -203,7 +213,7 @@ impl Settings {
     fn trial(&self) -> Option<Problem> {
         let created = self
             .transactional_config()
-            .create_with_context::<_, BaseProducer<_>>(Context::new("check"));
+            .create_with_context::<_, BaseProducer<_>>(Context::new("check", &Reach::default()));
         match created {
             Ok(_) => None,
             Err(KafkaError::ClientConfig(_, reason, name, _)) => Some(Problem {
@@ -347,6 +357,7 @@ pub(super) fn sample(servers: &str) -> Settings {
         record_bytes_max: 16 << 20,
         progress_replication_factor: None,
         roots: SystemRoots::default(),
+        reach: Reach::default(),
     }
 }
 

@@ -1,0 +1,136 @@
+//! What a server must be set to, and a role be able to do, before a relay can stream from it: one list, for
+//! `check` beforehand and for the halt. Pure.
+
+use crate::{reconcile::Halt, route::quoted, source::slot::Capacity};
+
+/// One thing that lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lack {
+    /// What was looked at.
+    pub(crate) name: &'static str,
+    /// How it is.
+    pub(crate) seen: String,
+    /// What mends it.
+    pub(crate) remedy: String,
+}
+
+/// All that lacks; `has_slot`: the relay's own slot is there, and takes no other place.
+pub(crate) fn lacking(found: &Capacity, has_slot: bool, role: &str) -> Vec<Lack> {
+    let lack = |name, is_so: bool, seen: String, remedy: String| {
+        is_so.then_some(Lack { name, seen, remedy })
+    };
+    let full = |used: i64, max: i64| used >= max;
+    [
+        lack(
+            "PostgreSQL",
+            found.server_version_num < 140_000,
+            version(found),
+            "PostgreSQL 14 or later is needed".into(),
+        ),
+        lack(
+            "wal_level",
+            found.wal_level != "logical",
+            found.wal_level.clone(),
+            "`alter system set wal_level = logical`, and restart the server".into(),
+        ),
+        lack(
+            "role",
+            !found.may_replicate,
+            "may not replicate".into(),
+            format!("`alter role {} replication`", quoted(role)),
+        ),
+        lack(
+            "slots",
+            !has_slot && full(found.replication_slots, found.max_replication_slots),
+            slots(found),
+            "raise max_replication_slots, and restart the server".into(),
+        ),
+        lack(
+            "senders",
+            full(found.wal_senders, found.max_wal_senders),
+            senders(found),
+            "raise max_wal_senders, and restart the server".into(),
+        ),
+        lack(
+            "server",
+            found.in_recovery,
+            "is a standby".into(),
+            "add target_session_attrs=read-write to postgres.url".into(),
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+pub(crate) fn version(found: &Capacity) -> String {
+    format!("version {}.{}", found.server_version_num / 10_000, found.server_version_num % 10_000)
+}
+
+pub(crate) fn slots(found: &Capacity) -> String {
+    format!("{} of {} slots in use", found.replication_slots, found.max_replication_slots)
+}
+
+pub(crate) fn senders(found: &Capacity) -> String {
+    format!("{} of {} WAL senders in use", found.wal_senders, found.max_wal_senders)
+}
+
+/// All of it as one halt; `None` where nothing lacks.
+pub(crate) fn halt(lacks: &[Lack]) -> Option<Halt> {
+    let seen: Vec<String> = lacks.iter().map(in_words).collect();
+    let remedies: Vec<&str> = lacks.iter().map(|l| l.remedy.as_str()).collect();
+    (!lacks.is_empty()).then(|| {
+        let seen = seen.join(", ");
+        let reason =
+            format!("{seen}: nothing is published until that is changed, and nothing is lost");
+        Halt::new(reason, remedies.join("; "))
+    })
+}
+
+fn in_words(Lack { name, seen, .. }: &Lack) -> String {
+    match *name {
+        "role" => "the relay's role may not replicate".to_owned(),
+        "wal_level" => format!("the server's wal_level is {seen}"),
+        _ => format!("the server: {seen}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn able() -> Capacity {
+        Capacity {
+            server_version_num: 150_004,
+            wal_level: "logical".into(),
+            max_replication_slots: 4,
+            replication_slots: 4,
+            max_wal_senders: 4,
+            wal_senders: 1,
+            max_slot_wal_keep_size_mb: 100,
+            idle_slot_timeout_seconds: None,
+            track_activities: true,
+            in_recovery: false,
+            may_replicate: true,
+        }
+    }
+
+    #[test]
+    fn each_thing_that_lacks_has_its_words_and_what_to_type() {
+        assert_eq!(halt(&lacking(&able(), true, "r")), None);
+        let full = lacking(&able(), false, "r");
+        assert_eq!(full.iter().map(|lack| lack.name).collect::<Vec<_>>(), ["slots"]);
+        let unable = Capacity { wal_level: "replica".into(), may_replicate: false, ..able() };
+        let Halt { reason, remedy } = halt(&lacking(&unable, true, "R")).expect("two lack");
+        assert_eq!(
+            reason,
+            "the server's wal_level is replica, the relay's role may not replicate: nothing is \
+             published until that is changed, and nothing is lost"
+        );
+        assert_eq!(
+            remedy,
+            "`alter system set wal_level = logical`, and restart the server; `alter role \"R\" \
+             replication`"
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! Which brokers do not answer, and why, in librdkafka's words without its trimmings.
+//!
+//! Written by the contexts of all clients that are made from the same settings, read by `daemon`: while a
+//! call waits, and when it has failed with nothing but "transport failure".
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::native::producer::TransactionError;
+
+/// Addresses remembered.
+const ADDRESSES_MAX: usize = 16;
+/// Characters of a reason.
+const REASON_MAX: usize = 160;
+
+/// What is known of the brokers' answers. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Reach(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether one answered last; `None` before anything is known.
+    answers: Option<bool>,
+    /// By address, why it did not, since one last answered.
+    failed: BTreeMap<String, String>,
+}
+
+impl Reach {
+    /// A broker has answered.
+    pub(super) fn heard(&self) {
+        let mut state = self.state();
+        state.answers = Some(true);
+        state.failed.clear();
+    }
+
+    /// librdkafka says this of a broker.
+    pub(super) fn failed(&self, text: &str) {
+        let Some((address, reason)) = parsed(text) else { return };
+        let mut state = self.state();
+        state.answers = Some(false);
+        if state.failed.len() < ADDRESSES_MAX || state.failed.contains_key(&address) {
+            state.failed.insert(address, reason);
+        }
+    }
+
+    /// Whether a broker answered last; `None` before anything is known.
+    pub fn answers(&self) -> Option<bool> {
+        self.state().answers
+    }
+
+    /// Who does not answer, and why: `kafka:9092 (connection refused)`. Where librdkafka has told nothing,
+    /// the servers of the settings.
+    pub(super) fn who(&self, servers: &str) -> String {
+        let state = self.state();
+        let each = |(address, reason): (&String, &String)| format!("{address} ({reason})");
+        match state.failed.is_empty() {
+            true => format!("{servers} (bootstrap.servers)"),
+            false => state.failed.iter().map(each).collect::<Vec<_>>().join(", "),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an error says no more than that no broker was reached.
+pub fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+    use RDKafkaErrorCode as Code;
+    let silent = [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve];
+    let code = |error: &(dyn std::error::Error + 'static)| {
+        let kafka = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
+        kafka.or_else(|| error.downcast_ref::<TransactionError>().map(|error| error.code))
+    };
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(code)
+        .any(|code| silent.contains(&code))
+}
+
+/// `sasl_ssl://b1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms in
+/// state CONNECT)` is of `b1:9092 of bootstrap.servers`, and `connection refused`. `None` for what is not of
+/// one broker.
+fn parsed(text: &str) -> Option<(String, String)> {
+    let (name, rest) = text.split_once(": ")?;
+    let name = name.rsplit_once("://").map_or(name, |(_, name)| name);
+    let (address, rest) = match name.rsplit_once('/') {
+        Some((address, "bootstrap")) => (format!("{address} of bootstrap.servers"), rest),
+        Some((address, _id)) => (address.to_owned(), rest),
+        // A coordinator's line, with the address behind it.
+        None => {
+            let (address, rest) = rest.split_once(": ")?;
+            address.rsplit_once(':')?.1.parse::<u16>().ok()?;
+            (address.to_owned(), rest)
+        }
+    };
+    let rest = rest.rsplit_once(" (after ").map_or(rest, |(rest, _)| rest);
+    let rest = match rest.split_once(" failed: ") {
+        Some((before, reason)) if before.starts_with("Connect to ") => reason,
+        _ => rest,
+    };
+    let mut letters = rest.chars();
+    let first = letters.next()?.to_lowercase();
+    Some((address, first.chain(letters).take(REASON_MAX).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_told_by_address_and_reason() {
+        let reach = Reach::default();
+        assert_eq!(
+            (reach.answers(), reach.who("a:1,b:2")),
+            (None, "a:1,b:2 (bootstrap.servers)".into())
+        );
+        for line in [
+            "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in \
+             state CONNECT)",
+            "sasl_ssl://b2:9092/2: Disconnected (after 5ms in state UP, 3 identical error(s) suppressed)",
+            "TxnCoordinator: b3:9092: Connect to ipv4#10.0.0.1:9092 failed: No route to host (after 1ms in \
+             state CONNECT)",
+            "1/1 brokers are down",
+            "TxnCoordinator: something else",
+        ] {
+            reach.failed(line);
+        }
+        assert_eq!(reach.answers(), Some(false));
+        assert_eq!(
+            reach.who("a:1"),
+            "127.0.0.1:1 of bootstrap.servers (connection refused), b2:9092 (disconnected), b3:9092 (no \
+             route to host)"
+        );
+        reach.heard();
+        assert_eq!(reach.answers(), Some(true));
+        assert_eq!(reach.who("a:1"), "a:1 (bootstrap.servers)");
+    }
+
+    #[test]
+    fn only_what_reached_nobody_is_silence() {
+        let of = |code| is_silence(&KafkaError::MetadataFetch(code));
+        assert!(of(RDKafkaErrorCode::BrokerTransportFailure) && of(RDKafkaErrorCode::Resolve));
+        assert!(!of(RDKafkaErrorCode::TopicAuthorizationFailed));
+        assert!(!of(RDKafkaErrorCode::MessageTimedOut), "too few replicas say the same");
+    }
+}
