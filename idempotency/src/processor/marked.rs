@@ -71,6 +71,9 @@ impl Processor {
         for (message, (position, repaired)) in messages.iter().zip(&positions) {
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
+            if *repaired && message.key.is_some() {
+                mark.is_repaired_up_to(position);
+            }
             let verdict = mark.judge(position, placeless, message.source.offset);
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
             match verdict {

@@ -83,6 +83,12 @@ impl Mark {
         })
     }
 
+    /// A message with a key is told by its id, though it has a position: once more it may come without the
+    /// mark, and so is looked up up to there.
+    pub(super) fn is_repaired_up_to(&mut self, position: &Position) {
+        self.before = self.before.max(Some(position.place));
+    }
+
     /// The message with this offset was taken over. Offsets step back where a topic was cut or made
     /// anew, and then reading goes on there.
     pub(super) fn take(&mut self, offset: i64) {
@@ -237,15 +243,15 @@ pub(super) async fn forgotten(
 #[derive(Debug, Default)]
 pub(super) struct Applied {
     ids: Vec<Uuid>,
-    newest: Option<f64>,
+    days: Vec<Day>,
+    own: Vec<Option<f64>>,
 }
 
 impl Applied {
     pub(super) fn add(&mut self, message: &RawMessage) {
         self.ids.push(message.id.uuid());
-        if let Some(own) = message.id.own_seconds() {
-            self.newest = Some(self.newest.map_or(own, |newest| newest.max(own)));
-        }
+        self.days.push(message.id.day());
+        self.own.push(message.id.own_seconds());
     }
 }
 
@@ -258,22 +264,31 @@ pub(super) async fn advance(
     mark: &Mark,
     applied: &Applied,
 ) -> Result<(), InboxError> {
-    // A time in the future is believed for as long as ids are kept: others must not look old by it.
+    // A time in the future is believed for as long as ids are kept: others must not look old by it. Whoever
+    // has such a time is remembered by its row instead, where its day has a partition, and its day is what
+    // tells where it has none.
     let sql = "with moved as (update inbox.watermarks \
                    set position = $4, before = $5, next_offset = $6, changed_at = pg_catalog.now(), \
                        topic_id = coalesce($8, topic_id) \
                    where consumer_id operator(pg_catalog.=) $1 and topic operator(pg_catalog.=) $2 \
-                       and partition operator(pg_catalog.=) $3) \
+                       and partition operator(pg_catalog.=) $3), \
+               taken as (select m.id, m.day, pg_catalog.to_timestamp(m.own) as own \
+                   from unnest($7::pg_catalog.uuid[], $9::pg_catalog.date[], $10::pg_catalog.float8[]) \
+                       as m (id, day, own)), \
+               soon as (select pg_catalog.now() operator(pg_catalog.+) interval '15 minutes' as at), \
+               ahead as (insert into inbox.messages (consumer_id, id, day) \
+                   select $1, t.id, t.day from taken as t \
+                   where t.own operator(pg_catalog.>) (select at from soon) \
+                       and t.day operator(pg_catalog.<=) (select w.newest from inbox.window() as w) \
+                   order by t.id, t.day on conflict do nothing) \
                insert into inbox.applied (consumer_id, topic, partition, ids, newest) \
                select $1, $2, $3, $7::pg_catalog.uuid[], \
-                   case when $9::pg_catalog.float8 is not null then \
-                       least(pg_catalog.to_timestamp($9), pg_catalog.now() \
-                           operator(pg_catalog.+) interval '15 minutes') end \
+                   least((select pg_catalog.max(own) from taken), (select at from soon)) \
                where pg_catalog.cardinality($7) operator(pg_catalog.>) 0";
     let position = mark.position.as_ref().map(ToString::to_string);
     let before = mark.before.map(|place| place.to_string());
     let topic = inbox.repertoire().text(topic);
-    let params: [&(dyn ToSql + Sync); 9] = [
+    let params: [&(dyn ToSql + Sync); 10] = [
         &inbox.consumer_id(),
         &topic,
         &partition,
@@ -282,7 +297,8 @@ pub(super) async fn advance(
         &mark.next_offset,
         &applied.ids,
         &mark.topic_id,
-        &applied.newest,
+        &applied.days,
+        &applied.own,
     ];
     open.query("moving a watermark", sql, &params).await?;
     Ok(())

@@ -114,6 +114,52 @@ async fn what_a_repair_published_again_is_known_in_the_batch_of_the_first_copy()
     assert_eq!(effects(&database).await, steps(&[1, 2]));
 }
 
+/// As a relay in at-least-once does that ended after it had stored them again with the mark.
+#[tokio::test]
+async fn what_was_taken_with_a_repairs_mark_is_not_taken_again_without_it() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let first = published("a", 1, 10, 0);
+    let again = [published("a", 2, 20, 1), published("a", 3, 30, 2)];
+    let marked = again.clone().map(|message| with_header(message, "outbox-repaired", "1"));
+    processor.process(&[first]).await.expect("settled");
+    processor.process(&marked).await.expect("settled");
+    let mut plain = again.to_vec();
+    plain.push(published("a", 4, 40, 5));
+    plain.iter_mut().zip(3..).for_each(|(message, offset)| message.source.offset = offset);
+    processor.process(&plain).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4]));
+}
+
+/// As from a host whose clock is ahead, or in another zone.
+#[tokio::test]
+async fn a_message_whose_own_time_is_in_the_future_is_known_when_ids_are_forgotten() {
+    let database = database().await;
+    let processor = processor(&database).await;
+    let at = |n: i32, minutes: u64, commit: u64| {
+        let time = SystemTime::now() + Duration::from_secs(minutes * 60);
+        let id = MessageId::at(uuid::Builder::from_random_bytes(rand::random()).into_uuid(), time);
+        RawMessage { id, ..published("a", n, commit, i64::from(n)) }
+    };
+    let ahead = [at(1, 50, 10), at(2, 60 * 24 * 30, 20)];
+    processor.process(&ahead).await.expect("settled");
+    let forgotten = "update inbox.applied set ids = '{}', newest = now() - interval '5 minutes'";
+    database.superuser().batch_execute(forgotten).await.expect("forgotten");
+    processor.process(&[published("a", 3, 30, 3)]).await.expect("settled");
+    // After a `resume --at slot`.
+    let of_an_era = |message: RawMessage, offset| {
+        let mut message = with_header(message, "outbox-era", "5");
+        message.source.offset = offset;
+        message
+    };
+    let [soon, far] = ahead;
+    let again = [of_an_era(soon, 4), of_an_era(far, 5), of_an_era(at(4, 50, 25), 6)];
+    processor.process(&again).await.expect("settled");
+    assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4]));
+    let dead = "select count(*) from inbox.dead_letters where code = 'outside-window'";
+    assert_eq!(number(&database, dead).await, 1, "of which nobody can tell");
+}
+
 /// A relay that starts again may put it into another partition, behind later positions.
 #[tokio::test]
 async fn what_has_no_key_is_known_by_its_id_in_whichever_partition_it_comes() {
