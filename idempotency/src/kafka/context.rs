@@ -98,6 +98,13 @@ impl Context {
             begin_at(list, &partition, Offset::Offset(offset));
             starts.insert(partition, Start { offset, topic_id });
         }
+        // Where the broker does not say which topics they are now, what they were is to be compared with what
+        // it says later.
+        for (topic, id) in topics::unanswered(&starts, &ids) {
+            if self.shared.topic_id(&topic).is_none() {
+                self.shared.topic_is(topic, id);
+            }
+        }
         for (topic, id) in &ids {
             self.shared.topic_is(topic.as_str().into(), id.clone());
             self.processor.topic_is(topic.as_str().into(), Some(id.clone()));
@@ -173,14 +180,15 @@ impl Context {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, InboxError>>,
     {
-        self::ask(&self.runtime, &self.leave, doing, ask)
+        self::ask((&self.runtime, &self.leave), (&self.processor, &self.shared), doing, ask)
     }
 }
 
-/// Asks the database until it answers, and blocks meanwhile; `None` when the runner is to leave.
+/// Asks the database until it answers, and blocks meanwhile; `None` when the runner is to leave, which it
+/// is where the database refuses what a person must change.
 pub(super) fn ask<T, F, Fut>(
-    runtime: &Handle,
-    leave: &CancellationToken,
+    (runtime, leave): (&Handle, &CancellationToken),
+    (processor, shared): (&Processor, &Shared),
     doing: &'static str,
     ask: F,
 ) -> Option<T>
@@ -191,7 +199,16 @@ where
     let ask = async {
         loop {
             match ask().await {
-                Ok(answer) => return answer,
+                Ok(answer) => return Some(answer),
+                Err(
+                    error @ (InboxError::Refused { .. }
+                    | InboxError::Setting(_)
+                    | InboxError::Unsafe(_)),
+                ) => {
+                    shared.refuse(processor.inbox().sessions().explained(error).await);
+                    leave.cancel();
+                    return None;
+                }
                 Err(error) => {
                     let error = chain(&error);
                     tracing::warn!(error, doing, "waiting for the database");
@@ -204,7 +221,7 @@ where
         tokio::select! {
             biased;
             () = leave.cancelled() => None,
-            answer = ask => Some(answer),
+            answer = ask => answer,
         }
     })
 }

@@ -42,6 +42,9 @@ use shared::Shared;
 /// next start goes on where this one was.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// What the runner was given reads nothing: no group, or no topic.
+    #[error("the Kafka consumer can't start: {0}")]
+    Setting(&'static str),
     /// The client can't be made from its settings.
     #[error("the Kafka consumer can't start")]
     Client(#[source] KafkaError),
@@ -126,8 +129,9 @@ impl Runner {
     /// A runner with `config`'s `bootstrap.servers` and `group.id`, and whatever else librdkafka
     /// knows. Unless set, `auto.offset.reset` is `earliest`, so that a new group misses nothing,
     /// `partition.assignment.strategy` is `cooperative-sticky` (but with `group.protocol=consumer`,
-    /// where the broker assigns), `isolation.level` is `read_committed`, and what librdkafka
-    /// fetches ahead is bounded by [`Runner::in_flight`].
+    /// where the broker assigns), `isolation.level` is `read_committed`, topics and partitions that appear
+    /// later are looked for every 5 s (`topic.metadata.refresh.interval.ms`), and what librdkafka fetches
+    /// ahead is bounded by [`Runner::in_flight`].
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
         Runner {
@@ -187,6 +191,7 @@ impl Runner {
     /// # Errors
     /// [`RunError`].
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        self.reads_something()?;
         if let Some(pattern) = topics::odd_pattern(&self.topics, &self.config) {
             tracing::warn!(
                 pattern,
@@ -249,6 +254,24 @@ impl Runner {
 }
 
 impl Runner {
+    /// To librdkafka a subscription to nothing is one.
+    fn reads_something(&self) -> Result<(), RunError> {
+        let blank = |text: &str| text.trim().is_empty();
+        if self.config.get("group.id").is_none_or(blank) {
+            return Err(RunError::Setting(
+                "no group.id is set, and a consumer is a member of a group; set it in the ClientConfig, to a \
+                 name that all instances share",
+            ));
+        }
+        if self.topics.is_empty() || self.topics.iter().any(|topic| blank(topic)) {
+            return Err(RunError::Setting(
+                "its list of topics is empty, or has an empty name, so nothing would be read; give \
+                 Runner::new the topics' names",
+            ));
+        }
+        Ok(())
+    }
+
     fn say_what_starts(&self) {
         let given = |name| self.config.get(name).unwrap_or_default();
         let inbox = self.processor.inbox();
@@ -286,6 +309,8 @@ fn settings(given: &ClientConfig, limits: Limits) -> ClientConfig {
         // How long fetching rests once what is fetched ahead is full. The default, a second, is far longer
         // than what was fetched lasts.
         ("fetch.queue.backoff.ms", "10"),
+        // Topics and partitions that appear later are found by looking: after five minutes, by default.
+        ("topic.metadata.refresh.interval.ms", "5000"),
     ] {
         config.set(name, value);
     }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     fault::{Point, point},
-    processor::Processor,
+    processor::{Processor, Stop},
 };
 
 /// How long a poll waits when nothing comes.
@@ -83,8 +83,9 @@ impl Poll {
             );
         }
         let outcome = self.poll();
+        let refused = self.shared.refusal().map(|error| Stop::Inbox(error).into());
         self.leave();
-        outcome
+        outcome.and(refused.map_or(Ok(()), Err))
     }
 
     fn poll(&self) -> Result<(), RunError> {

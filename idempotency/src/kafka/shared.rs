@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::desk::{Desk, Item, Partition};
-use crate::message::RawMessage;
+use crate::{error::InboxError, message::RawMessage};
 
 /// A clock has no time after some three hundred years.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -19,6 +19,8 @@ pub(super) struct Shared {
     desk: Mutex<Desk>,
     /// The broker's ids of topics, as of what is at the desk.
     topic_ids: Mutex<HashMap<Arc<str>, String>>,
+    /// Why the runner is to end, where that was found out on the poll thread.
+    refused: Mutex<Option<InboxError>>,
     /// For workers: a lane is ready. One permit at most, so whoever takes one passes it on.
     ready: Notify,
     /// For the poll thread: something was finished.
@@ -36,6 +38,14 @@ impl Shared {
 
     pub(super) fn topic_id(&self, topic: &str) -> Option<String> {
         self.topic_ids.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    pub(super) fn refuse(&self, error: InboxError) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    pub(super) fn refusal(&self) -> Option<InboxError> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn push(&self, message: RawMessage, lane: uuid::Uuid) {

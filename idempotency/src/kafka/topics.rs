@@ -188,7 +188,8 @@ impl Topics {
         for partition in partitions {
             let set_back = || self.processor.set_back(partition, id);
             let doing = "setting a watermark back";
-            let _until_it_leaves = context::ask(&self.runtime, &self.leave, doing, set_back);
+            let (on, of) = ((&self.runtime, &self.leave), (&self.processor, shared));
+            let _until_it_leaves = context::ask(on, of, doing, set_back);
         }
         let mut desk = shared.desk();
         partitions.iter().for_each(|partition| desk.assign(partition.clone(), None));
@@ -263,6 +264,16 @@ pub(super) struct Start {
     pub(super) topic_id: Option<String>,
 }
 
+/// Of topics that the broker does not tell now, what they were when reading went on last.
+pub(super) fn unanswered(
+    starts: &HashMap<Partition, Start>,
+    ids: &HashMap<String, String>,
+) -> Vec<(Arc<str>, String)> {
+    let untold = starts.iter().filter(|((topic, _), _)| !ids.contains_key(&**topic));
+    let known = untold.filter_map(|((topic, _), start)| Some((topic, start.topic_id.as_ref()?)));
+    known.map(|(topic, id)| (Arc::clone(topic), id.clone())).collect()
+}
+
 /// Where a group goes on, of partitions that it knows; nothing where the broker does not answer. Its
 /// members give the topic's id along with an offset.
 pub(super) fn committed(
@@ -296,6 +307,18 @@ fn is_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_topic_was_is_known_where_the_broker_does_not_say_what_it_is() {
+        let start = |id: Option<&str>| Start { offset: 5, topic_id: id.map(str::to_owned) };
+        let starts = HashMap::from([
+            (("told".into(), 0), start(Some("1"))),
+            (("untold".into(), 1), start(Some("2"))),
+            (("new".into(), 0), start(None)),
+        ]);
+        let ids = HashMap::from([("told".to_owned(), "3".to_owned())]);
+        assert_eq!(unanswered(&starts, &ids), [("untold".into(), "2".to_owned())]);
+    }
 
     #[test]
     fn a_pattern_that_the_broker_takes_for_a_whole_name_is_told() {

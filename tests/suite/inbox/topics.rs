@@ -7,7 +7,7 @@ use outbox_idempotency::{Alert, kafka::RunError};
 use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::{
     Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
+    admin::{AdminClient, AdminOptions, NewPartitions},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer as _},
     producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer as _},
@@ -16,6 +16,7 @@ use rdkafka::{
 use super::{
     effects::{Step, assert_once_and_in_order, database, effects},
     records::{Member, topic, until_effects},
+    watermark::watermark,
 };
 
 const ASK: Duration = Duration::from_secs(10);
@@ -215,4 +216,72 @@ async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_group_may_have_any_name_and_one_without_a_name_or_a_topic_is_refused_with_what_to_set() {
+    let database = database().await;
+    let topic = topic(&database, "named").await.create(1).await;
+    let odd = [" a group with spaces ", "line\nbreak\t", "…", &"g".repeat(300)]
+        .map(|group| format!("{}{group}", database.name()));
+    for (n, group) in (1..).zip(&odd) {
+        send(&topic, steps("a", n..=n)).await;
+        let group = [("group.id", group.as_str())];
+        let member = Member::start(&database, &[topic.name()], &group, |runner| runner).await;
+        until_effects(&database, usize::try_from(n).expect("few")).await;
+        member.stop().await;
+    }
+    for (topics, group, named) in [
+        (vec![], "g", "topics"),
+        (vec![topic.name(), ""], "g", "topics"),
+        (vec![topic.name()], " ", "group.id"),
+    ] {
+        let group = [("group.id", group)];
+        let member = Member::start(&database, &topics, &group, |runner| runner).await;
+        let ended = member.ended().await;
+        assert!(matches!(ended, RunError::Setting(_)), "{ended:?}");
+        assert!(ended.to_string().contains(named), "{ended}");
+    }
+}
+
+/// Both are found by looking at the cluster again.
+#[tokio::test]
+async fn a_topic_that_appears_later_and_partitions_that_are_added_are_read_from_their_beginnings() {
+    let database = database().await;
+    let (first, later) =
+        (topic(&database, "first").await.create(1).await, topic(&database, "later").await);
+    let member =
+        Member::start(&database, &[first.name(), later.name()], &[], |runner| runner).await;
+    send(&first, steps("a", 1..=1)).await;
+    until_effects(&database, 1).await;
+    let later = later.create(1).await;
+    send(&later, steps("b", 1..=1)).await;
+    until_effects(&database, 2).await;
+    let more = NewPartitions::new(later.name(), 3);
+    let added = admin().await.create_partitions(&[more], &AdminOptions::new()).await;
+    added.expect("asked").into_iter().for_each(|topic| drop(topic.expect("added")));
+    let producer: FutureProducer = servers::kafka().await.client().create().expect("a producer");
+    for (partition, step) in (1..).zip(steps("c", 1..=2)) {
+        let payload = serde_json::to_string(&step).expect("JSON");
+        let record = FutureRecord::to(later.name()).key(&step.key).payload(&payload);
+        producer.send(record.partition(partition), wait::PATIENCE).await.expect("it is stored");
+    }
+    until_effects(&database, 4).await;
+    member.stop().await;
+}
+
+/// A table that is older than the crate: nothing could be read, and no time makes it better.
+#[tokio::test]
+async fn a_watermark_that_can_not_be_read_when_partitions_come_stops_the_consumer_with_what_to_type()
+ {
+    let database = database().await;
+    let topic = topic(&database, "older").await.create(1).await;
+    let older = "alter table inbox.watermarks drop column topic_id cascade";
+    database.superuser().batch_execute(older).await.expect("older");
+    let topics = [topic.name()];
+    let member = Member::start_with(&database, &topics, &[], watermark(), |runner| runner).await;
+    let ended = member.ended().await;
+    let RunError::Stop(stop) = &ended else { panic!("{ended:?}") };
+    let why = std::error::Error::source(stop).map(ToString::to_string).unwrap_or_default();
+    assert!(why.contains("outbox-relay migrate --set inbox"), "{why}");
 }
