@@ -25,7 +25,7 @@ impl Processor {
     ) -> Result<(), Stop> {
         // Before a connection is taken: whoever has one does not wait for a turn.
         let _turn = match message.is_large() {
-            true => Some(self.shared.large.lock().await),
+            true => Some(self.shared.large.turn().await),
             false => None,
         };
         let mut wait = OUTAGE.0;

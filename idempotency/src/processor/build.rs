@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Dedup, Processor, Shared, watch::SLOW};
+use super::{Dedup, Processor, Shared, large::Large, watch::SLOW};
 use crate::{
     alert::{Alert, Alerts},
     failure::BoxError,
@@ -100,7 +100,8 @@ impl Processor {
             meter,
             marks: Arc::default(),
             topics: Arc::default(),
-            large: Arc::default(),
+            large: Large::default(),
+            lookout: Arc::default(),
             parked: Arc::default(),
             due: Arc::default(),
         };

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     Attempt, Processor, Stop,
     aside::ENDED,
-    store::{self, Taken},
+    store::{self, Due, Taken},
 };
 use crate::{
     error::{InboxError, chain},
@@ -62,15 +62,16 @@ impl Processor {
     ///
     /// Cancel safe: what is dropped is rolled back.
     pub async fn background(&self) -> Stop {
-        let retries = (0..AT_ONCE).map(|worker| Box::pin(self.retries(worker == 0)));
+        let retries = (0..AT_ONCE).map(|_| Box::pin(self.retries()));
         tokio::select! {
             (stop, _, _) = future::select_all(retries) => stop,
             stop = self.upkeep() => stop,
         }
     }
 
-    /// One of them looks whether anything is due; the others help while something is.
-    async fn retries(&self, looks: bool) -> Stop {
+    /// One of those that have nothing to do looks whether anything is due; whoever takes something up has
+    /// the next one look at once.
+    async fn retries(&self) -> Stop {
         loop {
             let head = Mutex::new(None);
             let mut outcome = self.settle(|| self.retry_one(&head)).await;
@@ -80,20 +81,14 @@ impl Processor {
             }
             match outcome {
                 Err(stop) => return stop,
-                Ok(Attempt::Done) => {
-                    self.shared.due.notify_one();
-                    continue;
-                }
+                Ok(Attempt::Done) => continue,
                 Ok(Attempt::Idle | Attempt::Large | Attempt::Failed(_)) => {}
             }
-            if looks {
-                tokio::select! {
-                    () = self.shared.parked.notified() => {}
-                    () = self.shared.due.notified() => {}
-                    () = tokio::time::sleep(LOOK) => {}
-                }
-            } else {
-                self.shared.due.notified().await;
+            let _lookout = self.shared.lookout.lock().await;
+            tokio::select! {
+                () = self.shared.parked.notified() => {}
+                () = self.shared.due.notified() => {}
+                () = tokio::time::sleep(LOOK) => {}
             }
         }
     }
@@ -205,17 +200,20 @@ impl Processor {
     async fn retry_one(&self, first: &Mutex<Option<Parked>>) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
-        // Whoever has the turn takes any lane, so that a large message waits for no more than that.
-        let turn = self.shared.large.try_lock().ok();
-        let taken = shelf.take(sessions, None, max, turn.is_some()).await?;
+        let (turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
+        let large_too = turn.is_some() && place.is_some();
+        let taken = shelf.take(sessions, None, max, large_too).await?;
+        drop(turn);
         let Some(Taken { open, lane, attempts, heads }) = taken else {
             return Ok(Attempt::Idle);
         };
+        self.shared.due.notify_one();
         let Some(head) = heads.first() else {
             shelf.free(&open, lane).await?;
             open.commit().await?;
             return Ok(Attempt::Done);
         };
+        let _place = place.filter(|_| head.message.is_large());
         *first.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Parked { lane, head: head.clone() });
         point(Point::TakenUp);
@@ -247,6 +245,11 @@ impl Processor {
                 };
             }
             if size == 1 {
+                if head.message.is_large() && self.outlook(&failure, attempts).1.is_none() {
+                    // Storing it takes a turn, and that is taken before a connection.
+                    open.rollback().await?;
+                    return Ok(Attempt::Failed(failure));
+                }
                 self.failed_again(open, lane, head, &failure, attempts).await?;
                 return Ok(Attempt::Done);
             }
@@ -286,7 +289,7 @@ impl Processor {
     /// would keep its place before all others for ever.
     async fn count_failure(&self, at: &Parked, failure: &Failure) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
-        let _turn = self.shared.large.lock().await;
+        let _turn = self.shared.large.turn().await;
         let taken = shelf.take(sessions, Some(at.lane), 1, true).await?;
         let there = taken.as_ref().and_then(|taken| taken.heads.first());
         let is_there = there.is_some_and(|head| head.seq == at.head.seq);
@@ -325,6 +328,13 @@ impl Processor {
         Ok(())
     }
 
+    /// How often it has failed then, and when it is tried again.
+    fn outlook(&self, failure: &Failure, attempts: i32) -> (i32, Option<Due>) {
+        let deferred = matches!(failure.kind, Kind::Defer(_));
+        let failed = if deferred { attempts } else { attempts.saturating_add(1) };
+        (failed, self.due(failure, u32::try_from(failed).unwrap_or(u32::MAX)))
+    }
+
     /// Stores what becomes of a head that failed again: a new due time, or a dead letter.
     async fn failed_again(
         &self,
@@ -335,9 +345,8 @@ impl Processor {
         attempts: i32,
     ) -> Result<(), InboxError> {
         let shelf = self.shelf();
-        let deferred = matches!(failure.kind, Kind::Defer(_));
-        let failed = if deferred { attempts } else { attempts.saturating_add(1) };
-        if let Some(due) = self.due(failure, u32::try_from(failed).unwrap_or(u32::MAX)) {
+        let (failed, due) = self.outlook(failure, attempts);
+        if let Some(due) = due {
             shelf.postpone(&open, lane, failed, due, failure).await?;
             return open.commit().await;
         }

@@ -9,6 +9,7 @@ mod aside;
 mod build;
 mod claim;
 mod due;
+mod large;
 mod marked;
 mod position;
 mod settle;
@@ -104,8 +105,9 @@ struct Shared {
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
     /// The broker's ids of topics, where they are known.
     topics: Arc<Mutex<HashMap<Arc<str>, String>>>,
-    /// The turn to store or read a large payload, one at a time: each takes several times its size.
-    large: Arc<tokio::sync::Mutex<()>>,
+    large: large::Large,
+    /// Held by the one that looks whether parked lanes are due.
+    lookout: Arc<tokio::sync::Mutex<()>>,
     /// A lane was parked here.
     parked: Arc<Notify>,
     /// More lanes may be due.
@@ -190,7 +192,6 @@ impl Processor {
             let batch = messages.get(range.clone()).unwrap_or_default();
             let mut attempt = self.settle(|| self.attempt(batch, false)).await?;
             if matches!(attempt, Attempt::Large) {
-                let _turn = self.shared.large.lock().await;
                 attempt = self.settle(|| self.attempt(batch, true)).await?;
             }
             match attempt {
@@ -229,6 +230,7 @@ impl Processor {
         messages: &[RawMessage],
         large_too: bool,
     ) -> Result<Attempt, InboxError> {
+        let turn = if large_too { Some(self.shared.large.turn().await) } else { None };
         let begun = Instant::now();
         let (open, sorted) = self.claim(messages).await?;
         point(Point::Claimed);
@@ -245,6 +247,7 @@ impl Processor {
             let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
             buried.push((failure, new_code));
         }
+        drop(turn);
         // Before the handler, which may leave the session in any role.
         self.move_mark(&open, &sorted).await?;
         if !sorted.fresh.is_empty() {

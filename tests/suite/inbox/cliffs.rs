@@ -330,3 +330,55 @@ async fn a_handler_that_blocks_its_thread_is_told_again_and_again() {
     };
     runner.run(done).await.expect("an orderly end");
 }
+
+/// As long as it takes: the one waits for a service, the others only want to be stored.
+#[tokio::test]
+async fn parked_messages_that_are_at_work_hold_no_message_of_another_key_large_or_small() {
+    let database = database().await;
+    let (release, released) = tokio::sync::watch::channel(false);
+    let handler = move |tx: Tx, message: Message<Option<bytes::Bytes>>| {
+        let mut released = released.clone();
+        async move {
+            if message.attempt == 1 {
+                return Err(Failure::transient("later"));
+            }
+            let key =
+                String::from_utf8_lossy(message.key.as_deref().unwrap_or_default()).into_owned();
+            take(&tx, &Step { key: key.clone(), n: 1 }).await?;
+            if key.starts_with("slow") {
+                released.wait_for(|released| *released).await.map_err(Failure::fatal)?;
+            }
+            Ok(())
+        }
+    };
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+    let processor = Processor::raw(inbox(&database, 12).await, handler).retry(retry);
+    let large = |key: &str| {
+        let payload = Some(vec![b'x'; 2 << 20].into());
+        outbox_idempotency::RawMessage { payload, ..message(key, 1) }
+    };
+    processor.process(&[message("slow", 1), large("slow-and-large")]).await.expect("settled");
+    let background = tokio::spawn({
+        let processor = processor.clone();
+        async move { processor.background().await }
+    });
+    let at_work = "select count(*) from pg_stat_activity where state = 'idle in transaction' \
+        and datname = current_database()";
+    let until = async |sql: &'static str, expected: i64| {
+        let done = wait::until(sql, wait::PATIENCE, || async {
+            match number(&database, sql).await {
+                found if found == expected => Ok(()),
+                found => Err(format!("{found}")),
+            }
+        });
+        done.await.expect("it comes to that");
+    };
+    until(at_work, 2).await;
+    let messages = [large("fast"), message("fast-and-small", 1)];
+    let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
+    settled.expect("it is not held").expect("settled");
+    until("select count(*) from effects where key like 'fast%'", 2).await;
+    release.send(true).expect("somebody waits");
+    until("select count(*) from effects", 4).await;
+    background.abort();
+}
