@@ -14,6 +14,7 @@ mod consumer;
 mod drain;
 mod inbox;
 mod latency;
+mod memory;
 mod neighbours;
 mod process;
 mod relay;
@@ -41,6 +42,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
   cargo run --release -p outbox-bench -- drain --json > bench.json
   cargo run --release -p outbox-bench -- inbox
+  cargo run --release -p outbox-bench -- memory
   cargo run --release -p outbox-bench -- neighbours
   cargo run --release -p outbox-bench -- release --events 1000000
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
@@ -61,6 +63,8 @@ enum Command {
     Drain(DrainArgs),
     /// Measure what remembering messages costs a consumer, and what batches save
     Inbox(InboxArgs),
+    /// Measure a consumer's memory beside its `in_flight`, with small and large messages
+    Memory(MemoryArgs),
     /// Measure what others' refused events cost a healthy lane, against none
     Neighbours(NeighboursArgs),
     /// Release parked events beside a healthy lane: how long it takes, and what it costs the lane
@@ -79,6 +83,16 @@ struct StormArgs {
     /// What happens to the members; made up and printed where it is not given
     #[arg(long)]
     seed: Option<u64>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+struct MemoryArgs {
+    /// Most bytes of messages that the consumer may have in memory, in MiB
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    in_flight_mib: u32,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -215,6 +229,10 @@ fn main() -> ExitCode {
                     let mut report = Report::of_this_machine().await?;
                     report.comparisons = inbox::run(&args).await?;
                     Ok((if args.json { report.json() } else { report.text() }, true))
+                }
+                Command::Memory(args) => {
+                    let memory = memory::run(&args).await?;
+                    Ok((if args.json { memory.json() } else { memory.text() }, memory.held()))
                 }
                 Command::Neighbours(args) => {
                     let outcome = neighbours::run(&args).await?;

@@ -52,6 +52,8 @@ pub struct Plan {
     pub in_flight: Option<usize>,
     /// Most bytes in memory, with a handler of bytes that fails at each message's first attempt.
     pub in_flight_bytes: Option<usize>,
+    /// The same, but that handler fails at none, and takes as long as `pause_ms` says.
+    pub live: bool,
     /// Properties for librdkafka.
     pub kafka: BTreeMap<String, String>,
     /// `host:port` of a proxy to its database.
@@ -131,6 +133,7 @@ pub async fn main() -> Result<()> {
 
 fn processor(inbox: Inbox, plan: &Plan) -> Processor {
     let how = How { fail: plan.fail_percent, die: plan.die_percent, pause_ms: plan.pause_ms };
+    let live = plan.live;
     let one = move |tx: Tx, message: Message<serde_json::Value>| async move {
         how.handle(&tx, std::slice::from_ref(&message)).await
     };
@@ -138,7 +141,9 @@ fn processor(inbox: Inbox, plan: &Plan) -> Processor {
         how.handle(&tx, &messages).await
     };
     let processor = match plan.batch {
-        _ if plan.in_flight_bytes.is_some() => Processor::raw(inbox, twice),
+        _ if plan.in_flight_bytes.is_some() => {
+            Processor::raw(inbox, move |tx, message| of_bytes(how, live, tx, message))
+        }
         0 => Processor::new(inbox, one),
         max => Processor::batch(inbox, max, many),
     };
@@ -150,11 +155,17 @@ fn processor(inbox: Inbox, plan: &Plan) -> Processor {
     }
 }
 
-/// As if a service was away when a message came.
-async fn twice(tx: Tx, message: Message<Option<bytes::Bytes>>) -> Result<(), Failure> {
-    if message.attempt == 1 {
+/// As if a service was away when a message came, unless it is live.
+async fn of_bytes(
+    how: How,
+    live: bool,
+    tx: Tx,
+    message: Message<Option<bytes::Bytes>>,
+) -> Result<(), Failure> {
+    if message.attempt == 1 && !live {
         return Err(Failure::transient("the service is away"));
     }
+    how.pause().await;
     let insert = "insert into effects (message, lane) values ($1, $2)";
     let lane = message.source.offset.to_string();
     tx.execute(insert, &[&message.id.uuid(), &lane]).await?;
@@ -171,15 +182,19 @@ struct How {
 
 impl How {
     async fn handle(self, tx: &Tx, messages: &[Message<serde_json::Value>]) -> Result<(), Failure> {
-        if let Some((min, max)) = self.pause_ms {
-            let magnitudes = (max as f64 / min as f64).ln() * rand::random::<f64>();
-            tokio::time::sleep(Duration::from_secs_f64(min as f64 * magnitudes.exp() / 1e3)).await;
-        }
+        self.pause().await;
         for message in messages {
             store(tx, message).await?;
             self.verdict(tx, message).await?;
         }
         Ok(())
+    }
+
+    async fn pause(self) {
+        if let Some((min, max)) = self.pause_ms {
+            let magnitudes = (max as f64 / min as f64).ln() * rand::random::<f64>();
+            tokio::time::sleep(Duration::from_secs_f64(min as f64 * magnitudes.exp() / 1e3)).await;
+        }
     }
 
     /// By the id, so that a message that fails in a batch also fails alone, at its first attempt;
