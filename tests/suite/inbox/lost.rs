@@ -1,6 +1,12 @@
 //! Handlers that lose their session, or keep it: neither holds another key, or lasts for ever.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use futures_util::future;
 use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
@@ -44,17 +50,27 @@ async fn a_message_that_loses_its_session_each_time_is_a_dead_letter_in_the_end_
         create constraint trigger late after insert on effects deferrable initially deferred \
             for each row when (new.key = 'at-commit') execute function leave()";
     database.superuser().batch_execute(at_commit).await.expect("a trigger");
-    let handler = |tx: Tx, message: Message<Step>| async move {
-        take(&tx, &message.payload).await?;
-        let loses = LOSES.iter().find(|(key, _)| *key == message.payload.key);
-        if let Some((_, sql)) = loses {
-            tx.batch_execute(sql).await?;
+    // A full disk is nobody's fault, however long it takes.
+    let full = Arc::new(AtomicU32::new(0));
+    let handler = move |tx: Tx, message: Message<Step>| {
+        let full = Arc::clone(&full);
+        async move {
+            take(&tx, &message.payload).await?;
+            if message.payload.key == "full" && full.fetch_add(1, SeqCst) < 6 {
+                let full = "do $$ begin raise exception using errcode = '53100'; end $$";
+                tx.batch_execute(full).await?;
+            }
+            let loses = LOSES.iter().find(|(key, _)| *key == message.payload.key);
+            if let Some((_, sql)) = loses {
+                tx.batch_execute(sql).await?;
+            }
+            Ok(())
         }
-        Ok(())
     };
     let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1)).attempts(2);
     let processor = Processor::new(inbox(&database).await, handler).retry(retry);
-    let each = LOSES.iter().map(|(key, _)| {
+    let keys = LOSES.iter().map(|(key, _)| *key).chain(["full"]);
+    let each = keys.map(|key| {
         let processor = processor.clone();
         async move {
             let messages = [message(key, 1), message("fine", 1)];
@@ -64,7 +80,7 @@ async fn a_message_that_loses_its_session_each_time_is_a_dead_letter_in_the_end_
     });
     future::join_all(each).await;
     until_dead(&processor, &database, i64::try_from(LOSES.len()).expect("few")).await;
-    assert_eq!(effects(&database).await.len(), LOSES.len(), "the others");
+    assert_eq!(effects(&database).await.len(), LOSES.len() + 2, "the others, and the full disk's");
     assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
     let attempts = "select count(*) from inbox.dead_letters where attempts <> 2";
     assert_eq!(number(&database, attempts).await, 0);
@@ -116,4 +132,35 @@ async fn a_handler_that_keeps_its_transaction_holds_neither_its_key_nor_a_connec
         assert_eq!(effects(&database).await.len(), 1);
         assert_eq!(pool.status().max_size, 1, "each place is given back");
     }
+}
+
+/// As a pool that was set by hand, beside other services of the role.
+#[tokio::test]
+async fn where_the_database_has_fewer_connections_than_the_pool_all_takes_effect() {
+    let database = database().await;
+    let inbox = inbox(&database).await;
+    let limit = format!(
+        "alter database {0} connection limit 2; select pg_terminate_backend(pid, 5000) \
+         from pg_stat_activity where usename = '{1}' and datname = '{0}'",
+        database.name(),
+        database.name_of(Role::Consumer)
+    );
+    database.superuser().batch_execute(&limit).await.expect("limited");
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        tx.execute("select pg_sleep(0.05)", &[]).await?;
+        Ok(())
+    };
+    let processor = Processor::new(inbox, handler).retry(Retry::default().attempts(1));
+    let owners = (0..8).map(|key| {
+        let processor = processor.clone();
+        async move {
+            let messages = [message(&format!("k{key}"), 1), message(&format!("k{key}"), 2)];
+            processor.process(&messages).await.expect("settled");
+        }
+    });
+    let all = tokio::time::timeout(wait::PATIENCE, future::join_all(owners)).await;
+    all.expect("they do not stand still");
+    assert_eq!(effects(&database).await.len(), 16);
+    assert_eq!(number(&database, DEAD).await, 0);
 }

@@ -36,6 +36,20 @@ const ODD: &[(&str, Option<&str>)] = &[
     ("set transaction read only", None),
     ("set session characteristics as transaction read only", None),
     ("set session authorization default", None),
+    ("set client_encoding = 'SQL_ASCII'; set datestyle = 'SQL, DMY'; set row_security = off", None),
+    ("set local search_path = pg_temp; set session search_path = ''", None),
+    // The names that the driver gives, those of now and of later.
+    (
+        "do $$ begin for n in 0..20000 loop execute format('prepare s%s as select 1', n); \
+         end loop; exception when duplicate_prepared_statement then null; end $$",
+        None,
+    ),
+    ("declare c cursor with hold for select generate_series(1, 1000); listen a; listen b", None),
+    ("select pg_advisory_lock(1); select pg_advisory_lock_shared(2)", None),
+    ("lock table inbox.messages in share row exclusive mode", Some("sqlstate-42501")),
+    ("drop table inbox.parked", Some("sqlstate-42501")),
+    ("alter table inbox.messages disable trigger all", Some("sqlstate-42501")),
+    ("delete from inbox.messages", Some("sqlstate-42501")),
     ("lock table inbox.parked in access exclusive mode", None),
     ("do $$ begin for n in 1..2000 loop raise notice 'n'; end loop; end $$", None),
 ];
@@ -136,4 +150,40 @@ async fn consumers_of_one_name_in_two_databases_have_nothing_in_common() {
         one_session(database).await.once(&sent.id, work).await.expect("taken");
         assert_eq!(effects(database).await.len(), 1);
     }
+}
+
+/// One changes all that it can of its sessions, the other one looks.
+#[tokio::test]
+async fn two_consumers_of_one_pool_meet_nothing_of_one_another() {
+    let database = database().await;
+    let pool = database.pool(Role::Consumer, 1);
+    let (one, two) = (Inbox::open(pool.clone(), "one").await, Inbox::open(pool, "two").await);
+    let leaves = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        tx.batch_execute(
+            "set search_path = pg_temp; create temporary table effects (n int); listen a; \
+             select set_config('app.tenant', 'acme', false)",
+        )
+        .await?;
+        Ok(())
+    };
+    let looks = |tx: Tx, message: Message<Step>| async move {
+        take(&tx, &message.payload).await?;
+        let sql = "select coalesce(current_setting('app.tenant', true), ''), \
+            (select count(*) from pg_listening_channels())";
+        let row = tx.query_one(sql, &[]).await?;
+        match (row.get(0), row.get(1)) {
+            ("", 0_i64) => Ok(()),
+            met => Err(Failure::permanent("met", format!("{met:?}"))),
+        }
+    };
+    let one = Processor::new(one.expect("it opens"), leaves);
+    let two = Processor::new(two.expect("it opens"), looks);
+    let messages = [message("a", 1), message("a", 2)];
+    for message in messages.chunks(1) {
+        one.process(message).await.expect("settled");
+        two.process(message).await.expect("settled");
+    }
+    assert_eq!(effects(&database).await.len(), 4, "each message for each of them");
+    assert_eq!(number(&database, DEAD).await, 0);
 }
