@@ -81,3 +81,18 @@ async fn a_first_start_with_now_leaves_out_what_is_there_and_says_how_much() {
     let keys: Vec<_> = topic.records().await.into_iter().map(|record| record.key).collect();
     assert_eq!(keys, [Some(b"after".to_vec())]);
 }
+
+/// What it has still to read is not in its slot.
+#[tokio::test]
+async fn going_on_at_the_slot_asks_while_a_first_start_has_rows_to_publish() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    t.commit((0..200).map(|_| Event::to(topic.name()).key("k"))).await;
+    let settings = t.relay().set_toml("batch.records_max", "50");
+    run_into(&settings, "repair-page-stored:1").await;
+    let output = settings.command(&["resume", "--at", "slot"]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("This leaves out"), "{said}");
+    let _relay = settings.start().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}

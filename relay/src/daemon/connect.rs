@@ -71,6 +71,7 @@ pub(super) async fn connect_sink(
         slot: slot.as_ref(),
         database: &database,
         identity,
+        next_xid: None,
         history: &[],
         start_with_all: false,
         published: None,

@@ -80,7 +80,8 @@ fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
         Ended::Halted(Halt::new(
             format!("{e}; what is published by now is not known here"),
             "run the version that wrote it, or a newer one; or, to publish everything after the \
-             slot's position, some of it again with its id, run `outbox-relay resume --at slot`; or, \
+             slot's position, some of it again with its id, and leave out what a repair under way has \
+             not read, run `outbox-relay resume --at slot`; or, \
              without a slot, to make one and leave out what is not published, run `outbox-relay resume \
              --at now`",
         ))
@@ -119,6 +120,7 @@ pub(super) async fn decide(
         return Err(Ended::retry(Cause::Postgres, DOING, error));
     }
     let identity = &now;
+    let next_xid = next_xid(session).await?;
     let Found { published, unpublished_once, unrepairable, has_delivered } = found;
     let (slot, database) = survey(config, session).await?;
     let history = match stored {
@@ -135,6 +137,7 @@ pub(super) async fn decide(
         slot: slot.as_ref(),
         database: &database,
         identity,
+        next_xid: Some(next_xid),
         history: &history,
         attached: attached.as_deref(),
         start_with_all: first::takes_all(config, &parts.mapping),
@@ -144,6 +147,15 @@ pub(super) async fn decide(
         has_delivered,
     })
     .map_err(Ended::Halted)
+}
+
+/// The first transaction id that is still to come.
+pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
+    let failed =
+        |e| Ended::retry(Cause::Postgres, "identifying the cluster", anyhow::Error::new(e));
+    let sql = "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8";
+    let row = session.client().query_one(sql, &[]).await.map_err(failed)?;
+    row.try_get::<_, i64>(0).map(i64::unsigned_abs).map_err(failed)
 }
 
 /// A partition that was attached since the newest stored snapshot, with rows that the stream does not

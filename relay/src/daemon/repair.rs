@@ -9,10 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     control,
+    decision::survey,
     ended::{Ended, pipeline_ended},
     slot,
     start::{Repairing, store},
@@ -22,6 +24,7 @@ use crate::{
     admin::{Board, Phase},
     config::{Config, parts::Parts},
     fault::{self, Point},
+    landmark::AnotherHistory,
     leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
@@ -65,6 +68,7 @@ pub(super) async fn begin(
     let Beginning { config, board, session, replication, sink, unfinished, tables, look, gap } =
         with;
     let name = &config.postgres.slot;
+    recognise(config, session, tables, progress).await?;
     nothing_gone(config, session, tables, progress, lower.as_deref(), gap).await?;
     match (progress.position, gap) {
         (Some(_), Some(gap)) => tracing::warn!(
@@ -123,7 +127,7 @@ pub(super) async fn begin(
     Ok(None)
 }
 
-/// Halts where rows that are to be read may be gone, or the tables are others than those of before.
+/// Halts where rows that are to be read may be gone.
 async fn nothing_gone(
     config: &Config,
     session: &SqlSession,
@@ -136,9 +140,8 @@ async fn nothing_gone(
     // Of an older snapshot they are not known; whatever has gone since then was delivered.
     let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
     let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
-    let failed = |e| Ended::retry(Cause::Postgres, READING, e);
     let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
-    complete.map_err(failed)?.map_err(|why| {
+    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
         let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
         let slot = &config.postgres.slot;
         let until = match &progress.repair {
@@ -158,12 +161,32 @@ async fn nothing_gone(
              then on, run `outbox-relay resume --at now`",
         )
         .unless(&why.remedy))
-    })?;
-    let Some(lower) = lower else { return Ok(()) };
-    let known = repair::recognise(session.client(), tables, lower, progress.witness, kept).await;
-    match known.map_err(failed)? {
-        Recognised::Same => Ok(()),
-        found => Err(Ended::Halted(reconcile::put_back(progress, found == Recognised::Another))),
+    })
+}
+
+/// Halts where the tables are others than those of which everything is published, or may be.
+async fn recognise(
+    config: &Config,
+    session: &SqlSession,
+    tables: &[Table],
+    progress: &Progress,
+) -> Result<(), Ended> {
+    let (Some(witness), Some(delivered)) = (progress.witness, progress.position) else {
+        return Ok(());
+    };
+    let kept = config.outbox.rows_kept;
+    match repair::recognise(session.client(), tables, witness, kept).await {
+        Ok(Recognised::Same) => Ok(()),
+        Ok(Recognised::Another) => {
+            Err(Ended::RolledBack(AnotherHistory { delivered, from: witness.commit }))
+        }
+        Ok(Recognised::Missing) => {
+            let (slot, _) = survey(config, session).await?;
+            Err(Ended::Halted(reconcile::perhaps_put_back(progress, slot.as_ref())))
+        }
+        // It may not read the account of deletions, and `nothing_gone` says so.
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(()),
+        Err(error) => Err(Ended::retry(Cause::Postgres, READING, error)),
     }
 }
 
@@ -197,6 +220,7 @@ pub(super) async fn run(
         if lower.is_some() {
             // Asked again now that what is there can't go any more.
             reader.begun().await.map_err(unread)?;
+            recognise(config, session, &tables, delivery.progress()).await?;
             nothing_gone(config, session, &tables, delivery.progress(), lower.as_deref(), None)
                 .await?;
         }

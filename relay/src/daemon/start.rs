@@ -14,7 +14,8 @@ use super::{
     connect::{connect_replication, connect_sink, look, still_leads},
     control,
     decision::{
-        Found, believe, decide, identify, note_delivered, open_key, survey, tell_of_a_lost_tail,
+        Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
+        tell_of_a_lost_tail,
     },
     ended::Ended,
     first, repair, slot, standby, tables,
@@ -126,7 +127,7 @@ pub(super) async fn start(
     }
 
     if let Some(stored) = stored.as_mut() {
-        remember_rollback(&mut replication, &mut sink, stored, learnt).await?;
+        remember_rollback(session, &mut replication, &mut sink, stored, learnt).await?;
     }
 
     doing(board, "reading parked lanes");
@@ -337,6 +338,7 @@ async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
 /// A volume that was rolled back is seen as long as its WAL is shorter than it was, and then by the
 /// stream. Remembered before anything else, so that no later start takes it for another.
 async fn remember_rollback(
+    session: &SqlSession,
     replication: &mut ReplicationConnection,
     sink: &mut KafkaSink,
     stored: &mut Progress,
@@ -345,10 +347,11 @@ async fn remember_rollback(
     if stored.rolled_back.is_none() {
         // Once more: progress that a leader stored meanwhile is not past this end of the server's WAL.
         let now = identify(replication).await?;
+        let next_xid = Some(next_xid(session).await?);
         // What the stream has told holds for the progress that it went by.
         let told = learnt.another_history.filter(|it| stored.position == Some(it.delivered));
         let told = told.map(|it| it.from);
-        if let Some(end) = reconcile::sees_rollback(stored, &now).or(told) {
+        if let Some(end) = reconcile::sees_rollback(stored, &now, next_xid).or(told) {
             stored.note_rollback(end);
             store(sink, stored).await?;
         }

@@ -5,7 +5,8 @@ use crate::{
     lsn::Lsn,
     position::Position,
     progress::{Progress, RepairRecord},
-    source::connect::SystemIdentity,
+    snapshot,
+    source::{connect::SystemIdentity, slot::SlotState},
 };
 
 /// What `stored` means here. On a new timeline everything past the switch counts as the switch: what
@@ -19,8 +20,9 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
         return Ok(progress); // Nothing is delivered, and no slot's beginning known.
     };
     // Also when the new WAL has grown past that place, until a person has decided.
-    if let Some(end) = stored.rolled_back.or_else(|| sees_rollback(stored, identity)) {
-        return Err(rolled_back(stored, reached, end, facts));
+    let seen = || sees_rollback(stored, identity, facts.next_xid);
+    if let Some(end) = stored.rolled_back.or_else(seen) {
+        return Err(rolled_back(stored, reached, end, facts.slot));
     }
     if stored.timeline == identity.timeline {
         return Ok(progress);
@@ -45,13 +47,33 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
     Ok(progress)
 }
 
-/// Where the WAL ends, if that is before what `stored` knows of the same history: the volume was rolled
-/// back. Once it has grown past that, the stream tells (`landmark`). `identity` must have been asked
-/// after `stored` was read.
-pub fn sees_rollback(stored: &Progress, identity: &SystemIdentity) -> Option<Lsn> {
-    let here = stored.system_id == identity.system_id && stored.timeline == identity.timeline;
+/// Where the WAL ends, if that is before what `stored` knows of the same history; or may be another one,
+/// if transaction ids that `stored` names are still to come: the volume was rolled back. Once both have
+/// grown past that, the stream tells (`landmark`), or the tables (`witness`). `identity` and `next_xid`
+/// must have been asked after `stored` was read.
+pub fn sees_rollback(
+    stored: &Progress,
+    identity: &SystemIdentity,
+    next_xid: Option<u64>,
+) -> Option<Lsn> {
+    if stored.system_id != identity.system_id || stored.timeline != identity.timeline {
+        return None;
+    }
     let end = identity.flush_lsn;
-    (here && reached(stored) > Some(end)).then_some(end)
+    if reached(stored) > Some(end) {
+        return Some(end);
+    }
+    let newest = stored.snapshots.first();
+    let named = match (stored.witness, newest) {
+        // Beyond it a snapshot does not count.
+        (Some(witness), _) => Some((witness.xid, witness.commit)),
+        (None, Some(newest)) => {
+            snapshot::end(&newest.snapshot).map(|end| (end.saturating_sub(1), newest.lsn))
+        }
+        (None, None) => None,
+    };
+    let (xid, at) = named?;
+    (xid >= next_xid?).then_some(at.min(end))
 }
 
 /// The furthest place in the WAL that progress knows.
@@ -61,57 +83,42 @@ fn reached(progress: &Progress) -> Option<Lsn> {
     progress.position.map(Position::resume_lsn).max(repair)
 }
 
-fn rolled_back(stored: &Progress, reached: Lsn, end: Lsn, facts: &Facts<'_>) -> Halt {
+fn rolled_back(stored: &Progress, reached: Lsn, end: Lsn, slot: Option<&SlotState>) -> Halt {
     Halt::new(
         format!(
             "progress is at {reached}, but the server's WAL was seen to end at {end}, or to be another \
              one from there on: the volume was rolled back, and its new WAL repeats LSNs that were \
              delivered already; events committed since are not published"
         ),
-        from_its_slot(stored, facts, LEAVING_OUT),
+        from_its_slot(stored, slot, LEAVING_OUT),
     )
 }
 
 const LEAVING_OUT: &str = "to leave them out and publish what is committed from now on, run \
                            `outbox-relay resume --at now`";
 
-/// The tables are others than those of which everything is published; or that is not known
-/// (`is_certain`), since the newest published event is not in them any more.
-pub fn put_back(progress: &Progress, is_certain: bool) -> Halt {
-    let reached = progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string());
-    let which = progress.witness.map_or_else(
-        || "transaction ids that progress names are still to come".to_owned(),
-        |witness| match is_certain {
-            true => format!("transaction {} is another one than it was", witness.xid),
-            false => format!(
-                "the newest published event, of transaction {}, is not in its table, and nothing says \
-                 that it was deleted",
-                witness.xid
-            ),
-        },
-    );
-    let halt = Halt::new(
+/// The newest published event is not in its table any more, and it is not known why.
+pub fn perhaps_put_back(stored: &Progress, slot: Option<&SlotState>) -> Halt {
+    let reached = stored.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string());
+    let xid = stored.witness.map(|witness| witness.xid).unwrap_or_default();
+    Halt::new(
         format!(
-            "progress is at {reached}, but {which}: the volume was {}put back to an older state, \
-             without its slots, and gives transaction ids again. Events committed since then are not \
-             published",
-            if is_certain { "" } else { "perhaps " }
+            "progress is at {reached}, but the newest published event, of transaction {xid}, is not in \
+             its table, and nothing says that it was deleted: the volume was perhaps put back to an older \
+             state, and gives transaction ids again. Events committed since then are not published"
         ),
-        from_the_table(progress, LEAVING_OUT),
-    );
-    match is_certain {
-        true => halt,
-        false => halt.unless(
-            "if it was not put back, and published rows were deleted by hand, set outbox.rows_kept = \
-             true, and the relay repairs",
-        ),
-    }
+        from_its_slot(stored, slot, LEAVING_OUT),
+    )
+    .unless(
+        "if it was not put back, and published rows were deleted by hand, set outbox.rows_kept = true, \
+         and the relay repairs",
+    )
 }
 
 /// What loses nothing, where the server has a slot that streams or the time of the newest published event
 /// is known, before what leaves something out.
-fn from_its_slot(stored: &Progress, facts: &Facts<'_>, leaving_out: &str) -> String {
-    let confirmed = facts.slot.filter(|slot| !slot.is_lost());
+fn from_its_slot(stored: &Progress, slot: Option<&SlotState>, leaving_out: &str) -> String {
+    let confirmed = slot.filter(|slot| !slot.is_lost());
     match confirmed.and_then(|slot| slot.confirmed_flush_lsn) {
         Some(confirmed) => format!(
             "to publish all that this server has since {confirmed}, where its slot is, run \
@@ -146,7 +153,7 @@ fn unrelated(stored: &Progress, reached: Lsn, facts: &Facts<'_>) -> Halt {
              the relay's URL); {}",
             from_its_slot(
                 stored,
-                facts,
+                facts.slot,
                 "to leave out what is not published and publish what is committed from now on, run \
                  `outbox-relay resume --at now`",
             )

@@ -11,7 +11,7 @@ mod tests;
 mod whose;
 
 use self::history::carry_over;
-pub use self::history::{put_back, sees_rollback};
+pub use self::history::{perhaps_put_back, sees_rollback};
 pub use self::whose::{Believed, Claims, believe};
 use crate::{
     lsn::Lsn,
@@ -34,6 +34,8 @@ pub struct Facts<'a> {
     pub database: &'a str,
     /// The cluster, from IDENTIFY_SYSTEM.
     pub identity: &'a SystemIdentity,
+    /// The first transaction id that is still to come; `None` where that was not asked.
+    pub next_xid: Option<u64>,
     /// Timelines that the current one came from, and where each was left; empty where the stored
     /// progress is of the current one.
     pub history: &'a [(u32, Lsn)],

@@ -7,41 +7,32 @@ use super::{
     losses::NOW,
     tables::{Table, literal},
 };
-use crate::{snapshot, witness::Witness};
+use crate::witness::Witness;
 
 /// What the tables say of the newest published event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recognised {
-    /// It is there; or it may be gone, as somebody has deleted such rows since; or it is not known.
+    /// It is there; or it may be gone, as somebody has deleted such rows since.
     Same,
-    /// Its transaction is another one, or is still to come.
+    /// Its transaction is another one.
     Another,
     /// It is gone, and nothing says how.
     Missing,
 }
 
-/// Looks for the newest published event. `lower` is what is to be believed of it. Asked after
-/// [`super::complete`]. `rows_kept` is the operator's word that rows go only once they are published.
+/// Looks for the newest published event, of which the id is not to come any more. `rows_kept` is the
+/// operator's word that rows go only once they are published.
 ///
 /// # Errors
 /// The database's.
 pub async fn recognise(
     client: &Client,
     tables: &[Table],
-    lower: &str,
-    witness: Option<Witness>,
+    witness: Witness,
     rows_kept: bool,
 ) -> Result<Recognised, tokio_postgres::Error> {
-    // What of the snapshot counts, and with it all that is published.
-    let newest = match witness {
-        Some(witness) => witness.xid,
-        None => snapshot::end(lower).unwrap_or_default().saturating_sub(1),
-    };
-    let xid = format!("'{newest}'::pg_catalog.xid8");
-    if client.query_one(&format!("select {xid} >= {NOW}"), &[]).await?.try_get(0)? {
-        return Ok(Recognised::Another);
-    }
-    let Some(Witness { created_ms, .. }) = witness else { return Ok(Recognised::Same) };
+    let Witness { xid, created_ms, .. } = witness;
+    let xid = format!("'{xid}'::pg_catalog.xid8");
     let mut is_another = false;
     for table in tables {
         let found = format!(

@@ -15,7 +15,7 @@ use crate::{
     position::{Position, RowPosition},
     postgres::sql::SqlSession,
     printable::counted,
-    progress::{Progress, SnapshotRecord},
+    progress::{Progress, RepairRecord, SnapshotRecord},
     repair::{self, Table},
     route::Mapping,
     source::{
@@ -58,6 +58,8 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
     let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
     match decision {
         Decision::AtUpgrade | Decision::AtTable => Part::Nothing,
+        // What a repair has still to read is not in the slot.
+        Decision::AtSlot if facts.stored.is_some_and(repairs) => since,
         // What is confirmed was delivered, unless somebody moved the slot.
         Decision::AtSlot => match (stored, facts.confirmed) {
             (Some((_, position)), Some(confirmed)) if confirmed > position.resume_lsn() => since,
@@ -66,6 +68,10 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
         Decision::AtProgress | Decision::AtNow => since,
         Decision::Skip(row) => Part::Before(row),
     }
+}
+
+fn repairs(stored: &Progress) -> bool {
+    stored.repair.as_ref().is_some_and(RepairRecord::is_begun)
 }
 
 /// The question to ask before the decision is carried out; `None` where it leaves out no more than it

@@ -1,7 +1,7 @@
 //! Stored progress, and a server that has another history, or is another cluster.
 
 use super::*;
-use crate::witness::Witness;
+use crate::{snapshot, witness::Witness};
 
 #[test]
 fn on_a_new_timeline_with_the_tail_progress_stays_as_it_is() {
@@ -89,19 +89,36 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
 }
 
 #[test]
-fn tables_without_the_newest_published_event_are_of_another_history_or_may_be() {
+fn transaction_ids_that_are_still_to_come_were_rolled_back() {
+    let witness = Some(Witness { commit: Lsn::new(800), xid: 755, created_ms: 0 });
+    let known = || Progress { witness, ..progress(1000) };
+    for slot in [None, Some(slot(900)), Some(lost())] {
+        let at = |progress, next_xid| Row {
+            progress: Some(progress),
+            slot: slot.clone(),
+            next_xid,
+            ..row()
+        };
+        at(known(), 755).halts(&["rolled back", "another one from there on", AT_NOW, "0/320"]);
+        assert!(at(known(), 756).reconcile().is_ok());
+        // Without it, what the newest snapshot names.
+        let end = snapshot::end(&progress(1000).snapshots[0].snapshot).expect("one");
+        at(progress(1000), end - 1).halts(&["rolled back", AT_NOW]);
+        assert!(at(progress(1000), end).reconcile().is_ok());
+    }
+}
+
+#[test]
+fn tables_without_the_newest_published_event_may_be_of_another_history() {
     let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
     let known = Progress { witness, ..progress(1000) };
-    let Halt { reason, remedy } = put_back(&known, true);
-    assert!(reason.contains("transaction 755 is another one"), "{reason}");
-    assert!(remedy.contains("resume --at table") && remedy.contains(AT_NOW), "{remedy}");
-    assert!(!remedy.contains("rows_kept"), "{remedy}");
-    let Halt { reason, remedy } = put_back(&known, false);
+    let Halt { reason, remedy } = perhaps_put_back(&known, None);
     assert!(reason.contains("of transaction 755, is not in its table"), "{reason}");
     assert!(
         remedy.starts_with("if it was not put back") && remedy.contains("rows_kept"),
         "{remedy}"
     );
-    let Halt { reason, remedy } = put_back(&progress(1000), true);
-    assert!(reason.contains("still to come") && remedy.contains(AT_NOW), "{reason}; {remedy}");
+    assert!(remedy.contains("resume --at table") && remedy.contains(AT_NOW), "{remedy}");
+    let Halt { remedy, .. } = perhaps_put_back(&known, Some(&slot(900)));
+    assert!(remedy.contains("resume --at slot") && remedy.contains(AT_NOW), "{remedy}");
 }
