@@ -87,14 +87,17 @@ impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
     /// # Errors
     /// [`PipelineError`]. What was stored has been confirmed to the source.
     pub async fn run(mut self) -> Result<(), PipelineError> {
+        let mut released = false;
         while let Some(mut batch) = self.next().await? {
             let announced = std::mem::take(&mut batch.announced);
+            let says_nothing = announced.is_empty();
             let due = self.delivery.due(announced).await?;
+            released = if says_nothing { released } else { !due.is_empty() };
             let batch = match due.is_empty() {
                 true => self.deliver(batch).await?,
                 false => self.release(batch, due).await?,
             };
-            self.taker.give_back(batch);
+            self.taker.give_back(batch, released);
             self.delivery.settle_in_time(&mut self.course).await?;
         }
         self.delivery.settle(&mut self.course).await

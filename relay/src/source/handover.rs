@@ -12,19 +12,38 @@ pub fn handover(limits: BatchLimits) -> (Giver, Taker) {
     let (full_tx, full_rx) = mpsc::channel(1);
     let (spare_tx, spare_rx) = mpsc::channel(1);
     (
-        Giver { full: full_tx, spare: spare_rx, filling: Batch::new(limits), free: None },
-        Taker { full: full_rx, spare: spare_tx, idle: Some(Batch::new(limits)) },
+        Giver {
+            full: full_tx,
+            spare: spare_rx,
+            filling: Batch::new(limits),
+            free: None,
+            released: false,
+        },
+        Taker {
+            full: full_rx,
+            spare: spare_tx,
+            idle: Some(Spare { batch: Batch::new(limits), released: false }),
+        },
     )
+}
+
+/// A batch that is emptied.
+#[derive(Debug)]
+struct Spare {
+    batch: Batch,
+    /// Whether what was announced last was a release.
+    released: bool,
 }
 
 /// The source's end.
 #[derive(Debug)]
 pub struct Giver {
     full: mpsc::Sender<Batch>,
-    spare: mpsc::Receiver<Batch>,
+    spare: mpsc::Receiver<Spare>,
     /// The batch that is being filled.
     pub filling: Batch,
     free: Option<Batch>,
+    released: bool,
 }
 
 impl Giver {
@@ -36,9 +55,18 @@ impl Giver {
     /// Waits until the sink is free. Cancel safe. `false` when the pipeline has ended.
     pub async fn until_sink_is_free(&mut self) -> bool {
         if self.free.is_none() {
-            self.free = self.spare.recv().await;
+            let spare = self.spare.recv().await;
+            self.free = spare.map(|Spare { batch, released }| {
+                self.released = released;
+                batch
+            });
         }
         self.free.is_some()
+    }
+
+    /// Whether the last announcement that was looked at was true: the next one may well be.
+    pub fn has_released(&self) -> bool {
+        self.released
     }
 
     /// Hands over what has been filled, if the sink is free; `filling` is empty afterwards.
@@ -56,8 +84,8 @@ impl Giver {
 #[derive(Debug)]
 pub struct Taker {
     full: mpsc::Receiver<Batch>,
-    spare: mpsc::Sender<Batch>,
-    idle: Option<Batch>,
+    spare: mpsc::Sender<Spare>,
+    idle: Option<Spare>,
 }
 
 impl Taker {
@@ -72,9 +100,10 @@ impl Taker {
         self.full.recv().await
     }
 
-    /// Keeps an emptied batch for the next [`Taker::take`].
-    pub fn give_back(&mut self, mut batch: Batch) {
+    /// Keeps an emptied batch for the next [`Taker::take`], which tells the source whether what was
+    /// announced last was a release.
+    pub fn give_back(&mut self, mut batch: Batch, released: bool) {
         batch.clear();
-        self.idle = Some(batch);
+        self.idle = Some(Spare { batch, released });
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     lsn::Lsn,
     position::Confirmable,
     postgres::socket::Socket,
+    record::Batch,
 };
 
 /// Bytes that must have come in before a read while the sink is busy.
@@ -150,7 +151,7 @@ impl<I: Intake> Stream<I> {
                 self.send_status(false).await?;
                 continue;
             }
-            if self.decoder.giver.sink_is_free() && self.batch_is_due() {
+            if self.decoder.giver.sink_is_free() && self.is_due() {
                 self.give();
                 continue;
             }
@@ -209,13 +210,9 @@ impl<I: Intake> Stream<I> {
         !self.decoder.giver.sink_is_free() && self.given_at.elapsed() < COALESCE_MAX
     }
 
-    /// Records are due at once; a position alone at most once a second, and so are announcements, which
-    /// anybody may forge.
-    fn batch_is_due(&self) -> bool {
-        let batch = &self.decoder.giver.filling;
-        !batch.is_empty()
-            || ((batch.position.is_some() || !batch.announced.is_empty())
-                && self.given_at.elapsed() >= IDLE_PROGRESS_INTERVAL)
+    fn is_due(&self) -> bool {
+        let giver = &self.decoder.giver;
+        is_due(&giver.filling, giver.has_released(), self.given_at.elapsed())
     }
 
     fn give(&mut self) {
@@ -317,5 +314,36 @@ impl<I: Intake> Stream<I> {
             self.board.confirmed(confirmed);
         }
         Ok(())
+    }
+}
+
+/// Whether the batch is to be handed over, where the last one was `given` that long ago. Records are
+/// due at once; a position alone at most once a second. So are announcements, which anybody may forge,
+/// unless the last one was true (`released`): a release of many comes in many pieces.
+fn is_due(batch: &Batch, released: bool, given: Duration) -> bool {
+    let announced = !batch.announced.is_empty();
+    !batch.is_empty()
+        || (announced && released)
+        || ((announced || batch.position.is_some()) && given >= IDLE_PROGRESS_INTERVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        position::RowPosition,
+        record::{Announced, BatchLimits},
+    };
+
+    #[test]
+    fn an_announcement_waits_for_its_second_unless_the_last_one_was_true() {
+        let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1000 });
+        let (soon, late) = (Duration::from_millis(5), IDLE_PROGRESS_INTERVAL);
+        assert!(!is_due(&batch, true, late), "there is nothing to hand over");
+        let first = RowPosition { commit: Lsn::new(1), ordinal: 0 };
+        batch.announced.push(Announced { id: "r".to_owned(), xid: 1, first, after: 0 });
+        assert!(is_due(&batch, true, soon));
+        assert!(!is_due(&batch, false, soon), "it may be forged, and costs a look");
+        assert!(is_due(&batch, false, late));
     }
 }
