@@ -1,31 +1,108 @@
 //! How much is parked: for the board and for progress, whatever else the relay is at.
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{
+    Client, Error,
+    types::{PgLsn, ToSql},
+};
+use uuid::Uuid;
 
 use crate::progress::{PARKED_IDS_MAX, ParkedRecord};
 
-/// Counts, over the index of what is parked.
+/// Events that one statement counts: what parks and releases shares the session, and waits for no more
+/// than one of them.
+const COUNTED_AT_A_TIME: i64 = 20_000;
+
+/// Counts, over the index of what is parked, some at a time. Two events of one position, as they can come to be
+/// where a cluster was promoted, may count as one.
 ///
 /// # Errors
 /// The table can't be read, or the session is broken.
 pub async fn count(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
-    // Ids that can be typed between quotes; of others there is only the number.
+    loop {
+        let mut counted = beginning(client, relay).await?;
+        // Dropped and made again meanwhile: these would be numbers of neither.
+        if count_lanes(client, relay, &mut counted).await?
+            && count_alone(client, relay, &mut counted).await?
+        {
+            return Ok(counted);
+        }
+    }
+}
+
+/// Which table it is, and ids that can be typed between quotes; of others there is only the number.
+async fn beginning(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
     let sql = format!(
-        "select pg_catalog.count(distinct lane), pg_catalog.count(*), \
-             'outbox.dead_letters'::pg_catalog.regclass::pg_catalog.oid, \
+        "select 'outbox.dead_letters'::regclass::oid, \
              array(select event_id from outbox.dead_letters \
-                   where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing') \
-                       and event_id operator(pg_catalog.~) '^[0-9A-Za-z_.:-]{{1,64}}$' \
-                   limit {PARKED_IDS_MAX}) \
-         from outbox.dead_letters \
-         where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing')"
+                   where relay = $1 and state in ('parked', 'releasing') \
+                       and event_id ~ '^[0-9A-Za-z_.:-]{{1,64}}$' \
+                   limit {PARKED_IDS_MAX})"
     );
     let row = client.query_one(&sql, &[&relay]).await?;
-    let number = |index| row.try_get(index).map(|n: i64| u64::try_from(n).unwrap_or_default());
-    Ok(ParkedRecord {
-        lanes: number(0)?,
-        events: number(1)?,
-        table: row.try_get(2)?,
-        ids: row.try_get(3)?,
-    })
+    Ok(ParkedRecord { table: row.try_get(0)?, ids: row.try_get(1)?, ..ParkedRecord::default() })
+}
+
+/// Adds events that have lanes, and these. `false` when it is another table.
+async fn count_lanes(
+    client: &Client,
+    relay: &str,
+    counted: &mut ParkedRecord,
+) -> Result<bool, Error> {
+    let sql = "with p as materialized ( \
+                   select lane, commit_lsn, ordinal from outbox.dead_letters \
+                   where relay = $1 and state in ('parked', 'releasing') \
+                       and (lane, commit_lsn, ordinal) > ($2, $3, $4) \
+                   order by relay, lane, commit_lsn, ordinal limit $5) \
+               select 'outbox.dead_letters'::regclass::oid, (select count(*) from p), \
+                   (select count(distinct lane) from p where lane <> $2), \
+                   last.lane, last.commit_lsn, last.ordinal \
+               from (select) one left join (select * from p \
+                   order by lane desc, commit_lsn desc, ordinal desc limit 1) last on true";
+    let (mut lane, mut commit, mut ordinal) = (Uuid::nil(), PgLsn::from(0), -1_i64);
+    loop {
+        let piece: [&(dyn ToSql + Sync); 5] =
+            [&relay, &lane, &commit, &ordinal, &COUNTED_AT_A_TIME];
+        let row = client.query_one(sql, &piece).await?;
+        if row.try_get::<_, u32>(0)? != counted.table {
+            return Ok(false);
+        }
+        let events: i64 = row.try_get(1)?;
+        counted.events += events.unsigned_abs();
+        counted.lanes += row.try_get::<_, i64>(2)?.unsigned_abs();
+        if events < COUNTED_AT_A_TIME {
+            return Ok(true);
+        }
+        (lane, commit, ordinal) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+    }
+}
+
+/// Adds events that stand alone, which are behind all lanes in the index. `false` when it is another table.
+async fn count_alone(
+    client: &Client,
+    relay: &str,
+    counted: &mut ParkedRecord,
+) -> Result<bool, Error> {
+    let sql = "with p as materialized ( \
+                   select commit_lsn, ordinal from outbox.dead_letters \
+                   where relay = $1 and state in ('parked', 'releasing') and lane is null \
+                       and (commit_lsn, ordinal) > ($2, $3) \
+                   order by relay, lane, commit_lsn, ordinal limit $4) \
+               select 'outbox.dead_letters'::regclass::oid, (select count(*) from p), \
+                   last.commit_lsn, last.ordinal \
+               from (select) one left join (select * from p \
+                   order by commit_lsn desc, ordinal desc limit 1) last on true";
+    let (mut commit, mut ordinal) = (PgLsn::from(0), -1_i64);
+    loop {
+        let piece: [&(dyn ToSql + Sync); 4] = [&relay, &commit, &ordinal, &COUNTED_AT_A_TIME];
+        let row = client.query_one(sql, &piece).await?;
+        if row.try_get::<_, u32>(0)? != counted.table {
+            return Ok(false);
+        }
+        let events: i64 = row.try_get(1)?;
+        counted.events += events.unsigned_abs();
+        if events < COUNTED_AT_A_TIME {
+            return Ok(true);
+        }
+        (commit, ordinal) = (row.try_get(2)?, row.try_get(3)?);
+    }
 }
