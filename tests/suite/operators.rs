@@ -94,7 +94,8 @@ async fn a_discard_of_a_selection_asks_and_who_did_it_and_why_is_kept() {
     assert!(t.database().url(login).contains(shown["discarded_by"].as_str().expect("who")));
 }
 
-/// Counted in rows that the server touched, which does not depend on how busy the machine is.
+/// Counted in rows that the server touched, which does not depend on how busy the machine is. Half of the
+/// events are of one lane: what compares each of a release with all others takes minutes.
 #[tokio::test]
 async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
     const EVENTS: i64 = 30_000;
@@ -107,10 +108,11 @@ async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
         "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, lane, \
              topic, key, headers, fit, reason, error) \
          select '{}', system_identifier::text, '0/10', n, n::text, \
-             case when n % 3 > 0 then md5((n / 5)::text)::uuid end, '{}', \
-             convert_to((n / 5)::text, 'UTF8'), \
+             case when n <= 15000 or n % 3 > 0 then md5(k::text)::uuid end, '{}', \
+             convert_to(k::text, 'UTF8'), \
              jsonb_build_array(jsonb_build_array('outbox-id', n::text)), true, 'too_large', '' \
-         from generate_series(1, {EVENTS}) n, pg_control_system()",
+         from generate_series(1, {EVENTS}) n, pg_control_system(), \
+             lateral (select case when n <= 15000 then 0 else n / 5 end as k) k",
         t.database().name(),
         topic.name()
     );
@@ -118,7 +120,7 @@ async fn a_release_of_many_events_touches_each_a_bounded_number_of_times() {
     let released = dead_letters(&t, &["release", "--all"]).await;
     assert_eq!(released["events"], EVENTS);
     let releases = released["releases"].as_array().map_or(0, Vec::len);
-    assert!(releases > 10, "some lanes at a time: {releases}");
+    assert!(releases > 5, "some lanes at a time: {releases}");
     // Asking the table whether it is done would touch more rows than the release.
     let ids: Vec<String> = (1..=EVENTS).map(|n| n.to_string()).collect();
     assert_eq!(topic.records_with(ids).await.len() as i64, EVENTS);

@@ -14,12 +14,12 @@ use serde_json::json;
 pub(super) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
-    shown::{letter, line, released, shown},
+    shown::{how_far, letter, line, released, shown},
 };
 use super::{ask::ask, output::eprint, print, waited};
 use crate::{
     config::Config,
-    dead_letter::operator::{self, Counted, Entry, Group, Operator, Selection},
+    dead_letter::operator::{self, Counted, Entry, Far, Group, Operator, Selection},
     postgres::sql::{self, SqlSession},
     printable::{self, counted},
 };
@@ -134,15 +134,17 @@ async fn groups(
 async fn release(operator: &mut Operator<'_>, of: OfArgs, json: bool) -> anyhow::Result<()> {
     let selection = of.selection(vec![]);
     let total = operator.count(&selection).await?.events;
-    let mut reported = Instant::now();
-    let done = operator
-        .release(&selection, |events| {
-            if reported.elapsed() >= REPORT_INTERVAL {
-                reported = Instant::now();
-                eprint(&format!("announced so far: {events} of about {total}"));
-            }
-        })
-        .await?;
+    let begun = Instant::now();
+    let (mut reported, mut alone) = (begun, false);
+    let tell = |far: Far| {
+        let is_news = far.nobody_for.is_some() && !alone;
+        alone |= is_news;
+        if is_news || reported.elapsed() >= REPORT_INTERVAL {
+            reported = Instant::now();
+            eprint(&how_far(far, total, begun.elapsed()));
+        }
+    };
+    let done = operator.release(&selection, tell).await?;
     print(&released(&done, json));
     Ok(())
 }

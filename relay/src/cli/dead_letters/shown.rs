@@ -1,9 +1,11 @@
 //! Dead letters and releases as text, or as JSON.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::{
-    dead_letter::operator::{Entry, Letter, Released},
+    dead_letter::operator::{Entry, Far, Letter, Released},
     printable::{self, counted},
 };
 
@@ -64,4 +66,46 @@ pub(super) fn released(released: &Released, json: bool) -> String {
         ));
     }
     text
+}
+
+/// One line while a release lasts, which is to have some `total` events and began that long ago.
+pub(super) fn how_far(far: Far, total: i64, begun: Duration) -> String {
+    let Far { announced, delivered, nobody_for } = far;
+    let (of, seconds) = (total.max(announced), begun.as_secs_f64());
+    if let Some(waited) = nobody_for {
+        return format!(
+            "announced: {announced} of about {of} events. No relay has delivered any for {} s: the rest is \
+             announced without waiting, and delivered, in order, when the relay runs",
+            waited.as_secs()
+        );
+    }
+    if delivered == 0 || seconds <= 0.0 {
+        return format!(
+            "announced: {announced} of about {of} events; the relay has delivered none of them yet"
+        );
+    }
+    let rate = delivered as f64 / seconds;
+    let left = (of - delivered) as f64 / rate;
+    format!(
+        "delivered: {delivered} of about {of} events, {rate:.0} a second, about {left:.0} s more"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_says_how_much_of_it_is_delivered_how_fast_and_how_long_it_will_take() {
+        let shown = |announced, delivered, nobody_for| {
+            let far = Far { announced, delivered, nobody_for };
+            how_far(far, 10_000, Duration::from_secs(4))
+        };
+        let said = shown(6_000, 4_000, None);
+        assert_eq!(said, "delivered: 4000 of about 10000 events, 1000 a second, about 6 s more");
+        assert!(shown(2_000, 0, None).ends_with("the relay has delivered none of them yet"));
+        assert!(shown(12_000, 8_000, None).contains("8000 of about 12000"), "others came behind");
+        let alone = shown(4_000, 0, Some(Duration::from_secs(10)));
+        assert!(alone.contains("for 10 s") && alone.ends_with("when the relay runs"), "{alone}");
+    }
 }

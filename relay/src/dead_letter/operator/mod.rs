@@ -17,7 +17,7 @@ use uuid::Uuid;
 use self::{listing::read, selection::CHOSEN};
 pub use self::{
     listing::{By, Counted, Entry, Group, Letter},
-    release::Released,
+    release::{Far, Released},
     selection::Selection,
 };
 use super::{

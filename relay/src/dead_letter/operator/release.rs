@@ -24,6 +24,17 @@ pub struct Released {
     pub unfit: Vec<i64>,
 }
 
+/// How far a release is, while it lasts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Far {
+    /// Events that are announced.
+    pub announced: i64,
+    /// Of these, those that the relay was seen to have delivered.
+    pub delivered: i64,
+    /// For how long no relay has delivered any, where that was so long that none is waited for.
+    pub nobody_for: Option<Duration>,
+}
+
 /// Events that are released at a time, and with them all of the last one's lane.
 const RELEASE_EVENTS: i64 = 2_000;
 /// Releases that may be announced and not delivered. What is committed meanwhile comes behind them in the
@@ -39,40 +50,53 @@ impl Operator<'_> {
     /// Announces that whole lanes are released: the relay delivers what is parked in them when its
     /// stream has come to the announcement. Some lanes at a time, and no more than the relay keeps up with, so that
     /// neither the database nor what is committed meanwhile waits for all of them; `progress` is told
-    /// how many events so far.
+    /// how far it is, several times a second.
     ///
     /// # Errors
     /// [`OperatorError`]; what was announced by then is released.
     pub async fn release(
         &mut self,
         selection: &Selection,
-        mut progress: impl FnMut(i64),
+        mut progress: impl FnMut(Far),
     ) -> Result<Released, OperatorError> {
         let mut released = Released::default();
         let mut after = After::beginning();
-        let mut somebody = true;
+        let mut far = Far::default();
+        // Each release, with the events up to its end.
+        let mut ends: Vec<(Uuid, i64)> = Vec::new();
         while let Some(next) = self.release_next(selection, &after, &mut released).await? {
             after = next;
-            progress(released.events);
-            somebody = somebody && self.has_room(&released.releases).await?;
+            far.announced = released.events;
+            let new = released.releases.iter().skip(ends.len());
+            ends.extend(new.map(|release| (*release, released.events)));
+            progress(far);
+            let Some(&(oldest, end)) = ends.iter().nth_back(UNDER_WAY_MAX - 1) else { continue };
+            if far.nobody_for.is_some() {
+                continue;
+            }
+            match self.has_room(oldest, || progress(far)).await? {
+                true => far.delivered = end,
+                false => far.nobody_for = Some(NOBODY_AFTER),
+            }
+            progress(far);
         }
         Ok(released)
     }
 
-    /// Waits until few enough of the releases are under way. `false` when nobody delivers them.
-    async fn has_room(&self, releases: &[Uuid]) -> Result<bool, OperatorError> {
-        let Some(oldest) = releases.iter().nth_back(UNDER_WAY_MAX - 1) else { return Ok(true) };
+    /// Waits until the oldest of the releases under way is delivered. `false` when nobody does it.
+    async fn has_room(&self, oldest: Uuid, mut waits: impl FnMut()) -> Result<bool, OperatorError> {
         let sql = "select exists (select from outbox.dead_letters where relay = $1 \
                        and release_id = $2 and state = 'releasing')";
         let begun = Instant::now();
         loop {
-            let row = self.client.query_one(sql, &[&self.relay, oldest]).await;
+            let row = self.client.query_one(sql, &[&self.relay, &oldest]).await;
             if !row.map_err(|e| sorted("looking how far a release is", e))?.get::<_, bool>(0) {
                 return Ok(true);
             }
             if begun.elapsed() >= NOBODY_AFTER {
                 return Ok(false);
             }
+            waits();
             sleep(LOOK_EVERY).await;
         }
     }
@@ -131,21 +155,22 @@ impl Operator<'_> {
         // A lane is released whole: its later events may not go before its earlier ones.
         let row = transaction
             .query_one(
-                "with chosen as materialized ( \
-                     select c.id, row_number() over (order by c.commit_lsn, c.ordinal, c.id) - 1 as place \
-                     from ( \
-                         select o.* from unnest($3::uuid[]) l (lane) cross join lateral ( \
-                             select id, commit_lsn, ordinal from outbox.dead_letters \
-                             where relay = $1 and lane = l.lane and state = 'parked' offset 0) o \
-                         union all \
-                         select o.* from unnest($4::int8[]) a (id) cross join lateral ( \
-                             select id, commit_lsn, ordinal from outbox.dead_letters \
-                             where id = a.id and state = 'parked' offset 0) o) c), \
-                 changed as ( \
+                // By ids, one by one: the planner takes such an array for ten, whatever it knows of the
+                // table, and so neither reads all of it nor compares each id with all others.
+                "with changed as ( \
                      update outbox.dead_letters d set state = 'releasing', release_id = $2, \
-                         release_ordinal = chosen.place, changed_at = clock_timestamp() \
-                     from chosen where d.id = chosen.id and d.id = any(array(select id from chosen)) \
-                         and d.state || '' = 'parked' \
+                         release_ordinal = chosen.place - 1, changed_at = clock_timestamp() \
+                     from unnest(array( \
+                         select c.id from ( \
+                             select o.* from unnest($3::uuid[]) l (lane) cross join lateral ( \
+                                 select id, commit_lsn, ordinal from outbox.dead_letters \
+                                 where relay = $1 and lane = l.lane and state = 'parked' offset 0) o \
+                             union all \
+                             select o.* from unnest($4::int8[]) a (id) cross join lateral ( \
+                                 select id, commit_lsn, ordinal from outbox.dead_letters \
+                                 where id = a.id and state = 'parked' offset 0) o) c \
+                         order by c.commit_lsn, c.ordinal, c.id)) with ordinality chosen (id, place) \
+                     where d.id = chosen.id and d.state || '' = 'parked' \
                      returning d.id, d.lane, d.fit) \
                  select count(*), count(distinct lane) + count(*) filter (where lane is null), \
                      coalesce((array_agg(id order by id) filter (where not fit))[1:100], '{}') \

@@ -182,16 +182,17 @@ impl DeadLetters for Store {
         self.execute(
             DOING,
             // In the order of the table, whichever release was announced first: announcements that were
-            // lost come again, behind later ones.
+            // lost come again, behind later ones. Mostly the command has given the same places.
             &format!(
                 "with o as materialized ( \
-                     select id, row_number() over (order by commit_lsn, ordinal, id) - 1 + $3 \
-                         as ordinal \
-                     from outbox.dead_letters where relay = $1 and release_id = $2 \
-                         and {RELEASING}) \
-                 update outbox.dead_letters d set release_ordinal = o.ordinal \
-                 from o where d.id = o.id and d.id = any(array(select id from o)) \
-                     and d.release_ordinal is distinct from o.ordinal"
+                     select id, place from ( \
+                         select id, release_ordinal, \
+                             row_number() over (order by commit_lsn, ordinal, id) - 1 + $3 as place \
+                         from outbox.dead_letters where relay = $1 and release_id = $2 \
+                             and {RELEASING}) p \
+                     where release_ordinal is distinct from place) \
+                 update outbox.dead_letters d set release_ordinal = o.place \
+                 from o where d.id = o.id"
             ),
             &[&self.relay, &id, &signed(done)],
         )
@@ -294,21 +295,23 @@ impl DeadLetters for Store {
         self.execute(
             DOING,
             &format!(
-                "with refused as ( \
+                "with refused as materialized ( \
                  select * from unnest($3::int8[], $4::uuid[], $5::text[], $6::text[]) \
                      as r (ordinal, lane, reason, error)), \
              back as materialized ( \
-                 select d.id, coalesce(r.lane, d.lane) as lane, r.reason, r.error \
-                 from outbox.dead_letters d left join refused r on r.ordinal = d.release_ordinal \
+                 select o.id, coalesce(r.lane, o.lane) as lane, r.reason, r.error \
+                 from refused r cross join lateral (select d.id, d.lane from outbox.dead_letters d \
+                     where d.relay = $1 and d.release_id = $2 and {RELEASING} \
+                         and d.release_ordinal = r.ordinal offset 0) o \
+                 union all \
+                 select d.id, d.lane, null, null from outbox.dead_letters d \
                  where d.relay = $1 and d.release_id = $2 and {RELEASING} \
-                     and (r.ordinal is not null or d.release_ordinal >= $7 and exists ( \
-                         select from refused s \
-                         where s.lane = d.lane and s.ordinal < d.release_ordinal))) \
+                     and d.release_ordinal >= $7 and d.lane = any($4)) \
              update outbox.dead_letters d \
              set state = 'parked', release_id = null, release_ordinal = null, lane = back.lane, \
                  reason = coalesce(back.reason, $8), error = coalesce(back.error, $9), \
                  changed_at = clock_timestamp() \
-             from back where d.id = back.id and d.id = any(array(select id from back))"
+             from back where d.id = back.id"
             ),
             &[
                 &self.relay,
