@@ -116,12 +116,21 @@ struct NeighboursArgs {
 
 #[derive(Clone, Debug, Args)]
 struct ReleaseArgs {
-    /// Parked events, a hundred of each key
+    /// How the relay delivers; both by default, one after the other
+    #[arg(long, value_enum)]
+    only: Option<release::Mode>,
+    /// Parked events
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     events: u32,
+    /// Parked events of each key
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    of_a_key: u32,
     /// Seconds of load beside the release, and without it
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(5..=600))]
     seconds: u32,
+    /// Release beside no load
+    #[arg(long)]
+    without_load: bool,
     /// Another relay to measure instead of the one built with this program
     #[arg(long, value_name = "PROGRAM")]
     relay: Option<PathBuf>,
