@@ -85,6 +85,29 @@ points! {
 #[inline(always)]
 pub(crate) fn point(_: Point) {}
 
+/// Whether a session is left as a handler left it.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub(crate) fn sessions_are_left() -> bool {
+    false
+}
+
+#[cfg(feature = "fault-points")]
+static LEFT: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Has sessions left as handlers leave them, to measure what putting them back costs; nothing else may
+/// rest on it.
+#[cfg(feature = "fault-points")]
+pub fn leave_sessions(left: bool) {
+    LEFT.store(left, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether a session is left as a handler left it.
+#[cfg(feature = "fault-points")]
+pub(crate) fn sessions_are_left() -> bool {
+    LEFT.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 #[cfg(feature = "fault-points")]
 static HOOK: std::sync::OnceLock<fn(Point)> = std::sync::OnceLock::new();
 

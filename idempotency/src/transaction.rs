@@ -14,7 +14,7 @@ use tokio_postgres::{Error, Row, Statement, error::SqlState, types::ToSql};
 
 use crate::{
     error::{InboxError, Sort, ended_the_session, sort, state_of},
-    fault::{Point, point},
+    fault::{Point, point, sessions_are_left},
     message::RawMessage,
     session::{Sessions, UNLOCK},
     tx::Tx,
@@ -145,7 +145,7 @@ impl Shared {
 
     /// Ends the transaction with `sql`, and puts the session back behind it: one round trip.
     async fn end(&self, sql: &str) -> Result<(), Error> {
-        if !self.lent.load(Ordering::Relaxed) {
+        if !self.lent.load(Ordering::Relaxed) || sessions_are_left() {
             let ended = self.client().batch_execute(sql).await;
             self.clean.store(ended.is_ok(), Ordering::Relaxed);
             return ended;

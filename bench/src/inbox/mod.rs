@@ -39,6 +39,8 @@ const PARTITIONS: i32 = 8;
 pub(crate) enum Question {
     /// One message in a transaction: a row for each against no memory
     Rows,
+    /// One message in a transaction: sessions put back behind each, against left as they are
+    Clearing,
     /// Batches against a loop written by hand, one message in a transaction
     Batch,
     /// Batches: a watermark against no memory
@@ -54,8 +56,9 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    const ALL: [Question; 7] = [
+    const ALL: [Question; 8] = [
         Question::Rows,
+        Question::Clearing,
         Question::Batch,
         Question::Watermark,
         Question::Keyless,
@@ -70,6 +73,7 @@ impl Question {
         let by_hand = |loops, messages| Contestant { who: Who::ByHand(ByHand { loops }), messages };
         match self {
             Question::Rows => vec![of(Way::ROWS, 40_000), of(Way::OFF, 40_000)],
+            Question::Clearing => vec![of(Way::ROWS, 40_000), of(Way::LEFT, 40_000)],
             Question::Batch => {
                 vec![of(Way::BATCH, 300_000), by_hand(1, 15_000), by_hand(8, 30_000)]
             }
@@ -97,7 +101,7 @@ impl Question {
     /// Of the first by the second.
     fn floor(self) -> f64 {
         match self {
-            Question::Rows | Question::Wait5 | Question::Wait20 => 0.9,
+            Question::Rows | Question::Clearing | Question::Wait5 | Question::Wait20 => 0.9,
             Question::Batch => 8.0,
             Question::Watermark => 0.95,
             Question::Keyless | Question::Parked => 0.5,

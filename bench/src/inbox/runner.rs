@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use outbox_idempotency::{
-    Dedup, Failure, Inbox, Message, Processor, Retry, Tx,
+    Dedup, Failure, Inbox, Message, Processor, Retry, Tx, fault,
     kafka::{ClientConfig, Runner},
 };
 use outbox_tests::{
@@ -48,6 +48,8 @@ pub(super) struct Way {
     two_rows: bool,
     /// Whether all messages wait for a service at first; measured from its return.
     parked: bool,
+    /// Whether sessions are left as handlers leave them.
+    left: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +67,9 @@ impl Way {
         concurrency: None,
         two_rows: false,
         parked: false,
+        left: false,
     };
+    pub(super) const LEFT: Way = Way { left: true, ..Way::ROWS };
     pub(super) const TWO_ROWS: Way = Way { two_rows: true, ..Way::ROWS };
     pub(super) const PARKED: Way = Way { parked: true, ..Way::TWO_ROWS };
     pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
@@ -95,7 +99,8 @@ impl Way {
             Memory::Rows => "rows",
             Memory::Watermark => "a watermark",
         };
-        format!("runner, {size}, {memory}")
+        let sessions = if self.left { ", sessions left as they are" } else { "" };
+        format!("runner, {size}, {memory}{sessions}")
     }
 
     fn processor(self, inbox: Inbox, counter: Counter, world: &Arc<World>) -> Processor {
@@ -174,6 +179,7 @@ pub(super) async fn run(
     group: &str,
     watch: &Watch,
 ) -> Result<Turn> {
+    fault::leave_sessions(way.left);
     let connections = way.concurrency.unwrap_or(16) + 9;
     let world = Arc::new(World::default());
     world.away.store(way.parked, Relaxed);

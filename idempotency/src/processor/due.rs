@@ -200,9 +200,13 @@ impl Processor {
     async fn retry_one(&self, first: &Mutex<Option<Parked>>) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
-        let (turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
+        let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
         let taken = shelf.take(sessions, None, max, large_too).await?;
+        let is_large = taken.as_ref().is_some_and(Taken::is_large);
+        if let Some(turn) = &mut turn {
+            turn.used(is_large);
+        }
         drop(turn);
         let Some(Taken { open, lane, attempts, heads }) = taken else {
             return Ok(Attempt::Idle);
@@ -213,7 +217,7 @@ impl Processor {
             open.commit().await?;
             return Ok(Attempt::Done);
         };
-        let _place = place.filter(|_| head.message.is_large());
+        let _place = place.filter(|_| is_large);
         *first.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Parked { lane, head: head.clone() });
         point(Point::TakenUp);
@@ -289,8 +293,11 @@ impl Processor {
     /// would keep its place before all others for ever.
     async fn count_failure(&self, at: &Parked, failure: &Failure) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
-        let _turn = self.shared.large.turn().await;
-        let taken = shelf.take(sessions, Some(at.lane), 1, true).await?;
+        let turn = match at.head.message.is_large() {
+            true => Some(self.shared.large.turn().await),
+            false => None,
+        };
+        let taken = shelf.take(sessions, Some(at.lane), 1, turn.is_some()).await?;
         let there = taken.as_ref().and_then(|taken| taken.heads.first());
         let is_there = there.is_some_and(|head| head.seq == at.head.seq);
         match taken {

@@ -26,12 +26,12 @@ impl Default for Large {
 
 impl Large {
     pub(super) async fn turn(&self) -> Turn<'_> {
-        Turn { _held: self.turn.lock().await }
+        Turn { _held: self.turn.lock().await, used: true }
     }
 
-    /// If nobody has it.
+    /// If nobody has it, for whoever may come to need it.
     pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
-        Some(Turn { _held: self.turn.try_lock().ok()? })
+        Some(Turn { _held: self.turn.try_lock().ok()?, used: false })
     }
 
     /// To handle a parked one, if not as many are handled as may be.
@@ -43,16 +43,26 @@ impl Large {
 /// Until it is dropped.
 pub(super) struct Turn<'a> {
     _held: MutexGuard<'a, ()>,
+    used: bool,
+}
+
+impl Turn<'_> {
+    /// It was needed, if this is so.
+    pub(super) fn used(&mut self, used: bool) {
+        self.used = used;
+    }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        give_back();
+        if self.used {
+            give_back();
+        }
     }
 }
 
 /// What was freed is mostly kept by glibc, for each thread, in case it is asked for as much again: several
-/// messages' sizes that nobody uses.
+/// messages' sizes that nobody uses. It takes as long as a small transaction.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back() {
     // SAFETY: it takes any number, may be called on any thread, and touches nothing that is in use.

@@ -70,7 +70,8 @@ pub enum Dedup {
     Rows,
     /// One row for each partition, moved by each transaction: where one relay feeds the topic, and
     /// nothing else. Messages of a partition are handled one after the other, so it is for
-    /// batches. A message of another relay stops the consumer; one that a repair published is
+    /// batches. The relay must be in exactly-once: after a crash, one in at-least-once may send events that
+    /// the watermark has passed, and they would never be handled. A message of another relay stops the consumer; one that a repair published is
     /// looked up by its id. Change to it only after an orderly stop of all instances: what rows know of, and
     /// the group's offsets do not, would take effect again.
     Watermark {

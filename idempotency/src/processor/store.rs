@@ -201,6 +201,12 @@ pub(super) struct Taken {
     pub(super) heads: Vec<Head>,
 }
 
+impl Taken {
+    pub(super) fn is_large(&self) -> bool {
+        self.heads.iter().any(|head| head.message.is_large())
+    }
+}
+
 impl Shelf {
     /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
     /// and reads its first messages: at most `max`, and a mebibyte, but at least one. One whose first
