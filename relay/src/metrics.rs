@@ -71,8 +71,15 @@ pub const REASONS: [&str; 21] = [
 ];
 
 /// Why a WAL message with the prefix `outbox` is ignored.
-pub const IGNORED: [&str; 6] =
-    ["not_transactional", "too_large", "malformed", "too_many", "no_such_release", "not_visible"];
+pub const IGNORED: [&str; 7] = [
+    "not_transactional",
+    "too_large",
+    "malformed",
+    "too_many",
+    "no_such_release",
+    "not_visible",
+    "locked",
+];
 
 /// Every metric there is.
 #[rustfmt::skip]
@@ -99,7 +106,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_parked_lanes", "gauge", "", "Lanes that are parked now; absent while it is not known"),
     metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
     metric("outbox_relay_dead_letters_deleted_total", "counter", "", "Released and discarded dead letters that were deleted because they were older than retention.keep_dead_letters"),
-    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`", "WAL messages with the prefix outbox that announce no release of this relay"),
+    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`, `locked`", "WAL messages with the prefix outbox that announce no release of this relay"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
 

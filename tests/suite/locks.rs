@@ -261,6 +261,12 @@ async fn a_command_that_waits_for_a_lock_says_for_whose_and_what_ends_it() {
     other.batch_execute("begin; lock table outbox.dead_letters").await.expect("locked");
     let list = settings.command_that_says(&["dead-letters", "list"], "pg_terminate_backend");
     let (told, mut command) = list.await;
+    let checked = t.relay().command(&["check"]).await;
+    let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+    for words in ["holds outbox.dead_letters", "select pg_terminate_backend", "wal_level", "slot"] {
+        assert!(checked.contains(words), "{words}: {checked}");
+    }
+    assert!(!checked.contains("no answer"), "{checked}");
     run(&t, typed(&told, "select pg_terminate_backend")).await;
     assert!(command.wait().await.expect("it ends").success(), "{told}");
 }

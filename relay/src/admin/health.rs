@@ -111,6 +111,8 @@ pub(super) struct Vitals {
     pub(super) silent_for: Option<Duration>,
     /// For how long nothing was stored though it was tried; `None` where no delivery is under way.
     pub(super) delivering_for: Option<Duration>,
+    /// For how long nothing came of a batch of the stream that is worked on; `None` where there is none.
+    pub(super) working_for: Option<Duration>,
     /// Time since the brokers last answered; `None` before they first did.
     pub(super) broker_silent_for: Option<Duration>,
     /// For how long they are known not to, and who of them.
@@ -128,7 +130,8 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
         // A standby that could not deliver either is not ready to take over.
         Phase::Standby { .. } | Phase::Streaming => {
             heard_from_postgres(now)?;
-            heard_from_brokers(now)
+            heard_from_brokers(now)?;
+            goes_on(now)
         }
         Phase::Retrying { next_attempt_in, .. } => {
             let detail = now.phase.detail();
@@ -171,6 +174,19 @@ fn heard_from_brokers(now: &Vitals) -> Result<(), String> {
     }
 }
 
+/// Beside the broker, a batch waits for the table of parked events alone.
+fn goes_on(now: &Vitals) -> Result<(), String> {
+    match now.working_for {
+        Some(time) if time > DELIVERY_MAX => Err(format!(
+            "nothing came of the events at hand for {} s: a step at outbox.dead_letters takes long, mostly \
+             for somebody else's lock. Nothing is lost, and events of every key wait; `outbox-relay check` \
+             names who holds it",
+            time.as_secs()
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn silent_brokers(now: &Vitals) -> String {
     now.broker_error.as_ref().map_or_else(String::new, |(time, who)| {
         format!("; no answer for {} s from {who}", time.as_secs())
@@ -199,6 +215,7 @@ mod tests {
             phase_for: s(2),
             silent_for: Some(s(1)),
             delivering_for: None,
+            working_for: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,
             trouble: None,
@@ -217,6 +234,12 @@ mod tests {
             (
                 Vitals { silent_for: Some(s(16)), ..streaming.clone() },
                 "nothing was heard from PostgreSQL for 16 s",
+            ),
+            (
+                Vitals { working_for: Some(s(16)), ..streaming.clone() },
+                "nothing came of the events at hand for 16 s: a step at outbox.dead_letters takes long, \
+                 mostly for somebody else's lock. Nothing is lost, and events of every key wait; \
+                 `outbox-relay check` names who holds it",
             ),
             (
                 Vitals { silent_for: None, ..streaming.clone() },

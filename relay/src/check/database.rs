@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{Config, parts::Parts},
-    daemon::first,
+    daemon::{first, locks},
     postgres::{
         ConnectError, shortage,
         sql::{self, SqlSession},
@@ -57,15 +57,22 @@ pub(super) async fn looked_at(
             return (findings, None);
         }
     };
-    match server(config, parts, session.client()).await {
-        Ok((seen, expected)) => {
+    let mut seen = Vec::new();
+    match server(config, parts, session.client(), &mut seen).await {
+        Ok(expected) => {
             let go_on = passed(&seen) || seen.iter().any(|finding| finding.name == "slot");
             findings.extend(seen);
             (findings, expected.filter(|_| go_on).map(|expected| (session, expected)))
         }
         Err(error) => {
-            let remedy = "grant the relay's role what docs/ROLES.md lists";
-            findings.push(problem("PostgreSQL", printable::causes(&error), remedy));
+            findings.extend(seen);
+            findings.push(match locks::refused(&error) {
+                true => locked(session.client()).await,
+                false => {
+                    let remedy = "grant the relay's role what docs/ROLES.md lists";
+                    problem("PostgreSQL", printable::causes(&error), remedy)
+                }
+            });
             (findings, None)
         }
     }
@@ -75,11 +82,14 @@ async fn server(
     config: &Config,
     parts: &Parts,
     client: &Client,
-) -> Result<(Vec<Finding>, Option<(Expected, bool)>), InspectError> {
+    findings: &mut Vec<Finding>,
+) -> Result<Option<(Expected, bool)>, InspectError> {
+    let limited = client.batch_execute(LOCK_WAIT).await;
+    limited.map_err(|source| InspectError::Query { what: "limiting waits for locks", source })?;
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
     let server = slot::capacity(client).await?;
-    let mut findings = capacity(&server, found.is_some(), parts);
+    findings.extend(capacity(&server, found.is_some(), parts));
     findings.extend(settings::of_server(config, parts, client).await?);
     let mut ours: Vec<Finding> = migrations(client).await?.into_iter().collect();
     if passed(&ours) {
@@ -91,9 +101,13 @@ async fn server(
     let is_whole = passed(&ours);
     findings.extend(ours);
     if !is_whole {
-        return Ok((findings, None)); // What comes now would only say the same in other words.
+        return Ok(None); // What comes now would only say the same in other words.
     }
-    findings.push(start::parking(config, client).await?);
+    // Somebody's lock on the parked events says nothing of all the rest.
+    findings.push(match start::parking(config, client).await {
+        Err(error) if locks::refused(&error) => locked(client).await,
+        parking => parking?,
+    });
     let publication_name = &config.postgres.publication;
     let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;
@@ -158,7 +172,21 @@ async fn server(
     if !server.in_recovery {
         findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
     }
-    Ok((findings, Some((events.expected, events.looked))))
+    Ok(Some((events.expected, events.looked)))
+}
+
+/// Nobody else is to wait for long behind a look.
+const LOCK_WAIT: &str = "set lock_timeout = '300ms'";
+
+/// Somebody holds what is to be looked at.
+async fn locked(client: &Client) -> Finding {
+    let held = locks::holders(client).await;
+    problem(
+        "locks",
+        format!("somebody else's lock keeps others from a table: {held}"),
+        "wait until it is gone, or end it; until then an event that must be parked keeps all others \
+         waiting. Then run check again",
+    )
 }
 
 /// Whether the database has what this version's migrations make; `None` where it does not say: the

@@ -8,11 +8,11 @@ use super::{Finding, ok, problem, warning};
 use crate::{
     charset::Charset,
     config::{Config, parts::Parts},
-    daemon::first,
+    daemon::{first, locks},
     printable,
     record::{Batch, BatchLimits},
     repair::{self, Place, ROWS_MAX, Which},
-    route::{Mapping, TableName},
+    route::{Mapping, TableName, quoted},
     sink::kafka::{self, Concern, Expected},
     source::{characters, slot::InspectError, table::TableState},
 };
@@ -51,7 +51,11 @@ impl<'a> Look<'a> {
         let sql = "select distinct topic from outbox.dead_letters \
                    where relay operator(pg_catalog.=) $1 and state in ('parked', 'releasing') \
                        and pg_catalog.length(topic) operator(pg_catalog.<=) 249 limit $2";
-        let rows = client.query(sql, &[&config.name, &TOPICS_MAX]).await.map_err(failed)?;
+        let rows = match client.query(sql, &[&config.name, &TOPICS_MAX]).await {
+            // That is a finding of its own.
+            Err(error) if locks::refused(&error) => Vec::new(),
+            rows => rows.map_err(failed)?,
+        };
         let topics = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>();
         let mapping = &parts.mapping;
         let limits = BatchLimits { records_max: usize::MAX, bytes_max: usize::MAX };
@@ -60,6 +64,7 @@ impl<'a> Look<'a> {
             newest: Batch::new(limits),
             topics: topics.map_err(failed)?,
             record_bytes_max: record_bytes_max(config, mapping, client).await?,
+            published_in: mapping.is_ours().then(|| quoted(parts.connect.database())),
         };
         let charset = characters::charset(client).await?;
         let until = Instant::now() + TIME_MAX;

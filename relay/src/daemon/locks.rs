@@ -27,7 +27,7 @@ pub(super) async fn limit(
 }
 
 /// Whether a statement failed only because of a lock.
-pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(crate) fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let of = |error: &(dyn std::error::Error + 'static)| {
         let error = error.downcast_ref::<tokio_postgres::Error>();
         error.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
@@ -69,7 +69,7 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
 
 /// Who holds which table of this database so that it can't be written or even read, or rows of the
 /// relay's own tables.
-async fn holders(client: &Client) -> String {
+pub(crate) async fn holders(client: &Client) -> String {
     let sql = "select pg_catalog.format('process %s (%s) holds %s; to end it: \
                        `select pg_terminate_backend(%s)`', l.pid, \
                    coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown'), \

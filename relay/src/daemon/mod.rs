@@ -12,7 +12,7 @@ mod control;
 mod decision;
 mod ended;
 pub(crate) mod first;
-mod locks;
+pub(crate) mod locks;
 mod missing;
 mod rehearsal;
 mod repair;

@@ -314,6 +314,16 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         Ok(())
     }
 
+    /// A batch of the stream was taken: `/readyz` looks whether something comes of it.
+    pub(super) fn begins(&self) {
+        self.board.batch_taken();
+    }
+
+    /// All of it is done.
+    pub(super) fn ends(&self) {
+        self.board.batch_done();
+    }
+
     /// So that it is missed when the table is gone. As last counted: what is not known stays as it was.
     fn note_parked(&mut self) {
         if let Some(parked) = self.board.parked_last() {

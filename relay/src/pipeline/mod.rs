@@ -89,6 +89,7 @@ impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
     pub async fn run(mut self) -> Result<(), PipelineError> {
         let mut released = false;
         while let Some(mut batch) = self.next().await? {
+            self.delivery.begins();
             let announced = std::mem::take(&mut batch.announced);
             let says_nothing = announced.is_empty();
             let due = self.delivery.due(announced).await?;
@@ -97,6 +98,7 @@ impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
                 true => self.deliver(batch).await?,
                 false => self.release(batch, due).await?,
             };
+            self.delivery.ends();
             self.taker.give_back(batch, released);
             self.delivery.settle_in_time(&mut self.course).await?;
         }

@@ -160,7 +160,7 @@ fn select(place: Place<'_>, relation: &Relation, which: Which<'_>, raw: bool) ->
                  select t.*, {size} as size from ( \
                      select * from {table} t where {wanted} order by {order} limit {ROWS_MAX}) t \
                  offset 0) r) r \
-         where until <= {BYTES_MAX} or until = size"
+         where until <= {BYTES_MAX} or until = least(size, {record_bytes_max})"
     ))
 }
 

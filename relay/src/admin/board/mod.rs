@@ -50,6 +50,8 @@ struct Inner {
     broker_heard: Stamp,
     beat: Stamp,
     delivering: Stamp,
+    /// A batch was taken, or something came of it since; never while there is none.
+    working: Stamp,
     /// Since when deliveries have been tried, and none stored, whatever began anew meanwhile.
     unstored: Stamp,
     sampled: Stamp,
@@ -106,6 +108,7 @@ impl Board {
             broker_heard: Stamp::default(),
             beat: Stamp::default(),
             delivering: Stamp::default(),
+            working: Stamp::default(),
             unstored: Stamp::default(),
             sampled: Stamp::default(),
             told: Stamp::default(),
@@ -159,6 +162,19 @@ impl Board {
         }
     }
 
+    /// A release can't be carried out now, for somebody has locked its rows. The first is logged; who has
+    /// locked them, those say that look for it again.
+    pub fn release_locked(&self) {
+        if self.0.metrics.message_ignored("locked") {
+            tracing::warn!(
+                "a release was passed over, for somebody else has locked rows of its lanes in \
+                 outbox.dead_letters: these lanes stay parked, others flow, and it is announced again. \
+                 `outbox-relay dead-letters release` names who holds them. Others are counted in \
+                 outbox_relay_ignored_messages_total and not logged"
+            );
+        }
+    }
+
     /// Up to where delivery has come; `None` before anything is known of it.
     pub fn delivered_up_to(&self) -> Option<Lsn> {
         self.state().delivered.map(Position::resume_lsn)
@@ -170,6 +186,7 @@ impl Board {
     pub fn phase(&self, phase: Phase) {
         if phase != Phase::Streaming {
             self.0.delivering.clear();
+            self.0.working.clear();
         }
         let now = self.now();
         let mut state = self.state();
@@ -276,6 +293,24 @@ impl Board {
         }
     }
 
+    /// A batch of the stream is worked on from now on.
+    pub fn batch_taken(&self) {
+        self.0.working.set(self.now());
+    }
+
+    /// Nothing of the batch is left.
+    pub fn batch_done(&self) {
+        self.0.working.clear();
+    }
+
+    /// Something came of the batch: it is stored, refused or parked.
+    fn batch_goes_on(&self) {
+        let now = self.now();
+        if self.0.working.age(now).is_some() {
+            self.0.working.set(now);
+        }
+    }
+
     /// A batch is handed to the broker.
     pub fn delivery_started(&self) {
         let now = self.now();
@@ -289,6 +324,7 @@ impl Board {
     pub fn delivery_refused(&self) {
         self.0.delivering.clear();
         self.0.unstored.clear();
+        self.batch_goes_on();
         self.broker_heard();
     }
 
@@ -305,6 +341,7 @@ impl Board {
     ) {
         self.0.delivering.clear();
         self.0.unstored.clear();
+        self.batch_goes_on();
         self.0.metrics.delivered(records, bytes, took);
         self.0.batches.fetch_add(1, Relaxed);
         let now = self.now();
@@ -383,6 +420,7 @@ impl Board {
 
     /// What is parked has changed: it is to be counted soon.
     pub fn parking_changed(&self) {
+        self.batch_goes_on();
         self.0.parking.notify_one();
     }
 

@@ -139,6 +139,7 @@ impl Board {
             phase_for: now.saturating_sub(state.phase_since),
             silent_for: self.0.heard.age(now),
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
+            working_for: self.0.working.age(now),
             broker_silent_for: self.0.broker_heard.age(now),
             broker_error: state
                 .broker_error

@@ -81,7 +81,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
             }
             // Its rows are locked: its lanes stay parked, others go on, and it is announced again.
             Err(error) if error.is_locked() => {
-                self.board.message_ignored("not_visible");
+                self.board.release_locked();
                 return Ok(0);
             }
             Err(error) => return Err(error.into()),

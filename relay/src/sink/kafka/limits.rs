@@ -94,13 +94,14 @@ impl Limits {
     }
 
     /// What else of the topic's settings is worth knowing beforehand, each with its remedy: of records
-    /// of at most `record_bytes_max`, of which `waiting` come now.
+    /// of at most `record_bytes_max`, of which `waiting` come now. `published_in` is the database, as SQL
+    /// takes it, whose `outbox.publish` adds them, where it does.
     pub(super) fn advice(
         &self,
         settings: &Settings,
         topic: &str,
         partitions: i32,
-        record_bytes_max: usize,
+        (record_bytes_max, published_in): (usize, Option<&str>),
         waiting: &Waiting,
     ) -> Vec<(String, String)> {
         let mut found = Vec::new();
@@ -116,13 +117,13 @@ impl Limits {
                 topic,
                 &format!("max.message.bytes={}", record_bytes_max + HEADERS_BYTES),
             );
-            found.push((
-                what,
+            let refuse = published_in.map_or_else(String::new, |database| {
                 format!(
-                    "run {command}; or have `outbox.publish` refuse them, where an error can still be \
-                     handled: alter database … set outbox.record_bytes_max = {limit}"
-                ),
-            ));
+                    "; or have `outbox.publish` refuse them, where an error can still be handled: `alter \
+                     database {database} set outbox.record_bytes_max = {limit}`"
+                )
+            });
+            found.push((what, format!("run {command}{refuse}")));
         }
         if let Some(kept_ms) = self.retention_ms.filter(|_| stale > 0) {
             let what = format!(

@@ -36,6 +36,9 @@ pub struct Expected {
     pub topics: Vec<String>,
     /// Bytes that an event may have.
     pub record_bytes_max: usize,
+    /// The database, as SQL takes it, whose `outbox.publish` adds the events; `None` where nothing of ours
+    /// does.
+    pub published_in: Option<String>,
 }
 
 /// Something that a run would meet.
@@ -144,6 +147,7 @@ impl<'a> Forecast<'a> {
         let waiting = self.waiting(&expected.waiting);
         // What shrinks on its way has no size that is known beforehand.
         let bytes_max = if self.settings.compresses() { 0 } else { expected.record_bytes_max };
+        let added = (bytes_max, expected.published_in.as_deref());
         let mut seen: Vec<(&String, &Seen)> = self.seen.iter().collect();
         seen.sort_by_key(|(name, _)| *name);
         let mut found = Vec::new();
@@ -152,7 +156,7 @@ impl<'a> Forecast<'a> {
             let unwritable = limits.unwritable(self.settings, name, *replicas);
             found.extend(unwritable.map(|(what, remedy)| Concern { stops: true, what, remedy }));
             let waits = waiting.get(name.as_str()).copied().unwrap_or_default();
-            let advice = limits.advice(self.settings, name, *partitions, bytes_max, &waits);
+            let advice = limits.advice(self.settings, name, *partitions, added, &waits);
             let concern = |(what, remedy)| Concern { stops: false, what, remedy };
             found.extend(advice.into_iter().map(concern));
         }
