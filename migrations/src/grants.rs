@@ -47,6 +47,13 @@ pub const RELAY: &[Grant] = &[
     grant("update", "outbox.relay_keys"),
 ];
 
+/// `outbox_relay` as well, where the broker keeps no progress.
+pub const RELAY_PROGRESS: &[Grant] = &[
+    grant("select", "outbox.progress"),
+    grant("insert", "outbox.progress"),
+    grant("delete", "outbox.progress"),
+];
+
 /// `outbox_operator` in a producer's database: `dead-letters`.
 pub const OPERATOR: &[Grant] = &[
     grant("usage", "schema outbox"),

@@ -57,6 +57,7 @@ const OUTBOX: &[Migration] = &[
         sql: include_str!("../outbox/V11__merged_notes.sql"),
     },
     Migration { version: 12, name: "pending", sql: include_str!("../outbox/V12__pending.sql") },
+    Migration { version: 13, name: "progress", sql: include_str!("../outbox/V13__progress.sql") },
 ];
 
 const INBOX: &[Migration] = &[

@@ -11,7 +11,7 @@ mod rights;
 mod settings;
 mod start;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::time::timeout;
@@ -21,6 +21,7 @@ use crate::{
     printable,
     sink::{
         SinkError,
+        any::Settings,
         kafka::{self, ProgressTopic},
     },
 };
@@ -55,12 +56,13 @@ pub struct Finding {
 
 /// Looks at everything. Problems come as findings, never as errors.
 pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
-    let ((mut findings, session), (kafka, has_progress_topic)) = tokio::join!(
+    let ((mut findings, session), (sink, has_progress_topic)) = tokio::join!(
         half("PostgreSQL", database::looked_at(config, parts)),
-        half("Kafka", kafka(parts))
+        half(name_of(&parts.sink), sink(parts))
     );
-    findings.extend(kafka);
+    findings.extend(sink);
     if let (Some((session, (expected, looked))), Some(has_topic)) = (session, has_progress_topic) {
+        let session = Arc::new(session);
         let rehearsal = async {
             let found = start::rehearsed(config, parts, &session, has_topic, &findings).await;
             (found.into_iter().collect(), None::<()>)
@@ -97,9 +99,27 @@ async fn half<T>(
     })
 }
 
+fn name_of(sink: &Settings) -> &'static str {
+    match sink {
+        Settings::Kafka(_) => "Kafka",
+        Settings::File(_) => "file",
+    }
+}
+
+/// Whether progress can be looked at is known where the broker answered.
+async fn sink(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
+    match &parts.sink {
+        Settings::Kafka(settings) => kafka(settings).await,
+        Settings::File(settings) => {
+            let seen = format!("lines of JSON go to {}", settings.name());
+            (vec![ok("file", seen)], Some(true))
+        }
+    }
+}
+
 /// Whether there is a progress topic is known where the brokers answered.
-async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
-    let preflight = match kafka::preflight(parts.kafka.clone()).await {
+async fn kafka(settings: &kafka::Settings) -> (Vec<Finding>, Option<bool>) {
+    let preflight = match kafka::preflight(settings.clone()).await {
         Ok(preflight) => preflight,
         Err(SinkError::Misconfigured { what, remedy }) => {
             return (vec![problem("Kafka", what, remedy)], None);
@@ -107,7 +127,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
         Err(error) => {
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
             let seen = match kafka::is_silence(&error) {
-                true => format!("no answer from {}", parts.kafka.silent()),
+                true => format!("no answer from {}", settings.silent()),
                 false => printable::causes(&error),
             };
             return (vec![problem("Kafka", seen, remedy)], None);
@@ -115,7 +135,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
     };
     let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
     let brokers = preflight.brokers.join(", ");
-    let topic = parts.kafka.progress_topic();
+    let topic = settings.progress_topic();
     let has_topic = preflight.progress_topic.as_ref().map(|seen| *seen != ProgressTopic::Missing);
     let progress = preflight.progress_topic.map(|seen| match seen {
         ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
@@ -126,7 +146,7 @@ async fn kafka(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
             "allow DescribeConfigs on the topic, so that each start can verify it",
         ),
     });
-    let trust = parts.kafka.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
+    let trust = settings.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
     let mut found = vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}"))];
     found.extend(progress.into_iter().chain(trust));
     let problems = preflight.problems.into_iter();

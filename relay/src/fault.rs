@@ -33,6 +33,8 @@ macro_rules! points {
 points! {
     /// The leader's lock is held; nothing else is known yet.
     Leading = "leading",
+    /// A progress record is in the database; nobody was told.
+    ProgressInTable = "progress-in-table",
     /// The progress topic exists; nothing was ever stored in it.
     ProgressTopicMade = "progress-topic-made",
     /// Progress was read once, nobody is fenced.

@@ -6,7 +6,10 @@
 
 mod left_out;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
@@ -22,7 +25,7 @@ use crate::{
     progress::Progress,
     progress_key::{self, KeyError},
     repair,
-    sink::{ProgressStore as _, StoredProgress, kafka::KafkaSink},
+    sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
         slot,
@@ -87,12 +90,13 @@ pub async fn run(
     let parts = config.parts()?;
     let settings = &parts.connect;
     let session = sql::connect(settings, &application).await.context("connecting to PostgreSQL")?;
+    let session = Arc::new(session);
     let slot_name = &config.postgres.slot;
     let mut replication = ReplicationConnection::connect(settings, &application).await?;
     let identity = replication.identify_system().await?;
     let known = progress_key::open(&session, &config.name).await.map_err(key_failed)?;
     let has_delivered = known.has_delivered;
-    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key)?;
+    let mut sink = AnySink::start(&parts.sink, &config.name, known.key, &session)?;
 
     // Asked before the lock is taken: a person may take long.
     let seen = decoded(sink.peek().await?, has_delivered, decision)?;

@@ -18,6 +18,7 @@ pub mod consumer;
 pub mod database;
 mod docker;
 pub mod event;
+pub mod file;
 pub mod impostors;
 pub mod kafka;
 pub mod load;
@@ -34,7 +35,7 @@ pub mod storm;
 pub mod topic;
 pub mod wait;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use tempfile::TempDir;
@@ -129,6 +130,11 @@ impl Harness {
     /// Settings of a relay of this database, named after it.
     pub fn relay(&self) -> Settings {
         self.relay_of(&self.database)
+    }
+
+    /// This test's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Settings of a relay of another database, in this test's directory.

@@ -41,6 +41,8 @@ pub struct Settings {
     program: Option<PathBuf>,
     /// Of its files, where several relays have one name.
     file_name: Option<String>,
+    /// Where its standard output goes; `None`: to its log.
+    stdout: Option<PathBuf>,
 }
 
 /// A relay's process; ended by KILL when dropped.
@@ -61,6 +63,7 @@ impl Settings {
             environment: BTreeMap::new(),
             program: None,
             file_name: None,
+            stdout: None,
         }
     }
 
@@ -104,6 +107,13 @@ impl Settings {
     #[must_use]
     pub fn files(mut self, name: &str) -> Self {
         self.file_name = Some(name.to_owned());
+        self
+    }
+
+    /// Has its standard output in a file.
+    #[must_use]
+    pub fn stdout(mut self, path: &Path) -> Self {
+        self.stdout = Some(path.to_owned());
         self
     }
 
@@ -425,7 +435,10 @@ fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
     let child = settings
         .prepare(&["run"])?
         .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
+        .stdout(match &settings.stdout {
+            Some(path) => std::fs::File::create(path)?,
+            None => output.try_clone()?,
+        })
         .stderr(output)
         // A terminal's ctrl-C ends the tests; the guardian ends this.
         .process_group(0)

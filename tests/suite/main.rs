@@ -10,6 +10,7 @@ mod delivery;
 mod demo;
 mod encodings;
 mod failover;
+mod file;
 mod first_start;
 mod foreseen;
 mod grants;

@@ -28,20 +28,57 @@ const AT_ONCE: usize = 3;
 enum Delivery {
     ExactlyOnce,
     AtLeastOnce,
+    /// To a file, with progress in the database.
+    File,
 }
 
 impl Delivery {
     const fn setting(self) -> &'static str {
         match self {
             Delivery::ExactlyOnce => "exactly-once",
-            Delivery::AtLeastOnce => "at-least-once",
+            Delivery::AtLeastOnce | Delivery::File => "at-least-once",
         }
+    }
+}
+
+/// As [`way`], where progress is in the database, and no broker refuses anything.
+fn way_to_file(point: Point) -> Option<Way> {
+    match point {
+        Point::BatchGiven
+        | Point::Delivered
+        | Point::ProgressInTable
+        | Point::Confirmable
+        | Point::StatusSent => Some(Way::Running(&[1, 3])),
+        Point::ProgressTopicMade
+        | Point::RecordsProduced
+        | Point::RecordsStored
+        | Point::TransactionBegun
+        | Point::ProgressProduced
+        | Point::CommitUnderWay
+        | Point::Committed
+        | Point::ProgressFollows
+        | Point::Aborting
+        | Point::Aborted
+        | Point::StoringAlone
+        | Point::Parking
+        | Point::Parked
+        | Point::ReleaseBegun
+        | Point::ReleaseDelivered
+        | Point::ReleaseStored
+        | Point::ReleaseFinished
+        | Point::CommandChanged
+        | Point::CommandAnnounced
+        | Point::CommandCommitted => None,
+        others => way(others, Delivery::AtLeastOnce),
     }
 }
 
 /// How the story gets to a point. Numbers are those of its passings at which the relay's lives
 /// end, one life each.
 fn way(point: Point, delivery: Delivery) -> Option<Way> {
+    if delivery == Delivery::File {
+        return way_to_file(point);
+    }
     let exactly_once = delivery == Delivery::ExactlyOnce;
     let only = |of: Delivery, way| (delivery == of).then_some(way);
     match point {
@@ -82,6 +119,7 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
             exactly_once.then_some(Way::Command)
         }
         Point::Finishing => Some(Way::Stopping),
+        Point::ProgressInTable => None,
         // Leaves events out on purpose: `remedies` has its story.
         Point::DecisionStored => None,
     }
@@ -98,7 +136,7 @@ fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
     let failed = Mutex::new(Vec::new());
     let work = || {
         while let Some((point, way)) = locked(&cases).pop_front() {
-            let name = format!("{} ({way:?}, {})", point.name(), delivery.setting());
+            let name = format!("{} ({way:?}, {delivery:?})", point.name());
             let begun = Instant::now();
             // A runtime each, as a test has it: a case that clears up blocks no other.
             let case = || {
@@ -139,6 +177,18 @@ fn at_least_once_holds_through_a_crash_at_every_point() {
 }
 
 #[test]
+fn progress_in_the_database_holds_through_a_crash_at_every_point() {
+    all(Delivery::File, crashes(Delivery::File));
+}
+
+#[test]
+fn a_relay_with_progress_in_the_database_that_freezes_and_is_replaced_stores_nothing_when_it_thaws()
+{
+    let points = [Point::BatchGiven, Point::Delivered, Point::ProgressInTable, Point::Confirmable];
+    all(Delivery::File, points.map(|point| (point, Way::Frozen(2))));
+}
+
+#[test]
 fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws() {
     let points = [
         Point::BatchGiven,
@@ -157,7 +207,7 @@ fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws()
 #[test]
 fn each_point_is_reached_in_some_mode() {
     for point in Point::ALL.iter().filter(|point| **point != Point::DecisionStored) {
-        let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce];
+        let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::File];
         assert!(modes.iter().any(|mode| way(*point, *mode).is_some()), "{}", point.name());
     }
 }

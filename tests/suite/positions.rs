@@ -253,6 +253,38 @@ async fn a_rollback_that_nobody_saw_is_known_by_the_commits_of_the_new_wal() {
     assert!(relay.sigterm().await.success());
 }
 
+/// For a changed publication the slot is replaced, and could tell no more.
+#[tokio::test]
+async fn a_rollback_is_seen_before_a_changed_publication_has_the_slot_replaced() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(PARTITIONS).await;
+    let settings = t.relay();
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name()).key("first")]).await;
+    wait_published(&t, &topic).await;
+    server.back_up().expect("a backup");
+    t.reconnect().await;
+    relay.wait_ready().await;
+    let changed = "alter publication outbox set (publish = 'insert')";
+    t.database().superuser().batch_execute(changed).await.expect("another row");
+    for _ in 0..4 {
+        t.commit([Event::to(topic.name()).key("lost")]).await;
+        wait_published(&t, &topic).await;
+    }
+    commit_foreign(&t).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    put_back_unseen(&mut server, &mut t, &topic).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("the volume was rolled back"), "{detail}");
+    obey(&settings, &detail, 0).await;
+    relay.wait_ready().await;
+    wait_published(&t, &topic).await;
+    assert!(relay.sigterm().await.success());
+}
+
 /// Transactions without events.
 async fn commit_foreign(t: &Harness) {
     for _ in 0..20 {

@@ -93,7 +93,7 @@ async fn server(
     findings.extend(settings::of_server(config, parts, client).await?);
     let mut ours: Vec<Finding> = migrations(client).await?.into_iter().collect();
     if passed(&ours) {
-        ours.extend(rights(&parts.mapping, client).await?);
+        ours.extend(rights(&parts.mapping, &parts.sink, client).await?);
     }
     if passed(&ours) {
         ours.extend(writers(client).await?);

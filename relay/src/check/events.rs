@@ -13,7 +13,10 @@ use crate::{
     record::{Batch, BatchLimits},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName, quoted},
-    sink::kafka::{self, Concern, Expected},
+    sink::{
+        any::Settings,
+        kafka::{self, Concern, Expected},
+    },
     source::{characters, slot::InspectError, table::TableState},
 };
 
@@ -135,8 +138,9 @@ pub(super) async fn foreseen(
     expected: Expected,
     looked_at: bool,
 ) -> (Vec<Finding>, Option<()>) {
+    let Settings::Kafka(settings) = &parts.sink else { return (vec![], None) };
     let looked = expected.waiting.len().max(expected.newest.len()).min(ROWS_MAX);
-    let concerns = match kafka::foresee(parts.kafka.clone(), expected).await {
+    let concerns = match kafka::foresee(settings.clone(), expected).await {
         Ok(concerns) => concerns,
         Err(error) => {
             let remedy = "check that the brokers answer, and what the principal may describe";

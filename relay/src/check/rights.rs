@@ -1,6 +1,6 @@
 //! What the relay's role may do in the database.
 
-use outbox_migrations::grants::{Lacking, RELAY, lacking};
+use outbox_migrations::grants::{Lacking, lacking};
 use tokio_postgres::Client;
 
 use super::{Finding, ok, problem, warning};
@@ -8,19 +8,23 @@ use crate::{
     reconcile::Halt,
     rights,
     route::{Mapping, TableName},
+    sink::any::Settings,
     source::slot::InspectError,
 };
 
 /// What the role may do of what the relay does, and whether there is something to do it with.
 pub(super) async fn rights(
     mapping: &Mapping,
+    sink: &Settings,
     client: &Client,
 ) -> Result<Vec<Finding>, InspectError> {
     const NAME: &str = "rights";
     let failed = |source| InspectError::Query { what: "the role's rights", source };
-    let lacking = lacking(client, RELAY).await.map_err(failed)?;
-    let needed =
-        |object: &&str| RELAY.iter().any(|grant| grant.object == *object && grant.serves.is_none());
+    let grants = sink.grants();
+    let lacking = lacking(client, &grants).await.map_err(failed)?;
+    let needed = |object: &&str| {
+        grants.iter().any(|grant| grant.object == *object && grant.serves.is_none())
+    };
     let absent: Vec<&str> = lacking.absent.iter().copied().filter(needed).collect();
     if !absent.is_empty() {
         let seen = format!("there is no {}", absent.join(", no "));

@@ -1,5 +1,7 @@
 //! What a start would do, and whether it could park an event.
 
+use std::sync::Arc;
+
 use tokio_postgres::Client;
 
 use super::{Finding, Verdict, ok, problem, warning};
@@ -17,7 +19,7 @@ use crate::{
 pub(super) async fn rehearsed(
     config: &Config,
     parts: &Parts,
-    session: &SqlSession,
+    session: &Arc<SqlSession>,
     has_progress_topic: bool,
     before: &[Finding],
 ) -> Option<Finding> {

@@ -19,7 +19,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outbox_migrations::{
     Set,
-    grants::{Grant, INBOX_OPERATOR, OPERATOR, RELAY},
+    grants::{Grant, INBOX_OPERATOR, OPERATOR},
 };
 
 use crate::{
@@ -331,7 +331,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 false => ask::ask(&format!("{question} Continue?")),
             };
             let resumed = resume::run(&config, decision.decision(), agreed).await;
-            let outcome = explained(&config, RELAY, resumed).await?;
+            let grants = config.parts()?.sink.grants();
+            let outcome = explained(&config, &grants, resumed).await?;
             tell(&outcome.to_string());
             Ok(Outcome::Done)
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle,
+    AdminConfig, BatchConfig, Column, Columns, Config, CreateTopics, Delivery, HeaderStyle, Kind,
     LeaderConfig, LogConfig, LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset,
     Properties, Purpose, RetentionConfig, SinkConfig, Size,
     problem::{Origin, Problem},
@@ -48,12 +48,18 @@ pub(super) fn check(
         },
         sink: {
             // In the order of the file, so that problems are reported in it.
+            let kind = value_or(w.kind, Kind::Kafka);
+            let delivery = checker.delivery(w.delivery, kind);
+            let file_path = checker.file_path(w.file_path, kind);
+            checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
             let (properties, properties_file) =
-                checker.properties(w.properties_file, w.properties, purpose);
+                checker.properties(w.properties_file, w.properties, kind, purpose);
             SinkConfig {
-                delivery: value_or(w.delivery, Delivery::ExactlyOnce),
+                kind,
+                file_path,
+                delivery,
                 create_topics,
                 topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
                 reserved_topics: value_or(
@@ -178,6 +184,67 @@ impl Checker<'_> {
         headers
     }
 
+    /// What the kind can promise.
+    fn delivery(&mut self, given: Opt<Delivery>, kind: Kind) -> Delivery {
+        if kind == Kind::Kafka {
+            return value_or(given, Delivery::ExactlyOnce);
+        }
+        if let Some(given) = given.filter(|given| given.value == Delivery::ExactlyOnce) {
+            self.problem(
+                "sink.delivery",
+                &given.origin,
+                "a file can't take records and progress in one step",
+                "write \"at-least-once\": a crash repeats records with the same outbox-id",
+            );
+        }
+        Delivery::AtLeastOnce
+    }
+
+    fn file_path(&mut self, given: Opt<PathBuf>, kind: Kind) -> Option<PathBuf> {
+        const KEY: &str = "sink.file.path";
+        match (&given, kind) {
+            (None, Kind::File) if !self.is_reported(KEY) => {
+                self.problem(
+                    KEY,
+                    &Origin::Default,
+                    "is not set",
+                    "name the file, such as events.jsonl",
+                );
+            }
+            (Some(given), Kind::Kafka | Kind::Stdout) => self.problem(
+                KEY,
+                &given.origin,
+                "is for sink.kind = \"file\" only",
+                "remove it, or set sink.kind",
+            ),
+            _ => {}
+        }
+        given.map(|given| given.value)
+    }
+
+    /// What means something to Kafka only is no setting of another kind.
+    fn kafkas_own(
+        &mut self,
+        kind: Kind,
+        partitions: &Opt<u64>,
+        file: &Opt<PathBuf>,
+        properties: &BTreeMap<String, Given<String>>,
+    ) {
+        if kind == Kind::Kafka {
+            return;
+        }
+        let property = properties.iter().next();
+        let given = [
+            partitions.as_ref().map(|it| ("sink.create_topics".to_owned(), &it.origin)),
+            file.as_ref().map(|it| ("sink.properties_file".to_owned(), &it.origin)),
+            property.map(|(name, it)| (format!("sink.properties.{name}"), &it.origin)),
+        ];
+        for (key, origin) in given.into_iter().flatten() {
+            let what = "is for sink.kind = \"kafka\" only";
+            self.problem(&key, origin, what, "remove it, or set sink.kind");
+        }
+    }
+
     fn create_topics(
         &mut self,
         flag: Opt<bool>,
@@ -218,6 +285,7 @@ impl Checker<'_> {
         &mut self,
         file: Opt<PathBuf>,
         given: BTreeMap<String, Given<String>>,
+        kind: Kind,
         purpose: Purpose,
     ) -> (Properties, Option<(PathBuf, Properties)>) {
         const SERVERS: &str = "bootstrap.servers";
@@ -240,7 +308,12 @@ impl Checker<'_> {
         let servers = all.get(SERVERS).is_some_and(|servers| !servers.trim().is_empty());
         let file_is_fine = self.problems.len() == problems_before;
         let key = format!("sink.properties.{SERVERS}");
-        if !servers && purpose == Purpose::Relay && file_is_fine && !self.is_reported(&key) {
+        if !servers
+            && kind == Kind::Kafka
+            && purpose == Purpose::Relay
+            && file_is_fine
+            && !self.is_reported(&key)
+        {
             self.problem(&key, &Origin::Default, "is not set", "set it, or give --kafka host:9092");
         }
         (all, file.map(|file| (file.value, own)))

@@ -54,15 +54,16 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.partition", "column or `false`", "`partition`; with `debezium` none", "Column of the explicit partition."),
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp; without it, the commit's time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
-    key("sink.kind", "`kafka`", "`kafka`", "The broker's kind."),
-    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`", "One Kafka transaction a batch; or none but one at each start: lower latency, duplicates after a crash."),
+    key("sink.kind", "`kafka`, `file` or `stdout`", "`kafka`", "Where records go: Kafka's topics; or, as lines of JSON, a file or standard output, with the relay's progress in the table `outbox.progress`."),
+    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `file` and `stdout` `at-least-once`, which is all that they can", "One Kafka transaction a batch; or none but one at each start: lower latency, duplicates after a crash."),
+    key("sink.file.path", "path", "", "With `file`: the file that lines are added to, made when it is missing. When another program renames it, as for a rotation, the next line goes to a new file."),
     key("sink.create_topics", "`false` or a table", "`false`", "Whether the relay creates a missing topic. With `false`, events for it are parked at once, and released if it appears within `sink.topic_grace`."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic the relay makes."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic the relay makes."),
     key("sink.topic_grace", "duration", "`10s`", "How long after an event was parked because its topic does not exist that topic's appearance releases it by itself; nobody waits meanwhile."),
     key("sink.reserved_topics", "list of patterns", "Kafka Streams', Connect's and MirrorMaker's names", "Topics that are no destination, because others keep state in them; `*` stands for anything. In place of `*-changelog`, `*-repartition`, `connect-configs`, `connect-offsets`, `connect-status`, `connect-cluster-configs`, `connect-cluster-offsets`, `connect-cluster-status` and `mm2-*.internal`. Always reserved: `__*`, `outbox-relay-progress-*`, `_schemas*`, `_confluent*` and what the broker calls internal."),
     key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` wins over it. Read again when the relay connects anew."),
-    key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
+    key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. `[sink.kafka.properties]` means the same, as `[sink.kafka]` does for `properties_file` and `create_topics`. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
     key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
     key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),
     key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "A row above it is refused without being stored in memory."),
@@ -137,12 +138,13 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 12] = [
+    const SECTIONS: [&str; 13] = [
         "postgres",
         "outbox",
         "outbox.columns",
         "outbox.header_columns",
         "sink",
+        "sink.file",
         "sink.properties",
         "batch",
         "parking",

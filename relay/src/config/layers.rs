@@ -3,7 +3,12 @@
 //! Unknown keys are found layer by layer, before merging: a mistake that a later layer happens to
 //! cover is still a mistake. What a value means is left to `written`.
 
-use std::{collections::BTreeMap, fmt, io::ErrorKind, path::Path};
+use std::{
+    collections::{BTreeMap, hash_map::Entry},
+    fmt,
+    io::ErrorKind,
+    path::Path,
+};
 
 use config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 
@@ -101,7 +106,10 @@ fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Option<Layer> {
         })
     });
     match parsed {
-        Ok(map) => sift(map, "", &origin, &mut layer, problems),
+        Ok(mut map) => {
+            kafka_section(&mut map, &origin, problems);
+            sift(map, "", &origin, &mut layer, problems);
+        }
         Err(problem) => {
             problems.push(problem);
             return None;
@@ -132,6 +140,36 @@ fn without_snippet(error: &str) -> String {
     let lines: Vec<&str> =
         error.lines().map(str::trim_end).filter(|l| !l.is_empty() && !is_snippet(l)).collect();
     lines.join(": ")
+}
+
+/// What is Kafka's may be written below `sink.kafka`, as each kind's own settings are.
+const KAFKA: &str = "sink.kafka";
+const OF_KAFKA: [&str; 3] = ["properties", "properties_file", "create_topics"];
+
+/// Moves what is below `sink.kafka` to the place that it has without.
+fn kafka_section(map: &mut Map<String, Value>, origin: &Origin, problems: &mut Vec<Problem>) {
+    let Some(ValueKind::Table(sink)) = map.get_mut("sink").map(|sink| &mut sink.kind) else {
+        return;
+    };
+    let Some(Value { kind: ValueKind::Table(kafka), .. }) = sink.remove("kafka") else { return };
+    for (name, value) in sorted(kafka) {
+        let key = format!("{KAFKA}.{name}");
+        if !OF_KAFKA.contains(&name.as_str()) {
+            problems.push(unknown(key, origin.clone()));
+            continue;
+        }
+        match sink.entry(name) {
+            Entry::Vacant(place) => {
+                place.insert(value);
+            }
+            Entry::Occupied(there) => problems.push(Problem {
+                what: format!("is there twice, as sink.{} too", there.key()),
+                remedy: "write all of it in one place".into(),
+                key,
+                origin: origin.clone(),
+            }),
+        }
+    }
 }
 
 /// Copies what exists into the layer and reports the rest.
@@ -215,7 +253,12 @@ fn inline_table(text: &str) -> Option<Map<String, Value>> {
 
 /// `SINK__PROPERTIES__BOOTSTRAP_SERVERS` → `sink.properties.bootstrap.servers`.
 fn env_key(name: &str) -> String {
-    let key = name.to_lowercase().replace("__", ".");
+    let mut key = name.to_lowercase().replace("__", ".");
+    if let Some(rest) = key.strip_prefix("sink.kafka.")
+        && OF_KAFKA.iter().any(|name| rest.split('.').next() == Some(name))
+    {
+        key = format!("sink.{rest}");
+    }
     match key.strip_prefix("sink.properties.") {
         Some(property) => format!("sink.properties.{}", property.replace('_', ".")),
         None => key,
@@ -288,6 +331,7 @@ mod tests {
             ("NAME", "name"),
             ("BATCH__RECORD_BYTES_MAX", "batch.record_bytes_max"),
             ("SINK__PROPERTIES__BOOTSTRAP_SERVERS", "sink.properties.bootstrap.servers"),
+            ("SINK__KAFKA__PROPERTIES__SASL_PASSWORD", "sink.properties.sasl.password"),
             ("SINK__CREATE_TOPICS__PARTITIONS", "sink.create_topics.partitions"),
         ] {
             assert_eq!(env_key(name), key);

@@ -223,9 +223,24 @@ pub enum HeaderStyle {
     CloudEvents,
 }
 
+/// Where records go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Topics of Kafka.
+    Kafka,
+    /// Lines of a file.
+    File,
+    /// Lines of standard output.
+    Stdout,
+}
+
 /// The broker.
 #[derive(Clone, Debug)]
 pub struct SinkConfig {
+    /// Where records go.
+    pub kind: Kind,
+    /// With [`Kind::File`], the file.
+    pub file_path: Option<PathBuf>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// How missing topics are made; `None`: they are not.

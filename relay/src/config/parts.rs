@@ -1,10 +1,10 @@
 //! From checked settings to what each module takes: the one place that knows all of them.
 
-use super::{Column, Config, Delivery, Finding, HeaderStyle, Preset};
+use super::{Column, Config, Delivery, Finding, HeaderStyle, Kind, Preset};
 use crate::{
     postgres::conninfo::ConnectSettings,
     route::{self, Mapping},
-    sink::kafka,
+    sink::{any as sink, file, kafka},
 };
 
 /// What the relay's modules are made from.
@@ -15,7 +15,7 @@ pub struct Parts {
     /// For `route`.
     pub mapping: Mapping,
     /// For `sink`.
-    pub kafka: kafka::Settings,
+    pub sink: sink::Settings,
 }
 
 /// What the modules find wrong with their settings; never empty.
@@ -43,12 +43,27 @@ impl Config {
         let mapping = self.route().validate().map_err(|found| {
             problems.extend(found.into_iter().map(|p| finding(p.key, p.what, p.remedy)));
         });
-        let kafka = self.kafka();
-        let found = kafka.problems().into_iter();
-        problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
+        let sink = self.sink(&mut problems);
         match (connect, mapping, problems.is_empty()) {
-            (Ok(connect), Ok(mapping), true) => Ok(Parts { connect, mapping, kafka }),
+            (Ok(connect), Ok(mapping), true) => Ok(Parts { connect, mapping, sink }),
             _ => Err(Findings(problems)),
+        }
+    }
+
+    fn sink(&self, problems: &mut Vec<Finding>) -> sink::Settings {
+        match self.sink.kind {
+            Kind::Kafka => {
+                let settings = self.kafka();
+                let found = settings.problems().into_iter();
+                problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
+                sink::Settings::Kafka(settings)
+            }
+            Kind::File | Kind::Stdout => {
+                let settings = file::Settings { path: self.sink.file_path.clone() };
+                let found = settings.problems().into_iter();
+                problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
+                sink::Settings::File(settings)
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use super::{
-    Column, Config, Delivery, HeaderStyle, LogFormat, Origin, Preset, Start, keys, sizes::Size,
+    Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Start, keys,
+    sizes::Size,
 };
 use crate::postgres::conninfo;
 
@@ -116,7 +117,12 @@ fn outbox(c: &Config, key: &str) -> Option<String> {
 
 fn sink(c: &Config, key: &str) -> Option<String> {
     match key {
-        "sink.kind" => Some(quoted("kafka")),
+        "sink.kind" => Some(quoted(match c.sink.kind {
+            Kind::Kafka => "kafka",
+            Kind::File => "file",
+            Kind::Stdout => "stdout",
+        })),
+        "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
             Delivery::ExactlyOnce => "exactly-once",
             Delivery::AtLeastOnce => "at-least-once",

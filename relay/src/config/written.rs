@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use config::ValueKind;
 
 use super::{
-    Column, Delivery, HeaderStyle, LogFormat, Preset, Start,
+    Column, Delivery, HeaderStyle, Kind, LogFormat, Preset, Start,
     layers::Merged,
     problem::{Origin, Problem},
     sizes::Size,
@@ -40,7 +40,9 @@ pub(super) struct Written {
     /// In the order of [`COLUMNS`].
     pub(super) columns: [Opt<Column>; COLUMNS.len()],
     pub(super) header_columns: BTreeMap<String, Given<String>>,
+    pub(super) kind: Opt<Kind>,
     pub(super) delivery: Opt<Delivery>,
+    pub(super) file_path: Opt<PathBuf>,
     pub(super) create_topics: Opt<bool>,
     pub(super) create_partitions: Opt<u64>,
     pub(super) create_replication: Opt<u64>,
@@ -68,8 +70,6 @@ impl Written {
     /// Reads every setting; what has the wrong type becomes a problem.
     pub(super) fn read(merged: Merged, problems: &mut Vec<Problem>) -> Written {
         let mut from = Reader { merged, problems };
-        // The only kind so far, so it decides nothing yet; a wrong one must still be reported.
-        let _ = from.choice("sink.kind", &[("kafka", ())]);
         Written {
             name: from.text("name"),
             url: from.text("postgres.url"),
@@ -90,6 +90,10 @@ impl Written {
             ),
             columns: COLUMNS.map(|name| from.column(&format!("outbox.columns.{name}"))),
             header_columns: from.open("outbox.header_columns."),
+            kind: from.choice(
+                "sink.kind",
+                &[("kafka", Kind::Kafka), ("file", Kind::File), ("stdout", Kind::Stdout)],
+            ),
             delivery: from.choice(
                 "sink.delivery",
                 &[
@@ -97,6 +101,7 @@ impl Written {
                     ("at-least-once", Delivery::AtLeastOnce),
                 ],
             ),
+            file_path: from.path("sink.file.path"),
             create_topics: from
                 .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),

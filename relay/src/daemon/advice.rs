@@ -14,7 +14,7 @@ use crate::{
     printable,
     progress::ParkedRecord,
     reconcile::Halt,
-    sink::kafka::{Settings, is_silence},
+    sink::{any::Settings, kafka::is_silence},
     source::{
         connect::{QueryError, StartError},
         decoder::StreamError,
@@ -33,7 +33,8 @@ pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board)
 }
 
 /// The same, with the brokers that do not answer where that is why.
-pub(super) fn with_silent_brokers(ended: Ended, kafka: &Settings, board: &Board) -> Ended {
+pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) -> Ended {
+    let Settings::Kafka(kafka) = sink else { return ended };
     match ended {
         Ended::Retry { cause: Cause::Broker, doing, error } => {
             let who = || format!("no answer from {}: {WAITS}", kafka.silent());

@@ -105,7 +105,6 @@ async fn begin(
     unfinished: &Unfinished,
 ) -> Result<(Arc<SqlSession>, Started), Ended> {
     let Leading { session, sink } = standby::lead(config, parts, board).await?;
-    let session = Arc::new(session);
     control::first_look(&session, config, board).await;
     let started = tokio::select! {
         started = start::start(config, parts, board, &session, sink, learnt, unfinished) => {
@@ -114,7 +113,7 @@ async fn begin(
                 Err(ended) => return Err(locks::named(&session, ended).await),
             }
         }
-        never = broker::listen(&parts.kafka, board) => match never {},
+        never = broker::listen(&parts.sink, board) => match never {},
         lost = control::pulse(&session, config, board) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
@@ -183,7 +182,7 @@ async fn stream(
         });
         let waiting_board = board.clone();
         let (stop, board, config_there) = (control_stop.clone(), board.clone(), config.clone());
-        let brokers = parts.kafka.clone();
+        let brokers = parts.sink.clone();
         tasks.spawn("watch", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Watch,

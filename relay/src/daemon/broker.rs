@@ -9,7 +9,7 @@ use crate::{
     printable,
     sink::{
         SinkError,
-        kafka::{Probe, Settings, is_silence},
+        any::{AnyProbe, Settings},
     },
 };
 
@@ -22,7 +22,7 @@ const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
 const LISTEN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Keeps asking, and tells the board. Ends only by being dropped, at any time.
-pub(super) async fn watch(probe: Probe, settings: &Settings, board: &Board) -> Infallible {
+pub(super) async fn watch(probe: AnyProbe, settings: &Settings, board: &Board) -> Infallible {
     loop {
         sleep(PROBE_INTERVAL).await;
         if board.broker_heard_within(PROBE_INTERVAL) {
@@ -32,7 +32,7 @@ pub(super) async fn watch(probe: Probe, settings: &Settings, board: &Board) -> I
             Ok(()) => board.broker_heard(),
             Err(error) => {
                 tracing::debug!(%error, "the brokers do not answer");
-                board.broker_silent(match is_silence(&error) {
+                board.broker_silent(match settings.is_silence(&error) {
                     true => settings.silent(),
                     false => printable::causes(&error),
                 });
@@ -43,7 +43,7 @@ pub(super) async fn watch(probe: Probe, settings: &Settings, board: &Board) -> I
 
 /// Looks at the progress topic's settings, again and again: a start refuses such as lose progress, and
 /// somebody may change them after it. Ends only by being dropped, at any time.
-pub(super) async fn watch_progress_topic(probe: Probe, board: &Board) -> Infallible {
+pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infallible {
     const ABOUT: &str = "progress topic";
     loop {
         let concern = match probe.progress_topic().await {
@@ -68,7 +68,7 @@ pub(super) async fn watch_progress_topic(probe: Probe, board: &Board) -> Infalli
 /// being dropped, at any time.
 pub(super) async fn listen(settings: &Settings, board: &Board) -> Infallible {
     loop {
-        match settings.reach.answers() {
+        match settings.answers() {
             Some(true) => board.broker_answered(),
             Some(false) => board.broker_silent(settings.silent()),
             None => {}

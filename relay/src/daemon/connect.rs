@@ -1,6 +1,8 @@
 //! The lines that a start needs beside the control session, each looked at before it is used: the
 //! replication connection, and a sink that may fence.
 
+use std::sync::Arc;
+
 use super::{
     decision::{believe, identify, open_key, survey},
     ended::Ended,
@@ -15,7 +17,7 @@ use crate::{
     progress_key::Known,
     reconcile::{self, Facts, Halt},
     route::quoted,
-    sink::{ProgressStore as _, kafka::KafkaSink},
+    sink::{ProgressStore as _, any::AnySink},
     source::{
         connect::{ReplicationConnection, SystemIdentity},
         publication::Look,
@@ -26,8 +28,8 @@ use crate::{
 pub(super) async fn prepare(
     config: &Config,
     parts: &Parts,
-    session: &SqlSession,
-) -> Result<KafkaSink, Ended> {
+    session: &Arc<SqlSession>,
+) -> Result<AnySink, Ended> {
     let identity = identify(&mut connect_replication(config, parts).await?).await?;
     standby::could_lead(config, parts, session).await?;
     let known = open_key(config, session).await?;
@@ -55,12 +57,12 @@ pub(super) async fn connect_replication(
 pub(super) async fn connect_sink(
     config: &Config,
     parts: &Parts,
-    session: &SqlSession,
+    session: &Arc<SqlSession>,
     identity: &SystemIdentity,
     known: &Known,
-) -> Result<KafkaSink, Ended> {
-    let mut sink = KafkaSink::start(parts.kafka.clone(), known.key.clone())
-        .map_err(|e| Ended::sink("connecting to Kafka", e))?;
+) -> Result<AnySink, Ended> {
+    let mut sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session)
+        .map_err(|e| Ended::sink("connecting to the broker", e))?;
     let seen = sink.peek().await;
     let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
     let seen = believe(config, session, identity, known, seen).await?;
@@ -79,6 +81,7 @@ pub(super) async fn connect_sink(
         attached: None,
         unrepairable: None,
         has_delivered: known.has_delivered,
+        progress_in_database: parts.sink.keeps_progress_in_database(),
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);

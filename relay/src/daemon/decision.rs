@@ -145,6 +145,7 @@ pub(super) async fn decide(
         unpublished_once,
         unrepairable,
         has_delivered,
+        progress_in_database: parts.sink.keeps_progress_in_database(),
     })
     .map_err(Ended::Halted)
 }

@@ -130,7 +130,7 @@ pub(super) fn stream_ended(
 
 pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
     match error {
-        PipelineError::Sink(error) => Ended::sink("delivering to Kafka", error),
+        PipelineError::Sink(error) => Ended::sink("delivering", error),
         PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
         error @ PipelineError::Malformed { .. } => {
             Ended::retry(Cause::Postgres, "reading a row", error)

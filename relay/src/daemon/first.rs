@@ -13,7 +13,7 @@ use crate::{
     progress::Progress,
     repair,
     route::{Mapping, TableName},
-    sink::kafka::KafkaSink,
+    sink::any::AnySink,
     source::{connect::ReplicationConnection, publication::Look},
 };
 
@@ -24,7 +24,7 @@ pub(super) struct Making<'a> {
     pub(super) board: &'a Board,
     pub(super) session: &'a SqlSession,
     pub(super) replication: &'a mut ReplicationConnection,
-    pub(super) sink: &'a mut KafkaSink,
+    pub(super) sink: &'a mut AnySink,
     pub(super) unfinished: &'a Unfinished,
 }
 

@@ -13,7 +13,7 @@ use super::{ended::Ended, locks, start};
 use crate::{
     dead_letter::{DeadLetterError, pending::Pending},
     metrics::Cause,
-    sink::kafka::Watch,
+    sink::any::AnyWatch,
 };
 
 /// Time between two looks.
@@ -21,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Watches for topics. `parked` tells that events of a missing one were parked. Returns what ends
 /// the attempt. Cancel safe.
-pub(super) async fn watch(pending: Pending, watch: Watch, parked: Arc<Notify>) -> Ended {
+pub(super) async fn watch(pending: Pending, watch: AnyWatch, parked: Arc<Notify>) -> Ended {
     const DOING: &str = "looking for missing topics";
     let failed = |error| start::dead_letters_failed(DOING, error);
     let is_locked = |error: &DeadLetterError| locks::refused(error);

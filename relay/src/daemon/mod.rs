@@ -31,7 +31,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_migrations::grants::RELAY;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +45,7 @@ use crate::{
     postgres::sql,
     printable, rights,
     route::Format,
+    sink::any::Settings,
     source,
 };
 
@@ -117,7 +117,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
         let ended = explained(&parts, ended).await;
         let ended = ended.map_err(|ended| {
             let ended = advice::with_what_was_parked(ended, config, board);
-            let ended = advice::with_silent_brokers(ended, &parts.kafka, board);
+            let ended = advice::with_silent_brokers(ended, &parts.sink, board);
             advice::advised(ended, &parts.connect)
         });
         learnt.another_history = None;
@@ -212,7 +212,7 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
         let session = sql::connect(&parts.connect, "outbox-relay rights").await.ok()?;
         let meaning = rights::NOTHING_IS_PUBLISHED;
         if !unset {
-            return rights::stopping(session.client(), RELAY, meaning).await.ok()?;
+            return rights::stopping(session.client(), &parts.sink.grants(), meaning).await.ok()?;
         }
         let found = source::slot::capacity(session.client()).await.ok()?;
         // What passes by itself is tried again.
@@ -239,7 +239,9 @@ fn warn_of_unverified(parts: &Parts) {
 
 /// Whose word is taken for the brokers' certificates.
 fn tell_of_trust(parts: &Parts) {
-    if let Some(trusted) = parts.kafka.trust() {
+    if let Settings::Kafka(kafka) = &parts.sink
+        && let Some(trusted) = kafka.trust()
+    {
         tracing::info!(trusted, "the brokers' certificates are checked");
     }
 }

@@ -1,6 +1,8 @@
 //! What a start would do: its own looks and its own decision, with nothing made, stored or fenced.
 //! For `check`, so that whatever would halt `run` is known before.
 
+use std::sync::Arc;
+
 use super::{connect, decision, ended::Ended, tables};
 use crate::{
     config::{Config, parts::Parts},
@@ -10,7 +12,7 @@ use crate::{
     progress_key::{self, Known},
     reconcile::{Decision, Halt},
     route::Format,
-    sink::{ProgressStore as _, kafka::KafkaSink},
+    sink::{ProgressStore as _, any::AnySink},
     table_fit,
 };
 
@@ -30,7 +32,7 @@ pub(crate) enum Rehearsed {
 pub(crate) async fn rehearse(
     config: &Config,
     parts: &Parts,
-    session: &SqlSession,
+    session: &Arc<SqlSession>,
     has_progress_topic: bool,
 ) -> Rehearsed {
     match decide(config, parts, session, has_progress_topic).await {
@@ -49,7 +51,7 @@ pub(crate) async fn rehearse(
 async fn decide(
     config: &Config,
     parts: &Parts,
-    session: &SqlSession,
+    session: &Arc<SqlSession>,
     has_progress_topic: bool,
 ) -> Result<Decision, Ended> {
     let mut replication = connect::connect_replication(config, parts).await?;
@@ -59,8 +61,8 @@ async fn decide(
     let known = known.unwrap_or_else(Known::nothing);
     let mut stored = None;
     if has_progress_topic {
-        let sink = KafkaSink::start(parts.kafka.clone(), known.key.clone());
-        let mut sink = sink.map_err(|e| Ended::sink("connecting to Kafka", e))?;
+        let sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session);
+        let mut sink = sink.map_err(|e| Ended::sink("connecting to the broker", e))?;
         let seen = sink.peek().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
         stored = decision::believe(config, session, &identity, &known, seen).await?;

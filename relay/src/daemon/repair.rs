@@ -35,7 +35,7 @@ use crate::{
     record::{Batch, BatchLimits},
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::Router,
-    sink::kafka::KafkaSink,
+    sink::any::AnySink,
     source::{connect::ReplicationConnection, publication::Look},
 };
 
@@ -49,7 +49,7 @@ pub(super) struct Beginning<'a> {
     pub(super) board: &'a Board,
     pub(super) session: &'a SqlSession,
     pub(super) replication: &'a mut ReplicationConnection,
-    pub(super) sink: &'a mut KafkaSink,
+    pub(super) sink: &'a mut AnySink,
     pub(super) unfinished: &'a Unfinished,
     pub(super) tables: &'a [Table],
     pub(super) look: &'a Look,
@@ -270,7 +270,7 @@ async fn pages(
     board: &Board,
     stop: &CancellationToken,
     reader: &mut Reader,
-    delivery: &mut Delivery<KafkaSink, crate::dead_letter::Store>,
+    delivery: &mut Delivery<AnySink, crate::dead_letter::Store>,
 ) -> Result<(), Ended> {
     let limits =
         BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
@@ -309,7 +309,7 @@ async fn pages(
 
 async fn end(
     session: &SqlSession,
-    delivery: &mut Delivery<KafkaSink, crate::dead_letter::Store>,
+    delivery: &mut Delivery<AnySink, crate::dead_letter::Store>,
 ) -> Result<(), Ended> {
     fault::point(Point::RepairDelivered);
     let query = "select (extract(epoch from clock_timestamp()) * 1000)::int8";

@@ -5,9 +5,8 @@
 //! when they do; a leader that can't deliver gives it up by ending its attempt. So the lock goes
 //! to who can use it, and a standby that says it is ready is.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use outbox_migrations::grants::RELAY;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
@@ -23,7 +22,7 @@ use crate::{
     reconcile::Halt,
     rights,
     route::Format,
-    sink::kafka::KafkaSink,
+    sink::any::AnySink,
     source::slot,
 };
 
@@ -41,9 +40,9 @@ const FIT_INTERVAL: Duration = Duration::from_secs(5);
 /// What leading begins with.
 pub(super) struct Leading {
     /// Holds the lock.
-    pub(super) session: SqlSession,
+    pub(super) session: Arc<SqlSession>,
     /// Made while standing by; `None` when the lock was free at once.
-    pub(super) sink: Option<KafkaSink>,
+    pub(super) sink: Option<AnySink>,
 }
 
 /// Returns when this relay holds the lock and nobody else uses its slot. Cancel safe.
@@ -53,6 +52,7 @@ pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Resul
     let session = sql::connect(&parts.connect, &application)
         .await
         .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
+    let session = Arc::new(session);
     standbys::settle(config, parts, &session).await?;
     locks::limit(&session, config.leader.timeout).await.map_err(lock_failed)?;
     match take_over(config, parts, board, &session).await {
@@ -65,8 +65,8 @@ async fn take_over(
     config: &Config,
     parts: &Parts,
     board: &Board,
-    session: &SqlSession,
-) -> Result<Option<KafkaSink>, Ended> {
+    session: &Arc<SqlSession>,
+) -> Result<Option<AnySink>, Ended> {
     let slot = &config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
@@ -86,12 +86,12 @@ async fn stand_by(
     parts: &Parts,
     board: &Board,
     session: &SqlSession,
-    sink: &KafkaSink,
+    sink: &AnySink,
 ) -> Result<(), Ended> {
     let (client, slot) = (session.client(), &config.postgres.slot);
     board.broker_heard(); // While getting ready.
     board.heard();
-    let watch = broker::watch(sink.probe(), &parts.kafka, board);
+    let watch = broker::watch(sink.probe(), &parts.sink, board);
     let wait = async {
         let (mut seen, mut answered) = (Seen::default(), Instant::now());
         loop {
@@ -147,7 +147,9 @@ pub(super) async fn could_lead(
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }
-    let lacking = rights::stopping(session.client(), RELAY, rights::NOTHING_IS_PUBLISHED).await;
+    let lacking =
+        rights::stopping(session.client(), &parts.sink.grants(), rights::NOTHING_IS_PUBLISHED)
+            .await;
     if let Some(halt) = lacking.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
         return Err(Ended::Halted(halt));
     }

@@ -40,7 +40,7 @@ use crate::{
     route::{Format, Origin, Router},
     sink::{
         ProgressStore as _,
-        kafka::{KafkaSink, Probe, Watch},
+        any::{AnyProbe, AnySink, AnyWatch},
     },
     source::{
         characters,
@@ -60,7 +60,7 @@ pub(super) enum Started {
 
 /// Everything that a repair needs; what is to be read is in the delivery's progress.
 pub(super) struct Repairing {
-    pub(super) delivery: Delivery<KafkaSink, Store>,
+    pub(super) delivery: Delivery<AnySink, Store>,
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
     pub(super) charset: Charset,
@@ -68,9 +68,9 @@ pub(super) struct Repairing {
 
 /// Everything that streaming needs.
 pub(super) struct Streaming {
-    pub(super) delivery: Delivery<KafkaSink, Store>,
-    pub(super) probe: Probe,
-    pub(super) watch: Watch,
+    pub(super) delivery: Delivery<AnySink, Store>,
+    pub(super) probe: AnyProbe,
+    pub(super) watch: AnyWatch,
     /// How the tables were published when the stream began, and how to look again.
     pub(super) look: (Look, Published),
     pub(super) from: Position,
@@ -93,7 +93,7 @@ pub(super) async fn start(
     parts: &Parts,
     board: &Board,
     session: &Arc<SqlSession>,
-    ready: Option<KafkaSink>,
+    ready: Option<AnySink>,
     learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
@@ -103,7 +103,7 @@ pub(super) async fn start(
     still_leads(config, session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
-    doing(board, "reading progress from Kafka");
+    doing(board, &format!("reading progress from {}", parts.sink.progress_home()));
     let known = open_key(config, session).await?;
     let mut sink = match ready {
         Some(sink) => sink,
@@ -340,7 +340,7 @@ async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
 async fn remember_rollback(
     session: &SqlSession,
     replication: &mut ReplicationConnection,
-    sink: &mut KafkaSink,
+    sink: &mut AnySink,
     stored: &mut Progress,
     learnt: Learnt,
 ) -> Result<(), Ended> {
@@ -414,7 +414,7 @@ pub(super) fn doing(board: &Board, doing: &str) {
 }
 
 /// Stores progress alone.
-pub(super) async fn store(sink: &mut KafkaSink, progress: &Progress) -> Result<(), Ended> {
+pub(super) async fn store(sink: &mut AnySink, progress: &Progress) -> Result<(), Ended> {
     let stored = sink.store(progress.encode()).await;
     stored.map(drop).map_err(|e| Ended::sink("storing progress", e))
 }

@@ -17,7 +17,7 @@ use crate::{
     reconcile::Halt,
     repair::Table,
     route::{Format, TableName},
-    sink::kafka::KafkaSink,
+    sink::any::AnySink,
     source::{slot, table},
     table_fit::{self, Fit, Unfit},
 };
@@ -109,7 +109,7 @@ pub(super) async fn inspect(
 pub(super) async fn unpublished(
     halt: Halt,
     tables: &Tables,
-    sink: &mut KafkaSink,
+    sink: &mut AnySink,
     stored: Option<Progress>,
 ) -> Ended {
     let streamed = stored.filter(|progress| progress.position.is_some());

@@ -51,6 +51,8 @@ pub struct Facts<'a> {
     pub unrepairable: Option<&'a Halt>,
     /// Progress of this relay was stored before, says the database.
     pub has_delivered: bool,
+    /// Progress is in the database, and not at the broker.
+    pub progress_in_database: bool,
 }
 
 /// What to do, and what stored progress means on this server.
@@ -132,6 +134,13 @@ pub fn is_ours(facts: &Facts<'_>) -> Result<(), Halt> {
     match facts.slot {
         Some(slot) => fits(facts, slot),
         None => Ok(()),
+    }
+}
+
+impl Facts<'_> {
+    /// Since progress was stored, another server has become the primary.
+    fn was_promoted(&self) -> bool {
+        self.progress.is_some_and(|stored| stored.timeline < self.identity.timeline)
     }
 }
 
@@ -289,7 +298,10 @@ fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Hal
             Use::Missing => anew(facts, progress, Loss::slot("does not exist")),
             Use::Lost => anew(facts, progress, Loss::slot(LOST)),
             Use::From(confirmed) if confirmed > position.resume_lsn() => {
-                Err(moved(facts, &position.to_string(), confirmed))
+                match facts.progress_in_database && facts.was_promoted() {
+                    true => anew(facts, progress, Loss { what: OUTRUN, streams: true }),
+                    false => Err(moved(facts, &position.to_string(), confirmed)),
+                }
             }
             Use::From(_) => match gap {
                 Some(loss) => anew(facts, progress, loss),
@@ -300,6 +312,8 @@ fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Hal
 }
 
 const LOST: &str = "has lost its WAL";
+/// A standby has a slot that was synchronised, and its tables, each as far as it got.
+const OUTRUN: &str = "is ahead of the progress that this new primary has";
 const NOTHING_KNOWN: &str = "nothing was published before";
 
 /// A repair whose new slot was made: goes on, or, where that slot is gone too, ends first: what it

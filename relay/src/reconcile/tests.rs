@@ -18,6 +18,7 @@ struct Row {
     attached: Option<&'static str>,
     unrepairable: Option<Halt>,
     has_delivered: bool,
+    progress_in_database: bool,
 }
 
 /// Progress is at 1000 on timeline 1, with snapshots at 900 and 500; the slot is confirmed up to
@@ -35,6 +36,7 @@ fn row() -> Row {
         attached: None,
         unrepairable: None,
         has_delivered: false,
+        progress_in_database: false,
     }
 }
 
@@ -130,6 +132,7 @@ impl Row {
             attached: self.attached,
             unrepairable: self.unrepairable.as_ref(),
             has_delivered: self.has_delivered,
+            progress_in_database: self.progress_in_database,
         })
     }
 

@@ -285,6 +285,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
         attached: None,
         unrepairable: None,
         has_delivered: true,
+        progress_in_database: false,
     });
     match reconciled {
         Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),

@@ -5,8 +5,12 @@
 //! `pipeline` (deliveries) and `daemon` (start-up), by one caller at a time. None retries a delivery
 //! whose outcome is uncertain: retry is replay, from the progress that is read back.
 
+pub mod any;
+pub mod apart;
+pub mod file;
 pub mod kafka;
 pub mod partition;
+pub mod progress_table;
 
 use std::{
     future::Future,

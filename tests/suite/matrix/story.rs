@@ -16,6 +16,7 @@ use outbox_tests::{
     Harness, check,
     database::Role,
     event::{Committed, Event, SEQUENCE},
+    file,
     load::{Load, Plan},
     postgres::Session,
     relay::{Relay, Settings},
@@ -67,6 +68,9 @@ pub(super) enum Way {
 /// When the point is not passed, or anything is lost, doubled (exactly-once) or out of order.
 pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     let t = Harness::start().await;
+    if delivery == Delivery::File {
+        return live_to_file(t, point, way).await;
+    }
     let topic = t.topic("orders").create_with(PARTITIONS, &[(LIMIT, SCARCE)]).await;
     let plan = Plan {
         topic: topic.name().to_owned(),
@@ -89,7 +93,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     // The trouble lasts as long as the lives do, and every case has some.
     let relays = tokio::select! {
         relays = async {
-            let relays = lives(&t, settings, point, way).await;
+            let relays = lives(&t, settings, point, way, async || parks(&t).await).await;
             parks(&t).await;
             relays
         } => relays,
@@ -100,15 +104,61 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     drop(relays);
 }
 
-/// The relay's lives; the last one goes on.
-async fn lives(t: &Harness, settings: Settings, point: Point, way: Way) -> Vec<Relay> {
+/// The same without trouble: nobody refuses a line of a file.
+async fn live_to_file(t: Harness, point: Point, way: Way) {
+    let plan =
+        Plan { topic: "orders".into(), partitions: PARTITIONS, writers: 2, transactions: u64::MAX };
+    let load = Load::paced(t.database(), &plan, INTERVAL).await;
+    let path = t.dir().join("records.jsonl");
+    let settings = t
+        .relay()
+        .without("sink.properties.\"bootstrap.servers\"")
+        .set("sink.kind", "file")
+        .set("sink.file.path", path.to_str().expect("UTF-8"))
+        .set("postgres.start", if matches!(way, Way::Seeding(_)) { "all" } else { "now" })
+        .set("leader.timeout", "2s");
+    let records = || file::records(&path, PARTITIONS);
+    let writes = async || {
+        let before = records().len();
+        wait::until("more lines are written", wait::PATIENCE, || async {
+            if records().len() > before { Ok(()) } else { Err("not yet") }
+        })
+        .await
+        .expect("they are");
+    };
+    let (relays, before) =
+        tokio::join!(lives(&t, settings, point, way, writes), before_the_slot(&t));
+    load.stop().await;
+    let truth = wait::until("all is written", wait::PATIENCE, || async {
+        let records = records();
+        let truth = owed(t.committed().await, &before, &records);
+        match check::compare(&truth, &records, PARTITIONS).lost {
+            0 => Ok(truth),
+            lost => Err(format!("{lost} events are missing")),
+        }
+    })
+    .await
+    .expect("it is");
+    // The order is that in which a consumer sees each for the first time.
+    check::compare(&truth, &records(), PARTITIONS).assert_at_least_once();
+    drop(relays);
+}
+
+/// The relay's lives; the last one goes on. `at_work` waits until it has done enough of what it does.
+async fn lives(
+    t: &Harness,
+    settings: Settings,
+    point: Point,
+    way: Way,
+    at_work: impl AsyncFn(),
+) -> Vec<Relay> {
     let name = point.name();
     let mut relay = match way {
         Way::Starting => {
             let mut relay = settings.fault(name).spawn();
             ended_at(&mut relay, name).await;
             relay.restart_with(None);
-            parks(t).await;
+            at_work().await;
             relay.kill9().await;
             relay.restart_with(Some(name));
             ended_at(&mut relay, name).await;
@@ -126,7 +176,7 @@ async fn lives(t: &Harness, settings: Settings, point: Point, way: Way) -> Vec<R
         }
         Way::Stopping => {
             let mut relay = settings.fault(name).spawn();
-            parks(t).await;
+            at_work().await;
             relay.ask_to_stop();
             ended_at(&mut relay, name).await;
             relay

@@ -122,3 +122,13 @@ fn tables_without_the_newest_published_event_may_be_of_another_history() {
     let Halt { remedy, .. } = perhaps_put_back(&known, Some(&slot(900)));
     assert!(remedy.contains("resume --at slot") && remedy.contains(AT_NOW), "{remedy}");
 }
+
+#[test]
+fn after_a_promotion_a_slot_that_is_ahead_of_progress_in_the_database_is_repaired() {
+    let promoted = timeline(2, &[(1, 1500)]);
+    let promoted = Row { progress_in_database: true, slot: Some(slot(1200)), ..promoted };
+    promoted.decides(&repair_after(900, true));
+    // Without one, a person or a defect has moved it.
+    let moved = Row { progress_in_database: true, slot: Some(slot(1200)), ..row() };
+    moved.halts(&["up to 0/4B0", "progress up to 0/3E8", AT_SLOT, DROP]);
+}

@@ -1,0 +1,252 @@
+//! The sinks that there are, as one: the place where a kind is added.
+
+use std::{error::Error, fmt, ops::Range, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use outbox_migrations::grants::{Grant, RELAY, RELAY_PROGRESS};
+
+use super::{
+    ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress,
+    apart::Apart,
+    file::{self, FileSink},
+    kafka::{self, KafkaSink},
+    progress_table::ProgressTable,
+};
+use crate::{postgres::sql::SqlSession, record::Batch, seal::SealKey};
+
+/// What a sink of any kind is made from.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    /// `sink.kind = "kafka"`.
+    Kafka(kafka::Settings),
+    /// `sink.kind = "file"` or `"stdout"`.
+    File(file::Settings),
+}
+
+impl Settings {
+    /// The broker, in a sentence.
+    pub fn name(&self) -> String {
+        match self {
+            Settings::Kafka(_) => "Kafka".into(),
+            Settings::File(settings) => settings.name(),
+        }
+    }
+
+    /// Whether the brokers answer, as the clients of a start hear; `None` where nothing was heard.
+    pub fn answers(&self) -> Option<bool> {
+        match self {
+            Settings::Kafka(settings) => settings.reach.answers(),
+            Settings::File(_) => None,
+        }
+    }
+
+    /// Whether an error says that nobody answers.
+    pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
+        match self {
+            Settings::Kafka(_) => kafka::is_silence(error),
+            Settings::File(_) => false,
+        }
+    }
+
+    /// Who does not answer, and since when.
+    pub fn silent(&self) -> String {
+        match self {
+            Settings::Kafka(settings) => settings.silent(),
+            Settings::File(settings) => settings.name(),
+        }
+    }
+
+    /// Where progress is kept, in a sentence.
+    pub fn progress_home(&self) -> &'static str {
+        match self {
+            Settings::Kafka(_) => "Kafka",
+            Settings::File(_) => "outbox.progress",
+        }
+    }
+
+    /// Whether progress is in the app's database, which can't see what the broker has lost.
+    pub fn keeps_progress_in_database(&self) -> bool {
+        matches!(self, Settings::File(_))
+    }
+
+    /// What the relay's role needs in the database.
+    pub fn grants(&self) -> Vec<Grant> {
+        match self {
+            Settings::Kafka(_) => RELAY.to_vec(),
+            Settings::File(_) => [RELAY, RELAY_PROGRESS].concat(),
+        }
+    }
+}
+
+/// A sink of any kind, with its progress.
+#[derive(Debug)]
+pub enum AnySink {
+    /// Keeps progress itself.
+    Kafka(KafkaSink),
+    /// Progress is in the database.
+    File(Apart<FileSink, ProgressTable>),
+}
+
+impl AnySink {
+    /// Makes the sink; waits for no broker. `key` is what tells this relay's progress from what others
+    /// store where they can; `session` is the one that holds the leader's lock, or will.
+    ///
+    /// # Errors
+    /// `Misconfigured` if the settings can't be used.
+    pub fn start(
+        settings: &Settings,
+        relay: &str,
+        key: SealKey,
+        session: &Arc<SqlSession>,
+    ) -> Result<Self, SinkError> {
+        match settings {
+            Settings::Kafka(settings) => {
+                KafkaSink::start(settings.clone(), key).map(AnySink::Kafka)
+            }
+            Settings::File(settings) => {
+                let sink = FileSink::new(settings);
+                let progress = ProgressTable::new(Arc::clone(session), relay);
+                Ok(AnySink::File(Apart { sink, progress }))
+            }
+        }
+    }
+
+    /// A handle that asks whether the broker answers; it works while a delivery is under way.
+    pub fn probe(&self) -> AnyProbe {
+        match self {
+            AnySink::Kafka(sink) => AnyProbe::Kafka(sink.probe()),
+            AnySink::File(apart) => AnyProbe::File(apart.sink.probe()),
+        }
+    }
+
+    /// A handle that looks for destinations that are missing; it works while a delivery is under way.
+    pub fn watch(&self) -> AnyWatch {
+        match self {
+            AnySink::Kafka(sink) => AnyWatch::Kafka(sink.watch()),
+            AnySink::File(_) => AnyWatch::None,
+        }
+    }
+
+    /// Ends its threads and clients, within two seconds also when no broker answers. A delivery under
+    /// way is given up: finish it first.
+    pub async fn stop(self) {
+        match self {
+            AnySink::Kafka(sink) => sink.stop().await,
+            AnySink::File(_) => {}
+        }
+    }
+}
+
+/// Calls the same method of whichever it is.
+macro_rules! each {
+    ($sink:expr, $it:ident => $call:expr) => {
+        match $sink {
+            AnySink::Kafka($it) => $call,
+            AnySink::File($it) => $call,
+        }
+    };
+}
+
+impl ProgressStore for AnySink {
+    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
+        each!(self, it => it.peek().await)
+    }
+
+    async fn fence(&mut self) -> Result<(), SinkError> {
+        each!(self, it => it.fence().await)
+    }
+
+    async fn read(&mut self) -> Result<StoredProgress, SinkError> {
+        each!(self, it => it.read().await)
+    }
+
+    async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
+        each!(self, it => it.store(progress).await)
+    }
+}
+
+impl Publisher for AnySink {
+    fn delivery_limit(&self) -> Option<Duration> {
+        each!(self, it => it.delivery_limit())
+    }
+
+    async fn publish(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+        progress: Bytes,
+    ) -> Result<Receipt, SinkError> {
+        each!(self, it => it.publish(batch, range, progress).await)
+    }
+}
+
+/// Asks whether the broker answers. Cheap; for readiness.
+#[derive(Clone, Debug)]
+pub enum AnyProbe {
+    /// Of Kafka's brokers.
+    Kafka(kafka::Probe),
+    /// Of a file.
+    File(file::Probe),
+}
+
+impl AnyProbe {
+    /// Asks, within some seconds. Cancel safe.
+    ///
+    /// # Errors
+    /// `Unavailable` if nobody answers.
+    pub async fn check(&self) -> Result<(), SinkError> {
+        match self {
+            AnyProbe::Kafka(probe) => probe.check().await,
+            AnyProbe::File(probe) => probe.check().await,
+        }
+    }
+}
+
+impl AnyProbe {
+    /// Looks whether what keeps progress still does, as its settings are by now. Cancel safe.
+    ///
+    /// # Errors
+    /// `Misconfigured` if not.
+    pub async fn progress_topic(&self) -> Result<(), SinkError> {
+        match self {
+            AnyProbe::Kafka(probe) => probe.progress_topic().await,
+            AnyProbe::File(_) => Ok(()),
+        }
+    }
+}
+
+/// Tells when missing destinations appear.
+#[derive(Clone)]
+pub enum AnyWatch {
+    /// Kafka's topics.
+    Kafka(kafka::Watch),
+    /// No destination is ever missing.
+    None,
+}
+
+impl fmt::Debug for AnyWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnyWatch").finish_non_exhaustive()
+    }
+}
+
+impl AnyWatch {
+    /// How long a destination is watched for after its first event was parked.
+    pub fn grace(&self) -> Duration {
+        match self {
+            AnyWatch::Kafka(watch) => watch.grace(),
+            AnyWatch::None => Duration::ZERO,
+        }
+    }
+
+    /// Those of `topics` that exist. Blocking, for some seconds at most.
+    ///
+    /// # Errors
+    /// `Unavailable` if no broker answers.
+    pub fn appeared(&self, topics: &[String]) -> Result<Vec<String>, SinkError> {
+        match self {
+            AnyWatch::Kafka(watch) => watch.appeared(topics),
+            AnyWatch::None => Ok(topics.to_vec()),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The open file: whole lines, one writer, on disk when asked for.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::sink::SinkError;
+
+/// Bytes that are read at a time, from the end, to find where the last whole line ends.
+const TAIL: usize = 1 << 16;
+
+/// What lines are written to.
+#[derive(Debug)]
+pub(super) struct Output {
+    /// `None` is standard output.
+    path: Option<PathBuf>,
+    file: Option<File>,
+}
+
+impl Output {
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        Output { path, file: None }
+    }
+
+    /// Opens the file, and again if another one has its name by now, as after a rotation of logs.
+    pub(super) fn open(&mut self) -> Result<(), SinkError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        if !self.file.as_ref().is_some_and(|file| is_at(file, path)) {
+            self.file = None;
+            self.file = Some(open(path)?);
+        }
+        Ok(())
+    }
+
+    /// Locks the file until [`Output::end`], and sees to it that it ends in a whole line.
+    pub(super) fn begin(&mut self) -> Result<(), SinkError> {
+        self.open()?;
+        match (&self.path, &mut self.file) {
+            (Some(path), Some(file)) => lock(path, file),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn write(&mut self, lines: &[u8]) -> Result<(), SinkError> {
+        match (&self.path, &mut self.file) {
+            (None, _) => io::stdout().write_all(lines).map_err(|e| failed("standard output", e)),
+            (Some(path), Some(file)) => file.write_all(lines).map_err(|error| at(path, error)),
+            (Some(path), None) => Err(at(path, io::Error::other("the file is not open"))),
+        }
+    }
+
+    /// All that was written is on disk, where it is a disk.
+    pub(super) fn end(&mut self) -> Result<(), SinkError> {
+        match (&self.path, &self.file) {
+            (Some(path), Some(file)) => {
+                let synced = file.sync_data().and_then(|()| file.unlock());
+                synced.map_err(|error| at(path, error))
+            }
+            (Some(_), None) => Ok(()),
+            (None, _) => {
+                let mut stdout = io::stdout();
+                stdout.flush().map_err(|error| failed("standard output", error))?;
+                sync_if_file(&stdout).map_err(|error| failed("standard output", error))
+            }
+        }
+    }
+}
+
+/// A shell may have made standard output a file. A pipe or a terminal has no disk.
+fn sync_if_file(stdout: &io::Stdout) -> io::Result<()> {
+    use std::os::fd::AsFd as _;
+    let file = File::from(stdout.as_fd().try_clone_to_owned()?);
+    match file.metadata()?.is_file() {
+        true => file.sync_data(),
+        false => Ok(()),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(there)) = (file.metadata(), path.metadata()) else { return false };
+    (open.dev(), open.ino()) == (there.dev(), there.ino())
+}
+
+/// Opened to be added to; made where it is missing.
+fn open(path: &Path) -> Result<File, SinkError> {
+    let is_new = !path.exists();
+    let file = OpenOptions::new().read(true).append(true).create(true).open(path);
+    let file = file.map_err(|error| at(path, error))?;
+    if is_new {
+        // Its name is to survive a crash, too.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = File::open(folder.unwrap_or(Path::new(".")));
+        folder.and_then(|folder| folder.sync_all()).map_err(|error| at(path, error))?;
+    }
+    Ok(file)
+}
+
+/// Locked, and without what a crash left of a line.
+fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let source = "another process has the file locked, which may be another relay; this one \
+                          waits until it lets go";
+            let doing = format!("locking {}", path.display());
+            return Err(SinkError::Unavailable { doing, source: source.into() });
+        }
+        Err(TryLockError::Error(error)) => return Err(at(path, error)),
+    }
+    let whole = whole_lines(file).map_err(|error| at(path, error))?;
+    let length = file.metadata().map_err(|error| at(path, error))?.len();
+    if whole < length {
+        tracing::warn!(
+            file = %path.display(), bytes = length - whole,
+            "the file ends in a part of a line, which a crash has left: cutting it off; its record is \
+             written again"
+        );
+        file.set_len(whole).map_err(|error| at(path, error))?;
+    }
+    Ok(())
+}
+
+/// Bytes up to the end of the last whole line.
+fn whole_lines(file: &mut File) -> io::Result<u64> {
+    let mut end = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if end > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last == [b'\n'] {
+        return Ok(end);
+    }
+    let mut tail = Vec::with_capacity(TAIL);
+    while end > 0 {
+        let begin = end.saturating_sub(TAIL as u64);
+        tail.clear();
+        file.seek(SeekFrom::Start(begin))?;
+        (&mut *file).take(end - begin).read_to_end(&mut tail)?;
+        if let Some(at) = tail.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(begin + at as u64 + 1);
+        }
+        end = begin;
+    }
+    Ok(0)
+}
+
+fn at(path: &Path, error: io::Error) -> SinkError {
+    failed(&path.display().to_string(), error)
+}
+
+/// What only a person can change, and what may pass.
+fn failed(name: &str, error: io::Error) -> SinkError {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::PermissionDenied | Kind::NotFound | Kind::IsADirectory | Kind::ReadOnlyFilesystem => {
+            SinkError::Misconfigured {
+                what: format!(
+                    "{name} can't be written: {error}; nothing is published until it can"
+                ),
+                remedy: "let the relay's user write it, or set sink.file.path to another file"
+                    .into(),
+            }
+        }
+        Kind::BrokenPipe => SinkError::Misconfigured {
+            what: format!("whoever read {name} has gone: {error}; nothing more is published"),
+            remedy: "start the relay again with a reader".into(),
+        },
+        _ => SinkError::Unavailable { doing: format!("writing {name}"), source: error.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_of_a_line_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        for (before, after) in
+            [("", ""), ("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("half a line", "")]
+        {
+            let path = folder.path().join("lines");
+            std::fs::write(&path, before).unwrap();
+            lock(&path, &mut open(&path).unwrap()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
+        }
+        let long = "x".repeat(3 * TAIL);
+        let path = folder.path().join("long");
+        std::fs::write(&path, format!("whole\n{long}")).unwrap();
+        lock(&path, &mut open(&path).unwrap()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole\n");
+    }
+
+    #[test]
+    fn a_file_has_one_writer_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines");
+        let output = || Output::new(Some(path.clone()));
+        let (mut first, mut second) = (output(), output());
+        first.begin().unwrap();
+        let refused = second.begin().unwrap_err();
+        assert!(matches!(refused, SinkError::Unavailable { .. }), "{refused}");
+        first.write(b"1\n").unwrap();
+        first.end().unwrap();
+        second.begin().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_is_followed_by_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lines");
+        let mut output = Output::new(Some(path.clone()));
+        output.begin().unwrap();
+        output.write(b"1\n").unwrap();
+        std::fs::rename(&path, folder.path().join("old")).unwrap();
+        output.begin().unwrap();
+        output.write(b"2\n").unwrap();
+        output.end().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
+        assert_eq!(std::fs::read_to_string(folder.path().join("old")).unwrap(), "1\n");
+    }
+}

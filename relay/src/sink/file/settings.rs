@@ -1,0 +1,52 @@
+//! What the file sink can be told.
+
+use std::path::{Path, PathBuf};
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The file; `None` is standard output.
+    pub path: Option<PathBuf>,
+}
+
+/// A setting that can't stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The setting.
+    pub key: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Settings {
+    /// What can be seen of the file before the relay runs: whether its folder is there. Opens and
+    /// makes nothing.
+    pub fn problems(&self) -> Vec<Problem> {
+        let Some(path) = &self.path else { return vec![] };
+        let problem = |what, remedy: &str| {
+            vec![Problem { key: "sink.file.path".into(), what, remedy: remedy.into() }]
+        };
+        if path.is_dir() {
+            return problem(format!("{} is a folder", path.display()), "name a file in it");
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        match folder.is_dir() {
+            true => vec![],
+            false => problem(
+                format!("there is no folder {}", folder.display()),
+                "make it, or name a file in one that is there",
+            ),
+        }
+    }
+
+    /// In a sentence.
+    pub fn name(&self) -> String {
+        match &self.path {
+            Some(path) => path.display().to_string(),
+            None => "standard output".into(),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Progress in the app's database, for sinks that can keep none: the table `outbox.progress`.
+//!
+//! It is written through the session that holds the leader's lock, and through no other: a relay that
+//! was replaced has lost that session, and can store nothing. That is the fence. Rows are added and
+//! not changed: behind a transaction that stays open for long, each change of one row would have to
+//! pass over all of its former versions. Older rows are deleted now and then.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_postgres::error::SqlState;
+
+use super::{ProgressStore, SinkError, Stored, StoredProgress};
+use crate::{
+    fault::{self, Point},
+    postgres::sql::SqlSession,
+};
+
+/// Rows between two deletions of what is older.
+const KEPT: u64 = 1_000;
+
+const READ: &str = "select record from outbox.progress where relay operator(pg_catalog.=) $1 \
+                    order by seq desc limit 1";
+const STORE: &str = "insert into outbox.progress (relay, record) values ($1, $2) returning seq";
+const FORGET: &str = "delete from outbox.progress \
+                      where relay operator(pg_catalog.=) $1 and seq operator(pg_catalog.<) $2";
+
+/// One relay's rows of the table.
+#[derive(Debug)]
+pub struct ProgressTable {
+    session: Arc<SqlSession>,
+    relay: String,
+    stored: u64,
+}
+
+impl ProgressTable {
+    /// `session` is the one that holds the leader's lock, or will.
+    pub fn new(session: Arc<SqlSession>, relay: &str) -> Self {
+        ProgressTable { session, relay: relay.to_owned(), stored: 0 }
+    }
+
+    async fn newest(&self) -> Result<StoredProgress, SinkError> {
+        let row = self.session.client().query_opt(READ, &[&self.relay]).await;
+        let record: Option<Vec<u8>> = row
+            .and_then(|row| row.map(|row| row.try_get(0)).transpose())
+            .map_err(|error| sorted("reading progress", error))?;
+        Ok(StoredProgress { own: record.map(Bytes::from), stranger: None })
+    }
+}
+
+impl ProgressStore for ProgressTable {
+    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
+        self.newest().await
+    }
+
+    /// Whoever holds the lock is the only one whose session can store.
+    async fn fence(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<StoredProgress, SinkError> {
+        self.newest().await
+    }
+
+    async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
+        const DOING: &str = "storing progress";
+        let client = self.session.client();
+        // By the session's settings (`pins`) it is durable when this returns.
+        let row = client.query_one(STORE, &[&self.relay, &&*progress]).await;
+        let newest: i64 =
+            row.and_then(|row| row.try_get(0)).map_err(|error| sorted(DOING, error))?;
+        fault::point(Point::ProgressInTable);
+        self.stored += 1;
+        if self.stored.is_multiple_of(KEPT) {
+            let forgotten = client.execute(FORGET, &[&self.relay, &newest]).await;
+            forgotten.map_err(|error| sorted("deleting older progress", error))?;
+        }
+        Ok(Stored(()))
+    }
+}
+
+fn sorted(doing: &str, error: tokio_postgres::Error) -> SinkError {
+    let missing =
+        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN];
+    match error.code() {
+        Some(code) if missing.contains(code) => SinkError::Misconfigured {
+            what: "the table outbox.progress, where the relay keeps its progress, is missing; \
+                   nothing is published until it is there"
+                .into(),
+            remedy: "run `outbox-relay migrate` as the schema's owner, then grant what \
+                     docs/ROLES.md lists"
+                .into(),
+        },
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => SinkError::Misconfigured {
+            what: "the relay's role may not use outbox.progress, where the relay keeps its \
+                   progress; nothing is published until it may"
+                .into(),
+            remedy: "`grant select, insert, delete on outbox.progress to` the relay's role".into(),
+        },
+        _ => SinkError::Unavailable { doing: doing.to_owned(), source: error.into() },
+    }
+}

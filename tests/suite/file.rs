@@ -1,0 +1,275 @@
+//! `sink.kind = "file"` and `"stdout"`: records as lines of JSON, progress in `outbox.progress`.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use outbox_relay::sink::any;
+use outbox_tests::{
+    Harness, check,
+    database::Role,
+    event::Event,
+    file,
+    load::Plan,
+    relay::{Relay, Settings},
+    topic::Record,
+    wait,
+};
+use serde_json::json;
+
+use crate::{
+    checks,
+    grants::{change, of},
+    repair::drop_slot,
+};
+
+const PARTITIONS: i32 = 8;
+const ENDLESS: u64 = 1_000_000;
+
+/// Settings of a relay that writes to the file, and where that is.
+fn to_file(t: &Harness) -> (Settings, PathBuf) {
+    let path = t.dir().join("records.jsonl");
+    let settings = t
+        .relay()
+        .without("sink.properties.\"bootstrap.servers\"")
+        .set("sink.kind", "file")
+        .set("sink.file.path", path.to_str().expect("UTF-8"));
+    (settings, path)
+}
+
+/// Waits until all that is committed is in the file, and returns its records.
+async fn all_written(t: &Harness, path: &Path) -> Vec<Record> {
+    let truth = t.committed().await;
+    wait::until("all is in the file", wait::PATIENCE, || async {
+        match check::compare(&truth, &file::records(path, PARTITIONS), PARTITIONS).lost {
+            0 => Ok(file::records(path, PARTITIONS)),
+            lost => Err(format!("{lost} are missing")),
+        }
+    })
+    .await
+    .expect("it is")
+}
+
+async fn progress_rows(t: &Harness) -> i64 {
+    let count = "select count(*) from outbox.progress";
+    t.database().superuser().query_one(count, &[]).await.expect("a count").get(0)
+}
+
+#[tokio::test]
+async fn events_become_lines_of_json_under_exactly_the_documented_grants() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let findings = checks::check(&settings).await;
+    assert!(findings.iter().all(|finding| finding.verdict != "problem"), "{findings:?}");
+    let mut relay = settings.start().await;
+    t.commit([
+        Event::to("orders").key("a").payload(json!({"n": 1})).header("tenant", "x"),
+        Event::to("a topic of any name/…").key("b"),
+    ])
+    .await;
+    t.commit([Event::to("orders").key("a").payload(json!({"n": 2}))]).await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+    assert_eq!(check::positions_that_step_back(&records), Vec::<String>::new());
+    assert!(relay.sigterm().await.success());
+    assert!(progress_rows(&t).await > 0);
+    // A start that finds everything done writes nothing again.
+    relay.restart();
+    relay.wait_ready().await;
+    t.commit([Event::to("orders").key("a")]).await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+}
+
+#[tokio::test]
+async fn without_any_single_grant_on_progress_check_and_run_name_it() {
+    let t = Harness::start().await;
+    let (settings, _) = to_file(&t);
+    let grants = of(t.database(), Role::Relay, "outbox");
+    let grants: Vec<_> = grants.iter().filter(|g| g.object == "outbox.progress").collect();
+    assert_eq!(grants.len(), 3, "{grants:?}");
+    let mut relay = settings.clone().start().await;
+    for grant in grants {
+        change(t.database(), &grant.revoke()).await;
+        let statement = grant.to_string();
+        let findings = checks::check(&settings).await;
+        let named = findings.iter().filter(|f| f.verdict == "problem");
+        assert!(named.clone().any(|f| f.remedy.contains(&statement)), "{statement}: {findings:?}");
+        assert_eq!(named.count(), 1, "one cause, one problem: {findings:?}");
+        relay.kill9().await;
+        relay.restart();
+        // What may not be deleted is noticed when there is something to delete.
+        if grant.right != "delete" {
+            relay.wait_log(&statement).await;
+        }
+        change(t.database(), &statement).await;
+    }
+    relay.wait_ready().await;
+}
+
+#[tokio::test]
+async fn five_kills_under_load_lose_no_line_and_repeat_the_same_ids() {
+    let t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.start().await;
+    let plan =
+        Plan { topic: "orders".into(), partitions: PARTITIONS, writers: 6, transactions: ENDLESS };
+    let load = t.load(&plan).await;
+    for _ in 0..5 {
+        let before = file::records(&path, PARTITIONS).len();
+        wait::until("more lines are written", wait::PATIENCE, || async {
+            match file::records(&path, PARTITIONS).len() {
+                found if found > before => Ok(()),
+                found => Err(format!("{found} lines")),
+            }
+        })
+        .await
+        .expect("the relay delivers");
+        relay.kill9().await;
+        relay.restart();
+    }
+    load.stop().await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_at_least_once();
+}
+
+/// Its own writes move the WAL, and would otherwise keep it busy with itself.
+#[tokio::test]
+async fn an_idle_relay_stores_no_progress_for_its_own_writes() {
+    const IDLE: Duration = Duration::from_secs(8);
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let _relay = settings.start().await;
+    t.commit([Event::to("orders").key("a")]).await;
+    all_written(&t, &path).await;
+    let rows = async || -> String {
+        let query = "select coalesce(string_agg(format('%s at %s: %s', seq, stored_at::time, \
+                         convert_from(record, 'UTF8')), e'\\n' order by seq), '') \
+                     from outbox.progress";
+        t.database().superuser().query_one(query, &[]).await.expect("rows").get(0)
+    };
+    let stored = async || {
+        let before = rows().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (rows().await == before).then_some(()).ok_or("rows are added")
+    };
+    wait::until("what is delivered is stored", wait::PATIENCE, stored).await.expect("it is");
+    let end = async || -> i64 {
+        let query = "select (pg_current_wal_insert_lsn() - '0/0')::int8";
+        t.database().superuser().query_one(query, &[]).await.expect("a number").get(0)
+    };
+    let (before, begin) = (rows().await, end().await);
+    tokio::time::sleep(IDLE).await;
+    let (after, end) = (rows().await, end().await);
+    let added = after.lines().count() - before.lines().count();
+    // Other tests move the WAL of this server, which is worth a row for each mebibyte.
+    let by_others = usize::try_from((end - begin) >> 20).expect("it grows");
+    assert!(added <= 1 + by_others, "{added} rows were added in {IDLE:?}:\n{after}");
+}
+
+#[tokio::test]
+async fn progress_in_the_database_keeps_few_rows() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let _relay = settings.start().await;
+    let fill = format!(
+        "insert into outbox.progress (relay, record) \
+         select '{}', p.record from generate_series(1, 3) n, \
+             (select record from outbox.progress where relay = '{0}' order by seq desc limit 1) p",
+        t.database().name()
+    );
+    t.database().superuser().batch_execute(&fill).await.expect("filled");
+    t.commit([Event::to("orders").key("a")]).await;
+    all_written(&t, &path).await;
+    assert!(progress_rows(&t).await < 1_100);
+}
+
+#[tokio::test]
+async fn a_lost_slot_is_repaired_from_the_table() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.start().await;
+    t.commit([Event::to("orders").key("a")]).await;
+    all_written(&t, &path).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
+    relay.restart();
+    relay.wait_ready().await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_at_least_once();
+}
+
+#[tokio::test]
+async fn resume_continues_where_a_person_says() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to("orders").key("a")]).await;
+    all_written(&t, &path).await;
+    assert!(relay.sigterm().await.success());
+    change(t.database(), "delete from outbox.progress").await;
+    t.commit([Event::to("orders").key("a")]).await;
+    relay.restart();
+    relay.wait_log("outbox-relay resume --at slot").await;
+    let resumed = settings.command(&["resume", "--at", "slot", "--yes"]).await;
+    assert!(resumed.status.success(), "{resumed:?}");
+    relay.kill9().await;
+    relay.restart();
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_at_least_once();
+}
+
+#[tokio::test]
+async fn a_file_that_another_process_has_is_waited_for() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let held = std::fs::File::create(&path).expect("a file");
+    held.lock().expect("it is free");
+    let relay = settings.spawn();
+    t.commit([Event::to("orders").key("a")]).await;
+    relay.wait_log("another process has the file locked").await;
+    held.unlock().expect("it was locked");
+    all_written(&t, &path).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_rotated_loses_no_line() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let _relay: Relay = settings.start().await;
+    t.commit([Event::to("orders").key("a")]).await;
+    all_written(&t, &path).await;
+    let old = t.dir().join("old.jsonl");
+    std::fs::rename(&path, &old).expect("renamed");
+    t.commit([Event::to("orders").key("a")]).await;
+    let truth = t.committed().await;
+    wait::until("the second is in a new file", wait::PATIENCE, || async {
+        let mut records = file::records(&old, PARTITIONS);
+        records.extend(file::records(&path, PARTITIONS));
+        let count = check::compare(&truth, &records, PARTITIONS);
+        if count.lost == 0 { Ok(count) } else { Err(count.to_string()) }
+    })
+    .await
+    .expect("it is")
+    .assert_exactly_once();
+}
+
+#[tokio::test]
+async fn standard_output_gets_the_lines_and_nothing_else() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let settings = settings.set("sink.kind", "stdout").without("sink.file.path");
+    let relay = settings.stdout(&path).start().await;
+    t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+    drop(relay);
+}
+
+#[test]
+fn the_role_needs_no_grant_on_progress_where_kafka_keeps_it() {
+    let settings = any::Settings::File(outbox_relay::sink::file::Settings { path: None });
+    assert!(settings.grants().iter().any(|grant| grant.object == "outbox.progress"));
+}
