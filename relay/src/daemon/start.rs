@@ -261,6 +261,11 @@ pub(super) async fn start(
         progress.landmark = Some(Landmark::beginning(end));
     }
 
+    if parts.sink.keeps_progress_in_database() {
+        // Kafka's store has proven by its claim that it can store; this one does now.
+        store(&mut sink, &progress).await?;
+    }
+
     // The slot is there by now, so its stream has the announcement.
     let failed = |error| dead_letters_failed("announcing releases again", error);
     dead_letters.announce_again().await.map_err(failed)?;
