@@ -7,13 +7,17 @@ use outbox_tests::{
     event::Event,
     load::Plan,
     postgres::Postgres,
+    postgres_version::Version,
     relay::{Relay, Settings},
     servers,
     topic::{Record, Topic},
     wait,
 };
 
-use crate::repair::{repeated, wait_snapshot};
+use crate::{
+    obeyed::{obey, typed},
+    repair::{repeated, wait_snapshot},
+};
 
 const TAIL: usize = 5;
 
@@ -185,5 +189,45 @@ async fn a_slot_that_a_limit_on_wal_has_invalidated_is_repaired() {
     relay.wait_ready().await;
     t.load(&plan(&topic)).await.finish().await;
     t.count(&topic, 4).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+}
+
+/// Nothing but the server's log says so; what the relay and `check` say to type is typed.
+#[tokio::test]
+async fn a_standby_that_is_away_and_that_postgresql_waits_for_is_said_to_hold_events_back() {
+    let (kafka, (postgres, _server)) =
+        tokio::join!(servers::kafka(), Postgres::private_version(Version::V18));
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    for statement in [
+        "select pg_create_physical_replication_slot('standby_1')",
+        "alter system set synchronized_standby_slots = 'standby_1'",
+        "select pg_reload_conf()",
+    ] {
+        obey(&t, statement).await;
+    }
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    relay.wait_for("/readyz", 503).await;
+    let why = relay.status().await["not_ready_because"].as_str().unwrap_or_default().to_owned();
+    assert!(why.contains("standby_1 (nobody reads from it)"), "{why}");
+    assert!(relay.logs_contain("no event comes"), "{}", relay.log_text());
+    let checked = async || {
+        let output = t.relay().command(&["check"]).await;
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let seen = checked().await;
+    assert!(seen.contains("standby_1 (nobody reads from it)"), "{seen}");
+    obey(&t, "select pg_drop_replication_slot('standby_1')").await;
+    let seen = checked().await;
+    assert!(seen.contains("standby_1 (there is no slot of that name)"), "{seen}");
+    obey(&t, typed(&why, "alter system")).await;
+    obey(&t, typed(&why, "pg_reload_conf")).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    relay.wait_ready().await;
+    assert!(relay.logs_contain("the server sends events again"), "{}", relay.log_text());
     assert!(relay.sigterm().await.success());
 }

@@ -113,6 +113,8 @@ pub(super) struct Vitals {
     pub(super) delivering_for: Option<Duration>,
     /// For how long nothing came of a batch of the stream that is worked on; `None` where there is none.
     pub(super) working_for: Option<Duration>,
+    /// Why the server sends nothing of what there is.
+    pub(super) held_back: Option<String>,
     /// Time since the brokers last answered; `None` before they first did.
     pub(super) broker_silent_for: Option<Duration>,
     /// For how long they are known not to, and who of them.
@@ -131,7 +133,8 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
         Phase::Standby { .. } | Phase::Streaming => {
             heard_from_postgres(now)?;
             heard_from_brokers(now)?;
-            goes_on(now)
+            goes_on(now)?;
+            now.held_back.clone().map_or(Ok(()), Err)
         }
         Phase::Retrying { next_attempt_in, .. } => {
             let detail = now.phase.detail();
@@ -216,6 +219,7 @@ mod tests {
             silent_for: Some(s(1)),
             delivering_for: None,
             working_for: None,
+            held_back: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,
             trouble: None,
@@ -241,6 +245,7 @@ mod tests {
                  mostly for somebody else's lock. Nothing is lost, and events of every key wait; \
                  `outbox-relay check` names who holds it",
             ),
+            (Vitals { held_back: Some("held".into()), ..streaming.clone() }, "held"),
             (
                 Vitals { silent_for: None, ..streaming.clone() },
                 "nothing was heard from PostgreSQL yet",

@@ -23,6 +23,7 @@ use crate::{
     source::{
         publication::changed_under,
         slot::{self, InspectError},
+        standby_slots,
         table::{self, TableState},
     },
     table_fit::{self, Fit, Unfit},
@@ -155,6 +156,7 @@ async fn server(
     if found.is_none() {
         findings.extend(first_start(config, mapping, client).await?);
     }
+    findings.extend(neighbours::awaited(&standby_slots::named(client).await?, found.as_ref()));
     findings.push(match found {
         None => ok("slot", format!("{name} does not exist yet; the first start makes it")),
         // Whether the start can replace it, the start says.

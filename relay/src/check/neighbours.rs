@@ -1,7 +1,13 @@
-//! Slots of others: what they keep fills the disk of everybody.
+//! Slots of others: what they keep fills the disk of everybody, and what the server waits for holds back all.
 
-use super::{Finding, warning};
-use crate::{admin::status::approximate, source::slot::IdleSlot};
+use super::{Finding, problem, warning};
+use crate::{
+    admin::status::approximate,
+    source::{
+        slot::{IdleSlot, SlotState},
+        standby_slots::{self, StandbySlot},
+    },
+};
 
 /// Named, at most; the rest are counted.
 const NAMED_MAX: usize = 5;
@@ -23,6 +29,19 @@ pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
             first.name
         ),
     ))
+}
+
+/// Standbys that the server waits for before it sends the relay anything, and that are away. `ours` is the
+/// relay's slot; where there is none yet, it will be made with `failover`.
+pub(super) fn awaited(slots: &[StandbySlot], ours: Option<&SlotState>) -> Option<Finding> {
+    if ours.is_some_and(|slot| slot.failover != Some(true)) {
+        return None;
+    }
+    let (who, remedy) = standby_slots::away(slots)?;
+    let seen = format!(
+        "synchronized_standby_slots names {who}: PostgreSQL sends the relay nothing until that standby has it"
+    );
+    Some(problem("standbys", seen, remedy))
 }
 
 fn in_words(slot: &IdleSlot) -> String {

@@ -149,7 +149,8 @@ async fn stream(
         system_id: started.delivery.progress().system_id.clone(),
         keep,
     });
-    let eyes = control::Eyes { look: started.look, seen: seen_tx, awaited: awaited_tx };
+    let (look, slot) = (started.look, config.postgres.slot.clone());
+    let eyes = control::Eyes { look, slot, seen: seen_tx, awaited: awaited_tx };
     let (names, mapped) = (config.postgres.clone(), parts.mapping.tables().to_vec());
     let source = Stream::new(
         started.socket,

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::locks;
+use super::{held::Held, locks};
 use crate::{
     admin::Board,
     config::Config,
@@ -217,6 +217,7 @@ fn before_page_header(lsn: Lsn, page_bytes: u64) -> Lsn {
 pub(super) struct Eyes {
     /// The publication as it was when the stream began, and how to look at it.
     pub(super) look: (Look, Published),
+    pub(super) slot: String,
     pub(super) seen: mpsc::Sender<Seen>,
     /// For the stream: where the newest snapshot lies.
     pub(super) awaited: watch::Sender<Lsn>,
@@ -235,9 +236,10 @@ pub(super) async fn run(
     leader_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
-    let Eyes { look: (look, mut published), seen, awaited } = eyes;
+    let Eyes { look: (look, mut published), slot, seen, awaited } = eyes;
     let answer_max = ANSWER_MAX.min(leader_timeout);
-    let (mut tail, mut skipped) = (Tail::default(), locks::Skipped::default());
+    let (mut tail, mut skipped, mut held) =
+        (Tail::default(), locks::Skipped::default(), Held::default());
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -245,7 +247,11 @@ pub(super) async fn run(
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
-        let looked = timeout(answer_max, look_at(session, &look)).await;
+        let looks = async {
+            held.look(session, &slot, board).await?;
+            look_at(session, &look).await
+        };
+        let looked = timeout(answer_max, looks).await;
         let looked = looked.map_err(|_elapsed| ControlError::Silent(answer_max))??;
         board.server_wal_end(looked.wal_end);
         if let Since::Broken(why) = looked.seen.published.since(&published, false) {

@@ -12,6 +12,7 @@ mod control;
 mod decision;
 mod ended;
 pub(crate) mod first;
+mod held;
 pub(crate) mod locks;
 mod missing;
 mod rehearsal;

@@ -12,6 +12,7 @@ pub mod intake;
 pub mod pgoutput;
 pub mod publication;
 pub mod slot;
+pub mod standby_slots;
 pub mod stream;
 pub mod table;
 mod wire;

@@ -82,6 +82,8 @@ struct State {
     parked: Option<ParkedRecord>,
     /// By what they are about.
     concerns: BTreeMap<&'static str, String>,
+    /// Why the server sends nothing of what there is.
+    held_back: Option<String>,
     /// Since when the brokers do not answer, and who of them.
     broker_error: Option<(Duration, String)>,
     /// What failed last, until the relay has come further.
@@ -129,6 +131,7 @@ impl Board {
                 error_is_trouble: false,
                 parked: None,
                 concerns: BTreeMap::new(),
+                held_back: None,
                 broker_error: None,
                 trouble: None,
                 lag: Lag::new(),
@@ -180,6 +183,11 @@ impl Board {
         self.state().delivered.map(Position::resume_lsn)
     }
 
+    /// Up to where the stream has come in; the beginning before anything came.
+    pub fn received_up_to(&self) -> Lsn {
+        Lsn::new(self.0.received.get().unwrap_or_default())
+    }
+
     /// What the relay is at from now on. Any but `Streaming` ends the delivery under way: its
     /// outcome is uncertain, and it will be replayed. Standing by ends all that is known of the
     /// stream: another relay moves it now.
@@ -190,6 +198,7 @@ impl Board {
         }
         let now = self.now();
         let mut state = self.state();
+        state.held_back = None;
         if matches!(phase, Phase::Standby { .. }) {
             self.0.unstored.clear();
             let Inner { received, confirmed, wal_end, asked_end, .. } = &*self.0;
@@ -411,6 +420,13 @@ impl Board {
                 false
             }
         }
+    }
+
+    /// Why the server sends nothing of what there is; `None` when it does. Returns whether that is new.
+    pub fn held_back(&self, why: Option<String>) -> bool {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.held_back, why);
+        before != state.held_back
     }
 
     /// What there is of concern.
