@@ -58,6 +58,11 @@ const OUTBOX: &[Migration] = &[
     },
     Migration { version: 12, name: "pending", sql: include_str!("../outbox/V12__pending.sql") },
     Migration { version: 13, name: "progress", sql: include_str!("../outbox/V13__progress.sql") },
+    Migration {
+        version: 14,
+        name: "merged_alone",
+        sql: include_str!("../outbox/V14__merged_alone.sql"),
+    },
 ];
 
 const INBOX: &[Migration] = &[

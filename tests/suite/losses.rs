@@ -1,6 +1,12 @@
 //! Rows that are deleted: a repair publishes what is there only where it knows that nothing is gone.
 
-use outbox_tests::{Harness, database::Role, postgres::Session, relay::Relay, topic::Topic};
+use outbox_tests::{
+    Harness,
+    database::Role,
+    postgres::{self, Session},
+    relay::Relay,
+    topic::Topic,
+};
 
 use crate::{
     repair::{drop_slot, wait_quiet_snapshot, wait_snapshot},
@@ -241,6 +247,76 @@ async fn deleting_a_long_history_takes_few_notes_and_they_go_by_themselves() {
     }
     let row = t.database().superuser().query_one(sql, &[]).await.expect("a count");
     assert!(row.get::<_, i64>(0) < 250, "{} notes", row.get::<_, i64>(0));
+}
+
+/// Deletes events of its own until the account has surely tried to merge notes: one time in twenty.
+const OFTEN: &str = "do $$ begin for n in 1..300 loop \
+         begin \
+             insert into outbox.events (topic) values ('x'); \
+             delete from outbox.events where topic = 'x' and xid = pg_current_xact_id(); \
+             raise exception using errcode = 'P0001'; \
+         exception when raise_exception then null; \
+         end; \
+     end loop; end $$";
+
+#[tokio::test]
+async fn a_strict_transaction_does_not_fail_for_the_account_of_what_it_deletes() {
+    let t = Harness::start().await;
+    // Two notes, so that there is something to merge.
+    for _ in 0..2 {
+        run(&t, "insert into outbox.deletions (newest) values (pg_current_xact_id())").await;
+    }
+    let levels = ["repeatable read", "serializable"];
+    for level in levels {
+        let strict = t.database().connect(Role::Owner).await;
+        let begin = format!("begin isolation level {level}; select pg_current_xact_id()");
+        strict.batch_execute(&begin).await.expect("it has its snapshot");
+        // As another transaction merges.
+        run(&t, "update outbox.deletions set merged = pg_current_xact_id()").await;
+        strict.batch_execute(OFTEN).await.unwrap_or_else(|error| panic!("{level}: {error:?}"));
+        strict.batch_execute("commit").await.unwrap_or_else(|error| panic!("{level}: {error:?}"));
+    }
+}
+
+/// Where statistics are missing, a join looks so dear that the server compiles it, each time.
+#[tokio::test]
+async fn merging_notes_needs_no_statistics_and_takes_a_thousand_at_a_time() {
+    let t = Harness::start().await;
+    let notes = "insert into outbox.deletions (newest) \
+                 select n::text::xid8 from generate_series(1, 2500) n";
+    run(&t, notes).await;
+    let plans = format!(
+        "load 'auto_explain'; set auto_explain.log_min_duration = 0; \
+         set auto_explain.log_nested_statements = on; set jit = on; set jit_above_cost = 0; \
+         set client_min_messages = log; {OFTEN}"
+    );
+    let psql = std::process::Command::new(postgres::program("psql").expect("psql"))
+        .args(["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-c", &plans])
+        .arg(t.database().superuser_url())
+        .output()
+        .expect("psql runs");
+    let told = String::from_utf8_lossy(&psql.stderr);
+    assert!(psql.status.success(), "{told}");
+    // Statements of the merging name it by a letter.
+    let plans = told.split("Query Text:").filter(|plan| plan.contains("outbox.deletions d"));
+    let plans: Vec<&str> = plans.collect();
+    assert!(!plans.is_empty(), "notes were merged: {told}");
+    for plan in plans {
+        assert!(!plan.contains("Join") && !plan.contains("JIT"), "{plan}");
+    }
+
+    let sql = "select count(*) from outbox.deletions";
+    for round in 0.. {
+        assert!(round < 1000, "notes are merged by who deletes");
+        run(&t, "insert into outbox.events (topic) values ('x')").await;
+        run(&t, "delete from outbox.events").await;
+        let row = t.database().superuser().query_one(sql, &[]).await.expect("a count");
+        let left: i64 = row.get(0);
+        if left < 2500 {
+            assert!(left >= 1500, "{left} of 2500 and {round} are left");
+            break;
+        }
+    }
 }
 
 /// A transaction of somebody's that is open for long, and has written.
