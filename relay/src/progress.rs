@@ -14,6 +14,8 @@ use crate::{
     snapshot, witness::Witness,
 };
 
+/// Of the whole record.
+const BYTES_MAX: usize = 64 << 10;
 /// A stored snapshot's text; some 70 open transactions have room in it.
 const SNAPSHOT_BYTES_MAX: usize = 800;
 /// Of the snapshot at which a repair ends, which can't be cut: some 2,600 open transactions.
@@ -266,6 +268,20 @@ impl Progress {
     /// The bytes to store: below 64 KiB, whatever is open in the database. Snapshots that name many
     /// open transactions are cut to such as show less.
     pub fn encode(&self) -> Bytes {
+        let json =
+            |progress: &Self| serde_json::to_vec(progress).expect("plain data has a JSON form");
+        let cut = self.cut();
+        let stored = json(cut.as_ref().unwrap_or(self));
+        if stored.len() < BYTES_MAX {
+            return stored.into();
+        }
+        let mut cut = cut.unwrap_or_else(|| self.clone());
+        cut.published = cut.published.as_ref().map(Published::digested);
+        json(&cut).into()
+    }
+
+    /// `None` where nothing is long.
+    fn cut(&self) -> Option<Self> {
         let long = |s: &&SnapshotRecord| s.snapshot.len() > SNAPSHOT_BYTES_MAX;
         let older = self.snapshots.iter().skip(1);
         let published = self.published.as_ref().and_then(Published::cut);
@@ -273,7 +289,7 @@ impl Progress {
             && older.clone().all(|older| older.leaves.is_empty())
             && !self.snapshots.iter().any(|snapshot| long(&snapshot))
         {
-            return serde_json::to_vec(self).expect("plain data has a JSON form").into();
+            return None;
         }
         let mut cut = self.clone();
         cut.published = published.or(cut.published);
@@ -283,7 +299,7 @@ impl Progress {
                 record.snapshot = shorter;
             }
         }
-        serde_json::to_vec(&cut).expect("plain data has a JSON form").into()
+        Some(cut)
     }
 
     /// Reads stored bytes.
@@ -335,6 +351,7 @@ mod tests {
                         stamp: None,
                     },
                 )]),
+                short: false,
                 digests: None,
                 whole: "769e".into(),
                 attached: vec![],
@@ -429,16 +446,18 @@ mod tests {
         let record =
             SnapshotRecord { lsn: Lsn::new(u64::MAX), taken_ms: i64::MAX, snapshot, leaves };
         let mut progress = sample();
-        progress.snapshots = vec![record; 24];
         let published = progress.published.as_mut().expect("it has some");
-        for n in 0..8 {
+        for n in 0..200 {
             let way = || "table 4294967295:4294967295".to_owned();
             let own = vec![way(), way(), way()];
             let stamp = Some("4294967295:4294967295".into());
-            let table = PublishedTable { oid: u32::MAX, own, above: vec![], stamp };
+            let table = PublishedTable { oid: u32::MAX, own, above: vec![way()], stamp };
             published.tables.insert(format!("{n}{}", "x".repeat(126)), table);
         }
         published.tables.remove("outbox.events");
+        let with_room = Progress::decode(&progress.encode()).expect("readable");
+        assert_eq!(with_room.published.expect("it has some").tables.len(), 200);
+        progress.snapshots = vec![record; 24];
         for n in 0..50 {
             progress.begin_release(&uuid::Uuid::from_u128(n).to_string(), Lsn::new(u64::MAX));
         }
@@ -456,7 +475,7 @@ mod tests {
             delivered: u64::MAX,
         });
         let stored = progress.encode();
-        assert!(stored.len() < 64 << 10, "{}", stored.len());
+        assert!(stored.len() < BYTES_MAX, "{}", stored.len());
         let read = Progress::decode(&stored).expect("readable");
         let newest = &read.snapshots.first().expect("kept").snapshot;
         assert!(!read.snapshots[0].leaves.is_empty() && read.snapshots[1].leaves.is_empty());

@@ -7,16 +7,20 @@
 //! where it is taken back: where they are the same as before, nothing was changed in between. Pure;
 //! read by `source::publication`, kept in the progress record, compared by `reconcile`.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::leaves::Leaves;
 
-/// Tables, and ways in which they are published, that are stored one by one: some 2 KB.
+/// Tables, and ways in which they are published, that are stored as they are: some 2 KB.
 const TABLES_MAX: usize = 8;
 const WAYS_MAX: usize = 24;
+/// Tables that are stored in short, each by itself: some 25 KB.
+const SHORT_MAX: usize = 200;
+/// Ways of each that are stored in short. Of more, those that come first; a change of these alone counts.
+const SHORT_WAYS_MAX: usize = 2;
 
 /// A publication and the tables of the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +30,10 @@ pub struct Published {
     pub publication: String,
     /// By name, those that exist.
     pub tables: BTreeMap<String, PublishedTable>,
-    /// Of more tables than are stored one by one.
+    /// The tables' names, and what is said of each, are digests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub short: bool,
+    /// Of more tables than are stored each by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digests: Option<Digests>,
     /// Digest of all that it names, other tables too: whatever counts in ordinals.
@@ -53,8 +60,8 @@ pub struct PublishedTable {
     pub stamp: Option<String>,
 }
 
-/// What tells of many tables that nothing was changed. Any change of one, a harmless one too, counts as
-/// one that may hide rows.
+/// What tells of very many tables that nothing was changed. Any change of one, or of which there are, counts
+/// as one that may hide rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Digests {
@@ -66,11 +73,34 @@ pub struct Digests {
     pub stamps: String,
 }
 
+/// Enough to tell a few hundred things apart.
+fn digest(what: &str) -> String {
+    Sha256::digest(what).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl PublishedTable {
+    /// What can be compared with another one's alone.
+    fn short(&self) -> Self {
+        let of_all = |ways: &[String]| (!ways.is_empty()).then(|| digest(&ways.join(" ")));
+        PublishedTable {
+            oid: self.oid,
+            own: self.own.iter().take(SHORT_WAYS_MAX).map(|way| digest(way)).collect(),
+            above: of_all(&self.above).into_iter().collect(),
+            stamp: self.stamp.as_ref().map(|stamp| match stamp.as_str() {
+                "" => String::new(),
+                stamp => digest(stamp),
+            }),
+        }
+    }
+}
+
 impl Digests {
-    fn of(tables: &BTreeMap<String, PublishedTable>) -> Self {
+    /// Of the tables in short, which may be all that is known of them.
+    fn of(published: &Published) -> Self {
+        let tables = published.shortened().tables;
         let of = |what: &dyn Fn(&PublishedTable) -> String| {
             let mut hash = Sha256::new();
-            for (name, table) in tables {
+            for (name, table) in &tables {
                 hash.update(format!("{name:?} {}\n", what(table)));
             }
             let digest = hash.finalize();
@@ -84,8 +114,8 @@ impl Digests {
     }
 }
 
-/// Instead of the name of one.
-const SOME_TABLE: &str = "one of the tables";
+/// Instead of the name of one: of very many, what was changed is known of all together.
+const SOME_TABLE: &str = "one of the tables (or which tables the settings have)";
 
 /// What has become of a publication since an earlier moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +138,13 @@ impl Published {
             return broken("the publication was changed or replaced");
         }
         if let Some(was) = &earlier.digests
-            && Digests::of(&self.tables).ways != was.ways
+            && Digests::of(self).ways != was.ways
         {
-            return broken("the way in which one of the tables is published was changed");
+            return Since::Broken(format!(
+                "the way in which {SOME_TABLE} is published was changed"
+            ));
         }
-        for (name, was) in &earlier.tables {
-            // One that is no longer in the settings is nobody's concern; one that is there no more
-            // is not published, and says so itself.
-            let Some(is) = self.tables.get(name) else { continue };
+        for (name, is, was) in self.of_both(earlier) {
             if !is.own.iter().any(|way| was.own.contains(way)) || is.above != was.above {
                 return Since::Broken(format!("the way in which {name} is published was changed"));
             }
@@ -131,27 +160,59 @@ impl Published {
         Since::Whole
     }
 
-    /// As it is stored, however many tables there are; `None` where it is small enough.
+    /// Tables that are there now and were: name, now, and then. One that is no longer in the settings is
+    /// nobody's concern; one that is there no more is not published, and says so itself.
+    fn of_both<'a, 'b>(
+        &'a self,
+        earlier: &'b Published,
+    ) -> impl Iterator<Item = (&'a str, Cow<'a, PublishedTable>, &'b PublishedTable)> {
+        self.tables.iter().filter_map(|(name, is)| {
+            let (was, is) = match earlier.short {
+                true => (earlier.tables.get(&digest(name))?, Cow::Owned(is.short())),
+                false => (earlier.tables.get(name)?, Cow::Borrowed(is)),
+            };
+            Some((name.as_str(), is, was))
+        })
+    }
+
+    /// As it is stored, however many tables there are; `None` where it is small enough, or was cut.
     pub fn cut(&self) -> Option<Published> {
         let ways = self.tables.values().map(|table| table.own.len() + table.above.len());
-        if self.tables.len() <= TABLES_MAX && ways.sum::<usize>() <= WAYS_MAX {
-            return None;
+        match self.tables.len() {
+            count if count > SHORT_MAX => Some(self.digested()),
+            count if count > TABLES_MAX || ways.sum::<usize>() > WAYS_MAX => {
+                (!self.short).then(|| self.shortened())
+            }
+            _ => None,
         }
-        let digests = Some(Digests::of(&self.tables));
-        Some(Published { tables: BTreeMap::new(), digests, attached: vec![], ..self.clone() })
+    }
+
+    /// Each table by itself, in short.
+    fn shortened(&self) -> Published {
+        if self.short {
+            return self.clone();
+        }
+        let each = self.tables.iter().map(|(name, table)| (digest(name), table.short()));
+        Published { tables: each.collect(), short: true, attached: vec![], ..self.clone() }
+    }
+
+    /// All tables together: what is left where there is no room.
+    pub fn digested(&self) -> Published {
+        let digests = self.digests.clone().unwrap_or_else(|| Digests::of(self));
+        let (tables, digests) = (BTreeMap::new(), Some(digests));
+        Published { tables, digests, short: false, attached: vec![], ..self.clone() }
     }
 
     /// A table whose column `xid` has another default than at an earlier moment: what was inserted meanwhile
     /// may look moved, to the stream and to a repair.
     pub fn restamped(&self, earlier: &Published) -> Option<&str> {
-        let anew = |(name, was): (&String, &PublishedTable)| {
-            let (name, is) = self.tables.get_key_value(name)?;
+        let anew = |(name, is, was): (_, Cow<'_, PublishedTable>, &PublishedTable)| {
             let stamp = was.stamp.as_ref().filter(|stamp| !stamp.is_empty())?;
-            (is.oid == was.oid && is.stamp.as_ref()? != stamp).then_some(name.as_str())
+            (is.oid == was.oid && is.stamp.as_ref()? != stamp).then_some(name)
         };
-        let among = |was: &Digests| Digests::of(&self.tables).stamps != was.stamps;
+        let among = |was: &Digests| Digests::of(self).stamps != was.stamps;
         let some = || earlier.digests.as_ref().filter(|was| among(was)).map(|_| SOME_TABLE);
-        earlier.tables.iter().find_map(anew).or_else(some)
+        self.of_both(earlier).find_map(anew).or_else(some)
     }
 
     /// The partitions that are there.
@@ -162,13 +223,12 @@ impl Published {
     /// A table that is not the one of an earlier moment, though it has its name: what was written
     /// into that one is not in it.
     pub fn made_anew(&self, earlier: &Published) -> Option<&str> {
-        let anew = |(name, was): (&String, &PublishedTable)| {
-            let (name, is) = self.tables.get_key_value(name)?;
-            (is.oid != was.oid).then_some(name.as_str())
+        let anew = |(name, is, was): (_, Cow<'_, PublishedTable>, &PublishedTable)| {
+            (is.oid != was.oid).then_some(name)
         };
-        let among = |was: &Digests| Digests::of(&self.tables).oids != was.oids;
+        let among = |was: &Digests| Digests::of(self).oids != was.oids;
         let some = || earlier.digests.as_ref().filter(|was| among(was)).map(|_| SOME_TABLE);
-        earlier.tables.iter().find_map(anew).or_else(some)
+        self.of_both(earlier).find_map(anew).or_else(some)
     }
 }
 
@@ -190,6 +250,7 @@ mod tests {
         Published {
             publication: publication.to_owned(),
             tables: tables.iter().map(table).collect(),
+            short: false,
             digests: None,
             whole: whole.to_owned(),
             attached: vec![],
@@ -197,17 +258,62 @@ mod tests {
     }
 
     #[test]
-    fn of_many_tables_any_change_is_known_by_digests_of_bounded_size() {
-        let many = |count: u32| {
-            let mut many = published("1:90", &[], "w");
-            for oid in 0..count {
-                let stamp = Some("9:100".to_owned());
-                let (own, above) = (vec![format!("table {oid}:100")], vec![]);
-                let table = PublishedTable { oid, own, above, stamp };
-                many.tables.insert(format!("o.t{oid}"), table);
-            }
-            many
-        };
+    fn of_some_hundred_tables_each_is_stored_in_short_and_compared_by_itself() {
+        for count in [9, 200] {
+            let stored = many(count).cut().expect("they are too many");
+            assert_eq!(stored.cut(), None, "it is stored again as it is");
+            let room = stored.digested();
+            assert_eq!(room, many(count).digested());
+            assert_eq!(many(count).since(&room, false), Since::Whole);
+            let stored: Published =
+                serde_json::from_slice(&serde_json::to_vec(&stored).expect("it has a form"))
+                    .expect("it is read again");
+            let after = |change: &dyn Fn(&mut Published)| {
+                let mut now = many(count);
+                change(&mut now);
+                let since = match now.since(&stored, false) {
+                    Since::Whole => false,
+                    Since::Broken(why) => {
+                        assert!(why.contains("o.t7"), "{why}");
+                        true
+                    }
+                };
+                let anew = now.made_anew(&stored).map(|name| assert_eq!(name, "o.t7"));
+                let restamped = now.restamped(&stored).map(|name| assert_eq!(name, "o.t7"));
+                (since, anew.is_some(), restamped.is_some())
+            };
+            let seventh = |change: &dyn Fn(&mut PublishedTable)| {
+                after(&|now| now.tables.get_mut("o.t7").map(change).expect("it is there"))
+            };
+            let harmless = (false, false, false);
+            assert_eq!(after(&|_| ()), harmless);
+            let further = &many(count + 1).tables[&format!("o.t{count}")];
+            let add = |now: &mut Published| now.tables.insert("o.u".into(), further.clone());
+            assert_eq!(after(&|now| assert!(add(now).is_none())), harmless, "one more");
+            assert_eq!(after(&|now| assert!(now.tables.remove("o.t3").is_some())), harmless);
+            assert_eq!(seventh(&|t| t.own.insert(0, "schema 9:1".into())), harmless);
+            assert_eq!(seventh(&|t| t.own = vec!["schema 9:1".into()]), (true, false, false));
+            assert_eq!(seventh(&|t| t.own = vec![]), (true, false, false));
+            assert_eq!(seventh(&|t| t.above = vec!["table 1:1".into()]), (true, false, false));
+            assert_eq!(seventh(&|t| t.oid = 9_999), (false, true, false));
+            assert_eq!(seventh(&|t| t.stamp = Some("9:101".into())), (true, false, true));
+            assert_eq!(seventh(&|t| t.stamp = Some(String::new())), (true, false, true));
+        }
+    }
+
+    fn many(count: u32) -> Published {
+        let mut many = published("1:90", &[], "w");
+        for oid in 0..count {
+            let stamp = Some("9:100".to_owned());
+            let (own, above) = (vec![format!("table {oid}:100")], vec![]);
+            let table = PublishedTable { oid, own, above, stamp };
+            many.tables.insert(format!("o.t{oid}"), table);
+        }
+        many
+    }
+
+    #[test]
+    fn of_very_many_tables_any_change_is_known_by_digests_of_bounded_size() {
         assert_eq!(many(8).cut(), None);
         let stored = many(5_000).cut().expect("they are too many");
         let bytes = serde_json::to_vec(&stored).expect("it has a form").len();

@@ -325,6 +325,7 @@ fn published(oid: u32, way: &str) -> Published {
     Published {
         publication: "1:90".into(),
         tables,
+        short: false,
         digests: None,
         whole: way.into(),
         attached: vec![],
