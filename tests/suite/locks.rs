@@ -13,7 +13,7 @@ use outbox_tests::{
 };
 
 use crate::{
-    dead_letters::{sequences, wait_parked, wait_records},
+    dead_letters::{dead_letters, sequences, wait_parked, wait_records},
     obeyed::typed,
     partitions::{ATTACH, ID, TABLE, insert_old},
     repair::wait_snapshot,
@@ -178,6 +178,50 @@ async fn events_flow_while_somebody_locks_rows_that_were_released_and_delivered(
     assert_eq!(sequences(&missing, "k").await, [1, 2, 3]);
     let ids: Vec<&String> = ids.iter().collect();
     each_once(&topic, &ids).await;
+}
+
+/// Nobody waits for the row, and nobody's release is passed over for it.
+#[tokio::test]
+async fn other_lanes_are_released_while_somebody_locks_a_row_that_was_released_and_delivered() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t
+        .relay()
+        .set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}"))
+        .fault("release-stored:1:freeze");
+    let parked = format!(
+        "insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, event_id, lane, \
+             topic, key, payload, headers, fit, reason, error) \
+         select '{}', (select system_identifier::text from pg_control_system()), '0/1', n, n::text, \
+             md5(n::text)::uuid, '{}', convert_to('k' || n, 'UTF8'), 'x', \
+             jsonb_build_array(jsonb_build_array('outbox-id', n::text), \
+                 jsonb_build_array('outbox-position', '')), true, 'too_large', 'scripted' \
+         from generate_series(1, 4) n",
+        settings.value("name"),
+        topic.name()
+    );
+    run(&t, &parked).await;
+    let relay = settings.start().await;
+    dead_letters(&t, &["release", "--topic", topic.name(), "--key", "k1"]).await;
+    wait_records(&topic, 1).await;
+    relay.wait_log("fault: release-stored").await;
+    let operator = t.database().connect(Role::Operator).await;
+    let row = "begin; select * from outbox.dead_letters where event_id = '1' for update";
+    operator.batch_execute(row).await.expect("locked");
+    relay.thaw();
+    for (records, key) in ["k2", "k3", "k4"].into_iter().enumerate() {
+        dead_letters(&t, &["release", "--topic", topic.name(), "--key", key]).await;
+        wait_records(&topic, records + 2).await;
+    }
+    // These are marked, whatever the first one waits for.
+    wait_parked(&t, |parked| parked == 1).await;
+    let metrics = relay.page("/metrics").await;
+    let ignored = metrics.lines().find(|line| line.contains("reason=\"locked\""));
+    assert!(ignored.is_none_or(|line| line.ends_with(" 0")), "{ignored:?}");
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended");
+    operator.batch_execute("commit").await.expect("unlocked");
+    wait_parked(&t, |parked| parked == 0).await;
+    assert_eq!(topic.records().await.len(), 4, "each once");
 }
 
 #[tokio::test]

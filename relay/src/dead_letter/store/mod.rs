@@ -182,14 +182,16 @@ impl DeadLetters for Store {
         self.execute(
             DOING,
             // In the order of the table, whichever release was announced first: announcements that were
-            // lost come again, behind later ones. Mostly the command has given the same places.
+            // lost come again, behind later ones. Mostly the command has given the same places. What is
+            // delivered and could not be marked keeps its own.
             &format!(
                 "with o as materialized ( \
                      select id, place from ( \
                          select id, release_ordinal, \
                              row_number() over (order by commit_lsn, ordinal, id) - 1 + $3 as place \
                          from outbox.dead_letters where relay = $1 and release_id = $2 \
-                             and {RELEASING}) p \
+                             and {RELEASING} \
+                             and coalesce(release_ordinal >= $3, true)) p \
                      where release_ordinal is distinct from place) \
                  update outbox.dead_letters d set release_ordinal = o.place \
                  from o where d.id = o.id"
@@ -334,12 +336,17 @@ impl DeadLetters for Store {
         // What is discarded has had its effect, and is announced no more.
         self.execute(
             "finishing a release",
-            "update outbox.dead_letters set \
+            // Nobody waits for a row that somebody keeps locked.
+            "with mine as materialized ( \
+                 select id from outbox.dead_letters \
+                 where relay = $1 and release_id = $2 and (state = 'discarded' \
+                     or state = 'releasing' and release_ordinal < $3) \
+                 for no key update nowait) \
+             update outbox.dead_letters set \
                  changed_at = case state when 'releasing' then clock_timestamp() else changed_at end, \
                  release_id = case state when 'releasing' then release_id end, \
                  state = case state when 'releasing' then 'released' else state end \
-             where relay = $1 and release_id = $2 and (state = 'discarded' \
-                 or state = 'releasing' and release_ordinal < $3)",
+             where id = any(array(select id from mine)) and state in ('releasing', 'discarded')",
             &[&self.relay, &id, &signed(release.delivered)],
         )
         .await?;
@@ -348,10 +355,11 @@ impl DeadLetters for Store {
 }
 
 impl Store {
-    /// Of the releases that progress knows, marks what it counts as delivered; of what is left, takes into
-    /// this release whatever waits in its lanes, since another release may have taken what is before or
-    /// behind it there, and it would be overtaken. One statement: were the relay to end between the two,
-    /// what waits in a lane of which all else is delivered would be left behind nothing. Returns the lanes.
+    /// Of the releases that progress knows, marks what it counts as delivered, but for rows that somebody has
+    /// locked: those are marked later, and taken in by nobody. Of what is left, takes into this release
+    /// whatever waits in its lanes, since another release may have taken what is before or behind it there,
+    /// and it would be overtaken. One statement: were the relay to end between the two, what waits in a lane
+    /// of which all else is delivered would be left behind nothing. Returns the lanes.
     async fn take_in(
         &self,
         doing: &'static str,
@@ -373,7 +381,8 @@ impl Store {
                          select d.id from unnest($3::uuid[], $4::int8[]) as k (id, delivered) \
                          cross join lateral (select id from outbox.dead_letters \
                              where relay = $1 and release_id = k.id and {RELEASING} \
-                                 and release_ordinal < k.delivered offset 0) d), \
+                                 and release_ordinal < k.delivered offset 0 \
+                             for no key update skip locked) d), \
                      waiting as materialized ( \
                          select w.id from mine cross join lateral (select o.id \
                              from outbox.dead_letters o \

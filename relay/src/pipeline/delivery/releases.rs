@@ -121,7 +121,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
             match self.dead_letters.finish(&release).await {
                 Ok(()) => {}
                 // Its rows are locked, and progress remembers that they are delivered.
-                Err(error) if error.is_locked() => return Ok(()),
+                Err(error) if error.is_locked() => continue,
                 Err(error) => return Err(error.into()),
             }
             fault::point(Point::ReleaseFinished);
