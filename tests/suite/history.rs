@@ -85,7 +85,26 @@ async fn history_older_than_it_is_kept_is_deleted_and_nothing_else_is() {
     assert_eq!(deleted(&relay).await, 1200);
     assert!(relay.sigterm().await.success());
 
+    // They are confirmed, and a repair would still read what they were written with.
     age(&t, "2 minutes").await;
+    let run = async |sql: &str| t.database().superuser().batch_execute(sql).await.expect(sql);
+    run("update outbox.dead_letters set system_id = 'another' where commit_lsn = 'FFFFFFFF/0'; \
+         insert into outbox.dead_letters (relay, system_id, commit_lsn, ordinal, headers, fit, reason, \
+             error, state, changed_at) \
+         select relay, s.system_identifier::text, 'FFFFFFFF/0', 7, '[]', true, '', '', 'discarded', \
+             now() - interval '2 hours' from outbox.dead_letters, pg_control_system() s \
+         where state = 'parked'")
+    .await;
+    relay.restart();
+    relay.wait_ready().await;
+    wait_states(&t, "discarded 2, parked 1, released 1").await;
+    assert_eq!(deleted(&relay).await, 1, "a repair may read the others");
+    assert!(relay.sigterm().await.success());
+
+    // As if they lay before the oldest snapshot.
+    run("update outbox.dead_letters set commit_lsn = '0/20' \
+         where state <> 'parked' and commit_lsn <> 'FFFFFFFF/0'")
+    .await;
     relay.restart();
     relay.wait_ready().await;
     wait_states(&t, "discarded 1, parked 1").await;

@@ -84,6 +84,7 @@ pub(super) async fn run(
         }
         Started::Stream(streaming) => {
             board.resumed(streaming.from);
+            board.stored(streaming.delivery.progress());
             board.phase(Phase::Streaming);
             tracing::info!(from = %streaming.from, "streaming");
             stream(config, parts, board, stop, Arc::clone(&session), *streaming).await

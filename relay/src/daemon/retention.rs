@@ -45,7 +45,7 @@ async fn delete_all(
 ) -> Result<u64, tokio_postgres::Error> {
     let mut all = 0;
     loop {
-        match history.delete_some(session.client()).await? {
+        match history.delete_some(session.client(), board.repaired_from()).await? {
             0 => return Ok(all),
             count => {
                 all += count;

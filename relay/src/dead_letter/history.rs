@@ -3,11 +3,14 @@
 //! An event may be sent to the relay again as long as PostgreSQL was not told that it is done. Until
 //! then the row is what keeps a discarded or released one from being delivered a second time, so age
 //! alone deletes nothing: the event's position must be confirmed, and its release or discard must
-//! have had its effect. Rows of another cluster's WAL are never sent again. Called by `daemon`.
+//! have had its effect. A repair reads what came since a stored snapshot, confirmed or not: the position must
+//! lie before the oldest of these, too. Rows of another cluster's WAL are never sent again. Called by `daemon`.
 
 use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
+
+use crate::lsn::Lsn;
 
 /// Rows and bytes of payloads in one statement, beyond one that is larger alone: others use the
 /// session, too, and a leader that is silent for long is replaced.
@@ -28,12 +31,12 @@ pub struct History {
 }
 
 impl History {
-    /// Deletes the oldest rows; as many as one statement may. Returns how many: none where nothing is
-    /// left to delete.
+    /// Deletes the oldest rows; as many as one statement may, and none that a repair from a snapshot at
+    /// `repaired_from` or later may read. Returns how many: none where nothing is left to delete.
     ///
     /// # Errors
     /// The database's, such as that the role may not delete.
-    pub async fn delete_some(&self, client: &Client) -> Result<u64, Error> {
+    pub async fn delete_some(&self, client: &Client, repaired_from: Lsn) -> Result<u64, Error> {
         let sql = "delete from outbox.dead_letters d using ( \
                        select id from ( \
                            select id, pg_catalog.row_number() over (order by changed_at, id) as place, \
@@ -45,15 +48,16 @@ impl History {
                                          - pg_catalog.make_interval(secs => $2) \
                                      and (state = 'released' or release_id is null) \
                                      and (system_id <> $3 or commit_lsn < ( \
-                                         select confirmed_flush_lsn \
+                                         select least(confirmed_flush_lsn, \
+                                             $7::pg_catalog.text::pg_catalog.pg_lsn) \
                                          from pg_catalog.pg_replication_slots \
                                          where slot_name::pg_catalog.text = $4)) \
                                  order by changed_at, id limit $5) o) o \
                        where bytes <= $6 or place = 1) o \
                    where d.id = o.id and d.state in ('released', 'discarded')";
         let seconds = self.keep.as_secs_f64();
-        client
-            .execute(sql, &[&self.relay, &seconds, &self.system_id, &self.slot, &ROWS, &BYTES])
-            .await
+        let from = repaired_from.to_string();
+        let Self { relay, slot, system_id, .. } = self;
+        client.execute(sql, &[relay, &seconds, system_id, slot, &ROWS, &BYTES, &from]).await
     }
 }

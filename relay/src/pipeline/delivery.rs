@@ -162,6 +162,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         let stored = stored.map_err(PipelineError::Sink)?;
         let now = Instant::now();
         self.settling.stored(now, now - started);
+        self.board.stored(&self.progress);
         course.stored(&self.progress, stored);
         fault::point(Point::Confirmable);
         Ok(())
@@ -306,6 +307,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         match receipt.progress {
             Some(stored) => {
                 self.settling.stored(Instant::now(), Duration::ZERO);
+                self.board.stored(&self.progress);
                 course.stored(&self.progress, stored);
                 fault::point(Point::Confirmable);
             }

@@ -26,7 +26,11 @@ use super::{
     status::{LastBatch, LastError},
 };
 use crate::{
-    dead_letter::lost, lsn::Lsn, metrics::Metrics, position::Position, progress::ParkedRecord,
+    dead_letter::lost,
+    lsn::Lsn,
+    metrics::Metrics,
+    position::Position,
+    progress::{ParkedRecord, Progress},
 };
 
 /// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds since Unix's.
@@ -61,6 +65,8 @@ struct Inner {
     bytes: AtomicU64,
     batches: AtomicU64,
     moved: AtomicU64,
+    /// Where the oldest stored snapshot lies.
+    repaired_from: Known,
     parked_lanes: Known,
     parked_events: Known,
     /// Told when what is parked has changed.
@@ -118,6 +124,7 @@ impl Board {
             bytes: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            repaired_from: Known::default(),
             parked_lanes: Known::default(),
             parked_events: Known::default(),
             parking: Notify::new(),
@@ -264,6 +271,17 @@ impl Board {
     /// Up to where delivery has come, as read from stored progress.
     pub fn resumed(&self, position: Position) {
         self.state().delivered = Some(position);
+    }
+
+    /// Progress is stored: a repair would begin at one of its snapshots.
+    pub fn stored(&self, progress: &Progress) {
+        let oldest = progress.snapshots.last().map(|oldest| oldest.lsn).unwrap_or_default();
+        self.0.repaired_from.set(oldest.get());
+    }
+
+    /// A repair reads nothing that was committed before this; zero where that is not known.
+    pub fn repaired_from(&self) -> Lsn {
+        Lsn::new(self.0.repaired_from.get().unwrap_or_default())
     }
 
     /// The position received from PostgreSQL.
