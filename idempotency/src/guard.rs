@@ -17,7 +17,8 @@ use crate::{error::InboxError, inbox::Inbox, message_id::Day, transaction::Open}
 const LOOK: &str = "with ours as (select c.oid, c.oid::pg_catalog.regclass as name \
         from pg_catalog.pg_class as c \
             join pg_catalog.pg_namespace as n on n.oid operator(pg_catalog.=) c.relnamespace \
-        where n.nspname operator(pg_catalog.=) 'inbox' and c.relkind in ('r', 'p')) \
+        where n.nspname operator(pg_catalog.=) 'inbox' and c.relkind operator(pg_catalog.=) \
+            any (array['r', 'p']::pg_catalog.\"char\"[])) \
     select (select pg_catalog.string_agg(t.name, ', ') from pg_catalog.unnest( \
             array['inbox.messages', 'inbox.consumers', 'inbox.settings', 'inbox.parked_lanes', \
                 'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied']) as t (name) \
@@ -26,11 +27,13 @@ const LOOK: &str = "with ours as (select c.oid, c.oid::pg_catalog.regclass as na
         (select pg_catalog.string_agg(l.line, '; ') from ( \
             select pg_catalog.format('drop trigger %I on %s', t.tgname, o.name) as line \
             from pg_catalog.pg_trigger as t join ours as o on o.oid operator(pg_catalog.=) t.tgrelid \
-            where not t.tgisinternal and t.tgenabled in ('O', 'A') \
+            where not t.tgisinternal and t.tgenabled operator(pg_catalog.=) \
+                any (array['O', 'A']::pg_catalog.\"char\"[]) \
                 and (t.tgtype operator(pg_catalog.&) 3::pg_catalog.int2) operator(pg_catalog.=) 3 \
             union all select pg_catalog.format('drop rule %I on %s', r.rulename, o.name) \
             from pg_catalog.pg_rewrite as r join ours as o on o.oid operator(pg_catalog.=) r.ev_class \
-            where r.ev_enabled in ('O', 'A')) as l)";
+            where r.ev_enabled operator(pg_catalog.=) \
+                any (array['O', 'A']::pg_catalog.\"char\"[])) as l)";
 
 /// Whether somebody may hide, change or pass over rows of the inbox.
 ///
