@@ -5,6 +5,9 @@ use serde::{Serialize, Serializer};
 
 use crate::record::Record;
 
+/// What every line begins with.
+pub(super) const LINE_BEGINS: &str = "{\"topic\":";
+
 /// In the order of the line.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -84,6 +87,7 @@ mod tests {
             .finish();
         let mut lines = Vec::new();
         batch.iter().for_each(|record| write_line(&mut lines, &record));
+        assert!(lines.starts_with(LINE_BEGINS.as_bytes()));
         assert_eq!(
             String::from_utf8(lines).unwrap(),
             concat!(

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::line::LINE_BEGINS;
 use crate::sink::SinkError;
 
 /// Bytes that are read at a time, from the end, to find where the last whole line ends.
@@ -89,6 +90,12 @@ fn open(path: &Path) -> Result<File, SinkError> {
     let is_new = !path.exists();
     let file = OpenOptions::new().read(true).append(true).create(true).open(path);
     let file = file.map_err(|error| at(path, error))?;
+    if !file.metadata().map_err(|error| at(path, error))?.is_file() {
+        return Err(SinkError::Misconfigured {
+            what: format!("{} is not a regular file; nothing is published", path.display()),
+            remedy: "set sink.file.path to a file, or sink.kind to \"stdout\"".into(),
+        });
+    }
     if is_new {
         // Its name is to survive a crash, too.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -113,6 +120,16 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
     let whole = whole_lines(file).map_err(|error| at(path, error))?;
     let length = file.metadata().map_err(|error| at(path, error))?.len();
     if whole < length {
+        if !is_ours(file, whole).map_err(|error| at(path, error))? {
+            return Err(SinkError::Misconfigured {
+                what: format!(
+                    "{} ends in a line that is not whole and that no relay wrote; it was left as it \
+                     is, and nothing is published",
+                    path.display()
+                ),
+                remedy: "set sink.file.path to another file, or end that line".into(),
+            });
+        }
         tracing::warn!(
             file = %path.display(), bytes = length - whole,
             "the file ends in a part of a line, which a crash has left: cutting it off; its record is \
@@ -148,6 +165,14 @@ fn whole_lines(file: &mut File) -> io::Result<u64> {
     Ok(0)
 }
 
+/// Whether what is there from `begin` on is the beginning of a relay's line.
+fn is_ours(file: &mut File, begin: u64) -> io::Result<bool> {
+    let mut start = Vec::with_capacity(LINE_BEGINS.len());
+    file.seek(SeekFrom::Start(begin))?;
+    file.take(LINE_BEGINS.len() as u64).read_to_end(&mut start)?;
+    Ok(LINE_BEGINS.as_bytes().starts_with(&start))
+}
+
 fn at(path: &Path, error: io::Error) -> SinkError {
     failed(&path.display().to_string(), error)
 }
@@ -180,19 +205,34 @@ mod tests {
     #[test]
     fn what_a_crash_left_of_a_line_is_cut_off() {
         let folder = tempfile::tempdir().unwrap();
-        for (before, after) in
-            [("", ""), ("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("half a line", "")]
-        {
+        for (before, after) in [
+            ("", ""),
+            ("a\nb\n", "a\nb\n"),
+            ("a\n{\"topic\":\"orders\",\"key", "a\n"),
+            ("{\"to", ""),
+        ] {
             let path = folder.path().join("lines");
             std::fs::write(&path, before).unwrap();
             lock(&path, &mut open(&path).unwrap()).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), after);
         }
-        let long = "x".repeat(3 * TAIL);
+        let long = format!("{LINE_BEGINS}{}", "x".repeat(3 * TAIL));
         let path = folder.path().join("long");
         std::fs::write(&path, format!("whole\n{long}")).unwrap();
         lock(&path, &mut open(&path).unwrap()).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole\n");
+    }
+
+    #[test]
+    fn what_no_relay_wrote_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes");
+        std::fs::write(&path, "my notes").unwrap();
+        let refused = lock(&path, &mut open(&path).unwrap()).unwrap_err();
+        assert!(matches!(refused, SinkError::Misconfigured { .. }), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "my notes");
+        let refused = open(Path::new("/dev/null")).unwrap_err();
+        assert!(matches!(refused, SinkError::Misconfigured { .. }), "{refused}");
     }
 
     #[test]
