@@ -304,7 +304,7 @@ impl Inbox {
         self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).overdue
     }
 
-    /// Whether nobody hides, changes or passes over its rows.
+    /// That no one hides, changes or suppresses its rows.
     pub(crate) async fn is_whole(&self) -> Result<(), InboxError> {
         guard::look(&*self.sessions.get().await?).await
     }

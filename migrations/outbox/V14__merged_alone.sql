@@ -1,4 +1,4 @@
--- outbox V14: nobody waits, or fails, for the merging of notes of deleted rows.
+-- outbox V14: merging the notes of deleted rows makes no writer wait or fail.
 --
 -- While outbox.deletions was never analysed, merging was planned as a join so dear that it was compiled, for
 -- 0.1 s in one of twenty transactions. And a transaction in REPEATABLE READ or SERIALIZABLE failed

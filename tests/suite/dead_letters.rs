@@ -1,5 +1,8 @@
 //! Parked lanes and dead letters: what is refused for good waits in order, and the rest flows.
 
+mod commits;
+mod kills;
+
 use std::{collections::BTreeSet, os::unix::process::ExitStatusExt};
 
 use outbox_relay::throwaway::LocalPostgres;
@@ -17,9 +20,6 @@ use outbox_tests::{
 use serde_json::Value;
 
 use crate::idle::received;
-
-/// More transactions than the writers get to: they end when told.
-const ENDLESS: u64 = 1_000_000;
 
 /// Refused soon, for a topic that is not there.
 fn impatient(t: &Harness) -> Settings {
@@ -466,235 +466,12 @@ async fn more_lanes_than_memory_is_for_keep_their_order_and_halt_nobody() {
     check::compare(&truth, &records, 2).assert_exactly_once();
 }
 
-/// Kills while lanes are parked under load, then while they are released under load.
-async fn park_and_release_through_kills(t: &Harness, settings: Settings) -> Topic {
-    let topic = t.topic("late");
-    let mut relay = settings.start().await;
-    let plan =
-        Plan { topic: topic.name().to_owned(), partitions: 4, writers: 4, transactions: ENDLESS };
-    let load = t.load(&plan).await;
-    let mut parked = 0;
-    for _ in 0..3 {
-        parked = wait_parked(t, |found| found > parked).await;
-        relay.kill9().await;
-        relay.restart();
-    }
-    wait_parked(t, |found| found > parked).await;
-    let topic = topic.create(4).await;
-    let mut seen = 0;
-    for _ in 0..4 {
-        dead_letters(t, &["release", "--all"]).await;
-        seen = wait_for_more(&topic, seen).await;
-        relay.kill9().await;
-        relay.restart();
-    }
-    load.stop().await;
-    relay.wait_for("/readyz", 200).await;
-    let truth: BTreeSet<String> = t.committed().await.into_iter().map(|row| row.id).collect();
-    wait::until("all is released", wait::PATIENCE, || async {
-        dead_letters(t, &["release", "--all"]).await;
-        let records = topic.records().await;
-        let there: BTreeSet<&str> = records.iter().filter_map(|record| record.id()).collect();
-        match (truth.len() - there.len(), count_parked(t).await) {
-            (0, 0) => Ok(()),
-            (missing, parked) => Err(format!("{missing} are missing, {parked} are parked")),
-        }
-    })
-    .await
-    .expect("all is released");
-    assert!(relay.sigterm().await.success());
-    topic
-}
-
-async fn wait_for_more(topic: &Topic, before: usize) -> usize {
-    wait::until("more records arrive", wait::PATIENCE, || async {
-        match topic.records().await.len() {
-            found if found > before => Ok(found),
-            found => Err(format!("{found} records")),
-        }
-    })
-    .await
-    .expect("the relay delivers")
-}
-
-#[tokio::test]
-async fn parked_and_released_through_kills_each_event_arrives_once_and_in_order() {
-    let t = Harness::start().await;
-    let topic = park_and_release_through_kills(&t, impatient(&t)).await;
-    t.count(&topic, 4).await.assert_exactly_once();
-}
-
-#[tokio::test]
-async fn with_at_least_once_parking_and_releasing_through_kills_lose_nothing() {
-    let t = Harness::start().await;
-    let settings = impatient(&t).set("sink.delivery", "at-least-once");
-    let topic = park_and_release_through_kills(&t, settings).await;
-    let truth = t.committed().await;
-    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
-    check::compare(&truth, &records, 4).assert_at_least_once();
-}
-
 /// A topic's limit, and payloads that it refuses.
 const LIMIT: &str = "max.message.bytes";
 
 fn payload(bytes: usize) -> Value {
     let digits: String = (0..bytes / 16).map(|n| format!("{n:016}")).collect();
     digits.into()
-}
-
-/// The simulation found it, as seed 2053 of its time.
-#[tokio::test]
-async fn what_a_release_puts_back_is_not_lost_when_the_relay_ends_before_it_is_complete() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
-    let mut relay = t.relay().start().await;
-    let event = |bytes| Event::to(topic.name()).key("a").payload(payload(bytes));
-    t.commit([event(8_000), event(30_000), event(100)]).await;
-    wait_parked(&t, |parked| parked == 3).await;
-    relay.kill9().await;
-    relay.restart_with(Some("release-delivered"));
-    relay.wait_for("/readyz", 200).await;
-    topic.set(LIMIT, "16000").await;
-    dead_letters(&t, &["release", "--all"]).await;
-    ended_at(&mut relay, "release-delivered").await;
-    // Progress counts three places; the two that were put back are free.
-    assert_eq!(sequences(&topic, "a").await, [1]);
-    topic.set(LIMIT, "100000").await;
-    relay.restart_with(None);
-    wait_parked(&t, |parked| parked == 0).await;
-    t.count(&topic, 1).await.assert_exactly_once();
-}
-
-/// The simulation found it, as seeds 838 and 119 of its time.
-#[tokio::test]
-async fn an_event_alone_that_was_parked_just_before_a_crash_comes_from_the_table_or_not_at_all() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
-    let mut relay = t.relay().start().await;
-    let alone = || Event::to(topic.name()).payload(payload(8_000));
-    for (keyed, discard) in [(1, false), (2, true)] {
-        topic.set(LIMIT, "4000").await;
-        relay.kill9().await;
-        relay.restart_with(Some("parked"));
-        relay.wait_for("/readyz", 200).await;
-        t.commit([alone()]).await;
-        // It is in the table, progress does not cover it, and the server will send it again.
-        ended_at(&mut relay, "parked").await;
-        topic.set(LIMIT, "100000").await;
-        if discard {
-            let id = list(&t).await[0]["id"].to_string();
-            dead_letters(&t, &["discard", &id]).await;
-            // History may be deleted at any time; what the relay has not come to stays.
-            let history =
-                "delete from outbox.dead_letters where state in ('released', 'discarded')";
-            t.database().superuser().batch_execute(history).await.expect("deleted");
-        }
-        relay.restart_with(None);
-        t.commit([Event::to(topic.name()).key("later")]).await;
-        wait::until("what comes later arrives", wait::PATIENCE, || async {
-            let found = sequences(&topic, "later").await.len();
-            if found == keyed { Ok(()) } else { Err(found) }
-        })
-        .await
-        .expect("it arrives");
-        dead_letters(&t, &["release", "--all"]).await;
-        wait_parked(&t, |parked| parked == 0).await;
-    }
-    wait_records(&topic, 3).await;
-    let truth = t.committed().await;
-    let count = check::compare(&truth, &topic.records().await, 1);
-    // All but the one that was discarded.
-    let expected = check::Count { committed: 4, delivered: 3, lost: 1, ..Default::default() };
-    assert_eq!(count, expected);
-}
-
-/// A server of the test's own, whose settings it may change.
-async fn on_a_server_of_its_own() -> (Harness, LocalPostgres) {
-    let ((postgres, server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
-    (Harness::with(postgres, kafka).await, server)
-}
-
-async fn set_server(t: &Harness, setting: &str) {
-    for statement in [&format!("alter system set {setting}"), "select pg_reload_conf()"] {
-        t.database().superuser().batch_execute(statement).await.expect(setting);
-    }
-}
-
-/// How the relay's session commits there is noted by the table itself.
-#[tokio::test]
-async fn a_park_is_durable_also_where_the_database_commits_asynchronously() {
-    let mut t = Harness::start().await;
-    let noted = format!(
-        "alter database {} set synchronous_commit = off; \
-         create table public.commits (how text); \
-         create function public.note() returns trigger security definer language plpgsql as $$ \
-         begin \
-             insert into public.commits values (pg_catalog.current_setting('synchronous_commit')); \
-             return null; \
-         end $$; \
-         create trigger noted after insert on outbox.dead_letters \
-             for each statement execute function public.note()",
-        t.database().name()
-    );
-    t.database().superuser().batch_execute(&noted).await.expect("a trigger");
-    let topic = t.topic("orders").create(1).await;
-    let _relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("a").partition(9)]).await;
-    wait_parked(&t, |parked| parked == 1).await;
-    let how = "select distinct how from public.commits";
-    let how = t.database().superuser().query_one(how, &[]).await.expect("it was noted");
-    assert_eq!(how.get::<_, &str>(0), "on");
-}
-
-/// The server sends what it has written; others see it once the standbys have it, too.
-#[tokio::test]
-async fn a_release_that_waits_for_a_standby_holds_no_one_and_is_carried_out_once_it_is_visible() {
-    let (mut t, _server) = on_a_server_of_its_own().await;
-    let topic = t.topic("orders").create_with(1, &[(LIMIT, "4000")]).await;
-    let relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("a").payload(payload(8_000))]).await;
-    wait_parked(&t, |parked| parked == 1).await;
-    topic.set(LIMIT, "100000").await;
-    set_server(&t, "synchronous_standby_names = 'nobody'").await;
-    let arrives = async {
-        let waiting = "select pg_current_wal_flush_lsn()::text from pg_stat_activity \
-                       where datname = current_database() and wait_event = 'SyncRep'";
-        let lsn = wait::until("the release waits", wait::PATIENCE, || async {
-            let row = t.database().superuser().query_opt(waiting, &[]).await;
-            row.map_err(|error| error.to_string())?.ok_or_else(|| "it does not".to_owned())
-        });
-        let lsn: String = lsn.await.expect("it is under way").get(0);
-        received(&t, &relay, &lsn).await;
-        // Whoever wrote it, others do not wait for it.
-        let event = format!(
-            "begin; set local synchronous_commit = local; \
-             insert into outbox.events (topic, key, headers) \
-                 values ('{}', 'b', '{{\"sequence\": \"1\"}}'); \
-             commit",
-            topic.name()
-        );
-        t.database().superuser().batch_execute(&event).await.expect("inserted");
-        wait_records(&topic, 1).await;
-        set_server(&t, "synchronous_standby_names = ''").await;
-    };
-    tokio::join!(dead_letters(&t, &["release", "--all"]), arrives);
-    t.count(&topic, 1).await.assert_exactly_once();
-}
-
-/// Its own stream is a standby then, and confirms what is parked after the park.
-#[tokio::test]
-async fn a_park_does_not_wait_for_the_relay_itself_where_everybody_is_a_synchronous_standby() {
-    let (mut t, _server) = on_a_server_of_its_own().await;
-    set_server(&t, "synchronous_standby_names = '*'").await;
-    let topic = t.topic("orders").create(1).await;
-    let relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("a").partition(9)]).await;
-    t.commit([Event::to(topic.name()).key("b")]).await;
-    wait_records(&topic, 1).await;
-    wait_parked(&t, |parked| parked == 1).await;
-    assert!(relay.logs_contain("counts as a synchronous standby"), "{}", relay.log_text());
-    assert!(!relay.logs_contain("will try again"), "{}", relay.log_text());
-    set_server(&t, "synchronous_standby_names = ''").await;
 }
 
 #[tokio::test]
@@ -711,35 +488,4 @@ async fn with_at_least_once_a_refused_event_parks_what_comes_later() {
     wait_records(&topic, 1).await;
     assert_eq!(texts(&list(&t).await, "reason"), ["too_large", "lane_parked"]);
     wait_lanes(&relay, 1).await;
-}
-
-#[tokio::test]
-async fn a_poisoned_lane_keeps_its_order_through_kills_while_the_others_flow() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(4).await;
-    let mut relay = t.relay().start().await;
-    for round in 0..30 {
-        let poison = round % 10 == 4;
-        let key = format!("k{}", round / 10);
-        t.commit((0..8).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
-        if poison {
-            t.commit([Event::to(topic.name()).key(&key).partition(99)]).await;
-        }
-        if round % 7 == 6 {
-            relay.kill9().await;
-            relay.restart();
-        }
-    }
-    wait_parked(&t, |parked| parked == 3 * 26 - 30).await;
-    wait_records(&topic, 8 * 30 - (3 * 25 - 30)).await;
-    let parked = list(&t).await;
-    for lane in 0..8 {
-        let key = format!("k{lane}");
-        let delivered = sequences(&topic, &key).await;
-        let poisoned = parked.iter().filter(|entry| entry["key"].as_str() == Some(&key)).count();
-        let expected: Vec<u64> = (1..=delivered.len() as u64).collect();
-        assert_eq!(delivered, expected, "{key} in order and from its first on");
-        assert_eq!(delivered.len() + poisoned, if lane < 3 { 31 } else { 30 }, "{key}");
-    }
-    assert!(relay.sigterm().await.success());
 }

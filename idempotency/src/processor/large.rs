@@ -29,7 +29,7 @@ impl Large {
         Turn { _held: self.turn.lock().await, used: true }
     }
 
-    /// If nobody has it, for whoever may come to need it.
+    /// If no one holds it now, it is kept for whoever needs it next.
     pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
         Some(Turn { _held: self.turn.try_lock().ok()?, used: false })
     }
@@ -62,7 +62,7 @@ impl Drop for Turn<'_> {
 }
 
 /// What was freed is mostly kept by glibc, for each thread, in case it is asked for as much again: several
-/// messages' sizes that nobody uses. It takes as long as a small transaction.
+/// messages' sizes that no one uses. It takes as long as a small transaction.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back() {
     // SAFETY: it takes any number, may be called on any thread, and touches nothing that is in use.

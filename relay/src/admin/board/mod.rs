@@ -54,7 +54,7 @@ struct Inner {
     broker_heard: Stamp,
     beat: Stamp,
     delivering: Stamp,
-    /// A batch was taken, or something came of it since; never while there is none.
+    /// When a batch was taken, or last progressed; `None` while there is no batch.
     working: Stamp,
     /// Since when deliveries have been tried, and none stored, whatever began anew meanwhile.
     unstored: Stamp,
@@ -500,7 +500,7 @@ impl Board {
 }
 
 impl State {
-    /// What was tried again, or waited for a person, goes on.
+    /// A retry succeeded, or a halt is over: the relay continues.
     fn trouble_is_over(&mut self) {
         if std::mem::take(&mut self.error_is_trouble)
             && let Some(error) = &mut self.last_error
