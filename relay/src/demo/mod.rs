@@ -284,7 +284,7 @@ impl Director<'_> {
             streams = self.wait_for_stream(streams).await?;
             let restart = killed.elapsed().as_secs_f64();
             (self.tell)(Update::Line(format!(
-                "kill -9 of process {pid} at {seen} delivered; process {} goes on after {restart:.1} s",
+                "kill -9 of process {pid} at {seen} delivered; process {} continues after {restart:.1} s",
                 self.relay.pid(),
             )));
             // The next kill is to hit one that delivers: one before that would show little.
