@@ -65,7 +65,7 @@ pub struct Outcome {
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.after {
-            Some(after) => write!(f, "the relay goes on from {after}")?,
+            Some(after) => write!(f, "the relay continues from {after}")?,
             None => f.write_str("the relay makes a new slot")?,
         }
         let before = self.before.map_or_else(|| "nothing".to_owned(), |at| at.to_string());
@@ -191,7 +191,7 @@ async fn position(
             }
             let before = before.filter(|_| stored.is_some_and(|stored| stored.repair.is_none()));
             before.map(between).context(
-                "there is no stored progress to go on from, or a repair is under way, which goes on \
+                "there is no stored progress to continue from, or a repair is under way, which continues \
                  by itself",
             )
         }
@@ -297,7 +297,7 @@ async fn upgraded(
     let stored = stored.filter(|progress| progress.repair.is_none());
     let known = stored.and_then(|progress| Some((progress.position?, progress.snapshots.first()?)));
     let Some((position, newest)) = known else {
-        bail!("stored progress has no snapshot to go on from, or a repair is under way")
+        bail!("stored progress has no snapshot to continue from, or a repair is under way")
     };
     let goes_on = "select pg_catalog.pg_snapshot_xmax($1::text::pg_catalog.pg_snapshot) \
                    operator(pg_catalog.<=) \

@@ -212,7 +212,7 @@ async fn a_standby_that_is_away_and_that_postgresql_waits_for_is_said_to_hold_ev
     t.commit([Event::to(topic.name()).key("k")]).await;
     relay.wait_for("/readyz", 503).await;
     let why = relay.status().await["not_ready_because"].as_str().unwrap_or_default().to_owned();
-    assert!(why.contains("standby_1 (nobody reads from it)"), "{why}");
+    assert!(why.contains("standby_1 (nothing reads from it)"), "{why}");
     assert!(relay.logs_contain("no event comes"), "{}", relay.log_text());
     let checked = async || {
         let output = t.relay().command(&["check"]).await;
@@ -220,7 +220,7 @@ async fn a_standby_that_is_away_and_that_postgresql_waits_for_is_said_to_hold_ev
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let seen = checked().await;
-    assert!(seen.contains("standby_1 (nobody reads from it)"), "{seen}");
+    assert!(seen.contains("standby_1 (nothing reads from it)"), "{seen}");
     obey(&t, "select pg_drop_replication_slot('standby_1')").await;
     let seen = checked().await;
     assert!(seen.contains("standby_1 (there is no slot of that name)"), "{seen}");

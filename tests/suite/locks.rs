@@ -71,7 +71,7 @@ async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
     each_once(&topic, &[&id]).await;
     admin.batch_execute("begin; lock table outbox.events").await.expect("locked");
     // The look at the tables is every five seconds.
-    tokio::time::timeout(HELD * 2, relay.wait_log("somebody else's lock is in the way"))
+    tokio::time::timeout(HELD * 2, relay.wait_log("someone else's lock is in the way"))
         .await
         .expect("the look was skipped");
     assert!(relay.logs_contain("holds outbox.events"), "{}", relay.log_text());

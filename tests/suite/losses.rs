@@ -80,7 +80,7 @@ async fn a_truncated_partition_halts_a_repair() {
 async fn an_account_of_deleted_rows_that_was_emptied_halts_a_repair() {
     let deleted = "insert into outbox.events (topic) values ('x'); \
                    delete from outbox.events where topic = 'x'; ";
-    let words = ["outbox.deletions, was emptied or made anew"];
+    let words = ["outbox.deletions, was emptied or recreated"];
     let emptied = [deleted, "truncate outbox.deletions"].concat();
     halts_after("select 1", &emptied, &words).await;
     let anew = "create table outbox.anew (like outbox.deletions including defaults); \

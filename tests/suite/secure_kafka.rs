@@ -251,7 +251,7 @@ async fn a_wrong_password_is_named_and_does_not_show() {
     assert!(!said.contains("wrong-battery"), "{said}");
     let mut relay = settings.spawn();
     relay.wait_for("/readyz", 503).await;
-    relay.wait_log("mend sasl.").await;
+    relay.wait_log("correct sasl.").await;
     assert!(relay.sigterm().await.success());
     assert!(!relay.logs_contain("wrong-battery"), "the password is in the log");
 }

@@ -49,12 +49,12 @@ pub enum RunError {
     #[error("the Kafka consumer can't start")]
     Client(#[source] KafkaError),
     /// The client can't go on.
-    #[error("the Kafka consumer can't go on")]
+    #[error("the Kafka consumer can't continue")]
     Fatal(#[source] KafkaError),
     /// Where the group was in a partition is not in the topic (any more), and `auto.offset.reset` is
     /// `error`, so nothing of the partition would be read.
     #[error(
-        "{topic}/{partition}: where the group {group:?} goes on is not in the topic, and \
+        "{topic}/{partition}: where the group {group:?} continues is not in the topic, and \
          auto.offset.reset is `error`, so nothing of the partition is read ({text}); to read all that \
          is there, stop all members of the group and type: kafka-consumer-groups.sh --group {group} \
          --topic {topic}:{partition} --reset-offsets --to-earliest --execute; with a watermark, also: \

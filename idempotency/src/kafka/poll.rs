@@ -252,7 +252,7 @@ fn survivable(error: KafkaError) -> Result<(), RunError> {
             RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed,
         ) => Err(RunError::Fatal(error)),
         error => {
-            tracing::warn!(%error, "Kafka has an error for the consumer, which goes on; is each topic there?");
+            tracing::warn!(%error, "Kafka has an error for the consumer, which continues; is each topic there?");
             Ok(())
         }
     }

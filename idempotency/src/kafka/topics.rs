@@ -110,7 +110,7 @@ impl Topics {
                     partition = number,
                     from,
                     to,
-                    "the partition was cut, or its topic made anew: reading was at offset {from}, and \
+                    "the partition was cut, or its topic recreated: reading was at offset {from}, and \
                      begins again at {to}. What it reads twice is found to be a duplicate; what was \
                      cut off before it was read has no effect here"
                 );
@@ -240,7 +240,7 @@ pub(super) fn say_anew(consumer: &str, topic: &str) {
     tracing::error!(
         consumer,
         topic,
-        "the topic was deleted and made anew: its partitions are read from their beginnings. Records \
+        "the topic was deleted and recreated: its partitions are read from their beginnings. Records \
          of the old one that were not read yet have no effect here"
     );
 }
@@ -283,7 +283,7 @@ pub(super) fn committed(
     let found = match consumer.committed_offsets(list.clone(), ASK) {
         Ok(found) => found,
         Err(error) => {
-            tracing::warn!(%error, "where the group goes on is not known here; records that are gone \
+            tracing::warn!(%error, "where the group continues is not known here; records that are gone \
                             since then would not be noticed");
             return HashMap::new();
         }

@@ -120,7 +120,7 @@ impl Processor {
                     tracing::error!(
                         consumer,
                         lanes,
-                        "messages waited in inbox.parked that nobody would have taken up, since \
+                        "messages waited in inbox.parked that no process would have taken up, since \
                          inbox.parked_lanes had no row for their keys: a version before this one could \
                          leave that so under REPEATABLE READ, or somebody deleted the rows. They are \
                          taken up now, after later messages of their keys may have taken effect"

@@ -55,10 +55,10 @@ const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 #[derive(Debug, thiserror::Error)]
 pub enum Stop {
     /// A handler returned [`Failure::fatal`].
-    #[error("the handler can't go on: {0}")]
+    #[error("the handler can't continue: {0}")]
     Handler(String),
     /// The inbox is refused by its database.
-    #[error("the inbox can't go on")]
+    #[error("the inbox can't continue")]
     Inbox(#[source] InboxError),
 }
 

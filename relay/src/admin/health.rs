@@ -182,7 +182,7 @@ fn goes_on(now: &Vitals) -> Result<(), String> {
     match now.working_for {
         Some(time) if time > DELIVERY_MAX => Err(format!(
             "nothing came of the events at hand for {} s: a step at outbox.dead_letters takes long, mostly \
-             for somebody else's lock. Nothing is lost, and events of every key wait; `outbox-relay check` \
+             for someone else's lock. Nothing is lost, and events of every key wait; `outbox-relay check` \
              names who holds it",
             time.as_secs()
         )),
@@ -242,7 +242,7 @@ mod tests {
             (
                 Vitals { working_for: Some(s(16)), ..streaming.clone() },
                 "nothing came of the events at hand for 16 s: a step at outbox.dead_letters takes long, \
-                 mostly for somebody else's lock. Nothing is lost, and events of every key wait; \
+                 mostly for someone else's lock. Nothing is lost, and events of every key wait; \
                  `outbox-relay check` names who holds it",
             ),
             (Vitals { held_back: Some("held".into()), ..streaming.clone() }, "held"),

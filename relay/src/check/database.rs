@@ -185,7 +185,7 @@ async fn locked(client: &Client) -> Finding {
     let held = locks::holders(client).await;
     problem(
         "locks",
-        format!("somebody else's lock keeps others from a table: {held}"),
+        format!("someone else's lock keeps others from a table: {held}"),
         "wait until it is gone, or end it; until then an event that must be parked keeps all others \
          waiting. Then run check again",
     )

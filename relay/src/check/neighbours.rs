@@ -22,7 +22,7 @@ pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
     };
     Some(warning(
         "other slots",
-        format!("nobody reads from {}{more}", named.join(", ")),
+        format!("nothing reads from {}{more}", named.join(", ")),
         format!(
             "start what reads from them, or drop each that is not needed any more: select \
              pg_drop_replication_slot('{}')",
@@ -63,7 +63,7 @@ mod tests {
             retained_bytes: n << 30,
         };
         let found = idle(&[slot(20), slot(1)]).expect("two");
-        let seen = "nobody reads from outbox_20 of app, which keeps 20 GiB of WAL, outbox_1, which \
+        let seen = "nothing reads from outbox_20 of app, which keeps 20 GiB of WAL, outbox_1, which \
                     keeps 1024 MiB of WAL";
         assert_eq!(found.seen, seen);
         assert!(found.remedy.ends_with("select pg_drop_replication_slot('outbox_20')"));

@@ -13,7 +13,7 @@ use super::output::eprint;
 pub(super) fn ask(question: &str) -> anyhow::Result<bool> {
     let input = std::io::stdin();
     if !input.is_terminal() {
-        bail!("{question} There is nobody to ask: give --yes; nothing was changed");
+        bail!("{question} There is no terminal to ask on: give --yes; nothing was changed");
     }
     eprint(&format!("{question} [y/N]"));
     let mut answer = String::new();

@@ -41,10 +41,10 @@ pub(super) struct DemoArgs {
     /// Concurrent writers
     #[arg(long, default_value_t = 6, value_parser = value_parser!(u32).range(1..=50))]
     writers: u32,
-    /// How often the relay is killed
+    /// How many times the relay is killed
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(0..=50))]
     kills: u32,
-    /// Damage the consumer's table before it is counted, to see that the count can tell
+    /// Damage the consumer's table before counting, to prove that the count detects it
     #[arg(long)]
     tamper: bool,
     /// Print JSON

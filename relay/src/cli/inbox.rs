@@ -25,7 +25,7 @@ const THERE_MAX: i64 = 20;
 /// What to look after.
 #[derive(Debug, Subcommand)]
 pub(super) enum Part {
-    /// Look at messages that a consumer gave up, and replay or discard them
+    /// List messages that a consumer gave up, and replay or discard them
     #[command(after_help = "Examples:
   outbox-relay inbox dead-letters list --by code --postgres postgres://operator@db/billing
   outbox-relay inbox dead-letters replay --code card-declined
@@ -46,13 +46,13 @@ pub(super) enum Action {
     List {
         #[command(flatten)]
         of: Of,
-        /// Also what was replayed or discarded
+        /// Also list replayed and discarded ones
         #[arg(long)]
         all: bool,
-        /// Count, instead of listing each
+        /// Print counts instead of messages
         #[arg(long, value_enum, conflicts_with = "all")]
         by: Option<By>,
-        /// At most so many [default: 100, without --json]
+        /// Maximum number of lines [default: 100, without --json]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
         limit: Option<i64>,
     },
@@ -62,11 +62,11 @@ pub(super) enum Action {
         #[arg(value_name = "ID")]
         id: i64,
     },
-    /// Let them be handled again
+    /// Replay: the consumer handles them again
     #[command(after_help = "It asks first, with their number, unless one is named by its number.
 Without a terminal, a selection needs --yes.")]
     Replay(Chosen),
-    /// Give them up for good; they stay as history
+    /// Discard permanently; they stay in the table as history
     #[command(
         after_help = "It asks first, with their number. Without a terminal, a selection needs
 --yes."
@@ -76,17 +76,17 @@ Without a terminal, a selection needs --yes.")]
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum By {
-    /// Consumer, topic and code
+    /// By consumer, topic and code
     Code,
 }
 
 /// Which of them.
 #[derive(Debug, Args)]
 pub(super) struct Of {
-    /// Those with this code
+    /// Only those with this code
     #[arg(long)]
     code: Option<String>,
-    /// Those of this topic
+    /// Only those of this topic
     #[arg(long)]
     topic: Option<String>,
 }
@@ -94,7 +94,7 @@ pub(super) struct Of {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["id", "code", "topic", "all"]))]
 pub(super) struct Chosen {
-    /// The one of this number
+    /// The dead letter with this number
     #[arg(value_name = "ID", conflicts_with_all = ["code", "topic", "all"])]
     id: Option<i64>,
     #[command(flatten)]

@@ -71,7 +71,7 @@ or postgres.url_file instead.
 Exit code 0 after SIGTERM or SIGINT; 1 if it can't start; 2 for wrong settings. Outages and halts end
 nothing: see `outbox-relay status`.")]
     Run(Flags),
-    /// Examine every precondition, with a remedy for each that does not hold
+    /// Check every precondition, and print a remedy for each that fails
     #[command(after_help = "Ends within 15 s; exit code 1 if there is a problem.")]
     Check {
         #[command(flatten)]
@@ -87,7 +87,7 @@ nothing: see `outbox-relay status`.")]
 
 Exit code 0 also where nothing was left to do; 1 if it failed, and then nothing is changed.")]
     Migrate {
-        /// Connection string of the tables' owner
+        /// Connection string of the owner of the tables
         #[arg(long, value_name = "URL")]
         postgres: Option<String>,
         /// Which tables: `outbox`, the producer's, or `inbox`, a consumer's
@@ -109,22 +109,22 @@ waits, repairs, or has halted: the phase says which, and the reason), or if no r
         #[arg(long)]
         json: bool,
     },
-    /// Decide where the relay has halted and only a person can
+    /// Resume a halted relay with an explicit decision
     #[command(after_help = "Examples:
-  outbox-relay resume --at slot              go on from the slot's confirmed position
-  outbox-relay resume --at progress          go on; leave out what the slot lacks
-  outbox-relay resume --at upgrade           go on after pg_upgrade; leave out nothing
+  outbox-relay resume --at slot              continue at the slot's confirmed position
+  outbox-relay resume --at progress          continue at stored progress; leave out what the slot lacks
+  outbox-relay resume --at upgrade           continue after pg_upgrade; leave out nothing
   outbox-relay resume --at table             make a new slot; publish what was created since the
                                              newest published event
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
-A relay that has halted looks again every ten seconds: it finds the decision by itself. One that works,
-or waits for a broker, must be stopped first.
+The log and /readyz of a halted relay name the command to type. A halted relay looks again every ten
+seconds and finds the decision by itself. A relay that works, or waits for a broker, must be stopped first.
 
-It asks first where events are left out, with their number if that can be known. Without a terminal it
-needs --yes then. The relay's log and /readyz name the command. Exit code 1 if a relay is at work or the
-decision does not fit what is there, and then nothing is changed.")]
+If the decision leaves events out, the command says how many, where that can be known, and asks. Without a
+terminal it then needs --yes. Exit code 1: a relay is at work, or the decision does not match what is there;
+nothing was changed.")]
     Resume {
         #[command(flatten)]
         flags: Flags,
@@ -152,12 +152,12 @@ done.")]
         #[command(subcommand)]
         action: dead_letters::Action,
     },
-    /// Look after a consumer's database
+    /// Inspect and replay a consumer's dead letters
     Inbox {
         /// Connection string of an operator of the consumer's database [setting: postgres.url]
         #[arg(long, global = true, value_name = "URL")]
         postgres: Option<String>,
-        /// Only what is this consumer's, such as billing/charge
+        /// Only this consumer, such as billing/charge
         #[arg(long, global = true, value_name = "NAME")]
         consumer: Option<String>,
         /// Print JSON
@@ -169,12 +169,12 @@ done.")]
     /// Print the effective settings, each with where it came from; secrets as ***
     #[command(after_help = "Exit code 2 if a setting is wrong; all that are wrong are named.")]
     Config(Flags),
-    /// See it work: writers, a relay that is killed again and again, a consumer, and the count
+    /// See it work: writers, a relay that is killed repeatedly, a consumer, and a count of every event
     #[command(after_help = demo::AFTER_HELP)]
     Demo(demo::DemoArgs),
 }
 
-/// Settings that are common enough to have a flag.
+/// Settings that have a flag.
 #[derive(Debug, Args)]
 struct Flags {
     /// Connection string of the database [setting: postgres.url]
@@ -196,28 +196,28 @@ struct Flags {
 
 #[derive(Debug, Args)]
 struct ResumeArgs {
-    /// Where to go on
+    /// Where to continue
     #[arg(long, value_enum, required_unless_present = "skip", conflicts_with = "skip")]
     at: Option<At>,
     /// The position of the event to leave out, as the relay names it
     #[arg(long, value_name = "POSITION")]
     skip: Option<RowPosition>,
-    /// Do not ask before more is left out than the command names
+    /// Do not ask, even if more events are left out than the command names
     #[arg(long)]
     yes: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum At {
-    /// The slot's confirmed position
+    /// At the slot's confirmed position
     Slot,
-    /// Stored progress, with what the slot has
+    /// At stored progress, with what the slot still has
     Progress,
-    /// Where pg_upgrade has left off
+    /// Where the old cluster ended, after pg_upgrade
     Upgrade,
-    /// A new slot, after what was created since the newest published event
+    /// At a new slot, after publishing from the table what was created since the newest published event
     Table,
-    /// A new slot, made at the next start
+    /// At a new slot, made at the next start; leaves out everything before it
     Now,
 }
 

@@ -17,7 +17,7 @@ use crate::{
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
 pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<bool> {
     let Some(address) = admin.reach() else {
-        bail!("admin.listen is off, so there is nobody to ask: set it, or give --admin HOST:PORT");
+        bail!("admin.listen is off, so there is nothing to ask: set it, or give --admin HOST:PORT");
     };
     let (code, body) = client::get(&address, "/status").await?;
     if code != 200 {

@@ -91,7 +91,7 @@ impl Checker<'_> {
                 self.problem(
                     "name",
                     &name.origin,
-                    format!("{:?} does not fit", name.value),
+                    format!("{:?} is not valid", name.value),
                     "use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it",
                 );
             }

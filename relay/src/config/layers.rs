@@ -102,7 +102,7 @@ fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Option<Layer> {
             key: path.display().to_string(),
             origin: Origin::Default,
             what: without_snippet(&error.to_string()),
-            remedy: "mend the TOML there; the settings in it were not read".into(),
+            remedy: "correct the TOML there; the settings in it were not read".into(),
         })
     });
     match parsed {

@@ -184,14 +184,14 @@ fn all_problems_are_reported_at_once_each_with_its_key_origin_and_remedy() {
         "sink.bytes_max (FILE): there is no such setting; did you mean batch.bytes_max?",
         "sink.linger (FILE): there is no such setting; properties of librdkafka go under [sink.properties]",
         "batch.record_byte_max (OUTBOX_RELAY__BATCH__RECORD_BYTE_MAX): there is no such setting; did you mean OUTBOX_RELAY__BATCH__RECORD_BYTES_MAX (batch.record_bytes_max)?",
-        r#"postgres.start (FILE): "yesterday" does not fit; write "now" or "all""#,
-        r#"outbox.headers (FILE): 3 does not fit; write "outbox" or "cloudevents""#,
-        r#"sink.delivery (FILE): "exactly_once" does not fit; write "exactly-once" or "at-least-once""#,
-        r#"batch.records_max (FILE): "10000" does not fit; write a whole number, not negative"#,
-        r#"leader.timeout (FILE): 10 does not fit; write a duration with its unit, such as "10s" or "500ms""#,
-        r#"log.format (OUTBOX_RELAY__LOG__FORMAT): "yaml" does not fit; write "text" or "json""#,
+        r#"postgres.start (FILE): "yesterday" is not valid; write "now" or "all""#,
+        r#"outbox.headers (FILE): 3 is not valid; write "outbox" or "cloudevents""#,
+        r#"sink.delivery (FILE): "exactly_once" is not valid; write "exactly-once" or "at-least-once""#,
+        r#"batch.records_max (FILE): "10000" is not valid; write a whole number, not negative"#,
+        r#"leader.timeout (FILE): 10 is not valid; write a duration with its unit, such as "10s" or "500ms""#,
+        r#"log.format (OUTBOX_RELAY__LOG__FORMAT): "yaml" is not valid; write "text" or "json""#,
         "postgres.url (FILE): is not a connection string; write postgres://user@host/database or host=… dbname=…",
-        r#"name (--name): "Orders!" does not fit; use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it"#,
+        r#"name (--name): "Orders!" is not valid; use 1 to 56 of a-z, 0-9 and _: a slot's name is made of it"#,
         r#"outbox.tables (FILE): "events" is not a table with its schema; write schema.table"#,
         "outbox.tables (FILE): a.b is there twice; remove one",
         r#"outbox.header_columns.tenant (FILE): "outbox-tenant" can't be a header's name; use a name that does not begin with outbox-"#,
@@ -339,7 +339,7 @@ fn secrets_in_files_of_their_own_are_read_and_never_shown() {
     let mistaken = file("[postgres]\nurl_file = \"postgres://u:hunter2@db/app\"\n");
     assert!(!mistaken.expect_err("not a file").join("\n").contains("hunter"));
     let broken = file("[postgres]\nurl = \"postgres://u:hunter2@db/app\n").expect_err("no end");
-    let expected = "FILE: TOML parse error at line 2, column 35: invalid basic string, expected `\"`; mend the TOML there; the settings in it were not read";
+    let expected = "FILE: TOML parse error at line 2, column 35: invalid basic string, expected `\"`; correct the TOML there; the settings in it were not read";
     assert_eq!(broken, [expected], "and nothing is said to be missing");
     let sources = Sources { flags: least(), ..Sources::default() };
     assert!(!format!("{sources:?}").contains("hunter"));

@@ -283,11 +283,11 @@ fn scalar(kind: &ValueKind) -> Option<String> {
 fn describe(key: &str, kind: &ValueKind) -> String {
     let secret = key == "postgres.url" || key.starts_with("sink.properties.");
     match kind {
-        ValueKind::Array(_) => "is a list that does not fit".into(),
+        ValueKind::Array(_) => "is a list, which is not valid here".into(),
         ValueKind::String(text) if text.trim().is_empty() => "is empty".into(),
-        ValueKind::String(text) if !secret => format!("{text:?} does not fit"),
+        ValueKind::String(text) if !secret => format!("{text:?} is not valid"),
         kind => match scalar(kind).filter(|_| !secret) {
-            Some(value) => format!("{value} does not fit"),
+            Some(value) => format!("{value} is not valid"),
             None => "has a value of the wrong type".into(),
         },
     }

@@ -43,7 +43,7 @@ impl Skipped {
     pub(super) async fn tell(&mut self, session: &SqlSession, doing: &'static str) {
         if !std::mem::replace(&mut self.0, true) {
             let held = holders(session.client()).await;
-            tracing::warn!(doing, held, "somebody else's lock is in the way: trying again");
+            tracing::warn!(doing, held, "someone else's lock is in the way: trying again");
         }
     }
 
@@ -58,7 +58,7 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
         Ended::Retry { cause, doing, error } if refused(error.as_ref()) => {
             let held = holders(session.client()).await;
             let error = error.context(format!(
-                "somebody else's lock is in the way: {held}. Nothing is lost, and events of every key wait \
+                "someone else's lock is in the way: {held}. Nothing is lost, and events of every key wait \
                  until it is gone"
             ));
             Ended::Retry { cause, doing, error }

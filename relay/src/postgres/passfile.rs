@@ -49,7 +49,7 @@ pub(super) async fn look_up(path: &Path, login: Login<'_>) -> Option<Secret> {
     if metadata.permissions().mode() & 0o077 != 0 {
         warn!(
             passfile = %path.display(),
-            "the password file can be read by others and is not used; chmod 600 mends it"
+            "the password file can be read by others and is not used; chmod 600 fixes it"
         );
         return None;
     }

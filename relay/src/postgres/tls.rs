@@ -76,7 +76,7 @@ fn client_certificate(
     let too_open = if metadata.uid() == 0 { 0o037 } else { 0o077 };
     if metadata.mode() & too_open != 0 {
         return Err(TlsError(format!(
-            "the private key {path} can be read by others; chmod 600 mends it"
+            "the private key {path} can be read by others; chmod 600 fixes it"
         )));
     }
     // PKCS#8, PKCS#1 or SEC1.

@@ -483,7 +483,7 @@ fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
             progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string()),
             progress.slot
         ),
-        "set postgres.slot back, or give this relay another name; to go on where the other slot is, and \
+        "set postgres.slot back, or give this relay another name; to continue where the other slot is, and \
          leave out what was committed between stored progress and that, run `outbox-relay resume --at \
          slot`",
     ))
@@ -495,7 +495,7 @@ fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
     let anew = || {
         let drop = drop_slot(name);
         format!(
-            "if nobody else needs it, drop it, and the relay makes a new one: {drop}; or {other}"
+            "if no one else needs it, drop it, and the relay makes a new one: {drop}; or {other}"
         )
     };
     if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") {

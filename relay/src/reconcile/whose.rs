@@ -34,7 +34,7 @@ pub struct Believed {
     pub remark: Option<&'static str>,
 }
 
-const IGNORED: &str = "somebody else has stored a record in this relay's progress topic: it does not \
+const IGNORED: &str = "someone else has stored a record in this relay's progress topic: it does not \
                        count. Only the relay's principal may have Write on that topic";
 const ADOPTED: &str = "progress that was stored before relays sealed it is taken over, once";
 

@@ -125,7 +125,7 @@ async fn gone(
     }
     if client.query_one(&emptied(table, lower), &[]).await?.try_get(0)? {
         let reason = format!(
-            "the account of deleted rows, outbox.deletions, was emptied or made anew since: rows of \
+            "the account of deleted rows, outbox.deletions, was emptied or recreated since: rows of \
              {name} that were not published may have been deleted"
         );
         return Ok(Some(Halt::new(reason, REMEDY)));

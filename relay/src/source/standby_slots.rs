@@ -23,7 +23,7 @@ const SLOTS: &str = "(select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_buil
              when o.slot_name is null then 'there is no slot of that name' \
              when o.slot_type <> 'physical' then 'it is no slot of a standby' \
              when o.wal_status = 'lost' then 'it has lost its WAL' \
-             when not o.active then 'nobody reads from it' end) order by w.name), '[]') \
+             when not o.active then 'nothing reads from it' end) order by w.name), '[]') \
      from (select distinct pg_catalog.lower(pg_catalog.btrim(name, E' \\t\\n\"')) as name \
            from pg_catalog.unnest(pg_catalog.string_to_array( \
                pg_catalog.current_setting('synchronized_standby_slots', true), ',')) n (name)) w \
@@ -106,8 +106,8 @@ mod tests {
         let here = slot("a", None);
         assert_eq!(away(std::slice::from_ref(&here)), None);
         let (who, remedy) =
-            away(&[here.clone(), slot("b", Some("nobody reads from it"))]).expect("one is away");
-        assert_eq!(who, "b (nobody reads from it)");
+            away(&[here.clone(), slot("b", Some("nothing reads from it"))]).expect("one is away");
+        assert_eq!(who, "b (nothing reads from it)");
         assert!(remedy.contains("synchronized_standby_slots = '\"a\"'`"), "{remedy}");
         let slow = in_words(&[here]);
         assert!(slow.contains("none comes: a. ") && slow.contains("= ''`"), "{slow}");

@@ -177,7 +177,7 @@ impl Board {
     pub fn release_locked(&self) {
         if self.0.metrics.message_ignored("locked") {
             tracing::warn!(
-                "a release was passed over, for somebody else has locked rows of its lanes in \
+                "a release was passed over, because someone else has locked rows of its lanes in \
                  outbox.dead_letters: these lanes stay parked, others flow, and it is announced again. \
                  `outbox-relay dead-letters release` names who holds them. Others are counted in \
                  outbox_relay_ignored_messages_total and not logged"

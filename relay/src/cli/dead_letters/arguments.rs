@@ -11,7 +11,7 @@ use crate::dead_letter::{Edit, operator::Selection};
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Action {
-    /// List what is parked, in order
+    /// List parked events, in order
     #[command(after_help = "Examples:
   outbox-relay dead-letters list --by lane
   outbox-relay dead-letters list --topic orders --key customer-1 --limit 1000")]
@@ -31,7 +31,7 @@ pub(in crate::cli) enum Action {
 Its place and what waits behind it stay as they are. An event that is given another topic, key or
 partition enters its new lane where it is released; that lane must not be parked itself.")]
     Edit(EditArgs),
-    /// Deliver parked events, whole lanes at a time
+    /// Deliver parked events; always takes whole lanes
     #[command(after_help = "Examples:
   outbox-relay dead-letters release --topic orders --key customer-1
   outbox-relay dead-letters release --all
@@ -39,7 +39,7 @@ partition enters its new lane where it is released; that lane must not be parked
 The relay delivers them, in order, when its stream has come to this command, and then what is
 committed later. An event that is refused again is parked again, with all behind it in its lane.")]
     Release(ReleaseArgs),
-    /// Leave events out for good: they will not be delivered
+    /// Discard events permanently: they will not be delivered
     #[command(after_help = "Examples:
   outbox-relay dead-letters discard 7 --why 'sent by hand'
   outbox-relay dead-letters discard --topic orders --key customer-1
@@ -53,13 +53,13 @@ why, is kept with each event. What waits behind a discarded event stays parked u
 /// What to list.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ListArgs {
-    /// Also what was released or discarded
+    /// Also list released and discarded events
     #[arg(long)]
     pub(super) all: bool,
-    /// Count, instead of listing each
+    /// Print counts instead of events
     #[arg(long, value_enum, conflicts_with = "all")]
     pub(super) by: Option<By>,
-    /// At most so many [default: 100, without --json]
+    /// Maximum number of lines [default: 100; with --json no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     pub(super) limit: Option<i64>,
     #[command(flatten)]
@@ -68,22 +68,22 @@ pub(in crate::cli) struct ListArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(in crate::cli) enum By {
-    /// Topic and key: what waits for one another
+    /// By topic and key
     Lane,
-    /// Topic and reason
+    /// By topic and reason
     Reason,
 }
 
 /// Which events.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct OfArgs {
-    /// Of this topic
+    /// Only this topic
     #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Of this key
+    /// Only this key
     #[arg(long, value_name = "KEY", requires = "topic")]
     key: Option<String>,
-    /// Parked for this reason, as the list names it
+    /// Only events parked for this reason, as the list prints it
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
 }
@@ -103,7 +103,7 @@ pub(in crate::cli) struct ReleaseArgs {
     /// Everything that is parked
     #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
     pub(super) all: bool,
-    /// Nothing is asked anyway; taken so that scripts may say it everywhere
+    /// Accepted for scripts; release never asks
     #[arg(long)]
     yes: bool,
 }
@@ -120,7 +120,7 @@ pub(in crate::cli) struct DiscardArgs {
     /// Everything that is parked
     #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
     pub(super) all: bool,
-    /// Why; it is kept with the events
+    /// The reason; stored with the events
     #[arg(long, value_name = "TEXT")]
     pub(super) why: Option<String>,
     /// Do not ask

@@ -137,7 +137,7 @@ async fn release(operator: &mut Operator<'_>, of: OfArgs, json: bool) -> anyhow:
     let begun = Instant::now();
     let (mut reported, mut alone) = (begun, false);
     let tell = |far: Far| {
-        let is_news = far.nobody_for.is_some() && !alone;
+        let is_news = far.undelivered_for.is_some() && !alone;
         alone |= is_news;
         if is_news || reported.elapsed() >= REPORT_INTERVAL {
             reported = Instant::now();

@@ -70,9 +70,9 @@ pub(super) fn released(released: &Released, json: bool) -> String {
 
 /// One line while a release lasts, which is to have some `total` events and began that long ago.
 pub(super) fn how_far(far: Far, total: i64, begun: Duration) -> String {
-    let Far { announced, delivered, nobody_for } = far;
+    let Far { announced, delivered, undelivered_for } = far;
     let (of, seconds) = (total.max(announced), begun.as_secs_f64());
-    if let Some(waited) = nobody_for {
+    if let Some(waited) = undelivered_for {
         return format!(
             "announced: {announced} of about {of} events. No relay has delivered any for {} s: the rest is \
              announced without waiting, and delivered, in order, when the relay runs",
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn a_release_says_how_much_of_it_is_delivered_how_fast_and_how_long_it_will_take() {
-        let shown = |announced, delivered, nobody_for| {
-            let far = Far { announced, delivered, nobody_for };
+        let shown = |announced, delivered, undelivered_for| {
+            let far = Far { announced, delivered, undelivered_for };
             how_far(far, 10_000, Duration::from_secs(4))
         };
         let said = shown(6_000, 4_000, None);

@@ -32,7 +32,7 @@ pub struct Far {
     /// Of these, those that the relay was seen to have delivered.
     pub delivered: i64,
     /// For how long no relay has delivered any, where that was so long that none is waited for.
-    pub nobody_for: Option<Duration>,
+    pub undelivered_for: Option<Duration>,
 }
 
 /// Events that are released at a time, and with them all of the last one's lane.
@@ -71,12 +71,12 @@ impl Operator<'_> {
             ends.extend(new.map(|release| (*release, released.events)));
             progress(far);
             let Some(&(oldest, end)) = ends.iter().nth_back(UNDER_WAY_MAX - 1) else { continue };
-            if far.nobody_for.is_some() {
+            if far.undelivered_for.is_some() {
                 continue;
             }
             match self.has_room(oldest, || progress(far)).await? {
                 true => far.delivered = end,
-                false => far.nobody_for = Some(NOBODY_AFTER),
+                false => far.undelivered_for = Some(NOBODY_AFTER),
             }
             progress(far);
         }

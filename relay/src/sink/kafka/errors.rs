@@ -205,9 +205,9 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     Some(match code {
         Code::Authentication | Code::SaslAuthenticationFailed => {
-            "the broker refuses the credentials: mend sasl.* or ssl.* in sink.properties"
+            "the broker refuses the credentials: correct sasl.* or ssl.* in sink.properties"
         }
-        Code::SSL => "TLS failed: mend security.protocol or ssl.* in sink.properties",
+        Code::SSL => "TLS failed: correct security.protocol or ssl.* in sink.properties",
         Code::TransactionalIdAuthorizationFailed => {
             "the principal lacks Write on the transactional id: run `kafka-acls --add \
              --allow-principal User:RELAY --operation Write --transactional-id \
@@ -371,6 +371,6 @@ mod tests {
     fn refused_credentials_are_no_reason_to_stop_and_say_what_to_mend() {
         let code = RDKafkaErrorCode::SaslAuthenticationFailed;
         let error = sort("connecting", KafkaError::Global(code), None);
-        assert!(error.to_string().contains("mend sasl."), "{error}");
+        assert!(error.to_string().contains("correct sasl."), "{error}");
     }
 }

@@ -138,7 +138,7 @@ impl KafkaSink {
                     tracing::error!("the Kafka thread ended in a panic");
                 }
             }
-            Err(_) => tracing::warn!("librdkafka did not let go in {STOP_LIMIT:?}: going on"),
+            Err(_) => tracing::warn!("librdkafka did not let go in {STOP_LIMIT:?}: continuing"),
         }
     }
 

@@ -200,7 +200,7 @@ impl Settings {
         match (Trust::of(&self.properties), self.system_roots()) {
             (Trust::Plain, _) => None,
             (Trust::Anybody, _) => {
-                Some("nobody: enable.ssl.certificate.verification is off".into())
+                Some("no one: enable.ssl.certificate.verification is off".into())
             }
             (Trust::Named(property), _) => Some(format!("what {property} names")),
             (Trust::System, Some(Ok(Roots { count, .. }))) => {
