@@ -106,7 +106,7 @@ impl AnySink {
             Settings::File(settings) => {
                 let sink = FileSink::new(settings);
                 let progress = ProgressTable::new(Arc::clone(session), relay);
-                Ok(AnySink::File(Apart { sink, progress }))
+                Ok(AnySink::File(Apart::new(sink, progress)))
             }
         }
     }

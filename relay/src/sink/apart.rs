@@ -1,7 +1,9 @@
 //! A sink and a store of progress that are two things: records first, then progress, when the pipeline
 //! sees fit. So a crash repeats what was delivered since progress was last stored.
+//!
+//! After an uncertain outcome of either it takes nothing more: retry is replay.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -13,8 +15,35 @@ use crate::record::Batch;
 pub struct Apart<S, P> {
     /// Stores records.
     pub sink: S,
-    /// Keeps progress.
-    pub progress: P,
+    progress: P,
+    /// An outcome is uncertain.
+    spent: bool,
+}
+
+impl<S, P> Apart<S, P> {
+    /// `sink` stores records, `progress` keeps progress.
+    pub fn new(sink: S, progress: P) -> Self {
+        Apart { sink, progress, spent: false }
+    }
+}
+
+/// Notes while it is under way, and when it failed, that its outcome is uncertain. Who drops it half-way
+/// will never know.
+async fn once_certain<T>(
+    spent: &mut bool,
+    work: impl Future<Output = Result<T, SinkError>>,
+) -> Result<T, SinkError> {
+    if *spent {
+        let source = "an earlier outcome is uncertain: the sink must be made anew";
+        return Err(SinkError::Unavailable {
+            doing: "using the sink".into(),
+            source: source.into(),
+        });
+    }
+    *spent = true;
+    let done = work.await;
+    *spent = matches!(&done, Err(error) if !matches!(error, SinkError::Refused { .. }));
+    done
 }
 
 impl<S: Sink, P: ProgressStore> ProgressStore for Apart<S, P> {
@@ -31,7 +60,7 @@ impl<S: Sink, P: ProgressStore> ProgressStore for Apart<S, P> {
     }
 
     async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
-        self.progress.store(progress).await
+        once_certain(&mut self.spent, self.progress.store(progress)).await
     }
 }
 
@@ -49,7 +78,7 @@ impl<S: Sink, P: ProgressStore> Publisher for Apart<S, P> {
         if range.is_empty() {
             return Ok(Receipt { restamped: 0, progress: None });
         }
-        let delivered = self.sink.deliver(batch, range).await?;
+        let delivered = once_certain(&mut self.spent, self.sink.deliver(batch, range)).await?;
         Ok(Receipt { restamped: delivered.restamped, progress: None })
     }
 }
