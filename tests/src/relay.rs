@@ -195,15 +195,28 @@ impl Settings {
         self.values.get("name").map_or("relay", |name| name.trim_matches('"')).to_owned()
     }
 
-    fn prepare(&self, arguments: &[&str]) -> Result<Command> {
+    /// Writes them to a file, for who reads it in this process.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    pub fn written(&self) -> PathBuf {
+        self.write("read").expect("the settings are written")
+    }
+
+    /// A file for each use: a relay that was just started may not have read its own yet.
+    fn write(&self, used_by: &str) -> Result<PathBuf> {
         let mut toml = String::new();
         for (key, value) in &self.values {
             writeln!(toml, "{key} = {value}")?;
         }
-        let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
-        // A file for each: a relay that was just started may not have read its own yet.
-        let file = self.dir.join(format!("{}.{subcommand}.toml", self.name()));
+        let file = self.dir.join(format!("{}.{used_by}.toml", self.name()));
         std::fs::write(&file, toml)?;
+        Ok(file)
+    }
+
+    fn prepare(&self, arguments: &[&str]) -> Result<Command> {
+        let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
+        let file = self.write(subcommand)?;
         let program = self.program.clone().map_or_else(binary, Ok)?;
         let mut command = Command::new(program);
         command.arg(subcommand).arg("--config").arg(file).args(rest).current_dir(&self.dir);

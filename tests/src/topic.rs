@@ -67,6 +67,11 @@ impl Topic {
         Topic { kafka, name }
     }
 
+    /// Settings of a client of its broker, to be completed.
+    pub fn client(&self) -> rdkafka::ClientConfig {
+        self.kafka.client()
+    }
+
     pub(crate) fn kafka(&self) -> &'static Kafka {
         self.kafka
     }

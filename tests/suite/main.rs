@@ -4,6 +4,7 @@ mod characters;
 mod checks;
 mod confirm;
 mod connect;
+mod contract;
 mod crash;
 mod dead_letters;
 mod delivery;

@@ -1,0 +1,93 @@
+//! Kafka, in both of its ways.
+
+use std::time::Duration;
+
+use outbox_tests::{
+    Harness,
+    proxy::Proxy,
+    relay::Settings,
+    topic::{Record, Topic},
+    wait,
+};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+
+/// `max.message.bytes` of the topic.
+const BYTES_MAX: usize = 100_000;
+/// A delivery is given up after two thirds of it.
+const TRANSACTION_MS: &str = "3000";
+
+pub(super) struct Kafka<const EXACTLY_ONCE: bool> {
+    topic: Topic,
+    brokers: String,
+    line: Option<Proxy>,
+}
+
+impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
+    const CAN: Can = Can {
+        one_step: EXACTLY_ONCE,
+        refuses: &[
+            (Odd::Missing, "unknown_topic"),
+            (Odd::Unnameable, "invalid_topic"),
+            (Odd::Reserved, "reserved_topic"),
+            (Odd::Nowhere, "no_such_partition"),
+            (Odd::Large, "too_large"),
+        ],
+        record_bytes: Some(BYTES_MAX),
+        fence: if EXACTLY_ONCE { Fence::Broker } else { Fence::Claim },
+    };
+
+    async fn make(t: &Harness, breakable: bool) -> Self {
+        let topic = t.topic("orders");
+        let limit = BYTES_MAX.to_string();
+        let topic = topic.create_with(PARTITIONS, &[("max.message.bytes", &limit)]).await;
+        let line = if breakable { Some(t.kafka().line().await) } else { None };
+        let brokers = line.as_ref().map_or_else(|| t.kafka().brokers().to_owned(), Proxy::address);
+        Kafka { topic, brokers, line }
+    }
+
+    fn settings(&self, base: Settings) -> Settings {
+        base.set("sink.properties.\"bootstrap.servers\"", &self.brokers)
+            .set("sink.properties.\"transaction.timeout.ms\"", TRANSACTION_MS)
+            .set("sink.delivery", if EXACTLY_ONCE { "exactly-once" } else { "at-least-once" })
+    }
+
+    fn destination(&self) -> &str {
+        self.topic.name()
+    }
+
+    async fn read(&self, least: usize) -> Vec<Record> {
+        // The broker tells readers of a commit a moment after it has told the relay.
+        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
+            match self.topic.records().await {
+                found if found.len() >= least => Ok(found),
+                found => Err(format!("{} of {least} records", found.len())),
+            }
+        });
+        found.await.expect("what is delivered can be read")
+    }
+
+    /// The broker counts a record below the high watermark once all replicas in sync have it.
+    async fn assert_durable(&self, records: usize) {
+        const ASK: Duration = Duration::from_secs(10);
+        let (mut client, topic) = (self.topic.client(), self.topic.name().to_owned());
+        client.set("isolation.level", "read_uncommitted"); // Else it is the end of what is committed.
+        let stored = tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.create()?;
+            (0..PARTITIONS)
+                .map(|partition| Ok(consumer.fetch_watermarks(&topic, partition, ASK)?.1))
+                .sum::<anyhow::Result<i64>>()
+        });
+        let stored = stored.await.expect("no panic").expect("the broker answers");
+        assert!(usize::try_from(stored).expect("not negative") >= records, "{stored} of {records}");
+    }
+
+    fn take_away(&self) {
+        self.line.as_ref().expect("a breakable one").refuse();
+    }
+
+    fn give_back(&self) {
+        self.line.as_ref().expect("a breakable one").heal();
+    }
+}

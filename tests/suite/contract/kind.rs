@@ -1,0 +1,78 @@
+//! What the suite must know of a kind of sink.
+
+use outbox_tests::{Harness, relay::Settings, topic::Record};
+
+/// Partitions of the destination, where the sink has any.
+pub(super) const PARTITIONS: i32 = 4;
+
+/// A kind of sink, with a place of the test's own that it stores to.
+pub(super) trait Kind: Sized {
+    /// What it can, and what it can't: so no case is left out in silence.
+    const CAN: Can;
+
+    /// Makes the place. What is not `breakable` need not be: lines that break are few.
+    async fn make(t: &Harness, breakable: bool) -> Self;
+
+    /// The settings of a relay that stores there.
+    fn settings(&self, base: Settings) -> Settings;
+
+    /// A destination that takes records.
+    fn destination(&self) -> &str;
+
+    /// What an independent reader finds, each partition in its order. Where readers are told a moment
+    /// later than who stores, waits until it finds `least`.
+    async fn read(&self, least: usize) -> Vec<Record>;
+
+    /// Panics unless `records` are stored now, as durably as the sink says.
+    async fn assert_durable(&self, records: usize);
+
+    /// Takes the place away.
+    fn take_away(&self);
+
+    /// Gives it back, with all that it had.
+    fn give_back(&self);
+}
+
+/// What a kind of sink can.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Can {
+    /// Records and progress are stored in one step: exactly once.
+    pub one_step: bool,
+    /// What it refuses, and the word for it; it delivers every other of [`Odd::ALL`].
+    pub refuses: &'static [(Odd, &'static str)],
+    /// Bytes of a record beyond which it is refused; `None`: it takes what a batch can hold.
+    pub record_bytes: Option<usize>,
+    /// What keeps a publisher that was replaced from storing progress.
+    pub fence: Fence,
+}
+
+/// A record that is odd in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Odd {
+    /// Its destination does not exist.
+    Missing,
+    /// Its destination has a name that topics can't have.
+    Unnameable,
+    /// Its destination is where the relay keeps its progress.
+    Reserved,
+    /// Its explicit partition does not exist.
+    Nowhere,
+    /// It is larger than a topic may say that it takes.
+    Large,
+}
+
+impl Odd {
+    pub(super) const ALL: [Odd; 5] =
+        [Odd::Missing, Odd::Unnameable, Odd::Reserved, Odd::Nowhere, Odd::Large];
+}
+
+/// What keeps a publisher that was replaced from storing progress that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// The broker: it stores nothing of it, records neither.
+    Broker,
+    /// The broker, but for records and for progress of its own, which does not count.
+    Claim,
+    /// The database: its session has ended when another one leads. Records are not kept out.
+    Session,
+}

@@ -1,0 +1,54 @@
+//! The contract of `relay/src/sink`, as one suite that every kind of sink keeps: what the pipeline and the
+//! daemon believe of a sink, asked of a real one, which is made as the daemon makes it.
+//!
+//! A kind is added by a [`kind::Kind`] of its own, which says what it can, and one line below. The sinks
+//! know records and bytes of progress, so there is neither a slot nor a relay's process here.
+
+mod cases;
+mod file;
+mod kafka;
+mod kind;
+mod publisher;
+
+/// All cases for one kind. Each is a sentence that is true of it.
+macro_rules! cases {
+    ($kind:ty: $($case:ident,)+) => {
+        $(
+            #[tokio::test]
+            async fn $case() {
+                super::cases::$case::<$kind>().await;
+            }
+        )+
+    };
+    ($kind:ty) => {
+        cases! { $kind:
+            records_are_stored_when_a_delivery_returns_in_the_order_of_each_key,
+            a_record_arrives_byte_for_byte,
+            what_is_refused_is_named_with_its_reason_and_the_rest_is_delivered,
+            a_refused_delivery_stores_no_progress_and_tells_what_became_of_the_rest,
+            a_record_up_to_the_limit_is_delivered_and_one_beyond_it_is_refused,
+            what_is_away_refuses_no_record_and_takes_all_of_them_when_it_is_back,
+            a_delivery_that_was_dropped_half_way_ends_the_publisher,
+            stored_progress_is_read_back_whenever_the_publisher_ends,
+            progress_is_found_by_its_own_name_alone,
+            one_that_was_replaced_stores_no_progress_that_counts,
+            what_was_proven_stored_is_what_a_successor_reads,
+        }
+    };
+}
+
+macro_rules! kinds {
+    ($($name:ident: $kind:ty,)+) => {
+        $(
+            mod $name {
+                cases! { $kind }
+            }
+        )+
+    };
+}
+
+kinds! {
+    to_kafka_exactly_once: super::kafka::Kafka<true>,
+    to_kafka_at_least_once: super::kafka::Kafka<false>,
+    to_a_file: super::file::File,
+}
