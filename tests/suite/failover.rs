@@ -15,11 +15,13 @@ use outbox_tests::{
 };
 
 use crate::{
+    file::{all_written, to_file},
     obeyed::{obey, typed},
     repair::{repeated, wait_snapshot},
 };
 
 const TAIL: usize = 5;
+const ENDLESS: u64 = 1_000_000;
 
 fn plan(topic: &Topic) -> Plan {
     Plan { topic: topic.name().to_owned(), partitions: 4, writers: 4, transactions: 20 }
@@ -153,6 +155,63 @@ async fn a_promoted_standby_without_the_tail_loses_nothing_of_its_own_history() 
     repeated(&records);
     assert!(f.relay.logs_contain("events were published past the point"));
     assert!(f.relay.sigterm().await.success());
+}
+
+/// Progress is a table there, and is promoted with the events: it knows no more than they do.
+#[tokio::test]
+async fn progress_in_the_database_fails_over_with_and_without_the_tail() {
+    for tail_is_lost in [false, true] {
+        progress_fails_over(Pair::start().await, false, tail_is_lost).await;
+    }
+}
+
+/// The standby has the slot, which says more than its `outbox.progress` may.
+#[tokio::test]
+async fn on_postgres_17_progress_in_the_database_fails_over_with_the_slot() {
+    progress_fails_over(Pair::start_17().await, true, false).await;
+}
+
+async fn progress_fails_over(mut pair: Pair, slot_follows: bool, tail_is_lost: bool) {
+    let kafka = servers::kafka().await;
+    let mut t = Harness::with(pair.primary(), kafka).await;
+    let (settings, path) = to_file(&t);
+    let mut relay =
+        settings.set("postgres.url", &pair.url(t.database(), Role::Relay)).start().await;
+    let plan = || Plan { topic: "orders".into(), partitions: 8, writers: 4, transactions: 20 };
+    if slot_follows {
+        // The slot moves on with stored progress: once a minute where nothing is written.
+        let load = t.load(&Plan { transactions: ENDLESS, ..plan() }).await;
+        pair.wait_slot(&format!("outbox_{}", t.database().name())).await;
+        load.stop().await;
+    }
+    t.load(&plan()).await.finish().await;
+    all_written(&t, &path).await;
+    pair.catch_up().await;
+    if tail_is_lost {
+        pair.cut().await;
+        for _ in 0..TAIL {
+            t.commit([Event::to("orders").key("tail")]).await;
+        }
+        all_written(&t, &path).await;
+        relay.freeze();
+    } else {
+        relay.freeze();
+        t.load(&plan()).await.finish().await;
+        pair.catch_up().await;
+    }
+    pair.fail_over().await;
+    t.fail_over(pair.standby()).await;
+    for _ in 0..2 * TAIL {
+        t.commit([Event::to("orders").key("anew")]).await;
+    }
+    relay.thaw();
+    relay.wait_ready().await;
+    t.load(&plan()).await.finish().await;
+    let records = all_written(&t, &path).await;
+    let count = check::compare(&t.committed().await, &records, 8);
+    assert_eq!((count.lost, count.out_of_order, count.altered), (0, 0, 0), "{count}");
+    assert_eq!(count.uncommitted, if tail_is_lost { TAIL } else { 0 }, "{count}");
+    assert!(relay.sigterm().await.success());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ const PARTITIONS: i32 = 8;
 const ENDLESS: u64 = 1_000_000;
 
 /// Settings of a relay that writes to the file, and where that is.
-fn to_file(t: &Harness) -> (Settings, PathBuf) {
+pub(crate) fn to_file(t: &Harness) -> (Settings, PathBuf) {
     let path = t.dir().join("records.jsonl");
     let settings = t
         .relay()
@@ -39,7 +39,7 @@ fn to_file(t: &Harness) -> (Settings, PathBuf) {
 }
 
 /// Waits until all that is committed is in the file, and returns its records.
-async fn all_written(t: &Harness, path: &Path) -> Vec<Record> {
+pub(crate) async fn all_written(t: &Harness, path: &Path) -> Vec<Record> {
     let truth = t.committed().await;
     wait::until("all is in the file", wait::PATIENCE, || async {
         match check::compare(&truth, &file::records(path, PARTITIONS), PARTITIONS).lost {
