@@ -29,9 +29,9 @@ bench-neighbours *args:
 books *args:
     examples/run {{args}}
 
-# Minutes of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
+# Minutes of fuzzing a target: pgoutput or route.
 fuzz target minutes="1":
-    cd fuzz && cargo +nightly fuzz run {{target}} -- -max_total_time=$(( {{minutes}} * 60 ))
+    fuzz/run {{target}} $(( {{minutes}} * 60 ))
 
 # Licences, bans, sources; needs cargo-deny.
 deny:

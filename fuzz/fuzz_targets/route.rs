@@ -53,7 +53,7 @@ fuzz_target!(|bytes: &[u8]| {
         table: "events".into(),
         columns: NAMES.iter().zip(types).map(column).collect(),
     };
-    let origin = Origin { system_id: "7312345678901234567".into(), timeline: 1 };
+    let origin = Origin { system_id: "7312345678901234567".into(), timeline: 1, era: 0 };
     let mapping = settings(*options).validate().expect("these settings make sense");
     let mut router = Router::new(mapping, &origin, format);
     if router.relation(&relation).is_err() {
