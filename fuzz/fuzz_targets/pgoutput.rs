@@ -3,10 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::{
-    charset::Charset,
-    source::pgoutput::{Message, decode, decode_insert_prefix, frame},
-};
+use outbox_fuzz::{core::charset::Charset, source::pgoutput::{Message, decode, decode_insert_prefix, frame}};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(frame::Frame::XLogData(data)) = frame::decode_frame(bytes) {

@@ -5,15 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::{
-    charset::Charset,
-    lsn::Lsn,
-    position::RowPosition,
-    record::{Batch, BatchLimits},
-    route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings},
-    row::{Column, Relation, Row},
-    source::pgoutput::{Message, decode, decode_insert_prefix},
-};
+use outbox_fuzz::{core::{charset::Charset, lsn::Lsn, position::RowPosition, record::{Batch, BatchLimits}, row::{Column, Relation, Row}}, route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings}, source::pgoutput::{Message, decode, decode_insert_prefix}};
 
 const TYPES: [u32; 16] =
     [16, 17, 19, 20, 21, 23, 25, 114, 1042, 1043, 1114, 1184, 1700, 2950, 3802, 5069];

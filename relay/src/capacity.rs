@@ -1,7 +1,7 @@
 //! What a server must be set to, and a role be able to do, before a relay can stream from it: one list, for
 //! `check` beforehand and for the halt. Pure.
 
-use crate::{reconcile::Halt, route::quoted, source::slot::Capacity};
+use crate::{core::halt::Halt, postgres::catalog::slot::Capacity, route::quoted};
 
 /// One thing that lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]

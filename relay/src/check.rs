@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::{
     config::{Config, parts::Parts},
-    printable,
+    core::printable,
     sink::{
         SinkError,
         any::Settings,

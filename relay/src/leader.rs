@@ -13,7 +13,7 @@ use std::{fmt, time::Duration};
 
 use tokio_postgres::{Client, Error, Row, SimpleQueryMessage, error::SqlState};
 
-use crate::reconcile::Halt;
+use crate::core::halt::Halt;
 
 /// How long a process that was told to end may take, in milliseconds.
 const TERMINATION_MS: i64 = 5_000;

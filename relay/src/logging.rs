@@ -21,7 +21,7 @@ use tracing_subscriber::{
 
 use crate::{
     config::{LogConfig, LogFormat},
-    printable,
+    core::printable,
 };
 
 /// Characters of a message, and of any other field.

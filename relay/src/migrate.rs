@@ -7,7 +7,7 @@ use outbox_migrations::{
 };
 use tokio_postgres::Client;
 
-use crate::{config::Config, postgres::sql, reconcile::Halt};
+use crate::{config::Config, core::halt::Halt, postgres::sql};
 
 /// What was done.
 #[derive(Debug)]

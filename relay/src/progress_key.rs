@@ -5,7 +5,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use crate::{postgres::sql::SqlSession, reconcile::Halt, seal::SealKey};
+use crate::{core::halt::Halt, postgres::sql::SqlSession, seal::SealKey};
 
 /// What the database knows of this relay.
 #[derive(Debug)]

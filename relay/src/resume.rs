@@ -17,19 +17,22 @@ use tokio::time::{Instant, sleep};
 use self::left_out::Facts;
 use crate::{
     config::{Config, parts::Parts},
+    core::{
+        identity::SystemIdentity,
+        lsn::Lsn,
+        position::{Position, RowPosition},
+        progress::Progress,
+    },
     fault::{self, Point},
     leader,
-    lsn::Lsn,
-    position::{Position, RowPosition},
-    postgres::sql::{self, SqlSession},
-    progress::Progress,
+    postgres::{
+        catalog::slot,
+        sql::{self, SqlSession},
+    },
     progress_key::{self, KeyError},
     repair,
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
-    source::{
-        connect::{ReplicationConnection, SystemIdentity},
-        slot,
-    },
+    source::connect::ReplicationConnection,
 };
 
 /// A relay that stands still holds the lock only while it looks again.

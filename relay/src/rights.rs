@@ -9,7 +9,7 @@ use std::error::Error;
 use outbox_migrations::grants::{Grant, Lacking, lacking};
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::reconcile::Halt;
+use crate::core::halt::Halt;
 
 /// Whether the database refused something for a right.
 pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {

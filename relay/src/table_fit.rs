@@ -5,14 +5,16 @@
 //! catalog says that some are not, nothing may be streamed past them.
 
 use crate::{
-    reconcile::Halt,
-    route::{Format, Mapping, Misfit, TableName, XID, quoted},
-    row::{Column, Relation},
-    source::{
-        intake::IntakeError,
+    core::{
+        halt::Halt,
+        row::{Column, Relation},
+    },
+    postgres::catalog::{
         slot::{PublicationState, PublishedTable},
         table::{self, Hidden, TableState},
     },
+    route::{Format, Mapping, Misfit, TableName, XID, quoted},
+    source::intake::IntakeError,
 };
 
 /// The publication that `outbox-relay migrate` makes.

@@ -88,7 +88,7 @@ async fn publish_refuses_bad_input_with_a_message_that_names_it() {
 async fn publish_refuses_the_topics_in_which_others_keep_state() {
     let database = Database::create().await;
     let writer = database.connect(Role::Writer).await;
-    for pattern in outbox_relay::destination::RESERVED {
+    for pattern in outbox_relay::core::destination::RESERVED {
         let topic = pattern.replace('*', "x");
         let sql = format!("select outbox.publish('{topic}', '{{}}')");
         let (state, message) = refused(&writer, &sql).await;

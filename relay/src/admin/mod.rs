@@ -6,14 +6,9 @@
 //! shows reads nothing here either (`hosts`). Started by `daemon`; the board is written by
 //! `daemon`, `pipeline` and `source`.
 
-mod board;
 pub mod client;
-pub mod health;
 mod hosts;
-mod known;
-mod lag;
 mod limited;
-pub mod status;
 
 use std::{io, iter, time::Duration};
 
@@ -29,12 +24,10 @@ use rand::Rng;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use board::Board;
-pub use health::Phase;
 pub use hosts::Hosts;
 use limited::Limited;
 
-use crate::printable;
+use crate::{core::printable, state::Board};
 
 const PAGE: &str = include_str!("page.html");
 /// How long answers under way may still take after a stop.

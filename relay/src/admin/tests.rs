@@ -1,5 +1,6 @@
 use super::*;
-use crate::{lsn::Lsn, position::Position};
+use crate::core::{lsn::Lsn, position::Position};
+use crate::state::{Phase, status::Status};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -51,11 +52,10 @@ async fn status_reads_back_as_it_was() {
     );
     server.board.error("the broker was away".into());
     let (code, body) = server.get("/status").await;
-    let read: status::Status = serde_json::from_str(&body).expect("the documented shape");
+    let read: Status = serde_json::from_str(&body).expect("the documented shape");
     let now = server.board.status();
     assert_eq!(code, 200);
-    let comparable =
-        |s: status::Status| status::Status { uptime_seconds: 0.0, lag_seconds: None, ..s };
+    let comparable = |s: Status| Status { uptime_seconds: 0.0, lag_seconds: None, ..s };
     assert_eq!(comparable(read), comparable(now));
     assert!(body.contains(r#""delivered":{"up_to":"0/10"}"#), "{body}");
     assert!(body.contains(r#""parked_lanes":null"#), "{body}");

@@ -4,7 +4,7 @@ use super::{Finding, ok, problem, warning};
 use crate::{
     capacity::{self, Lack},
     config::parts::Parts,
-    source::slot,
+    postgres::catalog::slot,
 };
 
 /// What the server and the role are able to do.

@@ -12,20 +12,22 @@ use super::{
 };
 use crate::{
     config::{Config, parts::Parts},
+    core::printable,
     daemon::{first, locks},
     postgres::{
-        ConnectError, shortage,
+        ConnectError,
+        catalog::{
+            publication::changed_under,
+            slot::{self, InspectError},
+            standby_slots,
+            table::{self, TableState},
+        },
+        shortage,
         sql::{self, SqlSession},
     },
-    printable, repair,
+    repair,
     route::{Mapping, Misfit, TableName},
     sink::kafka::Expected,
-    source::{
-        publication::changed_under,
-        slot::{self, InspectError},
-        standby_slots,
-        table::{self, TableState},
-    },
     table_fit::{self, Fit, Unfit},
 };
 

@@ -6,18 +6,20 @@ use tokio_postgres::Client;
 
 use super::{Finding, ok, problem, warning};
 use crate::{
-    charset::Charset,
     config::{Config, parts::Parts},
+    core::{
+        charset::Charset,
+        printable,
+        record::{Batch, BatchLimits},
+    },
     daemon::{first, locks},
-    printable,
-    record::{Batch, BatchLimits},
+    postgres::catalog::{characters, slot::InspectError, table::TableState},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName, quoted},
     sink::{
         any::Settings,
         kafka::{self, Concern, Expected},
     },
-    source::{characters, slot::InspectError, table::TableState},
 };
 
 const NAME: &str = "topics";

@@ -2,11 +2,11 @@
 
 use super::{Finding, problem, warning};
 use crate::{
-    admin::status::approximate,
-    source::{
+    postgres::catalog::{
         slot::{IdleSlot, SlotState},
         standby_slots::{self, StandbySlot},
     },
+    state::status::approximate,
 };
 
 /// Named, at most; the rest are counted.

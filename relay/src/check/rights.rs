@@ -5,11 +5,11 @@ use tokio_postgres::Client;
 
 use super::{Finding, ok, problem, warning};
 use crate::{
-    reconcile::Halt,
+    core::halt::Halt,
+    postgres::catalog::slot::InspectError,
     rights,
     route::{Mapping, TableName},
     sink::any::Settings,
-    source::slot::InspectError,
 };
 
 /// What the role may do of what the relay does, and whether there is something to do it with.

@@ -6,9 +6,11 @@ use super::{Finding, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
     daemon::standbys,
-    postgres::error::named,
+    postgres::{
+        catalog::{slot::InspectError, table::TableState},
+        error::named,
+    },
     route::{Mapping, TableName},
-    source::{slot::InspectError, table::TableState},
 };
 
 /// `pg_type.oid` of `timestamp`, which has no time zone.

@@ -7,12 +7,11 @@ use tokio_postgres::Client;
 use super::{Finding, Verdict, ok, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
+    core::printable::counted,
     daemon::{self, Rehearsed},
     dead_letter,
-    postgres::sql::SqlSession,
-    printable::counted,
+    postgres::{catalog::slot::InspectError, sql::SqlSession},
     reconcile::Decision,
-    source::slot::InspectError,
 };
 
 /// The start itself, without its consequences; what was found before is not said twice.

@@ -11,8 +11,8 @@ use tokio_postgres::Client;
 use super::{ask::ask, print};
 use crate::{
     config::Config,
+    core::printable::{self, counted},
     postgres::sql,
-    printable::{self, counted},
 };
 
 /// Read at once, so that any number of them takes the same memory.

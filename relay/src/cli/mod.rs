@@ -28,8 +28,8 @@ use crate::{
         self, Config, DEFAULT_FILE, Environment, Origin, Overrides, Problems, Purpose, Sources,
         parts,
     },
+    core::position::RowPosition,
     daemon, logging, migrate,
-    position::RowPosition,
     postgres::sql,
     resume, rights,
 };

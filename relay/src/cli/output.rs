@@ -7,8 +7,8 @@ use outbox_migrations::Set;
 use crate::{
     check::{Finding, Verdict},
     config::Problems,
+    core::printable,
     migrate::Migrated,
-    printable,
 };
 
 /// Prints to standard output. A reader that has gone away (`| head`) is no error.

@@ -6,12 +6,10 @@ use anyhow::{Context, bail};
 
 use super::print;
 use crate::{
-    admin::{
-        client,
-        status::{LastError, Status, approximate},
-    },
+    admin::client,
     config::AdminConfig,
-    printable::{self, counted},
+    core::printable::{self, counted},
+    state::status::{LastError, Status, approximate},
 };
 
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
@@ -89,9 +87,8 @@ fn uptime(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::{
-        admin::{Board, Phase},
-        lsn::Lsn,
-        position::Position,
+        core::{lsn::Lsn, position::Position},
+        state::{Board, Phase},
     };
     use std::time::Duration;
 

@@ -6,8 +6,8 @@ use tokio::time::sleep;
 
 use super::output::eprint;
 use crate::{
+    core::printable,
     postgres::{conninfo::ConnectSettings, sql},
-    printable,
 };
 
 /// So long a command may take before it is looked what it waits for, and so often from then on.

@@ -12,7 +12,7 @@ use super::{
     properties,
     written::{Given, Opt, Written},
 };
-use crate::destination::RESERVED_BY_DEFAULT;
+use crate::core::destination::RESERVED_BY_DEFAULT;
 
 /// Checks everything. What is wrong is added to `problems`, and a default stands in for it so
 /// that the checks after it still run; the result holds only if there is no problem.
@@ -165,14 +165,14 @@ impl Checker<'_> {
         for (column, header) in given {
             let key = format!("outbox.header_columns.{column}");
             let name = header.value;
-            if name.is_empty() || name.starts_with(crate::header::RESERVED_PREFIX) {
+            if name.is_empty() || name.starts_with(crate::core::header::RESERVED_PREFIX) {
                 self.problem(
                     &key,
                     &header.origin,
                     format!("{name:?} can't be a header's name"),
                     format!(
                         "use a name that does not begin with {}",
-                        crate::header::RESERVED_PREFIX
+                        crate::core::header::RESERVED_PREFIX
                     ),
                 );
             } else if headers.values().any(|other| *other == name) {

@@ -9,7 +9,7 @@ use super::{
     problem::Origin,
     written::{Given, Opt},
 };
-use crate::{postgres::conninfo, secret::Secret};
+use crate::{core::secret::Secret, postgres::conninfo};
 
 /// The name's length leaves room for the longest prefix, `outbox_`, in a slot's 63 bytes.
 const NAME_CHARS_MAX: usize = 56;

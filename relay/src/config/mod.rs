@@ -29,7 +29,7 @@ pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
 use sizes::Size;
 
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 
 /// The settings file that is read when none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use crate::secret::{MASK, is_secret_name};
+use crate::core::secret::{MASK, is_secret_name};
 
 /// Properties by name. Prints `***` for the values of those that carry a secret.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -4,21 +4,19 @@ use std::error::Error;
 
 use super::{control, ended::Ended};
 use crate::{
-    admin::Board,
     config::Config,
+    core::{halt::Halt, printable, progress::ParkedRecord},
     dead_letter::lost,
     metrics::Cause,
     postgres::{
         ConnectError, conninfo::ConnectSettings, error::ServerError, shortage, sql::SqlSession,
     },
-    printable,
-    progress::ParkedRecord,
-    reconcile::Halt,
     sink::{any::Settings, kafka::is_silence},
     source::{
         connect::{QueryError, StartError},
         decoder::StreamError,
     },
+    state::Board,
 };
 
 /// The same, with what was parked in the table of dead letters where that is gone.

@@ -19,18 +19,15 @@ use super::{
     waiting,
 };
 use crate::{
-    admin::{Board, Phase},
     config::{Config, parts::Parts},
+    core::{landmark::AnotherHistory, lsn::Lsn, position::Confirmable, record::BatchLimits},
     dead_letter::{history::History, pending::Pending},
-    landmark::AnotherHistory,
-    lsn::Lsn,
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
-    position::Confirmable,
     postgres::sql::SqlSession,
-    record::BatchLimits,
     route::Format,
     source::{decoder::StreamError, handover::handover, stream::Stream},
+    state::{Board, Phase},
 };
 
 /// Snapshots that may wait for the pipeline.

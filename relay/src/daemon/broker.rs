@@ -5,12 +5,12 @@ use std::{convert::Infallible, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
-    admin::Board,
-    printable,
+    core::printable,
     sink::{
         SinkError,
         any::{AnyProbe, Settings},
     },
+    state::Board,
 };
 
 /// Asked this often, unless a delivery has just proven it.

@@ -10,18 +10,16 @@ use super::{
 };
 use crate::{
     config::{Config, parts::Parts},
+    core::{halt::Halt, identity::SystemIdentity},
     fault::{self, Point},
     leader,
     metrics::Cause,
-    postgres::sql::SqlSession,
+    postgres::{catalog::publication::Look, sql::SqlSession},
     progress_key::Known,
-    reconcile::{self, Facts, Halt},
+    reconcile::{self, Facts},
     route::quoted,
     sink::{ProgressStore as _, any::AnySink},
-    source::{
-        connect::{ReplicationConnection, SystemIdentity},
-        publication::Look,
-    },
+    source::connect::ReplicationConnection,
 };
 
 /// All that can be done before leading: checks everything, changes nothing, fences nobody.

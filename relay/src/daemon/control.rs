@@ -17,16 +17,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{held::Held, locks};
 use crate::{
-    admin::Board,
     config::Config,
+    core::{
+        lsn::Lsn,
+        progress::{ParkedRecord, SnapshotRecord},
+        published::{Published, Since},
+    },
     dead_letter::{self, lost},
-    lsn::Lsn,
     pipeline::Seen,
-    postgres::sql::{SessionLost, SqlSession},
-    progress::{ParkedRecord, SnapshotRecord},
-    published::{Published, Since},
+    postgres::{
+        catalog::{publication::Look, slot::InspectError},
+        sql::{SessionLost, SqlSession},
+    },
     repair,
-    source::{publication::Look, slot::InspectError},
+    state::Board,
 };
 
 /// A query runs this often.
@@ -52,7 +56,7 @@ pub(super) enum ControlError {
     Silent(Duration),
     /// The server's words could not be understood.
     #[error("the server's position could not be read")]
-    Lsn(#[from] crate::lsn::ParseLsnError),
+    Lsn(#[from] crate::core::lsn::ParseLsnError),
     /// What the server has could not be asked.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -306,7 +310,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leaves::Leaves;
+    use crate::core::leaves::Leaves;
 
     #[test]
     fn what_ends_with_its_page_ends_before_the_next_ones_header() {

@@ -6,18 +6,17 @@ use bytes::Bytes;
 use super::{ended::Ended, first, locks};
 use crate::{
     config::{Config, parts::Parts},
+    core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
     metrics::Cause,
-    postgres::sql::{self, SqlSession},
-    progress::Progress,
+    postgres::{
+        catalog::slot::{self, SlotState},
+        sql::{self, SqlSession},
+    },
     progress_key::{self, KeyError, Known},
-    published::Published,
-    reconcile::{self, Believed, Claims, Facts, Halt, Reconciled},
+    reconcile::{self, Believed, Claims, Facts, Reconciled},
     repair::{self, Attached},
     sink::StoredProgress,
-    source::{
-        connect::{ReplicationConnection, SystemIdentity},
-        slot::{self, SlotState},
-    },
+    source::connect::ReplicationConnection,
 };
 
 pub(super) async fn identify(

@@ -3,11 +3,10 @@
 use super::start;
 use crate::{
     config::PostgresConfig,
-    landmark::AnotherHistory,
+    core::{halt::Halt, landmark::AnotherHistory},
     metrics::Cause,
     pipeline::PipelineError,
     postgres::{ConnectError, error::needs_time},
-    reconcile::Halt,
     route::{Format, TableName},
     sink::SinkError,
     source::{decoder::StreamError, intake::IntakeError},

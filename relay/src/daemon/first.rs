@@ -4,17 +4,16 @@
 
 use super::{ended::Ended, slot, start::store, unfinished::Unfinished};
 use crate::{
-    admin::Board,
     config::{Config, Start},
+    core::{position::Position, progress::Progress},
     fault::{self, Point},
     metrics::Cause,
-    position::Position,
-    postgres::sql::SqlSession,
-    progress::Progress,
+    postgres::{catalog::publication::Look, sql::SqlSession},
     repair,
     route::{Mapping, TableName},
     sink::any::AnySink,
-    source::{connect::ReplicationConnection, publication::Look},
+    source::connect::ReplicationConnection,
+    state::Board,
 };
 
 /// What [`make`] works with.

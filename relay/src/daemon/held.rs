@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
-    admin::Board,
-    lsn::Lsn,
-    postgres::sql::SqlSession,
-    source::{slot::InspectError, standby_slots},
+    core::lsn::Lsn,
+    postgres::{
+        catalog::{slot::InspectError, standby_slots},
+        sql::SqlSession,
+    },
+    state::Board,
 };
 
 /// A standby that starts again is away for less; one that is only slow moves on meanwhile.

@@ -38,16 +38,17 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::rehearsal::{Rehearsed, rehearse};
 use self::{attempt::Learnt, ended::Ended};
 use crate::{
-    admin::{self, Board, Hosts, Phase},
+    admin::{self, Hosts},
     backoff::Backoff,
     capacity,
     config::{Config, parts::Parts},
+    core::printable,
     metrics::Cause,
-    postgres::sql,
-    printable, rights,
+    postgres::{catalog, sql},
+    rights,
     route::Format,
     sink::any::Settings,
-    source,
+    state::{Board, Phase},
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -215,7 +216,7 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
         if !unset {
             return rights::stopping(session.client(), &parts.sink.grants(), meaning).await.ok()?;
         }
-        let found = source::slot::capacity(session.client()).await.ok()?;
+        let found = catalog::slot::capacity(session.client()).await.ok()?;
         // What passes by itself is tried again.
         let mut lacks = capacity::lacking(&found, true, parts.connect.user());
         lacks.retain(|lack| !["slots", "senders", "server"].contains(&lack.name));

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::{connect, decision, ended::Ended, tables};
 use crate::{
     config::{Config, parts::Parts},
+    core::{halt::Halt, printable},
     metrics::Cause,
     postgres::sql::SqlSession,
-    printable,
     progress_key::{self, Known},
-    reconcile::{Decision, Halt},
+    reconcile::Decision,
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
     table_fit,

@@ -21,22 +21,28 @@ use super::{
     unfinished::Unfinished,
 };
 use crate::{
-    admin::{Board, Phase},
     config::{Config, parts::Parts},
+    core::{
+        halt::Halt,
+        landmark::AnotherHistory,
+        position::Position,
+        progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
+        record::{Batch, BatchLimits},
+    },
     fault::{self, Point},
-    landmark::AnotherHistory,
     leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
-    position::Position,
-    postgres::sql::{self, SqlSession},
-    progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
-    reconcile::{self, Halt},
-    record::{Batch, BatchLimits},
+    postgres::{
+        catalog::publication::Look,
+        sql::{self, SqlSession},
+    },
+    reconcile,
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::Router,
     sink::any::AnySink,
-    source::{connect::ReplicationConnection, publication::Look},
+    source::connect::ReplicationConnection,
+    state::{Board, Phase},
 };
 
 const READING: &str = "reading the outbox tables for a repair";

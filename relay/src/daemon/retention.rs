@@ -9,7 +9,7 @@ use outbox_migrations::grants::{RELAY, lacking};
 use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 
-use crate::{admin::Board, dead_letter::history::History, postgres::sql::SqlSession};
+use crate::{dead_letter::history::History, postgres::sql::SqlSession, state::Board};
 
 /// Between two looks; one costs a step into an index where nothing is old.
 const INTERVAL: Duration = Duration::from_secs(60);

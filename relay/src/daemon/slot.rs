@@ -4,17 +4,15 @@ use std::time::Duration;
 
 use super::{ended::Ended, start::doing, unfinished::Unfinished};
 use crate::{
-    admin::{Board, Phase},
+    core::{progress::SnapshotRecord, published::Published},
     fault::{self, Point},
     metrics::Cause,
-    postgres::sql::SqlSession,
-    progress::SnapshotRecord,
-    published::Published,
-    source::{
-        connect::{CreatedSlot, ReplicationConnection, SnapshotAction},
-        publication::Look,
-        slot,
+    postgres::{
+        catalog::{publication::Look, slot},
+        sql::SqlSession,
     },
+    source::connect::{CreatedSlot, ReplicationConnection, SnapshotAction},
+    state::{Board, Phase},
 };
 
 /// While a slot is being made, the transactions it waits for are named this often.

@@ -12,18 +12,20 @@ use tokio_postgres::error::SqlState;
 
 use super::{broker, connect, ended::Ended, locks, standbys, start, tables};
 use crate::{
-    admin::{Board, Phase},
     capacity,
     config::{Config, parts::Parts},
+    core::halt::Halt,
     fault::{self, Point},
     leader::{self, Holder},
     metrics::Cause,
-    postgres::sql::{self, SqlSession},
-    reconcile::Halt,
+    postgres::{
+        catalog::slot,
+        sql::{self, SqlSession},
+    },
     rights,
     route::Format,
     sink::any::AnySink,
-    source::slot,
+    state::{Board, Phase},
 };
 
 /// A standby asks for the lock this often.

@@ -22,32 +22,34 @@ use super::{
     unfinished::Unfinished,
 };
 use crate::{
-    admin::{Board, Phase},
-    charset::Charset,
     config::{Config, parts::Parts},
+    core::{
+        charset::Charset,
+        halt::Halt,
+        landmark::{Landmark, Recognition},
+        lsn::Lsn,
+        position::Position,
+        progress::Progress,
+        published::Published,
+    },
     dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
     fault::{self, Point},
-    landmark::{Landmark, Recognition},
-    lsn::Lsn,
     metrics::Cause,
     pipeline::delivery::Delivery,
-    position::Position,
-    postgres::{socket::Socket, sql::SqlSession},
-    progress::Progress,
-    published::Published,
-    reconcile::{self, Decision, Halt, Reconciled},
+    postgres::{
+        catalog::{characters, publication::Look, slot::InspectError},
+        socket::Socket,
+        sql::SqlSession,
+    },
+    reconcile::{self, Decision, Reconciled},
     repair::Table,
     route::{Format, Origin, Router},
     sink::{
         ProgressStore as _,
         any::{AnyProbe, AnySink, AnyWatch},
     },
-    source::{
-        characters,
-        connect::{ReplicationConnection, StreamOptions},
-        publication::Look,
-        slot::InspectError,
-    },
+    source::connect::{ReplicationConnection, StreamOptions},
+    state::{Board, Phase},
 };
 
 /// What a start leads to.

@@ -11,14 +11,15 @@ use tokio::time::sleep;
 use super::{ended::Ended, locks, start::store};
 use crate::{
     config::{Config, parts::Parts},
+    core::{halt::Halt, progress::Progress},
     metrics::Cause,
-    postgres::sql::SqlSession,
-    progress::Progress,
-    reconcile::Halt,
+    postgres::{
+        catalog::{slot, table},
+        sql::SqlSession,
+    },
     repair::Table,
     route::{Format, TableName},
     sink::any::AnySink,
-    source::{slot, table},
     table_fit::{self, Fit, Unfit},
 };
 

@@ -11,11 +11,11 @@ use uuid::Uuid;
 
 use super::{ended::Ended, locks, start::dead_letters_failed};
 use crate::{
-    admin::Board,
+    core::lsn::Lsn,
     dead_letter::{self, DeadLetterError},
-    lsn::Lsn,
     metrics::Cause,
     postgres::sql::SqlSession,
+    state::Board,
 };
 
 /// One look costs a step into an index of what waits.

@@ -5,7 +5,7 @@ use tokio_postgres::types::{Json, PgLsn};
 use uuid::Uuid;
 
 use super::{DeadLetterError, Message, answer::sorted};
-use crate::{lsn::Lsn, postgres::sql::SqlSession};
+use crate::{core::lsn::Lsn, postgres::sql::SqlSession};
 
 /// Releases that are announced again at a time.
 const WAITING_MAX: i64 = 1_000;

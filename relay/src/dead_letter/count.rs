@@ -6,7 +6,7 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
-use crate::progress::{PARKED_IDS_MAX, ParkedRecord};
+use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
 
 /// Events that one statement counts: what parks and releases shares the session, and waits for no more
 /// than one of them.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::headers;
-use crate::{
+use crate::core::{
     destination::reserved_by,
     header::{self, DEBEZIUM_ID, cloudevents},
 };

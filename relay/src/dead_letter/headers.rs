@@ -7,7 +7,7 @@
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
-use crate::header::{self, cloudevents};
+use crate::core::header::{self, cloudevents};
 
 /// What text the database can hold, by its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

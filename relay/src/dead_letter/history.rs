@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Error};
 
-use crate::lsn::Lsn;
+use crate::core::lsn::Lsn;
 
 /// Rows and bytes of payloads in one statement, beyond one that is larger alone: others use the
 /// session, too, and a leader that is silent for long is replaced.

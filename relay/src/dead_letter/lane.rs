@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet, hash_map::Entry};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::position::RowPosition;
+use crate::core::position::RowPosition;
 
 /// A lane as 128 bits of a hash: (topic, key), or without a key (topic, explicit partition). It is
 /// stored with dead letters, so it is the same in every version.
@@ -228,7 +228,7 @@ impl std::fmt::Debug for Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lsn::Lsn;
+    use crate::core::lsn::Lsn;
 
     fn at(commit: u64, ordinal: u64) -> RowPosition {
         RowPosition { commit: Lsn::new(commit), ordinal }

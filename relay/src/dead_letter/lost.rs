@@ -3,7 +3,7 @@
 //! They are nowhere else as parked: delivery has passed them, and the table was their only place. The
 //! rows that they came from are still there, for the relay deletes none of those.
 
-use crate::{printable::counted, progress::ParkedRecord};
+use crate::core::{printable::counted, progress::ParkedRecord};
 
 /// Of what was parked by `before`, how much `now` can't have any more: nothing where it is the same
 /// table, for what is deleted in it somebody has decided about.

@@ -32,7 +32,7 @@ pub use self::{
     lane::{Lane, Lanes},
     store::Store,
 };
-use crate::{
+use crate::core::{
     position::RowPosition,
     progress::ReleaseRecord,
     record::{Announced, Batch, Record},

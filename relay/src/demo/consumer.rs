@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{broker::Broker, count::Order};
-use crate::{header, postgres::sql::SqlSession};
+use crate::{core::header, postgres::sql::SqlSession};
 
 pub(super) const TABLES: &str = "
     create table demo.inbox (id uuid primary key);

@@ -24,19 +24,21 @@ use super::{
     suspicion::{INSISTENCE, Suspicion, suspects},
 };
 use crate::{
-    admin::Board,
+    core::{
+        lsn::Lsn,
+        position::{Position, RowPosition},
+        printable,
+        progress::Progress,
+        record::{Batch, RefusedRecord},
+    },
     dead_letter::{
         BEHIND, BEHIND_ERROR, DeadLetters, Lane, Lanes, Letter, PutBack,
         pending::{SUSPECTED, UNKNOWN_TOPIC},
     },
     fault::{self, Point},
-    lsn::Lsn,
-    position::{Position, RowPosition},
-    printable,
-    progress::Progress,
-    record::{Batch, RefusedRecord},
     route::reason,
     sink::{ALONE_MAX, Publisher, Rest, SinkError, Stored},
+    state::Board,
 };
 
 /// Where events come from, and what progress says of them.

@@ -9,13 +9,15 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    admin::Board,
+    core::{
+        position::{Position, RowPosition},
+        record::{Announced, Batch},
+        row::{Relation, Row},
+    },
     dead_letter::Message,
-    position::{Position, RowPosition},
-    record::{Announced, Batch},
     route::{RelationError, RelationUse, Routed, Router},
-    row::{Relation, Row},
     source::intake::{Intake, IntakeError},
+    state::Board,
     table_fit,
 };
 

@@ -4,7 +4,7 @@
 //! be any of them: about 1 s, 10 s, 1 min and 10 min old. Pure: ages are differences of the
 //! database's own times.
 
-use crate::{lsn::Lsn, progress::SnapshotRecord};
+use crate::core::{lsn::Lsn, progress::SnapshotRecord};
 
 /// At most this many are kept; the spacing rule leaves 19.
 const RUNGS_MAX: usize = 24;
@@ -94,7 +94,7 @@ impl Ladder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leaves::Leaves;
+    use crate::core::leaves::Leaves;
 
     fn taken_at(second: i64) -> SnapshotRecord {
         SnapshotRecord {

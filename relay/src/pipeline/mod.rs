@@ -19,14 +19,16 @@ use self::{
     ladder::Ladder,
 };
 use crate::{
+    core::{
+        position::{Confirmable, Position, RowPosition},
+        progress::{Progress, SnapshotRecord},
+        published::Published,
+        record::{Announced, Batch, BatchLimits},
+        witness::Witness,
+    },
     dead_letter::{DeadLetterError, DeadLetters},
-    position::{Confirmable, Position, RowPosition},
-    progress::{Progress, SnapshotRecord},
-    published::Published,
-    record::{Announced, Batch, BatchLimits},
     sink::{Publisher, SinkError, Stored},
     source::handover::Taker,
-    witness::Witness,
 };
 
 /// Why the pipeline ended before it was told to.

@@ -7,7 +7,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use crate::record::Batch;
+use crate::core::record::Batch;
 
 /// The first delivery of a stream holds no more. Full batches are reached within some ten.
 const FIRST_BYTES: usize = 64 << 10;
@@ -60,7 +60,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         lsn::Lsn,
         position::RowPosition,
         record::{BatchLimits, RecordHead},

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lsn::Lsn;
+use crate::core::lsn::Lsn;
 
 /// Time between two stores, at least.
 const PAUSE: Duration = Duration::from_millis(20);

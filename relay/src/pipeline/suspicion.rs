@@ -8,8 +8,8 @@
 use std::{collections::HashMap, ops::Range, time::Duration};
 
 use crate::{
+    core::record::{Batch, RefusedRecord},
     dead_letter::pending::SUSPECTED,
-    record::{Batch, RefusedRecord},
     sink::ALONE_MAX,
 };
 
@@ -102,7 +102,7 @@ fn alike(batch: &Batch, from: usize, refused: Vec<RefusedRecord>) -> Vec<Refused
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         lsn::Lsn,
         position::RowPosition,
         record::{BatchLimits, RecordHead},

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 pub(crate) use defaults::{Environment, is_default_directory};
 pub(crate) use masked::masked;
 

@@ -20,7 +20,7 @@ use super::{
     socket::{Handshake, Socket},
     tls,
 };
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 
 /// How one kind of session begins on an open line.
 pub(crate) trait Startup: Sync {

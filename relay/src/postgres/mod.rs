@@ -4,6 +4,7 @@
 //! hosts, [`socket`] opens the transport, [`tls`] decides whom to trust, `pins` settles the session.
 //! What is spoken over it is left to [`sql`] (tokio-postgres) and to `source::connect` (the replication protocol).
 
+pub mod catalog;
 mod certificate;
 pub mod conninfo;
 pub mod dial;

@@ -8,7 +8,7 @@ use std::path::Path;
 use tracing::warn;
 
 use super::conninfo::Host;
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 
 /// What a line of the file is matched against.
 #[derive(Clone, Copy, Debug)]

@@ -18,7 +18,7 @@ use super::{
     pins,
     watch::{Metered, Probe},
 };
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 
 /// Connects, authenticates and pins the session's settings (`pins`). The URL's own
 /// `application_name` goes before the one given here. A line that dies while an answer is due ends

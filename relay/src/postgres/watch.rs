@@ -27,7 +27,7 @@ use tokio_postgres::{
 };
 
 use super::{conninfo::ConnectSettings, dial::Route, error::ConnectError, socket::Socket, sql};
-use crate::secret::Secret;
+use crate::core::secret::Secret;
 
 /// Silence after which the server is asked.
 pub(crate) const ASK_AFTER: Duration = Duration::from_secs(5);

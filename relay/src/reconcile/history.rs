@@ -1,12 +1,16 @@
 //! Stored progress on a server whose history may have left the one it was made in.
 
-use super::{Facts, Halt};
+use super::Facts;
+use crate::core::halt::Halt;
 use crate::{
-    lsn::Lsn,
-    position::Position,
-    progress::{Progress, RepairRecord},
-    snapshot,
-    source::{connect::SystemIdentity, slot::SlotState},
+    core::{
+        identity::SystemIdentity,
+        lsn::Lsn,
+        position::Position,
+        progress::{Progress, RepairRecord},
+        snapshot,
+    },
+    postgres::catalog::slot::SlotState,
 };
 
 /// What `stored` means here. On a new timeline everything past the switch counts as the switch: what

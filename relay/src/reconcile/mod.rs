@@ -14,11 +14,15 @@ use self::history::carry_over;
 pub use self::history::{perhaps_put_back, sees_rollback};
 pub use self::whose::{Believed, Claims, believe};
 use crate::{
-    lsn::Lsn,
-    position::Position,
-    progress::{Progress, RepairRecord},
-    published::{Published, Since},
-    source::{connect::SystemIdentity, slot::SlotState},
+    core::{
+        halt::Halt,
+        identity::SystemIdentity,
+        lsn::Lsn,
+        position::Position,
+        progress::{Progress, RepairRecord},
+        published::{Published, Since},
+    },
+    postgres::catalog::slot::SlotState,
 };
 
 /// The facts, gathered before anything is changed.
@@ -96,28 +100,6 @@ pub enum Decision {
         /// Whether it is making the slot.
         making: bool,
     },
-}
-
-/// Why the relay stands still, and what makes it go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}; {remedy}")]
-pub struct Halt {
-    /// What was found, with the interval that may be missing.
-    pub reason: String,
-    /// The command, SQL or setting that goes on.
-    pub remedy: String,
-}
-
-impl Halt {
-    /// Both texts.
-    pub fn new(reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Halt { reason: reason.into(), remedy: remedy.into() }
-    }
-
-    /// With what loses nothing before what gives something up.
-    pub(crate) fn unless(self, remedy: &str) -> Self {
-        Halt { remedy: format!("{remedy}; or, {}", self.remedy), ..self }
-    }
 }
 
 /// Whether what is stored under this relay's name is this relay's own. Asked before the fence, so

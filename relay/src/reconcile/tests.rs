@@ -3,7 +3,7 @@
 mod history;
 
 use super::*;
-use crate::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
+use crate::core::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
 
 /// The server, what is stored, and the slot: each row changes what it is about.
 struct Row {
@@ -411,7 +411,7 @@ fn another_table_in_the_publication_counts_only_inside_a_transaction() {
     let stored = Progress { published: Some(earlier), ..progress(1000) };
     let between = Row { progress: Some(stored.clone()), published: Some(now), ..row() };
     between.decides(&Decision::Stream { from: up_to(1000) });
-    let row = crate::position::RowPosition { commit: Lsn::new(1000), ordinal: 4 };
+    let row = crate::core::position::RowPosition { commit: Lsn::new(1000), ordinal: 4 };
     let inside = Progress { position: Some(Position::Row(row)), ..stored };
     Row { progress: Some(inside), ..between }.decides(&repair_after(900, true));
 }

@@ -1,9 +1,12 @@
 //! Whose the stored progress is, before it is compared with anything. Pure.
 
-use super::Halt;
+use crate::core::halt::Halt;
 use crate::{
-    progress::{Progress, ProgressError},
-    source::{connect::SystemIdentity, slot::SlotState},
+    core::{
+        identity::SystemIdentity,
+        progress::{Progress, ProgressError},
+    },
+    postgres::catalog::slot::SlotState,
 };
 
 /// What is stored at the broker under this relay's name, and what the database knows of it.
@@ -96,7 +99,7 @@ fn is_of_another(progress: &Progress, identity: &SystemIdentity) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{lsn::Lsn, position::Position};
+    use crate::core::{lsn::Lsn, position::Position};
 
     fn progress(position: u64) -> Progress {
         Progress {

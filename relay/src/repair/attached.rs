@@ -10,7 +10,7 @@ use super::{
     losses::{NOW, full_xid, written_after},
     tables::literal,
 };
-use crate::{leaves::Leaves, published::Published, reconcile::Halt};
+use crate::core::{halt::Halt, leaves::Leaves, published::Published};
 
 /// What was found in partitions that were attached since a snapshot.
 #[derive(Debug, PartialEq, Eq)]

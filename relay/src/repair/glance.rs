@@ -13,13 +13,15 @@ use super::{
     tables::{BYTEA, KEPT_BYTES, XID8, identifier, is_text, literal},
 };
 use crate::{
-    charset::Charset,
-    lsn::Lsn,
-    position::RowPosition,
-    record::Batch,
+    core::{
+        charset::Charset,
+        lsn::Lsn,
+        position::RowPosition,
+        record::Batch,
+        row::{Column, Relation, Row, Tuple},
+    },
+    postgres::catalog::table::TableState,
     route::{Mapping, Origin, Router, TableName, XID},
-    row::{Column, Relation, Row, Tuple},
-    source::table::TableState,
 };
 
 /// Rows of one look.
@@ -167,8 +169,9 @@ fn select(place: Place<'_>, relation: &Relation, which: Which<'_>, raw: bool) ->
 /// Rows whose transaction the slot may not have sent yet.
 fn waits(state: &TableState, slot: Option<&str>) -> Option<String> {
     let Some(slot) = slot else { return Some("true".to_owned()) };
-    let stamped =
-        |column: &&crate::source::table::Column| column.name == XID && column.type_oid == XID8;
+    let stamped = |column: &&crate::postgres::catalog::table::Column| {
+        column.name == XID && column.type_oid == XID8
+    };
     state.columns.iter().find(stamped)?;
     let slot = literal(slot);
     Some(format!(

@@ -1,7 +1,7 @@
 //! How the ids of rows are ordered and compared in a repair.
 
 use super::tables::identifier;
-use crate::source::table::Column;
+use crate::postgres::catalog::table::Column;
 
 /// `character(n)`.
 const CHARACTER: u32 = 1042;

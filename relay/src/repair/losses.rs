@@ -7,7 +7,10 @@ use outbox_migrations::grants::{RELAY, lacking};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::tables::{Table, literal};
-use crate::{leaves::Leaves, reconcile::Halt, rights};
+use crate::{
+    core::{halt::Halt, leaves::Leaves},
+    rights,
+};
 
 /// The first transaction id that is still to come.
 pub(super) const NOW: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";

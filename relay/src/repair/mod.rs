@@ -15,12 +15,14 @@ mod tables;
 mod witness;
 
 use crate::{
-    leaves::Leaves,
-    lsn::Lsn,
+    core::{
+        leaves::Leaves,
+        lsn::Lsn,
+        position::RowPosition,
+        progress::{CURSOR_BYTES_MAX, Progress, RepairRecord, SnapshotRecord},
+        record::Batch,
+    },
     pipeline::delivery::{Course, Origin},
-    position::RowPosition,
-    progress::{CURSOR_BYTES_MAX, Progress, RepairRecord, SnapshotRecord},
-    record::Batch,
     sink::Stored,
 };
 
@@ -130,7 +132,7 @@ impl Course for End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         position::Position,
         record::{BatchLimits, RecordHead},
     };

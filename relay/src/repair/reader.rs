@@ -13,13 +13,15 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
 use super::{Cursor, Page, Table, position, tables};
 use crate::{
-    charset::{self, Charset},
+    core::{
+        charset::{self, Charset},
+        halt::Halt,
+        progress::RepairRecord,
+        record::Batch,
+        row::{Row, Tuple},
+    },
     postgres::sql::SqlSession,
-    progress::RepairRecord,
-    reconcile::Halt,
-    record::Batch,
     route::{RelationError, Router},
-    row::{Row, Tuple},
     table_fit,
 };
 

@@ -9,12 +9,14 @@ use super::{
     losses::full_xid,
 };
 use crate::{
-    printable::counted,
-    progress::RepairRecord,
-    reconcile::Halt,
+    core::{
+        halt::Halt,
+        printable::counted,
+        progress::RepairRecord,
+        row::{Column, Relation},
+    },
+    postgres::catalog::table::{self, TableState},
     route::{Mapping, TableName, XID},
-    row::{Column, Relation},
-    source::table::{self, TableState},
 };
 
 /// `pg_type.oid` of what these columns must be.

@@ -7,7 +7,7 @@ use super::{
     losses::NOW,
     tables::{Table, literal},
 };
-use crate::witness::Witness;
+use crate::core::witness::Witness;
 
 /// What the tables say of the newest published event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

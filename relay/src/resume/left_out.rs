@@ -9,20 +9,19 @@ use tokio_postgres::{
 
 use super::Decision;
 use crate::{
-    charset::Charset,
     config::{Config, parts::Parts},
-    lsn::Lsn,
-    position::{Position, RowPosition},
-    postgres::sql::SqlSession,
-    printable::counted,
-    progress::{Progress, RepairRecord, SnapshotRecord},
+    core::{
+        charset::Charset,
+        identity::SystemIdentity,
+        lsn::Lsn,
+        position::{Position, RowPosition},
+        printable::counted,
+        progress::{Progress, RepairRecord, SnapshotRecord},
+    },
+    postgres::{catalog::table, sql::SqlSession},
     repair::{self, Table},
     route::Mapping,
-    source::{
-        connect::SystemIdentity,
-        pgoutput::{Message, decode},
-        table,
-    },
+    source::pgoutput::{Message, decode},
 };
 
 /// Changes of a slot that are looked through for the event that is to be skipped.
@@ -263,7 +262,7 @@ impl<'a> Before<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leaves::Leaves;
+    use crate::core::leaves::Leaves;
 
     #[test]
     fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {

@@ -8,7 +8,7 @@ use super::{
     time::{Moment, NoMoment},
     value,
 };
-use crate::{
+use crate::core::{
     charset::Charset,
     header,
     record::{Batch, RecordHead, Refused},

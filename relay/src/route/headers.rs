@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use super::{Origin, settings::HeaderStyle, time::Moment};
-use crate::{
+use crate::core::{
     header::{self, DEBEZIUM_ID, cloudevents},
     position::RowPosition,
     record::RecordWriter,
@@ -278,7 +278,7 @@ impl<'de> Visitor<'de> for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         lsn::Lsn,
         record::{Batch, BatchLimits, RecordHead},
     };

@@ -9,7 +9,7 @@ use super::{
     table::{TableName, quoted},
     template::{Part, Template},
 };
-use crate::row::{Column, Relation, Value};
+use crate::core::row::{Column, Relation, Value};
 
 /// Distinct columns that may be mapped.
 const MAPPED_MAX: usize = 24;

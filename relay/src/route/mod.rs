@@ -34,7 +34,7 @@ pub use self::{
     table::TableName,
     template::Template,
 };
-use crate::{
+use crate::core::{
     record::{Batch, Refused, RefusedRecord},
     row::{Malformed, Relation, Row, Tuple, Value},
 };

@@ -1,9 +1,9 @@
 //! Why a row can't be a record: the words that stay, and the sentences for people.
 
 use super::mapping::Slot;
-use crate::row::{Malformed, Row};
+use crate::core::row::{Malformed, Row};
 
-/// The values of [`Refused::reason`](crate::record::Refused::reason) that routing gives. They are
+/// The values of [`Refused::reason`](crate::core::record::Refused::reason) that routing gives. They are
 /// stored with dead letters and matched by operators' tools, so they never change.
 pub mod reason {
     /// The id is null or empty.

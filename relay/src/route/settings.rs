@@ -8,7 +8,7 @@ use super::{
     table::TableName,
     template::Template,
 };
-use crate::destination::reserved_by;
+use crate::core::destination::reserved_by;
 
 /// The `outbox` section of the settings, with what routing needs of the others. Made by `config`.
 #[derive(Clone, Debug)]
@@ -50,10 +50,10 @@ pub enum Preset {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeaderStyle {
-    /// `outbox-id` and so on, see [`crate::header`].
+    /// `outbox-id` and so on, see [`crate::core::header`].
     #[default]
     Outbox,
-    /// The CloudEvents Kafka binding, binary mode, see [`crate::header::cloudevents`].
+    /// The CloudEvents Kafka binding, binary mode, see [`crate::core::header::cloudevents`].
     CloudEvents,
 }
 

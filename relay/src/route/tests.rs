@@ -4,11 +4,7 @@ mod properties;
 
 use super::*;
 use crate::{
-    charset::Charset,
-    lsn::Lsn,
-    position::RowPosition,
-    record::BatchLimits,
-    row::Column,
+    core::{charset::Charset, lsn::Lsn, position::RowPosition, record::BatchLimits, row::Column},
     source::pgoutput::{Message, decode, decode_insert_prefix, encode, golden},
 };
 

@@ -8,7 +8,7 @@ use super::{
     kind::Kind,
     time::{Moment, NoMoment},
 };
-use crate::{
+use crate::core::{
     charset::{Charset, NoCharacter},
     row::Value,
 };

@@ -12,9 +12,11 @@ use bytes::Bytes;
 
 use super::world::{Mutant, Shared, World, look, turns};
 use crate::{
-    position::{Position, RowPosition},
-    progress::Progress,
-    record::{Batch, BatchLimits, Record},
+    core::{
+        position::{Position, RowPosition},
+        progress::Progress,
+        record::{Batch, BatchLimits, Record},
+    },
     sink::{
         ProgressStore, Publisher, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress,
     },

@@ -19,7 +19,7 @@ use std::{
 };
 
 use self::world::{Mutant, World};
-use crate::admin::Board;
+use crate::state::Board;
 
 /// Enough for every fault to meet every step.
 const SEEDS: u64 = 10_000;

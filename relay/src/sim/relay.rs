@@ -19,20 +19,24 @@ use super::{
     world::{Mutant, Shared, look, turns},
 };
 use crate::{
-    admin::Board,
+    core::{
+        identity::SystemIdentity,
+        landmark::Recognition,
+        leaves::Leaves,
+        lsn::Lsn,
+        position::{Confirmable, Position, RowPosition},
+        progress::{Progress, SnapshotRecord},
+        published::Published,
+        record::BatchLimits,
+    },
     dead_letter::DeadLetters,
-    landmark::Recognition,
-    leaves::Leaves,
-    lsn::Lsn,
     pipeline::{Pipeline, PipelineError, Seen, delivery::Delivery, intake::RouteIntake},
-    position::{Confirmable, Position, RowPosition},
-    progress::{Progress, SnapshotRecord},
-    published::Published,
+    postgres::catalog::slot::SlotState,
     reconcile::{self, Decision, Facts, Reconciled},
-    record::BatchLimits,
     route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
     sink::ProgressStore as _,
-    source::{connect::SystemIdentity, decoder::Decoder, handover::handover, slot::SlotState},
+    source::{decoder::Decoder, handover::handover},
+    state::Board,
 };
 
 const SLOT: &str = "outbox_sim";

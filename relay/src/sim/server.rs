@@ -4,10 +4,12 @@ use rand::Rng;
 
 use super::world::{Event, World};
 use crate::{
+    core::{
+        lsn::Lsn,
+        position::RowPosition,
+        row::{Column, Relation, Value},
+    },
     dead_letter::Message,
-    lsn::Lsn,
-    position::RowPosition,
-    row::{Column, Relation, Value},
     source::pgoutput::encode,
 };
 

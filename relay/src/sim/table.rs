@@ -10,13 +10,15 @@ use super::{
     world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
+    core::{
+        lsn::Lsn,
+        position::{Position, RowPosition},
+        progress::ReleaseRecord,
+        record::{Announced, Batch, RecordHead, RefusedRecord},
+    },
     dead_letter::{
         BEHIND, DeadLetterError, DeadLetters, Lane, Lanes, Letter, PutBack, Release, Seen,
     },
-    lsn::Lsn,
-    position::{Position, RowPosition},
-    progress::ReleaseRecord,
-    record::{Announced, Batch, RecordHead, RefusedRecord},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

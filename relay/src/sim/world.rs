@@ -11,7 +11,7 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{broker::Broker, server::Server, table::Table};
-use crate::{
+use crate::core::{
     lsn::Lsn,
     position::{Position, RowPosition},
     progress::Progress,

@@ -12,7 +12,7 @@ use super::{
     kafka::{self, KafkaSink},
     progress_table::ProgressTable,
 };
-use crate::{postgres::sql::SqlSession, record::Batch, seal::SealKey};
+use crate::{core::record::Batch, postgres::sql::SqlSession, seal::SealKey};
 
 /// What a sink of any kind is made from.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{ProgressStore, Publisher, Receipt, Sink, SinkError, Stored, StoredProgress};
-use crate::record::Batch;
+use crate::core::record::Batch;
 
 /// The two of them.
 #[derive(Debug)]

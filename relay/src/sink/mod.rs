@@ -21,8 +21,8 @@ use std::{
 
 use bytes::Bytes;
 
-pub use crate::record::RefusedRecord;
-use crate::{
+pub use crate::core::record::RefusedRecord;
+use crate::core::{
     position::{Confirmable, Position},
     record::Batch,
 };

@@ -22,11 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire::{Wire, malformed};
 use crate::{
+    core::secret::Secret,
     postgres::{
         conninfo::ChannelBinding,
         error::{ConnectError, ServerError},
     },
-    secret::Secret,
 };
 
 /// What a login may use.

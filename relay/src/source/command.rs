@@ -3,7 +3,7 @@
 //! The replication grammar has quotes of its own: a literal knows only the doubled quote, no
 //! `E''`, and a list of names is a literal of identifiers. Used by `connect`.
 
-use crate::{charset::Charset, lsn::Lsn};
+use crate::core::{charset::Charset, lsn::Lsn};
 
 /// Whether to keep the slot's starting snapshot for reading tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

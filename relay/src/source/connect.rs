@@ -23,7 +23,7 @@ use super::{
     wire::{Reply, Wire, malformed},
 };
 use crate::{
-    lsn::Lsn,
+    core::{identity::SystemIdentity, lsn::Lsn},
     postgres::{
         conninfo::ConnectSettings,
         dial::{CancelHandle, dial},
@@ -87,17 +87,6 @@ impl QueryError {
             _ => None,
         }
     }
-}
-
-/// Which cluster answers, and how far it has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SystemIdentity {
-    /// `system_identifier`, decimal. A promoted standby shares it with its primary.
-    pub system_id: String,
-    /// The timeline that the server writes on (a standby: replays).
-    pub timeline: u32,
-    /// The protocol's `xlogpos`: the end of what is flushed to disk (a standby: replayed).
-    pub flush_lsn: Lsn,
 }
 
 /// A slot that was just made.

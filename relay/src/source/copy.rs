@@ -1,7 +1,7 @@
 //! The outer frames of the replication connection once it streams: tag, length, body.
 //! Pure; source: the manual, "Message Formats".
 
-use crate::row::Malformed;
+use crate::core::row::Malformed;
 
 /// Tag and length.
 pub(super) const HEADER_BYTES: usize = 5;

@@ -16,7 +16,7 @@ use super::{
         frame::{Frame, XLOG_DATA_HEADER_BYTES, decode_frame},
     },
 };
-use crate::{
+use crate::core::{
     charset::Charset,
     landmark::{AnotherHistory, Landmark, Recognition},
     lsn::Lsn,

@@ -5,7 +5,7 @@
 
 use tokio::sync::mpsc;
 
-use crate::record::{Batch, BatchLimits};
+use crate::core::record::{Batch, BatchLimits};
 
 /// Makes the two ends.
 pub fn handover(limits: BatchLimits) -> (Giver, Taker) {

@@ -1,6 +1,6 @@
 //! Where the source hands what it has read: the pipeline's side of the seam.
 
-use crate::{
+use crate::core::{
     position::RowPosition,
     record::Batch,
     row::{Relation, Row},

@@ -2,7 +2,6 @@
 //! relay has come. Knows nothing of records' meaning or of brokers; called by `pipeline`.
 
 mod auth;
-pub mod characters;
 mod command;
 pub mod connect;
 mod copy;
@@ -10,9 +9,5 @@ pub mod decoder;
 pub mod handover;
 pub mod intake;
 pub mod pgoutput;
-pub mod publication;
-pub mod slot;
-pub mod standby_slots;
 pub mod stream;
-pub mod table;
 mod wire;

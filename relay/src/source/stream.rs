@@ -26,14 +26,12 @@ use super::{
     pgoutput::frame::encode_status,
 };
 use crate::{
-    admin::{Board, Phase},
-    charset::Charset,
+    core::{
+        charset::Charset, landmark::Recognition, lsn::Lsn, position::Confirmable, record::Batch,
+    },
     fault::{self, Point},
-    landmark::Recognition,
-    lsn::Lsn,
-    position::Confirmable,
     postgres::socket::Socket,
-    record::Batch,
+    state::{Board, Phase},
 };
 
 /// Bytes that must have come in before a read while the sink is busy.
@@ -330,7 +328,7 @@ fn is_due(batch: &Batch, released: bool, given: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         position::RowPosition,
         record::{Announced, BatchLimits},
     };

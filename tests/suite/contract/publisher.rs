@@ -5,10 +5,12 @@ use std::{ops::Range, sync::Arc, time::SystemTime};
 use bytes::Bytes;
 use outbox_relay::{
     config::{self, Config, Purpose, Sources, parts::Parts},
-    lsn::Lsn,
-    position::RowPosition,
+    core::{
+        lsn::Lsn,
+        position::RowPosition,
+        record::{Batch, BatchLimits, RecordHead, RefusedRecord},
+    },
     postgres::sql::{self, SqlSession},
-    record::{Batch, BatchLimits, RecordHead, RefusedRecord},
     seal::SealKey,
     sink::{ProgressStore as _, Publisher as _, Rest, SinkError, any::AnySink},
 };

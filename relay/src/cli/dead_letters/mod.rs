@@ -19,9 +19,9 @@ use self::{
 use super::{ask::ask, output::eprint, print, waited};
 use crate::{
     config::Config,
+    core::printable::{self, counted},
     dead_letter::operator::{self, Counted, Entry, Far, Group, Operator, Selection},
     postgres::sql::{self, SqlSession},
-    printable::{self, counted},
 };
 
 /// Does it, and prints what came of it.

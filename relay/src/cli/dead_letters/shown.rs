@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
+    core::printable::{self, counted},
     dead_letter::operator::{Entry, Far, Letter, Released},
-    printable::{self, counted},
 };
 
 /// Characters of an error in a list; `show` has it whole.

@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use super::{Store, position};
 use crate::{
+    core::position::Position,
     dead_letter::{DeadLetterError, Lane, Lanes, announcement},
-    position::Position,
 };
 
 /// Parked lanes that are read at a time.

@@ -6,13 +6,15 @@ use uuid::Uuid;
 
 use super::{Store, signed};
 use crate::{
+    core::{
+        header,
+        position::RowPosition,
+        record::{Batch, Record, RecordHead, RefusedRecord},
+    },
     dead_letter::{
         DeadLetterError, Lane, Letter,
         headers::{self, Repertoire},
     },
-    header,
-    position::RowPosition,
-    record::{Batch, Record, RecordHead, RefusedRecord},
     route::{Origin, reason},
 };
 

@@ -20,13 +20,15 @@ use super::{
     answer::sorted, headers::Repertoire,
 };
 use crate::{
-    lsn::Lsn,
-    position::RowPosition,
+    core::{
+        lsn::Lsn,
+        position::RowPosition,
+        progress::ReleaseRecord,
+        record::{Announced, Batch},
+        snapshot,
+    },
     postgres::sql::SqlSession,
-    progress::ReleaseRecord,
-    record::{Announced, Batch},
     route::Origin,
-    snapshot,
 };
 
 /// The events of a release that are not delivered yet. In words that fit the index `dead_letters_waiting` and no other: while

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::{Course, Delivery, Origin};
 use crate::{
+    core::{
+        position::RowPosition,
+        progress::Progress,
+        record::{Announced, Batch, BatchLimits},
+    },
     dead_letter::{DeadLetters, Seen},
     fault::{self, Point},
     pipeline::PipelineError,
-    position::RowPosition,
-    progress::Progress,
-    record::{Announced, Batch, BatchLimits},
     sink::{Publisher, Stored},
 };
 

@@ -6,14 +6,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{Announced, BatchLimits, Record};
+use crate::core::record::{Announced, BatchLimits, Record};
 use crate::sink::{ProgressStore, Receipt, StoredProgress};
 use crate::{
+    core::{lsn::Lsn, position::Position, progress::ReleaseRecord, record::RecordHead},
     dead_letter::{DeadLetterError, Release, Seen},
-    lsn::Lsn,
-    position::Position,
-    progress::ReleaseRecord,
-    record::RecordHead,
 };
 
 const RELEASE: &str = "r";

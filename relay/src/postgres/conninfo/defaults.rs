@@ -14,7 +14,7 @@ use super::{
     ChannelBinding, ClientCertificate, ConnInfoError, ConnectSettings, Endpoint, Host, Roots,
     SslMode, TargetSession, TcpSettings, TlsSettings, text::Pairs,
 };
-use crate::secret::{Secret, is_secret_name};
+use crate::core::secret::{Secret, is_secret_name};
 
 /// A server that accepts and never answers would hold a daemon for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::text::{self, Url};
-use crate::secret::{MASK, is_secret_name};
+use crate::core::secret::{MASK, is_secret_name};
 
 /// The connection string without its secrets. Read as the relay itself reads it, so that what is a
 /// password there is one here, however it is written; what can't be read is masked whole.

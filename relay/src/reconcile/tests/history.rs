@@ -1,7 +1,7 @@
 //! Stored progress, and a server that has another history, or is another cluster.
 
 use super::*;
-use crate::{snapshot, witness::Witness};
+use crate::core::{snapshot, witness::Witness};
 
 #[test]
 fn on_a_new_timeline_with_the_tail_progress_stays_as_it_is() {
@@ -29,7 +29,7 @@ fn on_a_new_timeline_without_the_tail_progress_counts_as_the_switch() {
 
 #[test]
 fn a_row_inside_the_last_common_transaction_stays_as_it_is() {
-    let row = crate::position::RowPosition { commit: Lsn::new(690), ordinal: 4 };
+    let row = crate::core::position::RowPosition { commit: Lsn::new(690), ordinal: 4 };
     let inside = Progress { position: Some(Position::Row(row)), ..progress(0) };
     let promoted = |left_at| Row {
         progress: Some(inside.clone()),

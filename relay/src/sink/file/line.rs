@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Serialize, Serializer};
 
-use crate::record::Record;
+use crate::core::record::Record;
 
 /// What every line begins with.
 pub(super) const LINE_BEGINS: &str = "{\"topic\":";
@@ -54,7 +54,7 @@ pub(super) fn write_line(lines: &mut Vec<u8>, record: &Record<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         lsn::Lsn,
         position::RowPosition,
         record::{Batch, BatchLimits, RecordHead},

@@ -16,7 +16,7 @@ use std::{
 pub use self::settings::{Problem, Settings};
 use self::{line::write_line, output::Output};
 use super::{Delivered, Sink, SinkError};
-use crate::record::Batch;
+use crate::core::record::Batch;
 
 /// Bytes of lines that are gathered before they are written.
 const WRITTEN_AT_ONCE: usize = 1 << 20;

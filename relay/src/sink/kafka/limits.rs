@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::settings::Settings;
-use crate::record::Record;
+use crate::core::record::Record;
 
 /// Bytes of a batch on the wire before its first record.
 const BATCH_HEADER_BYTES: usize = 61;
@@ -245,7 +245,7 @@ fn varint_bytes(len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::core::{
         lsn::Lsn,
         position::RowPosition,
         record::{Batch, BatchLimits, RecordHead},

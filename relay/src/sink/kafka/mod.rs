@@ -57,7 +57,7 @@ pub use self::{
 };
 use super::{ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress};
 use crate::{
-    record::{Batch, BatchLimits},
+    core::record::{Batch, BatchLimits},
     seal::SealKey,
 };
 

@@ -31,10 +31,12 @@ use super::{
     transaction::MARKERS_LEAST,
 };
 use crate::{
+    core::{
+        header,
+        printable::counted,
+        record::{Batch, Record, RefusedRecord},
+    },
     fault::{self, Point},
-    header,
-    printable::counted,
-    record::{Batch, Record, RefusedRecord},
     sink::{Rest, SinkError},
 };
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::limits::{self, Limits};
-use crate::{record::Record, sink::partition::partition_for_key};
+use crate::{core::record::Record, sink::partition::partition_for_key};
 
 /// How long the broker's refusal of one record for its size speaks for larger ones.
 const LEARNED_FOR: Duration = Duration::from_millis(250);

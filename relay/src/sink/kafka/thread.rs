@@ -28,8 +28,8 @@ use super::{
     topics::Topics,
 };
 use crate::{
+    core::record::Batch,
     fault::{self, Point},
-    record::Batch,
     seal::SealKey,
     sink::{ALONE_MAX, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress},
 };

@@ -23,9 +23,7 @@ use super::{
     target::{Refusal, Target},
 };
 use crate::{
-    destination::reserved_by,
-    printable,
-    record::Batch,
+    core::{destination::reserved_by, printable, record::Batch},
     sink::{RefusedRecord, Rest, SinkError},
 };
 

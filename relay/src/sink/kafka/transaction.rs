@@ -18,8 +18,8 @@ use super::{
     topics::Topics,
 };
 use crate::{
+    core::printable::counted,
     fault::{self, Point},
-    printable::counted,
     sink::{Rest, SinkError},
 };
 

@@ -1,6 +1,6 @@
 //! Writes the messages that [`decode`](super::decode) reads, for tests here and in `route`.
 
-use crate::row::{Relation, Value};
+use crate::core::row::{Relation, Value};
 
 fn cstr(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(text);

@@ -2,7 +2,7 @@
 //! status updates to it. Pure; source: the manual, "Streaming Replication Protocol".
 
 use super::read::Reader;
-use crate::{lsn::Lsn, row::Malformed};
+use crate::core::{lsn::Lsn, row::Malformed};
 
 /// What the server sends in one CopyData message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Frame<'a> {
 /// One message of the output plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XLogData<'a> {
-    /// Where its WAL record starts; not a position, see [`crate::position`]. Zero for messages
+    /// Where its WAL record starts; not a position, see [`crate::core::position`]. Zero for messages
     /// that stem from no record, such as Relation.
     pub wal_start: Lsn,
     /// End of WAL on the server.

@@ -1,6 +1,6 @@
 //! The messages of the logical replication protocol, as far as an outbox needs them.
 
-use crate::{
+use crate::core::{
     lsn::Lsn,
     row::{Relation, Tuple},
 };
@@ -39,7 +39,7 @@ pub enum Message<'a> {
 /// Start of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begin {
-    /// Start of its commit record: what [`RowPosition::commit`](crate::position::RowPosition) holds.
+    /// Start of its commit record: what [`RowPosition::commit`](crate::core::position::RowPosition) holds.
     pub final_lsn: Lsn,
     /// When it was committed, in microseconds since 2000-01-01 UTC.
     pub commit_time_us: i64,

@@ -20,7 +20,7 @@ mod tests;
 
 pub use self::message::{Begin, Commit, Insert, LogicalMessage, Message};
 use self::read::Reader;
-use crate::{
+use crate::core::{
     charset::Charset,
     lsn::Lsn,
     row::{Column, Malformed, Relation, Tuple},

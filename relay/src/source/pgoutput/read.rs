@@ -1,6 +1,6 @@
 //! A checked cursor: every read says what it was for, none can run past the end.
 
-use crate::{charset::Charset, row::Malformed};
+use crate::core::{charset::Charset, row::Malformed};
 
 /// Reads big-endian fields from the front of a message.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use proptest::{collection::vec, option, prelude::*};
 
 use super::{encode, *};
-use crate::row::Value;
+use crate::core::row::Value;
 
 /// A [`Value`] that owns its bytes.
 #[derive(Clone, Debug)]

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Noted, Refusal, Topics, now_ms, unnameable};
 use crate::{
-    printable,
-    record::Batch,
+    core::{printable, record::Batch},
     sink::{
         SinkError,
         kafka::{

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, snapshot};
+use crate::core::{lsn::Lsn, snapshot};
 
 /// The published event of the highest transaction id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ impl Witness {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::witness::*;
 
     fn seen(xid: u32) -> Seen {
         Seen { commit: Lsn::new(8), xid, created_ms: Some(5) }

@@ -51,7 +51,7 @@ fn matches(pattern: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::destination::*;
 
     #[test]
     fn topics_in_which_others_keep_state_are_no_destination() {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
+use crate::core::{
     lsn::Lsn,
     position::{Position, RowPosition},
 };
@@ -126,7 +126,7 @@ impl Recognition {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::landmark::*;
 
     fn commit(at: u64) -> Landmark {
         Landmark { commit: Lsn::new(at), xid: 700 + u32::try_from(at).expect("small"), time_us: 5 }

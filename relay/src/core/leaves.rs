@@ -58,7 +58,7 @@ impl Leaves {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::leaves::*;
 
     #[test]
     fn oids_come_back_sorted_and_take_few_bytes() {

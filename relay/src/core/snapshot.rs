@@ -67,7 +67,7 @@ fn parse(snapshot: &str) -> Option<(u64, u64, impl Iterator<Item = Option<u64>>)
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::snapshot::*;
     use proptest::prelude::*;
 
     #[test]

@@ -95,7 +95,7 @@ fn remedy(slots: &[StandbySlot]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::postgres::catalog::standby_slots::*;
 
     #[test]
     fn a_standby_that_is_away_is_named_and_taken_out_of_the_setting_alone() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
 
 use super::characters;
-use crate::lsn::Lsn;
+use crate::core::lsn::Lsn;
 
 /// A question about the server was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -326,7 +326,7 @@ pub(super) async fn rows<T: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::postgres::catalog::slot::*;
 
     #[test]
     fn slots_of_every_version_are_read() {

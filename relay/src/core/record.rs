@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use crate::{
+use crate::core::{
     header,
     landmark::Landmark,
     lsn::Lsn,
@@ -438,7 +438,7 @@ impl<'a> Iterator for Headers<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::record::*;
 
     fn head(ordinal: u64) -> RecordHead<'static> {
         RecordHead {

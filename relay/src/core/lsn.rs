@@ -73,7 +73,7 @@ impl<'de> Deserialize<'de> for Lsn {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::lsn::*;
     use proptest::prelude::*;
 
     proptest! {

@@ -7,7 +7,7 @@
 use tokio_postgres::Client;
 
 use super::slot::InspectError;
-use crate::published::Published;
+use crate::core::published::Published;
 
 /// The tables themselves, and what they are partitions of.
 const TREE: &str = "with recursive tree (name, root, oid, schema) as ( \

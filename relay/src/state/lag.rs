@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::lsn::Lsn;
+use crate::core::lsn::Lsn;
 
 /// Enough for eight minutes at one a second; then every second sample is dropped, so that a lag
 /// of days still fits, at the price of resolution.
@@ -66,7 +66,7 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::state::lag::*;
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

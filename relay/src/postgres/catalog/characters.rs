@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::slot::InspectError;
-use crate::charset::Charset;
+use crate::core::charset::Charset;
 
 const WHAT: &str = "the characters of the server's encoding";
 

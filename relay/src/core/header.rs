@@ -1,6 +1,6 @@
 //! Header names of a record: the contract with consumers (DESIGN: record headers).
 
-use crate::position::RowPosition;
+use crate::core::position::RowPosition;
 
 /// Every name that begins so is the relay's own; rows may not set one.
 pub const RESERVED_PREFIX: &str = "outbox-";

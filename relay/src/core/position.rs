@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lsn::Lsn;
+use crate::core::lsn::Lsn;
 
 /// The place of one Insert or Message in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ impl Confirmable {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::position::*;
 
     fn row(commit: u64, ordinal: u64) -> RowPosition {
         RowPosition { commit: Lsn::new(commit), ordinal }

@@ -160,7 +160,7 @@ pub(crate) fn bytes(digits: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::charset::*;
 
     fn text(charset: &Charset, text: &[u8]) -> Result<Vec<u8>, NoCharacter> {
         charset.text(text, &mut Vec::new()).map(<[u8]>::to_vec)

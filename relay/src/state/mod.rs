@@ -2,7 +2,11 @@
 //! `admin`. Cheap to clone and to write: positions are atomics, the rest is behind one short lock
 //! that is never held across an await.
 
+pub mod health;
+mod known;
+mod lag;
 mod report;
+pub mod status;
 #[cfg(test)]
 mod tests;
 
@@ -19,18 +23,20 @@ use std::{
 use jiff::Timestamp;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{
-    health::Phase,
+pub use self::health::Phase;
+use self::{
     known::{Known, Stamp},
     lag::Lag,
     status::{LastBatch, LastError},
 };
 use crate::{
+    core::{
+        lsn::Lsn,
+        position::Position,
+        progress::{ParkedRecord, Progress},
+    },
     dead_letter::lost,
-    lsn::Lsn,
     metrics::Metrics,
-    position::Position,
-    progress::{ParkedRecord, Progress},
 };
 
 /// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds since Unix's.

@@ -99,7 +99,7 @@ mod tests {
     use anyhow::anyhow;
     use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-    use super::*;
+    use crate::core::printable::*;
 
     #[test]
     fn a_cause_that_the_error_itself_names_is_said_once() {

@@ -12,7 +12,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::leaves::Leaves;
+use crate::core::leaves::Leaves;
 
 /// Tables, and ways in which they are published, that are stored as they are: some 2 KB.
 const TABLES_MAX: usize = 8;
@@ -234,7 +234,7 @@ impl Published {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::published::*;
 
     fn published(
         publication: &str,

@@ -5,14 +5,13 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::Board;
 use crate::{
-    admin::{
+    core::{lsn::Lsn, position::Position},
+    metrics::Gauges,
+    state::{
         health::{self, Vitals},
         known::Known,
         status::{Status, approximate},
     },
-    lsn::Lsn,
-    metrics::Gauges,
-    position::Position,
 };
 
 /// While it streams the relay hears of the WAL's end every second, and while it is halted every ten.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::{charset::Charset, landmark::Landmark, position::RowPosition};
+use crate::core::{charset::Charset, landmark::Landmark, position::RowPosition};
 
 /// A table as announced by the stream's Relation message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +211,7 @@ impl Row<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::row::*;
 
     const TWO: &[u8] = b"nt\0\0\0\x02hib\0\0\0\0";
 

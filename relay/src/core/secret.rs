@@ -55,7 +55,7 @@ pub fn is_secret_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::core::secret::*;
 
     #[test]
     fn a_secret_never_prints() {

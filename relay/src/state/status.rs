@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{lsn::Lsn, position::Position};
+use crate::core::{lsn::Lsn, position::Position};
 
 /// The relay as of one moment. New fields may be added; none changes its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ pub(crate) fn approximate(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::state::status::*;
 
     #[test]
     fn sizes_read_at_a_glance() {

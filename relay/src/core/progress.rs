@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{
+use crate::core::{
     landmark::Landmark, leaves::Leaves, lsn::Lsn, position::Position, published::Published,
     snapshot, witness::Witness,
 };
@@ -327,8 +327,8 @@ impl Progress {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use super::*;
-    use crate::{position::RowPosition, published::PublishedTable};
+    use crate::core::progress::*;
+    use crate::core::{position::RowPosition, published::PublishedTable};
 
     fn sample() -> Progress {
         Progress {

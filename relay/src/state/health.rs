@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::printable::counted;
+use crate::core::printable::counted;
 
 /// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -206,7 +206,7 @@ pub(super) fn liveness(now: &Vitals) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::state::health::*;
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

@@ -1,0 +1,21 @@
+//! The values that the others share: pure, without a socket, a clock or a task.
+//!
+//! Nothing here imports anything of the relay's but its neighbours in this folder.
+
+pub(crate) mod charset;
+pub mod destination;
+pub mod halt;
+pub mod header;
+pub mod identity;
+pub(crate) mod landmark;
+pub mod leaves;
+pub mod lsn;
+pub mod position;
+pub mod printable;
+pub mod progress;
+pub mod published;
+pub mod record;
+pub mod row;
+pub mod secret;
+pub mod snapshot;
+pub(crate) mod witness;
