@@ -37,6 +37,19 @@ fuzz target minutes="1":
 deny:
     cargo deny check
 
+# The published libraries with each feature alone, none and all: some ten minutes the first time.
+features:
+    .ci/features
+
+# What would be published, compiled from its packages alone; needs a clean checkout. Uploads nothing.
+packages:
+    .ci/packages --verify
+
+# Whether a change of the libraries' interfaces needs a new version; needs cargo-semver-checks.
+# Before the first version is on crates.io, compare with a commit: `just semver --baseline-rev v0.1.0`.
+semver *args:
+    cargo semver-checks -p outbox-idempotency -p outbox-migrations {{args}}
+
 # What CI runs.
 ci:
     .ci/run

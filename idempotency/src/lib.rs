@@ -36,11 +36,17 @@
 //! What it leaves to others: effects outside that transaction, which it can't undo or tell from
 //! one another (`docs/CONSUMER.md`).
 
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "kafka-plain"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod alert;
 pub mod dead_letters;
 mod error;
 mod failure;
 #[cfg(feature = "fault-points")]
+#[doc(hidden)]
 pub mod fault;
 #[cfg(not(feature = "fault-points"))]
 mod fault;
@@ -63,24 +69,31 @@ mod transaction;
 mod tx;
 
 pub use alert::Alert;
+pub use bytes;
+pub use deadpool_postgres;
 pub use error::{InboxError, OnceError};
 pub use failure::{Classify, Failure};
 pub use handler::{BatchHandler, Handler};
 pub use inbox::{Claim, Inbox, Once};
 pub use message::{Headers, Message, RawMessage, Source};
 pub use message_id::MessageId;
+pub use metrics;
 pub use ordering::Ordering;
+#[cfg(feature = "migrate")]
 pub use outbox_migrations::MigrateError;
 pub use processor::{Dedup, Processor, Stop};
 pub use retry::Retry;
 pub use session::Isolation;
+pub use tokio_postgres;
 pub use tx::{Event, Tx};
+pub use uuid;
 
 /// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set
 /// inbox` does. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).
 ///
 /// # Errors
 /// [`MigrateError`]; what was applied before stays applied.
+#[cfg(feature = "migrate")]
 pub async fn migrate(client: &mut tokio_postgres::Client) -> Result<(), MigrateError> {
     outbox_migrations::apply(client, outbox_migrations::Set::Inbox).await.map(drop)
 }

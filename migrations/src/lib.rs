@@ -1,5 +1,5 @@
 //! The database side of outbox-relay, as plain SQL: usable by any migration tool, and applied
-//! here with [`apply`].
+//! here with `apply` (feature `apply`, on by default).
 //!
 //! Files follow the naming of Flyway and refinery (`V1__events.sql`) and never change once
 //! released; their checksums are kept in `<set>.migrations` and verified at each run, and texts
@@ -7,12 +7,20 @@
 //! that was applied by hand is adopted, not refused. Called by the relay's `migrate` command and by
 //! tests; grants are left to the operator (`docs/ROLES.md`).
 
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "apply"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[cfg(feature = "apply")]
 mod apply;
+#[cfg(feature = "apply")]
 mod former;
 pub mod grants;
 
 use std::{fmt, str::FromStr};
 
+#[cfg(feature = "apply")]
 pub use apply::{Applied, MigrateError, apply};
 
 /// A group of migrations with a schema and a history of its own.
@@ -102,11 +110,13 @@ impl Set {
 
     /// Refuses a schema in which others may do what they like: the statement that the set's first
     /// migration has too, for those who apply it by hand.
+    #[cfg(any(feature = "apply", test))]
     pub(crate) fn guard(self) -> String {
         include_str!("../guard.sql").replace("{schema}", self.name())
     }
 
     /// Table with the history of what was applied.
+    #[cfg(feature = "apply")]
     pub(crate) const fn history_table(self) -> &'static str {
         match self {
             Set::Outbox => "outbox.migrations",

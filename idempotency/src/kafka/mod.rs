@@ -16,6 +16,7 @@ mod gaps;
 mod identity;
 mod native;
 #[cfg(feature = "fault-points")]
+#[doc(hidden)]
 pub mod offline;
 mod poll;
 mod reader;
@@ -24,6 +25,7 @@ mod topics;
 
 use std::{sync::Arc, time::Duration};
 
+pub use rdkafka;
 pub use rdkafka::ClientConfig;
 use rdkafka::{consumer::BaseConsumer, error::KafkaError};
 use tokio::task::JoinSet;
