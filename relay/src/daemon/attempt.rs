@@ -13,36 +13,25 @@ use super::{
     ended::{Ended, pipeline_ended, stream_ended},
     locks, missing, repair, retention,
     standby::{self, Leading},
-    start::{self, Started, Streaming},
+    start,
+    started::{Learnt, Started, Streaming},
     suspects, tables,
     unfinished::Unfinished,
     waiting,
 };
 use crate::{
     config::{Config, parts::Parts},
-    core::{landmark::AnotherHistory, lsn::Lsn, position::Confirmable, record::BatchLimits},
+    core::{lsn::Lsn, position::Confirmable, record::BatchLimits},
     dead_letter::{history::History, pending::Pending},
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     postgres::sql::SqlSession,
-    route::Format,
     source::{decoder::StreamError, handover::handover, stream::Stream},
     state::{Board, Phase},
 };
 
 /// Snapshots that may wait for the pipeline.
 const SNAPSHOTS_WAITING_MAX: usize = 2;
-
-/// What only the stream has told so far; the catalogs say what holds for what is written now.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Learnt {
-    /// That it has rows for.
-    pub(super) format: Format,
-    /// Whether its publication was missing where it is to go on.
-    pub(super) unpublished_once: bool,
-    /// What the last attempt has found instead of what was delivered; of no meaning after the next.
-    pub(super) another_history: Option<AnotherHistory>,
-}
 
 /// What one of the tasks ended with.
 enum Task {

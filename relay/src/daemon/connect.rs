@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    decision::{believe, identify, open_key, survey},
+    decision::{believe, survey},
     ended::Ended,
-    standby,
 };
 use crate::{
     config::{Config, parts::Parts},
@@ -21,18 +20,6 @@ use crate::{
     sink::{ProgressStore as _, any::AnySink},
     source::connect::ReplicationConnection,
 };
-
-/// All that can be done before leading: checks everything, changes nothing, fences nobody.
-pub(super) async fn prepare(
-    config: &Config,
-    parts: &Parts,
-    session: &Arc<SqlSession>,
-) -> Result<AnySink, Ended> {
-    let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    standby::could_lead(config, parts, session).await?;
-    let known = open_key(config, session).await?;
-    connect_sink(config, parts, session, &identity, &known).await
-}
 
 pub(super) async fn connect_replication(
     config: &Config,

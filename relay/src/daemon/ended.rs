@@ -1,9 +1,9 @@
 //! Why an attempt ended, and what each error of its parts asks of the daemon.
 
-use super::start;
 use crate::{
     config::PostgresConfig,
     core::{halt::Halt, landmark::AnotherHistory},
+    dead_letter::DeadLetterError,
     metrics::Cause,
     pipeline::PipelineError,
     postgres::{ConnectError, error::needs_time},
@@ -49,6 +49,16 @@ impl Ended {
         error: impl Into<anyhow::Error>,
     ) -> Self {
         Ended::Retry { cause, doing, error: error.into() }
+    }
+
+    /// The table of dead letters can't be used.
+    pub(super) fn dead_letters(doing: &'static str, error: DeadLetterError) -> Self {
+        match error {
+            DeadLetterError::Misconfigured { what, remedy } => {
+                Ended::NoDeadLetters(Halt::new(what, remedy))
+            }
+            error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
+        }
     }
 
     pub(super) fn connect(doing: &'static str, error: ConnectError) -> Self {
@@ -130,7 +140,7 @@ pub(super) fn stream_ended(
 pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
     match error {
         PipelineError::Sink(error) => Ended::sink("delivering", error),
-        PipelineError::DeadLetters(error) => start::dead_letters_failed("parking events", error),
+        PipelineError::DeadLetters(error) => Ended::dead_letters("parking events", error),
         error @ PipelineError::Malformed { .. } => {
             Ended::retry(Cause::Postgres, "reading a row", error)
         }

@@ -2,7 +2,7 @@
 //! makes the slot, and says which rows it leaves out. One that takes the rows which are there is a
 //! repair that begins after nothing.
 
-use super::{ended::Ended, slot, start::store, unfinished::Unfinished};
+use super::{ended::Ended, slot, steps::store, unfinished::Unfinished};
 use crate::{
     config::{Config, Start},
     core::{position::Position, progress::Progress},

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
-use super::{ended::Ended, locks, start};
+use super::{ended::Ended, locks};
 use crate::{
     dead_letter::{DeadLetterError, pending::Pending},
     metrics::Cause,
@@ -23,7 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// the attempt. Cancel safe.
 pub(super) async fn watch(pending: Pending, watch: AnyWatch, parked: Arc<Notify>) -> Ended {
     const DOING: &str = "looking for missing topics";
-    let failed = |error| start::dead_letters_failed(DOING, error);
+    let failed = |error| Ended::dead_letters(DOING, error);
     let is_locked = |error: &DeadLetterError| locks::refused(error);
     let mut skipped = locks::Skipped::default();
     loop {

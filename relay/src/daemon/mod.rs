@@ -22,6 +22,8 @@ mod slot;
 mod standby;
 pub(crate) mod standbys;
 mod start;
+mod started;
+mod steps;
 mod suspects;
 mod tables;
 mod unfinished;
@@ -36,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::rehearsal::{Rehearsed, rehearse};
-use self::{attempt::Learnt, ended::Ended};
+use self::{ended::Ended, started::Learnt};
 use crate::{
     admin::{self, Hosts},
     backoff::Backoff,

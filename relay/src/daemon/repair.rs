@@ -17,7 +17,8 @@ use super::{
     decision::survey,
     ended::{Ended, pipeline_ended},
     slot,
-    start::{Repairing, store},
+    started::Repairing,
+    steps::store,
     unfinished::Unfinished,
 };
 use crate::{

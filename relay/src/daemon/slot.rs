@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ended::Ended, start::doing, unfinished::Unfinished};
+use super::{ended::Ended, steps::doing, unfinished::Unfinished};
 use crate::{
     core::{progress::SnapshotRecord, published::Published},
     fault::{self, Point},

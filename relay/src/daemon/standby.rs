@@ -10,7 +10,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
-use super::{broker, connect, ended::Ended, locks, standbys, start, tables};
+use super::{
+    broker,
+    connect::{connect_replication, connect_sink},
+    decision::{identify, open_key},
+    ended::Ended,
+    locks, standbys, steps, tables,
+};
 use crate::{
     capacity,
     config::{Config, parts::Parts},
@@ -49,7 +55,7 @@ pub(super) struct Leading {
 
 /// Returns when this relay holds the lock and nobody else uses its slot. Cancel safe.
 pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Result<Leading, Ended> {
-    start::doing(board, "connecting to PostgreSQL");
+    steps::doing(board, "connecting to PostgreSQL");
     let application = format!("outbox-relay {}", config.name);
     let session = sql::connect(&parts.connect, &application)
         .await
@@ -72,8 +78,8 @@ async fn take_over(
     let slot = &config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
-        start::doing(board, "getting ready to stand by");
-        let ready = connect::prepare(config, parts, session).await?;
+        steps::doing(board, "getting ready to stand by");
+        let ready = prepare(config, parts, session).await?;
         stand_by(config, parts, board, session, &ready).await?;
         sink = Some(ready);
     }
@@ -250,4 +256,16 @@ impl Seen {
             );
         }
     }
+}
+
+/// All that can be done before leading: checks everything, changes nothing, fences nobody.
+pub(super) async fn prepare(
+    config: &Config,
+    parts: &Parts,
+    session: &Arc<SqlSession>,
+) -> Result<AnySink, Ended> {
+    let identity = identify(&mut connect_replication(config, parts).await?).await?;
+    could_lead(config, parts, session).await?;
+    let known = open_key(config, session).await?;
+    connect_sink(config, parts, session, &identity, &known).await
 }

@@ -4,13 +4,11 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::{
     advice,
-    attempt::Learnt,
     connect::{connect_replication, connect_sink, look, still_leads},
     control,
     decision::{
@@ -18,7 +16,10 @@ use super::{
         tell_of_a_lost_tail,
     },
     ended::Ended,
-    first, repair, slot, standby, tables,
+    first, repair, slot, standby,
+    started::{Learnt, Repairing, Started, Streaming},
+    steps::{doing, store},
+    tables,
     unfinished::Unfinished,
 };
 use crate::{
@@ -30,61 +31,21 @@ use crate::{
         lsn::Lsn,
         position::Position,
         progress::Progress,
-        published::Published,
     },
-    dead_letter::{DeadLetterError, DeadLetters as _, Lanes, Store},
+    dead_letter::{DeadLetters as _, Lanes, Store},
     fault::{self, Point},
     metrics::Cause,
     pipeline::delivery::Delivery,
     postgres::{
-        catalog::{characters, publication::Look, slot::InspectError},
-        socket::Socket,
+        catalog::{characters, slot::InspectError},
         sql::SqlSession,
     },
     reconcile::{self, Decision, Reconciled},
-    repair::Table,
     route::{Format, Origin, Router},
-    sink::{
-        ProgressStore as _,
-        any::{AnyProbe, AnySink, AnyWatch},
-    },
+    sink::{ProgressStore as _, any::AnySink},
     source::connect::{ReplicationConnection, StreamOptions},
-    state::{Board, Phase},
+    state::Board,
 };
-
-/// What a start leads to.
-pub(super) enum Started {
-    /// The stream.
-    Stream(Box<Streaming>),
-    /// A repair; the start after it streams.
-    Repair(Box<Repairing>),
-}
-
-/// Everything that a repair needs; what is to be read is in the delivery's progress.
-pub(super) struct Repairing {
-    pub(super) delivery: Delivery<AnySink, Store>,
-    pub(super) tables: Vec<Table>,
-    pub(super) origin: Origin,
-    pub(super) charset: Charset,
-}
-
-/// Everything that streaming needs.
-pub(super) struct Streaming {
-    pub(super) delivery: Delivery<AnySink, Store>,
-    pub(super) probe: AnyProbe,
-    pub(super) watch: AnyWatch,
-    /// How the tables were published when the stream began, and how to look again.
-    pub(super) look: (Look, Published),
-    pub(super) from: Position,
-    /// Of what is delivered, in the WAL that is streamed.
-    pub(super) recognition: Recognition,
-    /// What the stream was asked for.
-    pub(super) format: Format,
-    pub(super) charset: Charset,
-    pub(super) router: Router,
-    pub(super) socket: Socket,
-    pub(super) unread: BytesMut,
-}
 
 /// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
 /// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
@@ -269,7 +230,7 @@ pub(super) async fn start(
     }
 
     // The slot is there by now, so its stream has the announcement.
-    let failed = |error| dead_letters_failed("announcing releases again", error);
+    let failed = |error| Ended::dead_letters("announcing releases again", error);
     dead_letters.announce_again().await.map_err(failed)?;
     fault::point(Point::AnnouncedAgain);
 
@@ -374,7 +335,7 @@ async fn parked(
     progress: Option<&mut Progress>,
 ) -> Result<(Store, Lanes), Ended> {
     const DOING: &str = "reading parked lanes";
-    let failed = |error| dead_letters_failed(DOING, error);
+    let failed = |error| Ended::dead_letters(DOING, error);
     let mut dead_letters =
         Store::open(Arc::clone(session), &config.name, origin).await.map_err(failed)?;
     let position = progress.as_ref().and_then(|progress| progress.position);
@@ -403,25 +364,4 @@ async fn parked(
     }
     fault::point(Point::LanesRead);
     Ok((dead_letters, lanes))
-}
-
-/// What to do when the table of dead letters can't be used.
-pub(super) fn dead_letters_failed(doing: &'static str, error: DeadLetterError) -> Ended {
-    match error {
-        DeadLetterError::Misconfigured { what, remedy } => {
-            Ended::NoDeadLetters(Halt::new(what, remedy))
-        }
-        error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
-    }
-}
-
-pub(super) fn doing(board: &Board, doing: &str) {
-    tracing::debug!("{doing}");
-    board.phase(Phase::Starting { doing: doing.to_owned() });
-}
-
-/// Stores progress alone.
-pub(super) async fn store(sink: &mut AnySink, progress: &Progress) -> Result<(), Ended> {
-    let stored = sink.store(progress.encode()).await;
-    stored.map(drop).map_err(|e| Ended::sink("storing progress", e))
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::sleep};
 
-use super::{ended::Ended, locks, start::dead_letters_failed};
+use super::{ended::Ended, locks};
 use crate::dead_letter::{
     DeadLetterError,
     pending::{Pending, Suspects},
@@ -30,7 +30,7 @@ pub(super) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
                 skipped.tell(pending.session(), DOING).await;
                 sleep(PAUSE).await;
             }
-            Err(error) => return dead_letters_failed(DOING, error),
+            Err(error) => return Ended::dead_letters(DOING, error),
         }
     }
 }

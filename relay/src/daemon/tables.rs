@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{ended::Ended, locks, start::store};
+use super::{ended::Ended, locks, steps::store};
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, progress::Progress},

@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{ended::Ended, locks, start::dead_letters_failed};
+use super::{ended::Ended, locks};
 use crate::{
     core::lsn::Lsn,
     dead_letter::{self, DeadLetterError},
@@ -31,7 +31,7 @@ pub(super) async fn watch(session: &SqlSession, relay: &str, board: &Board) -> E
             Ok(()) => skipped.passed(),
             Err(error) if locks::refused(&error) => skipped.tell(session, DOING).await,
             Err(error @ DeadLetterError::Misconfigured { .. }) => {
-                return dead_letters_failed(DOING, error);
+                return Ended::dead_letters(DOING, error);
             }
             Err(error) => {
                 return Ended::retry(Cause::Postgres, "announcing a release again", error);

@@ -1,0 +1,63 @@
+//! What a start begins with, and what it leads to: values that its steps hand on.
+
+use bytes::BytesMut;
+
+use crate::{
+    core::{
+        charset::Charset,
+        landmark::{AnotherHistory, Recognition},
+        position::Position,
+        published::Published,
+    },
+    dead_letter::Store,
+    pipeline::delivery::Delivery,
+    postgres::{catalog::publication::Look, socket::Socket},
+    repair::Table,
+    route::{Format, Origin, Router},
+    sink::any::{AnyProbe, AnySink, AnyWatch},
+};
+
+/// What only the stream has told so far; the catalogs say what holds for what is written now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Learnt {
+    /// That it has rows for.
+    pub(super) format: Format,
+    /// Whether its publication was missing where it is to go on.
+    pub(super) unpublished_once: bool,
+    /// What the last attempt has found instead of what was delivered; of no meaning after the next.
+    pub(super) another_history: Option<AnotherHistory>,
+}
+
+/// What a start leads to.
+pub(super) enum Started {
+    /// The stream.
+    Stream(Box<Streaming>),
+    /// A repair; the start after it streams.
+    Repair(Box<Repairing>),
+}
+
+/// Everything that a repair needs; what is to be read is in the delivery's progress.
+pub(super) struct Repairing {
+    pub(super) delivery: Delivery<AnySink, Store>,
+    pub(super) tables: Vec<Table>,
+    pub(super) origin: Origin,
+    pub(super) charset: Charset,
+}
+
+/// Everything that streaming needs.
+pub(super) struct Streaming {
+    pub(super) delivery: Delivery<AnySink, Store>,
+    pub(super) probe: AnyProbe,
+    pub(super) watch: AnyWatch,
+    /// How the tables were published when the stream began, and how to look again.
+    pub(super) look: (Look, Published),
+    pub(super) from: Position,
+    /// Of what is delivered, in the WAL that is streamed.
+    pub(super) recognition: Recognition,
+    /// What the stream was asked for.
+    pub(super) format: Format,
+    pub(super) charset: Charset,
+    pub(super) router: Router,
+    pub(super) socket: Socket,
+    pub(super) unread: BytesMut,
+}
