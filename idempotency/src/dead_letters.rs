@@ -3,15 +3,21 @@
 //! A replay moves a message back to where its key's messages wait, so only this consumer sees it,
 //! and a running [`crate::Processor`] takes it within half a second. Each command is one statement.
 
+use std::time::SystemTime;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::{GenericClient, Row, types::ToSql};
 
-use crate::fault::{Point, point};
+use crate::{
+    fault::{Point, point},
+    rfc3339,
+};
 
 /// A dead letter without its payload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct DeadLetter {
     /// Its number.
     pub id: i64,
@@ -37,14 +43,17 @@ pub struct DeadLetter {
     pub attempts: i32,
     /// How often it had been replayed before.
     pub replays: i32,
-    /// RFC 3339, UTC.
-    pub first_failed_at: String,
-    /// RFC 3339, UTC.
-    pub died_at: String,
+    /// When it failed first since it came, or since its last replay. RFC 3339 in JSON.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub first_failed_at: SystemTime,
+    /// When it was given up. RFC 3339 in JSON.
+    #[serde(serialize_with = "rfc3339::serialize")]
+    pub died_at: SystemTime,
 }
 
 /// A dead letter with what it says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Letter {
     /// Everything else.
     #[serde(flatten)]
@@ -55,23 +64,125 @@ pub struct Letter {
     pub payload: Value,
 }
 
-/// Which of them; all conditions that are given must hold.
+/// Which of them: all that were neither replayed nor discarded, or those of them for which each condition that is
+/// given holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// This one.
-    pub id: Option<i64>,
+    id: Option<i64>,
+    code: Option<String>,
+    consumer: Option<String>,
+    topic: Option<String>,
+    until: Option<i64>,
+    history: bool,
+}
+
+impl Selection {
+    /// The one of this number.
+    #[must_use]
+    pub fn with_id(mut self, id: i64) -> Self {
+        self.id = Some(id);
+        self
+    }
+
     /// Those with this code.
-    pub code: Option<String>,
+    #[must_use]
+    pub fn with_code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
+    }
+
     /// Those of this consumer.
-    pub consumer: Option<String>,
+    #[must_use]
+    pub fn with_consumer(mut self, consumer: impl Into<String>) -> Self {
+        self.consumer = Some(consumer.into());
+        self
+    }
+
     /// Those of this topic.
-    pub topic: Option<String>,
-    /// Those whose numbers are not higher than this: what was there when it was counted.
-    pub until: Option<i64>,
+    #[must_use]
+    pub fn with_topic(mut self, topic: impl Into<String>) -> Self {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    /// Those whose numbers are not higher than this: what was there when it was counted ([`Counted::newest`]).
+    #[must_use]
+    pub fn until(mut self, newest: i64) -> Self {
+        self.until = Some(newest);
+        self
+    }
+
+    /// Also those that were replayed or discarded. [`replay`] and [`discard`] never take these.
+    #[must_use]
+    pub fn with_history(mut self) -> Self {
+        self.history = true;
+        self
+    }
+
+    /// The number it asks for.
+    pub fn id(&self) -> Option<i64> {
+        self.id
+    }
+
+    /// The code it asks for.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// The consumer it asks for.
+    pub fn consumer(&self) -> Option<&str> {
+        self.consumer.as_deref()
+    }
+
+    /// The topic it asks for.
+    pub fn topic(&self) -> Option<&str> {
+        self.topic.as_deref()
+    }
+
+    fn params(&self) -> [&(dyn ToSql + Sync); 6] {
+        [&self.id, &self.code, &self.consumer, &self.topic, &self.until, &self.history]
+    }
+}
+
+/// A part of a list, in the order of the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    after: i64,
+    limit: i64,
+}
+
+impl Page {
+    /// The first `limit`.
+    pub fn first(limit: i64) -> Self {
+        Page { after: i64::MIN, limit }
+    }
+
+    /// As many behind this number, the last one of the page before.
+    #[must_use]
+    pub fn after(self, id: i64) -> Self {
+        Page { after: id, ..self }
+    }
+}
+
+/// Why dead letters could not be read or changed. The database's answer is its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub struct Error {
+    doing: &'static str,
+    source: tokio_postgres::Error,
+}
+
+fn reading(source: tokio_postgres::Error) -> Error {
+    Error { doing: "reading inbox.dead_letters", source }
+}
+
+fn changing(source: tokio_postgres::Error) -> Error {
+    Error { doing: "changing inbox.dead_letters; nothing was changed", source }
 }
 
 /// How many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counted {
     /// Dead letters.
     pub letters: i64,
@@ -81,6 +192,7 @@ pub struct Counted {
 
 /// Dead letters that have consumer, topic and code in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Group {
     /// Whose they are.
     pub consumer: String,
@@ -95,69 +207,53 @@ pub struct Group {
 }
 
 const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::pg_catalog.text, d.topic, d.partition, \
-    d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, \
-    pg_catalog.to_char(d.first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
-    pg_catalog.to_char(d.died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+    d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, d.first_failed_at, d.died_at";
 
-/// `$1` to `$5` are a [`Selection`].
+/// `$1` to `$6` are a [`Selection`].
 const SELECTED: &str = "($1::bigint is null or d.id operator(pg_catalog.=) $1) \
     and ($2::pg_catalog.text is null or d.code operator(pg_catalog.=) $2) \
     and ($3::pg_catalog.text is null or d.consumer_id operator(pg_catalog.=) \
         (select id from inbox.consumers where name operator(pg_catalog.=) $3)) \
     and ($4::pg_catalog.text is null or d.topic operator(pg_catalog.=) $4) \
-    and ($5::bigint is null or d.id operator(pg_catalog.<=) $5)";
+    and ($5::bigint is null or d.id operator(pg_catalog.<=) $5) \
+    and ($6::pg_catalog.bool or d.state operator(pg_catalog.=) 'dead')";
 /// A dead letter and its consumer's name.
 const NAMED: &str = "inbox.dead_letters d \
     join inbox.consumers c on c.id operator(pg_catalog.=) d.consumer_id";
 
-impl Selection {
-    fn params(&self) -> [&(dyn ToSql + Sync); 5] {
-        [&self.id, &self.code, &self.consumer, &self.topic, &self.until]
-    }
-}
-
-/// Dead letters in the order of their numbers, after the number `after` and at most `limit`; only
-/// those that were neither replayed nor discarded, unless `all`.
+/// One page of the selected ones, in the order of their numbers.
 ///
 /// # Errors
 /// The database's.
 pub async fn list(
     client: &impl GenericClient,
     selection: &Selection,
-    all: bool,
-    after: i64,
-    limit: i64,
-) -> Result<Vec<DeadLetter>, tokio_postgres::Error> {
+    page: Page,
+) -> Result<Vec<DeadLetter>, Error> {
     let sql = format!(
-        "select {COLUMNS} from {NAMED} \
-         where {SELECTED} and ($6 or d.state operator(pg_catalog.=) 'dead') \
-             and d.id operator(pg_catalog.>) $7 order by d.id limit $8"
+        "select {COLUMNS} from {NAMED} where {SELECTED} and d.id operator(pg_catalog.>) $7 \
+         order by d.id limit $8"
     );
-    let [id, code, consumer, topic, until] = selection.params();
-    let parameters = [id, code, consumer, topic, until, &all, &after, &limit];
-    let rows = client.query(&sql, &parameters).await?;
-    rows.iter().map(entry).collect()
+    let [id, code, consumer, topic, until, history] = selection.params();
+    let parameters = [id, code, consumer, topic, until, history, &page.after, &page.limit];
+    let rows = client.query(&sql, &parameters).await.map_err(reading)?;
+    rows.iter().map(entry).collect::<Result<_, _>>().map_err(reading)
 }
 
-/// How many there are; only those that were neither replayed nor discarded, unless `all`.
+/// How many of the selected ones there are.
 ///
 /// # Errors
 /// The database's.
-pub async fn count(
-    client: &impl GenericClient,
-    selection: &Selection,
-    all: bool,
-) -> Result<Counted, tokio_postgres::Error> {
+pub async fn count(client: &impl GenericClient, selection: &Selection) -> Result<Counted, Error> {
     let sql = format!(
-        "select pg_catalog.count(*), coalesce(pg_catalog.max(d.id), 0) from {NAMED} \
-         where {SELECTED} and ($6 or d.state operator(pg_catalog.=) 'dead')"
+        "select pg_catalog.count(*), coalesce(pg_catalog.max(d.id), 0) from {NAMED} where {SELECTED}"
     );
-    let [id, code, consumer, topic, until] = selection.params();
-    let row = client.query_one(&sql, &[id, code, consumer, topic, until, &all]).await?;
-    Ok(Counted { letters: row.try_get(0)?, newest: row.try_get(1)? })
+    let row = client.query_one(&sql, &selection.params()).await.map_err(reading)?;
+    let column = |n| row.try_get(n).map_err(reading);
+    Ok(Counted { letters: column(0)?, newest: column(1)? })
 }
 
-/// Those that were neither replayed nor discarded, in groups, the largest first; at most `limit` groups.
+/// The selected ones in groups, the largest first; at most `limit` groups.
 ///
 /// # Errors
 /// The database's.
@@ -165,14 +261,15 @@ pub async fn groups(
     client: &impl GenericClient,
     selection: &Selection,
     limit: i64,
-) -> Result<Vec<Group>, tokio_postgres::Error> {
+) -> Result<Vec<Group>, Error> {
     let sql = format!(
         "select c.name, d.topic, d.code, pg_catalog.count(*), pg_catalog.min(d.id) from {NAMED} \
-         where {SELECTED} and d.state operator(pg_catalog.=) 'dead' \
-         group by c.name, d.topic, d.code order by 4 desc, 5 limit $6"
+         where {SELECTED} \
+         group by c.name, d.topic, d.code order by 4 desc, 5 limit $7"
     );
-    let [id, code, consumer, topic, until] = selection.params();
-    let rows = client.query(&sql, &[id, code, consumer, topic, until, &limit]).await?;
+    let [id, code, consumer, topic, until, history] = selection.params();
+    let parameters = [id, code, consumer, topic, until, history, &limit];
+    let rows = client.query(&sql, &parameters).await.map_err(reading)?;
     let group = |row: &Row| {
         Ok(Group {
             consumer: row.try_get(0)?,
@@ -182,33 +279,34 @@ pub async fn groups(
             first: row.try_get(4)?,
         })
     };
-    rows.iter().map(group).collect()
+    rows.iter().map(group).collect::<Result<_, _>>().map_err(reading)
 }
 
 /// The consumers of this database, by name.
 ///
 /// # Errors
 /// The database's.
-pub async fn consumers(client: &impl GenericClient) -> Result<Vec<String>, tokio_postgres::Error> {
-    let rows = client.query("select name from inbox.consumers order by name", &[]).await?;
-    rows.iter().map(|row| row.try_get(0)).collect()
+pub async fn consumers(client: &impl GenericClient) -> Result<Vec<String>, Error> {
+    let failed = |source| Error { doing: "reading inbox.consumers", source };
+    let rows = client.query("select name from inbox.consumers order by name", &[]).await;
+    let rows = rows.map_err(failed)?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)
 }
 
 /// One of them, whole; `None` if there is none of that number.
 ///
 /// # Errors
 /// The database's.
-pub async fn show(
-    client: &impl GenericClient,
-    id: i64,
-) -> Result<Option<Letter>, tokio_postgres::Error> {
+pub async fn show(client: &impl GenericClient, id: i64) -> Result<Option<Letter>, Error> {
     let sql = format!(
         "select {COLUMNS}, d.headers, d.payload from {NAMED} where d.id operator(pg_catalog.=) $1"
     );
-    let Some(row) = client.query_opt(&sql, &[&id]).await? else { return Ok(None) };
-    let letter =
-        Letter { entry: entry(&row)?, headers: row.try_get(14)?, payload: bytes(row.try_get(15)?) };
-    Ok(Some(letter))
+    let row = client.query_opt(&sql, &[&id]).await.map_err(reading)?;
+    let letter = |row: &Row| {
+        let (headers, payload) = (row.try_get(14)?, bytes(row.try_get(15)?));
+        Ok(Letter { entry: entry(row)?, headers, payload })
+    };
+    row.as_ref().map(letter).transpose().map_err(reading)
 }
 
 /// Lets the selected ones be handled again, each behind what waits of its key, in the order of
@@ -216,10 +314,7 @@ pub async fn show(
 ///
 /// # Errors
 /// The database's; nothing was changed.
-pub async fn replay(
-    client: &impl GenericClient,
-    selection: &Selection,
-) -> Result<u64, tokio_postgres::Error> {
+pub async fn replay(client: &impl GenericClient, selection: &Selection) -> Result<u64, Error> {
     // The lane's row is written first and locked by that, so that nobody frees the lane meanwhile.
     let sql = format!(
         "with chosen as (select d.* from inbox.dead_letters d \
@@ -238,7 +333,7 @@ pub async fn replay(
              and l.lane operator(pg_catalog.=) c.lane order by c.id"
     );
     point(Point::Replaying);
-    let replayed = client.execute(&sql, &selection.params()).await?;
+    let replayed = client.execute(&sql, &selection.params()).await.map_err(changing)?;
     point(Point::Replayed);
     Ok(replayed)
 }
@@ -247,15 +342,12 @@ pub async fn replay(
 ///
 /// # Errors
 /// The database's; nothing was changed.
-pub async fn discard(
-    client: &impl GenericClient,
-    selection: &Selection,
-) -> Result<u64, tokio_postgres::Error> {
+pub async fn discard(client: &impl GenericClient, selection: &Selection) -> Result<u64, Error> {
     let sql = format!(
         "update inbox.dead_letters d set state = 'discarded', changed_at = pg_catalog.now() \
          where {SELECTED} and d.state operator(pg_catalog.=) 'dead'"
     );
-    client.execute(&sql, &selection.params()).await
+    client.execute(&sql, &selection.params()).await.map_err(changing)
 }
 
 fn entry(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {

@@ -7,6 +7,7 @@ use tokio_postgres::error::{Severity, SqlState};
 /// Why the inbox has no answer. Nothing that was written in the transaction is there, but for
 /// [`InboxError::Unavailable`], which can't know.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum InboxError {
     /// The database is away, overloaded or shutting down. Deliver the message again later: if it
     /// had taken effect after all, it will be a duplicate then.
@@ -18,6 +19,7 @@ pub enum InboxError {
     /// The database refused, and will refuse again until a person changes something: a migration
     /// is missing, or a right.
     #[error("{doing} failed: {remedy}")]
+    #[non_exhaustive]
     Refused {
         /// What the inbox was doing.
         doing: &'static str,
@@ -63,6 +65,7 @@ pub enum InboxError {
 
 /// Why [`crate::Inbox::once`] did nothing.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OnceError<E> {
     /// The inbox failed.
     #[error(transparent)]

@@ -48,7 +48,8 @@ const WINDOW: &str = "select w.oldest, w.newest, coalesce(w.oldest operator(pg_c
             operator(pg_catalog.-) (select retention_days from inbox.settings)), false) \
      from inbox.";
 
-/// Whether a message is to take effect.
+/// Whether a message is to take effect. It is exhaustive on purpose: whoever acknowledges a message must decide
+/// about each answer, so one that is added later must not compile unseen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// It was not here before: it is this transaction's, and taken if and only if that commits.
@@ -60,7 +61,7 @@ pub enum Claim {
     OutsideWindow,
 }
 
-/// What became of [`Inbox::once`].
+/// What became of [`Inbox::once`]. Exhaustive on purpose, as [`Claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Once<R> {
     /// The work was done and is committed; what it returned.

@@ -62,6 +62,7 @@ mod ordering;
 mod processor;
 mod repertoire;
 mod retry;
+mod rfc3339;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -78,7 +79,7 @@ pub use inbox::{Claim, Inbox, Once};
 pub use message::{Headers, Message, RawMessage, Source};
 pub use message_id::MessageId;
 pub use metrics;
-pub use ordering::Ordering;
+pub use ordering::OrderBy;
 #[cfg(feature = "migrate")]
 pub use outbox_migrations::MigrateError;
 pub use processor::{Dedup, Processor, Stop};

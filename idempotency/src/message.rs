@@ -6,8 +6,10 @@ use bytes::Bytes;
 
 use crate::message_id::MessageId;
 
-/// What came from the broker.
+/// What came from the broker. A handler takes it apart, `Message { payload, .. }`; a source of messages, or a
+/// test, makes one with [`Message::new`].
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Message<T> {
     /// Its identity, the same in every copy.
     pub id: MessageId,
@@ -48,6 +50,7 @@ impl RawMessage {
 
 /// Where a message was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Source {
     /// Topic, or whatever another broker calls its streams.
     pub topic: Arc<str>,
@@ -59,9 +62,39 @@ pub struct Source {
 
 /// Headers in their order; names may repeat. Of a name that is no UTF-8, what is none is U+FFFD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers(pub Vec<(String, Option<Vec<u8>>)>);
+pub struct Headers(pub(crate) Vec<(String, Option<Vec<u8>>)>);
+
+impl Source {
+    /// Of a broker without partitions and offsets, both are 0.
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
+        Source { topic: topic.into(), partition, offset }
+    }
+}
+
+impl<N: Into<String>, V: Into<Vec<u8>>> FromIterator<(N, Option<V>)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (N, Option<V>)>>(headers: I) -> Self {
+        let header = |(name, value): (N, Option<V>)| (name.into(), value.map(Into::into));
+        Headers(headers.into_iter().map(header).collect())
+    }
+}
 
 impl Headers {
+    /// All of them, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_deref()))
+    }
+
+    /// Adds one behind the others.
+    pub fn push(&mut self, name: impl Into<String>, value: Option<Vec<u8>>) {
+        self.0.push((name.into(), value));
+    }
+
+    /// In the place of all of that name, this one behind the others.
+    pub fn set(&mut self, name: &str, value: Option<Vec<u8>>) {
+        self.0.retain(|(found, _)| found != name);
+        self.push(name, value);
+    }
+
     /// The first header of that name, if it has a value.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let (_, value) = self.0.iter().find(|(key, _)| key == name)?;
@@ -80,6 +113,25 @@ impl Headers {
 }
 
 impl<T> Message<T> {
+    /// A message without key and headers, at its first attempt.
+    pub fn new(id: MessageId, source: Source, payload: T) -> Self {
+        Message { id, key: None, payload, headers: Headers::default(), source, attempt: 1 }
+    }
+
+    /// With a key.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<Vec<u8>>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// With other headers.
+    #[must_use]
+    pub fn with_headers(mut self, headers: Headers) -> Self {
+        self.headers = headers;
+        self
+    }
+
     /// The same with another payload.
     pub(crate) fn with<U>(self, payload: U) -> Message<U> {
         let Message { id, key, headers, source, attempt, .. } = self;

@@ -19,6 +19,7 @@ use crate::{error::InboxError, guard, repertoire::Repertoire};
 
 /// Which transactions messages take effect in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Isolation {
     /// A second copy of a message waits for the first, and is a duplicate then.
     #[default]

@@ -30,6 +30,7 @@ pub struct Applied {
 
 /// Why a database is not up to date.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MigrateError {
     /// The database refused a statement or went away. What was applied before stays applied;
     /// mend the cause and run it again.

@@ -3,8 +3,8 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use outbox_idempotency::{
-    Dedup, Event, Failure, Inbox, Message, MessageId, Processor, RawMessage, Retry, Tx,
-    dead_letters::{self, Selection},
+    Dedup, Event, Failure, Inbox, Message, MessageId, Processor, Retry, Tx,
+    dead_letters::{self, Page, Selection},
 };
 use outbox_relay::throwaway::{LocalPostgres, Shutdown};
 use outbox_tests::{
@@ -214,7 +214,8 @@ async fn consumer_meets_none(postgres: &'static Postgres, server: &LocalPostgres
             rows.process(&messages).await.expect("settled");
         }
         off.process(&[message("a", 3), message("later", 4)]).await.expect("settled");
-        let no_key = RawMessage { key: None, ..published("a", 6, 30, 2) };
+        let mut no_key = published("a", 6, 30, 2);
+        no_key.key = None;
         let messages = [published("a", 4, 10, 0), published("later", 5, 20, 1), no_key];
         marked.process(&messages).await.expect("settled");
         until_empty(&database, "inbox.parked").await;
@@ -240,11 +241,11 @@ async fn claims(inbox: &Inbox, pool: &deadpool_postgres::Pool) {
 async fn replay(pool: &deadpool_postgres::Pool) {
     let client = pool.get().await.expect("a connection");
     let all = Selection::default();
-    let some = Selection { consumer: Some("billing".into()), ..all.clone() };
-    let dead = dead_letters::list(&**client, &some, false, 0, 100).await.expect("listed");
+    let some = all.clone().with_consumer("billing");
+    let dead = dead_letters::list(&**client, &some, Page::first(100)).await.expect("listed");
     let [first, _] = &*dead else { panic!("{dead:?}") };
     dead_letters::show(&**client, first.id).await.expect("shown");
-    let one = Selection { id: Some(first.id), code: Some("never".into()), ..some };
+    let one = some.with_id(first.id).with_code("never");
     assert_eq!(dead_letters::replay(&**client, &one).await.expect("replayed"), 1);
     assert_eq!(dead_letters::discard(&**client, &all).await.expect("discarded"), 1);
 }

@@ -43,6 +43,7 @@ use shared::Shared;
 /// Why a runner ended before it was told to. What was under way is rolled back or finished; the
 /// next start goes on where this one was.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// What the runner was given reads nothing: no group, or no topic.
     #[error("the Kafka consumer can't start: {0}")]
@@ -63,6 +64,7 @@ pub enum RunError {
          update inbox.watermarks set next_offset = 0, topic_id = null where topic = '{topic}' and \
          partition = {partition}"
     )]
+    #[non_exhaustive]
     OffsetGone {
         /// The group.
         group: String,

@@ -7,7 +7,7 @@ use super::{desk::Partition, shared::Shared, work_once};
 use crate::{
     error::InboxError,
     message::RawMessage,
-    ordering::Ordering,
+    ordering::OrderBy,
     processor::{Processor, Stop},
 };
 
@@ -30,7 +30,7 @@ impl Offline {
     }
 
     /// A record was polled; what has one lane of `lanes` is with one worker at a time.
-    pub fn push(&self, message: RawMessage, lanes: Ordering) {
+    pub fn push(&self, message: RawMessage, lanes: OrderBy) {
         let lane = lanes.lane(&message);
         self.shared.push(message, lane);
     }

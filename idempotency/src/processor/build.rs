@@ -13,7 +13,7 @@ use crate::{
     inbox::Inbox,
     message::RawMessage,
     meter::Meter,
-    ordering::Ordering,
+    ordering::OrderBy,
     retry::Retry,
 };
 
@@ -91,7 +91,7 @@ impl Processor {
             work,
             batch_max,
             dedup: Dedup::Rows,
-            ordering: Ordering::Key,
+            ordering: OrderBy::Key,
             retry: Retry::default(),
             alerts: Alerts::default(),
             time_limit: None,
@@ -124,7 +124,7 @@ impl Processor {
 
     /// With something else to keep in order. Change it only while nothing is parked.
     #[must_use]
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    pub fn order_by(mut self, ordering: OrderBy) -> Self {
         Arc::make_mut(&mut self.shared).ordering = ordering;
         self
     }

@@ -36,7 +36,7 @@ use crate::{
     inbox::{Inbox, no_partition},
     message::RawMessage,
     meter::{Meter, Outcome},
-    ordering::Ordering,
+    ordering::OrderBy,
     retry::Retry,
     transaction::Open,
 };
@@ -53,6 +53,7 @@ const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// The consumer must stop: a handler said so, or the database refuses the inbox itself. The
 /// messages at hand were not touched.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Stop {
     /// A handler returned [`Failure::fatal`].
     #[error("the handler can't continue: {0}")]
@@ -64,6 +65,7 @@ pub enum Stop {
 
 /// Whether messages are remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dedup {
     /// One row for each message: the default.
     #[default]
@@ -95,7 +97,7 @@ struct Shared {
     work: Arc<dyn Work>,
     batch_max: usize,
     dedup: Dedup,
-    ordering: Ordering,
+    ordering: OrderBy,
     retry: Retry,
     alerts: Alerts,
     time_limit: Option<Duration>,
@@ -156,7 +158,7 @@ impl Processor {
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn lane(&self, message: &RawMessage) -> Uuid {
         if self.by_partition() {
-            return Ordering::Partition.lane(message);
+            return OrderBy::Partition.lane(message);
         }
         self.shared.ordering.lane(message)
     }

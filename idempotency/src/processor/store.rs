@@ -13,7 +13,7 @@ use crate::{
     guard,
     message::{LARGE, Message, RawMessage, Source},
     message_id::MessageId,
-    ordering::Ordering,
+    ordering::OrderBy,
     repertoire::{self, Repertoire},
     session::Sessions,
     transaction::Open,
@@ -53,7 +53,7 @@ pub(super) struct Head {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shelf {
     pub(super) consumer_id: i32,
-    pub(super) ordering: Ordering,
+    pub(super) ordering: OrderBy,
     pub(super) repertoire: Repertoire,
 }
 

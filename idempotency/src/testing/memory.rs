@@ -16,7 +16,7 @@ use crate::{
     handler,
     message::{Message, RawMessage},
     message_id::{Day, MessageId},
-    ordering::Ordering,
+    ordering::OrderBy,
     processor::{DEFER_MIN, Stop, untellable},
     repertoire,
     retry::Retry,
@@ -40,7 +40,7 @@ const TICK: Duration = Duration::from_millis(1);
 ///
 /// ```
 /// use std::time::Duration;
-/// use outbox_idempotency::{Failure, Headers, Message, MessageId, Source, testing::{Fate, MemoryInbox}};
+/// use outbox_idempotency::{Failure, Message, MessageId, Source, testing::{Fate, MemoryInbox}};
 ///
 /// #[derive(Clone)]
 /// struct Account { open: bool, cents: i64 }
@@ -52,13 +52,9 @@ const TICK: Duration = Duration::from_millis(1);
 ///     account.cents += message.payload;
 ///     Ok(())
 /// });
-/// let message = |n: i64| Message {
-///     id: MessageId::of_bytes(&n.to_be_bytes(), std::time::SystemTime::now()),
-///     key: Some(b"7".to_vec()),
-///     payload: Some(n.to_string().into()),
-///     headers: Headers::default(),
-///     source: Source { topic: "deposits".into(), partition: 0, offset: n },
-///     attempt: 1,
+/// let message = |n: i64| {
+///     let id = MessageId::of_bytes(&n.to_be_bytes(), std::time::SystemTime::now());
+///     Message::new(id, Source::new("deposits", 0, n), Some(n.to_string().into())).with_key("7")
 /// };
 /// assert_eq!(inbox.process(&message(5))?, Fate::Parked);
 /// assert_eq!(inbox.process(&message(6))?, Fate::Waiting);
@@ -71,7 +67,7 @@ const TICK: Duration = Duration::from_millis(1);
 pub struct MemoryInbox<S> {
     state: S,
     work: Box<Work<S>>,
-    ordering: Ordering,
+    ordering: OrderBy,
     retry: Retry,
     now: SystemTime,
     /// Of messages, what the inbox would have a row for.
@@ -84,6 +80,7 @@ type Work<S> = dyn FnMut(&mut S, RawMessage) -> Result<(), Failure> + Send;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fate {
     /// It took effect.
     Applied,
@@ -99,6 +96,7 @@ pub enum Fate {
 
 /// A message that was given up.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Dead {
     /// The message.
     pub message: RawMessage,
@@ -149,7 +147,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         MemoryInbox {
             state,
             work: Box::new(work),
-            ordering: Ordering::default(),
+            ordering: OrderBy::default(),
             retry: Retry::default(),
             now: SystemTime::now(),
             taken: BTreeSet::new(),
@@ -167,7 +165,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
 
     /// With something else to keep in order.
     #[must_use]
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    pub fn order_by(mut self, ordering: OrderBy) -> Self {
         self.ordering = ordering;
         self
     }

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use outbox_idempotency::dead_letters::{self, Counted, DeadLetter, Group, Letter, Selection};
+use outbox_idempotency::dead_letters::{self, Counted, DeadLetter, Group, Letter, Page, Selection};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -121,31 +121,32 @@ pub(super) async fn run(
     let Part::DeadLetters { action } = part;
     match action {
         Action::List { of: Of { code, topic }, all, by, limit } => {
-            let selection = Selection { code, consumer, topic, ..Selection::default() };
+            let selection = selection(consumer, code, topic);
+            let selection = if all { selection.with_history() } else { selection };
             let limit = limit.or((!json).then_some(LINES)).unwrap_or(i64::MAX);
             match by {
                 Some(By::Code) => groups(client, &selection, limit, json).await?,
-                None => list(client, &selection, all, limit, json).await?,
+                None => list(client, &selection, limit, json).await?,
             }
         }
         Action::Show { id } => {
-            let Some(letter) = dead_letters::show(client, id).await.context(READING)? else {
+            let Some(letter) = dead_letters::show(client, id).await? else {
                 bail!("there is no dead letter {id}");
             };
             print(&whole(&letter, json));
         }
         Action::Replay(chosen) => {
             let (of, will) = (chosen.selection(consumer), "will be handled again. Replay?");
-            let asks = of.id.is_none() && !chosen.yes;
+            let asks = of.id().is_none() && !chosen.yes;
             let of = agreed(client, of, asks, will, "replayed").await?;
-            report(dead_letters::replay(client, &of).await.context(CHANGING)?, "replayed", json);
+            report(dead_letters::replay(client, &of).await?, "replayed", json);
         }
         Action::Discard(chosen) => {
             let (of, will) = (chosen.selection(consumer), "will never be handled. Discard?");
             // Without a terminal, a number is an answer by itself.
-            let asks = !chosen.yes && (of.id.is_none() || std::io::stdin().is_terminal());
+            let asks = !chosen.yes && (of.id().is_none() || std::io::stdin().is_terminal());
             let of = agreed(client, of, asks, will, "discarded").await?;
-            report(dead_letters::discard(client, &of).await.context(CHANGING)?, "discarded", json);
+            report(dead_letters::discard(client, &of).await?, "discarded", json);
         }
     }
     if !session.is_closed() {
@@ -154,20 +155,35 @@ pub(super) async fn run(
     Ok(())
 }
 
-const READING: &str = "reading inbox.dead_letters";
-const CHANGING: &str = "changing inbox.dead_letters; nothing was changed";
+fn selection(consumer: Option<String>, code: Option<String>, topic: Option<String>) -> Selection {
+    let mut selection = Selection::default();
+    if let Some(consumer) = consumer {
+        selection = selection.with_consumer(consumer);
+    }
+    if let Some(code) = code {
+        selection = selection.with_code(code);
+    }
+    if let Some(topic) = topic {
+        selection = selection.with_topic(topic);
+    }
+    selection
+}
 
 impl Chosen {
     fn selection(&self, consumer: Option<String>) -> Selection {
         let Of { code, topic } = &self.of;
-        Selection { id: self.id, code: code.clone(), consumer, topic: topic.clone(), until: None }
+        let chosen = selection(consumer, code.clone(), topic.clone());
+        match self.id {
+            Some(id) => chosen.with_id(id),
+            None => chosen,
+        }
     }
 }
 
 /// A consumer that never was here is a slip of the pen.
 async fn is_known(client: &Client, consumer: Option<&str>) -> anyhow::Result<()> {
     let Some(consumer) = consumer else { return Ok(()) };
-    let known = dead_letters::consumers(client).await.context("reading inbox.consumers")?;
+    let known = dead_letters::consumers(client).await?;
     if known.iter().any(|name| name == consumer) {
         return Ok(());
     }
@@ -177,15 +193,15 @@ async fn is_known(client: &Client, consumer: Option<&str>) -> anyhow::Result<()>
 
 /// Nothing is what was asked for: says what there is.
 async fn nothing(client: &Client, selection: &Selection) -> anyhow::Error {
-    if let Some(id) = selection.id {
+    if let Some(id) = selection.id() {
         return anyhow::anyhow!(
             "there is no dead letter {id} that was not replayed or discarded before"
         );
     }
-    let of_consumer = Selection { consumer: selection.consumer.clone(), ..Selection::default() };
+    let of_consumer = self::selection(selection.consumer().map(str::to_owned), None, None);
     let there = match dead_letters::groups(client, &of_consumer, THERE_MAX).await {
         Ok(groups) => groups,
-        Err(error) => return anyhow::Error::new(error).context(READING),
+        Err(error) => return error.into(),
     };
     let there: Vec<String> =
         there.iter().map(|group| format!("{} ({})", group.topic, group.code)).collect();
@@ -202,16 +218,16 @@ async fn agreed(
     will: &str,
     done: &str,
 ) -> anyhow::Result<Selection> {
-    let found = dead_letters::count(client, &selection, false).await.context(READING)?;
-    let Counted { letters: count, newest } = found;
-    let all = selection.id.is_none() && selection.code.is_none() && selection.topic.is_none();
+    let found = dead_letters::count(client, &selection).await?;
+    let Counted { letters: count, newest, .. } = found;
+    let all = [selection.code(), selection.topic()] == [None; 2] && selection.id().is_none();
     if count == 0 && !all {
         return Err(nothing(client, &selection).await);
     }
     if count > 0 && asks && !ask(&format!("{} {will}", counted(count.unsigned_abs(), "message")))? {
         bail!("nothing was {done}");
     }
-    Ok(Selection { until: Some(newest), ..selection })
+    Ok(selection.until(newest))
 }
 
 fn report(count: u64, done: &str, json: bool) {
@@ -224,7 +240,7 @@ async fn groups(
     limit: i64,
     json: bool,
 ) -> anyhow::Result<()> {
-    let groups = dead_letters::groups(client, selection, limit).await.context(READING)?;
+    let groups = dead_letters::groups(client, selection, limit).await?;
     if json {
         print(&serde_json::to_string_pretty(&groups).expect("plain data has a JSON form"));
         return Ok(());
@@ -232,7 +248,7 @@ async fn groups(
     if groups.is_empty() {
         return none(client, selection).await;
     }
-    for Group { consumer, topic, code, letters, first } in &groups {
+    for Group { consumer, topic, code, letters, first, .. } in &groups {
         let line = format!("{letters:>8}  {consumer}  {topic}  {code}  from {first} on");
         print(&printable::line(&line));
     }
@@ -243,7 +259,7 @@ async fn groups(
 }
 
 async fn none(client: &Client, selection: &Selection) -> anyhow::Result<()> {
-    if selection.code.is_some() || selection.topic.is_some() {
+    if selection.code().is_some() || selection.topic().is_some() {
         return Err(nothing(client, selection).await);
     }
     print("there are no dead letters");
@@ -253,15 +269,13 @@ async fn none(client: &Client, selection: &Selection) -> anyhow::Result<()> {
 async fn list(
     client: &Client,
     selection: &Selection,
-    all: bool,
     limit: i64,
     json: bool,
 ) -> anyhow::Result<()> {
     let (mut after, mut count) = (i64::MIN, 0);
     while count < limit {
-        let page = PAGE.min(limit - count);
-        let page =
-            dead_letters::list(client, selection, all, after, page).await.context(READING)?;
+        let page = Page::first(PAGE.min(limit - count)).after(after);
+        let page = dead_letters::list(client, selection, page).await?;
         let Some(last) = page.last() else { break };
         after = last.id;
         for letter in &page {
@@ -279,7 +293,7 @@ async fn list(
         (true, _) => print("]"),
         (false, 0) => return none(client, selection).await,
         (false, _) if count == limit => {
-            let all = dead_letters::count(client, selection, all).await.context(READING)?.letters;
+            let all = dead_letters::count(client, selection).await?.letters;
             if all > count {
                 print(&format!(
                     "… and {} more: --limit N lists more of them, --by code counts them, --code, \
@@ -300,6 +314,8 @@ const ERROR_MAX: usize = 1_000;
 fn line(letter: &DeadLetter) -> String {
     let DeadLetter { id, consumer, state, topic, partition, offset, code, error, died_at, .. } =
         letter;
+    let died_at = jiff::Timestamp::try_from(*died_at);
+    let died_at = died_at.map_or_else(|_| "-".to_owned(), |at| format!("{at:.3}"));
     let key = match &letter.key {
         Value::Null => "-".to_owned(),
         Value::String(key) => printable::short(key).into_owned(),

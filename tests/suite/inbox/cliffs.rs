@@ -19,7 +19,7 @@ use outbox_tests::{
 use tokio::task::JoinSet;
 
 use super::{
-    effects::{Step, assert_once_and_in_order, database, effects, message, number, take},
+    effects::{Step, assert_once_and_in_order, database, effects, message, number, take, with},
     records::topic,
     watermark::{published, watermark},
 };
@@ -156,9 +156,10 @@ async fn messages_without_a_key_are_claimed_without_a_look_at_what_came_by_posit
     };
     let processor = Processor::batch(inbox(&database, 2).await, 50, handler).dedup(watermark());
     let messages: Vec<RawMessage> = (1..=100)
-        .map(|n| RawMessage {
-            key: None,
-            ..published("a", n, u64::try_from(n).expect("positive"), i64::from(n))
+        .map(|n| {
+            with(published("a", n, u64::try_from(n).expect("positive"), i64::from(n)), |m| {
+                m.key = None
+            })
         })
         .collect();
     processor.process(&messages).await.expect("settled");
@@ -204,10 +205,11 @@ async fn a_handler_beyond_its_limit_fails_its_message_and_holds_nobody() {
 async fn a_handler_takes_what_its_decoder_makes_of_a_record() {
     let database = database().await;
     let inbox = inbox(&database, 2).await;
-    let of = |n, payload: Option<&[u8]>| RawMessage {
-        payload: payload.map(bytes::Bytes::copy_from_slice),
-        headers: Headers::default(),
-        ..message("a", n)
+    let of = |n, payload: Option<&[u8]>| {
+        with(message("a", n), |m| {
+            m.payload = payload.map(bytes::Bytes::copy_from_slice);
+            m.headers = Headers::default();
+        })
     };
     let dead = Arc::new(AtomicU32::new(0));
     let count = {
@@ -355,7 +357,7 @@ async fn parked_messages_that_are_at_work_hold_no_message_of_another_key_large_o
     let processor = Processor::raw(inbox(&database, 12).await, handler).retry(retry);
     let large = |key: &str| {
         let payload = Some(vec![b'x'; 2 << 20].into());
-        outbox_idempotency::RawMessage { payload, ..message(key, 1) }
+        with(message(key, 1), |m| m.payload = payload)
     };
     processor.process(&[message("slow", 1), large("slow-and-large")]).await.expect("settled");
     let background = tokio::spawn({

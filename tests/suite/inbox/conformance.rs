@@ -11,14 +11,14 @@ use std::{
 };
 
 use outbox_idempotency::{
-    Failure, Message, MessageId, Ordering, Processor, RawMessage, Retry, Tx,
-    dead_letters::{self, Selection},
+    Failure, Message, MessageId, OrderBy, Processor, RawMessage, Retry, Tx,
+    dead_letters::{self, Page, Selection},
     testing::MemoryInbox,
 };
 use outbox_tests::{database::Database, wait};
 use rand::Rng as _;
 
-use super::effects::{Step, database, effects, inbox, message, number, take};
+use super::effects::{Step, database, effects, inbox, message, number, take, with};
 
 /// Attempts of a message before it is given up.
 const ATTEMPTS: u32 = 3;
@@ -67,7 +67,7 @@ struct Outcome {
 
 /// An inbox of some kind.
 trait Backend {
-    async fn with(ordering: Ordering, answers: Answers) -> Self;
+    async fn with(ordering: OrderBy, answers: Answers) -> Self;
     async fn bring(&mut self, message: &RawMessage);
     /// Until nothing waits any more.
     async fn settle(&mut self);
@@ -77,7 +77,7 @@ trait Backend {
 struct Memory(MemoryInbox<Vec<Step>>);
 
 impl Backend for Memory {
-    async fn with(ordering: Ordering, answers: Answers) -> Self {
+    async fn with(ordering: OrderBy, answers: Answers) -> Self {
         let mut calls: BTreeMap<Step, usize> = BTreeMap::new();
         let handler = move |effects: &mut Vec<Step>, message: Message<Step>| {
             let step = message.payload;
@@ -87,7 +87,7 @@ impl Backend for Memory {
             effects.push(step.clone());
             answer(&answers, &step, *calls - 1)
         };
-        Memory(MemoryInbox::new(Vec::new(), handler).retry(retry()).ordering(ordering))
+        Memory(MemoryInbox::new(Vec::new(), handler).retry(retry()).order_by(ordering))
     }
 
     async fn bring(&mut self, message: &RawMessage) {
@@ -111,7 +111,7 @@ struct Postgres {
 }
 
 impl Backend for Postgres {
-    async fn with(ordering: Ordering, answers: Answers) -> Self {
+    async fn with(ordering: OrderBy, answers: Answers) -> Self {
         let database = database().await;
         let answers = Arc::new(answers);
         let calls: Arc<std::sync::Mutex<BTreeMap<Step, usize>>> = Arc::default();
@@ -130,7 +130,7 @@ impl Backend for Postgres {
             }
         };
         let processor = Processor::new(inbox(&database).await, handler);
-        let processor = processor.retry(retry()).ordering(ordering);
+        let processor = processor.retry(retry()).order_by(ordering);
         Postgres { database, processor }
     }
 
@@ -153,7 +153,7 @@ impl Backend for Postgres {
 
     async fn outcome(&self) -> Outcome {
         let client: &tokio_postgres::Client = self.database.superuser();
-        let letters = dead_letters::list(client, &Selection::default(), false, 0, 1000).await;
+        let letters = dead_letters::list(client, &Selection::default(), Page::first(1000)).await;
         let letters = letters.expect("a list").into_iter();
         let attempts = |n| u32::try_from(n).expect("a count");
         let dead = letters.map(|letter| (letter.offset, letter.code, attempts(letter.attempts)));
@@ -187,7 +187,7 @@ async fn bring_all(backend: &mut impl Backend, messages: &[RawMessage]) {
 }
 
 async fn copies_change_nothing<B: Backend>() {
-    let mut backend = B::with(Ordering::Key, answers([("a", 2, &[Answer::Transient])])).await;
+    let mut backend = B::with(OrderBy::Key, answers([("a", 2, &[Answer::Transient])])).await;
     let messages = [message("a", 1), message("a", 2), message("a", 3)];
     for _ in 0..2 {
         bring_all(&mut backend, &messages).await;
@@ -199,7 +199,7 @@ async fn copies_change_nothing<B: Backend>() {
 }
 
 async fn later_ones_of_a_key_wait_and_other_keys_flow<B: Backend>() {
-    let mut backend = B::with(Ordering::Key, answers([("a", 1, &[Answer::Deferred])])).await;
+    let mut backend = B::with(OrderBy::Key, answers([("a", 1, &[Answer::Deferred])])).await;
     let messages = [message("a", 1), message("a", 2), message("b", 1)];
     bring_all(&mut backend, &messages).await;
     let effects = effects_of([("b", &[1])]);
@@ -211,10 +211,10 @@ async fn later_ones_of_a_key_wait_and_other_keys_flow<B: Backend>() {
 
 async fn a_partition_waits_where_that_is_the_order<B: Backend>() {
     let waits = answers([("a", 1, &[Answer::Transient])]);
-    let mut backend = B::with(Ordering::Partition, waits.clone()).await;
+    let mut backend = B::with(OrderBy::Partition, waits.clone()).await;
     bring_all(&mut backend, &[message("a", 1), message("b", 1)]).await;
     assert_eq!(backend.outcome().await, Outcome { parked: 2, ..Outcome::default() });
-    let mut backend = B::with(Ordering::None, waits).await;
+    let mut backend = B::with(OrderBy::None, waits).await;
     bring_all(&mut backend, &[message("a", 1), message("a", 2)]).await;
     let effects = effects_of([("a", &[2])]);
     assert_eq!(backend.outcome().await, Outcome { effects, parked: 1, ..Outcome::default() });
@@ -223,7 +223,7 @@ async fn a_partition_waits_where_that_is_the_order<B: Backend>() {
 async fn what_fails_too_often_or_for_good_is_given_up_and_its_key_goes_on<B: Backend>() {
     use Answer::{Deferred, Later, Panic, Permanent, Transient};
     let mut backend = B::with(
-        Ordering::Key,
+        OrderBy::Key,
         answers([
             ("a", 1, &[Transient, Later, Transient]),
             ("b", 1, &[Deferred, Transient, Deferred, Permanent]),
@@ -245,14 +245,15 @@ async fn what_fails_too_often_or_for_good_is_given_up_and_its_key_goes_on<B: Bac
 }
 
 async fn what_can_not_be_read_or_told_is_given_up_at_once<B: Backend>() {
-    let mut backend = B::with(Ordering::Key, Answers::new()).await;
+    let mut backend = B::with(OrderBy::Key, Answers::new()).await;
     let ancient = MessageId::at(uuid::Uuid::now_v7(), SystemTime::UNIX_EPOCH);
     let ahead = SystemTime::now() + Duration::from_secs(60 * 86_400);
+    let ahead = MessageId::at(uuid::Uuid::now_v7(), ahead);
     let messages = [
-        placed(RawMessage { payload: Some(b"{\xff"[..].into()), ..message("a", 1) }, 0),
-        placed(RawMessage { payload: None, ..message("a", 2) }, 1),
-        placed(RawMessage { id: ancient, ..message("a", 3) }, 2),
-        placed(RawMessage { id: MessageId::at(uuid::Uuid::now_v7(), ahead), ..message("a", 4) }, 3),
+        placed(with(message("a", 1), |m| m.payload = Some(b"{\xff"[..].into())), 0),
+        placed(with(message("a", 2), |m| m.payload = None), 1),
+        placed(with(message("a", 3), |m| m.id = ancient), 2),
+        placed(with(message("a", 4), |m| m.id = ahead), 3),
         placed(message("a", 5), 4),
     ];
     for _ in 0..2 {
@@ -315,8 +316,8 @@ async fn both_come_to_the_same_with_scripts_made_up_at_random() {
                 script.push(script[random.random_range(0..script.len())].clone());
             }
         }
-        let mut postgres = Postgres::with(Ordering::Key, answers.clone()).await;
-        let mut memory = Memory::with(Ordering::Key, answers).await;
+        let mut postgres = Postgres::with(OrderBy::Key, answers.clone()).await;
+        let mut memory = Memory::with(OrderBy::Key, answers).await;
         let (first, second) = script.split_at(script.len() / 2);
         for part in [first, second] {
             bring_all(&mut postgres, part).await;

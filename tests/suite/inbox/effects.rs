@@ -46,16 +46,19 @@ pub(super) async fn number(database: &Database, sql: &str) -> i64 {
     database.superuser().query_one(sql, &[]).await.expect("a number").get(0)
 }
 
+/// The message with something changed.
+pub(crate) fn with(mut message: RawMessage, change: impl FnOnce(&mut RawMessage)) -> RawMessage {
+    change(&mut message);
+    message
+}
+
 pub(crate) fn message(key: &str, n: i32) -> RawMessage {
     let step = Step { key: key.to_owned(), n };
-    Message {
-        id: MessageId::from_uuid(Uuid::now_v7()).expect("version 7 has a time"),
-        key: Some(key.as_bytes().to_vec()),
-        payload: Some(serde_json::to_vec(&step).expect("JSON").into()),
-        headers: Headers(vec![("outbox-type".into(), Some(b"step".to_vec()))]),
-        source: Source { topic: "steps".into(), partition: 0, offset: i64::from(n) },
-        attempt: 1,
-    }
+    let id = MessageId::from_uuid(Uuid::now_v7()).expect("version 7 has a time");
+    let payload = Some(serde_json::to_vec(&step).expect("JSON").into());
+    Message::new(id, Source::new("steps", 0, i64::from(n)), payload)
+        .with_key(key)
+        .with_headers(Headers::from_iter([("outbox-type", Some("step"))]))
 }
 
 /// # Panics

@@ -9,13 +9,13 @@ use std::{
 };
 
 use outbox_idempotency::{
-    Alert, Classify, Failure, Message, MessageId, Processor, RawMessage, Tx,
-    dead_letters::{self, Selection},
+    Alert, Classify, Failure, Message, MessageId, Processor, Tx,
+    dead_letters::{self, Page, Selection},
 };
 use outbox_tests::database::Database;
 
 use super::{
-    effects::{Step, database, effects, inbox, message, number, take},
+    effects::{Step, database, effects, inbox, message, number, take, with},
     processor::{Background, DEAD, PARKED, soon, step, until_zero},
 };
 
@@ -71,7 +71,7 @@ pub(super) async fn all(
     selection: Selection,
 ) -> Vec<dead_letters::DeadLetter> {
     let client: &tokio_postgres::Client = database.superuser();
-    dead_letters::list(client, &selection, false, 0, 100).await.expect("a list")
+    dead_letters::list(client, &selection, Page::first(100)).await.expect("a list")
 }
 
 #[tokio::test]
@@ -88,10 +88,10 @@ async fn what_can_never_succeed_is_a_dead_letter_at_once_with_its_reason() {
         }
     };
     let processor = Processor::new(inbox(&database).await, handler).retry(soon().attempts(1));
-    let garbage = RawMessage { payload: Some(b"{\xff"[..].into()), ..message("garbage", 1) };
+    let garbage = with(message("garbage", 1), |m| m.payload = Some(b"{\xff"[..].into()));
     let ancient = MessageId::at(uuid::Uuid::now_v7(), SystemTime::UNIX_EPOCH);
-    let ancient = RawMessage { id: ancient, ..message("ancient", 1) };
-    let tombstone = RawMessage { payload: None, ..message("tombstone", 1) };
+    let ancient = with(message("ancient", 1), |m| m.id = ancient);
+    let tombstone = with(message("tombstone", 1), |m| m.payload = None);
     let messages = [
         message("twice", 1),
         message("twice", 2),
@@ -121,6 +121,20 @@ async fn what_can_never_succeed_is_a_dead_letter_at_once_with_its_reason() {
     assert_eq!(whole.payload, serde_json::json!({ "base64": "e/8=" }));
     assert_eq!(whole.headers, serde_json::json!([["outbox-type", "step"]]));
     assert_eq!(whole.entry.message_id, garbage.id.to_string());
+    let json = serde_json::to_value(&whole).expect("plain data has a JSON form");
+    let times = "select to_char(first_failed_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), \
+                     to_char(died_at at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') \
+                 from inbox.dead_letters where id = $1";
+    let times = client.query_one(times, &[&whole.entry.id]).await.expect("its times");
+    assert_eq!(json["first_failed_at"], times.get::<_, String>(0));
+    assert_eq!(json["died_at"], times.get::<_, String>(1));
+    let history = Selection::default().with_history();
+    assert_eq!(dead_letters::discard(client, &Selection::default()).await.expect("discarded"), 6);
+    assert_eq!(all(&database, Selection::default()).await, []);
+    assert_eq!(all(&database, history.clone()).await.len(), 6);
+    let last = dead_letters::list(client, &history, Page::first(9).after(letters[4].id)).await;
+    assert_eq!(last.expect("a page").first().map(|letter| letter.id), Some(letters[5].id));
+    assert_eq!(dead_letters::replay(client, &history).await.expect("none is dead"), 0);
 }
 
 #[tokio::test]
@@ -142,11 +156,11 @@ async fn a_replay_is_handled_once_in_its_order_and_a_discard_never() {
     processor.process(&messages).await.expect("settled");
     let client: &tokio_postgres::Client = database.superuser();
     let last = all(&database, Selection::default()).await.pop().expect("four");
-    let one = Selection { id: Some(last.id), ..Selection::default() };
+    let one = Selection::default().with_id(last.id);
     assert_eq!(dead_letters::discard(client, &one).await.expect("discarded"), 1);
-    let others = Selection { consumer: Some("mail".into()), ..Selection::default() };
+    let others = Selection::default().with_consumer("mail");
     assert_eq!(dead_letters::replay(client, &others).await.expect("no such consumer"), 0);
-    let code = Selection { code: Some("broken".into()), ..Selection::default() };
+    let code = Selection::default().with_code("broken");
     let background = Background::start(&processor);
     // Still broken: they die again, and count their replays.
     assert_eq!(dead_letters::replay(client, &code).await.expect("replayed"), 3);

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use outbox_idempotency::{Inbox, Message, MessageId, Once, Processor, RawMessage, Tx};
+use outbox_idempotency::{Inbox, Message, MessageId, Once, Processor, Tx};
 use outbox_tests::database::{Database, Role, pool};
 use uuid::Uuid;
 
 use super::{
-    effects::{self, Step},
+    effects::{self, Step, with},
     watermark,
 };
 
@@ -87,7 +87,10 @@ async fn a_message_whose_day_another_process_has_dropped_is_a_dead_letter_with_t
     let old = |n, offset| {
         let id = MessageId::at(Uuid::now_v7(), midnight - 14 * DAY);
         // Without a key a watermark looks for the id.
-        RawMessage { id, key: None, ..watermark::published("a", n, 10, offset) }
+        with(watermark::published("a", n, 10, offset), |m| {
+            m.id = id;
+            m.key = None;
+        })
     };
     keep_days(&database, &other, 13).await;
     rows.process(&[old(1, 0), effects::message("a", 2)]).await.expect("settled");

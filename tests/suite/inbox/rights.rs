@@ -72,7 +72,7 @@ async fn live(database: &Database, name: &str, partition: i32, log: &Log) -> Str
     let batch = Processor::batch(inbox.clone(), 10, handle_all);
     let marked = Processor::batch(inbox, 10, handle_all).dedup(watermark());
     let mut repaired = published("a", 2, 2, 1);
-    repaired.headers.0.push(("outbox-repaired".into(), Some(b"1".to_vec())));
+    repaired.headers.push("outbox-repaired", Some(b"1".to_vec()));
     let mut of_relay: Vec<RawMessage> = vec![published("a", 1, 1, 0), repaired];
     of_relay.iter_mut().for_each(|message| message.source.partition = partition);
     for (processor, messages) in [

@@ -3,7 +3,7 @@
 use outbox_idempotency::{Inbox, InboxError, Message, Once, Processor, Tx};
 use outbox_tests::database::Role;
 
-use super::effects::{Step, database, effects, message, number, take};
+use super::effects::{Step, database, effects, message, number, take, with};
 
 /// Settings of the role that change what the crate's statements, or a commit, would mean.
 const SETTINGS: &[&str] = &[
@@ -57,7 +57,7 @@ async fn settings_of_the_role_and_the_database_weaken_no_promise() {
             Ok(())
         };
         let processor = Processor::new(inbox, handler);
-        let dies = outbox_idempotency::RawMessage { payload: None, ..message("b", 1) };
+        let dies = with(message("b", 1), |m| m.payload = None);
         let messages = [message("a", 1), dies, message("a", 2)];
         for _ in 0..2 {
             processor.process(&messages).await.unwrap_or_else(|e| panic!("{setting}: {e:?}"));

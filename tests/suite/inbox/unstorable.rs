@@ -9,7 +9,7 @@ use std::{
 
 use outbox_idempotency::{
     Dedup, Failure, Headers, Inbox, Message, Processor, RawMessage, Retry, Tx,
-    dead_letters::{self, Selection},
+    dead_letters::{self, Page, Selection},
 };
 use outbox_migrations::{Set, apply};
 use outbox_tests::{
@@ -18,7 +18,7 @@ use outbox_tests::{
 };
 
 use super::{
-    effects::{Step, message, number},
+    effects::{Step, message, number, with},
     watermark::{self, published},
 };
 
@@ -109,7 +109,7 @@ async fn no_failure_ends_the_consumer_in_any_encoding() {
         }
         let operator = database.connect(Role::Operator).await;
         let all = Selection::default();
-        let listed = dead_letters::list(&*operator, &all, false, 0, 99).await;
+        let listed = dead_letters::list(&*operator, &all, Page::first(99)).await;
         assert_eq!(listed.expect("it can be listed").len(), 6);
         let far = "select count(*) from inbox.parked_lanes \
                    where due_at > now() + interval '3000 years' and due_at < '9999-12-31 12:00 utc'";
@@ -122,12 +122,12 @@ fn strange(n: i32) -> RawMessage {
     let mut strange = message("k", n);
     strange.key = Some(vec![0xff; 3 << 20]);
     strange.source.topic = EVERYTHING.into();
-    strange.headers = Headers(vec![
-        (EVERYTHING.into(), Some(EVERYTHING.as_bytes().to_vec())),
-        (EVERYTHING.into(), None),
-        (String::new(), Some(vec![])),
-        ("bytes".into(), Some((0..=255).collect())),
-        ("long".into(), Some(vec![0xe4; 2 << 20])),
+    strange.headers = Headers::from_iter([
+        (EVERYTHING, Some(EVERYTHING.as_bytes().to_vec())),
+        (EVERYTHING, None),
+        ("", Some(vec![])),
+        ("bytes", Some((0..=255).collect())),
+        ("long", Some(vec![0xe4; 2 << 20])),
     ]);
     strange
 }
@@ -156,7 +156,7 @@ async fn a_message_that_waited_or_was_replayed_is_what_it_was_in_any_encoding() 
         let processor = Processor::new(inbox(&database).await, handler).retry(soon);
         let sent = [strange(1), strange(2), strange(3)];
         processor.process(&sent).await.expect("settled");
-        let chosen = Selection { code: Some("strange".into()), ..Selection::default() };
+        let chosen = Selection::default().with_code("strange");
         let operator = database.connect(Role::Operator).await;
         let replayed = dead_letters::replay(&*operator, &chosen).await;
         assert_eq!(replayed.expect("replayed"), 1, "{encoding}");
@@ -195,7 +195,7 @@ async fn a_watermark_is_kept_for_any_topic_in_any_encoding() {
         let of = |n, commit, key| {
             let mut message = published("a", n, commit, i64::from(n));
             message.source.topic = EVERYTHING.into();
-            RawMessage { key, ..message }
+            with(message, |m| m.key = key)
         };
         let keyless = of(1, 10, None);
         let keyed = of(2, 20, Some(b"a".to_vec()));

@@ -10,7 +10,7 @@ use outbox_tests::{database::Database, wait};
 use tokio::task::JoinSet;
 
 use super::effects::{
-    Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
+    Step, assert_once_and_in_order, database, effects, inbox, message, number, take, with,
 };
 
 pub(crate) fn watermark() -> Dedup {
@@ -20,17 +20,16 @@ pub(crate) fn watermark() -> Dedup {
 /// A message as the relay publishes it, at a place of the WAL and an offset of the topic.
 pub(crate) fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessage {
     let mut message = message(key, n);
-    message.headers = Headers(vec![
-        ("outbox-relay".into(), Some(b"orders".to_vec())),
-        ("outbox-position".into(), Some(format!("7:1:{commit:016X}:0000000000").into_bytes())),
+    message.headers = Headers::from_iter([
+        ("outbox-relay", Some("orders".to_owned())),
+        ("outbox-position", Some(format!("7:1:{commit:016X}:0000000000"))),
     ]);
     message.source.offset = offset;
     message
 }
 
 fn with_header(mut message: RawMessage, name: &str, value: &str) -> RawMessage {
-    message.headers.0.retain(|(found, _)| found != name);
-    message.headers.0.push((name.into(), Some(value.as_bytes().to_vec())));
+    message.headers.set(name, Some(value.as_bytes().to_vec()));
     message
 }
 
@@ -86,7 +85,7 @@ async fn what_a_repair_published_is_looked_up_by_its_id() {
     // three was never published before.
     let missed = published("a", 3, 99, 4);
     let repaired = |id: MessageId, n, offset| {
-        let message = RawMessage { id, ..published("a", n, 99, offset) };
+        let message = with(published("a", n, 99, offset), |m| m.id = id);
         with_header(message, "outbox-repaired", "1")
     };
     let repair = [repaired(first.id, 1, 2), repaired(second.id, 2, 3), repaired(missed.id, 3, 4)];
@@ -108,7 +107,7 @@ async fn what_a_repair_published_again_is_known_in_the_batch_of_the_first_copy()
     };
     let processor = Processor::batch(inbox(&database).await, 10, handler).dedup(watermark());
     let first = published("a", 1, 10, 0);
-    let again = RawMessage { id: first.id, ..published("a", 1, 99, 1) };
+    let again = with(published("a", 1, 99, 1), |m| m.id = first.id);
     let batch = [first, with_header(again, "outbox-repaired", "1"), published("a", 2, 100, 2)];
     processor.process(&batch).await.expect("settled");
     assert_eq!(effects(&database).await, steps(&[1, 2]));
@@ -139,7 +138,7 @@ async fn a_message_whose_own_time_is_in_the_future_is_known_when_ids_are_forgott
     let at = |n: i32, minutes: u64, commit: u64| {
         let time = SystemTime::now() + Duration::from_secs(minutes * 60);
         let id = MessageId::at(uuid::Builder::from_random_bytes(rand::random()).into_uuid(), time);
-        RawMessage { id, ..published("a", n, commit, i64::from(n)) }
+        with(published("a", n, commit, i64::from(n)), |m| m.id = id)
     };
     let ahead = [at(1, 50, 10), at(2, 60 * 24 * 30, 20)];
     processor.process(&ahead).await.expect("settled");
@@ -166,15 +165,15 @@ async fn what_has_no_key_is_known_by_its_id_in_whichever_partition_it_comes() {
     let database = database().await;
     let processor = processor(&database).await;
     let keyless = |n, partition| {
-        let mut message = RawMessage { key: None, ..published("a", n, 10, 1) };
+        let mut message = with(published("a", n, 10, 1), |m| m.key = None);
         message.source.partition = partition;
         message
     };
     let first = keyless(1, 0);
-    let again = RawMessage { id: first.id, ..keyless(1, 1) };
+    let again = with(keyless(1, 1), |m| m.id = first.id);
     // Never stored in its first partition, and behind a later position in this one.
     let missed = keyless(3, 1);
-    let later = RawMessage { source: missed.source.clone(), ..published("a", 2, 20, 0) };
+    let later = with(published("a", 2, 20, 0), |m| m.source = missed.source.clone());
     processor.process(&[first, later, again.clone(), missed]).await.expect("settled");
     processor.process(&[again]).await.expect("settled");
     assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
@@ -215,7 +214,7 @@ async fn a_database_that_lost_its_end_since_the_partition_came_stops_the_process
 async fn a_partition_in_which_nothing_has_a_key_goes_on_where_the_database_is() {
     let database = database().await;
     let processor = processor(&database).await;
-    let keyless = RawMessage { key: None, ..published("a", 1, 10, 7) };
+    let keyless = with(published("a", 1, 10, 7), |m| m.key = None);
     processor.process(&[keyless]).await.expect("settled");
     assert_eq!(start_offset(&processor, "steps", 0).await.expect("read"), Some(8));
 }
@@ -265,7 +264,7 @@ async fn what_is_looked_up_and_may_have_been_forgotten_is_a_dead_letter_and_neve
         let since = time.duration_since(UNIX_EPOCH).expect("after 1970");
         let stamp = uuid::Timestamp::from_unix(uuid::NoContext, since.as_secs(), 0);
         let id = MessageId::from_uuid(uuid::Uuid::new_v7(stamp)).expect("version 7");
-        RawMessage { id, ..published("a", n, commit, offset) }
+        with(published("a", n, commit, offset), |m| m.id = id)
     };
     let first = aged(1, 50, 10, 0);
     let kept = aged(2, 2, 20, 1);
@@ -289,7 +288,7 @@ async fn what_is_looked_up_and_may_have_been_forgotten_is_a_dead_letter_and_neve
     // A repair repeats both, and has two that were never published: one of a time that is known whole.
     let (missed, missed_old) = (aged(3, 40, 0, 4), aged(4, 55, 0, 5));
     let again = |id, n, offset| {
-        with_header(RawMessage { id, ..published("a", n, 99, offset) }, "outbox-repaired", "1")
+        with_header(with(published("a", n, 99, offset), |m| m.id = id), "outbox-repaired", "1")
     };
     let repair = [
         again(first.id, 1, 2),

@@ -10,7 +10,7 @@ use std::{
 
 use deadpool_postgres::Pool;
 use outbox_idempotency::{
-    Dedup, Failure, Inbox, Message, Ordering, Processor, RawMessage, Retry, Stop, Tx,
+    Dedup, Failure, Inbox, Message, OrderBy, Processor, RawMessage, Retry, Stop, Tx,
     dead_letters::{self, Selection},
     fault,
     kafka::offline,
@@ -42,7 +42,7 @@ pub(super) trait Backend {
     /// What a worker may have at once.
     fn batch_max(&self) -> usize;
     /// What is with one worker at a time.
-    fn lanes(&self) -> Ordering;
+    fn lanes(&self) -> OrderBy;
     async fn process(&self, member: usize, messages: Vec<RawMessage>) -> Result<(), Stop>;
     /// Time passes, so that all that is parked is due.
     async fn make_due(&self);
@@ -131,8 +131,8 @@ impl Memory {
             }
         };
         let unordered = mutant == Some(Mutant::Unordered);
-        let ordering = if unordered { Ordering::None } else { Ordering::Key };
-        let inbox = MemoryInbox::new(Vec::new(), handler).retry(retry()).ordering(ordering);
+        let ordering = if unordered { OrderBy::None } else { OrderBy::Key };
+        let inbox = MemoryInbox::new(Vec::new(), handler).retry(retry()).order_by(ordering);
         Memory { inbox: RefCell::new(inbox), answers }
     }
 }
@@ -154,8 +154,8 @@ impl Backend for Memory {
         1
     }
 
-    fn lanes(&self) -> Ordering {
-        Ordering::Key
+    fn lanes(&self) -> OrderBy {
+        OrderBy::Key
     }
 
     async fn process(&self, _: usize, messages: Vec<RawMessage>) -> Result<(), Stop> {
@@ -300,8 +300,8 @@ impl Backend for Postgres<'_> {
         self.processors[0].batch_max()
     }
 
-    fn lanes(&self) -> Ordering {
-        if self.way == Way::Watermark { Ordering::Partition } else { Ordering::Key }
+    fn lanes(&self) -> OrderBy {
+        if self.way == Way::Watermark { OrderBy::Partition } else { OrderBy::Key }
     }
 
     async fn process(&self, member: usize, messages: Vec<RawMessage>) -> Result<(), Stop> {
@@ -338,7 +338,7 @@ impl Backend for Postgres<'_> {
         let sql = "select id from inbox.dead_letters where consumer_id = $1 and state = 'dead' \
                    and convert_from(payload, 'UTF8')::int = $2";
         let row = client.query_one(sql, &[&self.consumer_id, &n]).await.expect("a dead letter");
-        let one = Selection { id: Some(row.get(0)), ..Selection::default() };
+        let one = Selection::default().with_id(row.get(0));
         assert_eq!(dead_letters::replay(client, &one).await.expect("replayed"), 1);
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future};
 use outbox_idempotency::{
-    Headers, Message, MessageId, Ordering, RawMessage, Source, Stop, kafka::offline::Offline,
+    Message, MessageId, OrderBy, RawMessage, Source, Stop, kafka::offline::Offline,
 };
 use proptest::sample::Index;
 use uuid::Uuid;
@@ -98,18 +98,11 @@ impl Log {
         let position = format!("7:1:{:016X}:0000000000", n + 1);
         let headers =
             [("outbox-relay", "orders".to_owned()), ("outbox-position", position)].into_iter();
-        let message = Message {
-            id: MessageId::at(Uuid::now_v7(), occurred),
-            key: key.map(|key| key.as_bytes().to_vec()),
-            payload: Some(n.to_string().into()),
-            headers: Headers(headers.map(|(name, v)| (name.into(), Some(v.into()))).collect()),
-            source: Source {
-                topic: TOPIC.into(),
-                partition: i32::try_from(partition).expect("few"),
-                offset: 0,
-            },
-            attempt: 1,
-        };
+        let source = Source::new(TOPIC, i32::try_from(partition).expect("few"), 0);
+        let id = MessageId::at(Uuid::now_v7(), occurred);
+        let mut message = Message::new(id, source, Some(n.to_string().into()))
+            .with_headers(headers.map(|(name, value)| (name, Some(value))).collect());
+        message.key = key.map(|key| key.as_bytes().to_vec());
         self.messages.push((message, lane, answers.to_vec()));
         self.append(n, false);
     }
@@ -120,8 +113,8 @@ impl Log {
         if repaired {
             // Its position is where the repair began, past all that came before.
             let position = format!("7:1:{:016X}:0000000000", self.messages.len());
-            message.headers.0[1].1 = Some(position.into_bytes());
-            message.headers.0.push(("outbox-repaired".into(), Some(b"1".to_vec())));
+            message.headers.set("outbox-position", Some(position.into_bytes()));
+            message.headers.push("outbox-repaired", Some(b"1".to_vec()));
         }
         let records = &mut self.partitions[LANES[lane].0];
         message.source.offset = i64::try_from(records.len()).expect("few");
@@ -273,7 +266,7 @@ impl<B: Backend> World<B> {
                 }
                 *position += 1;
                 let unordered = self.mutant == Some(Mutant::Unordered);
-                let lanes = if unordered { Ordering::None } else { self.backend.lanes() };
+                let lanes = if unordered { OrderBy::None } else { self.backend.lanes() };
                 desk.push(record, lanes);
             }
             if self.mutant == Some(Mutant::Hasty) {
