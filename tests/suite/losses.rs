@@ -7,6 +7,7 @@ use outbox_tests::{
     relay::Relay,
     topic::Topic,
 };
+use uuid::Uuid;
 
 use crate::{
     repair::{drop_slot, wait_quiet_snapshot, wait_snapshot},
@@ -46,6 +47,29 @@ async fn halts_after(before: &str, gone: &str, words: &[&str]) {
     assert!(relay.sigterm().await.success());
     let _kept = t.relay().set_toml("outbox.rows_kept", "true").start().await;
     each_once(&topic, &[&first, &left]).await;
+}
+
+/// A cleanup that works by time or in pieces.
+#[tokio::test]
+async fn a_transaction_of_which_the_first_row_was_deleted_is_not_taken_for_another() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let ids = [(); 2].map(|()| Uuid::now_v7().to_string());
+    let [first, second] = ids.each_ref().map(|id| {
+        format!("insert into outbox.events (id, topic) values ('{id}', '{}')", topic.name())
+    });
+    run(&t, &format!("begin; {first}; select pg_sleep(0.01); {second}; commit")).await;
+    each_once(&topic, &[&ids[0], &ids[1]]).await;
+    wait_quiet_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, &format!("delete from outbox.events where id = '{}'", ids[0])).await;
+    drop_slot(&t).await;
+    let meanwhile = insert(&t, &topic, "now()").await;
+    relay.restart();
+    relay.wait_ready().await;
+    each_once(&topic, &[&ids[0], &ids[1], &meanwhile]).await;
+    assert!(!relay.logs_contain("rolled back"), "{}", relay.log_text());
 }
 
 #[tokio::test]

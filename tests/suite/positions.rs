@@ -202,13 +202,23 @@ async fn wait_published(t: &Harness, topic: &Topic) {
 
 /// The volume is put back, and its new WAL passes the old one's end before a relay looks.
 async fn put_back_unseen(server: &mut LocalPostgres, t: &mut Harness, topic: &Topic) {
+    let old_end = put_back(server, t).await;
+    write_past(t, topic, &old_end).await;
+}
+
+/// Where the WAL ended that is gone.
+async fn put_back(server: &mut LocalPostgres, t: &mut Harness) -> String {
     let old_end = lsn(t, WAL_END).await;
     server.put_back().expect("the backup is put back");
     t.reconnect().await;
+    old_end
+}
+
+async fn write_past(t: &mut Harness, topic: &Topic, old_end: &str) {
     for _ in 0..3 {
         t.commit([Event::to(topic.name()).key("between")]).await;
     }
-    while !is_past(t, &old_end).await {
+    while !is_past(t, old_end).await {
         write_foreign(t).await;
     }
 }
@@ -326,7 +336,12 @@ async fn a_copy_without_slots_that_was_put_back_unseen_is_known_by_the_newest_pu
     commit_foreign(&t).await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
-    put_back_unseen(&mut server, &mut t, &topic).await;
+    let old_end = put_back(&mut server, &mut t).await;
+    // Open when somebody decides, and begun before all that can be seen by then.
+    let open = t.database().connect(Role::Writer).await;
+    let sql = format!("begin; select outbox.publish('{}', '{{}}', 'open')", topic.name());
+    open.batch_execute(&sql).await.expect("an event");
+    write_past(&mut t, &topic, &old_end).await;
     relay.restart();
     let detail = halted(&relay).await;
     assert!(detail.contains("the volume was rolled back"), "{detail}");
@@ -335,6 +350,7 @@ async fn a_copy_without_slots_that_was_put_back_unseen_is_known_by_the_newest_pu
     relay.restart();
     let detail = halted(&relay).await;
     obey(&settings, &detail, 0).await;
+    open.batch_execute("commit").await.expect("a commit");
     relay.wait_ready().await;
     t.commit([Event::to(topic.name()).key("after")]).await;
     wait_published(&t, &topic).await;

@@ -18,8 +18,8 @@ pub struct Witness {
     pub commit: Lsn,
     /// Its column `xid`: no event that is published has a higher one.
     pub xid: u64,
-    /// Its `created_at`, in milliseconds since the Unix epoch. A transaction that gets the id again
-    /// comes later.
+    /// The latest `created_at` of its published rows, in milliseconds since the Unix epoch. A
+    /// transaction that gets the id again comes later.
     pub created_ms: i64,
 }
 
@@ -35,11 +35,17 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The one with the higher id. Ids go in a circle, and those of a batch are near to one another.
+    /// The one with the higher id; of one transaction's rows the latest. Ids go in a circle, and those
+    /// of a batch are near to one another.
     #[must_use]
     pub fn or(self, earlier: Option<Seen>) -> Seen {
-        let is_higher = |earlier: &Seen| self.xid.wrapping_sub(earlier.xid).cast_signed() <= 0;
-        earlier.filter(is_higher).unwrap_or(self)
+        match earlier {
+            Some(earlier) if earlier.xid == self.xid => {
+                Seen { created_ms: earlier.created_ms.max(self.created_ms), ..self }
+            }
+            Some(earlier) if self.xid.wrapping_sub(earlier.xid).cast_signed() < 0 => earlier,
+            _ => self,
+        }
     }
 }
 
@@ -51,6 +57,12 @@ impl Witness {
         let (end, xid) =
             newest.and_then(|it| Some((snapshot::end(it)?, snapshot::full(it, seen.xid)?)))?;
         let is_higher = match known {
+            Some(known) if xid == known.xid => {
+                // The rest of a transaction: its first rows may be deleted before the others.
+                let created_ms =
+                    seen.created_ms.map_or(known.created_ms, |it| it.max(known.created_ms));
+                return Some(Witness { created_ms, ..known });
+            }
             Some(known) => xid > known.xid,
             None => xid >= end,
         };
@@ -92,6 +104,21 @@ mod tests {
         };
         assert_eq!(highest(&[7, 9, 8]), Some(9));
         assert_eq!(highest(&[u32::MAX, 3, u32::MAX - 1]), Some(3));
+    }
+
+    #[test]
+    fn of_a_transaction_the_latest_row_counts_in_one_batch_and_over_several() {
+        let row = |created_ms| Seen { created_ms, ..seen(7) };
+        for times in [[Some(5), Some(9)], [Some(9), Some(5)], [None, Some(9)], [Some(9), None]] {
+            let [first, second] = times.map(row);
+            assert_eq!(second.or(Some(first)).created_ms, Some(9), "{times:?}");
+        }
+        let later = |created_ms| {
+            Witness::after(Some(witness(21)), Seen { created_ms, ..seen(21) }, Some("20:20:"))
+        };
+        assert_eq!(later(Some(9)), Some(Witness { created_ms: 9, ..witness(21) }));
+        assert_eq!(later(Some(3)), Some(witness(21)));
+        assert_eq!(later(None), Some(witness(21)));
     }
 
     #[test]

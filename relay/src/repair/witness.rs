@@ -3,10 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::{
-    losses::NOW,
-    tables::{Table, literal},
-};
+use super::tables::{Table, literal};
 use crate::core::witness::Witness;
 
 /// What the tables say of the newest published event.
@@ -84,7 +81,7 @@ async fn may_be_gone(
 }
 
 /// A snapshot that shows nothing of what was created later than `created_ms`, nor of what was written
-/// after the first of that.
+/// after the first of that, nor of a transaction that is open now: its rows can't be seen yet.
 ///
 /// # Errors
 /// The database's.
@@ -93,7 +90,8 @@ pub async fn before(
     tables: &[Table],
     created_ms: i64,
 ) -> Result<String, tokio_postgres::Error> {
-    let mut first = format!("select {NOW}::pg_catalog.text::pg_catalog.int8");
+    let open = "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())";
+    let mut first = format!("select {open}::pg_catalog.text::pg_catalog.int8");
     for table in tables {
         // There is no min(xid8).
         first.push_str(&format!(
