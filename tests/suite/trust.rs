@@ -1,34 +1,43 @@
 //! `docs/TRUST.md` names a test in each line, and the tests are there.
 
+mod halts;
+
 use std::{fs, path::Path};
 
 const TRUST: &str = include_str!("../../docs/TRUST.md");
 
 #[test]
 fn every_line_of_trust_names_a_test_that_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut sources = String::new();
-    for folder in ["tests/suite", "relay/src", "idempotency/src", "migrations/src"] {
-        read(&root.join(folder), &mut sources);
-    }
+    let sources = sources();
     let lines: Vec<&str> = TRUST
         .lines()
         .filter(|line| line.starts_with("| ") && !line.starts_with("| it does "))
         .collect();
     assert!(lines.len() > 5, "there are lines: {lines:?}");
     for line in lines {
-        let last = line.trim_end_matches('|').rsplit('|').next().expect("a cell");
-        let names: Vec<&str> = last
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .map(|n| n.rsplit("::").next().unwrap_or(n))
-            .collect();
-        assert!(!names.is_empty(), "no test: {line}");
-        for name in names {
-            assert!(sources.contains(&format!("fn {name}(")), "no test {name}: {line}");
-        }
+        names_tests_that_exist(line, &sources);
     }
+}
+
+/// The last cell of a table's line names tests, each between backticks.
+pub(crate) fn names_tests_that_exist(line: &str, sources: &str) {
+    let last = line.trim_end_matches('|').rsplit('|').next().expect("a cell");
+    let names: Vec<&str> =
+        last.split('`').skip(1).step_by(2).map(|n| n.rsplit("::").next().unwrap_or(n)).collect();
+    assert!(!names.is_empty(), "no test: {line}");
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}(")), "no test {name}: {line}");
+    }
+}
+
+/// Everything in which there are tests.
+pub(crate) fn sources() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let mut sources = String::new();
+    for folder in ["tests/suite", "relay/src", "idempotency/src", "migrations/src"] {
+        read(&root.join(folder), &mut sources);
+    }
+    sources
 }
 
 fn read(folder: &Path, into: &mut String) {
