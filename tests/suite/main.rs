@@ -5,6 +5,7 @@ mod checks;
 mod confirm;
 mod connect;
 mod contract;
+mod copies;
 mod crash;
 mod dead_letters;
 mod delivery;

@@ -112,7 +112,7 @@ pub struct RefusedRecord {
     /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `reserved_topic`,
     /// `no_such_partition`, `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
     pub reason: &'static str,
-    /// What is wrong, in the broker's words where it was the broker; for a person.
+    /// What is wrong and what to do, for a person; a broker's own code is in it as a detail.
     pub error: String,
     /// Whether it is this very record that is refused, and not one that it was sent together with.
     pub certain: bool,

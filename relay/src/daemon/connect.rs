@@ -47,12 +47,13 @@ pub(super) async fn connect_sink(
     known: &Known,
 ) -> Result<AnySink, Ended> {
     let mut sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session)
-        .map_err(|e| Ended::sink("connecting to the broker", e))?;
+        .map_err(|e| Ended::sink("making the sink", e))?;
     let seen = sink.peek().await;
     let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
     let seen = believe(config, session, identity, known, seen).await?;
     let (slot, database) = survey(config, session).await?;
     reconcile::is_ours(&Facts {
+        relay: &config.name,
         slot_name: &config.postgres.slot,
         progress: seen.as_ref(),
         slot: slot.as_ref(),

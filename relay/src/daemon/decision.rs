@@ -131,6 +131,7 @@ pub(super) async fn decide(
     };
     let attached = attached(config, parts, session, stored, published).await?;
     reconcile::reconcile(&Facts {
+        relay: &config.name,
         slot_name: &config.postgres.slot,
         progress: stored,
         slot: slot.as_ref(),

@@ -62,7 +62,7 @@ async fn decide(
     let mut stored = None;
     if has_progress_topic {
         let sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session);
-        let mut sink = sink.map_err(|e| Ended::sink("connecting to the broker", e))?;
+        let mut sink = sink.map_err(|e| Ended::sink("making the sink", e))?;
         let seen = sink.peek().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
         stored = decision::believe(config, session, &identity, &known, seen).await?;

@@ -470,8 +470,8 @@ fn tell(board: &Board, told: &mut Vec<&'static str>, letter: &Letter<'_>) {
     let relay = board.name();
     tracing::warn!(
         %event_id, %topic, %position, reason, error,
-        "the broker rejected an event permanently: it and later events of its key are parked; all \
-         others are delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
+        "an event can't be delivered: it and later events of its key are parked; all others are \
+         delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
          --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
          dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
          reason are not logged"

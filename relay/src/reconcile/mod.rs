@@ -6,6 +6,7 @@
 //! missing and the command that goes on. `docs/GUARANTEES.md` has the same table in words.
 
 mod history;
+mod home;
 #[cfg(test)]
 mod tests;
 mod whose;
@@ -28,6 +29,8 @@ use crate::{
 /// The facts, gathered before anything is changed.
 #[derive(Debug)]
 pub struct Facts<'a> {
+    /// The relay's name.
+    pub relay: &'a str,
     /// Slot of the settings.
     pub slot_name: &'a str,
     /// Newest stored progress.
@@ -110,7 +113,7 @@ pub enum Decision {
 /// [`Halt`] naming both.
 pub fn is_ours(facts: &Facts<'_>) -> Result<(), Halt> {
     if let Some(progress) = facts.progress {
-        same_cluster(progress, facts.identity)?;
+        same_cluster(progress, facts)?;
         same_slot(progress, facts.slot_name)?;
     }
     match facts.slot {
@@ -205,18 +208,9 @@ fn use_of(facts: &Facts<'_>) -> Result<Use, Halt> {
 
 fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
-    let unknown = "the broker has no progress record: what was published before is not known here";
+    let unknown = home::unknown(facts);
     match use_of(facts)? {
-        Use::Missing if facts.has_delivered => Err(Halt::new(
-            format!(
-                "slot {name} does not exist, and the broker has no progress record of this relay, \
-                 which has delivered before: its progress topic was deleted, emptied or made anew, \
-                 or these are other brokers. Events committed before {} may not be published",
-                facts.identity.flush_lsn
-            ),
-            "connect the relay to the brokers that have its progress; or, to make a new slot and \
-             publish what is committed from then on, run `outbox-relay resume --at now`",
-        )),
+        Use::Missing if facts.has_delivered => Err(home::lost(facts)),
         Use::Missing if facts.start_with_all => {
             repair(facts, None, None, Loss::slot("is yet to be made"))
         }
@@ -437,7 +431,8 @@ fn drop_slot(name: &str) -> String {
     format!("`select pg_drop_replication_slot('{name}')`")
 }
 
-fn same_cluster(progress: &Progress, identity: &SystemIdentity) -> Result<(), Halt> {
+fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
+    let identity = facts.identity;
     if progress.system_id == identity.system_id {
         return Ok(());
     }
@@ -448,10 +443,13 @@ fn same_cluster(progress: &Progress, identity: &SystemIdentity) -> Result<(), Ha
              is {}: what is committed here up to {} is not known to be published",
             progress.system_id, identity.system_id, identity.flush_lsn
         ),
-        "if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at upgrade`: \
-         nothing is left out; if the database was moved here by a dump, run `outbox-relay resume --at \
-         now`: what was committed here before that is left out; if it is another database, give this \
-         relay another name",
+        format!(
+            "if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at \
+             upgrade`: nothing is left out; if the database was moved here by a dump, run `outbox-relay \
+             resume --at now`: what was committed here before that is left out; if it is another \
+             database, give this relay another name{}",
+            home::forget(facts)
+        ),
     ))
 }
 

@@ -88,6 +88,10 @@ fn no_progress_of_a_relay_that_has_delivered_is_no_first_start() {
         let gone = Row { progress: None, slot: None, has_delivered: true, start_with_all, ..row() };
         gone.halts(&["does not exist", "has delivered before", "0/7D0", "resume --at now"]);
     }
+    let in_table = Row { progress: None, slot: None, has_delivered: true, ..row() };
+    let in_table =
+        Row { progress_in_database: true, ..in_table }.halts(&["outbox.progress", AT_NOW]);
+    assert!(!in_table.to_string().contains("broker"), "{in_table}");
     let there = Row { progress: None, has_delivered: true, ..row() };
     let halt = there.halts(&["0/3E8", "resume --at slot", "resume --at now"]);
     assert!(!halt.remedy.contains("drop"), "it would begin anew: {halt}");
@@ -119,6 +123,7 @@ fn to_be_repaired() -> Progress {
 impl Row {
     fn reconcile(&self) -> Result<Reconciled, Halt> {
         reconcile(&Facts {
+            relay: "orders",
             slot_name: "outbox",
             progress: self.progress.as_ref(),
             slot: self.slot.as_ref(),

@@ -276,6 +276,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
     let identity =
         SystemIdentity { system_id: SYSTEM.into(), timeline: 1, flush_lsn: world.server.end() };
     let reconciled = reconcile::reconcile(&Facts {
+        relay: "sim",
         slot_name: SLOT,
         progress: Some(progress),
         slot: Some(&slot),

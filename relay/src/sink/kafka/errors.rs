@@ -16,8 +16,8 @@ use crate::sink::{BoxError, RefusedRecord, SinkError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// A broker will never take it, or one that it was sent together with: a stable word for why,
-    /// and what a person can do about it.
-    Refused(&'static str, &'static str),
+    /// what that means, and what a person can do about it.
+    Refused(&'static str, &'static str, &'static str),
     /// A broker refused another record of its request, and said so.
     Innocent,
     /// It failed because another did, or because its transaction had failed already.
@@ -47,26 +47,30 @@ fn fate(code: RDKafkaErrorCode) -> Fate {
         // librdkafka gives the first itself for a record above `message.max.bytes`.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Fate::Refused(
             "too_large",
+            "the record is larger than the topic or the relay's client takes",
             "raise the topic's max.message.bytes (and sink.properties.\"message.max.bytes\" where \
              that is lower), or publish a reference to the data",
         ),
         Code::TopicAuthorizationFailed => Fate::Refused(
             "not_authorised",
+            "the relay may not write to the topic",
             "grant the relay's principal Describe and Write on the topic",
         ),
         Code::InvalidTimestamp => Fate::Refused(
             "invalid_timestamp",
-            "the event's time is further from now than the topic's message.timestamp.before.max.ms \
-             or message.timestamp.after.max.ms allows",
+            "the event's time is further from now than the topic allows",
+            "raise the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms",
         ),
         Code::InvalidRecord => Fate::Refused(
             "invalid_record",
+            "the topic takes no such record",
             "a compacted topic takes no record without a key, and message.timestamp.before.max.ms \
              or message.timestamp.after.max.ms may bound its time; see the broker's log otherwise",
         ),
         Code::PolicyViolation | Code::UnsupportedForMessageFormat => Fate::Refused(
             "invalid_record",
-            "the broker's policy or the topic's message format forbids it; see the broker's log",
+            "the broker's policy or the topic's message format forbids such a record",
+            "see the broker's log",
         ),
         // The look-up decides, and says what to do.
         Code::UnknownTopicOrPartition | Code::InvalidTopic => Fate::Stale,
@@ -129,9 +133,9 @@ pub(super) fn judge<P: std::hash::Hash + Eq>(
     let records: Vec<_> = failures
         .iter()
         .filter_map(|failure| {
-            let Fate::Refused(reason, remedy) = fate(failure.code) else { return None };
+            let Fate::Refused(reason, what, remedy) = fate(failure.code) else { return None };
             let (count, innocent) = by_place.get(&place(failure.opaque))?;
-            let error = format!("{}: {remedy}", failure.code);
+            let error = format!("{what} (Kafka's code {:?}): {remedy}", failure.code);
             let certain = *innocent || *count == 1;
             Some(RefusedRecord { certain, ..refused(failure.opaque, reason, error) })
         })
@@ -139,7 +143,7 @@ pub(super) fn judge<P: std::hash::Hash + Eq>(
     if records.is_empty() { Verdict::Failed(None) } else { Verdict::Refused(records) }
 }
 
-/// A record that is refused for certain, in the broker's words.
+/// A record that is refused for certain, in our words.
 pub(super) fn refused(
     index: usize,
     reason: &'static str,

@@ -1,0 +1,53 @@
+//! What is said where progress is missing, or another cluster's, by where it is kept: at the broker, or in
+//! the table `outbox.progress`, which copies of a database bring along. Pure.
+
+use super::{Facts, Halt};
+
+/// Nothing is stored.
+pub(super) fn unknown(facts: &Facts<'_>) -> &'static str {
+    match facts.progress_in_database {
+        true => {
+            "outbox.progress has no row of this relay: what was published before is not known here"
+        }
+        false => "the broker has no progress record: what was published before is not known here",
+    }
+}
+
+/// Nothing is stored, there is no slot, and this relay has delivered before.
+pub(super) fn lost(facts: &Facts<'_>) -> Halt {
+    let (found, remedy) = match facts.progress_in_database {
+        true => (
+            "outbox.progress has no row of this relay, which has delivered before: its rows were \
+             deleted",
+            "put its rows back from a backup",
+        ),
+        false => (
+            "the broker has no progress record of this relay, which has delivered before: its progress \
+             topic was deleted, emptied or made anew, or these are other brokers",
+            "connect the relay to the brokers that have its progress",
+        ),
+    };
+    Halt::new(
+        format!(
+            "slot {} does not exist, and {found}. Events committed before {} may not be published",
+            facts.slot_name, facts.identity.flush_lsn
+        ),
+        format!(
+            "{remedy}; or, to make a new slot and publish what is committed from then on, run \
+             `outbox-relay resume --at now`"
+        ),
+    )
+}
+
+/// What to type in a copy of a database that is to have a life of its own, under the same name.
+pub(super) fn forget(facts: &Facts<'_>) -> String {
+    match facts.progress_in_database {
+        true => format!(
+            ", or, to have it begin as if it had never run here, stop it, and as the tables' owner \
+             `delete from outbox.progress where relay = '{0}'` and `delete from outbox.relay_keys where \
+             relay = '{0}'`",
+            facts.relay
+        ),
+        false => String::new(),
+    }
+}

@@ -1,0 +1,71 @@
+//! A copy of the database brings `outbox.progress` along: a relay of the copy neither passes over its rows
+//! nor disturbs the one of the original.
+
+use outbox_tests::{Harness, check, database::Role, event::Event};
+
+use crate::{
+    file::{all_written, to_file},
+    obeyed::typed,
+    remedies::halted,
+    repair::drop_slot,
+};
+
+const PARTITIONS: i32 = 8;
+
+#[tokio::test]
+async fn a_relay_of_a_copy_in_the_same_cluster_halts_until_it_has_a_name_of_its_own() {
+    let mut t = Harness::start().await;
+    let (original, path) = to_file(&t);
+    let mut relay = original.start().await;
+    t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
+    all_written(&t, &path).await;
+    assert!(relay.sigterm().await.success());
+    let mut copy = Harness::over(t.database().copied().await, t.kafka()).await;
+    t.reconnect().await;
+
+    let (own, copied_path) = to_file(&copy);
+    let copied = own.clone().set("name", t.database().name());
+    let halt = halted(&copied.clone().spawn()).await;
+    assert!(halt.contains("set postgres.slot to a name of its own"), "{halt}");
+    let halt = halted(&copied.set("postgres.slot", "outbox_of_a_copy").spawn()).await;
+    assert!(halt.contains("give this relay another name"), "{halt}");
+    let _relay = own.start().await;
+    copy.commit([Event::to("orders").key("a")]).await;
+    let records = all_written(&copy, &copied_path).await;
+    check::compare(&copy.committed().await, &records, PARTITIONS).assert_exactly_once();
+
+    relay.restart();
+    t.commit([Event::to("orders").key("a")]).await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+}
+
+#[tokio::test]
+async fn progress_that_a_copy_brought_from_another_cluster_halts_and_can_be_deleted() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.start().await;
+    t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
+    all_written(&t, &path).await;
+    assert!(relay.sigterm().await.success());
+    // As a dump brings it: without the slot, and what was delivered is elsewhere.
+    let elsewhere = "update outbox.progress set record = convert_to(regexp_replace( \
+                         convert_from(record, 'UTF8'), '\"system_id\":\"[0-9]+\"', \
+                         '\"system_id\":\"7\"'), 'UTF8')";
+    t.database().superuser().batch_execute(elsewhere).await.expect("changed");
+    drop_slot(&t).await;
+    std::fs::remove_file(&path).expect("it was there");
+    relay.restart();
+    let halt = halted(&relay).await;
+    assert!(halt.contains("cluster with system identifier 7"), "{halt}");
+    // "Stop it, and as the tables' owner …"
+    assert!(relay.sigterm().await.success());
+    let owner = t.database().connect(Role::Owner).await;
+    for words in ["delete from outbox.progress", "delete from outbox.relay_keys"] {
+        owner.batch_execute(typed(&halt, words)).await.expect("the owner may");
+    }
+    relay.restart();
+    t.commit([Event::to("orders").key("a")]).await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+}
