@@ -17,26 +17,32 @@ use crate::{
 };
 
 /// Rows between two deletions of what is older.
-const KEPT: u64 = 1_000;
+const KEPT: i64 = 1_000;
 
 const READ: &str = "select record from outbox.progress where relay operator(pg_catalog.=) $1 \
                     order by seq desc limit 1";
-const STORE: &str = "insert into outbox.progress (relay, record) values ($1, $2) returning seq";
-const FORGET: &str = "delete from outbox.progress \
-                      where relay operator(pg_catalog.=) $1 and seq operator(pg_catalog.<) $2";
+/// One relay writes at a time, so the next number is known; a sequence is not copied with the rows where a
+/// database is moved, and would number what is stored behind what is there.
+const STORE: &str = "insert into outbox.progress (relay, seq, record) overriding system value \
+                     select $1::pg_catalog.text, \
+                         coalesce(pg_catalog.max(seq), 0) operator(pg_catalog.+) 1, $2::pg_catalog.bytea \
+                     from outbox.progress where relay operator(pg_catalog.=) $1 returning seq";
+/// A few at a time: the leader's sign of life waits behind it.
+const FORGET: &str = "delete from outbox.progress where relay operator(pg_catalog.=) $1 and seq in ( \
+                          select seq from outbox.progress where relay operator(pg_catalog.=) $1 \
+                              and seq operator(pg_catalog.<) $2 order by seq limit 2000)";
 
 /// One relay's rows of the table.
 #[derive(Debug)]
 pub struct ProgressTable {
     session: Arc<SqlSession>,
     relay: String,
-    stored: u64,
 }
 
 impl ProgressTable {
     /// `session` is the one that holds the leader's lock, or will.
     pub fn new(session: Arc<SqlSession>, relay: &str) -> Self {
-        ProgressTable { session, relay: relay.to_owned(), stored: 0 }
+        ProgressTable { session, relay: relay.to_owned() }
     }
 
     async fn newest(&self) -> Result<StoredProgress, SinkError> {
@@ -70,8 +76,7 @@ impl ProgressStore for ProgressTable {
         let newest: i64 =
             row.and_then(|row| row.try_get(0)).map_err(|error| sorted(DOING, error))?;
         fault::point(Point::ProgressInTable);
-        self.stored += 1;
-        if self.stored.is_multiple_of(KEPT) {
+        if newest % KEPT == 0 {
             let forgotten = client.execute(FORGET, &[&self.relay, &newest]).await;
             forgotten.map_err(|error| sorted("deleting older progress", error))?;
         }
