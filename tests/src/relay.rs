@@ -449,7 +449,7 @@ fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
         .prepare(&["run"])?
         .stdin(Stdio::null())
         .stdout(match &settings.stdout {
-            Some(path) => std::fs::File::create(path)?,
+            Some(path) => OpenOptions::new().create(true).append(true).open(path)?,
             None => output.try_clone()?,
         })
         .stderr(output)

@@ -7,6 +7,7 @@
 mod line;
 mod output;
 mod settings;
+mod stdout;
 
 use std::{
     ops::Range,

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::line::LINE_BEGINS;
+use super::{line::LINE_BEGINS, stdout};
 use crate::sink::SinkError;
 
 /// Bytes that are read at a time, from the end, to find where the last whole line ends.
@@ -41,13 +41,13 @@ impl Output {
         self.open()?;
         match (&self.path, &mut self.file) {
             (Some(path), Some(file)) => lock(path, file),
-            _ => Ok(()),
+            _ => stdout::begin().map_err(|error| failed("standard output", error)),
         }
     }
 
     pub(super) fn write(&mut self, lines: &[u8]) -> Result<(), SinkError> {
         match (&self.path, &mut self.file) {
-            (None, _) => io::stdout().write_all(lines).map_err(|e| failed("standard output", e)),
+            (None, _) => stdout::write(lines).map_err(|error| failed("standard output", error)),
             (Some(path), Some(file)) => file.write_all(lines).map_err(|error| at(path, error)),
             (Some(path), None) => Err(at(path, io::Error::other("the file is not open"))),
         }
@@ -61,22 +61,8 @@ impl Output {
                 synced.map_err(|error| at(path, error))
             }
             (Some(_), None) => Ok(()),
-            (None, _) => {
-                let mut stdout = io::stdout();
-                stdout.flush().map_err(|error| failed("standard output", error))?;
-                sync_if_file(&stdout).map_err(|error| failed("standard output", error))
-            }
+            (None, _) => stdout::sync().map_err(|error| failed("standard output", error)),
         }
-    }
-}
-
-/// A shell may have made standard output a file. A pipe or a terminal has no disk.
-fn sync_if_file(stdout: &io::Stdout) -> io::Result<()> {
-    use std::os::fd::AsFd as _;
-    let file = File::from(stdout.as_fd().try_clone_to_owned()?);
-    match file.metadata()?.is_file() {
-        true => file.sync_data(),
-        false => Ok(()),
     }
 }
 
@@ -120,7 +106,13 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
     let whole = whole_lines(file).map_err(|error| at(path, error))?;
     let length = file.metadata().map_err(|error| at(path, error))?.len();
     if whole < length {
-        if !is_ours(file, whole).map_err(|error| at(path, error))? {
+        let tail = tail(file, whole).map_err(|error| at(path, error))?;
+        if is_ours(&tail) && serde_json::from_slice::<serde::de::IgnoredAny>(&tail).is_ok() {
+            // All of it is there but its end, which an editor may have left out: its record may be
+            // delivered.
+            return file.write_all(b"\n").map_err(|error| at(path, error));
+        }
+        if !is_ours(&tail) {
             return Err(SinkError::Misconfigured {
                 what: format!(
                     "{} ends in a line that is not whole and that no relay wrote; it was left as it \
@@ -165,12 +157,18 @@ fn whole_lines(file: &mut File) -> io::Result<u64> {
     Ok(0)
 }
 
-/// Whether what is there from `begin` on is the beginning of a relay's line.
-fn is_ours(file: &mut File, begin: u64) -> io::Result<bool> {
-    let mut start = Vec::with_capacity(LINE_BEGINS.len());
+/// What is there from `begin` on.
+fn tail(file: &mut File, begin: u64) -> io::Result<Vec<u8>> {
+    let mut tail = Vec::new();
     file.seek(SeekFrom::Start(begin))?;
-    file.take(LINE_BEGINS.len() as u64).read_to_end(&mut start)?;
-    Ok(LINE_BEGINS.as_bytes().starts_with(&start))
+    file.read_to_end(&mut tail)?;
+    Ok(tail)
+}
+
+/// Whether this is the beginning of a relay's line.
+fn is_ours(tail: &[u8]) -> bool {
+    let begins = LINE_BEGINS.as_bytes();
+    tail.starts_with(begins) || begins.starts_with(tail)
 }
 
 fn at(path: &Path, error: io::Error) -> SinkError {
@@ -203,13 +201,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_crash_left_of_a_line_is_cut_off() {
+    fn what_a_crash_left_of_a_line_is_cut_off_and_a_whole_one_is_ended() {
         let folder = tempfile::tempdir().unwrap();
         for (before, after) in [
             ("", ""),
             ("a\nb\n", "a\nb\n"),
             ("a\n{\"topic\":\"orders\",\"key", "a\n"),
             ("{\"to", ""),
+            ("a\n{\"topic\":1}", "a\n{\"topic\":1}\n"),
         ] {
             let path = folder.path().join("lines");
             std::fs::write(&path, before).unwrap();
