@@ -116,6 +116,30 @@ async fn events_flow_while_somebody_locks_rows_that_are_to_be_released() {
     each_once(&topic, &ids).await;
 }
 
+/// What is refused again is written to these rows: the lock is met before anything is sent.
+#[tokio::test]
+async fn events_flow_while_somebody_locks_rows_of_a_release_that_is_refused_again() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let missing = t.topic("missing");
+    let relay = t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    t.commit([Event::to(missing.name()).key("k")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    relay.freeze();
+    let release = t.relay().command(&["dead-letters", "release", "--all"]).await;
+    assert!(release.status.success());
+    let operator = t.database().connect(Role::Operator).await;
+    let all = "begin; select * from outbox.dead_letters for update";
+    operator.batch_execute(all).await.expect("locked");
+    relay.thaw();
+    let ids = flows(&t, &topic).await;
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended: {}", relay.log_text());
+    operator.batch_execute("commit").await.expect("unlocked");
+    wait_parked(&t, |parked| parked == 1).await;
+    let ids: Vec<&String> = ids.iter().collect();
+    each_once(&topic, &ids).await;
+}
+
 /// The release's own rows are free: the stream has come to it, and meets the lock.
 #[tokio::test]
 async fn events_flow_while_somebody_locks_a_row_that_waits_behind_what_is_released() {

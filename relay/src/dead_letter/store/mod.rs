@@ -45,6 +45,9 @@ const VISIBLE_POLL: Duration = Duration::from_millis(2);
 const VISIBLE_MAX: Duration = Duration::from_secs(1);
 /// Letters in one statement.
 const STATEMENT_ROWS: usize = 2_000;
+/// Rows of a release of which somebody's lock is met before it begins. Those of one very large lane that come
+/// later are not looked at: marking a million rows would keep the session from its heartbeat.
+const LOCKS_SEEN: i64 = 10_000;
 /// Rows that are read at a time; a batch may be full before they end.
 const READ_ROWS: i64 = 500;
 /// Bytes of payloads that are read at a time, beyond one that is larger alone.
@@ -181,6 +184,17 @@ impl DeadLetters for Store {
         let Ok(id) = release.parse::<Uuid>() else { return Ok(None) };
         let done = known.iter().find(|known| known.id == release).map_or(0, |r| r.delivered);
         let freed = self.take_in(DOING, id, known).await?;
+        // What is refused again is written to its row: a lock on it is to be met before anything is sent,
+        // and costs no one a wait.
+        self.query(
+            DOING,
+            &format!(
+                "select 1 from outbox.dead_letters where relay = $1 and release_id = $2 and {RELEASING} \
+                 order by release_ordinal limit $3 for no key update nowait"
+            ),
+            &[&self.relay, &id, &LOCKS_SEEN],
+        )
+        .await?;
         self.execute(
             DOING,
             // In the order of the table, whichever release was announced first: announcements that were
