@@ -170,7 +170,7 @@ fn resolve(here: &[&str], path: &str, modules: &BTreeSet<String>) -> Option<Stri
     let mut base = match segments.next()? {
         "crate" => vec![],
         "self" => here.to_vec(),
-        "super" => here[..here.len() - 1].to_vec(),
+        "super" => here.split_last()?.1.to_vec(),
         _ => return None,
     };
     while segments.next_if_eq(&"super").is_some() {
@@ -202,11 +202,12 @@ fn circles(arrows: &Arrows) -> BTreeSet<Vec<String>> {
     };
     let reached: BTreeMap<&String, BTreeSet<String>> =
         arrows.keys().map(|m| (m, reach(m))).collect();
-    let circle = |one: &&String| {
-        let back = |to: &&String| reached.get(to).is_some_and(|back| back.contains(*one));
-        reached[*one].iter().filter(back).cloned().collect::<Vec<_>>()
+    let leads_to = |from: &String, to: &String| reached.get(from).is_some_and(|it| it.contains(to));
+    let circle = |(one, all): (&&String, &BTreeSet<String>)| {
+        let back: Vec<String> = all.iter().filter(|to| leads_to(to, one)).cloned().collect();
+        (!back.is_empty() && leads_to(one, one)).then_some(back)
     };
-    reached.keys().filter(|one| reached[**one].contains(**one)).map(circle).collect()
+    reached.iter().filter_map(circle).collect()
 }
 
 #[test]
