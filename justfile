@@ -46,7 +46,7 @@ packages:
     .ci/packages --verify
 
 # Whether a change of the libraries' interfaces needs a new version; needs cargo-semver-checks.
-# Before the first version is on crates.io, compare with a commit: `just semver --baseline-rev v0.1.0`.
+# Before a first version is published, compare with a commit: `just semver --baseline-rev v0.1.0`.
 semver *args:
     cargo semver-checks -p outbox-idempotency -p outbox-migrations {{args}}
 
