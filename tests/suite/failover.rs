@@ -157,6 +157,41 @@ async fn a_promoted_standby_without_the_tail_loses_nothing_of_its_own_history() 
     assert!(f.relay.sigterm().await.success());
 }
 
+/// Progress is at the broker and knows of it; the new primary has neither the row nor anything to say.
+#[tokio::test]
+async fn a_parked_event_that_the_new_primary_does_not_have_is_named_and_comes_by_what_is_typed() {
+    let mut f = Failover::begin().await;
+    let missing = f.t.topic("missing");
+    f.relay.freeze();
+    f.t.commit([Event::to(missing.name()).key("k")]).await;
+    let event = "select id::text from outbox.events where topic = $1";
+    let row = f.t.database().superuser().query_one(event, &[&missing.name()]).await;
+    let id: String = row.expect("the event").get(0);
+    f.pair.catch_up().await;
+    f.pair.cut().await;
+    f.relay.thaw();
+    let progress = f.t.topic_named(&format!("outbox-relay-progress-{}", f.t.database().name()));
+    wait::until("progress names the parked event", wait::PATIENCE, || async {
+        let payload = progress.records().await.pop().and_then(|record| record.payload);
+        let text = String::from_utf8(payload.unwrap_or_default()).expect("JSON");
+        if text.contains(&id) { Ok(()) } else { Err(text) }
+    })
+    .await
+    .expect("it is counted");
+    f.fail_over().await;
+    f.relay.thaw();
+    f.relay.wait_log("parked events are lost to the relay").await;
+    f.relay.wait_ready().await;
+    let said = f.relay.log_text();
+    let said = said.lines().find(|line| line.contains("became the primary without")).expect("said");
+    assert!(said.contains("without 1 event "), "{said}");
+    let missing = missing.create(1).await;
+    obey(&f.t, &typed(said, "insert into outbox.events").replace("\\", "")).await;
+    let records = missing.records_with([id.clone()]).await;
+    assert!(records.iter().any(|record| record.id() == Some(id.as_str())), "{records:?}");
+    assert!(f.relay.sigterm().await.success());
+}
+
 /// Progress is a table there, and is promoted with the events: it knows no more than they do.
 #[tokio::test]
 async fn progress_in_the_database_fails_over_with_and_without_the_tail() {

@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     core::{
         lsn::Lsn,
+        printable::counted,
         progress::{ParkedRecord, SnapshotRecord},
         published::{Published, Since},
     },
@@ -148,7 +149,40 @@ pub(super) fn tell_of_lost(config: &Config, board: &Board, lost: &ParkedRecord) 
          the relay delivers them no more",
         lost::in_words(lost)
     );
-    let remedy = lost::remedy(lost, ours(config));
+    tell(board, &what, &lost::remedy(lost, ours(config)));
+}
+
+/// The server was promoted before it had the rows of events that `before` says were parked. Delivery has
+/// passed them. Only the ids that progress keeps can be looked for.
+///
+/// # Errors
+/// The table can't be read, or the session is broken.
+pub(super) async fn tell_of_unreplicated(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+    before: &ParkedRecord,
+) -> Result<(), tokio_postgres::Error> {
+    let ids = dead_letter::absent(session.client(), &config.name, &before.ids).await?;
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let lost = ParkedRecord { events: ids.len() as u64, ids, ..before.clone() };
+    let what = format!(
+        "this server became the primary without {} that had just been parked: outbox.dead_letters does not \
+         have them, and the relay delivers them only if a repair reads them again",
+        counted(lost.events, "event")
+    );
+    let remedy = format!(
+        "when the relay is ready, look for their ids in their topics and among the parked events; for \
+         those that are in neither: {}",
+        lost::remedy(&lost, ours(config))
+    );
+    tell(board, &what, &remedy);
+    Ok(())
+}
+
+fn tell(board: &Board, what: &str, remedy: &str) {
     tracing::error!(reason = what, remedy, "parked events are lost to the relay");
     board.error(format!("{what}; {remedy}"));
     board.concern("parked events", Some(format!("{what}; {remedy}")));

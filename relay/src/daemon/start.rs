@@ -132,6 +132,11 @@ pub(super) async fn start(
     )
     .await?;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
+    let before_switch = stored.as_ref().filter(|stored| stored.timeline != identity.timeline);
+    if let Some(parked) = before_switch.and_then(|stored| stored.parked.as_ref()) {
+        let told = control::tell_of_unreplicated(session, config, board, parked).await;
+        told.map_err(|e| Ended::retry(Cause::Postgres, "looking for parked events", e))?;
+    }
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);

@@ -29,6 +29,16 @@ pub async fn count(client: &Client, relay: &str) -> Result<ParkedRecord, Error> 
     }
 }
 
+/// Which of the events the table has no row of, whatever became of them there.
+///
+/// # Errors
+/// As [`count`].
+pub async fn absent(client: &Client, relay: &str, ids: &[String]) -> Result<Vec<String>, Error> {
+    let sql = "select a.event from unnest($2::text[]) a (event) where not exists ( \
+                   select from outbox.dead_letters d where d.relay = $1 and d.event_id = a.event)";
+    client.query(sql, &[&relay, &ids]).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
 /// Which table it is, and ids that can be typed between quotes; of others there is only the number.
 async fn beginning(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
     let sql = format!(

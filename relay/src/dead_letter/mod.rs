@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 pub use self::{
     announcement::{announce, waiting, wal_end},
-    count::count,
+    count::{absent, count},
     edit::{Edit, EditError},
     lane::{Lane, Lanes},
     store::Store,
