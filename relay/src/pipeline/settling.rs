@@ -14,7 +14,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Of the time, one part in so many is spent on storing.
 const SHARE: u32 = 32;
 /// Time between two stores of progress alone, where other writers have moved the WAL by
-/// [`MOVED_BYTES`], which the server then keeps for the relay; and where they have not.
+/// [`MOVED_BYTES`], which the server then keeps for the relay, or the one before had events; and where
+/// neither is so.
 const ALONE_PAUSE: Duration = Duration::from_secs(1);
 const IDLE_PAUSE: Duration = Duration::from_secs(60);
 const MOVED_BYTES: u64 = 1 << 20;
@@ -28,6 +29,9 @@ pub(super) struct Settling {
     stored_at: Instant,
     took: Duration,
     stored: Lsn,
+    /// Whether what was stored last had events: the snapshot that shows them comes a second later, and a
+    /// repair without it would publish them again.
+    after_events: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +45,8 @@ struct Open {
 impl Settling {
     /// Nothing is open; `stored` is where the WAL is read from.
     pub(super) fn new(stored: Lsn) -> Self {
-        Settling { open: None, stored_at: Instant::now(), took: Duration::ZERO, stored }
+        let stored_at = Instant::now();
+        Settling { open: None, stored_at, took: Duration::ZERO, stored, after_events: false }
     }
 
     /// Progress has come as far as `reached`, and is not stored; `events`: because of some.
@@ -54,6 +59,7 @@ impl Settling {
     pub(super) fn stored(&mut self, now: Instant, took: Duration) {
         if let Some(open) = self.open.take() {
             self.stored = open.reached;
+            self.after_events = open.events;
         }
         (self.stored_at, self.took) = (now, took);
     }
@@ -69,7 +75,7 @@ impl Settling {
         let moved = open.reached.bytes_since(self.stored);
         let least = match open.events {
             true => PAUSE,
-            false if moved >= MOVED_BYTES => ALONE_PAUSE,
+            false if moved >= MOVED_BYTES || self.after_events => ALONE_PAUSE,
             false => IDLE_PAUSE,
         };
         Some(self.stored_at + least.max(self.took * SHARE))
@@ -110,6 +116,9 @@ mod tests {
         assert_eq!(after(&settling), Some(PAUSE), "an event was among it");
         settling.stored(Instant::now(), MS);
         settling.delivered(false, Lsn::new(400 + MOVED_BYTES));
+        assert_eq!(after(&settling), Some(ALONE_PAUSE), "it has the snapshot that shows the event");
+        settling.stored(Instant::now(), MS);
+        settling.delivered(false, Lsn::new(500 + MOVED_BYTES));
         assert_eq!(after(&settling), Some(IDLE_PAUSE), "counted from what is stored");
     }
 }
