@@ -332,7 +332,16 @@ pub(crate) fn remedy(error: &Error) -> &'static str {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "set sslrootcert to the certificate of the authority that signed the server's"
         }
-        Error::InvalidCertificate(_) => "renew the server's certificate",
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "renew the server's certificate",
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "compare this machine's clock with the server's",
+        Error::InvalidCertificate(_) => {
+            "have the certificate issued anew; one between the server's and that in sslrootcert must be of \
+             X.509 version 3"
+        }
         Error::AlertReceived(_) => {
             "see the server's log; sslcert and sslkey may be missing or not trusted there"
         }
