@@ -139,6 +139,9 @@ async fn write(writer: &mut tokio_postgres::Client, id: Uuid, input: &Input) -> 
 #[tokio::test]
 async fn publish_takes_exactly_what_the_relay_can_make_a_record_of() {
     const INPUTS: usize = 400;
+    // Each is taken or not by itself: 98 on average, with a deviation of 8.6 (40 seeds: 87 to 123). Six of
+    // these less: a bound of 80 failed with one seed in fifty.
+    const EACH_MIN: usize = 46;
     let seed = std::env::var("OUTBOX_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| rand::rng().random());
     let mut rng = StdRng::seed_from_u64(seed);
@@ -181,8 +184,7 @@ async fn publish_takes_exactly_what_the_relay_can_make_a_record_of() {
         let input: String = format!("{input:?}").chars().take(300).collect();
         assert!(agrees, "seed {seed}, taken {taken}, {:?}: {input}", reasons.get(id));
     }
-    // About a quarter is taken: 94 to 112 of 400 in six runs, and 66 in another one.
-    assert!(counts.iter().all(|count| *count > INPUTS / 10), "both kinds, {counts:?}");
+    assert!(counts.iter().all(|count| *count >= EACH_MIN), "seed {seed}, both kinds, {counts:?}");
     assert!(excused < INPUTS / 10, "{excused} wait behind others");
 }
 
