@@ -258,7 +258,7 @@ impl Seen {
     }
 }
 
-/// All that can be done before leading: checks everything, changes nothing, fences nobody.
+/// All that can be done before leading: checks everything, changes nothing, fences no one.
 pub(super) async fn prepare(
     config: &Config,
     parts: &Parts,
