@@ -1,4 +1,5 @@
-//! Imports of the relay's sources point one way, as `ARCHITECTURE.md` draws it, and siblings make no circle.
+//! Imports of the relay's sources point one way, as `ARCHITECTURE.md` draws it, and no siblings of any crate
+//! make a circle.
 //!
 //! Reads `use` statements and paths that begin with `crate::`; tests and the simulation may look anywhere.
 
@@ -12,7 +13,18 @@ const ARCHITECTURE: &str = include_str!("../../ARCHITECTURE.md");
 /// Who meet only above: `pipeline`, `daemon`.
 const STRANGERS: [(&str, &str); 3] = [("source", "route"), ("source", "sink"), ("sink", "route")];
 /// Circles that are still there. A new one fails, and so does one of these that is gone: take it out then.
-const CIRCLES: [&[&str]; 7] = [
+const CIRCLES: [(&str, &[&[&str]]); 3] = [
+    ("relay/src", &RELAY),
+    (
+        "idempotency/src",
+        &[
+            &["guard", "inbox", "session", "transaction", "tx"],
+            &["kafka::context", "kafka::topics"],
+        ],
+    ),
+    ("migrations/src", &[]),
+];
+const RELAY: [&[&str]; 7] = [
     &["postgres::catalog::characters", "postgres::catalog::slot"],
     &["postgres::sql", "postgres::watch"],
     &["repair::id", "repair::losses", "repair::tables"],
@@ -39,7 +51,7 @@ fn imports_point_only_downwards_as_architecture_draws_them() {
     let row_of =
         |folder: &str| 1 + rows.iter().position(|row| row.contains(&folder)).expect(folder);
     let mut wrong = Vec::new();
-    for (from, targets) in arrows() {
+    for (from, targets) in arrows("relay/src") {
         for to in targets {
             let (a, b) = (folder(&from), folder(&to));
             if a == b {
@@ -57,14 +69,15 @@ fn imports_point_only_downwards_as_architecture_draws_them() {
 /// A file may import what its folder's `mod.rs` defines; files beside one another make no circle.
 #[test]
 fn siblings_make_no_circle() {
-    let mut arrows = arrows();
-    for (from, targets) in &mut arrows {
-        targets.retain(|to| !from.starts_with(&format!("{to}::")));
+    for (sources, known) in CIRCLES {
+        let mut arrows = arrows(sources);
+        for (from, targets) in &mut arrows {
+            targets.retain(|to| !from.starts_with(&format!("{to}::")));
+        }
+        let known: BTreeSet<Vec<String>> =
+            known.iter().map(|c| c.iter().map(|&m| m.to_owned()).collect()).collect();
+        assert_eq!(circles(&arrows), known, "{sources}");
     }
-    let circles = circles(&arrows);
-    let known: BTreeSet<Vec<String>> =
-        CIRCLES.iter().map(|c| c.iter().map(|&m| m.to_owned()).collect()).collect();
-    assert_eq!(circles, known);
 }
 
 fn folder(module: &str) -> &str {
@@ -72,9 +85,8 @@ fn folder(module: &str) -> &str {
 }
 
 /// Each module, with those that it imports.
-fn arrows() -> Arrows {
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("relay/src");
+fn arrows(sources: &str) -> Arrows {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join(sources);
     let mut files = Vec::new();
     list(&root, &mut files);
     let module = |file: &PathBuf| {
@@ -97,7 +109,7 @@ fn arrows() -> Arrows {
             paths(&source).into_iter().filter_map(|path| resolve(&parts, &path, &modules));
         arrows.insert(from.clone(), targets.filter(|to| *to != from).collect());
     }
-    assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 300, "the sources were read");
+    assert!(arrows.values().any(|targets| !targets.is_empty()), "{sources} was read");
     arrows
 }
 

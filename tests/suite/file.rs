@@ -186,15 +186,21 @@ async fn progress_in_the_database_keeps_few_rows() {
     wait::until("older rows are deleted", wait::PATIENCE, few).await.expect("they are");
 }
 
-/// As where rows were moved by a tool that leaves sequences behind.
-#[tokio::test]
-async fn what_is_stored_is_newer_than_what_is_there_whatever_the_sequence_says() {
+/// A relay that has written an event, and its file.
+async fn stopped_after_an_event() -> (Harness, Relay, PathBuf) {
     let mut t = Harness::start().await;
     let (settings, path) = to_file(&t);
     let mut relay = settings.start().await;
     t.commit([Event::to("orders").key("a")]).await;
     all_written(&t, &path).await;
     assert!(relay.sigterm().await.success());
+    (t, relay, path)
+}
+
+/// As where rows were moved by a tool that leaves sequences behind.
+#[tokio::test]
+async fn what_is_stored_is_newer_than_what_is_there_whatever_the_sequence_says() {
+    let (mut t, mut relay, path) = stopped_after_an_event().await;
     let moved = "create table public.moved as select * from outbox.progress; \
                  delete from outbox.progress; \
                  insert into outbox.progress overriding system value \
@@ -237,12 +243,7 @@ async fn standard_output_ends_what_a_crash_left_of_a_line() {
 
 #[tokio::test]
 async fn a_lost_slot_is_repaired_from_the_table() {
-    let mut t = Harness::start().await;
-    let (settings, path) = to_file(&t);
-    let mut relay = settings.start().await;
-    t.commit([Event::to("orders").key("a")]).await;
-    all_written(&t, &path).await;
-    assert!(relay.sigterm().await.success());
+    let (mut t, mut relay, path) = stopped_after_an_event().await;
     drop_slot(&t).await;
     t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
     relay.restart();
