@@ -1,6 +1,8 @@
 use super::*;
-use crate::core::{lsn::Lsn, position::Position};
-use crate::state::{Phase, status::Status};
+use crate::{
+    core::{lsn::Lsn, position::Position},
+    state::{Phase, status::Status},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -1,9 +1,9 @@
 //! Stored progress on a server whose history may have left the one it was made in.
 
 use super::Facts;
-use crate::core::halt::Halt;
 use crate::{
     core::{
+        halt::Halt,
         identity::SystemIdentity,
         lsn::Lsn,
         position::Position,

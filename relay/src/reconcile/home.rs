@@ -23,7 +23,7 @@ pub(super) fn lost(facts: &Facts<'_>) -> Halt {
         ),
         false => (
             "the broker has no progress record of this relay, which has delivered before: its progress \
-             topic was deleted, emptied or made anew, or these are other brokers",
+             topic was deleted, emptied or recreated, or these are other brokers",
             "connect the relay to the brokers that have its progress",
         ),
     };

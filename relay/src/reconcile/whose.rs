@@ -1,8 +1,8 @@
 //! Whose the stored progress is, before it is compared with anything. Pure.
 
-use crate::core::halt::Halt;
 use crate::{
     core::{
+        halt::Halt,
         identity::SystemIdentity,
         progress::{Progress, ProgressError},
     },

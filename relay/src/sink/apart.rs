@@ -34,11 +34,7 @@ async fn once_certain<T>(
     work: impl Future<Output = Result<T, SinkError>>,
 ) -> Result<T, SinkError> {
     if *spent {
-        let source = "an earlier outcome is uncertain: the sink must be made anew";
-        return Err(SinkError::Unavailable {
-            doing: "using the sink".into(),
-            source: source.into(),
-        });
+        return Err(SinkError::spent());
     }
     *spent = true;
     let done = work.await;

@@ -191,6 +191,16 @@ pub enum SinkError {
     },
 }
 
+impl SinkError {
+    /// What a sink says that is used after an outcome that it does not know: retry is replay, by another one.
+    pub(crate) fn spent() -> Self {
+        SinkError::Unavailable {
+            doing: "using the sink".into(),
+            source: "an earlier outcome is uncertain: the sink must be opened again".into(),
+        }
+    }
+}
+
 /// What became of the records that were not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {

@@ -6,11 +6,15 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::record::{Announced, BatchLimits, Record};
-use crate::sink::{ProgressStore, Receipt, StoredProgress};
 use crate::{
-    core::{lsn::Lsn, position::Position, progress::ReleaseRecord, record::RecordHead},
+    core::{
+        lsn::Lsn,
+        position::Position,
+        progress::ReleaseRecord,
+        record::{Announced, BatchLimits, Record, RecordHead},
+    },
     dead_letter::{DeadLetterError, Release, Seen},
+    sink::{ProgressStore, Receipt, StoredProgress},
 };
 
 const RELEASE: &str = "r";

@@ -106,13 +106,7 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
     let whole = whole_lines(file).map_err(|error| at(path, error))?;
     let length = file.metadata().map_err(|error| at(path, error))?.len();
     if whole < length {
-        let tail = tail(file, whole).map_err(|error| at(path, error))?;
-        if is_ours(&tail) && serde_json::from_slice::<serde::de::IgnoredAny>(&tail).is_ok() {
-            // All of it is there but its end, which an editor may have left out: its record may be
-            // delivered.
-            return file.write_all(b"\n").map_err(|error| at(path, error));
-        }
-        if !is_ours(&tail) {
+        if !is_ours(file, whole).map_err(|error| at(path, error))? {
             return Err(SinkError::Misconfigured {
                 what: format!(
                     "{} ends in a line that is not whole and that no relay wrote; it was left as it \
@@ -121,6 +115,11 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
                 ),
                 remedy: "set sink.file.path to another file, or end that line".into(),
             });
+        }
+        if is_json(file, whole).map_err(|error| at(path, error))? {
+            // All of it is there but its end, which an editor may have left out: its record may be
+            // delivered.
+            return file.write_all(b"\n").map_err(|error| at(path, error));
         }
         tracing::warn!(
             file = %path.display(), bytes = length - whole,
@@ -157,18 +156,22 @@ fn whole_lines(file: &mut File) -> io::Result<u64> {
     Ok(0)
 }
 
-/// What is there from `begin` on.
-fn tail(file: &mut File, begin: u64) -> io::Result<Vec<u8>> {
-    let mut tail = Vec::new();
+/// Whether what is there from `begin` on is the beginning of a relay's line.
+fn is_ours(file: &mut File, begin: u64) -> io::Result<bool> {
+    let mut start = Vec::with_capacity(LINE_BEGINS.len());
     file.seek(SeekFrom::Start(begin))?;
-    file.read_to_end(&mut tail)?;
-    Ok(tail)
+    file.take(LINE_BEGINS.len() as u64).read_to_end(&mut start)?;
+    Ok(LINE_BEGINS.as_bytes().starts_with(&start))
 }
 
-/// Whether this is the beginning of a relay's line.
-fn is_ours(tail: &[u8]) -> bool {
-    let begins = LINE_BEGINS.as_bytes();
-    tail.starts_with(begins) || begins.starts_with(tail)
+/// Whether what is there from `begin` on is one whole value; read a little at a time.
+fn is_json(file: &mut File, begin: u64) -> io::Result<bool> {
+    file.seek(SeekFrom::Start(begin))?;
+    match serde_json::from_reader::<_, serde::de::IgnoredAny>(io::BufReader::new(file)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_io() => Err(error.into()),
+        Err(_) => Ok(false),
+    }
 }
 
 fn at(path: &Path, error: io::Error) -> SinkError {

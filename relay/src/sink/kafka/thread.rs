@@ -246,8 +246,7 @@ impl Worker {
 
     fn usable(&self) -> Result<(), SinkError> {
         if self.spent {
-            let reason = "an earlier outcome is uncertain: the sink must be opened again";
-            return Err(unavailable("using the Kafka sink", reason));
+            return Err(SinkError::spent());
         }
         Ok(())
     }
