@@ -2,7 +2,7 @@
 //!
 //! Nothing here imports anything of the relay's but its neighbours in this folder.
 
-pub(crate) mod charset;
+pub mod charset;
 pub mod destination;
 pub mod halt;
 pub mod header;
