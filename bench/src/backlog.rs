@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use outbox_tests::{Harness, topic::Topic};
+use outbox_harness::{Harness, topic::Topic};
 use serde::Serialize;
 
 use crate::report::progress;

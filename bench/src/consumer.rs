@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use outbox_tests::{kafka::Kafka, topic::Topic};
+use outbox_harness::{kafka::Kafka, topic::Topic};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},

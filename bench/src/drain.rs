@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use outbox_tests::{Harness, relay::Relay, topic::Topic};
+use outbox_harness::{Harness, relay::Relay, topic::Topic};
 
 use crate::{
     DrainArgs,
@@ -185,7 +185,7 @@ impl Track<'_> {
         let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
                     where slot_name = $1";
         // The walsender of the turn before may not have let go yet.
-        outbox_tests::wait::until("the copied slot is free", FREE, || async {
+        outbox_harness::wait::until("the copied slot is free", FREE, || async {
             session.execute(drop, &[&COPY]).await.map(|_| ())
         })
         .await?;

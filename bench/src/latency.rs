@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use outbox_tests::{Harness, database::Role, kafka::Kafka, topic::Topic};
+use outbox_harness::{Harness, database::Role, kafka::Kafka, topic::Topic};
 use rdkafka::{Message, error::KafkaError};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -165,7 +165,7 @@ pub(crate) async fn measure(
 
 /// Every `WRITERS`-th event from `writer` on, each at its time.
 async fn write(
-    session: outbox_tests::postgres::Session,
+    session: outbox_harness::postgres::Session,
     topic: String,
     writer: usize,
     sent: Arc<Sent>,

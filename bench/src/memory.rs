@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Result, ensure};
-use outbox_tests::{
+use outbox_harness::{
     consumer::{Consumer, effects_so_far, make_effects},
     database::Database,
     kafka::Kafka,

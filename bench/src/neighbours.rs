@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use outbox_tests::{Harness, database::Role, topic::Topic};
+use outbox_harness::{Harness, database::Role, topic::Topic};
 use serde::Serialize;
 
 use crate::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::Role,
     relay::{Relay, Settings},

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+use outbox_harness::Harness;
 use outbox_relay::dead_letter::operator::{Far, Operator, Selection};
-use outbox_tests::Harness;
 use serde::Serialize;
 use tokio_postgres::NoTls;
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use outbox_tests::{local_kafka, servers};
+use outbox_harness::{local_kafka, servers};
 use serde::Serialize;
 
 use crate::{backlog::Shape, inbox::Comparison, latency::Latency, process};
@@ -109,7 +109,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 impl Report {
     /// Without a number yet; starts PostgreSQL, to ask it for its settings.
     pub(crate) async fn of_this_machine() -> Result<Self> {
-        let t = outbox_tests::Harness::start().await;
+        let t = outbox_harness::Harness::start().await;
         let mut settings = Vec::new();
         for name in POSTGRES_SETTINGS {
             let show = "select current_setting($1)";

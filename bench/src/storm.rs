@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::Result;
-use outbox_tests::{
+use outbox_harness::{
     Harness, member,
     storm::{self, Outcome, Plan},
 };

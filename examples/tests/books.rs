@@ -1,10 +1,12 @@
 //! The examples through the relay, each killed with kill -9, as `examples/run` does it.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 #[test]
 fn the_books_balance_whatever_is_killed() {
-    let output = Command::new(env!("CARGO_BIN_EXE_books")).arg("6").output().expect("it starts");
+    // Cargo builds examples with the tests, beside the programs, and names their path nowhere.
+    let books = Path::new(env!("CARGO_BIN_EXE_orders")).with_file_name("examples").join("books");
+    let output = Command::new(books).arg("6").output().expect("it starts");
     let text =
         [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned());
     let text = text.concat();

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use outbox_migrations::{Set, apply};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     relay::Settings,
     topic::{Record, Topic},
     wait,
 };
+use outbox_migrations::{Set, apply};
 use serde_json::Value;
 
 /// An encoding, a character of it that is not ASCII as SQL writes its bytes and as it is, and bytes that

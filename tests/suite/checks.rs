@@ -1,6 +1,6 @@
 //! `check` finds beforehand what would halt `run`, by the same looks, and disturbs nobody.
 
-use outbox_tests::{Harness, database::Role, event::Event, relay::Settings, wait};
+use outbox_harness::{Harness, database::Role, event::Event, relay::Settings, wait};
 use serde_json::Value;
 
 /// A finding: name, verdict, what was seen, remedy.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::Role,
     event::Event,

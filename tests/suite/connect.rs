@@ -1,6 +1,6 @@
 //! Ways in, and ways back in: hosts, sockets, and connections that are cut.
 
-use outbox_tests::{Harness, database::Role, event::Event, postgres::Postgres, servers, wait};
+use outbox_harness::{Harness, database::Role, event::Event, postgres::Postgres, servers, wait};
 
 #[tokio::test]
 async fn a_cut_replication_connection_is_made_again_and_nothing_is_doubled() {

@@ -1,7 +1,7 @@
 //! A copy of the database brings `outbox.progress` along: a relay of the copy neither passes over its rows
 //! nor disturbs the one of the original.
 
-use outbox_tests::{Harness, check, database::Role, event::Event};
+use outbox_harness::{Harness, check, database::Role, event::Event};
 
 use crate::{
     file::{all_written, to_file},

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     event::Event,
     load::Plan,
@@ -59,7 +59,7 @@ async fn five_kills_with_at_least_once_lose_nothing_and_repeat_the_same_ids() {
     kill_repeatedly(&t, &topic, &mut relay).await;
     let truth = t.committed().await;
     let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
-    outbox_tests::check::compare(&truth, &records, 8).assert_at_least_once();
+    outbox_harness::check::compare(&truth, &records, 8).assert_at_least_once();
 }
 
 #[tokio::test]

@@ -5,8 +5,7 @@ mod kills;
 
 use std::{collections::BTreeSet, os::unix::process::ExitStatusExt};
 
-use outbox_relay::throwaway::LocalPostgres;
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::Event,
@@ -17,6 +16,7 @@ use outbox_tests::{
     topic::Topic,
     wait,
 };
+use outbox_relay::throwaway::LocalPostgres;
 use serde_json::Value;
 
 use crate::idle::received;

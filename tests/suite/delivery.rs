@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_tests::{Harness, check, database::Database, event, event::Event, load::Plan};
+use outbox_harness::{Harness, check, database::Database, event, event::Event, load::Plan};
 use serde_json::json;
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn two_databases_with_a_relay_each_do_not_meet() {
     let (ours, theirs) = (t.topic("ours").create(4).await, t.topic("theirs").create(4).await);
     let _first = t.relay().start().await;
     let _second = t.relay_of(&other).start().await;
-    let writer = other.connect(outbox_tests::database::Role::Writer).await;
+    let writer = other.connect(outbox_harness::database::Role::Writer).await;
     for n in 0..50 {
         let key = format!("customer-{n}");
         t.commit([Event::to(ours.name()).key(&key)]).await;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use outbox_tests::{Harness, relay, wait};
+use outbox_harness::{Harness, relay, wait};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 

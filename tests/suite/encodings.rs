@@ -1,12 +1,12 @@
 //! Parking in databases whose encoding lacks what an event holds.
 
-use outbox_migrations::{Set, apply};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     relay::Settings,
     wait,
 };
+use outbox_migrations::{Set, apply};
 use serde_json::Value;
 
 /// A table as ours, but with headers as they were written: a `jsonb` refuses what the encoding lacks.

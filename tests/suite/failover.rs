@@ -1,6 +1,6 @@
 //! A standby takes over on a new timeline, and a slot is lost to a limit on WAL: servers of their own.
 
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     cluster::Pair,
     database::Role,

@@ -5,8 +5,7 @@ use std::{
     time::Duration,
 };
 
-use outbox_relay::sink::any;
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::Event,
@@ -16,6 +15,7 @@ use outbox_tests::{
     topic::Record,
     wait,
 };
+use outbox_relay::sink::any;
 use serde_json::json;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! A first start: the rows that are there already are published, or left out with their number.
 
-use outbox_tests::{Harness, event::Event, wait};
+use outbox_harness::{Harness, event::Event, wait};
 
 use crate::repair::{plan, run_into, wait_more};
 

@@ -1,6 +1,6 @@
 //! What a run would meet at the broker is named by `check` beforehand, with the command that helps.
 
-use outbox_tests::{Harness, event::Event, kafka::Kafka, servers, topic::Topic, wait};
+use outbox_harness::{Harness, event::Event, kafka::Kafka, servers, topic::Topic, wait};
 use serde_json::json;
 
 use crate::checks::{Finding, check};

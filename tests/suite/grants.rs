@@ -1,16 +1,16 @@
 //! The grants of `docs/ROLES.md`: with all of them everything that is documented works, and without
 //! any single one something fails and says which right which role lacks.
 
-use outbox_migrations::grants::{
-    self, INBOX_CONSUMER, INBOX_OPERATOR, OPERATOR, RELAY, RELAY_PROGRESS,
-};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Grant, Role},
     event::Event,
     relay::{Relay, Settings},
     topic::Topic,
     wait,
+};
+use outbox_migrations::grants::{
+    self, INBOX_CONSUMER, INBOX_OPERATOR, OPERATOR, RELAY, RELAY_PROGRESS,
 };
 use tokio_postgres::error::SqlState;
 

@@ -3,7 +3,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use outbox_tests::{Harness, database::Role, event::Event, relay::Relay, wait};
+use outbox_harness::{Harness, database::Role, event::Event, relay::Relay, wait};
 
 use crate::dead_letters::{dead_letters, list, wait_parked, wait_records};
 

@@ -2,12 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use outbox_idempotency::{
-    Dedup, Event, Failure, Inbox, Message, MessageId, Processor, Retry, Tx,
-    dead_letters::{self, Page, Selection},
-};
-use outbox_relay::throwaway::{LocalPostgres, Shutdown};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     impostors,
@@ -15,6 +10,11 @@ use outbox_tests::{
     postgres_version::Version,
     servers, wait,
 };
+use outbox_idempotency::{
+    Dedup, Event, Failure, Inbox, Message, MessageId, Processor, Retry, Tx,
+    dead_letters::{self, Page, Selection},
+};
+use outbox_relay::throwaway::{LocalPostgres, Shutdown};
 use uuid::Uuid;
 
 use crate::{

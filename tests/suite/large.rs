@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::Role,
     event::Event,

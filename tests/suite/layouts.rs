@@ -1,6 +1,6 @@
 //! Other tables and other header names: Debezium's outbox layout, mapped columns, CloudEvents.
 
-use outbox_tests::{Harness, event::Event};
+use outbox_harness::{Harness, event::Event};
 
 #[tokio::test]
 async fn debeziums_outbox_layout_is_published_as_debezium_does() {
@@ -29,7 +29,7 @@ async fn debeziums_outbox_layout_is_published_as_debezium_does() {
     assert_eq!(record.header("id"), Some(id));
     assert_eq!(record.key.as_deref(), Some(&b"21"[..]));
     assert_eq!(record.payload.as_deref(), Some(&b"{\"a\": 1}"[..]));
-    assert_eq!(record.partition, outbox_tests::murmur2::partition(b"21", 4));
+    assert_eq!(record.partition, outbox_harness::murmur2::partition(b"21", 4));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     event::Event,
     load::{Load, Plan},
@@ -190,7 +190,7 @@ async fn a_frozen_at_least_once_leader_thaws_and_stores_no_progress_that_counts(
     assert_eq!(said(&leader, "halted"), 0, "{}", leader.log_text());
     let truth = t.committed().await;
     let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
-    outbox_tests::check::compare(&truth, &records, 8).assert_at_least_once();
+    outbox_harness::check::compare(&truth, &records, 8).assert_at_least_once();
 }
 
 /// Its transaction is open, all in it, when another takes the lock; the broker commits it before it
@@ -267,7 +267,7 @@ async fn a_relay_of_another_name_on_the_same_database_and_topics_disturbs_nothin
     for name in [t.database().name(), &other] {
         let of_one = records.iter().filter(|r| r.header("outbox-relay") == Some(name)).cloned();
         let of_one: Vec<_> = of_one.collect();
-        outbox_tests::check::compare(&t.committed().await, &of_one, 4).assert_exactly_once();
+        outbox_harness::check::compare(&t.committed().await, &of_one, 4).assert_exactly_once();
     }
 }
 
@@ -290,7 +290,7 @@ async fn a_namesake_with_another_slot_is_stopped_before_it_fences_anyone() {
 #[tokio::test]
 async fn making_a_slot_that_waits_for_a_writer_is_given_up_with_the_relay() {
     let t = Harness::start().await;
-    let writer = t.database().connect(outbox_tests::database::Role::Writer).await;
+    let writer = t.database().connect(outbox_harness::database::Role::Writer).await;
     writer.batch_execute("begin; select outbox.publish('t', '{}')").await.expect("it has written");
     let mut relay = t.relay().spawn();
     relay.wait_log("the slot waits for open transactions").await;
@@ -324,7 +324,7 @@ async fn a_strangers_lock_is_no_leader_and_keeps_no_relay_from_leading() {
     let slot = format!("outbox_{}", t.database().name());
     let key: i64 = superuser.query_one(key, &[&slot]).await.expect("the claim").get(0);
     // It waits for the leader's own lock, and so has it before any standby could.
-    let stranger = t.database().connect(outbox_tests::database::Role::Writer).await;
+    let stranger = t.database().connect(outbox_harness::database::Role::Writer).await;
     let stranger = tokio::spawn(async move {
         stranger.execute("select pg_advisory_lock($1)", &[&key]).await.expect("the lock");
         stranger
@@ -353,7 +353,7 @@ async fn a_strangers_lock_is_no_leader_and_keeps_no_relay_from_leading() {
 async fn without_rights_on_the_leaders_table_the_relay_halts_and_the_grant_it_names_helps() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let config = t.database().config(outbox_tests::database::Role::Relay);
+    let config = t.database().config(outbox_harness::database::Role::Relay);
     let role = config.get_user().expect("a role");
     let revoke = format!("revoke all on outbox.leaders from {role}");
     t.database().superuser().batch_execute(&revoke).await.expect("revoked");
@@ -401,7 +401,7 @@ async fn a_relay_that_freezes_before_its_stream_begins_does_not_stream_from_what
 async fn a_standby_that_could_not_lead_any_more_is_not_ready_and_says_why() {
     let t = Harness::start().await;
     let (_leader, mut standby) = pair(&t).await;
-    let config = t.database().config(outbox_tests::database::Role::Relay);
+    let config = t.database().config(outbox_harness::database::Role::Relay);
     let role = config.get_user().expect("a role");
     for table in ["outbox.leaders", "outbox.dead_letters"] {
         let right = format!("insert on {table}");

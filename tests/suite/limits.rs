@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     wait,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::Role,
     event::Event,

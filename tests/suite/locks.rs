@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     event::Event,

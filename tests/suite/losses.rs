@@ -1,6 +1,6 @@
 //! Rows that are deleted: a repair publishes what is there only where it knows that nothing is gone.
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::Role,
     postgres::{self, Session},

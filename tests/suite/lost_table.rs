@@ -1,6 +1,6 @@
 //! The table of parked events is dropped, and with it the only place where they were parked.
 
-use outbox_tests::{Harness, database::Role, event::Event, wait};
+use outbox_harness::{Harness, database::Role, event::Event, wait};
 
 use crate::{
     dead_letters::wait_parked,

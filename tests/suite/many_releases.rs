@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use outbox_tests::{Harness, event::Event};
+use outbox_harness::{Harness, event::Event};
 use uuid::Uuid;
 
 use crate::dead_letters::{dead_letters, wait_parked_again};
@@ -30,7 +30,7 @@ async fn a_release_of_very_many_announces_no_more_than_the_relay_keeps_up_with()
     );
     t.database().superuser().batch_execute(&sql).await.expect("parked");
     let _relay = settings.start().await;
-    let session = t.database().connect(outbox_tests::database::Role::Operator).await;
+    let session = t.database().connect(outbox_harness::database::Role::Operator).await;
     let under_way = "select array_agg(distinct release_id) from outbox.dead_letters \
                      where state = 'releasing'";
     let (mut most, mut releases) = (0, BTreeSet::new());

@@ -16,8 +16,8 @@ use std::{
     time::Instant,
 };
 
+use outbox_harness::servers::report;
 use outbox_relay::fault::Point;
-use outbox_tests::servers::report;
 
 use self::story::{Way, live};
 

@@ -1,6 +1,6 @@
 //! WAL messages with the relay's prefix: any role may write them, so none is believed.
 
-use outbox_tests::{Harness, database::Role, event::Event, relay::Relay, wait};
+use outbox_harness::{Harness, database::Role, event::Event, relay::Relay, wait};
 use serde_json::Value;
 
 use crate::dead_letters::{count_parked, dead_letters, wait_parked};

@@ -3,11 +3,11 @@
 
 use std::process::{Command, Stdio};
 
-use outbox_migrations::{Applied, MigrateError, Set, apply};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     postgres, wait,
 };
+use outbox_migrations::{Applied, MigrateError, Set, apply};
 use refinery_core::Runner;
 
 fn everything() -> Vec<Applied> {
@@ -74,7 +74,7 @@ async fn the_lock_is_free_after_a_migration_that_failed() {
     // `first` is still connected: a lock that it held would be waited for until the deadline.
     let mut second = database.connect(Role::Owner).await;
     let second = apply(&mut second, Set::Outbox);
-    let applied = tokio::time::timeout(outbox_tests::wait::PATIENCE, second).await;
+    let applied = tokio::time::timeout(outbox_harness::wait::PATIENCE, second).await;
     assert_eq!(applied.expect("not blocked").expect("applied"), everything());
 }
 
@@ -320,7 +320,7 @@ async fn search_path(client: &tokio_postgres::Client) -> String {
 /// What is left of its publication is of nothing, and would be taken for somebody else's.
 #[tokio::test]
 async fn a_table_of_events_that_was_dropped_is_made_again_with_its_publication() {
-    let t = outbox_tests::Harness::start().await;
+    let t = outbox_harness::Harness::start().await;
     t.database().superuser().batch_execute("drop table outbox.events").await.expect("dropped");
     let owner = t.relay().set("postgres.url", &t.database().url(Role::Owner));
     let output = owner.command(&["migrate"]).await;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_tests::{Harness, database::Role, event::Event, topic::Topic, wait};
+use outbox_harness::{Harness, database::Role, event::Event, topic::Topic, wait};
 
 use crate::dead_letters::{count_parked, list, texts, wait_parked};
 

@@ -1,10 +1,10 @@
 //! Halts and endless retries, one row each: how the state comes about, and what of the text a person
 //! types. The command is taken out of the text and run as it stands there; then the events are counted.
 
-use outbox_relay::throwaway::Shutdown;
-use outbox_tests::{
+use outbox_harness::{
     Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, wait,
 };
+use outbox_relay::throwaway::Shutdown;
 use serde_json::Value;
 
 use crate::{remedies::halted, repair::wait_snapshot};

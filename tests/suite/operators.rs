@@ -1,7 +1,7 @@
 //! What the commands of parked events say to a person, and what they refuse to do unasked.
 
+use outbox_harness::{Harness, database::Role, event::Event, wait};
 use outbox_relay::dead_letter::operator::{Counted, Operator, Selection};
-use outbox_tests::{Harness, database::Role, event::Event, wait};
 use serde_json::Value;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Commit order per key, under writers that meet.
 
-use outbox_tests::{Harness, load::Plan};
+use outbox_harness::{Harness, load::Plan};
 
 #[tokio::test]
 async fn concurrent_writers_keep_the_order_of_each_key_on_javas_partitions() {

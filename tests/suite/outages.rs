@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use outbox_relay::throwaway::Shutdown;
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::Event,
@@ -18,6 +17,7 @@ use outbox_tests::{
     topic::Topic,
     wait,
 };
+use outbox_relay::throwaway::Shutdown;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 

@@ -1,7 +1,7 @@
 //! Partitions that are attached with rows in them, and partitions that go: what was inserted before the
 //! one, or is gone with the other, is published or named, and never passed over in silence.
 
-use outbox_tests::{Harness, topic::Topic, wait};
+use outbox_harness::{Harness, topic::Topic, wait};
 
 use crate::{
     repair::{drop_slot, wait_snapshot},

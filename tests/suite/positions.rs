@@ -1,8 +1,7 @@
 //! A consumer with a watermark, after whatever has happened to the producer's database and after what
 //! the relay's halt then asks for, obeyed to the letter: it takes each event, or stops with a reason.
 
-use outbox_relay::throwaway::LocalPostgres;
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     cluster::Pair,
     consumer::{self, Consumer, Effects},
@@ -15,6 +14,7 @@ use outbox_tests::{
     topic::Topic,
     wait,
 };
+use outbox_relay::throwaway::LocalPostgres;
 use uuid::Uuid;
 
 use crate::{

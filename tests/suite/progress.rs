@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use outbox_relay::seal::SealKey;
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     event::Event,
     relay::Relay,
     topic::{Record, Topic},
 };
+use outbox_relay::seal::SealKey;
 use rdkafka::{
     admin::{AdminClient, AdminOptions},
     message::{Header, OwnedHeaders},

@@ -1,7 +1,7 @@
 //! The publication is changed and put back, dropped or made anew: what was written meanwhile is not in
 //! the stream, and arrives all the same; or the relay halts with the interval and the command.
 
-use outbox_tests::{
+use outbox_harness::{
     Harness, check as count, event::Event, postgres::Postgres, postgres_version::Version,
     relay::Relay, servers, topic::Topic, wait,
 };

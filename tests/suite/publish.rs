@@ -1,6 +1,6 @@
 //! `outbox.publish`, `outbox.uuid_v7`, and what each role may do.
 
-use outbox_tests::database::{Database, Role};
+use outbox_harness::database::{Database, Role};
 use serde_json::json;
 use tokio_postgres::{Client, error::SqlState};
 use uuid::{Uuid, Variant};

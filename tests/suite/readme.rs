@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use outbox_tests::{database::Database, kafka::Kafka, relay, wait};
+use outbox_harness::{database::Database, kafka::Kafka, relay, wait};
 use tokio::process::Child;
 
 const README: &str = include_str!("../../README.md");

@@ -1,6 +1,6 @@
 //! What is parked and released, beside large tables, tombstones and lost slots.
 
-use outbox_tests::{Harness, database::Database, event::Event, wait};
+use outbox_harness::{Harness, database::Database, event::Event, wait};
 use serde_json::Value;
 
 use crate::dead_letters::{dead_letters, ended_at, list, sequences, wait_parked, wait_records};

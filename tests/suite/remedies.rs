@@ -1,6 +1,6 @@
 //! Halts whose remedy is obeyed to the letter: the events are counted.
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     event::Event,
     load::Plan,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::Event,

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     relay::Settings,

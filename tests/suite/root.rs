@@ -7,8 +7,8 @@ use std::{
     process::Command,
 };
 
+use outbox_harness::wait;
 use outbox_relay::throwaway::{self, LocalPostgres, Shutdown};
-use outbox_tests::wait;
 
 /// Tries to put a link to `target` in the place of `path`, with the rights of the server's user.
 fn plant(path: &Path, target: &Path, user: (u32, u32)) -> bool {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     relay::{Relay, Settings},
     topic::Topic,
@@ -320,7 +320,7 @@ async fn a_repair_that_row_level_security_would_cut_halts_and_check_says_so_befo
     let first = insert(&t, &topic, "now()").await;
     each_once(&topic, &[&first]).await;
     wait_snapshot(&t).await;
-    let role = t.database().config(outbox_tests::database::Role::Relay);
+    let role = t.database().config(outbox_harness::database::Role::Relay);
     let role = role.get_user().expect("a role").to_owned();
     run(
         &t,

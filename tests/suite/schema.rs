@@ -1,7 +1,7 @@
 //! The table changes while the relay streams: what fits is followed, what does not is named, and
 //! what was written meanwhile is not lost.
 
-use outbox_tests::{Harness, check, relay::Relay, topic::Topic, wait};
+use outbox_harness::{Harness, check, relay::Relay, topic::Topic, wait};
 
 use crate::repair::repeated;
 

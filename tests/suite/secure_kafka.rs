@@ -11,8 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_relay::throwaway;
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     acl::{Operation, allow_transactions},
     certificates::{Authority, write_private},
@@ -25,6 +24,7 @@ use outbox_tests::{
     topic::Topic,
     wait,
 };
+use outbox_relay::throwaway;
 use tokio::sync::OnceCell;
 
 use crate::dead_letters::{

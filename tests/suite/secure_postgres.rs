@@ -8,15 +8,15 @@ use std::{
     process::Output,
 };
 
-use outbox_migrations::Set;
-use outbox_relay::throwaway::{self, LocalPostgres};
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     certificates::{Authority, Identity, write_private},
     relay::Settings,
     topic::Topic,
     wait,
 };
+use outbox_migrations::Set;
+use outbox_relay::throwaway::{self, LocalPostgres};
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 

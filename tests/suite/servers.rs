@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness, check, database::Database, event::Event, load::Plan, postgres::Postgres,
     postgres_version::Version,
 };

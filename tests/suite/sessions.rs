@@ -1,7 +1,7 @@
 //! What is set on roles, databases and servers changes no outcome: every session that the relay
 //! and its commands open is settled when it is made.
 
-use outbox_tests::{Harness, database::Role, event::Event, wait};
+use outbox_harness::{Harness, database::Role, event::Event, wait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -63,7 +63,7 @@ async fn settings_of_role_and_database_change_no_outcome() {
 
     let topic = t.topic("orders").create(2).await;
     let mut relay = t.relay().set("sink.topic_grace", "100ms").start().await;
-    t.load(&outbox_tests::load::Plan {
+    t.load(&outbox_harness::load::Plan {
         topic: topic.name().to_owned(),
         partitions: 2,
         writers: 4,
@@ -111,7 +111,7 @@ async fn a_login_that_becomes_another_role_leads_stands_by_and_takes_over() {
     let name = t.database().name().to_owned();
     let login = |n: u32| format!("{relay_role}_{name}_{n}");
     for n in [1, 2] {
-        let (login, password) = (login(n), outbox_tests::postgres::PASSWORD);
+        let (login, password) = (login(n), outbox_harness::postgres::PASSWORD);
         let make = format!(
             "create role {login} login replication in role {relay_role} password '{password}'; \
              alter role {login} set role {relay_role}"
@@ -161,7 +161,7 @@ async fn a_connection_string_that_is_rewritten_in_its_file_is_taken_up_by_leader
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("url");
     let write = |password: &str| {
-        let plain = format!("//{relay_role}:{}@", outbox_tests::postgres::PASSWORD);
+        let plain = format!("//{relay_role}:{}@", outbox_harness::postgres::PASSWORD);
         let url = t.database().url(Role::Relay);
         let rotated = url.replace(&plain, &format!("//{login}:{password}@"));
         assert_ne!(url, rotated);

@@ -1,6 +1,6 @@
 //! Settings and commands: what is wrong is said at once, with exit codes that scripts rely on.
 
-use outbox_tests::Harness;
+use outbox_harness::Harness;
 
 #[tokio::test]
 async fn all_problems_are_reported_together_with_exit_code_2() {
@@ -53,11 +53,11 @@ async fn the_database_password_is_in_no_output() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
     let relay = t.relay().set("log.level", "debug").start().await;
-    t.commit([outbox_tests::event::Event::to(topic.name())]).await;
+    t.commit([outbox_harness::event::Event::to(topic.name())]).await;
     t.count(&topic, 1).await.assert_exactly_once();
     let status = relay.page("/status").await;
     let metrics = relay.page("/metrics").await;
     for text in [relay.log_text(), status, metrics] {
-        assert!(!text.contains(outbox_tests::postgres::PASSWORD), "{text}");
+        assert!(!text.contains(outbox_harness::postgres::PASSWORD), "{text}");
     }
 }

@@ -1,7 +1,7 @@
 //! What somebody who may create in the database prepared before the owner came to migrate.
 
+use outbox_harness::database::{Database, Role};
 use outbox_migrations::{Set, apply};
-use outbox_tests::database::{Database, Role};
 
 /// A database in which `stranger` may create, and the error of the owner's migration after it did.
 async fn refused(set: Set, prepared: &[&str]) -> (Database, String) {

@@ -3,7 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use outbox_tests::{
+use outbox_harness::{
     Harness, check, event::Event, kafka::Kafka, postgres::Postgres, servers, topic::Topic, wait,
 };
 
@@ -126,7 +126,7 @@ async fn with_at_least_once_events_of_a_topic_that_is_deleted_are_parked_and_oth
 }
 
 /// A broker that looks for old records every second.
-async fn tidy_broker() -> (&'static Kafka, outbox_tests::local_kafka::LocalKafka) {
+async fn tidy_broker() -> (&'static Kafka, outbox_harness::local_kafka::LocalKafka) {
     Kafka::start_private(&[
         ("log.retention.check.interval.ms", "1000"),
         ("log.initial.task.delay.ms", "500"),

@@ -1,6 +1,6 @@
 //! Topics that are missing: looked up, never produced to; made only where the settings say so.
 
-use outbox_tests::{Harness, event::Event, wait};
+use outbox_harness::{Harness, event::Event, wait};
 
 use crate::dead_letters::{
     dead_letters, list, texts, try_dead_letters, wait_parked, wait_parked_again,

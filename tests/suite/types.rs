@@ -1,11 +1,11 @@
 //! Types that are not like others: in columns that nobody maps, in ids, in keys.
 
-use outbox_migrations::Set;
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     database::{Database, Role},
     wait,
 };
+use outbox_migrations::Set;
 
 use crate::{
     repair::drop_slot,

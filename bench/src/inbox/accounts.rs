@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use outbox_tests::database::{Database, Role};
+use outbox_harness::database::{Database, Role};
 use tokio_postgres::types::ToSql;
 
 use super::{
@@ -177,7 +177,7 @@ pub(super) struct Watch {
     messages: usize,
     began: Arc<OnceLock<(Instant, Duration)>>,
     handled: Arc<AtomicUsize>,
-    session: outbox_tests::postgres::Session,
+    session: outbox_harness::postgres::Session,
     wal_before: String,
 }
 

@@ -2,7 +2,7 @@
 //! its id in a table with a unique index. Correct, and what most services do.
 
 use anyhow::{Context, Result};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     kafka::Kafka,
     topic::Topic,
@@ -67,7 +67,7 @@ pub(super) async fn run(
 
 async fn consume(
     consumer: StreamConsumer,
-    mut client: outbox_tests::postgres::Session,
+    mut client: outbox_harness::postgres::Session,
     counter: Counter,
 ) -> Result<()> {
     let remember = "insert into seen (id) values ($1) on conflict do nothing";

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use outbox_tests::{kafka::Kafka, topic::Topic};
+use outbox_harness::{kafka::Kafka, topic::Topic};
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},

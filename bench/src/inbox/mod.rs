@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use outbox_tests::{database::Database, kafka::Kafka, servers, topic::Topic};
+use outbox_harness::{database::Database, kafka::Kafka, servers, topic::Topic};
 
 use self::{
     accounts::Watch,

@@ -9,14 +9,14 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use outbox_idempotency::{
-    Dedup, Failure, Inbox, Message, Processor, Retry, Tx, fault,
-    kafka::{ClientConfig, Runner},
-};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     kafka::Kafka,
     topic::Topic,
+};
+use outbox_idempotency::{
+    Dedup, Failure, Inbox, Message, Processor, Retry, Tx, fault,
+    kafka::{ClientConfig, Runner},
 };
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use outbox_tests::check::Count;
+use outbox_harness::check::Count;
 use serde::Serialize;
 
 use super::fault::Fault;

@@ -3,11 +3,7 @@
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use outbox_relay::{
-    dead_letter::operator::{Operator, Selection},
-    throwaway::{LocalPostgres, Shutdown},
-};
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::{Event, SEQUENCE},
@@ -19,6 +15,10 @@ use outbox_tests::{
     relay::Relay,
     topic::{Record, Topic},
     wait,
+};
+use outbox_relay::{
+    dead_letter::operator::{Operator, Selection},
+    throwaway::{LocalPostgres, Shutdown},
 };
 use rand::{Rng, rngs::StdRng};
 use tokio::{

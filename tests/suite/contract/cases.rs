@@ -1,8 +1,8 @@
 //! What every kind of sink keeps.
 
 use futures_util::FutureExt as _;
+use outbox_harness::{topic::Record, wait};
 use outbox_relay::sink::{ProgressStore as _, Publisher as _, Rest, SinkError};
-use outbox_tests::{topic::Record, wait};
 
 use super::{
     kind::{Fence, Kind, Odd},

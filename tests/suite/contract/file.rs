@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use outbox_tests::{Harness, file, relay::Settings, topic::Record};
+use outbox_harness::{Harness, file, relay::Settings, topic::Record};
 
 use super::kind::{Can, Fence, Kind, PARTITIONS};
 

@@ -1,6 +1,6 @@
 //! What the suite must know of a kind of sink.
 
-use outbox_tests::{Harness, relay::Settings, topic::Record};
+use outbox_harness::{Harness, relay::Settings, topic::Record};
 
 /// Partitions of the destination, where the sink has any.
 pub(super) const PARTITIONS: i32 = 4;

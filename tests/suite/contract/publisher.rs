@@ -3,6 +3,7 @@
 use std::{ops::Range, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
+use outbox_harness::{Harness, relay::Settings, topic::Record, wait};
 use outbox_relay::{
     config::{self, Config, Purpose, Sources, parts::Parts},
     core::{
@@ -14,7 +15,6 @@ use outbox_relay::{
     seal::SealKey,
     sink::{ProgressStore as _, Publisher as _, Rest, SinkError, any::AnySink},
 };
-use outbox_tests::{Harness, relay::Settings, topic::Record, wait};
 
 use super::kind::{Fence, Kind};
 

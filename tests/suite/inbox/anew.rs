@@ -1,8 +1,8 @@
 //! Another topic comes to have a topic's name, and nobody is there to see it: an offset, of the group or
 //! of a watermark, is a place in the topic that it was given for, and in no other.
 
+use outbox_harness::{database::Database, servers, topic::Topic, wait};
 use outbox_idempotency::{Alert, Dedup};
-use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::{
     TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use outbox_harness::{
+    database::{Database, Role},
+    servers, wait,
+};
 use outbox_idempotency::{
     Alert, Failure, Headers, Inbox, Message, MessageId, Processor, RawMessage, Retry, Tx,
     kafka::{ClientConfig, Runner},
-};
-use outbox_tests::{
-    database::{Database, Role},
-    servers, wait,
 };
 use tokio::task::JoinSet;
 

@@ -1,7 +1,7 @@
 //! `outbox-relay inbox dead-letters`, as an operator types it.
 
+use outbox_harness::{Harness, database::Role};
 use outbox_idempotency::{Failure, Message, Processor, Tx};
-use outbox_tests::{Harness, database::Role};
 use serde_json::Value;
 
 use super::effects::{Step, database, inbox, message, number, take};

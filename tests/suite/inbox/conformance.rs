@@ -10,12 +10,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use outbox_harness::{database::Database, wait};
 use outbox_idempotency::{
     Failure, Message, MessageId, OrderBy, Processor, RawMessage, Retry, Tx,
     dead_letters::{self, Page, Selection},
     testing::MemoryInbox,
 };
-use outbox_tests::{database::Database, wait};
 use rand::Rng as _;
 
 use super::effects::{Step, database, effects, inbox, message, number, take, with};

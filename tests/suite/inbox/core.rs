@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use outbox_idempotency::{Claim, Event, Inbox, InboxError, MessageId, Once, OnceError, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     wait,
 };
+use outbox_idempotency::{Claim, Event, Inbox, InboxError, MessageId, Once, OnceError, Tx};
 use tokio::{sync::oneshot, task::JoinSet, time::timeout};
 use uuid::Uuid;
 
@@ -280,7 +280,7 @@ async fn an_event_that_the_work_publishes_is_there_if_and_only_if_it_took_effect
         };
         assert_eq!(inbox.once(&id, work).await.is_err(), fails);
     }
-    let rows = outbox_tests::event::committed(database.superuser()).await;
+    let rows = outbox_harness::event::committed(database.superuser()).await;
     let [row] = rows.as_slice() else { panic!("{rows:?}") };
     assert_eq!((row.topic.as_str(), row.key.as_deref()), ("charged", Some("customer-1")));
     assert_eq!((row.kind.as_deref(), row.headers["a"].as_str()), (Some("Charged"), "b"));

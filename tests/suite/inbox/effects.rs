@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outbox_harness::database::{Database, Role};
 use outbox_idempotency::{Headers, Inbox, Message, MessageId, RawMessage, Source, Tx};
-use outbox_tests::database::{Database, Role};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use outbox_harness::database::Role;
 use outbox_idempotency::{
     Failure, Inbox, InboxError, Message, Once, OnceError, Processor, Retry, Tx,
 };
-use outbox_tests::database::Role;
 
 use super::{
     effects::{Step, assert_once_and_in_order, database, effects, message, number, take},

@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use outbox_harness::{database::Database, servers, topic::Topic, wait};
 use outbox_idempotency::{
     Message, Processor, Tx,
     kafka::{ClientConfig, RunError, Runner},
 };
-use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_util::sync::CancellationToken;

@@ -1,10 +1,10 @@
 //! Whoever puts something on the inbox's tables that keeps rows out, or hides them, stops the consumer
 //! with what to type. Nothing is lost, and nothing doubled.
 
+use outbox_harness::database::{Database, Role};
 use outbox_idempotency::{
     Claim, Classify, Inbox, InboxError, Message, Processor, RawMessage, Stop, Tx,
 };
-use outbox_tests::database::{Database, Role};
 
 use super::effects::{Step, database, effects, inbox, message, number, take};
 

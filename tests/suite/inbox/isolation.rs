@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use outbox_idempotency::{Classify as _, Failure, Inbox, Isolation, Message, Processor, Retry, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     wait,
 };
+use outbox_idempotency::{Classify as _, Failure, Inbox, Isolation, Message, Processor, Retry, Tx};
 
 use super::effects::{Step, assert_once_and_in_order, database, effects, message, number, take};
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     consumer::{self, Consumer},
     database::Database,

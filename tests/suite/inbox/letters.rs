@@ -8,11 +8,11 @@ use std::{
     time::SystemTime,
 };
 
+use outbox_harness::database::Database;
 use outbox_idempotency::{
     Alert, Classify, Failure, Message, MessageId, Processor, Tx,
     dead_letters::{self, Page, Selection},
 };
-use outbox_tests::database::Database;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take, with},

@@ -9,11 +9,11 @@ use std::{
 };
 
 use futures_util::future;
-use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     wait,
 };
+use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
 
 use super::effects::{Step, database, effects, inbox, message, number, take};
 

@@ -15,8 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_idempotency::fault::Point;
-use outbox_tests::{
+use outbox_harness::{
     Harness,
     consumer::{self, Consumer},
     database::Database,
@@ -27,6 +26,7 @@ use outbox_tests::{
     servers::report,
     topic::Topic,
 };
+use outbox_idempotency::fault::Point;
 
 /// Cases at once: each mostly waits for the group to notice that a member has gone.
 const AT_ONCE: usize = 8;

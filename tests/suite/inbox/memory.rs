@@ -1,7 +1,7 @@
 //! What a consumer has in memory stays within its setting, also where messages wait and are taken up
 //! again.
 
-use outbox_tests::{
+use outbox_harness::{
     consumer::{Consumer, effects_so_far, make_effects},
     database::Database,
     member::Plan,

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use outbox_idempotency::{Failure, Inbox, Message, Processor, Retry, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     wait,
 };
+use outbox_idempotency::{Failure, Inbox, Message, Processor, Retry, Tx};
 
 use super::effects::{Step, database, effects, message, number, take, with};
 

@@ -6,12 +6,12 @@ use std::sync::{
 };
 
 use futures_util::future;
-use outbox_idempotency::{Dedup, Inbox, Message, Processor, Retry, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{self, Database, Role},
     proxy::{From, Proxy, Trap, contains},
     wait,
 };
+use outbox_idempotency::{Dedup, Inbox, Message, Processor, Retry, Tx};
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
+use outbox_harness::{database::Database, servers, topic::Topic, wait};
 use outbox_idempotency::{
     Failure, Message, Processor, Retry, Tx,
     kafka::{ClientConfig, Runner},
 };
-use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use tokio::task::JoinHandle;
 

@@ -1,7 +1,7 @@
 //! A pooler between the consumer and its database.
 
+use outbox_harness::database::{self, Role};
 use outbox_idempotency::{Inbox, InboxError};
-use outbox_tests::database::{self, Role};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},

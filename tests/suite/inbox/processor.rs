@@ -9,13 +9,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use outbox_harness::{
+    database::{Database, Role},
+    wait,
+};
 use outbox_idempotency::{
     Claim, Classify, Failure, Message, Processor, RawMessage, Retry, Stop, Tx,
     dead_letters::Selection,
-};
-use outbox_tests::{
-    database::{Database, Role},
-    wait,
 };
 use tokio::{
     task::{JoinHandle, JoinSet},

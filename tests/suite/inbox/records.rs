@@ -5,11 +5,11 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use outbox_harness::{database::Database, servers, topic::Topic, wait};
 use outbox_idempotency::{
     Alert, Dedup, Message, Processor, Tx,
     kafka::{ClientConfig, RunError, Runner},
 };
-use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::{
     bindings as sys,
     message::{Header, OwnedHeaders},

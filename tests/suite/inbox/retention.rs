@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use outbox_harness::database::{Database, Role, pool};
 use outbox_idempotency::{Inbox, Message, MessageId, Once, Processor, Tx};
-use outbox_tests::database::{Database, Role, pool};
 use uuid::Uuid;
 
 use super::{

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
-use outbox_tests::{
+use outbox_harness::{
     database::{Database, Role},
     wait,
 };
+use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
 
 use super::{
     effects::{Step, database, message, number, take},

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use outbox_harness::{
+    database::{Database, Role},
+    wait,
+};
 use outbox_idempotency::{
     Classify, Dedup, Failure, Inbox, InboxError, Isolation, Message, Once, OnceError, Processor,
     RawMessage, Retry, Tx,
-};
-use outbox_tests::{
-    database::{Database, Role},
-    wait,
 };
 use tokio::task::JoinSet;
 

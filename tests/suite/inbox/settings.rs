@@ -1,7 +1,7 @@
 //! Whatever is set on the role or the database, a promise holds or the inbox is not opened.
 
+use outbox_harness::database::Role;
 use outbox_idempotency::{Inbox, InboxError, Message, Once, Processor, Tx};
-use outbox_tests::database::Role;
 
 use super::effects::{Step, database, effects, message, number, take, with};
 

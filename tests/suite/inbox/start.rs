@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use outbox_tests::{
+use outbox_harness::{
     consumer::{Consumer, effects_so_far, make_effects},
     database::Database,
     member::Plan,

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use outbox_harness::{database::Database, servers, topic::Topic, wait};
 use outbox_idempotency::{Alert, kafka::RunError};
-use outbox_tests::{database::Database, servers, topic::Topic, wait};
 use rdkafka::{
     Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewPartitions},

@@ -7,15 +7,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use outbox_harness::{
+    database::{Database, Role},
+    wait,
+};
 use outbox_idempotency::{
     Dedup, Failure, Headers, Inbox, Message, Processor, RawMessage, Retry, Tx,
     dead_letters::{self, Page, Selection},
 };
 use outbox_migrations::{Set, apply};
-use outbox_tests::{
-    database::{Database, Role},
-    wait,
-};
 
 use super::{
     effects::{Step, message, number, with},

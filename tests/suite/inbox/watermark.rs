@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use outbox_harness::{database::Database, wait};
 use outbox_idempotency::{
     Dedup, Failure, Headers, InboxError, Message, MessageId, Processor, RawMessage, Retry, Stop,
     Tx, kafka::offline::start_offset,
 };
-use outbox_tests::{database::Database, wait};
 use tokio::task::JoinSet;
 
 use super::effects::{

@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_relay::{
-    dead_letter::operator::{Operator, Selection},
-    fault::Point,
-};
-use outbox_tests::{
+use outbox_harness::{
     Harness, check,
     database::Role,
     event::{Committed, Event, SEQUENCE},
@@ -22,6 +18,10 @@ use outbox_tests::{
     relay::{Relay, Settings},
     topic::{Record, Topic},
     wait,
+};
+use outbox_relay::{
+    dead_letter::operator::{Operator, Selection},
+    fault::Point,
 };
 
 use serde_json::Value;

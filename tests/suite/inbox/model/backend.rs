@@ -9,16 +9,16 @@ use std::{
 };
 
 use deadpool_postgres::Pool;
+use outbox_harness::{
+    database::{Database, Role},
+    wait,
+};
 use outbox_idempotency::{
     Dedup, Failure, Inbox, Message, OrderBy, Processor, RawMessage, Retry, Stop, Tx,
     dead_letters::{self, Selection},
     fault,
     kafka::offline,
     testing::MemoryInbox,
-};
-use outbox_tests::{
-    database::{Database, Role},
-    wait,
 };
 
 use super::{

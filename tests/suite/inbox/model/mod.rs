@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use outbox_tests::wait;
+use outbox_harness::wait;
 use proptest::{
     collection::vec,
     prelude::*,

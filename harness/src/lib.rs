@@ -1,4 +1,4 @@
-//! End-to-end tests on real PostgreSQL and real Kafka, and the harness they run in.
+//! What end-to-end tests run in: real PostgreSQL, real Kafka, relays and consumers as processes.
 //!
 //! ```text
 //! Harness ─► Database (roles, template) ─► Postgres ┐
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Servers start once per process and are shared; each test owns its database, slot, relay name
-//! and topics, so all run at once. Used by the suite here and by `bench`.
+//! and topics, so all run at once. Used by `tests`, `bench` and the examples' `books`.
 
 pub mod acl;
 pub mod certificates;

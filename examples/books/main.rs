@@ -14,7 +14,7 @@ mod service;
 use std::{process::ExitCode, time::Duration, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use outbox_tests::{Harness, relay::Relay, topic::Topic, wait};
+use outbox_harness::{Harness, relay::Relay, topic::Topic, wait};
 use rdkafka::admin::{AdminClient, AdminOptions};
 
 use self::{balance::Books, service::Service};
@@ -70,9 +70,9 @@ struct Stage {
 impl Stage {
     async fn set() -> Result<Self> {
         let t = Harness::start().await;
-        let mut owner = t.database().connect(outbox_tests::database::Role::Owner).await;
+        let mut owner = t.database().connect(outbox_harness::database::Role::Owner).await;
         outbox_idempotency::migrate(&mut owner).await?;
-        t.database().superuser().batch_execute(include_str!("../../schema.sql")).await?;
+        t.database().superuser().batch_execute(include_str!("../schema.sql")).await?;
         let topic = |name: &str| Topic::new(t.kafka(), name.to_owned());
         for name in ["orders", "payments"] {
             ensure!(!topic(name).exists().await, "the broker has a topic {name} already");

@@ -16,8 +16,15 @@ pub(crate) struct Service {
 impl Service {
     /// Starts the program of that name beside this one.
     pub(crate) fn start(name: &str, arguments: &[&str], logs: &Path) -> Result<Self> {
-        let program = std::env::current_exe()?.with_file_name(name);
-        ensure!(program.is_file(), "no {name} beside this program: cargo build -p outbox-examples");
+        let books = std::env::current_exe()?;
+        // target/<profile>/examples/books, and the two services in target/<profile>.
+        let programs = books.ancestors().nth(2).context("a place among the build's programs")?;
+        let program = programs.join(name);
+        ensure!(
+            program.is_file(),
+            "no {name} in {}: cargo build -p outbox-examples",
+            programs.display()
+        );
         let log = logs.join(format!("{name}.log"));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
         let child = Command::new(program)

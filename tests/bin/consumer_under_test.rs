@@ -2,5 +2,5 @@
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    outbox_tests::member::main().await
+    outbox_harness::member::main().await
 }
