@@ -28,6 +28,7 @@ fn settings(options: u8) -> Settings {
         topic: (flag(0) || flag(1)).then(|| "{{{topic}}}.{type}".into()),
         header_style: if flag(2) { HeaderStyle::CloudEvents } else { HeaderStyle::Outbox },
         header_columns: vec![("extra".into(), "extra".into())],
+        former_columns: vec![("former".into(), "payload".into())],
         record_bytes_max: if flag(3) { 64 } else { 1 << 20 },
     }
 }

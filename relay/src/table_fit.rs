@@ -277,7 +277,8 @@ pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
 /// back.
 pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
     let columns = relation.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();
-    let Halt { reason, remedy } = misfits(of);
+    let reason = misfits(of).reason;
+    let earlier = of.iter().map(|misfit| misfit.earlier.as_str()).collect::<Vec<_>>().join("; ");
     Halt::new(
         format!(
             "the next rows of the stream were written when {}.{} had the columns {}: {reason}",
@@ -286,8 +287,8 @@ pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
             columns.join(", ")
         ),
         format!(
-            "{remedy}; if the column was only called otherwise when they were written, set it to that name, \
-             start the relay until it halts at the rows behind them, and set it back"
+            "{earlier}; then restart the relay. A change of the table does not reach these rows; it is needed \
+             as well where `outbox-relay check` still finds the table wrong"
         ),
     )
 }

@@ -45,6 +45,11 @@ pub(super) fn check(
             topic: w.topic.map(|topic| topic.value),
             headers: value_or(w.headers, HeaderStyle::Outbox),
             header_columns: checker.header_columns(w.header_columns),
+            former_columns: w
+                .former_columns
+                .into_iter()
+                .map(|(k, given)| (k, given.value))
+                .collect(),
         },
         sink: {
             // In the order of the file, so that problems are reported in it.

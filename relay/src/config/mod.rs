@@ -177,6 +177,8 @@ pub struct OutboxConfig {
     pub headers: HeaderStyle,
     /// Further columns that become headers: column → header name.
     pub header_columns: BTreeMap<String, String>,
+    /// What mapped columns were called before: former name → present one.
+    pub former_columns: BTreeMap<String, String>,
 }
 
 /// A known table layout.

@@ -126,6 +126,7 @@ impl Config {
                 HeaderStyle::CloudEvents => route::HeaderStyle::CloudEvents,
             },
             header_columns: outbox.header_columns.clone().into_iter().collect(),
+            former_columns: outbox.former_columns.clone().into_iter().collect(),
             record_bytes_max: self.batch.record_bytes_max,
         }
     }

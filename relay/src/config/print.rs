@@ -45,6 +45,10 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
             let pairs = c.outbox.header_columns.iter();
             return pairs.map(|(column, header)| (column.clone(), quoted(header))).collect();
         }
+        "outbox.former_columns.*" => {
+            let pairs = c.outbox.former_columns.iter();
+            return pairs.map(|(former, column)| (former.clone(), quoted(column))).collect();
+        }
         "sink.properties.*" => {
             let pairs = c.sink.properties.masked();
             return pairs.map(|(name, value)| (name.to_owned(), quoted(value))).collect();

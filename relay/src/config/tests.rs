@@ -66,6 +66,7 @@ fn every_key_can_be_written_in_the_file() {
         topic = "events.{aggregatetype}"
         headers = "cloudevents"
         header_columns = { tenant_id = "tenant" }
+        former_columns = { body = "payload" }
         [outbox.columns]
         key = "aggregateid"
         type = "type"
@@ -103,6 +104,7 @@ fn every_key_can_be_written_in_the_file() {
     assert_eq!(config.outbox.columns.key, Column::Named("aggregateid".into()));
     assert_eq!(config.outbox.columns.created_at, Column::Absent);
     assert_eq!(config.outbox.header_columns.get("tenant_id").map(String::as_str), Some("tenant"));
+    assert_eq!(config.outbox.former_columns.get("body").map(String::as_str), Some("payload"));
     assert_eq!(
         config.sink.create_topics,
         Some(CreateTopics { partitions: 6, replication_factor: 3 })

@@ -40,6 +40,7 @@ pub(super) struct Written {
     /// In the order of [`COLUMNS`].
     pub(super) columns: [Opt<Column>; COLUMNS.len()],
     pub(super) header_columns: BTreeMap<String, Given<String>>,
+    pub(super) former_columns: BTreeMap<String, Given<String>>,
     pub(super) kind: Opt<Kind>,
     pub(super) delivery: Opt<Delivery>,
     pub(super) file_path: Opt<PathBuf>,
@@ -90,6 +91,7 @@ impl Written {
             ),
             columns: COLUMNS.map(|name| from.column(&format!("outbox.columns.{name}"))),
             header_columns: from.open("outbox.header_columns."),
+            former_columns: from.open("outbox.former_columns."),
             kind: from.choice(
                 "sink.kind",
                 &[("kafka", Kind::Kafka), ("file", Kind::File), ("stdout", Kind::Stdout)],

@@ -87,6 +87,8 @@ pub struct Mapping {
     /// Debezium's `id` header is written as well.
     pub(super) debezium_id: bool,
     pub(super) header_columns: Vec<(String, String)>,
+    /// Former name and present one: rows that were written before a column was renamed.
+    pub(super) former_columns: Vec<(String, String)>,
     pub(super) record_bytes_max: usize,
 }
 
@@ -103,8 +105,10 @@ pub struct Misfit {
     pub column: String,
     /// What is wrong, with table and column.
     pub what: String,
-    /// The SQL or setting that mends it.
+    /// The SQL or setting that fixes it, for rows that are written from then on.
     pub remedy: String,
+    /// The setting that fixes it for rows that are written already: no change of the table reaches them.
+    pub earlier: String,
 }
 
 /// Where one role's value is found.
@@ -211,11 +215,12 @@ impl Mapping {
 
     /// Whether a table of this shape serves, and the format that its stream needs: for start-up
     /// and `check`, from the catalogue. One table that needs text makes the whole stream text.
+    /// A column's former name does not do: a repair reads the table by the present one.
     ///
     /// # Errors
     /// All that is wrong, never an empty list.
     pub fn format_for(&self, relation: &Relation) -> Result<Format, Vec<Misfit>> {
-        let plan = self.plan(relation)?;
+        let plan = self.plan_with(relation, &[])?;
         Ok(if plan.text_column.is_some() { Format::Text } else { Format::Binary })
     }
 
@@ -231,8 +236,17 @@ impl Mapping {
         }])
     }
 
+    /// For rows of the stream.
     pub(super) fn plan(&self, relation: &Relation) -> Result<Plan, Vec<Misfit>> {
-        let mut planner = Planner::new(relation);
+        self.plan_with(relation, &self.former_columns)
+    }
+
+    fn plan_with(
+        &self,
+        relation: &Relation,
+        former: &[(String, String)],
+    ) -> Result<Plan, Vec<Misfit>> {
+        let mut planner = Planner::new(relation, former);
         let mut role = |role| {
             let (_, column) = self.columns.iter().find(|(r, _)| *r == role)?;
             planner.slot(role, role.setting(), column)
@@ -283,6 +297,8 @@ impl Mapping {
 /// Gives each mapped column its slot, and notes what does not fit.
 struct Planner<'r> {
     relation: &'r Relation,
+    /// Former names and present ones.
+    former: &'r [(String, String)],
     table: TableName,
     slots: Vec<u8>,
     used: u8,
@@ -291,9 +307,10 @@ struct Planner<'r> {
 }
 
 impl<'r> Planner<'r> {
-    fn new(relation: &'r Relation) -> Self {
+    fn new(relation: &'r Relation, former: &'r [(String, String)]) -> Self {
         Planner {
             relation,
+            former,
             table: TableName { schema: relation.schema.clone(), table: relation.table.clone() },
             slots: vec![UNMAPPED; relation.columns.len()],
             used: 0,
@@ -313,8 +330,15 @@ impl<'r> Planner<'r> {
     }
 
     fn slot(&mut self, role: Role, setting: &str, name: &str) -> Option<Slot> {
-        let found = self.relation.columns.iter().enumerate().find(|(_, c)| c.name == name);
-        let Some((index, column)) = found else {
+        let named = |wanted: &str| {
+            let mut columns = self.relation.columns.iter().enumerate();
+            columns.find(|(_, column)| column.name == wanted)
+        };
+        let before = || {
+            let mut names = self.former.iter().filter(|(_, present)| present == name);
+            names.find_map(|(former, _)| named(former))
+        };
+        let Some((index, column)) = named(name).or_else(before) else {
             self.missing(role, setting, name);
             return None;
         };
@@ -366,6 +390,9 @@ impl<'r> Planner<'r> {
                  publication's column list must name it too",
                 role.sql_type()
             ),
+            earlier: format!(
+                "set outbox.former_columns.OLD = \"{name}\", where OLD is the column that held it then"
+            ),
         });
     }
 
@@ -381,6 +408,7 @@ impl<'r> Planner<'r> {
                 "name another column in {setting}, or `alter table {table} alter column {column} \
                  type {wanted} using {column}::{wanted}`"
             ),
+            earlier: format!("name another column in {setting}"),
         });
     }
 }

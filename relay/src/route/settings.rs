@@ -28,6 +28,8 @@ pub struct Settings {
     /// Further columns and the header that each becomes, `outbox.header_columns`; in order, after
     /// the relay's own headers and before the row's. A null makes no header.
     pub header_columns: Vec<(String, String)>,
+    /// What mapped columns were called before, `outbox.former_columns`: former name and present one.
+    pub former_columns: Vec<(String, String)>,
     /// Key, payload and headers of a record, `batch.record_bytes_max`.
     pub record_bytes_max: usize,
 }
@@ -118,8 +120,12 @@ impl Settings {
             header_style: self.header_style,
             debezium_id: self.preset == Preset::Debezium,
             header_columns: self.header_columns.clone(),
+            former_columns: self.former_columns.clone(),
             record_bytes_max: self.record_bytes_max,
         });
+        if let Some(mapping) = &mapping {
+            self.validate_former_columns(mapping, &mut problems);
+        }
         match mapping {
             Some(mapping) if problems.is_empty() => mapping.check_size().map(|()| mapping),
             _ => Err(problems),
@@ -221,6 +227,21 @@ impl Settings {
             problem(problems, role.setting(), why, "name the column that holds it");
         }
         columns
+    }
+
+    fn validate_former_columns(&self, mapping: &Mapping, problems: &mut Vec<Problem>) {
+        let mapped = mapping.column_names();
+        for (former, present) in &self.former_columns {
+            let what = if !mapped.contains(&present.as_str()) {
+                format!("no setting names a column {present:?}")
+            } else if former.is_empty() || former == present {
+                format!("{former:?} is no former name of {present:?}")
+            } else {
+                continue;
+            };
+            let remedy = "write former_name = \"name in outbox.columns\"";
+            problem(problems, &format!("outbox.former_columns.{former}"), what, remedy);
+        }
     }
 
     fn validate_header_columns(&self, problems: &mut Vec<Problem>) {

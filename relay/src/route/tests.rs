@@ -31,6 +31,7 @@ fn settings() -> Settings {
         topic: None,
         header_style: HeaderStyle::Outbox,
         header_columns: vec![],
+        former_columns: vec![],
         record_bytes_max: 1 << 20,
     }
 }
@@ -467,6 +468,39 @@ fn all_problems_of_the_settings_are_reported_at_once() {
     let many = (0..30).map(|i| (format!("c{i}"), format!("h{i}"))).collect();
     let many = Settings { header_columns: many, ..settings() };
     assert_eq!(many.validate().unwrap_err()[0].key, "outbox.header_columns");
+    let former = ["nothing", "payload"].map(|present| ("payload".to_owned(), present.to_owned()));
+    let former = Settings { former_columns: former.to_vec(), ..settings() }.validate().unwrap_err();
+    assert_eq!(
+        former.len(),
+        2,
+        "neither names a column of the settings and another one: {former:?}"
+    );
+}
+
+/// The present name counts where a row has both.
+#[test]
+fn a_column_is_found_by_its_former_name_where_a_row_has_no_present_one() {
+    let renamed =
+        Settings { former_columns: vec![("body".into(), "payload".into())], ..settings() };
+    let mapping = renamed.validate().unwrap();
+    let columns = |with: &[&str]| {
+        let others = ["id", "topic", "key", "type", "headers", "partition", "created_at"];
+        let oid = |name: &str| match name {
+            "id" => 2950,
+            "headers" | "payload" | "body" => 3802,
+            "partition" => 23,
+            "created_at" => 1184,
+            _ => 25,
+        };
+        let names: Vec<_> = others.iter().chain(with).map(|&name| (name, oid(name))).collect();
+        relation(&names)
+    };
+    let payload_of = |relation: &Relation| mapping.plan(relation).map(|plan| plan.payload.column);
+    assert_eq!(payload_of(&columns(&["body"])), Ok(7));
+    assert_eq!(payload_of(&columns(&["body", "payload"])), Ok(8));
+    assert!(payload_of(&columns(&["other"])).is_err());
+    let now = mapping.format_for(&columns(&["body"]));
+    assert!(now.is_err(), "a repair reads the table by the present name");
 }
 
 #[test]

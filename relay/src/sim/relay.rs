@@ -314,6 +314,7 @@ fn router(mutant: Option<Mutant>) -> Router {
         topic: None,
         header_style: HeaderStyle::Outbox,
         header_columns: vec![],
+        former_columns: vec![],
         record_bytes_max: 1 << 20,
     };
     let origin = Origin { system_id: SYSTEM.into(), timeline: 1, era: 0 };

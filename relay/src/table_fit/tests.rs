@@ -12,6 +12,7 @@ fn mapping(tables: &[&str]) -> Mapping {
         topic: None,
         header_style: HeaderStyle::Outbox,
         header_columns: vec![],
+        former_columns: vec![],
         record_bytes_max: 1 << 20,
     };
     settings.validate().expect("they make sense")
