@@ -58,6 +58,37 @@ pub async fn allow_transactions(kafka: &Kafka, id: &str, principal: &str) {
     asked.await.expect("no panic").expect("it is allowed");
 }
 
+/// Allows everything of the cluster as a whole to everybody, but to `principal` the creation of topics.
+///
+/// # Panics
+/// When the broker refuses.
+pub async fn forbid_creation(kafka: &Kafka, principal: &str) {
+    let client: AdminClient<_> = kafka.client().create().expect("an admin client");
+    let principal = principal.to_owned();
+    let asked = tokio::task::spawn_blocking(move || {
+        use sys::{
+            rd_kafka_AclOperation_t as Operation, rd_kafka_AclPermissionType_t as Permission,
+        };
+        let cluster = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_BROKER;
+        for (principal, operation, permission) in [
+            (
+                "User:*",
+                Operation::RD_KAFKA_ACL_OPERATION_ALL,
+                Permission::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW,
+            ),
+            (
+                principal.as_str(),
+                Operation::RD_KAFKA_ACL_OPERATION_CREATE,
+                Permission::RD_KAFKA_ACL_PERMISSION_TYPE_DENY,
+            ),
+        ] {
+            enter(&client, cluster, "kafka-cluster", principal, operation, permission)?;
+        }
+        Ok::<_, anyhow::Error>(())
+    });
+    asked.await.expect("no panic").expect("it is entered");
+}
+
 fn allow(
     client: &AdminClient<DefaultClientContext>,
     kind: sys::rd_kafka_ResourceType_t,
@@ -65,7 +96,6 @@ fn allow(
     principal: &str,
     operation: Operation,
 ) -> Result<()> {
-    let (name, principal) = (CString::new(name)?, CString::new(principal)?);
     let operation = match operation {
         Operation::Describe => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE,
         Operation::Write => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE,
@@ -74,6 +104,19 @@ fn allow(
             sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS
         }
     };
+    let permission = sys::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW;
+    enter(client, kind, name, principal, operation, permission)
+}
+
+fn enter(
+    client: &AdminClient<DefaultClientContext>,
+    kind: sys::rd_kafka_ResourceType_t,
+    name: &str,
+    principal: &str,
+    operation: sys::rd_kafka_AclOperation_t,
+    permission: sys::rd_kafka_AclPermissionType_t,
+) -> Result<()> {
+    let (name, principal) = (CString::new(name)?, CString::new(principal)?);
     let native = client.inner().native_ptr();
     // SAFETY: the client and the texts outlive the calls, which copy the texts and the binding; the
     // binding and the queue are ours and are destroyed once. Polling waits for the one answer.
@@ -85,7 +128,7 @@ fn allow(
             principal.as_ptr(),
             c"*".as_ptr(),
             operation,
-            sys::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW,
+            permission,
             ptr::null_mut(),
             0,
         );

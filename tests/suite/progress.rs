@@ -202,6 +202,28 @@ async fn a_progress_topic_that_is_gone_is_no_first_start() {
     assert_eq!(topic.records_with([last]).await.len(), 6);
 }
 
+/// The brokers answer, and are not blamed; nothing is delivered any more until somebody decides.
+#[tokio::test]
+async fn a_progress_topic_that_is_deleted_while_the_relay_streams_is_named_and_loses_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, "exactly-once").await;
+    relay.restart();
+    relay.wait_ready().await;
+    let name = progress(&t).name().to_owned();
+    for outcome in admin(&t).delete_topics(&[&name], &AdminOptions::new()).await.expect("an answer")
+    {
+        outcome.expect("it is deleted");
+    }
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    relay.wait_log("has no progress record").await;
+    relay.wait_for("/readyz", 503).await;
+    assert!(!relay.logs_contain("Check bootstrap.servers"), "{}", relay.log_text());
+    resume(&t, "slot").await;
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_at_least_once();
+}
+
 #[tokio::test]
 async fn deleted_progress_halts_the_relay_and_the_slot_has_the_rest() {
     let mut t = Harness::start().await;

@@ -13,7 +13,7 @@ use std::{
 
 use outbox_harness::{
     Harness,
-    acl::{Operation, allow_transactions},
+    acl::{Operation, allow_transactions, forbid_creation},
     certificates::{Authority, write_private},
     check,
     event::Event,
@@ -34,6 +34,8 @@ use crate::dead_letters::{
 const USER: &str = "relay";
 const PASSWORD: &str = "correct-horse";
 const PRINCIPAL: &str = "User:relay";
+/// Has the same password, and may create no topic.
+const NEWCOMER: &str = "newcomer";
 
 struct Broker {
     /// A listener without any of it, for the test's own clients.
@@ -101,7 +103,7 @@ impl Broker {
                 ("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER".into()),
                 (
                     "listener.name.sasl.plain.sasl.jaas.config",
-                    format!("{module}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\";"),
+                    format!("{module}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\" user_{NEWCOMER}=\"{PASSWORD}\";"),
                 ),
                 ("listener.name.sasl.scram-sha-256.sasl.jaas.config", scram.clone()),
                 ("listener.name.sasl.scram-sha-512.sasl.jaas.config", scram),
@@ -118,6 +120,7 @@ impl Broker {
         let format = ["--add-scram", first, "--add-scram", second];
         let local = LocalKafka::start(&properties, &format).expect("a broker");
         let plain = Kafka::private(&plain).await;
+        forbid_creation(plain, &format!("User:{NEWCOMER}")).await;
         // Dropping the handle would end the broker; the guardian does that at the end.
         std::mem::forget(local);
         Broker { plain, sasl, mutual, dir }
@@ -162,12 +165,16 @@ impl Case {
     }
 
     fn relay_by_password(&self, mechanism: &str, password: &str) -> Settings {
+        self.relay_of(USER, mechanism, password)
+    }
+
+    fn relay_of(&self, user: &str, mechanism: &str, password: &str) -> Settings {
         self.relay(
             &self.broker.sasl,
             &[
                 ("security.protocol", "SASL_SSL"),
                 ("sasl.mechanism", mechanism),
-                ("sasl.username", USER),
+                ("sasl.username", user),
                 ("sasl.password", password),
             ],
         )
@@ -413,6 +420,31 @@ async fn each_right_that_is_missing_is_named_with_what_gives_it() {
 #[tokio::test]
 async fn each_right_that_is_missing_is_named_with_at_least_once_too() {
     names_what_is_missing("at-least-once").await;
+}
+
+/// The other rights name the topic by then, as whoever obeys the halt before this one gives them.
+#[tokio::test]
+async fn a_progress_topic_that_may_not_be_created_halts_with_the_command_that_creates_it() {
+    let mut case = Case::new().await;
+    let name = format!("outbox-relay-progress-{}", case.harness.database().name());
+    let progress = Topic::new(case.broker.plain, name.clone());
+    for right in [Operation::Read, Operation::Write, Operation::DescribeConfigs] {
+        progress.allow(&format!("User:{NEWCOMER}"), right).await;
+    }
+    let settings = case.relay_of(NEWCOMER, "PLAIN", PASSWORD);
+    let said = case.refused(&settings).await;
+    let command =
+        format!("--create --topic {name} --partitions 1 --config cleanup.policy=compact ");
+    assert!(said.contains(&command), "{said}");
+    let mut relay = settings.spawn();
+    relay.wait_for("/readyz", 503).await;
+    relay.wait_log(&command).await;
+    assert!(relay.logs_contain("halted"), "{}", relay.log_text());
+
+    progress.create_with(1, &[("cleanup.policy", "compact")]).await;
+    relay.wait_ready().await;
+    case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
 }
 
 /// A right, or a setting of the progress topic, is taken away in the middle of the stream and given back:

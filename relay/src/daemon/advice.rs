@@ -36,7 +36,7 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
     match ended {
         Ended::Retry { cause: Cause::Broker, doing, error } => {
             let who = || format!("no answer from {}: {WAITS}", kafka.silent());
-            let error = match (is_silence(error.as_ref()), board.broker_answers()) {
+            let error = match (is_silence(error.as_ref()), !board.broker_is_silent()) {
                 (true, _) => anyhow::anyhow!(who()),
                 (false, false) => {
                     anyhow::anyhow!("{}; {}", printable::causes(error.as_ref()), who())

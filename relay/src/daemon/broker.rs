@@ -31,11 +31,11 @@ pub(super) async fn watch(probe: AnyProbe, settings: &Settings, board: &Board) -
         match probe.check().await {
             Ok(()) => board.broker_heard(),
             Err(error) => {
-                tracing::debug!(%error, "the brokers do not answer");
-                board.broker_silent(match settings.is_silence(&error) {
-                    true => settings.silent(),
-                    false => printable::causes(&error),
-                });
+                tracing::debug!(%error, "nothing can be delivered now");
+                match settings.is_silence(&error) {
+                    true => board.broker_silent(settings.silent()),
+                    false => board.broker_says(printable::causes(&error)),
+                }
             }
         }
     }

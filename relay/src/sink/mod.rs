@@ -192,6 +192,15 @@ pub enum SinkError {
 }
 
 impl SinkError {
+    /// With one more thing to do, where a person must do something.
+    pub(crate) fn and_remedy(mut self, more: &str) -> Self {
+        if let SinkError::Misconfigured { remedy, .. } = &mut self {
+            remedy.push_str("; ");
+            remedy.push_str(more);
+        }
+        self
+    }
+
     /// What a sink says that is used after an outcome that it does not know: retry is replay, by another one.
     pub(crate) fn spent() -> Self {
         SinkError::Unavailable {

@@ -119,6 +119,8 @@ pub(super) struct Vitals {
     pub(super) broker_silent_for: Option<Duration>,
     /// For how long they are known not to, and who of them.
     pub(super) broker_error: Option<(Duration, String)>,
+    /// What they answer where nothing can be delivered by that.
+    pub(super) broker_says: Option<String>,
     /// What failed last, until events flow again or another relay leads: each attempt takes a moment, and
     /// the cause lasts.
     pub(super) trouble: Option<String>,
@@ -164,6 +166,9 @@ fn heard_from_postgres(now: &Vitals) -> Result<(), String> {
 }
 
 fn heard_from_brokers(now: &Vitals) -> Result<(), String> {
+    if let Some(said) = &now.broker_says {
+        return Err(said.clone());
+    }
     match (now.delivering_for, now.broker_silent_for) {
         (Some(taken), _) if taken > DELIVERY_MAX => {
             let silent = silent_brokers(now);
@@ -222,6 +227,7 @@ mod tests {
             held_back: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,
+            broker_says: None,
             trouble: None,
             beat_ago: s(1),
         }
@@ -250,6 +256,7 @@ mod tests {
                 Vitals { silent_for: None, ..streaming.clone() },
                 "nothing was heard from PostgreSQL yet",
             ),
+            (Vitals { broker_says: Some("it is gone".into()), ..streaming.clone() }, "it is gone"),
             (
                 Vitals { delivering_for: Some(s(16)), ..streaming.clone() },
                 "the broker has not taken a delivery for 16 s",

@@ -98,6 +98,8 @@ struct State {
     held_back: Option<String>,
     /// Since when the brokers do not answer, and who of them.
     broker_error: Option<(Duration, String)>,
+    /// What they answer where nothing can be delivered by that.
+    broker_says: Option<String>,
     /// What failed last, until the relay has come further.
     trouble: Option<String>,
     lag: Lag,
@@ -146,6 +148,7 @@ impl Board {
                 concerns: BTreeMap::new(),
                 held_back: None,
                 broker_error: None,
+                broker_says: None,
                 trouble: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
@@ -248,7 +251,16 @@ impl Board {
     /// The brokers have answered.
     pub fn broker_heard(&self) {
         self.0.broker_heard.set(self.now());
-        self.state().broker_error = None;
+        let mut state = self.state();
+        state.broker_error = None;
+        state.broker_says = None;
+    }
+
+    /// The brokers have answered, and nothing can be delivered by what they say.
+    pub fn broker_says(&self, what: String) {
+        let mut state = self.state();
+        state.broker_error = None;
+        state.broker_says = Some(what);
     }
 
     /// The brokers have answered, if not by a sign of life that was asked for.
@@ -269,9 +281,15 @@ impl Board {
         self.0.broker_heard.age(self.now()).is_some_and(|age| age < time)
     }
 
-    /// Whether the brokers answered when they were last asked.
+    /// Whether the brokers answered when they were last asked, and nothing that keeps events back.
     pub fn broker_answers(&self) -> bool {
-        self.state().broker_error.is_none()
+        let state = self.state();
+        state.broker_error.is_none() && state.broker_says.is_none()
+    }
+
+    /// Whether they gave no answer when they were last asked.
+    pub fn broker_is_silent(&self) -> bool {
+        self.state().broker_error.is_some()
     }
 
     /// Up to where delivery has come, as read from stored progress.
@@ -381,6 +399,7 @@ impl Board {
         self.0.broker_heard.set(now);
         let mut state = self.state();
         state.broker_error = None;
+        state.broker_says = None;
         state.delivered = position;
         if records > 0 {
             self.0.records.fetch_add(records, Relaxed);

@@ -145,6 +145,7 @@ impl Board {
                 .broker_error
                 .as_ref()
                 .map(|(since, who)| (now.saturating_sub(*since), who.clone())),
+            broker_says: state.broker_says.clone(),
             trouble: state.trouble.clone(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }

@@ -172,7 +172,15 @@ pub(super) fn sort(
     error: KafkaError,
     fatal: Option<(RDKafkaErrorCode, String)>,
 ) -> SinkError {
-    sort_code(doing, error.rdkafka_error_code(), error.into(), fatal)
+    sort_code(doing, code_of(&error), error.into(), fatal)
+}
+
+/// The broker's code, or librdkafka's own. The crate's method gives none of an administrative request.
+pub(super) fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        _ => error.rdkafka_error_code(),
+    }
 }
 
 /// As [`sort`], by the error's code.

@@ -230,9 +230,17 @@ impl Probe {
         let topic = self.topic.clone();
         blocking(move || match lookup.find(&topic, PROBE_TIMEOUT) {
             Ok(Found::Partitions(_)) => Ok(()),
-            Ok(found) => {
-                Err(unavailable(format!("looking up {topic}"), format!("the topic is {found:?}")))
-            }
+            Ok(Found::Missing) => Err(unavailable(
+                "looking for the relay's progress",
+                format!(
+                    "the progress topic {topic} is gone: what was delivered since cannot be told from it; the \
+                     relay starts again, and says what to decide"
+                ),
+            )),
+            Ok(found) => Err(unavailable(
+                format!("looking up the progress topic {topic}"),
+                format!("the brokers answer {found:?}"),
+            )),
             Err(error) => Err(sort("asking the brokers for a sign of life", error, None)),
         })
         .await

@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::{
     acl, admin,
     context::Context,
-    errors::{sort, unavailable},
+    errors::{code_of, sort, unavailable},
     limits::Limits,
     lookup::{Found, Lookup},
     native::{Consumer, PartitionReader, Read, Topic},
@@ -64,7 +64,11 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
         Found::Partitions(partitions) => spare(&name, partitions),
         Found::Missing => return Ok(ProgressTopic::Missing),
         Found::NotAuthorised => {
-            return Err(acl::lacking(settings, &name, &["Read", "Write", "DescribeConfigs"]));
+            // The brokers don't say whether it is there.
+            let needed = ["Read", "Write", "DescribeConfigs"];
+            return Err(acl::lacking(settings, &name, &needed).and_remedy(
+                "if the topic does not exist yet, add `--operation Create`, or create it first",
+            ));
         }
         Found::Unclear => {
             return Err(unavailable(
@@ -139,7 +143,7 @@ fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
     let creation = TopicCreation { partitions: 1, replication_factor };
     let config = [("cleanup.policy", "compact"), ("segment.bytes", SEGMENT_BYTES)];
     let created = admin::create_topic(settings, name, creation, &config);
-    created.map_err(|error| match error.rdkafka_error_code() {
+    created.map_err(|error| match code_of(&error) {
         Some(code) if may_not_create(code) => not_created(settings, name),
         _ => unavailable(format!("creating the progress topic {name}"), error),
     })
