@@ -29,7 +29,7 @@ pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
 use sizes::Size;
 
-use crate::core::secret::Secret;
+use crate::core::{finding::Finding, secret::Secret};
 
 /// The settings file that is read when none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";
@@ -364,17 +364,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// What a module finds wrong with its part of the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The setting's full key.
-    pub key: String,
-    /// What is wrong; no secret in it.
-    pub what: String,
-    /// What to write instead.
-    pub remedy: String,
 }
 
 /// Reads all sources and checks them together.

@@ -1,7 +1,8 @@
 //! From checked settings to what each module takes: the one place that knows all of them.
 
-use super::{Column, Config, Delivery, Finding, HeaderStyle, Kind, Preset};
+use super::{Column, Config, Delivery, HeaderStyle, Kind, Preset};
 use crate::{
+    core::finding::Finding,
     postgres::conninfo::ConnectSettings,
     route::{self, Mapping},
     sink::{any as sink, file, kafka},
@@ -28,10 +29,6 @@ pub fn examine(config: &Config) -> Vec<Finding> {
     config.parts().err().map_or_else(Vec::new, |findings| findings.0)
 }
 
-fn finding(key: String, what: String, remedy: String) -> Finding {
-    Finding { key, what, remedy }
-}
-
 impl Config {
     /// Makes the modules' settings, with the checks that only they can make.
     ///
@@ -40,9 +37,7 @@ impl Config {
     pub fn parts(&self) -> Result<Parts, Findings> {
         let mut problems = Vec::new();
         let connect = self.connect().map_err(|found| problems.extend(found.0));
-        let mapping = self.route().validate().map_err(|found| {
-            problems.extend(found.into_iter().map(|p| finding(p.key, p.what, p.remedy)));
-        });
+        let mapping = self.route().validate().map_err(|found| problems.extend(found));
         let sink = self.sink(&mut problems);
         match (connect, mapping, problems.is_empty()) {
             (Ok(connect), Ok(mapping), true) => Ok(Parts { connect, mapping, sink }),
@@ -54,14 +49,12 @@ impl Config {
         match self.sink.kind {
             Kind::Kafka => {
                 let settings = self.kafka();
-                let found = settings.problems().into_iter();
-                problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
+                problems.extend(settings.problems());
                 sink::Settings::Kafka(settings)
             }
             Kind::File | Kind::Stdout => {
                 let settings = file::Settings { path: self.sink.file_path.clone() };
-                let found = settings.problems().into_iter();
-                problems.extend(found.map(|p| finding(p.key, p.what, p.remedy)));
+                problems.extend(settings.problems());
                 sink::Settings::File(settings)
             }
         }
@@ -77,9 +70,11 @@ impl Config {
         settings.map(|settings| settings.from_file(file)).map_err(|error| {
             let remedy =
                 "write it as libpq does: postgres://user@host/database?sslmode=verify-full";
-            let found = error.problems().iter();
-            let found =
-                found.map(|what| finding("postgres.url".into(), what.clone(), remedy.into()));
+            let found = error.problems().iter().map(|what| Finding {
+                key: "postgres.url".into(),
+                what: what.clone(),
+                remedy: remedy.into(),
+            });
             Findings(found.collect())
         })
     }

@@ -4,6 +4,7 @@
 
 pub mod charset;
 pub mod destination;
+pub mod finding;
 pub mod halt;
 pub mod header;
 pub mod identity;

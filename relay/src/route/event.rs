@@ -2,9 +2,10 @@
 
 use super::{
     headers::{self, Fault, HeaderWriter, RelayHeaders},
-    mapping::{Mapping, Plan, Slot, TopicPart, TopicPlan, Values},
+    mapping::Mapping,
+    plan::{Plan, Slot, TopicPart, TopicPlan, Values},
     refusal::{Refusal, reason},
-    settings::HeaderStyle,
+    style::HeaderStyle,
     time::{Moment, NoMoment},
     value,
 };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
-use super::{Origin, settings::HeaderStyle, time::Moment};
+use super::{origin::Origin, style::HeaderStyle, time::Moment};
 use crate::core::{
     header::{self, DEBEZIUM_ID, cloudevents},
     position::RowPosition,

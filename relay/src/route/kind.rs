@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::mapping::Role;
+use super::role::Role;
 
 /// A column's type, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,8 +11,12 @@ mod event;
 mod headers;
 mod kind;
 mod mapping;
+mod origin;
+mod plan;
 mod refusal;
+mod role;
 mod settings;
+mod style;
 mod table;
 mod template;
 #[cfg(test)]
@@ -23,32 +27,24 @@ mod value;
 use self::{
     event::Scratch,
     headers::{RelayHeaders, Reserved},
-    mapping::{Plan, UNMAPPED, Values},
+    plan::{Plan, UNMAPPED, Values},
     refusal::Refusal,
 };
-pub(crate) use self::{mapping::XID, table::quoted};
 pub use self::{
-    mapping::{Format, Mapping, Misfit},
+    mapping::{Format, Mapping},
+    origin::Origin,
+    plan::Misfit,
     refusal::reason,
-    settings::{Columns, HeaderStyle, Preset, Problem, Settings},
+    settings::{Columns, Preset, Settings},
+    style::HeaderStyle,
     table::TableName,
     template::Template,
 };
+pub(crate) use self::{plan::XID, table::quoted};
 use crate::core::{
     record::{Batch, Refused, RefusedRecord},
     row::{Malformed, Relation, Row, Tuple, Value},
 };
-
-/// Which cluster's WAL the rows come from, for the position header.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// `systemid` of IDENTIFY_SYSTEM, decimal.
-    pub system_id: String,
-    /// Its timeline.
-    pub timeline: u32,
-    /// What of the relay's positions can be compared with one another; 0 says nothing.
-    pub era: u64,
-}
 
 /// Turns rows into records. Made for one stream, since a format and an origin belong to one.
 #[derive(Debug)]
@@ -162,7 +158,7 @@ impl Router {
         let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == id) else {
             return Ok(Routed::Ignored);
         };
-        let mut values: Values<'_> = [Value::Null; mapping::SLOTS_MAX];
+        let mut values: Values<'_> = [Value::Null; plan::SLOTS_MAX];
         let read = read(plan, &row.tuple, &mut values);
         if let (Some(writer), Some(xid)) = (row.writer, plan.xid)
             && value::xid(xid.of(&values)).is_some_and(|xid| xid != writer)
@@ -193,7 +189,7 @@ impl Router {
         let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == row.relation.id) else {
             return;
         };
-        let mut values: Values<'_> = [Value::Null; mapping::SLOTS_MAX];
+        let mut values: Values<'_> = [Value::Null; plan::SLOTS_MAX];
         // What can't be read stays null.
         let _ = read(plan, &row.tuple, &mut values);
         event::keep(plan, &self.relay, row, &values, &refused, batch);

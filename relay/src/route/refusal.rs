@@ -1,6 +1,6 @@
 //! Why a row can't be a record: the words that stay, and the sentences for people.
 
-use super::mapping::Slot;
+use super::plan::Slot;
 use crate::core::row::{Malformed, Row};
 
 /// The values of [`Refused::reason`](crate::core::record::Refused::reason) that routing gives. They are

@@ -4,11 +4,13 @@ use serde::Deserialize;
 
 use super::{
     headers,
-    mapping::{Mapping, Role, TopicFrom},
+    mapping::{Mapping, TopicFrom},
+    role::Role,
+    style::HeaderStyle,
     table::TableName,
     template::Template,
 };
-use crate::core::destination::reserved_by;
+use crate::core::{destination::reserved_by, finding::Finding};
 
 /// The `outbox` section of the settings, with what routing needs of the others. Made by `config`.
 #[derive(Clone, Debug)]
@@ -48,17 +50,6 @@ pub enum Preset {
     Debezium,
 }
 
-/// How the relay's own headers are named.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HeaderStyle {
-    /// `outbox-id` and so on, see [`crate::core::header`].
-    #[default]
-    Outbox,
-    /// The CloudEvents Kafka binding, binary mode, see [`crate::core::header::cloudevents`].
-    CloudEvents,
-}
-
 /// Column names by purpose. `None` is the preset's; `""` says that there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -82,23 +73,12 @@ pub struct Columns {
     pub created_at: Option<String>,
 }
 
-/// One thing that is wrong with the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Key of the setting, such as `outbox.columns.key`.
-    pub key: String,
-    /// What is wrong.
-    pub what: String,
-    /// What to write instead.
-    pub remedy: String,
-}
-
 impl Settings {
     /// Checks everything, without a database.
     ///
     /// # Errors
     /// All problems at once, never an empty list.
-    pub fn validate(&self) -> Result<Mapping, Vec<Problem>> {
+    pub fn validate(&self) -> Result<Mapping, Vec<Finding>> {
         let mut problems = Vec::new();
         let tables = self.validate_tables(&mut problems);
         let topic = self.validate_topic(&mut problems);
@@ -132,7 +112,7 @@ impl Settings {
         }
     }
 
-    fn validate_tables(&self, problems: &mut Vec<Problem>) -> Vec<TableName> {
+    fn validate_tables(&self, problems: &mut Vec<Finding>) -> Vec<TableName> {
         const KEY: &str = "outbox.tables";
         const REMEDY: &str = "list qualified names, such as [\"outbox.events\"]";
         let mut tables: Vec<TableName> = Vec::new();
@@ -151,7 +131,7 @@ impl Settings {
         tables
     }
 
-    fn validate_topic(&self, problems: &mut Vec<Problem>) -> Option<TopicFrom> {
+    fn validate_topic(&self, problems: &mut Vec<Finding>) -> Option<TopicFrom> {
         if self.topic.is_some() && self.columns.topic.as_ref().is_some_and(|c| !c.is_empty()) {
             problem(
                 problems,
@@ -196,7 +176,7 @@ impl Settings {
     }
 
     /// Role and column of all but topic and further headers.
-    fn validate_columns(&self, problems: &mut Vec<Problem>) -> Vec<(Role, String)> {
+    fn validate_columns(&self, problems: &mut Vec<Finding>) -> Vec<(Role, String)> {
         let debezium = self.preset == Preset::Debezium;
         let ours = |name| if debezium { "" } else { name };
         let given = &self.columns;
@@ -229,7 +209,7 @@ impl Settings {
         columns
     }
 
-    fn validate_former_columns(&self, mapping: &Mapping, problems: &mut Vec<Problem>) {
+    fn validate_former_columns(&self, mapping: &Mapping, problems: &mut Vec<Finding>) {
         let mapped = mapping.column_names();
         for (former, present) in &self.former_columns {
             let what = if !mapped.contains(&present.as_str()) {
@@ -244,7 +224,7 @@ impl Settings {
         }
     }
 
-    fn validate_header_columns(&self, problems: &mut Vec<Problem>) {
+    fn validate_header_columns(&self, problems: &mut Vec<Finding>) {
         const KEY: &str = "outbox.header_columns";
         let reserved = headers::Reserved {
             style: self.header_style,
@@ -269,6 +249,6 @@ impl Settings {
     }
 }
 
-fn problem(problems: &mut Vec<Problem>, key: &str, what: impl Into<String>, remedy: &str) {
-    problems.push(Problem { key: key.to_owned(), what: what.into(), remedy: remedy.to_owned() });
+fn problem(problems: &mut Vec<Finding>, key: &str, what: impl Into<String>, remedy: &str) {
+    problems.push(Finding { key: key.to_owned(), what: what.into(), remedy: remedy.to_owned() });
 }

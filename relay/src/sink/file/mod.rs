@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-pub use self::settings::{Problem, Settings};
+pub use self::settings::Settings;
 use self::{line::write_line, output::Output};
 use super::{Delivered, Sink, SinkError};
 use crate::core::record::Batch;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::core::finding::Finding;
+
 /// Where records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -9,24 +11,13 @@ pub struct Settings {
     pub path: Option<PathBuf>,
 }
 
-/// A setting that can't stand.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The setting.
-    pub key: String,
-    /// What is wrong with it.
-    pub what: String,
-    /// What to do.
-    pub remedy: String,
-}
-
 impl Settings {
     /// What can be seen of the file before the relay runs: whether its folder is there. Opens and
     /// makes nothing.
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self) -> Vec<Finding> {
         let Some(path) = &self.path else { return vec![] };
         let problem = |what, remedy: &str| {
-            vec![Problem { key: "sink.file.path".into(), what, remedy: remedy.into() }]
+            vec![Finding { key: "sink.file.path".into(), what, remedy: remedy.into() }]
         };
         if path.is_dir() {
             return problem(format!("{} is a folder", path.display()), "name a file in it");

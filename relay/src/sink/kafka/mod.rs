@@ -52,7 +52,7 @@ pub use self::{
     preflight::{Preflight, preflight},
     progress_topic::ProgressTopic,
     reach::{Reach, is_silence},
-    settings::{Delivery, Problem, Settings, SystemRoots, TopicCreation},
+    settings::{Delivery, Settings, SystemRoots, TopicCreation},
     topics::forecast::{Concern, Expected, foresee},
 };
 use super::{ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress};

@@ -2,7 +2,7 @@
 //!
 //! Pure. Everything that is not named here passes through to librdkafka.
 
-use super::settings::Problem;
+use crate::core::finding::Finding;
 
 enum Rule {
     /// The relay sets it itself.
@@ -67,9 +67,9 @@ fn rule(name: &str) -> Option<Rule> {
 }
 
 /// The problem with setting `name` to `value`, if there is one.
-pub(super) fn refuse(name: &str, value: &str) -> Option<Problem> {
+pub(super) fn refuse(name: &str, value: &str) -> Option<Finding> {
     let problem = |what: String, remedy: String| {
-        Some(Problem { key: format!("sink.properties.{name}"), what, remedy })
+        Some(Finding { key: format!("sink.properties.{name}"), what, remedy })
     };
     let value = value.trim();
     match rule(name)? {

@@ -18,6 +18,7 @@ use super::{
     reach::Reach,
     roots::{self, Roots, Trust},
 };
+use crate::core::finding::Finding;
 
 /// Default of `transaction.timeout.ms`: a dead relay holds `read_committed` readers that long.
 const TRANSACTION_TIMEOUT_DEFAULT_MS: u64 = 15_000;
@@ -73,17 +74,6 @@ pub struct Settings {
 /// What this system trusts; looked up once, at the first TLS connection that needs it.
 #[derive(Clone, Debug, Default)]
 pub struct SystemRoots(Arc<OnceLock<Result<Roots, String>>>);
-
-/// A setting that can't stand.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The setting, as `sink.properties.<name>` or `sink.<name>`.
-    pub key: String,
-    /// What is wrong with it; never its value where that may be a secret.
-    pub what: String,
-    /// What to do.
-    pub remedy: String,
-}
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,8 +134,8 @@ impl Settings {
 
     /// All that is wrong, in the order of the property names. Creates and drops a client to let
     /// librdkafka check names, values and their combinations; sends nothing that matters.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self
+    pub fn problems(&self) -> Vec<Finding> {
+        let mut problems: Vec<Finding> = self
             .properties
             .iter()
             .filter_map(|(name, value)| property::refuse(name, value))
@@ -155,7 +145,7 @@ impl Settings {
             .iter()
             .any(|name| self.properties.get(*name).is_some_and(|v| !v.trim().is_empty()))
         {
-            problems.push(Problem {
+            problems.push(Finding {
                 key: "sink.properties.bootstrap.servers".into(),
                 what: "no broker is named".into(),
                 remedy: "set it to a comma-separated list of host:port".into(),
@@ -164,21 +154,21 @@ impl Settings {
         if let Some(creation) = self.create_topics
             && (creation.partitions < 1 || !valid_replication(creation.replication_factor))
         {
-            problems.push(Problem {
+            problems.push(Finding {
                 key: "sink.create_topics".into(),
                 what: "partitions and replication_factor must be at least 1".into(),
                 remedy: "replication_factor may also be -1, the broker's default".into(),
             });
         }
         if self.progress_replication_factor.is_some_and(|factor| !valid_replication(factor)) {
-            problems.push(Problem {
+            problems.push(Finding {
                 key: "sink.progress_replication_factor".into(),
                 what: "it must be at least 1".into(),
                 remedy: "leave it out for the broker's default".into(),
             });
         }
         if let Some(Err(what)) = self.system_roots() {
-            problems.push(Problem {
+            problems.push(Finding {
                 key: "sink.properties.ssl.ca.location".into(),
                 what: format!("security.protocol asks for TLS, and {what}"),
                 remedy: "set it to a file of PEM certificates, or install ca-certificates".into(),
@@ -210,13 +200,13 @@ impl Settings {
         }
     }
 
-    fn trial(&self) -> Option<Problem> {
+    fn trial(&self) -> Option<Finding> {
         let created = self
             .transactional_config()
             .create_with_context::<_, BaseProducer<_>>(Context::new("check", &Reach::default()));
         match created {
             Ok(_) => None,
-            Err(KafkaError::ClientConfig(_, reason, name, _)) => Some(Problem {
+            Err(KafkaError::ClientConfig(_, reason, name, _)) => Some(Finding {
                 what: if property::may_be_secret(&name) {
                     "librdkafka does not take its value".into()
                 } else {
@@ -225,12 +215,12 @@ impl Settings {
                 remedy: "see librdkafka's CONFIGURATION.md for names and values".into(),
                 key: format!("sink.properties.{name}"),
             }),
-            Err(KafkaError::ClientCreation(reason)) => Some(Problem {
+            Err(KafkaError::ClientCreation(reason)) => Some(Finding {
                 key: "sink.properties".into(),
                 what: format!("librdkafka refuses the combination: {reason}"),
                 remedy: "see librdkafka's CONFIGURATION.md".into(),
             }),
-            Err(other) => Some(Problem {
+            Err(other) => Some(Finding {
                 key: "sink.properties".into(),
                 what: other.to_string(),
                 remedy: "see librdkafka's CONFIGURATION.md".into(),

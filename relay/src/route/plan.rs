@@ -1,0 +1,276 @@
+//! From a mapping to a plan: which column of a table serves which purpose, and whether it can.
+//!
+//! A [`Plan`] is a mapping laid over one table's shape, made anew whenever the table is announced, so
+//! that routing a row looks up no name.
+
+use super::{
+    kind::{Fit, Kind},
+    mapping::{Format, MAPPED_MAX, Mapping, TopicFrom},
+    role::Role,
+    table::{TableName, quoted},
+    template::{Part, Template},
+};
+use crate::core::row::{Column, Relation, Value};
+
+/// These and `xid`: their values live on the stack while a row is routed.
+pub(super) const SLOTS_MAX: usize = MAPPED_MAX + 1;
+
+/// The column that says which transaction wrote a row, of type `xid8`.
+pub(crate) const XID: &str = "xid";
+
+/// A mapped column that can't serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    /// The column.
+    pub column: String,
+    /// What is wrong, with table and column.
+    pub what: String,
+    /// The SQL or setting that fixes it, for rows that are written from then on.
+    pub remedy: String,
+    /// The setting that fixes it for rows that are written already: no change of the table reaches them.
+    pub earlier: String,
+}
+
+/// Where one role's value is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    slot: u8,
+    pub(super) kind: Kind,
+    /// Index of the column, to name it.
+    pub(super) column: u16,
+}
+
+/// The mapped values of one row, by slot.
+pub(super) type Values<'a> = [Value<'a>; SLOTS_MAX];
+
+impl Slot {
+    #[inline]
+    pub(super) fn of<'a>(self, values: &Values<'a>) -> Value<'a> {
+        values.get(usize::from(self.slot)).copied().unwrap_or(Value::Null)
+    }
+}
+
+/// A mapping laid over one table.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// For each column its place in [`Values`], `UNMAPPED` for most.
+    pub(super) slots: Vec<u8>,
+    pub(super) id: Slot,
+    pub(super) topic: TopicPlan,
+    pub(super) key: Option<Slot>,
+    pub(super) event_type: Option<Slot>,
+    pub(super) payload: Slot,
+    pub(super) headers: Option<Slot>,
+    pub(super) partition: Option<Slot>,
+    pub(super) created_at: Option<Slot>,
+    /// Header name and column.
+    pub(super) header_columns: Vec<(String, Slot)>,
+    /// Which transaction wrote the row.
+    pub(super) xid: Option<Slot>,
+    /// A column that only the text format can carry.
+    pub(super) text_column: Option<String>,
+}
+
+/// Marks a column that no role uses.
+pub(super) const UNMAPPED: u8 = u8::MAX;
+
+#[derive(Clone, Debug)]
+pub(super) enum TopicPlan {
+    Column(Slot),
+    Template(Vec<TopicPart>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum TopicPart {
+    Literal(String),
+    Column(Slot),
+}
+
+impl Mapping {
+    /// Whether a table of this shape serves, and the format that its stream needs: for start-up
+    /// and `check`, from the catalogue. One table that needs text makes the whole stream text.
+    /// A column's former name does not do: a repair reads the table by the present one.
+    ///
+    /// # Errors
+    /// All that is wrong, never an empty list.
+    pub fn format_for(&self, relation: &Relation) -> Result<Format, Vec<Misfit>> {
+        let plan = self.plan_with(relation, &[])?;
+        Ok(if plan.text_column.is_some() { Format::Text } else { Format::Binary })
+    }
+
+    /// For rows of the stream.
+    pub(super) fn plan(&self, relation: &Relation) -> Result<Plan, Vec<Misfit>> {
+        self.plan_with(relation, &self.former_columns)
+    }
+
+    fn plan_with(
+        &self,
+        relation: &Relation,
+        former: &[(String, String)],
+    ) -> Result<Plan, Vec<Misfit>> {
+        let mut planner = Planner::new(relation, former);
+        let mut role = |role| {
+            let (_, column) = self.columns.iter().find(|(r, _)| *r == role)?;
+            planner.slot(role, role.setting(), column)
+        };
+        let id = role(Role::Id);
+        let key = role(Role::Key);
+        let event_type = role(Role::Type);
+        let payload = role(Role::Payload);
+        let headers = role(Role::Headers);
+        let partition = role(Role::Partition);
+        let created_at = role(Role::CreatedAt);
+        let topic = match &self.topic {
+            TopicFrom::Column(column) => {
+                planner.slot(Role::Topic, Role::Topic.setting(), column).map(TopicPlan::Column)
+            }
+            TopicFrom::Template(template) => Some(planner.template(template)),
+        };
+        let header_columns = self
+            .header_columns
+            .iter()
+            .filter_map(|(column, header)| {
+                let slot = planner.slot(Role::Header, Role::Header.setting(), column)?;
+                Some((header.clone(), slot))
+            })
+            .collect();
+        let xid = planner.xid();
+        let Planner { slots, text_column, misfits, .. } = planner;
+        match (id, topic, payload) {
+            (Some(id), Some(topic), Some(payload)) if misfits.is_empty() => Ok(Plan {
+                slots,
+                id,
+                topic,
+                key,
+                event_type,
+                payload,
+                headers,
+                partition,
+                created_at,
+                header_columns,
+                xid,
+                text_column,
+            }),
+            _ => Err(misfits),
+        }
+    }
+}
+
+/// Gives each mapped column its slot, and notes what does not fit.
+struct Planner<'r> {
+    relation: &'r Relation,
+    /// Former names and present ones.
+    former: &'r [(String, String)],
+    table: TableName,
+    slots: Vec<u8>,
+    used: u8,
+    text_column: Option<String>,
+    misfits: Vec<Misfit>,
+}
+
+impl<'r> Planner<'r> {
+    fn new(relation: &'r Relation, former: &'r [(String, String)]) -> Self {
+        Planner {
+            relation,
+            former,
+            table: TableName { schema: relation.schema.clone(), table: relation.table.clone() },
+            slots: vec![UNMAPPED; relation.columns.len()],
+            used: 0,
+            text_column: None,
+            misfits: Vec::new(),
+        }
+    }
+
+    fn template(&mut self, template: &Template) -> TopicPlan {
+        let parts = template.parts().iter().filter_map(|part| match part {
+            Part::Literal(text) => Some(TopicPart::Literal(text.clone())),
+            Part::Column(column) => {
+                self.slot(Role::Topic, "outbox.topic", column).map(TopicPart::Column)
+            }
+        });
+        TopicPlan::Template(parts.collect())
+    }
+
+    fn slot(&mut self, role: Role, setting: &str, name: &str) -> Option<Slot> {
+        let named = |wanted: &str| {
+            let mut columns = self.relation.columns.iter().enumerate();
+            columns.find(|(_, column)| column.name == wanted)
+        };
+        let before = || {
+            let mut names = self.former.iter().filter(|(_, present)| present == name);
+            names.find_map(|(former, _)| named(former))
+        };
+        let Some((index, column)) = named(name).or_else(before) else {
+            self.missing(role, setting, name);
+            return None;
+        };
+        let kind = Kind::from_oid(column.type_oid);
+        match kind.fit(role) {
+            Fit::Binary => {}
+            Fit::TextOnly => self.text_column = Some(name.to_owned()),
+            Fit::Unfit => {
+                self.unfit(role, setting, name, column.type_oid);
+                return None;
+            }
+        }
+        self.at(index, kind)
+    }
+
+    fn xid(&mut self) -> Option<Slot> {
+        let is_xid =
+            |(_, c): &(usize, &Column)| c.name == XID && Kind::from_oid(c.type_oid) == Kind::Xid8;
+        let (index, _) = self.relation.columns.iter().enumerate().find(is_xid)?;
+        self.at(index, Kind::Xid8)
+    }
+
+    fn at(&mut self, index: usize, kind: Kind) -> Option<Slot> {
+        let slot = self.slots.get_mut(index)?;
+        if *slot == UNMAPPED {
+            *slot = self.used;
+            self.used += 1;
+        }
+        Some(Slot { slot: *slot, kind, column: u16::try_from(index).ok()? })
+    }
+
+    fn missing(&mut self, role: Role, setting: &str, name: &str) {
+        let (table, column) = (&self.table, quoted(name));
+        let set = match role {
+            Role::Topic => {
+                "set outbox.topic to the topic of its events, or outbox.columns.topic to the column \
+                 that holds it"
+                    .to_owned()
+            }
+            Role::Header => format!("name the column that holds it in {setting}"),
+            role if role.is_required() => format!("set {setting} to the column that holds it"),
+            _ => format!("set {setting} to the column that holds it, or to false where none does"),
+        };
+        self.misfits.push(Misfit {
+            column: name.to_owned(),
+            what: format!("{table} publishes no column {column}, which {setting} names"),
+            remedy: format!(
+                "{set}; or `alter table {table} add column {column} {}`; where the table has it, the \
+                 publication's column list must name it too",
+                role.sql_type()
+            ),
+            earlier: format!(
+                "set outbox.former_columns.OLD = \"{name}\", where OLD is the column that held it then"
+            ),
+        });
+    }
+
+    fn unfit(&mut self, role: Role, setting: &str, name: &str, type_oid: u32) {
+        let (table, column, wanted) = (&self.table, quoted(name), role.sql_type());
+        let kind = Kind::from_oid(type_oid).name(type_oid);
+        self.misfits.push(Misfit {
+            column: name.to_owned(),
+            what: format!(
+                "{table} has a column {column} of {kind}, which can't serve as {setting}"
+            ),
+            remedy: format!(
+                "name another column in {setting}, or `alter table {table} alter column {column} \
+                 type {wanted} using {column}::{wanted}`"
+            ),
+            earlier: format!("name another column in {setting}"),
+        });
+    }
+}
