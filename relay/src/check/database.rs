@@ -17,9 +17,9 @@ use crate::{
     postgres::{
         ConnectError,
         catalog::{
+            InspectError,
             publication::changed_under,
-            slot::{self, InspectError},
-            standby_slots,
+            slot, standby_slots,
             table::{self, TableState},
         },
         shortage,

@@ -13,7 +13,7 @@ use crate::{
         record::{Batch, BatchLimits},
     },
     daemon::{first, locks},
-    postgres::catalog::{characters, slot::InspectError, table::TableState},
+    postgres::catalog::{InspectError, characters, table::TableState},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName, quoted},
     sink::{

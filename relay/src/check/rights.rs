@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::{Finding, ok, problem, warning};
 use crate::{
     core::halt::Halt,
-    postgres::catalog::slot::InspectError,
+    postgres::catalog::InspectError,
     rights,
     route::{Mapping, TableName},
     sink::any::Settings,

@@ -7,7 +7,7 @@ use crate::{
     config::{Config, parts::Parts},
     daemon::standbys,
     postgres::{
-        catalog::{slot::InspectError, table::TableState},
+        catalog::{InspectError, table::TableState},
         error::named,
     },
     route::{Mapping, TableName},

@@ -10,7 +10,7 @@ use crate::{
     core::printable::counted,
     daemon::{self, Rehearsed},
     dead_letter,
-    postgres::{catalog::slot::InspectError, sql::SqlSession},
+    postgres::{catalog::InspectError, sql::SqlSession},
     reconcile::Decision,
 };
 

@@ -27,7 +27,7 @@ use crate::{
     dead_letter::{self, lost},
     pipeline::Seen,
     postgres::{
-        catalog::{publication::Look, slot::InspectError},
+        catalog::{InspectError, publication::Look},
         sql::{SessionLost, SqlSession},
     },
     repair,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     core::lsn::Lsn,
     postgres::{
-        catalog::{slot::InspectError, standby_slots},
+        catalog::{InspectError, standby_slots},
         sql::SqlSession,
     },
     state::Board,

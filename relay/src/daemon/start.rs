@@ -37,7 +37,7 @@ use crate::{
     metrics::Cause,
     pipeline::delivery::Delivery,
     postgres::{
-        catalog::{characters, slot::InspectError},
+        catalog::{InspectError, characters},
         sql::SqlSession,
     },
     reconcile::{self, Decision, Reconciled},

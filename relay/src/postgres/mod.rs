@@ -9,6 +9,8 @@ mod certificate;
 pub mod conninfo;
 pub mod dial;
 pub mod error;
+mod login;
+mod meter;
 mod passfile;
 pub(crate) mod pins;
 pub(crate) mod shortage;

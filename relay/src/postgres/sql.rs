@@ -3,22 +3,21 @@
 //! The session owns the task that drives its connection. Used by `daemon`, `leader`, `check` and
 //! whatever else speaks SQL; statements are theirs.
 
-use std::{future::Ready, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tokio_postgres::{
-    Client, Config, Connection, SimpleQueryMessage, SimpleQueryRow, tls::TlsConnect,
-};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    conninfo::{ChannelBinding, ConnectSettings},
+    conninfo::ConnectSettings,
     dial::{Line, Startup, dial},
-    error::{ConnectError, ServerError},
+    error::ConnectError,
+    login::{connect_error, open},
+    meter::Metered,
     pins,
-    watch::{Metered, Probe},
+    watch::Probe,
 };
-use crate::core::secret::Secret;
 
 /// Connects, authenticates and pins the session's settings (`pins`). The URL's own
 /// `application_name` goes before the one given here. A line that dies while an answer is due ends
@@ -128,7 +127,7 @@ impl Startup for SqlStartup<'_> {
             let error = tokio::select! {
                 // It fails only by panicking, which ends the connection as well.
                 result = connection => result.ok().and_then(Result::err).map(|e| Arc::new(e) as Cause),
-                silent_for = meter.lost(&probe) => Some(give_up(&probe.route.host, silent_for)),
+                silent_for = probe.lost(&meter) => Some(give_up(&probe.route.host, silent_for)),
             };
             ended.send_replace(Some(error));
         }));
@@ -148,41 +147,6 @@ impl Startup for SqlStartup<'_> {
     }
 }
 
-/// Logs in on a fresh line. Nothing moves but while the connection is polled.
-///
-/// # Errors
-/// [`ConnectError`], sorted by whether waiting may help.
-pub(super) async fn open(
-    settings: &ConnectSettings,
-    application_name: &str,
-    socket: Metered,
-    password: Option<&Secret>,
-) -> Result<(Client, Connection<Metered, Metered>), ConnectError> {
-    let mut config = Config::new();
-    config.user(&settings.user).dbname(&settings.database);
-    config.application_name(settings.application_name.as_deref().unwrap_or(application_name));
-    if let Some(password) = password {
-        config.password(password.expose());
-    }
-    config.options(pins::options(settings.options.as_deref()));
-    config.channel_binding(match settings.channel_binding {
-        ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
-        ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
-        ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
-    });
-    // The line is encrypted already, or not to be: tokio-postgres must not ask for TLS, and
-    // its "direct" handshake is to take the line as it is, with its channel binding.
-    if socket.is_tls() {
-        config
-            .ssl_mode(tokio_postgres::config::SslMode::Require)
-            .ssl_negotiation(tokio_postgres::config::SslNegotiation::Direct);
-    } else {
-        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-    }
-    let connected = config.connect_raw(socket, Encrypted).await;
-    connected.map_err(|e| connect_error(e).naming(&settings.database, &settings.user, true))
-}
-
 fn give_up(host: &str, silent_for: Duration) -> Cause {
     let seconds = silent_for.as_secs();
     tracing::warn!(host, seconds, "PostgreSQL has not answered: the session is given up");
@@ -198,44 +162,4 @@ async fn first_row(client: &Client, query: &str) -> Result<Option<SimpleQueryRow
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     }))
-}
-
-/// Takes a line that is encrypted already for its own handshake's result.
-struct Encrypted;
-
-impl TlsConnect<Metered> for Encrypted {
-    type Stream = Metered;
-    type Error = std::convert::Infallible;
-    type Future = Ready<Result<Metered, Self::Error>>;
-
-    fn connect(self, stream: Metered) -> Self::Future {
-        std::future::ready(Ok(stream))
-    }
-}
-
-/// Sorts tokio-postgres' errors of the start-up.
-pub(super) fn connect_error(error: tokio_postgres::Error) -> ConnectError {
-    if let Some(error) = error.as_db_error() {
-        return ConnectError::server(&ServerError::of(error));
-    }
-    if error.is_closed() {
-        return ConnectError::transient("the server closed the connection during the start-up");
-    }
-    let what = error.to_string();
-    match error.into_source().map(|source| source.downcast::<std::io::Error>()) {
-        // SCRAM's and the parser's verdicts on what the server said come as these kinds.
-        Some(Ok(error))
-            if super::tls::verdict(&error).is_some()
-                || !matches!(
-                    error.kind(),
-                    std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData
-                ) =>
-        {
-            ConnectError::io("during the start-up", *error)
-        }
-        _ => ConnectError::permanent(
-            what,
-            "check user, password (url, passfile or PGPASSWORD) and channel_binding",
-        ),
-    }
 }

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::slot::InspectError;
+use super::error::InspectError;
 use crate::core::charset::Charset;
 
 const WHAT: &str = "the characters of the server's encoding";

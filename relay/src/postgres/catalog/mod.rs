@@ -1,7 +1,11 @@
 //! What the server's catalogs say: slots, publications, tables, encodings, settings. Reads only.
 
 pub mod characters;
+mod error;
 pub mod publication;
+mod rows;
 pub mod slot;
 pub mod standby_slots;
 pub mod table;
+
+pub use self::error::InspectError;

@@ -6,7 +6,7 @@
 
 use tokio_postgres::Client;
 
-use super::slot::InspectError;
+use super::error::InspectError;
 use crate::core::published::Published;
 
 /// The tables themselves, and what they are partitions of.

@@ -1,39 +1,15 @@
 //! What the server says about slots, publications, tables and itself, over SQL.
 //!
 //! Small queries that start-up and `check` share; what they mean for the relay is decided there.
-//! The catalogs grow columns with each release: rows are read as JSON, and what a server does
-//! not know is `None`, so that one query serves PostgreSQL 14 to 18.
+//! The catalogs grow columns with each release (`rows`).
 
 use std::fmt;
 
-use serde::{Deserialize, de::DeserializeOwned};
-use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
+use serde::Deserialize;
+use tokio_postgres::Client;
 
-use super::characters;
+use super::{error::InspectError, rows::rows};
 use crate::core::lsn::Lsn;
-
-/// A question about the server was not answered.
-#[derive(Debug, thiserror::Error)]
-pub enum InspectError {
-    /// The query failed.
-    #[error("reading {what}")]
-    Query {
-        /// The catalog.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The answer has another shape than any known version's.
-    #[error("reading {what}: this version of PostgreSQL answers in an unknown shape")]
-    Shape {
-        /// The catalog.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        source: serde_json::Error,
-    },
-}
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -260,7 +236,7 @@ pub async fn capacity(client: &Client) -> Result<Capacity, InspectError> {
     let mut found = rows(client, "the server's settings", sql, &[]).await?;
     found.pop().ok_or_else(|| InspectError::Shape {
         what: "the server's settings",
-        source: serde::de::Error::custom("no row"),
+        source: <serde_json::Error as serde::de::Error>::custom("no row"),
     })
 }
 
@@ -286,42 +262,6 @@ pub async fn writers_waited_for(client: &Client) -> Result<Vec<OpenTransaction>,
     let age = |transaction: &OpenTransaction| transaction.age_seconds.unwrap_or(0.0);
     found.sort_by(|a, b| age(b).total_cmp(&age(a)));
     Ok(found)
-}
-
-/// Some name has no form in UTF-8, be it nobody's concern.
-const NO_CHARACTER: [SqlState; 2] =
-    [SqlState::UNTRANSLATABLE_CHARACTER, SqlState::CHARACTER_NOT_IN_REPERTOIRE];
-
-/// Rows of one column that holds JSON as text.
-pub(super) async fn rows<T: DeserializeOwned>(
-    client: &Client,
-    what: &'static str,
-    sql: &str,
-    parameters: &[&(dyn ToSql + Sync)],
-) -> Result<Vec<T>, InspectError> {
-    let failed = |source| InspectError::Query { what, source };
-    let found = match client.query(sql, parameters).await {
-        Ok(found) => {
-            let text = |row: &Row| row.try_get(0);
-            found.iter().map(text).collect::<Result<Vec<String>, _>>().map_err(failed)?
-        }
-        Err(error) if error.code().is_some_and(|code| NO_CHARACTER.contains(code)) => {
-            let bytes = format!(
-                "select pg_catalog.convert_to(found.text, 'SQL_ASCII') from ({sql}) found (text)"
-            );
-            let found = client.query(&bytes, parameters).await.map_err(failed)?;
-            let charset = characters::charset(client).await?;
-            let text = |row: &Row| row.try_get(0).map(|text| charset.names(text).into_owned());
-            found.iter().map(text).collect::<Result<_, _>>().map_err(failed)?
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    let mut values = Vec::with_capacity(found.len());
-    for text in &found {
-        let value = serde_json::from_str(text);
-        values.push(value.map_err(|source| InspectError::Shape { what, source })?);
-    }
-    Ok(values)
 }
 
 #[cfg(test)]

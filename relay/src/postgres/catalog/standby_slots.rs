@@ -5,7 +5,7 @@
 use serde::Deserialize;
 use tokio_postgres::Client;
 
-use super::slot::{self, InspectError};
+use super::{error::InspectError, rows::rows};
 
 const SETTING: &str = "synchronized_standby_slots";
 
@@ -36,7 +36,7 @@ const SLOTS: &str = "(select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_buil
 /// [`InspectError`].
 pub async fn named(client: &Client) -> Result<Vec<StandbySlot>, InspectError> {
     let sql = format!("select {SLOTS}::text");
-    Ok(slot::rows(client, SETTING, &sql, &[]).await?.pop().unwrap_or_default())
+    Ok(rows(client, SETTING, &sql, &[]).await?.pop().unwrap_or_default())
 }
 
 /// What the setting names, where it keeps what reads from `slot` waiting at this moment. Where that has
@@ -56,7 +56,7 @@ pub async fn waiting(
              and s.slot_name::text = $1 and s.active_pid is not null \
              and a.wait_event = 'WaitForStandbyConfirmation'"
     );
-    Ok(slot::rows(client, SETTING, &sql, &[&slot]).await?.pop())
+    Ok(rows(client, SETTING, &sql, &[&slot]).await?.pop())
 }
 
 /// Those that are away, each with why, and what to do; `None` where there is none.

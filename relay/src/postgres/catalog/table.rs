@@ -6,7 +6,7 @@
 use serde::Deserialize;
 use tokio_postgres::Client;
 
-use super::slot::{self, InspectError};
+use super::{error::InspectError, rows::rows};
 
 /// A relation that has the name of a table of the settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -90,7 +90,7 @@ pub async fn inspect(
     schema: &str,
     table: &str,
 ) -> Result<Option<TableState>, InspectError> {
-    Ok(slot::rows(client, "a table's catalog rows", SQL, &[&schema, &table]).await?.pop())
+    Ok(rows(client, "a table's catalog rows", SQL, &[&schema, &table]).await?.pop())
 }
 
 /// A type without a binary form of its own is sent as text; one that is made of such, like an array

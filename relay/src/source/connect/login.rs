@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use bytes::BytesMut;
 use postgres_protocol::message::{backend::Message, frontend};
 
-use super::{QueryError, ReplicationConnection};
+use super::{connection::ReplicationConnection, error::QueryError};
 use crate::{
     postgres::{
         conninfo::ConnectSettings,
