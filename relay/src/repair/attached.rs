@@ -7,8 +7,8 @@
 use tokio_postgres::{Client, Row, error::SqlState};
 
 use super::{
-    losses::{NOW, full_xid, written_after},
-    tables::literal,
+    count::in_words,
+    sql::{NOW, full_xid, literal, written_after},
 };
 use crate::core::{halt::Halt, leaves::Leaves, published::Published};
 
@@ -179,7 +179,7 @@ impl Partition {
 
     fn halt(&self, rows: i64) -> Halt {
         let Partition { name, root, attached_by, columns, .. } = self;
-        let rows = super::in_words(rows);
+        let rows = in_words(rows);
         Halt::new(
             format!(
                 "partition {name} was attached with rows that were inserted into it before ({rows}): \

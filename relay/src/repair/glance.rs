@@ -8,9 +8,9 @@ use std::{fmt::Write as _, time::Duration};
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use super::{
-    id::hexadecimal,
     reader::put,
-    tables::{BYTEA, KEPT_BYTES, XID8, identifier, is_text, literal},
+    sql::{hexadecimal, identifier, literal},
+    tables::{BYTEA, KEPT_BYTES, XID8, is_text},
 };
 use crate::{
     core::{

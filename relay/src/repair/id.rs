@@ -1,6 +1,6 @@
 //! How the ids of rows are ordered and compared in a repair.
 
-use super::tables::identifier;
+use super::sql::{hexadecimal, identifier};
 use crate::postgres::catalog::table::Column;
 
 /// `character(n)`.
@@ -46,14 +46,6 @@ impl Id {
         };
         format!("({text} collate pg_catalog.\"C\")")
     }
-}
-
-/// The bytes of a value that is written as text, its spaces included; null stays null.
-pub(super) fn hexadecimal(value: &str) -> String {
-    format!(
-        "case when {value} is not null then pg_catalog.encode(pg_catalog.convert_to( \
-         pg_catalog.concat({value}), 'SQL_ASCII'), 'hex') end"
-    )
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@
 use outbox_migrations::grants::{RELAY, lacking};
 use tokio_postgres::{Client, error::SqlState};
 
-use super::tables::{Table, literal};
+use super::{
+    sql::{full_xid, literal, written_after},
+    tables::Table,
+};
 use crate::{
     core::{halt::Halt, leaves::Leaves},
     rights,
 };
-
-/// The first transaction id that is still to come.
-pub(super) const NOW: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
 
 /// Looks whether what is to be read is what was committed: rows that are gone, or that carry
 /// another cluster's transaction ids, would be skipped without a trace. `rows_kept` is the operator's word that none is
@@ -138,16 +138,6 @@ async fn gone(
             format!("{leaf} was truncated since, or rewritten with no row of before in it: rows of it that were not published may be gone");
         Halt::new(reason, REMEDY)
     }))
-}
-
-/// Whether the transaction `xid` (an `xid8`) of this cluster has written something after the snapshot
-/// `lower`. An id that is still to come is one of another cluster, or of long ago.
-pub(super) fn written_after(xid: &str, lower: &str) -> String {
-    format!(
-        "({xid} < {NOW} and not pg_catalog.pg_visible_in_snapshot( \
-             {xid}, {}::pg_catalog.pg_snapshot))",
-        literal(lower)
-    )
 }
 
 /// Whether a catalog row was.
@@ -287,17 +277,6 @@ async fn truncated(
         }
     }
     Ok(None)
-}
-
-/// An `xid`, which has no epoch, as the `xid8` that is nearest to `near`.
-pub(super) fn full_xid(xid: &str, near: &str) -> String {
-    let near = format!("{near}::pg_catalog.text::pg_catalog.int8");
-    let short = format!("{xid}::pg_catalog.text::pg_catalog.int8");
-    // Their distance, from -2^31 to 2^31.
-    format!(
-        "greatest({near} + ({short} - {near} % 4294967296 + 6442450944) % 4294967296 - 2147483648, \
-         3)::pg_catalog.text::pg_catalog.xid8"
-    )
 }
 
 async fn of_this_cluster(

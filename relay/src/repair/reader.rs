@@ -11,7 +11,10 @@ use std::{
 use futures_util::TryStreamExt as _;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
-use super::{Cursor, Page, Table, position, tables};
+use super::{
+    page::{Cursor, Page, position},
+    tables::{self, Table},
+};
 use crate::{
     core::{
         charset::{self, Charset},

@@ -2,16 +2,13 @@
 
 use std::fmt::Write as _;
 
-use tokio_postgres::{Client, error::SqlState};
-
 use super::{
-    id::{Id, hexadecimal},
-    losses::full_xid,
+    id::Id,
+    sql::{full_xid, hexadecimal, identifier, literal, visible},
 };
 use crate::{
     core::{
         halt::Halt,
-        printable::counted,
         progress::RepairRecord,
         row::{Column, Relation},
     },
@@ -218,94 +215,4 @@ impl Table {
 /// Whether the text form of its values may have no form in UTF-8; that of the others is ASCII.
 pub(super) fn is_text(column: &Column) -> bool {
     !ASCII.contains(&column.type_oid)
-}
-
-/// Rows are counted up to here.
-const COUNTED_MAX: i64 = 100_000;
-
-/// How many rows are there now, at most one more than `COUNTED_MAX`; `None` where one of the
-/// tables may not be read.
-///
-/// # Errors
-/// The database's.
-pub async fn rows_there(
-    client: &Client,
-    tables: &[TableName],
-) -> Result<Option<i64>, tokio_postgres::Error> {
-    let mut rows = 0;
-    for TableName { schema, table } in tables {
-        let query = format!(
-            "select pg_catalog.count(*) from (select from {}.{} limit {}) t",
-            identifier(schema),
-            identifier(table),
-            COUNTED_MAX + 1 - rows
-        );
-        rows += match client.query_one(&query, &[]).await {
-            Ok(row) => row.try_get::<_, i64>(0)?,
-            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(Some(rows))
-}
-
-/// How many rows are there that a `pg_snapshot` does not show, at most one more than `COUNTED_MAX`.
-///
-/// # Errors
-/// The database's.
-pub async fn rows_since(
-    client: &Client,
-    tables: &[Table],
-    snapshot: &str,
-) -> Result<i64, tokio_postgres::Error> {
-    let mut rows = 0;
-    for table in tables {
-        let query = format!(
-            "select pg_catalog.count(*) from (select from {} t where not {} limit {}) t",
-            table.from(),
-            visible(snapshot),
-            COUNTED_MAX + 1 - rows
-        );
-        rows += client.query_one(&query, &[]).await?.try_get::<_, i64>(0)?;
-    }
-    Ok(rows)
-}
-
-/// Whether there is a row at all.
-///
-/// # Errors
-/// The database's.
-pub async fn any_row(client: &Client, tables: &[Table]) -> Result<bool, tokio_postgres::Error> {
-    for table in tables {
-        let query = format!("select exists (select from {})", table.from());
-        if client.query_one(&query, &[]).await?.try_get(0)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// A number of rows as a person reads it.
-pub fn in_words(rows: i64) -> String {
-    match rows {
-        rows if rows > COUNTED_MAX => format!("more than {COUNTED_MAX} rows"),
-        rows => counted(rows.unsigned_abs(), "row"),
-    }
-}
-
-/// Whether the transaction that wrote the row shows as committed, or aborted.
-pub(super) fn visible(snapshot: &str) -> String {
-    let snapshot = literal(snapshot);
-    format!("pg_catalog.pg_visible_in_snapshot(t.xid, {snapshot}::pg_catalog.pg_snapshot)")
-}
-
-pub(super) fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// As text, whatever `standard_conforming_strings` is.
-pub(super) fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::tables::{Table, literal};
+use super::{sql::literal, tables::Table};
 use crate::core::witness::Witness;
 
 /// What the tables say of the newest published event.
