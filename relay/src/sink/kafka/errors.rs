@@ -9,7 +9,10 @@ use std::collections::HashMap;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use super::context::{Failure, PROGRESS_OPAQUE};
+use super::{
+    context::{Failure, PROGRESS_OPAQUE},
+    native::producer::TransactionError,
+};
 use crate::sink::{BoxError, RefusedRecord, SinkError};
 
 /// What an error says of the record that failed with it.
@@ -240,6 +243,19 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     })
 }
 
+/// Whether an error says no more than that no broker was reached.
+pub fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+    use RDKafkaErrorCode as Code;
+    let silent = [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve];
+    let code = |error: &(dyn std::error::Error + 'static)| {
+        let kafka = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
+        kafka.or_else(|| error.downcast_ref::<TransactionError>().map(|error| error.code))
+    };
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(code)
+        .any(|code| silent.contains(&code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,5 +400,13 @@ mod tests {
         let code = RDKafkaErrorCode::SaslAuthenticationFailed;
         let error = sort("connecting", KafkaError::Global(code), None);
         assert!(error.to_string().contains("correct sasl."), "{error}");
+    }
+
+    #[test]
+    fn only_what_reached_nobody_is_silence() {
+        let of = |code| is_silence(&KafkaError::MetadataFetch(code));
+        assert!(of(RDKafkaErrorCode::BrokerTransportFailure) && of(RDKafkaErrorCode::Resolve));
+        assert!(!of(RDKafkaErrorCode::TopicAuthorizationFailed));
+        assert!(!of(RDKafkaErrorCode::MessageTimedOut), "too few replicas say the same");
     }
 }

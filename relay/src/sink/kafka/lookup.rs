@@ -12,9 +12,10 @@ use rdkafka::{
 
 use super::{
     context::Context,
+    errors::is_silence,
     limits::Limits,
     native::{self, Consumer, describe},
-    reach::{self, Reach},
+    reach::Reach,
     settings::Settings,
 };
 
@@ -221,7 +222,7 @@ impl Lookup {
         // While a call waits, nobody hears what librdkafka says of the brokers.
         let soon = SOON.min(timeout);
         let fetched = match self.client.fetch_metadata(Some(topic), soon) {
-            Err(error) if soon < timeout && reach::is_silence(&error) => {
+            Err(error) if soon < timeout && is_silence(&error) => {
                 self.serve();
                 self.client.fetch_metadata(Some(topic), timeout - soon)
             }

@@ -12,7 +12,9 @@ mod errors;
 mod limits;
 mod lookup;
 mod native;
+mod outlet;
 mod preflight;
+mod probe;
 mod produce;
 mod progress_log;
 mod progress_topic;
@@ -41,17 +43,19 @@ use tokio::sync::oneshot;
 
 use self::{
     absent::SharedAttempts,
-    errors::{sort, unavailable},
-    lookup::{Found, Lookup},
+    errors::unavailable,
+    probe::make_lookup,
     progress_topic::Until,
     stop::Stop,
     thread::{Command, Worker},
 };
 pub use self::{
     absent::Watch,
+    errors::is_silence,
     preflight::{Preflight, preflight},
+    probe::Probe,
     progress_topic::ProgressTopic,
-    reach::{Reach, is_silence},
+    reach::Reach,
     settings::{Delivery, Settings, SystemRoots, TopicCreation},
     topics::forecast::{Concern, Expected, foresee},
 };
@@ -65,7 +69,6 @@ use crate::{
 const COMMANDS_MAX: usize = 2;
 /// How long [`KafkaSink::stop`] waits for librdkafka to let go.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The Kafka sink. Dropping it asks its thread to stop and does not wait; [`KafkaSink::stop`] does.
 #[derive(Debug)]
@@ -204,75 +207,4 @@ impl Publisher for KafkaSink {
         let batch = Arc::clone(batch);
         self.ask("delivering", |reply| Command::Deliver { batch, range, progress, reply }).await
     }
-}
-
-/// Asks whether the brokers answer. Cheap; for readiness.
-#[derive(Clone)]
-pub struct Probe {
-    lookup: Arc<Lookup>,
-    topic: String,
-    settings: Arc<Settings>,
-}
-
-impl std::fmt::Debug for Probe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probe").field("topic", &self.topic).finish_non_exhaustive()
-    }
-}
-
-impl Probe {
-    /// Looks the progress topic up, within three seconds. Cancel safe.
-    ///
-    /// # Errors
-    /// `Unavailable` if no broker answers, or the topic is gone or out of reach.
-    pub async fn check(&self) -> Result<(), SinkError> {
-        let lookup = Arc::clone(&self.lookup);
-        let topic = self.topic.clone();
-        blocking(move || match lookup.find(&topic, PROBE_TIMEOUT) {
-            Ok(Found::Partitions(_)) => Ok(()),
-            Ok(Found::Missing) => Err(unavailable(
-                "looking for the relay's progress",
-                format!(
-                    "the progress topic {topic} is gone: what was delivered since cannot be told from it; the \
-                     relay starts again, and says what to decide"
-                ),
-            )),
-            Ok(found) => Err(unavailable(
-                format!("looking up the progress topic {topic}"),
-                format!("the brokers answer {found:?}"),
-            )),
-            Err(error) => Err(sort("asking the brokers for a sign of life", error, None)),
-        })
-        .await
-    }
-}
-
-impl Probe {
-    /// Looks whether the progress topic still keeps progress, as its settings are by now. Cancel safe.
-    ///
-    /// # Errors
-    /// `Misconfigured` if not: what was stored last may be lost before the next start reads it.
-    pub async fn progress_topic(&self) -> Result<(), SinkError> {
-        let (lookup, settings) = (Arc::clone(&self.lookup), Arc::clone(&self.settings));
-        blocking(move || progress_topic::still_keeps(&settings, &lookup)).await
-    }
-}
-
-fn make_lookup(settings: &Settings) -> Result<Lookup, SinkError> {
-    Lookup::new(settings).map_err(|error| {
-        let problem = settings.problems().into_iter().next();
-        let (what, remedy) = match problem {
-            Some(problem) => (format!("{}: {}", problem.key, problem.what), problem.remedy),
-            None => ("librdkafka refuses sink.properties".into(), error.to_string()),
-        };
-        SinkError::Misconfigured { what, remedy }
-    })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
-) -> Result<T, SinkError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(unavailable("asking the brokers", error)))
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use super::{
-    PROBE_TIMEOUT, acl, blocking,
+    acl,
     errors::sort,
     lookup::Broker,
-    make_lookup,
+    probe::{PROBE_TIMEOUT, blocking, make_lookup},
     progress_topic::{self, ProgressTopic},
     settings::Settings,
 };

@@ -8,10 +8,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-
-use super::native::producer::TransactionError;
-
 /// Addresses remembered.
 const ADDRESSES_MAX: usize = 16;
 /// Characters of a reason.
@@ -66,19 +62,6 @@ impl Reach {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether an error says no more than that no broker was reached.
-pub fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
-    use RDKafkaErrorCode as Code;
-    let silent = [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve];
-    let code = |error: &(dyn std::error::Error + 'static)| {
-        let kafka = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-        kafka.or_else(|| error.downcast_ref::<TransactionError>().map(|error| error.code))
-    };
-    std::iter::successors(Some(error), |error| error.source())
-        .filter_map(code)
-        .any(|code| silent.contains(&code))
 }
 
 /// `sasl_ssl://b1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 0ms in
@@ -138,13 +121,5 @@ mod tests {
         reach.heard();
         assert_eq!(reach.answers(), Some(true));
         assert_eq!(reach.who("a:1"), "a:1 (bootstrap.servers)");
-    }
-
-    #[test]
-    fn only_what_reached_nobody_is_silence() {
-        let of = |code| is_silence(&KafkaError::MetadataFetch(code));
-        assert!(of(RDKafkaErrorCode::BrokerTransportFailure) && of(RDKafkaErrorCode::Resolve));
-        assert!(!of(RDKafkaErrorCode::TopicAuthorizationFailed));
-        assert!(!of(RDKafkaErrorCode::MessageTimedOut), "too few replicas say the same");
     }
 }

@@ -20,7 +20,7 @@ use super::{
     absent::SharedAttempts,
     errors::unavailable,
     lookup::Lookup,
-    produce::{Load, Outlet, Undelivered},
+    outlet::{Load, Outlet, Undelivered},
     progress_log::{self, Found, Sealer},
     progress_topic::{self, Until},
     settings::{Delivery, Settings},

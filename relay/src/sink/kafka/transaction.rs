@@ -11,8 +11,8 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{
     acl,
     errors::{Verdict, sort_code},
-    native::{self, producer::TransactionError},
-    produce::{Load, OnRefusal, Outlet, Undelivered},
+    native::producer::TransactionError,
+    outlet::{Load, OnRefusal, Outlet, Undelivered},
     settings::Settings,
     stop::SLICE,
     topics::Topics,
@@ -28,9 +28,7 @@ const FENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long taking a delivery back may take, and how long when we are asked to stop meanwhile.
 const ABORT_LIMIT: Duration = Duration::from_secs(2);
 const ABORT_LIMIT_STOPPING: Duration = Duration::from_secs(1);
-/// How long brokers may need, at first and at most, for writing to the partitions that a transaction
-/// is aborted; see [`Producer::hold`](native::Producer::hold).
-pub(super) const MARKERS_LEAST: Duration = Duration::from_millis(10);
+/// How long brokers may need at most for what `MARKERS_LEAST` is their least.
 const MARKERS_MOST: Duration = Duration::from_millis(160);
 /// A new epoch that took longer came at librdkafka's second try, half a second after its first.
 const SECOND_TRY: Duration = Duration::from_millis(450);
@@ -162,7 +160,7 @@ impl Outlet {
             self.markers = (self.markers * 2).min(MARKERS_MOST);
         }
         // What the purge took back is no failure of the next delivery.
-        native::flush(&self.client, SLICE);
+        self.client.flush(SLICE);
         self.client.context().take_failures();
         fault::point(Point::Aborted);
         aborted

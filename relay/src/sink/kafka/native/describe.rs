@@ -16,7 +16,7 @@ use sys::{
     rd_kafka_resp_err_t as err,
 };
 
-use super::{Client as _, Consumer, millis};
+use super::client::{Client as _, Consumer, millis};
 
 /// What a broker tells of a topic that it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

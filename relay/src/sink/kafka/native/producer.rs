@@ -22,7 +22,7 @@ use rdkafka::{
 use rdkafka_sys as sys;
 use sys::rd_kafka_resp_err_t as err;
 
-use super::{Client, millis};
+use super::client::{Client, millis};
 use crate::sink::kafka::context::{Context, Failure};
 
 /// A poll that nothing ends lasts so long; dropping waits for one.
@@ -136,6 +136,14 @@ impl Producer {
         told(unsafe { sys::rd_kafka_abort_transaction(self.native(), millis(timeout)) })
     }
 
+    /// Waits until nothing is queued or in flight, sending at once what waits for its linger time.
+    /// Returns whether that was reached in time.
+    pub(in super::super) fn flush(&self, timeout: Duration) -> bool {
+        // SAFETY: as above.
+        let result = unsafe { sys::rd_kafka_flush(self.native(), millis(timeout)) };
+        result == err::RD_KAFKA_RESP_ERR_NO_ERROR
+    }
+
     /// Gives up what is queued or in flight.
     pub(in super::super) fn purge(&self) {
         let flags = sys::RD_KAFKA_PURGE_F_QUEUE | sys::RD_KAFKA_PURGE_F_INFLIGHT;
@@ -163,7 +171,7 @@ impl Client for Producer {
 impl Drop for Producer {
     fn drop(&mut self) {
         self.purge();
-        super::flush(self, DROP_FLUSH);
+        self.flush(DROP_FLUSH);
         self.stop.store(true, Ordering::Relaxed);
         if let Some(Err(_)) = self.poller.take().map(JoinHandle::join) {
             tracing::error!("the thread that polls the producer ended in a panic");

@@ -9,13 +9,12 @@ use crate::{
     sink::{
         SinkError,
         kafka::{
-            PROBE_TIMEOUT,
             absent::{SharedAttempts, uncreatable, unknown},
-            admin, blocking,
+            admin,
             errors::sort,
             limits::{Limits, Waiting, is_stale},
             lookup::{Found, Lookup, Seen},
-            make_lookup,
+            probe::{PROBE_TIMEOUT, blocking, make_lookup},
             settings::Settings,
         },
     },
