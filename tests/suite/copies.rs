@@ -29,7 +29,10 @@ async fn a_relay_of_a_copy_in_the_same_cluster_halts_until_it_has_a_name_of_its_
     assert!(halt.contains("set postgres.slot to a name of its own"), "{halt}");
     let halt = halted(&copied.set("postgres.slot", "outbox_of_a_copy").spawn()).await;
     assert!(halt.contains("give this relay another name"), "{halt}");
-    let _relay = own.start().await;
+    // The copy knows that another relay has delivered its rows: to publish them here is a decision.
+    let halt = halted(&own.clone().spawn()).await;
+    assert!(halt.contains("has published events of this database"), "{halt}");
+    let _relay = own.set("postgres.start", "all").start().await;
     copy.commit([Event::to("orders").key("a")]).await;
     let records = all_written(&copy, &copied_path).await;
     check::compare(&copy.committed().await, &records, PARTITIONS).assert_exactly_once();

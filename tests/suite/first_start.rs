@@ -46,6 +46,45 @@ async fn a_first_start_publishes_what_was_committed_since_the_migration() {
     t.count(&topic, 1).await.assert_exactly_once();
 }
 
+/// To the brokers and the database a relay whose name was changed is a new one.
+#[tokio::test]
+async fn a_relay_whose_name_was_changed_halts_and_repeats_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let other = format!("{}_renamed", t.database().name());
+    let renamed = t.relay().set("name", &other).set("postgres.slot", &other);
+    let output = renamed.command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let what = format!("the relay {} has published events of this database", t.database().name());
+    assert!(text.contains(&what), "{text}");
+    let mut halted = renamed.clone().spawn();
+    halted.wait_log(&what).await;
+    halted.wait_for("/readyz", 503).await;
+    assert!(halted.logs_contain("set `name` back to that"), "{}", halted.log_text());
+    assert!(halted.sigterm().await.success());
+
+    relay.restart();
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    // Another one says what it takes.
+    let second = renamed.set("postgres.start", "now").start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    wait::until("both deliver the newest", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            7 => Ok(()),
+            found => Err(format!("{found}: {}", second.log_text())),
+        }
+    })
+    .await
+    .expect("five of the first, one of them of both");
+}
+
 /// A mapped table may be as old as its business.
 #[tokio::test]
 async fn a_first_start_on_a_table_of_ones_own_leaves_out_what_is_there() {

@@ -7,7 +7,7 @@ use outbox_harness::{
 };
 use serde_json::Value;
 
-use crate::repair::{repeated, wait_snapshot};
+use crate::repair::{drop_slot, repeated, wait_snapshot};
 
 /// What hides rows, and what takes it back.
 const CHANGES: &[(&str, &str)] = &[
@@ -333,6 +333,44 @@ async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
     })
     .await
     .expect("all that was written before");
+}
+
+/// As after the database was restored from a dump in its place.
+#[tokio::test]
+async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    for statement in [
+        "create table outbox.copy (like outbox.events including all)",
+        "insert into outbox.copy select * from outbox.events",
+        "drop table outbox.events",
+        "alter table outbox.copy rename to events",
+        "alter publication outbox add table outbox.events",
+        "select outbox.note_deletions('outbox.events')", // A dump has these triggers.
+    ] {
+        run(&t, statement).await;
+    }
+    let grants = "do $$ declare r record; begin \
+        for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
+        execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$";
+    run(&t, grants).await;
+    write(&mut t, &topic, 2).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("with `outbox-relay resume --at table`; or, to leave out"), "{detail}");
+    let output = t.relay().command(&["resume", "--at", "table", "--yes"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    write(&mut t, &topic, 2).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_at_least_once();
+    assert_eq!(count.lost, 0);
 }
 
 /// Places in a transaction count what was sent of it.

@@ -34,7 +34,7 @@ const fn key(
 /// In the order of the docs and of `outbox-relay config`.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
-    key("name", "`[a-z0-9_]{1,56}`", "the database's name, made to fit", "The relay's name. Slot, transactional id and progress topic derive from it; no two relays of one broker share it."),
+    key("name", "`[a-z0-9_]{1,56}`", "the database's name, made to fit", "The relay's name. Slot, transactional id and progress topic derive from it; no two relays of one broker share it. Under another name a relay is a new one: it halts at its first start if another has published events of the database."),
     key("postgres.url", "connection string", "", "`postgres://…` or `host=… dbname=…`, with every parameter libpq knows for TLS, several hosts and `target_session_attrs`. Required, here or by `url_file`."),
     key("postgres.url_file", "path", "", "File that holds the connection string, for a mounted secret; read again for each connection. Not together with `url`."),
     key("postgres.slot", "`[a-z0-9_]{1,63}`", "`outbox_<name>`", "Logical replication slot; made when it is missing."),

@@ -62,6 +62,7 @@ pub(super) async fn connect_sink(
         next_xid: None,
         history: &[],
         start_with_all: false,
+        predecessor: None,
         published: None,
         unpublished_once: false,
         attached: None,

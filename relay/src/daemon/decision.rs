@@ -129,6 +129,7 @@ pub(super) async fn decide(
             .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
+    let predecessor = predecessor(config, parts, session, stored).await?;
     let attached = attached(config, parts, session, stored, published).await?;
     reconcile::reconcile(&Facts {
         relay: &config.name,
@@ -141,6 +142,7 @@ pub(super) async fn decide(
         history: &history,
         attached: attached.as_deref(),
         start_with_all: first::takes_all(config, &parts.mapping),
+        predecessor: predecessor.as_deref(),
         published: Some(published),
         unpublished_once,
         unrepairable,
@@ -148,6 +150,29 @@ pub(super) async fn decide(
         progress_in_database: parts.sink.keeps_progress_in_database(),
     })
     .map_err(Ended::Halted)
+}
+
+/// As in [`Facts::predecessor`].
+async fn predecessor(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    stored: Option<&Progress>,
+) -> Result<Option<String>, Ended> {
+    const DOING: &str = "looking for other relays of this database";
+    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    if stored.is_some() || config.postgres.start.is_some() {
+        return Ok(None);
+    }
+    let other =
+        progress_key::another_that_delivered(session, &config.name).await.map_err(failed)?;
+    match other {
+        None => Ok(None),
+        Some(other) => {
+            let rows = repair::rows_there(session.client(), parts.mapping.tables());
+            Ok((rows.await.map_err(failed)? != Some(0)).then_some(other))
+        }
+    }
 }
 
 /// The first transaction id that is still to come.

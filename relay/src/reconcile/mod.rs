@@ -48,6 +48,9 @@ pub struct Facts<'a> {
     pub history: &'a [(u32, Lsn)],
     /// Whether a first start publishes the rows that are there already.
     pub start_with_all: bool,
+    /// Another relay that has delivered from this database, where rows are there and nobody has said
+    /// what a first start does with them.
+    pub predecessor: Option<&'a str>,
     /// How the tables are published now; `None` where that was not asked.
     pub published: Option<&'a Published>,
     /// The stream ended because its publication was missing when what comes next was written.
@@ -206,12 +209,30 @@ fn use_of(facts: &Facts<'_>) -> Result<Use, Halt> {
     }
 }
 
+/// A relay whose name was changed looks like a new one, and would publish every row again.
+fn renamed(facts: &Facts<'_>) -> Result<(), Halt> {
+    let Some(other) = facts.predecessor else { return Ok(()) };
+    Err(Halt::new(
+        format!(
+            "this is the first start of a relay called {}, and the relay {other} has published events of \
+             this database: whether the rows that are there are published is not known here",
+            facts.relay
+        ),
+        format!(
+            "if this relay was called {other} before, set `name` back to that; if it is another one, set \
+             postgres.start to \"all\" to publish the rows that are there, or to \"now\" to leave them out; \
+             and restart it"
+        ),
+    ))
+}
+
 fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
     let unknown = home::unknown(facts);
     match use_of(facts)? {
         Use::Missing if facts.has_delivered => Err(home::lost(facts)),
         Use::Missing if facts.start_with_all => {
+            renamed(facts)?;
             repair(facts, None, None, Loss::slot("is yet to be made"))
         }
         Use::Missing => Ok(Decision::MakeSlot { replace: false }),
@@ -340,7 +361,7 @@ fn repair(
     let Some(why) = facts.unrepairable else {
         return match (progress, made_anew(facts, progress)) {
             (Some(progress), Some(why)) if lower.is_some() => {
-                Err(gone(facts, progress, loss, &why))
+                Err(gone(facts, progress, loss, &why).unless(FROM_TABLE))
             }
             _ => Ok(Decision::Repair { lower, replace: facts.slot.is_some() }),
         };
@@ -388,6 +409,10 @@ pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) ->
 
 const ON: &str = "to publish what the slot has of them and leave out what it lacks, run `outbox-relay \
                   resume --at progress`";
+/// Where the table is another one and can be read.
+const FROM_TABLE: &str = "if the table has their rows, as after the database was restored from a dump, publish \
+                          what was created since the newest published event, some of it again, with \
+                          `outbox-relay resume --at table`";
 const ANEW: &str = "to leave out all that is not published, make a new slot and publish what is \
                     committed from then on, run `outbox-relay resume --at now`";
 

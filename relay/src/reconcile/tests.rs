@@ -13,6 +13,7 @@ struct Row {
     next_xid: u64,
     history: Vec<(u32, Lsn)>,
     start_with_all: bool,
+    predecessor: Option<&'static str>,
     published: Option<Published>,
     unpublished_once: bool,
     attached: Option<&'static str>,
@@ -31,6 +32,7 @@ fn row() -> Row {
         next_xid: 1_000_000,
         history: vec![],
         start_with_all: false,
+        predecessor: None,
         published: None,
         unpublished_once: false,
         attached: None,
@@ -132,6 +134,7 @@ impl Row {
             next_xid: Some(self.next_xid),
             history: &self.history,
             start_with_all: self.start_with_all,
+            predecessor: self.predecessor,
             published: self.published.as_ref(),
             unpublished_once: self.unpublished_once,
             attached: self.attached,
@@ -183,6 +186,14 @@ fn a_first_start_with_all_rows_repairs_from_nothing() {
     let unfit = Halt::new("there is no xid", "add it");
     let first = Row { unrepairable: Some(unfit), ..first };
     first.halts(&["there is no xid", "add it", "postgres.start"]);
+}
+
+#[test]
+fn a_first_start_with_all_rows_beside_a_relay_of_another_name_halts() {
+    let first = Row { progress: None, slot: None, predecessor: Some("orders"), ..row() };
+    Row { start_with_all: true, ..first }.halts(&["relay orders", "set `name` back", "\"now\""]);
+    let first = Row { progress: None, slot: None, predecessor: Some("orders"), ..row() };
+    first.decides(&Decision::MakeSlot { replace: false });
 }
 
 #[test]
