@@ -43,6 +43,8 @@ struct Readme;
 
 mod alert;
 pub mod dead_letters;
+#[cfg(feature = "kafka-plain")]
+mod dispatch;
 mod error;
 mod failure;
 #[cfg(feature = "fault-points")]

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     alert::Alert,
+    dispatch::Partition,
     error::{InboxError, chain},
     fault::{Point, point},
     processor::Processor,
 };
 
-use super::desk::Partition;
 use super::shared::Shared;
 use super::topics::{self, Start};
 
@@ -111,10 +111,10 @@ impl Context {
         }
         self.begin_anew(list, &mut starts, &ids);
         tracing::info!(partitions = partitions.len(), "partitions assigned");
-        let mut desk = self.shared.desk();
+        let mut lanes = self.shared.lanes();
         for partition in partitions {
             let start = starts.get(&partition).map(|start| start.offset);
-            desk.assign(partition, start);
+            lanes.assign(partition, start);
         }
     }
 
@@ -153,7 +153,7 @@ impl Context {
         let lost = consumer.assignment_lost();
         if !lost {
             point(Point::Revoking);
-            let left = self.shared.drain(&partitions, self.drain);
+            let left = self.shared.queue.drain(&partitions, self.drain);
             if left > 0 {
                 tracing::warn!(left, "partitions go while messages are under way");
             }
@@ -161,9 +161,9 @@ impl Context {
             commit(consumer, &self.shared);
         }
         tracing::info!(partitions = partitions.len(), lost, "partitions revoked");
-        let mut desk = self.shared.desk();
-        desk.close(&partitions);
-        desk.forget(&partitions);
+        let mut lanes = self.shared.lanes();
+        lanes.close(&partitions);
+        lanes.forget(&partitions);
     }
 
     /// Blocks until the database answers, or the runner is to leave.
@@ -240,7 +240,7 @@ pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
 /// What can be committed, each offset with its topic's id: the broker keeps an offset of a topic that was
 /// made anew, if a member commits it that does not know yet.
 pub(super) fn list(shared: &Shared) -> TopicPartitionList {
-    let offsets = shared.desk().committable();
+    let offsets = shared.lanes().committable();
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for ((topic, partition), offset) in offsets {
         let mut added = list.add_partition(&topic, partition);

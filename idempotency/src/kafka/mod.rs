@@ -1,8 +1,8 @@
 //! Runs a [`Processor`] on Kafka topics, as a member of a consumer group.
 //!
 //! ```text
-//! poll thread ─► desk ─► workers ─► Processor ─► PostgreSQL
-//!      ▲                    │
+//! poll thread ─► lanes ─► workers ─► Processor ─► PostgreSQL
+//!      ▲                     │
 //!      └── offsets behind which all is finished
 //! ```
 //!
@@ -11,7 +11,6 @@
 //! never past one that is not finished.
 
 mod context;
-mod desk;
 mod gaps;
 mod identity;
 mod native;
@@ -32,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    message::RawMessage,
+    dispatch::work,
     processor::{Processor, Stop},
 };
 use context::Context;
@@ -224,7 +223,7 @@ impl Runner {
         let mut tasks: JoinSet<Stop> = JoinSet::new();
         for _ in 0..self.concurrency {
             let (processor, shared) = (self.processor.clone(), Arc::clone(&shared));
-            tasks.spawn(async move { work(&processor, &shared).await });
+            tasks.spawn(async move { work(&processor, &shared.queue).await });
         }
         let processor = self.processor.clone();
         tasks.spawn(async move { processor.background().await });
@@ -331,28 +330,6 @@ fn settings(given: &ClientConfig, limits: Limits) -> ClientConfig {
     // Behind the last record there may be transaction markers: only the end tells how many.
     config.set("enable.partition.eof", "true");
     config
-}
-
-/// Works until it can't go on.
-async fn work(processor: &Processor, shared: &Shared) -> Stop {
-    loop {
-        let process = |messages: Vec<RawMessage>| async move { processor.process(&messages).await };
-        if let Err(stop) = work_once(shared, processor.batch_max(), process).await {
-            return stop;
-        }
-    }
-}
-
-/// Waits for messages and has them processed: finished when that has succeeded, and not before.
-async fn work_once<F, Fut>(shared: &Shared, max: usize, process: F) -> Result<(), Stop>
-where
-    F: FnOnce(Vec<RawMessage>) -> Fut,
-    Fut: Future<Output = Result<(), Stop>>,
-{
-    let items = shared.take(max).await;
-    let processed = process(items.iter().map(|item| item.message.clone()).collect()).await;
-    shared.done(&items, processed.is_ok());
-    processed
 }
 
 #[cfg(test)]

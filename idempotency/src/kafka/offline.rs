@@ -1,10 +1,11 @@
-//! A member of a consumer group without Kafka: the desk, what workers do, and the offsets, for the
+//! A member of a consumer group without Kafka: the lanes, what workers do, and the offsets, for the
 //! suite's model of all that can happen to them. Not part of the product.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{desk::Partition, shared::Shared, work_once};
+use super::shared::Shared;
 use crate::{
+    dispatch::{Partition, work_once},
     error::InboxError,
     message::RawMessage,
     ordering::OrderBy,
@@ -26,13 +27,13 @@ impl std::fmt::Debug for Offline {
 impl Offline {
     /// A partition comes.
     pub fn assign(&self, topic: &str, partition: i32) {
-        self.shared.desk().assign((topic.into(), partition), None);
+        self.shared.lanes().assign((topic.into(), partition), None);
     }
 
     /// A record was polled; what has one lane of `lanes` is with one worker at a time.
     pub fn push(&self, message: RawMessage, lanes: OrderBy) {
         let lane = lanes.lane(&message);
-        self.shared.push(message, lane);
+        self.shared.queue.push(message, lane);
     }
 
     /// A worker takes at most `max` messages and has them processed; false where there are none.
@@ -44,25 +45,25 @@ impl Offline {
         F: FnOnce(Vec<RawMessage>) -> Fut,
         Fut: Future<Output = Result<(), Stop>>,
     {
-        if !self.shared.desk().has_ready() {
+        if !self.shared.lanes().has_ready() {
             return Ok(false);
         }
-        work_once(&self.shared, max, process).await.map(|()| true)
+        work_once(&self.shared.queue, max, process).await.map(|()| true)
     }
 
     /// Where each partition would be resumed, if that has changed.
     pub fn committable(&self) -> Vec<(Partition, i64)> {
-        self.shared.desk().committable()
+        self.shared.lanes().committable()
     }
 
     /// A partition is to go: nothing more of it is taken. The offsets to commit come after this.
     pub fn close(&self, topic: &str, partition: i32) {
-        self.shared.drain(&[(topic.into(), partition)], Duration::ZERO);
+        self.shared.queue.drain(&[(topic.into(), partition)], Duration::ZERO);
     }
 
     /// It has gone.
     pub fn forget(&self, topic: &str, partition: i32) {
-        self.shared.desk().forget(&[(topic.into(), partition)]);
+        self.shared.lanes().forget(&[(topic.into(), partition)]);
     }
 }
 

@@ -107,7 +107,7 @@ impl Poll {
                 self.store();
                 self.processor.say_what_is_slow();
                 topics.ask(&self.consumer, &self.shared, &fetched);
-                let (messages, bytes) = self.shared.desk().load();
+                let (messages, bytes) = self.shared.lanes().load();
                 self.processor.meter().in_flight(messages, bytes, flow != Flow::Open);
             }
         }
@@ -128,7 +128,7 @@ impl Poll {
                 Some(Err(KafkaError::PartitionEOF(_))) | None => {}
                 Some(Err(error)) => survivable(error)?,
             }
-            let came = self.shared.desk().adopt();
+            let came = self.shared.lanes().adopt();
             for (topic, partition) in &came {
                 fetched.adopt(&self.consumer, topic, *partition);
             }
@@ -154,7 +154,7 @@ impl Poll {
                 Fetched::End(Place { topic, partition, offset }) => {
                     let partition = (reader.topic(&topic), partition);
                     topics.goes_on(&self.consumer, &self.shared, &partition, offset);
-                    self.shared.desk().passed(&partition, offset);
+                    self.shared.lanes().passed(&partition, offset);
                 }
                 Fetched::Failed(at, code, text) => topics.failed(at, code, &text)?,
                 Fetched::Ids(ids) => topics.told(&self.consumer, &self.shared, ids),
@@ -173,19 +173,19 @@ impl Poll {
         let partition = (Arc::clone(&message.source.topic), message.source.partition);
         topics.goes_on(&self.consumer, &self.shared, &partition, message.source.offset);
         let lane = self.processor.lane(&message);
-        self.shared.push(message, lane);
+        self.shared.queue.push(message, lane);
     }
 
     fn is_full(&self) -> bool {
-        let (messages, bytes) = self.shared.desk().load();
+        let (messages, bytes) = self.shared.lanes().load();
         messages >= self.limits.messages || bytes >= self.limits.bytes
     }
 
     /// Takes nothing more in at the limit, and goes on below half of it.
     fn regulate(&self, flow: Flow) -> Flow {
         let ((messages, bytes), assignments) = {
-            let desk = self.shared.desk();
-            (desk.load(), desk.assignments())
+            let lanes = self.shared.lanes();
+            (lanes.load(), lanes.assignments())
         };
         let Limits { messages: messages_max, bytes: bytes_max } = self.limits;
         let full = messages >= messages_max || bytes >= bytes_max;
@@ -231,15 +231,15 @@ impl Poll {
 
     /// Finishes what is under way, commits, and leaves the group.
     fn leave(self) {
-        let partitions = self.shared.desk().partitions();
-        let left = self.shared.drain(&partitions, self.drain);
+        let partitions = self.shared.lanes().partitions();
+        let left = self.shared.queue.drain(&partitions, self.drain);
         if left > 0 {
             tracing::warn!(left, "stopping while messages are under way; they are rolled back");
         }
         context::commit(&self.consumer, &self.shared);
         point(Point::Leaving);
         // Nothing is left for the revocation that closing brings.
-        self.shared.desk().forget(&partitions);
+        self.shared.lanes().forget(&partitions);
         drop(self.consumer);
     }
 }

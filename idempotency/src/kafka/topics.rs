@@ -21,12 +21,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     RunError,
     context::{self, Context},
-    desk::Partition,
     gaps::{self, Gap},
     native::{self, Place, Queue},
     shared::Shared,
 };
-use crate::{alert::Alert, processor::Processor};
+use crate::{alert::Alert, dispatch::Partition, processor::Processor};
 
 /// Between two questions whether topics are still the same.
 const ASK: Duration = Duration::from_secs(5);
@@ -72,7 +71,7 @@ impl Topics {
         partition: &Partition,
         offset: i64,
     ) {
-        let expected = shared.desk().expected(partition);
+        let expected = shared.lanes().expected(partition);
         if expected.is_none_or(|expected| expected == offset) {
             return;
         }
@@ -114,7 +113,7 @@ impl Topics {
                      begins again at {to}. What it reads twice is found to be a duplicate; what was \
                      cut off before it was read has no effect here"
                 );
-                shared.desk().restart(partition);
+                shared.lanes().restart(partition);
                 self.processor.raise(&Alert::Restarted {
                     consumer,
                     topic,
@@ -131,7 +130,7 @@ impl Topics {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
             return;
         }
-        let partitions = shared.desk().partitions();
+        let partitions = shared.lanes().partitions();
         let names: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
         if !names.is_empty() {
             self.asked = Some(Instant::now());
@@ -158,16 +157,16 @@ impl Topics {
             // Where a message of the old one that is at work now gets, is no place in the new one.
             self.processor.topic_is(topic.as_str().into(), None);
             say_anew(self.processor.inbox().consumer(), &topic);
-            let mut ours = shared.desk().partitions();
+            let mut ours = shared.lanes().partitions();
             ours.retain(|(name, _)| **name == *topic);
-            let from = |partition| shared.desk().expected(partition).unwrap_or(0);
+            let from = |partition| shared.lanes().expected(partition).unwrap_or(0);
             let from: Vec<i64> = ours.iter().map(from).collect();
             if self.processor.by_partition() {
                 self.set_back(shared, &ours, &id);
             }
             for (partition, from) in ours.iter().zip(from) {
                 // Before the seek: what has been fetched until then is dropped by it.
-                shared.desk().restart(partition);
+                shared.lanes().restart(partition);
                 let sought = consumer.seek(&topic, partition.1, Offset::Beginning, Duration::ZERO);
                 if let Err(error) = sought {
                     tracing::warn!(%error, topic, partition = partition.1, "not read from its beginning");
@@ -184,15 +183,15 @@ impl Topics {
     /// What was read of the new topic so far has moved the watermarks past all that comes before it. What
     /// is at work would move them once more.
     fn set_back(&self, shared: &Shared, partitions: &[Partition], id: &str) {
-        while shared.drain(partitions, context::AGAIN) > 0 && !self.leave.is_cancelled() {}
+        while shared.queue.drain(partitions, context::AGAIN) > 0 && !self.leave.is_cancelled() {}
         for partition in partitions {
             let set_back = || self.processor.set_back(partition, id);
             let doing = "setting a watermark back";
             let (on, of) = ((&self.runtime, &self.leave), (&self.processor, shared));
             let _until_it_leaves = context::ask(on, of, doing, set_back);
         }
-        let mut desk = shared.desk();
-        partitions.iter().for_each(|partition| desk.assign(partition.clone(), None));
+        let mut lanes = shared.lanes();
+        partitions.iter().for_each(|partition| lanes.assign(partition.clone(), None));
     }
 
     /// Most errors of a partition pass: brokers that are away, a topic that is not there yet.

@@ -1,7 +1,7 @@
 //! Made-up histories of a consumer group, and what must be true after each of their steps.
 //!
 //! Real: what decides. The inbox, in memory or in PostgreSQL, the processor, and of the runner the
-//! desk, its workers and the offsets that it would commit. Played (`world`): the broker's log with
+//! lanes, its workers and the offsets that it would commit. Played (`world`): the broker's log with
 //! what a relay publishes again, the group, processes that die at any point or freeze while another
 //! one takes their partitions, the operator, the days. The promise (`promise`) knows nothing of how
 //! it is kept. A history that breaks it is cut down to the steps that matter.

@@ -1,4 +1,4 @@
-//! The broker, the group and the processes, played step by step around an inbox and real desks.
+//! The broker, the group and the processes, played step by step around an inbox and real lanes.
 
 use std::{
     any::Any,

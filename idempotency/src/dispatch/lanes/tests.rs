@@ -24,66 +24,66 @@ fn partition(n: i32) -> Partition {
     ("t".into(), n)
 }
 
-fn offsets(items: &[Item]) -> Vec<i64> {
+fn offsets(items: &[InFlight]) -> Vec<i64> {
     items.iter().map(|item| item.message.source.offset).collect()
 }
 
 #[test]
 fn a_lane_is_with_one_worker_at_a_time_and_offsets_wait_for_the_first() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), None);
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), None);
     for (offset, n) in [(10, 1), (12, 1), (13, 2)] {
-        desk.push(message(0, offset), lane(n));
+        lanes.push(message(0, offset), lane(n));
     }
-    assert_eq!(desk.committable(), [(partition(0), 10)]);
-    let first = desk.take(1);
-    let other = desk.take(9);
+    assert_eq!(lanes.committable(), [(partition(0), 10)]);
+    let first = lanes.take(1);
+    let other = lanes.take(9);
     assert_eq!((offsets(&first), offsets(&other)), (vec![10], vec![13]));
-    desk.done(&other, true);
-    assert_eq!(desk.committable(), [], "10 is not finished");
-    assert!(desk.take(9).is_empty(), "12 waits for 10");
-    desk.done(&first, true);
-    assert_eq!(desk.committable(), [(partition(0), 12)]);
-    let last = desk.take(9);
-    desk.done(&last, true);
-    assert_eq!(desk.committable(), [(partition(0), 14)]);
-    assert_eq!(desk.load(), (0, 0));
+    lanes.done(&other, true);
+    assert_eq!(lanes.committable(), [], "10 is not finished");
+    assert!(lanes.take(9).is_empty(), "12 waits for 10");
+    lanes.done(&first, true);
+    assert_eq!(lanes.committable(), [(partition(0), 12)]);
+    let last = lanes.take(9);
+    lanes.done(&last, true);
+    assert_eq!(lanes.committable(), [(partition(0), 14)]);
+    assert_eq!(lanes.load(), (0, 0));
 }
 
 #[test]
 fn what_is_dropped_at_a_revocation_is_not_committed_past() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), None);
-    desk.push(message(0, 1), lane(1));
-    desk.push(message(0, 2), lane(2));
-    desk.push(message(0, 3), lane(1));
-    let items = desk.take(1);
-    desk.close(&[partition(0)]);
-    desk.push(message(0, 4), lane(3));
-    assert_eq!(desk.running(&[partition(0)]), 1);
-    desk.done(&items, true);
-    assert_eq!((desk.running(&[partition(0)]), desk.take(9).len()), (0, 0));
-    assert_eq!(desk.committable(), [(partition(0), 2)]);
-    assert_eq!(desk.load(), (0, 0));
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), None);
+    lanes.push(message(0, 1), lane(1));
+    lanes.push(message(0, 2), lane(2));
+    lanes.push(message(0, 3), lane(1));
+    let items = lanes.take(1);
+    lanes.close(&[partition(0)]);
+    lanes.push(message(0, 4), lane(3));
+    assert_eq!(lanes.running(&[partition(0)]), 1);
+    lanes.done(&items, true);
+    assert_eq!((lanes.running(&[partition(0)]), lanes.take(9).len()), (0, 0));
+    assert_eq!(lanes.committable(), [(partition(0), 2)]);
+    assert_eq!(lanes.load(), (0, 0));
 }
 
 #[test]
 fn a_message_of_an_assignment_that_is_over_changes_nothing_in_the_next() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), None);
-    desk.push(message(0, 1), lane(1));
-    let zombie = desk.take(1);
-    desk.close(&[partition(0)]);
-    desk.forget(&[partition(0)]);
-    desk.assign(partition(0), None);
-    desk.push(message(0, 1), lane(1));
-    assert!(desk.take(1).is_empty(), "its lane is still at work");
-    desk.done(&zombie, true);
-    assert_eq!(desk.committable(), [(partition(0), 1)]);
-    let again = desk.take(1);
-    desk.done(&again, true);
-    assert_eq!(desk.committable(), [(partition(0), 2)]);
-    assert_eq!(desk.load(), (0, 0));
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), None);
+    lanes.push(message(0, 1), lane(1));
+    let zombie = lanes.take(1);
+    lanes.close(&[partition(0)]);
+    lanes.forget(&[partition(0)]);
+    lanes.assign(partition(0), None);
+    lanes.push(message(0, 1), lane(1));
+    assert!(lanes.take(1).is_empty(), "its lane is still at work");
+    lanes.done(&zombie, true);
+    assert_eq!(lanes.committable(), [(partition(0), 1)]);
+    let again = lanes.take(1);
+    lanes.done(&again, true);
+    assert_eq!(lanes.committable(), [(partition(0), 2)]);
+    assert_eq!(lanes.load(), (0, 0));
 }
 
 fn number(partition: usize) -> i32 {
@@ -92,58 +92,58 @@ fn number(partition: usize) -> i32 {
 
 #[test]
 fn behind_a_message_that_was_given_up_nothing_of_its_lane_is_taken() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), None);
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), None);
     for (offset, n) in [(1, 1), (2, 1), (3, 2)] {
-        desk.push(message(0, offset), lane(n));
+        lanes.push(message(0, offset), lane(n));
     }
-    let given_up = desk.take(1);
-    desk.done(&given_up, false);
-    assert_eq!(offsets(&desk.take(9)), [3]);
-    assert_eq!(desk.committable(), [(partition(0), 1)]);
-    assert_eq!(desk.running(&[partition(0)]), 1, "only what another worker has");
+    let given_up = lanes.take(1);
+    lanes.done(&given_up, false);
+    assert_eq!(offsets(&lanes.take(9)), [3]);
+    assert_eq!(lanes.committable(), [(partition(0), 1)]);
+    assert_eq!(lanes.running(&[partition(0)]), 1, "only what another worker has");
 }
 
 #[test]
 fn what_is_behind_the_last_record_is_committed_past_when_that_is_finished() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), Some(3));
-    assert_eq!(desk.expected(&partition(0)), Some(3));
-    desk.push(message(0, 3), lane(1));
-    desk.passed(&partition(0), 7);
-    assert_eq!(desk.committable(), [(partition(0), 3)], "3 is not finished");
-    let items = desk.take(1);
-    desk.done(&items, true);
-    assert_eq!(desk.committable(), [(partition(0), 7)]);
-    assert_eq!(desk.expected(&partition(0)), Some(7));
-    desk.assign(partition(1), None);
-    desk.passed(&partition(1), 1002);
-    assert_eq!(desk.committable(), [(partition(1), 1002)], "nothing but aborted ones");
-    desk.close(&[partition(1)]);
-    desk.passed(&partition(1), 2000);
-    assert_eq!(desk.committable(), [], "it is about to go");
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), Some(3));
+    assert_eq!(lanes.expected(&partition(0)), Some(3));
+    lanes.push(message(0, 3), lane(1));
+    lanes.passed(&partition(0), 7);
+    assert_eq!(lanes.committable(), [(partition(0), 3)], "3 is not finished");
+    let items = lanes.take(1);
+    lanes.done(&items, true);
+    assert_eq!(lanes.committable(), [(partition(0), 7)]);
+    assert_eq!(lanes.expected(&partition(0)), Some(7));
+    lanes.assign(partition(1), None);
+    lanes.passed(&partition(1), 1002);
+    assert_eq!(lanes.committable(), [(partition(1), 1002)], "nothing but aborted ones");
+    lanes.close(&[partition(1)]);
+    lanes.passed(&partition(1), 2000);
+    assert_eq!(lanes.committable(), [], "it is about to go");
 }
 
 #[test]
 fn a_partition_that_begins_again_forgets_what_it_was() {
-    let mut desk = Desk::default();
-    desk.assign(partition(0), None);
+    let mut lanes = LaneScheduler::default();
+    lanes.assign(partition(0), None);
     for offset in [50, 51] {
-        desk.push(message(0, offset), lane(1));
+        lanes.push(message(0, offset), lane(1));
     }
-    assert_eq!((desk.adopt(), desk.adopt()), (vec![partition(0)], vec![]));
-    let old = desk.take(1);
-    desk.restart(&partition(0));
-    assert_eq!(desk.expected(&partition(0)), None);
-    desk.push(message(0, 0), lane(1));
-    assert!(desk.take(9).is_empty(), "its lane is still at work");
-    desk.done(&old, true);
-    let new = desk.take(9);
+    assert_eq!((lanes.adopt(), lanes.adopt()), (vec![partition(0)], vec![]));
+    let old = lanes.take(1);
+    lanes.restart(&partition(0));
+    assert_eq!(lanes.expected(&partition(0)), None);
+    lanes.push(message(0, 0), lane(1));
+    assert!(lanes.take(9).is_empty(), "its lane is still at work");
+    lanes.done(&old, true);
+    let new = lanes.take(9);
     assert_eq!(offsets(&new), [0]);
-    assert_eq!(desk.committable(), [(partition(0), 0)], "51 is no part of it");
-    desk.done(&new, true);
-    assert_eq!(desk.committable(), [(partition(0), 1)]);
-    assert_eq!((desk.load(), desk.adopt()), ((0, 0), vec![]));
+    assert_eq!(lanes.committable(), [(partition(0), 0)], "51 is no part of it");
+    lanes.done(&new, true);
+    assert_eq!(lanes.committable(), [(partition(0), 1)]);
+    assert_eq!((lanes.load(), lanes.adopt()), ((0, 0), vec![]));
 }
 
 #[derive(Clone, Debug)]
@@ -172,28 +172,28 @@ proptest! {
     /// Against a model that knows each message's state: nothing is given out twice or out of
     /// order, no offset is committable past one that is unfinished, nothing is forgotten.
     #[test]
-    fn the_desk_keeps_every_promise_whatever_happens(steps in prop::collection::vec(step(), 1..200)) {
-        let mut desk = Desk::default();
+    fn the_lanes_keep_every_promise_whatever_happens(steps in prop::collection::vec(step(), 1..200)) {
+        let mut lanes = LaneScheduler::default();
         let mut next = [0_i64; 3];
         let mut ours = [false; 3];
         let mut unfinished: HashMap<usize, BTreeSet<i64>> = HashMap::new();
-        let mut at_work: VecDeque<Vec<Item>> = VecDeque::new();
+        let mut at_work: VecDeque<Vec<InFlight>> = VecDeque::new();
         for step in steps {
             match step {
                 Step::Push(p, l) => {
                     let offset = next[p];
                     next[p] += 1;
-                    desk.push(message(number(p), offset), lane(l));
+                    lanes.push(message(number(p), offset), lane(l));
                     if ours[p] {
                         unfinished.entry(p).or_default().insert(offset);
                     }
                 }
                 Step::End(p, markers) => {
                     next[p] += markers;
-                    desk.passed(&partition(number(p)), next[p]);
+                    lanes.passed(&partition(number(p)), next[p]);
                 }
                 Step::Take(max) => {
-                    let items = desk.take(max);
+                    let items = lanes.take(max);
                     prop_assert!(items.len() <= max);
                     for item in &items {
                         let busy = at_work.iter().flatten().any(|other| other.lane == item.lane);
@@ -211,10 +211,10 @@ proptest! {
                 }
                 Step::Done => {
                     if let Some(items) = at_work.pop_front() {
-                        desk.done(&items, true);
+                        lanes.done(&items, true);
                         for item in items {
                             let p = item.message.source.partition;
-                            let current = desk.partitions.get(&partition(p));
+                            let current = lanes.partitions.get(&partition(p));
                             let p = usize::try_from(p).expect("not negative");
                             if current.is_some_and(|t| t.assignment == item.assignment) {
                                 unfinished.entry(p).or_default().remove(&item.message.source.offset);
@@ -223,19 +223,19 @@ proptest! {
                     }
                 }
                 Step::Lose(p) => {
-                    desk.close(&[partition(number(p))]);
-                    desk.forget(&[partition(number(p))]);
+                    lanes.close(&[partition(number(p))]);
+                    lanes.forget(&[partition(number(p))]);
                     ours[p] = false;
                     unfinished.remove(&p);
                 }
                 Step::Return(p) => {
                     if !ours[p] {
                         ours[p] = true;
-                        desk.assign(partition(number(p)), None);
+                        lanes.assign(partition(number(p)), None);
                     }
                 }
             }
-            for ((_, p), offset) in desk.committable() {
+            for ((_, p), offset) in lanes.committable() {
                 let p = usize::try_from(p).expect("not negative");
                 let first = unfinished.get(&p).and_then(BTreeSet::first);
                 prop_assert!(first.is_none_or(|first| offset <= *first));
@@ -243,16 +243,16 @@ proptest! {
             }
         }
         while let Some(items) = at_work.pop_front() {
-            desk.done(&items, true);
+            lanes.done(&items, true);
         }
         loop {
-            let items = desk.take(3);
+            let items = lanes.take(3);
             if items.is_empty() {
                 break;
             }
-            desk.done(&items, true);
+            lanes.done(&items, true);
         }
-        prop_assert_eq!(desk.load(), (0, 0));
-        prop_assert!(desk.lanes.is_empty());
+        prop_assert_eq!(lanes.load(), (0, 0));
+        prop_assert!(lanes.lanes.is_empty());
     }
 }

@@ -2,9 +2,9 @@
 //! for the commits.
 //!
 //! ```text
-//! poll thread ─► push ─► lane queues ─► take ─► worker ─► done
-//!      ▲                                                   │
-//!      └────────────── committable ◄───────────────────────┘
+//! runner ─► push ─► lane queues ─► take ─► worker ─► done
+//!    ▲                                               │
+//!    └──────────── committable ◄─────────────────────┘
 //! ```
 //!
 //! Pure bookkeeping. A lane is with one worker at a time. An offset is committable when it and all
@@ -19,19 +19,19 @@ use uuid::Uuid;
 
 use crate::message::RawMessage;
 
-pub(super) type Partition = (Arc<str>, i32);
+pub(crate) type Partition = (Arc<str>, i32);
 
 /// A message and what it was counted as.
 #[derive(Debug)]
-pub(super) struct Item {
-    pub(super) message: RawMessage,
+pub(crate) struct InFlight {
+    pub(crate) message: RawMessage,
     lane: Uuid,
     bytes: usize,
     /// Of its partition's assignment: one that was lost and came back is another.
     assignment: u64,
 }
 
-impl Item {
+impl InFlight {
     fn partition(&self) -> Partition {
         (Arc::clone(&self.message.source.topic), self.message.source.partition)
     }
@@ -39,7 +39,7 @@ impl Item {
 
 #[derive(Default)]
 struct Lane {
-    queue: VecDeque<Item>,
+    queue: VecDeque<InFlight>,
     /// With a worker, or in `ready`.
     taken: bool,
 }
@@ -63,9 +63,9 @@ struct Tracker {
     closing: bool,
 }
 
-/// The desk between one poll thread and the workers.
+/// What is between a runner and its workers.
 #[derive(Default)]
-pub(super) struct Desk {
+pub(crate) struct LaneScheduler {
     lanes: HashMap<Uuid, Lane>,
     /// Lanes with something for a worker, longest waiting first.
     ready: VecDeque<Uuid>,
@@ -75,16 +75,16 @@ pub(super) struct Desk {
     bytes: usize,
 }
 
-impl Desk {
+impl LaneScheduler {
     /// A partition is ours from now on, read from `start` where that is known.
-    pub(super) fn assign(&mut self, partition: Partition, start: Option<i64>) {
+    pub(crate) fn assign(&mut self, partition: Partition, start: Option<i64>) {
         self.assignments += 1;
         let tracker = Tracker { assignment: self.assignments, start, ..Tracker::default() };
         self.partitions.insert(partition, tracker);
     }
 
     /// Partitions that came since this was asked.
-    pub(super) fn adopt(&mut self) -> Vec<Partition> {
+    pub(crate) fn adopt(&mut self) -> Vec<Partition> {
         let fresh = self.partitions.iter_mut().filter(|(_, tracker)| !tracker.adopted);
         let fresh = fresh.map(|(partition, tracker)| {
             tracker.adopted = true;
@@ -94,20 +94,20 @@ impl Desk {
     }
 
     /// Where reading should go on; `None` where nobody knows, and of what is not ours.
-    pub(super) fn expected(&self, partition: &Partition) -> Option<i64> {
+    pub(crate) fn expected(&self, partition: &Partition) -> Option<i64> {
         let tracker = self.partitions.get(partition).filter(|tracker| !tracker.closing)?;
         tracker.next.or(tracker.start)
     }
 
     /// All before `offset` was pushed, and in between there is nothing to push.
-    pub(super) fn passed(&mut self, partition: &Partition, offset: i64) {
+    pub(crate) fn passed(&mut self, partition: &Partition, offset: i64) {
         if let Some(tracker) = self.partitions.get_mut(partition).filter(|t| !t.closing) {
             tracker.next = Some(offset);
         }
     }
 
     /// A partition of ours is read from elsewhere: what is here of it is another's.
-    pub(super) fn restart(&mut self, partition: &Partition) {
+    pub(crate) fn restart(&mut self, partition: &Partition) {
         self.drop_queued(std::slice::from_ref(partition));
         if let Some(tracker) = self.partitions.get_mut(partition).filter(|t| !t.closing) {
             self.assignments += 1;
@@ -117,7 +117,7 @@ impl Desk {
     }
 
     /// Takes a message in; one of a partition that is not ours is dropped.
-    pub(super) fn push(&mut self, message: RawMessage, lane: Uuid) {
+    pub(crate) fn push(&mut self, message: RawMessage, lane: Uuid) {
         let partition = (Arc::clone(&message.source.topic), message.source.partition);
         let Some(tracker) = self.partitions.get_mut(&partition).filter(|t| !t.closing) else {
             return;
@@ -126,7 +126,7 @@ impl Desk {
         tracker.unfinished.insert(offset);
         tracker.next = Some(offset + 1);
         let bytes = message.bytes();
-        let item = Item { message, lane, bytes, assignment: tracker.assignment };
+        let item = InFlight { message, lane, bytes, assignment: tracker.assignment };
         self.messages += 1;
         self.bytes += bytes;
         let queue = self.lanes.entry(lane).or_default();
@@ -138,7 +138,7 @@ impl Desk {
     }
 
     /// At most `max` messages of lanes that nobody works on; empty when there are none.
-    pub(super) fn take(&mut self, max: usize) -> Vec<Item> {
+    pub(crate) fn take(&mut self, max: usize) -> Vec<InFlight> {
         let mut items = Vec::new();
         while items.len() < max {
             let Some(id) = self.ready.pop_front() else { break };
@@ -155,12 +155,12 @@ impl Desk {
     }
 
     /// Whether there is something to take.
-    pub(super) fn has_ready(&self) -> bool {
+    pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
     /// What was taken is finished, or, where a worker gave up, was not touched.
-    pub(super) fn done(&mut self, items: &[Item], finished: bool) {
+    pub(crate) fn done(&mut self, items: &[InFlight], finished: bool) {
         for item in items {
             self.messages -= 1;
             self.bytes -= item.bytes;
@@ -185,13 +185,13 @@ impl Desk {
         }
     }
 
-    fn current(&mut self, item: &Item) -> Option<&mut Tracker> {
+    fn current(&mut self, item: &InFlight) -> Option<&mut Tracker> {
         let tracker = self.partitions.get_mut(&item.partition())?;
         (tracker.assignment == item.assignment).then_some(tracker)
     }
 
     /// Takes nothing more of these partitions and drops what no worker has.
-    pub(super) fn close(&mut self, partitions: &[Partition]) {
+    pub(crate) fn close(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             if let Some(tracker) = self.partitions.get_mut(partition) {
                 tracker.closing = true;
@@ -226,24 +226,24 @@ impl Desk {
     }
 
     /// Messages of these partitions that workers have.
-    pub(super) fn running(&self, partitions: &[Partition]) -> usize {
+    pub(crate) fn running(&self, partitions: &[Partition]) -> usize {
         partitions.iter().filter_map(|p| self.partitions.get(p)).map(|t| t.running).sum()
     }
 
     /// All partitions that are ours.
-    pub(super) fn partitions(&self) -> Vec<Partition> {
+    pub(crate) fn partitions(&self) -> Vec<Partition> {
         self.partitions.keys().cloned().collect()
     }
 
     /// These are not ours any more; what workers still have of them ends without a trace here.
-    pub(super) fn forget(&mut self, partitions: &[Partition]) {
+    pub(crate) fn forget(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             self.partitions.remove(partition);
         }
     }
 
     /// Where each partition would be resumed, of those where that has changed since it was asked.
-    pub(super) fn committable(&mut self) -> Vec<(Partition, i64)> {
+    pub(crate) fn committable(&mut self) -> Vec<(Partition, i64)> {
         let mut offsets = Vec::new();
         for (partition, tracker) in &mut self.partitions {
             let offset = tracker.unfinished.first().copied().or(tracker.next);
@@ -258,12 +258,12 @@ impl Desk {
     }
 
     /// Messages here, and their size in bytes.
-    pub(super) fn load(&self) -> (usize, usize) {
+    pub(crate) fn load(&self) -> (usize, usize) {
         (self.messages, self.bytes)
     }
 
     /// Grows with each assignment.
-    pub(super) fn assignments(&self) -> u64 {
+    pub(crate) fn assignments(&self) -> u64 {
         self.assignments
     }
 }
