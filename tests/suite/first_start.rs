@@ -1,5 +1,7 @@
 //! A first start: the rows that are there already are published, or left out with their number.
 
+use std::collections::BTreeSet;
+
 use outbox_harness::{Harness, event::Event, wait};
 
 use crate::repair::{plan, run_into, wait_more};
@@ -19,6 +21,32 @@ async fn a_first_start_with_all_publishes_what_is_there_and_what_comes() {
     assert!(relay.sigterm().await.success());
     relay.restart();
     t.count(&topic, 8).await.assert_exactly_once();
+}
+
+/// Nothing makes the two unique, and writers may set both.
+#[tokio::test]
+async fn rows_that_share_their_id_and_time_are_all_published_by_a_repair_that_is_cut_short_among_them()
+ {
+    const ROWS: usize = 400;
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let insert = format!(
+        "insert into outbox.events (id, topic, key, payload, created_at) select \
+             '00000000-0000-4000-8000-000000000abc', '{}', 'k' || n, '{{}}', '2026-11-01' \
+             from generate_series(1, {ROWS}) n",
+        topic.name()
+    );
+    t.database().superuser().batch_execute(&insert).await.expect("inserted");
+    let settings = t.relay().set_toml("batch.records_max", "50");
+    run_into(&settings, "repair-page-stored:3").await;
+    let _relay = settings.start().await;
+    wait::until("all keys arrive", wait::PATIENCE, || async {
+        let records = topic.records().await;
+        let keys: BTreeSet<_> = records.into_iter().map(|record| record.key).collect();
+        if keys.len() == ROWS { Ok(()) } else { Err(keys.len()) }
+    })
+    .await
+    .expect("none is passed over");
 }
 
 /// Were its progress lost by then, the next start would take itself for the first, and repeat all of it.

@@ -29,6 +29,8 @@ pub struct Page {
     pub(super) first: u64,
     /// Of each row, also of those that were refused.
     pub(super) cursors: Vec<Cursor>,
+    /// Of the row behind the last one; `None` where there is none.
+    pub(super) next: Option<Cursor>,
 }
 
 impl Page {
@@ -40,6 +42,18 @@ impl Page {
     /// The last row's.
     pub fn last(&self) -> Option<&Cursor> {
         self.cursors.last()
+    }
+
+    /// Up to where a reader need not look again once so many rows of the page are delivered; `None` leaves
+    /// it where it was. Nothing makes (`created_at`, id) unique, so a cursor must not divide rows that
+    /// share both: a repair that is cut short among them repeats those that it had delivered. And an id
+    /// without bounds has no room in progress: what lies between it and the last one that has is repeated.
+    fn passed(&self, done: usize) -> Option<&Cursor> {
+        let following = self.cursors.get(done).or(self.next.as_ref());
+        let fits = |cursor: &&Cursor| {
+            cursor.1.len() <= CURSOR_BYTES_MAX && following.is_none_or(|next| next != *cursor)
+        };
+        self.cursors.iter().take(done).rev().find(fits)
     }
 }
 
@@ -53,12 +67,7 @@ impl Course for Page {
         };
         let Some(repair) = &mut progress.repair else { return false };
         repair.delivered = self.first + done;
-        let last = usize::try_from(done).ok().and_then(|done| done.checked_sub(1));
-        // An id without bounds has no room in progress: a repair that is cut short behind it reads
-        // on from the last one that has, and repeats what lies between.
-        let until = last.and_then(|last| self.cursors.get(..=last)).unwrap_or_default();
-        let short = |(_, id): &&Cursor| id.len() <= CURSOR_BYTES_MAX;
-        if let Some(cursor) = until.iter().rev().find(short) {
+        if let Some(cursor) = usize::try_from(done).ok().and_then(|done| self.passed(done)) {
             repair.cursor = Some(cursor.clone());
         }
         true
@@ -143,7 +152,7 @@ mod tests {
 
     fn page() -> Page {
         let cursors = (10..13).map(|n| (n, format!("id {n}"))).collect();
-        Page { first: 10, cursors }
+        Page { first: 10, cursors, next: None }
     }
 
     #[test]
@@ -163,6 +172,18 @@ mod tests {
         let mut progress = under_way();
         assert!(page().advance(&mut progress, &self::batch(&[]), 0));
         assert_eq!(progress.repair.expect("under way").delivered, 13);
+    }
+
+    #[test]
+    fn no_cursor_divides_rows_that_share_their_moment_and_id() {
+        let same = |n: i64| (n, "id".to_owned());
+        let page = |next| Page { first: 10, cursors: vec![same(1), same(2), same(2)], next };
+        assert_eq!(page(None).passed(2), Some(&same(1)), "the third is like the second");
+        assert_eq!(page(None).passed(3), Some(&same(2)));
+        assert_eq!(page(Some(same(3))).passed(3), Some(&same(2)));
+        assert_eq!(page(Some(same(2))).passed(3), Some(&same(1)), "the next page begins with one");
+        let alike = Page { first: 10, cursors: vec![same(2); 3], next: Some(same(2)) };
+        assert_eq!(alike.passed(3), None, "where it was");
     }
 
     #[test]

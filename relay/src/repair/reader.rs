@@ -98,7 +98,7 @@ impl Reader {
     /// # Errors
     /// [`ReadError`].
     pub async fn page(&mut self, batch: &mut Batch) -> Result<Page, ReadError> {
-        let mut page = Page { first: self.next_ordinal, cursors: Vec::new() };
+        let mut page = Page { first: self.next_ordinal, ..Page::default() };
         while !batch.is_full() {
             let Some(index) = self.earliest().await? else { break };
             let Some(feed) = self.feeds.get_mut(index) else { break };
@@ -130,6 +130,8 @@ impl Reader {
             self.reached = Some(cursor.clone());
             page.cursors.push(cursor);
         }
+        let next = self.earliest().await?.and_then(|index| self.feeds.get(index)?.next.as_ref());
+        page.next = next.map(|found| (found.moment_us, found.id.clone()));
         Ok(page)
     }
 
