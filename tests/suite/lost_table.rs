@@ -38,12 +38,24 @@ async fn events_that_were_parked_in_a_table_that_is_dropped_are_named_and_can_be
     relay.wait_log("parked events are lost to the relay").await;
     let page = relay.page("/readyz").await;
     assert!(page.starts_with("ok\nbut outbox.dead_letters was dropped"), "{page}");
-    let missing = missing.create(1).await;
     let again = typed(&page, "insert into outbox.events").to_owned();
     let writer = t.database().connect(Role::Writer).await;
     let select = format!("grant select on outbox.events to {}", t.database().name_of(Role::Writer));
     t.database().superuser().batch_execute(&select).await.expect("granted");
     assert_eq!(writer.execute(again.as_str(), &[]).await.expect("it can be typed"), 3);
+    // Still refused, they are parked once more: whoever obeyed again would send them twice.
+    wait_parked(&t, |parked| parked == 3).await;
+    wait::until("it is said no more", wait::PATIENCE, || async {
+        match relay.page("/readyz").await {
+            page if page == "ok\n" => Ok(()),
+            page => Err(page),
+        }
+    })
+    .await
+    .expect("they are there");
+    let missing = missing.create(1).await;
+    let release = t.relay().command(&["dead-letters", "release", "--all"]).await;
+    assert!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));
     let ids: Vec<String> = t.committed().await.iter().map(|row| row.id.clone()).collect();
     let records = missing.records_with(ids).await;
     assert_eq!(records.len(), 3, "each once");

@@ -149,7 +149,7 @@ pub(super) fn tell_of_lost(config: &Config, board: &Board, lost: &ParkedRecord) 
          the relay delivers them no more",
         lost::in_words(lost)
     );
-    tell(board, &what, &lost::remedy(lost, ours(config)));
+    tell(board, lost, &what, &lost::remedy(lost, ours(config)));
 }
 
 /// The server was promoted before it had the rows of events that `before` says were parked. Delivery has
@@ -178,11 +178,32 @@ pub(super) async fn tell_of_unreplicated(
          those that are in neither: {}",
         lost::remedy(&lost, ours(config))
     );
-    tell(board, &what, &remedy);
+    tell(board, &lost, &what, &remedy);
     Ok(())
 }
 
-fn tell(board: &Board, what: &str, remedy: &str) {
+/// Somebody has put back what was lost, or inserted it again and it is parked again: to do it twice would
+/// send it twice.
+async fn forget_if_parked_again(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+) -> Result<(), tokio_postgres::Error> {
+    let Some(lost) = board.lost_parked() else { return Ok(()) };
+    if lost.ids.is_empty() || lost.events > lost.ids.len() as u64 {
+        return Ok(()); // Of some not even the ids are known.
+    }
+    if dead_letter::absent(session.client(), &config.name, &lost.ids).await?.is_empty() {
+        tracing::info!(
+            "the parked events that were lost to the relay are in outbox.dead_letters again"
+        );
+        board.found_parked();
+    }
+    Ok(())
+}
+
+fn tell(board: &Board, lost: &ParkedRecord, what: &str, remedy: &str) {
+    board.lose_parked(lost);
     tracing::error!(reason = what, remedy, "parked events are lost to the relay");
     board.error(format!("{what}; {remedy}"));
     board.concern("parked events", Some(format!("{what}; {remedy}")));
@@ -202,8 +223,9 @@ async fn count_parked(
     // What can't be counted is not known, also where it was counted before.
     if let Some(lost) = board.parked(&counted.inspect_err(|_| board.parked_unknown())?) {
         tell_of_lost(config, board, &lost);
+        return Ok(());
     }
-    Ok(())
+    forget_if_parked_again(session, config, board).await
 }
 
 /// What one look at the server found.

@@ -49,7 +49,8 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
     format!(
         "put the rows of outbox.dead_letters back from a backup, if there is one; or, as the events are \
          still in {table} unless somebody deleted them there, {again}{more}. They are published under \
-         their own ids, behind later events of their keys, or parked once more"
+         their own ids, behind later events of their keys, or parked once more. Do it once: this text goes when \
+         they are parked again, or with a restart of the relay"
     )
 }
 

@@ -92,6 +92,8 @@ struct State {
     error_is_trouble: bool,
     /// As last counted, also where it can't be counted any more.
     parked: Option<ParkedRecord>,
+    /// What was parked in a table that is gone.
+    lost_parked: Option<ParkedRecord>,
     /// By what they are about.
     concerns: BTreeMap<&'static str, String>,
     /// Why the server sends nothing of what there is.
@@ -149,6 +151,7 @@ impl Board {
                 held_back: None,
                 broker_error: None,
                 broker_says: None,
+                lost_parked: None,
                 trouble: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
@@ -445,6 +448,22 @@ impl Board {
         let mut state = self.state();
         let now = state.parked.get_or_insert_with(|| stored.clone());
         lost::lost(stored, now)
+    }
+
+    /// What was parked and is lost to the relay, until somebody has sent it again.
+    pub fn lose_parked(&self, lost: &ParkedRecord) {
+        self.state().lost_parked = Some(lost.clone());
+    }
+
+    /// As [`Board::lose_parked`] was told.
+    pub fn lost_parked(&self) -> Option<ParkedRecord> {
+        self.state().lost_parked.clone()
+    }
+
+    /// What was lost is there again.
+    pub fn found_parked(&self) {
+        self.state().lost_parked = None;
+        self.concern("parked events", None);
     }
 
     /// What was parked when it was last counted, also where it can't be any more.
