@@ -39,7 +39,7 @@ const RELAY: [&[&str]; 6] = [
     &["demo", "demo::database", "demo::orders", "demo::relay"],
     &["pipeline", "pipeline::delivery"],
     &["reconcile", "reconcile::history"],
-    &["resume", "resume::left_out"],
+    &["cli::command::resume", "cli::command::resume::left_out"],
 ];
 
 /// Whether a file's import of what its own folder's `mod.rs` defines is an arrow like any other.

@@ -5,10 +5,12 @@ use std::io::Write;
 use outbox_migrations::Set;
 
 use crate::{
-    check::{Finding, Verdict},
+    cli::command::{
+        check::{Finding, Verdict},
+        migrate::Migrated,
+    },
     config::Problems,
     core::printable,
-    migrate::Migrated,
 };
 
 /// Prints to standard output. A reader that has gone away (`| head`) is no error.

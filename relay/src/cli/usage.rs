@@ -40,7 +40,7 @@ fn masked(mut text: String, typed: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Cli;
+    use crate::cli::arguments::Cli;
     use clap::Parser as _;
 
     fn told(arguments: &[&str]) -> String {

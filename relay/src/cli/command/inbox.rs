@@ -8,8 +8,8 @@ use outbox_idempotency::dead_letters::{self, Counted, DeadLetter, Group, Letter,
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::{ask::ask, print};
 use crate::{
+    cli::{ask::ask, output::print},
     config::Config,
     core::printable::{self, counted},
     postgres::sql,
@@ -24,7 +24,7 @@ const THERE_MAX: i64 = 20;
 
 /// What to look after.
 #[derive(Debug, Subcommand)]
-pub(super) enum Part {
+pub(in crate::cli) enum Part {
     /// List messages that a consumer gave up, and replay or discard them
     #[command(after_help = "Examples:
   outbox-relay inbox dead-letters list --by code --postgres postgres://operator@db/billing
@@ -41,7 +41,7 @@ consumer takes it within a second. Exit code 1 if nothing is what was asked for.
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub(super) enum Action {
+pub(in crate::cli) enum Action {
     /// List them, oldest first
     List {
         #[command(flatten)]
@@ -75,14 +75,14 @@ Without a terminal, a selection needs --yes.")]
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum By {
+pub(in crate::cli) enum By {
     /// By consumer, topic and code
     Code,
 }
 
 /// Which of them.
 #[derive(Debug, Args)]
-pub(super) struct Of {
+pub(in crate::cli) struct Of {
     /// Only those with this code
     #[arg(long)]
     code: Option<String>,
@@ -93,7 +93,7 @@ pub(super) struct Of {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["id", "code", "topic", "all"]))]
-pub(super) struct Chosen {
+pub(in crate::cli) struct Chosen {
     /// The dead letter with this number
     #[arg(value_name = "ID", conflicts_with_all = ["code", "topic", "all"])]
     id: Option<i64>,
@@ -108,7 +108,7 @@ pub(super) struct Chosen {
 }
 
 /// Does it, and prints what came of it.
-pub(super) async fn run(
+pub(in crate::cli) async fn run(
     config: &Config,
     part: Part,
     consumer: Option<String>,

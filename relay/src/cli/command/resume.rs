@@ -40,7 +40,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// What was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Go on from the slot's confirmed position, whatever progress says.
     AtSlot,
     /// Go on from stored progress, with what the slot still has, however the tables are published.
@@ -58,7 +58,7 @@ pub enum Decision {
 
 /// What the decision changed.
 #[derive(Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Stored before.
     pub before: Option<Position>,
     /// Stored now; `None` when the relay will make a new slot.
@@ -84,7 +84,7 @@ impl std::fmt::Display for Outcome {
 /// # Errors
 /// A relay is at work, nobody agreed, or the decision does not fit what is there; then nothing was
 /// changed.
-pub async fn run(
+pub(crate) async fn run(
     config: &Config,
     decision: Decision,
     agreed: impl FnOnce(&str) -> anyhow::Result<bool>,

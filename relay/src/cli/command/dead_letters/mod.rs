@@ -11,13 +11,17 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::json;
 
-pub(super) use self::arguments::Action;
+pub(in crate::cli) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
     shown::{how_far, letter, line, released, shown},
 };
-use super::{ask::ask, output::eprint, print, waited};
 use crate::{
+    cli::{
+        ask::ask,
+        output::{eprint, print},
+        waited,
+    },
     config::Config,
     core::printable::{self, counted},
     dead_letter::operator::{self, Counted, Entry, Far, Group, Operator, Selection},
@@ -25,7 +29,7 @@ use crate::{
 };
 
 /// Does it, and prints what came of it.
-pub(super) async fn run(config: &Config, action: Action, json: bool) -> anyhow::Result<()> {
+pub(in crate::cli) async fn run(config: &Config, action: Action, json: bool) -> anyhow::Result<()> {
     let application = format!("outbox-relay {} dead-letters", config.name);
     let settings = config.connect()?;
     let mut session =

@@ -4,16 +4,16 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
 
-use super::print;
 use crate::{
     admin::client,
+    cli::output::print,
     config::AdminConfig,
     core::printable::{self, counted},
     state::status::{LastError, Status, approximate},
 };
 
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
-pub(super) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<bool> {
     let Some(address) = admin.reach() else {
         bail!("admin.listen is off, so there is nothing to ask: set it, or give --admin HOST:PORT");
     };

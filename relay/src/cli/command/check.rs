@@ -32,7 +32,7 @@ const HALF_MAX: Duration = Duration::from_secs(7);
 /// How a finding is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As it should be.
     Ok,
     /// It works, and something is worth knowing.
@@ -43,7 +43,7 @@ pub enum Verdict {
 
 /// One precondition.
 #[derive(Clone, Debug, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// What was looked at.
     pub name: &'static str,
     /// How it is.
@@ -55,7 +55,7 @@ pub struct Finding {
 }
 
 /// Looks at everything. Problems come as findings, never as errors.
-pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
+pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
     let ((mut findings, session), (sink, has_progress_topic)) = tokio::join!(
         half("PostgreSQL", database::looked_at(config, parts)),
         half(name_of(&parts.sink), sink(parts))
@@ -83,7 +83,7 @@ pub async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
 }
 
 /// Whether none is a problem.
-pub fn passed(findings: &[Finding]) -> bool {
+pub(crate) fn passed(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.verdict != Verdict::Problem)
 }
 

@@ -11,7 +11,7 @@ use crate::{config::Config, core::halt::Halt, postgres::sql};
 
 /// What was done.
 #[derive(Debug)]
-pub struct Migrated {
+pub(crate) struct Migrated {
     /// Migrations that were not there before.
     pub applied: Vec<Applied>,
     /// Tables that the history has and somebody had dropped.
@@ -23,7 +23,7 @@ pub struct Migrated {
 ///
 /// # Errors
 /// No connection, or a migration failed; a failed migration leaves nothing behind.
-pub async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
+pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
     let application = format!("outbox-relay {} migrate", config.name);
     let mut session =
         sql::connect(&config.connect()?, &application).await.context("connecting to PostgreSQL")?;

@@ -8,10 +8,10 @@ use std::{
 
 use clap::{Args, value_parser};
 
-use super::{print, signal};
+use crate::cli::{output::print, signal};
 use crate::demo::{self, Options, Summary, Update};
 
-pub(super) const AFTER_HELP: &str = "\
+pub(in crate::cli) const AFTER_HELP: &str = "\
 It makes everything it needs, and leaves nothing behind. PostgreSQL is the server of --postgres (the
 demo makes and drops a database of its own in it), else an installed one, started in a temporary
 directory, else a container. Kafka is the brokers of --kafka, else librdkafka's mock cluster, which
@@ -28,7 +28,7 @@ Exit code 1 if anything was lost, duplicated or out of order.";
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-pub(super) struct DemoArgs {
+pub(in crate::cli) struct DemoArgs {
     /// Connection string of a server with wal_level = logical, to use instead of a throwaway one
     #[arg(long, value_name = "URL")]
     postgres: Option<String>,
@@ -53,7 +53,7 @@ pub(super) struct DemoArgs {
 }
 
 /// Runs it, and returns whether all was as promised.
-pub(super) async fn run(arguments: DemoArgs) -> anyhow::Result<bool> {
+pub(in crate::cli) async fn run(arguments: DemoArgs) -> anyhow::Result<bool> {
     let DemoArgs { postgres, kafka, events, writers, kills, tamper, json } = arguments;
     let options = Options { events, writers, kills, postgres, kafka, tamper };
     let screen = RefCell::new(Screen::new(events));
