@@ -27,7 +27,7 @@ const CIRCLES: [(&str, Parents, &[&[&str]]); 3] = [
     ("migrations/src", Parents::Counted, &[]),
 ];
 
-const RELAY: [&[&str]; 6] = [
+const RELAY: [&[&str]; 3] = [
     &[
         "dead_letter",
         "dead_letter::announcement",
@@ -36,10 +36,7 @@ const RELAY: [&[&str]; 6] = [
         "dead_letter::store::letters",
     ],
     &["dead_letter::operator", "dead_letter::operator::listing", "dead_letter::operator::release"],
-    &["demo", "demo::database", "demo::orders", "demo::relay"],
     &["pipeline", "pipeline::delivery"],
-    &["reconcile", "reconcile::history"],
-    &["cli::command::resume", "cli::command::resume::left_out"],
 ];
 
 /// Whether a file's import of what its own folder's `mod.rs` defines is an arrow like any other.

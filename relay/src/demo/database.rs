@@ -11,7 +11,7 @@ use outbox_migrations::Set;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::{Tell, Update, unless_stopped};
+use super::update::{Tell, Update, unless_stopped};
 use crate::{
     postgres::{
         ConnectSettings,

@@ -12,6 +12,7 @@ mod count;
 mod database;
 mod orders;
 mod relay;
+mod update;
 
 use std::{
     path::Path,
@@ -29,12 +30,16 @@ use self::{
     database::{Database, Server},
     orders::Orders,
     relay::Relay,
+    update::unless_stopped,
+};
+pub use self::{
+    count::Count,
+    update::{Tell, Update},
 };
 use crate::{
     postgres::sql::SqlSession,
     throwaway::{self, guardian},
 };
-pub use count::Count;
 
 const PARTITIONS: u8 = 4;
 /// Nothing new for so long, and the demo has failed.
@@ -61,23 +66,6 @@ pub struct Options {
     /// Damage the effects before they are counted: then the count must tell.
     pub tamper: bool,
 }
-
-/// What is happening, for whoever watches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Update {
-    /// Something worth a line.
-    Line(String),
-    /// How far it is, ten times a second.
-    Progress {
-        /// Events committed so far.
-        committed: u64,
-        /// Events that took effect so far.
-        delivered: u64,
-    },
-}
-
-/// Where updates go.
-pub type Tell<'a> = &'a dyn Fn(Update);
 
 /// How it ended. All of it was counted.
 #[derive(Clone, Debug, Serialize)]
@@ -154,16 +142,6 @@ async fn in_database(
     let outcome = unless_stopped(stop, play).await;
     let deleted = broker.delete(&[&names.topic, &names.progress]).await;
     outcome.and_then(|summary| deleted.map(|()| summary))
-}
-
-async fn unless_stopped<T>(
-    stop: &CancellationToken,
-    work: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    tokio::select! {
-        () = stop.cancelled() => bail!("stopped before the end; what the demo made is removed"),
-        done = work => done,
-    }
 }
 
 /// What happens on stage.

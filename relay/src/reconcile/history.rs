@@ -1,6 +1,6 @@
 //! Stored progress on a server whose history may have left the one it was made in.
 
-use super::Facts;
+use super::facts::Facts;
 use crate::{
     core::{
         halt::Halt,

@@ -1,7 +1,8 @@
 //! What is said where progress is missing, or another cluster's, by where it is kept: at the broker, or in
 //! the table `outbox.progress`, which copies of a database bring along. Pure.
 
-use super::{Facts, Halt};
+use super::facts::Facts;
+use crate::core::halt::Halt;
 
 /// Nothing is stored.
 pub(super) fn unknown(facts: &Facts<'_>) -> &'static str {

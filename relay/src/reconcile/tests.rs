@@ -3,7 +3,14 @@
 mod history;
 
 use super::*;
-use crate::core::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
+use crate::core::{
+    identity::SystemIdentity,
+    leaves::Leaves,
+    lsn::Lsn,
+    position::Position,
+    progress::{RepairRecord, SnapshotRecord},
+    published::{Published, PublishedTable},
+};
 
 /// The server, what is stored, and the slot: each row changes what it is about.
 struct Row {

@@ -1,8 +1,8 @@
 //! `docs/HALTS.md` has a line for each place that makes a halt, and none for a place that there is no
 //! more; each line names the tests that show it, and they are there.
 //!
-//! A place is a file and a function: `reconcile::moved` is `fn moved` in `reconcile/mod.rs` or in a
-//! `reconcile.rs`. So a file may move, and a new halt in an old function wants its own line all the same.
+//! A place is a file and a function: `halts::moved` is `fn moved` in a `halts.rs` or in
+//! a `halts/mod.rs`. So a file may move, and a new halt in an old function wants its own line all the same.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

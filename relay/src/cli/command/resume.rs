@@ -4,6 +4,7 @@
 //! the leader's lock and fences, so it can't race a relay that works; the relay that stands still reads
 //! the new progress at its next look, and goes on by itself.
 
+mod decision;
 mod left_out;
 
 use std::{
@@ -14,15 +15,14 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
-use self::left_out::Facts;
+pub(crate) use self::decision::Decision;
+use self::{
+    decision::{between, decided, skipped},
+    left_out::Facts,
+};
 use crate::{
     config::{Config, parts::Parts},
-    core::{
-        identity::SystemIdentity,
-        lsn::Lsn,
-        position::{Position, RowPosition},
-        progress::Progress,
-    },
+    core::{position::Position, progress::Progress},
     fault::{self, Point},
     leader,
     postgres::{
@@ -37,24 +37,6 @@ use crate::{
 
 /// A relay that stands still holds the lock only while it looks again.
 const LOCK_WAIT: Duration = Duration::from_secs(20);
-
-/// What was decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
-    /// Go on from the slot's confirmed position, whatever progress says.
-    AtSlot,
-    /// Go on from stored progress, with what the slot still has, however the tables are published.
-    AtProgress,
-    /// Go on where `pg_upgrade` has left off: with the slot, if it brought that, else from the table.
-    AtUpgrade,
-    /// Make a new slot, and publish from the table what was created after the newest published event:
-    /// where another history begins that gives transaction ids again.
-    AtTable,
-    /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
-    AtNow,
-    /// Leave this one event out.
-    Skip(RowPosition),
-}
 
 /// What the decision changed.
 #[derive(Debug)]
@@ -204,66 +186,6 @@ async fn position(
     }
 }
 
-/// The progress that says what was decided.
-fn decided(
-    stored: Option<Progress>,
-    decision: Decision,
-    position: Option<Position>,
-    slot_name: &str,
-    identity: &SystemIdentity,
-    now: SystemTime,
-) -> Progress {
-    let steps_back = may_step_back(stored.as_ref(), decision, identity);
-    let mut next = stored.unwrap_or_else(|| Progress::before_first_start(slot_name));
-    if steps_back {
-        next.begin_era(now);
-    }
-    next.position = position;
-    next.landmark = None;
-    next.slot = slot_name.to_owned();
-    let another = next.system_id != identity.system_id || next.timeline != identity.timeline;
-    if another && decision != Decision::AtUpgrade {
-        next.snapshots.clear(); // They speak of another history.
-    }
-    next.system_id.clone_from(&identity.system_id);
-    next.timeline = identity.timeline;
-    if !matches!(decision, Decision::Skip(_)) {
-        next.witness = None;
-        next.repair = None;
-        next.published = None; // As it is by now.
-        next.gap = None;
-        next.rolled_back = None;
-        if position.is_none() {
-            next.leave_slot_out();
-        }
-        // What they show as committed must be behind the position.
-        let reached = position.map_or(Lsn::ZERO, Position::resume_lsn);
-        next.snapshots.retain(|snapshot| snapshot.lsn <= reached);
-    }
-    next
-}
-
-/// Whether positions that are given from now on may be the same as earlier ones, or lower, and belong
-/// to other events. Of one history they don't: what comes again comes at its place.
-fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &SystemIdentity) -> bool {
-    match (decision, stored) {
-        (Decision::Skip(_), _) => false,
-        (Decision::AtSlot, Some(stored)) => {
-            let reached = stored.position.map_or(Lsn::ZERO, Position::resume_lsn);
-            stored.system_id != identity.system_id
-                || stored.timeline != identity.timeline
-                || reached > identity.flush_lsn
-                || stored.rolled_back.is_some()
-        }
-        // It is not known what was published; or a transaction that was sent in part may be counted
-        // otherwise by now.
-        (Decision::AtSlot, None)
-        | (Decision::AtProgress | Decision::AtUpgrade | Decision::AtTable | Decision::AtNow, _) => {
-            true
-        }
-    }
-}
-
 fn key_failed(error: KeyError) -> anyhow::Error {
     match error {
         KeyError::Halt(halt) => halt.into(),
@@ -318,29 +240,6 @@ async fn upgraded(
     })
 }
 
-/// Inside a transaction places count what was sent of it, which may be something else by now: its
-/// events come again from its first.
-fn between(position: Position) -> Position {
-    Position::UpTo(position.resume_lsn())
-}
-
-/// Only the event at which the relay stands can be left out, as far as that can be known: it must
-/// lie after progress, and progress inside a transaction must lie in the same one.
-fn skipped(before: Option<Position>, row: RowPosition) -> anyhow::Result<Position> {
-    match before {
-        None => bail!("there is no stored progress; nothing to skip from"),
-        Some(before) if before.covers(row) => {
-            bail!("the event at {row} is done already: progress is at {before}")
-        }
-        Some(Position::Row(last)) if last.commit != row.commit && row.ordinal > 0 => {
-            bail!(
-                "progress is at {last}, in another transaction: events before {row} would be lost"
-            )
-        }
-        Some(_) => Ok(Position::Row(row)),
-    }
-}
-
 /// With several hosts in the URL, or a name that moves, two connections may lead to two servers.
 async fn same_server(
     session: &SqlSession,
@@ -370,70 +269,4 @@ async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
         sleep(Duration::from_millis(100)).await;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(commit: u64, ordinal: u64) -> RowPosition {
-        RowPosition { commit: Lsn::new(commit), ordinal }
-    }
-
-    #[test]
-    fn a_transaction_that_was_delivered_in_part_comes_again_whole() {
-        let inside = between(Position::Row(row(100, 3)));
-        assert!(!inside.covers(row(100, 0)) && inside.covers(row(99, 9)));
-    }
-
-    #[test]
-    fn a_decision_after_which_positions_may_step_back_begins_an_era() {
-        let identity = |system_id: &str, timeline, flush_lsn| SystemIdentity {
-            system_id: system_id.into(),
-            timeline,
-            flush_lsn: Lsn::new(flush_lsn),
-        };
-        let stored = Progress {
-            position: Some(Position::UpTo(Lsn::new(1000))),
-            system_id: "7".into(),
-            timeline: 2,
-            ..Progress::before_first_start("s")
-        };
-        let here = identity("7", 2, 1500);
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(99);
-        let era = |stored: Option<&Progress>, decision, identity: &SystemIdentity| {
-            let at = Some(Position::UpTo(Lsn::new(900)));
-            decided(stored.cloned(), decision, at, "s", identity, now).era
-        };
-        for (decision, stored, identity, expected) in [
-            (Decision::AtSlot, Some(&stored), &here, 0),
-            (Decision::AtSlot, Some(&stored), &identity("7", 2, 999), 99),
-            (Decision::AtSlot, Some(&stored), &identity("7", 1, 1500), 99),
-            (Decision::AtSlot, Some(&stored), &identity("8", 2, 1500), 99),
-            (Decision::AtSlot, None, &here, 99),
-            (Decision::AtProgress, Some(&stored), &here, 99),
-            (Decision::AtUpgrade, Some(&stored), &identity("8", 1, 1500), 99),
-            (Decision::AtNow, Some(&stored), &here, 99),
-            (Decision::AtTable, Some(&stored), &here, 99),
-            (Decision::AtNow, None, &here, 99),
-            (Decision::Skip(row(1000, 0)), Some(&stored), &here, 0),
-        ] {
-            assert_eq!(era(stored, decision, identity), expected, "{decision:?} {identity:?}");
-        }
-        let grown = Progress { rolled_back: Some(Lsn::new(900)), ..stored.clone() };
-        assert_eq!(era(Some(&grown), Decision::AtSlot, &here), 99, "its WAL has grown since");
-        let later = Progress { era: 200, ..stored };
-        assert_eq!(era(Some(&later), Decision::AtNow, &here), 201);
-    }
-
-    #[test]
-    fn an_event_that_is_done_or_far_ahead_is_not_skipped() {
-        let inside = Some(Position::Row(row(100, 3)));
-        assert!(skipped(None, row(1, 0)).is_err());
-        assert!(skipped(inside, row(100, 3)).is_err());
-        assert!(skipped(inside, row(200, 1)).is_err());
-        assert_eq!(skipped(inside, row(100, 4)).expect("next"), Position::Row(row(100, 4)));
-        let between = Some(Position::UpTo(Lsn::new(100)));
-        assert_eq!(skipped(between, row(100, 0)).expect("next"), Position::Row(row(100, 0)));
-    }
 }

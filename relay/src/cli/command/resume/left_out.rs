@@ -7,7 +7,7 @@ use tokio_postgres::{
     types::{PgLsn, ToSql},
 };
 
-use super::Decision;
+use super::decision::Decision;
 use crate::{
     config::{Config, parts::Parts},
     core::{

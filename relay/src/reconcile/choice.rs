@@ -1,0 +1,274 @@
+//! The choice itself: progress × slot × tables → stream, make the slot, repair, or halt.
+
+use super::{
+    facts::Facts,
+    halts::{FROM_TABLE, Loss, drop_slot, gone, moved},
+    home,
+};
+use crate::core::{
+    halt::Halt,
+    lsn::Lsn,
+    position::Position,
+    progress::{Progress, RepairRecord},
+    published::Since,
+};
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// First start: announce it in a progress record, make the slot, store its snapshot.
+    MakeSlot {
+        /// A slot of that name is there, and somebody has decided to leave it out: drop it first.
+        replace: bool,
+    },
+    /// Stream from here.
+    Stream {
+        /// What is delivered.
+        from: Position,
+    },
+    /// Announce it in a progress record, make the slot, and publish from the tables what is visible
+    /// in its snapshot.
+    Repair {
+        /// Leave out what is visible in this `pg_snapshot`; `None` publishes every row.
+        lower: Option<String>,
+        /// A slot of that name is there, and of no use: drop it first.
+        replace: bool,
+    },
+    /// A repair was begun: go on with it, then decide again.
+    FinishRepair,
+    /// Somebody else uses the slot: look again in a moment.
+    Wait {
+        /// The server's process.
+        pid: i32,
+        /// Whether it is making the slot.
+        making: bool,
+    },
+}
+
+/// Why rows may be missing from the stream that goes on from stored progress: written while their
+/// table was not published as it had been. What the stream does have can't say so.
+pub(super) fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
+    let inside = matches!(progress.position, Some(Position::Row(_)));
+    if let Some(why) = &progress.gap {
+        return Some(why.clone());
+    }
+    if let (Some(now), Some(earlier)) = (facts.published, &progress.published)
+        && let Since::Broken(why) = now.since(earlier, inside)
+    {
+        return Some(why);
+    }
+    if facts.unpublished_once {
+        return Some("the publication was missing when they were written".to_owned());
+    }
+    let attached = |name| format!("partition {name} was attached with rows in it");
+    facts.attached.map(attached)
+}
+
+/// What a slot is good for.
+#[derive(Clone, Copy)]
+enum Use {
+    Missing,
+    Lost,
+    /// It streams what was committed after this.
+    From(Lsn),
+}
+
+fn use_of(facts: &Facts<'_>) -> Result<Use, Halt> {
+    match facts.slot {
+        None => Ok(Use::Missing),
+        Some(slot) if slot.is_lost() => Ok(Use::Lost),
+        Some(slot) => slot.confirmed_flush_lsn.map(Use::From).ok_or_else(|| {
+            let name = facts.slot_name;
+            Halt::new(
+                format!("slot {name} has no confirmed position: its making was cut short"),
+                format!("drop it: {}", drop_slot(name)),
+            )
+        }),
+    }
+}
+
+/// A relay whose name was changed looks like a new one, and would publish every row again.
+fn renamed(facts: &Facts<'_>) -> Result<(), Halt> {
+    let Some(other) = facts.predecessor else { return Ok(()) };
+    Err(Halt::new(
+        format!(
+            "this is the first start of a relay called {}, and the relay {other} has published events of \
+             this database: whether the rows that are there are published is not known here",
+            facts.relay
+        ),
+        format!(
+            "if this relay was called {other} before, set `name` back to that; if it is another one, set \
+             postgres.start to \"all\" to publish the rows that are there, or to \"now\" to leave them out; \
+             and restart it"
+        ),
+    ))
+}
+
+pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
+    let name = facts.slot_name;
+    let unknown = home::unknown(facts);
+    match use_of(facts)? {
+        Use::Missing if facts.has_delivered => Err(home::lost(facts)),
+        Use::Missing if facts.start_with_all => {
+            renamed(facts)?;
+            repair(facts, None, None, Loss::slot("is yet to be made"))
+        }
+        Use::Missing => Ok(Decision::MakeSlot { replace: false }),
+        Use::From(confirmed) => Err(Halt::new(
+            format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
+            match facts.has_delivered {
+                true => {
+                    "to publish everything after the slot's position, run `outbox-relay resume \
+                         --at slot`; to leave that out, run `outbox-relay resume --at now`"
+                        .to_owned()
+                }
+                false => format!(
+                    "to publish everything after the slot's position, run `outbox-relay resume \
+                     --at slot`; to {}, drop the slot: {}",
+                    if facts.start_with_all {
+                        "publish every row of the table (again)"
+                    } else {
+                        "begin with what is committed from then on"
+                    },
+                    drop_slot(name)
+                ),
+            },
+        )),
+        Use::Lost => Err(Halt::new(
+            format!(
+                "slot {name} has lost its WAL, and {unknown}; events committed before {} may not \
+                 be published",
+                facts.identity.flush_lsn
+            ),
+            format!(
+                "to publish what is committed from now on, run `outbox-relay resume --at now`; to \
+                 publish every row of the table, set postgres.start to \"all\" and drop the slot: {}",
+                drop_slot(name)
+            ),
+        )),
+    }
+}
+
+pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Halt> {
+    let slot = use_of(facts);
+    let gap = gap(facts, progress).map(|why| format!("may lack rows, because {why}"));
+    let gap = gap.as_deref().map(|what| Loss { what, streams: true });
+    match (&progress.repair, progress.position) {
+        (Some(under_way), _) if under_way.is_begun() => begun(facts, progress, under_way, slot?),
+        // Announced: whatever slot is there, nobody has read from it.
+        (Some(_), _) => anew(facts, progress, Loss::slot("is to be repaired")),
+        (None, None) if progress.leaves_slot_out() => {
+            Ok(Decision::MakeSlot { replace: facts.slot.is_some() })
+        }
+        (None, None) => match (slot?, gap) {
+            (Use::Missing, _) => Ok(Decision::MakeSlot { replace: false }),
+            (Use::From(_), Some(loss)) => Err(gone(facts, progress, loss, NOTHING_KNOWN)),
+            // Its making was announced, and nothing was ever delivered or confirmed.
+            (Use::From(confirmed), None) => {
+                Ok(Decision::Stream { from: Position::UpTo(confirmed) })
+            }
+            (Use::Lost, _) => Err(gone(facts, progress, Loss::slot(LOST), NOTHING_KNOWN)),
+        },
+        (None, Some(position)) => match slot? {
+            Use::Missing => anew(facts, progress, Loss::slot("does not exist")),
+            Use::Lost => anew(facts, progress, Loss::slot(LOST)),
+            Use::From(confirmed) if confirmed > position.resume_lsn() => {
+                match facts.progress_in_database && facts.was_promoted() {
+                    true => anew(facts, progress, Loss { what: OUTRUN, streams: true }),
+                    false => Err(moved(facts, &position.to_string(), confirmed)),
+                }
+            }
+            Use::From(_) => match gap {
+                Some(loss) => anew(facts, progress, loss),
+                None => Ok(Decision::Stream { from: position }),
+            },
+        },
+    }
+}
+
+const LOST: &str = "has lost its WAL";
+
+/// A standby has a slot that was synchronised, and its tables, each as far as it got.
+const OUTRUN: &str = "is ahead of the progress that this new primary has";
+
+const NOTHING_KNOWN: &str = "nothing was published before";
+
+/// A repair whose new slot was made: goes on, or, where that slot is gone too, ends first: what it
+/// publishes is what a further repair begins after.
+fn begun(
+    facts: &Facts<'_>,
+    progress: &Progress,
+    under_way: &RepairRecord,
+    slot: Use,
+) -> Result<Decision, Halt> {
+    match slot {
+        Use::From(confirmed) if confirmed > under_way.consistent_point => {
+            Err(moved(facts, &under_way.consistent_point.to_string(), confirmed))
+        }
+        Use::From(_) | Use::Missing | Use::Lost => {
+            let loss = Loss::slot("is being repaired");
+            match (facts.unrepairable, made_anew(facts, Some(progress))) {
+                (None, None) => Ok(Decision::FinishRepair),
+                (Some(Halt { reason, remedy }), _) => {
+                    Err(gone(facts, progress, loss, reason).unless(remedy))
+                }
+                (None, Some(why)) => Err(gone(facts, progress, loss, &why)),
+            }
+        }
+    }
+}
+
+/// A repair from the beginning.
+fn anew(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>) -> Result<Decision, Halt> {
+    let lower = progress.snapshots.first();
+    match (progress.position, lower) {
+        // A first start with all rows, cut short before it had published any.
+        (None, _) => repair(facts, Some(progress), None, loss),
+        (Some(_), Some(lower)) => repair(facts, Some(progress), Some(lower.snapshot.clone()), loss),
+        (Some(_), None) => {
+            let why = "no stored snapshot says which rows of the table are among them";
+            Err(gone(facts, progress, loss, why))
+        }
+    }
+}
+
+fn repair(
+    facts: &Facts<'_>,
+    progress: Option<&Progress>,
+    lower: Option<String>,
+    loss: Loss<'_>,
+) -> Result<Decision, Halt> {
+    let Some(why) = facts.unrepairable else {
+        return match (progress, made_anew(facts, progress)) {
+            (Some(progress), Some(why)) if lower.is_some() => {
+                Err(gone(facts, progress, loss, &why).unless(FROM_TABLE))
+            }
+            _ => Ok(Decision::Repair { lower, replace: facts.slot.is_some() }),
+        };
+    };
+    let Halt { reason, remedy } = why;
+    let Some(progress) = progress.filter(|_| lower.is_some()) else {
+        return Err(Halt::new(
+            format!("the rows that are there already can't be published: {reason}"),
+            format!("{remedy}; or set postgres.start to \"now\" to leave them out"),
+        ));
+    };
+    let why = format!("the table can't be read for them: {reason}");
+    Err(gone(facts, progress, loss, &why).unless(remedy))
+}
+
+/// Why rows of before are not in a table of that name, or can't be known there.
+fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<String> {
+    let earlier = progress?.published.as_ref()?;
+    if let Some(table) = facts.published?.restamped(earlier) {
+        return Some(format!(
+            "rows that were inserted into {table} while its column xid had another default can't be \
+             told from moved ones"
+        ));
+    }
+    let table = facts.published?.made_anew(earlier)?;
+    Some(format!(
+        "{table} is another table than the one that they were written into, so it can't be read \
+         for them"
+    ))
+}

@@ -1,0 +1,93 @@
+//! Whether what is stored under this relay's name, and the slot of that name, are this relay's own.
+
+use super::{facts::Facts, halts::drop_slot, home};
+use crate::{
+    core::{halt::Halt, progress::Progress},
+    postgres::catalog::slot::SlotState,
+};
+
+/// Whether what is stored under this relay's name is this relay's own. Asked before the fence, so
+/// that a mistake in the settings does not fence an innocent relay of the same name, which serves
+/// another cluster, slot or database.
+///
+/// # Errors
+/// [`Halt`] naming both.
+pub fn is_ours(facts: &Facts<'_>) -> Result<(), Halt> {
+    if let Some(progress) = facts.progress {
+        same_cluster(progress, facts)?;
+        same_slot(progress, facts.slot_name)?;
+    }
+    match facts.slot {
+        Some(slot) => fits(facts, slot),
+        None => Ok(()),
+    }
+}
+
+fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
+    let identity = facts.identity;
+    if progress.system_id == identity.system_id {
+        return Ok(());
+    }
+    let stored = progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string());
+    Err(Halt::new(
+        format!(
+            "stored progress ({stored}) belongs to the cluster with system identifier {}, this one \
+             is {}: what is committed here up to {} is not known to be published",
+            progress.system_id, identity.system_id, identity.flush_lsn
+        ),
+        format!(
+            "if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at \
+             upgrade`: nothing is left out; if the database was moved here by a dump, run `outbox-relay \
+             resume --at now`: what was committed here before that is left out; if it is another \
+             database, give this relay another name{}",
+            home::forget(facts)
+        ),
+    ))
+}
+
+fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
+    if progress.slot == slot_name {
+        return Ok(());
+    }
+    Err(Halt::new(
+        format!(
+            "stored progress ({}) belongs to slot {}, this relay is to use {slot_name}",
+            progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string()),
+            progress.slot
+        ),
+        "set postgres.slot back, or give this relay another name; to continue where the other slot is, and \
+         leave out what was committed between stored progress and that, run `outbox-relay resume --at \
+         slot`",
+    ))
+}
+
+fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
+    let name = facts.slot_name;
+    let other = "set postgres.slot to a name of its own";
+    let anew = || {
+        let drop = drop_slot(name);
+        format!(
+            "if no one else needs it, drop it, and the relay makes a new one: {drop}; or {other}"
+        )
+    };
+    if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") {
+        let plugin = slot.plugin.as_deref().unwrap_or("none");
+        let found = format!("slot {name} is {} with plugin {plugin}, not pgoutput", slot.slot_type);
+        return Err(Halt::new(found, anew()));
+    }
+    if slot.database.as_deref() != Some(facts.database) {
+        let found = format!(
+            "slot {name} belongs to database {}, not {}",
+            slot.database.as_deref().unwrap_or("none"),
+            facts.database
+        );
+        return Err(Halt::new(found, other));
+    }
+    if slot.two_phase {
+        return Err(Halt::new(
+            format!("slot {name} was made with two_phase, which changes what a commit is"),
+            anew(),
+        ));
+    }
+    Ok(())
+}
