@@ -139,6 +139,11 @@ impl Shared {
         Ok(self.ended_by_handler.load(Ordering::Relaxed))
     }
 
+    /// Marks where [`Open::back_to_savepoint`] goes back to.
+    fn savepoint(&self) -> String {
+        format!("savepoint s{:032x}", self.savepoint)
+    }
+
     fn failed(&self) -> Option<String> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -187,6 +192,49 @@ impl Open {
         sql: &str,
         params: Params<'_>,
     ) -> Result<(Self, Vec<Row>), InboxError> {
+        let open = Self::on_a_session(sessions).await?;
+        let refused = |error| InboxError::of(doing, error);
+        let statement = open.shared.prepare(sql).await.map_err(refused)?;
+        open.shared.prepare(UNLOCK).await.map_err(refused)?;
+        let client = open.shared.client();
+        // In the order of their first polls, and `join` polls the left one first; the right one's is
+        // prepared, or it would begin with the preparation.
+        let (begun, rows) =
+            future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
+                .await;
+        open.begun(doing, begun, rows).await
+    }
+
+    /// Begins, runs the first statement, sets the savepoint, and runs the second: one round trip.
+    /// [`Open::back_to_savepoint`] undoes the second.
+    pub(crate) async fn begin_marked(
+        sessions: &Arc<Sessions>,
+        doing: &'static str,
+        [(before, of_before), (behind, of_behind)]: [(&str, Params<'_>); 2],
+    ) -> Result<(Self, Vec<Row>, Vec<Row>), InboxError> {
+        let open = Self::on_a_session(sessions).await?;
+        let refused = |error| InboxError::of(doing, error);
+        let before = open.shared.prepare(before).await.map_err(refused)?;
+        let behind = open.shared.prepare(behind).await.map_err(refused)?;
+        open.shared.prepare(UNLOCK).await.map_err(refused)?;
+        let (client, savepoint) = (open.shared.client(), open.shared.savepoint());
+        // Each refuses what comes behind it, and all are answered.
+        let (begun, first, marked, second) = future::join4(
+            client.batch_execute(sessions.begin()),
+            client.query(&before, of_before),
+            client.batch_execute(&savepoint),
+            client.query(&behind, of_behind),
+        )
+        .await;
+        let answers = match (first, marked, second) {
+            (Ok(first), Ok(()), Ok(second)) => Ok((first, second)),
+            (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => Err(why),
+        };
+        let (open, (first, second)) = open.begun(doing, begun, answers).await?;
+        Ok((open, first, second))
+    }
+
+    async fn on_a_session(sessions: &Arc<Sessions>) -> Result<Self, InboxError> {
         let client = sessions.get().await?;
         let shared = Shared {
             client: Some(client),
@@ -201,26 +249,26 @@ impl Open {
             savepoint: rand::random(),
             id: OnceLock::new(),
         };
-        let open = Open { shared: Arc::new(shared) };
+        Ok(Open { shared: Arc::new(shared) })
+    }
+
+    async fn begun<T>(
+        self,
+        doing: &'static str,
+        begun: Result<(), Error>,
+        answers: Result<T, Error>,
+    ) -> Result<(Self, T), InboxError> {
         let refused = |error| InboxError::of(doing, error);
-        let statement = open.shared.prepare(sql).await.map_err(refused)?;
-        open.shared.prepare(UNLOCK).await.map_err(refused)?;
-        let client = open.shared.client();
-        // In the order of their first polls, and `join` polls the left one first; the right one's is
-        // prepared, or it would begin with the preparation.
-        let (begun, rows) =
-            future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
-                .await;
         begun.map_err(|error| match error.code() {
             // What a standby says to READ WRITE.
             Some(&SqlState::FEATURE_NOT_SUPPORTED) => InboxError::Unavailable(error.into()),
             _ => refused(error),
         })?;
-        match open.shared.seen(rows) {
-            Ok(rows) => Ok((open, rows)),
+        match self.shared.seen(answers) {
+            Ok(answers) => Ok((self, answers)),
             Err(error) => {
                 // Others may have the session; why it failed is known.
-                let _ended = open.rollback().await;
+                let _ended = self.rollback().await;
                 Err(refused(error))
             }
         }
@@ -250,16 +298,9 @@ impl Open {
         }
     }
 
-    /// Marks where [`Open::back_to_savepoint`] goes back to.
-    pub(crate) async fn savepoint(&self) -> Result<(), InboxError> {
-        let sql = format!("savepoint s{:032x}", self.shared.savepoint);
-        let done = self.shared.client().batch_execute(&sql).await;
-        done.map_err(|error| InboxError::of("setting a savepoint", error))
-    }
-
     /// Undoes what was done since the savepoint: failures, role and settings included.
     pub(crate) async fn back_to_savepoint(&self) -> Result<(), InboxError> {
-        let sql = format!("rollback to savepoint s{:032x}", self.shared.savepoint);
+        let sql = format!("rollback to {}", self.shared.savepoint());
         match self.shared.client().batch_execute(&sql).await {
             Ok(()) => Ok(()),
             Err(error) if is_gone(&error) => Err(InboxError::Ended),

@@ -213,7 +213,7 @@ impl Processor {
         };
         self.shared.due.notify_one();
         let Some(head) = heads.first() else {
-            shelf.free(&open, lane).await?;
+            // It is free again.
             open.commit().await?;
             return Ok(Attempt::Done);
         };
@@ -221,18 +221,8 @@ impl Processor {
         *first.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Parked { lane, head: head.clone() });
         point(Point::TakenUp);
-        // A batch that fails is halved until the first is alone, and so is what failed before.
-        let mut size = if attempts == 0 { heads.len() } else { 1 };
+        let mut group = heads.as_slice();
         loop {
-            let group = heads.get(..size).unwrap_or_default();
-            // Before the handler, which may leave the session in any role; in one round trip.
-            let (marked, advanced) =
-                future::join(open.savepoint(), shelf.advance(&open, lane, group)).await;
-            marked?;
-            if !advanced? {
-                open.rollback().await?;
-                return Ok(Attempt::Done);
-            }
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => return Ok(Attempt::Done),
                 Ok(Err(failure)) => failure,
@@ -248,7 +238,7 @@ impl Processor {
                     _ => Ok(Attempt::Failed(failure)),
                 };
             }
-            if size == 1 {
+            if group.len() == 1 {
                 if head.message.is_large() && self.outlook(&failure, attempts).1.is_none() {
                     // Storing it takes a turn, and that is taken before a connection.
                     open.rollback().await?;
@@ -257,7 +247,10 @@ impl Processor {
                 self.failed_again(open, lane, head, &failure, attempts).await?;
                 return Ok(Attempt::Done);
             }
-            size = size.div_ceil(2);
+            // A batch that fails is halved until the first is alone.
+            group = group.get(..group.len().div_ceil(2)).unwrap_or_default();
+            // Before the handler, which may leave the session in any role.
+            shelf.advance(&open, lane, group).await?;
         }
     }
 
@@ -302,6 +295,7 @@ impl Processor {
         let is_there = there.is_some_and(|head| head.seq == at.head.seq);
         match taken {
             Some(Taken { open, lane, attempts, .. }) if is_there => {
+                open.back_to_savepoint().await?;
                 self.failed_again(open, lane, &at.head, failure, attempts).await?;
             }
             Some(Taken { open, .. }) => open.rollback().await?,

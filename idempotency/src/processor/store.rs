@@ -191,13 +191,13 @@ impl Shelf {
     }
 }
 
-/// A lane that is due, locked by the transaction.
+/// A lane that is due, locked by the transaction, which has taken its first messages behind a savepoint.
 pub(super) struct Taken {
     pub(super) open: Open,
     pub(super) lane: Uuid,
     /// Of its first message, failed so far.
     pub(super) attempts: i32,
-    /// Its first messages.
+    /// Its first messages, which are not parked any more if this commits.
     pub(super) heads: Vec<Head>,
 }
 
@@ -207,13 +207,18 @@ impl Taken {
     }
 }
 
+/// The lane that [`Shelf::take`] has locked, for the statement behind that: it is sent before anybody
+/// here knows which one it is.
+const THIS_LANE: &str = "pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
+
 impl Shelf {
     /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
-    /// and reads its first messages: at most `max`, and a mebibyte, but at least one. One whose first
-    /// message is larger is left to others where `large_too` does not say otherwise.
+    /// and takes its first messages: at most `max`, and a mebibyte, but at least one, and no more than
+    /// one where that has failed before. A lane whose first message is larger is left to others where
+    /// `large_too` does not say otherwise. One without messages is free again.
     ///
-    /// They are read by the snapshot from before the lock: whoever had the lane last may have taken
-    /// them. [`Shelf::advance`] tells.
+    /// All of it is one round trip. The messages are looked for by a statement of their own, behind the
+    /// lock: its snapshot has what whoever had the lane last has left.
     pub(super) async fn take(
         self,
         sessions: &Arc<Sessions>,
@@ -222,120 +227,157 @@ impl Shelf {
         large_too: bool,
     ) -> Result<Option<Taken>, InboxError> {
         const DOING: &str = "taking a parked lane up";
-        let condition = match which {
-            None => {
-                "$3::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()"
-            }
-            Some(_) => "l.lane operator(pg_catalog.=) $3",
-        };
-        // As it is stored: nothing is read for it.
-        let size = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
-            operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
-            operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
-        let sql = format!(
-            "with due as (select l.lane, l.attempts from inbox.parked_lanes as l \
-                where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
-                    and ($4 or coalesce((select {size} from inbox.parked as p \
-                        where p.consumer_id operator(pg_catalog.=) $1 \
-                            and p.lane operator(pg_catalog.=) l.lane \
-                        order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
-                order by l.due_at limit 1 for update skip locked) \
-            select d.lane, d.attempts, h.* from due as d left join lateral ( \
-                select seq, replays, message_id, topic, partition, record_offset, key, payload, \
-                    headers, day, pg_catalog.row_number() over (order by seq) as place, \
-                    pg_catalog.sum({size}) over (order by seq) as bytes \
-                from inbox.parked as p \
-                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) d.lane \
-                order by seq limit $2) as h \
-                on h.place operator(pg_catalog.=) 1 \
-                    or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE} \
-            order by h.seq"
-        );
-        let params: [&(dyn ToSql + Sync); 4] = [&self.consumer_id, &max, &which, &large_too];
-        let (open, rows) = Open::begin(sessions, DOING, &sql, &params).await?;
+        let (lock, take) = (lock(which.is_some()), take(max));
+        let locking: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &which, &large_too];
+        let taking: [&(dyn ToSql + Sync); 2] = [&self.consumer_id, &max];
+        let taking = if max == 1 { &taking[..1] } else { &taking[..] };
+        let statements = [(lock.as_str(), &locking[..]), (take.as_str(), taking)];
+        let (open, locked, rows) = Open::begin_marked(sessions, DOING, statements).await?;
         let read = |error| InboxError::of(DOING, error);
-        let Some(first) = rows.first() else {
+        let first = locked.first().expect("a query without a table returns one row");
+        let (Some(lane), Some(attempts)) = (
+            first.try_get::<_, Option<Uuid>>(0).map_err(read)?,
+            first.try_get::<_, Option<i32>>(1).map_err(read)?,
+        ) else {
             open.rollback().await?;
             return Ok(None);
         };
-        let (lane, attempts) =
-            (first.try_get(0).map_err(read)?, first.try_get::<_, i32>(1).map_err(read)?);
         let failed = u32::try_from(attempts).unwrap_or(0);
         let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
-        let rows = rows.into_iter().filter(|row| !matches!(row.try_get(2), Ok(None::<i64>)));
         // Each row goes when its message is made.
-        let heads: Result<Vec<Head>, _> = rows.zip(counts).map(|(row, n)| head(&row, n)).collect();
+        let heads: Result<Vec<Head>, _> =
+            rows.into_iter().zip(counts).map(|(row, n)| head(&row, n)).collect();
         let heads = heads.map_err(read)?;
         heads.iter().for_each(|head| open.carries(&head.message));
         Ok(Some(Taken { open, lane, attempts, heads }))
     }
 }
 
-fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
-    let message = message(row, attempt)?;
-    Ok(Head { seq: row.try_get(2)?, replays: row.try_get(3)?, message })
+/// What a message takes as it is stored: nothing is read for it.
+const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
+    operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
+    operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
+
+/// Locks a lane, and sets [`THIS_LANE`] until the end of the transaction, to one that can't be where
+/// there is none.
+fn lock(one: bool) -> String {
+    let condition = match one {
+        false => "$2::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()",
+        true => "l.lane operator(pg_catalog.=) $2",
+    };
+    format!(
+        "with due as (select l.lane, l.attempts from inbox.parked_lanes as l \
+            where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
+                and ($3 or coalesce((select {SIZE} from inbox.parked as p \
+                    where p.consumer_id operator(pg_catalog.=) $1 \
+                        and p.lane operator(pg_catalog.=) l.lane \
+                    order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
+            order by l.due_at limit 1 for update skip locked) \
+        select d.lane, d.attempts, pg_catalog.set_config('inbox.lane', \
+            coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true) \
+        from (values (1)) as one left join due as d on true"
+    )
 }
 
-/// From the fifth column of the query in [`Shelf::take`] on.
+/// Takes the first messages of the lane that is locked.
+fn take(max: i64) -> String {
+    let first = match max {
+        1 => "select p.seq from inbox.parked as p \
+                where p.consumer_id operator(pg_catalog.=) $1 \
+                    and p.lane operator(pg_catalog.=) {lane} \
+                order by p.seq limit 1"
+            .to_owned(),
+        _ => format!(
+            "select h.seq from ( \
+                select p.seq, pg_catalog.row_number() over (order by p.seq) as place, \
+                    pg_catalog.sum({SIZE}) over (order by p.seq) as bytes \
+                from inbox.parked as p \
+                where p.consumer_id operator(pg_catalog.=) $1 \
+                    and p.lane operator(pg_catalog.=) {{lane}} \
+                order by p.seq limit (select case when l.attempts operator(pg_catalog.=) 0 \
+                        then $2::pg_catalog.int8 else 1 end from inbox.parked_lanes as l \
+                    where l.consumer_id operator(pg_catalog.=) $1 \
+                        and l.lane operator(pg_catalog.=) {{lane}})) as h \
+            where h.place operator(pg_catalog.=) 1 \
+                or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE}"
+        ),
+    };
+    let taken = "(select pg_catalog.max(seq) from first)";
+    let sql = format!(
+        "with first as ({first}), \
+        gone as (delete from inbox.parked as p \
+            where p.consumer_id operator(pg_catalog.=) $1 and p.lane operator(pg_catalog.=) {{lane}} \
+                and p.seq operator(pg_catalog.=) any (array(select seq from first)) \
+            returning p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+                p.key, p.payload, p.headers, p.day), \
+        {rest} \
+        select * from gone order by seq",
+        rest = go_on("{lane}", taken),
+    );
+    sql.replace("{lane}", THIS_LANE)
+}
+
+/// Parts of a statement that takes messages of a lane, the last of which is `taken`: the lane goes on
+/// with its next one at once, behind others that are due once a second, or is free again.
+fn go_on(lane: &str, taken: &str) -> String {
+    format!(
+        "more as (select exists (select from inbox.parked \
+            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
+                and seq operator(pg_catalog.>) {taken}) as there), \
+        next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+                code = null, error = null, since = pg_catalog.now() \
+            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
+                and (select there from more) \
+                and (attempts operator(pg_catalog.<>) 0 or code is not null \
+                    or due_at operator(pg_catalog.<) (pg_catalog.now() \
+                        operator(pg_catalog.-) interval '1 second'))), \
+        freed as (delete from inbox.parked_lanes \
+            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
+                and not (select there from more))"
+    )
+}
+
+fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
+    let message = message(row, attempt)?;
+    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
+}
+
+/// From the third column of [`take`] on.
 fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error> {
     Ok(Message {
-        id: MessageId::from_parts(row.try_get(4)?, row.try_get(11)?),
+        id: MessageId::from_parts(row.try_get(2)?, row.try_get(9)?),
         source: Source {
-            topic: repertoire::told(row.try_get(5)?).into(),
-            partition: row.try_get(6)?,
-            offset: row.try_get(7)?,
+            topic: repertoire::told(row.try_get(3)?).into(),
+            partition: row.try_get(4)?,
+            offset: row.try_get(5)?,
         },
-        key: row.try_get(8)?,
-        payload: row.try_get::<_, Option<&[u8]>>(9)?.map(Bytes::copy_from_slice),
-        headers: repertoire::headers(&row.try_get(10)?),
+        key: row.try_get(6)?,
+        payload: row.try_get::<_, Option<&[u8]>>(7)?.map(Bytes::copy_from_slice),
+        headers: repertoire::headers(&row.try_get(8)?),
         attempt,
     })
 }
 
 impl Shelf {
-    /// Removes a lane's first messages. It goes on with its next one at once, behind others that are due
-    /// once a second, or is free again. False: they were not there any more; roll back.
+    /// Takes a lane's first messages, which [`Shelf::take`] has read and were put back since.
     pub(super) async fn advance(
         self,
         open: &Open,
         lane: Uuid,
         heads: &[Head],
-    ) -> Result<bool, InboxError> {
+    ) -> Result<(), InboxError> {
         const DOING: &str = "taking from a parked lane";
-        let sql = "with gone as (delete from inbox.parked \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and seq operator(pg_catalog.=) any ($3) returning 1), \
-               more as (select exists (select from inbox.parked \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and seq operator(pg_catalog.>) $4) as there), \
-               next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
-                       code = null, error = null, since = pg_catalog.now() \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and (select there from more) \
-                       and (attempts operator(pg_catalog.<>) 0 or code is not null \
-                           or due_at operator(pg_catalog.<) (pg_catalog.now() \
-                               operator(pg_catalog.-) interval '1 second'))), \
-               freed as (delete from inbox.parked_lanes \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                       and not (select there from more)) \
-               select pg_catalog.count(*) from gone";
+        let sql = format!(
+            "with gone as (delete from inbox.parked \
+                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                    and seq operator(pg_catalog.=) any ($3)), \
+            {rest} \
+            select from more",
+            rest = go_on("$2", "$4"),
+        );
         let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
         let last = seqs.last().copied().unwrap_or_default();
-        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
-        let gone: i64 = rows
-            .first()
-            .map_or(Ok(0), |row| row.try_get(0))
-            .map_err(|error| InboxError::of(DOING, error))?;
-        Ok(usize::try_from(gone) == Ok(heads.len()))
-    }
-
-    /// Frees a lane without messages.
-    pub(super) async fn free(self, open: &Open, lane: Uuid) -> Result<(), InboxError> {
-        let sql = "delete from inbox.parked_lanes \
-               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                   and not exists (select from inbox.parked where consumer_id operator(pg_catalog.=) $1 \
-                       and lane operator(pg_catalog.=) $2)";
-        open.query("freeing a lane", sql, &[&self.consumer_id, &lane]).await?;
+        open.query(DOING, &sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
         Ok(())
     }
 
