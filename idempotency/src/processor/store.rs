@@ -207,10 +207,6 @@ impl Taken {
     }
 }
 
-/// The lane that [`Shelf::take`] has locked, for the statement behind that: it is sent before anybody
-/// here knows which one it is.
-const THIS_LANE: &str = "pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
-
 impl Shelf {
     /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
     /// and takes its first messages: at most `max`, and a mebibyte, but at least one, and no more than
@@ -235,13 +231,16 @@ impl Shelf {
         let (open, locked, rows) = Open::begin_marked(sessions, DOING, statements).await?;
         let read = |error| InboxError::of(DOING, error);
         let first = locked.first().expect("a query without a table returns one row");
-        let (Some(lane), Some(attempts)) = (
-            first.try_get::<_, Option<Uuid>>(0).map_err(read)?,
-            first.try_get::<_, Option<i32>>(1).map_err(read)?,
-        ) else {
+        let Some(lane) = first.try_get::<_, Option<Uuid>>(0).map_err(read)? else {
             open.rollback().await?;
             return Ok(None);
         };
+        let (attempts, settled): (i32, bool) =
+            (first.try_get(1).map_err(read)?, first.try_get(2).map_err(read)?);
+        let more = rows.last().map_or(Ok(false), |row| row.try_get(10)).map_err(read)?;
+        if !(more && settled) {
+            self.go_on(&open, lane, more).await?;
+        }
         let failed = u32::try_from(attempts).unwrap_or(0);
         let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
         // Each row goes when its message is made.
@@ -258,82 +257,67 @@ const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
     operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
     operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
 
-/// Locks a lane, and sets [`THIS_LANE`] until the end of the transaction, to one that can't be where
-/// there is none.
+/// Locks a lane, and sets `inbox.lane` until the end of the transaction, for the statement behind it,
+/// which is sent before anybody here knows the lane: to one that can't be where there is none. Says whether the lane's row may stay as it is while there are messages.
 fn lock(one: bool) -> String {
     let condition = match one {
-        false => "$2::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()",
+        false => {
+            "$2::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()"
+        }
         true => "l.lane operator(pg_catalog.=) $2",
     };
     format!(
-        "with due as (select l.lane, l.attempts from inbox.parked_lanes as l \
+        "with due as (select l.lane, l.attempts, l.attempts operator(pg_catalog.=) 0 \
+                and l.code is null and l.due_at operator(pg_catalog.>=) (pg_catalog.now() \
+                    operator(pg_catalog.-) interval '1 second') as settled \
+            from inbox.parked_lanes as l \
             where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
                 and ($3 or coalesce((select {SIZE} from inbox.parked as p \
                     where p.consumer_id operator(pg_catalog.=) $1 \
                         and p.lane operator(pg_catalog.=) l.lane \
                     order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
             order by l.due_at limit 1 for update skip locked) \
-        select d.lane, d.attempts, pg_catalog.set_config('inbox.lane', \
-            coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true) \
+        select d.lane, d.attempts, d.settled, pg_catalog.set_config('inbox.lane', \
+            coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true), \
+            pg_catalog.pg_backend_pid() as backend \
         from (values (1)) as one left join due as d on true"
     )
 }
 
-/// Takes the first messages of the lane that is locked.
+/// Takes the first message of the lane that is locked, or several; whether there are more is in the
+/// last row's last column.
 fn take(max: i64) -> String {
-    let first = match max {
-        1 => "select p.seq from inbox.parked as p \
-                where p.consumer_id operator(pg_catalog.=) $1 \
-                    and p.lane operator(pg_catalog.=) {lane} \
-                order by p.seq limit 1"
-            .to_owned(),
-        _ => format!(
-            "select h.seq from ( \
+    const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
+        and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
+    const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+        p.key, p.payload, p.headers, p.day";
+    if max == 1 {
+        return format!(
+            "delete from inbox.parked as p \
+            where {OF_THE_LANE} and p.seq operator(pg_catalog.=) (select p.seq \
+                from inbox.parked as p where {OF_THE_LANE} order by p.seq limit 1) \
+            returning {TAKEN}, exists (select from inbox.parked as later \
+                where later.consumer_id operator(pg_catalog.=) p.consumer_id \
+                    and later.lane operator(pg_catalog.=) p.lane \
+                    and later.seq operator(pg_catalog.>) p.seq)"
+        );
+    }
+    format!(
+        "with gone as (delete from inbox.parked as p \
+            where {OF_THE_LANE} and p.seq operator(pg_catalog.=) any (array(select h.seq from ( \
                 select p.seq, pg_catalog.row_number() over (order by p.seq) as place, \
                     pg_catalog.sum({SIZE}) over (order by p.seq) as bytes \
-                from inbox.parked as p \
-                where p.consumer_id operator(pg_catalog.=) $1 \
-                    and p.lane operator(pg_catalog.=) {{lane}} \
+                from inbox.parked as p where {OF_THE_LANE} \
                 order by p.seq limit (select case when l.attempts operator(pg_catalog.=) 0 \
                         then $2::pg_catalog.int8 else 1 end from inbox.parked_lanes as l \
-                    where l.consumer_id operator(pg_catalog.=) $1 \
-                        and l.lane operator(pg_catalog.=) {{lane}})) as h \
-            where h.place operator(pg_catalog.=) 1 \
-                or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE}"
-        ),
-    };
-    let taken = "(select pg_catalog.max(seq) from first)";
-    let sql = format!(
-        "with first as ({first}), \
-        gone as (delete from inbox.parked as p \
-            where p.consumer_id operator(pg_catalog.=) $1 and p.lane operator(pg_catalog.=) {{lane}} \
-                and p.seq operator(pg_catalog.=) any (array(select seq from first)) \
-            returning p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-                p.key, p.payload, p.headers, p.day), \
-        {rest} \
-        select * from gone order by seq",
-        rest = go_on("{lane}", taken),
-    );
-    sql.replace("{lane}", THIS_LANE)
-}
-
-/// Parts of a statement that takes messages of a lane, the last of which is `taken`: the lane goes on
-/// with its next one at once, behind others that are due once a second, or is free again.
-fn go_on(lane: &str, taken: &str) -> String {
-    format!(
-        "more as (select exists (select from inbox.parked \
-            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
-                and seq operator(pg_catalog.>) {taken}) as there), \
-        next as (update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
-                code = null, error = null, since = pg_catalog.now() \
-            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
-                and (select there from more) \
-                and (attempts operator(pg_catalog.<>) 0 or code is not null \
-                    or due_at operator(pg_catalog.<) (pg_catalog.now() \
-                        operator(pg_catalog.-) interval '1 second'))), \
-        freed as (delete from inbox.parked_lanes \
-            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) {lane} \
-                and not (select there from more))"
+                    where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) \
+                        pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid)) as h \
+                where h.place operator(pg_catalog.=) 1 \
+                    or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE})) \
+            returning {TAKEN}) \
+        select gone.*, exists (select from inbox.parked as p where {OF_THE_LANE} \
+            and p.seq operator(pg_catalog.>) (select pg_catalog.max(seq) from gone)) \
+        from gone order by seq"
     )
 }
 
@@ -367,17 +351,34 @@ impl Shelf {
         heads: &[Head],
     ) -> Result<(), InboxError> {
         const DOING: &str = "taking from a parked lane";
-        let sql = format!(
-            "with gone as (delete from inbox.parked \
-                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                    and seq operator(pg_catalog.=) any ($3)), \
-            {rest} \
-            select from more",
-            rest = go_on("$2", "$4"),
-        );
+        let sql = "with gone as (delete from inbox.parked \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.=) any ($3)) \
+               select exists (select from inbox.parked \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.>) $4)";
         let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
         let last = seqs.last().copied().unwrap_or_default();
-        open.query(DOING, &sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
+        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
+        let row = rows.first().expect("a query without a table returns one row");
+        let more = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
+        self.go_on(open, lane, more).await
+    }
+
+    /// A lane goes on with its next message at once, behind others that are due, or is free again.
+    async fn go_on(self, open: &Open, lane: Uuid, more: bool) -> Result<(), InboxError> {
+        let sql = match more {
+            true => {
+                "update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+                     code = null, error = null, since = pg_catalog.now() \
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
+            }
+            false => {
+                "delete from inbox.parked_lanes \
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
+            }
+        };
+        open.query("going on with a parked lane", sql, &[&self.consumer_id, &lane]).await?;
         Ok(())
     }
 
