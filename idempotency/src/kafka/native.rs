@@ -82,12 +82,14 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Of a name that is no UTF-8, what is none becomes U+FFFD.
+    /// Of a name that is no UTF-8, what is none becomes U+FFFD. One that has a zero byte ends with it:
+    /// librdkafka tells no more of it, and another's header is not to be taken for the one whose name it
+    /// begins with.
     pub(super) fn headers(&self) -> Headers {
         let mut all = ptr::null_mut();
         // SAFETY: the message is valid, and owns what `all` points to then.
         let found = unsafe { sys::rd_kafka_message_headers(self.message.as_ptr(), &raw mut all) };
-        let mut headers = Vec::new();
+        let (mut headers, mut whole) = (Vec::new(), Vec::new());
         if found != err::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Headers(headers);
         }
@@ -102,7 +104,14 @@ impl<'a> Record<'a> {
                 return Headers(headers);
             }
             // SAFETY: a name ends with a zero byte, and is kept with the message.
-            let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+            let known = unsafe { CStr::from_ptr(name) };
+            let mut name = known.to_string_lossy().into_owned();
+            // SAFETY: `all` is valid as above, and `value` of this header.
+            if unsafe { is_whole(all, known, &whole, value) } {
+                whole.push(known);
+            } else {
+                name.push('\0');
+            }
             // SAFETY: it points to `len` bytes of the message.
             headers.push((name, unsafe { copied(value, len) }));
         }
@@ -315,6 +324,26 @@ pub(super) fn first_offset<C: ConsumerContext>(
         sys::rd_kafka_get_watermark_offsets(client, topic.as_ptr(), partition, first, end)
     };
     (found == err::RD_KAFKA_RESP_ERR_NO_ERROR && first >= 0).then_some(first)
+}
+
+/// Whether the header with this value has this name, and not a longer one with a zero byte behind it:
+/// the look-up by a name compares lengths too. `whole` are names of headers in front of it that are.
+///
+/// # Safety
+/// `all` is valid, and `value` is of one of its headers.
+unsafe fn is_whole(
+    all: *const sys::rd_kafka_headers_t,
+    name: &CStr,
+    whole: &[&CStr],
+    value: *const c_void,
+) -> bool {
+    let before = whole.iter().filter(|other| **other == name).count();
+    let (mut found, mut len) = (ptr::null(), 0);
+    // SAFETY: as the caller says; name and places for the answer are ours.
+    let known = unsafe {
+        sys::rd_kafka_header_get(all, before, name.as_ptr(), &raw mut found, &raw mut len)
+    };
+    known == err::RD_KAFKA_RESP_ERR_NO_ERROR && found == value
 }
 
 /// # Safety

@@ -203,15 +203,20 @@ async fn timestamps_in_any_unit_and_none_at_all_end_no_consumer() {
     member.stop().await;
 }
 
-/// A record with a header whose name is not UTF-8, which the client library has no safe call for.
-fn send_odd_header(producer: &BaseProducer, topic: &str, payload: &[u8]) {
+/// A record with a header whose name no text has, which the client library has no safe call for.
+fn send_odd_header(
+    producer: &BaseProducer,
+    topic: &str,
+    payload: &[u8],
+    (name, value): (&[u8], &str),
+) {
     let topic = std::ffi::CString::new(topic).expect("a name");
-    let name = b"odd\xff\xfe";
     // SAFETY: the list is ours until the producer takes it over, and name and value are copied.
     let headers = unsafe {
         let headers = sys::rd_kafka_headers_new(1);
         let name_len = name.len().cast_signed();
-        sys::rd_kafka_header_add(headers, name.as_ptr().cast(), name_len, c"x".as_ptr().cast(), 1);
+        let (text, text_len) = (value.as_ptr().cast(), value.len().cast_signed());
+        sys::rd_kafka_header_add(headers, name.as_ptr().cast(), name_len, text, text_len);
         headers
     };
     use sys::rd_kafka_vtype_t as vtype;
@@ -236,13 +241,19 @@ fn send_odd_header(producer: &BaseProducer, topic: &str, payload: &[u8]) {
 }
 
 #[tokio::test]
-async fn a_header_whose_name_is_not_utf_8_ends_no_consumer() {
+async fn a_header_whose_name_is_no_text_ends_no_consumer_and_names_no_message() {
     let database = database().await;
     let topic = topic(&database, "headers").await.create(1).await;
     let producer: BaseProducer = servers::kafka().await.client().create().expect("a producer");
-    let payload = serde_json::to_vec(&Step { key: "a".into(), n: 1 }).expect("JSON");
-    send_odd_header(&producer, topic.name(), &payload);
+    let id = uuid::Uuid::now_v7().to_string();
+    // Two events that carry the same value there: an id would make one of them.
+    let names: [&[u8]; 4] =
+        [b"outbox-id\xff\xfe", b"outbox-id\0x", b"outbox-id\0x", b"outbox-id\0"];
+    for (n, name) in (1..).zip(names) {
+        let payload = serde_json::to_vec(&Step { key: "a".into(), n }).expect("JSON");
+        send_odd_header(&producer, topic.name(), &payload, (name, &id));
+    }
     let member = Member::start(&database, &[topic.name()], &[], |runner| runner).await;
-    until_effects(&database, 1).await;
+    until_effects(&database, 4).await;
     member.stop().await;
 }
