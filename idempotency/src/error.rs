@@ -50,6 +50,13 @@ pub enum InboxError {
          stored together; return Ok to commit and an error to roll back"
     )]
     Ended,
+    /// The work returned while a statement of it was still running, and that took too long to be waited
+    /// for: it was cancelled, and nothing was written. Await each statement to its end; `statement_timeout`
+    /// ends one that takes too long.
+    #[error(
+        "a statement was still running when the work returned, and was cancelled; nothing was written"
+    )]
+    Unfinished,
     /// The session does not know a statement that was prepared in it, or its plan does not fit a table
     /// that was altered. Nothing was written. Run it again: it is prepared anew.
     #[error(

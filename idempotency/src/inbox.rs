@@ -34,7 +34,7 @@ use crate::{
 const LOOKING: &str = "looking at inbox.messages' partitions";
 
 const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
-                     on conflict do nothing returning true";
+                     on conflict do nothing returning pg_catalog.pg_backend_pid() as backend";
 
 /// Sorted, so that two batches that share ids wait for one another in one direction only.
 pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \

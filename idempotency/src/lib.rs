@@ -65,6 +65,7 @@ mod processor;
 mod repertoire;
 mod retry;
 mod rfc3339;
+mod running;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -6,7 +6,10 @@
 //! it is still there. A session that a handler has had is put back before anyone else gets it, in
 //! the round trip of the end.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicBool, atomic::Ordering};
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use deadpool_postgres::Object;
 use futures_util::future;
@@ -16,6 +19,7 @@ use crate::{
     error::{InboxError, Sort, ended_the_session, sort, state_of},
     fault::{Point, point, sessions_are_left},
     message::RawMessage,
+    running::{Running, Waited},
     session::{Sessions, UNLOCK},
     tx::Tx,
 };
@@ -52,6 +56,7 @@ pub(crate) struct Shared {
     doubtful: AtomicBool,
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
+    running: Running,
     /// It carried a large message. The driver keeps its buffers at the size that this took, for as long
     /// as the connection lasts.
     swollen: AtomicBool,
@@ -70,17 +75,27 @@ impl Shared {
     }
 
     pub(crate) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
-        self.seen(self.client().prepare_cached(sql).await)
+        let asked = self.asks();
+        asked.answered(self.client().prepare_cached(sql).await)
     }
 
     pub(crate) async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
         let statement = self.prepare(sql).await?;
-        self.seen(self.client().execute(&statement, params).await)
+        let asked = self.asks();
+        asked.answered(self.client().execute(&statement, params).await)
     }
 
     pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
         let statement = self.prepare(sql).await?;
-        self.seen(self.client().query(&statement, params).await)
+        let asked = self.asks();
+        asked.answered(self.client().query(&statement, params).await)
+    }
+
+    /// A statement that is sent now, until it is answered; where its future is dropped before,
+    /// [`Shared::finished`] knows. No future around the statement's, which would be twice as large.
+    pub(crate) fn asks(&self) -> Asked<'_> {
+        self.running.asks();
+        Asked(self)
     }
 
     /// Remembers what the server refused, to say so if the transaction turns out to be failed; the
@@ -120,6 +135,29 @@ impl Shared {
 
     pub(crate) fn is_doubtful(&self) {
         self.doubtful.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for what the work has left running, or ends it.
+    async fn finished(&self) -> Result<(), InboxError> {
+        if self.running.none() {
+            return Ok(());
+        }
+        // In a box, because it connects, and every transaction's future would have room for that.
+        match Box::pin(self.running.behind(self.client(), self.sessions.pool(), "")).await {
+            Waited::Answered => Ok(()),
+            Waited::Cancelled | Waited::Never => Err(InboxError::Unfinished),
+        }
+    }
+
+    /// As [`Shared::finished`], where nothing of it is kept anyway.
+    ///
+    /// # Errors
+    /// It runs still.
+    async fn ended_what_ran(&self) -> Result<(), InboxError> {
+        match self.finished().await {
+            Err(why) if !self.running.none() => Err(why),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a handler has ended the transaction, which is rolled back by now if not.
@@ -170,6 +208,16 @@ impl Shared {
     }
 }
 
+/// See [`Shared::asks`].
+pub(crate) struct Asked<'a>(&'a Shared);
+
+impl Asked<'_> {
+    pub(crate) fn answered<T>(self, answer: Result<T, Error>) -> Result<T, Error> {
+        self.0.running.is_told();
+        self.0.seen(answer)
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         let Some(client) = self.client.take() else { return };
@@ -202,7 +250,9 @@ impl Open {
         let (begun, rows) =
             future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
                 .await;
-        open.begun(doing, begun, rows).await
+        let (open, rows) = open.begun(doing, begun, rows).await?;
+        open.shared.running.is_in(&rows);
+        Ok((open, rows))
     }
 
     /// Begins, runs the first statement, sets the savepoint, and runs the second: one round trip.
@@ -231,6 +281,7 @@ impl Open {
             (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => Err(why),
         };
         let (open, (first, second)) = open.begun(doing, begun, answers).await?;
+        open.shared.running.is_in(&first);
         Ok((open, first, second))
     }
 
@@ -244,6 +295,7 @@ impl Open {
             ended_by_handler: AtomicBool::new(false),
             doubtful: AtomicBool::new(false),
             clean: AtomicBool::new(false),
+            running: Running::default(),
             swollen: AtomicBool::new(false),
             kept: AtomicBool::new(false),
             savepoint: rand::random(),
@@ -300,6 +352,7 @@ impl Open {
 
     /// Undoes what was done since the savepoint: failures, role and settings included.
     pub(crate) async fn back_to_savepoint(&self) -> Result<(), InboxError> {
+        self.shared.ended_what_ran().await?;
         let sql = format!("rollback to {}", self.shared.savepoint());
         match self.shared.client().batch_execute(&sql).await {
             Ok(()) => Ok(()),
@@ -317,7 +370,7 @@ impl Open {
     /// unknown.
     pub(crate) async fn commit(self) -> Result<(), InboxError> {
         match self.try_commit(COMMIT).await {
-            Err(error @ (InboxError::Escaped | InboxError::Ended)) => {
+            Err(error @ (InboxError::Escaped | InboxError::Ended | InboxError::Unfinished)) => {
                 // The reason is known: what else is said about the end adds nothing.
                 let _ended = self.rollback().await;
                 Err(error)
@@ -336,6 +389,7 @@ impl Open {
         if self.shared.ended_by_handler.load(Ordering::Relaxed) {
             return Err(InboxError::Ended);
         }
+        self.shared.finished().await?;
         point(Point::Committing);
         match self.shared.end(sql).await {
             Ok(()) => Ok(()),
@@ -365,12 +419,14 @@ impl Open {
     /// Also where a [`Tx`] is kept, and where a handler has ended the transaction.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
-            let _cut_off = self.shared.client().batch_execute(CUT_OFF).await;
+            let (client, pool) = (self.shared.client(), self.shared.sessions.pool());
+            let _cut_off = Box::pin(self.shared.running.behind(client, pool, CUT_OFF)).await;
             if !self.shared.kept.swap(true, Ordering::Relaxed) {
                 self.shared.sessions.add_a_place();
             }
             return Err(escaped);
         }
+        self.shared.ended_what_ran().await?;
         let ended = self.shared.end("rollback").await;
         ended.map_err(|error| InboxError::of("rolling back", error))?;
         match self.shared.was_ended().await {

@@ -20,7 +20,8 @@ use crate::{
 ///
 /// Statements are prepared once per connection and kept there, so pass values as parameters, never
 /// in the text. Cancel safe: a dropped statement is rolled back with all others, or kept with them;
-/// if it fails after it was dropped, nothing is kept.
+/// if it fails after it was dropped, nothing is kept. Where one still runs three seconds after the
+/// handler has returned, it is cancelled, and the message has failed.
 pub struct Tx {
     shared: Arc<Shared>,
 }
@@ -64,7 +65,8 @@ impl Tx {
     pub async fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row, Error> {
         self.admit(sql).await?;
         let statement = self.shared.prepare(sql).await?;
-        self.shared.seen(self.shared.client().query_one(&statement, params).await)
+        let asked = self.shared.asks();
+        asked.answered(self.shared.client().query_one(&statement, params).await)
     }
 
     /// Runs a query and returns its row, if it has one.
@@ -74,7 +76,8 @@ impl Tx {
     pub async fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>, Error> {
         self.admit(sql).await?;
         let statement = self.shared.prepare(sql).await?;
-        self.shared.seen(self.shared.client().query_opt(&statement, params).await)
+        let asked = self.shared.asks();
+        asked.answered(self.shared.client().query_opt(&statement, params).await)
     }
 
     /// Runs several statements, with semicolons between them and without parameters.
@@ -83,7 +86,10 @@ impl Tx {
     /// As [`Tx::execute`]. Where one of them ends the transaction that is found afterwards: what it
     /// committed stays, and the message is not taken for handled.
     pub async fn batch_execute(&self, sql: &str) -> Result<(), Error> {
-        let run = async { self.shared.seen(self.shared.client().batch_execute(sql).await) };
+        let run = async {
+            let asked = self.shared.asks();
+            asked.answered(self.shared.client().batch_execute(sql).await)
+        };
         let (before, done) = match self.shared.known() {
             Some(before) => (Ok(before), run.await),
             None => {
@@ -127,7 +133,8 @@ impl Tx {
             }
             sink.finish().await
         };
-        self.shared.seen(copied.await)
+        let asked = self.shared.asks();
+        asked.answered(copied.await)
     }
 
     /// COPY … TO STDOUT: all that it gives.
@@ -146,7 +153,8 @@ impl Tx {
             }
             Ok(all)
         };
-        self.shared.seen(copied.await)
+        let asked = self.shared.asks();
+        asked.answered(copied.await)
     }
 
     /// Writes an event into the outbox of this database, in this transaction, and returns its id:
@@ -188,8 +196,9 @@ impl Tx {
             message = 'a handler can not end its transaction: nothing of it would be known to be kept', \
             hint = 'Return Ok to commit and an error to roll back. A part can be undone with \
                 savepoint and rollback to savepoint.'; end $$";
-        let refused = self.shared.client().batch_execute(REFUSAL).await;
-        self.shared.seen(refused).expect_err("the statement raises an error")
+        let asked = self.shared.asks();
+        let refused = asked.answered(self.shared.client().batch_execute(REFUSAL).await);
+        refused.expect_err("the statement raises an error")
     }
 
     /// After DEALLOCATE and DISCARD the server knows less than the driver believes.
@@ -207,7 +216,8 @@ impl Tx {
     }
 
     async fn ask(&self, which: &Statement) -> Result<String, Error> {
-        let rows = self.shared.seen(self.shared.client().query(which, &[]).await)?;
+        let asked = self.shared.asks();
+        let rows = asked.answered(self.shared.client().query(which, &[]).await)?;
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
     }
 

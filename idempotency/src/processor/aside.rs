@@ -15,6 +15,8 @@ use crate::{
 pub(super) const ENDED: &str = "transaction-ended";
 /// The code of a message whose handler has kept its transaction.
 pub(super) const KEPT: &str = "transaction-kept";
+/// The code of a message whose handler has returned while a statement of it went on.
+pub(super) const UNFINISHED: &str = "statement-unfinished";
 
 impl Processor {
     /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.

@@ -28,7 +28,8 @@ pub(super) async fn rows(
     if let ([message], [lane]) = (messages, lanes) {
         return row(inbox, message.id, *lane).await;
     }
-    let sql = "select claimed, parked from inbox.claim_batch($1, $2, $3, $4)";
+    let sql = "select claimed, parked, pg_catalog.pg_backend_pid() as backend \
+               from inbox.claim_batch($1, $2, $3, $4)";
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
     let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &ids, &days, &lanes];
@@ -55,7 +56,8 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
     let sql = "insert into inbox.messages (consumer_id, id, day) \
                values ($1, $2, $3) on conflict do nothing \
                returning exists (select from inbox.parked_lanes \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $4)";
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $4), \
+                   pg_catalog.pg_backend_pid() as backend";
     let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
@@ -81,15 +83,16 @@ pub(super) async fn nothing(
     messages: &[&RawMessage],
     lanes: &[Uuid],
 ) -> Result<Claimed, InboxError> {
-    let sql = "select lane from inbox.parked_lanes \
+    let sql = "select array(select lane from inbox.parked_lanes \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
-               order by lane for update";
+               order by lane for update), pg_catalog.pg_backend_pid() as backend";
     let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
     let (open, rows) =
         Open::begin(inbox.sessions(), "looking for parked keys", sql, &params).await?;
-    let parked: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    let row = rows.first().expect("a query without a table returns one row");
+    let parked: Vec<Uuid> = row.try_get(0).map_err(read)?;
     let claimed = messages.iter().map(|message| message.id.uuid()).collect();
-    Ok((open, claimed, parked.map_err(read)?))
+    Ok((open, claimed, parked.into_iter().collect()))
 }
 
 fn read(error: tokio_postgres::Error) -> InboxError {

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Attempt, Processor, Stop,
-    aside::ENDED,
+    aside::{ENDED, UNFINISHED},
     store::{self, Due, Taken},
 };
 use crate::{
@@ -274,6 +274,9 @@ impl Processor {
             }
             Err(InboxError::Aborted(state)) => Ok(Err(super::aborted(state))),
             Err(InboxError::Uncommitted(error)) => Ok(Err(error.into())),
+            Err(error @ InboxError::Unfinished) => {
+                Ok(Err(Failure::new(Kind::Transient, UNFINISHED, error)))
+            }
             // Whether it was kept the next look tells; this one was answered.
             Err(InboxError::Unavailable(error)) => {
                 Ok(Err(Failure::new(Kind::Lost, "unavailable", error)))

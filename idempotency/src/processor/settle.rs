@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Attempt, OUTAGE, Processor, Stop, aborted,
-    aside::{ENDED, KEPT},
+    aside::{ENDED, KEPT, UNFINISHED},
 };
 use crate::{
     error::InboxError,
@@ -100,6 +100,7 @@ impl Processor {
             InboxError::Aborted(state) => aborted(state),
             InboxError::Ended => Failure::permanent(ENDED, error),
             InboxError::Escaped => Failure::permanent(KEPT, error),
+            InboxError::Unfinished => Failure::new(Kind::Transient, UNFINISHED, error),
             InboxError::Refused { .. } | InboxError::Setting(_) | InboxError::Unsafe(_) => {
                 return Err(error);
             }

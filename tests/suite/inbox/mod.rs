@@ -25,6 +25,7 @@ mod processor;
 mod records;
 mod retention;
 mod rights;
+mod running;
 mod sessions;
 mod settings;
 mod start;
