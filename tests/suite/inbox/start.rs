@@ -38,38 +38,43 @@ async fn a_setting_that_is_missing_is_named() {
 
 #[tokio::test]
 async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
-    let database = Database::create_inbox().await;
-    let dir = tempfile::tempdir().expect("a directory");
-    let log = dir.path().join("log");
-    let file = std::fs::File::create(&log).expect("a log");
-    // Nobody listens on a port that is reserved.
-    let variables = [("DATABASE_URL", &*database.superuser_url()), ("KAFKA", "127.0.0.1:1")];
-    let mut consumer = consumer(&variables);
-    consumer.env("NO_COLOR", "1").stdout(file.try_clone().expect("a handle")).stderr(file);
-    let mut running = consumer.spawn().expect("it starts");
-    wait::until("it has said so", wait::PATIENCE, || async {
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let all = [
-            "the consumer starts",
-            "consumer=\"billing/charge\"",
-            "group=\"billing\"",
-            "topics=\"orders\"",
-            "handlers=16",
-            "connections=32",
-            "parked=0",
-            "no Kafka broker has answered yet",
-            "brokers=\"127.0.0.1:1\"",
-        ];
-        match all.into_iter().find(|text| !said.contains(text)) {
-            None => Ok(()),
-            Some(text) => Err(format!("{text} is not in {said}")),
-        }
-    })
-    .await
-    .expect("it is said");
-    let said = std::fs::read_to_string(&log).expect("a log");
-    assert!(!said.contains("give the pool"), "32 are enough: {said}");
-    running.kill().await.expect("it is ended");
+    // Nobody listens on a port that is reserved; a broker that is frozen takes connections.
+    let frozen = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let frozen = (frozen.local_addr().expect("its address").to_string(), frozen);
+    for broker in ["127.0.0.1:1", &frozen.0] {
+        let database = Database::create_inbox().await;
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let file = std::fs::File::create(&log).expect("a log");
+        let mut consumer =
+            consumer(&[("DATABASE_URL", &*database.superuser_url()), ("KAFKA", broker)]);
+        consumer.env("NO_COLOR", "1").stdout(file.try_clone().expect("a handle")).stderr(file);
+        let mut running = consumer.spawn().expect("it starts");
+        let brokers = format!("brokers=\"{broker}\"");
+        wait::until("it has said so", wait::PATIENCE, || async {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let all = [
+                "the consumer starts",
+                "consumer=\"billing/charge\"",
+                "group=\"billing\"",
+                "topics=\"orders\"",
+                "handlers=16",
+                "connections=32",
+                "parked=0",
+                "no Kafka broker has answered yet",
+                &*brokers,
+            ];
+            match all.into_iter().find(|text| !said.contains(text)) {
+                None => Ok(()),
+                Some(text) => Err(format!("{text} is not in {said}")),
+            }
+        })
+        .await
+        .expect("it is said");
+        let said = std::fs::read_to_string(&log).expect("a log");
+        assert!(!said.contains("give the pool"), "32 are enough: {said}");
+        running.kill().await.expect("it is ended");
+    }
 }
 
 #[tokio::test]

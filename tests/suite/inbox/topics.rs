@@ -14,7 +14,7 @@ use rdkafka::{
 };
 
 use super::{
-    effects::{Step, assert_once_and_in_order, database, effects},
+    effects::{Step, assert_once_and_in_order, database, effects, number},
     records::{Member, topic, until_effects},
     watermark::watermark,
 };
@@ -286,4 +286,44 @@ async fn a_watermark_that_can_not_be_read_when_partitions_come_stops_the_consume
     let RunError::Stop(stop) = &ended else { panic!("{ended:?}") };
     let why = std::error::Error::source(stop).map(ToString::to_string).unwrap_or_default();
     assert!(why.contains("outbox-relay migrate --set inbox"), "{why}");
+}
+
+/// The poll thread goes on polling while handlers run, so the group does not take it for stuck; and
+/// whoever gets the partition meanwhile waits at the claim.
+#[tokio::test]
+async fn a_handler_that_runs_longer_than_the_poll_interval_has_one_effect_also_when_members_come() {
+    let database = database().await;
+    let slow = "create sequence calls; \
+        create function slow() returns trigger language plpgsql security definer as \
+            $$ begin perform nextval('calls'); perform pg_sleep(4); return new; end $$; \
+        create trigger slow before insert on effects \
+            for each row when (new.n = 1) execute function slow()";
+    database.superuser().batch_execute(slow).await.expect("a slow effect");
+    let topic = topic(&database, "slow").await.create(1).await;
+    send(&topic, steps("a", 1..=3)).await;
+    let settings = [
+        ("max.poll.interval.ms", "1500"),
+        ("session.timeout.ms", "1500"),
+        ("heartbeat.interval.ms", "200"),
+        ("auto.offset.reset", "earliest"),
+    ];
+    let first = Member::start(&database, &[topic.name()], &settings, |runner| runner).await;
+    wait::until("the handler is at work", wait::PATIENCE, || async {
+        let called = "select case when is_called then last_value else 0 end from calls";
+        match number(&database, called).await {
+            0 => Err("not called".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await
+    .expect("it is called");
+    let second = Member::start(&database, &[topic.name()], &settings, |runner| runner).await;
+    until_effects(&database, 3).await;
+    let found = effects(&database).await;
+    assert_once_and_in_order(&found, steps("a", 1..=3));
+    assert_eq!(number(&database, "select count(*) from inbox.dead_letters").await, 0);
+    second.stop().await;
+    first.stop().await;
+    assert_eq!(effects(&database).await.len(), 3, "none came again");
+    assert_eq!(number(&database, "select last_value from calls").await, 1, "it was called once");
 }
