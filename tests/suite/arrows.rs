@@ -27,7 +27,7 @@ const CIRCLES: [(&str, Parents, &[&[&str]]); 3] = [
     ("migrations/src", Parents::Counted, &[]),
 ];
 
-const RELAY: [&[&str]; 3] = [
+const RELAY: [&[&str]; 2] = [
     &[
         "dead_letter",
         "dead_letter::announcement",
@@ -36,7 +36,6 @@ const RELAY: [&[&str]; 3] = [
         "dead_letter::store::letters",
     ],
     &["dead_letter::operator", "dead_letter::operator::listing", "dead_letter::operator::release"],
-    &["pipeline", "pipeline::delivery"],
 ];
 
 /// The most lines of a file that does not say in its first ones, with the words `400 lines`, why it has more.

@@ -18,7 +18,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    PipelineError,
+    error::PipelineError,
     pace::Pace,
     settling::Settling,
     suspicion::{INSISTENCE, Suspicion, suspects},

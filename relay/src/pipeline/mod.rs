@@ -4,6 +4,7 @@
 //! (`delivery`), carries out the releases that they announce, and tells the source what is stored.
 
 pub mod delivery;
+mod error;
 pub mod intake;
 pub mod ladder;
 mod pace;
@@ -14,41 +15,23 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+pub use self::error::PipelineError;
 use self::{
     delivery::{Course, Delivery, Origin},
     ladder::Ladder,
 };
 use crate::{
     core::{
-        position::{Confirmable, Position, RowPosition},
+        position::{Confirmable, Position},
         progress::{Progress, SnapshotRecord},
         published::Published,
         record::{Announced, Batch, BatchLimits},
         witness::Witness,
     },
-    dead_letter::{DeadLetterError, DeadLetters},
-    sink::{Publisher, SinkError, Stored},
+    dead_letter::DeadLetters,
+    sink::{Publisher, Stored},
     source::handover::Taker,
 };
-
-/// Why the pipeline ended before it was told to.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// The sink failed; the outcome of the delivery under way is uncertain.
-    #[error("delivery failed")]
-    Sink(#[source] SinkError),
-    /// What must be parked could not be; nothing that covers it is stored.
-    #[error("parking events failed")]
-    DeadLetters(#[from] DeadLetterError),
-    /// A row does not follow the protocol; the event is not to blame. Connect anew.
-    #[error("the row at {position} can't be read: {error}")]
-    Malformed {
-        /// Its place.
-        position: RowPosition,
-        /// What is wrong.
-        error: String,
-    },
-}
 
 /// What the control session saw at one moment.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use crate::{
     },
     dead_letter::{DeadLetters, Seen},
     fault::{self, Point},
-    pipeline::PipelineError,
+    pipeline::error::PipelineError,
     sink::{Publisher, Stored},
 };
 
