@@ -20,7 +20,8 @@ use uuid::Uuid;
 use super::{
     Attempt, Processor, Stop,
     aside::{ENDED, UNFINISHED},
-    store::{self, Due, Taken},
+    store::Due,
+    taken::{Head, Taken},
 };
 use crate::{
     error::{InboxError, chain},
@@ -52,7 +53,7 @@ struct Waits {
 /// A parked message.
 struct Parked {
     lane: Uuid,
-    head: store::Head,
+    head: Head,
 }
 
 impl Processor {
@@ -258,7 +259,7 @@ impl Processor {
     async fn try_group(
         &self,
         open: &Open,
-        group: &[store::Head],
+        group: &[Head],
     ) -> Result<Result<(), Failure>, InboxError> {
         let messages = group.iter().map(|head| head.message.clone()).collect();
         let done = self.work(open.tx(), messages).await;
@@ -344,7 +345,7 @@ impl Processor {
         &self,
         open: Open,
         lane: Uuid,
-        head: &store::Head,
+        head: &Head,
         failure: &Failure,
         attempts: i32,
     ) -> Result<(), InboxError> {

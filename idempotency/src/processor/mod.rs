@@ -14,6 +14,7 @@ mod marked;
 mod position;
 mod settle;
 mod store;
+mod taken;
 mod watch;
 mod watermark;
 

@@ -1,0 +1,218 @@
+//! The statements that take messages from a parked lane's head.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_postgres::{Row, types::ToSql};
+use uuid::Uuid;
+
+use super::store::Shelf;
+use crate::{
+    error::InboxError,
+    message::{LARGE, Message, RawMessage, Source},
+    message_id::MessageId,
+    repertoire,
+    session::Sessions,
+    transaction::Open,
+};
+
+/// Message of a parked lane, with what is known about it.
+#[derive(Clone)]
+pub(super) struct Head {
+    pub(super) seq: i64,
+    pub(super) replays: i32,
+    pub(super) message: RawMessage,
+}
+
+/// A lane that is due, locked by the transaction, which has taken its first messages behind a savepoint.
+pub(super) struct Taken {
+    pub(super) open: Open,
+    pub(super) lane: Uuid,
+    /// Of its first message, failed so far.
+    pub(super) attempts: i32,
+    /// Its first messages, which are not parked any more if this commits.
+    pub(super) heads: Vec<Head>,
+}
+
+impl Taken {
+    pub(super) fn is_large(&self) -> bool {
+        self.heads.iter().any(|head| head.message.is_large())
+    }
+}
+
+impl Shelf {
+    /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
+    /// and takes its first messages: at most `max`, and a mebibyte, but at least one, and no more than
+    /// one where that has failed before. A lane whose first message is larger is left to others where
+    /// `large_too` does not say otherwise. One without messages is free again.
+    ///
+    /// All of it is one round trip. The messages are looked for by a statement of their own, behind the
+    /// lock: its snapshot has what whoever had the lane last has left.
+    pub(super) async fn take(
+        self,
+        sessions: &Arc<Sessions>,
+        which: Option<Uuid>,
+        max: i64,
+        large_too: bool,
+    ) -> Result<Option<Taken>, InboxError> {
+        const DOING: &str = "taking a parked lane up";
+        let (lock, take) = (lock(which.is_some()), take(max));
+        let locking: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &which, &large_too];
+        let taking: [&(dyn ToSql + Sync); 2] = [&self.consumer_id, &max];
+        let taking = if max == 1 { &taking[..1] } else { &taking[..] };
+        let statements = [(lock.as_str(), &locking[..]), (take.as_str(), taking)];
+        let (open, locked, rows) = Open::begin_marked(sessions, DOING, statements).await?;
+        let read = |error| InboxError::of(DOING, error);
+        let first = locked.first().expect("a query without a table returns one row");
+        let Some(lane) = first.try_get::<_, Option<Uuid>>(0).map_err(read)? else {
+            open.rollback().await?;
+            return Ok(None);
+        };
+        let (attempts, settled): (i32, bool) =
+            (first.try_get(1).map_err(read)?, first.try_get(2).map_err(read)?);
+        let more = rows.last().map_or(Ok(false), |row| row.try_get(10)).map_err(read)?;
+        if !(more && settled) {
+            self.go_on(&open, lane, more).await?;
+        }
+        let failed = u32::try_from(attempts).unwrap_or(0);
+        let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
+        // Each row goes when its message is made.
+        let heads: Result<Vec<Head>, _> =
+            rows.into_iter().zip(counts).map(|(row, n)| head(&row, n)).collect();
+        let heads = heads.map_err(read)?;
+        heads.iter().for_each(|head| open.carries(&head.message));
+        Ok(Some(Taken { open, lane, attempts, heads }))
+    }
+}
+
+/// What a message takes as it is stored: nothing is read for it.
+const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
+    operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
+    operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
+
+/// Locks a lane, and sets `inbox.lane` until the end of the transaction, for the statement behind it,
+/// which is sent before anybody here knows the lane: to one that can't be where there is none. Says
+/// whether the lane's row may stay as it is while there are messages.
+fn lock(one: bool) -> String {
+    let condition = match one {
+        false => {
+            "$2::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()"
+        }
+        true => "l.lane operator(pg_catalog.=) $2",
+    };
+    format!(
+        "with due as (select l.lane, l.attempts, l.attempts operator(pg_catalog.=) 0 \
+                and l.code is null and l.due_at operator(pg_catalog.>=) (pg_catalog.now() \
+                    operator(pg_catalog.-) interval '1 second') as settled \
+            from inbox.parked_lanes as l \
+            where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
+                and ($3 or coalesce((select {SIZE} from inbox.parked as p \
+                    where p.consumer_id operator(pg_catalog.=) $1 \
+                        and p.lane operator(pg_catalog.=) l.lane \
+                    order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
+            order by l.due_at limit 1 for update skip locked) \
+        select d.lane, d.attempts, d.settled, pg_catalog.set_config('inbox.lane', \
+            coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true), \
+            pg_catalog.pg_backend_pid() as backend \
+        from (values (1)) as one left join due as d on true"
+    )
+}
+
+/// Takes the first message of the lane that is locked, or several; whether there are more is in the
+/// last row's last column.
+fn take(max: i64) -> String {
+    const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
+        and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
+    const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+        p.key, p.payload, p.headers, p.day";
+    if max == 1 {
+        return format!(
+            "delete from inbox.parked as p \
+            where {OF_THE_LANE} and p.seq operator(pg_catalog.=) (select p.seq \
+                from inbox.parked as p where {OF_THE_LANE} order by p.seq limit 1) \
+            returning {TAKEN}, exists (select from inbox.parked as later \
+                where later.consumer_id operator(pg_catalog.=) p.consumer_id \
+                    and later.lane operator(pg_catalog.=) p.lane \
+                    and later.seq operator(pg_catalog.>) p.seq)"
+        );
+    }
+    format!(
+        "with gone as (delete from inbox.parked as p \
+            where {OF_THE_LANE} and p.seq operator(pg_catalog.=) any (array(select h.seq from ( \
+                select p.seq, pg_catalog.row_number() over (order by p.seq) as place, \
+                    pg_catalog.sum({SIZE}) over (order by p.seq) as bytes \
+                from inbox.parked as p where {OF_THE_LANE} \
+                order by p.seq limit (select case when l.attempts operator(pg_catalog.=) 0 \
+                        then $2::pg_catalog.int8 else 1 end from inbox.parked_lanes as l \
+                    where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) \
+                        pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid)) as h \
+                where h.place operator(pg_catalog.=) 1 \
+                    or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE})) \
+            returning {TAKEN}) \
+        select gone.*, exists (select from inbox.parked as p where {OF_THE_LANE} \
+            and p.seq operator(pg_catalog.>) (select pg_catalog.max(seq) from gone)) \
+        from gone order by seq"
+    )
+}
+
+fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
+    let message = message(row, attempt)?;
+    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
+}
+
+/// From the third column of [`take`] on.
+fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error> {
+    Ok(Message {
+        id: MessageId::from_parts(row.try_get(2)?, row.try_get(9)?),
+        source: Source {
+            topic: repertoire::told(row.try_get(3)?).into(),
+            partition: row.try_get(4)?,
+            offset: row.try_get(5)?,
+        },
+        key: row.try_get(6)?,
+        payload: row.try_get::<_, Option<&[u8]>>(7)?.map(Bytes::copy_from_slice),
+        headers: repertoire::headers(&row.try_get(8)?),
+        attempt,
+    })
+}
+
+impl Shelf {
+    /// Takes a lane's first messages, which [`Shelf::take`] has read and were put back since.
+    pub(super) async fn advance(
+        self,
+        open: &Open,
+        lane: Uuid,
+        heads: &[Head],
+    ) -> Result<(), InboxError> {
+        const DOING: &str = "taking from a parked lane";
+        let sql = "with gone as (delete from inbox.parked \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.=) any ($3)) \
+               select exists (select from inbox.parked \
+                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                       and seq operator(pg_catalog.>) $4)";
+        let seqs: Vec<i64> = heads.iter().map(|head| head.seq).collect();
+        let last = seqs.last().copied().unwrap_or_default();
+        let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
+        let row = rows.first().expect("a query without a table returns one row");
+        let more = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
+        self.go_on(open, lane, more).await
+    }
+
+    /// A lane goes on with its next message at once, behind others that are due, or is free again.
+    async fn go_on(self, open: &Open, lane: Uuid, more: bool) -> Result<(), InboxError> {
+        let sql = match more {
+            true => {
+                "update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+                     code = null, error = null, since = pg_catalog.now() \
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
+            }
+            false => {
+                "delete from inbox.parked_lanes \
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
+            }
+        };
+        open.query("going on with a parked lane", sql, &[&self.consumer_id, &lane]).await?;
+        Ok(())
+    }
+}
