@@ -1,9 +1,11 @@
 //! The table changes while the relay streams: what fits is followed, what does not is named, and
 //! what was written meanwhile is not lost.
 
+use std::collections::BTreeSet;
+
 use outbox_harness::{Harness, check, relay::Relay, topic::Topic, wait};
 
-use crate::repair::repeated;
+use crate::repair::{drop_slot, repeated};
 
 /// Inserts events of one lane, each statement a transaction. `key` is the column's name by now.
 async fn insert(t: &Harness, topic: &Topic, key: &str, first: usize, last: usize) {
@@ -138,17 +140,33 @@ async fn a_renamed_column_whose_name_came_back_beside_it_publishes_every_payload
     relay.wait_log("halted").await;
     alter(&t, "add column payload jsonb").await;
     insert("payload", 6, 8).await;
+    insert("body", 9, 10).await; // A writer that does not know yet.
     assert!(relay.sigterm().await.success());
     let mut relay = t.relay().set("outbox.former_columns.body", "payload").start().await;
-    arrive(&topic, 8).await;
-    let mut found: Vec<String> = topic
+    arrive(&topic, 10).await;
+    // And from the table, where all of them have both columns by now.
+    assert!(relay.sigterm().await.success());
+    insert("body", 11, 12).await;
+    insert("payload", 13, 13).await;
+    drop_slot(&t).await;
+    relay.restart();
+    wait::until("the newest arrives", wait::PATIENCE, || async {
+        let records = topic.records().await;
+        let newest = br#"{"n": 13}"#;
+        match records.iter().any(|record| record.payload.as_deref() == Some(newest)) {
+            true => Ok(()),
+            false => Err(records.len()),
+        }
+    })
+    .await
+    .expect("it arrives");
+    let found: BTreeSet<String> = topic
         .records()
         .await
         .into_iter()
         .map(|record| String::from_utf8(record.payload.expect("a payload")).expect("JSON"))
         .collect();
-    found.sort();
-    let wanted: Vec<String> = (1..=8).map(|n| format!(r#"{{"n": {n}}}"#)).collect();
+    let wanted: BTreeSet<String> = (1..=13).map(|n| format!(r#"{{"n": {n}}}"#)).collect();
     assert_eq!(found, wanted);
     relay.wait_for("/readyz", 200).await;
 }

@@ -54,7 +54,7 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.partition", "column or `false`", "`partition`; with `debezium` none", "Column of the explicit partition."),
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp; without it, the commit's time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
-    key("outbox.former_columns.*", "column", "", "What a column of the settings was called before: `body = \"payload\"` takes `body` where a row of the stream has no `payload`. For rows that were written before the column was renamed; take it out when they are published."),
+    key("outbox.former_columns.*", "column", "", "What a column of the settings was called before: `body = \"payload\"` takes `body` where a row has no `payload`, or a null one. For rows that were written before the column was renamed, and while writers change over; take it out when they are published."),
     key("sink.kind", "`kafka`, `file` or `stdout`", "`kafka`", "Where records go: Kafka's topics; or, as lines of JSON, a file or standard output, with the relay's progress in the table `outbox.progress`."),
     key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `file` and `stdout` `at-least-once`, which is all that they can", "One Kafka transaction a batch; or none but one at each start: lower latency, duplicates after a crash."),
     key("sink.file.path", "path", "", "With `file`: the file that lines are added to, made when it is missing. When another program renames it, as for a rotation, the next line goes to a new file."),

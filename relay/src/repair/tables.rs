@@ -86,8 +86,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
             format!("`alter table {name} alter column {id} set not null`"),
         ));
     };
-    let mapped = mapping.column_names();
-    let columns = columns.iter().filter(|column| mapped.contains(&column.name.as_str()));
+    let columns = columns.iter().filter(|column| mapping.reads(&column.name));
     let columns = columns
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();

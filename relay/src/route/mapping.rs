@@ -68,7 +68,13 @@ impl Mapping {
         self.columns.iter().find(|(r, _)| *r == role).map(|(_, column)| column.as_str())
     }
 
-    /// The columns that are read, each once.
+    /// Whether a column of a row is read: a mapped one, or what one was called before.
+    pub fn reads(&self, column: &str) -> bool {
+        self.column_names().contains(&column)
+            || self.former_columns.iter().any(|(former, _)| former == column)
+    }
+
+    /// The columns that are mapped, each once.
     pub fn column_names(&self) -> Vec<&str> {
         let topic: Vec<&str> = match &self.topic {
             TopicFrom::Column(column) => vec![column],
@@ -86,7 +92,7 @@ impl Mapping {
     }
 
     pub(super) fn check_size(&self) -> Result<(), Vec<Finding>> {
-        let count = self.column_names().len();
+        let count = self.column_names().len() + self.former_columns.len();
         if count <= MAPPED_MAX {
             return Ok(());
         }

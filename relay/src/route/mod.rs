@@ -214,5 +214,13 @@ fn read<'a>(plan: &Plan, tuple: &Tuple<'a>, values: &mut Values<'a>) -> Result<(
             *place = value;
         }
     }
+    for (present, former) in &plan.former {
+        let before = values.get(usize::from(*former)).copied().unwrap_or(Value::Null);
+        if let Some(place) = values.get_mut(usize::from(*present))
+            && matches!(place, Value::Null)
+        {
+            *place = before;
+        }
+    }
     Ok(())
 }

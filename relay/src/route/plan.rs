@@ -67,6 +67,8 @@ pub(super) struct Plan {
     pub(super) header_columns: Vec<(String, Slot)>,
     /// Which transaction wrote the row.
     pub(super) xid: Option<Slot>,
+    /// Places of a present column and of its former self, which counts in rows where the present one is null.
+    pub(super) former: Vec<(u8, u8)>,
     /// A column that only the text format can carry.
     pub(super) text_column: Option<String>,
 }
@@ -135,7 +137,7 @@ impl Mapping {
             })
             .collect();
         let xid = planner.xid();
-        let Planner { slots, text_column, misfits, .. } = planner;
+        let Planner { slots, text_column, misfits, pairs, .. } = planner;
         match (id, topic, payload) {
             (Some(id), Some(topic), Some(payload)) if misfits.is_empty() => Ok(Plan {
                 slots,
@@ -149,6 +151,7 @@ impl Mapping {
                 created_at,
                 header_columns,
                 xid,
+                former: pairs,
                 text_column,
             }),
             _ => Err(misfits),
@@ -164,6 +167,7 @@ struct Planner<'r> {
     table: TableName,
     slots: Vec<u8>,
     used: u8,
+    pairs: Vec<(u8, u8)>,
     text_column: Option<String>,
     misfits: Vec<Misfit>,
 }
@@ -176,6 +180,7 @@ impl<'r> Planner<'r> {
             table: TableName { schema: relation.schema.clone(), table: relation.table.clone() },
             slots: vec![UNMAPPED; relation.columns.len()],
             used: 0,
+            pairs: Vec::new(),
             text_column: None,
             misfits: Vec::new(),
         }
@@ -200,7 +205,8 @@ impl<'r> Planner<'r> {
             let mut names = self.former.iter().filter(|(_, present)| present == name);
             names.find_map(|(former, _)| named(former))
         };
-        let Some((index, column)) = named(name).or_else(before) else {
+        let (present, before) = (named(name), before());
+        let Some((index, column)) = present.or(before) else {
             self.missing(role, setting, name);
             return None;
         };
@@ -213,7 +219,32 @@ impl<'r> Planner<'r> {
                 return None;
             }
         }
-        self.at(index, kind)
+        let slot = self.at(index, kind)?;
+        if let (Some(_), Some((former, column))) = (present, before) {
+            // While writers change over, some fill the one and some the other.
+            if Kind::from_oid(column.type_oid) != kind {
+                self.unlike(name, &column.name);
+                return None;
+            }
+            let former = self.at(former, kind)?;
+            self.pairs.push((slot.slot, former.slot));
+        }
+        Some(slot)
+    }
+
+    fn unlike(&mut self, name: &str, former: &str) {
+        let table = &self.table;
+        let alike =
+            format!("take {former} out of outbox.former_columns, or give both columns one type");
+        self.misfits.push(Misfit {
+            column: name.to_owned(),
+            what: format!(
+                "{table} has both {name} and {former}, which outbox.former_columns says was its name, and \
+                 their types differ"
+            ),
+            remedy: alike.clone(),
+            earlier: alike,
+        });
     }
 
     fn xid(&mut self) -> Option<Slot> {

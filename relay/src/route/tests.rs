@@ -499,6 +499,10 @@ fn a_column_is_found_by_its_former_name_where_a_row_has_no_present_one() {
     assert_eq!(payload_of(&columns(&["body"])), Ok(7));
     assert_eq!(payload_of(&columns(&["body", "payload"])), Ok(8));
     assert!(payload_of(&columns(&["other"])).is_err());
+    let mut unlike = columns(&["body", "payload"]);
+    unlike.columns.last_mut().expect("one").type_oid = 25;
+    let found = mapping.plan(&unlike).expect_err("jsonb and text");
+    assert!(found[0].what.contains("both payload and body"), "{found:?}");
     let now = mapping.format_for(&columns(&["body"]));
     assert!(now.is_err(), "a repair reads the table by the present name");
 }
