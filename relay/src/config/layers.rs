@@ -6,7 +6,8 @@
 use std::{
     collections::{BTreeMap, hash_map::Entry},
     fmt,
-    io::ErrorKind,
+    io::{ErrorKind, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
@@ -120,8 +121,16 @@ fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Option<Layer> {
 
 /// The file's text; empty when it is only the default one and is not there.
 fn read(path: &Path, explicit: bool) -> Result<String, Problem> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text),
+    match read_own(path, explicit) {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) => Err(Problem {
+            key: path.display().to_string(),
+            origin: Origin::Default,
+            what: "this settings file in the working directory belongs to another user, or others may write \
+                   to it: settings can run code and send passwords elsewhere, so it was not read"
+                .into(),
+            remedy: "if it is meant, name it with --config; if not, work in another directory".into(),
+        }),
         Err(error) if error.kind() == ErrorKind::NotFound && !explicit => Ok(String::new()),
         Err(error) => Err(Problem {
             key: path.display().to_string(),
@@ -130,6 +139,22 @@ fn read(path: &Path, explicit: bool) -> Result<String, Problem> {
             remedy: "name a readable file with --config, or leave --config out".into(),
         }),
     }
+}
+
+/// `None` where nobody has named the file, and it may be another user's.
+fn read_own(path: &Path, explicit: bool) -> std::io::Result<Option<String>> {
+    const OTHERS_WRITE: u32 = 0o002;
+    let mut file = std::fs::File::open(path)?;
+    let found = file.metadata()?; // Of the file that is open, whatever its name leads to by now.
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let us = unsafe { libc::geteuid() };
+    let is_ours = [0, us].contains(&found.uid()) && found.mode() & OTHERS_WRITE == 0;
+    if !explicit && !is_ours {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(Some(text))
 }
 
 /// The parser shows the line that it failed at, and that line may hold a password.
@@ -311,6 +336,8 @@ fn flatten(map: Map<String, Value>, above: &str, given: &mut Merged) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -335,6 +362,31 @@ mod tests {
             ("SINK__CREATE_TOPICS__PARTITIONS", "sink.create_topics.partitions"),
         ] {
             assert_eq!(env_key(name), key);
+        }
+    }
+
+    /// As in /tmp, where anybody can put one.
+    #[test]
+    fn a_settings_file_that_others_may_write_is_read_only_where_it_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("outbox-relay.toml");
+        std::fs::write(&path, "name = 'mine'").expect("written");
+        let read = |explicit| super::read(&path, explicit).map_err(|problem| problem.to_string());
+        let set = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+                .expect("its mode is set");
+        };
+        set(0o644);
+        assert_eq!(read(false).as_deref(), Ok("name = 'mine'"));
+        set(0o646);
+        let refused = read(false).expect_err("anybody's");
+        assert!(refused.contains("name it with --config"), "{refused}");
+        assert_eq!(read(true).as_deref(), Ok("name = 'mine'"));
+        set(0o644);
+        // SAFETY: geteuid has no preconditions and cannot fail.
+        if unsafe { libc::geteuid() } == 0 {
+            std::os::unix::fs::chown(&path, Some(1), None).expect("given away");
+            assert!(read(false).is_err());
         }
     }
 }
