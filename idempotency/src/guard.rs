@@ -4,13 +4,9 @@
 //! and a message would be lost without a word. They are refused when an inbox opens and looked for
 //! while it is used; what a message rests on is proven when it is written.
 
-use tokio_postgres::{
-    Client, GenericClient,
-    types::{ToSql, Type},
-};
-use uuid::Uuid;
+use tokio_postgres::Client;
 
-use crate::{error::InboxError, inbox::Inbox, message_id::Day, transaction::Open};
+use crate::error::InboxError;
 
 /// Tables whose rows row-level security hides; statements that remove triggers and rules which may
 /// pass over or change rows. Each null where there are none.
@@ -57,46 +53,6 @@ pub(crate) async fn look(client: &Client) -> Result<(), InboxError> {
              message would be lost without a word; type, as the tables' owner: {drop}. A trigger that \
              runs after each row may take its place"
         ))),
-    }
-}
-
-/// Whether what was not claimed is there. Copies are few, so they pay for it.
-pub(crate) async fn are_there(
-    open: &Open,
-    inbox: &Inbox,
-    ids: &[Uuid],
-    days: &[Day],
-) -> Result<(), InboxError> {
-    const DOING: &str = "looking for what was here before";
-    let rows = open.query(DOING, THERE, &[&inbox.consumer_id(), &ids, &days]).await?;
-    all_of(&rows, DOING)
-}
-
-/// As [`are_there`], in a transaction of the user's.
-pub(crate) async fn are_there_for(
-    client: &impl GenericClient,
-    consumer_id: i32,
-    ids: &[Uuid],
-    days: &[Day],
-) -> Result<(), InboxError> {
-    const DOING: &str = "looking for what was here before";
-    let typed: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&consumer_id, Type::INT4), (&ids, Type::UUID_ARRAY), (&days, Type::DATE_ARRAY)];
-    let rows = client.query_typed(THERE, &typed).await;
-    all_of(&rows.map_err(|error| InboxError::of(DOING, error))?, DOING)
-}
-
-const THERE: &str = "select not exists (select from unnest($2::pg_catalog.uuid[], $3::pg_catalog.date[]) \
-        as w (id, day) where not exists (select from inbox.messages as m \
-            where m.consumer_id operator(pg_catalog.=) $1 and m.id operator(pg_catalog.=) w.id \
-                and m.day operator(pg_catalog.=) w.day))";
-
-fn all_of(rows: &[tokio_postgres::Row], doing: &'static str) -> Result<(), InboxError> {
-    let there = rows.first().map_or(Ok(false), |row| row.try_get(0));
-    if there.map_err(|error| InboxError::of(doing, error))? {
-        Ok(())
-    } else {
-        Err(kept_out_of("inbox.messages"))
     }
 }
 

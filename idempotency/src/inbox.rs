@@ -25,6 +25,7 @@ use crate::{
     fault::{Point, point},
     guard,
     message_id::{Day, MessageId},
+    remembered,
     repertoire::Repertoire,
     session::{Isolation, Sessions, explained},
     transaction::Open,
@@ -209,7 +210,7 @@ impl Inbox {
             begun => begun?,
         };
         if claimed.is_empty() {
-            guard::are_there(&open, self, &[uuid], &[day]).await?;
+            remembered::are_there(&open, self.shared.consumer_id, &[uuid], &[day]).await?;
             open.rollback().await?;
             return Ok(Once::Duplicate);
         }
@@ -252,7 +253,7 @@ impl Inbox {
         let claimed = claimed.map_err(|error| InboxError::of("claiming a message", error))?;
         if claimed.is_empty() {
             let consumer_id = self.shared.consumer_id;
-            guard::are_there_for(transaction, consumer_id, &[id.uuid()], &[id.day()]).await?;
+            remembered::are_there_for(transaction, consumer_id, &[id.uuid()], &[id.day()]).await?;
             return Ok(Claim::Duplicate);
         }
         Ok(Claim::Fresh)
@@ -283,7 +284,7 @@ impl Inbox {
         let claimed = claimed.map_err(|error| InboxError::of("claiming a batch", error))?;
         if claimed.len() < batch.ids.len() {
             let consumer_id = self.shared.consumer_id;
-            guard::are_there_for(transaction, consumer_id, &batch.ids, &batch.days).await?;
+            remembered::are_there_for(transaction, consumer_id, &batch.ids, &batch.days).await?;
         }
         Ok(batch.outcome(ids, claimed.iter().map(|row| row.get(0))))
     }

@@ -62,6 +62,7 @@ mod message_id;
 mod meter;
 mod ordering;
 mod processor;
+mod remembered;
 mod repertoire;
 mod retry;
 mod rfc3339;

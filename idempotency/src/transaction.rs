@@ -1,6 +1,6 @@
 //! An open transaction on a pooled connection.
 //!
-//! Whoever opens it ends it: the handler's [`Tx`] has no way to, and one that is dropped before its
+//! Whoever opens it ends it: the handler's `Tx` has no way to, and one that is dropped before its
 //! end takes its connection out of the pool. PostgreSQL answers COMMIT in a failed transaction with
 //! a rollback and no error: the statement before COMMIT finds out whether it is failed, and whether
 //! it is still there. A session that a handler has had is put back before anyone else gets it, in
@@ -21,7 +21,6 @@ use crate::{
     message::RawMessage,
     running::{Running, Waited},
     session::{Sessions, UNLOCK},
-    tx::Tx,
 };
 
 /// A failed transaction refuses the first of them, and so does a session that is in none; the second
@@ -30,7 +29,7 @@ const COMMIT: &str = "savepoint ended; commit";
 /// What COMMIT would ask deferred constraints is asked while a savepoint can still be gone back to.
 const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; commit";
 
-/// What a kept [`Tx`] still asks for must not be a transaction of its own, and its session not be idle
+/// What a kept `Tx` still asks for must not be a transaction of its own, and its session not be idle
 /// for as long as it is kept.
 const CUT_OFF: &str = "rollback; set session authorization default; begin read only; \
      select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
@@ -326,10 +325,10 @@ impl Open {
         }
     }
 
-    /// For the handler.
-    pub(crate) fn tx(&self) -> Tx {
+    /// For a `Tx`: from now on a handler has had the session.
+    pub(crate) fn lend(&self) -> Arc<Shared> {
         self.shared.lent.store(true, Ordering::Relaxed);
-        Tx::new(Arc::clone(&self.shared))
+        Arc::clone(&self.shared)
     }
 
     /// A statement of the inbox's own; none after a handler has had the session, whose role and
@@ -361,7 +360,7 @@ impl Open {
         }
     }
 
-    /// Whether no [`Tx`] is kept, whatever the work has returned: nobody can make another.
+    /// Whether no `Tx` is kept, whatever the work has returned: nobody can make another.
     pub(crate) fn alone(&self) -> Result<(), InboxError> {
         if Arc::strong_count(&self.shared) > 1 { Err(InboxError::Escaped) } else { Ok(()) }
     }
@@ -416,7 +415,7 @@ impl Open {
     /// Rolls back, and waits for it.
     ///
     /// # Errors
-    /// Also where a [`Tx`] is kept, and where a handler has ended the transaction.
+    /// Also where a `Tx` is kept, and where a handler has ended the transaction.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
             let (client, pool) = (self.shared.client(), self.shared.sessions.pool());

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     fault::{Point, point},
-    transaction::{Params, Shared},
+    transaction::{Open, Params, Shared},
 };
 
 /// The transaction that a message takes effect in: a handler may do anything in it but end it.
@@ -32,11 +32,14 @@ impl std::fmt::Debug for Tx {
     }
 }
 
-impl Tx {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Tx { shared }
+impl Open {
+    /// For the handler.
+    pub(crate) fn tx(&self) -> Tx {
+        Tx { shared: self.lend() }
     }
+}
 
+impl Tx {
     /// Runs a statement and returns the number of rows that it changed.
     ///
     /// # Errors

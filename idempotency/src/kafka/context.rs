@@ -17,16 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     alert::Alert,
     dispatch::Partition,
-    error::{InboxError, chain},
+    error::InboxError,
     fault::{Point, point},
     processor::Processor,
 };
 
+use super::patience;
 use super::shared::Shared;
 use super::topics::{self, Start};
-
-/// Between two questions while the database is away.
-pub(super) const AGAIN: Duration = Duration::from_millis(500);
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
@@ -180,50 +178,8 @@ impl Context {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, InboxError>>,
     {
-        self::ask((&self.runtime, &self.leave), (&self.processor, &self.shared), doing, ask)
+        patience::ask((&self.runtime, &self.leave), (&self.processor, &self.shared), doing, ask)
     }
-}
-
-/// Asks the database until it answers, and blocks meanwhile; `None` when the runner is to leave, which it
-/// is where the database refuses what a person must change.
-pub(super) fn ask<T, F, Fut>(
-    (runtime, leave): (&Handle, &CancellationToken),
-    (processor, shared): (&Processor, &Shared),
-    doing: &'static str,
-    ask: F,
-) -> Option<T>
-where
-    F: Fn() -> Fut,
-    Fut: Future<Output = Result<T, InboxError>>,
-{
-    let ask = async {
-        loop {
-            match ask().await {
-                Ok(answer) => return Some(answer),
-                Err(
-                    error @ (InboxError::Refused { .. }
-                    | InboxError::Setting(_)
-                    | InboxError::Unsafe(_)),
-                ) => {
-                    shared.refuse(processor.inbox().sessions().explained(error).await);
-                    leave.cancel();
-                    return None;
-                }
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(error, doing, "waiting for the database");
-                    tokio::time::sleep(AGAIN).await;
-                }
-            }
-        }
-    };
-    runtime.block_on(async {
-        tokio::select! {
-            biased;
-            () = leave.cancelled() => None,
-            answer = ask => answer,
-        }
-    })
 }
 
 /// Commits where each partition would be resumed, and waits for it.

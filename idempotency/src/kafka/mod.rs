@@ -11,12 +11,14 @@
 //! never past one that is not finished.
 
 mod context;
+mod error;
 mod gaps;
 mod identity;
 mod native;
 #[cfg(feature = "fault-points")]
 #[doc(hidden)]
 pub mod offline;
+mod patience;
 mod poll;
 mod reader;
 mod shared;
@@ -26,7 +28,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use rdkafka;
 pub use rdkafka::ClientConfig;
-use rdkafka::{consumer::BaseConsumer, error::KafkaError};
+use rdkafka::consumer::BaseConsumer;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -35,52 +37,10 @@ use crate::{
     processor::{Processor, Stop},
 };
 use context::Context;
+pub use error::RunError;
 use identity::IdHeaders;
 use poll::Poll;
 use shared::Shared;
-
-/// Why a runner ended before it was told to. What was under way is rolled back or finished; the
-/// next start goes on where this one was.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RunError {
-    /// What the runner was given reads nothing: no group, or no topic.
-    #[error("the Kafka consumer can't start: {0}")]
-    Setting(&'static str),
-    /// The client can't be made from its settings.
-    #[error("the Kafka consumer can't start")]
-    Client(#[source] KafkaError),
-    /// The client can't go on.
-    #[error("the Kafka consumer can't continue")]
-    Fatal(#[source] KafkaError),
-    /// Where the group was in a partition is not in the topic (any more), and `auto.offset.reset` is
-    /// `error`, so nothing of the partition would be read.
-    #[error(
-        "{topic}/{partition}: where the group {group:?} continues is not in the topic, and \
-         auto.offset.reset is `error`, so nothing of the partition is read ({text}); to read all that \
-         is there, stop all members of the group and type: kafka-consumer-groups.sh --group {group} \
-         --topic {topic}:{partition} --reset-offsets --to-earliest --execute; with a watermark, also: \
-         update inbox.watermarks set next_offset = 0, topic_id = null where topic = '{topic}' and \
-         partition = {partition}"
-    )]
-    #[non_exhaustive]
-    OffsetGone {
-        /// The group.
-        group: String,
-        /// The partition's topic.
-        topic: String,
-        /// Its number.
-        partition: i32,
-        /// What the client says.
-        text: String,
-    },
-    /// See [`Stop`].
-    #[error(transparent)]
-    Stop(#[from] Stop),
-    /// A task panicked: a defect of this crate.
-    #[error("a task of the runner panicked")]
-    Panicked,
-}
 
 /// Connections that are used beside the handlers': for parked keys, and for upkeep.
 const BESIDE: usize = crate::processor::AT_ONCE + 1;

@@ -13,8 +13,9 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Limits, RunError,
+    Limits,
     context::{self, Context},
+    error::RunError,
     identity::IdHeaders,
     native::{Fetched, Place, Queue, Record},
     reader::Reader,

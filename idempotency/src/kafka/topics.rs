@@ -11,7 +11,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, Offset,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode as Code},
 };
 
@@ -19,10 +19,10 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    RunError,
-    context::{self, Context},
+    error::RunError,
     gaps::{self, Gap},
     native::{self, Place, Queue},
+    patience,
     shared::Shared,
 };
 use crate::{alert::Alert, dispatch::Partition, processor::Processor};
@@ -66,7 +66,7 @@ impl Topics {
     /// A partition goes on at `offset`: is that where it should?
     pub(super) fn goes_on(
         &self,
-        consumer: &BaseConsumer<Context>,
+        consumer: &BaseConsumer<impl ConsumerContext>,
         shared: &Shared,
         partition: &Partition,
         offset: i64,
@@ -126,7 +126,12 @@ impl Topics {
     }
 
     /// Asks whether topics are still the same, now and then; the answer comes to the queue.
-    pub(super) fn ask(&mut self, consumer: &BaseConsumer<Context>, shared: &Shared, queue: &Queue) {
+    pub(super) fn ask(
+        &mut self,
+        consumer: &BaseConsumer<impl ConsumerContext>,
+        shared: &Shared,
+        queue: &Queue,
+    ) {
         if self.asked.is_some_and(|asked| asked.elapsed() < ASK) {
             return;
         }
@@ -142,7 +147,7 @@ impl Topics {
     /// goes on where it was in the old one, if the new one is long enough.
     pub(super) fn told(
         &mut self,
-        consumer: &BaseConsumer<Context>,
+        consumer: &BaseConsumer<impl ConsumerContext>,
         shared: &Shared,
         ids: Vec<(String, String)>,
     ) {
@@ -183,12 +188,12 @@ impl Topics {
     /// What was read of the new topic so far has moved the watermarks past all that comes before it. What
     /// is at work would move them once more.
     fn set_back(&self, shared: &Shared, partitions: &[Partition], id: &str) {
-        while shared.queue.drain(partitions, context::AGAIN) > 0 && !self.leave.is_cancelled() {}
+        while shared.queue.drain(partitions, patience::AGAIN) > 0 && !self.leave.is_cancelled() {}
         for partition in partitions {
             let set_back = || self.processor.set_back(partition, id);
             let doing = "setting a watermark back";
             let (on, of) = ((&self.runtime, &self.leave), (&self.processor, shared));
-            let _until_it_leaves = context::ask(on, of, doing, set_back);
+            let _until_it_leaves = patience::ask(on, of, doing, set_back);
         }
         let mut lanes = shared.lanes();
         partitions.iter().for_each(|partition| lanes.assign(partition.clone(), None));
@@ -246,7 +251,7 @@ pub(super) fn say_anew(consumer: &str, topic: &str) {
 
 /// The broker's ids of the partitions' topics; nothing where it does not answer.
 pub(super) fn ids(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     partitions: &[Partition],
 ) -> HashMap<String, String> {
     let names: HashSet<&str> = partitions.iter().map(|(topic, _)| &**topic).collect();
@@ -276,7 +281,7 @@ pub(super) fn unanswered(
 /// Where a group goes on, of partitions that it knows; nothing where the broker does not answer. Its
 /// members give the topic's id along with an offset.
 pub(super) fn committed(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     list: &rdkafka::TopicPartitionList,
 ) -> HashMap<Partition, Start> {
     let found = match consumer.committed_offsets(list.clone(), ASK) {

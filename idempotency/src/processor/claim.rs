@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use crate::{
     error::InboxError,
-    guard,
     inbox::Inbox,
     message::RawMessage,
     message_id::{Day, MessageId},
+    remembered,
     transaction::Open,
 };
 
@@ -41,7 +41,7 @@ pub(super) async fn rows(
     };
     let (claimed, parked) = (column(0)?, column(1)?);
     if claimed.len() < ids.len() {
-        guard::are_there(&open, inbox, &ids, &days).await?;
+        remembered::are_there(&open, inbox.consumer_id(), &ids, &days).await?;
     }
     Ok((open, claimed, parked))
 }
@@ -62,7 +62,7 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
     let Some(row) = rows.first() else {
-        guard::are_there(&open, inbox, &[uuid], &[day]).await?;
+        remembered::are_there(&open, inbox.consumer_id(), &[uuid], &[day]).await?;
         return Ok((open, HashSet::new(), HashSet::new()));
     };
     let mut parked = HashSet::new();

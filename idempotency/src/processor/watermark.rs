@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::position::{Place, Position};
 use crate::{
     error::InboxError,
-    guard,
     inbox::{CLAIM_BATCH, Inbox},
     message::RawMessage,
     message_id::Day,
+    remembered,
     transaction::Open,
 };
 
@@ -189,7 +189,7 @@ pub(super) async fn claim_rows(
     let params: [&(dyn ToSql + Sync); 3] = [&inbox.consumer_id(), &ids, &days];
     let rows = open.query(DOING, CLAIM_BATCH, &params).await?;
     if rows.len() < ids.len() {
-        guard::are_there(open, inbox, &ids, &days).await?;
+        remembered::are_there(open, inbox.consumer_id(), &ids, &days).await?;
     }
     let ids: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
     ids.map_err(|error| InboxError::of(DOING, error))
