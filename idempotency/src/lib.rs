@@ -43,8 +43,7 @@ struct Readme;
 
 mod alert;
 pub mod dead_letters;
-#[cfg(feature = "kafka-plain")]
-mod dispatch;
+pub mod dispatch;
 mod error;
 mod failure;
 #[cfg(feature = "fault-points")]

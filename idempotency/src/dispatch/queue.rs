@@ -6,35 +6,54 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use uuid::Uuid;
 
-use super::lanes::{InFlight, LaneScheduler, Partition};
-use crate::message::RawMessage;
+use super::lanes::{Acknowledgement, InFlight, LaneScheduler};
 
 /// A clock has no time after some three hundred years.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-#[derive(Default)]
-pub(crate) struct DispatchQueue {
-    lanes: Mutex<LaneScheduler>,
+pub(crate) struct DispatchQueue<A: Acknowledgement> {
+    lanes: Mutex<LaneScheduler<A>>,
     /// For workers: a lane is ready. One permit at most, so whoever takes one passes it on.
     ready: Notify,
-    /// For the one that drains: something was finished.
+    /// For a thread that drains: something was finished.
     finished: Condvar,
+    /// For a task that tells the broker: the same, or something was returned.
+    news: Notify,
+    /// For a task that waits for room, or for the end: something was finished.
+    room: Notify,
 }
 
-impl DispatchQueue {
-    pub(crate) fn lanes(&self) -> MutexGuard<'_, LaneScheduler> {
+impl<A: Acknowledgement + Default> Default for DispatchQueue<A> {
+    fn default() -> Self {
+        DispatchQueue::new(LaneScheduler::default())
+    }
+}
+
+impl<A: Acknowledgement> DispatchQueue<A> {
+    pub(super) fn new(lanes: LaneScheduler<A>) -> Self {
+        DispatchQueue {
+            lanes: Mutex::new(lanes),
+            ready: Notify::new(),
+            finished: Condvar::new(),
+            news: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    pub(crate) fn lanes(&self) -> MutexGuard<'_, LaneScheduler<A>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, message: RawMessage, lane: Uuid) {
-        self.lanes().push(message, lane);
+    /// Something comes or goes.
+    pub(super) fn change(&self, change: impl FnOnce(&mut LaneScheduler<A>)) {
+        change(&mut self.lanes());
         self.ready.notify_one();
+        self.news.notify_one();
     }
 
     /// Waits for messages, at most `max` of them. Cancel safe.
-    pub(crate) async fn take(&self, max: usize) -> Vec<InFlight> {
+    async fn next(&self, max: usize) -> Vec<InFlight<A::Token>> {
         loop {
             let (items, more) = {
                 let mut lanes = self.lanes();
@@ -50,7 +69,12 @@ impl DispatchQueue {
         }
     }
 
-    pub(crate) fn done(&self, items: &[InFlight], finished: bool) {
+    /// Waits for messages, at most `max` of them. Cancel safe.
+    pub(super) async fn take(&self, max: usize) -> Taken<'_, A> {
+        Taken { items: self.next(max).await, queue: self, finished: false }
+    }
+
+    fn done(&self, items: &[InFlight<A::Token>], finished: bool) {
         let more = {
             let mut lanes = self.lanes();
             lanes.done(items, finished);
@@ -60,16 +84,30 @@ impl DispatchQueue {
             self.ready.notify_one();
         }
         self.finished.notify_all();
+        self.news.notify_one();
+        self.room.notify_one();
     }
 
-    /// Takes nothing more of these partitions, and waits until workers have none of their messages;
-    /// how many are left after `patience`. Blocks.
-    pub(crate) fn drain(&self, partitions: &[Partition], patience: Duration) -> usize {
+    /// Ends when there may be news since the last time. For one task.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// Ends when something may have been finished since the last time. For one task.
+    pub(super) async fn room(&self) {
+        self.room.notified().await;
+    }
+
+    /// Waits until nothing is left, and says how much is after `patience`. Blocks.
+    pub(super) fn wait_until_none(
+        &self,
+        patience: Duration,
+        left: impl Fn(&LaneScheduler<A>) -> usize,
+    ) -> usize {
         let deadline = Instant::now() + patience.min(FOREVER);
         let mut lanes = self.lanes();
-        lanes.close(partitions);
         loop {
-            let left = lanes.running(partitions);
+            let left = left(&lanes);
             let wait = deadline.saturating_duration_since(Instant::now());
             if left == 0 || wait.is_zero() {
                 return left;
@@ -77,5 +115,28 @@ impl DispatchQueue {
             let waited = self.finished.wait_timeout(lanes, wait);
             (lanes, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// Messages that a worker has. Dropped before they are finished, they are given up.
+pub(super) struct Taken<'a, A: Acknowledgement> {
+    items: Vec<InFlight<A::Token>>,
+    queue: &'a DispatchQueue<A>,
+    finished: bool,
+}
+
+impl<A: Acknowledgement> Taken<'_, A> {
+    pub(super) fn items(&self) -> &[InFlight<A::Token>] {
+        &self.items
+    }
+
+    pub(super) fn are_finished(mut self) {
+        self.finished = true;
+    }
+}
+
+impl<A: Acknowledgement> Drop for Taken<'_, A> {
+    fn drop(&mut self) {
+        self.queue.done(&self.items, self.finished);
     }
 }

@@ -1,13 +1,16 @@
 //! A worker: takes messages, has them processed, says what became of them.
 
-use super::queue::DispatchQueue;
+use super::{lanes::Acknowledgement, queue::DispatchQueue};
 use crate::{
     message::RawMessage,
     processor::{Processor, Stop},
 };
 
 /// Works until it can't go on.
-pub(crate) async fn work(processor: &Processor, queue: &DispatchQueue) -> Stop {
+pub(crate) async fn work<A: Acknowledgement>(
+    processor: &Processor,
+    queue: &DispatchQueue<A>,
+) -> Stop {
     loop {
         let process = |messages: Vec<RawMessage>| async move { processor.process(&messages).await };
         if let Err(stop) = work_once(queue, processor.batch_max(), process).await {
@@ -17,17 +20,18 @@ pub(crate) async fn work(processor: &Processor, queue: &DispatchQueue) -> Stop {
 }
 
 /// Waits for messages and has them processed: finished when that has succeeded, and not before.
-pub(crate) async fn work_once<F, Fut>(
-    queue: &DispatchQueue,
+pub(crate) async fn work_once<A, F, Fut>(
+    queue: &DispatchQueue<A>,
     max: usize,
     process: F,
 ) -> Result<(), Stop>
 where
+    A: Acknowledgement,
     F: FnOnce(Vec<RawMessage>) -> Fut,
     Fut: Future<Output = Result<(), Stop>>,
 {
-    let items = queue.take(max).await;
-    let processed = process(items.iter().map(|item| item.message.clone()).collect()).await;
-    queue.done(&items, processed.is_ok());
-    processed
+    let taken = queue.take(max).await;
+    process(taken.items().iter().map(|item| item.message.clone()).collect()).await?;
+    taken.are_finished();
+    Ok(())
 }

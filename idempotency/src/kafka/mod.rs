@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    dispatch::work,
+    dispatch::{Limits, work},
     processor::{Processor, Stop},
 };
 use context::Context;
@@ -56,23 +56,14 @@ pub struct Runner {
     drain: Duration,
 }
 
-/// What may be in memory: at the limit nothing more is taken in until half of it is done.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    messages: usize,
-    bytes: usize,
+/// What librdkafka may fetch ahead, in KiB.
+fn ahead_kib(limits: Limits) -> usize {
+    (limits.bytes / 8 / 1024).clamp(1024, 16 * 1024)
 }
 
-impl Limits {
-    /// What librdkafka may fetch ahead, in KiB.
-    fn ahead_kib(self) -> usize {
-        (self.bytes / 8 / 1024).clamp(1024, 16 * 1024)
-    }
-
-    fn beside_what_is_fetched(self) -> Limits {
-        let bytes = self.bytes.saturating_sub(self.ahead_kib() * 1024);
-        Limits { bytes: bytes.max(self.bytes / 2), ..self }
-    }
+fn beside_what_is_fetched(limits: Limits) -> Limits {
+    let bytes = limits.bytes.saturating_sub(ahead_kib(limits) * 1024);
+    Limits { bytes: bytes.max(limits.bytes / 2), ..limits }
 }
 
 // Properties may be secrets.
@@ -103,7 +94,7 @@ impl Runner {
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
             id_headers: IdHeaders::default(),
             concurrency,
-            limits: Limits { messages: 10_000, bytes: 64 << 20 },
+            limits: Limits::default(),
             drain: Duration::from_secs(10),
         }
     }
@@ -133,7 +124,7 @@ impl Runner {
     /// most, are those that librdkafka fetches ahead, unless `queued.max.messages.kbytes` is set.
     #[must_use]
     pub fn in_flight(mut self, messages: usize, bytes: usize) -> Self {
-        self.limits = Limits { messages: messages.max(1), bytes: bytes.max(1) };
+        self.limits = Limits::new(messages, bytes);
         self
     }
 
@@ -195,7 +186,7 @@ impl Runner {
             topics: self.topics,
             id_headers: self.id_headers,
             config: settings(&self.config, self.limits),
-            limits: self.limits.beside_what_is_fetched(),
+            limits: beside_what_is_fetched(self.limits),
             drain: self.drain,
             brokers: self.config.get("bootstrap.servers").unwrap_or_default().to_owned(),
             stop: leave.clone(),
@@ -264,7 +255,7 @@ impl Runner {
 /// What is given, with our defaults below it and what must be so above it.
 fn settings(given: &ClientConfig, limits: Limits) -> ClientConfig {
     let mut config = ClientConfig::new();
-    config.set("queued.max.messages.kbytes", limits.ahead_kib().to_string());
+    config.set("queued.max.messages.kbytes", ahead_kib(limits).to_string());
     for (name, value) in [
         ("auto.offset.reset", "earliest"),
         ("auto.commit.interval.ms", "1000"),

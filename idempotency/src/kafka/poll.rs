@@ -13,7 +13,6 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Limits,
     context::{self, Context},
     error::RunError,
     identity::IdHeaders,
@@ -23,6 +22,7 @@ use super::{
     topics::Topics,
 };
 use crate::{
+    dispatch::Limits,
     fault::{Point, point},
     processor::{Processor, Stop},
 };
@@ -178,19 +178,16 @@ impl Poll {
     }
 
     fn is_full(&self) -> bool {
-        let (messages, bytes) = self.shared.lanes().load();
-        messages >= self.limits.messages || bytes >= self.limits.bytes
+        self.limits.are_reached(self.shared.lanes().load())
     }
 
     /// Takes nothing more in at the limit, and goes on below half of it.
     fn regulate(&self, flow: Flow) -> Flow {
-        let ((messages, bytes), assignments) = {
+        let (load, assignments) = {
             let lanes = self.shared.lanes();
             (lanes.load(), lanes.assignments())
         };
-        let Limits { messages: messages_max, bytes: bytes_max } = self.limits;
-        let full = messages >= messages_max || bytes >= bytes_max;
-        let low = messages <= messages_max / 2 && bytes <= bytes_max / 2;
+        let (full, low) = (self.limits.are_reached(load), self.limits.have_room_again(load));
         let paused = Flow::Paused { assignments };
         let (outcome, next) = match flow {
             Flow::Open if full => return Flow::Full { since: Instant::now() },

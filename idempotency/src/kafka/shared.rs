@@ -6,13 +6,13 @@ use std::{
 };
 
 use crate::{
-    dispatch::{DispatchQueue, LaneScheduler},
+    dispatch::{DispatchQueue, LaneScheduler, PrefixOffsets},
     error::InboxError,
 };
 
 #[derive(Default)]
 pub(super) struct Shared {
-    pub(super) queue: DispatchQueue,
+    pub(super) queue: DispatchQueue<PrefixOffsets>,
     /// The broker's ids of topics, as of what is in the queue.
     topic_ids: Mutex<HashMap<Arc<str>, String>>,
     /// Why the runner is to end, where that was found out on the poll thread.
@@ -20,7 +20,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn lanes(&self) -> MutexGuard<'_, LaneScheduler> {
+    pub(super) fn lanes(&self) -> MutexGuard<'_, LaneScheduler<PrefixOffsets>> {
         self.queue.lanes()
     }
 

@@ -155,9 +155,9 @@ impl Processor {
         self.shared.batch_max
     }
 
-    /// Messages with the same lane are kept in order.
-    #[cfg(feature = "kafka-plain")]
-    pub(crate) fn lane(&self, message: &RawMessage) -> Uuid {
+    /// The lane of a message: those of one lane are to be handled one after the other, in the order in
+    /// which they came. As [`OrderBy`] says; of a whole partition with [`Dedup::Watermark`].
+    pub fn lane(&self, message: &RawMessage) -> Uuid {
         if self.by_partition() {
             return OrderBy::Partition.lane(message);
         }
@@ -182,8 +182,8 @@ impl Processor {
     }
 
     /// Gives each message its one effect, puts it aside, or finds that it was here before; returns
-    /// when all of that is committed. Messages of one key must come in order, and no two calls may
-    /// have the same key at the same time, but for copies. While the database is away it waits.
+    /// when all of that is committed. Messages of one [lane](Processor::lane) must come in order, and no two
+    /// calls may have the same lane at the same time, but for copies. While the database is away it waits.
     ///
     /// Cancel safe: what was not committed is as good as new.
     ///

@@ -1,5 +1,8 @@
+use std::collections::VecDeque;
+
 use super::*;
 use crate::{
+    dispatch::lanes::InFlight,
     message::{Headers, Message, Source},
     message_id::MessageId,
 };
@@ -24,13 +27,13 @@ fn partition(n: i32) -> Partition {
     ("t".into(), n)
 }
 
-fn offsets(items: &[InFlight]) -> Vec<i64> {
+fn offsets(items: &[InFlight<RecordPlace>]) -> Vec<i64> {
     items.iter().map(|item| item.message.source.offset).collect()
 }
 
 #[test]
 fn a_lane_is_with_one_worker_at_a_time_and_offsets_wait_for_the_first() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), None);
     for (offset, n) in [(10, 1), (12, 1), (13, 2)] {
         lanes.push(message(0, offset), lane(n));
@@ -52,7 +55,7 @@ fn a_lane_is_with_one_worker_at_a_time_and_offsets_wait_for_the_first() {
 
 #[test]
 fn what_is_dropped_at_a_revocation_is_not_committed_past() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), None);
     lanes.push(message(0, 1), lane(1));
     lanes.push(message(0, 2), lane(2));
@@ -69,7 +72,7 @@ fn what_is_dropped_at_a_revocation_is_not_committed_past() {
 
 #[test]
 fn a_message_of_an_assignment_that_is_over_changes_nothing_in_the_next() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), None);
     lanes.push(message(0, 1), lane(1));
     let zombie = lanes.take(1);
@@ -92,7 +95,7 @@ fn number(partition: usize) -> i32 {
 
 #[test]
 fn behind_a_message_that_was_given_up_nothing_of_its_lane_is_taken() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), None);
     for (offset, n) in [(1, 1), (2, 1), (3, 2)] {
         lanes.push(message(0, offset), lane(n));
@@ -106,7 +109,7 @@ fn behind_a_message_that_was_given_up_nothing_of_its_lane_is_taken() {
 
 #[test]
 fn what_is_behind_the_last_record_is_committed_past_when_that_is_finished() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), Some(3));
     assert_eq!(lanes.expected(&partition(0)), Some(3));
     lanes.push(message(0, 3), lane(1));
@@ -126,7 +129,7 @@ fn what_is_behind_the_last_record_is_committed_past_when_that_is_finished() {
 
 #[test]
 fn a_partition_that_begins_again_forgets_what_it_was() {
-    let mut lanes = LaneScheduler::default();
+    let mut lanes = LaneScheduler::<PrefixOffsets>::default();
     lanes.assign(partition(0), None);
     for offset in [50, 51] {
         lanes.push(message(0, offset), lane(1));
@@ -172,12 +175,12 @@ proptest! {
     /// Against a model that knows each message's state: nothing is given out twice or out of
     /// order, no offset is committable past one that is unfinished, nothing is forgotten.
     #[test]
-    fn the_lanes_keep_every_promise_whatever_happens(steps in prop::collection::vec(step(), 1..200)) {
-        let mut lanes = LaneScheduler::default();
+    fn offsets_and_lanes_keep_every_promise_whatever_happens(steps in prop::collection::vec(step(), 1..200)) {
+        let mut lanes = LaneScheduler::<PrefixOffsets>::default();
         let mut next = [0_i64; 3];
         let mut ours = [false; 3];
         let mut unfinished: HashMap<usize, BTreeSet<i64>> = HashMap::new();
-        let mut at_work: VecDeque<Vec<InFlight>> = VecDeque::new();
+        let mut at_work: VecDeque<Vec<InFlight<RecordPlace>>> = VecDeque::new();
         for step in steps {
             match step {
                 Step::Push(p, l) => {
@@ -214,9 +217,9 @@ proptest! {
                         lanes.done(&items, true);
                         for item in items {
                             let p = item.message.source.partition;
-                            let current = lanes.partitions.get(&partition(p));
+                            let current = lanes.acks.partitions.get(&partition(p));
                             let p = usize::try_from(p).expect("not negative");
-                            if current.is_some_and(|t| t.assignment == item.assignment) {
+                            if current.is_some_and(|t| t.assignment == item.token.assignment) {
                                 unfinished.entry(p).or_default().remove(&item.message.source.offset);
                             }
                         }
@@ -253,6 +256,6 @@ proptest! {
             lanes.done(&items, true);
         }
         prop_assert_eq!(lanes.load(), (0, 0));
-        prop_assert!(lanes.lanes.is_empty());
+        prop_assert!(lanes.is_empty());
     }
 }
