@@ -332,7 +332,10 @@ async fn end(
     match first {
         true => tracing::info!(rows, "published the rows that were in the outbox tables"),
         false => {
-            tracing::info!(rows, "repaired: all that the lost slot would have sent is published")
+            tracing::info!(
+                rows,
+                "repaired: all that is still in the tables of what the lost slot would have sent is published"
+            )
         }
     }
     Ok(())

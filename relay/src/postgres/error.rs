@@ -194,7 +194,10 @@ pub(crate) fn needs_time(sqlstate: &str) -> bool {
 /// What mends a refused start-up; `None` where waiting may.
 fn remedy(error: &ServerError) -> Option<&'static str> {
     Some(match error.sqlstate.as_str() {
-        "28P01" => "check the user and the password (url, passfile or PGPASSWORD)",
+        "28P01" => {
+            "check the user and the password (url, passfile or PGPASSWORD), and restart the relay; what \
+             postgres.url_file names is read again by itself"
+        }
         "28000" => {
             "check that the role may log in (`alter role {role} login`), and pg_hba.conf on the server: user, \
              database, address and TLS must match a line"
