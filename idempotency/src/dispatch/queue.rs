@@ -1,23 +1,17 @@
 //! The lanes as a runner and its workers share them.
 
-use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::lanes::{Acknowledgement, InFlight, LaneScheduler};
-
-/// A clock has no time after some three hundred years.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 pub(crate) struct DispatchQueue<A: Acknowledgement> {
     lanes: Mutex<LaneScheduler<A>>,
     /// For workers: a lane is ready. One permit at most, so whoever takes one passes it on.
     ready: Notify,
     /// For a thread that drains: something was finished.
-    finished: Condvar,
+    pub(super) finished: Condvar,
     /// For a task that tells the broker: the same, or something was returned.
     news: Notify,
     /// For a task that waits for room, or for the end: something was finished.
@@ -96,25 +90,6 @@ impl<A: Acknowledgement> DispatchQueue<A> {
     /// Ends when something may have been finished since the last time. For one task.
     pub(super) async fn room(&self) {
         self.room.notified().await;
-    }
-
-    /// Waits until nothing is left, and says how much is after `patience`. Blocks.
-    pub(super) fn wait_until_none(
-        &self,
-        patience: Duration,
-        left: impl Fn(&LaneScheduler<A>) -> usize,
-    ) -> usize {
-        let deadline = Instant::now() + patience.min(FOREVER);
-        let mut lanes = self.lanes();
-        loop {
-            let left = left(&lanes);
-            let wait = deadline.saturating_duration_since(Instant::now());
-            if left == 0 || wait.is_zero() {
-                return left;
-            }
-            let waited = self.finished.wait_timeout(lanes, wait);
-            (lanes, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
     }
 }
 
