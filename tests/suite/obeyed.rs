@@ -1,6 +1,11 @@
 //! Halts and endless retries, one row each: how the state comes about, and what of the text a person
 //! types. The command is taken out of the text and run as it stands there; then the events are counted.
 
+mod places;
+mod progress;
+mod roles;
+mod tables;
+
 use outbox_harness::{
     Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, wait,
 };
@@ -58,6 +63,11 @@ const CASES: &[Case] = &[
                update outbox.relay_keys set key = '\\x00' where relay = '{relay}'",
         road: &[("can't be read as a key", "delete from outbox.relay_keys")],
     },
+    // As where another's key was put there: what is stored is nobody's that this relay knows.
+    Case {
+        done: "update outbox.relay_keys set key = sha256('another') where relay = '{relay}'",
+        road: &[("that this relay did not store", "resume --at slot")],
+    },
     Case {
         done: "revoke update on outbox.dead_letters from {role}",
         road: &[("lacks update on outbox.dead_letters", "grant update")],
@@ -89,7 +99,7 @@ pub(crate) async fn obey(t: &Harness, command: &str) {
 }
 
 /// The halt that speaks of this; the relay may still be at the one before.
-async fn says(relay: &Relay, words: &str) -> String {
+pub(crate) async fn says(relay: &Relay, words: &str) -> String {
     wait::until(words, wait::PATIENCE, || async {
         let status = relay.try_status().await.map_err(|error| error.to_string())?;
         let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -144,6 +154,10 @@ async fn what_a_halt_says_can_be_typed_and_loses_and_doubles_nothing() {
         done: "alter role {role} noreplication",
         road: &[("replication role", "alter role")],
     };
+    is_obeyed_in(t, &unable).await;
+    let t = Harness::with(postgres, servers::kafka().await).await;
+    let unable =
+        Case { done: "alter role {role} nologin", road: &[("not permitted to log in", "login")] };
     is_obeyed_in(t, &unable).await;
     // Some at a time: each is a relay of its own.
     for cases in CASES.chunks(4) {

@@ -29,7 +29,7 @@ use crate::{
         sql::{self, SqlSession},
     },
     rights,
-    route::Format,
+    route::{Format, quoted},
     sink::any::AnySink,
     state::{Board, Phase},
 };
@@ -84,7 +84,7 @@ async fn take_over(
         sink = Some(ready);
     }
     fault::point(Point::Leading);
-    evict(session, slot).await?;
+    evict(session, slot, parts.connect.user()).await?;
     Ok(sink)
 }
 
@@ -121,7 +121,7 @@ async fn stand_by(
                 board.heard();
                 seen.tell(board, holder.as_ref());
                 if holder.is_some_and(|h| h.silent_for >= Some(config.leader.timeout)) {
-                    depose(config, session).await?;
+                    depose(config, parts, session).await?;
                     continue;
                 }
             }
@@ -172,11 +172,12 @@ pub(super) async fn could_lead(
     }
 }
 
-async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {
+async fn depose(config: &Config, parts: &Parts, session: &SqlSession) -> Result<(), Ended> {
     let timeout = config.leader.timeout;
+    let role = parts.connect.user();
     let deposed = leader::depose(session.client(), &config.postgres.slot, timeout)
         .await
-        .map_err(|e| not_ended("ending a silent leader's session", e))?;
+        .map_err(|e| not_ended("ending a silent leader's session", role, e))?;
     if let Some(leader) = deposed {
         let silent_for = leader.silent_for.unwrap_or_default();
         tracing::warn!(%leader, ?silent_for, "deposed a leader that gave no sign of life");
@@ -184,10 +185,10 @@ async fn depose(config: &Config, session: &SqlSession) -> Result<(), Ended> {
     Ok(())
 }
 
-async fn evict(session: &SqlSession, slot: &str) -> Result<(), Ended> {
+async fn evict(session: &SqlSession, slot: &str, role: &str) -> Result<(), Ended> {
     let evicted = leader::evict(session.client(), slot)
         .await
-        .map_err(|e| not_ended("ending what still reads from the slot", e))?;
+        .map_err(|e| not_ended("ending what still reads from the slot", role, e))?;
     if !evicted.is_empty() {
         tracing::warn!(pids = ?evicted, slot, "ended what an older leader left reading the slot");
     }
@@ -212,7 +213,7 @@ fn lock_failed(error: tokio_postgres::Error) -> Ended {
 }
 
 /// A process of an older leader, which logged in as another role, is in the way.
-fn not_ended(doing: &'static str, error: tokio_postgres::Error) -> Ended {
+fn not_ended(doing: &'static str, role: &str, error: tokio_postgres::Error) -> Ended {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         return Ended::retry(Cause::Postgres, doing, error);
     }
@@ -220,7 +221,10 @@ fn not_ended(doing: &'static str, error: tokio_postgres::Error) -> Ended {
         format!(
             "{doing}: the other relay logs in as another role, whose sessions this one may not end"
         ),
-        "stop the other relay, or grant pg_signal_backend and pg_read_all_stats to the relay's role",
+        format!(
+            "stop the other relay, or `grant pg_signal_backend, pg_read_all_stats to {}`",
+            quoted(role)
+        ),
     ))
 }
 

@@ -41,7 +41,7 @@ use crate::{
         sql::SqlSession,
     },
     reconcile::{self, Decision, Reconciled},
-    route::{Format, Origin, Router},
+    route::{Format, Origin, Router, quoted},
     sink::{ProgressStore as _, any::AnySink},
     source::connect::{ReplicationConnection, StreamOptions},
     state::Board,
@@ -100,7 +100,7 @@ pub(super) async fn start(
     let (mut dead_letters, lanes) =
         parked(config, session, origin.clone(), stored.as_mut()).await?;
 
-    let charset = charset(session).await?;
+    let charset = charset(session, parts.connect.user()).await?;
 
     doing(board, "reconciling progress with the slot");
     let slot = &config.postgres.slot;
@@ -292,7 +292,7 @@ async fn confirmed(config: &Config, session: &SqlSession, from: Position) -> Res
 }
 
 /// What the server's texts are encoded in.
-async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
+async fn charset(session: &SqlSession, role: &str) -> Result<Charset, Ended> {
     const DOING: &str = "asking for the server's encoding";
     characters::charset(session.client()).await.map_err(|error| match &error {
         InspectError::Query { source, .. }
@@ -301,7 +301,7 @@ async fn charset(session: &SqlSession) -> Result<Charset, Ended> {
             Ended::Halted(Halt::new(
                 "the relay's role may not use the language plpgsql, by which it asks what the \
                  characters of the database's encoding are; nothing is published until it can",
-                "grant usage on language plpgsql to the relay's role",
+                format!("`grant usage on language plpgsql to {}`", quoted(role)),
             ))
         }
         _ => Ended::retry(Cause::Postgres, DOING, error),

@@ -141,8 +141,9 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
                 facts.identity.flush_lsn
             ),
             format!(
-                "to publish what is committed from now on, run `outbox-relay resume --at now`; to \
-                 publish every row of the table, set postgres.start to \"all\" and drop the slot: {}",
+                "to publish what is committed from now on, run `outbox-relay resume --at now`; {}, \
+                 drop the slot: {}",
+                home::every_row(facts),
                 drop_slot(name)
             ),
         )),

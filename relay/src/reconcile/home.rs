@@ -35,9 +35,27 @@ pub(super) fn lost(facts: &Facts<'_>) -> Halt {
         ),
         format!(
             "{remedy}; or, to make a new slot and publish what is committed from then on, run \
-             `outbox-relay resume --at now`"
+             `outbox-relay resume --at now`; or, {}, which it then does by itself",
+            every_row(facts)
         ),
     )
+}
+
+/// How the relay comes to publish all that is in the table, as at a first start. That it has delivered
+/// before would halt it.
+pub(super) fn every_row(facts: &Facts<'_>) -> String {
+    let setting = match facts.start_with_all {
+        true => "",
+        false => ", set postgres.start to \"all\" and restart the relay",
+    };
+    let forget = match facts.has_delivered {
+        true => format!(
+            ", as the tables' owner `delete from outbox.relay_keys where relay = '{}'`",
+            facts.relay
+        ),
+        false => String::new(),
+    };
+    format!("to publish every row of the table, those again that were published{setting}{forget}")
 }
 
 /// What to type in a copy of a database that is to have a life of its own, under the same name.
@@ -46,8 +64,14 @@ pub(super) fn forget(facts: &Facts<'_>) -> String {
         true => format!(
             ", or, to have it begin as if it had never run here, stop it, and as the tables' owner \
              `delete from outbox.progress where relay = '{0}'` and `delete from outbox.relay_keys where \
-             relay = '{0}'`",
-            facts.relay
+             relay = '{0}'`{1}",
+            facts.relay,
+            match facts.start_with_all {
+                true => {
+                    ": it then publishes every row that is in the tables, unless postgres.start is \"now\""
+                }
+                false => "",
+            }
         ),
         false => String::new(),
     }

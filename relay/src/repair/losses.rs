@@ -57,7 +57,7 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
     let from_now_on = if name.is("outbox", "events") {
         "run `outbox-relay migrate`, which has it kept from then on".to_owned()
     } else {
-        format!("to have it kept from now on, select outbox.note_deletions('{name}')")
+        format!("to have it kept from now on, `select outbox.note_deletions('{name}')`")
     };
     Err(Halt::new(
         format!(
@@ -295,8 +295,8 @@ async fn of_this_cluster(
     Ok(Some(Halt::new(
         format!("{name} has rows with the transaction ids of another cluster, from a dump"),
         format!(
-            "update {name} set xid = pg_current_xact_id() where xid >= \
-             pg_snapshot_xmax(pg_current_snapshot())"
+            "`update {name} set xid = pg_current_xact_id() where xid >= \
+             pg_snapshot_xmax(pg_current_snapshot())`"
         ),
     )))
 }

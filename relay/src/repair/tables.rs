@@ -13,7 +13,7 @@ use crate::{
         row::{Column, Relation},
     },
     postgres::catalog::table::{self, TableState},
-    route::{Mapping, TableName, XID},
+    route::{Mapping, TableName, XID, quoted},
 };
 
 /// `pg_type.oid` of what these columns must be.
@@ -76,14 +76,25 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
             format!(
                 "{name} has no timestamp that is never null, by which its rows could be ordered"
             ),
-            "name one in outbox.columns.created_at; its default should be clock_timestamp()",
+            match created_at {
+                Some(column) if is_time(&column) => {
+                    format!(
+                        "`alter table {name} alter column {} set not null`",
+                        quoted(&column.name)
+                    )
+                }
+                _ => format!(
+                    "name one in outbox.columns.created_at; where there is none: `alter table {name} add \
+                     column created_at timestamptz not null default clock_timestamp()`"
+                ),
+            },
         ));
     };
     let Some(id) = find(mapping.id_column()).filter(|column| column.not_null) else {
         let id = mapping.id_column();
         return Err(Halt::new(
             format!("the column {id} of {name} may be null, and gives no order then"),
-            format!("`alter table {name} alter column {id} set not null`"),
+            format!("`alter table {name} alter column {} set not null`", quoted(id)),
         ));
     };
     let columns = columns.iter().filter(|column| mapping.reads(&column.name));

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use outbox_migrations::{
     Applied, Set,
-    grants::{RELAY, lacking},
+    grants::{RELAY, RELAY_PROGRESS, lacking},
 };
 use tokio_postgres::Client;
 
@@ -77,7 +77,8 @@ const DROP_EMPTY: &str = "do $$ begin \
 /// statements may be repeated. Others are left alone, for the relay watches what they would touch.
 async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
     let doing = "making again what was dropped; nothing was changed";
-    let absent = lacking(client, RELAY).await.context("looking for what is missing")?.absent;
+    let tables = [RELAY, RELAY_PROGRESS].concat();
+    let absent = lacking(client, &tables).await.context("looking for what is missing")?.absent;
     let names = |sql: &str| absent.iter().any(|table| sql.contains(table));
     if absent.is_empty() {
         return Ok(absent);

@@ -187,8 +187,12 @@ fn failed(name: &str, error: io::Error) -> SinkError {
                 what: format!(
                     "{name} can't be written: {error}; nothing is published until it can"
                 ),
-                remedy: "let the relay's user write it, or set sink.file.path to another file"
-                    .into(),
+                remedy: match error.kind() {
+                    Kind::NotFound => "create its folder, or set sink.file.path to another file",
+                    Kind::IsADirectory => "set sink.file.path to a file",
+                    _ => "let the relay's user write it, or set sink.file.path to another file",
+                }
+                .into(),
             }
         }
         Kind::BrokenPipe => SinkError::Misconfigured {

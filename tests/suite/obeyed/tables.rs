@@ -1,0 +1,144 @@
+//! A table of one's own, mended halt by halt until its rows are published.
+
+use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
+
+use super::{obey, says, typed};
+use crate::repair::wait_snapshot;
+
+/// As somebody writes it who knows of no relay.
+const TABLE: &str = "
+    create table public.\"order\" (id uuid default gen_random_uuid(), topic text, \"end\" text, body text, part text);
+    create publication shop for table public.\"order\" with (publish = 'insert');
+    create view public.orders as select * from public.\"order\"";
+
+async fn insert(t: &Harness, topic: &Topic) {
+    let name = topic.name();
+    let insert =
+        format!("insert into public.\"order\" (topic, \"end\", part) values ('{name}', 'k', '0')");
+    t.database().superuser().batch_execute(&insert).await.expect("inserted");
+}
+
+fn settings(t: &Harness, table: &str, created_at: &str) -> Settings {
+    let mut settings = t
+        .relay()
+        .set("postgres.publication", "shop")
+        .set("postgres.start", "all")
+        .set_toml("outbox.tables", &serde_json::json!([table]).to_string())
+        .set_toml("outbox.rows_kept", "true")
+        .set("outbox.columns.key", "end")
+        .set("outbox.columns.payload", "body")
+        .set("outbox.columns.partition", "part")
+        .set_toml("outbox.columns.created_at", created_at);
+    for column in ["type", "headers"] {
+        settings = settings.set_toml(&format!("outbox.columns.{column}"), "false");
+    }
+    settings
+}
+
+/// Every row is there, and once.
+async fn each_once(t: &Harness, topic: &Topic) {
+    let rows = t.database().superuser().query("select id::text from public.\"order\"", &[]).await;
+    let mut ids: Vec<String> = rows.expect("rows").iter().map(|row| row.get(0)).collect();
+    let records = topic.records_with(ids.clone()).await;
+    let mut found: Vec<_> = records.iter().filter_map(|r| r.id().map(str::to_owned)).collect();
+    ids.sort();
+    found.sort();
+    assert_eq!(found, ids);
+}
+
+#[tokio::test]
+async fn a_table_that_lacks_what_a_repair_needs_is_mended_as_the_halts_say_and_loses_no_row() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    t.database().superuser().batch_execute(TABLE).await.expect("a table");
+    for _ in 0..3 {
+        insert(&t, &topic).await;
+    }
+    let relay = settings(&t, "public.orders", "false").spawn();
+    says(&relay, "is a view").await;
+    drop(relay);
+    obey(&t, "drop view public.orders").await;
+    let relay = settings(&t, "public.order", "false").spawn();
+    for (words, command) in [
+        ("may not read", "grant select"),
+        ("no column xid", "add column xid"),
+        ("no timestamp that is never null", "add column created_at"),
+    ] {
+        let detail = says(&relay, words).await;
+        obey(&t, typed(&detail, command)).await;
+    }
+    drop(relay);
+    // "Name one in outbox.columns.created_at".
+    obey(&t, "alter table public.\"order\" alter created_at drop not null").await;
+    let mut relay = settings(&t, "public.order", "\"created_at\"").spawn();
+    for (words, command) in [
+        ("no timestamp that is never null", "alter column created_at set not null"),
+        ("may be null", "alter column id set not null"),
+        ("can't serve as outbox.columns.partition", "alter column part type"),
+    ] {
+        let detail = says(&relay, words).await;
+        obey(&t, typed(&detail, command)).await;
+    }
+    relay.wait_ready().await;
+    each_once(&t, &topic).await;
+    insert(&t, &topic).await;
+    each_once(&t, &topic).await;
+
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    // PostgreSQL refuses that of a table that is published.
+    obey(&t, "alter publication shop drop table public.\"order\"").await;
+    obey(&t, "alter table public.\"order\" set unlogged").await;
+    insert(&t, &topic).await;
+    relay.restart();
+    for (words, command) in [("is unlogged", "set logged"), ("does not publish", "add table")] {
+        let detail = says(&relay, words).await;
+        insert(&t, &topic).await;
+        obey(&t, typed(&detail, command)).await;
+    }
+    relay.wait_ready().await;
+    insert(&t, &topic).await;
+    each_once(&t, &topic).await;
+}
+
+/// The events of before are in the WAL, and their table is nowhere.
+#[tokio::test]
+async fn the_events_of_a_table_that_was_dropped_arrive_once_it_is_made_again() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let event = || Event::to(topic.name()).key("k");
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    t.commit([event(), event()]).await;
+    let mut truth = t.committed().await;
+    obey(&t, "drop table outbox.events").await;
+    relay.restart();
+    let detail = says(&relay, "there is no table outbox.events").await;
+    obey(&t, typed(&detail, "outbox-relay migrate")).await;
+    let detail = says(&relay, "is another table").await;
+    let words: Vec<_> = typed(&detail, "resume --at progress").split(' ').skip(1).collect();
+    let output = t.relay().command(&[&words[..], &["--yes"]].concat()).await;
+    assert!(output.status.success(), "{output:?}");
+    relay.wait_ready().await;
+    t.commit([event()]).await;
+    truth.extend(t.committed().await);
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    check::compare(&truth, &records, 1).assert_exactly_once();
+}
+
+/// Their transactions are of another cluster, and not there yet.
+#[tokio::test]
+async fn rows_that_a_dump_brought_are_published_once_they_are_stamped_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    obey(&t, "update outbox.events set xid = '900000000000'").await;
+    let mut relay = t.relay().spawn();
+    let detail = says(&relay, "of another cluster, from a dump").await;
+    obey(&t, typed(&detail, "update outbox.events")).await;
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
