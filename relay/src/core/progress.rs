@@ -108,7 +108,7 @@ pub struct ParkedRecord {
     pub lanes: u64,
     /// Events, those that are being released included.
     pub events: u64,
-    /// Ids of some of them, [`PARKED_IDS_MAX`] at most, of letters, digits and `-_.:` alone.
+    /// Ids of those that were parked last, [`PARKED_IDS_MAX`] at most, of letters, digits and `-_.:` alone.
     pub ids: Vec<String>,
 }
 

@@ -167,10 +167,18 @@ pub(super) async fn tell_of_unreplicated(
     if ids.is_empty() {
         return Ok(());
     }
-    let lost = ParkedRecord { events: ids.len() as u64, ids, ..before.clone() };
+    let mut events = ids.len() as u64;
+    // A standby has what was parked before a moment: where it has one of these, it has all before that.
+    let (mut about, has_none) = ("", ids.len() == before.ids.len());
+    if has_none && before.events > events {
+        let there = dead_letter::count(session.client(), &config.name).await?.events;
+        events = events.max(before.events.saturating_sub(there));
+        about = "about ";
+    }
+    let lost = ParkedRecord { events, ids, ..before.clone() };
     let what = format!(
-        "this server became the primary without {} that had just been parked: outbox.dead_letters does not \
-         have them, and the relay delivers them only if a repair reads them again",
+        "this server became the primary without {about}{} that had just been parked: outbox.dead_letters does \
+         not have them, and the relay delivers them only if a repair reads them again",
         counted(lost.events, "event")
     );
     let remedy = format!(

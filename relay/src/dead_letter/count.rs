@@ -46,7 +46,7 @@ async fn beginning(client: &Client, relay: &str) -> Result<ParkedRecord, Error> 
              array(select event_id from outbox.dead_letters \
                    where relay = $1 and state in ('parked', 'releasing') \
                        and event_id ~ '^[0-9A-Za-z_.:-]{{1,64}}$' \
-                   limit {PARKED_IDS_MAX})"
+                   order by id desc limit {PARKED_IDS_MAX})"
     );
     let row = client.query_one(&sql, &[&relay]).await?;
     Ok(ParkedRecord { table: row.try_get(0)?, ids: row.try_get(1)?, ..ParkedRecord::default() })

@@ -41,6 +41,10 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
     let more = lost.events.saturating_sub(lost.ids.len() as u64);
     let more = match (lost.ids.len(), more) {
         (0, _) | (_, 0) => String::new(),
+        (_, more) if ours => format!(
+            "; and in the same way {more} more whose ids the relay did not keep: those of `{UNPARKED}` that \
+             are not in their topics"
+        ),
         (_, more) => format!(
             "; and in the same way {more} more whose ids the relay did not keep: those of {table} that \
              are not in their topics"
@@ -56,6 +60,10 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
 
 /// What is given again; `xid` is the new transaction's, for it is a new row.
 const COLUMNS: &str = "id, topic, key, type, payload, headers, partition, created_at";
+
+/// The newest first, for it is those that are lost.
+const UNPARKED: &str = "select id, topic, key, created_at from outbox.events e where not exists (select from \
+                        outbox.dead_letters d where d.event_id = e.id::text) order by created_at desc";
 
 fn quoted(ids: &[String]) -> String {
     ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ")
