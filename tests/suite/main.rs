@@ -17,6 +17,7 @@ mod file;
 mod first_start;
 mod foreseen;
 mod grants;
+mod half_made;
 mod history;
 mod idle;
 mod impostors;
