@@ -35,9 +35,8 @@ const RELAY: [&[&str]; 2] = [
 const LINES_MAX: usize = 400;
 const PRODUCT: [&str; 3] = ["relay/src", "idempotency/src", "migrations/src"];
 /// Longer, and without that reason so far. A new one fails, and so does one that was split: take it out then.
-const LONG: [&str; 21] = [
+const LONG: [&str; 20] = [
     "idempotency/src/inbox.rs",
-    "idempotency/src/processor/watermark.rs",
     "idempotency/src/transaction.rs",
     "relay/src/config/check.rs",
     "relay/src/config/mod.rs",

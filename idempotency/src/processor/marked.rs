@@ -14,7 +14,9 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Dedup, Processor, Sorted, position,
+    Dedup, Processor, Sorted,
+    by_id::{self, Found},
+    position,
     watermark::{self, Applied, Mark, Verdict},
 };
 use crate::{
@@ -88,19 +90,8 @@ impl Processor {
             }
             verdicts.push(verdict);
         }
-        // Without a key, each earlier copy had its row too. Others may have come by position.
-        let (keyless, keyed): (Vec<&RawMessage>, Vec<&RawMessage>) =
-            unclear.into_iter().partition(|message| message.key.is_none());
-        let mut claimed: HashSet<Uuid> = HashSet::new();
-        claimed.extend(watermark::claim_rows(&open, inbox, &keyless).await?);
-        claimed.extend(watermark::claim_by_id(&open, inbox, &keyed).await?);
-        // Asked after that, since ids may be forgotten meanwhile. Those that are old stay claimed: a
-        // further copy is a duplicate.
-        let new: Vec<&RawMessage> =
-            keyed.into_iter().filter(|message| claimed.contains(&message.id.uuid())).collect();
-        let old = watermark::forgotten(&open, inbox, &new).await?;
-        let old = new.into_iter().filter(|message| old.contains(&message.id.uuid()));
-        sorted.outside.extend(old.filter(|message| claimed.remove(&message.id.uuid())));
+        let Found { new: mut claimed, outside } = by_id::look_up(&open, inbox, unclear).await?;
+        sorted.outside.extend(outside);
         let parked: HashSet<Uuid> = parked.into_iter().collect();
         let mut applied = Applied::default();
         for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {

@@ -7,6 +7,7 @@
 
 mod aside;
 mod build;
+mod by_id;
 mod claim;
 mod due;
 mod large;
