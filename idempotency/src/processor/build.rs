@@ -99,6 +99,7 @@ impl Processor {
             at_work: Arc::default(),
             meter,
             marks: Arc::default(),
+            passed: Arc::default(),
             topics: Arc::default(),
             large: Large::default(),
             lookout: Arc::default(),

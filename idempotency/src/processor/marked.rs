@@ -33,6 +33,8 @@ pub(super) struct Moved {
     partition: Partition,
     mark: Mark,
     applied: Applied,
+    /// The offset of the first that is taken though the mark had passed it.
+    passed: Option<i64>,
 }
 
 impl Processor {
@@ -80,43 +82,43 @@ impl Processor {
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
-                // Taken in this very batch, of which no table knows yet.
-                Verdict::ById if by_position.contains(&message.id.uuid()) => {}
-                Verdict::ById if inbox.can_tell_in(&open, &message.id).await? => {
-                    unclear.push(message)
-                }
-                Verdict::ById => sorted.outside.push(message),
                 Verdict::Duplicate => {}
+                // Taken in this very batch, of which no table knows yet.
+                _ if by_position.contains(&message.id.uuid()) => {}
+                _ if inbox.can_tell_in(&open, &message.id).await? => unclear.push(message),
+                _ => sorted.outside.push(message),
             }
             verdicts.push(verdict);
         }
         let Found { new: mut claimed, outside } = by_id::look_up(&open, inbox, unclear).await?;
         sorted.outside.extend(outside);
         let parked: HashSet<Uuid> = parked.into_iter().collect();
-        let mut applied = Applied::default();
+        let (mut applied, mut passed) = (Applied::default(), None);
         for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {
             let id = message.id.uuid();
             let fresh = match verdict {
                 Verdict::Fresh => true,
                 Verdict::Duplicate => false,
-                Verdict::ById if sorted.outside.iter().any(|o| o.source == message.source) => {
+                _ if sorted.outside.iter().any(|o| o.source == message.source) => {
                     mark.take(message.source.offset);
                     continue;
                 }
-                Verdict::ById => claimed.remove(&id),
+                Verdict::ById | Verdict::Passed => claimed.remove(&id),
             };
             if !fresh {
                 sorted.duplicates += 1;
                 continue;
             }
             mark.take(message.source.offset);
-            if verdict == Verdict::Fresh {
-                applied.add(message);
+            match verdict {
+                Verdict::Fresh => applied.add(message),
+                Verdict::Passed => passed = passed.or(Some(message.source.offset)),
+                Verdict::ById | Verdict::Duplicate => {}
             }
             let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
             kind.push(message);
         }
-        sorted.moved = Some(Moved { partition, mark, applied });
+        sorted.moved = Some(Moved { partition, mark, applied, passed });
         Ok((open, sorted))
     }
 
@@ -126,7 +128,7 @@ impl Processor {
         open: &Open,
         sorted: &Sorted<'_>,
     ) -> Result<(), InboxError> {
-        let Some(Moved { partition: (topic, number), mark, applied }) = &sorted.moved else {
+        let Some(Moved { partition: (topic, number), mark, applied, .. }) = &sorted.moved else {
             return Ok(());
         };
         watermark::advance(open, &self.shared.inbox, topic, *number, mark, applied).await?;
@@ -137,10 +139,31 @@ impl Processor {
     /// Commits, and knows where the watermark is then.
     pub(super) async fn finish(&self, open: Open, sorted: &Sorted<'_>) -> Result<(), InboxError> {
         open.commit().await?;
-        if let Some(Moved { partition, mark, .. }) = &sorted.moved {
+        if let Some(Moved { partition, mark, passed, .. }) = &sorted.moved {
             self.marks().insert(partition.clone(), mark.clone());
+            if let Some(offset) = passed {
+                self.tell_passed(partition, *offset);
+            }
         }
         Ok(())
+    }
+
+    /// Once for each partition: from then on it may be so of each message.
+    fn tell_passed(&self, partition: &Partition, offset: i64) {
+        let told = &self.shared.passed;
+        if told.lock().unwrap_or_else(PoisonError::into_inner).insert(partition.clone()) {
+            let (topic, partition) = partition;
+            tracing::warn!(
+                consumer = self.shared.inbox.consumer(),
+                %topic,
+                partition,
+                offset,
+                "a message came behind the partition's watermark and had not been taken, so it was taken by \
+                 its id; so are all others that come there. A relay in at-least-once sends such after a \
+                 crash. If the relay is in exactly-once, somebody else has written to the topic in its \
+                 name: give Write on it to the relay's principal alone"
+            );
+        }
     }
 
     fn topics(&self) -> MutexGuard<'_, HashMap<Arc<str>, String>> {

@@ -20,7 +20,7 @@ mod watch;
 mod watermark;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -74,10 +74,9 @@ pub enum Dedup {
     Rows,
     /// One row for each partition, moved by each transaction: where one relay feeds the topic, and
     /// nothing else. Messages of a partition are handled one after the other, so it is for
-    /// batches. The relay must be in exactly-once: after a crash, one in at-least-once may send events that
-    /// the watermark has passed, and they would never be handled. A message of another relay stops the consumer; one that a repair published is
-    /// looked up by its id. Change to it only after an orderly stop of all instances: what rows know of, and
-    /// the group's offsets do not, would take effect again.
+    /// batches. A message of another relay stops the consumer; one that a repair published, or that comes at
+    /// a new offset behind the watermark, is looked up by its id. Change to it only after an orderly stop of
+    /// all instances: what rows know of, and the group's offsets do not, would take effect again.
     Watermark {
         /// The relay's name, as the header `outbox-relay` has it.
         relay: String,
@@ -108,6 +107,8 @@ struct Shared {
     meter: Meter,
     /// Watermarks as this process left them.
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
+    /// Partitions of which was told that a message came behind their watermark.
+    passed: Arc<Mutex<HashSet<marked::Partition>>>,
     /// The broker's ids of topics, where they are known.
     topics: Arc<Mutex<HashMap<Arc<str>, String>>>,
     large: large::Large,

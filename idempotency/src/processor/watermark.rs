@@ -1,9 +1,11 @@
 //! How far a partition has come, by the positions that its one relay gives.
 //!
-//! Within a partition those never step back, so a message is new if and only if its position is
-//! past the watermark, which is one row, locked by each transaction that moves it. What positions
-//! can't tell is looked up by its id: what has no key, and so may lie in another partition when it
-//! is published again; what a repair published; and what a new timeline or era may repeat.
+//! Within a partition those never step back, so a message is new if its position is past the watermark,
+//! which is one row, locked by each transaction that moves it. One that is not past it is known where its
+//! offset was read before. What these two can't tell is looked up by its id: what has no key, and so may
+//! lie in another partition when it is published again; what a repair published; what a new timeline or
+//! era may repeat; and what comes at a new offset behind the watermark, since whoever writes to the topic
+//! may have moved that.
 //! Deciding is pure; `lock` and `advance` are the statements around it.
 
 use std::{cmp::Ordering, str::FromStr};
@@ -35,6 +37,8 @@ pub(super) enum Verdict {
     Duplicate,
     /// Its position says nothing.
     ById,
+    /// Its offset is new, and its position is not past the mark: its id tells whether it was taken.
+    Passed,
 }
 
 impl Mark {
@@ -63,10 +67,8 @@ impl Mark {
         }
         let line = |position: &Position| (position.era, position.timeline);
         Ok(match line(position).cmp(&line(at)) {
-            // A relay that was frozen, and sends what it had in its hands: this may never have come.
-            Ordering::Less if offset >= self.next_offset => Verdict::ById,
-            Ordering::Less => Verdict::Duplicate,
-            Ordering::Equal if position.place <= at.place => Verdict::Duplicate,
+            Ordering::Less => self.pass(offset),
+            Ordering::Equal if position.place <= at.place => self.pass(offset),
             Ordering::Equal => self.reach(position),
             Ordering::Greater => {
                 // In another era, rows of one transaction may be counted otherwise.
@@ -96,6 +98,13 @@ impl Mark {
     fn set_back(&mut self) {
         self.before = self.before.max(self.position.take().map(|position| position.place));
         self.next_offset = 0;
+    }
+
+    /// What is not past the mark was taken over if it was read before. At a new offset it may never have
+    /// come: a relay that was frozen sends what it had in its hands, one in at-least-once crashed before it
+    /// had stored everything, or a record that was no relay's has moved the mark.
+    fn pass(&self, offset: i64) -> Verdict {
+        if offset < self.next_offset { Verdict::Duplicate } else { Verdict::Passed }
     }
 
     /// A new timeline or era begins inside the old one, so up to there its places were given before.
@@ -261,10 +270,10 @@ mod tests {
 
     #[test]
     fn what_is_not_past_the_mark_is_a_duplicate_and_the_rest_is_new() {
-        let mut mark = Mark::default();
+        let mut mark = Mark { next_offset: 1, ..Mark::default() };
         let mut judge =
             |text: &str| mark.judge(&position(text), false, 0).expect("the same cluster");
-        use Verdict::{ById, Duplicate, Fresh};
+        use Verdict::{ById, Duplicate, Fresh, Passed};
         for (text, expected) in [
             ("1:1:A0:5", Fresh),
             ("1:1:A0:5", Duplicate),
@@ -276,8 +285,8 @@ mod tests {
             ("1:2:A8:0", Duplicate),
             ("1:2:B0:0", ById),
             ("1:2:B0:1", Fresh),
-            // A frozen relay, of before the failover.
-            ("1:1:C0:0", ById),
+            // Read before: a frozen relay's, of before the failover.
+            ("1:1:C0:0", Duplicate),
             ("1:3:C0:0", Fresh),
             // The volume was put back: places begin anew, in whatever cluster and on whatever line.
             ("1:1:90:0@5", ById),
@@ -285,7 +294,7 @@ mod tests {
             ("1:1:90:1@5", ById),
             ("1:1:C0:7@5", ById),
             ("1:1:C1:0@5", Fresh),
-            ("1:3:C1:0", ById),
+            ("1:3:C1:0", Duplicate),
             ("2:1:10:0@6", ById),
             ("2:1:10:0@6", Duplicate),
             ("2:1:C1:9@6", ById),
@@ -297,7 +306,32 @@ mod tests {
         mark.take(7);
         let read_before = mark.judge(&position("1:1:C0:0"), false, 7);
         assert_eq!(read_before, Ok(Duplicate), "the broker sends once more what was taken over");
-        assert_eq!(mark.judge(&position("1:1:C0:0"), false, 8), Ok(ById));
+        assert_eq!(mark.judge(&position("1:1:C0:0"), false, 8), Ok(Passed));
+    }
+
+    #[test]
+    fn what_is_behind_the_mark_is_a_duplicate_only_where_its_offset_was_read() {
+        let mut mark = Mark::default();
+        let mut judge = |text: &str, offset| {
+            let verdict = mark.judge(&position(text), false, offset).expect("the same cluster");
+            mark.take(offset);
+            verdict
+        };
+        use Verdict::{Duplicate, Fresh, Passed};
+        for (text, offset, expected) in [
+            ("1:1:A0:0", 4, Fresh),
+            // Whoever wrote this.
+            ("1:1:FFFFFFFFFFFFFFF0:0", 5, Fresh),
+            ("1:1:A1:0", 6, Passed),
+            ("1:1:A1:0", 6, Duplicate),
+            ("1:9:A2:0", 7, Verdict::ById),
+            ("1:1:A3:0", 8, Passed),
+            ("1:1:A0:0@9", 9, Verdict::ById),
+            ("1:1:A4:0", 10, Passed),
+            ("1:1:A4:0", 10, Duplicate),
+        ] {
+            assert_eq!(judge(text, offset), expected, "{text} at {offset}");
+        }
     }
 
     #[test]
@@ -312,7 +346,7 @@ mod tests {
         assert_eq!(mark.next_offset, 0);
         for (text, expected) in [
             ("1:1:A0:0", Verdict::ById),
-            ("1:1:A0:0", Verdict::Duplicate),
+            ("1:1:A0:0", Verdict::Passed),
             ("1:1:B0:0", Verdict::ById),
             ("1:1:B0:1", Verdict::Fresh),
         ] {

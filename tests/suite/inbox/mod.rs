@@ -20,6 +20,7 @@ mod model;
 mod odd;
 mod outages;
 mod parked;
+mod passed;
 mod pooler;
 mod processor;
 mod records;

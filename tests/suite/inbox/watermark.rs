@@ -28,7 +28,7 @@ pub(crate) fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessa
     message
 }
 
-fn with_header(mut message: RawMessage, name: &str, value: &str) -> RawMessage {
+pub(super) fn with_header(mut message: RawMessage, name: &str, value: &str) -> RawMessage {
     message.headers.set(name, Some(value.as_bytes().to_vec()));
     message
 }
@@ -41,22 +41,39 @@ async fn processor(database: &Database) -> Processor {
     Processor::new(inbox(database).await, handler).dedup(watermark())
 }
 
-fn steps(ns: &[i32]) -> Vec<Step> {
+pub(super) fn steps(ns: &[i32]) -> Vec<Step> {
     ns.iter().map(|n| Step { key: "a".into(), n: *n }).collect()
 }
 
+/// A batch at a time, each message by itself.
+pub(super) async fn batches(database: &Database) -> Processor {
+    let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
+        for message in messages {
+            take(&tx, &message.payload).await?;
+        }
+        Ok(())
+    };
+    Processor::batch(inbox(database).await, 10, handler).dedup(watermark())
+}
+
+/// The same message as the broker has it once more.
+pub(super) fn stored_again(message: &RawMessage, offset: i64) -> RawMessage {
+    with(message.clone(), |m| m.source.offset = offset)
+}
+
+/// As after a rebalance, or a restart.
 #[tokio::test]
-async fn what_the_relay_publishes_again_is_known_by_its_position_alone() {
+async fn what_is_read_again_is_known_by_its_position_alone() {
     let database = database().await;
-    let (one, two) = (processor(&database).await, processor(&database).await);
+    let (one, two) = (processor(&database).await, batches(&database).await);
     one.process(&[published("a", 1, 10, 0), published("a", 2, 20, 1)]).await.expect("settled");
-    // Another process, new offsets, and ids that nobody has stored.
-    let again = [published("a", 1, 10, 2), published("a", 2, 20, 3), published("a", 3, 30, 4)];
+    // Ids that nobody has stored: none is asked for.
+    let again = [published("a", 1, 10, 0), published("a", 2, 20, 1), published("a", 3, 30, 2)];
     two.process(&again).await.expect("settled");
     one.process(&again).await.expect("settled");
     assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
     assert_eq!(number(&database, "select count(*) from inbox.messages").await, 0);
-    assert_eq!(number(&database, "select next_offset from inbox.watermarks").await, 5);
+    assert_eq!(number(&database, "select next_offset from inbox.watermarks").await, 3);
 }
 
 #[tokio::test]
@@ -99,13 +116,7 @@ async fn what_a_repair_published_is_looked_up_by_its_id() {
 #[tokio::test]
 async fn what_a_repair_published_again_is_known_in_the_batch_of_the_first_copy() {
     let database = database().await;
-    let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
-        for message in messages {
-            take(&tx, &message.payload).await?;
-        }
-        Ok(())
-    };
-    let processor = Processor::batch(inbox(&database).await, 10, handler).dedup(watermark());
+    let processor = batches(&database).await;
     let first = published("a", 1, 10, 0);
     let again = with(published("a", 1, 99, 1), |m| m.id = first.id);
     let batch = [first, with_header(again, "outbox-repaired", "1"), published("a", 2, 100, 2)];
@@ -266,9 +277,9 @@ async fn what_is_looked_up_and_may_have_been_forgotten_is_a_dead_letter_and_neve
         let id = MessageId::from_uuid(uuid::Uuid::new_v7(stamp)).expect("version 7");
         with(published("a", n, commit, offset), |m| m.id = id)
     };
-    let first = aged(1, 50, 10, 0);
+    let (first, other) = (aged(1, 50, 9, 0), aged(6, 51, 10, 0));
     let kept = aged(2, 2, 20, 1);
-    processor.process(std::slice::from_ref(&first)).await.expect("settled");
+    processor.process(&[first.clone(), other.clone()]).await.expect("settled");
     let hour_ago = "update inbox.applied set applied_at = applied_at - interval '49 minutes'";
     database.superuser().batch_execute(hour_ago).await.expect("aged");
     processor.process(std::slice::from_ref(&kept)).await.expect("settled");
@@ -298,11 +309,15 @@ async fn what_is_looked_up_and_may_have_been_forgotten_is_a_dead_letter_and_neve
     ];
     processor.process(&repair).await.expect("settled");
     processor.process(&repair).await.expect("settled again");
-    assert_eq!(effects(&database).await, steps(&[1, 2, 3]));
+    assert_eq!(effects(&database).await, steps(&[1, 6, 2, 3]));
     let dead = "select count(*) from inbox.dead_letters where code = 'outside-window'";
     assert_eq!(number(&database, dead).await, 2, "the first, and one that is as old");
-    processor.process(&[published("a", 5, 100, 6)]).await.expect("settled");
-    assert_eq!(effects(&database).await, steps(&[1, 2, 3, 5]));
+    // Without a mark, and behind the watermark.
+    let behind = [published("a", 5, 100, 6), stored_again(&other, 7), aged(7, 30, 50, 8)];
+    processor.process(&behind).await.expect("settled");
+    processor.process(&behind).await.expect("settled again");
+    assert_eq!(effects(&database).await, steps(&[1, 6, 2, 3, 5, 7]));
+    assert_eq!(number(&database, dead).await, 3, "the other forgotten one too");
 }
 
 /// As with rows: several processes that all believe the partition to be theirs.
