@@ -115,7 +115,7 @@ impl<H: Clone> Deliveries<H> {
     }
 
     /// Works until it can't go on: a worker, of which any number may run at once. Dropped half-way, what it has
-    /// is rolled back or committed, and returned to the broker.
+    /// is rolled back or committed, and returned to the broker, with what waits behind it in its lane.
     pub async fn work(&self) -> Stop {
         worker::work(&self.processor, &self.queue).await
     }

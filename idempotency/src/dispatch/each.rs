@@ -19,7 +19,7 @@ pub enum Answer<H> {
     /// It was not touched: deliver it again, to anybody. If the broker can wait before it does, after
     /// so long.
     Return(H, Duration),
-    /// It is still here: let nobody else have it for another lease.
+    /// It is still here: keep it from others for another lease.
     Extend(H),
 }
 
@@ -43,18 +43,20 @@ pub(crate) struct EachMessage<H> {
 impl<H> Acknowledgement for EachMessage<H> {
     type Token = u64;
 
+    const GIVES_BACK: bool = true;
+
     fn taken(&mut self, _: &u64) {
         self.running += 1;
     }
 
     fn ended(&mut self, token: &u64, ending: Ending) {
-        if ending != Ending::Dropped {
+        if matches!(ending, Ending::Handled | Ending::GivenUp) {
             self.running -= 1;
         }
         let Some(handle) = self.held.remove(token) else { return };
         self.answers.push(match ending {
             Ending::Handled => Answer::Acknowledge(handle),
-            Ending::GivenUp => Answer::Return(handle, self.rest),
+            Ending::GivenUp | Ending::Behind => Answer::Return(handle, self.rest),
             Ending::Dropped => Answer::Return(handle, Duration::ZERO),
         });
     }

@@ -21,6 +21,10 @@ pub(crate) trait Acknowledgement {
     /// By which it knows a message that is here.
     type Token;
 
+    /// Whether what waits behind a message that was given up is given up with it. The broker then delivers
+    /// all of them again; otherwise the lane stands until the runner has ended.
+    const GIVES_BACK: bool;
+
     /// A worker has it.
     fn taken(&mut self, token: &Self::Token);
 
@@ -35,6 +39,8 @@ pub(crate) enum Ending {
     Handled,
     /// A worker had it, and nothing is known to be committed.
     GivenUp,
+    /// No worker has had it, and one that came before it in its lane was given up.
+    Behind,
     /// No worker has had it.
     Dropped,
 }
@@ -120,17 +126,29 @@ impl<A: Acknowledgement> LaneScheduler<A> {
             self.bytes -= item.bytes;
             self.acks.ended(&item.token, ending);
         }
+        let lanes: BTreeSet<Uuid> = items.iter().map(|item| item.lane).collect();
         if !finished {
-            // Nobody may take what comes behind it.
+            // No worker may take what comes behind it.
+            if A::GIVES_BACK {
+                lanes.iter().for_each(|id| self.give_back(id));
+            }
             return;
         }
-        let lanes: BTreeSet<Uuid> = items.iter().map(|item| item.lane).collect();
         for id in lanes {
             match self.lanes.get(&id) {
                 Some(lane) if lane.queue.is_empty() => drop(self.lanes.remove(&id)),
                 Some(_) => self.ready.push_back(id),
                 None => {}
             }
+        }
+    }
+
+    fn give_back(&mut self, lane: &Uuid) {
+        let queue = self.lanes.remove(lane).map(|lane| lane.queue);
+        for item in queue.into_iter().flatten() {
+            self.messages -= 1;
+            self.bytes -= item.bytes;
+            self.acks.ended(&item.token, Ending::Behind);
         }
     }
 

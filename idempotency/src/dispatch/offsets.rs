@@ -71,6 +71,8 @@ impl PrefixOffsets {
 impl Acknowledgement for PrefixOffsets {
     type Token = RecordPlace;
 
+    const GIVES_BACK: bool = false;
+
     fn taken(&mut self, place: &RecordPlace) {
         if let Some(tracker) = self.partitions.get_mut(&place.partition) {
             tracker.running += 1;
@@ -78,9 +80,8 @@ impl Acknowledgement for PrefixOffsets {
     }
 
     fn ended(&mut self, place: &RecordPlace, ending: Ending) {
-        let Some(tracker) = self.current(place).filter(|_| ending != Ending::Dropped) else {
-            return;
-        };
+        let had_worker = matches!(ending, Ending::Handled | Ending::GivenUp);
+        let Some(tracker) = self.current(place).filter(|_| had_worker) else { return };
         tracker.running -= 1;
         if ending == Ending::Handled {
             tracker.unfinished.remove(&place.offset);

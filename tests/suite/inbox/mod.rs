@@ -5,6 +5,7 @@ mod cliffs;
 mod command;
 mod conformance;
 mod core;
+mod deliveries;
 pub(crate) mod effects;
 mod endings;
 mod flow;

@@ -44,11 +44,17 @@ fn each_message_is_acknowledged_by_itself_and_only_when_it_is_handled() {
         "1 is not finished, and holds nothing up"
     );
     lanes.done(&first, false);
-    assert_eq!(lanes.answers(now), [Answer::Return(1, Duration::from_secs(5))]);
-    assert!(lanes.take(9).is_empty(), "behind what was given up nothing is taken");
+    let rest = [1, 2, 3].map(|handle| Answer::Return(handle, Duration::from_secs(5)));
+    assert_eq!(lanes.answers(now), rest, "what was given up, and what waits behind it");
+    lanes.push(message(1, 1), lane(1), 6, now);
+    let again = lanes.take(9);
+    assert_eq!(again.len(), 1, "it came again, and its lane is free");
+    lanes.done(&again, true);
+    assert_eq!(lanes.answers(now), [Answer::Acknowledge(6)]);
+    lanes.push(message(2, 5), lane(2), 5, now);
     lanes.close();
-    lanes.push(message(3, 5), lane(3), 5, now);
-    let back = [2, 3, 5].map(|handle| Answer::Return(handle, Duration::ZERO));
+    lanes.push(message(3, 7), lane(3), 7, now);
+    let back = [5, 7].map(|handle| Answer::Return(handle, Duration::ZERO));
     assert_eq!(lanes.answers(now), back);
     assert_eq!((lanes.load(), lanes.running(), lanes.renewal()), ((0, 0), 0, None));
 }
@@ -238,19 +244,22 @@ proptest! {
         for step in &steps {
             world.play(step)?;
         }
-        world.restart()?;
-        world.play(&Step::Wait(LEASE.as_secs() * 2))?;
-        for group in 0..4 {
-            world.play(&Step::Receive(group, usize::MAX))?;
-        }
-        loop {
-            world.play(&Step::Take(3))?;
-            if world.at_work.is_empty() {
-                break;
+        // What is here goes its way, and then what comes again; no runner need end for that.
+        for _ in 0..2 {
+            loop {
+                world.play(&Step::Take(3))?;
+                if world.at_work.is_empty() {
+                    break;
+                }
+                world.play(&Step::Done(true))?;
             }
-            world.play(&Step::Done(true))?;
+            world.answer()?;
+            world.play(&Step::Wait(LEASE.as_secs() * 2))?;
+            for group in 0..4 {
+                world.play(&Step::Receive(group, usize::MAX))?;
+            }
         }
-        world.answer()?;
+        prop_assert_eq!(world.lanes.load(), (0, 0));
         prop_assert_eq!(world.known.len() as u64, world.broker.sent);
         prop_assert!(world.broker.groups.values().all(BTreeMap::is_empty), "all is acknowledged");
     }
