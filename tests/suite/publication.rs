@@ -35,6 +35,24 @@ async fn run(t: &Harness, statement: &str) {
     t.database().superuser().batch_execute(statement).await.expect(statement);
 }
 
+/// Another table of the same name, shape and rights; `with` fills `outbox.copy` before it takes the place.
+async fn remake_table(t: &Harness, with: &[&str]) {
+    run(t, "create table outbox.copy (like outbox.events including all)").await;
+    for statement in with {
+        run(t, statement).await;
+    }
+    for statement in [
+        "drop table outbox.events",
+        "alter table outbox.copy rename to events",
+        "alter publication outbox add table outbox.events",
+        "do $$ declare r record; begin \
+             for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
+             execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$",
+    ] {
+        run(t, statement).await;
+    }
+}
+
 async fn write(t: &mut Harness, topic: &Topic, count: usize) {
     for n in 0..count {
         t.commit([Event::to(topic.name()).key(&format!("customer-{}", n % 2))]).await;
@@ -306,18 +324,7 @@ async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     write(&mut t, &topic, 2).await;
-    for statement in [
-        "create table outbox.copy (like outbox.events including all)",
-        "drop table outbox.events",
-        "alter table outbox.copy rename to events",
-        "alter publication outbox add table outbox.events",
-    ] {
-        run(&t, statement).await;
-    }
-    let grants = "do $$ declare r record; begin \
-        for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
-        execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$";
-    run(&t, grants).await;
+    remake_table(&t, &[]).await;
     relay.restart();
     let detail = halted(&relay).await;
     assert!(detail.contains("is another table"), "{detail}");
@@ -346,20 +353,9 @@ async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     drop_slot(&t).await;
-    for statement in [
-        "create table outbox.copy (like outbox.events including all)",
-        "insert into outbox.copy select * from outbox.events",
-        "drop table outbox.events",
-        "alter table outbox.copy rename to events",
-        "alter publication outbox add table outbox.events",
-        "select outbox.note_deletions('outbox.events')", // A dump has these triggers.
-    ] {
-        run(&t, statement).await;
-    }
-    let grants = "do $$ declare r record; begin \
-        for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
-        execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$";
-    run(&t, grants).await;
+    // A dump has the rows, and the triggers of the account of deletions.
+    let rows = "insert into outbox.copy select * from outbox.events";
+    remake_table(&t, &[rows, "select outbox.note_deletions('outbox.copy')"]).await;
     write(&mut t, &topic, 2).await;
     relay.restart();
     let detail = halted(&relay).await;

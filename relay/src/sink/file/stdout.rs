@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io::{self, Write as _},
-    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::FileExt as _,
+    },
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
@@ -22,9 +25,36 @@ pub(super) fn begin() -> io::Result<()> {
 
 pub(super) fn write(lines: &[u8]) -> io::Result<()> {
     AFTER_A_LINE.store(false, Relaxed);
-    stdout()?.write_all(lines)?;
+    write_whole(&stdout()?, lines)?;
     AFTER_A_LINE.store(true, Relaxed);
     Ok(())
+}
+
+/// Waits where the other end takes nothing now. Standard output may be non-blocking: that belongs to the pipe, not
+/// to the process, and any that shares it can set it. An error instead would begin the batch again, without end.
+fn write_whole(mut to: &File, mut lines: &[u8]) -> io::Result<()> {
+    while !lines.is_empty() {
+        match to.write(lines) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => lines = lines.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_until_writable(to)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_until_writable(to: &File) -> io::Result<()> {
+    let mut polled = libc::pollfd { fd: to.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the one entry is ours, and the descriptor is open as long as `to` is.
+    match unsafe { libc::poll(&raw mut polled, 1, -1) } {
+        -1 => Err(io::Error::last_os_error()).or_else(|error| match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            _ => Err(error),
+        }),
+        _ => Ok(()), // Writable, or the other end has gone: the next write says which.
+    }
 }
 
 /// A shell may have made it a file. A pipe or a terminal has no disk.
@@ -44,4 +74,34 @@ fn ends_in_a_line(stdout: &File) -> io::Result<bool> {
     let Ok(file) = File::open("/dev/stdout") else { return Ok(false) };
     let mut byte = [0];
     Ok(about.is_file() && file.read_at(&mut byte, last)? == 1 && byte == *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::fd::FromRawFd as _, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_does_not_block_gets_all_of_it_as_its_reader_takes_it() {
+        let mut ends = [0; 2];
+        // SAFETY: two descriptors are written to an array of two, and each is owned once from then on.
+        let (mut reader, writer) = unsafe {
+            assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+            (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1]))
+        };
+        // SAFETY: the descriptor is ours.
+        assert_eq!(unsafe { libc::fcntl(ends[1], libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+        let lines: Vec<u8> = b"one line\n".iter().copied().cycle().take(900_000).collect();
+        let full = (&writer).write(&vec![0; 1 << 20]).expect("as much as fits");
+        assert!((&writer).write(&lines).is_err(), "it is full, and does not block");
+        let reading = thread::spawn(move || {
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).map(|_| read)
+        });
+        write_whole(&writer, &lines).expect("written");
+        drop(writer);
+        let read = reading.join().expect("no panic").expect("read");
+        assert_eq!(read.get(full..), Some(lines.as_slice()));
+    }
 }
