@@ -167,7 +167,7 @@ async fn of_bytes(
     }
     how.pause().await;
     let insert = "insert into effects (message, lane) values ($1, $2)";
-    let lane = message.source.offset.to_string();
+    let lane = message.source.offset.unwrap_or_default().to_string();
     tx.execute(insert, &[&message.id.uuid(), &lane]).await?;
     Ok(())
 }
@@ -222,7 +222,7 @@ async fn store(tx: &Tx, message: &Message<serde_json::Value>) -> Result<(), Fail
     let id = message.id.uuid();
     let lane = match &message.key {
         Some(key) => String::from_utf8_lossy(key).into_owned(),
-        None => format!("#{}", message.source.partition),
+        None => format!("#{}", message.source.partition.unwrap_or_default()),
     };
     let n = message.headers.text("sequence").and_then(|n| n.parse::<i64>().ok());
     let insert = "insert into effects (message, lane, n) values ($1, $2, $3)";

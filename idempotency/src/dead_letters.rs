@@ -12,6 +12,7 @@ use tokio_postgres::{GenericClient, Row, types::ToSql};
 
 use crate::{
     fault::{Point, point},
+    message::Source,
     rfc3339,
 };
 
@@ -29,10 +30,16 @@ pub struct DeadLetter {
     pub message_id: String,
     /// Where it was found.
     pub topic: String,
-    /// Where it was found.
-    pub partition: i32,
-    /// Where it was found.
-    pub offset: i64,
+    /// Where it was found, if the broker has partitions.
+    pub partition: Option<i32>,
+    /// Where it was found, if the broker has offsets.
+    pub offset: Option<i64>,
+    /// When it was sent, by its producer's clock. RFC 3339 in JSON.
+    #[serde(serialize_with = "rfc3339::serialize_some")]
+    pub produced_at: Option<SystemTime>,
+    /// When it was sent, by the broker's clock, if that took the place of the producer's. RFC 3339 in JSON.
+    #[serde(serialize_with = "rfc3339::serialize_some")]
+    pub stored_at: Option<SystemTime>,
     /// Text, or `{"base64": …}`, or null.
     pub key: Value,
     /// Why, in one word.
@@ -49,6 +56,14 @@ pub struct DeadLetter {
     /// When it was given up. RFC 3339 in JSON.
     #[serde(serialize_with = "rfc3339::serialize")]
     pub died_at: SystemTime,
+}
+
+impl DeadLetter {
+    /// Where it was found: `orders/3@17`, or as much of it as there is.
+    pub fn source(&self) -> Source {
+        let topic = self.topic.as_str().into();
+        Source { topic, partition: self.partition, offset: self.offset }
+    }
 }
 
 /// A dead letter with what it says.
@@ -207,7 +222,8 @@ pub struct Group {
 }
 
 const COLUMNS: &str = "d.id, c.name, d.state, d.message_id::pg_catalog.text, d.topic, d.partition, \
-    d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, d.first_failed_at, d.died_at";
+    d.record_offset, d.key, d.code, d.error, d.attempts, d.replays, d.first_failed_at, d.died_at, \
+    d.produced_at, d.stored_at";
 
 /// `$1` to `$6` are a [`Selection`].
 const SELECTED: &str = "($1::bigint is null or d.id operator(pg_catalog.=) $1) \
@@ -303,7 +319,7 @@ pub async fn show(client: &impl GenericClient, id: i64) -> Result<Option<Letter>
     );
     let row = client.query_opt(&sql, &[&id]).await.map_err(reading)?;
     let letter = |row: &Row| {
-        let (headers, payload) = (row.try_get(14)?, bytes(row.try_get(15)?));
+        let (headers, payload) = (row.try_get(16)?, bytes(row.try_get(17)?));
         Ok(Letter { entry: entry(row)?, headers, payload })
     };
     row.as_ref().map(letter).transpose().map_err(reading)
@@ -326,9 +342,10 @@ pub async fn replay(client: &impl GenericClient, selection: &Selection) -> Resul
              on conflict (consumer_id, lane) do update set due_at = l.due_at \
              returning consumer_id, lane) \
          insert into inbox.parked (consumer_id, lane, message_id, day, topic, partition, \
-             record_offset, key, payload, headers, replays) \
+             record_offset, key, payload, headers, replays, produced_at, stored_at) \
          select c.consumer_id, c.lane, c.message_id, c.day, c.topic, c.partition, c.record_offset, \
-             c.key, c.payload, c.headers, c.replays operator(pg_catalog.+) 1 \
+             c.key, c.payload, c.headers, c.replays operator(pg_catalog.+) 1, \
+             c.produced_at, c.stored_at \
          from chosen c join lanes l on l.consumer_id operator(pg_catalog.=) c.consumer_id \
              and l.lane operator(pg_catalog.=) c.lane order by c.id"
     );
@@ -366,6 +383,8 @@ fn entry(row: &Row) -> Result<DeadLetter, tokio_postgres::Error> {
         replays: row.try_get(11)?,
         first_failed_at: row.try_get(12)?,
         died_at: row.try_get(13)?,
+        produced_at: row.try_get(14)?,
+        stored_at: row.try_get(15)?,
     })
 }
 

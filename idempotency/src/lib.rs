@@ -53,6 +53,7 @@ pub mod fault;
 mod fault;
 mod guard;
 mod handler;
+mod identity;
 mod inbox;
 #[cfg(feature = "kafka-plain")]
 pub mod kafka;
@@ -69,6 +70,7 @@ mod running;
 mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timestamp;
 mod transaction;
 mod tx;
 
@@ -88,6 +90,7 @@ pub use outbox_migrations::MigrateError;
 pub use processor::{Dedup, Processor, Stop};
 pub use retry::Retry;
 pub use session::Isolation;
+pub use timestamp::Timestamp;
 pub use tokio_postgres;
 pub use tx::{Event, Tx};
 pub use uuid;

@@ -1,10 +1,10 @@
 //! A message as a handler sees it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::message_id::MessageId;
+use crate::{message_id::MessageId, timestamp::Timestamp};
 
 /// What came from the broker. A handler takes it apart, `Message { payload, .. }`; a source of messages, or a
 /// test, makes one with [`Message::new`].
@@ -19,6 +19,8 @@ pub struct Message<T> {
     pub payload: T,
     /// As the broker gave them.
     pub headers: Headers,
+    /// When it was sent, if anybody says so.
+    pub timestamp: Option<Timestamp>,
     /// Where it was found; of a message that was parked or replayed, where it was found first.
     pub source: Source,
     /// 1 the first time, then 2, …; a message that waited behind another begins with 1.
@@ -52,12 +54,12 @@ impl RawMessage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Source {
-    /// Topic, or whatever another broker calls its streams.
+    /// Topic, queue, stream: whatever the broker calls it.
     pub topic: Arc<str>,
-    /// Partition; 0 where there are none.
-    pub partition: i32,
-    /// Offset; 0 where there are none.
-    pub offset: i64,
+    /// Partition, of a broker that has them.
+    pub partition: Option<i32>,
+    /// Offset or sequence number, of a broker that has them.
+    pub offset: Option<i64>,
 }
 
 /// Headers in their order; names may repeat. Of a name that is no UTF-8, what is none is U+FFFD.
@@ -65,9 +67,30 @@ pub struct Source {
 pub struct Headers(pub(crate) Vec<(String, Option<Vec<u8>>)>);
 
 impl Source {
-    /// Of a broker without partitions and offsets, both are 0.
+    /// A record of a partitioned topic.
     pub fn new(topic: impl Into<Arc<str>>, partition: i32, offset: i64) -> Self {
-        Source { topic: topic.into(), partition, offset }
+        Source { partition: Some(partition), offset: Some(offset), ..Source::of_queue(topic) }
+    }
+
+    /// Of a broker without partitions and offsets, such as RabbitMQ or SQS.
+    pub fn of_queue(name: impl Into<Arc<str>>) -> Self {
+        Source { topic: name.into(), partition: None, offset: None }
+    }
+
+    /// Partition and offset, where it has both.
+    pub(crate) fn place(&self) -> Option<(i32, i64)> {
+        self.partition.zip(self.offset)
+    }
+}
+
+/// `orders/3@17`, or as much of it as there is.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.topic)?;
+        if let Some(partition) = self.partition {
+            write!(f, "/{partition}")?;
+        }
+        self.offset.map_or(Ok(()), |offset| write!(f, "@{offset}"))
     }
 }
 
@@ -113,9 +136,10 @@ impl Headers {
 }
 
 impl<T> Message<T> {
-    /// A message without key and headers, at its first attempt.
+    /// A message without key, headers and timestamp, at its first attempt.
     pub fn new(id: MessageId, source: Source, payload: T) -> Self {
-        Message { id, key: None, payload, headers: Headers::default(), source, attempt: 1 }
+        let headers = Headers::default();
+        Message { id, key: None, payload, headers, timestamp: None, source, attempt: 1 }
     }
 
     /// With a key.
@@ -132,9 +156,16 @@ impl<T> Message<T> {
         self
     }
 
+    /// With the time at which it was sent.
+    #[must_use]
+    pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
+        self.timestamp = Some(timestamp);
+        self
+    }
+
     /// The same with another payload.
     pub(crate) fn with<U>(self, payload: U) -> Message<U> {
-        let Message { id, key, headers, source, attempt, .. } = self;
-        Message { id, key, payload, headers, source, attempt }
+        let Message { id, key, headers, timestamp, source, attempt, .. } = self;
+        Message { id, key, payload, headers, timestamp, source, attempt }
     }
 }

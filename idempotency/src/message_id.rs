@@ -93,7 +93,6 @@ impl MessageId {
     }
 
     /// A message of which nobody knows when it was sent: no inbox can tell it from a copy.
-    #[cfg(feature = "kafka-plain")]
     pub(crate) fn undated(uuid: Uuid) -> Self {
         MessageId { uuid, day: Day::NONE, own_ms: None }
     }
@@ -104,13 +103,11 @@ impl MessageId {
     }
 
     /// Whether its day is after that of `time`.
-    #[cfg(feature = "kafka-plain")]
     pub(crate) fn is_after(&self, time: SystemTime) -> bool {
         self.day > Day::of(unix_seconds(time))
     }
 
     /// Another id of the same day.
-    #[cfg(feature = "kafka-plain")]
     pub(crate) fn renamed(self, uuid: Uuid) -> Self {
         MessageId { uuid, ..self }
     }

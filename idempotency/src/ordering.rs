@@ -12,10 +12,11 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OrderBy {
-    /// Those of one topic with one key; of those without a key, those of one partition.
+    /// Those of one topic with one key; of those without a key, those of one partition. Of a broker without
+    /// partitions these are all of its queue that have no key.
     #[default]
     Key,
-    /// Those of one partition.
+    /// Those of one partition, or of one queue where there are none.
     Partition,
     /// None: each message stands alone.
     None,
@@ -25,6 +26,8 @@ impl OrderBy {
     /// The lane of a message: those with one lane are kept in order.
     pub(crate) fn lane<T>(self, message: &Message<T>) -> Uuid {
         let Source { topic, partition, .. } = &message.source;
+        // What is parked of a queue has the lane that earlier versions gave it.
+        let partition = partition.unwrap_or(0);
         match (self, &message.key) {
             (OrderBy::Key, Some(key)) => digest(&[topic.as_bytes(), b"key", key]),
             (OrderBy::Key | OrderBy::Partition, _) => {
@@ -48,19 +51,24 @@ mod tests {
                 key: key.map(|key| key.as_bytes().to_vec()),
                 payload: (),
                 headers: Headers::default(),
-                source: Source { topic: topic.into(), partition, offset: 0 },
+                timestamp: None,
+                source: Source { topic: topic.into(), partition, offset: None },
                 attempt: 1,
             })
         };
-        let key = |topic, partition, key| lane(OrderBy::Key, topic, partition, key);
+        let key = |topic, partition, key| lane(OrderBy::Key, topic, Some(partition), key);
         assert_eq!(key("a", 0, Some("k")), key("a", 1, Some("k")));
         assert_ne!(key("a", 0, Some("k")), key("b", 0, Some("k")));
         assert_ne!(key("a", 0, Some("k")), key("a", 0, Some("l")));
         assert_eq!(key("a", 0, None), key("a", 0, None));
         assert_ne!(key("a", 0, None), key("a", 1, None));
-        let partition = |partition, key| lane(OrderBy::Partition, "a", partition, key);
+        let partition = |partition, key| lane(OrderBy::Partition, "a", Some(partition), key);
         assert_eq!(partition(0, Some("k")), partition(0, Some("l")));
         assert_eq!(partition(0, Some("k")), key("a", 0, None));
-        assert_eq!(lane(OrderBy::None, "a", 0, Some("k")), Uuid::nil());
+        assert_eq!(lane(OrderBy::None, "a", Some(0), Some("k")), Uuid::nil());
+        let queue = |name, key| lane(OrderBy::Key, name, None, key);
+        assert_eq!(queue("a", Some("k")), key("a", 7, Some("k")), "a key needs no partition");
+        assert_eq!(queue("a", None), lane(OrderBy::Partition, "a", None, Some("k")));
+        assert_ne!(queue("a", None), queue("b", None));
     }
 }

@@ -12,6 +12,16 @@ pub(crate) fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok
     to.serialize_str(&text(*time))
 }
 
+pub(crate) fn serialize_some<S: Serializer>(
+    time: &Option<SystemTime>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serialize(time, to),
+        None => to.serialize_none(),
+    }
+}
+
 /// What is smaller than a millisecond is cut off, towards the past.
 fn text(time: SystemTime) -> String {
     let micros = match time.duration_since(UNIX_EPOCH) {

@@ -81,6 +81,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 5, name: "retention", sql: include_str!("../inbox/V5__retention.sql") },
     Migration { version: 6, name: "topics", sql: include_str!("../inbox/V6__topics.sql") },
     Migration { version: 7, name: "by_id", sql: include_str!("../inbox/V7__by_id.sql") },
+    Migration { version: 8, name: "places", sql: include_str!("../inbox/V8__places.sql") },
 ];
 
 impl Set {

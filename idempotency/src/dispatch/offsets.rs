@@ -132,9 +132,10 @@ impl LaneScheduler<PrefixOffsets> {
 
     /// Takes a message in; one of a partition that is not ours is dropped.
     pub(crate) fn push(&mut self, message: RawMessage, lane: Uuid) {
-        let partition = (Arc::clone(&message.source.topic), message.source.partition);
+        let place = message.source.place();
+        let (number, offset) = place.expect("a record has its partition and its offset");
+        let partition = (Arc::clone(&message.source.topic), number);
         let Some(tracker) = self.acks.open(&partition) else { return };
-        let offset = message.source.offset;
         tracker.unfinished.insert(offset);
         tracker.next = Some(offset + 1);
         let assignment = tracker.assignment;

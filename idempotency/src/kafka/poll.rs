@@ -171,8 +171,8 @@ impl Poll {
     fn take(&self, record: Record<'_>, reader: &mut Reader, topics: &Topics) {
         point(Point::Polled);
         let message = reader.message(&record);
-        let partition = (Arc::clone(&message.source.topic), message.source.partition);
-        topics.goes_on(&self.consumer, &self.shared, &partition, message.source.offset);
+        let partition = (Arc::clone(&message.source.topic), record.partition());
+        topics.goes_on(&self.consumer, &self.shared, &partition, record.offset());
         let lane = self.processor.lane(&message);
         self.shared.queue.push(message, lane);
     }

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{identity::IdHeaders, native::Record};
+use super::{
+    identity::{IdHeaders, stamped},
+    native::Record,
+};
 use crate::message::{Message, RawMessage, Source};
 
 /// Reads records; topics' names are kept once.
@@ -32,21 +35,22 @@ impl Reader {
 
     pub(super) fn message(&mut self, record: &Record<'_>) -> RawMessage {
         let topic = self.topic(record.topic());
-        let source = Source { topic, partition: record.partition(), offset: record.offset() };
+        let (partition, offset, timestamp) =
+            (record.partition(), record.offset(), record.timestamp());
         let headers = record.headers();
-        let id = self.id_headers.identify(&headers, &source, record.timestamp());
+        let id = self.id_headers.identify(&headers, (&topic, partition, offset), timestamp);
+        let source = Source::new(topic, partition, offset);
         if !id.is_dated() && self.undated.insert(Arc::clone(&source.topic)) {
-            report_undated(&source);
+            report_undated(&source.topic, partition, offset);
         }
-        let (key, payload) = (record.key(), record.payload());
-        Message { id, key, payload, headers, source, attempt: 1 }
+        let (key, payload, timestamp) = (record.key(), record.payload(), stamped(timestamp));
+        Message { id, key, payload, headers, timestamp, source, attempt: 1 }
     }
 }
 
-fn report_undated(source: &Source) {
-    let Source { topic, partition, offset } = source;
+fn report_undated(topic: &str, partition: i32, offset: i64) {
     tracing::error!(
-        %topic,
+        topic,
         partition,
         offset,
         "a record's id carries no time, and the record no producer's: a copy of it could not be told \

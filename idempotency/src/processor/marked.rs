@@ -50,12 +50,16 @@ impl Processor {
     ) -> Result<(Open, Sorted<'a>), InboxError> {
         let inbox = &self.shared.inbox;
         let mut positions = Vec::with_capacity(messages.len());
+        let mut partition = None;
         for message in messages {
             let read = position::read(&message.headers, relay);
-            positions.push(read.map_err(|why| cannot_tell(message, &why))?);
+            let (position, repaired) = read.map_err(|why| cannot_tell(message, &why))?;
+            let placeless = || cannot_tell(message, "it has no partition and offset");
+            let (number, offset) = message.source.place().ok_or_else(placeless)?;
+            partition.get_or_insert_with(|| (Arc::clone(&message.source.topic), number));
+            positions.push((position, repaired, offset));
         }
-        let source = &messages.first().expect("there is at least one").source;
-        let partition = (Arc::clone(&source.topic), source.partition);
+        let partition = partition.expect("there is at least one");
         let lanes: Vec<Uuid> =
             messages.iter().map(|message| self.shared.ordering.lane(message)).collect();
         let (open, mut mark, parked) =
@@ -72,13 +76,13 @@ impl Processor {
         let mut sorted = Sorted::default();
         let (mut verdicts, mut unclear) = (Vec::with_capacity(messages.len()), Vec::new());
         let mut by_position: HashSet<Uuid> = HashSet::new();
-        for (message, (position, repaired)) in messages.iter().zip(&positions) {
+        for (message, (position, repaired, offset)) in messages.iter().zip(&positions) {
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
             if *repaired && message.key.is_some() {
                 mark.is_repaired_up_to(position);
             }
-            let verdict = mark.judge(position, placeless, message.source.offset);
+            let verdict = mark.judge(position, placeless, *offset);
             let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
@@ -88,19 +92,19 @@ impl Processor {
                 _ if inbox.can_tell_in(&open, &message.id).await? => unclear.push(message),
                 _ => sorted.outside.push(message),
             }
-            verdicts.push(verdict);
+            verdicts.push((verdict, *offset));
         }
         let Found { new: mut claimed, outside } = by_id::look_up(&open, inbox, unclear).await?;
         sorted.outside.extend(outside);
         let parked: HashSet<Uuid> = parked.into_iter().collect();
         let (mut applied, mut passed) = (Applied::default(), None);
-        for ((message, verdict), lane) in messages.iter().zip(verdicts).zip(lanes) {
+        for ((message, (verdict, offset)), lane) in messages.iter().zip(verdicts).zip(lanes) {
             let id = message.id.uuid();
             let fresh = match verdict {
                 Verdict::Fresh => true,
                 Verdict::Duplicate => false,
                 _ if sorted.outside.iter().any(|o| o.source == message.source) => {
-                    mark.take(message.source.offset);
+                    mark.take(offset);
                     continue;
                 }
                 Verdict::ById | Verdict::Passed => claimed.remove(&id),
@@ -109,10 +113,10 @@ impl Processor {
                 sorted.duplicates += 1;
                 continue;
             }
-            mark.take(message.source.offset);
+            mark.take(offset);
             match verdict {
                 Verdict::Fresh => applied.add(message),
-                Verdict::Passed => passed = passed.or(Some(message.source.offset)),
+                Verdict::Passed => passed = passed.or(Some(offset)),
                 Verdict::ById | Verdict::Duplicate => {}
             }
             let kind = if parked.contains(&lane) { &mut sorted.waiting } else { &mut sorted.fresh };
@@ -248,7 +252,5 @@ impl Processor {
 }
 
 fn cannot_tell(message: &RawMessage, why: &str) -> InboxError {
-    let source = &message.source;
-    let (topic, partition, offset) = (&source.topic, source.partition, source.offset);
-    InboxError::Unsafe(format!("{topic}/{partition}@{offset}: {why}"))
+    InboxError::Unsafe(format!("{}: {why}", message.source))
 }

@@ -14,6 +14,7 @@ use crate::{
     ordering::OrderBy,
     repertoire::{self, Repertoire},
     session::Sessions,
+    timestamp::Timestamp,
     transaction::Open,
 };
 
@@ -64,8 +65,9 @@ impl Shelf {
         let sql = "with met as (update inbox.parked_lanes set due_at = due_at \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2) \
                insert into inbox.parked \
-               (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers) \
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning 1";
+               (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers, \
+                   produced_at, stored_at) \
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) returning 1";
         for message in messages {
             let Source { topic, partition, offset } = &message.source;
             let (lane, id, headers) = (
@@ -75,8 +77,9 @@ impl Shelf {
             );
             let topic = self.repertoire.text(topic);
             let (day, payload) = (message.id.day(), message.payload.as_deref());
+            let (produced_at, stored_at) = times(message);
             open.carries(message);
-            let params: [&(dyn ToSql + Sync); 10] = [
+            let params: [&(dyn ToSql + Sync); 12] = [
                 &self.consumer_id,
                 &lane,
                 &id,
@@ -87,6 +90,8 @@ impl Shelf {
                 &message.key,
                 &payload,
                 &headers,
+                &produced_at,
+                &stored_at,
             ];
             if open.query("parking a message", sql, &params).await?.is_empty() {
                 return Err(guard::kept_out_of("inbox.parked"));
@@ -134,9 +139,9 @@ impl Shelf {
                        and code operator(pg_catalog.=) $11) as code) \
                insert into inbox.dead_letters (consumer_id, lane, message_id, day, topic, partition, \
                    record_offset, key, payload, headers, code, error, attempts, replays, \
-                   first_failed_at) \
+                   produced_at, stored_at, first_failed_at) \
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-                   $13, $14, coalesce((select since from inbox.parked_lanes \
+                   $13, $14, $15, $16, coalesce((select since from inbox.parked_lanes \
                        where consumer_id operator(pg_catalog.=) $1 \
                            and lane operator(pg_catalog.=) $2), pg_catalog.now())) \
                on conflict do nothing returning not (select code from known)";
@@ -149,8 +154,9 @@ impl Shelf {
         let topic = self.repertoire.text(topic);
         let (code, text) = self.why(failure);
         let (day, payload) = (message.id.day(), message.payload.as_deref());
+        let (produced_at, stored_at) = times(message);
         open.carries(message);
-        let params: [&(dyn ToSql + Sync); 14] = [
+        let params: [&(dyn ToSql + Sync); 16] = [
             &self.consumer_id,
             &lane,
             &id,
@@ -165,6 +171,8 @@ impl Shelf {
             &text,
             &attempts,
             &replays,
+            &produced_at,
+            &stored_at,
         ];
         let rows = open.query("storing a dead letter", sql, &params).await?;
         point(Point::Burying);
@@ -179,6 +187,14 @@ impl Shelf {
         };
         row.try_get(0).map_err(|error| InboxError::of("reading", error))
     }
+}
+
+/// Its producer's time, or its broker's, as a column takes it.
+fn times(message: &RawMessage) -> (Option<SystemTime>, Option<SystemTime>) {
+    let time = |by: fn(Timestamp) -> Option<SystemTime>| {
+        message.timestamp.and_then(by).map(repertoire::time)
+    };
+    (time(Timestamp::produced), time(Timestamp::stored))
 }
 
 impl Shelf {

@@ -13,6 +13,7 @@ use crate::{
     message_id::MessageId,
     repertoire,
     session::Sessions,
+    timestamp::Timestamp,
     transaction::Open,
 };
 
@@ -70,7 +71,7 @@ impl Shelf {
         };
         let (attempts, settled): (i32, bool) =
             (first.try_get(1).map_err(read)?, first.try_get(2).map_err(read)?);
-        let more = rows.last().map_or(Ok(false), |row| row.try_get(10)).map_err(read)?;
+        let more = rows.last().map_or(Ok(false), |row| row.try_get(12)).map_err(read)?;
         if !(more && settled) {
             self.go_on(&open, lane, more).await?;
         }
@@ -124,7 +125,7 @@ fn take(max: i64) -> String {
     const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
         and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
     const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-        p.key, p.payload, p.headers, p.day";
+        p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
     if max == 1 {
         return format!(
             "delete from inbox.parked as p \
@@ -172,6 +173,10 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
         key: row.try_get(6)?,
         payload: row.try_get::<_, Option<&[u8]>>(7)?.map(Bytes::copy_from_slice),
         headers: repertoire::headers(&row.try_get(8)?),
+        timestamp: match row.try_get(10)? {
+            Some(time) => Some(Timestamp::Produced(time)),
+            None => row.try_get::<_, Option<_>>(11)?.map(Timestamp::Stored),
+        },
         attempt,
     })
 }

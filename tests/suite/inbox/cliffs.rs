@@ -64,7 +64,7 @@ async fn what_one_message_needs_comes_from_one_connection() {
                     let place = u64::try_from(4 * n + m).expect("few");
                     let mut message =
                         published(&format!("k{n}"), m, place + 1, place.cast_signed());
-                    message.source.partition = n;
+                    message.source.partition = Some(n);
                     if m % 2 == 0 {
                         message.key = None;
                         message.id = MessageId::at(message.id.uuid(), std::time::UNIX_EPOCH);

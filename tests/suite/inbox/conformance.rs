@@ -61,7 +61,7 @@ struct Outcome {
     /// Of each key, in their order.
     effects: BTreeMap<String, Vec<i32>>,
     /// Source's offset, code, attempts; sorted.
-    dead: Vec<(i64, String, u32)>,
+    dead: Vec<(Option<i64>, String, u32)>,
     parked: usize,
 }
 
@@ -163,7 +163,11 @@ impl Backend for Postgres {
     }
 }
 
-fn outcome(effects: Vec<Step>, mut dead: Vec<(i64, String, u32)>, parked: usize) -> Outcome {
+fn outcome(
+    effects: Vec<Step>,
+    mut dead: Vec<(Option<i64>, String, u32)>,
+    parked: usize,
+) -> Outcome {
     dead.sort();
     let mut outcome = Outcome { dead, parked, ..Outcome::default() };
     for Step { key, n } in effects {
@@ -240,7 +244,8 @@ async fn what_fails_too_often_or_for_good_is_given_up_and_its_key_goes_on<B: Bac
     backend.settle().await;
     let effects = effects_of([("a", &[2]), ("b", &[2]), ("c", &[2]), ("d", &[2])]);
     let dead = [(0, "transient", 3), (2, "never", 2), (4, "panic", 3), (6, "never", 1)];
-    let dead = dead.map(|(offset, code, attempts)| (offset, code.to_owned(), attempts)).to_vec();
+    let dead =
+        dead.map(|(offset, code, attempts)| (Some(offset), code.to_owned(), attempts)).to_vec();
     assert_eq!(backend.outcome().await, Outcome { effects, dead, parked: 0 });
 }
 
@@ -266,12 +271,13 @@ async fn what_can_not_be_read_or_told_is_given_up_at_once<B: Backend>() {
         (2, "outside-window", 0),
         (3, "outside-window", 0),
     ];
-    let dead = dead.map(|(offset, code, attempts)| (offset, code.to_owned(), attempts)).to_vec();
+    let dead =
+        dead.map(|(offset, code, attempts)| (Some(offset), code.to_owned(), attempts)).to_vec();
     assert_eq!(backend.outcome().await, Outcome { effects, dead, parked: 0 });
 }
 
 fn placed(mut message: RawMessage, offset: i64) -> RawMessage {
-    message.source.offset = offset;
+    message.source.offset = Some(offset);
     message
 }
 

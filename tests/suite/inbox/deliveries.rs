@@ -7,17 +7,25 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::FutureExt as _;
+use outbox_harness::{Harness, database::Role};
 use outbox_idempotency::{
-    Dedup, Failure, Message, Processor, RawMessage, Tx,
+    Dedup, Failure, Headers, Message, MessageId, Processor, RawMessage, Source, Stop, Timestamp,
+    Tx,
+    dead_letters::{self, Selection},
     dispatch::{Answer, Deliveries},
 };
+use serde_json::Value;
 
-use super::effects::{
-    Step, assert_once_and_in_order, database, effects, inbox, message, number, take,
+use super::{
+    effects::{
+        Step, assert_once_and_in_order, database, effects, inbox, message, number, take, with,
+    },
+    letters::all,
+    processor::{Background, PARKED, soon, until_zero},
 };
 
 type Handle = (String, i32);
@@ -35,7 +43,8 @@ impl Broker {
     const OF_A_GROUP: usize = 3;
 
     fn send(&mut self, key: &str, n: i32) {
-        self.groups.entry(key.to_owned()).or_default().push_back((n, message(key, n)));
+        let message = with(message(key, n), |m| m.source = Source::of_queue("steps"));
+        self.groups.entry(key.to_owned()).or_default().push_back((n, message));
     }
 
     fn receive(&mut self) -> Vec<(Handle, RawMessage)> {
@@ -203,4 +212,149 @@ async fn a_watermark_is_refused_where_each_message_is_acknowledged_by_itself() {
         .dedup(Dedup::Watermark { relay: "orders".to_owned() });
     let refused = Deliveries::<i32>::new(processor, None).expect_err("refused");
     assert!(refused.to_string().contains("Dedup::Rows"), "{refused}");
+}
+
+/// What an AMQP broker delivers: a body, properties and headers, and no position.
+fn delivered(key: &str, timestamp: Option<Timestamp>) -> RawMessage {
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let headers = [("message-id", id.as_bytes().to_vec()), ("type", b"step".to_vec())];
+    let given = headers.iter().map(|(name, value)| (*name, value));
+    let id = MessageId::from_headers(given, &["message-id"], timestamp).expect("a header names it");
+    let payload = serde_json::to_vec(&Step { key: key.to_owned(), n: 1 }).expect("JSON");
+    let mut message = Message::new(id, Source::of_queue("payments"), Some(payload.into()))
+        .with_key(key)
+        .with_headers(headers.map(|(name, value)| (name, Some(value))).into_iter().collect());
+    message.timestamp = timestamp;
+    message
+}
+
+/// Hands messages to workers until the broker has an answer for each.
+async fn deliver(processor: &Processor, messages: &[RawMessage]) -> Vec<Answer<usize>> {
+    let deliveries = Deliveries::new(processor.clone(), None).expect("rows");
+    messages.iter().enumerate().for_each(|(n, message)| deliveries.push(message.clone(), n));
+    let answering = async {
+        let mut answers = Vec::new();
+        while answers.len() < messages.len() {
+            answers.extend(deliveries.answers().await);
+        }
+        answers
+    };
+    tokio::select! {
+        answers = answering => answers,
+        stopped = deliveries.work() => panic!("{stopped}"),
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_position_waits_dies_and_is_replayed_without_one_and_with_its_time() {
+    let (t, database) = tokio::join!(Harness::start(), database());
+    let (seen, broken) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
+    let handler = {
+        let (seen, broken) = (Arc::clone(&seen), Arc::clone(&broken));
+        move |tx: Tx, message: Message<Step>| {
+            let (seen, broken) = (Arc::clone(&seen), broken.load(Relaxed));
+            async move {
+                take(&tx, &message.payload).await?;
+                let Message { id, source, timestamp, headers, attempt, .. } = message;
+                seen.lock().expect("no panic").push((id, source, timestamp, headers));
+                match attempt {
+                    1 if broken => Err(Failure::transient("not now")),
+                    _ if broken => Err(Failure::permanent("broken", "no")),
+                    _ => Ok(()),
+                }
+            }
+        }
+    };
+    let processor = Processor::new(inbox(&database).await, handler).retry(soon());
+    let sent = SystemTime::now() - Duration::from_millis(1_234);
+    // PostgreSQL has microseconds.
+    let since = sent.duration_since(UNIX_EPOCH).expect("after 1970").as_micros();
+    let sent = UNIX_EPOCH + Duration::from_micros(u64::try_from(since).expect("no far future"));
+    let messages = [
+        delivered("by-producer", Some(Timestamp::Produced(sent))),
+        with(delivered("by-broker", None), |m| {
+            m.id = MessageId::from_uuid(uuid::Uuid::now_v7()).expect("version 7");
+            m.timestamp = Some(Timestamp::Stored(sent));
+        }),
+    ];
+    let answers = deliver(&processor, &messages).await;
+    assert!(answers.iter().all(|answer| matches!(answer, Answer::Acknowledge(_))), "{answers:?}");
+    let without = "select count(*) from inbox.parked where partition is null and record_offset is null \
+                   and produced_at is null = (stored_at is not null)";
+    assert_eq!(number(&database, without).await, 2, "parked");
+    let background = Background::start(&processor);
+    until_zero(&database, PARKED).await;
+
+    let letters = all(&database, Selection::default().with_topic("payments")).await;
+    assert_eq!(letters.len(), 2);
+    for letter in &letters {
+        assert_eq!((letter.partition, letter.offset), (None, None), "{letter:?}");
+        let of_producer = messages[0].id.to_string() == letter.message_id;
+        let times = (letter.produced_at, letter.stored_at);
+        let expected = if of_producer { (Some(sent), None) } else { (None, Some(sent)) };
+        assert_eq!(times, expected, "{letter:?}");
+    }
+    let settings = t.relay_of(&database).set("postgres.url", &database.url(Role::Operator));
+    let run = async |arguments: &[&str]| {
+        let output = settings.command(&[&["inbox", "dead-letters"], arguments].concat()).await;
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let list = run(&["list"]).await;
+    assert!(list.contains("  billing  payments  by-producer  broken: no"), "{list}");
+    let shown = run(&["show", &letters[0].id.to_string(), "--json"]).await;
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!((&shown["partition"], &shown["offset"]), (&Value::Null, &Value::Null), "{shown}");
+    let is_time = |name: &str| shown[name].as_str().is_some_and(|time| time.ends_with('Z'));
+    assert!(is_time("produced_at") != is_time("stored_at"), "{shown}");
+
+    broken.store(false, Relaxed);
+    let client: &tokio_postgres::Client = database.superuser();
+    assert_eq!(dead_letters::replay(client, &Selection::default()).await.expect("replayed"), 2);
+    until_zero(&database, PARKED).await;
+    background.stop().await;
+    assert_eq!(effects(&database).await.len(), 2);
+    let seen = seen.lock().expect("no panic");
+    for message in &messages {
+        let calls: Vec<_> = seen.iter().filter(|(id, ..)| *id == message.id).collect();
+        assert_eq!(calls.len(), 3, "as it came, at its retry, and replayed");
+        for (_, source, timestamp, headers) in calls {
+            assert_eq!(*source, Source::of_queue("payments"));
+            assert_eq!(*timestamp, message.timestamp);
+            assert_eq!(*headers, message.headers);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_time_that_no_column_has_is_the_nearest_that_it_has() {
+    let database = database().await;
+    let handler = |_: Tx, _: Message<Step>| async { Err::<(), _>(Failure::transient("not now")) };
+    let processor = Processor::new(inbox(&database).await, handler);
+    let far = Duration::from_secs(300_000 * 365 * 86_400);
+    for time in [UNIX_EPOCH - far, UNIX_EPOCH + far] {
+        let message = with(message("far", 1), |m| m.timestamp = Some(Timestamp::Produced(time)));
+        processor.process(&[message]).await.expect("parked");
+    }
+    let sql =
+        "select count(*) from inbox.parked where produced_at in ('1970-01-01Z', '9999-12-31Z')";
+    assert_eq!(number(&database, sql).await, 2);
+}
+
+/// Without a position there is nothing that a watermark could compare.
+#[tokio::test]
+async fn a_watermark_stops_at_a_message_without_a_position() {
+    let database = database().await;
+    let handler = |_: Tx, _: Vec<Message<Step>>| async move { Ok::<(), Failure>(()) };
+    let processor = Processor::batch(inbox(&database).await, 10, handler)
+        .dedup(Dedup::Watermark { relay: "orders".to_owned() });
+    let headers =
+        [("outbox-relay", "orders"), ("outbox-position", "7:1:00000000000000A0:0000000000")];
+    let message = with(message("a", 1), |m| {
+        m.source = Source::of_queue("steps");
+        m.headers =
+            headers.map(|(name, value)| (name, Some(value))).into_iter().collect::<Headers>();
+    });
+    let stop = processor.process(&[message]).await.expect_err("it can't tell");
+    let Stop::Inbox(why) = stop else { panic!("{stop}") };
+    assert!(why.to_string().contains("steps: it has no partition and offset"), "{why}");
 }

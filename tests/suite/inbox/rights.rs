@@ -74,7 +74,7 @@ async fn live(database: &Database, name: &str, partition: i32, log: &Log) -> Str
     let mut repaired = published("a", 2, 2, 1);
     repaired.headers.push("outbox-repaired", Some(b"1".to_vec()));
     let mut of_relay: Vec<RawMessage> = vec![published("a", 1, 1, 0), repaired];
-    of_relay.iter_mut().for_each(|message| message.source.partition = partition);
+    of_relay.iter_mut().for_each(|message| message.source.partition = Some(partition));
     for (processor, messages) in [
         (&one, vec![message("a", 1)]),
         (&one, vec![message("again", 1), message("again", 2), message("never", 1)]),

@@ -24,7 +24,7 @@ pub(crate) fn published(key: &str, n: i32, commit: u64, offset: i64) -> RawMessa
         ("outbox-relay", Some("orders".to_owned())),
         ("outbox-position", Some(format!("7:1:{commit:016X}:0000000000"))),
     ]);
-    message.source.offset = offset;
+    message.source.offset = Some(offset);
     message
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn batches(database: &Database) -> Processor {
 
 /// The same message as the broker has it once more.
 pub(super) fn stored_again(message: &RawMessage, offset: i64) -> RawMessage {
-    with(message.clone(), |m| m.source.offset = offset)
+    with(message.clone(), |m| m.source.offset = Some(offset))
 }
 
 /// As after a rebalance, or a restart.
@@ -136,7 +136,7 @@ async fn what_was_taken_with_a_repairs_mark_is_not_taken_again_without_it() {
     processor.process(&marked).await.expect("settled");
     let mut plain = again.to_vec();
     plain.push(published("a", 4, 40, 5));
-    plain.iter_mut().zip(3..).for_each(|(message, offset)| message.source.offset = offset);
+    plain.iter_mut().zip(3..).for_each(|(message, offset)| message.source.offset = Some(offset));
     processor.process(&plain).await.expect("settled");
     assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4]));
 }
@@ -159,7 +159,7 @@ async fn a_message_whose_own_time_is_in_the_future_is_known_when_ids_are_forgott
     // After a `resume --at slot`.
     let of_an_era = |message: RawMessage, offset| {
         let mut message = with_header(message, "outbox-era", "5");
-        message.source.offset = offset;
+        message.source.offset = Some(offset);
         message
     };
     let [soon, far] = ahead;
@@ -177,7 +177,7 @@ async fn what_has_no_key_is_known_by_its_id_in_whichever_partition_it_comes() {
     let processor = processor(&database).await;
     let keyless = |n, partition| {
         let mut message = with(published("a", n, 10, 1), |m| m.key = None);
-        message.source.partition = partition;
+        message.source.partition = Some(partition);
         message
     };
     let first = keyless(1, 0);

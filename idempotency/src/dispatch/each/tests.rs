@@ -17,7 +17,7 @@ const LEASE: Duration = Duration::from_secs(30);
 
 fn message(group: u8, number: u64) -> RawMessage {
     let id = MessageId::at(Uuid::from_u128(number.into()), std::time::UNIX_EPOCH);
-    Message::new(id, Source::new("q", 0, 0), None).with_key(vec![group])
+    Message::new(id, Source::of_queue("q"), None).with_key(vec![group])
 }
 
 fn lane(group: u8) -> Uuid {

@@ -14,7 +14,8 @@ fn message(partition: i32, offset: i64) -> RawMessage {
         key: None,
         payload: None,
         headers: Headers::default(),
-        source: Source { topic: "t".into(), partition, offset },
+        timestamp: None,
+        source: Source::new("t", partition, offset),
         attempt: 1,
     }
 }
@@ -28,7 +29,7 @@ fn partition(n: i32) -> Partition {
 }
 
 fn offsets(items: &[InFlight<RecordPlace>]) -> Vec<i64> {
-    items.iter().map(|item| item.message.source.offset).collect()
+    items.iter().map(|item| item.token.offset).collect()
 }
 
 #[test]
@@ -204,9 +205,9 @@ proptest! {
                     }
                     let mut last: HashMap<(Uuid, i32), i64> = HashMap::new();
                     for item in &items {
-                        let Source { partition, offset, .. } = item.message.source;
-                        let before = last.insert((item.lane, partition), offset);
-                        prop_assert!(before.is_none_or(|before| before < offset));
+                        let RecordPlace { partition, offset, .. } = &item.token;
+                        let before = last.insert((item.lane, partition.1), *offset);
+                        prop_assert!(before.is_none_or(|before| before < *offset));
                     }
                     if !items.is_empty() {
                         at_work.push_back(items);
@@ -216,11 +217,11 @@ proptest! {
                     if let Some(items) = at_work.pop_front() {
                         lanes.done(&items, true);
                         for item in items {
-                            let p = item.message.source.partition;
+                            let p = item.token.partition.1;
                             let current = lanes.acks.partitions.get(&partition(p));
                             let p = usize::try_from(p).expect("not negative");
                             if current.is_some_and(|t| t.assignment == item.token.assignment) {
-                                unfinished.entry(p).or_default().remove(&item.message.source.offset);
+                                unfinished.entry(p).or_default().remove(&item.token.offset);
                             }
                         }
                     }

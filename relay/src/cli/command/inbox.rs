@@ -312,8 +312,8 @@ const ERROR_MAX: usize = 1_000;
 
 /// One line: number, consumer, where, key, code, error.
 fn line(letter: &DeadLetter) -> String {
-    let DeadLetter { id, consumer, state, topic, partition, offset, code, error, died_at, .. } =
-        letter;
+    let DeadLetter { id, consumer, state, code, error, died_at, .. } = letter;
+    let source = letter.source();
     let died_at = jiff::Timestamp::try_from(*died_at);
     let died_at = died_at.map_or_else(|_| "-".to_owned(), |at| format!("{at:.3}"));
     let key = match &letter.key {
@@ -323,9 +323,7 @@ fn line(letter: &DeadLetter) -> String {
     };
     let error = printable::cut(error, ERROR_MAX);
     let state = if state == "dead" { String::new() } else { format!("  {state}") };
-    format!(
-        "{id:>8}{state}  {consumer}  {topic}/{partition}@{offset}  {key}  {code}: {error}  ({died_at})"
-    )
+    format!("{id:>8}{state}  {consumer}  {source}  {key}  {code}: {error}  ({died_at})")
 }
 
 fn whole(letter: &Letter, json: bool) -> String {

@@ -161,7 +161,7 @@ impl Backend for Memory {
     async fn process(&self, _: usize, messages: Vec<RawMessage>) -> Result<(), Stop> {
         for message in messages {
             // Others may be quicker.
-            for _ in 0..message.source.offset % 3 {
+            for _ in 0..message.source.offset.unwrap_or(0) % 3 {
                 tokio::task::yield_now().await;
             }
             pass();

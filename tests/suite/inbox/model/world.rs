@@ -117,7 +117,7 @@ impl Log {
             message.headers.push("outbox-repaired", Some(b"1".to_vec()));
         }
         let records = &mut self.partitions[LANES[lane].0];
-        message.source.offset = i64::try_from(records.len()).expect("few");
+        message.source.offset = i64::try_from(records.len()).ok();
         records.push((n, message));
     }
 }
