@@ -10,10 +10,15 @@ use outbox_harness::{database::Database, kafka::Kafka, relay, wait};
 use tokio::process::Child;
 
 const README: &str = include_str!("../../README.md");
+const CONSUMER: &str = include_str!("../../docs/CONSUMER.md");
 
 /// The blocks of a section, in order: language and text.
 fn blocks(section: &str) -> Vec<(&'static str, &'static str)> {
-    let text = README.split("\n## ").find(|text| text.starts_with(section)).expect("the section");
+    blocks_in(README, section)
+}
+
+fn blocks_in(page: &'static str, section: &str) -> Vec<(&'static str, &'static str)> {
+    let text = page.split("\n## ").find(|text| text.starts_with(section)).expect("the section");
     let mut blocks = text.split("```").skip(1).step_by(2);
     blocks.by_ref().map(|block| block.split_once('\n').expect("a language")).collect()
 }
@@ -115,4 +120,23 @@ async fn readme_leads_from_nothing_to_an_effect_in_the_consumers_table() {
     for child in [&mut relay, &mut consumer] {
         child.kill().await.expect("it is ended");
     }
+}
+
+#[tokio::test]
+async fn the_consumer_for_other_brokers_is_what_its_page_shows_and_takes_each_message_once() {
+    let example = include_str!("../../idempotency/examples/deliveries.rs");
+    let shown = blocks_in(CONSUMER, "Other brokers");
+    assert_eq!(shown.len(), 2);
+    for (language, code) in shown {
+        assert!(language == "rust" && example.contains(code), "the example has not: {code}");
+    }
+    let database = Database::create_empty().await;
+    let mut program = tokio::process::Command::new(program("deliveries-consumer"));
+    program.env("DATABASE_URL", database.superuser_url()).kill_on_drop(true);
+    let ended = tokio::time::timeout(wait::PATIENCE, program.output()).await.expect("it ends");
+    let ended = ended.expect("it runs");
+    assert!(ended.status.success(), "{ended:?}");
+    let rows = database.superuser().query("select order_id from charges order by 1", &[]).await;
+    let charged: Vec<i64> = rows.expect("charges").iter().map(|row| row.get(0)).collect();
+    assert_eq!(charged, [1, 2, 3], "one of which came twice");
 }

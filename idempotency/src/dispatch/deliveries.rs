@@ -23,7 +23,8 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Messages of a broker that acknowledges each by itself, from delivery to acknowledgement. `H` is whatever the
 /// broker knows a delivery by: a receipt handle, a delivery tag.
 ///
-/// A runner has tasks of three kinds, and any number of the second:
+/// A runner has tasks of three kinds, and any number of the second. Beside them
+/// [`Processor::background`] must run: it tries again what is parked. `examples/deliveries.rs` is a whole one.
 ///
 /// ```no_run
 /// # use outbox_idempotency::{Processor, RawMessage, Stop, dispatch::{Answer, Deliveries}};
