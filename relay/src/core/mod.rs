@@ -4,6 +4,7 @@
 
 pub mod charset;
 pub mod destination;
+pub(crate) mod epoch;
 pub mod finding;
 pub mod halt;
 pub mod header;

@@ -3,7 +3,13 @@
 //! A batch owns its bytes, so a record costs no allocation. `route` writes, `sink` reads, the
 //! pipeline moves batches between them and gives them back empty.
 
+mod headers;
+mod refused;
+
 use std::time::Instant;
+
+pub use self::headers::Headers;
+pub use self::refused::{Refused, RefusedRecord};
 
 use crate::core::{
     header,
@@ -77,45 +83,6 @@ pub struct Record<'a> {
     /// Record timestamp in milliseconds since the Unix epoch; `None` leaves it to the sink.
     pub timestamp_ms: Option<i64>,
     headers: &'a [u8],
-}
-
-/// Why a row can't be a record, and what of it could be read. Nothing of it is in the batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Place of the row.
-    pub position: RowPosition,
-    /// The event's id where it could be read.
-    pub event_id: Option<String>,
-    /// Its topic where it could be read.
-    pub topic: Option<String>,
-    /// Its key where it could be read.
-    pub key: Option<Vec<u8>>,
-    /// Its type where it could be read.
-    pub event_type: Option<Vec<u8>>,
-    /// Its payload where it could be read.
-    pub payload: Option<Vec<u8>>,
-    /// Its own headers as the row has them, usable or not.
-    pub headers: Option<Vec<u8>>,
-    /// Its explicit partition, not negative.
-    pub partition: Option<i32>,
-    /// A stable word for the kind of refusal, such as `headers_shape`.
-    pub reason: &'static str,
-    /// What is wrong, for a person; no payload in it.
-    pub error: String,
-}
-
-/// A record that was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefusedRecord {
-    /// Index in the batch.
-    pub index: usize,
-    /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `reserved_topic`,
-    /// `no_such_partition`, `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
-    pub reason: &'static str,
-    /// What is wrong and what to do, for a person; a broker's own code is in it as a detail.
-    pub error: String,
-    /// Whether it is this very record that is refused, and not one that it was sent together with.
-    pub certain: bool,
 }
 
 /// A release of parked events, announced in the WAL by whoever wrote the message.
@@ -417,77 +384,5 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Iterator over a record's headers: name, value.
-#[derive(Clone, Debug)]
-pub struct Headers<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Iterator for Headers<'a> {
-    type Item = (&'a str, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (name_len, rest) = self.rest.split_first_chunk::<4>()?;
-        let (value_len, rest) = rest.split_first_chunk::<4>()?;
-        let (name, rest) = rest.split_at_checked(u32::from_ne_bytes(*name_len) as usize)?;
-        let (value, rest) = rest.split_at_checked(u32::from_ne_bytes(*value_len) as usize)?;
-        self.rest = rest;
-        Some((std::str::from_utf8(name).expect("a name is written from a str"), value))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use crate::core::record::*;
-
-    fn head(ordinal: u64) -> RecordHead<'static> {
-        RecordHead {
-            position: RowPosition { commit: Lsn::new(1), ordinal },
-            topic: "orders",
-            key: Some(b"k"),
-            payload: None,
-            partition: None,
-            timestamp_ms: Some(5),
-        }
-    }
-
-    #[test]
-    fn a_record_reads_back_as_it_was_written() {
-        let mut batch = Batch::new(BatchLimits { records_max: 2, bytes_max: 1 << 20 });
-        let mut writer = batch.start_record(head(0));
-        writer.header("a", b"1");
-        writer.header_with("b", |arena| arena.extend_from_slice(b""));
-        writer.finish();
-        let record = batch.get(0).expect("one record");
-        assert_eq!((record.topic, record.key, record.payload), ("orders", Some(&b"k"[..]), None));
-        assert_eq!(record.headers().collect::<Vec<_>>(), [("a", &b"1"[..]), ("b", &b""[..])]);
-    }
-
-    #[test]
-    fn of_each_place_that_a_batch_can_be_cut_at_the_commit_is_known() {
-        let commit = |at| Landmark { commit: Lsn::new(at), xid: 1, time_us: 0 };
-        let mut batch = Batch::new(BatchLimits { records_max: 9, bytes_max: 1 << 20 });
-        assert_eq!(batch.landmark(0), None);
-        for (at, records) in [(1, 0), (2, 2), (3, 0), (4, 1), (5, 0), (6, 0)] {
-            for ordinal in 0..records {
-                let position = RowPosition { commit: Lsn::new(at), ordinal };
-                batch.start_record(RecordHead { position, ..head(0) }).finish();
-                batch.pass(Position::Row(position), Some(commit(at)));
-            }
-            batch.pass(Position::UpTo(Lsn::new(at + 1)), Some(commit(at)));
-        }
-        batch.pass(Position::UpTo(Lsn::new(9)), None);
-        let found = (0..=3).map(|end| batch.landmark(end).map(|it| it.commit.get()));
-        assert_eq!(found.collect::<Vec<_>>(), [None, Some(2), Some(2), Some(6)]);
-        let rest = batch.split_off(2);
-        assert_eq!(batch.landmark(2), Some(commit(2)));
-        assert_eq!((rest.landmark(0), rest.landmark(1)), (None, Some(commit(6))));
-    }
-
-    #[test]
-    fn a_record_that_is_not_finished_leaves_nothing_behind() {
-        let mut batch = Batch::new(BatchLimits { records_max: 2, bytes_max: 1 << 20 });
-        batch.start_record(head(0)).header("a", b"1");
-        assert_eq!((batch.len(), batch.size_bytes()), (0, 0));
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
-//! One test for each row of the table in `docs/GUARANTEES.md`, in its order.
+//! One test for each row of the table in `docs/GUARANTEES.md`, in its order: first those here, then
+//! `publication`, `repair` and `history`.
 
 mod history;
+mod publication;
+mod repair;
 
 use super::*;
 use crate::core::{
@@ -339,161 +342,8 @@ fn progress_of_another_slot_halts() {
     Row { progress: Some(other), ..row() }.halts(&["slot other", "postgres.slot", AT_SLOT]);
 }
 
-// The publication was changed.
-
-/// With a table that it publishes by its `way`.
-fn published(oid: u32, way: &str) -> Published {
-    let table = PublishedTable { oid, own: vec![way.into()], above: vec![], stamp: None };
-    let tables = [("outbox.events".to_owned(), table)].into();
-    Published {
-        publication: "1:90".into(),
-        tables,
-        short: false,
-        digests: None,
-        whole: way.into(),
-        attached: vec![],
-    }
-}
-
-/// It was published all the time until the last snapshot; now it is published otherwise.
-fn republished() -> Row {
-    let stored = Progress { published: Some(published(5, "table 7:100")), ..progress(1000) };
-    Row { progress: Some(stored), published: Some(published(5, "table 8:200")), ..row() }
-}
-
-#[test]
-fn an_unchanged_publication_streams() {
-    let same = Row { published: Some(published(5, "table 7:100")), ..republished() };
-    same.decides(&Decision::Stream { from: up_to(1000) });
-    // A record of version 1, or a person's decision.
-    let unknown = Row { progress: Some(progress(1000)), ..republished() };
-    unknown.decides(&Decision::Stream { from: up_to(1000) });
-}
-
-#[test]
-fn a_changed_publication_is_repaired_though_the_slot_streams() {
-    republished().decides(&repair_after(900, true));
-    let gap = republished().reconcile().expect("no person is needed").gap;
-    assert!(gap.is_some_and(|gap| gap.contains("outbox.events")));
-    // Whatever else has come of the slot.
-    Row { slot: None, ..republished() }.decides(&repair_after(900, false));
-    Row { slot: Some(slot(1001)), ..republished() }.halts(&["up to 0/3E9", AT_SLOT, DROP]);
-}
-
-#[test]
-fn rows_that_were_seen_to_be_missing_are_repaired_though_all_is_as_before() {
-    let gap = Some("it was unlogged".to_owned());
-    let seen = Progress { gap, ..republished().progress.expect("stored") };
-    let mended = Some(published(5, "table 7:100"));
-    let mended = Row { progress: Some(seen), published: mended, ..row() };
-    mended.decides(&repair_after(900, true));
-}
-
-#[test]
-fn a_partition_that_was_attached_with_rows_in_it_is_repaired() {
-    let attached = Row { attached: Some("outbox.events_p1"), ..row() };
-    let gap = attached.reconcile().expect("no person is needed").gap;
-    assert!(gap.is_some_and(|gap| gap.contains("outbox.events_p1")));
-    attached.decides(&repair_after(900, true));
-}
-
-#[test]
-fn a_publication_that_the_stream_found_missing_is_repaired() {
-    let once = Row { unpublished_once: true, ..row() };
-    once.decides(&repair_after(900, true));
-    // Also where it has not changed since it was first looked at: that may have been later.
-    let known = Row { published: Some(published(5, "table 7:100")), ..republished() };
-    Row { unpublished_once: true, ..known }.decides(&repair_after(900, true));
-}
-
-#[test]
-fn a_changed_publication_halts_where_the_table_cannot_be_read_for_a_repair() {
-    let unrepairable = Some(Halt::new("it has no column xid", "add one"));
-    let unfit = Row { unrepairable, ..republished() };
-    unfit.halts(&["between 0/384 and 0/7D0", "no column xid", "add one", AT_PROGRESS, AT_NOW]);
-    let bare = Progress { snapshots: vec![], ..republished().progress.expect("stored") };
-    let bare = Row { progress: Some(bare), ..republished() };
-    bare.halts(&["no stored snapshot", AT_PROGRESS, AT_NOW]);
-    let anew = Row { published: Some(published(6, "table 8:200")), ..republished() };
-    anew.halts(&["outbox.events is another table", AT_PROGRESS, AT_NOW]);
-    let without_slot = Row { slot: None, ..anew };
-    without_slot.halts(&["outbox.events is another table", AT_NOW]);
-}
-
-#[test]
-fn a_publication_changed_between_the_slots_making_and_its_record_halts() {
-    let announced = Progress { published: Some(published(5, "table 7:100")), ..announced() };
-    let cut_short = Row { progress: Some(announced), ..republished() };
-    cut_short.halts(&["first event", "0/7D0", AT_NOW]);
-}
-
-#[test]
-fn another_table_in_the_publication_counts_only_inside_a_transaction() {
-    let earlier = published(5, "table 7:100");
-    let now = Published { whole: "two tables".into(), ..earlier.clone() };
-    let stored = Progress { published: Some(earlier), ..progress(1000) };
-    let between = Row { progress: Some(stored.clone()), published: Some(now), ..row() };
-    between.decides(&Decision::Stream { from: up_to(1000) });
-    let row = crate::core::position::RowPosition { commit: Lsn::new(1000), ordinal: 4 };
-    let inside = Progress { position: Some(Position::Row(row)), ..stored };
-    Row { progress: Some(inside), ..between }.decides(&repair_after(900, true));
-}
-
 fn timeline(timeline: u32, history: &[(u32, u64)]) -> Row {
     let history = history.iter().map(|(timeline, lsn)| (*timeline, Lsn::new(*lsn))).collect();
     let identity = SystemIdentity { timeline, ..row().identity };
     Row { identity, history, ..row() }
-}
-
-// A repair was announced, or begun.
-
-#[test]
-fn an_announced_repair_begins_anew_and_takes_no_slot_that_it_finds() {
-    let cut_short = Row { progress: Some(to_be_repaired()), slot: None, ..row() };
-    cut_short.decides(&repair_after(900, false));
-    let unusable = SlotState { confirmed_flush_lsn: None, ..slot(0) };
-    for slot in [slot(1500), slot(900), lost(), unusable] {
-        let progress = Some(to_be_repaired());
-        Row { progress, slot: Some(slot), ..row() }.decides(&repair_after(900, true));
-    }
-    let seeding = Progress { repair: Some(RepairRecord::announced(None)), ..announced() };
-    let cut_short = Row { progress: Some(seeding), ..row() };
-    cut_short.decides(&Decision::Repair { lower: None, replace: true });
-}
-
-#[test]
-fn a_repair_goes_on_where_its_slot_begins() {
-    let begun = Row { progress: Some(repairing()), slot: Some(slot(1500)), ..row() };
-    assert_eq!(begun.decides(&Decision::FinishRepair), Some(repairing()));
-}
-
-#[test]
-fn a_repair_whose_slot_is_gone_too_ends_before_another_begins() {
-    for slot in [None, Some(lost())] {
-        let begun = Row { progress: Some(repairing()), slot, ..row() };
-        begun.decides(&Decision::FinishRepair);
-    }
-}
-
-#[test]
-fn a_repair_whose_slot_was_moved_halts() {
-    let begun = Row { progress: Some(repairing()), slot: Some(slot(1501)), ..row() };
-    begun.halts(&["up to 0/5DD", "progress 0/5DC", AT_SLOT, DROP]);
-}
-
-#[test]
-fn a_repair_on_a_new_timeline_goes_on_only_if_its_slot_lay_before_the_switch() {
-    let after =
-        |left_at| Row { progress: Some(repairing()), slot: None, ..timeline(2, &[(1, left_at)]) };
-    after(1500).decides(&Decision::FinishRepair);
-    let carried = after(1499).decides(&repair_after(900, false)).expect("there was progress");
-    assert!(carried.repair.is_some_and(|repair| !repair.is_begun() && repair.cursor.is_none()));
-    after(700).decides(&repair_after(500, false));
-}
-
-#[test]
-fn a_repair_halts_where_the_table_cannot_be_read_any_more() {
-    let unrepairable = Some(Halt::new("it has no column xid", "add one"));
-    let begun = Row { progress: Some(repairing()), slot: None, unrepairable, ..row() };
-    begun.halts(&["0/3E8", "0/7D0", "no column xid", "add one", AT_NOW]);
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     core::{
         charset::{self, Charset},
+        epoch,
         halt::Halt,
         progress::RepairRecord,
         record::Batch,
@@ -27,9 +28,6 @@ use crate::{
     route::{RelationError, Router},
     table_fit,
 };
-
-/// Microseconds from the Unix epoch to PostgreSQL's.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Why rows can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +108,7 @@ impl Reader {
             let row = Row {
                 position: position(&self.under_way, ordinal),
                 relation: &feed.table.relation,
-                commit_time_us: found.moment_us.min(now_us).saturating_sub(POSTGRES_EPOCH_US),
+                commit_time_us: found.moment_us.min(now_us).saturating_sub(epoch::POSTGRES_US),
                 writer: None,
                 tuple: Tuple {
                     column_count: found.column_count,

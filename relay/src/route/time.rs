@@ -1,7 +1,7 @@
 //! Moments: from PostgreSQL's two forms of a timestamp to a record's timestamp and RFC 3339.
 
-/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 UTC.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+use crate::core::epoch;
+
 /// Start of the year 10000: RFC 3339 has four digits for the year.
 const END_US: i64 = 253_402_300_800_000_000;
 const DAY_SECONDS: i64 = 86_400;
@@ -32,7 +32,9 @@ impl Moment {
 
     /// From PostgreSQL's binary form, which has infinity at the ends of the range.
     pub(super) fn from_postgres_us(us: i64) -> Result<Self, NoMoment> {
-        us.checked_add(POSTGRES_EPOCH_US).ok_or(NoMoment::OutOfRange).and_then(Moment::from_unix_us)
+        us.checked_add(epoch::POSTGRES_US)
+            .ok_or(NoMoment::OutOfRange)
+            .and_then(Moment::from_unix_us)
     }
 
     /// From the text form under `DateStyle = ISO`: `2026-11-23 18:31:27.123456+00`. Without an
@@ -166,7 +168,7 @@ mod tests {
     #[test]
     fn iso_text_is_read_with_its_fraction_and_offset() {
         assert_eq!(iso("1970-01-01 00:00:00"), Ok(0));
-        assert_eq!(iso("2000-01-01 00:00:00+00"), Ok(POSTGRES_EPOCH_US));
+        assert_eq!(iso("2000-01-01 00:00:00+00"), Ok(epoch::POSTGRES_US));
         assert_eq!(iso("2026-11-23 18:31:27.5+00"), Ok(1_795_458_687_500_000));
         assert_eq!(iso("2026-11-24 00:01:27.5+05:30"), Ok(1_795_458_687_500_000));
         assert_eq!(iso("2026-11-23 15:31:17.5-03:00:10"), Ok(1_795_458_687_500_000));

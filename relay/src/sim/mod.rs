@@ -1,14 +1,17 @@
 //! The relay in a simulated world: one thread, one seed, faults at every await.
 //!
 //! Real: the decoder, the intake and its router, the hand-over, the pipeline, parking, the progress
-//! record, reconciliation. Scripted: the server and its WAL (`server`), the broker (`broker`), the
-//! table of dead letters and its operator (`table`), and the order in which everything takes its
+//! record, reconciliation. Scripted: the server, its WAL and its stream (`server`, `source`), the broker (`broker`), the
+//! table of dead letters and its operator (`table`, `row`, `operator`), and the order in which everything takes its
 //! turn. What must hold is looked at with every change of the world (`world`), and what must be
 //! reached at the end. A failure names its seed; [`Mutant`]s show that it can fail.
 
 mod broker;
+mod operator;
 mod relay;
+mod row;
 mod server;
+mod source;
 mod table;
 mod world;
 

@@ -1,11 +1,10 @@
-//! The table of dead letters: what `dead_letter::Store`'s statements do, and an operator's.
+//! The table of dead letters: what `dead_letter::Store`'s statements do.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
-use rand::{Rng, seq::IteratorRandom};
-
 use super::{
     broker::id,
+    row::{Row, State},
     server::uuid,
     world::{Mutant, Shared, World, look, turns},
 };
@@ -21,51 +20,13 @@ use crate::{
     },
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Parked,
-    Releasing,
-    Released,
-    Discarded,
-}
-
-#[derive(Clone, Debug)]
-struct Row {
-    id: usize,
-    at: (Lsn, u64),
-    lane: Option<Lane>,
-    key: Option<Vec<u8>>,
-    fit: bool,
-    state: State,
-    release: Option<String>,
-    place: Option<u64>,
-}
-
-impl Row {
-    fn waits(&self) -> bool {
-        matches!(self.state, State::Parked | State::Releasing)
-    }
-
-    fn is_of(&self, release: &str) -> bool {
-        self.release.as_deref() == Some(release)
-    }
-
-    fn is_leaving(&self, release: &str) -> bool {
-        self.state == State::Releasing && self.is_of(release)
-    }
-
-    fn is_delivered(&self, known: &ReleaseRecord) -> bool {
-        self.is_leaving(&known.id) && self.place.is_some_and(|place| place < known.delivered)
-    }
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Table {
     /// In the order of positions.
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
     /// Of a mutant: answered, and not yet durable.
     pending: Vec<Row>,
-    releases: usize,
+    pub(super) releases: usize,
 }
 
 impl Table {
@@ -124,63 +85,6 @@ impl Table {
     /// The session is gone.
     pub(super) fn forget(&mut self) {
         self.pending.clear();
-    }
-}
-
-/// What an operator does.
-impl World {
-    pub(super) fn release_all(&mut self) {
-        self.table.releases += 1;
-        let release = uuid(self.table.releases);
-        let mut any = false;
-        for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
-            any = true;
-            row.state = State::Releasing;
-            row.release = Some(release.clone());
-            row.place = None;
-        }
-        if any {
-            self.tell(|| format!("an operator releases {release}"));
-            self.announce(&release);
-        }
-    }
-
-    pub(super) fn discard_one(&mut self) {
-        let parked = self.table.rows.iter_mut().filter(|row| row.state == State::Parked);
-        let Some(row) = parked.choose(&mut self.random) else { return };
-        self.table.releases += 1;
-        let release = uuid(self.table.releases);
-        row.state = State::Discarded;
-        row.release = Some(release.clone());
-        let id = row.id;
-        self.events[id].discarded = true;
-        self.tell(|| format!("event {id} is discarded by {release}"));
-        self.announce(&release);
-    }
-
-    /// What is refused is not any more; at once, or an event now and then.
-    pub(super) fn mend(&mut self, all: bool) {
-        for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
-            if all || self.random.random_bool(0.5) {
-                row.fit = true;
-                self.events[row.id].bad = false;
-            }
-        }
-        if all {
-            self.events.iter_mut().for_each(|event| event.bad = false);
-        }
-    }
-
-    /// The relay's, at its start.
-    pub(super) fn announce_again(&mut self) {
-        let mut releases: Vec<String> = Vec::new();
-        for row in self.table.rows.iter().filter(|row| row.state == State::Releasing) {
-            let release = row.release.clone().expect("it belongs to one");
-            if !releases.contains(&release) {
-                releases.push(release);
-            }
-        }
-        releases.iter().for_each(|release| self.announce(release));
     }
 }
 

@@ -2,9 +2,12 @@
 //! `admin`. Cheap to clone and to write: positions are atomics, the rest is behind one short lock
 //! that is never held across an await.
 
+mod broker;
+mod delivery;
 pub mod health;
 mod known;
 mod lag;
+mod parked;
 mod report;
 pub mod status;
 #[cfg(test)]
@@ -13,10 +16,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -35,12 +35,9 @@ use crate::{
         position::Position,
         progress::{ParkedRecord, Progress},
     },
-    dead_letter::lost,
     metrics::Metrics,
 };
 
-/// 2000-01-01 UTC, PostgreSQL's epoch, in microseconds since Unix's.
-const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 /// A handle to the one board of a relay.
 #[derive(Clone)]
 pub struct Board(Arc<Inner>);
@@ -251,50 +248,6 @@ impl Board {
         self.0.heard.set(self.now());
     }
 
-    /// The brokers have answered.
-    pub fn broker_heard(&self) {
-        self.0.broker_heard.set(self.now());
-        let mut state = self.state();
-        state.broker_error = None;
-        state.broker_says = None;
-    }
-
-    /// The brokers have answered, and nothing can be delivered by what they say.
-    pub fn broker_says(&self, what: String) {
-        let mut state = self.state();
-        state.broker_error = None;
-        state.broker_says = Some(what);
-    }
-
-    /// The brokers have answered, if not by a sign of life that was asked for.
-    pub fn broker_answered(&self) {
-        self.state().broker_error = None;
-    }
-
-    /// The brokers were asked for a sign of life and gave none; who of them, and why.
-    pub fn broker_silent(&self, who: String) {
-        let now = self.now();
-        let mut state = self.state();
-        let since = state.broker_error.as_ref().map_or(now, |(since, _)| *since);
-        state.broker_error = Some((since, who));
-    }
-
-    /// Whether the brokers have answered so recently.
-    pub fn broker_heard_within(&self, time: Duration) -> bool {
-        self.0.broker_heard.age(self.now()).is_some_and(|age| age < time)
-    }
-
-    /// Whether the brokers answered when they were last asked, and nothing that keeps events back.
-    pub fn broker_answers(&self) -> bool {
-        let state = self.state();
-        state.broker_error.is_none() && state.broker_says.is_none()
-    }
-
-    /// Whether they gave no answer when they were last asked.
-    pub fn broker_is_silent(&self) -> bool {
-        self.state().broker_error.is_some()
-    }
-
     /// Up to where delivery has come, as read from stored progress.
     pub fn resumed(&self, position: Position) {
         self.state().delivered = Some(position);
@@ -347,130 +300,6 @@ impl Board {
         }
     }
 
-    /// A batch of the stream is worked on from now on.
-    pub fn batch_taken(&self) {
-        self.0.working.set(self.now());
-    }
-
-    /// Nothing of the batch is left.
-    pub fn batch_done(&self) {
-        self.0.working.clear();
-    }
-
-    /// Something came of the batch: it is stored, refused or parked.
-    fn batch_goes_on(&self) {
-        let now = self.now();
-        if self.0.working.age(now).is_some() {
-            self.0.working.set(now);
-        }
-    }
-
-    /// A batch is handed to the broker.
-    pub fn delivery_started(&self) {
-        let now = self.now();
-        self.0.delivering.set(now);
-        if self.0.unstored.age(now).is_none() {
-            self.0.unstored.set(now);
-        }
-    }
-
-    /// The broker has answered to a delivery, and refuses some of it: that is no outage.
-    pub fn delivery_refused(&self) {
-        self.0.delivering.clear();
-        self.0.unstored.clear();
-        self.batch_goes_on();
-        self.broker_heard();
-    }
-
-    /// A batch is stored, or progress alone (`records` 0); `position` is the stored progress's.
-    /// `newest_commit_us` is its newest commit time in microseconds since 2000-01-01 UTC; `None`
-    /// where the records are of no commit that is waited for, as those of a release.
-    pub fn delivered(
-        &self,
-        position: Option<Position>,
-        records: u64,
-        bytes: u64,
-        took: Duration,
-        newest_commit_us: Option<i64>,
-    ) {
-        self.0.delivering.clear();
-        self.0.unstored.clear();
-        self.batch_goes_on();
-        self.0.metrics.delivered(records, bytes, took);
-        self.0.batches.fetch_add(1, Relaxed);
-        let now = self.now();
-        self.0.broker_heard.set(now);
-        let mut state = self.state();
-        state.broker_error = None;
-        state.broker_says = None;
-        state.delivered = position;
-        if records > 0 {
-            self.0.records.fetch_add(records, Relaxed);
-            self.0.bytes.fetch_add(bytes, Relaxed);
-            state.last_batch = Some(LastBatch { records, bytes, seconds: took.as_secs_f64() });
-            state.last_age = newest_commit_us.map(|commit| (now, age_of_commit(commit)));
-        }
-    }
-
-    /// A row was moved or copied, and is not published again.
-    pub fn moved(&self) {
-        self.0.moved.fetch_add(1, Relaxed);
-        self.0.metrics.row_moved();
-    }
-
-    /// Whether the stream runs, which knows the parked lanes by itself.
-    pub fn streams(&self) -> bool {
-        self.state().phase == Phase::Streaming
-    }
-
-    /// How many records were delivered since the process began.
-    pub fn records_delivered(&self) -> u64 {
-        self.0.records.load(Relaxed)
-    }
-
-    /// How many lanes are parked.
-    pub fn parked_lanes(&self, count: usize) {
-        self.0.parked_lanes.set(count as u64);
-    }
-
-    /// What is parked was counted. Returns what was in a table that is gone, each time that one is.
-    pub fn parked(&self, counted: &ParkedRecord) -> Option<ParkedRecord> {
-        self.0.parked_events.set(counted.events);
-        if !self.streams() {
-            self.0.parked_lanes.set(counted.lanes);
-        }
-        let before = self.state().parked.replace(counted.clone())?;
-        lost::lost(&before, counted)
-    }
-
-    /// What stored progress says was parked. Returns as [`Board::parked`] does.
-    pub fn parked_before(&self, stored: &ParkedRecord) -> Option<ParkedRecord> {
-        let mut state = self.state();
-        let now = state.parked.get_or_insert_with(|| stored.clone());
-        lost::lost(stored, now)
-    }
-
-    /// What was parked and is lost to the relay, until somebody has sent it again.
-    pub fn lose_parked(&self, lost: &ParkedRecord) {
-        self.state().lost_parked = Some(lost.clone());
-    }
-
-    /// As [`Board::lose_parked`] was told.
-    pub fn lost_parked(&self) -> Option<ParkedRecord> {
-        self.state().lost_parked.clone()
-    }
-
-    /// What was lost is there again.
-    pub fn found_parked(&self) {
-        self.state().lost_parked = None;
-        self.concern("parked events", None);
-    }
-
-    /// What was parked when it was last counted, also where it can't be any more.
-    pub fn parked_last(&self) -> Option<ParkedRecord> {
-        self.state().parked.clone()
-    }
-
     /// Something that a person should change, and that keeps no event waiting; `None` when it is changed.
     /// One for each `about`. Returns whether it is new.
     pub fn concern(&self, about: &'static str, what: Option<String>) -> bool {
@@ -494,25 +323,6 @@ impl Board {
     /// What there is of concern.
     pub fn concerns(&self) -> Vec<String> {
         self.state().concerns.values().cloned().collect()
-    }
-
-    /// What is parked has changed: it is to be counted soon.
-    pub fn parking_changed(&self) {
-        self.batch_goes_on();
-        self.0.parking.notify_one();
-    }
-
-    /// Returns when what is parked has changed since the last call. Cancel safe.
-    pub async fn parking_has_changed(&self) {
-        self.0.parking.notified().await;
-    }
-
-    /// How much is parked could not be asked.
-    pub fn parked_unknown(&self) {
-        self.0.parked_events.clear();
-        if !self.streams() {
-            self.0.parked_lanes.clear();
-        }
     }
 
     /// The position confirmed to PostgreSQL.
@@ -558,11 +368,4 @@ impl fmt::Debug for Board {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Board").field("status", &self.status()).finish()
     }
-}
-
-/// By this machine's clock and the database's; a clock that is ahead gives zero.
-fn age_of_commit(commit_us: i64) -> Duration {
-    let now = Timestamp::now().as_microsecond();
-    let age = now.saturating_sub(commit_us.saturating_add(POSTGRES_EPOCH_US));
-    Duration::from_micros(u64::try_from(age).unwrap_or(0))
 }

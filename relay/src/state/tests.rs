@@ -1,7 +1,10 @@
+use jiff::Timestamp;
+
 use super::*;
+use crate::core::epoch;
 
 fn now_us() -> i64 {
-    Timestamp::now().as_microsecond() - POSTGRES_EPOCH_US
+    Timestamp::now().as_microsecond() - epoch::POSTGRES_US
 }
 
 #[test]

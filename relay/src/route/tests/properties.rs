@@ -52,7 +52,8 @@ fn times() -> impl Strategy<Value = Both> {
     // 1901 to 2065: both sides of the Unix epoch.
     option::weighted(0.9, -3_124_224_000_000_000_i64..2_051_222_400_000_000).prop_map(|us| {
         let value = us.map(|us| {
-            let at = jiff::Timestamp::from_microsecond(us + 946_684_800_000_000).unwrap();
+            let at =
+                jiff::Timestamp::from_microsecond(us + crate::core::epoch::POSTGRES_US).unwrap();
             (at.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string(), us.to_be_bytes().to_vec())
         });
         both(TIMESTAMPTZ, value)

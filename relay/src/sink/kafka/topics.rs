@@ -6,6 +6,7 @@
 //! is missing is refused at once, and the daemon releases its events when it appears (`absent`).
 
 pub(super) mod forecast;
+pub(super) mod name;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::name::{reserved, unnameable};
 use super::{
     absent::{Absences, SharedAttempts},
     errors::{refused, sort},
@@ -23,7 +25,7 @@ use super::{
     target::{Refusal, Target},
 };
 use crate::{
-    core::{destination::reserved_by, printable, record::Batch},
+    core::record::Batch,
     sink::{RefusedRecord, Rest, SinkError},
 };
 
@@ -364,28 +366,6 @@ enum Noted {
     Refused(Refusal),
 }
 
-/// Why a name is no topic's, or none of ours.
-fn unnameable(name: &str, settings: &Settings) -> Option<Refusal> {
-    if !is_valid_name(name) {
-        let error = format!(
-            "{:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or ..",
-            printable::short(name)
-        );
-        return Some(("invalid_topic", error));
-    }
-    let pattern = reserved_by(name, &settings.reserved_topics)?;
-    Some(reserved(name, &format!("its name is reserved by {pattern:?}")))
-}
-
-/// Others keep state in it by its name.
-fn reserved(name: &str, why: &str) -> Refusal {
-    let error = format!(
-        "the topic {name} is no destination for events, because others keep state in it ({why}): \
-         give the event another topic; see sink.reserved_topics"
-    );
-    ("reserved_topic", error)
-}
-
 /// The topics of these records.
 fn names(batch: &Batch, range: Range<usize>) -> HashSet<&str> {
     let mut names: HashSet<&str> = HashSet::new();
@@ -402,27 +382,4 @@ fn names(batch: &Batch, range: Range<usize>) -> HashSet<&str> {
 /// Milliseconds since the Unix epoch.
 pub(super) fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
-}
-
-/// Kafka's rule for the names of topics.
-pub(super) fn is_valid_name(name: &str) -> bool {
-    (1..=249).contains(&name.len())
-        && name != "."
-        && name != ".."
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_kafka_refuses_are_known_without_asking() {
-        for name in ["", ".", "..", "a b", "ä", "a/b", "a\0b", &"x".repeat(250)] {
-            assert!(!is_valid_name(name), "{name:?}");
-        }
-        for name in ["a", "...", "Orders_v1.x-y", &"x".repeat(249)] {
-            assert!(is_valid_name(name), "{name:?}");
-        }
-    }
 }

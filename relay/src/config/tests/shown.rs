@@ -1,0 +1,50 @@
+//! What of the settings is shown, and what never is.
+
+use super::*;
+
+#[test]
+fn secrets_in_files_of_their_own_are_read_and_never_shown() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (url, properties) = (dir.path().join("url"), dir.path().join("kafka.properties"));
+    std::fs::write(&url, "postgres://relay:hunter2@db/app\n").expect("writable");
+    std::fs::write(&properties, "sasl.password=hunter3\nbootstrap.servers=k:1\n")
+        .expect("writable");
+    let text = format!(
+        "[postgres]\nurl_file = {url:?}\n[sink]\nproperties_file = {properties:?}\n[sink.properties]\n\"ssl.key.password\" = \"hunter4\"\n"
+    );
+    let config = file(&text).expect("both are there");
+    assert_eq!(config.postgres.url.expose(), "postgres://relay:hunter2@db/app");
+    assert_eq!(config.sink.properties.get("sasl.password"), Some("hunter3"));
+    for shown in [format!("{config:?}"), format!("{config:#?}"), config.print()] {
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert!(shown.contains("***"));
+    }
+    let mistaken = file("[postgres]\nurl_file = \"postgres://u:hunter2@db/app\"\n");
+    assert!(!mistaken.expect_err("not a file").join("\n").contains("hunter"));
+    let broken = file("[postgres]\nurl = \"postgres://u:hunter2@db/app\n").expect_err("no end");
+    let expected = "FILE: TOML parse error at line 2, column 35: invalid basic string, expected `\"`; correct the TOML there; the settings in it were not read";
+    assert_eq!(broken, [expected], "and nothing is said to be missing");
+    let sources = Sources { flags: least(), ..Sources::default() };
+    assert!(!format!("{sources:?}").contains("hunter"));
+}
+
+#[test]
+fn effective_settings_print_as_toml_with_their_origins() {
+    let sources = Sources { flags: least(), ..Sources::default() };
+    let printed = load(&sources, Purpose::Relay).expect("complete").print();
+    let first = [
+        format!("{:<50} # default", "name = \"my_app\""),
+        String::new(),
+        "[postgres]".to_owned(),
+        format!("{:<50} # --postgres", "url = \"postgres://relay:***@db/My-App\""),
+    ];
+    assert_eq!(printed.lines().take(4).collect::<Vec<_>>(), first);
+    let again = file(&printed).expect("what is printed can be read");
+    assert_eq!(
+        (again.batch, again.log),
+        (
+            load(&sources, Purpose::Relay).expect("complete").batch,
+            LogConfig { format: LogFormat::Text, level: "info".into() }
+        )
+    );
+}

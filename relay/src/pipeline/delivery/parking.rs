@@ -1,0 +1,191 @@
+//! Parks what a delivery can't deliver, and what follows it in its lane.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Course, Delivery, Origin, alone, reached};
+use crate::{
+    core::{
+        position::RowPosition,
+        printable,
+        record::{Batch, RefusedRecord},
+    },
+    dead_letter::{
+        BEHIND, BEHIND_ERROR, DeadLetters, Lane, Letter, PutBack,
+        pending::{SUSPECTED, UNKNOWN_TOPIC},
+    },
+    fault::{self, Point},
+    pipeline::error::PipelineError,
+    route::reason,
+    sink::Publisher,
+    state::Board,
+};
+
+impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
+    /// What a repair reads and was parked already is delivered from the table alone, or was discarded there.
+    pub(super) async fn leave_to_the_table(
+        &mut self,
+        batch: &mut Arc<Batch>,
+    ) -> Result<(), PipelineError> {
+        let there = self.dead_letters.find(batch).await?;
+        if !there.is_empty() {
+            tracing::info!(
+                events = there.len(),
+                "left to outbox.dead_letters, where they are already"
+            );
+            alone(batch).leave_out(&there);
+        }
+        Ok(())
+    }
+
+    /// So that it is missed when the table is gone. As last counted: what is not known stays as it was.
+    pub(super) fn note_parked(&mut self) {
+        if let Some(parked) = self.board.parked_last() {
+            self.progress.parked = (parked.events > 0).then_some(parked);
+        }
+    }
+
+    /// Parks the records that are refused (`fit`: records all the same), and of those from `followers`
+    /// on the ones whose lane is parked by then; takes them out of the batch. Returns which they
+    /// were, ascending.
+    pub(super) async fn park<C: Course>(
+        &mut self,
+        batch: &mut Arc<Batch>,
+        refused: &[RefusedRecord],
+        fit: bool,
+        followers: usize,
+        course: &C,
+    ) -> Result<Vec<usize>, PipelineError> {
+        let origin = course.origin();
+        self.ask(batch).await?;
+        let mut refused = refused.iter().peekable();
+        let mut letters = Vec::new();
+        let mut parked = Vec::new();
+        for (index, record) in batch.iter().enumerate() {
+            let refused = refused.next_if(|refused| refused.index == index);
+            if refused.is_none() && (index < followers || self.lanes.is_empty()) {
+                continue;
+            }
+            let lane = Lane::of(record.topic, record.key, record.partition);
+            let (reason, error, fit) = match refused {
+                Some(RefusedRecord { reason: reason::MALFORMED_ROW, error, .. }) => {
+                    let (position, error) = (record.position, error.clone());
+                    return Err(PipelineError::Malformed { position, error });
+                }
+                // What is ahead of it in its lane is asked about first.
+                Some(refused)
+                    if refused.reason == SUSPECTED && self.lanes.hold(lane, record.position) =>
+                {
+                    (BEHIND, BEHIND_ERROR, true)
+                }
+                Some(refused) => (refused.reason, refused.error.as_str(), fit),
+                None if self.lanes.hold(lane, record.position) => (BEHIND, BEHIND_ERROR, true),
+                None => continue,
+            };
+            if let Some(lane) = lane {
+                self.lanes.park(lane, record.position);
+            }
+            letters.push(Letter { record, lane, reason, error, fit });
+            parked.push(index);
+        }
+        if letters.is_empty() {
+            return Ok(parked);
+        }
+        fault::point(Point::Parking);
+        match origin {
+            Origin::Stream | Origin::Repair => self.dead_letters.park(&letters).await?,
+            Origin::Release { id, first } => {
+                let place = |position: RowPosition| position.ordinal.saturating_sub(first.ordinal);
+                // Of the batch's own, `letters` has all that go back: an edited one may have left the
+                // lane that its row still has.
+                let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
+                let from = last.map_or(0, |last| place(last.position) + 1);
+                let back: Vec<PutBack<'_>> = letters
+                    .iter()
+                    .map(|letter| PutBack {
+                        ordinal: place(letter.record.position),
+                        lane: letter.lane,
+                        reason: letter.reason,
+                        error: letter.error,
+                    })
+                    .collect();
+                self.dead_letters.put_back(id, &back, from).await?;
+            }
+        }
+        fault::point(Point::Parked);
+        self.settling.delivered(true, reached(&self.progress));
+        let metrics = self.board.metrics();
+        letters.iter().for_each(|letter| metrics.parked(letter.reason));
+        for letter in letters.iter().filter(|l| ![BEHIND, SUSPECTED].contains(&l.reason)) {
+            tell(&self.board, &mut self.told, letter);
+        }
+        if letters.iter().any(|letter| letter.reason == UNKNOWN_TOPIC) {
+            self.missing.notify_one();
+        }
+        let suspected = letters.iter().filter(|letter| letter.reason == SUSPECTED).count();
+        if suspected > 0 {
+            self.suspected.notify_one();
+            tracing::info!(
+                events = suspected,
+                "the broker refuses many events, and asking about each would keep others waiting: \
+                 these are parked as suspected, and asked about by and by"
+            );
+        }
+        self.board.parked_lanes(self.lanes.len());
+        self.board.parking_changed();
+        drop(letters);
+        let mut next = parked.iter().copied().peekable();
+        alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
+        Ok(parked)
+    }
+
+    /// The broker was asked for the last time at `asked`, and refused something. Whether asking has
+    /// kept the others waiting for so long that it is to end.
+    pub(super) fn has_waited_enough(&mut self, asked: Instant) -> bool {
+        let now = Instant::now();
+        self.suspicion.asked(now - asked, now - self.refused_at);
+        self.refused_at = now;
+        self.suspicion.is_exhausted(Duration::ZERO)
+    }
+
+    /// Asks the table about those lanes of the batch of which memory does not know.
+    async fn ask(&mut self, batch: &Batch) -> Result<(), PipelineError> {
+        if !self.lanes.may_doubt() {
+            return Ok(());
+        }
+        let lanes = batch.iter().filter_map(|r| Lane::of(r.topic, r.key, r.partition));
+        let mut doubtful: Vec<Lane> = lanes.filter(|lane| self.lanes.doubtful(*lane)).collect();
+        doubtful.sort_unstable();
+        doubtful.dedup();
+        let parked = match doubtful.is_empty() {
+            true => Vec::new(),
+            false => self.dead_letters.parked_of(&doubtful).await?,
+        };
+        self.lanes.told(parked);
+        Ok(())
+    }
+}
+
+/// Counts a refusal whose event is parked, and logs the first of its kind.
+fn tell(board: &Board, told: &mut Vec<&'static str>, letter: &Letter<'_>) {
+    let Letter { record, reason, error, .. } = letter;
+    board.metrics().refused(reason);
+    if told.contains(reason) {
+        return;
+    }
+    told.push(reason);
+    let (position, topic) = (record.position, record.topic);
+    let event_id = record.event_id().map(String::from_utf8_lossy).unwrap_or_default();
+    let (event_id, topic) = (printable::short(&event_id), printable::short(topic));
+    let relay = board.name();
+    tracing::warn!(
+        %event_id, %topic, %position, reason, error,
+        "an event can't be delivered: it and later events of its key are parked; all others are \
+         delivered. Look at it with `outbox-relay dead-letters list --name {relay} \
+         --reason {reason}`; when the cause is corrected, deliver it with `outbox-relay \
+         dead-letters release --name {relay} --reason {reason}`. Others refused for the same \
+         reason are not logged"
+    );
+}
