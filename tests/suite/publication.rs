@@ -283,7 +283,7 @@ async fn a_table_that_cannot_be_repaired_halts_with_the_interval_and_the_command
     let topic = t.topic("orders").create(2).await;
     // Before the relay knows the table: that a column of it was dropped is another halt's.
     run(&t, "alter table outbox.events drop column xid cascade").await;
-    let mut relay = t.relay().start().await;
+    let mut relay = t.relay().set("postgres.start", "now").start().await;
     write(&mut t, &topic, 3).await;
     arrives(&t, &topic).await;
     assert!(relay.sigterm().await.success());
