@@ -10,6 +10,7 @@ use outbox_harness::{
 use uuid::Uuid;
 
 use crate::{
+    checks::{Finding, check},
     repair::{drop_slot, wait_quiet_snapshot, wait_snapshot},
     rows::{each_once, halted, insert, run},
 };
@@ -36,8 +37,12 @@ async fn halts_after(before: &str, gone: &str, words: &[&str]) {
     let left = insert(&t, &topic, "now()").await;
     // No counter that a crash or anybody empties matters.
     run(&t, "select pg_stat_reset()").await;
+    let findings = check(&t.relay()).await;
     relay.restart();
     let detail = halted(&relay).await;
+    let start = findings.iter().find(|finding| finding.name == "start").expect("it is rehearsed");
+    assert_eq!(start.verdict, "problem", "what halts a run is a problem: {start:?}");
+    assert!(as_halted(start, &detail), "{start:?} says what the halt says: {detail}");
     for word in
         words.iter().chain(&["resume --at now", "outbox.rows_kept = true", "committed between"])
     {
@@ -47,6 +52,12 @@ async fn halts_after(before: &str, gone: &str, words: &[&str]) {
     assert!(relay.sigterm().await.success());
     let _kept = t.relay().set_toml("outbox.rows_kept", "true").start().await;
     each_once(&topic, &[&first, &left]).await;
+}
+
+/// In the same words, whatever the end of the interval was by then.
+fn as_halted(start: &Finding, detail: &str) -> bool {
+    let why = start.seen.rsplit("some may be missing: ").next().unwrap_or_default();
+    detail.contains(why) && detail.contains(&start.remedy)
 }
 
 /// A cleanup that works by time or in pieces.

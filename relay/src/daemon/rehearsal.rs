@@ -3,14 +3,19 @@
 
 use std::sync::Arc;
 
-use super::{connect, decision, ended::Ended, tables};
+use super::{
+    connect, decision,
+    ended::Ended,
+    repair,
+    tables::{self, Tables},
+};
 use crate::{
     config::{Config, parts::Parts},
-    core::{halt::Halt, printable},
+    core::{halt::Halt, printable, progress::Progress},
     metrics::Cause,
     postgres::sql::SqlSession,
     progress_key::{self, Known},
-    reconcile::Decision,
+    reconcile::{Decision, Reconciled},
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
     table_fit,
@@ -19,8 +24,8 @@ use crate::{
 /// How the start would end.
 #[derive(Debug)]
 pub(crate) enum Rehearsed {
-    /// It would do this.
-    Starts(Decision),
+    /// It would do this. `looked`: whether the tables said in time that nothing that it needs is gone.
+    Starts { decision: Decision, looked: bool },
     /// A person must decide first.
     Halts(Halt),
     /// It would try again: something does not answer.
@@ -36,7 +41,7 @@ pub(crate) async fn rehearse(
     has_progress_topic: bool,
 ) -> Rehearsed {
     match decide(config, parts, session, has_progress_topic).await {
-        Ok(decision) => Rehearsed::Starts(decision),
+        Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
         Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
@@ -53,7 +58,7 @@ async fn decide(
     parts: &Parts,
     session: &Arc<SqlSession>,
     has_progress_topic: bool,
-) -> Result<Decision, Ended> {
+) -> Result<(Decision, bool), Ended> {
     let mut replication = connect::connect_replication(config, parts).await?;
     let identity = decision::identify(&mut replication).await?;
     let mut tables = tables::inspect(config, parts, session, Format::Binary).await?;
@@ -67,9 +72,9 @@ async fn decide(
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
         stored = decision::believe(config, session, &identity, &known, seen).await?;
     }
-    let unrepairable = tables.repair.as_ref().err();
     if let Some(halt) = tables.unpublished.take() {
         let streamed = stored.as_ref().is_some_and(|progress| progress.position.is_some());
+        let unrepairable = tables.repair.as_ref().err();
         return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
     }
     let look = connect::look(config, parts, &replication);
@@ -77,24 +82,54 @@ async fn decide(
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
-    let found = decision::Found {
-        published: &published,
-        unpublished_once: false,
-        unrepairable,
-        has_delivered: known.has_delivered,
-    };
-    let decided = decision::decide(
-        config,
-        parts,
-        session,
-        &mut replication,
-        &identity,
-        stored.as_ref(),
-        found,
-    );
-    let decision = decided.await?.decision;
-    if !matches!(decision, Decision::Stream { .. } | Decision::Wait { .. }) {
-        tables.must_fit()?;
+    let unrepairable = tables.repair.as_ref().err();
+    let mut again = false;
+    loop {
+        let found = decision::Found {
+            published: &published,
+            unpublished_once: false,
+            unrepairable,
+            has_delivered: known.has_delivered,
+        };
+        let progress = stored.as_ref();
+        let decided =
+            decision::decide(config, parts, session, &mut replication, &identity, progress, found);
+        let decided = decided.await?;
+        if !matches!(decided.decision, Decision::Stream { .. } | Decision::Wait { .. })
+            && let Some(halt) = &tables.misfit
+        {
+            return Err(Ended::Halted(halt.clone()));
+        }
+        let seen = foresee(config, session, &tables, &decided).await;
+        // A run remembers it, and starts again.
+        match (seen, stored.as_mut()) {
+            (Err(Ended::RolledBack(another)), Some(stored)) if !again => {
+                again = true;
+                stored.note_rollback(another.from);
+            }
+            (seen, _) => return seen.map(|looked| (decided.decision, looked)),
+        }
     }
-    Ok(decision)
+}
+
+/// Whether what a repair is to read may be gone.
+async fn foresee(
+    config: &Config,
+    session: &SqlSession,
+    tables: &Tables,
+    decided: &Reconciled,
+) -> Result<bool, Ended> {
+    let Reconciled { progress, decision, gap } = decided;
+    let begun = || progress.as_ref().and_then(|progress| progress.repair.as_ref());
+    let lower = match decision {
+        Decision::Repair { lower, .. } => lower.as_deref(),
+        Decision::FinishRepair => begun().and_then(|begun| begun.lower.as_deref()),
+        Decision::MakeSlot { .. } | Decision::Stream { .. } | Decision::Wait { .. } => {
+            return Ok(true);
+        }
+    };
+    let readable = tables.repair.as_ref().map_err(|halt| Ended::Halted(halt.clone()))?;
+    let nothing = || Progress::before_first_start(&config.postgres.slot);
+    let progress = progress.clone().unwrap_or_else(nothing);
+    repair::foresee(config, session, readable, &progress, lower, gap.as_deref()).await
 }

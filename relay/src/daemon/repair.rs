@@ -13,6 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    advice::sqlstate_of,
     control,
     decision::survey,
     ended::{Ended, pipeline_ended},
@@ -49,6 +50,8 @@ use crate::{
 const READING: &str = "reading the outbox tables for a repair";
 /// A person at the log sees how far it is this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// For the looks of a rehearsal, which must end in time whatever the tables hold.
+const LOOK_MAX: Duration = Duration::from_secs(3);
 
 /// What [`begin`] works with.
 pub(super) struct Beginning<'a> {
@@ -132,6 +135,36 @@ pub(super) async fn begin(
     store(sink, progress).await?;
     fault::point(Point::RepairBegun);
     Ok(None)
+}
+
+/// What [`begin`] and [`run`] ask of the tables before they publish from them, for a rehearsal. `false` where the
+/// server did not say in time.
+pub(super) async fn foresee(
+    config: &Config,
+    session: &SqlSession,
+    tables: &[Table],
+    progress: &Progress,
+    lower: Option<&str>,
+    gap: Option<&str>,
+) -> Result<bool, Ended> {
+    let looks = async {
+        recognise(config, session, tables, progress).await?;
+        nothing_gone(config, session, tables, progress, lower, gap).await
+    };
+    let limit = format!("set statement_timeout = {}", LOOK_MAX.as_millis());
+    let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
+    session.client().batch_execute(&limit).await.map_err(failed)?;
+    let found = tokio::time::timeout(LOOK_MAX, looks).await;
+    match found {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(Ended::Retry { error, .. }))
+            if sqlstate_of(&error).as_deref() == Some(SqlState::QUERY_CANCELED.code()) =>
+        {
+            Ok(false)
+        }
+        Ok(Err(ended)) => Err(ended),
+        Err(_elapsed) => Ok(false),
+    }
 }
 
 /// Halts where rows that are to be read may be gone.

@@ -14,6 +14,8 @@ use crate::{
     reconcile::Decision,
 };
 
+const NAME: &str = "start";
+
 /// The start itself, without its consequences; what was found before is not said twice.
 pub(super) async fn rehearsed(
     config: &Config,
@@ -22,7 +24,6 @@ pub(super) async fn rehearsed(
     has_progress_topic: bool,
     before: &[Finding],
 ) -> Option<Finding> {
-    const NAME: &str = "start";
     let slot = &config.postgres.slot;
     let rehearsed = daemon::rehearse(config, parts, session, has_progress_topic).await;
     Some(match rehearsed {
@@ -43,24 +44,37 @@ pub(super) async fn rehearsed(
             "see that pg_hba.conf lets the role connect to the database, that no pooler is between, \
              and that the brokers answer",
         ),
-        Rehearsed::Starts(Decision::Stream { from }) => ok(NAME, format!("streams from {from}")),
-        Rehearsed::Starts(Decision::MakeSlot { .. }) => ok(NAME, format!("makes the slot {slot}")),
-        Rehearsed::Starts(Decision::Repair { lower: None, .. }) => {
+        Rehearsed::Starts { decision, looked } => starts(slot, &decision, looked),
+    })
+}
+
+/// What it would do, where nothing halts it.
+fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
+    const LATER: &str = "the tables did not say within some seconds whether rows of it are gone: the start \
+                         looks again, and halts with the interval if any are";
+    match decision {
+        Decision::Stream { from } => ok(NAME, format!("streams from {from}")),
+        Decision::MakeSlot { .. } => ok(NAME, format!("makes the slot {slot}")),
+        Decision::Repair { lower: None, .. } => {
             ok(NAME, format!("makes the slot {slot}, and publishes the rows that are there"))
         }
-        Rehearsed::Starts(Decision::Repair { lower: Some(_), .. }) => warning(
-            NAME,
-            format!(
-                "makes the slot {slot} anew by itself, and publishes from the tables what the slot would \
-                 have sent: there is nothing to do"
-            ),
-            "",
-        ),
-        Rehearsed::Starts(Decision::FinishRepair) => ok(NAME, "continues a repair".into()),
-        Rehearsed::Starts(Decision::Wait { pid, .. }) => {
+        Decision::Repair { lower: Some(_), .. } => {
+            let then = if looked { "there is nothing to do" } else { LATER };
+            warning(
+                NAME,
+                format!(
+                    "makes the slot {slot} anew by itself, and publishes from the tables what the slot \
+                     would have sent: {then}"
+                ),
+                "",
+            )
+        }
+        Decision::FinishRepair if looked => ok(NAME, "continues a repair".into()),
+        Decision::FinishRepair => warning(NAME, format!("continues a repair; {LATER}"), ""),
+        Decision::Wait { pid, .. } => {
             ok(NAME, format!("slot {slot} is in use by the server's process {pid}"))
         }
-    })
+    }
 }
 
 /// How much is in the table of dead letters.
