@@ -124,18 +124,20 @@ async fn apply_locked(client: &mut Client, set: Set) -> Result<Vec<Applied>, Mig
         .batch_execute(&set.guard())
         .await
         .map_err(|e| database(&format!("looking whose the schema {set} is"), e))?;
-    let migrations = set
-        .migrations()
-        .iter()
-        .map(|m| refinery_core::Migration::unapplied(&m.file_name(), m.sql))
-        .collect::<Result<Vec<_>, _>>()
-        .expect("file names of a set follow refinery's rule");
+    let migrations = unapplied(set);
     former::adopt(client, set, &migrations).await.map_err(|e| {
         database(&format!("adopting what former versions wrote to {}", set.history_table()), e)
     })?;
     let mut runner = Runner::new(&migrations);
     runner.set_migration_table_name(set.history_table());
     run(client, set, &runner).await
+}
+
+/// A set's migrations, as refinery takes them.
+pub(crate) fn unapplied(set: Set) -> Vec<refinery_core::Migration> {
+    let of = |m: &crate::Migration| refinery_core::Migration::unapplied(&m.file_name(), m.sql);
+    let all: Result<Vec<_>, _> = set.migrations().iter().map(of).collect();
+    all.expect("file names of a set follow refinery's rule")
 }
 
 /// Applies them, again and again while others are at work in a table that is to be changed: whoever

@@ -19,6 +19,19 @@ const FORMER: &[(Set, i32, u64)] = &[
     (Set::Inbox, 3, 12_504_588_682_037_418_983),
 ];
 
+/// The former texts of a set: version and checksum.
+#[cfg(test)]
+pub(crate) fn of(set: Set) -> impl Iterator<Item = (Set, i32, u64)> {
+    FORMER.iter().copied().filter(move |(of, ..)| *of == set)
+}
+
+/// Whether this is the checksum of a former text.
+pub(crate) fn is_former(set: Set, version: i32, checksum: &str) -> bool {
+    FORMER
+        .iter()
+        .any(|(of, it, former)| *of == set && *it == version && former.to_string() == checksum)
+}
+
 /// Brings the history's checksums of former texts up to those of `migrations`.
 ///
 /// # Errors

@@ -17,11 +17,15 @@ mod apply;
 #[cfg(feature = "apply")]
 mod former;
 pub mod grants;
+#[cfg(feature = "apply")]
+mod history;
 
 use std::{fmt, str::FromStr};
 
 #[cfg(feature = "apply")]
 pub use apply::{Applied, MigrateError, apply};
+#[cfg(feature = "apply")]
+pub use history::{Difference, differences};
 
 /// A group of migrations with a schema and a history of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -81,6 +81,40 @@ async fn a_database_whose_migrations_are_behind_is_a_problem_and_migrate_fixes_i
 }
 
 #[tokio::test]
+async fn a_history_that_migrate_refuses_is_found_and_nothing_says_that_it_is_as_it_should_be() {
+    for (done, verdict, words) in [
+        (
+            "insert into outbox.migrations select 99, 'later', applied_on, '7' \
+             from outbox.migrations where version = 1",
+            "warning",
+            "has V99__later, which this version does not have",
+        ),
+        (
+            "update outbox.migrations set checksum = '1' where version = 3",
+            "problem",
+            "has V3__leaders with another text than this version's",
+        ),
+        (
+            "delete from outbox.migrations where version = 2",
+            "problem",
+            "lacks V2__dead_letters, and has later ones",
+        ),
+    ] {
+        let t = Harness::start().await;
+        t.database().superuser().batch_execute(done).await.expect(done);
+        let findings = check(&t.relay()).await;
+        let found: Vec<_> = findings.iter().filter(|found| found.name == "migrations").collect();
+        let told = found.iter().find(|finding| finding.seen.contains(words));
+        assert_eq!(told.map(|found| found.verdict.as_str()), Some(verdict), "{found:#?}");
+        let owner = t.relay().set("postgres.url", &t.database().url(Role::Owner));
+        let migrated = owner.command(&["migrate"]).await;
+        assert_eq!(migrated.status.code(), Some(1), "{migrated:?}");
+        // What it says of the rest is said as well.
+        assert_eq!(named(&findings, "parking").verdict, "ok", "{findings:#?}");
+    }
+}
+
+#[tokio::test]
 async fn what_would_halt_the_start_is_found_in_the_words_of_the_halt() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;

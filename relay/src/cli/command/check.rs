@@ -6,6 +6,7 @@
 mod capacity;
 mod database;
 mod events;
+mod migrations;
 mod neighbours;
 mod rights;
 mod settings;
@@ -64,7 +65,8 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
     if let (Some((session, (expected, looked))), Some(has_topic)) = (session, has_progress_topic) {
         let session = Arc::new(session);
         let rehearsal = async {
-            let found = start::rehearsed(config, parts, &session, has_topic, &findings).await;
+            let rehearsed = start::rehearsed(config, parts, &session, has_topic, &findings);
+            let found = Box::pin(rehearsed).await;
             (found.into_iter().collect(), None::<()>)
         };
         let foreseen = events::foreseen(parts, expected, looked);

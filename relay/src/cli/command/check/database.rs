@@ -1,12 +1,11 @@
 //! The database: whether it is of this version, and whether tables, publication and slot serve.
 
-use outbox_migrations::Set;
 use tokio_postgres::Client;
 
 use super::{
     Finding,
     capacity::capacity,
-    events, neighbours, ok, passed, problem,
+    events, migrations, neighbours, ok, passed, problem,
     rights::{rights, writers},
     settings, start, warning,
 };
@@ -94,7 +93,8 @@ async fn server(
     let server = slot::capacity(client).await?;
     findings.extend(capacity(&server, found.is_some(), parts));
     findings.extend(settings::of_server(config, parts, client).await?);
-    let mut ours: Vec<Finding> = migrations(client).await?.into_iter().collect();
+    let migrations = migrations::applied(client).await?;
+    let mut ours: Vec<Finding> = migrations.into_iter().collect();
     if passed(&ours) {
         ours.extend(rights(&parts.mapping, &parts.sink, client).await?);
     }
@@ -103,6 +103,7 @@ async fn server(
     }
     let is_whole = passed(&ours);
     findings.extend(ours);
+    findings.extend(migrations::differing(client).await?);
     if !is_whole {
         return Ok(None); // What comes now would only say the same in other words.
     }
@@ -191,29 +192,6 @@ async fn locked(client: &Client) -> Finding {
         "wait until it is gone, or end it; until then an event that must be parked keeps all others \
          waiting. Then run check again",
     )
-}
-
-/// Whether the database has what this version's migrations make; `None` where it does not say: the
-/// files were applied by hand, or the history may not be read.
-async fn migrations(client: &Client) -> Result<Option<Finding>, InspectError> {
-    let Some(newest) = Set::Outbox.migrations().iter().map(|m| m.version).max() else {
-        return Ok(None);
-    };
-    let applied = match client
-        .query_one("select pg_catalog.max(version) from outbox.migrations", &[])
-        .await
-        .and_then(|row| row.try_get::<_, Option<i32>>(0))
-    {
-        Ok(applied) => applied.unwrap_or(0),
-        Err(error) if error.as_db_error().is_some() => return Ok(None),
-        Err(source) => return Err(InspectError::Query { what: "outbox.migrations", source }),
-    };
-    Ok(Some(if applied < newest {
-        let seen = format!("the database has migration V{applied}, this version needs V{newest}");
-        problem("migrations", seen, "run `outbox-relay migrate` as the schema's owner")
-    } else {
-        ok("migrations", format!("V{applied}"))
-    }))
 }
 
 /// What becomes of the rows that are there when there is no slot; `None` when there are none.
