@@ -3,7 +3,10 @@
 use outbox_harness::{Harness, event::Event, kafka::Kafka, servers, topic::Topic, wait};
 use serde_json::json;
 
-use crate::checks::{Finding, check};
+use crate::{
+    checks::{Finding, check},
+    dead_letters::{dead_letters, wait_parked, wait_records},
+};
 
 /// The finding that speaks of all of these.
 #[track_caller]
@@ -79,6 +82,49 @@ async fn check_names_what_a_run_would_meet_at_the_topics_of_the_events() {
     let found = about(&findings, &[&missing, "unknown_topic"]);
     assert!(found.remedy.contains("correct sink.create_topics"), "{found:?}");
     assert!(!t.topic("missing").exists().await, "check makes nothing");
+}
+
+/// What was discarded, and what was delivered long ago to a topic that is gone since, concerns nobody any
+/// more; what waits does.
+#[tokio::test]
+async fn check_accuses_no_event_that_was_dealt_with() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let former = t.topic("former").create(1).await;
+    let (missing, waits) =
+        (t.topic("missing").name().to_owned(), t.topic("waits").name().to_owned());
+    let mut relay = t.relay().start().await;
+    let old = format!(
+        "insert into outbox.events (topic, created_at) values ('{}', now() - interval '2 days')",
+        former.name()
+    );
+    t.database().superuser().batch_execute(&old).await.expect("an old event");
+    t.commit([Event::to(&missing).key("k"), Event::to(topic.name()).key("k")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    wait_records(&topic, 1).await;
+    wait_records(&former, 1).await;
+    former.delete().await;
+    about(&check(&t.relay()).await, &["parked events can't be released", &missing]);
+    dead_letters(&t, &["discard", "--all", "--yes"]).await;
+    // The slot's own horizon follows what is confirmed, sooner or later.
+    wait::until("the slot has passed the events", wait::PATIENCE, || async {
+        t.database().superuser().batch_execute("checkpoint").await.map_err(|e| e.to_string())?;
+        let findings = check(&t.relay()).await;
+        let names = |name: &str| findings.iter().any(|finding| finding.seen.contains(name));
+        match names(former.name()) {
+            true => Err(format!("{findings:#?}")),
+            false => Ok(()),
+        }
+    })
+    .await
+    .expect("nothing is said of a topic that is gone");
+    silent(&check(&t.relay()).await, &missing);
+
+    assert!(relay.sigterm().await.success());
+    t.commit([Event::to(&waits).key("k")]).await;
+    let findings = check(&t.relay()).await;
+    about(&findings, &[&waits, "unknown_topic", "events that wait"]);
+    silent(&findings, &missing);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use super::{
     reader::put,
     sql::{hexadecimal, identifier, literal},
-    tables::{BYTEA, KEPT_BYTES, XID8, is_text},
+    tables::{BYTEA, KEPT_BYTES, TIMESTAMP, TIMESTAMPTZ, XID8, is_text},
 };
 use crate::{
     core::{
@@ -32,8 +32,12 @@ const BYTES_MAX: usize = 8 << 20;
 /// Which rows.
 #[derive(Clone, Copy, Debug)]
 pub enum Which<'a> {
-    /// The newest, as far as ids tell.
-    Newest,
+    /// The newest, as far as ids tell; only `recent` ones, where the table tells their time: what was written
+    /// long ago says little of what will be.
+    Newest {
+        /// Leave out what was created more than a day ago.
+        recent: bool,
+    },
     /// The oldest that the slot may still have to send; that any may be waiting for a first start.
     Waiting {
         /// `None` where there is no slot yet.
@@ -44,6 +48,8 @@ pub enum Which<'a> {
 /// Where the rows are.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
+    /// Whose events they are: those that this relay has parked, at any time, are left out.
+    pub relay: &'a str,
     /// Its name.
     pub name: &'a TableName,
     /// What the catalog says of it.
@@ -127,16 +133,24 @@ fn relation(Place { name, state, mapping, .. }: Place<'_>) -> Relation {
 /// The statement: each row's size, then the mapped columns. `None` where a table does not tell which
 /// of its rows wait.
 fn select(place: Place<'_>, relation: &Relation, which: Which<'_>, raw: bool) -> Option<String> {
-    let Place { name, state, mapping, record_bytes_max, .. } = place;
+    let Place { relay, name, state, mapping, record_bytes_max, .. } = place;
     let has = |wanted: &str| state.columns.iter().any(|column| column.name == wanted);
     let (wanted, order) = match which {
-        Which::Newest => ("true".to_owned(), format!("{} desc", identifier(mapping.id_column()))),
+        Which::Newest { recent } => {
+            let recent = mapping.created_at_column().filter(|_| recent);
+            let recent = recent.and_then(|column| since_yesterday(state, column));
+            let order = format!("{} desc", identifier(mapping.id_column()));
+            (recent.unwrap_or_else(|| "true".to_owned()), order)
+        }
         Which::Waiting { slot } => {
             let order = mapping.created_at_column().filter(|column| has(column));
             let order = order.map_or_else(|| "null::pg_catalog.text".to_owned(), identifier);
             (waits(state, slot)?, order)
         }
     };
+    // What was parked has been dealt with, or is told of as parked.
+    let (relay, id) =
+        (literal(relay), format!("t.{}::pg_catalog.text", identifier(mapping.id_column())));
     let only = if state.kind == "p" { "" } else { "only " };
     let table = format!("{only}{}.{}", identifier(&name.schema), identifier(&name.table));
     let (mut size, mut outer) = (String::from("0::pg_catalog.int8"), String::new());
@@ -161,9 +175,22 @@ fn select(place: Place<'_>, relation: &Relation, which: Which<'_>, raw: bool) ->
                  over (rows unbounded preceding) as until from ( \
                  select t.*, {size} as size from ( \
                      select * from {table} t where {wanted} order by {order} limit {ROWS_MAX}) t \
+                 where not exists ( \
+                     select from outbox.dead_letters d where d.relay = {relay} and d.event_id = {id}) \
                  offset 0) r) r \
          where until <= {BYTES_MAX} or until = least(size, {record_bytes_max})"
     ))
+}
+
+/// Rows of the last day.
+fn since_yesterday(state: &TableState, created_at: &str) -> Option<String> {
+    let column = state.columns.iter().find(|column| column.name == created_at)?;
+    let moment = match column.type_oid {
+        TIMESTAMPTZ => format!("t.{}", identifier(created_at)),
+        TIMESTAMP => format!("t.{} at time zone 'UTC'", identifier(created_at)),
+        _ => return None,
+    };
+    Some(format!("{moment} > pg_catalog.now() - '1 day'::pg_catalog.interval"))
 }
 
 /// Rows whose transaction the slot may not have sent yet.

@@ -18,8 +18,8 @@ use crate::{
 
 /// `pg_type.oid` of what these columns must be.
 pub(super) const XID8: u32 = 5069;
-const TIMESTAMP: u32 = 1114;
-const TIMESTAMPTZ: u32 = 1184;
+pub(super) const TIMESTAMP: u32 = 1114;
+pub(super) const TIMESTAMPTZ: u32 = 1184;
 pub(super) const BYTEA: u32 = 17;
 /// Types whose text form is ASCII: bool, bytea, the integers, the timestamps, uuid, xid8.
 const ASCII: [u32; 9] = [16, BYTEA, 20, 21, 23, TIMESTAMP, TIMESTAMPTZ, 2950, XID8];

@@ -87,6 +87,7 @@ impl<'a> Look<'a> {
         }
         self.looked = true;
         let place = Place {
+            relay: &self.config.name,
             name,
             state,
             mapping: self.mapping,
@@ -94,7 +95,7 @@ impl<'a> Look<'a> {
             record_bytes_max: self.config.batch.record_bytes_max,
         };
         let slot = self.has_slot.then_some(self.config.postgres.slot.as_str());
-        let mut looks = vec![(Which::Newest, &mut self.expected.newest)];
+        let mut looks = vec![(Which::Newest { recent: self.has_slot }, &mut self.expected.newest)];
         if self.has_slot || first::takes_all(self.config, self.mapping) {
             looks.push((Which::Waiting { slot }, &mut self.expected.waiting));
         }
