@@ -73,16 +73,7 @@ fn published<'a>(
     table: Option<&'a TableState>,
     mapping: &Mapping,
 ) -> Result<(&'a TableState, Vec<&'a table::Column>), Halt> {
-    let Some(table) = table else {
-        return Err(Halt::new(
-            format!("there is no table {name}"),
-            if mapping.is_ours() {
-                "run `outbox-relay migrate`, or set outbox.tables to the table that there is"
-            } else {
-                "set outbox.tables to the table that there is"
-            },
-        ));
-    };
+    let Some(table) = table else { return Err(missing(publication, name, mapping)) };
     is_in_the_wal(name, table)?;
     hides_nothing(name, &table.hidden, mapping)?;
     let Some(publication) = publication else {
@@ -126,6 +117,43 @@ fn published<'a>(
     };
     Ok((table, table.columns.iter().filter(is_published).collect()))
 }
+
+/// There is no table of that name. A table stays in its publication when it is renamed or moved to another
+/// schema, and events may wait in it: one that is made in its place would not have them.
+fn missing(publication: Option<&PublicationState>, name: &TableName, mapping: &Mapping) -> Halt {
+    let make = if mapping.is_ours() {
+        "run `outbox-relay migrate`, or set outbox.tables to the table that there is"
+    } else {
+        "set outbox.tables to the table that there is"
+    };
+    // Of all tables of a database none is known to be this one, and a partition is none.
+    let listed = publication.filter(|listed| listed.via_root && !listed.all_tables);
+    let others = listed.into_iter().flat_map(|publication| &publication.tables);
+    let others = others.filter(|other| !mapping.maps(&other.schema, &other.table));
+    let back: Vec<String> = others
+        .take(RENAMED_MAX)
+        .map(|PublishedTable { schema, table, .. }| {
+            let is = TableName { schema: schema.clone(), table: table.clone() };
+            let moved = TableName { schema: name.schema.clone(), table: table.clone() };
+            let mut statements = Vec::new();
+            if *schema != name.schema {
+                statements.push(format!("alter table {is} set schema {}", quoted(&name.schema)));
+            }
+            if *table != name.table {
+                statements.push(format!("alter table {moved} rename to {}", quoted(&name.table)));
+            }
+            format!("if {is} is that table, which was renamed: `{}`", statements.join("; "))
+        })
+        .collect();
+    let remedy = match back.is_empty() {
+        true => make.to_owned(),
+        false => format!("{}; else {make}", back.join("; ")),
+    };
+    Halt::new(format!("there is no table {name}"), remedy)
+}
+
+/// Tables that are named as what another may be called now.
+const RENAMED_MAX: usize = 3;
 
 /// Rows that are written into it leave their trace in this server's WAL.
 fn is_in_the_wal(name: &TableName, table: &TableState) -> Result<(), Halt> {

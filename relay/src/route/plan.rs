@@ -31,6 +31,11 @@ pub struct Misfit {
     pub earlier: String,
 }
 
+/// Columns that are named as what another may be called now.
+const SERVING_MAX: usize = 3;
+/// Said of the column that a setting should name.
+const HOLDS: &str = "column that holds it";
+
 /// Where one role's value is found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
@@ -110,7 +115,7 @@ impl Mapping {
         relation: &Relation,
         former: &[(String, String)],
     ) -> Result<Plan, Vec<Misfit>> {
-        let mut planner = Planner::new(relation, former);
+        let mut planner = Planner::new(relation, former, self.column_names());
         let mut role = |role| {
             let (_, column) = self.columns.iter().find(|(r, _)| *r == role)?;
             planner.slot(role, role.setting(), column)
@@ -164,6 +169,8 @@ struct Planner<'r> {
     relation: &'r Relation,
     /// Former names and present ones.
     former: &'r [(String, String)],
+    /// The columns that are mapped.
+    mapped: Vec<&'r str>,
     table: TableName,
     slots: Vec<u8>,
     used: u8,
@@ -173,10 +180,11 @@ struct Planner<'r> {
 }
 
 impl<'r> Planner<'r> {
-    fn new(relation: &'r Relation, former: &'r [(String, String)]) -> Self {
+    fn new(relation: &'r Relation, former: &'r [(String, String)], mapped: Vec<&'r str>) -> Self {
         Planner {
             relation,
             former,
+            mapped,
             table: TableName { schema: relation.schema.clone(), table: relation.table.clone() },
             slots: vec![UNMAPPED; relation.columns.len()],
             used: 0,
@@ -275,18 +283,41 @@ impl<'r> Planner<'r> {
             role if role.is_required() => format!("set {setting} to the column that holds it"),
             _ => format!("set {setting} to the column that holds it, or to false where none does"),
         };
+        let serving = self.serving(role);
+        let add = format!(
+            "`alter table {table} add column {column} {}`; where the table has it, the publication's \
+             column list must name it too",
+            role.sql_type()
+        );
+        let remedy = match serving.first() {
+            None => format!("{set}; or {add}"),
+            // One that is added anew is empty, and what the writers fill would be left out.
+            Some(first) => format!(
+                "{}; where it was renamed, as to {first}, set outbox.former_columns.{name} = \"{first}\" \
+                 too, for the rows that were written before; or, where no column holds it, {add}",
+                set.replace(HOLDS, &format!("{HOLDS} ({}?)", serving.join(", ")))
+            ),
+        };
         self.misfits.push(Misfit {
             column: name.to_owned(),
             what: format!("{table} publishes no column {column}, which {setting} names"),
-            remedy: format!(
-                "{set}; or `alter table {table} add column {column} {}`; where the table has it, the \
-                 publication's column list must name it too",
-                role.sql_type()
-            ),
+            remedy,
             earlier: format!(
                 "set outbox.former_columns.OLD = \"{name}\", where OLD is the column that held it then"
             ),
         });
+    }
+
+    /// What a missing column may be called now: columns that can serve as it, and serve nothing else.
+    fn serving(&self, role: Role) -> Vec<&'r str> {
+        let serves = |column: &&Column| {
+            Kind::from_oid(column.type_oid).fit(role) == Fit::Binary
+                && column.name != XID
+                && !self.mapped.contains(&column.name.as_str())
+                && self.former.iter().all(|(former, _)| *former != column.name)
+        };
+        let columns = self.relation.columns.iter().filter(serves);
+        columns.map(|column| column.name.as_str()).take(SERVING_MAX).collect()
     }
 
     fn unfit(&mut self, role: Role, setting: &str, name: &str, type_oid: u32) {

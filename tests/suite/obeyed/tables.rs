@@ -3,7 +3,7 @@
 use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
 
 use super::{obey, says, typed};
-use crate::repair::wait_snapshot;
+use crate::{checks, repair::wait_snapshot};
 
 /// As somebody writes it who knows of no relay.
 const TABLE: &str = "
@@ -126,6 +126,87 @@ async fn the_events_of_a_table_that_was_dropped_arrive_once_it_is_made_again() {
     truth.extend(t.committed().await);
     let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
     check::compare(&truth, &records, 1).assert_exactly_once();
+}
+
+/// Its publication still has it, under its new name.
+#[tokio::test]
+async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name() {
+    for (done, other, back) in [
+        ("alter table outbox.events rename to past", "outbox.past", "rename to events"),
+        (
+            "create schema aside; alter table outbox.events set schema aside",
+            "aside.events",
+            "schema outbox",
+        ),
+    ] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = t.relay().start().await;
+        let event = || Event::to(topic.name()).key("k");
+        t.commit([event()]).await;
+        t.count(&topic, 1).await.assert_exactly_once();
+        wait_snapshot(&t).await;
+        assert!(relay.sigterm().await.success());
+        t.commit([event(), event()]).await;
+        obey(&t, done).await;
+        let insert = format!("insert into {other} (topic, key) values ('{}', 'k')", topic.name());
+        let insert = insert.as_str();
+        obey(&t, insert).await;
+        let findings = checks::check(&t.relay()).await;
+        let found = findings.iter().find(|found| found.seen.contains("there is no table"));
+        let found = found.expect("check says it too");
+        assert!(found.remedy.contains(back), "{found:?}");
+        relay.restart();
+        let detail = says(&relay, "there is no table outbox.events").await;
+        obey(&t, insert).await;
+        let first = detail.split('`').nth(1).expect("something to type");
+        assert!(first.contains(back), "first of all it is named back: {detail}");
+        obey(&t, first).await;
+        relay.wait_ready().await;
+        t.commit([event()]).await;
+        let count = t.count(&topic, 1).await;
+        count.assert_at_least_once();
+        assert_eq!((count.committed, count.lost), (6, 0), "{count:?}");
+    }
+}
+
+/// A column that is added anew is empty, and what the writers fill is not in it.
+#[tokio::test]
+async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let event = || Event::to(topic.name()).key("k");
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    t.commit([event()]).await;
+    obey(&t, "alter table outbox.events rename payload to body").await;
+    let insert = format!(
+        "insert into outbox.events (topic, key, body) values ('{}', 'k', '{{\"n\": 7}}')",
+        topic.name()
+    );
+    obey(&t, &insert).await;
+    let findings = checks::check(&t.relay()).await;
+    let found = findings.iter().find(|found| found.seen.contains("no column payload"));
+    let remedy = &found.expect("the column is missing").remedy;
+    let [named, former, added] = [
+        "set outbox.columns.payload to the column that holds it (body?)",
+        "where it was renamed, as to body, set outbox.former_columns.payload = \"body\" too",
+        "or, where no column holds it, `alter table outbox.events add column payload jsonb`",
+    ]
+    .map(|words| remedy.find(words).unwrap_or_else(|| panic!("{words} is not in: {remedy}")));
+    assert!(named < former && former < added, "{remedy}");
+    let settings = t
+        .relay()
+        .set("outbox.columns.payload", "body")
+        .set("outbox.former_columns.payload", "body");
+    let bad = |found: &checks::Finding| found.verdict == "problem";
+    let again = checks::check(&settings).await;
+    assert!(!again.iter().any(bad), "{again:#?}");
+    let _relay = settings.start().await;
+    obey(&t, "alter table outbox.events rename body to payload").await; // For the count.
+    t.count(&topic, 1).await.assert_exactly_once();
 }
 
 /// Their transactions are of another cluster, and not there yet.
