@@ -361,6 +361,13 @@ async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_
     relay.restart();
     let detail = halted(&relay).await;
     assert!(detail.contains("with `outbox-relay resume --at table`; or, to leave out"), "{detail}");
+    let output = t.relay().command(&["resume", "--at", "table"]).await;
+    let asked = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{asked}");
+    for words in ["The newest published event was created at", "It leaves out 3 rows", "give --yes"]
+    {
+        assert!(asked.contains(words), "{words} is not in: {asked}");
+    }
     let output = t.relay().command(&["resume", "--at", "table", "--yes"]).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.wait_ready().await;

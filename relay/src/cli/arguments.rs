@@ -100,8 +100,8 @@ waits, repairs, or has halted: the phase says which, and the reason), or if no r
 The log and /readyz of a halted relay name the command to type. A halted relay looks again every ten
 seconds and finds the decision by itself. A relay that works, or waits for a broker, must be stopped first.
 
-If the decision leaves events out, the command says how many, where that can be known, and asks. Without a
-terminal it then needs --yes. Exit code 1: a relay is at work, or the decision does not match what is there;
+If the decision leaves events out or repeats them, the command says how many, where that can be known, and
+asks. Without a terminal it then needs --yes. Exit code 1: a relay is at work, or the decision does not match what is there;
 nothing was changed.")]
     Resume {
         #[command(flatten)]

@@ -61,6 +61,48 @@ pub async fn rows_since(
     Ok(rows)
 }
 
+/// What a repair after a snapshot does with rows of the tables; each number is at most one more than
+/// `COUNTED_MAX`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// It publishes these: the snapshot does not show them.
+    pub published: i64,
+    /// Of them, those that were created at a moment or before.
+    pub earlier: i64,
+    /// It leaves these out: the snapshot shows them.
+    pub left_out: i64,
+}
+
+/// Counts rows by a `pg_snapshot` and a moment, `created_ms`.
+///
+/// # Errors
+/// The database's.
+pub async fn rows_around(
+    client: &Client,
+    tables: &[Table],
+    snapshot: &str,
+    created_ms: i64,
+) -> Result<Around, tokio_postgres::Error> {
+    let seen = visible(snapshot);
+    let mut around = Around::default();
+    for table in tables {
+        let earlier = format!("not {seen} and ({}) / 1000 <= {created_ms}", table.moment());
+        for (count, condition) in [
+            (&mut around.published, format!("not {seen}")),
+            (&mut around.earlier, earlier),
+            (&mut around.left_out, seen.clone()),
+        ] {
+            let query = format!(
+                "select pg_catalog.count(*) from (select from {} t where {condition} limit {}) t",
+                table.from(),
+                COUNTED_MAX + 1 - *count
+            );
+            *count += client.query_one(&query, &[]).await?.try_get::<_, i64>(0)?;
+        }
+    }
+    Ok(around)
+}
+
 /// Whether there is a row at all.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ mod witness;
 
 pub use self::{
     attached::{Attached, any_attached_since, filled, since},
-    count::{any_row, in_words, rows_since, rows_there},
+    count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete},
     page::{End, Page},

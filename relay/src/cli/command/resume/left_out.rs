@@ -19,7 +19,7 @@ use crate::{
         progress::{Progress, RepairRecord, SnapshotRecord},
     },
     postgres::{catalog::table, sql::SqlSession},
-    repair::{self, Table},
+    repair::{self, Around, Table},
     route::Mapping,
     source::pgoutput::{Message, decode},
 };
@@ -56,6 +56,7 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
     });
     let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
     match decision {
+        // What is taken from the table is counted by itself.
         Decision::AtUpgrade | Decision::AtTable => Part::Nothing,
         // What a repair has still to read is not in the slot.
         Decision::AtSlot if facts.stored.is_some_and(repairs) => since,
@@ -85,6 +86,9 @@ pub(super) async fn question(
     decision: Decision,
     facts: &Facts<'_>,
 ) -> anyhow::Result<Option<String>> {
+    if decision == Decision::AtTable {
+        return from_table(&parts.mapping, session, facts.stored).await;
+    }
     let what = match decision {
         Decision::AtSlot => "what was committed between stored progress and the slot's position",
         Decision::AtProgress => "what the slot lacks",
@@ -118,6 +122,36 @@ pub(super) async fn question(
         }
     };
     Ok(Some(format!("This leaves out {what}: {how_many}.")))
+}
+
+/// What the tables publish again, and what of them is left out: rows are told by when they were created, and
+/// not by whether they were published.
+async fn from_table(
+    mapping: &Mapping,
+    session: &SqlSession,
+    stored: Option<&Progress>,
+) -> anyhow::Result<Option<String>> {
+    // Refused when it is carried out, as is a table that can't be read.
+    let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
+    let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
+    let client = session.client();
+    let lower = repair::before(client, &tables, witness.created_ms).await?;
+    let around = repair::rows_around(client, &tables, &lower, witness.created_ms).await?;
+    Ok(in_question(around, &witness.created()))
+}
+
+/// `newest` is when the newest published event was created.
+fn in_question(around: Around, newest: &str) -> Option<String> {
+    let Around { published, earlier, left_out } = around;
+    if earlier == 0 && left_out == 0 {
+        return None;
+    }
+    let [published, earlier, left_out] = [published, earlier, left_out].map(repair::in_words);
+    Some(format!(
+        "The newest published event was created at {newest}. This publishes {published} of the outbox \
+         tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
+         out {left_out} that were written before: those that are not published by now are lost to consumers."
+    ))
 }
 
 fn in_words(events: i64) -> String {
@@ -263,6 +297,20 @@ impl<'a> Before<'a> {
 mod tests {
     use super::*;
     use crate::core::leaves::Leaves;
+
+    #[test]
+    fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
+        let around = |earlier, left_out| Around { published: 7, earlier, left_out };
+        assert_eq!(in_question(around(0, 0), "noon"), None);
+        for (earlier, left_out) in [(2, 0), (0, 1)] {
+            let question = in_question(around(earlier, left_out), "noon").expect("it is asked");
+            let numbers =
+                [counted(7, "row"), repair::in_words(earlier), repair::in_words(left_out)];
+            for number in &numbers {
+                assert!(question.contains(number), "{number} is not in: {question}");
+            }
+        }
+    }
 
     #[test]
     fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
