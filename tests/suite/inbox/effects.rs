@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outbox_harness::database::{Database, Role};
+use outbox_harness::{
+    database::{Database, Role},
+    postgres::Postgres,
+};
 use outbox_idempotency::{Headers, Inbox, Message, MessageId, RawMessage, Source, Tx};
+use outbox_migrations::{Set, apply};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -21,6 +25,18 @@ const TABLE: &str = "create table effects (place bigint generated always as iden
 /// A consumer's database with the table in it.
 pub(super) async fn database() -> Database {
     let database = Database::create_inbox().await;
+    database.superuser().batch_execute(TABLE).await.expect("a table for effects");
+    database
+}
+
+/// The same in a cluster of the test's own.
+pub(super) async fn database_in(postgres: &'static Postgres, options: &str) -> Database {
+    let database = Database::create_empty_in(postgres, options).await;
+    let mut owner = database.connect(Role::Owner).await;
+    for set in [Set::Outbox, Set::Inbox] {
+        apply(&mut owner, set).await.expect("migrated");
+    }
+    database.grant().await;
     database.superuser().batch_execute(TABLE).await.expect("a table for effects");
     database
 }

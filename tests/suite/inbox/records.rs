@@ -49,18 +49,29 @@ impl Member {
             take(&tx, &message.payload).await?;
             Ok(())
         };
+        let processor = Processor::new(inbox(database).await, handler).dedup(dedup);
+        Self::of(processor, database.name(), topics, settings, adjust).await
+    }
+
+    /// A member of `group` with any handler.
+    pub(super) async fn of(
+        processor: Processor,
+        group: &str,
+        topics: &[&str],
+        settings: &[(&str, &str)],
+        adjust: impl FnOnce(Runner) -> Runner,
+    ) -> Self {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers::kafka().await.brokers());
-        config.set("group.id", database.name());
+        config.set("group.id", group);
         for (name, value) in settings {
             config.set(*name, *value);
         }
         let alerts: Arc<Mutex<Vec<Alert>>> = Arc::default();
-        let processor = Processor::new(inbox(database).await, handler).on_alert({
+        let processor = processor.on_alert({
             let alerts = Arc::clone(&alerts);
             move |alert| alerts.lock().expect("no panic").push(alert.clone())
         });
-        let processor = processor.dedup(dedup);
         let runner = adjust(Runner::new(processor, config, topics).concurrency(4));
         let stop = CancellationToken::new();
         Member { task: tokio::spawn(runner.run(stop.clone().cancelled_owned())), stop, alerts }
