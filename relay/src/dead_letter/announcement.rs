@@ -4,7 +4,7 @@
 use tokio_postgres::types::{Json, PgLsn};
 use uuid::Uuid;
 
-use super::{DeadLetterError, Message, answer::sorted};
+use super::{answer::sorted, error::DeadLetterError, message::Message};
 use crate::{core::lsn::Lsn, postgres::sql::SqlSession};
 
 /// Releases that are announced again at a time.

@@ -2,7 +2,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use super::DeadLetterError;
+use super::error::DeadLetterError;
 
 /// Sorts it. A right that lacks is left as it is: whoever reports it asks which (`rights`).
 pub(super) fn sorted(doing: &'static str, source: tokio_postgres::Error) -> DeadLetterError {

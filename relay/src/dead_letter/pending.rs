@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{DeadLetterError, answer::sorted};
+use super::{answer::sorted, error::DeadLetterError};
 use crate::postgres::sql::SqlSession;
 
 /// The reason of an event that the broker was not asked about by itself (`pipeline::suspicion`).

@@ -4,7 +4,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio_postgres::{Row, Transaction, types::ToSql};
 
-use super::{Operator, OperatorError, Selection, repertoire, selection::CHOSEN};
+use super::{
+    error::OperatorError,
+    selection::{CHOSEN, Selection},
+    session::{Operator, repertoire},
+};
 use crate::dead_letter::{
     answer::sorted,
     headers::{self, Repertoire},
@@ -272,4 +276,14 @@ fn entry(row: &Row, with_state: bool) -> Entry {
 
 fn value(bytes: Option<&[u8]>) -> Value {
     bytes.map_or_else(|| json!(null), headers::to_value)
+}
+
+pub(super) fn is_parked(letter: &Letter) -> Result<(), OperatorError> {
+    match letter.entry.state.as_deref() {
+        Some("parked") => Ok(()),
+        state => Err(OperatorError::NotParked {
+            id: letter.entry.id,
+            state: state.unwrap_or("unknown").to_owned(),
+        }),
+    }
 }

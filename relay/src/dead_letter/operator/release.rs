@@ -7,7 +7,11 @@ use tokio::time::sleep;
 use tokio_postgres::types::{PgLsn, ToSql};
 use uuid::Uuid;
 
-use super::{Operator, OperatorError, Selection, announce, commit, repertoire, selection::CHOSEN};
+use super::{
+    error::OperatorError,
+    selection::{CHOSEN, Selection},
+    session::{Operator, announce, commit, repertoire},
+};
 use crate::dead_letter::answer::sorted;
 
 /// What a release has announced.

@@ -3,10 +3,14 @@
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
-use super::{Store, position};
+use super::{numbers::position, session::Store};
 use crate::{
     core::position::Position,
-    dead_letter::{DeadLetterError, Lane, Lanes, announcement},
+    dead_letter::{
+        announcement,
+        error::DeadLetterError,
+        lane::{Lane, Lanes},
+    },
 };
 
 /// Parked lanes that are read at a time.

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio_postgres::{Row, types::PgLsn};
 use uuid::Uuid;
 
-use super::{Store, signed};
+use super::{numbers::signed, session::Store};
 use crate::{
     core::{
         header,
@@ -12,8 +12,10 @@ use crate::{
         record::{Batch, Record, RecordHead, RefusedRecord},
     },
     dead_letter::{
-        DeadLetterError, Lane, Letter,
+        error::DeadLetterError,
         headers::{self, Repertoire},
+        lane::Lane,
+        table::Letter,
     },
     route::{Origin, reason},
 };
