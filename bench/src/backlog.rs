@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use outbox_harness::{Harness, topic::Topic};
 use serde::Serialize;
 
-use crate::report::progress;
+use crate::terminal::progress;
 
 /// Distinct keys.
 pub(crate) const KEYS: usize = 1_000;

@@ -11,7 +11,9 @@ use crate::{
     backlog::{self, PARTITIONS, Shape},
     consumer,
     relay::{self, Setup},
-    report::{Contest, Contestant, Sample, progress},
+    report::{Contest, Contestant},
+    sample::Sample,
+    terminal::progress,
     yardstick,
 };
 

@@ -25,7 +25,7 @@ use crate::{
     consumer::{self, Count},
     process,
     relay::Setup,
-    report::progress,
+    terminal::progress,
 };
 
 const COMMITS_PER_SECOND: usize = 1_000;

@@ -20,8 +20,10 @@ mod process;
 mod relay;
 mod release;
 mod report;
+mod sample;
 mod soak;
 mod storm;
+mod terminal;
 mod yardstick;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -217,7 +219,7 @@ fn main() -> ExitCode {
     }
     if storm::is_asked_for() {
         return storm::member().unwrap_or_else(|error| {
-            report::progress(&format!("error: {error:#}"));
+            terminal::progress(&format!("error: {error:#}"));
             ExitCode::from(1)
         });
     }
@@ -264,11 +266,11 @@ fn main() -> ExitCode {
     });
     match outcome {
         Ok((text, held)) => {
-            report::print(&text);
+            terminal::print(&text);
             if held { ExitCode::SUCCESS } else { ExitCode::from(1) }
         }
         Err(error) => {
-            report::progress(&format!("error: {error:#}"));
+            terminal::progress(&format!("error: {error:#}"));
             ExitCode::from(1)
         }
     }

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{
     MemoryArgs,
-    report::{self, progress},
+    terminal::{self, progress},
 };
 
 const MIB: usize = 1 << 20;
@@ -142,7 +142,7 @@ impl Memory {
     }
 
     pub(crate) fn json(&self) -> String {
-        report::pretty(self)
+        terminal::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

@@ -20,7 +20,7 @@ use crate::{
     backlog::PARTITIONS,
     latency::{self, Measured},
     relay::Setup,
-    report::{self, progress},
+    terminal::{self, progress},
 };
 
 /// Refused at once.
@@ -89,7 +89,7 @@ impl Outcome {
     }
 
     pub(crate) fn json(&self) -> String {
-        report::pretty(self)
+        terminal::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

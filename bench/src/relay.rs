@@ -12,7 +12,7 @@ use outbox_harness::{
     relay::{Relay, Settings},
 };
 
-use crate::{process, report::Sample};
+use crate::{process, sample::Sample};
 
 /// Makes this program the relay: one build is enough.
 pub(crate) const AS_RELAY: &str = "OUTBOX_BENCH_AS_RELAY";

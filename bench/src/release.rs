@@ -18,7 +18,7 @@ use crate::{
     backlog::PARTITIONS,
     latency::{self, Measured},
     relay::Setup,
-    report::{self, progress},
+    terminal::{self, progress},
 };
 
 /// Until all is delivered.
@@ -86,7 +86,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn json(&self) -> String {
-        report::pretty(self)
+        terminal::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

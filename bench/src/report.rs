@@ -6,7 +6,14 @@ use anyhow::Result;
 use outbox_harness::{local_kafka, servers};
 use serde::Serialize;
 
-use crate::{backlog::Shape, inbox::Comparison, latency::Latency, process};
+use crate::{
+    backlog::Shape,
+    inbox::Comparison,
+    latency::Latency,
+    process,
+    sample::{Sample, median},
+    terminal::pretty,
+};
 
 /// Settings of the server that change the numbers.
 const POSTGRES_SETTINGS: [&str; 7] = [
@@ -18,13 +25,6 @@ const POSTGRES_SETTINGS: [&str; 7] = [
     "max_wal_size",
     "logical_decoding_work_mem",
 ];
-
-/// As the option `--json` shows it.
-pub(crate) fn pretty(value: &impl Serialize) -> String {
-    let mut text = serde_json::to_string_pretty(value).expect("plain values have a JSON form");
-    text.push('\n');
-    text
-}
 
 /// All of a run.
 #[derive(Debug, Serialize)]
@@ -57,34 +57,6 @@ pub(crate) struct Contestant {
     samples: Vec<Sample>,
 }
 
-/// One drain.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Sample {
-    pub(crate) rows: usize,
-    pub(crate) seconds: f64,
-    /// From the process's start to the clock's, where that is apart.
-    pub(crate) start_seconds: Option<f64>,
-    pub(crate) cpu_us_per_event: Option<f64>,
-    pub(crate) peak_resident_bytes: Option<u64>,
-}
-
-impl Sample {
-    /// Of something whose processor time and memory are not looked at.
-    pub(crate) fn of(rows: usize, seconds: f64) -> Self {
-        Sample {
-            rows,
-            seconds,
-            start_seconds: None,
-            cpu_us_per_event: None,
-            peak_resident_bytes: None,
-        }
-    }
-
-    pub(crate) fn rate(&self) -> f64 {
-        self.rows as f64 / self.seconds
-    }
-}
-
 impl Contestant {
     pub(crate) fn new(name: String, samples: Vec<Sample>) -> Self {
         let median_rows_per_second = median(samples.iter().map(Sample::rate)).unwrap_or(0.0);
@@ -96,14 +68,6 @@ impl Contestant {
         let pairs = self.samples.iter().zip(&other.samples);
         median(pairs.map(|(mine, theirs)| mine.rate() / theirs.rate())).unwrap_or(0.0)
     }
-}
-
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    Some(if values.len() % 2 == 1 { upper } else { f64::midpoint(*values.get(middle - 1)?, upper) })
 }
 
 impl Report {
@@ -205,18 +169,6 @@ impl Contest {
             );
         }
     }
-}
-
-/// The result, on standard output.
-#[expect(clippy::print_stdout, reason = "the result is what this program is for")]
-pub(crate) fn print(text: &str) {
-    print!("{text}");
-}
-
-/// What is being done, for a person who waits.
-#[expect(clippy::print_stderr, reason = "progress belongs on the terminal, not into the result")]
-pub(crate) fn progress(line: &str) {
-    eprintln!("bench: {line}");
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     StormArgs,
     relay::AS_RELAY,
-    report::{self, progress},
+    terminal::{self, progress},
 };
 
 /// Whether this process was started to be a member.
@@ -59,7 +59,7 @@ impl Storm {
     }
 
     pub(crate) fn json(&self) -> String {
-        report::pretty(self)
+        terminal::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

@@ -23,7 +23,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::{
     backlog::{KEYS, Shape},
-    report::Sample,
+    sample::Sample,
 };
 
 /// What one run may take.

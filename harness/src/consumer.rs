@@ -17,9 +17,9 @@ use uuid::Uuid;
 use crate::{
     database::{Database, Role},
     event::{Committed, SEQUENCE},
+    host,
     kafka::Kafka,
     member::{self, Fault, Plan, Settings},
-    servers,
     topic::Topic,
     wait,
 };
@@ -211,7 +211,7 @@ impl Drop for Consumer {
         }
         guardian::forget(self.pid);
         if std::thread::panicking() {
-            servers::report(&format!("consumer's log:\n{}", throwaway::tail(&self.log)));
+            host::report(&format!("consumer's log:\n{}", throwaway::tail(&self.log)));
         }
     }
 }

@@ -13,6 +13,7 @@ use outbox_migrations::Set;
 use tokio_postgres::Config;
 
 use crate::{
+    host,
     postgres::{PASSWORD, Postgres, Session},
     servers, wait,
 };
@@ -387,7 +388,7 @@ impl Drop for Database {
         })
         .join();
         if let Ok(Err(error)) = dropped {
-            servers::report(&format!("dropping {}: {error:#}", self.name));
+            host::report(&format!("dropping {}: {error:#}", self.name));
         }
     }
 }
@@ -494,7 +495,7 @@ fn clear_at_exit(postgres: &'static Postgres, template: &str) {
         })
         .join();
         if let Ok(Err(error)) = cleared {
-            servers::report(&format!("clearing OUTBOX_TEST_POSTGRES: {error:#}"));
+            host::report(&format!("clearing OUTBOX_TEST_POSTGRES: {error:#}"));
         }
     }
     if TEMPLATE.set((postgres, template.to_owned())).is_ok() {

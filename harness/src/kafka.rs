@@ -20,10 +20,10 @@ use rdkafka::{
 use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
 use crate::{
-    docker,
+    docker, host,
     local_kafka::{self, LocalKafka},
     proxy::Proxy,
-    servers, wait,
+    wait,
 };
 
 /// How long a broker may take from start to its first answer.
@@ -66,7 +66,7 @@ impl Kafka {
             },
             Err(error) => error,
         };
-        servers::report(&format!("{no_docker:#}: using Apache Kafka from Maven"));
+        host::report(&format!("{no_docker:#}: using Apache Kafka from Maven"));
         let local = Self::start_local().await;
         local.with_context(|| {
             format!(
@@ -80,13 +80,13 @@ impl Kafka {
     async fn start_container() -> Result<Self> {
         let (name, tag) = docker::image("OUTBOX_TEST_KAFKA_IMAGE", "apache/kafka:4.1.0");
         // The broker tells clients its address, so the port must be known before it starts.
-        let port = servers::free_port();
+        let port = host::free_port();
         let mut request = GenericImage::new(name, tag)
             .with_mapped_port(port, 9092.tcp())
             .with_startup_timeout(START);
         let (mut inside, mut lines) = (Vec::new(), Vec::new());
         for inside_port in (9100..).take(LINES) {
-            let (outside, proxy_port) = (servers::free_port(), servers::free_port());
+            let (outside, proxy_port) = (host::free_port(), host::free_port());
             request = request.with_mapped_port(outside, inside_port.tcp());
             inside.push(Line { listens: format!("0.0.0.0:{inside_port}"), proxy_port });
             lines.push(Line { listens: format!("127.0.0.1:{outside}"), proxy_port });
@@ -108,7 +108,7 @@ impl Kafka {
     }
 
     async fn start_local() -> Result<Self> {
-        let brokers = format!("127.0.0.1:{}", servers::free_port());
+        let brokers = format!("127.0.0.1:{}", host::free_port());
         let own = Own::free();
         let lines = local_lines(LINES);
         let local = LocalKafka::start(&settings(&brokers, &brokers, &own, &lines), &[])?;
@@ -141,7 +141,7 @@ impl Kafka {
     /// # Panics
     /// When it does not start.
     pub async fn start_private(properties: &[(&str, &str)]) -> (&'static Self, LocalKafka) {
-        let brokers = format!("127.0.0.1:{}", servers::free_port());
+        let brokers = format!("127.0.0.1:{}", host::free_port());
         let lines = local_lines(1);
         let mut all = settings(&brokers, &brokers, &Own::free(), &lines);
         all.extend(properties.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
@@ -155,7 +155,7 @@ impl Kafka {
     /// # Panics
     /// When they don't start.
     pub async fn start_cluster() -> (&'static Self, Vec<LocalKafka>) {
-        let address = || format!("127.0.0.1:{}", servers::free_port());
+        let address = || format!("127.0.0.1:{}", host::free_port());
         let nodes: Vec<_> = (1..=3).map(|id| (id, address(), Own::free())).collect();
         let voter = |(id, _, own): &(i32, String, Own)| format!("{id}@{}", own.controller);
         let voters: Vec<_> = nodes.iter().map(voter).collect();
@@ -304,8 +304,8 @@ impl Kafka {
 
 fn local_lines(count: usize) -> Vec<Line> {
     let line = |_| Line {
-        listens: format!("127.0.0.1:{}", servers::free_port()),
-        proxy_port: servers::free_port(),
+        listens: format!("127.0.0.1:{}", host::free_port()),
+        proxy_port: host::free_port(),
     };
     (0..count).map(line).collect()
 }
@@ -319,7 +319,7 @@ struct Own {
 
 impl Own {
     fn free() -> Self {
-        let free = || format!("127.0.0.1:{}", servers::free_port());
+        let free = || format!("127.0.0.1:{}", host::free_port());
         Own { controller: free(), broker: free() }
     }
 }

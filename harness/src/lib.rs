@@ -19,6 +19,7 @@ pub mod database;
 mod docker;
 pub mod event;
 pub mod file;
+pub mod host;
 pub mod impostors;
 pub mod kafka;
 pub mod load;
@@ -219,6 +220,6 @@ fn delete_topics(kafka: &'static Kafka, name: &str) {
     })
     .join();
     if let Ok(Err(error)) = deleted {
-        servers::report(&format!("deleting topics of {name}: {error:#}"));
+        host::report(&format!("deleting topics of {name}: {error:#}"));
     }
 }

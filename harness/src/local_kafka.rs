@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use outbox_relay::throwaway::guardian;
 
-use crate::servers;
+use crate::host;
 
 /// The version of the jars.
 pub const VERSION: &str = "4.1.0";
@@ -175,14 +175,14 @@ fn log_file(dir: &Path) -> PathBuf {
 
 /// Kafka's jars, for `java -cp`, from `target/harness`; the first process to come fetches them.
 fn libraries() -> Result<PathBuf> {
-    let cache = servers::cache_dir()?;
+    let cache = host::cache_dir()?;
     let libraries = cache.join(format!("kafka-libs-{VERSION}"));
     let lock = File::create(cache.join("kafka-libs.lock"))?;
     lock.lock().context("waiting for another process that fetches Kafka's jars")?;
     if libraries.is_dir() {
         return Ok(libraries);
     }
-    servers::report(&format!("fetching Apache Kafka {VERSION} with Maven (43 MB, once)"));
+    host::report(&format!("fetching Apache Kafka {VERSION} with Maven (43 MB, once)"));
     // Into another directory first: an interrupted fetch must not look like a whole one.
     let partial = cache.join("kafka-libs.partial");
     if partial.exists() {

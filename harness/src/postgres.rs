@@ -16,9 +16,9 @@ use tokio::{sync::OnceCell, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls, config::Host};
 
 use crate::{
-    docker,
+    docker, host,
     postgres_version::{self, Version},
-    servers, wait,
+    wait,
 };
 
 /// How long a server may take from start to its first answer.
@@ -85,7 +85,7 @@ impl Postgres {
                  postgresql), or start Docker, or set OUTBOX_TEST_POSTGRES to a superuser's URL"
             )
         };
-        servers::report(&format!("{no_docker:#}: using PostgreSQL from {}", bin.display()));
+        host::report(&format!("{no_docker:#}: using PostgreSQL from {}", bin.display()));
         Self::start_local(&bin).await
     }
 

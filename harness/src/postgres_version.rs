@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use outbox_relay::throwaway::guardian;
 
-use crate::servers;
+use crate::host;
 
 const ARTIFACT: &str = "io.zonky.test.postgres:embedded-postgres-binaries";
 /// The version of the plugin is the one of Kafka's `pom.xml`.
@@ -72,14 +72,14 @@ pub(crate) fn bin(version: Version) -> Result<PathBuf> {
 /// The archive, from `target/harness`; the first process to come fetches it.
 fn archive(version: Version, variable: &str) -> Result<PathBuf> {
     let (major, release) = (version.major(), version.release());
-    let cache = servers::cache_dir()?;
+    let cache = host::cache_dir()?;
     let unpacked = cache.join(format!("postgres-{release}"));
     let lock = File::create(cache.join(format!("postgres{major}.lock")))?;
     lock.lock().with_context(|| format!("waiting for who fetches PostgreSQL {major}"))?;
     if let Some(archive) = archive_in(&unpacked) {
         return Ok(archive);
     }
-    servers::report(&format!("fetching PostgreSQL {release} with Maven (15 MB, once)"));
+    host::report(&format!("fetching PostgreSQL {release} with Maven (15 MB, once)"));
     let system = if cfg!(target_os = "macos") { "darwin" } else { "linux" };
     let processor = if cfg!(target_arch = "aarch64") { "arm64v8" } else { "amd64" };
     // Into another directory first: an interrupted fetch must not look like a whole one.

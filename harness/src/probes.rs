@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    host::report,
     relay::{Relay, get},
-    servers::report,
     wait,
 };
 

@@ -21,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{servers, wait};
+use crate::{host, wait};
 
 /// SIGTERM to exit, as promised (DESIGN: command line).
 pub const STOP: Duration = Duration::from_secs(10);
@@ -135,7 +135,7 @@ impl Settings {
     /// # Panics
     /// When the process does not start.
     pub fn spawn(self) -> Relay {
-        let port = servers::free_port();
+        let port = host::free_port();
         let settings = self.set("admin.listen", &format!("127.0.0.1:{port}"));
         let log = settings.dir.join(format!("{}.log", settings.name()));
         let (child, pid) = spawn(&settings, &log).expect("the relay starts");
@@ -434,7 +434,7 @@ impl Drop for Relay {
         }
         guardian::forget(self.pid);
         if std::thread::panicking() {
-            servers::report(&format!(
+            host::report(&format!(
                 "log of {}:\n{}",
                 self.settings.name(),
                 throwaway::tail(&self.log)

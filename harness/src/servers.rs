@@ -3,13 +3,12 @@
 //! Each comes from an environment variable, else from Docker, else from what is installed; when
 //! none can be had, every test that needs it fails with what to install. `guardian` stops them.
 
-use std::{future::Future, path::PathBuf, time::Instant};
+use std::{future::Future, time::Instant};
 
 use anyhow::{Context, Result};
-use outbox_relay::throwaway;
 use tokio::sync::OnceCell;
 
-use crate::{kafka::Kafka, postgres::Postgres};
+use crate::{host::report, kafka::Kafka, postgres::Postgres};
 
 static POSTGRES: OnceCell<Result<Postgres, String>> = OnceCell::const_new();
 static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
@@ -66,29 +65,4 @@ where
         Ok(server) => server,
         Err(error) => panic!("{error}"),
     }
-}
-
-/// A line for the person who runs the tests; shown with `--nocapture` and on failure.
-#[expect(clippy::print_stderr, reason = "a test harness speaks on the terminal")]
-pub fn report(line: &str) {
-    eprintln!("harness: {line}");
-}
-
-/// `target/harness`: what a later run may find again, such as Kafka's jars.
-pub(crate) fn cache_dir() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
-        Into::into,
-    );
-    let dir = target.join("harness");
-    std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))
-}
-
-/// A free port of the loopback interface, never the same one twice.
-///
-/// # Panics
-/// When the loopback interface has none.
-pub fn free_port() -> u16 {
-    throwaway::free_port().expect("a free loopback port")
 }

@@ -3,14 +3,8 @@
 use std::time::Duration;
 
 use outbox_harness::{
-    Harness,
-    database::Role,
-    event::Event,
-    postgres::Postgres,
-    relay::Relay,
-    servers::{self, report},
-    topic::Topic,
-    wait,
+    Harness, database::Role, event::Event, host::report, postgres::Postgres, relay::Relay, servers,
+    topic::Topic, wait,
 };
 use serde_json::Value;
 use tokio::time::Instant;

@@ -1,6 +1,8 @@
 //! Ways in, and ways back in: hosts, sockets, and connections that are cut.
 
-use outbox_harness::{Harness, database::Role, event::Event, postgres::Postgres, servers, wait};
+use outbox_harness::{
+    Harness, database::Role, event::Event, host, postgres::Postgres, servers, wait,
+};
 
 #[tokio::test]
 async fn a_cut_replication_connection_is_made_again_and_nothing_is_doubled() {
@@ -85,7 +87,7 @@ async fn of_several_hosts_the_one_that_answers_is_used() {
     let url = t.database().url(Role::Relay);
     let several = url.replace(
         &format!("@{host}:{port}/"),
-        &format!("@{host}:{},{host}:{port}/", servers::free_port()),
+        &format!("@{host}:{},{host}:{port}/", host::free_port()),
     );
     assert_ne!(url, several);
     let several = format!("{several}?connect_timeout=2&target_session_attrs=read-write");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_harness::{Harness, event::Event, relay::Relay, servers::report, topic::Topic, wait};
+use outbox_harness::{Harness, event::Event, host::report, relay::Relay, topic::Topic, wait};
 use serde_json::Value;
 use tokio::{
     sync::oneshot,

@@ -9,8 +9,8 @@ use outbox_harness::{
     Harness,
     database::Role,
     event::Event,
+    host::report,
     relay::Relay,
-    servers::report,
     topic::{Record, Topic},
     wait,
 };

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use outbox_harness::{
     Harness,
     event::Event,
+    host::report,
     load::{Load, Plan},
     relay::{Relay, Settings},
-    servers::report,
     topic::Topic,
     wait,
 };

@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use outbox_harness::servers::report;
+use outbox_harness::host::report;
 use outbox_relay::fault::Point;
 
 use self::story::{Way, live};

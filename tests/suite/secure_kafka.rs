@@ -17,10 +17,10 @@ use outbox_harness::{
     certificates::{Authority, write_private},
     check,
     event::Event,
+    host,
     kafka::Kafka,
     local_kafka::{self, LocalKafka},
     relay::{Relay, Settings},
-    servers,
     topic::Topic,
     wait,
 };
@@ -56,7 +56,7 @@ impl Broker {
     }
 
     async fn start() -> Broker {
-        let address = || format!("localhost:{}", servers::free_port());
+        let address = || format!("localhost:{}", host::free_port());
         let (plain, sasl, mutual, controller) = (address(), address(), address(), address());
         let dir =
             tempfile::Builder::new().prefix("outbox-tls-").tempdir().expect("a directory").keep();

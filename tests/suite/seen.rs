@@ -6,8 +6,9 @@ use std::time::Duration;
 use outbox_harness::{
     Harness,
     event::Event,
+    host,
     relay::{Relay, Settings},
-    servers, wait,
+    wait,
 };
 use serde_json::Value;
 
@@ -96,7 +97,7 @@ async fn the_lag_of_a_relay_that_waits_for_its_broker_grows() {
     let mut t = Harness::start().await;
     let settings = t.relay();
     delivered_and_parked(&mut t, &settings).await;
-    let nobody = format!("127.0.0.1:{}", servers::free_port());
+    let nobody = format!("127.0.0.1:{}", host::free_port());
     let mut relay = settings.set("sink.properties.\"bootstrap.servers\"", &nobody).spawn();
     relay.wait_for("/status", 200).await;
     let starting = wait_status(&relay, "the database is looked at", |_| true).await;
@@ -110,7 +111,7 @@ async fn the_lag_of_a_relay_that_waits_for_its_broker_grows() {
 #[tokio::test]
 async fn brokers_that_do_not_answer_are_named_with_the_reason_within_five_seconds() {
     let t = Harness::start().await;
-    let nobody = format!("127.0.0.1:{}", servers::free_port());
+    let nobody = format!("127.0.0.1:{}", host::free_port());
     let settings = t.relay().set("sink.properties.\"bootstrap.servers\"", &nobody);
     let mut relay = settings.clone().spawn();
     relay.wait_for("/status", 200).await;

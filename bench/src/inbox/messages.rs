@@ -14,7 +14,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::PARTITIONS;
-use crate::report::progress;
+use crate::terminal::progress;
 
 /// Rows of the table of effects, and distinct keys of most topics.
 pub(super) const ACCOUNTS: u64 = 100_000;

@@ -28,7 +28,7 @@ use self::{
     outcome::Turn,
     runner::{WAITING, Way},
 };
-use crate::{InboxArgs, report::progress};
+use crate::{InboxArgs, terminal::progress};
 
 pub(crate) use outcome::Comparison;
 

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use serde::Serialize;
 
 use super::Question;
-use crate::report::median;
+use crate::sample::median;
 
 /// One contestant's turn: counted, and found right.
 #[derive(Clone, Debug, Serialize)]

@@ -18,7 +18,7 @@ use self::{
     outcome::{Outcome, Recovery},
     stage::Stage,
 };
-use crate::{SoakArgs, report::progress};
+use crate::{SoakArgs, terminal::progress};
 
 /// Between the end of one fault and the beginning of the next.
 const CALM_MS: std::ops::Range<u64> = 500..3_000;

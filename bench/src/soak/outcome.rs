@@ -84,7 +84,7 @@ impl Outcome {
     }
 
     pub(crate) fn json(&self) -> String {
-        crate::report::pretty(self)
+        crate::terminal::pretty(self)
     }
 
     pub(crate) fn text(&self) -> String {

@@ -30,7 +30,7 @@ use super::{
     fault::Fault,
     outcome::{Outcome, Recovery},
 };
-use crate::{relay::AS_RELAY, report::progress};
+use crate::{relay::AS_RELAY, terminal::progress};
 
 const PARTITIONS: i32 = 8;
 const WRITERS: u64 = 4;

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use outbox_harness::{database::Database, postgres::Postgres, servers, wait};
+use outbox_harness::{database::Database, host, postgres::Postgres, wait};
 use outbox_idempotency::{Message, Processor, Retry, Tx};
 use outbox_relay::throwaway::LocalPostgres;
 use tokio_postgres::error::SqlState;
@@ -79,7 +79,7 @@ fn refusals(server: &LocalPostgres) -> usize {
 async fn a_full_disk_is_waited_for_and_counts_no_attempt() {
     // SAFETY: geteuid has no preconditions and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        servers::report("a full disk was NOT TESTED: only root may mount a small one");
+        host::report("a full disk was NOT TESTED: only root may mount a small one");
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");

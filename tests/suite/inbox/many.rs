@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use outbox_harness::{
     consumer::{self, Consumer},
     database::Database,
+    host,
     member::Plan,
     servers,
     topic::Topic,
@@ -71,7 +72,7 @@ async fn a_thousand_partitions_are_handled_each_within_the_memory_of_one() {
     let all = begun.elapsed();
     until_no_lag(&database, &topic, PARTITIONS).await;
     let peak = consumer.peak_memory_bytes();
-    servers::report(&format!(
+    host::report(&format!(
         "{PARTITIONS} partitions: first effect after {first:.1?}, all {EACH} of each after {all:.1?}, peak {} MiB",
         peak >> 20
     ));

@@ -20,10 +20,10 @@ use outbox_harness::{
     consumer::{self, Consumer},
     database::Database,
     event::Committed,
+    host::report,
     kafka::Kafka,
     load,
     member::{Fault, Plan},
-    servers::report,
     topic::Topic,
 };
 use outbox_idempotency::fault::Point;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outbox_harness::{
-    Harness, servers,
+    Harness, host,
     storm::{self, Plan},
 };
 
@@ -13,12 +13,12 @@ async fn members_that_come_and_go_all_the_time_lose_double_and_reorder_nothing()
         Ok(seed) => seed.parse().expect("a number"),
         Err(_) => rand::random(),
     };
-    servers::report(&format!("OUTBOX_STORM_SEED={seed}"));
+    host::report(&format!("OUTBOX_STORM_SEED={seed}"));
     let t = Harness::start().await;
     let _relay = t.relay().start().await;
     let plan = Plan { seed, duration: Duration::from_secs(20), program: None };
     for outcome in storm::run(&t, &plan).await {
-        servers::report(&format!("{outcome:?}"));
+        host::report(&format!("{outcome:?}"));
         outcome.effects.assert_effectively_once();
         // Each change is one rebalance at least, but for those that come too soon after another.
         assert!(outcome.assignments >= 5, "hardly a storm: {outcome:?}");
