@@ -71,6 +71,8 @@ pub struct Gauges<'a> {
     pub parked_lanes: Option<u64>,
     /// Events.
     pub parked_events: Option<u64>,
+    /// Of those that were, what the table has lost.
+    pub parked_lost: Option<u64>,
     /// Between the server's end and `delivered`.
     pub lag_bytes: Option<u64>,
     /// See the metric.
@@ -104,6 +106,7 @@ pub struct Metrics {
     rows_moved: Counter,
     parked_lanes: Maybe<u64>,
     parked_events: Maybe<u64>,
+    parked_lost: Maybe<u64>,
     dead_letters_deleted: Counter,
     ignored_messages: Family<ReasonLabel, Counter>,
 }
@@ -135,6 +138,7 @@ impl Metrics {
             rows_moved: Counter::default(),
             parked_lanes: Maybe::default(),
             parked_events: Maybe::default(),
+            parked_lost: Maybe::default(),
             dead_letters_deleted: Counter::default(),
             ignored_messages: Family::default(),
         };
@@ -182,6 +186,7 @@ impl Metrics {
                 "outbox_relay_rows_moved_total" => add.it(self.rows_moved.clone()),
                 "outbox_relay_parked_lanes" => add.it(self.parked_lanes.handle()),
                 "outbox_relay_parked_events" => add.it(self.parked_events.handle()),
+                "outbox_relay_lost_parked_events" => add.it(self.parked_lost.handle()),
                 "outbox_relay_dead_letters_deleted_total" => {
                     add.it(self.dead_letters_deleted.clone())
                 }
@@ -255,6 +260,7 @@ impl Metrics {
             (&self.confirmed, now.confirmed),
             (&self.parked_lanes, now.parked_lanes),
             (&self.parked_events, now.parked_events),
+            (&self.parked_lost, now.parked_lost),
             (&self.lag_bytes, now.lag_bytes),
             (&self.resident_bytes, resident_bytes()),
         ] {

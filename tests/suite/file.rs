@@ -1,6 +1,8 @@
 //! `sink.kind = "file"` and `"stdout"`: records as lines of JSON, progress in `outbox.progress`.
 
 use std::{
+    io::{BufRead as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +23,7 @@ use serde_json::json;
 use crate::{
     checks,
     grants::{change, of},
+    obeyed::{obey, typed},
     repair::drop_slot,
 };
 
@@ -280,9 +283,123 @@ async fn a_file_that_another_process_has_is_waited_for() {
     held.lock().expect("it is free");
     let relay = settings.spawn();
     t.commit([Event::to("orders").key("a")]).await;
-    relay.wait_log("another process has the file locked").await;
+    relay.wait_log(&format!("process {} (", std::process::id())).await;
+    assert!(relay.logs_contain("has the file locked"), "{}", relay.log_text());
     held.unlock().expect("it was locked");
     all_written(&t, &path).await;
+}
+
+/// Whoever may open the file may lock it.
+#[tokio::test]
+async fn the_file_is_its_users_alone_and_check_names_one_that_others_may_lock() {
+    let (t, _relay, path) = stopped_after_an_event().await;
+    let mode = || path.metadata().expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    let (settings, _) = to_file(&t);
+    let warned = async || {
+        let found = checks::check(&settings).await;
+        found.into_iter().find(|found| found.verdict == "warning" && found.seen.contains("lock it"))
+    };
+    assert!(warned().await.is_none());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("open");
+    let warning = warned().await.expect("others may read it");
+    let typed = typed(&warning.remedy, "chmod").to_owned();
+    let done = std::process::Command::new("sh").args(["-c", &typed]).status().expect("a shell");
+    assert!(done.success(), "{typed}");
+    assert!(warned().await.is_none());
+}
+
+/// A relay whose standard output is a pipe that nobody reads, with more events than go into it.
+async fn unread() -> (Harness, Relay, std::fs::File, PathBuf) {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let settings = settings.set("sink.kind", "stdout").without("sink.file.path");
+    let pipe = t.dir().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    // Both ends, so that neither is waited for.
+    let ours = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).expect("a pipe");
+    let relay = settings.stdout(&pipe).start().await;
+    let large = json!({ "text": "x".repeat(4_000) });
+    t.commit((0..60).map(|_| Event::to("orders").key("a").payload(large.clone()))).await;
+    relay.wait_log("nothing can be written now").await;
+    (t, relay, ours, path)
+}
+
+/// Reads the pipe from now on, and writes into the file what of its lines is whole.
+fn read_on(pipe: std::fs::File, path: &Path) {
+    let mut file = std::fs::File::create(path).expect("a file");
+    std::thread::spawn(move || {
+        for line in std::io::BufReader::new(pipe).lines().map_while(Result::ok) {
+            if serde_json::from_str::<serde_json::Value>(&line).is_ok() {
+                file.write_all(format!("{line}\n").as_bytes()).expect("written");
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_reader_that_stands_still_is_named_and_costs_neither_the_lead_nor_a_repetition() {
+    let (t, mut relay, pipe, path) = unread().await;
+    relay.wait_for("/readyz", 503).await;
+    let status = relay.status().await;
+    let why = status["not_ready_because"].as_str().unwrap_or_default();
+    assert!(why.contains("standard output is not read since 20"), "{why}");
+    assert_eq!((&status["phase"], &status["role"]), (&json!("streaming"), &json!("leader")));
+    read_on(pipe, &path);
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+    relay.wait_ready().await;
+    relay.wait_log("lines are written again").await;
+    let log = relay.log_text();
+    assert_eq!(log.matches("nothing can be written now").count(), 1, "{log}");
+    assert!(!log.contains("will try again"), "it has kept its lead: {log}");
+    assert!(relay.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn a_lead_that_is_lost_while_nobody_reads_is_given_up_and_taken_again() {
+    let (t, mut relay, pipe, path) = unread().await;
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+               where application_name like '%outbox%' and datname = current_database() \
+                   and pid <> pg_backend_pid() and usename <> session_user";
+    t.database().superuser().query(end, &[]).await.expect("ended");
+    relay.wait_log("a write that does not end is given up with the lead").await;
+    wait::until("it leads again, and waits again", wait::PATIENCE, || async {
+        match relay.log_text().matches("nothing can be written now").count() {
+            2.. => Ok(()),
+            _ => Err(relay.log_text()),
+        }
+    })
+    .await
+    .expect("it does");
+    read_on(pipe, &path);
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, PARTITIONS).assert_at_least_once();
+    relay.wait_ready().await;
+    assert!(relay.sigterm().await.success());
+}
+
+/// A stop has a limit, too.
+#[tokio::test]
+async fn a_relay_that_nobody_reads_stops_when_it_is_told_to() {
+    let (_t, mut relay, _pipe, _path) = unread().await;
+    assert!(relay.sigterm().await.success());
+}
+
+/// As it stored until this version, by the sequence.
+#[tokio::test]
+async fn what_upgrading_says_makes_progress_of_a_former_version_count() {
+    let (t, _relay, _path) = stopped_after_an_event().await;
+    let upgrading = include_str!("../../docs/UPGRADING.md");
+    obey(&t, typed(upgrading, "outbox.progress")).await;
+    let stored = "insert into outbox.progress (relay, record) select relay, 'former' \
+                  from outbox.progress limit 1";
+    t.database().superuser().batch_execute(stored).await.expect("stored");
+    let newest =
+        "select convert_from(record, 'UTF8') from outbox.progress order by seq desc limit 1";
+    let row = t.database().superuser().query_one(newest, &[]).await.expect("a row");
+    assert_eq!(row.get::<_, String>(0), "former");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use outbox_harness::{
     event::Event,
     relay::Relay,
     topic::{Record, Topic},
+    wait,
 };
 use outbox_relay::seal::SealKey;
 use rdkafka::{
@@ -18,6 +19,7 @@ use rdkafka::{
 use serde_json::{Value, json};
 
 use crate::{
+    obeyed::typed,
     remedies::{halted, obey},
     repair::drop_slot,
 };
@@ -110,6 +112,52 @@ async fn does_not_count(delivery: &str) {
     } else {
         count.assert_at_least_once();
     }
+}
+
+/// The relay can't tell whether what is hidden is progress that was committed: it can only say what it waits for.
+#[tokio::test]
+async fn a_strangers_open_transaction_that_a_start_waits_for_is_named_with_what_ends_it() {
+    const ASK: Duration = Duration::from_secs(10);
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = delivered(&mut t, &topic, "exactly-once").await;
+    let (kafka, name) = (t.kafka(), progress(&t).name().to_owned());
+    let transactional = format!("{name}-stranger");
+    let producer = tokio::task::spawn_blocking(move || {
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            kafka.client().set("transactional.id", &transactional).create().expect("a producer");
+        producer.init_transactions(ASK).expect("initialized");
+        producer.begin_transaction().expect("begun");
+        let record = BaseRecord::to(&name).partition(0).key("me").payload("mine");
+        producer.send(record).map_err(|(error, _)| error).expect("sent");
+        producer.flush(ASK).expect("stored");
+        producer
+    });
+    let producer = producer.await.expect("no panic");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    relay.restart();
+    relay.wait_log("a transaction that is open in partition 0").await;
+    relay.wait_for("/readyz", 503).await;
+    let page = wait::until("/readyz says what is waited for", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        match status["not_ready_because"].as_str().unwrap_or_default() {
+            why if why.contains("a transaction that is open") => Ok(why.to_owned()),
+            _ => Err(status.to_string()),
+        }
+    });
+    let page = page.await.expect("it does");
+    let progress = progress(&t).name().to_owned();
+    let abort = format!("abort --topic {progress} --partition 0 --start-offset ");
+    assert!(typed(&page, "kafka-transactions").contains(&abort), "{page}");
+    for word in ["reading the newest progress", "Waited for since 20", "at most 15 minutes"] {
+        assert!(page.contains(word), "{word}: {page}");
+    }
+    tokio::task::spawn_blocking(move || producer.abort_transaction(ASK).expect("aborted"))
+        .await
+        .expect("no panic");
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
 }
 
 /// Partitions can't be taken away again, and another name would be a first start.

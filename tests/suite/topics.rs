@@ -29,6 +29,35 @@ async fn create_topics_makes_a_missing_topic_as_it_says() {
     assert_eq!(topic.partitions().expect("metadata"), Some(6));
 }
 
+/// Each topic costs the brokers memory for good, and whoever may insert an event may name one.
+#[tokio::test]
+async fn no_more_topics_are_created_than_the_setting_allows_and_others_flow() {
+    let mut t = Harness::start().await;
+    let orders = t.topic("orders").create(1).await;
+    let settings = t.relay().set_toml("sink.create_topics.partitions", "1");
+    let settings = settings.set_toml("sink.create_topics.replication_factor", "1");
+    let _relay = settings.set_toml("sink.created_topics_max", "2").start().await;
+    let topics: Vec<_> = (0..5).map(|n| t.topic(&format!("made-{n}"))).collect();
+    for topic in &topics {
+        t.commit([Event::to(topic.name()).key("k"), Event::to(orders.name()).key("k")]).await;
+    }
+    assert_eq!(wait_parked(&t, |parked| parked == 3).await, 3);
+    let entries = list(&t).await;
+    assert_eq!(texts(&entries, "reason"), ["unknown_topic"; 3]);
+    for error in texts(&entries, "error") {
+        let limit = "has created 2 within a day, which is sink.created_topics_max";
+        assert!(error.contains(limit), "{error}");
+    }
+    let mut made = 0;
+    for topic in &topics {
+        made += u64::from(topic.exists().await);
+    }
+    assert_eq!(made, 2);
+    let truth = t.committed().await;
+    let others = truth.iter().filter(|row| row.topic == orders.name()).map(|row| row.id.clone());
+    assert_eq!(orders.records_with(others).await.len(), 5);
+}
+
 async fn parks_what_others_keep_state_in(delivery: &str) {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;

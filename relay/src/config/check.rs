@@ -67,6 +67,7 @@ pub(super) fn check(
                 file_path,
                 delivery,
                 create_topics,
+                created_topics_max: checker.created_topics_max(w.created_topics_max),
                 topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
                 reserved_topics: value_or(
                     w.reserved_topics,
@@ -223,13 +224,21 @@ impl Checker<'_> {
     }
 
     fn lanes_max(&mut self, given: Opt<u64>) -> usize {
-        let Some(given) = given else { return 100_000 };
+        self.count("parking.lanes_max", given, 100_000, 10_000_000)
+    }
+
+    fn created_topics_max(&mut self, given: Opt<u64>) -> usize {
+        self.count("sink.created_topics_max", given, 1_000, 1_000_000)
+    }
+
+    fn count(&mut self, key: &str, given: Opt<u64>, default: usize, most: usize) -> usize {
+        let Some(given) = given else { return default };
         match usize::try_from(given.value) {
-            Ok(max) if (1..=10_000_000).contains(&max) => max,
+            Ok(max) if (1..=most).contains(&max) => max,
             _ => {
                 let what = format!("{} is out of range", given.value);
-                self.problem("parking.lanes_max", &given.origin, what, "use 1 to 10000000");
-                100_000
+                self.problem(key, &given.origin, what, format!("use 1 to {most}"));
+                default
             }
         }
     }

@@ -183,6 +183,8 @@ pub struct SinkConfig {
     pub delivery: Delivery,
     /// How missing topics are made; `None`: they are not.
     pub create_topics: Option<CreateTopics>,
+    /// How many of them within a day.
+    pub created_topics_max: usize,
     /// How long an unknown topic is waited for.
     pub topic_grace: Duration,
     /// Patterns of topics that are no destination, beside those that never are one.

@@ -140,6 +140,7 @@ impl Config {
                 partitions: topics.partitions,
                 replication_factor: topics.replication_factor,
             }),
+            created_topics_max: sink.created_topics_max,
             topic_grace: sink.topic_grace,
             reserved_topics: sink.reserved_topics.clone(),
             records_max: self.batch.records_max,

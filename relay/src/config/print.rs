@@ -138,6 +138,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
                 how.partitions, how.replication_factor
             ),
         }),
+        "sink.created_topics_max" => Some(c.sink.created_topics_max.to_string()),
         "sink.topic_grace" => Some(duration(c.sink.topic_grace)),
         "sink.reserved_topics" => {
             let patterns: Vec<_> = c.sink.reserved_topics.iter().map(|p| quoted(p)).collect();

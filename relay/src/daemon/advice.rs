@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{control, ended::Ended};
+use super::{ended::Ended, parked};
 use crate::{
     config::Config,
     core::{halt::Halt, printable, progress::ParkedRecord},
@@ -23,7 +23,7 @@ use crate::{
 pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board) -> Ended {
     match ended {
         Ended::NoDeadLetters(halt) => Ended::Halted(match board.parked_last() {
-            Some(parked) if parked.events > 0 => with_parked(halt, &parked, control::ours(config)),
+            Some(parked) if parked.events > 0 => with_parked(halt, &parked, config),
             _ => halt,
         }),
         ended => ended,
@@ -74,14 +74,14 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
 }
 
 /// The table is missing, and these were parked in it.
-fn with_parked(halt: Halt, parked: &ParkedRecord, ours: bool) -> Halt {
+fn with_parked(halt: Halt, parked: &ParkedRecord, config: &Config) -> Halt {
     let Halt { reason, remedy } = halt;
     Halt::new(
         format!("{reason}; {} were parked in it when it was last counted", lost::in_words(parked)),
         format!(
             "{remedy}. If the table was dropped, that makes it again without them, and the relay delivers \
              them no more: {}",
-            lost::remedy(parked, ours)
+            lost::remedy(parked, &config.name, parked::ours(config))
         ),
     )
 }

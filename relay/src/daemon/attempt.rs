@@ -1,17 +1,18 @@
 //! One attempt: start, stream, end whole.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
     task::{self, JoinSet},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     broker, control,
     ended::{Ended, pipeline_ended, stream_ended},
-    locks, missing, repair, retention,
+    locks, missing, parked, repair, retention,
     standby::{self, Leading},
     start,
     started::{Learnt, Started, Streaming},
@@ -26,12 +27,16 @@ use crate::{
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     postgres::sql::SqlSession,
+    sink::any::Settings,
     source::{decoder::StreamError, handover::handover, stream::Stream},
     state::{Board, Phase},
 };
 
 /// Snapshots that may wait for the pipeline.
 const SNAPSHOTS_WAITING_MAX: usize = 2;
+
+/// Time that a file's write has when the lead is lost.
+const WRITE_GIVEN_UP: Duration = Duration::from_secs(3);
 
 /// What one of the tasks ended with.
 enum Task {
@@ -128,12 +133,13 @@ async fn stream(
     let (probe, format) = (started.probe, started.format);
     let pending = || Pending::new(Arc::clone(&session), &config.name);
     let (pending, suspects) = (pending(), pending());
-    let (watch, parked) = (started.watch, started.delivery.missing_topic());
+    let (watch, unrouted) = (started.watch, started.delivery.missing_topic());
     let suspected = started.delivery.suspected();
+    let system_id = started.delivery.progress().system_id.clone();
     let history = config.retention.keep_dead_letters.map(|keep| History {
         relay: config.name.clone(),
         slot: config.postgres.slot.clone(),
-        system_id: started.delivery.progress().system_id.clone(),
+        system_id: system_id.clone(),
         keep,
     });
     let (look, slot) = (started.look, config.postgres.slot.clone());
@@ -176,7 +182,7 @@ async fn stream(
                 () = stop.cancelled() => Task::Watch,
                 never = broker::watch(probe.clone(), &brokers, &board) => match never {},
                 never = broker::watch_progress_topic(probe.clone(), &board) => match never {},
-                never = control::watch_parked(&watch_session, &config_there, &board) => match never {},
+                never = parked::watch(&watch_session, &config_there, &board, Some(&system_id)) => match never {},
                 never = retention::watch(&watch_session, history, &board) => match never {},
             }
         });
@@ -184,7 +190,7 @@ async fn stream(
         tasks.spawn("missing topics", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Missing(Ok(())),
-                ended = missing::watch(pending, watch, parked) => Task::Missing(Err(ended)),
+                ended = missing::watch(pending, watch, unrouted) => Task::Missing(Err(ended)),
                 ended = suspects::watch(suspects, suspected) => Task::Missing(Err(ended)),
             }
         });
@@ -208,7 +214,23 @@ async fn stream(
     }
 
     let mut ended = Ok(());
-    while let Some(task) = tasks.next().await {
+    let mut given_up_at = None;
+    loop {
+        let task = match given_up_at {
+            None => tasks.next().await,
+            Some(at) => match timeout_at(at, tasks.next()).await {
+                Ok(task) => task,
+                Err(_elapsed) => {
+                    tracing::warn!(
+                        to = parts.sink.name(),
+                        "a write that does not end is given up with the lead: what it was to write is written \
+                         once more by whoever leads next, with the same ids"
+                    );
+                    break;
+                }
+            },
+        };
+        let Some(task) = task else { break };
         let (result, is_source) = match task {
             Ok(Task::Stream(result)) => {
                 (result.map_err(|e| stream_ended(e, &names, &mapped, format)), true)
@@ -228,6 +250,10 @@ async fn stream(
             && (ended.is_ok() || matches!(result, Err(Ended::Halted(_) | Ended::NoDeadLetters(_))))
         {
             ended = result; // The first cause, unless a later one says what a person must do.
+        }
+        // Brokers have limits of their own; nobody can say when a file's write ends. A stop has a limit, too.
+        if ended.is_err() && matches!(parts.sink, Settings::File(_)) {
+            given_up_at.get_or_insert_with(|| Instant::now() + WRITE_GIVEN_UP);
         }
         source_stop.cancel();
         if is_source {

@@ -23,22 +23,37 @@ const LISTEN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Keeps asking, and tells the board. Ends only by being dropped, at any time.
 pub(super) async fn watch(probe: AnyProbe, settings: &Settings, board: &Board) -> Infallible {
+    let mut waits = false;
     loop {
         sleep(PROBE_INTERVAL).await;
-        if board.broker_heard_within(PROBE_INTERVAL) {
-            continue;
-        }
-        match probe.check().await {
+        let proven = board.broker_heard_within(PROBE_INTERVAL);
+        let checked = if proven { Ok(()) } else { probe.check().await };
+        match &checked {
+            Ok(()) if proven => {}
             Ok(()) => board.broker_heard(),
             Err(error) => {
                 tracing::debug!(%error, "nothing can be delivered now");
-                match settings.is_silence(&error) {
+                match settings.is_silence(error) {
                     true => board.broker_silent(settings.silent()),
-                    false => board.broker_says(printable::causes(&error)),
+                    false => board.broker_says(printable::causes(error)),
                 }
             }
         }
+        // The brokers' silence is told by whoever waits for them.
+        if let Settings::File(_) = settings {
+            let reason = checked.err().map(|error| printable::causes(&error));
+            tell_once(&mut waits, reason.as_deref());
+        }
     }
+}
+
+fn tell_once(waits: &mut bool, reason: Option<&str>) {
+    match (reason, *waits) {
+        (Some(reason), false) => tracing::warn!(reason, "nothing can be written now: waiting"),
+        (None, true) => tracing::info!("lines are written again"),
+        _ => {}
+    }
+    *waits = reason.is_some();
 }
 
 /// Looks at the progress topic's settings, again and again: a start refuses such as lose progress, and
@@ -64,10 +79,11 @@ pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infa
     }
 }
 
-/// Tells the board what the clients of a start hear of the brokers while they wait for them. Ends only by
-/// being dropped, at any time.
+/// Tells the board what the clients of a start hear of the brokers while they wait for them, and what for.
+/// Ends only by being dropped, at any time.
 pub(super) async fn listen(settings: &Settings, board: &Board) -> Infallible {
     loop {
+        board.waits_for(settings.waits_for());
         match settings.answers() {
             Some(true) => board.broker_answered(),
             Some(false) => board.broker_silent(settings.silent()),

@@ -6,25 +6,23 @@
 //! replication socket says; the walsender alone may be silent for good reason while it decodes a
 //! huge foreign transaction.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::{held::Held, locks};
+use super::{held::Held, locks, parked};
 use crate::{
     config::Config,
     core::{
         lsn::Lsn,
-        printable::counted,
-        progress::{ParkedRecord, SnapshotRecord},
+        progress::SnapshotRecord,
         published::{Published, Since},
     },
-    dead_letter::{self, lost},
     pipeline::Seen,
     postgres::{
         catalog::{InspectError, publication::Look},
@@ -36,11 +34,6 @@ use crate::{
 
 /// A query runs this often.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// What is parked is counted this often, and so soon after it has changed, or more rarely: its share of
-/// the time is at most one in [`COUNT_SHARE`].
-const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-const COUNT_SOON: Duration = Duration::from_millis(500);
-const COUNT_SHARE: u32 = 30;
 /// For the first look of an attempt.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
 /// A server that has not answered for this long is gone.
@@ -82,7 +75,7 @@ pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) 
     tokio::select! {
         lost = session.closed() => lost,
         never = beat => never,
-        never = watch_parked(session, config, board) => match never {},
+        never = parked::watch(session, config, board, None) => match never {},
     }
 }
 
@@ -91,7 +84,7 @@ pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) 
 pub(super) async fn first_look(session: &SqlSession, config: &Config, board: &Board) {
     let looks = async {
         let _ = look(session, &config.postgres.slot, board).await;
-        let _ = count_parked(session, config, board).await;
+        let _ = parked::count(session, config, board, None).await;
     };
     // Whatever is wrong with the session, the start will say so.
     let _ = timeout(FIRST_LOOK_MAX, looks).await;
@@ -115,125 +108,6 @@ async fn look(session: &SqlSession, slot: &str, board: &Board) -> Result<(), Con
         }
     }
     Ok(())
-}
-
-/// Counts what is parked, again and again, at a small share of the server's time. Ends by being
-/// dropped only, at any time.
-pub(super) async fn watch_parked(
-    session: &SqlSession,
-    config: &Config,
-    board: &Board,
-) -> Infallible {
-    loop {
-        let begun = Instant::now();
-        match count_parked(session, config, board).await {
-            Ok(()) => {}
-            Err(error) if locks::refused(&error) => {}
-            // What reads the table for its work says why. To ask again would be harmful: it would
-            // break a transaction that shares this session.
-            Err(_) => std::future::pending().await,
-        }
-        sleep(COUNT_SOON.max(begun.elapsed() * COUNT_SHARE)).await;
-        // Cancel safe, both.
-        tokio::select! {
-            () = board.parking_has_changed() => {}
-            () = sleep(COUNT_INTERVAL) => {}
-        }
-    }
-}
-
-/// The table that events were parked in is gone, and there is another one without them.
-pub(super) fn tell_of_lost(config: &Config, board: &Board, lost: &ParkedRecord) {
-    let what = format!(
-        "outbox.dead_letters was dropped and made again: {} that were parked in it are in it no more, and \
-         the relay delivers them no more",
-        lost::in_words(lost)
-    );
-    tell(board, lost, &what, &lost::remedy(lost, ours(config)));
-}
-
-/// The server was promoted before it had the rows of events that `before` says were parked. Delivery has
-/// passed them. Only the ids that progress keeps can be looked for.
-///
-/// # Errors
-/// The table can't be read, or the session is broken.
-pub(super) async fn tell_of_unreplicated(
-    session: &SqlSession,
-    config: &Config,
-    board: &Board,
-    before: &ParkedRecord,
-) -> Result<(), tokio_postgres::Error> {
-    let ids = dead_letter::absent(session.client(), &config.name, &before.ids).await?;
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let mut events = ids.len() as u64;
-    // A standby has what was parked before a moment: where it has one of these, it has all before that.
-    let (mut about, has_none) = ("", ids.len() == before.ids.len());
-    if has_none && before.events > events {
-        let there = dead_letter::count(session.client(), &config.name).await?.events;
-        events = events.max(before.events.saturating_sub(there));
-        about = "about ";
-    }
-    let lost = ParkedRecord { events, ids, ..before.clone() };
-    let what = format!(
-        "this server became the primary without {about}{} that had just been parked: outbox.dead_letters does \
-         not have them, and the relay delivers them only if a repair reads them again",
-        counted(lost.events, "event")
-    );
-    let remedy = format!(
-        "when the relay is ready, look for their ids in their topics and among the parked events; for \
-         those that are in neither: {}",
-        lost::remedy(&lost, ours(config))
-    );
-    tell(board, &lost, &what, &remedy);
-    Ok(())
-}
-
-/// Somebody has put back what was lost, or inserted it again and it is parked again: to do it twice would
-/// send it twice.
-async fn forget_if_parked_again(
-    session: &SqlSession,
-    config: &Config,
-    board: &Board,
-) -> Result<(), tokio_postgres::Error> {
-    let Some(lost) = board.lost_parked() else { return Ok(()) };
-    if lost.ids.is_empty() || lost.events > lost.ids.len() as u64 {
-        return Ok(()); // Of some not even the ids are known.
-    }
-    if dead_letter::absent(session.client(), &config.name, &lost.ids).await?.is_empty() {
-        tracing::info!(
-            "the parked events that were lost to the relay are in outbox.dead_letters again"
-        );
-        board.found_parked();
-    }
-    Ok(())
-}
-
-fn tell(board: &Board, lost: &ParkedRecord, what: &str, remedy: &str) {
-    board.lose_parked(lost);
-    tracing::error!(reason = what, remedy, "parked events are lost to the relay");
-    board.error(format!("{what}; {remedy}"));
-    board.concern("parked events", Some(format!("{what}; {remedy}")));
-}
-
-/// Whether events are those of `outbox.events`.
-pub(super) fn ours(config: &Config) -> bool {
-    config.outbox.tables.iter().all(|table| table == "outbox.events")
-}
-
-async fn count_parked(
-    session: &SqlSession,
-    config: &Config,
-    board: &Board,
-) -> Result<(), tokio_postgres::Error> {
-    let counted = dead_letter::count(session.client(), &config.name).await;
-    // What can't be counted is not known, also where it was counted before.
-    if let Some(lost) = board.parked(&counted.inspect_err(|_| board.parked_unknown())?) {
-        tell_of_lost(config, board, &lost);
-        return Ok(());
-    }
-    forget_if_parked_again(session, config, board).await
 }
 
 /// What one look at the server found.

@@ -15,6 +15,7 @@ pub(crate) mod first;
 mod held;
 pub(crate) mod locks;
 mod missing;
+mod parked;
 mod rehearsal;
 mod repair;
 mod retention;

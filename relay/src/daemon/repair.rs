@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     advice::sqlstate_of,
-    control,
+    broker, control,
     decision::survey,
     ended::{Ended, pipeline_ended},
     slot,
@@ -245,7 +245,7 @@ pub(super) async fn run(
     session: &Arc<SqlSession>,
     repairing: Repairing,
 ) -> Result<(), Ended> {
-    let Repairing { mut delivery, tables, origin, charset } = repairing;
+    let Repairing { mut delivery, probe, tables, origin, charset } = repairing;
     let router = Router::repairing(parts.mapping.clone(), &origin);
     let work = async {
         let mut under_way = delivery.progress().repair.clone().expect("it was begun");
@@ -276,6 +276,7 @@ pub(super) async fn run(
         lost = control::pulse(session, config, board) => {
             Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost))
         }
+        never = broker::watch(probe, &parts.sink, board) => match never {},
     }
 }
 

@@ -10,13 +10,12 @@ use uuid::Uuid;
 use super::{
     advice,
     connect::{connect_replication, connect_sink, look, still_leads},
-    control,
     decision::{
         Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
         tell_of_a_lost_tail,
     },
     ended::Ended,
-    first, repair, slot, standby,
+    first, parked, repair, slot, standby,
     started::{Learnt, Repairing, Started, Streaming},
     steps::{doing, store},
     tables,
@@ -77,18 +76,13 @@ pub(super) async fn start(
     still_leads(config, session, &mut replication).await?;
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
+    doing(board, &format!("reading the newest progress from {}", parts.sink.progress_home()));
     let found = sink.read().await.map_err(|e| Ended::sink("reading progress", e))?;
     let has_own = found.own.is_some();
     let mut stored = believe(config, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
         board.resumed(delivered); // Also where the relay goes no further.
     }
-    if let Some(parked) = stored.as_ref().and_then(|stored| stored.parked.as_ref())
-        && let Some(lost) = board.parked_before(parked)
-    {
-        control::tell_of_lost(config, board, &lost);
-    }
-
     if let Some(stored) = stored.as_mut() {
         remember_rollback(session, &mut replication, &mut sink, stored, learnt).await?;
     }
@@ -98,7 +92,9 @@ pub(super) async fn start(
     let (system_id, timeline) = (identity.system_id.clone(), identity.timeline);
     let origin = Origin { system_id, timeline, era };
     let (mut dead_letters, lanes) =
-        parked(config, session, origin.clone(), stored.as_mut()).await?;
+        read_parked(config, session, origin.clone(), stored.as_mut()).await?;
+    let compared = parked::compare(session, config, board, stored.as_ref(), &identity).await;
+    compared.map_err(|e| Ended::retry(Cause::Postgres, "looking for parked events", e))?;
 
     let charset = charset(session, parts.connect.user()).await?;
 
@@ -132,11 +128,6 @@ pub(super) async fn start(
     )
     .await?;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
-    let before_switch = stored.as_ref().filter(|stored| stored.timeline != identity.timeline);
-    if let Some(parked) = before_switch.and_then(|stored| stored.parked.as_ref()) {
-        let told = control::tell_of_unreplicated(session, config, board, parked).await;
-        told.map_err(|e| Ended::retry(Cause::Postgres, "looking for parked events", e))?;
-    }
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
@@ -205,8 +196,9 @@ pub(super) async fn start(
                 noted = true;
             }
             let Some(from) = nothing_to_read else {
+                let probe = sink.probe();
                 let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-                let repairing = Repairing { delivery, tables: readable, origin, charset };
+                let repairing = Repairing { delivery, probe, tables: readable, origin, charset };
                 return Ok(Started::Repair(Box::new(repairing)));
             };
             from
@@ -333,7 +325,7 @@ async fn remember_rollback(
 }
 
 /// Finishes the releases that progress says are complete, and reads which lanes are parked.
-async fn parked(
+async fn read_parked(
     config: &Config,
     session: &Arc<SqlSession>,
     origin: Origin,

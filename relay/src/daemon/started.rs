@@ -39,6 +39,7 @@ pub(super) enum Started {
 /// Everything that a repair needs; what is to be read is in the delivery's progress.
 pub(super) struct Repairing {
     pub(super) delivery: Delivery<AnySink, Store>,
+    pub(super) probe: AnyProbe,
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
     pub(super) charset: Charset,

@@ -6,6 +6,7 @@ use tokio_postgres::{
 };
 use uuid::Uuid;
 
+use super::notice::REASON;
 use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
 
 /// Events that one statement counts: what parks and releases shares the session, and waits for no more
@@ -24,9 +25,27 @@ pub async fn count(client: &Client, relay: &str) -> Result<ParkedRecord, Error> 
         if count_lanes(client, relay, &mut counted).await?
             && count_alone(client, relay, &mut counted).await?
         {
+            let notices = notices(client, relay).await?;
+            counted.events = counted.events.saturating_sub(notices);
             return Ok(counted);
         }
     }
+}
+
+/// Which table it is.
+///
+/// # Errors
+/// There is none, or the session is broken.
+pub async fn which_table(client: &Client) -> Result<u32, Error> {
+    client.query_one("select 'outbox.dead_letters'::regclass::oid", &[]).await?.try_get(0)
+}
+
+/// Rows that are no events. Some at the most, and found by their place, which no event has that was streamed.
+async fn notices(client: &Client, relay: &str) -> Result<u64, Error> {
+    let sql = "select count(*) from outbox.dead_letters \
+               where relay = $1 and commit_lsn = '0/0' and reason = $2 and state in ('parked', 'releasing')";
+    let row = client.query_one(sql, &[&relay, &REASON]).await?;
+    Ok(row.try_get::<_, i64>(0)?.unsigned_abs())
 }
 
 /// Which of the events the table has no row of, whatever became of them there.

@@ -1,20 +1,33 @@
-//! What to say of parked events whose table somebody has dropped. Pure.
+//! What to say of parked events that `outbox.dead_letters` has no more. Pure.
 //!
-//! They are nowhere else as parked: delivery has passed them, and the table was their only place. The
-//! rows that they came from are still there, for the relay deletes none of those.
+//! Somebody has dropped the table, or another server took over, or a backup was put back, without their rows.
+//! They are nowhere else as parked: delivery has passed them. The rows that they came from are still there,
+//! for the relay deletes none of those.
 
 use crate::core::{printable::counted, progress::ParkedRecord};
 
-/// Of what was parked by `before`, how much `now` can't have any more: nothing where it is the same
-/// table, for what is deleted in it somebody has decided about.
-pub fn lost(before: &ParkedRecord, now: &ParkedRecord) -> Option<ParkedRecord> {
-    let events = before.events.saturating_sub(now.events);
-    (before.table != now.table && events > 0).then(|| ParkedRecord {
-        table: before.table,
-        lanes: before.lanes.saturating_sub(now.lanes),
-        events,
-        ids: before.ids.iter().filter(|id| !now.ids.contains(id)).cloned().collect(),
-    })
+/// Of what was parked by `before`, how much the table that was made again does not have. `absent` are those of
+/// the ids of `before` that it has no row of, and `there` is how many events are parked in it: an event that is back
+/// among many others is not in any list of a few ids, so lists are not compared.
+pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<ParkedRecord> {
+    let events = before.events.saturating_sub(there).max(absent.len() as u64);
+    of(before, events, absent)
+}
+
+/// The same where the server has only a beginning of what was parked. A server has what was parked before some moment: where
+/// it has one of the last, it has all before that. Only where it has none of these, `there` tells about how
+/// many more it lacks.
+pub fn cut_off(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<ParkedRecord> {
+    if absent.len() < before.ids.len() {
+        let events = absent.len() as u64;
+        return of(before, events, absent);
+    }
+    remade(before, there, absent)
+}
+
+fn of(before: &ParkedRecord, events: u64, ids: Vec<String>) -> Option<ParkedRecord> {
+    let lanes = before.lanes.min(events);
+    (events > 0).then_some(ParkedRecord { table: before.table, lanes, events, ids })
 }
 
 /// How many they are.
@@ -23,7 +36,7 @@ pub fn in_words(lost: &ParkedRecord) -> String {
 }
 
 /// How they are delivered all the same; `ours`: they came from `outbox.events`.
-pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
+pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
     let table = if ours { "outbox.events" } else { "the table that they were inserted into" };
     let again = match (ours, lost.ids.is_empty()) {
         (_, true) => {
@@ -31,8 +44,9 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
         }
         (true, false) => format!(
             "insert them again, with their ids: `insert into outbox.events ({COLUMNS}) select \
-             {COLUMNS} from outbox.events where id in ({})`",
-            quoted(&lost.ids)
+             {COLUMNS} from outbox.events e where id in ({}) and {}`",
+            quoted(&lost.ids),
+            unparked(relay)
         ),
         (false, false) => {
             format!("insert the rows of {table} again whose ids are {}", quoted(&lost.ids))
@@ -42,8 +56,10 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
     let more = match (lost.ids.len(), more) {
         (0, _) | (_, 0) => String::new(),
         (_, more) if ours => format!(
-            "; and in the same way {more} more whose ids the relay did not keep: those of `{UNPARKED}` that \
-             are not in their topics"
+            "; and in the same way {more} more whose ids the relay did not keep: those of `select id, topic, \
+             key, created_at from outbox.events e where {} order by created_at desc` that are not in their \
+             topics",
+            unparked(relay)
         ),
         (_, more) => format!(
             "; and in the same way {more} more whose ids the relay did not keep: those of {table} that \
@@ -53,17 +69,20 @@ pub fn remedy(lost: &ParkedRecord, ours: bool) -> String {
     format!(
         "put the rows of outbox.dead_letters back from a backup, if there is one; or, as the events are \
          still in {table} unless somebody deleted them there, {again}{more}. They are published under \
-         their own ids, behind later events of their keys, or parked once more. Do it once: this text goes when \
-         they are parked again, or with a restart of the relay"
+         their own ids, behind later events of their keys, or parked once more. Do it once"
     )
 }
 
 /// What is given again; `xid` is the new transaction's, for it is a new row.
 const COLUMNS: &str = "id, topic, key, type, payload, headers, partition, created_at";
 
-/// The newest first, for it is those that are lost.
-const UNPARKED: &str = "select id, topic, key, created_at from outbox.events e where not exists (select from \
-                        outbox.dead_letters d where d.event_id = e.id::text) order by created_at desc";
+/// Of rows `e`: what is parked, or was released or discarded, is not to be inserted again.
+fn unparked(relay: &str) -> String {
+    format!(
+        "not exists (select from outbox.dead_letters d where d.relay = '{}' and d.event_id = e.id::text)",
+        relay.replace('\'', "''")
+    )
+}
 
 fn quoted(ids: &[String]) -> String {
     ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ")
@@ -73,27 +92,39 @@ fn quoted(ids: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn parked(table: u32, events: u64, ids: &[&str]) -> ParkedRecord {
-        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        ParkedRecord { table, lanes: events, events, ids }
+    fn parked(events: u64, ids: &[&str]) -> ParkedRecord {
+        ParkedRecord { table: 7, lanes: events, events, ids: texts(ids) }
+    }
+
+    fn texts(ids: &[&str]) -> Vec<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
     }
 
     #[test]
-    fn what_another_table_does_not_have_is_lost_and_what_this_one_has_no_more_is_not() {
-        let before = parked(7, 3, &["a", "b", "c"]);
-        assert_eq!(lost(&before, &parked(7, 0, &[])), None, "somebody discarded them");
-        assert_eq!(lost(&before, &parked(8, 3, &["a", "b", "c"])), None, "they were put back");
-        assert_eq!(lost(&before, &parked(8, 1, &["b"])), Some(parked(7, 2, &["a", "c"])));
-        assert_eq!(lost(&parked(7, 0, &[]), &parked(8, 0, &[])), None);
+    fn what_a_table_that_was_made_again_does_not_have_is_lost() {
+        let before = parked(3, &["a", "b", "c"]);
+        assert_eq!(remade(&before, 3, vec![]), None, "they were put back");
+        assert_eq!(remade(&before, 1, texts(&["a", "c"])), Some(parked(2, &["a", "c"])));
+        assert_eq!(remade(&before, 9, texts(&["a"])), Some(parked(1, &["a"])), "others came");
+        assert_eq!(remade(&parked(30, &["a"]), 9, vec![]), Some(parked(21, &[])));
+        assert_eq!(remade(&parked(0, &[]), 0, vec![]), None);
+    }
+
+    #[test]
+    fn a_server_that_has_one_of_the_last_has_all_before_it() {
+        let before = parked(30, &["a", "b"]);
+        assert_eq!(cut_off(&before, 9, texts(&["b"])), Some(parked(1, &["b"])));
+        assert_eq!(cut_off(&before, 9, texts(&["a", "b"])), Some(parked(21, &["a", "b"])));
+        assert_eq!(cut_off(&before, 9, vec![]), None);
     }
 
     #[test]
     fn the_remedy_names_the_ids_that_are_known_and_says_how_many_are_not() {
-        let few = remedy(&parked(7, 2, &["a", "b"]), true);
-        assert!(few.contains("where id in ('a', 'b')`. They"), "{few}");
-        assert!(remedy(&parked(7, 5, &["a"]), true).contains("4 more"));
-        let mapped = remedy(&parked(7, 1, &["a"]), false);
+        let few = remedy(&parked(2, &["a", "b"]), "r", true);
+        assert!(few.contains("where id in ('a', 'b') and not exists"), "{few}");
+        assert!(remedy(&parked(5, &["a"]), "r", true).contains("4 more"));
+        let mapped = remedy(&parked(1, &["a"]), "r", false);
         assert!(!mapped.contains("outbox.events") && mapped.contains("'a'"), "{mapped}");
-        assert!(!remedy(&parked(7, 2, &[]), true).contains("in ()"));
+        assert!(!remedy(&parked(2, &[]), "r", true).contains("in ()"));
     }
 }

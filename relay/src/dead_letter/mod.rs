@@ -16,6 +16,7 @@ pub mod history;
 mod lane;
 pub mod lost;
 mod message;
+pub mod notice;
 pub mod operator;
 pub mod pending;
 mod store;
@@ -23,7 +24,7 @@ mod table;
 
 pub use self::{
     announcement::{announce, waiting, wal_end},
-    count::{absent, count},
+    count::{absent, count, which_table},
     edit::{Edit, EditError},
     error::DeadLetterError,
     lane::{Lane, Lanes},

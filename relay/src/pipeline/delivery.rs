@@ -155,6 +155,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         if !self.settling.is_open() {
             return Ok(());
         }
+        self.note_parked();
         let started = Instant::now();
         let stored = self.publisher.store(self.progress.encode()).await;
         let stored = stored.map_err(PipelineError::Sink)?;

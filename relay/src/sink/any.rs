@@ -40,6 +40,14 @@ impl Settings {
         }
     }
 
+    /// What a call waits for that takes long, in a sentence; `None` where it waits for nothing known.
+    pub fn waits_for(&self) -> Option<String> {
+        match self {
+            Settings::Kafka(settings) => settings.reach.waits_for(),
+            Settings::File(_) => None,
+        }
+    }
+
     /// Whether an error says that nobody answers.
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {

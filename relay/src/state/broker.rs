@@ -20,6 +20,11 @@ impl Board {
         state.broker_says = Some(what);
     }
 
+    /// What the step of a start waits for, where that is known.
+    pub fn waits_for(&self, what: Option<String>) {
+        self.state().waits_for = what;
+    }
+
     /// The brokers have answered, if not by a sign of life that was asked for.
     pub fn broker_answered(&self) {
         self.state().broker_error = None;

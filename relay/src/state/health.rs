@@ -121,6 +121,8 @@ pub(super) struct Vitals {
     pub(super) broker_error: Option<(Duration, String)>,
     /// What they answer where nothing can be delivered by that.
     pub(super) broker_says: Option<String>,
+    /// What the step of a start waits for.
+    pub(super) waits_for: Option<String>,
     /// What failed last, until events flow again or another relay leads: each attempt takes a moment, and
     /// the cause lasts.
     pub(super) trouble: Option<String>,
@@ -146,11 +148,15 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             })
         }
         Phase::Stopping => Err("stopping".into()),
-        Phase::Starting { doing } => Err(match &now.trouble {
-            Some(trouble) => format!("{trouble}; trying again: {doing}"),
-            None => format!("starting: {doing}{}", silent_brokers(now)),
+        Phase::Starting { doing } => Err(match (&now.waits_for, &now.trouble) {
+            (Some(what), _) => format!("starting: {doing}: {what}"),
+            (None, Some(trouble)) => format!("{trouble}; trying again: {doing}"),
+            (None, None) => format!("starting: {doing}{}", silent_brokers(now)),
         }),
-        Phase::Repairing { .. } => Err(format!("repairing: {}", now.phase.detail())),
+        Phase::Repairing { .. } => {
+            let said = now.broker_says.iter().map(|said| format!("; {said}")).collect::<String>();
+            Err(format!("repairing: {}{said}", now.phase.detail()))
+        }
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
     }
 }
@@ -228,6 +234,7 @@ mod tests {
             broker_silent_for: Some(s(2)),
             broker_error: None,
             broker_says: None,
+            waits_for: None,
             trouble: None,
             beat_ago: s(1),
         }
@@ -307,6 +314,17 @@ mod tests {
         ] {
             assert_eq!(readiness(&vitals(phase)), Err(reason.to_owned()));
         }
+    }
+
+    #[test]
+    fn what_a_step_waits_for_is_said_with_it() {
+        let starting = vitals(Phase::Starting { doing: "reading progress".into() });
+        let waits = Vitals { waits_for: Some("a transaction".into()), ..starting };
+        assert_eq!(readiness(&waits), Err("starting: reading progress: a transaction".into()));
+        let repairing = vitals(Phase::Repairing { delivered: 1, through: None });
+        let waits = Vitals { broker_says: Some("it is not read".into()), ..repairing };
+        let said = "repairing: published of the outbox tables: 1 row; it is not read";
+        assert_eq!(readiness(&waits), Err(said.into()));
     }
 
     #[test]

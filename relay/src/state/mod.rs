@@ -72,6 +72,8 @@ struct Inner {
     repaired_from: Known,
     parked_lanes: Known,
     parked_events: Known,
+    /// Those that the table has lost.
+    parked_lost: Known,
     /// Told when what is parked has changed.
     parking: Notify,
     state: Mutex<State>,
@@ -87,10 +89,12 @@ struct State {
     last_error: Option<LastError>,
     /// It is what the trouble is about, and over with it.
     error_is_trouble: bool,
-    /// As last counted, also where it can't be counted any more.
+    /// As last counted, also where it can't be counted any more, with what was parked since.
     parked: Option<ParkedRecord>,
-    /// What was parked in a table that is gone.
-    lost_parked: Option<ParkedRecord>,
+    /// What was parked since the last count began.
+    parked_since: ParkedRecord,
+    /// What the log has been told of parked events that are lost.
+    lost_told: String,
     /// By what they are about.
     concerns: BTreeMap<&'static str, String>,
     /// Why the server sends nothing of what there is.
@@ -99,6 +103,8 @@ struct State {
     broker_error: Option<(Duration, String)>,
     /// What they answer where nothing can be delivered by that.
     broker_says: Option<String>,
+    /// What the step of a start waits for, where that is known.
+    waits_for: Option<String>,
     /// What failed last, until the relay has come further.
     trouble: Option<String>,
     lag: Lag,
@@ -134,6 +140,7 @@ impl Board {
             repaired_from: Known::default(),
             parked_lanes: Known::default(),
             parked_events: Known::default(),
+            parked_lost: Known::default(),
             parking: Notify::new(),
             state: Mutex::new(State {
                 phase: Phase::Starting { doing: "reading settings".into() },
@@ -144,11 +151,13 @@ impl Board {
                 last_error: None,
                 error_is_trouble: false,
                 parked: None,
+                parked_since: ParkedRecord::default(),
+                lost_told: String::new(),
                 concerns: BTreeMap::new(),
                 held_back: None,
                 broker_error: None,
                 broker_says: None,
-                lost_parked: None,
+                waits_for: None,
                 trouble: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
@@ -215,16 +224,16 @@ impl Board {
         let now = self.now();
         let mut state = self.state();
         state.held_back = None;
+        state.waits_for = None;
         if matches!(phase, Phase::Standby { .. }) {
             self.0.unstored.clear();
             let Inner { received, confirmed, wal_end, asked_end, .. } = &*self.0;
-            let Inner { parked_lanes, parked_events, .. } = &*self.0;
-            for known in [received, confirmed, wal_end, asked_end, parked_lanes, parked_events] {
+            for known in [received, confirmed, wal_end, asked_end] {
                 known.clear();
             }
+            self.parked_is_anothers(&mut state);
             state.delivered = None;
             state.last_age = None;
-            state.parked = None;
             state.lag.reset();
         }
         match &phase {

@@ -1,7 +1,10 @@
-//! What is parked, and what of it is lost.
+//! What is parked, as the board knows it: counted now and then, and told of what is parked meanwhile.
 
-use super::Board;
-use crate::{core::progress::ParkedRecord, dead_letter::lost};
+use super::{Board, State};
+use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
+
+/// What they are about in [`Board::concern`].
+const LOST: &str = "parked events";
 
 impl Board {
     /// How many lanes are parked.
@@ -9,42 +12,67 @@ impl Board {
         self.0.parked_lanes.set(count as u64);
     }
 
-    /// What is parked was counted. Returns what was in a table that is gone, each time that one is.
-    pub fn parked(&self, counted: &ParkedRecord) -> Option<ParkedRecord> {
+    /// What is parked is about to be counted: what is parked from now on may not be among it.
+    pub fn parked_count_begins(&self) {
+        self.state().parked_since = ParkedRecord::default();
+    }
+
+    /// What is parked was counted.
+    pub fn parked(&self, counted: &ParkedRecord) {
         self.0.parked_events.set(counted.events);
         if !self.streams() {
             self.0.parked_lanes.set(counted.lanes);
         }
-        let before = self.state().parked.replace(counted.clone())?;
-        lost::lost(&before, counted)
-    }
-
-    /// What stored progress says was parked. Returns as [`Board::parked`] does.
-    pub fn parked_before(&self, stored: &ParkedRecord) -> Option<ParkedRecord> {
         let mut state = self.state();
-        let now = state.parked.get_or_insert_with(|| stored.clone());
-        lost::lost(stored, now)
+        let mut parked = counted.clone();
+        let State { parked_since, .. } = &*state;
+        add(&mut parked, parked_since);
+        state.parked = Some(parked);
     }
 
-    /// What was parked and is lost to the relay, until somebody has sent it again.
-    pub fn lose_parked(&self, lost: &ParkedRecord) {
-        self.state().lost_parked = Some(lost.clone());
+    /// These were parked: whatever stored progress covers them knows it. `ids` are those of them that have
+    /// one, in their order.
+    pub fn parked_more(&self, events: u64, lanes: usize, ids: impl Iterator<Item = String>) {
+        let ids = ids.filter(|id| is_plain(id)).collect();
+        let more = ParkedRecord { table: 0, lanes: lanes as u64, events, ids };
+        let mut state = self.state();
+        add(&mut state.parked_since, &more);
+        add(state.parked.get_or_insert_default(), &more);
     }
 
-    /// As [`Board::lose_parked`] was told.
-    pub fn lost_parked(&self) -> Option<ParkedRecord> {
-        self.state().lost_parked.clone()
+    /// What stored progress says was parked, where nothing was counted yet; it is in this table.
+    pub fn parked_before(&self, stored: &ParkedRecord, table: u32) {
+        let mut state = self.state();
+        state.parked.get_or_insert_with(|| ParkedRecord { table, ..stored.clone() }).table = table;
     }
 
-    /// What was lost is there again.
-    pub fn found_parked(&self) {
-        self.state().lost_parked = None;
-        self.concern("parked events", None);
-    }
-
-    /// What was parked when it was last counted, also where it can't be any more.
+    /// What was parked when it was last counted, in this table or any other, and since.
     pub fn parked_last(&self) -> Option<ParkedRecord> {
         self.state().parked.clone()
+    }
+
+    /// The same, where it was another table.
+    pub fn parked_elsewhere(&self, table: u32) -> Option<ParkedRecord> {
+        self.parked_last().filter(|parked| ![0, table].contains(&parked.table))
+    }
+
+    /// What there is to say of events that the table has lost, and how many they are; `None` where none
+    /// is. Returns whether that is news.
+    pub fn parked_events_are_lost(&self, lost: Option<(u64, String)>) -> bool {
+        let (events, said) = lost.unzip();
+        self.0.parked_lost.set(events.unwrap_or_default());
+        self.concern(LOST, said.clone());
+        let said = said.unwrap_or_default();
+        std::mem::replace(&mut self.state().lost_told, said.clone()) != said
+    }
+
+    /// Another relay leads.
+    pub(super) fn parked_is_anothers(&self, state: &mut State) {
+        for known in [&self.0.parked_lanes, &self.0.parked_events, &self.0.parked_lost] {
+            known.clear();
+        }
+        state.parked = None;
+        state.concerns.remove(LOST);
     }
 
     /// What is parked has changed: it is to be counted soon.
@@ -65,4 +93,22 @@ impl Board {
             self.0.parked_lanes.clear();
         }
     }
+}
+
+/// `more` was parked after `parked`, though some of it may have been counted.
+fn add(parked: &mut ParkedRecord, more: &ParkedRecord) {
+    let known = more.ids.iter().filter(|id| parked.ids.contains(id)).count() as u64;
+    parked.events += more.events.saturating_sub(known);
+    parked.lanes = parked.lanes.max(more.lanes);
+    parked.ids.retain(|id| !more.ids.contains(id));
+    // The newest first.
+    let newest = more.ids.iter().rev().take(PARKED_IDS_MAX);
+    parked.ids.splice(0..0, newest.cloned());
+    parked.ids.truncate(PARKED_IDS_MAX);
+}
+
+/// Such as can be typed between quotes, as the count takes them.
+fn is_plain(id: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte);
+    (1..=64).contains(&id.len()) && id.bytes().all(plain)
 }

@@ -78,6 +78,7 @@ impl Board {
             confirmed: status.confirmed.map(Lsn::get),
             parked_lanes: status.parked_lanes,
             parked_events: status.parked_events,
+            parked_lost: self.0.parked_lost.get(),
             lag_bytes: status.lag_bytes,
             lag_seconds: status.lag_seconds,
         })
@@ -146,6 +147,7 @@ impl Board {
                 .as_ref()
                 .map(|(since, who)| (now.saturating_sub(*since), who.clone())),
             broker_says: state.broker_says.clone(),
+            waits_for: state.waits_for.clone(),
             trouble: state.trouble.clone(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }

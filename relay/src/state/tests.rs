@@ -207,15 +207,40 @@ fn the_last_error_says_since_when_it_is_over() {
 }
 
 #[test]
-fn what_was_parked_in_a_table_that_is_gone_is_missed_in_the_next_one() {
+fn what_was_parked_is_known_before_it_is_counted_and_through_each_count() {
     let board = Board::new("orders", "s", "1");
-    let parked = |table, events| ParkedRecord { table, lanes: 1, events, ids: vec![] };
-    assert_eq!(board.parked(&parked(7, 3)), None);
+    let texts = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let park = |ids: &[&str]| board.parked_more(ids.len() as u64, 1, texts(ids).into_iter());
+    let known = || board.parked_last().map(|parked| (parked.table, parked.events, parked.ids));
+    park(&["a", "it's"]);
+    assert_eq!(known(), Some((0, 2, texts(&["a"]))), "of the other there is only the number");
+    board.parked_count_begins();
+    park(&["b"]);
+    let counted = |ids: &[&str]| ParkedRecord { table: 7, lanes: 1, events: 2, ids: texts(ids) };
+    board.parked(&counted(&["a"]));
+    assert_eq!(known(), Some((7, 3, texts(&["b", "a"]))), "it was counted without the last");
+    board.parked_count_begins();
+    board.parked(&counted(&["b", "a"]));
+    assert_eq!(known(), Some((7, 2, texts(&["b", "a"]))));
     board.parked_unknown();
-    assert_eq!(board.parked_last(), Some(parked(7, 3)), "also while it can't be counted");
-    assert_eq!(board.parked(&parked(8, 0)).map(|lost| lost.events), Some(3));
-    assert_eq!(board.parked(&parked(8, 0)), None, "once");
-    let anew = Board::new("orders", "s", "1");
-    assert_eq!(anew.parked(&parked(8, 0)), None);
-    assert_eq!(anew.parked_before(&parked(7, 3)).map(|lost| lost.events), Some(3), "a new process");
+    assert_eq!(known(), Some((7, 2, texts(&["b", "a"]))), "also while it can't be counted");
+    assert_eq!(board.parked_elsewhere(7), None);
+    assert_eq!(board.parked_elsewhere(8).map(|parked| parked.events), Some(2));
+    board.parked_before(&counted(&[]), 8);
+    assert_eq!(board.parked_elsewhere(8), None);
+}
+
+#[test]
+fn events_that_are_lost_are_told_until_they_are_no_more_and_logged_once() {
+    let board = Board::new("orders", "s", "1");
+    let lost = || Some((3, "lost".to_owned()));
+    assert!(board.parked_events_are_lost(lost()));
+    assert!(!board.parked_events_are_lost(lost()));
+    assert_eq!(board.concerns(), ["lost"]);
+    assert!(board.render_metrics().contains("outbox_relay_lost_parked_events 3"));
+    board.phase(Phase::Standby { doing: "waiting".into() });
+    assert_eq!(board.concerns(), [""; 0], "another tells of it");
+    assert!(!board.parked_events_are_lost(lost()), "the log has it");
+    board.parked_events_are_lost(None);
+    assert_eq!(board.concerns(), [""; 0]);
 }

@@ -114,7 +114,9 @@ async fn sink(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
         Settings::Kafka(settings) => kafka(settings).await,
         Settings::File(settings) => {
             let seen = format!("lines of JSON go to {}", settings.name());
-            (vec![ok("file", seen)], Some(true))
+            let open = settings.lockable_by_others();
+            let open = open.map(|found| warning("file", found.what, found.remedy));
+            (vec![open.unwrap_or_else(|| ok("file", seen))], Some(true))
         }
     }
 }

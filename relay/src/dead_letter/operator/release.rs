@@ -12,7 +12,7 @@ use super::{
     selection::{CHOSEN, Selection},
     session::{Operator, announce, commit, repertoire},
 };
-use crate::dead_letter::answer::sorted;
+use crate::dead_letter::{answer::sorted, notice::REASON as NOTICE};
 
 /// What a release has announced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -119,7 +119,7 @@ impl Operator<'_> {
         // stand alone are behind all lanes there.
         let sql = format!(
             "select id, lane, commit_lsn, ordinal from outbox.dead_letters \
-             where relay = $1 and state = 'parked' and {CHOSEN} and {} limit {}",
+             where relay = $1 and state = 'parked' and reason <> '{NOTICE}' and {CHOSEN} and {} limit {}",
             match after.alone {
                 false => "lane > $6 order by relay, lane, commit_lsn, ordinal",
                 true =>

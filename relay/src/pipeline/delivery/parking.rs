@@ -40,7 +40,8 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         Ok(())
     }
 
-    /// So that it is missed when the table is gone. As last counted: what is not known stays as it was.
+    /// So that it is missed when the table lacks it. As last counted, and what was parked since: so no record
+    /// covers an event that was parked and does not know of it. What is not known stays as it was.
     pub(super) fn note_parked(&mut self) {
         if let Some(parked) = self.board.parked_last() {
             self.progress.parked = (parked.events > 0).then_some(parked);
@@ -95,7 +96,12 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         }
         fault::point(Point::Parking);
         match origin {
-            Origin::Stream | Origin::Repair => self.dead_letters.park(&letters).await?,
+            Origin::Stream | Origin::Repair => {
+                self.dead_letters.park(&letters).await?;
+                let ids = letters.iter().filter_map(|letter| letter.record.event_id());
+                let ids = ids.map(|id| String::from_utf8_lossy(id).into_owned());
+                self.board.parked_more(letters.len() as u64, self.lanes.len(), ids);
+            }
             Origin::Release { id, first } => {
                 let place = |position: RowPosition| position.ordinal.saturating_sub(first.ordinal);
                 // Of the batch's own, `letters` has all that go back: an edited one may have left the

@@ -3,15 +3,18 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::{line::LINE_BEGINS, stdout};
+use super::{line::LINE_BEGINS, locked, stdout, waiting::Waiting};
 use crate::sink::SinkError;
 
 /// Bytes that are read at a time, from the end, to find where the last whole line ends.
 const TAIL: usize = 1 << 16;
+/// Of a file that the relay makes: who may open a file may lock it, to read or to write, and so hold the relay back.
+const MODE: u32 = 0o600;
 
 /// What lines are written to.
 #[derive(Debug)]
@@ -19,11 +22,15 @@ pub(super) struct Output {
     /// `None` is standard output.
     path: Option<PathBuf>,
     file: Option<File>,
+    /// Of standard output.
+    turn: Option<stdout::Turn>,
+    waiting: Arc<Waiting>,
 }
 
 impl Output {
-    pub(super) fn new(path: Option<PathBuf>) -> Self {
-        Output { path, file: None }
+    /// Each step is told to `waiting`.
+    pub(super) fn new(path: Option<PathBuf>, waiting: Arc<Waiting>) -> Self {
+        Output { path, file: None, turn: None, waiting }
     }
 
     /// Opens the file, and again if another one has its name by now, as after a rotation of logs.
@@ -41,13 +48,22 @@ impl Output {
         self.open()?;
         match (&self.path, &mut self.file) {
             (Some(path), Some(file)) => lock(path, file),
-            _ => stdout::begin().map_err(|error| failed("standard output", error)),
+            _ => {
+                if self.turn.is_none() {
+                    self.turn = Some(stdout::Turn::take().ok_or_else(earlier)?);
+                }
+                stdout::begin(&self.waiting).map_err(|error| failed("standard output", error))
+            }
         }
     }
 
     pub(super) fn write(&mut self, lines: &[u8]) -> Result<(), SinkError> {
+        self.waiting.steps();
         match (&self.path, &mut self.file) {
-            (None, _) => stdout::write(lines).map_err(|error| failed("standard output", error)),
+            (None, _) => {
+                let written = stdout::write(lines, &self.waiting);
+                written.map_err(|error| failed("standard output", error))
+            }
             (Some(path), Some(file)) => file.write_all(lines).map_err(|error| at(path, error)),
             (Some(path), None) => Err(at(path, io::Error::other("the file is not open"))),
         }
@@ -55,14 +71,29 @@ impl Output {
 
     /// All that was written is on disk, where it is a disk.
     pub(super) fn end(&mut self) -> Result<(), SinkError> {
+        self.waiting.steps();
         match (&self.path, &self.file) {
             (Some(path), Some(file)) => {
                 let synced = file.sync_data().and_then(|()| file.unlock());
                 synced.map_err(|error| at(path, error))
             }
             (Some(_), None) => Ok(()),
-            (None, _) => stdout::sync().map_err(|error| failed("standard output", error)),
+            (None, _) => {
+                stdout::sync().map_err(|error| failed("standard output", error))?;
+                self.turn = None;
+                Ok(())
+            }
         }
+    }
+}
+
+/// What this process wrote before it gave up has not come to an end.
+fn earlier() -> SinkError {
+    SinkError::Unavailable {
+        doing: "writing to standard output".into(),
+        source: "an earlier delivery of this relay was given up and still waits for it; nothing more is \
+                 written until that has ended"
+            .into(),
     }
 }
 
@@ -74,7 +105,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// Opened to be added to; made where it is missing.
 fn open(path: &Path) -> Result<File, SinkError> {
     let is_new = !path.exists();
-    let file = OpenOptions::new().read(true).append(true).create(true).open(path);
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path);
     let file = file.map_err(|error| at(path, error))?;
     if !file.metadata().map_err(|error| at(path, error))?.is_file() {
         return Err(SinkError::Misconfigured {
@@ -96,8 +127,7 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let source = "another process has the file locked, which may be another relay; this one \
-                          waits until it lets go";
+            let source = locked::by_whom(file);
             let doing = format!("locking {}", path.display());
             return Err(SinkError::Unavailable { doing, source: source.into() });
         }
@@ -205,6 +235,8 @@ fn failed(name: &str, error: io::Error) -> SinkError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -245,21 +277,37 @@ mod tests {
     fn a_file_has_one_writer_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lines");
-        let output = || Output::new(Some(path.clone()));
+        let output = || Output::new(Some(path.clone()), Arc::default());
         let (mut first, mut second) = (output(), output());
         first.begin().unwrap();
         let refused = second.begin().unwrap_err();
         assert!(matches!(refused, SinkError::Unavailable { .. }), "{refused}");
+        let why = crate::core::printable::causes(&refused);
+        assert!(why.contains("an earlier delivery of this relay"), "{why}");
         first.write(b"1\n").unwrap();
         first.end().unwrap();
         second.begin().unwrap();
     }
 
     #[test]
+    fn a_file_that_the_relay_makes_is_its_users_alone_and_one_that_is_there_keeps_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        let path = folder.path().join("made");
+        open(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        let path = folder.path().join("there");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        open(&path).unwrap();
+        assert_eq!(mode(&path), 0o640);
+    }
+
+    #[test]
     fn a_file_that_was_renamed_is_followed_by_a_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lines");
-        let mut output = Output::new(Some(path.clone()));
+        let mut output = Output::new(Some(path.clone()), Arc::default());
         output.begin().unwrap();
         output.write(b"1\n").unwrap();
         std::fs::rename(&path, folder.path().join("old")).unwrap();

@@ -1,6 +1,9 @@
 //! What the file sink can be told.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use crate::core::finding::Finding;
 
@@ -31,6 +34,21 @@ impl Settings {
                 "make it, or name a file in one that is there",
             ),
         }
+    }
+
+    /// Of a file that is there: who besides its owner may read it, and so lock it. Opens nothing.
+    pub fn lockable_by_others(&self) -> Option<Finding> {
+        let path = self.path.as_ref()?;
+        let mode = path.metadata().ok()?.mode() & 0o777;
+        (mode & 0o066 != 0).then(|| Finding {
+            key: "sink.file.path".into(),
+            what: format!(
+                "others than its owner may open {} (mode {mode:03o}): whoever may read it can lock it, and the \
+                 relay waits as long as the lock is held",
+                path.display()
+            ),
+            remedy: format!("`chmod 600 {}`, or let only those read it who may stop the relay", path.display()),
+        })
     }
 
     /// In a sentence.

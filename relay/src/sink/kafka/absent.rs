@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -34,6 +34,8 @@ const PATIENCE_EVERY: Duration = Duration::from_secs(10);
 /// After a refused creation the topic is left alone for so long, then twice as long, and so on.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_LAST: Duration = Duration::from_secs(60);
+/// So long an allowance of topics lasts.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Refused creations that are remembered.
 const REFUSED_MAX: usize = 10_000;
 
@@ -96,8 +98,12 @@ impl Absences {
             }
             self.patience.spend(begun.elapsed());
         }
-        let refused =
-            open.into_iter().map(|name| (name, ("unknown_topic", unknown(name, settings))));
+        let is_used_up = self.creation.is_some() && allowance().left(settings, Instant::now()) == 0;
+        let why = |name| match is_used_up {
+            true => one_too_many(name, settings),
+            false => unknown(name, settings),
+        };
+        let refused = open.into_iter().map(|name| (name, ("unknown_topic", why(name))));
         (made, refused.collect())
     }
 }
@@ -123,6 +129,63 @@ pub(super) fn unknown(name: &str, settings: &Settings) -> String {
          --create --topic {name} --partitions N`, or set sink.create_topics. If it appears within \
          {grace:?}, its events are released by themselves; later, release them"
     )
+}
+
+/// As [`unknown`], where the relay would create it and has created too many.
+fn one_too_many(name: &str, settings: &Settings) -> String {
+    format!(
+        "{}. This relay creates missing topics, and has created {} within a day, which is \
+         sink.created_topics_max: look whether such events are meant, create their topics by hand or raise the \
+         setting, and release them",
+        unknown(name, settings),
+        settings.created_topics_max
+    )
+}
+
+/// How many topics may still be created. Whoever may insert an event may name a topic, and each costs the
+/// brokers memory and files for good.
+#[derive(Debug)]
+struct Allowance {
+    created: usize,
+    since: Option<Instant>,
+}
+
+/// Of the process, whatever begins anew in it.
+static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance { created: 0, since: None });
+
+fn allowance() -> MutexGuard<'static, Allowance> {
+    ALLOWANCE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Allowance {
+    fn left(&mut self, settings: &Settings, now: Instant) -> usize {
+        if self.since.is_some_and(|since| now.duration_since(since) >= DAY) {
+            *self = Allowance { created: 0, since: None };
+        }
+        settings.created_topics_max.saturating_sub(self.created)
+    }
+
+    /// Takes as many of `names` as there is room for. What is not created after all is given back.
+    fn take<'n>(&mut self, names: Vec<&'n str>, settings: &Settings, now: Instant) -> Vec<&'n str> {
+        let left = self.left(settings, now);
+        if names.len() > left && left > 0 {
+            tracing::warn!(
+                max = settings.created_topics_max,
+                "no more missing topics are created than sink.created_topics_max within a day: events for \
+                 further ones are parked"
+            );
+        }
+        let taken: Vec<&str> = names.into_iter().take(left).collect();
+        if !taken.is_empty() {
+            self.since.get_or_insert(now);
+        }
+        self.created += taken.len();
+        taken
+    }
+
+    fn give_back(&mut self, topics: usize) {
+        self.created = self.created.saturating_sub(topics);
+    }
 }
 
 /// When the creation of topics was refused, and when it may be tried again. Pure: time is told.
@@ -159,7 +222,9 @@ fn create(
     limit: Duration,
 ) -> usize {
     let attempts = || attempts.lock().unwrap_or_else(PoisonError::into_inner);
-    let names = attempts().are_due(names, Instant::now());
+    let now = Instant::now();
+    let names = attempts().are_due(names, now);
+    let names = allowance().take(names, settings, now);
     if names.is_empty() {
         return 0;
     }
@@ -174,6 +239,7 @@ fn create(
         }
     };
     let created = names.len() - failed.len();
+    allowance().give_back(failed.len());
     for (topic, code) in failed {
         attempts().refused(&topic, Instant::now());
         let remedy = uncreatable(code, settings, &topic)
@@ -284,6 +350,21 @@ mod tests {
         assert_eq!(attempts.are_due(&names, begun), ["a.b"], "nobody refused that one");
         (0..2 * REFUSED_MAX).for_each(|n| attempts.refused(&n.to_string(), begun));
         assert!(attempts.refused.len() <= REFUSED_MAX);
+    }
+
+    #[test]
+    fn no_more_topics_are_created_within_a_day_than_is_allowed() {
+        let mut settings = super::super::settings::sample("kafka:9092");
+        settings.created_topics_max = 3;
+        let mut allowance = Allowance { created: 0, since: None };
+        let begun = Instant::now();
+        assert_eq!(allowance.take(vec!["a", "b"], &settings, begun), ["a", "b"]);
+        allowance.give_back(1);
+        assert_eq!(allowance.take(vec!["c", "d", "e"], &settings, begun), ["c", "d"]);
+        assert_eq!(allowance.take(vec!["f"], &settings, begun + DAY / 2), [""; 0]);
+        assert_eq!(allowance.take(vec!["f"], &settings, begun + DAY), ["f"]);
+        let said = one_too_many("f", &settings);
+        assert!(said.contains("has created 3 within a day"), "{said}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod acl;
 mod admin;
 mod context;
 mod errors;
+mod hidden;
 mod limits;
 mod lookup;
 mod native;

@@ -19,6 +19,7 @@ use super::{
     acl, admin,
     context::Context,
     errors::{code_of, sort, unavailable},
+    hidden::Waits,
     limits::Limits,
     lookup::{Found, Lookup},
     native::{Consumer, PartitionReader, Read, Topic},
@@ -282,6 +283,7 @@ pub(super) fn read(
     let started = Instant::now();
     let mut reported = started;
     let mut heard = false;
+    let mut waits = Waits::new(settings, &name);
     while newest.position < high {
         if stop.requested() {
             return Err(unavailable(doing, "asked to stop"));
@@ -306,14 +308,7 @@ pub(super) fn read(
             if !heard && started.elapsed() > 3 * REPORT_EVERY {
                 return Err(unavailable(doing, "the broker answers, but sends no records"));
             }
-            tracing::warn!(
-                topic = name,
-                read_to = newest.position,
-                wanted = high,
-                waited_seconds = started.elapsed().as_secs(),
-                "an open transaction, perhaps of a relay that died, may hide the newest progress: \
-                 waiting until the broker ends it, after its transaction.timeout.ms"
-            );
+            waits.tell(newest.position, high);
         }
     }
     Ok(newest.found())

@@ -23,9 +23,21 @@ struct State {
     answers: Option<bool>,
     /// By address, why it did not, since one last answered.
     failed: BTreeMap<String, String>,
+    /// What a call waits for, though they answer.
+    waits_for: Option<String>,
 }
 
 impl Reach {
+    /// A call waits for this; `None` where it has ended.
+    pub(super) fn waits(&self, what: Option<String>) {
+        self.state().waits_for = what;
+    }
+
+    /// What a call waits for, though the brokers answer.
+    pub fn waits_for(&self) -> Option<String> {
+        self.state().waits_for.clone()
+    }
+
     /// A broker has answered.
     pub(super) fn heard(&self) {
         let mut state = self.state();

@@ -53,6 +53,8 @@ pub struct Settings {
     pub properties: BTreeMap<String, String>,
     /// Missing topics are created so; with `None` their events are parked until somebody creates them.
     pub create_topics: Option<TopicCreation>,
+    /// How many of them one process creates within a day.
+    pub created_topics_max: usize,
     /// For how long after an event was parked its missing topic's appearance releases it.
     pub topic_grace: Duration,
     /// Patterns of topics that are no destination, beside those that never are one.
@@ -84,6 +86,7 @@ impl fmt::Debug for Settings {
             .field("delivery", &self.delivery)
             .field("properties", &hidden)
             .field("create_topics", &self.create_topics)
+            .field("created_topics_max", &self.created_topics_max)
             .field("topic_grace", &self.topic_grace)
             .field("reserved_topics", &self.reserved_topics)
             .field("records_max", &self.records_max)
@@ -340,6 +343,7 @@ pub(super) fn sample(servers: &str) -> Settings {
         delivery: Delivery::ExactlyOnce,
         properties: [("bootstrap.servers".to_owned(), servers.to_owned())].into(),
         create_topics: None,
+        created_topics_max: 1_000,
         topic_grace: Duration::from_secs(10),
         reserved_topics: Vec::new(),
         records_max: 10_000,

@@ -1,7 +1,10 @@
 //! The log: text for people or JSON for machines, on standard error.
 //!
 //! In text, each field is made [`printable`]: an event's id with an end of line in it must not forge
-//! a line of the log, nor one of megabytes fill it. JSON has escapes of its own.
+//! a line of the log, nor one of megabytes fill it. JSON has escapes of its own. A log that nobody reads keeps
+//! no one (`stderr`).
+
+mod stderr;
 
 use std::{
     fmt::{Debug, Result},
@@ -19,6 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use self::stderr::Stderr;
 use crate::{
     config::{LogConfig, LogFormat},
     core::printable,
@@ -35,9 +39,12 @@ const QUIET: [&str; 4] = ["librdkafka=error", "rdkafka=error", "hyper=warn", "to
 pub fn init(config: &LogConfig) {
     let log = fmt::fmt()
         .with_env_filter(EnvFilter::new(directives(&config.level)))
-        .with_writer(std::io::stderr);
+        .with_writer(|| Stderr);
     let started = match config.format {
-        LogFormat::Json => log.json().flatten_event(true).finish().try_init(),
+        LogFormat::Json => {
+            stderr::in_json();
+            log.json().flatten_event(true).finish().try_init()
+        }
         LogFormat::Text => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             let log = log.with_ansi(colour).with_target(false);

@@ -1,0 +1,199 @@
+//! What is parked: counts it, and looks whether the table has all that was parked before.
+//!
+//! Delivery has passed a parked event, so that the table is its only place as such. Progress says what was parked when it was
+//! stored, and the table may lack it: somebody has dropped it, or the server took over, or was put back,
+//! without the newest rows. What is lost is written down in the table (`dead_letter::notice`) before
+//! progress forgets it, and told by whoever leads until somebody has dealt with it.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Error;
+
+use super::locks;
+use crate::{
+    config::Config,
+    core::{
+        identity::SystemIdentity,
+        printable::counted,
+        progress::{ParkedRecord, Progress},
+    },
+    dead_letter::{
+        self, lost,
+        notice::{self, Notice},
+    },
+    postgres::sql::SqlSession,
+    state::Board,
+};
+
+/// What is parked is counted this often, and so soon after it has changed, or more rarely: its share of
+/// the time is at most one in [`COUNT_SHARE`].
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+const COUNT_SOON: Duration = Duration::from_millis(500);
+const COUNT_SHARE: u32 = 30;
+
+/// Counts what is parked, again and again, at a small share of the server's time. Ends by being
+/// dropped only, at any time. As [`count`].
+pub(super) async fn watch(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+    streaming: Option<&str>,
+) -> Infallible {
+    loop {
+        let begun = Instant::now();
+        match count(session, config, board, streaming).await {
+            Ok(()) => {}
+            Err(error) if locks::refused(&error) => {}
+            // What reads the table for its work says why. To ask again would be harmful: it would
+            // break a transaction that shares this session.
+            Err(_) => std::future::pending().await,
+        }
+        sleep(COUNT_SOON.max(begun.elapsed() * COUNT_SHARE)).await;
+        // Cancel safe, both.
+        tokio::select! {
+            () = board.parking_has_changed() => {}
+            () = sleep(COUNT_INTERVAL) => {}
+        }
+    }
+}
+
+/// Counts once, and tells of what is lost. `streaming`: the cluster's system identifier, where this relay
+/// streams; else it is a start's, which may be in a transaction, and looks by itself what is lost.
+///
+/// # Errors
+/// The table can't be read, or the session is broken.
+pub(super) async fn count(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+    streaming: Option<&str>,
+) -> Result<(), Error> {
+    let client = session.client();
+    board.parked_count_begins();
+    let counted = dead_letter::count(client, &config.name).await;
+    // What can't be counted is not known, also where it was counted before.
+    let counted = counted.inspect_err(|_| board.parked_unknown())?;
+    match (board.parked_elsewhere(counted.table), streaming) {
+        (Some(_), None) => return Ok(()),
+        (Some(before), Some(system_id)) => {
+            let absent = dead_letter::absent(client, &config.name, &before.ids).await?;
+            if let Some(lost) = lost::remade(&before, counted.events, absent) {
+                write_down(session, config, system_id, &lost, &remade(&lost)).await?;
+            }
+        }
+        (None, _) => {}
+    }
+    board.parked(&counted);
+    tell(session, config, board).await
+}
+
+/// Looks, at a start, whether the table has what was parked when progress was stored. To be done before
+/// anything else is stored as progress, and outside of a transaction.
+///
+/// # Errors
+/// The table can't be read or written, or the session is broken.
+pub(super) async fn compare(
+    session: &SqlSession,
+    config: &Config,
+    board: &Board,
+    stored: Option<&Progress>,
+    identity: &SystemIdentity,
+) -> Result<(), Error> {
+    let Some(stored) = stored else { return Ok(()) };
+    let client = session.client();
+    let table = dead_letter::which_table(client).await?;
+    let elsewhere = |parked: &ParkedRecord| ![0, table].contains(&parked.table);
+    // What this process saw last may be newer than what it could store.
+    let seen = board.parked_elsewhere(table);
+    let Some(before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
+    let has_another_past = stored.timeline != identity.timeline || stored.rolled_back.is_some();
+    if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past) {
+        let absent = dead_letter::absent(client, &config.name, &before.ids).await?;
+        let there = dead_letter::count(client, &config.name).await?.events;
+        let (lost, said) = match elsewhere(&before) {
+            true => {
+                let lost = lost::remade(&before, there, absent);
+                (lost.clone(), lost.as_ref().map(remade))
+            }
+            false => {
+                let lost = lost::cut_off(&before, there, absent);
+                (lost.clone(), lost.as_ref().map(cut_off))
+            }
+        };
+        if let (Some(lost), Some(said)) = (lost, said) {
+            write_down(session, config, &identity.system_id, &lost, &said).await?;
+        }
+    }
+    board.parked_before(&before, table);
+    tell(session, config, board).await
+}
+
+fn remade(lost: &ParkedRecord) -> String {
+    format!(
+        "outbox.dead_letters was dropped and made again: {} that were parked in it are in it no more, and \
+         the relay delivers them no more",
+        lost::in_words(lost)
+    )
+}
+
+fn cut_off(lost: &ParkedRecord) -> String {
+    let about = if lost.events > lost.ids.len() as u64 { "about " } else { "" };
+    format!(
+        "this server became the primary, or was put back, without {about}{} that had been parked before: \
+         outbox.dead_letters does not have them, and the relay delivers them only if a repair reads them again",
+        counted(lost.events, "event")
+    )
+}
+
+async fn write_down(
+    session: &SqlSession,
+    config: &Config,
+    system_id: &str,
+    lost: &ParkedRecord,
+    what: &str,
+) -> Result<(), Error> {
+    let remedy = lost::remedy(lost, &config.name, ours(config));
+    let said = format!(
+        "{what}; when the relay is ready, look for them in their topics; for those that are not there: {remedy}"
+    );
+    notice::leave(session.client(), &config.name, system_id, &said, lost).await
+}
+
+/// Tells of what nobody has dealt with; what is in the table again is dealt with.
+async fn tell(session: &SqlSession, config: &Config, board: &Board) -> Result<(), Error> {
+    let client = session.client();
+    let mut open = Vec::new();
+    for notice in notice::open(client, &config.name).await? {
+        let Notice { id, lost, .. } = &notice;
+        let all_are_known = !lost.ids.is_empty() && lost.events <= lost.ids.len() as u64;
+        if all_are_known && dead_letter::absent(client, &config.name, &lost.ids).await?.is_empty() {
+            notice::settle(client, *id, "they are in the table again").await?;
+            tracing::info!(
+                "the parked events that were lost to the relay are in outbox.dead_letters again"
+            );
+            continue;
+        }
+        open.push(notice);
+    }
+    let said = open.iter().map(|Notice { id, said, .. }| {
+        format!(
+            "{said}. This is said until it is dealt with: `outbox-relay dead-letters discard {id} --name {}`",
+            config.name
+        )
+    });
+    let said = said.collect::<Vec<_>>().join("; and ");
+    let events = open.iter().map(|notice| notice.lost.events).sum();
+    if board.parked_events_are_lost((!open.is_empty()).then_some((events, said.clone())))
+        && !open.is_empty()
+    {
+        tracing::error!(reason = said, "parked events are lost to the relay");
+        board.error(said);
+    }
+    Ok(())
+}
+
+/// Whether events are those of `outbox.events`.
+pub(super) fn ours(config: &Config) -> bool {
+    config.outbox.tables.iter().all(|table| table == "outbox.events")
+}

@@ -1,0 +1,57 @@
+//! What a reader of the progress topic says while somebody's open transaction hides the topic's end.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::settings::Settings;
+
+/// The log is told this often.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// A reading that may have to wait.
+pub(super) struct Waits<'a> {
+    settings: &'a Settings,
+    topic: &'a str,
+    since: Timestamp,
+    told: Option<Instant>,
+}
+
+impl<'a> Waits<'a> {
+    /// It begins now.
+    pub(super) fn new(settings: &'a Settings, topic: &'a str) -> Self {
+        Waits { settings, topic, since: Timestamp::now(), told: None }
+    }
+
+    /// It waits: up to `stable` all is read, of `high`.
+    pub(super) fn tell(&mut self, stable: i64, high: i64) {
+        let what = open_transaction(self.settings, self.topic, stable, high);
+        let what = format!("{what}. Waited for since {:.0}", self.since);
+        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            self.told = Some(Instant::now());
+            tracing::warn!("{what}");
+        }
+        self.settings.reach.waits(Some(what));
+    }
+}
+
+/// Nothing is waited for any more, however the reading ended.
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.settings.reach.waits(None);
+    }
+}
+
+/// Why the end can't be read: the relay's own transactions were ended by its fence. What it hides could be
+/// read, and not whether it was committed.
+fn open_transaction(settings: &Settings, name: &str, stable: i64, high: i64) -> String {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    format!(
+        "a transaction that is open in partition 0 of the topic {name} hides what lies from offset {stable} to the end, \
+         {high}, which may be the newest progress. Whoever may write to that topic can have begun it. The broker ends \
+         it after its transaction.timeout.ms, at most 15 minutes by the brokers' default for \
+         transaction.max.timeout.ms; nothing is lost, and the relay continues by itself. Not to wait: `kafka-transactions \
+         --bootstrap-server {servers} abort --topic {name} --partition 0 --start-offset {stable}`; that none but the \
+         relay may write there, look with `kafka-acls --bootstrap-server {servers} --list --topic {name}`"
+    )
+}
