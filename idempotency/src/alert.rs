@@ -46,6 +46,14 @@ pub enum Alert {
         /// Where it begins.
         to: i64,
     },
+    /// The consumer's database is a promoted standby by now. If replication was asynchronous, it may lack the last
+    /// effects. Each process says it that ran meanwhile, within about 15 s.
+    FailedOver {
+        /// The inbox's name.
+        consumer: String,
+        /// When the former primary was written to, as seen last.
+        seen: std::time::SystemTime,
+    },
     /// A handler has been at work on a message for half a minute (`Processor::slow_after`), and again for
     /// each further one. Its transaction is open.
     Slow {

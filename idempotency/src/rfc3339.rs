@@ -23,7 +23,7 @@ pub(crate) fn serialize_some<S: Serializer>(
 }
 
 /// What is smaller than a millisecond is cut off, towards the past.
-fn text(time: SystemTime) -> String {
+pub(crate) fn text(time: SystemTime) -> String {
     let micros = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i128::try_from(after.as_micros()).unwrap_or(i128::MAX),
         Err(before) => -i128::try_from(before.duration().as_micros()).unwrap_or(i128::MAX),

@@ -96,10 +96,14 @@ impl Processor {
 
     async fn upkeep(&self) -> Stop {
         let (mut maintained, mut said) = (Instant::now(), false);
-        let mut refused = HashSet::new();
+        let (mut refused, mut timeline) = (HashSet::new(), None);
         loop {
             if let Err(weakened @ InboxError::Setting(_)) = self.shared.inbox.is_whole().await {
                 return Stop::Inbox(weakened);
+            }
+            if let Err(error) = self.look_at_the_timeline(&mut timeline).await {
+                let error = chain(&error);
+                tracing::debug!(error, "whether the database has failed over is not known");
             }
             match self.observe().await {
                 Ok(waits) if !said => {

@@ -16,6 +16,7 @@ mod position;
 mod settle;
 mod store;
 mod taken;
+mod timeline;
 mod watch;
 mod watermark;
 

@@ -1,5 +1,7 @@
 //! The consumer's database fails over to a standby, under load.
 
+use std::time::SystemTime;
+
 use outbox_harness::{
     cluster::Pair,
     database::{self, Database, Role},
@@ -7,7 +9,7 @@ use outbox_harness::{
     topic::Topic,
     wait,
 };
-use outbox_idempotency::{Dedup, Inbox, Message, Processor, Retry, Tx};
+use outbox_idempotency::{Alert, Dedup, Inbox, Message, Processor, Retry, Tx};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
@@ -184,12 +186,21 @@ async fn a_watermark_tells_what_an_asynchronous_standby_lost_and_it_takes_effect
 }
 
 #[tokio::test]
-async fn what_rows_lost_with_an_asynchronous_standby_takes_effect_once_it_is_read_again() {
+async fn what_rows_may_have_lost_with_an_asynchronous_standby_is_said_and_takes_effect_when_read_again()
+ {
     let mut f = Failover::begin(Dedup::Rows, false).await;
     let member = lose_the_tail(&mut f).await;
+    let promoted = SystemTime::now();
     f.send(steps(151..=200)).await;
     until_effects(&f.database, count(steps(1..=100)) + count(steps(151..=200))).await;
     until_no_lag(&f.database, &f.topic, PARTITIONS).await;
+    let said = wait::until("it is said", wait::PATIENCE, || async {
+        match &member.alerts()[..] {
+            [Alert::FailedOver { seen, .. }] if *seen < promoted => Ok(()),
+            others => Err(format!("{others:?}")),
+        }
+    });
+    said.await.expect("that the database has failed over");
     member.stop().await;
     // Nothing is doubled, and the offsets are behind what is lost.
     let kept = steps(1..=100).chain(steps(151..=200));
