@@ -13,8 +13,10 @@ use rdkafka::{
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::PARTITIONS;
 use crate::terminal::progress;
+
+/// Of the topic.
+pub(super) const PARTITIONS: i32 = 8;
 
 /// Rows of the table of effects, and distinct keys of most topics.
 pub(super) const ACCOUNTS: u64 = 100_000;

@@ -13,99 +13,44 @@ mod accounts;
 mod by_hand;
 mod messages;
 mod outcome;
+mod question;
 mod runner;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use outbox_harness::{database::Database, kafka::Kafka, servers, topic::Topic};
 
 use self::{
     accounts::Watch,
     by_hand::ByHand,
-    messages::Keys,
+    messages::{Keys, PARTITIONS},
     outcome::Turn,
     runner::{WAITING, Way},
 };
 use crate::{InboxArgs, terminal::progress};
 
-pub(crate) use outcome::Comparison;
+pub(crate) use self::{outcome::Comparison, question::Question};
 
-const PARTITIONS: i32 = 8;
-
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Question {
-    /// One message in a transaction: a row for each against no memory
-    Rows,
-    /// One message in a transaction: sessions put back behind each, against left as they are
-    Clearing,
-    /// Batches against a loop written by hand, one message in a transaction
-    Batch,
-    /// Batches: a watermark against no memory
-    Watermark,
-    /// Batches of messages without a key: a watermark against rows
-    Keyless,
-    /// Forty keys that waited for a service, against the same messages as they come
-    Parked,
-    /// Handlers that wait 5 ms, 64 at once, against what that allows
-    Wait5,
-    /// Handlers that wait 20 ms, 64 at once, against what that allows
-    Wait20,
-}
-
-impl Question {
-    const ALL: [Question; 8] = [
-        Question::Rows,
-        Question::Clearing,
-        Question::Batch,
-        Question::Watermark,
-        Question::Keyless,
-        Question::Parked,
-        Question::Wait5,
-        Question::Wait20,
-    ];
-
-    /// The first is measured, the second is what it is a ratio of.
-    fn contestants(self) -> Vec<Contestant> {
-        let of = |way, messages| Contestant { who: Who::Runner(way), messages };
-        let by_hand = |loops, messages| Contestant { who: Who::ByHand(ByHand { loops }), messages };
-        match self {
-            Question::Rows => vec![of(Way::ROWS, 40_000), of(Way::OFF, 40_000)],
-            Question::Clearing => vec![of(Way::ROWS, 40_000), of(Way::LEFT, 40_000)],
-            Question::Batch => {
-                vec![of(Way::BATCH, 300_000), by_hand(1, 15_000), by_hand(8, 30_000)]
-            }
-            Question::Watermark => {
-                vec![of(Way::BATCH_WATERMARK, 300_000), of(Way::BATCH_OFF, 300_000)]
-            }
-            Question::Keyless => {
-                vec![of(Way::BATCH_WATERMARK, 200_000), of(Way::BATCH, 200_000)]
-            }
-            Question::Parked => vec![of(Way::PARKED, 8_000), of(Way::TWO_ROWS, 8_000)],
-            Question::Wait5 => waiting(5, 30_000),
-            Question::Wait20 => waiting(20, 10_000),
+/// The first is measured, the second is what it is a ratio of.
+fn contestants(question: Question) -> Vec<Contestant> {
+    let of = |way, messages| Contestant { who: Who::Runner(way), messages };
+    let by_hand = |loops, messages| Contestant { who: Who::ByHand(ByHand { loops }), messages };
+    match question {
+        Question::Rows => vec![of(Way::ROWS, 40_000), of(Way::OFF, 40_000)],
+        Question::Clearing => vec![of(Way::ROWS, 40_000), of(Way::LEFT, 40_000)],
+        Question::Batch => {
+            vec![of(Way::BATCH, 300_000), by_hand(1, 15_000), by_hand(8, 30_000)]
         }
-    }
-
-    /// Of the messages that they get.
-    fn keys(self) -> Keys {
-        match self {
-            Question::Keyless => Keys::None,
-            Question::Parked => Keys::Few,
-            _ => Keys::Many,
+        Question::Watermark => {
+            vec![of(Way::BATCH_WATERMARK, 300_000), of(Way::BATCH_OFF, 300_000)]
         }
-    }
-
-    /// Of the first by the second.
-    fn floor(self) -> f64 {
-        match self {
-            Question::Rows | Question::Clearing | Question::Wait5 | Question::Wait20 => 0.9,
-            Question::Batch => 8.0,
-            Question::Watermark => 0.95,
-            Question::Keyless | Question::Parked => 0.5,
+        Question::Keyless => {
+            vec![of(Way::BATCH_WATERMARK, 200_000), of(Way::BATCH, 200_000)]
         }
+        Question::Parked => vec![of(Way::PARKED, 8_000), of(Way::TWO_ROWS, 8_000)],
+        Question::Wait5 => waiting(5, 30_000),
+        Question::Wait20 => waiting(20, 10_000),
     }
 }
 
@@ -152,8 +97,7 @@ pub(crate) async fn run(args: &InboxArgs) -> Result<Vec<Comparison>> {
     let mut hall = Hall::open(concurrency).await?;
     let mut comparisons = Vec::new();
     for question in asked {
-        let contestants: Vec<Contestant> = question
-            .contestants()
+        let contestants: Vec<Contestant> = contestants(question)
             .into_iter()
             .map(|c| Contestant { messages: messages.unwrap_or(c.messages), ..c })
             .collect();

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use serde::Serialize;
 
-use super::Question;
+use super::question::Question;
 use crate::sample::median;
 
 /// One contestant's turn: counted, and found right.
