@@ -75,6 +75,11 @@ const OUTBOX: &[Migration] = &[
         name: "merged_alone",
         sql: include_str!("../outbox/V14__merged_alone.sql"),
     },
+    Migration {
+        version: 15,
+        name: "own_account",
+        sql: include_str!("../outbox/V15__own_account.sql"),
+    },
 ];
 
 const INBOX: &[Migration] = &[
@@ -86,6 +91,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 6, name: "topics", sql: include_str!("../inbox/V6__topics.sql") },
     Migration { version: 7, name: "by_id", sql: include_str!("../inbox/V7__by_id.sql") },
     Migration { version: 8, name: "places", sql: include_str!("../inbox/V8__places.sql") },
+    Migration { version: 9, name: "identity", sql: include_str!("../inbox/V9__identity.sql") },
 ];
 
 impl Set {

@@ -489,3 +489,33 @@ async fn with_at_least_once_a_refused_event_parks_what_comes_later() {
     assert_eq!(texts(&list(&t).await, "reason"), ["too_large", "lane_parked"]);
     wait_lanes(&relay, 1).await;
 }
+
+/// A copy of the table's rows, as by logical replication, does not bring along which id comes next.
+#[tokio::test]
+async fn events_are_parked_though_the_tables_next_id_is_behind_its_rows() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let events = || (0..3).map(|n| Event::to(topic.name()).key(&n.to_string()).partition(9));
+    t.commit(events()).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    let behind = "select setval(pg_get_serial_sequence('outbox.dead_letters', 'id'), 1, false)";
+    t.database().superuser().batch_execute(behind).await.expect("it is set");
+    for parked in [6, 9] {
+        t.commit(events()).await;
+        wait_parked(&t, |found| found == parked).await;
+    }
+    let log = relay.log_text();
+    assert_eq!(log.matches("streaming from=").count(), 1, "nothing is begun again: {log}");
+    // The log says how the owner sets it right.
+    let (_, told) = log.split_once("as the table's owner: ").expect("a statement");
+    let statement = told.split('\n').next().expect("a line").split('"').next().expect("its end");
+    let owner = t.database().connect(Role::Owner).await;
+    owner.batch_execute(statement).await.expect(statement);
+    relay.kill9().await;
+    relay.restart();
+    t.commit(events()).await;
+    wait_parked(&t, |parked| parked == 12).await;
+    let log = relay.log_text();
+    assert_eq!(log.matches("as the table's owner").count(), 1, "it is right: {log}");
+}

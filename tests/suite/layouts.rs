@@ -2,6 +2,8 @@
 
 use outbox_harness::{Harness, event::Event};
 
+use crate::dead_letters::{wait_parked, wait_records};
+
 #[tokio::test]
 async fn debeziums_outbox_layout_is_published_as_debezium_does() {
     let t = Harness::start().await;
@@ -75,4 +77,36 @@ async fn a_table_of_ones_own_is_published_by_its_columns_names() {
     let record = topic.records_with(["42".to_owned()]).await.remove(0);
     assert_eq!(record.payload.as_deref(), Some(&b"plain text, not JSON"[..]));
     assert_eq!(record.key.as_deref(), Some(&b"7"[..]));
+}
+
+/// A text may be longer than an index takes.
+#[tokio::test]
+async fn an_event_with_a_very_long_id_is_parked_and_released() {
+    let t = Harness::start().await;
+    let topic = t.topic("invoices");
+    let table = "create table public.mail (no text not null, body text); \
+                 create publication mail for table public.mail with (publish = 'insert')";
+    t.database().superuser().batch_execute(table).await.expect("a table");
+    let mut settings = t
+        .relay()
+        .set("postgres.publication", "mail")
+        .set_toml("outbox.tables", "[\"public.mail\"]")
+        .set("outbox.topic", topic.name())
+        .set("outbox.columns.id", "no")
+        .set("outbox.columns.payload", "body")
+        .set("sink.topic_grace", "100ms");
+    for column in ["topic", "key", "type", "headers", "partition", "created_at"] {
+        settings = settings.set_toml(&format!("outbox.columns.{column}"), "false");
+    }
+    let _relay = settings.clone().start().await;
+    let insert = "insert into public.mail select string_agg(gen_random_uuid()::text, ''), 'x' \
+                  from generate_series(1, 300)";
+    t.database().superuser().batch_execute(insert).await.expect("inserted");
+    wait_parked(&t, |parked| parked == 1).await;
+    let topic = topic.create(1).await;
+    let released = settings.command(&["dead-letters", "release", "--all", "--yes"]).await;
+    assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    wait_records(&topic, 1).await;
+    let id = topic.records().await[0].id().map(str::len);
+    assert_eq!(id, Some(300 * 36));
 }

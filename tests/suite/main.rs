@@ -1,5 +1,6 @@
 //! The end-to-end suite. One binary, so that its servers start once per run.
 
+mod alike;
 mod arrows;
 mod characters;
 mod checks;

@@ -57,6 +57,7 @@ struct Entry {
     position: RowPosition,
     timestamp_ms: Option<i64>,
     partition: Option<i32>,
+    xid: Option<u32>,
     /// End offsets in the arena of topic, key, payload and headers; it starts at `start`.
     start: usize,
     topic: usize,
@@ -82,6 +83,8 @@ pub struct Record<'a> {
     pub partition: Option<i32>,
     /// Record timestamp in milliseconds since the Unix epoch; `None` leaves it to the sink.
     pub timestamp_ms: Option<i64>,
+    /// The transaction that wrote the row, as its column `xid` says, without the epoch.
+    pub xid: Option<u32>,
     headers: &'a [u8],
 }
 
@@ -209,6 +212,7 @@ impl Batch {
             payload: entry.has_payload.then(|| &bytes[entry.key..entry.payload]),
             partition: entry.partition,
             timestamp_ms: entry.timestamp_ms,
+            xid: entry.xid,
             headers: &bytes[entry.payload..entry.headers],
         }
     }
@@ -282,6 +286,7 @@ impl Batch {
             position: head.position,
             timestamp_ms: head.timestamp_ms,
             partition: head.partition,
+            xid: None,
             start,
             topic,
             key,
@@ -320,6 +325,11 @@ pub struct RecordWriter<'b> {
 }
 
 impl RecordWriter<'_> {
+    /// The transaction that wrote the row; `None` as long as nothing is said.
+    pub fn written_by(&mut self, xid: Option<u32>) {
+        self.entry.xid = xid;
+    }
+
     /// Adds a header. Name and value are copied.
     pub fn header(&mut self, name: &str, value: &[u8]) {
         self.header_with(name, |arena| arena.extend_from_slice(value));

@@ -29,7 +29,7 @@ pub(super) const KEPT_BYTES: usize = 64 << 10;
 /// A table that can be read: its mapped columns, and those that give the order.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// The mapped columns, as the stream would announce them.
+    /// The mapped columns and `xid`, as the stream would announce them.
     pub(super) relation: Relation,
     pub(super) name: TableName,
     /// Whether an account is kept of rows that are deleted.
@@ -97,7 +97,8 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
             format!("`alter table {name} alter column {} set not null`", quoted(id)),
         ));
     };
-    let columns = columns.iter().filter(|column| mapping.reads(&column.name));
+    // By their transaction those are known that were parked already.
+    let columns = columns.iter().filter(|column| mapping.reads(&column.name) || column.name == XID);
     let columns = columns
         .map(|column| Column { name: column.name.clone(), type_oid: column.type_oid })
         .collect();

@@ -67,6 +67,7 @@ impl Scratch {
             partition,
             timestamp_ms: moment.map(Moment::unix_ms),
         });
+        record.written_by(plan.writer(row, values));
         let mut out = HeaderWriter::new(&mut record);
         relay.write(&mut out, row.position, id, event_type, moment);
         write_row_headers(plan, relay, row, values, part, &mut out)?;
@@ -159,6 +160,7 @@ pub(super) fn keep(
             partition: refused.partition,
             timestamp_ms: moment.map(Moment::unix_ms),
         });
+        record.written_by(plan.writer(row, values));
         let mut out = HeaderWriter::new(&mut record);
         let id = refused.event_id.as_deref().unwrap_or_default();
         relay.write(&mut out, row.position, id.as_bytes(), refused.event_type.as_deref(), moment);

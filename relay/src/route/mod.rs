@@ -136,9 +136,8 @@ impl Router {
             return Ok(RelationUse::Ignored);
         }
         let mut plan = self.mapping.plan(relation).map_err(RelationError::DoesNotFit)?;
-        if !self.stamped.iter().any(|table| table.is(&relation.schema, &relation.table)) {
-            plan.xid = None;
-        }
+        let is_this = |table: &TableName| table.is(&relation.schema, &relation.table);
+        plan.stamped = plan.xid.is_some() && self.stamped.iter().any(is_this);
         if let (Format::Binary, Some(column)) = (self.format, &plan.text_column) {
             let table = format!("{}.{}", relation.schema, relation.table);
             return Err(RelationError::NeedsText { table, column: column.clone() });
@@ -160,7 +159,7 @@ impl Router {
         };
         let mut values: Values<'_> = [Value::Null; plan::SLOTS_MAX];
         let read = read(plan, &row.tuple, &mut values);
-        if let (Some(writer), Some(xid)) = (row.writer, plan.xid)
+        if let (Some(writer), Some(xid)) = (row.writer, plan.xid.filter(|_| plan.stamped))
             && value::xid(xid.of(&values)).is_some_and(|xid| xid != writer)
         {
             return Ok(Routed::Moved);
@@ -178,7 +177,7 @@ impl Router {
     /// timestamp of its record, which is `created_at` then.
     pub fn can_find(&self, row: &Row<'_>) -> bool {
         let plan = self.plans.iter().find(|(known, _)| *known == row.relation.id);
-        let has_both = plan.is_some_and(|(_, it)| it.xid.is_some() && it.created_at.is_some());
+        let has_both = plan.is_some_and(|(_, it)| it.stamped && it.created_at.is_some());
         has_both && !row.tuple.is_truncated()
     }
 

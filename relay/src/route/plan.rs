@@ -9,8 +9,9 @@ use super::{
     role::Role,
     table::{TableName, quoted},
     template::{Part, Template},
+    value,
 };
-use crate::core::row::{Column, Relation, Value};
+use crate::core::row::{Column, Relation, Row, Value};
 
 /// These and `xid`: their values live on the stack while a row is routed.
 pub(super) const SLOTS_MAX: usize = MAPPED_MAX + 1;
@@ -72,10 +73,21 @@ pub(super) struct Plan {
     pub(super) header_columns: Vec<(String, Slot)>,
     /// Which transaction wrote the row.
     pub(super) xid: Option<Slot>,
+    /// Whether that is the one that inserted it, by the column's default.
+    pub(super) stamped: bool,
     /// Places of a present column and of its former self, which counts in rows where the present one is null.
     pub(super) former: Vec<(u8, u8)>,
     /// A column that only the text format can carry.
     pub(super) text_column: Option<String>,
+}
+
+impl Plan {
+    /// The transaction that wrote the row, without its epoch. Of a row of which only the beginning was kept,
+    /// the one that the stream has it in, where that is the same.
+    pub(super) fn writer(&self, row: &Row<'_>, values: &Values<'_>) -> Option<u32> {
+        let told = self.xid.and_then(|xid| value::xid(xid.of(values)));
+        told.or(row.writer.filter(|_| self.stamped && row.tuple.is_truncated()))
+    }
 }
 
 /// Marks a column that no role uses.
@@ -156,6 +168,7 @@ impl Mapping {
                 created_at,
                 header_columns,
                 xid,
+                stamped: false,
                 former: pairs,
                 text_column,
             }),

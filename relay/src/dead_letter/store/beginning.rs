@@ -17,14 +17,14 @@ use crate::{
 const LANES_READ: i64 = 10_000;
 
 impl Store {
-    /// Positions of another cluster's WAL mean nothing here, and its events come before all that
+    /// Positions and transactions of another cluster's WAL mean nothing here, and its events come before all that
     /// this one streams: a dump was restored, or the cluster upgraded.
     pub(super) async fn adopt(&mut self) -> Result<(), DeadLetterError> {
         let adopted = self
             .execute(
                 "looking at outbox.dead_letters",
                 "update outbox.dead_letters d \
-                 set system_id = $2, commit_lsn = '0/0', ordinal = o.ordinal \
+                 set system_id = $2, commit_lsn = '0/0', ordinal = o.ordinal, xid = null \
                  from (select id, (select max(id) from outbox.dead_letters) + row_number() over \
                               (order by commit_lsn, ordinal, id) as ordinal \
                        from outbox.dead_letters \

@@ -1,10 +1,16 @@
 //! Parked events as rows of the table, and rows as records.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
-use tokio_postgres::{Row, types::PgLsn};
+use tokio_postgres::{Row, error::SqlState, types::PgLsn};
 use uuid::Uuid;
 
-use super::{numbers::signed, session::Store};
+use super::{
+    numbers::signed,
+    recognised::{Identity, Kind, Kinds, event_id, groups, topic},
+    session::Store,
+};
 use crate::{
     core::{
         header,
@@ -20,29 +26,71 @@ use crate::{
     route::{Origin, reason},
 };
 
+/// What sets the next id right.
+const NEXT_ID: &str = "select setval(pg_get_serial_sequence('outbox.dead_letters', 'id'), max(id)) \
+                       from outbox.dead_letters";
+/// Statements that give ids, until one finds them free.
+const IDS_TRIED: usize = 5;
+
 impl Store {
-    /// Parks letters that are few enough for one statement.
+    /// Parks letters that are few enough for one statement. Where the table's ids have fallen behind its rows,
+    /// as in a copy that was made row by row, the relay gives them ids itself: only the owner can set them right.
     pub(super) async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
         let columns = Columns::of(letters, self.repertoire);
+        if !self.gives_ids {
+            match self.insert_columns(&columns).await {
+                Err(error) if is_taken(&error) => {
+                    tracing::warn!(
+                        "the next id of outbox.dead_letters is of a parked event already, as in a copy of \
+                         the table; events are parked with ids after the highest. To set it right, as the \
+                         table's owner: {NEXT_ID}"
+                    );
+                    self.gives_ids = true;
+                }
+                parked => return parked,
+            }
+        }
+        // A relay of another name may take the same id at this moment.
+        for _ in 1..IDS_TRIED {
+            match self.insert_columns(&columns).await {
+                Err(error) if is_taken(&error) => {}
+                parked => return parked,
+            }
+        }
+        self.insert_columns(&columns).await
+    }
+
+    async fn insert_columns(&self, columns: &Columns<'_>) -> Result<(), DeadLetterError> {
+        let (id, given) = match self.gives_ids {
+            true => (
+                "id, ",
+                "(select coalesce(max(id), 0) from outbox.dead_letters) + row_number() over (), ",
+            ),
+            false => ("", ""),
+        };
         self.execute(
             "parking events",
             // What was released and delivered long ago, and is refused now that its place was streamed once more,
             // is parked again; what is parked stays as it is.
-            "insert into outbox.dead_letters as d (relay, system_id, commit_lsn, ordinal, event_id, \
-                 lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, error) \
-             select $1, $2, n.* \
+            &format!(
+                "insert into outbox.dead_letters as d ({id}relay, system_id, commit_lsn, ordinal, \
+                 event_id, lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, \
+                 error, xid) \
+             select {given}$1, $2, n.* \
              from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
                  $9::int4[], $10::int8[], $11::bytea[], $12::jsonb[], $13::bool[], $14::text[], \
-                 $15::text[]) \
+                 $15::text[], $16::text[]::xid[]) \
                  as n (commit_lsn, ordinal, event_id, lane, topic, key, partition, timestamp_ms, \
-                     payload, headers, fit, reason, error) \
-             on conflict (relay, commit_lsn, ordinal, coalesce(event_id, '')) do update \
+                     payload, headers, fit, reason, error, xid) \
+             on conflict (relay, commit_lsn, ordinal, hashtextextended(coalesce(event_id, ''), 0)) \
+             do update \
              set state = 'parked', release_id = null, release_ordinal = null, lane = excluded.lane, \
                  topic = excluded.topic, key = excluded.key, partition = excluded.partition, \
                  payload = excluded.payload, headers = excluded.headers, fit = excluded.fit, \
-                 reason = excluded.reason, error = excluded.error, \
+                 reason = excluded.reason, error = excluded.error, xid = excluded.xid, \
                  parked_at = clock_timestamp(), changed_at = clock_timestamp() \
-             where d.state = 'released'",
+             where d.state = 'released'"
+            ),
             &[
                 &self.relay.clone(),
                 &self.origin.system_id.clone(),
@@ -59,6 +107,7 @@ impl Store {
                 &columns.fit,
                 &columns.reasons,
                 &columns.errors,
+                &columns.xids,
             ],
         )
         .await?;
@@ -68,41 +117,66 @@ impl Store {
 
 impl Store {
     /// Which records of the batch are events of the table that it has not delivered; their indexes, ascending.
-    pub(super) async fn find(&self, batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
+    /// One repair's batches, in its order.
+    pub(super) async fn find(&mut self, batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
         const DOING: &str = "looking for parked events";
+        if self.found.newest.is_none() {
+            let highest = "select coalesce(max(id), 0) from outbox.dead_letters";
+            let rows = self.query(DOING, highest, &[]).await?;
+            self.found.newest = rows.first().map(|row| row.get(0));
+        }
         let any = "select from outbox.dead_letters where relay = $1 limit 1";
         if batch.is_empty() || self.query(DOING, any, &[&self.relay]).await?.is_empty() {
             return Ok(Vec::new());
         }
-        let mut columns = Columns::default();
-        for record in batch.iter() {
-            columns.add_identity(&record, self.repertoire);
-        }
-        // One by one, whatever the planner takes the table's size to be. An id may be the same in two tables:
-        // the event is the one of that time, topic and key.
+        let groups = groups(batch, self.repertoire);
+        let identities = groups.iter().map(|(identity, _): &(Identity, _)| identity);
+        let event_ids: Vec<&str> = identities.clone().map(|it| it.event_id.as_str()).collect();
+        let topics: Vec<Option<&str>> = identities.clone().map(|it| it.topic.as_deref()).collect();
+        let keys: Vec<Option<&[u8]>> = identities.clone().map(|it| it.key.as_deref()).collect();
+        let times: Vec<Option<i64>> = identities.map(|it| it.timestamp_ms).collect();
         let rows = self
             .query(
                 DOING,
-                "select n.number from unnest($2::text[], $3::int8[], $4::text[], $5::bytea[]) \
+                // One by one, whatever the planner takes the table's size to be. Transactions of another
+                // cluster say nothing here. A payload's length is known without reading it.
+                "select n.number, l.xid, l.bytes, count(*) \
+                 from unnest($2::text[], $3::int8[], $4::text[], $5::bytea[]) \
                      with ordinality as n (event_id, timestamp_ms, topic, key, number) \
-                 cross join lateral (select from outbox.dead_letters d \
+                 cross join lateral (select octet_length(d.payload)::int8 as bytes, \
+                         case when d.system_id = $6 then d.xid::text::int8 end as xid \
+                     from outbox.dead_letters d \
                      where d.event_id = n.event_id and d.relay = $1 and d.state <> 'released' \
                          and d.timestamp_ms is not distinct from n.timestamp_ms \
                          and d.topic is not distinct from n.topic \
-                         and d.key is not distinct from n.key limit 1) d \
-                 order by n.number",
+                         and d.key is not distinct from n.key and d.id <= $7 offset 0) l \
+                 group by n.number, l.xid, l.bytes",
                 &[
                     &self.relay,
-                    &columns.event_ids,
-                    &columns.timestamps_ms,
-                    &columns.topics,
-                    &columns.keys,
+                    &event_ids,
+                    &times,
+                    &topics,
+                    &keys,
+                    &self.origin.system_id,
+                    &self.found.newest.unwrap_or(i64::MAX),
                 ],
             )
             .await?;
-        let number = |row: &Row| usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
-        Ok(rows.iter().map(number).collect())
+        let mut letters: HashMap<usize, Kinds> = HashMap::new();
+        for row in &rows {
+            let number = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+            let xid = row.get::<_, Option<i64>>(1).and_then(|xid| u32::try_from(xid).ok());
+            let kind = Kind { xid, bytes: row.get(2), count: row.get(3) };
+            letters.entry(number).or_default().push(kind);
+        }
+        Ok(self.found.take(&groups, &letters, batch, self.repertoire))
     }
+}
+
+/// Whether another row has the id.
+fn is_taken(error: &DeadLetterError) -> bool {
+    let DeadLetterError::Database { source, .. } = error else { return false };
+    source.code() == Some(&SqlState::UNIQUE_VIOLATION)
 }
 
 /// Letters as the arrays of one statement.
@@ -121,6 +195,7 @@ struct Columns<'a> {
     fit: Vec<bool>,
     reasons: Vec<&'a str>,
     errors: Vec<String>,
+    xids: Vec<Option<String>>,
 }
 
 impl<'a> Columns<'a> {
@@ -128,7 +203,11 @@ impl<'a> Columns<'a> {
         let mut columns = Columns::default();
         for letter in letters {
             let record: Record<'a> = letter.record;
-            columns.add_identity(&record, repertoire);
+            columns.event_ids.push(event_id(&record, repertoire));
+            columns.topics.push(topic(&record, repertoire));
+            columns.keys.push(record.key);
+            columns.timestamps_ms.push(record.timestamp_ms);
+            columns.xids.push(record.xid.map(|xid| xid.to_string()));
             columns.commits.push(PgLsn::from(record.position.commit.get()));
             columns.ordinals.push(signed(record.position.ordinal));
             columns.lanes.push(letter.lane.map(Lane::to_uuid));
@@ -140,16 +219,6 @@ impl<'a> Columns<'a> {
             columns.errors.push(repertoire.sanitised(letter.error));
         }
         columns
-    }
-
-    /// By what an event is known again.
-    fn add_identity(&mut self, record: &Record<'a>, repertoire: Repertoire) {
-        let text = |bytes: &[u8]| repertoire.sanitised(&String::from_utf8_lossy(bytes));
-        let topic = Some(record.topic).filter(|topic| !topic.is_empty());
-        self.event_ids.push(record.event_id().map(text));
-        self.topics.push(topic.map(|topic| repertoire.sanitised(topic)));
-        self.keys.push(record.key);
-        self.timestamps_ms.push(record.timestamp_ms);
     }
 }
 

@@ -6,6 +6,7 @@
 mod beginning;
 mod letters;
 mod numbers;
+mod recognised;
 mod session;
 mod table;
 mod taking;

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_postgres::{Row, types::ToSql};
 
+use super::recognised::Found;
 use crate::{
     dead_letter::{answer::sorted, error::DeadLetterError, headers::Repertoire},
     postgres::sql::SqlSession,
@@ -23,6 +24,10 @@ pub struct Store {
     pub(super) repertoire: Repertoire,
     /// How long it waits, still, for what is not visible.
     pub(super) patience: Duration,
+    /// Of the repair that goes before the stream.
+    pub(super) found: Found,
+    /// Whether the next id that the table has is behind its rows.
+    pub(super) gives_ids: bool,
 }
 
 impl Store {
@@ -39,7 +44,8 @@ impl Store {
         let encoding = encoding.map_err(|e| sorted("asking for the server's encoding", e))?;
         let repertoire = Repertoire::of(encoding.get(0));
         let relay = relay.to_owned();
-        let mut store = Store { session, relay, origin, repertoire, patience: VISIBLE_MAX };
+        let (patience, found, gives_ids) = (VISIBLE_MAX, Found::default(), false);
+        let mut store = Store { session, relay, origin, repertoire, patience, found, gives_ids };
         store.adopt().await?;
         Ok(store)
     }
