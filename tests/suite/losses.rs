@@ -225,6 +225,14 @@ async fn what_is_moved_is_taken_back_from_the_account_of_deleted_rows() {
          insert into outbox.events select * from aside; commit",
     )
     .await;
+    // The copy before the original goes.
+    run(
+        &t,
+        "begin; create temporary table kept as select ctid as place from outbox.events; \
+         insert into outbox.events select * from outbox.events; \
+         delete from outbox.events where ctid = any (array(select place from kept)); commit",
+    )
+    .await;
     assert_eq!(notes().await, 0);
     // One of three does not come back.
     run(
@@ -251,9 +259,105 @@ async fn nobody_takes_back_the_account_of_another_transaction() {
          insert into outbox.events (topic, xid) values ('x', '7'); commit",
     )
     .await;
-    let sql = "select count(*) from outbox.deletions";
+    // What the second one leaves for itself stands for no row.
+    let sql = "select count(*) from outbox.deletions where newest <> '0'";
     let notes: i64 = t.database().superuser().query_one(sql, &[]).await.expect("a count").get(0);
     assert_eq!(notes, 1);
+}
+
+/// A role that may delete events as docs/ROLES.md says, and no more.
+async fn deleter(t: &Harness) -> String {
+    let deleter = format!("deleter_{}", t.database().name());
+    let grants = "grant usage on schema outbox to outbox_deleter; \
+                  grant select, delete on outbox.events to outbox_deleter";
+    let roles =
+        include_str!("../../docs/ROLES.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    for grant in grants.split("; ") {
+        assert!(roles.contains(&grant.split_whitespace().collect::<Vec<_>>().join(" ")), "{grant}");
+    }
+    run(t, &format!("create role {deleter}; {}", grants.replace("outbox_deleter", &deleter))).await;
+    deleter
+}
+
+/// Has `statements` run by the deleter, then removes it from the cluster.
+async fn as_deleter(t: &Harness, statements: &[&str]) {
+    let deleter = deleter(t).await;
+    run(t, &format!("set role {deleter}")).await;
+    for statement in statements {
+        run(t, statement).await;
+    }
+    run(t, &format!("reset role; drop owned by {deleter}; drop role {deleter}")).await;
+}
+
+/// Any role may set what a transaction has deleted so far, also for its whole session.
+#[tokio::test]
+async fn whoever_deletes_and_says_that_it_is_noted_already_halts_a_repair_all_the_same() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let (mut relay, _) = lost(&t, &topic).await;
+    run(&t, "insert into outbox.events (topic) values ('x')").await;
+    let statements = [
+        "set outbox.gone = '0 0 9000000000000000000 {}'",
+        "delete from outbox.events where topic = 'x'",
+        "reset outbox.gone",
+    ];
+    as_deleter(&t, &statements).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("rows of outbox.events were deleted"), "{detail}");
+    assert_eq!(topic.records().await.len(), 1, "nothing is guessed");
+}
+
+/// What the setting says is true here of an earlier moment, or of another row, or begins so.
+#[tokio::test]
+async fn no_setting_hides_a_deletion_from_the_account() {
+    let t = Harness::start().await;
+    let own = "set_config('outbox.gone', pg_current_xact_id()::text";
+    let of_next = "(select ' -1 -' || xid::text || ' ' from outbox.events where topic = 'b')";
+    let parts = "from string_to_array(current_setting('outbox.gone'), ' ') s";
+    for forge in [
+        // A newest note that is not there, with and without the numbers that have all taken back.
+        format!("select {own} || ' 5 500 (0,9999) - {{}}', true)"),
+        format!("select {own} || {of_next} || '(0,9999) (0,9999) {{}}', true)"),
+        // The true one, with these numbers, and as the one that rows which come leave.
+        format!("select {own} || {of_next} || s[4] || ' - ' || s[6], true) {parts}"),
+        format!("select {own} || {of_next} || s[4] || ' ' || s[4] || ' ' || s[6], true) {parts}"),
+    ] {
+        run(&t, "insert into outbox.events (topic) values ('a')").await;
+        run(&t, "insert into outbox.events (topic) values ('b')").await;
+        run(
+            &t,
+            "select set_config('a.xid', xid::text, false) from outbox.events where topic = 'b'",
+        )
+        .await;
+        let statements = [
+            "begin; delete from outbox.events where topic = 'a'",
+            &forge,
+            "delete from outbox.events where topic = 'b'; commit",
+        ];
+        as_deleter(&t, &statements).await;
+        let noted = "select exists (select from outbox.deletions \
+                     where newest >= current_setting('a.xid')::xid8)";
+        let row = t.database().superuser().query_one(noted, &[]).await.expect("an answer");
+        assert!(row.get::<_, bool>(0), "{forge}");
+        run(&t, "delete from outbox.events; truncate outbox.deletions").await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_noted_before_a_rollback_to_a_savepoint_is_noted_once_more() {
+    let t = Harness::start().await;
+    run(&t, "insert into outbox.events (topic) values ('a')").await;
+    let superuser = t.database().superuser();
+    run(&t, "begin; savepoint start; delete from outbox.events").await;
+    let state = "select current_setting('outbox.gone')";
+    let kept: String = superuser.query_one(state, &[]).await.expect("a setting").get(0);
+    run(&t, "rollback to start").await;
+    run(&t, &format!("set local outbox.gone = '{kept}'")).await;
+    run(&t, "delete from outbox.events; commit").await;
+    let notes = "select count(*) from outbox.deletions";
+    let row = superuser.query_one(notes, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 1, "{kept}");
 }
 
 /// Ten thousand transactions' rows: a note for each would make retention expensive.
