@@ -408,3 +408,52 @@ async fn another_publication_in_the_settings_loses_nothing_of_a_transaction_deli
     let _wider = settings.set("postgres.publication", "wider").start().await;
     arrives(&t, &topic).await;
 }
+
+/// As somebody makes it for a copy of the whole database. It publishes updates and deletes, which PostgreSQL
+/// refuses where a row has no identity.
+#[tokio::test]
+async fn a_publication_of_all_tables_keeps_none_of_the_relays_tables_from_being_changed() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, "create publication everything for all tables").await;
+    let unidentified = "select string_agg(c.oid::regclass::text, ', ') from pg_class c \
+         join pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = 'outbox' and c.relkind = 'r' and c.relreplident <> 'f' and not exists ( \
+             select from pg_index i where i.indrelid = c.oid and i.indisprimary)";
+    let row = t.database().superuser().query_one(unidentified, &[]).await.expect("names");
+    assert_eq!(row.get::<_, Option<&str>>(0), Some("outbox.events_default"));
+    // That one is the writers' own: who deletes events is told.
+    let findings = crate::checks::check(&t.relay()).await;
+    let found = findings.iter().find(|finding| finding.name == "publications");
+    let found = found.unwrap_or_else(|| panic!("{findings:?}"));
+    assert!(found.seen.contains("rows of outbox.events_default, "), "{found:?}");
+    assert_eq!(found.verdict, "warning");
+    run(&t, found.remedy.split('`').nth(1).expect("a statement")).await;
+    let findings = crate::checks::check(&t.relay()).await;
+    assert!(!findings.iter().any(|finding| finding.name == "publications"), "{findings:?}");
+
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()), Event::to(topic.name()).key("k").partition(9)]).await;
+    crate::dead_letters::wait_parked(&t, |parked| parked == 1).await;
+    let number = crate::dead_letters::list(&t).await[0]["id"].to_string();
+    crate::dead_letters::dead_letters(&t, &["discard", &number, "--yes"]).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    // Moved, so that its note is taken back; then merged, which changes and deletes others' notes.
+    run(
+        &t,
+        "with gone as (delete from outbox.events returning *) \
+         insert into outbox.events select * from gone",
+    )
+    .await;
+    for _ in 0..100 {
+        run(&t, "begin; insert into outbox.events (topic, xid) values ('x', '3'); commit").await;
+        run(&t, "delete from outbox.events where xid = '3'").await;
+    }
+    drop_slot(&t).await;
+    t.commit([Event::to(topic.name())]).await;
+    relay.restart();
+    t.commit([Event::to(topic.name())]).await;
+    crate::dead_letters::wait_records(&topic, 3).await;
+    assert!(relay.sigterm().await.success());
+}

@@ -135,3 +135,20 @@ async fn without_any_single_grant_the_consumer_names_it_with_the_role_and_what_t
         change(&database, clear).await;
     }
 }
+
+/// It publishes updates and deletes, which PostgreSQL refuses where a row has no identity.
+#[tokio::test]
+async fn a_publication_of_all_tables_keeps_no_consumer_from_anything() {
+    let database = database().await;
+    change(&database, "create publication everything for all tables").await;
+    change(&database, "alter table effects replica identity full").await;
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::ERROR)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    assert_eq!(live(&database, "whole", 0, &log).await, "");
+}

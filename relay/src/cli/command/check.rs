@@ -6,6 +6,7 @@
 mod capacity;
 mod database;
 mod events;
+mod identity;
 mod migrations;
 mod neighbours;
 mod rights;

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{
     Finding,
     capacity::capacity,
-    events, migrations, neighbours, ok, passed, problem,
+    events, identity, migrations, neighbours, ok, passed, problem,
     rights::{rights, writers},
     settings, start, warning,
 };
@@ -138,6 +138,7 @@ async fn server(
         }
     }
     findings.extend(events::unmapped(mapping, client).await?);
+    findings.extend(identity::lacking(mapping, client).await?);
     if found.is_some() && publication.is_some() {
         let tables = parts.mapping.tables().iter();
         let tables = tables.map(|table| (table.schema.as_str(), table.table.as_str()));
