@@ -369,7 +369,7 @@ async fn a_standby_that_is_away_and_that_postgresql_waits_for_is_said_to_hold_ev
     relay.wait_for("/readyz", 503).await;
     let why = relay.status().await["not_ready_because"].as_str().unwrap_or_default().to_owned();
     assert!(why.contains("standby_1 (nothing reads from it)"), "{why}");
-    assert!(relay.logs_contain("no event comes"), "{}", relay.log_text());
+    assert!(relay.logs_contain("PostgreSQL sends no events"), "{}", relay.log_text());
     let checked = async || {
         let output = t.relay().command(&["check"]).await;
         assert!(!output.status.success());

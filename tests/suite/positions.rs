@@ -248,7 +248,7 @@ async fn a_rollback_that_nobody_saw_is_known_by_the_commits_of_the_new_wal() {
         put_back_unseen(&mut server, &mut t, &topic).await;
         relay.restart();
         let detail = halted(&relay).await;
-        assert!(detail.contains("the volume was rolled back"), "{n}: {detail}");
+        assert!(detail.contains("volume was put back to an older state"), "{n}: {detail}");
         // It is remembered.
         relay.kill9().await;
         relay.restart();
@@ -288,7 +288,7 @@ async fn a_rollback_is_seen_before_a_changed_publication_has_the_slot_replaced()
     put_back_unseen(&mut server, &mut t, &topic).await;
     relay.restart();
     let detail = halted(&relay).await;
-    assert!(detail.contains("the volume was rolled back"), "{detail}");
+    assert!(detail.contains("volume was put back to an older state"), "{detail}");
     obey(&settings, &detail, 0).await;
     relay.wait_ready().await;
     wait_published(&t, &topic).await;
@@ -344,7 +344,7 @@ async fn a_copy_without_slots_that_was_put_back_unseen_is_known_by_the_newest_pu
     write_past(&mut t, &topic, &old_end).await;
     relay.restart();
     let detail = halted(&relay).await;
-    assert!(detail.contains("the volume was rolled back"), "{detail}");
+    assert!(detail.contains("volume was put back to an older state"), "{detail}");
     // And once more, where the relay does not know it from before.
     relay.kill9().await;
     relay.restart();

@@ -46,8 +46,8 @@ pub(super) enum Command {
 A password on the command line is visible to everyone on the machine: set OUTBOX_RELAY__POSTGRES__URL
 or postgres.url_file instead.
 
-Exit code 0 after SIGTERM or SIGINT; 1 if it can't start; 2 for wrong settings. Outages and halts end
-nothing: see `outbox-relay status`.")]
+Exit code 0 after SIGTERM or SIGINT; 1 if it can't start; 2 for wrong settings. Outages and halts do
+not end it: see `outbox-relay status`.")]
     Run(Flags),
     /// Check every precondition, and print a remedy for each that fails
     #[command(after_help = "Ends within 15 s; exit code 1 if there is a problem.")]
@@ -63,7 +63,7 @@ nothing: see `outbox-relay status`.")]
   outbox-relay migrate --postgres postgres://owner@db/app
   outbox-relay migrate --print | psql -1 -v ON_ERROR_STOP=1 service=app
 
-Exit code 0 also where nothing was left to do; 1 if it failed, and then nothing is changed.")]
+Exit code 0, also if there was nothing to do; 1 if it failed, and then nothing was changed.")]
     Migrate {
         /// Connection string of the owner of the tables
         #[arg(long, value_name = "URL")]
@@ -77,7 +77,7 @@ Exit code 0 also where nothing was left to do; 1 if it failed, and then nothing 
     },
     /// Show how a running relay is doing
     #[command(after_help = "\
-Exit code 0 if the relay is ready: it delivers, or could take over at once. 1 if it is not (it starts,
+Exit code 0 if the relay is ready: it delivers, or could take over immediately. 1 if it is not (it starts,
 waits, repairs, or has halted: the phase says which, and the reason), or if no relay answers.")]
     Status {
         /// Address of the relay's admin server [default: admin.listen]
@@ -114,9 +114,9 @@ nothing was changed.")]
   outbox-relay dead-letters list
   outbox-relay dead-letters release --topic orders --key customer-1
 
-It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator. Exit code 0 also where nothing
-is parked; 1 if the relay, topic, key, reason or number that is given is not there, or nothing was
-done.")]
+It needs PostgreSQL alone, and the rights of docs/ROLES.md's operator. Exit code 0, also if nothing
+is parked; 1 if the given relay, topic, key, reason or number does not exist, or nothing was
+changed.")]
     DeadLetters {
         /// Connection string of an operator [setting: postgres.url]
         #[arg(long, global = true, value_name = "URL")]

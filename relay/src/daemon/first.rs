@@ -75,8 +75,8 @@ async fn tell_of_rows_left_out(session: &SqlSession, tables: &[TableName]) -> Re
     };
     tracing::warn!(
         rows,
-        "a first start with postgres.start = \"now\": these are there already, and are not published; \
-         to have them published, insert them again without xid"
+        "first start with postgres.start = \"now\": these rows are already in the table and are not \
+         published; to publish them, insert them again and leave out the column xid"
     );
     Ok(())
 }

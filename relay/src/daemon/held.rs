@@ -38,7 +38,7 @@ impl Held {
         let why = waiting.filter(|_| held).map(|slots| standby_slots::in_words(&slots));
         if board.held_back(why.clone()) {
             match why {
-                Some(reason) => tracing::error!(reason, "no event comes"),
+                Some(reason) => tracing::error!(reason, "PostgreSQL sends no events"),
                 None => tracing::info!("the server sends events again"),
             }
         }

@@ -163,7 +163,8 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
             Err(Ended::Unpublished(reason)) => {
                 tracing::warn!(
                     %reason,
-                    "the publication was missing when what comes next in the stream was written"
+                    "the publication was missing when the next transaction of the stream was written: the events \
+                     that the stream lacks are read from the table"
                 );
                 learnt.unpublished_once = true;
                 board.metrics().reconnect(Cause::Postgres);

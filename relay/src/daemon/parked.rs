@@ -131,8 +131,8 @@ pub(super) async fn compare(
 
 fn remade(lost: &ParkedRecord) -> String {
     format!(
-        "outbox.dead_letters was dropped and made again: {} that were parked in it are in it no more, and \
-         the relay delivers them no more",
+        "outbox.dead_letters was dropped and created again without {} that were parked in it: the relay can \
+         no longer deliver them",
         lost::in_words(lost)
     )
 }

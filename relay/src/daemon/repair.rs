@@ -368,7 +368,7 @@ async fn end(
         false => {
             tracing::info!(
                 rows,
-                "repaired: all that is still in the tables of what the lost slot would have sent is published"
+                "repaired: every event that the slot lacks and that is still in the tables is published"
             )
         }
     }

@@ -254,7 +254,7 @@ fn repair(
             format!("{remedy}; or set postgres.start to \"now\" to leave them out"),
         ));
     };
-    let why = format!("the table can't be read for them: {reason}");
+    let why = format!("they can't be read from the table: {reason}");
     Err(gone(facts, progress, loss, &why).unless(remedy))
 }
 
@@ -269,7 +269,7 @@ fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<String> {
     }
     let table = facts.published?.made_anew(earlier)?;
     Some(format!(
-        "{table} is another table than the one that they were written into, so it can't be read \
-         for them"
+        "{table} is another table than the one that they were written into, so they can't be read from \
+         it"
     ))
 }

@@ -23,8 +23,8 @@ pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) ->
     let from = progress.snapshots.first().map(|snapshot| snapshot.lsn).unwrap_or_default();
     Halt::new(
         format!(
-            "slot {slot} may lack rows, because {gap}, and of the events committed between {from} and \
-             now some may be missing from the table as well: {}",
+            "slot {slot} may lack rows, because {gap}, and some events committed between {from} and now may \
+             be missing from the table as well: {}",
             why.reason
         ),
         format!("{ON}; {ANEW}"),
@@ -32,7 +32,7 @@ pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) ->
     .unless(&why.remedy)
 }
 
-const ON: &str = "to publish what the slot has of them and leave out what it lacks, run `outbox-relay \
+const ON: &str = "to publish those of them that the slot has, and leave out the others, run `outbox-relay \
                   resume --at progress`";
 
 const ANEW: &str = "to leave out all that is not published, make a new slot and publish what is \

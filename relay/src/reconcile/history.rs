@@ -90,9 +90,9 @@ fn reached(progress: &Progress) -> Option<Lsn> {
 fn rolled_back(stored: &Progress, reached: Lsn, end: Lsn, slot: Option<&SlotState>) -> Halt {
     Halt::new(
         format!(
-            "progress is at {reached}, but the server's WAL was seen to end at {end}, or to be another \
-             one from there on: the volume was rolled back, and its new WAL repeats LSNs that were \
-             delivered already; events committed since are not published"
+            "progress is at {reached}, but the server's WAL ended at {end}, or differs after that point: the \
+             volume was put back to an older state, and its new WAL repeats LSNs that were already \
+             delivered; events committed since then are not published"
         ),
         from_its_slot(stored, slot, LEAVING_OUT),
     )
@@ -108,8 +108,9 @@ pub fn perhaps_put_back(stored: &Progress, slot: Option<&SlotState>) -> Halt {
     Halt::new(
         format!(
             "progress is at {reached}, but the newest published event, of transaction {xid}, is not in \
-             its table, and nothing says that it was deleted: the volume was perhaps put back to an older \
-             state, and gives transaction ids again. Events committed since then are not published"
+             its table, and there is no record of its deletion: the volume may have been put back to an older \
+             state, so that the server assigns the same transaction ids again. Events committed since then \
+             are not published"
         ),
         from_its_slot(stored, slot, LEAVING_OUT),
     )

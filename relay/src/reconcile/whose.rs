@@ -39,7 +39,8 @@ pub struct Believed {
 
 const IGNORED: &str = "someone else has stored a record in this relay's progress topic: it does not \
                        count. Only the relay's principal may have Write on that topic";
-const ADOPTED: &str = "progress that was stored before relays sealed it is taken over, once";
+const ADOPTED: &str =
+    "stored progress has no seal, because an older version wrote it: it is taken over, once";
 
 /// Decides what counts. What another stored never does, but for two cases in which the relay only
 /// stands still on its account, or takes over what a version without seals has stored.

@@ -61,8 +61,8 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
     };
     Err(Halt::new(
         format!(
-            "no account is kept of rows that are deleted from {name}: some that were not published \
-             may be gone"
+            "no account is kept of rows that are deleted from {name}: rows that were not published may \
+             have been deleted"
         ),
         format!(
             "if no row of it is deleted before the relay has published it, set outbox.rows_kept = \
@@ -135,7 +135,7 @@ async fn gone(
     }
     Ok(truncated(client, table, lower, &oids).await?.map(|leaf| {
         let reason =
-            format!("{leaf} was truncated since, or rewritten with no row of before in it: rows of it that were not published may be gone");
+            format!("{leaf} was truncated since, or was rewritten and has no older row left: rows of it that were not published may be gone");
         Halt::new(reason, REMEDY)
     }))
 }

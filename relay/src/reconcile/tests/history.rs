@@ -79,7 +79,7 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
             let identity = identity.clone();
             let rolled_back =
                 Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
-            rolled_back.halts(&["rolled back", "seen to end at 0/3E7", AT_NOW]);
+            rolled_back.halts(&["put back to an older state", "seen to end at 0/3E7", AT_NOW]);
         }
     }
     let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
@@ -89,7 +89,12 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
         identity,
         ..row()
     };
-    known.halts(&["rolled back", "after 1970-01-01T00:00:00.000Z", "resume --at table", AT_NOW]);
+    known.halts(&[
+        "put back to an older state",
+        "after 1970-01-01T00:00:00.000Z",
+        "resume --at table",
+        AT_NOW,
+    ]);
 }
 
 #[test]
@@ -103,11 +108,16 @@ fn transaction_ids_that_are_still_to_come_were_rolled_back() {
             next_xid,
             ..row()
         };
-        at(known(), 755).halts(&["rolled back", "another one from there on", AT_NOW, "0/320"]);
+        at(known(), 755).halts(&[
+            "put back to an older state",
+            "another one from there on",
+            AT_NOW,
+            "0/320",
+        ]);
         assert!(at(known(), 756).reconcile().is_ok());
         // Without it, what the newest snapshot names.
         let end = snapshot::end(&progress(1000).snapshots[0].snapshot).expect("one");
-        at(progress(1000), end - 1).halts(&["rolled back", AT_NOW]);
+        at(progress(1000), end - 1).halts(&["put back to an older state", AT_NOW]);
         assert!(at(progress(1000), end).reconcile().is_ok());
     }
 }
