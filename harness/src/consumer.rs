@@ -2,24 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::OpenOptions,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    path::Path,
+    process::ExitStatus,
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use outbox_relay::throwaway::{self, guardian};
+use anyhow::Result;
 use serde::Serialize;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use uuid::Uuid;
 
 use crate::{
     database::{Database, Role},
     event::{Committed, SEQUENCE},
-    host,
     kafka::Kafka,
     member::{self, Fault, Plan, Settings},
+    process::{self, Process},
     topic::Topic,
     wait,
 };
@@ -33,9 +31,7 @@ const IDLE: &str = "2s";
 #[derive(Debug)]
 pub struct Consumer {
     settings: Settings,
-    log: PathBuf,
-    child: Child,
-    pid: u32,
+    process: Process,
 }
 
 /// The outcome of a comparison; all but the first must be zero.
@@ -98,8 +94,8 @@ impl Consumer {
             plan: plan.clone(),
         };
         let log = dir.join(format!("{name}.log"));
-        let (child, pid) = spawn(&settings, &log).expect("the consumer starts");
-        Consumer { settings, log, child, pid }
+        let process = Process::start("the consumer", command(&settings), log, None);
+        Consumer { settings, process }
     }
 
     /// Ends it with KILL and waits for that.
@@ -107,9 +103,7 @@ impl Consumer {
     /// # Panics
     /// When it had ended before.
     pub async fn kill9(&mut self) {
-        assert!(self.child.try_wait().expect("a status").is_none(), "it was running until now");
-        self.child.kill().await.expect("it is killed");
-        guardian::forget(self.pid);
+        self.process.kill9().await;
     }
 
     /// Starts it again.
@@ -117,7 +111,7 @@ impl Consumer {
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
-        (self.child, self.pid) = spawn(&self.settings, &self.log).expect("the consumer starts");
+        self.process.restart(command(&self.settings), None);
     }
 
     /// As [`Consumer::restart`], with the fault that it is to run into.
@@ -131,12 +125,12 @@ impl Consumer {
 
     /// Stops its process where it is.
     pub fn freeze(&self) {
-        self.signal(libc::SIGSTOP);
+        self.process.signal(libc::SIGSTOP);
     }
 
     /// Lets it go on.
     pub fn thaw(&self) {
-        self.signal(libc::SIGCONT);
+        self.process.signal(libc::SIGCONT);
     }
 
     /// Asks it to stop, and returns how it ended.
@@ -150,7 +144,7 @@ impl Consumer {
 
     /// Asks it to stop, and returns at once.
     pub fn ask_to_stop(&self) {
-        self.signal(libc::SIGTERM);
+        self.process.signal(libc::SIGTERM);
     }
 
     /// Waits until it ends by itself; `None`: it has not within that time.
@@ -158,9 +152,7 @@ impl Consumer {
     /// # Panics
     /// When the system does not say.
     pub async fn ended_within(&mut self, deadline: Duration) -> Option<ExitStatus> {
-        let ended = tokio::time::timeout(deadline, self.child.wait()).await.ok()?;
-        guardian::forget(self.pid);
-        Some(ended.expect("a status"))
+        self.process.ended_within(deadline).await
     }
 
     /// The most memory it ever had resident, in bytes: `VmHWM` of `/proc`.
@@ -168,17 +160,12 @@ impl Consumer {
     /// # Panics
     /// When it has ended, or this is not Linux.
     pub fn peak_memory_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
-        let status = status.expect("the consumer runs");
-        let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = value.and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
-        kib.expect("a size in KiB") << 10
+        self.process.peak_memory_bytes()
     }
 
     /// How often its log has `text`, in all its lives.
     pub fn log_count(&self, text: &str) -> usize {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        String::from_utf8_lossy(&log).matches(text).count()
+        self.process.log_text().matches(text).count()
     }
 
     /// Waits until its log has `text`.
@@ -186,64 +173,18 @@ impl Consumer {
     /// # Panics
     /// When it does not within [`wait::PATIENCE`].
     pub async fn wait_log(&self, text: &str) {
-        wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
-            if self.log_count(text) > 0 { Ok(()) } else { Err(throwaway::tail(&self.log)) }
-        })
-        .await
-        .expect("the consumer logs it");
-    }
-
-    fn signal(&self, signal: libc::c_int) {
-        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
-        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the consumer was running");
+        self.process.wait_log(text).await;
     }
 }
 
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _gone = self.child.start_kill();
-        }
-        let until = std::time::Instant::now() + STOP;
-        while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
-            std::thread::yield_now();
-        }
-        guardian::forget(self.pid);
-        if std::thread::panicking() {
-            host::report(&format!("consumer's log:\n{}", throwaway::tail(&self.log)));
-        }
-    }
-}
-
-fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
-    let output = OpenOptions::new().create(true).append(true).open(log)?;
+fn command(settings: &Settings) -> Result<Command> {
     let program = match &settings.plan.program {
         Some(program) => program.clone(),
-        None => beside_the_tests()?,
+        None => process::beside_the_tests("consumer-under-test")?,
     };
-    let child = Command::new(program)
-        .env(member::VARIABLE, serde_json::to_string(settings)?)
-        .env("RUST_BACKTRACE", "1")
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
-    let pid = child.id().context("a process that runs has an id")?;
-    guardian::kill_at_exit(pid)?;
-    Ok((child, pid))
-}
-
-fn beside_the_tests() -> Result<PathBuf> {
-    std::env::current_exe()?
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("consumer-under-test"))
-        .find(|path| path.is_file())
-        .context("no consumer-under-test beside the tests: cargo build -p outbox-tests --bins")
+    let mut command = Command::new(program);
+    command.env(member::VARIABLE, serde_json::to_string(settings)?).env("RUST_BACKTRACE", "1");
+    Ok(command)
 }
 
 /// How many effects there are now.

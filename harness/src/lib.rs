@@ -29,6 +29,7 @@ pub mod murmur2;
 pub mod postgres;
 pub mod postgres_version;
 pub mod probes;
+mod process;
 pub mod proxy;
 pub mod relay;
 pub mod servers;

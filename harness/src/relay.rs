@@ -1,11 +1,8 @@
 //! The relay as a real process: started with a settings file, killed, stopped, asked.
-//!
-//! Its log goes to a file whose end is printed when the test that owns it fails.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::OpenOptions,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
@@ -13,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use outbox_relay::throwaway::{self, guardian};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -21,7 +17,11 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{host, wait};
+use crate::{
+    host,
+    process::{self, Process},
+    wait,
+};
 
 /// SIGTERM to exit, as promised (DESIGN: command line).
 pub const STOP: Duration = Duration::from_secs(10);
@@ -49,10 +49,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Relay {
     settings: Settings,
-    child: Child,
-    pid: u32,
+    process: Process,
     admin: SocketAddr,
-    log: PathBuf,
 }
 
 impl Settings {
@@ -138,9 +136,10 @@ impl Settings {
         let port = host::free_port();
         let settings = self.set("admin.listen", &format!("127.0.0.1:{port}"));
         let log = settings.dir.join(format!("{}.log", settings.name()));
-        let (child, pid) = spawn(&settings, &log).expect("the relay starts");
+        let (command, stdout) = (settings.prepare(&["run"]), settings.stdout.as_deref());
+        let process = Process::start("the relay", command, log, stdout);
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Relay { settings, child, pid, admin, log }
+        Relay { settings, process, admin }
     }
 
     /// Starts `run` and waits until it is ready.
@@ -242,7 +241,7 @@ impl Relay {
         let admin = self.admin;
         let what = format!("{path} says {status}");
         let answered = wait::until(&what, wait::PATIENCE, || {
-            let ended = self.child.try_wait();
+            let ended = self.process.ended();
             async move {
                 if let Some(ended) = ended? {
                     // No answer will come; the deadline would only hide why.
@@ -297,16 +296,12 @@ impl Relay {
     /// # Panics
     /// When it does not within [`wait::PATIENCE`].
     pub async fn wait_log(&self, text: &str) {
-        wait::until(&format!("the log says {text:?}"), wait::PATIENCE, || async {
-            if self.logs_contain(text) { Ok(()) } else { Err(throwaway::tail(&self.log)) }
-        })
-        .await
-        .expect("the relay logs it");
+        self.process.wait_log(text).await;
     }
 
     /// Its log so far.
     pub fn log_text(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+        self.process.log_text()
     }
 
     /// Where it answers `/livez` and the rest.
@@ -319,7 +314,7 @@ impl Relay {
     /// # Panics
     /// When it has ended, or this is not Linux.
     pub fn peak_memory_bytes(&self) -> u64 {
-        self.in_proc("VmHWM:") << 10
+        self.process.peak_memory_bytes()
     }
 
     /// Its threads now.
@@ -327,20 +322,12 @@ impl Relay {
     /// # Panics
     /// As [`Relay::peak_memory_bytes`].
     pub fn threads(&self) -> u64 {
-        self.in_proc("Threads:")
-    }
-
-    fn in_proc(&self, name: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
-        let status = status.expect("the relay runs");
-        let value = status.lines().find_map(|line| line.strip_prefix(name));
-        let number = value.and_then(|value| value.split_whitespace().next()?.parse().ok());
-        number.unwrap_or_else(|| panic!("no {name} in {status}"))
+        self.process.in_proc("Threads:")
     }
 
     /// Its process id, for signals.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Ends it with KILL and waits for that.
@@ -348,30 +335,22 @@ impl Relay {
     /// # Panics
     /// When it had ended before.
     pub async fn kill9(&mut self) {
-        assert!(self.child.try_wait().expect("a status").is_none(), "it was running until now");
-        self.child.kill().await.expect("it is killed");
-        guardian::forget(self.pid);
+        self.process.kill9().await;
     }
 
     /// Stops its process in the middle of whatever it does, as a paused virtual machine would.
     pub fn freeze(&self) {
-        self.signal(libc::SIGSTOP);
+        self.process.signal(libc::SIGSTOP);
     }
 
     /// Lets it go on after [`Relay::freeze`].
     pub fn thaw(&self) {
-        self.signal(libc::SIGCONT);
+        self.process.signal(libc::SIGCONT);
     }
 
     /// Asks it to stop, and returns at once.
     pub fn ask_to_stop(&self) {
-        self.signal(libc::SIGTERM);
-    }
-
-    fn signal(&self, signal: libc::c_int) {
-        let pid = libc::pid_t::try_from(self.pid).expect("a process id");
-        // SAFETY: kill takes any numbers; the child was not waited for, so this one is still its.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the relay was running");
+        self.process.signal(libc::SIGTERM);
     }
 
     /// Starts it again with the same settings, after [`Relay::kill9`] or [`Relay::sigterm`].
@@ -379,7 +358,7 @@ impl Relay {
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
-        (self.child, self.pid) = spawn(&self.settings, &self.log).expect("the relay starts");
+        self.process.restart(self.settings.prepare(&["run"]), self.settings.stdout.as_deref());
     }
 
     /// As [`Relay::restart`], with the fault that it is to run into (`outbox_relay::fault`).
@@ -415,51 +394,8 @@ impl Relay {
     /// # Panics
     /// When the system does not say how.
     pub async fn ended_within(&mut self, deadline: Duration) -> Option<ExitStatus> {
-        let ended = tokio::time::timeout(deadline, self.child.wait()).await.ok()?;
-        guardian::forget(self.pid);
-        Some(ended.expect("a status"))
+        self.process.ended_within(deadline).await
     }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _gone = self.child.start_kill();
-        }
-        // `kill_on_drop` leaves the waiting to the runtime; here the process must be gone before
-        // the test's database is dropped.
-        let until = std::time::Instant::now() + STOP;
-        while matches!(self.child.try_wait(), Ok(None)) && std::time::Instant::now() < until {
-            std::thread::yield_now();
-        }
-        guardian::forget(self.pid);
-        if std::thread::panicking() {
-            host::report(&format!(
-                "log of {}:\n{}",
-                self.settings.name(),
-                throwaway::tail(&self.log)
-            ));
-        }
-    }
-}
-
-fn spawn(settings: &Settings, log: &Path) -> Result<(Child, u32)> {
-    let output = OpenOptions::new().create(true).append(true).open(log)?;
-    let child = settings
-        .prepare(&["run"])?
-        .stdin(Stdio::null())
-        .stdout(match &settings.stdout {
-            Some(path) => OpenOptions::new().create(true).append(true).open(path)?,
-            None => output.try_clone()?,
-        })
-        .stderr(output)
-        // A terminal's ctrl-C ends the tests; the guardian ends this.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
-    let pid = child.id().context("a process that runs has an id")?;
-    guardian::kill_at_exit(pid)?;
-    Ok((child, pid))
 }
 
 /// `OUTBOX_TEST_RELAY`, else the one that cargo built beside the running test.
@@ -470,14 +406,7 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("OUTBOX_TEST_RELAY") {
         return Ok(path.into());
     }
-    let this = std::env::current_exe()?;
-    // target/<profile>/deps/<test> or target/<profile>/<program>.
-    this.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join("relay-under-test"))
-        .find(|path| path.is_file())
-        .context("no relay-under-test beside the tests: cargo build -p outbox-tests --bins")
+    process::beside_the_tests("relay-under-test")
 }
 
 /// A GET of the admin server: status and body.
