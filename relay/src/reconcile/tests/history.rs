@@ -79,7 +79,7 @@ fn a_volume_that_was_rolled_back_halts_whatever_the_slot_is() {
             let identity = identity.clone();
             let rolled_back =
                 Row { progress: Some(progress), slot: slot.clone(), identity, ..row() };
-            rolled_back.halts(&["put back to an older state", "seen to end at 0/3E7", AT_NOW]);
+            rolled_back.halts(&["put back to an older state", "WAL ended at 0/3E7", AT_NOW]);
         }
     }
     let witness = Some(Witness { commit: Lsn::new(8), xid: 755, created_ms: 0 });
@@ -110,7 +110,7 @@ fn transaction_ids_that_are_still_to_come_were_rolled_back() {
         };
         at(known(), 755).halts(&[
             "put back to an older state",
-            "another one from there on",
+            "differs after that point",
             AT_NOW,
             "0/320",
         ]);
