@@ -44,6 +44,8 @@ struct Broker {
     sasl: String,
     /// TLS with certificates on both sides.
     mutual: String,
+    /// SASL over TLS, with one mechanism alone.
+    narrow: String,
     /// What clients hold.
     dir: PathBuf,
 }
@@ -58,6 +60,7 @@ impl Broker {
     async fn start() -> Broker {
         let address = || format!("localhost:{}", host::free_port());
         let (plain, sasl, mutual, controller) = (address(), address(), address(), address());
+        let narrow = address();
         let dir =
             tempfile::Builder::new().prefix("outbox-tls-").tempdir().expect("a directory").keep();
         throwaway::guardian::remove_at_exit(&dir).expect("the guardian");
@@ -77,14 +80,15 @@ impl Broker {
         let module = "org.apache.kafka.common.security";
         let scram = format!("{module}.scram.ScramLoginModule required;");
         let mut properties = local_kafka::small();
-        let listeners = format!("PLAINTEXT://{plain},SASL://{sasl},MUTUAL://{mutual}");
+        let listeners =
+            format!("PLAINTEXT://{plain},SASL://{sasl},MUTUAL://{mutual},NARROW://{narrow}");
         properties.extend(
             [
                 ("listeners", format!("{listeners},CONTROLLER://{controller}")),
                 ("advertised.listeners", listeners),
                 (
                     "listener.security.protocol.map",
-                    "PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,CONTROLLER:PLAINTEXT".into(),
+                    "PLAINTEXT:PLAINTEXT,SASL:SASL_SSL,MUTUAL:SSL,NARROW:SASL_SSL,CONTROLLER:PLAINTEXT".into(),
                 ),
                 ("controller.quorum.voters", format!("1@{controller}")),
                 ("ssl.keystore.type", "PEM".into()),
@@ -105,6 +109,8 @@ impl Broker {
                     "listener.name.sasl.plain.sasl.jaas.config",
                     format!("{module}.plain.PlainLoginModule required user_{USER}=\"{PASSWORD}\" user_{NEWCOMER}=\"{PASSWORD}\";"),
                 ),
+                ("listener.name.narrow.sasl.enabled.mechanisms", "SCRAM-SHA-512".into()),
+                ("listener.name.narrow.scram-sha-512.sasl.jaas.config", scram.clone()),
                 ("listener.name.sasl.scram-sha-256.sasl.jaas.config", scram.clone()),
                 ("listener.name.sasl.scram-sha-512.sasl.jaas.config", scram),
                 (
@@ -123,7 +129,7 @@ impl Broker {
         forbid_creation(plain, &format!("User:{NEWCOMER}")).await;
         // Dropping the handle would end the broker; the guardian does that at the end.
         std::mem::forget(local);
-        Broker { plain, sasl, mutual, dir }
+        Broker { plain, sasl, mutual, narrow, dir }
     }
 
     fn file(&self, name: &str) -> String {
@@ -254,13 +260,33 @@ async fn a_wrong_password_is_named_and_does_not_show() {
     let case = Case::new().await;
     let settings = case.relay_by_password("SCRAM-SHA-512", "wrong-battery");
     let said = case.refused(&settings).await;
-    assert!(said.contains("sasl"), "{said}");
+    for words in
+        ["refuse the relay's login", "SCRAM-SHA-512", "correct sasl.username and sasl.password"]
+    {
+        assert!(said.contains(words), "{words} is not in: {said}");
+    }
     assert!(!said.contains("wrong-battery"), "{said}");
     let mut relay = settings.spawn();
     relay.wait_for("/readyz", 503).await;
+    relay.wait_log("refuse the relay's login").await;
     relay.wait_log("correct sasl.").await;
     assert!(relay.sigterm().await.success());
     assert!(!relay.logs_contain("wrong-battery"), "the password is in the log");
+}
+
+#[tokio::test]
+async fn a_mechanism_that_the_broker_has_not_enabled_is_named_with_those_that_it_has() {
+    let case = Case::new().await;
+    let settings = case
+        .relay_by_password("PLAIN", PASSWORD)
+        .set("sink.properties.\"bootstrap.servers\"", &case.broker.narrow);
+    let said = case.refused(&settings).await;
+    let words =
+        ["refuse the relay's login", "set sasl.mechanism in sink.properties", "SCRAM-SHA-512"];
+    words.iter().for_each(|word| assert!(said.contains(word), "{word} is not in: {said}"));
+    let mut relay = settings.spawn();
+    relay.wait_log("set sasl.mechanism in sink.properties").await;
+    assert!(relay.sigterm().await.success());
 }
 
 #[tokio::test]
@@ -494,6 +520,30 @@ async fn goes_on_after(delivery: &str, takes_transactions: bool) {
         _ => count.assert_at_least_once(),
     }
     assert_eq!(count_parked(&case.harness).await, 0, "no event is to blame");
+}
+
+/// Whoever streams writes progress and reads it at the next start only.
+#[tokio::test]
+async fn the_right_to_read_progress_is_missed_while_the_relay_streams() {
+    let mut case = Case::new().await;
+    let name = case.harness.database().name().to_owned();
+    let progress = Topic::new(case.broker.plain, format!("outbox-relay-progress-{name}"));
+    let relay = case.relay_by_password("PLAIN", PASSWORD).start().await;
+    // The first entry shuts out all others.
+    progress.allow(PRINCIPAL, Operation::Write).await;
+    progress.allow(PRINCIPAL, Operation::DescribeConfigs).await;
+    relay.wait_log(&format!("lacks Read on the topic {}", progress.name())).await;
+    let page = relay.page("/readyz").await;
+    assert!(page.starts_with("ok\nbut") && page.contains("--operation Read"), "{page}");
+    case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
+    progress.allow(PRINCIPAL, Operation::Read).await;
+    wait::until("nothing is of concern", wait::PATIENCE, || async {
+        let page = relay.page("/readyz").await;
+        if page == "ok\n" { Ok(()) } else { Err(page) }
+    })
+    .await
+    .expect("it may read again");
 }
 
 /// Until the broker has heard of it events are delivered, so they are written until they are not.

@@ -35,6 +35,13 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
     let Settings::Kafka(kafka) = sink else { return ended };
     match ended {
         Ended::Retry { cause: Cause::Broker, doing, error } => {
+            if let Some((why, remedy)) = kafka.login_refused() {
+                let error = printable::causes(error.as_ref());
+                let error = anyhow::anyhow!(
+                    "{why}: nothing is lost, and events wait in PostgreSQL; {remedy} ({error})"
+                );
+                return Ended::Retry { cause: Cause::Broker, doing, error };
+            }
             let who = || format!("no answer from {}: {WAITS}", kafka.silent());
             let error = match (is_silence(error.as_ref()), !board.broker_is_silent()) {
                 (true, _) => anyhow::anyhow!(who()),

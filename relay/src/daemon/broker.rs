@@ -72,7 +72,8 @@ pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infa
             tracing::warn!(
                 reason,
                 remedy,
-                "the progress topic was changed: events flow, but the next start halts, or finds no progress"
+                "the progress topic, or a right on it, was changed: events flow, but the next start halts, or \
+                 finds no progress"
             );
         }
         sleep(TOPIC_INTERVAL).await;

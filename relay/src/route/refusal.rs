@@ -50,6 +50,18 @@ pub mod reason {
     }
 }
 
+/// The flags of `dead-letters edit` that correct an event of this reason.
+fn edit(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        reason::NO_TOPIC => "--topic TOPIC",
+        reason::NO_TYPE => "--type TYPE",
+        reason::HEADERS_SHAPE | reason::RESERVED_HEADER => "--headers JSON",
+        reason::NEGATIVE_PARTITION | reason::BAD_PARTITION => "--no-partition",
+        reason::BAD_TIMESTAMP => "--timestamp TIME",
+        _ => return None,
+    })
+}
+
 /// A refusal before it knows the event's id, topic and key.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -72,7 +84,12 @@ impl Refusal {
     ) -> Self {
         let table = row.relation;
         let column = table.columns.get(usize::from(slot.column)).map_or("?", |c| c.name.as_str());
-        let error = format!("{}.{}.{column} {what_and_remedy}", table.schema, table.table);
+        let mut error = format!("{}.{}.{column} {what_and_remedy}", table.schema, table.table);
+        if let Some(flags) = edit(reason) {
+            error.push_str(&format!(
+                ". For this event: `outbox-relay dead-letters edit ID {flags}`, then release it"
+            ));
+        }
         Refusal { reason, error }
     }
 

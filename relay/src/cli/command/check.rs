@@ -130,6 +130,9 @@ async fn kafka(settings: &kafka::Settings) -> (Vec<Finding>, Option<bool>) {
             return (vec![problem("Kafka", what, remedy)], None);
         }
         Err(error) => {
+            if let Some((seen, remedy)) = settings.login_refused() {
+                return (vec![problem("Kafka", seen, remedy)], None);
+            }
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
             let seen = match kafka::is_silence(&error) {
                 true => format!("no answer from {}", settings.silent()),

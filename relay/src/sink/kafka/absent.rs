@@ -19,6 +19,8 @@ use super::{
     settings::{Settings, TopicCreation},
     stop::Stop,
     target::Refusal,
+    topics::name::ANOTHER,
+    twin,
 };
 use crate::sink::SinkError;
 
@@ -99,9 +101,10 @@ impl Absences {
             self.patience.spend(begun.elapsed());
         }
         let is_used_up = self.creation.is_some() && allowance().left(settings, Instant::now()) == 0;
-        let why = |name| match is_used_up {
-            true => one_too_many(name, settings),
-            false => unknown(name, settings),
+        let twins = twin::in_the_way(&open, lookup, LOOKUP_TIMEOUT);
+        let why = |name: &str| match twins.get(name) {
+            None if is_used_up => one_too_many(name, settings),
+            twin => unknown(name, settings, twin.map(String::as_str)),
         };
         let refused = open.into_iter().map(|name| (name, ("unknown_topic", why(name))));
         (made, refused.collect())
@@ -121,7 +124,15 @@ impl Patience {
     }
 }
 
-pub(super) fn unknown(name: &str, settings: &Settings) -> String {
+/// What to do about a missing topic; `twin` is one that is in the way of its creation.
+pub(super) fn unknown(name: &str, settings: &Settings, twin: Option<&str>) -> String {
+    if let Some(twin) = twin {
+        return format!(
+            "the topic {name} does not exist, and brokers refuse to create it beside {twin}, because names \
+             that differ in '.' and '_' alone collide in the names of metrics: {ANOTHER}; or, if nobody needs \
+             {twin}, delete that, create {name}, and release its events"
+        );
+    }
     let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     let grace = settings.topic_grace;
     format!(
@@ -137,7 +148,7 @@ fn one_too_many(name: &str, settings: &Settings) -> String {
         "{}. This relay creates missing topics, and has created {} within a day, which is \
          sink.created_topics_max: look whether such events are meant, create their topics by hand or raise the \
          setting, and release them",
-        unknown(name, settings),
+        unknown(name, settings, None),
         settings.created_topics_max
     )
 }

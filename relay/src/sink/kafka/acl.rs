@@ -29,11 +29,19 @@ pub(super) fn grant(settings: &Settings, operations: &[&str], resource: &str) ->
     )
 }
 
+/// What it means at a start that a right lacks.
+pub(super) const NOTHING: &str = "nothing can be delivered";
+
 /// A right on a topic that the relay's principal lacks.
-pub(super) fn lacking(settings: &Settings, topic: &str, operations: &[&str]) -> SinkError {
+pub(super) fn lacking(
+    settings: &Settings,
+    topic: &str,
+    operations: &[&str],
+    meaning: &str,
+) -> SinkError {
     SinkError::Misconfigured {
         what: format!(
-            "the relay's principal lacks {} on the topic {topic}: nothing can be delivered",
+            "the relay's principal lacks {} on the topic {topic}: {meaning}",
             operations.join(", ")
         ),
         remedy: grant(settings, operations, &format!("--topic {topic}")),

@@ -147,6 +147,9 @@ impl ClientContext for Context {
         if let Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) = code {
             *unpoisoned(&self.locked_out) = code;
         }
+        if code == Some(RDKafkaErrorCode::Authentication) {
+            self.reach.refused(reason);
+        }
         self.reach.failed(reason);
         if let Some(suppressed) = self.may_say("ERROR", reason) {
             tracing::warn!(target: "librdkafka", client = self.client, suppressed, "{error}: {reason}");

@@ -42,7 +42,8 @@ pub(super) struct Limits {
     retention_ms: Option<i64>,
     /// What a partition keeps, at most; `None` is all.
     retention_bytes: Option<u64>,
-    /// So many replicas must have a record before it counts as stored.
+    /// So many replicas must have a record before it counts as stored; 0 where the topic has fewer and the
+    /// broker counts those.
     insync_min: usize,
 }
 
@@ -57,6 +58,9 @@ impl Limits {
             (Some(bound), Some(either)) => Some(bound.min(either)),
             (bound, either) => bound.or(either),
         };
+        // From 3.7 on (KAFKA-15583) a broker asks for no more replicas than a topic has. By a topic's settings
+        // 3.6 looks the same, and says what is wrong when it refuses.
+        let caps = settings.contains_key("message.timestamp.before.max.ms");
         let deletes = policies().any(|policy| policy == "delete");
         Limits {
             batch_bytes_max: number("max.message.bytes").and_then(|max| usize::try_from(max).ok()),
@@ -69,6 +73,7 @@ impl Limits {
                 .filter(|_| deletes)
                 .and_then(|bytes| u64::try_from(bytes).ok()),
             insync_min: number("min.insync.replicas")
+                .filter(|_| !caps)
                 .and_then(|min| usize::try_from(min).ok())
                 .unwrap_or_default(),
         }
@@ -177,7 +182,8 @@ impl Limits {
             return Some(("too_large", error));
         }
         if self.needs_key && record.key.is_none() {
-            let error = "a compacted topic takes no record without a key: give the event one";
+            let error = "a compacted topic takes no record without a key: give the event one with \
+                         `outbox-relay dead-letters edit ID --key KEY`, and release it";
             return Some(("invalid_record", error.to_owned()));
         }
         let created_ms = record.timestamp_ms.filter(|_| !self.stamps)?;
@@ -194,8 +200,8 @@ impl Limits {
         let max_ms = max.unwrap_or_default();
         let error = format!(
             "the event's time is further from now than the topic's \
-             message.timestamp.{which}.max.ms={max_ms} allows: correct it with \
-             `dead-letters edit`, or raise the setting"
+             message.timestamp.{which}.max.ms={max_ms} allows: raise the setting, or give the event another \
+             time with `outbox-relay dead-letters edit ID --timestamp TIME`; then release it"
         );
         Some(("invalid_timestamp", error))
     }
@@ -340,6 +346,17 @@ mod tests {
         assert_eq!(at(&limits(&never), 0), None);
         let stamped = [bounds.as_slice(), &[("message.timestamp.type", "LogAppendTime")]].concat();
         assert_eq!(at(&limits(&stamped), 0), None, "the broker looks at no time of ours");
+    }
+
+    #[test]
+    fn more_replicas_than_there_are_are_asked_for_by_old_brokers_only() {
+        let settings = super::super::settings::sample("kafka:9092");
+        let (old, new) = (("min.insync.replicas", "2"), ("message.timestamp.before.max.ms", "1"));
+        let unwritable = |found: &[(&str, &str)], replicas| {
+            limits(found).unwritable(&settings, "t", replicas).is_some()
+        };
+        assert!(unwritable(&[old], 1));
+        assert!(!unwritable(&[old], 2) && !unwritable(&[old], 0) && !unwritable(&[old, new], 1));
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod target;
 mod thread;
 mod topics;
 mod transaction;
+mod twin;
 
 use std::{
     ops::Range,

@@ -67,7 +67,7 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
         Found::NotAuthorised => {
             // The brokers don't say whether it is there.
             let needed = ["Read", "Write", "DescribeConfigs"];
-            return Err(acl::lacking(settings, &name, &needed).and_remedy(
+            return Err(acl::lacking(settings, &name, &needed, acl::NOTHING).and_remedy(
                 "if the topic does not exist yet, add `--operation Create`, or create it first",
             ));
         }
@@ -91,7 +91,7 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
     let shape = lookup.shape(&name, REQUEST_TIMEOUT);
     let lacks = shape.as_ref().map(Lookup::lacks).unwrap_or_default();
     if !lacks.is_empty() {
-        return Err(acl::lacking(settings, &name, &lacks));
+        return Err(acl::lacking(settings, &name, &lacks, acl::NOTHING));
     }
     let replicas = shape.map_or(0, |shape| shape.replicas);
     match admin::topic_settings(settings, &name) {
@@ -225,12 +225,23 @@ fn verify(
     })
 }
 
-/// What the topic's settings are by now; what can't be seen is taken for good.
+/// What the topic's settings and the relay's rights on it are by now; what can't be seen is taken for good.
 pub(super) fn still_keeps(settings: &Settings, lookup: &Lookup) -> Result<(), SinkError> {
     let name = settings.progress_topic();
+    let shape = lookup.shape(&name, REQUEST_TIMEOUT);
+    // What streams needs no right to read; the next start does.
+    let lacks = shape.as_ref().map(Lookup::lacks).unwrap_or_default();
+    if !lacks.is_empty() {
+        let meaning = match lacks.contains(&"Write") {
+            true => acl::NOTHING,
+            false => {
+                "the next start can't read progress, or verify the topic, and delivers nothing"
+            }
+        };
+        return Err(acl::lacking(settings, &name, &lacks, meaning));
+    }
     let Ok(found) = admin::topic_settings(settings, &name) else { return Ok(()) };
-    let replicas = lookup.shape(&name, REQUEST_TIMEOUT).map_or(0, |shape| shape.replicas);
-    verify(settings, &found, replicas)
+    verify(settings, &found, shape.map_or(0, |shape| shape.replicas))
 }
 
 /// An administrator may have given it more partitions than one, which can't be taken away again. They

@@ -11,7 +11,7 @@ use std::{
 /// Addresses remembered.
 const ADDRESSES_MAX: usize = 16;
 /// Characters of a reason.
-const REASON_MAX: usize = 160;
+const REASON_MAX: usize = 240;
 
 /// What is known of the brokers' answers. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,8 @@ struct State {
     failed: BTreeMap<String, String>,
     /// What a call waits for, though they answer.
     waits_for: Option<String>,
+    /// Why a broker refused the login, since one last answered.
+    refused: Option<String>,
 }
 
 impl Reach {
@@ -43,6 +45,7 @@ impl Reach {
         let mut state = self.state();
         state.answers = Some(true);
         state.failed.clear();
+        state.refused = None;
     }
 
     /// librdkafka says this of a broker.
@@ -53,6 +56,24 @@ impl Reach {
         if state.failed.len() < ADDRESSES_MAX || state.failed.contains_key(&address) {
             state.failed.insert(address, reason);
         }
+    }
+
+    /// A broker refuses the login, and librdkafka says this of it.
+    pub(super) fn refused(&self, text: &str) {
+        let reason = parsed(text).map_or_else(|| text.to_owned(), |(_, reason)| reason);
+        self.state().refused = Some(reason);
+    }
+
+    /// Why a broker refuses the relay's login, and the setting to correct, where one does.
+    pub fn login_refused(&self) -> Option<(String, &'static str)> {
+        let reason = self.state().refused.clone()?;
+        let remedy = if reason.to_lowercase().contains("mechanism handshake") {
+            "set sasl.mechanism in sink.properties to one that the broker supports"
+        } else {
+            "correct sasl.username and sasl.password in sink.properties, or the account at the broker; for \
+             OAUTHBEARER and GSSAPI, the token or the ticket"
+        };
+        Some((format!("the brokers refuse the relay's login: {reason}"), remedy))
     }
 
     /// Whether a broker answered last; `None` before anything is known.
@@ -105,6 +126,32 @@ fn parsed(text: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_login_is_told_with_the_setting_until_a_broker_answers() {
+        let reach = Reach::default();
+        assert_eq!(reach.login_refused(), None);
+        for (said, setting) in [
+            (
+                "SASL authentication error: Authentication failed with SASL mechanism SCRAM-SHA-256",
+                "sasl.password",
+            ),
+            (
+                "SASL PLAIN mechanism handshake failed: Broker: Unsupported SASL mechanism: broker's supported \
+              mechanisms: SCRAM-SHA-512",
+                "sasl.mechanism",
+            ),
+        ] {
+            reach.refused(&format!(
+                "sasl_ssl://b1:9092/bootstrap: {said} (after 9ms in state AUTH_REQ)"
+            ));
+            let (why, remedy) = reach.login_refused().expect("it is");
+            let tail = said.split_once(' ').expect("words").1;
+            assert!(why.contains(tail) && remedy.contains(setting), "{why}: {remedy}");
+        }
+        reach.heard();
+        assert_eq!(reach.login_refused(), None);
+    }
 
     #[test]
     fn who_does_not_answer_is_told_by_address_and_reason() {

@@ -108,6 +108,11 @@ impl Settings {
         format!("outbox-relay-progress-{}", self.relay_name)
     }
 
+    /// Why a broker refuses the relay's login, and the setting to correct, where one does.
+    pub fn login_refused(&self) -> Option<(String, &'static str)> {
+        self.reach.login_refused()
+    }
+
     /// Who of the brokers does not answer, and why.
     pub fn silent(&self) -> String {
         let names = ["bootstrap.servers", "metadata.broker.list"];

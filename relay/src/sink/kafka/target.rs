@@ -103,7 +103,11 @@ impl Target {
             && !(0..self.partitions).contains(&wanted)
         {
             let (topic, last) = (record.topic, self.partitions - 1);
-            let error = format!("the topic {topic} has partitions 0 to {last}, not {wanted}");
+            let error = format!(
+                "the topic {topic} has partitions 0 to {last}, not {wanted}: let the key choose with \
+                 `outbox-relay dead-letters edit ID --no-partition`, or name another with --partition; then \
+                 release it"
+            );
             return Some(("no_such_partition", error));
         }
         if let Some(limits) = &self.limits {

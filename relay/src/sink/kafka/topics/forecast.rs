@@ -16,6 +16,7 @@ use crate::{
             lookup::{Found, Lookup, Seen},
             probe::{PROBE_TIMEOUT, blocking, make_lookup},
             settings::Settings,
+            twin,
         },
     },
 };
@@ -103,7 +104,7 @@ impl<'a> Forecast<'a> {
                 Some(Noted::Missing) | None => missing.push(name),
             }
         }
-        refusals.extend(absent(missing, settings));
+        refusals.extend(absent(missing, settings, lookup));
         Ok(Forecast { settings, topics, seen, refusals })
     }
 
@@ -178,9 +179,17 @@ impl<'a> Forecast<'a> {
 }
 
 /// Topics that are missing, and will be: where the relay creates them, only those that it can't.
-fn absent<'n>(missing: Vec<&'n str>, settings: &Settings) -> Vec<(&'n str, Refusal)> {
+fn absent<'n>(
+    missing: Vec<&'n str>,
+    settings: &Settings,
+    lookup: &Lookup,
+) -> Vec<(&'n str, Refusal)> {
     let Some(creation) = settings.create_topics else {
-        let unknown = |name| (name, ("unknown_topic", unknown(name, settings)));
+        let twins = twin::in_the_way(&missing, lookup, PROBE_TIMEOUT);
+        let unknown = |name: &'n str| {
+            let twin = twins.get(name).map(String::as_str);
+            (name, ("unknown_topic", unknown(name, settings, twin)))
+        };
         return missing.into_iter().map(unknown).collect();
     };
     let asked = missing.get(..CREATED_MAX).unwrap_or(&missing);

@@ -5,11 +5,14 @@ use crate::{
     sink::kafka::{settings::Settings, target::Refusal},
 };
 
+/// What to do about an event of such a topic.
+pub(in crate::sink::kafka) const ANOTHER: &str = "give the event another topic with `outbox-relay dead-letters edit ID --topic TOPIC`, and release it";
+
 /// Why a name is no topic's, or none of ours.
 pub(super) fn unnameable(name: &str, settings: &Settings) -> Option<Refusal> {
     if !is_valid_name(name) {
         let error = format!(
-            "{:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or ..",
+            "{:?} is no topic name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-', not . or ..: {ANOTHER}",
             printable::short(name)
         );
         return Some(("invalid_topic", error));
@@ -22,7 +25,7 @@ pub(super) fn unnameable(name: &str, settings: &Settings) -> Option<Refusal> {
 pub(super) fn reserved(name: &str, why: &str) -> Refusal {
     let error = format!(
         "the topic {name} is no destination for events, because others keep state in it ({why}): \
-         give the event another topic; see sink.reserved_topics"
+         {ANOTHER}; see sink.reserved_topics"
     );
     ("reserved_topic", error)
 }
