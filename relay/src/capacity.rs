@@ -14,8 +14,17 @@ pub(crate) struct Lack {
     pub(crate) remedy: String,
 }
 
-/// All that lacks; `has_slot`: the relay's own slot is there, and takes no other place.
-pub(crate) fn lacking(found: &Capacity, has_slot: bool, role: &str) -> Vec<Lack> {
+/// What of the relay's own is there already, and takes no other place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Own {
+    /// Its slot.
+    pub(crate) slot: bool,
+    /// A relay that streams from it.
+    pub(crate) sender: bool,
+}
+
+/// All that lacks.
+pub(crate) fn lacking(found: &Capacity, own: Own, role: &str) -> Vec<Lack> {
     let lack = |name, is_so: bool, seen: String, remedy: String| {
         is_so.then_some(Lack { name, seen, remedy })
     };
@@ -41,15 +50,24 @@ pub(crate) fn lacking(found: &Capacity, has_slot: bool, role: &str) -> Vec<Lack>
         ),
         lack(
             "slots",
-            !has_slot && full(found.replication_slots, found.max_replication_slots),
+            !own.slot && full(found.replication_slots, found.max_replication_slots),
             slots(found),
             "raise max_replication_slots, and restart the server".into(),
         ),
         lack(
             "senders",
-            full(found.wal_senders, found.max_wal_senders),
+            !own.sender && full(found.wal_senders, found.max_wal_senders),
             senders(found),
-            "raise max_wal_senders, and restart the server".into(),
+            if found.max_wal_senders == 0 {
+                "`alter system set max_wal_senders = 10`, and restart the server".into()
+            } else {
+                format!(
+                    "end one that is not needed (`select pid, usename, application_name, client_addr, state \
+                     from pg_stat_replication`), or `alter system set max_wal_senders = {}`, and restart the \
+                     server",
+                    found.max_wal_senders + 10
+                )
+            },
         ),
         lack(
             "server",
@@ -63,6 +81,14 @@ pub(crate) fn lacking(found: &Capacity, has_slot: bool, role: &str) -> Vec<Lack>
     .collect()
 }
 
+/// What of it does not pass by itself: the leader, or whoever has all places, may let go of one.
+pub(crate) fn lasting(found: &Capacity, role: &str) -> Vec<Lack> {
+    let own = Own { slot: true, sender: found.max_wal_senders > 0 };
+    let mut lacks = lacking(found, own, role);
+    lacks.retain(|lack| lack.name != "server");
+    lacks
+}
+
 pub(crate) fn version(found: &Capacity) -> String {
     format!("version {}.{}", found.server_version_num / 10_000, found.server_version_num % 10_000)
 }
@@ -72,7 +98,10 @@ pub(crate) fn slots(found: &Capacity) -> String {
 }
 
 pub(crate) fn senders(found: &Capacity) -> String {
-    format!("{} of {} WAL senders in use", found.wal_senders, found.max_wal_senders)
+    match found.max_wal_senders {
+        0 => "max_wal_senders is 0, so that nothing can be streamed from it".to_owned(),
+        max => format!("{} of {max} WAL senders in use", found.wal_senders),
+    }
 }
 
 /// All of it as one halt; `None` where nothing lacks.
@@ -117,11 +146,22 @@ mod tests {
 
     #[test]
     fn each_thing_that_lacks_has_its_words_and_what_to_type() {
-        assert_eq!(halt(&lacking(&able(), true, "r")), None);
-        let full = lacking(&able(), false, "r");
-        assert_eq!(full.iter().map(|lack| lack.name).collect::<Vec<_>>(), ["slots"]);
+        let (none, both) = (Own { slot: false, sender: false }, Own { slot: true, sender: true });
+        let names = |found: &Capacity, own| -> Vec<_> {
+            lacking(found, own, "r").iter().map(|lack| lack.name).collect()
+        };
+        assert_eq!(halt(&lacking(&able(), both, "r")), None);
+        assert_eq!(names(&able(), none), ["slots"]);
+        let full = Capacity { wal_senders: 4, ..able() };
+        assert_eq!(names(&full, Own { sender: false, ..both }), ["senders"]);
+        assert_eq!(names(&full, both), [""; 0], "one of them is the relay's own");
+        let without = Capacity { wal_senders: 0, max_wal_senders: 0, ..able() };
+        let lacks = lacking(&without, Own { sender: false, ..both }, "r");
+        let Halt { reason, remedy } = halt(&lacks).expect("it lacks");
+        assert!(reason.contains("max_wal_senders is 0"), "{reason}");
+        assert_eq!(remedy, "`alter system set max_wal_senders = 10`, and restart the server");
         let unable = Capacity { wal_level: "replica".into(), may_replicate: false, ..able() };
-        let Halt { reason, remedy } = halt(&lacking(&unable, true, "R")).expect("two lack");
+        let Halt { reason, remedy } = halt(&lacking(&unable, both, "R")).expect("two lack");
         assert_eq!(
             reason,
             "the server's wal_level is replica, the relay's role may not replicate: nothing is \

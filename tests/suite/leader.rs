@@ -71,6 +71,38 @@ fn said(relay: &Relay, text: &str) -> usize {
     relay.log_text().matches(text).count()
 }
 
+/// The next start would halt, and no standby could take over.
+#[tokio::test]
+async fn the_table_of_leaders_that_is_dropped_is_missed_while_the_relay_streams_and_claimed_anew() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.database().superuser().batch_execute("drop table outbox.leaders").await.expect("dropped");
+    relay.wait_log("no standby can take over").await;
+    let page = relay.page("/readyz").await;
+    assert!(page.starts_with("ok\nbut") && page.contains("outbox-relay migrate"), "{page}");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    crate::obeyed::obey(&t, "outbox-relay migrate").await;
+    wait::until("it leads again", wait::PATIENCE, || async {
+        let leads = "select count(*) from outbox.leaders l join pg_stat_activity using (pid)";
+        let row = t.database().superuser().query_one(leads, &[]).await;
+        let leads: i64 = row.map_err(|error| error.to_string())?.get(0);
+        if leads == 1 { Ok(()) } else { Err(format!("{leads} lead")) }
+    })
+    .await
+    .expect("the claim stands again");
+    relay.wait_ready().await;
+    wait::until("nothing is of concern", wait::PATIENCE, || async {
+        let page = relay.page("/readyz").await;
+        if page == "ok\n" { Ok(()) } else { Err(page) }
+    })
+    .await
+    .expect("it is as it was");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
 #[tokio::test]
 async fn a_standby_takes_over_within_two_seconds_of_an_orderly_stop() {
     let t = Harness::start().await;

@@ -165,6 +165,77 @@ async fn what_a_halt_says_can_be_typed_and_loses_and_doubles_nothing() {
     }
 }
 
+/// Nothing streams from it, and somebody has set it so.
+#[tokio::test]
+async fn a_server_without_wal_senders_is_named_by_check_and_by_the_run_and_one_is_enough() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    server.leave_out("max_wal_senders");
+    let mut set = async |t: &mut Harness, command: &str| {
+        obey(t, command).await;
+        server.stop(Shutdown::Fast).expect("it ends");
+        server.restart().expect("it starts");
+        t.reconnect().await;
+    };
+    set(&mut t, "alter system set max_wal_senders = 0").await;
+    let relay = t.relay().spawn();
+    let detail = says(&relay, "max_wal_senders is 0").await;
+    let command = typed(&detail, "alter system set max_wal_senders").to_owned();
+    let output = t.relay().command(&["check"]).await;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(told.contains(&command) && told.contains("max_wal_senders is 0"), "{told}");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    set(&mut t, &command).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    // The only one is the relay's own.
+    set(&mut t, "alter system set max_wal_senders = 1").await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let findings = crate::checks::check(&t.relay()).await;
+    assert!(findings.iter().all(|found| found.verdict != "problem"), "{findings:#?}");
+}
+
+/// Whoever never releases an advisory lock fills the server's table of locks for everybody.
+#[tokio::test]
+async fn a_server_whose_locks_are_all_taken_is_told_with_who_has_them() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    obey(&t, "alter system set max_locks_per_transaction = 10").await;
+    server.stop(Shutdown::Fast).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    let hog = t.database().connect(Role::Owner).await;
+    let pid: i32 = hog.query_one("select pg_backend_pid()", &[]).await.expect("a pid").get(0);
+    let all = "select count(pg_advisory_lock(n)) from generate_series(1, 10000000) n";
+    let full = hog.batch_execute(all).await.expect_err("there is no room for so many");
+    assert_eq!(full.code().map(|code| code.code()), Some("53200"), "{full:?}");
+    let relay = t.relay().spawn();
+    relay.wait_log("max_locks_per_transaction").await;
+    let log = relay.log_text();
+    let who = typed(&log, "from pg_locks").to_owned();
+    let most = t.database().superuser().query(&who, &[]).await.expect("the remedy is SQL");
+    assert_eq!(most.first().map(|row| row.get::<_, i32>(0)), Some(pid), "it names who has them");
+    // The server has no room for the statement that ends it, as the text foresees.
+    let kill = typed(&log, "kill PID").replace("PID", &pid.to_string());
+    let words: Vec<&str> = kill.split(' ').collect();
+    let ended = std::process::Command::new(words[0]).args(&words[1..]).status();
+    assert!(ended.expect("there is such a program").success(), "{kill}");
+    wait::until("its locks are free", wait::PATIENCE, || async {
+        let held = format!("select count(*) from pg_locks where pid = {pid}");
+        let row = t.database().superuser().query_one(&held, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            0 => Ok(()),
+            held => Err(format!("{held} locks")),
+        }
+    })
+    .await
+    .expect("it has ended");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
 /// The server forgets how it is set to at its next start, and a slot must not be there then.
 #[tokio::test]
 async fn a_server_that_can_not_decode_is_halted_at_in_the_words_of_check() {

@@ -19,6 +19,9 @@ use crate::{
     state::Board,
 };
 
+/// SQLSTATE `too_many_connections`, as of a server that has no walsenders.
+pub(super) const TOO_MANY: &str = "53300";
+
 /// The same, with what was parked in the table of dead letters where that is gone.
 pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board) -> Ended {
     match ended {

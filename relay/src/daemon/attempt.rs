@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     broker, control,
     ended::{Ended, pipeline_ended, stream_ended},
-    locks, missing, parked, repair, retention,
+    locks, lookout, missing, parked, repair, retention,
     standby::{self, Leading},
     start,
     started::{Learnt, Started, Streaming},
-    suspects, tables,
+    suspects,
     unfinished::Unfinished,
     waiting,
 };
@@ -195,6 +195,7 @@ async fn stream(
             }
         });
         let waiting_session = Arc::clone(&tables_session);
+        let tables_board = waiting_board.clone();
         let (stop, name) = (control_stop.clone(), config.name.clone());
         tasks.spawn("waiting releases", async move {
             tokio::select! {
@@ -206,7 +207,7 @@ async fn stream(
         tasks.spawn("tables", async move {
             tokio::select! {
                 () = stop.cancelled() => Task::Tables(Ok(())),
-                ended = tables::watch(&config, &parts, &tables_session) => {
+                ended = lookout::watch(&config, &parts, &tables_session, &tables_board) => {
                     Task::Tables(Err(ended))
                 }
             }

@@ -14,6 +14,7 @@ mod ended;
 pub(crate) mod first;
 mod held;
 pub(crate) mod locks;
+mod lookout;
 mod missing;
 mod parked;
 mod rehearsal;
@@ -208,7 +209,9 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
         Err(Ended::Halted(_)) => false,
         Err(Ended::Retry { error, .. }) if rights::is_refusal(error) => false,
         Err(Ended::Retry { error, .. })
-            if advice::sqlstate_of(error).as_deref() == Some(NOT_IN_THIS_STATE) =>
+            if advice::sqlstate_of(error).is_some_and(|code| {
+                [NOT_IN_THIS_STATE, advice::TOO_MANY].contains(&code.as_str())
+            }) =>
         {
             true
         }
@@ -222,9 +225,7 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
         }
         let found = catalog::slot::capacity(session.client()).await.ok()?;
         // What passes by itself is tried again.
-        let mut lacks = capacity::lacking(&found, true, parts.connect.user());
-        lacks.retain(|lack| !["slots", "senders", "server"].contains(&lack.name));
-        capacity::halt(&lacks)
+        capacity::halt(&capacity::lasting(&found, parts.connect.user()))
     });
     match asked.await {
         Ok(Some(halt)) => Err(Ended::Halted(halt)),

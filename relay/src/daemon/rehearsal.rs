@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::{
+    advice::{TOO_MANY, sqlstate_of},
     connect, decision,
     ended::Ended,
     repair,
@@ -13,7 +14,7 @@ use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, printable, progress::Progress},
     metrics::Cause,
-    postgres::sql::SqlSession,
+    postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},
     reconcile::{Decision, Reconciled},
     route::Format,
@@ -47,6 +48,15 @@ pub(crate) async fn rehearse(
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::Unpublished(error)) => Rehearsed::Fails(error.to_string()),
+        // The relay that streams may have the only one.
+        Err(Ended::Retry { ref error, .. })
+            if sqlstate_of(error).as_deref() == Some(TOO_MANY)
+                && let Ok((Some(SlotState { active: true, active_pid, .. }), _)) =
+                    decision::survey(config, session).await =>
+        {
+            let pid = active_pid.unwrap_or_default();
+            Rehearsed::Starts { decision: Decision::Wait { pid, making: false }, looked: true }
+        }
         Err(Ended::Retry { doing, error, .. }) => {
             Rehearsed::Fails(format!("{doing}: {}", printable::causes(error.as_ref())))
         }

@@ -163,10 +163,7 @@ pub(super) async fn could_lead(
     }
     let found = slot::capacity(session.client()).await;
     let found = found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let mut lacks = capacity::lacking(&found, true, parts.connect.user());
-    // The leader has some, and lets go of them.
-    lacks.retain(|lack| !["slots", "senders", "server"].contains(&lack.name));
-    match capacity::halt(&lacks) {
+    match capacity::halt(&capacity::lasting(&found, parts.connect.user())) {
         Some(halt) => Err(Ended::Halted(halt)),
         None => Ok(()),
     }
@@ -201,7 +198,9 @@ pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), 
     if leads.and_then(|row| row.try_get(0)).map_err(lock_failed)? {
         return Ok(());
     }
-    let error = anyhow::anyhow!("another relay has claimed the slot");
+    let error = anyhow::anyhow!(
+        "the relay's claim in outbox.leaders is gone, or another relay has claimed the slot"
+    );
     Err(Ended::retry(Cause::Postgres, "looking whether this relay still leads", error))
 }
 

@@ -2,13 +2,9 @@
 //! relay streams.
 //!
 //! It asks the catalogue and lets `table_fit` and `repair` decide. Called by `start`, `standby`,
-//! `rehearsal` and `attempt`.
+//! `rehearsal` and `lookout`.
 
-use std::time::Duration;
-
-use tokio::time::sleep;
-
-use super::{ended::Ended, locks, steps::store};
+use super::{ended::Ended, steps::store};
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, progress::Progress},
@@ -25,8 +21,6 @@ use crate::{
 
 /// `pg_type.oid` of `timestamp`, which has no time zone.
 const TIMESTAMP: u32 = 1114;
-/// The tables are looked at again this often while the relay streams.
-const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the tables of the settings look like now.
 pub(super) struct Tables {
@@ -125,25 +119,4 @@ pub(super) async fn unpublished(
         }
     }
     Ended::Halted(told)
-}
-
-/// Looks at the tables again and again while the relay streams, for what `control` does not see.
-/// Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(config: &Config, parts: &Parts, session: &SqlSession) -> Ended {
-    let mut skipped = locks::Skipped::default();
-    loop {
-        sleep(TABLES_INTERVAL).await;
-        match inspect(config, parts, session, Format::Binary).await {
-            Ok(Tables { unpublished: None, .. }) => skipped.passed(),
-            // The next start remembers it, and halts.
-            Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
-                let doing = "looking at the outbox tables";
-                return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
-            }
-            Err(Ended::Retry { error, doing, .. }) if locks::refused(error.as_ref()) => {
-                skipped.tell(session, doing).await;
-            }
-            Err(ended) => return ended,
-        }
-    }
 }

@@ -18,9 +18,11 @@ fn text(sqlstate: &str) -> Option<&'static str> {
              pg_replication_slots order by restart_lsn`; drop a slot only if nobody needs it any more"
         }
         "53200" => {
-            "the server has no memory left, or no room for more locks: end sessions that are not needed \
-             (`select pid, usename, application_name, state, xact_start from pg_stat_activity order by \
-             xact_start`), or raise max_locks_per_transaction and restart the server"
+            "the server has no memory left, or no room for more locks. Who has how many: `select pid, \
+             locktype, count(*) from pg_locks group by 1, 2 order by 3 desc limit 5`; end a session that \
+             holds very many with `select pg_terminate_backend(pid)`, as of advisory locks that nobody \
+             released; where the server has no room even for that, `kill PID` on its host; or raise max_locks_per_transaction (`alter system set max_locks_per_transaction = \
+             256`) and restart the server. Where none holds many, end sessions that use much memory"
         }
         "53300" => {
             "all connections are taken that the server, the database or the role may have \
@@ -48,7 +50,7 @@ mod tests {
     fn what_is_short_is_named_with_what_to_type() {
         for (sqlstate, words) in [
             ("53100", &["disk is full", "pg_replication_slots"][..]),
-            ("53200", &["no memory", "max_locks_per_transaction"]),
+            ("53200", &["no memory", "max_locks_per_transaction", "from pg_locks"]),
             ("53300", &["max_wal_senders", "pg_stat_activity", "connection limit -1"]),
             ("53400", &["temp_file_limit = -1", "max_replication_slots"]),
         ] {

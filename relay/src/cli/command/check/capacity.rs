@@ -2,14 +2,14 @@
 
 use super::{Finding, ok, problem, warning};
 use crate::{
-    capacity::{self, Lack},
+    capacity::{self, Lack, Own},
     config::parts::Parts,
     postgres::catalog::slot,
 };
 
 /// What the server and the role are able to do.
-pub(super) fn capacity(found: &slot::Capacity, has_slot: bool, parts: &Parts) -> Vec<Finding> {
-    let lacks = capacity::lacking(found, has_slot, parts.connect.user());
+pub(super) fn capacity(found: &slot::Capacity, own: Own, parts: &Parts) -> Vec<Finding> {
+    let lacks = capacity::lacking(found, own, parts.connect.user());
     let looked_at = [
         ("PostgreSQL", capacity::version(found)),
         ("wal_level", "logical".into()),

@@ -10,6 +10,7 @@ use super::{
     settings, start, warning,
 };
 use crate::{
+    capacity::Own,
     config::{Config, parts::Parts},
     core::printable,
     daemon::{first, locks},
@@ -71,8 +72,12 @@ pub(super) async fn looked_at(
             findings.push(match locks::refused(&error) {
                 true => locked(session.client()).await,
                 false => {
-                    let remedy = "grant the relay's role what docs/ROLES.md lists";
-                    problem("PostgreSQL", printable::causes(&error), remedy)
+                    let source = std::error::Error::source(&error);
+                    let source = source.and_then(|it| it.downcast_ref::<tokio_postgres::Error>());
+                    let code = source.and_then(tokio_postgres::Error::code);
+                    let short = code.and_then(|code| shortage::remedy(code.code(), &parts.connect));
+                    let rights = || "grant the relay's role what docs/ROLES.md lists".to_owned();
+                    problem("PostgreSQL", printable::causes(&error), short.unwrap_or_else(rights))
                 }
             });
             (findings, None)
@@ -91,7 +96,8 @@ async fn server(
     let name = &config.postgres.slot;
     let found = slot::inspect(client, name).await?;
     let server = slot::capacity(client).await?;
-    findings.extend(capacity(&server, found.is_some(), parts));
+    let own = Own { slot: found.is_some(), sender: found.as_ref().is_some_and(|slot| slot.active) };
+    findings.extend(capacity(&server, own, parts));
     findings.extend(settings::of_server(config, parts, client).await?);
     let migrations = migrations::applied(client).await?;
     let mut ours: Vec<Finding> = migrations.into_iter().collect();

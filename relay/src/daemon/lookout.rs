@@ -1,0 +1,65 @@
+//! Looks again and again while the relay streams, at what `control` does not see: whether the tables are still
+//! published, and whether the relay's claim stands.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{
+    ended::Ended,
+    locks, standby,
+    tables::{self, Tables},
+};
+use crate::{
+    config::{Config, parts::Parts},
+    core::halt::Halt,
+    metrics::Cause,
+    postgres::sql::SqlSession,
+    route::Format,
+    state::Board,
+};
+
+/// So often.
+const TABLES_INTERVAL: Duration = Duration::from_secs(5);
+/// What the board is told of the relay's claim.
+const CLAIM: &str = "leader's claim";
+
+/// Returns what ends the attempt. Cancel safe.
+pub(super) async fn watch(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    board: &Board,
+) -> Ended {
+    let mut skipped = locks::Skipped::default();
+    loop {
+        sleep(TABLES_INTERVAL).await;
+        match standby::still_leads(session, &config.postgres.slot).await {
+            Ok(()) => drop(board.concern(CLAIM, None)),
+            Err(Ended::Halted(Halt { reason, remedy })) => {
+                if board.concern(CLAIM, Some(format!("{reason}; {remedy}"))) {
+                    tracing::warn!(
+                        reason,
+                        remedy,
+                        "events flow, but no standby can take over, and the next start halts"
+                    );
+                }
+            }
+            Err(Ended::Retry { error, .. }) if locks::refused(error.as_ref()) => {}
+            // The table was made again, or another relay was told that this one is gone.
+            Err(ended) => return ended,
+        }
+        match tables::inspect(config, parts, session, Format::Binary).await {
+            Ok(Tables { unpublished: None, .. }) => skipped.passed(),
+            // The next start remembers it, and halts.
+            Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {
+                let doing = "looking at the outbox tables";
+                return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
+            }
+            Err(Ended::Retry { error, doing, .. }) if locks::refused(error.as_ref()) => {
+                skipped.tell(session, doing).await;
+            }
+            Err(ended) => return ended,
+        }
+    }
+}
