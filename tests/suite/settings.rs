@@ -29,6 +29,24 @@ async fn a_property_that_would_break_a_guarantee_is_refused_by_its_name() {
     assert!(text.contains("enable.idempotence"), "{text}");
 }
 
+/// `OUTBOX_RELAY_NAME` gave a relay no name, in silence. Others may have variables that begin like that.
+#[tokio::test]
+async fn a_variable_with_one_underscore_too_few_is_named_with_the_one_that_is_meant() {
+    let t = Harness::start().await;
+    let settings =
+        t.relay().env("OUTBOX_RELAY_LOG_FORMAT", "json").env("OUTBOX_RELAY_PORT", "tcp://10.0.0.1");
+    let findings = crate::checks::check(&settings).await;
+    let found: Vec<_> = findings.iter().filter(|found| found.name == "settings").collect();
+    let [found] = found[..] else { panic!("one is meant for a setting: {findings:#?}") };
+    assert!(found.verdict == "warning" && found.seen.contains("OUTBOX_RELAY_LOG_FORMAT"));
+    assert!(found.remedy.contains("OUTBOX_RELAY__LOG__FORMAT"), "{found:?}");
+    let output = settings.command(&["config"]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("name it OUTBOX_RELAY__LOG__FORMAT"), "{said}");
+    let relay = settings.start().await;
+    assert!(relay.logs_contain("OUTBOX_RELAY__LOG__FORMAT"), "{}", relay.log_text());
+}
+
 #[tokio::test]
 async fn check_finds_nothing_wrong_where_nothing_is() {
     let t = Harness::start().await;

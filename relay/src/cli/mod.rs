@@ -85,17 +85,34 @@ async fn run(cli: Cli) -> ExitCode {
 
 async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let file = cli.config;
+    let stray = config::misnamed(&config::Environment::of_process());
+    // `run` has a log for it, and `check` a finding.
+    if !matches!(cli.command, Command::Run(_) | Command::Check { .. }) {
+        for (name, meant) in &stray {
+            output::eprint(&format!(
+                "warning: {name} is no setting and is ignored: name it {meant}"
+            ));
+        }
+    }
     match cli.command {
         Command::Run(flags) => {
             let config = relay_settings(file, &flags)?;
             logging::init(&config.log);
+            for (name, meant) in &stray {
+                tracing::warn!(
+                    name,
+                    meant,
+                    "a variable of the environment is no setting and is ignored"
+                );
+            }
             daemon::run(config, signal::stop_on_signal()?).await?;
             Ok(Outcome::Done)
         }
         Command::Check { flags, json } => {
             let config = relay_settings(file, &flags)?;
             logging::init(&quiet(&config));
-            let findings = check::run(&config, &config.parts()?).await;
+            let mut findings = check::stray(&stray);
+            findings.extend(check::run(&config, &config.parts()?).await);
             // Its tables' texts are printable, and JSON is exact.
             print(&output::findings(&findings, json));
             Ok(check::passed(&findings).into())

@@ -1,11 +1,13 @@
 //! What is said to somebody who typed something that is no command line.
 //!
 //! What was typed may hold a password: a connection string without its flag, for one. So nothing of
-//! it is repeated but the names of flags.
+//! it is repeated but the names of flags, and words that the command line itself has, in whatever place.
 
-use std::ffi::OsString;
+use std::{collections::BTreeSet, ffi::OsString};
 
-use clap::error::ErrorKind;
+use clap::{Command, CommandFactory as _, error::ErrorKind};
+
+use super::arguments::Cli;
 
 /// Prints help, the version, or what is wrong; returns the exit code.
 pub(super) fn explain(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> u8 {
@@ -22,11 +24,13 @@ pub(super) fn explain(error: &clap::Error, arguments: impl Iterator<Item = OsStr
 
 /// The text without what was typed, where it is quoted.
 fn masked(mut text: String, typed: &[String]) -> String {
+    let known = words(&Cli::command());
     let values = typed.iter().map(|typed| match typed.split_once('=') {
         Some((flag, value)) if flag.starts_with("--") => value,
         _ => typed,
     });
-    let mut values: Vec<&str> = values.filter(|value| !value.starts_with('-')).collect();
+    let is_secret = |value: &&str| !value.starts_with('-') && !known.contains(*value);
+    let mut values: Vec<&str> = values.filter(is_secret).collect();
     // The longest first: one may be a part of another.
     values.sort_by_key(|value| std::cmp::Reverse(value.len()));
     for value in values.into_iter().filter(|value| !value.is_empty()) {
@@ -37,10 +41,24 @@ fn masked(mut text: String, typed: &[String]) -> String {
     text
 }
 
+/// The words of a command line: commands, flags and the values that these take, at any depth.
+fn words(command: &Command) -> BTreeSet<String> {
+    let mut words = BTreeSet::new();
+    for argument in command.get_arguments() {
+        words.extend(argument.get_long().map(str::to_owned));
+        let values = argument.get_possible_values();
+        words.extend(values.iter().map(|value| value.get_name().to_owned()));
+    }
+    for below in command.get_subcommands() {
+        words.insert(below.get_name().to_owned());
+        words.extend(self::words(below));
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::arguments::Cli;
     use clap::Parser as _;
 
     fn told(arguments: &[&str]) -> String {
@@ -80,6 +98,15 @@ mod tests {
             let told = told(arguments);
             assert!(!told.contains("hunter2"), "{arguments:?}: {told}");
         }
+    }
+
+    #[test]
+    fn a_word_of_the_command_line_in_the_wrong_place_is_no_secret() {
+        let said = told(&["dead-letters", "list", "--by", "topic"]);
+        assert!(said.contains("invalid value 'topic' for '--by <BY>'"), "{said}");
+        let said = told(&["dead-letters", "list", "--by", "lane", "reason"]);
+        assert!(said.contains("unexpected argument 'reason' found"), "{said}");
+        assert!(told(&["dead-letters", "list", "--by", "hunter2"]).contains("'***'"));
     }
 
     #[test]

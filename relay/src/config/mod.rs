@@ -10,6 +10,7 @@ mod check;
 mod identity;
 pub mod keys;
 mod layers;
+mod misnamed;
 pub mod parts;
 mod print;
 mod problem;
@@ -25,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+pub use misnamed::misnamed;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
 use sizes::Size;

@@ -85,6 +85,15 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
     findings
 }
 
+/// Variables of the environment that are no settings, each with the one that is meant.
+pub(crate) fn stray(variables: &[(String, String)]) -> Vec<Finding> {
+    let finding = |(name, meant): &(String, String)| {
+        let seen = format!("the environment has {name}, which is no setting and is ignored");
+        warning("settings", seen, format!("name it {meant}, or remove it"))
+    };
+    variables.iter().map(finding).collect()
+}
+
 /// Whether none is a problem.
 pub(crate) fn passed(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.verdict != Verdict::Problem)
