@@ -124,6 +124,9 @@ fn what_cannot_be_a_record_is_refused_with_its_reason_and_name() {
         let refused = refused(&settings(), &with(column, value));
         assert_eq!(refused.reason, reason, "{value:?}");
         assert!(refused.error.starts_with("outbox.events."), "{}", refused.error);
+        let by_edit = ![reason::NO_ID, reason::MALFORMED_VALUE].contains(&reason);
+        let named = refused.error.contains("`outbox-relay dead-letters edit ID --");
+        assert_eq!(named, by_edit, "{}", refused.error);
         assert_eq!(refused.event_id.is_some(), column != 0);
         assert_eq!(refused.topic.is_some(), column != 1);
         assert_eq!(refused.key.as_deref(), Some(b"customer-1".as_slice()));
