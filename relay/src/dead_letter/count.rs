@@ -20,14 +20,18 @@ const COUNTED_AT_A_TIME: i64 = 20_000;
 /// The table can't be read, or the session is broken.
 pub async fn count(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
     loop {
-        let mut counted = beginning(client, relay).await?;
+        let mut counted = ParkedRecord { table: which_table(client).await?, ..Default::default() };
         // Dropped and made again meanwhile: these would be numbers of neither.
         if count_lanes(client, relay, &mut counted).await?
             && count_alone(client, relay, &mut counted).await?
         {
             let notices = notices(client, relay).await?;
             counted.events = counted.events.saturating_sub(notices);
-            return Ok(counted);
+            // After the counts: what is counted has its id here, and what was parked since is counted by it.
+            if newest_ids(client, relay, &mut counted).await? {
+                counted.events = counted.events.max(counted.ids.len() as u64);
+                return Ok(counted);
+            }
         }
     }
 }
@@ -58,8 +62,13 @@ pub async fn absent(client: &Client, relay: &str, ids: &[String]) -> Result<Vec<
     client.query(sql, &[&relay, &ids]).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// Which table it is, and ids that can be typed between quotes; of others there is only the number.
-async fn beginning(client: &Client, relay: &str) -> Result<ParkedRecord, Error> {
+/// Adds ids that can be typed between quotes; of others there is only the number. `false` when it is another
+/// table.
+async fn newest_ids(
+    client: &Client,
+    relay: &str,
+    counted: &mut ParkedRecord,
+) -> Result<bool, Error> {
     let sql = format!(
         "select 'outbox.dead_letters'::regclass::oid, \
              array(select event_id from outbox.dead_letters \
@@ -68,7 +77,8 @@ async fn beginning(client: &Client, relay: &str) -> Result<ParkedRecord, Error> 
                    order by id desc limit {PARKED_IDS_MAX})"
     );
     let row = client.query_one(&sql, &[&relay]).await?;
-    Ok(ParkedRecord { table: row.try_get(0)?, ids: row.try_get(1)?, ..ParkedRecord::default() })
+    counted.ids = row.try_get(1)?;
+    Ok(row.try_get::<_, u32>(0)? == counted.table)
 }
 
 /// Adds events that have lanes, and these. `false` when it is another table.
