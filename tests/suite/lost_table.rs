@@ -102,7 +102,7 @@ async fn of_a_table_that_is_put_back_in_part_only_what_it_lacks_is_named() {
     relay.wait_log("parked events are lost to the relay").await;
     relay.wait_ready().await;
     let page = relay.page("/readyz").await;
-    assert!(page.contains("again: 1 event of 1 lane"), "{page}");
+    assert!(page.contains("again without 1 event of 1 lane"), "{page}");
     let again = typed(&page, "insert into outbox.events");
     let (_, named) = again.split_once(" in (").expect("ids");
     assert_eq!(named.split(')').next(), Some(format!("'{lost}'").as_str()), "{page}");
