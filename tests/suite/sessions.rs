@@ -86,7 +86,7 @@ async fn settings_of_role_and_database_change_no_outcome() {
     t.commit((0..100).map(|n| Event::to(topic.name()).key(&format!("k{n}")))).await;
     relay.restart();
     relay.wait_ready().await;
-    assert!(relay.logs_contain("repaired: every event that the slot lacks"));
+    assert!(relay.logs_contain("repaired: every event that the slot had lost"));
     let missing = missing.create(1).await;
     dead_letters(&t, &["release", "--all"]).await;
     wait_parked(&t, |parked| parked == 0).await;

@@ -165,7 +165,7 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
                 tracing::warn!(
                     %reason,
                     "the publication was missing when the next transaction of the stream was written: the events \
-                     that the stream lacks are read from the table"
+                     that the stream does not have are read from the table"
                 );
                 learnt.unpublished_once = true;
                 board.metrics().reconnect(Cause::Postgres);

@@ -368,7 +368,7 @@ async fn end(
         false => {
             tracing::info!(
                 rows,
-                "repaired: every event that the slot lacks and that is still in the tables is published"
+                "repaired: every event that the slot had lost and that is still in the tables is published"
             )
         }
     }
