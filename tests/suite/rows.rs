@@ -239,7 +239,7 @@ async fn an_unlogged_partition_halts_the_relay() {
     // It is empty and has another file: no one knows any more whether it was truncated.
     let asked = wait::until("it asks", wait::PATIENCE, || async {
         let detail = halted(&relay).await;
-        let asks = detail.contains("events_fast was truncated since, or rewritten")
+        let asks = detail.contains("events_fast was truncated since, or was rewritten")
             && detail.contains("outbox.rows_kept = true");
         if asks { Ok(()) } else { Err(detail) }
     });
