@@ -38,6 +38,8 @@ const PARKED_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Trouble {
+    /// 5,000 events of the size of the next ones, which their topic takes: none is refused
+    Large,
     /// 5,000 events that are too large for their topic, each of a key of its own, at once
     TooLarge,
     /// 5,000 events beyond their topic's bound of time, at once
@@ -51,6 +53,7 @@ pub(crate) enum Trouble {
 impl Trouble {
     fn name(self) -> &'static str {
         match self {
+            Trouble::Large => "5,000 large, none refused",
             Trouble::TooLarge => "5,000 too large",
             Trouble::TooOld => "5,000 beyond the bound of time",
             Trouble::Missing => "1,000 missing topics",
@@ -155,7 +158,8 @@ async fn beside(
     let t = Harness::start().await;
     let topic = t.topic("orders").create(PARTITIONS).await;
     let bounds = [("max.message.bytes", "2000"), ("message.timestamp.before.max.ms", "3600000")];
-    let bad = t.topic("bad").create_with(PARTITIONS, &bounds).await;
+    let bounds = if trouble == Some(Trouble::Large) { &[][..] } else { &bounds };
+    let bad = t.topic("bad").create_with(PARTITIONS, bounds).await;
     let mut relay = Setup { delivery, unix: false }.start(&t, 1, program).await?;
     let (mut parked, mut parked_seconds) = (0, None);
     let happens = async {
@@ -163,7 +167,7 @@ async fn beside(
         let begun = Instant::now();
         parked = make(trouble, &t, &bad, seconds).await?;
         wait_parked(&t, parked).await?;
-        if trouble != Trouble::Poison {
+        if !matches!(trouble, Trouble::Large | Trouble::Poison) {
             parked_seconds = Some(begun.elapsed().as_secs_f64());
         }
         Ok(())
@@ -182,12 +186,12 @@ async fn make(trouble: Trouble, t: &Harness, bad: &Topic, seconds: u32) -> Resul
     let bad = bad.name();
     let large = "to_jsonb(repeat(md5(n::text), 100))";
     let (sql, count) = match trouble {
-        Trouble::TooLarge => (
+        Trouble::Large | Trouble::TooLarge => (
             format!(
                 "insert into outbox.events (topic, key, payload) \
                  select '{bad}', 'k' || n, {large} from generate_series(1, {REFUSED}) n"
             ),
-            REFUSED,
+            if trouble == Trouble::Large { 0 } else { REFUSED },
         ),
         Trouble::TooOld => (
             format!(
