@@ -257,7 +257,7 @@ impl Kafka {
         Proxy::on(line.proxy_port, &line.listens).await.expect("the port that was set aside")
     }
 
-    /// An address that answers, and leads its clients to one at which nobody listens.
+    /// An address that answers, and leads its clients to one at which no one listens.
     ///
     /// # Panics
     /// As [`Kafka::line`].

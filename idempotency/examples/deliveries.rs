@@ -155,7 +155,7 @@ impl Broker {
         });
     }
 
-    /// To wherever the broker keeps what nobody can handle.
+    /// Where the broker keeps messages that can't be handled.
     fn reject(&self, tag: u64) {
         self.change(|queue| drop(queue.unanswered.remove(&tag)));
     }

@@ -331,7 +331,7 @@ pub async fn show(client: &impl GenericClient, id: i64) -> Result<Option<Letter>
 /// # Errors
 /// The database's; nothing was changed.
 pub async fn replay(client: &impl GenericClient, selection: &Selection) -> Result<u64, Error> {
-    // The lane's row is written first and locked by that, so that nobody frees the lane meanwhile.
+    // The lane's row is written first and locked by that, so that no one frees the lane meanwhile.
     let sql = format!(
         "with chosen as (select d.* from inbox.dead_letters d \
              where {SELECTED} and d.state operator(pg_catalog.=) 'dead' order by d.id for update), \

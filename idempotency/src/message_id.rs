@@ -92,7 +92,7 @@ impl MessageId {
         MessageId::at(digest(&[id]), occurred)
     }
 
-    /// A message of which nobody knows when it was sent: no inbox can tell it from a copy.
+    /// A message of which no one knows when it was sent: no inbox can tell it from a copy.
     pub(crate) fn undated(uuid: Uuid) -> Self {
         MessageId { uuid, day: Day::NONE, own_ms: None }
     }

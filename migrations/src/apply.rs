@@ -55,7 +55,7 @@ pub enum MigrateError {
 
 /// Applies what `set` has and the database lacks, and returns it, oldest first; empty when the
 /// database was up to date. Waits while another session is applying a set, and for some minute while
-/// others use a table that is to be changed; nobody waits behind it for more than a moment.
+/// others use a table that is to be changed; no one waits behind it for more than a moment.
 ///
 /// Needs a direct connection: a pooler that switches sessions between transactions breaks the lock.
 /// Not cancel safe: dropped half-way, close the client's connection, which frees the lock.

@@ -10,7 +10,7 @@ pub(crate) struct Lack {
     pub(crate) name: &'static str,
     /// How it is.
     pub(crate) seen: String,
-    /// What mends it.
+    /// What fixes it.
     pub(crate) remedy: String,
 }
 

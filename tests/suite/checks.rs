@@ -1,4 +1,4 @@
-//! `check` finds beforehand what would halt `run`, by the same looks, and disturbs nobody.
+//! `check` finds beforehand what would halt `run`, by the same looks, and disturbs no one.
 
 use outbox_harness::{Harness, database::Role, event::Event, relay::Settings, wait};
 use serde_json::Value;
@@ -213,7 +213,7 @@ async fn check_ends_within_its_time_whatever_both_servers_leave_unanswered() {
     // They accept, and never answer.
     let (postgres, kafka) = (listen(), listen());
     let at = |silent: &std::net::TcpListener| silent.local_addr().expect("bound").to_string();
-    // Nobody listens there.
+    // No one listens there.
     let nobody = at(&listen());
     for (postgres, kafka) in [(at(&postgres), at(&kafka)), (nobody.clone(), nobody)] {
         let settings = t

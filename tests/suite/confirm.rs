@@ -58,7 +58,7 @@ fn signal(pid: i32, signal: libc::c_int) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// An open transaction leaves WAL behind the last commit that nobody has a reason to flush, so the server
+/// An open transaction leaves WAL behind the last commit that no one has a reason to flush, so the server
 /// does not send it, and snapshots lie behind it.
 #[tokio::test]
 async fn a_snapshot_counts_after_a_load_though_nobody_commits_any_more() {

@@ -309,7 +309,7 @@ async fn the_file_is_its_users_alone_and_check_names_one_that_others_may_lock() 
     assert!(warned().await.is_none());
 }
 
-/// A relay whose standard output is a pipe that nobody reads, with more events than go into it.
+/// A relay whose standard output is a pipe that no one reads, with more events than go into it.
 async fn unread() -> (Harness, Relay, std::fs::File, PathBuf) {
     let mut t = Harness::start().await;
     let (settings, path) = to_file(&t);

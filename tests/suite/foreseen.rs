@@ -82,7 +82,7 @@ async fn check_names_what_a_run_would_meet_at_the_topics_of_the_events() {
     assert!(!t.topic("missing").exists().await, "check makes nothing");
 }
 
-/// What was discarded, and what was delivered long ago to a topic that is gone since, concerns nobody any
+/// What was discarded, and what was delivered long ago to a topic that is gone since, concerns no one any
 /// more; what waits does.
 #[tokio::test]
 async fn check_accuses_no_event_that_was_dealt_with() {
@@ -184,7 +184,7 @@ async fn a_topic_that_no_broker_creates_beside_another_is_named_with_what_helps(
 }
 
 /// The broker allows less time than a transaction has by default, and one of its listeners leads
-/// clients to an address at which nobody listens.
+/// clients to an address at which no one listens.
 #[tokio::test]
 async fn check_names_a_broker_that_leads_astray_and_one_that_allows_too_little_time() {
     let limit = [("transaction.max.timeout.ms", "9000")];

@@ -128,7 +128,7 @@ async fn an_account_of_deleted_rows_that_was_emptied_halts_a_repair() {
 async fn a_delete_that_was_rolled_back_or_of_old_rows_does_not_halt_a_repair() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    // Of a table without any row of before nobody could tell a rewrite from a TRUNCATE.
+    // Of a table without any row of before no one could tell a rewrite from a TRUNCATE.
     let kept = insert(&t, &topic, "now()").await;
     let (mut relay, first) = lost(&t, &topic).await;
     let left = insert(&t, &topic, "now()").await;

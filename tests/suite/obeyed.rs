@@ -63,7 +63,7 @@ const CASES: &[Case] = &[
                update outbox.relay_keys set key = '\\x00' where relay = '{relay}'",
         road: &[("can't be read as a key", "delete from outbox.relay_keys")],
     },
-    // As where another's key was put there: what is stored is nobody's that this relay knows.
+    // As where another's key was put there: what is stored is no one's that this relay knows.
     Case {
         done: "update outbox.relay_keys set key = sha256('another') where relay = '{relay}'",
         road: &[("that this relay did not store", "resume --at slot")],

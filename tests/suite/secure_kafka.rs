@@ -429,7 +429,7 @@ async fn names_what_is_missing(delivery: &str) {
         relay.wait_ready().await;
         case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
         case.harness.count(&case.topic, 2).await.assert_exactly_once();
-        // Asked while it runs, the question about its transactional id fences nobody.
+        // Asked while it runs, the question about its transactional id fences no one.
         let output = case.relay_by_password("PLAIN", PASSWORD).command(&["check"]).await;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         case.harness.commit([Event::to(case.topic.name()).key("k")]).await;

@@ -100,7 +100,7 @@ impl<A: Acknowledgement> LaneScheduler<A> {
         }
     }
 
-    /// At most `max` messages of lanes that nobody works on; empty when there are none.
+    /// At most `max` messages of lanes that no one works on; empty when there are none.
     pub(crate) fn take(&mut self, max: usize) -> Vec<InFlight<A::Token>> {
         let mut items = Vec::new();
         while items.len() < max {

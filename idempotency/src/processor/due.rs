@@ -2,7 +2,7 @@
 //!
 //! Any process of the consumer may take any lane: the lock on the lane's row makes them take turns,
 //! with one another and with live messages of the lane. A failure is stored under that same lock,
-//! behind a savepoint, so nobody can take the head between its failure and its new due time. Each
+//! behind a savepoint, so no one can take the head between its failure and its new due time. Each
 //! message has a transaction of its own, as it would have had without waiting: what a handler
 //! locks, sets or makes in it is gone before the next. A batch handler gets a batch of a lane.
 

@@ -42,7 +42,7 @@ impl Taken {
 }
 
 impl Shelf {
-    /// Begins, locks the lane that has been due longest of those that nobody has locked, or this one,
+    /// Begins, locks the lane that has been due longest of those that no one has locked, or this one,
     /// and takes its first messages: at most `max`, and a mebibyte, but at least one, and no more than
     /// one where that has failed before. A lane whose first message is larger is left to others where
     /// `large_too` does not say otherwise. One without messages is free again.

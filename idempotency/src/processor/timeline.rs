@@ -1,7 +1,7 @@
 //! Whether the consumer's database has failed over.
 //!
 //! A standby that is promoted writes another timeline. If it was asynchronous it may lack the last effects, and
-//! what is acknowledged does not come again by itself. Nobody here can tell whether it lacks any, so it is said.
+//! what is acknowledged does not come again by itself. No one here can tell whether it lacks any, so it is said.
 
 use std::time::SystemTime;
 

@@ -252,7 +252,7 @@ async fn stream(
         {
             ended = result; // The first cause, unless a later one says what a person must do.
         }
-        // Brokers have limits of their own; nobody can say when a file's write ends. A stop has a limit, too.
+        // Brokers have limits of their own; no one can say when a file's write ends. A stop has a limit, too.
         if ended.is_err() && matches!(parts.sink, Settings::File(_)) {
             given_up_at.get_or_insert_with(|| Instant::now() + WRITE_GIVEN_UP);
         }

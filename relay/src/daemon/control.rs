@@ -118,7 +118,7 @@ struct Looked {
 }
 
 impl Looked {
-    /// Nobody has flushed the WAL as far as the snapshot's position: the server can't send it.
+    /// No one has flushed the WAL as far as the snapshot's position: the server can't send it.
     fn is_unflushed(&self) -> bool {
         self.seen.snapshot.lsn > self.wal_end
     }
@@ -223,7 +223,7 @@ pub(super) async fn run(
     }
 }
 
-/// The WAL's end, where nobody flushes it: pages that are cleaned up, or an open transaction. After a
+/// The WAL's end, where no one flushes it: pages that are cleaned up, or an open transaction. After a
 /// load the snapshots that show it would wait there until somebody commits.
 #[derive(Debug, Default)]
 struct Tail {

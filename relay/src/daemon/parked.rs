@@ -160,7 +160,7 @@ async fn write_down(
     notice::leave(session.client(), &config.name, system_id, &said, lost).await
 }
 
-/// Tells of what nobody has dealt with; what is in the table again is dealt with.
+/// Tells of what no one has dealt with; what is in the table again is dealt with.
 async fn tell(session: &SqlSession, config: &Config, board: &Board) -> Result<(), Error> {
     let client = session.client();
     let mut open = Vec::new();

@@ -53,7 +53,7 @@ pub(super) struct Leading {
     pub(super) sink: Option<AnySink>,
 }
 
-/// Returns when this relay holds the lock and nobody else uses its slot. Cancel safe.
+/// Returns when this relay holds the lock and no one else uses its slot. Cancel safe.
 pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Result<Leading, Ended> {
     steps::doing(board, "connecting to PostgreSQL");
     let application = format!("outbox-relay {}", config.name);

@@ -270,7 +270,7 @@ pub(super) async fn start(
     Ok(Started::Stream(Box::new(streaming)))
 }
 
-/// Where the slot is now that nobody else can move it: what was committed before is not sent.
+/// Where the slot is now that no one else can move it: what was committed before is not sent.
 async fn confirmed(config: &Config, session: &SqlSession, from: Position) -> Result<Lsn, Ended> {
     let (slot, _) = survey(config, session).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);

@@ -19,7 +19,7 @@ pub enum DeadLetterError {
     Misconfigured {
         /// What is wrong.
         what: String,
-        /// What mends it.
+        /// What fixes it.
         remedy: String,
     },
 }

@@ -17,7 +17,7 @@ pub const REASON: &str = "lost";
 /// Losses that are told; the others wait until one of these is dealt with.
 const TOLD_MAX: i64 = 5;
 
-/// A loss that nobody has dealt with.
+/// A loss that no one has dealt with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// Its number in the table.
@@ -55,7 +55,7 @@ fn place(what: &[u8]) -> i64 {
     i64::from_be_bytes(*first) & i64::MAX
 }
 
-/// Those that nobody has dealt with, the oldest first.
+/// Those that no one has dealt with, the oldest first.
 ///
 /// # Errors
 /// The table can't be read, or the session is broken.
@@ -73,7 +73,7 @@ pub async fn open(client: &Client, relay: &str) -> Result<Vec<Notice>, Error> {
         .collect()
 }
 
-/// Nobody need deal with it any more.
+/// No one need deal with it any more.
 ///
 /// # Errors
 /// The table can't be written, or the session is broken.

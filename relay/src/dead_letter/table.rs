@@ -56,7 +56,7 @@ pub struct Release {
 pub enum Seen {
     /// Rows wait for it.
     Due,
-    /// No row does: it is done, or nobody's.
+    /// No row does: it is done, or no one's.
     Nothing,
     /// Its transaction has committed and can't be seen yet, as under synchronous replication. It is
     /// not waited for any longer: where rows wait for it, the leader announces it again.

@@ -1,7 +1,7 @@
 //! The log: text for people or JSON for machines, on standard error.
 //!
 //! In text, each field is made [`printable`]: an event's id with an end of line in it must not forge
-//! a line of the log, nor one of megabytes fill it. JSON has escapes of its own. A log that nobody reads keeps
+//! a line of the log, nor one of megabytes fill it. JSON has escapes of its own. A log that no one reads keeps
 //! no one (`stderr`).
 
 mod stderr;

@@ -1,4 +1,4 @@
-//! Standard error, for the log: a line that nobody takes is left out, and counted.
+//! Standard error, for the log: a line that no one takes is left out, and counted.
 //!
 //! Where the log goes to a pipe whose reader stands still, a write would keep the thread that logs, and with
 //! it the relay's sign of life: it would lose its lead for its log.
@@ -74,7 +74,9 @@ fn write_line(to: &(impl std::os::fd::AsFd + ?Sized), line: &[u8]) {
 }
 
 fn told(lines: u64) -> String {
-    let what = format!("{lines} lines of the log were left out, for nobody read standard error");
+    let what = format!(
+        "{lines} lines of the log were left out, because no one was reading standard error"
+    );
     match JSON.load(Relaxed) {
         true => format!(
             "{{\"timestamp\":\"{:.6}\",\"level\":\"WARN\",\"message\":\"{what}\"}}\n",

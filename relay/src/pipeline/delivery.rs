@@ -184,7 +184,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     }
 
     /// Stores or parks all records of the batch, in order, and the progress that goes with them.
-    /// Parked ones are no longer in the batch when it returns. Nobody else may hold the batch.
+    /// Parked ones are no longer in the batch when it returns. No one else may hold the batch.
     ///
     /// Not cancel safe: dropped half-way, the outcome is uncertain.
     ///

@@ -1,5 +1,5 @@
 //! What the server may have run out of, by SQLSTATE, and what a person can type. All of it passes, so the
-//! relay tries again; nobody else will free what is taken.
+//! relay tries again; no one else will free what is taken.
 
 use super::{conninfo::ConnectSettings, error::named};
 
@@ -15,12 +15,12 @@ fn text(sqlstate: &str) -> Option<&'static str> {
             "the server's disk is full: free room on it, but delete nothing in pg_wal by hand. What keeps \
              WAL: `select slot_name, active, \
              pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) as kept from \
-             pg_replication_slots order by restart_lsn`; drop a slot only if nobody needs it any more"
+             pg_replication_slots order by restart_lsn`; drop a slot only if no one needs it any more"
         }
         "53200" => {
             "the server has no memory left, or no room for more locks. Who has how many: `select pid, \
              locktype, count(*) from pg_locks group by 1, 2 order by 3 desc limit 5`; end a session that \
-             holds very many with `select pg_terminate_backend(pid)`, as of advisory locks that nobody \
+             holds very many with `select pg_terminate_backend(pid)`, as of advisory locks that no one \
              released; where the server has no room even for that, `kill PID` on its host; or raise max_locks_per_transaction (`alter system set max_locks_per_transaction = \
              256`) and restart the server. Where none holds many, end sessions that use much memory"
         }

@@ -156,7 +156,7 @@ pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<De
     let gap = gap.as_deref().map(|what| Loss { what, streams: true });
     match (&progress.repair, progress.position) {
         (Some(under_way), _) if under_way.is_begun() => begun(facts, progress, under_way, slot?),
-        // Announced: whatever slot is there, nobody has read from it.
+        // Announced: whatever slot is there, no one has read from it.
         (Some(_), _) => anew(facts, progress, Loss::slot("is to be repaired")),
         (None, None) if progress.leaves_slot_out() => {
             Ok(Decision::MakeSlot { replace: facts.slot.is_some() })

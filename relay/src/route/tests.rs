@@ -166,7 +166,7 @@ fn a_row_that_another_transaction_wrote_is_moved_and_not_published_again() {
         (with(8, text("38654706434")), Format::Text, true),
         (with(8, text("769")), Format::Text, false),
         (with(8, text("4294968067")), Format::Text, false),
-        // Nobody knows.
+        // No one knows.
         (with(8, Value::Null), Format::Text, true),
         (binary(&[0, 0, 0, 9, 0, 0, 3, 2]), Format::Binary, true),
         (binary(&[0, 0, 0, 9, 0, 0, 3, 1]), Format::Binary, false),

@@ -48,7 +48,7 @@ impl Settings {
         }
     }
 
-    /// Whether an error says that nobody answers.
+    /// Whether an error says that no one answers.
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {
             Settings::Kafka(_) => kafka::is_silence(error),
@@ -201,7 +201,7 @@ impl AnyProbe {
     /// Asks, within some seconds. Cancel safe.
     ///
     /// # Errors
-    /// `Unavailable` if nobody answers.
+    /// `Unavailable` if no one answers.
     pub async fn check(&self) -> Result<(), SinkError> {
         match self {
             AnyProbe::Kafka(probe) => probe.check().await,

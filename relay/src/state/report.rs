@@ -105,7 +105,7 @@ impl Board {
         ))
     }
 
-    /// Bytes and time, where both ends are known: not while nobody has told for long where the WAL
+    /// Bytes and time, where both ends are known: not while no one has told for long where the WAL
     /// ends, nor where it ends before what was delivered, as after a rollback of the volume. Where the broker has not said yet what is
     /// delivered, it is at least what is confirmed.
     pub(super) fn lag(&self, now: Duration) -> Option<(u64, Duration)> {

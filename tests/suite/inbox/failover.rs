@@ -105,7 +105,7 @@ impl Failover {
     async fn kill_and_promote(&mut self) {
         let pid = "select split_part(pg_read_file('postmaster.pid'), e'\\n', 1)::bigint";
         let pid = libc::pid_t::try_from(number(&self.database, pid).await).expect("a process id");
-        // SAFETY: kill takes any numbers; nobody has waited for the server yet, so this one is its.
+        // SAFETY: kill takes any numbers; no one has waited for the server yet, so this one is its.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0, "it was running");
         self.pair.fail_over().await;
         self.database.fail_over(self.pair.standby()).await;

@@ -128,7 +128,7 @@ async fn without_any_single_grant_the_consumer_names_it_with_the_role_and_what_t
         assert!(said.contains(&statement), "{statement}: {said}");
         log.0.lock().expect("no panic").clear();
         change(&database, &statement).await;
-        // What waits of this one's name is nobody's now.
+        // What waits of this one's name is no one's now.
         // In the consumer's own order, for it may be at work still.
         let clear = "delete from inbox.parked_lanes; delete from inbox.parked; \
             delete from inbox.applied";

@@ -67,7 +67,7 @@ async fn what_is_read_again_is_known_by_its_position_alone() {
     let database = database().await;
     let (one, two) = (processor(&database).await, batches(&database).await);
     one.process(&[published("a", 1, 10, 0), published("a", 2, 20, 1)]).await.expect("settled");
-    // Ids that nobody has stored: none is asked for.
+    // Ids that no one has stored: none is asked for.
     let again = [published("a", 1, 10, 0), published("a", 2, 20, 1), published("a", 3, 30, 2)];
     two.process(&again).await.expect("settled");
     one.process(&again).await.expect("settled");

@@ -52,7 +52,7 @@ pub(crate) struct Finding {
     pub verdict: Verdict,
     /// What was seen.
     pub seen: String,
-    /// What mends it; empty when nothing is to be mended.
+    /// What fixes it; empty when nothing is to be mended.
     pub remedy: String,
 }
 

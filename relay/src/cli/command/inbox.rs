@@ -17,7 +17,7 @@ use crate::{
 
 /// Read at once, so that any number of them takes the same memory.
 const PAGE: i64 = 1000;
-/// Lines of a list that nobody limited.
+/// Lines of a list that no one limited.
 const LINES: i64 = 100;
 /// What there is, where nothing is what was asked for.
 const THERE_MAX: i64 = 20;

@@ -39,7 +39,7 @@ impl Operator<'_> {
             [&self.relay, &of.ids, &of.topic, &of.key, &of.reason, &release, &why, &newest];
         let found = transaction.execute(&sql, &parameters).await.map_err(failed)?;
         let found = i64::try_from(found).unwrap_or(i64::MAX);
-        // What came meanwhile has higher numbers; what a release has put back keeps its own. Nobody was
+        // What came meanwhile has higher numbers; what a release has put back keeps its own. No one was
         // asked about either.
         if found != asked {
             transaction.rollback().await.map_err(failed)?;

@@ -16,7 +16,7 @@ pub enum OperatorError {
         /// The relay's name.
         relay: String,
     },
-    /// Nobody of that name has been here.
+    /// No one of that name has been here.
     #[error(
         "no relay of the name {relay} has parked anything in this database, and none has a slot \
          {slot} in it; names that are known here: {known}; give one with --name"

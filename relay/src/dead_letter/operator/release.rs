@@ -87,7 +87,7 @@ impl Operator<'_> {
         Ok(released)
     }
 
-    /// Waits until the oldest of the releases under way is delivered. `false` when nobody does it.
+    /// Waits until the oldest of the releases under way is delivered. `false` when no one does it.
     async fn has_room(&self, oldest: Uuid, mut waits: impl FnMut()) -> Result<bool, OperatorError> {
         let sql = "select exists (select from outbox.dead_letters where relay = $1 \
                        and release_id = $2 and state = 'releasing')";

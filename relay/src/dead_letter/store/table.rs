@@ -288,7 +288,7 @@ impl DeadLetters for Store {
         // What is discarded has had its effect, and is announced no more.
         self.execute(
             "finishing a release",
-            // Nobody waits for a row that somebody keeps locked.
+            // No one waits for a row that somebody keeps locked.
             "with mine as materialized ( \
                  select id from outbox.dead_letters \
                  where relay = $1 and release_id = $2 and (state = 'discarded' \

@@ -13,7 +13,7 @@ pub(super) const RELEASING: &str =
 
 impl Store {
     /// Of the releases that progress knows, marks what it counts as delivered, but for rows that somebody has
-    /// locked: those are marked later, and taken in by nobody. Of what is left, takes into this release
+    /// locked: those are marked later, and taken in by no one. Of what is left, takes into this release
     /// whatever waits in its lanes, since another release may have taken what is before or behind it there,
     /// and it would be overtaken. One statement: were the relay to end between the two, what waits in a lane
     /// of which all else is delivered would be left behind nothing. Returns the lanes.

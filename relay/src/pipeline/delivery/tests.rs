@@ -99,7 +99,7 @@ async fn a_batch_of_which_all_is_parked_still_moves_progress() {
     delivery.deliver(&mut batch(1, &["gone a", "gone b"]), &mut Plain).await.expect("delivered");
     let progress = delivery.publisher.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
-    // Nobody has counted yet; were the table to lose them now, nothing else would know of them.
+    // No one has counted yet; were the table to lose them now, nothing else would know of them.
     let parked = progress.parked.as_ref().map(|parked| (parked.events, parked.ids.as_slice()));
     assert_eq!(parked, Some((2, ["1".to_owned(), "0".to_owned()].as_slice())));
 }

@@ -19,7 +19,7 @@ use super::waiting::Waiting;
 /// Whether the last that this process wrote was a whole line. It has one standard output, and each attempt
 /// makes a sink of its own.
 static AFTER_A_LINE: AtomicBool = AtomicBool::new(false);
-/// Whether a delivery of this process writes, also one that nobody waits for any more.
+/// Whether a delivery of this process writes, also one that no one waits for any more.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
 /// A pipe that can be written has room for so many bytes (`PIPE_BUF`): a write of no more returns.
@@ -59,7 +59,7 @@ pub(super) fn write(lines: &[u8], waiting: &Waiting) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits where the other end takes nothing now, until nobody wants the delivery any more. Standard output may be
+/// Waits where the other end takes nothing now, until no one wants the delivery any more. Standard output may be
 /// non-blocking: that belongs to the pipe, not to the process, and any that shares it can set it. An error
 /// instead would begin the batch again, without end. Where it blocks, no more is written at a time than is taken.
 fn write_whole(mut to: &File, mut lines: &[u8], waiting: &Waiting) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! What a write waits for, and since when. A write to a pipe that nobody reads, or to a file system that
+//! What a write waits for, and since when. A write to a pipe that no one reads, or to a file system that
 //! hangs, ends when it likes: meanwhile somebody else must be able to tell of it.
 
 use std::{
@@ -39,7 +39,7 @@ impl Waiting {
         since.filter(|(at, _)| at.elapsed() >= WRITE_MAX).map(|(_, since)| since)
     }
 
-    /// Nobody wants to know what becomes of it: who waits and can give up does.
+    /// No one wants to know what becomes of it: who waits and can give up does.
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Relaxed);
     }

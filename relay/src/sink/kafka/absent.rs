@@ -1,6 +1,6 @@
 //! Topics that do not exist: refused at once, created where the settings say so, and watched for.
 //!
-//! Nobody waits for a topic of somebody else's: its events are parked as they come, and when the
+//! No one waits for a topic of somebody else's: its events are parked as they come, and when the
 //! topic appears within `topic_grace` the daemon releases them by itself (`daemon::missing`, which
 //! asks [`Watch`]). Only a topic that the relay creates itself is waited for, a moment in all.
 
@@ -129,7 +129,7 @@ pub(super) fn unknown(name: &str, settings: &Settings, twin: Option<&str>) -> St
     if let Some(twin) = twin {
         return format!(
             "the topic {name} does not exist, and brokers refuse to create it beside {twin}, because names \
-             that differ in '.' and '_' alone collide in the names of metrics: {ANOTHER}; or, if nobody needs \
+             that differ in '.' and '_' alone collide in the names of metrics: {ANOTHER}; or, if no one needs \
              {twin}, delete that, create {name}, and release its events"
         );
     }
@@ -243,7 +243,7 @@ fn create(
     let failed = match admin::create_topics(settings, &names, creation, &[], limit) {
         Ok(failed) => failed,
         Err(error) => {
-            // Nobody knows; they may be there in a moment.
+            // No one knows; they may be there in a moment.
             tracing::warn!(%error, "creating topics failed");
             names.iter().for_each(|name| attempts().refused(name, Instant::now()));
             return names.len();

@@ -48,7 +48,7 @@ pub(super) fn lacking(
     }
 }
 
-/// Asks whether the transactional id may be used, and fences nobody: a broker looks at the right,
+/// Asks whether the transactional id may be used, and fences no one: a broker looks at the right,
 /// then at the transaction's time-out, which is refused, and only then at the id.
 ///
 /// # Errors

@@ -79,7 +79,7 @@ impl Context {
     }
 
     /// Takes what a broker last held against our credentials or certificates. A call that fails for
-    /// it only says that it reached nobody.
+    /// it only says that it reached no one.
     pub(super) fn take_locked_out(&self) -> Option<RDKafkaErrorCode> {
         unpoisoned(&self.locked_out).take()
     }

@@ -67,7 +67,7 @@ use crate::{
     seal::SealKey,
 };
 
-/// One caller at a time, and one command that nobody waits for any more.
+/// One caller at a time, and one command that no one waits for any more.
 const COMMANDS_MAX: usize = 2;
 /// How long [`KafkaSink::stop`] waits for librdkafka to let go.
 const STOP_LIMIT: Duration = Duration::from_secs(2);

@@ -2,7 +2,7 @@
 //!
 //! Looked up before anything is produced, by a client that creates nothing: a broker may create
 //! what is produced to. What is known of a topic is at most half a minute old where it lets a
-//! record pass; where it refuses one, it was read after the record had come. Nobody is waited for: a topic that
+//! record pass; where it refuses one, it was read after the record had come. No one is waited for: a topic that
 //! is missing is refused at once, and the daemon releases its events when it appears (`absent`).
 
 pub(super) mod forecast;
@@ -41,7 +41,7 @@ const REMEMBERED_MAX: usize = 10_000;
 pub(super) struct Topics {
     known: HashMap<String, Target>,
     absences: Absences,
-    /// Records shrink on the wire, nobody knows how much.
+    /// Records shrink on the wire, no one knows how much.
     compressed: bool,
     /// Bytes of the largest batch that the producer makes by itself.
     batch_bytes: usize,
@@ -147,7 +147,7 @@ impl Topics {
     }
 
     /// Whether all topics of these records are still there with all their partitions. Asked while
-    /// a delivery takes long; `true` when nobody answers.
+    /// a delivery takes long; `true` when no one answers.
     pub(super) fn are_there(
         &mut self,
         batch: &Batch,

@@ -66,7 +66,7 @@ thread_local! {
     static LEFT: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Has whoever passes the n-th point from now on die there, on this thread; 0 for nobody.
+/// Has whoever passes the n-th point from now on die there, on this thread; 0 for no one.
 pub(super) fn dies_at(nth: u32) {
     LEFT.set(nth);
 }

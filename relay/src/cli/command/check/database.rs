@@ -187,7 +187,7 @@ async fn server(
     Ok(Some((events.expected, events.looked)))
 }
 
-/// Nobody else is to wait for long behind a look.
+/// No one else is to wait for long behind a look.
 const LOCK_WAIT: &str = "set lock_timeout = '300ms'";
 
 /// Somebody holds what is to be looked at.

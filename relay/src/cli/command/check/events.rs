@@ -172,7 +172,7 @@ fn finding(Concern { stops, what, remedy }: Concern) -> Finding {
     if stops { problem(NAME, what, remedy) } else { warning(NAME, what, remedy) }
 }
 
-/// Rows of our own table that nobody publishes: `outbox.publish` adds them there, whatever the
+/// Rows of our own table that no one publishes: `outbox.publish` adds them there, whatever the
 /// settings map.
 pub(super) async fn unmapped(
     mapping: &Mapping,

@@ -31,7 +31,7 @@ pub(super) async fn applied(client: &Client) -> Result<Option<Finding>, InspectE
 }
 
 /// What `migrate` refuses. A relay works with what a newer version has made, or halts and says what it
-/// misses; of other texts nobody knows what they have made.
+/// misses; of other texts no one knows what they have made.
 pub(super) async fn differing(client: &Client) -> Result<Vec<Finding>, InspectError> {
     let found = told(differences(client, Set::Outbox).await)?.unwrap_or_default();
     Ok(found.iter().map(finding).collect())
