@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_harness::{Harness, event::Event, host::report, relay::Relay, topic::Topic, wait};
+use outbox_harness::{
+    Harness, event::Event, host::report, postgres::Postgres, relay::Relay, servers, topic::Topic,
+    wait,
+};
 use serde_json::Value;
 use tokio::{
     sync::oneshot,
@@ -83,7 +86,9 @@ fn progress(t: &Harness) -> Topic {
 
 #[tokio::test]
 async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
-    let t = Harness::start().await;
+    // A transaction that is open in any database of the server holds back every slot's restart_lsn.
+    let (postgres, _server) = Postgres::private().await;
+    let t = Harness::with(postgres, servers::kafka().await).await;
     let _relay = t.relay().start().await;
     let first = lsn(&t, "pg_current_wal_insert_lsn()").await;
     let neighbours = Neighbours::begin(&t).await;
