@@ -22,6 +22,7 @@ pub mod file;
 pub mod host;
 pub mod impostors;
 pub mod kafka;
+pub mod kafka_tools;
 pub mod load;
 pub mod local_kafka;
 pub mod member;

@@ -174,15 +174,15 @@ fn log_file(dir: &Path) -> PathBuf {
 }
 
 /// Kafka's jars, for `java -cp`, from `target/harness`; the first process to come fetches them.
-fn libraries() -> Result<PathBuf> {
+pub(crate) fn libraries() -> Result<PathBuf> {
     let cache = host::cache_dir()?;
-    let libraries = cache.join(format!("kafka-libs-{VERSION}"));
+    let libraries = cache.join(format!("kafka-{VERSION}-with-tools"));
     let lock = File::create(cache.join("kafka-libs.lock"))?;
     lock.lock().context("waiting for another process that fetches Kafka's jars")?;
     if libraries.is_dir() {
         return Ok(libraries);
     }
-    host::report(&format!("fetching Apache Kafka {VERSION} with Maven (43 MB, once)"));
+    host::report(&format!("fetching Apache Kafka {VERSION} with Maven (70 MB, once)"));
     // Into another directory first: an interrupted fetch must not look like a whole one.
     let partial = cache.join("kafka-libs.partial");
     if partial.exists() {
@@ -209,7 +209,7 @@ pub fn jvm_options() -> String {
         .unwrap_or_else(|_| "-Xmx512m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC".to_owned())
 }
 
-fn java(libraries: &Path, main: &str) -> Command {
+pub(crate) fn java(libraries: &Path, main: &str) -> Command {
     let mut command = Command::new("java");
     command
         .args(jvm_options().split_whitespace())

@@ -45,6 +45,7 @@ mod positions;
 mod progress;
 mod publication;
 mod publish;
+mod quotas;
 mod readme;
 mod releases;
 mod remedies;

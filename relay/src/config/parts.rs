@@ -84,10 +84,21 @@ impl Config {
         if self.sink.properties_file.is_none() {
             return before;
         }
-        self.parts().unwrap_or_else(|error| {
-            tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
-            before
-        })
+        match self.parts() {
+            Ok(mut parts) => {
+                // What is known of the brokers remains true.
+                if let (sink::Settings::Kafka(now), sink::Settings::Kafka(before)) =
+                    (&mut parts.sink, before.sink)
+                {
+                    now.reach = before.reach;
+                }
+                parts
+            }
+            Err(error) => {
+                tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
+                before
+            }
+        }
     }
 
     fn route(&self) -> route::Settings {

@@ -45,6 +45,11 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
                 );
                 return Ended::Retry { cause: Cause::Broker, doing, error };
             }
+            if let Some((why, remedy)) = kafka.throttled().filter(|_| !board.broker_is_silent()) {
+                let error = printable::causes(error.as_ref());
+                let error = anyhow::anyhow!("{why}; {remedy} ({error})");
+                return Ended::Retry { cause: Cause::Broker, doing, error };
+            }
             let who = || format!("no answer from {}: {WAITS}", kafka.silent());
             let error = match (is_silence(error.as_ref()), !board.broker_is_silent()) {
                 (true, _) => anyhow::anyhow!(who()),

@@ -1,8 +1,8 @@
 //! Whether the brokers answer, also while there is nothing to deliver: `/readyz` must know.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     core::printable,
@@ -20,6 +20,9 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
 /// What was heard is told this often.
 const LISTEN_INTERVAL: Duration = Duration::from_millis(250);
+/// What was heard of quotas is told this often to the board, and this often to the log.
+const QUOTA_INTERVAL: Duration = Duration::from_secs(1);
+const QUOTA_TOLD_EVERY: Duration = Duration::from_mins(10);
 
 /// Keeps asking, and tells the board. Ends only by being dropped, at any time.
 pub(super) async fn watch(probe: AnyProbe, settings: &Settings, board: &Board) -> Infallible {
@@ -77,6 +80,26 @@ pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infa
             );
         }
         sleep(TOPIC_INTERVAL).await;
+    }
+}
+
+/// Tells the board and the log of a quota by which brokers slow the relay down, whatever the relay is at: under
+/// a small one it never gets as far as streaming for long. Ends only by being dropped, at any time.
+pub(super) async fn watch_quota(sink: Settings, board: Board) -> io::Result<()> {
+    const ABOUT: &str = "quota";
+    let mut told: Option<Instant> = None;
+    loop {
+        sleep(QUOTA_INTERVAL).await;
+        let throttled = sink.throttled();
+        let text = throttled.as_ref().map(|(what, remedy)| format!("{what}; {remedy}"));
+        board.concern(ABOUT, text);
+        match throttled {
+            Some((reason, remedy)) if told.is_none_or(|at| at.elapsed() >= QUOTA_TOLD_EVERY) => {
+                told = Some(Instant::now());
+                tracing::warn!(reason, remedy, "throttled");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -88,6 +88,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         helpers.spawn(admin::serve(listener, hosts, board.clone(), stop.clone()));
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
+    helpers.spawn(broker::watch_quota(parts.sink.clone(), board.clone()));
 
     let supervised = supervise(&config, parts, &board, &stop);
     let deadline = async {

@@ -48,6 +48,14 @@ impl Settings {
         }
     }
 
+    /// By what the brokers slow the relay down, and what helps; `None` where they don't.
+    pub fn throttled(&self) -> Option<(String, String)> {
+        match self {
+            Settings::Kafka(settings) => settings.throttled(),
+            Settings::File(_) => None,
+        }
+    }
+
     /// Whether an error says that no one answers.
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {

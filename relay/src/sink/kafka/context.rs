@@ -60,6 +60,12 @@ impl Context {
         }
     }
 
+    /// A broker reads nothing more from this client for this time, by a quota.
+    pub(super) fn throttles(&self, broker: String, wait: Duration) {
+        tracing::debug!(target: "librdkafka", client = self.client, broker, ?wait, "throttled");
+        self.reach.throttles(broker, wait);
+    }
+
     /// Notes a failure, told at once or reported later.
     pub(super) fn note(&self, failure: Failure) {
         unpoisoned(&self.failures).push(failure);

@@ -26,6 +26,7 @@ mod settings;
 mod stop;
 mod target;
 mod thread;
+mod throttle;
 mod topics;
 mod transaction;
 mod twin;

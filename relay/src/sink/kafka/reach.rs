@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
+
+use super::throttle::Throttle;
 
 /// Addresses remembered.
 const ADDRESSES_MAX: usize = 16;
@@ -27,6 +30,8 @@ struct State {
     waits_for: Option<String>,
     /// Why a broker refused the login, since one last answered.
     refused: Option<String>,
+    /// What brokers say of quotas.
+    throttle: Throttle,
 }
 
 impl Reach {
@@ -74,6 +79,22 @@ impl Reach {
              OAUTHBEARER and GSSAPI, the token or the ticket"
         };
         Some((format!("the brokers refuse the relay's login: {reason}"), remedy))
+    }
+
+    /// A broker reads nothing from a client for this time, by a quota.
+    pub(super) fn throttles(&self, broker: String, wait: Duration) {
+        self.state().throttle.told(broker, wait, Instant::now());
+    }
+
+    /// A delivery is stored.
+    pub(super) fn stored(&self) {
+        self.state().throttle.stored(Instant::now());
+    }
+
+    /// Which broker throttles, and for how long at its latest answer, where that is worth a word.
+    pub(super) fn throttled(&self) -> Option<(String, Duration)> {
+        let state = self.state();
+        state.throttle.notable(Instant::now()).map(|(broker, wait)| (broker.to_owned(), wait))
     }
 
     /// Whether a broker answered last; `None` before anything is known.

@@ -210,6 +210,7 @@ impl Worker {
             let restamped = outlet.restamped;
             match delivered {
                 Ok(()) => {
+                    settings.reach.stored();
                     topics.ended(batch, range, &[]);
                     return Ok(restamped);
                 }

@@ -2,6 +2,7 @@
 //! to the end of a transaction (`hold`), for which the crate's producer has no place.
 
 use std::{
+    cell::RefCell,
     ffi::{CStr, c_char, c_int, c_void},
     ptr::NonNull,
     sync::{
@@ -77,6 +78,8 @@ impl Producer {
         // the client is destroyed, with which librdkafka's calls of the interceptor end.
         unsafe {
             sys::rd_kafka_conf_set_events(native.ptr(), events);
+            // It is no event, but called by whoever polls the queue: by `serve` alone.
+            sys::rd_kafka_conf_set_throttle_cb(native.ptr(), Some(on_throttle));
             let hold = Arc::as_ptr(&hold).cast_mut().cast();
             let name = c"hold".as_ptr();
             sys::rd_kafka_conf_interceptor_add_on_new(native.ptr(), name, Some(on_new), hold);
@@ -184,6 +187,9 @@ impl Inner {
     fn serve(&self) {
         // SAFETY: the queue is alive.
         let event = unsafe { sys::rd_kafka_queue_poll(self.queue.0.as_ptr(), millis(POLL)) };
+        for (broker, wait) in THROTTLED.take() {
+            self.client.context().throttles(broker, wait);
+        }
         let Some(event) = NonNull::new(event).map(Event) else { return };
         let context = self.client.context();
         // SAFETY: the event is alive; what it points to lives as long.
@@ -246,6 +252,26 @@ impl Drop for Event {
         // SAFETY: polled from a queue, to be destroyed once.
         unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
     }
+}
+
+thread_local! {
+    /// What [`on_throttle`] was told during a poll: broker and time. librdkafka gives it no place of ours, for the
+    /// client's opaque is the crate's.
+    static THROTTLED: RefCell<Vec<(String, Duration)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Called by librdkafka from within a poll of the producer's queue, after an answer that says so.
+unsafe extern "C" fn on_throttle(
+    _client: *mut sys::rd_kafka_t,
+    broker: *const c_char,
+    _broker_id: i32,
+    wait_ms: c_int,
+    _opaque: *mut c_void,
+) {
+    // SAFETY: null or a string, by librdkafka's word.
+    let broker = unsafe { text(broker) };
+    let wait = Duration::from_millis(u64::try_from(wait_ms).unwrap_or(0));
+    THROTTLED.with_borrow_mut(|throttled| throttled.push((broker, wait)));
 }
 
 /// Called by librdkafka while it makes a client.
