@@ -25,6 +25,8 @@ use crate::{
 
 /// Refused at once.
 const REFUSED: u32 = 5_000;
+/// The same, in one transaction that is a long one.
+const MANY: u32 = 20_000;
 /// Topics that are missing.
 const MISSING: u32 = 1_000;
 /// Beside the latency without neighbours, p99 may be so many times as long…
@@ -42,6 +44,10 @@ pub(crate) enum Trouble {
     Large,
     /// 5,000 events that are too large for their topic, each of a key of its own, at once
     TooLarge,
+    /// 20,000 events of the size of the next ones, which their topic takes
+    ManyLarge,
+    /// 20,000 events that are too large for their topic, each of a key of its own, in one transaction
+    ManyTooLarge,
     /// 5,000 events beyond their topic's bound of time, at once
     TooOld,
     /// One event each to 1,000 topics that do not exist, at once
@@ -51,10 +57,17 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
+    /// Whether its events are taken.
+    fn is_good(self) -> bool {
+        matches!(self, Trouble::Large | Trouble::ManyLarge)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Trouble::Large => "5,000 large, none refused",
             Trouble::TooLarge => "5,000 too large",
+            Trouble::ManyLarge => "20,000 large, none refused",
+            Trouble::ManyTooLarge => "20,000 too large",
             Trouble::TooOld => "5,000 beyond the bound of time",
             Trouble::Missing => "1,000 missing topics",
             Trouble::Poison => "one poison a second",
@@ -158,7 +171,7 @@ async fn beside(
     let t = Harness::start().await;
     let topic = t.topic("orders").create(PARTITIONS).await;
     let bounds = [("max.message.bytes", "2000"), ("message.timestamp.before.max.ms", "3600000")];
-    let bounds = if trouble == Some(Trouble::Large) { &[][..] } else { &bounds };
+    let bounds = if trouble.is_some_and(Trouble::is_good) { &[][..] } else { &bounds };
     let bad = t.topic("bad").create_with(PARTITIONS, bounds).await;
     let mut relay = Setup { delivery, unix: false }.start(&t, 1, program).await?;
     let (mut parked, mut parked_seconds) = (0, None);
@@ -167,7 +180,7 @@ async fn beside(
         let begun = Instant::now();
         parked = make(trouble, &t, &bad, seconds).await?;
         wait_parked(&t, parked).await?;
-        if !matches!(trouble, Trouble::Large | Trouble::Poison) {
+        if !trouble.is_good() && trouble != Trouble::Poison {
             parked_seconds = Some(begun.elapsed().as_secs_f64());
         }
         Ok(())
@@ -186,13 +199,15 @@ async fn make(trouble: Trouble, t: &Harness, bad: &Topic, seconds: u32) -> Resul
     let bad = bad.name();
     let large = "to_jsonb(repeat(md5(n::text), 100))";
     let (sql, count) = match trouble {
-        Trouble::Large | Trouble::TooLarge => (
-            format!(
+        Trouble::Large | Trouble::TooLarge | Trouble::ManyLarge | Trouble::ManyTooLarge => {
+            let is_many = matches!(trouble, Trouble::ManyLarge | Trouble::ManyTooLarge);
+            let count = if is_many { MANY } else { REFUSED };
+            let sql = format!(
                 "insert into outbox.events (topic, key, payload) \
-                 select '{bad}', 'k' || n, {large} from generate_series(1, {REFUSED}) n"
-            ),
-            if trouble == Trouble::Large { 0 } else { REFUSED },
-        ),
+                 select '{bad}', 'k' || n, {large} from generate_series(1, {count}) n"
+            );
+            (sql, if trouble.is_good() { 0 } else { count })
+        }
         Trouble::TooOld => (
             format!(
                 "insert into outbox.events (topic, key, created_at) \

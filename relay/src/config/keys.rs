@@ -67,7 +67,7 @@ pub const KEYS: &[Key] = &[
     key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` overrides it. Read again when the relay reconnects."),
     key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. `[sink.kafka.properties]` means the same, as `[sink.kafka]` does for `properties_file` and `create_topics`. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
     key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
-    key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once."),
+    key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once, and with `at-least-once` up to two more of events that are being parked."),
     key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "The size of a row, at most. A larger row is refused, and is not kept in memory as a whole."),
     key("parking.lanes_max", "number, 1 to 10000000", "`100000`", "Parked lanes that are kept in memory, at most; about 50 bytes each. Lanes beyond this are looked up in the table: one query for each batch that may contain their events."),
     key("retention.keep_dead_letters", "duration, 1h or more, or `off`", "`30d`", "How long released and discarded dead letters are kept as history, counted from their release or discard; `off`: they are never deleted. Parked events are never deleted."),

@@ -3,6 +3,7 @@
 //! A batch owns its bytes, so a record costs no allocation. `route` writes, `sink` reads, the
 //! pipeline moves batches between them and gives them back empty.
 
+mod copy;
 mod headers;
 mod refused;
 

@@ -2,22 +2,26 @@
 //!
 //! Gives the broker as much at a time as it takes in time (`pace`). Bisects what the broker refuses, so that only a record refused alone is refused; parks it and
 //! what follows it in its lane, and lets the other lanes go on. A park is durable before any
-//! progress that covers its position is stored. Where the events come from is a [`Course`]'s
+//! progress that covers its position is stored; where records go before their progress, the other lanes need
+//! not wait for it (`desk`). Where the events come from is a [`Course`]'s
 //! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
 //! daemon starts again from progress. While no lane is parked, all of this costs a branch a batch.
 
+mod desk;
 mod parking;
 mod releases;
 
 use std::{
     collections::VecDeque,
     ops::Range,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
 
+use self::desk::Desk;
 use super::{
     error::PipelineError,
     pace::Pace,
@@ -33,7 +37,7 @@ use crate::{
     },
     dead_letter::{DeadLetters, Lanes},
     fault::{self, Point},
-    sink::{ALONE_MAX, Publisher, Rest, SinkError, Stored},
+    sink::{ALONE_MAX, Publisher, Receipt, Rest, SinkError, Stored},
     state::Board,
 };
 
@@ -71,7 +75,7 @@ pub enum Origin<'a> {
 #[derive(Debug)]
 pub struct Delivery<P, D> {
     publisher: P,
-    dead_letters: D,
+    desk: Desk<D>,
     lanes: Lanes,
     progress: Progress,
     settling: Settling,
@@ -91,7 +95,7 @@ pub struct Delivery<P, D> {
     finished: VecDeque<String>,
 }
 
-impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
+impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
     /// `progress` is what was read back or first stored, `lanes` what was parked by then.
     pub fn new(
         publisher: P,
@@ -105,7 +109,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         let settling = Settling::new(reached(&progress));
         Delivery {
             publisher,
-            dead_letters,
+            desk: Desk::new(dead_letters),
             lanes,
             progress,
             settling,
@@ -135,13 +139,14 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         &self.progress
     }
 
-    /// When [`Delivery::settle`] is to be called; `None` while all that is delivered is stored.
+    /// When [`Delivery::settle`] is to be called; `None` while all that is delivered is stored, and while
+    /// something is being parked.
     pub fn settles_at(&self) -> Option<Instant> {
-        self.settling.due_at()
+        self.settling.due_at().filter(|_| !self.desk.is_busy())
     }
 
     /// Waits until then, by the publisher's clock. Cancel safe.
-    pub async fn wait_until(&self, at: Instant) {
+    pub async fn wait_until(&mut self, at: Instant) {
         self.publisher.wait_until(at).await;
     }
 
@@ -150,8 +155,9 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     /// Not cancel safe, as a delivery.
     ///
     /// # Errors
-    /// [`PipelineError::Sink`].
+    /// [`PipelineError`].
     pub async fn settle<C: Course>(&mut self, course: &mut C) -> Result<(), PipelineError> {
+        self.until_parked().await?;
         if !self.settling.is_open() {
             return Ok(());
         }
@@ -172,15 +178,11 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     /// # Errors
     /// As [`Delivery::settle`].
     pub async fn settle_in_time<C: Course>(&mut self, course: &mut C) -> Result<(), PipelineError> {
+        self.look_at_desk().await?;
         match self.settles_at() {
             Some(at) if at <= Instant::now() => self.settle(course).await,
             _ => Ok(()),
         }
-    }
-
-    /// The parts again, for what comes next.
-    pub fn into_parts(self) -> (P, D, Lanes, Progress) {
-        (self.publisher, self.dead_letters, self.lanes, self.progress)
     }
 
     /// Stores or parks all records of the batch, in order, and the progress that goes with them.
@@ -195,6 +197,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         batch: &mut Arc<Batch>,
         course: &mut C,
     ) -> Result<(), PipelineError> {
+        self.look_at_desk().await?;
         if matches!(course.origin(), Origin::Repair) {
             self.leave_to_the_table(batch).await?;
         }
@@ -234,8 +237,8 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
                     ends.pop();
                     continue;
                 }
-                Err(SinkError::Refused { records, rest }) => (records, rest),
-                Err(error) => return Err(PipelineError::Sink(error)),
+                Err(PipelineError::Sink(SinkError::Refused { records, rest })) => (records, rest),
+                Err(error) => return Err(error),
             };
             let guilty = if rest == Rest::NotStored && self.has_waited_enough(asked) {
                 insistence = insistence.saturating_sub(1);
@@ -266,15 +269,15 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         batch: &Arc<Batch>,
         range: Range<usize>,
         course: &mut C,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), PipelineError> {
         if !course.advance(&mut self.progress, batch, range.end) {
             return Ok(());
         }
         self.note_parked();
         let started = Instant::now();
         self.board.delivery_started();
-        let receipt = self.publisher.publish(batch, range.clone(), self.progress.encode()).await;
-        if matches!(receipt, Err(SinkError::Refused { .. })) {
+        let receipt = self.publish(batch, range.clone()).await;
+        if matches!(receipt, Err(PipelineError::Sink(SinkError::Refused { .. }))) {
             self.board.delivery_refused();
         }
         let receipt = receipt?;
@@ -300,6 +303,41 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
             None => self.settling.delivered(records > 0, reached(&self.progress)),
         }
         Ok(())
+    }
+
+    /// Publishes, and goes on with what is being parked meanwhile: no progress goes along then.
+    async fn publish(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+    ) -> Result<Receipt, PipelineError> {
+        if !self.desk.is_busy() {
+            let progress = Some(self.progress.encode());
+            let receipt = self.publisher.publish(batch, range, progress).await;
+            return receipt.map_err(PipelineError::Sink);
+        }
+        if range.is_empty() {
+            return Ok(Receipt { restamped: 0, progress: None });
+        }
+        let (mut parked, mut failed) = (Vec::new(), None);
+        let receipt = {
+            let mut publish = pin!(self.publisher.publish(batch, range, None));
+            loop {
+                tokio::select! {
+                    biased;
+                    receipt = &mut publish => break receipt,
+                    Some(done) = self.desk.next(), if failed.is_none() => match done {
+                        Ok(parcel) => parked.push(parcel),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+            }
+        };
+        parked.iter().for_each(|parcel| self.are_parked(&parcel.letters()));
+        match failed {
+            Some(error) => Err(error.into()),
+            None => receipt.map_err(PipelineError::Sink),
+        }
     }
 
     /// A batch of the stream was taken: `/readyz` looks whether something comes of it.

@@ -52,7 +52,7 @@ pub struct Pipeline<P, D> {
     limits: BatchLimits,
 }
 
-impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
+impl<P: Publisher, D: DeadLetters + 'static> Pipeline<P, D> {
     /// What was `seen` waits in its channel until delivery looks; it is bounded, and the newest may
     /// be dropped. `limits` bound what a release takes into memory at a time.
     pub fn new(
@@ -90,9 +90,17 @@ impl<P: Publisher, D: DeadLetters> Pipeline<P, D> {
         self.delivery.settle(&mut self.course).await
     }
 
-    /// The next batch; progress that is due meanwhile is stored.
+    /// The next batch; what is being parked goes on meanwhile, and progress that is due is stored.
     async fn next(&mut self) -> Result<Option<Batch>, PipelineError> {
         loop {
+            if self.delivery.is_parking() {
+                tokio::select! {
+                    biased;
+                    batch = self.taker.take() => return Ok(batch),
+                    parked = self.delivery.until_parked() => parked?,
+                }
+                continue;
+            }
             let Some(at) = self.delivery.settles_at() else { return Ok(self.taker.take().await) };
             tokio::select! {
                 biased;

@@ -279,11 +279,15 @@ impl Publisher for SimSink {
         None
     }
 
+    fn is_apart(&self) -> bool {
+        !look(&self.world).exactly_once
+    }
+
     fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        progress: Bytes,
+        progress: Option<Bytes>,
     ) -> impl Future<Output = Result<Receipt, SinkError>> + Send {
         let batch = Arc::clone(batch);
         let sink: &Self = self;
@@ -294,12 +298,13 @@ impl Publisher for SimSink {
                 (world.exactly_once, world.apart && !world.is(Mutant::StoredTooEarly))
             };
             let delivered = if exactly_once {
+                let progress = progress.expect("a transaction has its progress");
                 sink.deliver_transaction(&batch, range, progress).await.map(Some)
             } else {
-                match sink.deliver_plain(&batch, range).await {
-                    Err(error) => Err(error),
-                    Ok(()) if apart => Ok(None),
-                    Ok(()) => sink.store_alone(progress).await.map(Some),
+                match (sink.deliver_plain(&batch, range).await, progress.filter(|_| !apart)) {
+                    (Err(error), _) => Err(error),
+                    (Ok(()), None) => Ok(None),
+                    (Ok(()), Some(progress)) => sink.store_alone(progress).await.map(Some),
                 }
             };
             // The caller reuses the batch once it has the answer.

@@ -186,11 +186,15 @@ impl Publisher for AnySink {
         each!(self, it => it.delivery_limit())
     }
 
+    fn is_apart(&self) -> bool {
+        each!(self, it => it.is_apart())
+    }
+
     async fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        progress: Bytes,
+        progress: Option<Bytes>,
     ) -> Result<Receipt, SinkError> {
         each!(self, it => it.publish(batch, range, progress).await)
     }

@@ -65,11 +65,15 @@ impl<S: Sink, P: ProgressStore> Publisher for Apart<S, P> {
         self.sink.delivery_limit()
     }
 
+    fn is_apart(&self) -> bool {
+        true
+    }
+
     async fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        _progress: Bytes,
+        _progress: Option<Bytes>,
     ) -> Result<Receipt, SinkError> {
         if range.is_empty() {
             return Ok(Receipt { restamped: 0, progress: None });

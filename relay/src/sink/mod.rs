@@ -82,9 +82,14 @@ pub trait Publisher: ProgressStore {
     /// As [`Sink::delivery_limit`].
     fn delivery_limit(&self) -> Option<Duration>;
 
+    /// Whether records can be stored before their progress. Where not, both are one step, which makes
+    /// the delivery exactly-once.
+    fn is_apart(&self) -> bool;
+
     /// Stores the records of `range` in order, as [`Sink::deliver`] does. Who can store `progress`
-    /// together with them does so, which makes the delivery exactly-once, and returns the proof;
-    /// otherwise the caller stores it, with [`ProgressStore::store`], when it sees fit.
+    /// along with them does so, and returns the proof; otherwise the caller stores it, with
+    /// [`ProgressStore::store`], when it sees fit. `None` where it may not be stored yet: only who
+    /// [`Publisher::is_apart`] is given that.
     ///
     /// Not cancel safe: dropped half-way, the outcome is uncertain, and all must be made anew.
     ///
@@ -94,7 +99,7 @@ pub trait Publisher: ProgressStore {
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        progress: Bytes,
+        progress: Option<Bytes>,
     ) -> impl Future<Output = Result<Receipt, SinkError>> + Send;
 
     /// Waits until then. Cancel safe. A simulation has a clock of its own.

@@ -16,7 +16,7 @@ pub(super) async fn records_are_stored_when_a_delivery_returns_in_the_order_of_e
     let all = batch(&given);
     for range in [0..1, 1..700, 700..900] {
         let end = range.end;
-        let receipt = life.sink.publish(&all, range, "1".into()).await.expect("delivered");
+        let receipt = life.sink.publish(&all, range, Some("1".into())).await.expect("delivered");
         assert!(!K::CAN.one_step || receipt.progress.is_some(), "in one step");
         bench.kind.assert_durable(end).await;
         let found = bench.assert_delivered(given.get(..end).expect("a part of them")).await;

@@ -202,7 +202,7 @@ impl Life {
         progress: &'static str,
     ) -> Result<Option<outbox_relay::sink::Stored>, SinkError> {
         let batch = batch(given);
-        Ok(self.sink.publish(&batch, 0..batch.len(), progress.into()).await?.progress)
+        Ok(self.sink.publish(&batch, 0..batch.len(), Some(progress.into())).await?.progress)
     }
 
     /// One delivery, and its progress.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Course, Delivery, Origin, alone, reached};
+use super::{Course, Delivery, Origin, alone, desk::Parcel, reached};
 use crate::{
     core::{
         position::RowPosition,
@@ -23,13 +23,14 @@ use crate::{
     state::Board,
 };
 
-impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
+impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
     /// What a repair reads and was parked already is delivered from the table alone, or was discarded there.
     pub(super) async fn leave_to_the_table(
         &mut self,
         batch: &mut Arc<Batch>,
     ) -> Result<(), PipelineError> {
-        let there = self.dead_letters.find(batch).await?;
+        self.until_parked().await?;
+        let there = self.desk.table().find(batch).await?;
         if !there.is_empty() {
             tracing::info!(
                 events = there.len(),
@@ -96,11 +97,17 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         }
         fault::point(Point::Parking);
         match origin {
+            Origin::Stream if self.publisher.is_apart() => {
+                while !self.desk.has_room(&letters, batch.limits()) {
+                    let Some(parcel) = self.desk.next().await else { break };
+                    self.are_parked(&parcel?.letters());
+                }
+                self.desk.add(Parcel::of(&letters, batch.limits()));
+            }
             Origin::Stream | Origin::Repair => {
-                self.dead_letters.park(&letters).await?;
-                let ids = letters.iter().filter_map(|letter| letter.record.event_id());
-                let ids = ids.map(|id| String::from_utf8_lossy(id).into_owned());
-                self.board.parked_more(letters.len() as u64, self.lanes.len(), ids);
+                self.until_parked().await?;
+                self.desk.table().park(&letters).await?;
+                self.are_parked(&letters);
             }
             Origin::Release { id, first } => {
                 let place = |position: RowPosition| position.ordinal.saturating_sub(first.ordinal);
@@ -117,9 +124,27 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
                         error: letter.error,
                     })
                     .collect();
-                self.dead_letters.put_back(id, &back, from).await?;
+                self.until_parked().await?;
+                self.desk.table().put_back(id, &back, from).await?;
+                self.are_back(&letters);
             }
         }
+        drop(letters);
+        let mut next = parked.iter().copied().peekable();
+        alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
+        Ok(parked)
+    }
+
+    /// These are parked by now, and durably.
+    pub(super) fn are_parked(&mut self, letters: &[Letter<'_>]) {
+        let ids = letters.iter().filter_map(|letter| letter.record.event_id());
+        let ids = ids.map(|id| String::from_utf8_lossy(id).into_owned());
+        self.board.parked_more(letters.len() as u64, self.lanes.len(), ids);
+        self.are_back(letters);
+    }
+
+    /// As [`Delivery::are_parked`], of events that were in the table before.
+    fn are_back(&mut self, letters: &[Letter<'_>]) {
         fault::point(Point::Parked);
         self.settling.delivered(true, reached(&self.progress));
         let metrics = self.board.metrics();
@@ -141,10 +166,33 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         }
         self.board.parked_lanes(self.lanes.len());
         self.board.parking_changed();
-        drop(letters);
-        let mut next = parked.iter().copied().peekable();
-        alone(batch).withdraw(|index| next.next_if_eq(&index).is_none());
-        Ok(parked)
+    }
+
+    /// Waits until what is being parked is.
+    ///
+    /// # Errors
+    /// [`PipelineError::DeadLetters`].
+    pub(in crate::pipeline) async fn until_parked(&mut self) -> Result<(), PipelineError> {
+        while let Some(parcel) = self.desk.next().await {
+            self.are_parked(&parcel?.letters());
+        }
+        Ok(())
+    }
+
+    /// Takes notice of what is parked by now, and waits for the rest where that takes long.
+    pub(super) async fn look_at_desk(&mut self) -> Result<(), PipelineError> {
+        while let Some(parcel) = self.desk.parked().await {
+            self.are_parked(&parcel?.letters());
+        }
+        if self.desk.is_overdue() {
+            self.until_parked().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether something is being parked.
+    pub(in crate::pipeline) fn is_parking(&self) -> bool {
+        self.desk.is_busy()
     }
 
     /// The broker was asked for the last time at `asked`, and refused something. Whether asking has
@@ -161,13 +209,15 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         if !self.lanes.may_doubt() {
             return Ok(());
         }
+        // What it says replaces what is known of lanes that were parked since it was asked last.
+        self.until_parked().await?;
         let lanes = batch.iter().filter_map(|r| Lane::of(r.topic, r.key, r.partition));
         let mut doubtful: Vec<Lane> = lanes.filter(|lane| self.lanes.doubtful(*lane)).collect();
         doubtful.sort_unstable();
         doubtful.dedup();
         let parked = match doubtful.is_empty() {
             true => Vec::new(),
-            false => self.dead_letters.parked_of(&doubtful).await?,
+            false => self.desk.table().parked_of(&doubtful).await?,
         };
         self.lanes.told(parked);
         Ok(())

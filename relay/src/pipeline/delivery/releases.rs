@@ -21,7 +21,7 @@ const RELEASES_MAX: usize = 50;
 /// among those that say nothing.
 const FINISHED_KEPT: usize = 256;
 
-impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
+impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
     /// Those of the announcements that there is something to do for.
     ///
     /// # Errors
@@ -33,7 +33,8 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         if announced.is_empty() {
             return Ok(announced);
         }
-        let seen = self.dead_letters.look_up(&announced).await?;
+        self.until_parked().await?;
+        let seen = self.desk.table().look_up(&announced).await?;
         let mut due = Vec::new();
         for (announced, seen) in announced.into_iter().zip(seen) {
             match seen {
@@ -64,8 +65,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
     ) -> Result<u64, PipelineError> {
         if self.progress.releases.len() >= RELEASES_MAX {
             let nothing = Arc::new(Batch::new(limits));
-            let stored = self.store(&nothing, 0..0, &mut ProgressAlone).await;
-            stored.map_err(PipelineError::Sink)?;
+            self.store(&nothing, 0..0, &mut ProgressAlone).await?;
             self.settle(&mut ProgressAlone).await?;
             self.finish_complete().await?;
             if self.progress.releases.len() >= RELEASES_MAX {
@@ -75,7 +75,9 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         }
         let first = announced.first;
         let id = announced.id.as_str();
-        let release = match self.dead_letters.begin(id, &self.progress.releases).await {
+        // Its lanes may have more by now.
+        self.until_parked().await?;
+        let release = match self.desk.table().begin(id, &self.progress.releases).await {
             Ok(Some(release)) => release,
             Ok(None) => {
                 self.forget(id);
@@ -97,7 +99,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
             tracing::info!(release = id, events = release.end - next, "releasing parked events");
         }
         let mut batch = Batch::new(limits);
-        while let Some(after) = self.dead_letters.read(id, next, first, &mut batch).await? {
+        while let Some(after) = self.desk.table().read(id, next, first, &mut batch).await? {
             let mut shared = Arc::new(batch);
             let mut course = ReleaseCourse { id, first, after };
             self.deliver(&mut shared, &mut course).await?;
@@ -120,7 +122,7 @@ impl<P: Publisher, D: DeadLetters> Delivery<P, D> {
         let complete = self.progress.releases.iter().filter(|release| release.complete);
         for release in complete.cloned().collect::<Vec<_>>() {
             fault::point(Point::ReleaseStored);
-            match self.dead_letters.finish(&release).await {
+            match self.desk.table().finish(&release).await {
                 Ok(()) => {}
                 // Its rows are locked, and progress remembers that they are delivered.
                 Err(error) if error.is_locked() => continue,

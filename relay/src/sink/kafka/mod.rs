@@ -84,6 +84,7 @@ pub struct KafkaSink {
     probe: Probe,
     watch: Watch,
     delivery_limit: Duration,
+    delivery: Delivery,
 }
 
 impl KafkaSink {
@@ -100,7 +101,7 @@ impl KafkaSink {
             topic: settings.progress_topic(),
             settings: Arc::clone(&shared),
         };
-        let delivery_limit = settings.delivery_limit();
+        let (delivery_limit, delivery) = (settings.delivery_limit(), settings.delivery);
         let attempts = SharedAttempts::default();
         let watch = Watch {
             lookup: Arc::clone(&lookup),
@@ -120,7 +121,7 @@ impl KafkaSink {
             .map_err(|error| unavailable("starting the Kafka thread", error))?;
         let thread = Some(thread);
         let commands = Some(commands);
-        Ok(KafkaSink { commands, stop, ended, thread, probe, watch, delivery_limit })
+        Ok(KafkaSink { commands, stop, ended, thread, probe, watch, delivery_limit, delivery })
     }
 
     /// A handle that asks whether the brokers answer; it works while a delivery is under way.
@@ -191,7 +192,7 @@ impl ProgressStore for KafkaSink {
     async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
         const DOING: &str = "storing progress";
         let nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
-        let receipt = self.publish(&nothing, 0..0, progress).await?;
+        let receipt = self.publish(&nothing, 0..0, Some(progress)).await?;
         receipt.progress.ok_or_else(|| unavailable(DOING, "the records went without it"))
     }
 }
@@ -201,11 +202,15 @@ impl Publisher for KafkaSink {
         Some(self.delivery_limit)
     }
 
+    fn is_apart(&self) -> bool {
+        self.delivery == Delivery::AtLeastOnce
+    }
+
     async fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        progress: Bytes,
+        progress: Option<Bytes>,
     ) -> Result<Receipt, SinkError> {
         let batch = Arc::clone(batch);
         self.ask("delivering", |reply| Command::Deliver { batch, range, progress, reply }).await

@@ -23,12 +23,13 @@ use crate::{
 };
 
 impl Outlet {
-    /// Records, then progress. Records that are refused leave the others stored, and no progress.
+    /// Records, then progress, if it is to be stored by now. Records that are refused leave the others
+    /// stored, and no progress.
     pub(super) fn deliver_plain(
         &mut self,
         load: &Load<'_>,
         topics: &mut Topics,
-        progress: &Bytes,
+        progress: Option<&Bytes>,
         careful: impl FnOnce() -> Result<Outlet, SinkError>,
     ) -> Result<(), Undelivered> {
         let count = load.range.len();
@@ -60,6 +61,7 @@ impl Outlet {
             }
             Verdict::Failed(code) => return Err(self.failed(count, code).into()),
         }
+        let Some(progress) = progress else { return Ok(()) };
         let deadline = Instant::now() + self.limit;
         self.send_progress(progress, deadline)?;
         fault::point(Point::ProgressFollows);

@@ -45,9 +45,18 @@ type Reply<T> = oneshot::Sender<Result<T, SinkError>>;
 
 /// What the thread is asked to do; each is answered once.
 pub(super) enum Command {
-    ReadProgress { until: Until, reply: Reply<StoredProgress> },
+    ReadProgress {
+        until: Until,
+        reply: Reply<StoredProgress>,
+    },
     Fence(Reply<()>),
-    Deliver { batch: Arc<Batch>, range: Range<usize>, progress: Bytes, reply: Reply<Receipt> },
+    Deliver {
+        batch: Arc<Batch>,
+        range: Range<usize>,
+        /// At-least-once: `None` where it may not be stored yet.
+        progress: Option<Bytes>,
+        reply: Reply<Receipt>,
+    },
 }
 
 pub(super) struct Worker {
@@ -112,13 +121,11 @@ impl Worker {
                 self.answer(reply, result);
             }
             Command::Deliver { batch, range, progress, reply } => {
-                let result = self.deliver(&batch, range, &progress);
+                let result = self.deliver(&batch, range, progress.as_ref());
                 // The caller reuses the batch once it has the answer.
                 drop(batch);
-                self.answer(
-                    reply,
-                    result.map(|restamped| Receipt { restamped, progress: Some(Stored(())) }),
-                );
+                let stored = progress.is_some().then_some(Stored(()));
+                self.answer(reply, result.map(|restamped| Receipt { restamped, progress: stored }));
             }
         }
     }
@@ -182,7 +189,7 @@ impl Worker {
         &mut self,
         batch: &Batch,
         range: Range<usize>,
-        progress: &Bytes,
+        progress: Option<&Bytes>,
     ) -> Result<u64, SinkError> {
         self.usable()?;
         if range.len() <= ALONE_MAX {
@@ -201,7 +208,12 @@ impl Worker {
             let again = tries > 0 && settings.delivery == Delivery::AtLeastOnce;
             let load = Load { batch, range: range.clone(), lookup, again };
             let delivered = match settings.delivery {
-                Delivery::ExactlyOnce => outlet.deliver_transaction(&load, topics, progress),
+                Delivery::ExactlyOnce => match progress {
+                    Some(progress) => outlet.deliver_transaction(&load, topics, progress),
+                    None => {
+                        return Err(unavailable("delivering", "a transaction has its progress"));
+                    }
+                },
                 Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
                     fault::point(Point::StoringAlone);
                     Outlet::new(settings, &settings.careful_producer_config(), sealer, stop)

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, future::ready};
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::{
@@ -53,11 +54,15 @@ impl Publisher for ScriptedSink {
         None
     }
 
+    fn is_apart(&self) -> bool {
+        self.plain
+    }
+
     fn publish(
         &mut self,
         batch: &Arc<Batch>,
         range: Range<usize>,
-        progress: Bytes,
+        progress: Option<Bytes>,
     ) -> impl Future<Output = Result<Receipt, SinkError>> + Send {
         let records: Vec<_> = range.filter_map(|index| Some((index, batch.get(index)?))).collect();
         let bad = |record: &Record<'_>| record.payload == Some(b"bad");
@@ -95,8 +100,11 @@ impl Publisher for ScriptedSink {
             Err(SinkError::Refused { records: records.collect(), rest: Rest::NotStored })
         } else {
             self.stored.extend(records.iter().map(|(_, record)| name(record)));
-            self.progress = Some(Progress::decode(&progress).expect("progress"));
-            Ok(Receipt { restamped: 0, progress: Some(Stored::scripted()) })
+            let stored = progress.map(|progress| {
+                self.progress = Some(Progress::decode(&progress).expect("progress"));
+                Stored::scripted()
+            });
+            Ok(Receipt { restamped: 0, progress: stored })
         };
         ready(outcome)
     }
@@ -117,6 +125,8 @@ pub(super) fn announced() -> Announced {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) rows: BTreeMap<(Lsn, u64), Row>,
+    /// Parks as often as it is given a permit; `None` parks at once.
+    pub(super) permits: Option<Arc<Semaphore>>,
 }
 
 #[derive(Debug, Clone)]
@@ -131,7 +141,10 @@ pub(super) struct Row {
 pub(super) type Outcome<T> = Result<T, DeadLetterError>;
 
 impl DeadLetters for Table {
-    fn park(&mut self, letters: &[Letter<'_>]) -> impl Future<Output = Outcome<()>> + Send {
+    async fn park(&mut self, letters: &[Letter<'_>]) -> Outcome<()> {
+        if let Some(permits) = &self.permits {
+            permits.acquire().await.expect("it is open").forget();
+        }
         for letter in letters {
             let RowPosition { commit, ordinal } = letter.record.position;
             self.rows.entry((commit, ordinal)).or_insert_with(|| Row {
@@ -142,7 +155,7 @@ impl DeadLetters for Table {
                 bad: letter.record.payload == Some(b"bad"),
             });
         }
-        ready(Ok(()))
+        Ok(())
     }
 
     async fn find(&mut self, batch: &Batch) -> Outcome<Vec<usize>> {
