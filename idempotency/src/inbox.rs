@@ -8,21 +8,17 @@
 //! function, operator and type of a statement names its schema, but where SQL's grammar gives it one
 //! (`coalesce`, `extract`, `at time zone`, `unnest` of several arrays).
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
 use tokio_postgres::{
-    GenericClient, Row, Transaction,
+    GenericClient, Transaction,
     types::{ToSql, Type},
 };
 use uuid::Uuid;
 
 use crate::{
     error::{InboxError, OnceError},
-    fault::{Point, point},
     guard,
     message_id::{Day, MessageId},
     remembered,
@@ -30,9 +26,8 @@ use crate::{
     session::{Isolation, Sessions, explained},
     transaction::Open,
     tx::Tx,
+    window::{self, Known, LOOKING, Window, no_partition},
 };
-
-const LOOKING: &str = "looking at inbox.messages' partitions";
 
 const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
                      on conflict do nothing returning pg_catalog.pg_backend_pid() as backend";
@@ -42,12 +37,6 @@ pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, i
      select $1, m.id, m.day from unnest($2::pg_catalog.uuid[], $3::pg_catalog.date[]) \
          as m (id, day) order by m.id, m.day \
      on conflict do nothing returning id";
-
-/// The days are null where there is no partition. Last: whether one past retention is left.
-const WINDOW: &str = "select w.oldest, w.newest, coalesce(w.oldest operator(pg_catalog.<) \
-        ((pg_catalog.statement_timestamp() at time zone 'utc')::pg_catalog.date \
-            operator(pg_catalog.-) (select retention_days from inbox.settings)), false) \
-     from inbox.";
 
 /// Whether a message is to take effect. It is exhaustive on purpose: whoever acknowledges a message must decide
 /// about each answer, so one that is added later must not compile unseen.
@@ -83,22 +72,7 @@ pub struct Inbox {
 struct Shared {
     consumer: String,
     consumer_id: i32,
-    window: Mutex<Window>,
-}
-
-/// Days that the inbox can tell about, both included; none where `oldest > newest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Window {
-    oldest: Day,
-    newest: Day,
-    /// Whether its first day is past retention.
-    overdue: bool,
-}
-
-impl Window {
-    fn has(self, id: &MessageId) -> bool {
-        (self.oldest..=self.newest).contains(&id.day())
-    }
+    window: Known,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -140,9 +114,9 @@ impl Inbox {
         open.commit().await?;
         let row = found.first().expect("an upsert returns its row");
         let consumer_id = row.try_get(0).map_err(refused)?;
-        let window = maintain(&sessions).await?;
+        let window = window::maintain(&sessions).await?;
         let shared =
-            Shared { consumer: consumer.to_owned(), consumer_id, window: Mutex::new(window) };
+            Shared { consumer: consumer.to_owned(), consumer_id, window: Known::of(window) };
         Ok(Inbox { shared: Arc::new(shared), sessions })
     }
 
@@ -295,15 +269,15 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`]; nothing was changed.
     pub async fn maintain(&self) -> Result<(), InboxError> {
-        let window = maintain(&self.sessions).await?;
-        *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = window;
+        let window = window::maintain(&self.sessions).await?;
+        self.shared.window.learn(window);
         Ok(())
     }
 
     /// Whether a partition past retention was left, because others were at work in the table: then
     /// maintain it again soon.
     pub(crate) fn overdue(&self) -> bool {
-        self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).overdue
+        self.shared.window.get().overdue()
     }
 
     /// That no one hides, changes or suppresses its rows.
@@ -329,10 +303,10 @@ impl Inbox {
         if self.knows(id) {
             return Ok(true);
         }
-        let sql = window_by("window()");
+        let sql = window::look();
         let (open, rows) = Open::begin(&self.sessions, LOOKING, &sql, &[]).await?;
         open.rollback().await?;
-        self.learn(read_window(&rows)?, id)
+        self.learn(window::read(&rows)?, id)
     }
 
     /// As [`Inbox::can_tell`], in a transaction that is open: a message takes one connection.
@@ -344,25 +318,25 @@ impl Inbox {
         if self.knows(id) {
             return Ok(true);
         }
-        let rows = open.query(LOOKING, &window_by("window()"), &[]).await?;
-        self.learn(read_window(&rows)?, id)
+        let rows = open.query(LOOKING, &window::look(), &[]).await?;
+        self.learn(window::read(&rows)?, id)
     }
 
     /// Whether there is a partition to look for the id in, as far as is known here.
     fn knows(&self, id: &MessageId) -> bool {
-        self.shared.window.lock().unwrap_or_else(PoisonError::into_inner).has(id)
+        self.shared.window.get().has(id)
     }
 
     /// Asks the database, for ids that are outside of what is known: a message far away costs a
     /// query, and all others none.
     async fn look(&self, client: &impl GenericClient, id: &MessageId) -> Result<bool, InboxError> {
-        let rows = client.query_typed(&window_by("window()"), &[]).await;
+        let rows = client.query_typed(&window::look(), &[]).await;
         let rows = rows.map_err(|error| InboxError::of(LOOKING, error))?;
-        self.learn(read_window(&rows)?, id)
+        self.learn(window::read(&rows)?, id)
     }
 
     fn learn(&self, now: Window, id: &MessageId) -> Result<bool, InboxError> {
-        *self.shared.window.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.shared.window.learn(now);
         Ok(now.has(id))
     }
 }
@@ -393,36 +367,4 @@ impl Batch {
         });
         outcome.collect()
     }
-}
-
-async fn maintain(sessions: &Arc<Sessions>) -> Result<Window, InboxError> {
-    point(Point::Maintaining);
-    let (open, rows) = Open::begin(sessions, LOOKING, &window_by("maintain()"), &[]).await?;
-    open.commit().await?;
-    point(Point::Maintained);
-    read_window(&rows)
-}
-
-fn window_by(function: &str) -> String {
-    format!("{WINDOW}{function} as w")
-}
-
-fn read_window(rows: &[Row]) -> Result<Window, InboxError> {
-    let refused = |error| InboxError::of(LOOKING, error);
-    let row = rows.first().expect("a function with out parameters returns one row");
-    let (oldest, newest): (Option<Day>, Option<Day>) =
-        (row.try_get(0).map_err(refused)?, row.try_get(1).map_err(refused)?);
-    Ok(Window {
-        oldest: oldest.unwrap_or(Day(i32::MAX)),
-        newest: newest.unwrap_or(Day(i32::MIN)),
-        overdue: row.try_get(2).map_err(refused)?,
-    })
-}
-
-/// The partition was dropped after the window was last looked at.
-pub(crate) fn no_partition(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|error| {
-        *error.code() == tokio_postgres::error::SqlState::CHECK_VIOLATION
-            && error.schema() == Some("inbox")
-    })
 }

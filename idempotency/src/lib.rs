@@ -42,6 +42,7 @@
 struct Readme;
 
 mod alert;
+mod connection;
 pub mod dead_letters;
 pub mod dispatch;
 mod error;
@@ -73,6 +74,7 @@ pub mod testing;
 mod timestamp;
 mod transaction;
 mod tx;
+mod window;
 
 pub use alert::Alert;
 pub use bytes;

@@ -8,8 +8,9 @@ use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use crate::{
+    connection::{Params, Shared},
     fault::{Point, point},
-    transaction::{Open, Params, Shared},
+    transaction::Open,
 };
 
 /// The transaction that a message takes effect in: a handler may do anything in it but end it.

@@ -21,7 +21,7 @@ const SOURCES: [&str; 5] =
 const LINES_MAX: usize = 400;
 const PRODUCT: [&str; 3] = ["relay/src", "idempotency/src", "migrations/src"];
 /// Longer, and without that reason so far. A new one fails, and so does one that was split: take it out then.
-const LONG: [&str; 2] = ["idempotency/src/inbox.rs", "idempotency/src/transaction.rs"];
+const LONG: [&str; 0] = [];
 
 type Arrows = BTreeMap<String, BTreeSet<String>>;
 

@@ -36,12 +36,13 @@ use crate::{
     failure::{Failure, Kind},
     fault::{Point, point},
     handler::Work,
-    inbox::{Inbox, no_partition},
+    inbox::Inbox,
     message::RawMessage,
     meter::{Meter, Outcome},
     ordering::OrderBy,
     retry::Retry,
     transaction::Open,
+    window::no_partition,
 };
 pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]

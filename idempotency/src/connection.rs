@@ -1,0 +1,231 @@
+//! The connection of an open transaction, which its handler has as well, and what is known about it.
+//!
+//! It has no way to begin or to commit: `transaction` does that. What was asked and not answered, what failed,
+//! and whether a handler has had the session, decide what becomes of the connection when both have let go of
+//! it: it goes back to the pool as it was, or it is closed.
+
+use std::sync::{
+    Arc, Mutex, OnceLock, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use deadpool_postgres::Object;
+use futures_util::future;
+use tokio_postgres::{Error, Row, Statement, types::ToSql};
+
+use crate::{
+    error::{InboxError, Sort, sort, state_of},
+    fault::sessions_are_left,
+    running::{Running, Waited},
+    session::{Sessions, UNLOCK},
+};
+
+pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// Of one transaction.
+pub(crate) struct Shared {
+    /// Until it is dropped.
+    client: Option<Object>,
+    pub(crate) sessions: Arc<Sessions>,
+    /// SQLSTATE of the last statement that failed.
+    failed: Mutex<Option<String>>,
+    /// A handler has had the session.
+    pub(crate) lent: AtomicBool,
+    /// A handler has ended the transaction.
+    pub(crate) ended_by_handler: AtomicBool,
+    /// Statements of a handler failed, and nothing can be asked since: they may have ended it before.
+    doubtful: AtomicBool,
+    /// The transaction is ended and the session as it was: others may have it.
+    clean: AtomicBool,
+    pub(crate) running: Running,
+    /// It carried a large message. The driver keeps its buffers at the size that this took, for as long
+    /// as the connection lasts.
+    pub(crate) swollen: AtomicBool,
+    /// A handler keeps it, perhaps for ever; another has its place in the pool.
+    pub(crate) kept: AtomicBool,
+    /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
+    /// of the same name a handler would keep what is to be undone.
+    savepoint: u128,
+    /// Which transaction it is, once somebody has asked.
+    id: OnceLock<String>,
+}
+
+impl Shared {
+    pub(crate) fn of(client: Object, sessions: Arc<Sessions>) -> Self {
+        Shared {
+            client: Some(client),
+            sessions,
+            failed: Mutex::new(None),
+            lent: AtomicBool::new(false),
+            ended_by_handler: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
+            clean: AtomicBool::new(false),
+            running: Running::default(),
+            swollen: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
+            savepoint: rand::random(),
+            id: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn client(&self) -> &Object {
+        self.client.as_ref().expect("the connection is there until this is dropped")
+    }
+
+    pub(crate) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
+        let asked = self.asks();
+        asked.answered(self.client().prepare_cached(sql).await)
+    }
+
+    pub(crate) async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
+        let statement = self.prepare(sql).await?;
+        let asked = self.asks();
+        asked.answered(self.client().execute(&statement, params).await)
+    }
+
+    pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
+        let statement = self.prepare(sql).await?;
+        let asked = self.asks();
+        asked.answered(self.client().query(&statement, params).await)
+    }
+
+    /// A statement that is sent now, until it is answered; where its future is dropped before,
+    /// [`Shared::finished`] knows. No future around the statement's, which would be twice as large.
+    pub(crate) fn asks(&self) -> Asked<'_> {
+        self.running.asks();
+        Asked(self)
+    }
+
+    /// Remembers what the server refused, to say so if the transaction turns out to be failed; the
+    /// driver's own errors, such as a parameter of the wrong type or a second row, fail nothing.
+    pub(crate) fn seen<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && error.code().is_some()
+        {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(state_of(error));
+            if sort(error) == Sort::Session {
+                // Other sessions have prepared the same statements as long ago.
+                self.sessions.pool().manager().statement_caches.clear();
+            }
+        }
+        result
+    }
+
+    pub(crate) fn handler_ended_it(&self) {
+        if !self.ended_by_handler.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                consumer = self.sessions.consumer(),
+                "a handler ended its transaction itself, by COMMIT or ROLLBACK among several \
+                 statements: what it committed stays, and may be done again; look at its SQL"
+            );
+        }
+    }
+
+    /// Which transaction it is, if that was asked.
+    pub(crate) fn known(&self) -> Option<String> {
+        self.id.get().cloned()
+    }
+
+    /// Remembers which one it is; that stays so until it ends.
+    pub(crate) fn is_known(&self, id: String) -> String {
+        self.id.get_or_init(|| id).clone()
+    }
+
+    pub(crate) fn is_doubtful(&self) {
+        self.doubtful.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for what the work has left running, or ends it.
+    pub(crate) async fn finished(&self) -> Result<(), InboxError> {
+        if self.running.none() {
+            return Ok(());
+        }
+        // In a box, because it connects, and every transaction's future would have room for that.
+        match Box::pin(self.running.behind(self.client(), self.sessions.pool(), "")).await {
+            Waited::Answered => Ok(()),
+            Waited::Cancelled | Waited::Never => Err(InboxError::Unfinished),
+        }
+    }
+
+    /// As [`Shared::finished`], where nothing of it is kept anyway.
+    ///
+    /// # Errors
+    /// It runs still.
+    pub(crate) async fn ended_what_ran(&self) -> Result<(), InboxError> {
+        match self.finished().await {
+            Err(why) if !self.running.none() => Err(why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a handler has ended the transaction, which is rolled back by now if not.
+    pub(crate) async fn was_ended(&self) -> Result<bool, Error> {
+        const SQL: &str = "select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) \
+            operator(pg_catalog.=) 'committed'";
+        if self.doubtful.load(Ordering::Relaxed)
+            && let Some(id) = self.known()
+        {
+            let rows = self.query(SQL, &[&id]).await?;
+            let committed =
+                rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<bool>>(0))?;
+            if committed == Some(true) {
+                self.handler_ended_it();
+            }
+        }
+        Ok(self.ended_by_handler.load(Ordering::Relaxed))
+    }
+
+    /// Marks where [`Open::back_to_savepoint`] goes back to.
+    pub(crate) fn savepoint(&self) -> String {
+        format!("savepoint s{:032x}", self.savepoint)
+    }
+
+    pub(crate) fn failed(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the transaction with `sql`, and puts the session back behind it: one round trip.
+    pub(crate) async fn end(&self, sql: &str) -> Result<(), Error> {
+        if !self.lent.load(Ordering::Relaxed) || sessions_are_left() {
+            let ended = self.client().batch_execute(sql).await;
+            self.clean.store(ended.is_ok(), Ordering::Relaxed);
+            return ended;
+        }
+        let put_back = async {
+            // Prepared before the handler got the session, so nothing is asked here but to run it.
+            let unlock = self.client().prepare_cached(UNLOCK).await?;
+            let clear = self.client().batch_execute(self.sessions.clear());
+            let (cleared, left) = future::join(clear, self.client().query(&unlock, &[])).await;
+            cleared?;
+            left?.first().map_or(Ok(true), |row| row.try_get::<_, bool>(1))
+        };
+        let (ended, left) = future::join(self.client().batch_execute(sql), put_back).await;
+        let put_back = matches!(left, Ok(false));
+        self.clean.store(ended.is_ok() && put_back, Ordering::Relaxed);
+        ended
+    }
+}
+
+/// See [`Shared::asks`].
+pub(crate) struct Asked<'a>(&'a Shared);
+
+impl Asked<'_> {
+    pub(crate) fn answered<T>(self, answer: Result<T, Error>) -> Result<T, Error> {
+        self.0.running.is_told();
+        self.0.seen(answer)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        if *self.kept.get_mut() {
+            self.sessions.take_a_place();
+        }
+        if !*self.clean.get_mut() || *self.swollen.get_mut() {
+            // Nobody knows what state it is in, or it takes too much memory. The server rolls back what
+            // is open in it.
+            drop(Object::take(client));
+        }
+    }
+}
