@@ -33,6 +33,7 @@ pub mod probes;
 mod process;
 pub mod proxy;
 pub mod relay;
+mod rights;
 pub mod servers;
 pub mod storm;
 pub mod topic;
