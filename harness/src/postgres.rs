@@ -125,10 +125,16 @@ impl Postgres {
     /// # Panics
     /// When there are no binaries, or it does not answer.
     pub async fn private() -> (&'static Self, LocalPostgres) {
+        Self::private_of(&Self::programs()).await
+    }
+
+    /// The directory of the installed programs.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn programs() -> PathBuf {
         let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
-        let bin = chosen.or_else(throwaway::installed);
-        let bin = bin.expect("initdb: apt-get install postgresql");
-        Self::private_of(&bin).await
+        chosen.or_else(throwaway::installed).expect("initdb: apt-get install postgresql")
     }
 
     /// As [`Postgres::private`], of another version than the suite runs on.
@@ -140,7 +146,11 @@ impl Postgres {
         Self::private_of(&bin).await
     }
 
-    async fn private_of(bin: &Path) -> (&'static Self, LocalPostgres) {
+    /// As [`Postgres::private`], with the programs in this directory.
+    ///
+    /// # Panics
+    /// When it does not start, or does not answer.
+    pub async fn private_of(bin: &Path) -> (&'static Self, LocalPostgres) {
         let local = LocalPostgres::start(bin, PASSWORD, SETTINGS).expect("a server");
         let postgres = Self::of(&local);
         postgres.wait_ready().await.expect("the server answers");

@@ -1,7 +1,11 @@
 //! The disk of the consumer's database is full: nothing can be stored, and that is no message's fault.
 
 use std::{
-    os::unix::fs::MetadataExt as _,
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::Path,
     process::Command,
     sync::{
@@ -10,7 +14,7 @@ use std::{
     },
 };
 
-use outbox_harness::{database::Database, host, postgres::Postgres, wait};
+use outbox_harness::{database::Database, postgres::Postgres, wait};
 use outbox_idempotency::{Message, Processor, Retry, Tx};
 use outbox_relay::throwaway::LocalPostgres;
 use tokio_postgres::error::SqlState;
@@ -21,28 +25,56 @@ use super::effects::{
 
 /// Small enough to be filled in a moment, and large enough for an empty database.
 const SIZE: &str = "size=48m";
+/// Any user but root.
+const NOBODY: u32 = 65534;
 
-/// A server that alone sees a small disk at `at`: a mount of its own, which ends with it. Only root may.
-async fn server_with_a_small_disk(at: &Path) -> (&'static Postgres, LocalPostgres) {
-    let (at, runtime) = (at.to_owned(), tokio::runtime::Handle::current());
-    let started = std::thread::spawn(move || {
-        // SAFETY: it changes which mounts this thread sees, and what it starts; the thread ends here.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "a namespace of its own");
-        let run = |program: &str, arguments: &[&str]| {
-            let status = Command::new(program).args(arguments).arg(&at).status();
-            assert!(status.expect("it runs").success(), "{program} {arguments:?}");
-        };
-        let private = Command::new("mount").args(["--make-rprivate", "/"]).status();
-        assert!(private.expect("it runs").success(), "nobody else sees what is mounted");
-        run("mount", &["-t", "tmpfs", "-o", SIZE, "small"]);
-        let (postgres, server) = runtime.block_on(Postgres::private());
-        let theirs = std::fs::metadata(server.socket_dir()).expect("the server's directory");
-        run("chown", &[&format!("{}:{}", theirs.uid(), theirs.gid())]);
-        (postgres, server)
-    });
-    tokio::task::spawn_blocking(move || started.join().expect("the server starts"))
-        .await
-        .expect("joined")
+/// In place of the server: it gives itself a mount of its own, which ends with it. Within a user namespace anyone
+/// may mount, and is root there, as which PostgreSQL does not run: in a second one it has its own number again.
+const SCRIPT: &str = r#"#!/bin/sh
+exec unshare --user --map-root-user --mount sh -c '
+    uid=$1 gid=$2; shift 2
+    mount -t tmpfs -o SIZE,mode=0700 small "AT" &&
+    exec unshare --user --map-user="$uid" --map-group="$gid" "SERVER" "$@"
+' sh "$(id -u)" "$(id -g)" "$@"
+"#;
+
+/// A server that alone sees a small disk at `at`.
+async fn server_with_a_small_disk(dir: &Path, at: &Path) -> (&'static Postgres, LocalPostgres) {
+    let theirs = Postgres::programs();
+    let ours = dir.join("bin");
+    fs::create_dir(&ours).expect("made");
+    for entry in fs::read_dir(&theirs).expect("PostgreSQL's programs") {
+        let program = entry.expect("a program").path();
+        let name = program.file_name().expect("a name");
+        if name != "postgres" {
+            symlink(&program, ours.join(name)).expect("a link");
+        }
+    }
+    let server = theirs.join("postgres");
+    let script = SCRIPT.replace("SIZE", SIZE).replace("AT", &at.display().to_string());
+    let script = script.replace("SERVER", &server.display().to_string());
+    let path = ours.join("postgres");
+    fs::write(&path, script).expect("written");
+    // A server of root's runs as another user.
+    for (path, mode) in [(dir, 0o755), (at, 0o755), (ours.as_path(), 0o755), (&path, 0o755)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).expect("its mode is set");
+    }
+    let mut version = Command::new(&path);
+    version.arg("--version");
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        version.uid(NOBODY).gid(NOBODY);
+    }
+    let version = version.output().expect("the script runs");
+    assert!(
+        version.status.success(),
+        "a full disk needs a mount in a user namespace, and this user may not make one ({}). As root, type: \
+         sysctl -w user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 \
+         kernel.apparmor_restrict_unprivileged_userns=0 (each that this kernel has); in a container, run it \
+         with --security-opt seccomp=unconfined",
+        String::from_utf8_lossy(&version.stderr).trim()
+    );
+    Postgres::private_of(&ours).await
 }
 
 /// Takes all the room that there is.
@@ -77,15 +109,12 @@ fn refusals(server: &LocalPostgres) -> usize {
 
 #[tokio::test]
 async fn a_full_disk_is_waited_for_and_counts_no_attempt() {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
-        host::report("a full disk was NOT TESTED: only root may mount a small one");
-        return;
-    }
     let dir = tempfile::tempdir().expect("a directory");
-    let (postgres, server) = server_with_a_small_disk(dir.path()).await;
+    let at = dir.path().join("small");
+    fs::create_dir(&at).expect("made");
+    let (postgres, server) = server_with_a_small_disk(dir.path(), &at).await;
     let maintenance = Database::create_empty_in(postgres, "").await;
-    let space = format!("create tablespace small location '{}'", dir.path().display());
+    let space = format!("create tablespace small location '{}'", at.display());
     maintenance.superuser().batch_execute(&space).await.expect("a tablespace");
     let database = database_in(postgres, "tablespace small").await;
     let calls = Arc::new(AtomicUsize::new(0));
