@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) swollen: AtomicBool,
     /// A handler keeps it, perhaps for ever; another has its place in the pool.
     pub(crate) kept: AtomicBool,
-    /// Where [`Open::back_to_savepoint`] goes back to. A name that nobody can guess: with a savepoint
+    /// Where `Open::back_to_savepoint` goes back to. A name that nobody can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
     /// Which transaction it is, once somebody has asked.
@@ -175,7 +175,7 @@ impl Shared {
         Ok(self.ended_by_handler.load(Ordering::Relaxed))
     }
 
-    /// Marks where [`Open::back_to_savepoint`] goes back to.
+    /// Marks where `Open::back_to_savepoint` goes back to.
     pub(crate) fn savepoint(&self) -> String {
         format!("savepoint s{:032x}", self.savepoint)
     }

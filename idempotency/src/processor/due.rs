@@ -1,30 +1,28 @@
 //! Takes parked lanes up again, each from its head, when they are due.
 //!
 //! Any process of the consumer may take any lane: the lock on the lane's row makes them take turns,
-//! with one another and with live messages of the lane. A failure is stored under that same lock,
-//! behind a savepoint, so no one can take the head between its failure and its new due time. Each
-//! message has a transaction of its own, as it would have had without waiting: what a handler
-//! locks, sets or makes in it is gone before the next. A batch handler gets a batch of a lane.
+//! with one another and with live messages of the lane. A failure of a lane's head is stored under that
+//! same lock, behind a savepoint, so no one can take the head between its failure and its new due time.
+//! Those behind a head that is done are the matter of `streak`. Each message has a transaction of its
+//! own, as it would have had without waiting: what a handler locks, sets or makes in it is gone before
+//! the next. A batch handler gets a batch of a lane.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use futures_util::future;
-use tokio::time::Instant;
+use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{
     Attempt, Processor, Stop,
     aside::{ENDED, UNFINISHED},
+    hands::{Hands, Parked},
     store::Due,
     taken::{Head, Taken},
 };
 use crate::{
-    error::{InboxError, chain},
+    error::InboxError,
     failure::{Failure, Kind},
     fault::{Point, point},
     meter::Outcome,
@@ -35,37 +33,34 @@ use crate::{
 pub(crate) const AT_ONCE: usize = 8;
 /// How long a lane that another process parked may be overlooked.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between two looks at what waits.
-const OBSERVE: Duration = Duration::from_secs(15);
-/// Between two visits of the inbox's partitions.
-const MAINTAIN: Duration = Duration::from_secs(3600);
-/// The same, while one is left that is past retention: each visit may hold others up for 50 ms.
-const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
-
-/// What waits, of all processes of the consumer.
-struct Waits {
-    lanes: i64,
-    parked: i64,
-    oldest_seconds: f64,
-    dead: i64,
-}
-
-/// A parked message.
-struct Parked {
-    lane: Uuid,
-    head: Head,
-}
 
 impl Processor {
     /// What must go on beside the messages that come in: parked ones are tried again when they are
     /// due, gauges are measured, days of the inbox are made and dropped. Runs until it is dropped
     /// or can't go on; the Kafka runner does it by itself. Any number of processes may run it.
     ///
-    /// Cancel safe: what is dropped is rolled back.
+    /// Parked messages are handled in tasks of their own, on all threads, as new ones are.
+    ///
+    /// Cancel safe: what is dropped is rolled back. A handler that is at work at that moment comes to its next
+    /// `await`.
     pub async fn background(&self) -> Stop {
-        let retries = (0..AT_ONCE).map(|_| Box::pin(self.retries()));
+        let mut workers = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let worker = self.clone();
+            workers.spawn(async move { worker.retries().await }.in_current_span());
+        }
+        let stopped = async {
+            match workers.join_next().await {
+                Some(Ok(stop)) => stop,
+                Some(Err(error)) if error.is_panic() => {
+                    std::panic::resume_unwind(error.into_panic())
+                }
+                // The runtime ends, and this with it.
+                Some(Err(_)) | None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            (stop, _, _) = future::select_all(retries) => stop,
+            stop = stopped => stop,
             stop = self.upkeep() => stop,
         }
     }
@@ -73,12 +68,12 @@ impl Processor {
     /// One of those that have nothing to do looks whether anything is due; whoever takes something up has
     /// the next one look at once.
     async fn retries(&self) -> Stop {
+        let hands = Hands::default();
         loop {
-            let head = Mutex::new(None);
-            let mut outcome = self.settle(|| self.retry_one(&head)).await;
-            let head = head.into_inner().unwrap_or_else(PoisonError::into_inner);
-            if let (Ok(Attempt::Failed(failure)), Some(head)) = (&outcome, head) {
-                outcome = self.settle(|| self.count_failure(&head, failure)).await;
+            let mut outcome = self.settle(|| self.retry_one(&hands)).await;
+            let blamed = hands.take_blamed();
+            if let (Ok(Attempt::Failed(failure)), Some(at)) = (&outcome, blamed) {
+                outcome = self.settle(|| self.count_failure(&at, failure)).await;
             }
             match outcome {
                 Err(stop) => return stop,
@@ -94,115 +89,14 @@ impl Processor {
         }
     }
 
-    async fn upkeep(&self) -> Stop {
-        let (mut maintained, mut said) = (Instant::now(), false);
-        let (mut refused, mut timeline) = (HashSet::new(), None);
-        loop {
-            if let Err(weakened @ InboxError::Setting(_)) = self.shared.inbox.is_whole().await {
-                return Stop::Inbox(weakened);
-            }
-            if let Err(error) = self.look_at_the_timeline(&mut timeline).await {
-                let error = chain(&error);
-                tracing::debug!(error, "whether the database has failed over is not known");
-            }
-            match self.observe().await {
-                Ok(waits) if !said => {
-                    said = true;
-                    let consumer = self.shared.inbox.consumer();
-                    let Waits { lanes, parked, dead, .. } = waits;
-                    tracing::info!(consumer, parked, lanes, dead, "messages from before that wait");
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    let not_done = "gauges of the inbox are not measured";
-                    self.pass_over(error, not_done, &mut refused).await;
-                }
-            }
-            match self.shelf().rejoin(self.shared.inbox.sessions()).await {
-                Ok(0) => {}
-                Ok(lanes) => {
-                    let consumer = self.shared.inbox.consumer();
-                    tracing::error!(
-                        consumer,
-                        lanes,
-                        "messages waited in inbox.parked that no process would have taken up, since \
-                         inbox.parked_lanes had no row for their keys: a version before this one could \
-                         leave that so under REPEATABLE READ, or somebody deleted the rows. They are \
-                         taken up now, after later messages of their keys may have taken effect"
-                    );
-                    self.shared.due.notify_one();
-                }
-                Err(error) => {
-                    let not_done = "messages without a lane are not looked for";
-                    self.pass_over(error, not_done, &mut refused).await;
-                }
-            }
-            if self.by_partition()
-                && let Err(error) = self.trim().await
-            {
-                let not_done = "old ids are not forgotten, so inbox.applied grows";
-                self.pass_over(error, not_done, &mut refused).await;
-            }
-            let inbox = &self.shared.inbox;
-            if maintained.elapsed() >= until_next_visit(inbox.overdue()) {
-                match inbox.maintain().await {
-                    Ok(()) => maintained = Instant::now(),
-                    Err(error) => {
-                        let error = chain(&error);
-                        tracing::warn!(error, "the inbox's partitions were not visited");
-                    }
-                }
-            }
-            tokio::time::sleep(OBSERVE).await;
+    /// Continues with the lane in hand, or takes the lane that has been due longest, and handles its first
+    /// message, or a batch of them.
+    async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
+        if let Some(streak) = hands.take_streak()
+            && let Some(attempt) = self.take_next(streak, hands).await?
+        {
+            return Ok(attempt);
         }
-    }
-
-    /// What upkeep could not do now is done later, but for what a person must change: said once.
-    async fn pass_over(
-        &self,
-        error: InboxError,
-        not_done: &'static str,
-        refused: &mut HashSet<&'static str>,
-    ) {
-        let error = self.shared.inbox.sessions().explained(error).await;
-        let (consumer, text) = (self.shared.inbox.consumer(), chain(&error));
-        if matches!(error, InboxError::Refused { .. }) && refused.insert(not_done) {
-            tracing::error!(consumer, error = text, "{not_done}");
-        } else {
-            tracing::debug!(consumer, error = text, "{not_done}");
-        }
-    }
-
-    async fn observe(&self) -> Result<Waits, InboxError> {
-        let sql = "select \
-            (select pg_catalog.count(*) from inbox.parked_lanes \
-                where consumer_id operator(pg_catalog.=) $1), \
-            (select pg_catalog.count(*) from inbox.parked \
-                where consumer_id operator(pg_catalog.=) $1), \
-            coalesce((select extract(epoch from pg_catalog.clock_timestamp() \
-                    operator(pg_catalog.-) pg_catalog.min(since)) from inbox.parked_lanes \
-                where consumer_id operator(pg_catalog.=) $1), 0)::double precision, \
-            (select pg_catalog.count(*) from inbox.dead_letters \
-                where consumer_id operator(pg_catalog.=) $1 and state operator(pg_catalog.=) 'dead')";
-        let inbox = &self.shared.inbox;
-        let consumer_id = inbox.consumer_id();
-        let (open, rows) = Open::begin(inbox.sessions(), "measuring", sql, &[&consumer_id]).await?;
-        open.rollback().await?;
-        let row = rows.first().expect("a query without a table returns one row");
-        let read = |error| InboxError::of("measuring", error);
-        let waits = Waits {
-            lanes: row.try_get(0).map_err(read)?,
-            parked: row.try_get(1).map_err(read)?,
-            oldest_seconds: row.try_get(2).map_err(read)?,
-            dead: row.try_get(3).map_err(read)?,
-        };
-        self.shared.meter.gauges(waits.lanes, waits.parked, waits.oldest_seconds, waits.dead);
-        Ok(waits)
-    }
-
-    /// Takes the lane that has been due longest and handles its first message, or a batch of them.
-    /// `first` becomes the one that is to be blamed if that can't be said here.
-    async fn retry_one(&self, first: &Mutex<Option<Parked>>) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
         let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
@@ -213,7 +107,7 @@ impl Processor {
             turn.used(is_large);
         }
         drop(turn);
-        let Some(Taken { open, lane, attempts, heads }) = taken else {
+        let Some(Taken { open, lane, attempts, heads, more }) = taken else {
             return Ok(Attempt::Idle);
         };
         self.shared.due.notify_one();
@@ -223,13 +117,17 @@ impl Processor {
             return Ok(Attempt::Done);
         };
         let _place = place.filter(|_| is_large);
-        *first.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Parked { lane, head: head.clone() });
+        hands.blame(lane, head);
         point(Point::TakenUp);
         let mut group = heads.as_slice();
         loop {
             let failure = match self.try_group(&open, group).await {
-                Ok(Ok(())) => return Ok(Attempt::Done),
+                Ok(Ok(())) => {
+                    if more && self.shared.batch_max == 1 {
+                        hands.keep(lane, head.seq);
+                    }
+                    return Ok(Attempt::Done);
+                }
                 Ok(Err(failure)) => failure,
                 // Whoever keeps it would have the lane as well, for as long.
                 Err(InboxError::Escaped) => {
@@ -365,20 +263,5 @@ impl Processor {
         open.commit().await?;
         self.announce(failure, new_code);
         Ok(())
-    }
-}
-
-fn until_next_visit(overdue: bool) -> Duration {
-    if overdue { MAINTAIN_AGAIN } else { MAINTAIN }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_that_is_left_past_retention_is_visited_again_within_minutes() {
-        assert!(until_next_visit(true) <= Duration::from_secs(120));
-        assert!(until_next_visit(false) >= Duration::from_secs(1800));
     }
 }

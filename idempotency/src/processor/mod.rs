@@ -10,13 +10,16 @@ mod build;
 mod by_id;
 mod claim;
 mod due;
+mod hands;
 mod large;
 mod marked;
 mod position;
 mod settle;
 mod store;
+mod streak;
 mod taken;
 mod timeline;
+mod upkeep;
 mod watch;
 mod watermark;
 

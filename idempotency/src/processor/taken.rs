@@ -33,6 +33,8 @@ pub(super) struct Taken {
     pub(super) attempts: i32,
     /// Its first messages, which are not parked any more if this commits.
     pub(super) heads: Vec<Head>,
+    /// Whether there are others behind them.
+    pub(super) more: bool,
 }
 
 impl Taken {
@@ -82,14 +84,18 @@ impl Shelf {
             rows.into_iter().zip(counts).map(|(row, n)| head(&row, n)).collect();
         let heads = heads.map_err(read)?;
         heads.iter().for_each(|head| open.carries(&head.message));
-        Ok(Some(Taken { open, lane, attempts, heads }))
+        Ok(Some(Taken { open, lane, attempts, heads, more }))
     }
 }
 
 /// What a message takes as it is stored: nothing is read for it.
-const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
+pub(super) const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
     operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
     operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
+
+/// Of a message that is taken: the columns that [`head`] reads.
+pub(super) const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
 
 /// Locks a lane, and sets `inbox.lane` until the end of the transaction, for the statement behind it,
 /// which is sent before anybody here knows the lane: to one that can't be where there is none. Says
@@ -124,8 +130,6 @@ fn lock(one: bool) -> String {
 fn take(max: i64) -> String {
     const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
         and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
-    const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-        p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
     if max == 1 {
         return format!(
             "delete from inbox.parked as p \
@@ -156,7 +160,7 @@ fn take(max: i64) -> String {
     )
 }
 
-fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
+pub(super) fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
     let message = message(row, attempt)?;
     Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
 }

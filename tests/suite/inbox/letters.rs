@@ -74,6 +74,44 @@ pub(super) async fn all(
     dead_letters::list(client, &selection, Page::first(100)).await.expect("a list")
 }
 
+/// Its first failure is stored by a second transaction, before which somebody may try it once more.
+#[tokio::test]
+async fn a_message_behind_one_that_waited_is_tried_as_often_and_its_key_goes_on() {
+    let database = database().await;
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let mended = Arc::new(AtomicBool::new(false));
+    let handler = {
+        let (attempts, mended) = (Arc::clone(&attempts), Arc::clone(&mended));
+        move |tx: Tx, message: Message<Step>| {
+            let (attempts, mended) = (Arc::clone(&attempts), mended.load(SeqCst));
+            async move {
+                take(&tx, &message.payload).await?;
+                if message.payload.n == 3 {
+                    attempts.lock().expect("no panic").push(message.attempt);
+                }
+                if message.payload.n == 3 || !mended {
+                    Err("not yet").transient()?;
+                }
+                Ok(())
+            }
+        }
+    };
+    let processor = Processor::new(inbox(&database).await, handler).retry(soon());
+    let messages: Vec<_> = (1..=5).map(|n| message("a", n)).collect();
+    processor.process(&messages).await.expect("settled");
+    assert_eq!(number(&database, PARKED).await, 5);
+    mended.store(true, SeqCst);
+    let background = Background::start(&processor);
+    until_zero(&database, PARKED).await;
+    background.stop().await;
+    assert_eq!(effects(&database).await, [1, 2, 4, 5].map(|n| step("a", n)));
+    let mut attempts = attempts.lock().expect("no panic").clone();
+    attempts.dedup();
+    assert_eq!(attempts, [1, 2, 3, 4]);
+    let letters = all(&database, Selection::default()).await;
+    assert_eq!(letters.iter().map(|l| l.attempts).collect::<Vec<_>>(), [4]);
+}
+
 #[tokio::test]
 async fn what_can_never_succeed_is_a_dead_letter_at_once_with_its_reason() {
     let database = database().await;
