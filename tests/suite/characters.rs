@@ -194,31 +194,52 @@ async fn a_character_without_a_unicode_form_in_a_mapped_table_is_parked_and_hold
 /// Names come in the server's encoding, those of the settings and those of strangers.
 #[tokio::test]
 async fn names_in_another_encoding_are_known_and_strange_ones_hold_up_nobody() {
+    names_are_known("WIN1252", "\u{e9}", Some("\\x81")).await;
+    names_are_known("KOI8R", "\u{444}", None).await;
+    // Here the server converts nothing: bytes are as they were sent.
+    names_are_known("SQL_ASCII", "\u{444}", Some("\\x81")).await;
+}
+
+/// With this letter in the relay's names, and these bytes in a stranger's.
+async fn names_are_known(encoding: &str, letter: &str, strange: Option<&str>) {
     let t = Harness::start().await;
-    let database = database("WIN1252").await;
-    let prepare = "create table public.\"commandes\u{e9}\" (like outbox.events including defaults); \
-         alter table public.\"commandes\u{e9}\" rename column key to \"cl\u{e9}\"; \
-         grant select on public.\"commandes\u{e9}\" to public; \
-         create publication \"\u{e9}v\u{e9}nements\" for all tables with (publish = 'insert', \
-             publish_via_partition_root = true); \
-         do $$ begin execute E'create table public.\"strange \\x81\" (\"column \\x81\" int)'; end $$";
-    run(&database, prepare).await;
+    let database = database(encoding).await;
+    let (table, column) = (format!("commandes{letter}"), format!("cl{letter}"));
+    let publication = format!("{letter}v{letter}nements");
+    let prepare = format!(
+        "create table public.\"{table}\" (like outbox.events including defaults); \
+         alter table public.\"{table}\" rename column key to \"{column}\"; \
+         grant select on public.\"{table}\" to public; \
+         create publication \"{publication}\" for all tables with (publish = 'insert', \
+             publish_via_partition_root = true)"
+    );
+    run(&database, &prepare).await;
+    let stranger = strange.map(|bytes| format!("public.\"strange {bytes}\""));
+    if let (Some(table), Some(bytes)) = (&stranger, strange) {
+        let make =
+            format!("do $$ begin execute E'create table {table} (\"column {bytes}\" int)'; end $$");
+        run(&database, &make).await;
+    }
     let topic = t.topic_named(&format!("{}.orders", database.name())).create(1).await;
     let settings = t
         .relay_of(&database)
-        .set("postgres.publication", "\u{e9}v\u{e9}nements")
-        .set_toml("outbox.tables", "[\"public.commandes\u{e9}\"]")
-        .set("outbox.columns.key", "cl\u{e9}");
-    let relay = settings.start().await;
+        .set("postgres.publication", &publication)
+        .set_toml("outbox.tables", &format!("[\"public.{table}\"]"))
+        .set("outbox.columns.key", &column);
+    let mut relay = settings.spawn();
+    if let Some(table) = &stranger {
+        run(&database, &format!("do $$ begin execute E'insert into {table} values (1)'; end $$"))
+            .await;
+    }
     let insert = format!(
-        "do $$ begin execute E'insert into public.\"strange \\x81\" values (1)'; end $$; \
-         insert into public.\"commandes\u{e9}\" (topic, \"cl\u{e9}\") values ('{}', 'caf\u{e9}')",
+        "insert into public.\"{table}\" (topic, \"{column}\") values ('{}', 'caf{letter}')",
         topic.name()
     );
+    relay.wait_ready().await;
     run(&database, &insert).await;
     let key = wait::until("it arrives", wait::PATIENCE, || async {
         topic.records().await.pop().and_then(|record| record.key).ok_or("nothing")
     });
-    assert_eq!(key.await.expect("a record"), "caf\u{e9}".as_bytes());
+    assert_eq!(key.await.expect("a record"), format!("caf{letter}").as_bytes(), "{encoding}");
     assert!(!relay.logs_contain("will try again"), "{}", relay.log_text());
 }

@@ -18,7 +18,7 @@ use crate::{
     dead_letters::ended_at,
     file::{all_written, to_file},
     obeyed::{obey, typed},
-    repair::{repeated, wait_snapshot},
+    repair::{drop_slot, repeated, wait_snapshot},
 };
 
 const TAIL: usize = 5;
@@ -386,4 +386,45 @@ async fn a_standby_that_is_away_and_that_postgresql_waits_for_is_said_to_hold_ev
     relay.wait_ready().await;
     assert!(relay.logs_contain("the server sends events again"), "{}", relay.log_text());
     assert!(relay.sigterm().await.success());
+}
+
+/// It waits for a transaction that the standby never gets to see the end of.
+#[tokio::test]
+async fn a_standby_that_is_promoted_while_a_slot_is_made_loses_nothing_and_no_slot_is_left_over() {
+    for repairs in [false, true] {
+        let mut pair = Pair::start().await;
+        let mut t = Harness::with(pair.primary(), servers::kafka().await).await;
+        let topic = t.topic("orders").create(4).await;
+        let settings = t.relay().set("postgres.url", &pair.url(t.database(), Role::Relay));
+        if repairs {
+            let mut relay = settings.clone().start().await;
+            t.commit([Event::to(topic.name()).key("first")]).await;
+            t.count(&topic, 4).await.assert_exactly_once();
+            wait_snapshot(&t).await;
+            assert!(relay.sigterm().await.success());
+            drop_slot(&t).await;
+        }
+        let mut writer = t.database().connect(Role::Writer).await;
+        let open = writer.transaction().await.expect("it begins");
+        Event::to(topic.name()).key("open").insert(open.client()).await.expect("inserted");
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        let mut relay = settings.spawn();
+        relay.wait_log("the slot waits for open transactions").await;
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        pair.catch_up().await;
+        pair.fail_over().await;
+        t.fail_over(pair.standby()).await;
+        drop(open);
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        relay.wait_ready().await;
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        let truth = t.committed().await;
+        let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        check::compare(&truth, &records, 4).assert_at_least_once();
+        repeated(&records);
+        let slots = "select count(*) from pg_replication_slots";
+        let row = t.database().superuser().query_one(slots, &[]).await.expect("a count");
+        assert_eq!(row.get::<_, i64>(0), 1, "the relay's own");
+        assert!(relay.sigterm().await.success());
+    }
 }

@@ -7,7 +7,12 @@ mod roles;
 mod tables;
 
 use outbox_harness::{
-    Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, wait,
+    Harness,
+    database::Role,
+    event::Event,
+    postgres::{Postgres, program},
+    relay::Relay,
+    servers, wait,
 };
 use outbox_relay::throwaway::Shutdown;
 use serde_json::Value;
@@ -194,6 +199,51 @@ async fn a_server_without_wal_senders_is_named_by_check_and_by_the_run_and_one_i
     t.count(&topic, 1).await.assert_exactly_once();
     let findings = crate::checks::check(&t.relay()).await;
     assert!(findings.iter().all(|found| found.verdict != "problem"), "{findings:#?}");
+}
+
+/// Backups and standbys of others.
+#[tokio::test]
+async fn a_server_whose_wal_senders_others_have_is_told_with_who_has_them() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    server.leave_out("max_wal_senders");
+    obey(&t, "alter system set max_wal_senders = 1").await;
+    server.stop(Shutdown::Fast).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    let database = t.database();
+    let make = "select pg_create_physical_replication_slot('theirs', true)";
+    database.superuser().batch_execute(make).await.expect("a slot");
+    let mut other = std::process::Command::new(program("pg_receivewal").expect("a program"))
+        .current_dir(t.dir())
+        .args(["--directory", ".", "--slot", "theirs"])
+        .args(["--dbname", &database.superuser_settings()])
+        .spawn()
+        .expect("it starts");
+    wait::until("the WAL sender is taken", wait::PATIENCE, || async {
+        let sql = "select count(*) from pg_stat_replication";
+        let row = database.superuser().query_one(sql, &[]).await;
+        match row.map_err(|error| error.to_string())?.get::<_, i64>(0) {
+            0 => Err("no one has it"),
+            _ => Ok(()),
+        }
+        .map_err(str::to_owned)
+    })
+    .await
+    .expect("it is");
+    let relay = t.relay().spawn();
+    relay.wait_log("from pg_stat_activity").await;
+    let log = relay.log_text();
+    let who = typed(&log, "from pg_stat_activity").to_owned();
+    let found = database.superuser().query(&who, &[]).await.expect("the remedy is SQL");
+    let sender = found.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("walsender"));
+    let pid: i32 = sender.expect("it names who has it").get(0);
+    other.kill().and_then(|()| other.wait()).expect("its owner ends it");
+    let end = typed(&log, "pg_terminate_backend").replace("pid", &pid.to_string());
+    database.superuser().batch_execute(&end).await.expect("the remedy is SQL");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
 }
 
 /// Whoever never releases an advisory lock fills the server's table of locks for everybody.

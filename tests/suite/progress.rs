@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use outbox_harness::{
-    Harness,
+    Harness, check,
     event::Event,
+    kafka_tools,
     relay::Relay,
     topic::{Record, Topic},
     wait,
@@ -152,12 +153,45 @@ async fn a_strangers_open_transaction_that_a_start_waits_for_is_named_with_what_
     for word in ["reading the newest progress", "Waited for since 20", "at most 15 minutes"] {
         assert!(page.contains(word), "{word}: {page}");
     }
-    tokio::task::spawn_blocking(move || producer.abort_transaction(ASK).expect("aborted"))
-        .await
-        .expect("no panic");
+    // The producer is there, and does nothing.
+    kafka_tools::run(typed(&page, "kafka-transactions")).await;
     relay.wait_ready().await;
     t.count(&topic, 1).await.assert_exactly_once();
     assert!(relay.sigterm().await.success());
+    drop(producer);
+}
+
+/// A record of progress is some hundred bytes long: the next one is refused.
+async fn too_small(delivery: &str) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().set("sink.delivery", delivery).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    progress(&t).set_beside(&[("cleanup.policy", "compact")], "max.message.bytes", "100").await;
+    relay.wait_log("max.message.bytes=100").await;
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let detail = halted(&relay).await;
+    assert!(!relay.logs_contain("events flow"), "{}", relay.log_text());
+    kafka_tools::run(typed(&detail, "kafka-configs")).await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let truth = t.committed().await;
+    let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+    let count = check::compare(&truth, &records, 1);
+    match delivery {
+        "exactly-once" => count.assert_exactly_once(),
+        _ => count.assert_at_least_once(),
+    }
+}
+
+#[tokio::test]
+async fn a_progress_topic_that_takes_no_record_any_more_halts_the_relay_and_loses_nothing() {
+    too_small("exactly-once").await;
+}
+
+#[tokio::test]
+async fn a_progress_topic_that_takes_no_record_any_more_loses_nothing_with_at_least_once() {
+    too_small("at-least-once").await;
 }
 
 /// Partitions can't be taken away again, and another name would be a first start.

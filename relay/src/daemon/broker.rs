@@ -75,8 +75,8 @@ pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infa
             tracing::warn!(
                 reason,
                 remedy,
-                "the progress topic, or a right on it, was changed: events flow, but the next start halts, or \
-                 finds no progress"
+                "the progress topic, or a right on it, was changed: the next start halts, or finds no progress, \
+                 and the relay halts before that where the brokers refuse a record of progress"
             );
         }
         sleep(TOPIC_INTERVAL).await;

@@ -112,7 +112,7 @@ impl<'a> Forecast<'a> {
     fn parked(&self, expected: &Expected) -> Vec<Concern> {
         let mut found = BTreeMap::new();
         let batches =
-            [(&expected.waiting, "events that wait"), (&expected.newest, "newest events")];
+            [(&expected.waiting, "events that may wait"), (&expected.newest, "newest events")];
         for (batch, which) in batches {
             let mut counted: BTreeMap<(&str, &str), (usize, String)> = BTreeMap::new();
             let mut refused = self.topics.judge(batch, 0..batch.len(), &self.refusals, now_ms());
