@@ -79,26 +79,20 @@ impl Config {
         })
     }
 
-    /// The same parts, with what secrets' files hold by now.
-    pub(crate) fn renewed(&self, before: Parts) -> Parts {
-        if self.sink.properties_file.is_none() {
-            return before;
+    /// The parts anew, with what secrets' files hold by now; `None` where those of before stay in use.
+    pub(crate) fn renewed(&self, before: &Parts) -> Option<Parts> {
+        self.sink.properties_file.as_ref()?;
+        let parts = self.parts().inspect_err(|error| {
+            tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
+        });
+        let mut parts = parts.ok()?;
+        // What is known of the brokers remains true.
+        if let (sink::Settings::Kafka(now), sink::Settings::Kafka(before)) =
+            (&mut parts.sink, &before.sink)
+        {
+            now.reach.clone_from(&before.reach);
         }
-        match self.parts() {
-            Ok(mut parts) => {
-                // What is known of the brokers remains true.
-                if let (sink::Settings::Kafka(now), sink::Settings::Kafka(before)) =
-                    (&mut parts.sink, before.sink)
-                {
-                    now.reach = before.reach;
-                }
-                parts
-            }
-            Err(error) => {
-                tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
-                before
-            }
-        }
+        Some(parts)
     }
 
     fn route(&self) -> route::Settings {

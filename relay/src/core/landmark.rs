@@ -49,7 +49,7 @@ pub struct AnotherHistory {
 
 /// Looks at what comes first, until all before the delivered position is known to be the same.
 #[derive(Debug)]
-pub struct Recognition {
+pub(crate) struct Recognition {
     delivered: Position,
     /// `None` where there is nothing to know it by, or once it is known.
     landmark: Option<Landmark>,
@@ -59,29 +59,29 @@ pub struct Recognition {
 
 impl Recognition {
     /// For a stream from `landmark` on, or from where its slot is `confirmed` if that is later.
-    pub fn new(landmark: Option<Landmark>, delivered: Position, confirmed: Lsn) -> Self {
+    pub(crate) fn new(landmark: Option<Landmark>, delivered: Position, confirmed: Lsn) -> Self {
         let awaited = landmark.is_some_and(|it| it.is_commit() && confirmed <= it.commit);
         Recognition { delivered, landmark, awaited }
     }
 
     /// What is delivered.
-    pub fn delivered(&self) -> Position {
+    pub(crate) fn delivered(&self) -> Position {
         self.delivered
     }
 
     /// Whether that row is delivered.
-    pub fn has(&self, row: RowPosition) -> bool {
+    pub(crate) fn has(&self, row: RowPosition) -> bool {
         self.delivered.covers(row)
     }
 
     /// Where the stream is to begin.
-    pub fn start(landmark: Option<Landmark>, delivered: Position) -> Lsn {
+    pub(crate) fn start(landmark: Option<Landmark>, delivered: Position) -> Lsn {
         let start = delivered.resume_lsn();
         landmark.map_or(start, |landmark| start.min(landmark.commit))
     }
 
     /// Whether it is still to be seen that what is delivered is in this WAL.
-    pub fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         self.landmark.is_some()
     }
 
@@ -89,7 +89,7 @@ impl Recognition {
     ///
     /// # Errors
     /// [`AnotherHistory`].
-    pub fn begin(&mut self, sent: Landmark) -> Result<(), AnotherHistory> {
+    pub(crate) fn begin(&mut self, sent: Landmark) -> Result<(), AnotherHistory> {
         let Some(landmark) = self.landmark else { return Ok(()) };
         let delivered = self.has(RowPosition { commit: sent.commit, ordinal: 0 });
         let is_it = sent == landmark;
@@ -108,7 +108,7 @@ impl Recognition {
     ///
     /// # Errors
     /// [`AnotherHistory`].
-    pub fn reach(&mut self, end: Lsn) -> Result<(), AnotherHistory> {
+    pub(crate) fn reach(&mut self, end: Lsn) -> Result<(), AnotherHistory> {
         let Some(landmark) = self.landmark else { return Ok(()) };
         if self.awaited && end > landmark.commit {
             return Err(self.another(landmark));

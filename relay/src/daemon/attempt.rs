@@ -10,7 +10,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker, control,
+    broker,
+    context::Context,
+    control,
     ended::{Ended, pipeline_ended, stream_ended},
     locks, lookout, missing, parked, repair, retention,
     standby::{self, Leading},
@@ -21,15 +23,18 @@ use super::{
     waiting,
 };
 use crate::{
-    config::{Config, parts::Parts},
-    core::{lsn::Lsn, position::Confirmable, record::BatchLimits},
+    core::{lsn::Lsn, position::Confirmable},
     dead_letter::{history::History, pending::Pending},
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     postgres::sql::SqlSession,
     sink::any::Settings,
-    source::{decoder::StreamError, handover::handover, stream::Stream},
-    state::{Board, Phase},
+    source::{
+        decoder::{Decoder, StreamError},
+        handover::handover,
+        stream::Stream,
+    },
+    state::Phase,
 };
 
 /// Snapshots that may wait for the pipeline.
@@ -51,18 +56,17 @@ enum Task {
 
 /// Runs one attempt. `Ok` when it was stopped and everything delivered is confirmed.
 pub(super) async fn run(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
+    context: &Context,
     learnt: Learnt,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
+    let board = &context.board;
     let unfinished = Unfinished::default();
     // A stop during start-up drops it half-way: nothing was delivered, nothing confirmed.
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        begun = begin(config, parts, board, learnt, &unfinished) => Some(begun),
+        begun = begin(context, learnt, &unfinished) => Some(begun),
     };
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
@@ -70,15 +74,13 @@ pub(super) async fn run(
     board.heard();
     board.broker_heard();
     let ended = match started {
-        Started::Repair(repairing) => {
-            repair::run(config, parts, board, stop, &session, *repairing).await
-        }
+        Started::Repair(repairing) => repair::run(context, stop, &session, *repairing).await,
         Started::Stream(streaming) => {
             board.resumed(streaming.from);
             board.stored(streaming.delivery.progress());
             board.phase(Phase::Streaming);
             tracing::info!(from = %streaming.from, "streaming");
-            stream(config, parts, board, stop, Arc::clone(&session), *streaming).await
+            stream(context, stop, &session, *streaming).await
         }
     };
     match ended {
@@ -90,23 +92,21 @@ pub(super) async fn run(
 /// From standing by to the stream. All the while the session that holds the lock shows that this
 /// relay is alive; a step that takes long must not get it deposed.
 async fn begin(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
+    context: &Context,
     learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<(Arc<SqlSession>, Started), Ended> {
-    let Leading { session, sink } = standby::lead(config, parts, board).await?;
-    control::first_look(&session, config, board).await;
+    let Leading { session, sink } = standby::lead(context).await?;
+    control::first_look(context, &session).await;
     let started = tokio::select! {
-        started = start::start(config, parts, board, &session, sink, learnt, unfinished) => {
+        started = start::start(context, &session, sink, learnt, unfinished) => {
             match started {
                 Ok(started) => started,
                 Err(ended) => return Err(locks::named(&session, ended).await),
             }
         }
-        never = broker::listen(&parts.sink, board) => match never {},
-        lost = control::pulse(&session, config, board) => {
+        never = broker::listen(&context.parts.sink, &context.board) => match never {},
+        lost = control::pulse(context, &session) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
     };
@@ -116,22 +116,19 @@ async fn begin(
 /// Runs the tasks until one ends, then lets the others end: the source on its own, the pipeline
 /// after the delivery under way, the control session last.
 async fn stream(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
+    context: &Context,
     stop: &CancellationToken,
-    session: Arc<SqlSession>,
+    session: &Arc<SqlSession>,
     started: Streaming,
 ) -> Result<(), Ended> {
-    let limits =
-        BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
+    let Context { config, parts, board } = context;
+    let limits = context.batch_limits();
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
     let (awaited_tx, awaited_rx) = watch::channel(Lsn::ZERO);
     let (seen_tx, seen_rx) = mpsc::channel(SNAPSHOTS_WAITING_MAX);
-    let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
     let (probe, format) = (started.probe, started.format);
-    let pending = || Pending::new(Arc::clone(&session), &config.name);
+    let pending = || Pending::new(Arc::clone(session), &config.name);
     let (pending, suspects) = (pending(), pending());
     let (watch, unrouted) = (started.watch, started.delivery.missing_topic());
     let suspected = started.delivery.suspected();
@@ -142,77 +139,61 @@ async fn stream(
         system_id: system_id.clone(),
         keep,
     });
-    let (look, slot) = (started.look, config.postgres.slot.clone());
-    let eyes = control::Eyes { look, slot, seen: seen_tx, awaited: awaited_tx };
-    let (names, mapped) = (config.postgres.clone(), parts.mapping.tables().to_vec());
-    let source = Stream::new(
-        started.socket,
-        started.unread,
-        giver,
-        intake,
-        started.recognition,
-        config.batch.record_bytes_max,
-        confirmed_rx,
-        awaited_rx,
-        board.clone(),
-    )
-    .in_charset(started.charset);
+    let slot = config.postgres.slot.clone();
+    let eyes = control::Eyes { look: started.look, slot, seen: seen_tx, awaited: awaited_tx };
+    let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
+    let decoder = Decoder::new(giver, intake, started.recognition, config.batch.record_bytes_max)
+        .in_charset(started.charset);
+    let source = Stream::new(started.accepted, decoder, confirmed_rx, awaited_rx, board.clone());
     let pipeline = Pipeline::new(taker, started.delivery, seen_rx, confirmed_tx, limits);
 
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.
     let source_stop = stop.child_token();
     let control_stop = CancellationToken::new();
     let mut tasks = Tasks::default();
-    {
-        let stop = source_stop.clone();
-        tasks.spawn("source", async move { Task::Stream(source.run(stop).await) });
-        tasks.spawn("pipeline", async move { Task::Pipeline(pipeline.run().await) });
-        let (stop, control_board) = (control_stop.clone(), board.clone());
-        let silence_max = config.leader.timeout;
-        let (tables_session, watch_session) = (Arc::clone(&session), Arc::clone(&session));
-        tasks.spawn("control", async move {
-            let run = control::run(&session, eyes, &control_board, silence_max, stop);
-            Task::Control(run.await)
-        });
-        let waiting_board = board.clone();
-        let (stop, board, config_there) = (control_stop.clone(), board.clone(), config.clone());
-        let brokers = parts.sink.clone();
-        tasks.spawn("watch", async move {
-            tokio::select! {
-                () = stop.cancelled() => Task::Watch,
-                never = broker::watch(probe.clone(), &brokers, &board) => match never {},
-                never = broker::watch_progress_topic(probe.clone(), &board) => match never {},
-                never = parked::watch(&watch_session, &config_there, &board, Some(&system_id)) => match never {},
-                never = retention::watch(&watch_session, history, &board) => match never {},
-            }
-        });
-        let stop = control_stop.clone();
-        tasks.spawn("missing topics", async move {
-            tokio::select! {
-                () = stop.cancelled() => Task::Missing(Ok(())),
-                ended = missing::watch(pending, watch, unrouted) => Task::Missing(Err(ended)),
-                ended = suspects::watch(suspects, suspected) => Task::Missing(Err(ended)),
-            }
-        });
-        let waiting_session = Arc::clone(&tables_session);
-        let tables_board = waiting_board.clone();
-        let (stop, name) = (control_stop.clone(), config.name.clone());
-        tasks.spawn("waiting releases", async move {
-            tokio::select! {
-                () = stop.cancelled() => Task::Waiting(Ok(())),
-                ended = waiting::watch(&waiting_session, &name, &waiting_board) => Task::Waiting(Err(ended)),
-            }
-        });
-        let (stop, config, parts) = (control_stop.clone(), config.clone(), parts.clone());
-        tasks.spawn("tables", async move {
-            tokio::select! {
-                () = stop.cancelled() => Task::Tables(Ok(())),
-                ended = lookout::watch(&config, &parts, &tables_session, &tables_board) => {
-                    Task::Tables(Err(ended))
-                }
-            }
-        });
-    }
+    let stop = source_stop.clone();
+    tasks.spawn("source", async move { Task::Stream(source.run(stop).await) });
+    tasks.spawn("pipeline", async move { Task::Pipeline(pipeline.run().await) });
+    // Each of the others has its own of these.
+    let shared = || (context.clone(), Arc::clone(session), control_stop.clone());
+    let (here, session, stop) = shared();
+    tasks.spawn("control", async move {
+        let silence_max = here.config.leader.timeout;
+        Task::Control(control::run(&session, eyes, &here.board, silence_max, stop).await)
+    });
+    let (here, session, stop) = shared();
+    tasks.spawn("watch", async move {
+        let Context { parts, board, .. } = &here;
+        tokio::select! {
+            () = stop.cancelled() => Task::Watch,
+            never = broker::watch(probe.clone(), &parts.sink, board) => match never {},
+            never = broker::watch_progress_topic(probe.clone(), board) => match never {},
+            never = parked::watch(&here, &session, Some(&system_id)) => match never {},
+            never = retention::watch(&session, history, board) => match never {},
+        }
+    });
+    let stop = control_stop.clone();
+    tasks.spawn("missing topics", async move {
+        tokio::select! {
+            () = stop.cancelled() => Task::Missing(Ok(())),
+            ended = missing::watch(pending, watch, unrouted) => Task::Missing(Err(ended)),
+            ended = suspects::watch(suspects, suspected) => Task::Missing(Err(ended)),
+        }
+    });
+    let (here, session, stop) = shared();
+    tasks.spawn("waiting releases", async move {
+        tokio::select! {
+            () = stop.cancelled() => Task::Waiting(Ok(())),
+            ended = waiting::watch(&here, &session) => Task::Waiting(Err(ended)),
+        }
+    });
+    let (here, session, stop) = shared();
+    tasks.spawn("tables", async move {
+        tokio::select! {
+            () = stop.cancelled() => Task::Tables(Ok(())),
+            ended = lookout::watch(&here, &session) => Task::Tables(Err(ended)),
+        }
+    });
 
     let mut ended = Ok(());
     let mut given_up_at = None;
@@ -233,9 +214,11 @@ async fn stream(
         };
         let Some(task) = task else { break };
         let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => {
-                (result.map_err(|e| stream_ended(e, &names, &mapped, format)), true)
-            }
+            Ok(Task::Stream(result)) => (
+                result
+                    .map_err(|e| stream_ended(e, &config.postgres, parts.mapping.tables(), format)),
+                true,
+            ),
             Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
             Ok(Task::Control(result)) => (
                 result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use super::{
+    context::Context,
     decision::{believe, survey},
     ended::Ended,
 };
 use crate::{
-    config::{Config, parts::Parts},
+    config::Config,
     core::{halt::Halt, identity::SystemIdentity},
     fault::{self, Point},
     leader,
@@ -21,16 +22,13 @@ use crate::{
     source::connect::ReplicationConnection,
 };
 
-pub(super) async fn connect_replication(
-    config: &Config,
-    parts: &Parts,
-) -> Result<ReplicationConnection, Ended> {
-    let application = format!("outbox-relay {}", config.name);
-    ReplicationConnection::connect(&parts.connect, &application).await.map_err(|error| {
+pub(super) async fn connect_replication(context: &Context) -> Result<ReplicationConnection, Ended> {
+    let application = format!("outbox-relay {}", context.config.name);
+    ReplicationConnection::connect(&context.parts.connect, &application).await.map_err(|error| {
         match Ended::connect("connecting for replication", error) {
             // The role's other session is there, so this is what it lacks.
             Ended::Halted(Halt { reason, .. }) if reason.contains("SQLSTATE 42501") => {
-                let role = quoted(parts.connect.user());
+                let role = quoted(context.parts.connect.user());
                 Ended::Halted(Halt::new(reason, format!("`alter role {role} replication`")))
             }
             ended => ended,
@@ -40,13 +38,13 @@ pub(super) async fn connect_replication(
 
 /// A sink that may fence: what is stored under its name is this relay's own.
 pub(super) async fn connect_sink(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &Arc<SqlSession>,
     identity: &SystemIdentity,
     known: &Known,
 ) -> Result<AnySink, Ended> {
-    let mut sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session)
+    let config = &context.config;
+    let mut sink = AnySink::start(&context.parts.sink, &config.name, known.key.clone(), session)
         .map_err(|e| Ended::sink("making the sink", e))?;
     let seen = sink.peek().await;
     let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
@@ -68,7 +66,7 @@ pub(super) async fn connect_sink(
         attached: None,
         unrepairable: None,
         has_delivered: known.has_delivered,
-        progress_in_database: parts.sink.keeps_progress_in_database(),
+        progress_in_database: context.parts.sink.keeps_progress_in_database(),
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);
@@ -99,11 +97,11 @@ pub(super) async fn still_leads(
 }
 
 /// How the publication is looked at on that server.
-pub(super) fn look(config: &Config, parts: &Parts, replication: &ReplicationConnection) -> Look {
-    let tables = parts.mapping.tables().iter();
+pub(super) fn look(context: &Context, replication: &ReplicationConnection) -> Look {
+    let tables = context.parts.mapping.tables().iter();
     Look::new(
         replication.server_version_num(),
-        &config.postgres.publication,
+        &context.config.postgres.publication,
         tables.map(|table| (table.to_string(), table.schema.as_str(), table.table.as_str())),
     )
 }

@@ -15,9 +15,8 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::{held::Held, locks, parked};
+use super::{context::Context, held::Held, locks, parked};
 use crate::{
-    config::Config,
     core::{
         lsn::Lsn,
         progress::SnapshotRecord,
@@ -62,29 +61,29 @@ pub(super) enum ControlError {
 /// Shows that this relay is alive while a start or a repair takes its time, and tells the board how
 /// far the server and the slot are meanwhile. Returns when the session has ended; the start's own
 /// statements say what else goes wrong, and may well keep this one waiting.
-pub(super) async fn pulse(session: &SqlSession, config: &Config, board: &Board) -> SessionLost {
+pub(super) async fn pulse(context: &Context, session: &SqlSession) -> SessionLost {
     let beat = async {
         let mut tick = interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             // Within a transaction of the start that has failed this fails as well, and was seen.
-            let _ = look(session, &config.postgres.slot, board).await;
+            let _ = look(session, &context.config.postgres.slot, &context.board).await;
         }
     };
     tokio::select! {
         lost = session.closed() => lost,
         never = beat => never,
-        never = parked::watch(session, config, board, None) => match never {},
+        never = parked::watch(context, session, None) => match never {},
     }
 }
 
 /// Tells the board where the server's WAL ends and how far the slot is confirmed, before anything
 /// else is tried: a start that halts or waits for a broker must not look as if nothing waited.
-pub(super) async fn first_look(session: &SqlSession, config: &Config, board: &Board) {
+pub(super) async fn first_look(context: &Context, session: &SqlSession) {
     let looks = async {
-        let _ = look(session, &config.postgres.slot, board).await;
-        let _ = parked::count(session, config, board, None).await;
+        let _ = look(session, &context.config.postgres.slot, &context.board).await;
+        let _ = parked::count(context, session, None).await;
     };
     // Whatever is wrong with the session, the start will say so.
     let _ = timeout(FIRST_LOOK_MAX, looks).await;

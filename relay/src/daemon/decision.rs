@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 
-use super::{ended::Ended, first, locks};
+use super::{context::Context, ended::Ended, first, locks};
 use crate::{
-    config::{Config, parts::Parts},
+    config::Config,
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
     metrics::Cause,
     postgres::{
@@ -94,8 +94,9 @@ impl SystemIdentity {
     }
 }
 
-/// What was found out about the tables.
+/// What was found out before it decides.
 pub(super) struct Found<'a> {
+    pub(super) identity: &'a SystemIdentity,
     pub(super) published: &'a Published,
     pub(super) unpublished_once: bool,
     pub(super) unrepairable: Option<&'a Halt>,
@@ -103,15 +104,15 @@ pub(super) struct Found<'a> {
 }
 
 pub(super) async fn decide(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &SqlSession,
     replication: &mut ReplicationConnection,
-    identity: &SystemIdentity,
     stored: Option<&Progress>,
     found: Found<'_>,
 ) -> Result<Reconciled, Ended> {
+    let config = &context.config;
     const DOING: &str = "reconciling progress with the slot";
+    let Found { identity, published, unpublished_once, unrepairable, has_delivered } = found;
     // Once more: progress that a leader stored meanwhile is not past the end of the server's WAL.
     let now = identify(replication).await?;
     if (&now.system_id, now.timeline) != (&identity.system_id, identity.timeline) {
@@ -120,7 +121,6 @@ pub(super) async fn decide(
     }
     let identity = &now;
     let next_xid = next_xid(session).await?;
-    let Found { published, unpublished_once, unrepairable, has_delivered } = found;
     let (slot, database) = survey(config, session).await?;
     let history = match stored {
         Some(progress) if progress.timeline < identity.timeline => replication
@@ -129,8 +129,8 @@ pub(super) async fn decide(
             .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
         _ => vec![],
     };
-    let predecessor = predecessor(config, parts, session, stored).await?;
-    let attached = attached(config, parts, session, stored, published).await?;
+    let predecessor = predecessor(context, session, stored).await?;
+    let attached = attached(context, session, stored, published).await?;
     reconcile::reconcile(&Facts {
         relay: &config.name,
         slot_name: &config.postgres.slot,
@@ -141,35 +141,35 @@ pub(super) async fn decide(
         next_xid: Some(next_xid),
         history: &history,
         attached: attached.as_deref(),
-        start_with_all: first::takes_all(config, &parts.mapping),
+        start_with_all: first::takes_all(config, &context.parts.mapping),
         predecessor: predecessor.as_deref(),
         published: Some(published),
         unpublished_once,
         unrepairable,
         has_delivered,
-        progress_in_database: parts.sink.keeps_progress_in_database(),
+        progress_in_database: context.parts.sink.keeps_progress_in_database(),
     })
     .map_err(Ended::Halted)
 }
 
 /// As in [`Facts::predecessor`].
 async fn predecessor(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &SqlSession,
     stored: Option<&Progress>,
 ) -> Result<Option<String>, Ended> {
     const DOING: &str = "looking for other relays of this database";
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
-    if stored.is_some() || config.postgres.start.is_some() {
+    if stored.is_some() || context.config.postgres.start.is_some() {
         return Ok(None);
     }
-    let other =
-        progress_key::another_that_delivered(session, &config.name).await.map_err(failed)?;
+    let other = progress_key::another_that_delivered(session, &context.config.name)
+        .await
+        .map_err(failed)?;
     match other {
         None => Ok(None),
         Some(other) => {
-            let rows = repair::rows_there(session.client(), parts.mapping.tables());
+            let rows = repair::rows_there(session.client(), context.parts.mapping.tables());
             Ok((rows.await.map_err(failed)? != Some(0)).then_some(other))
         }
     }
@@ -187,8 +187,7 @@ pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
 /// A partition that was attached since the newest stored snapshot, with rows that the stream does not
 /// have. One that is full of moved rows takes its time, so it is read by a session of its own.
 async fn attached(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &SqlSession,
     stored: Option<&Progress>,
     published: &Published,
@@ -202,10 +201,10 @@ async fn attached(
     if !any.map_err(failed)? {
         return Ok(None);
     }
-    let application = format!("outbox-relay {} partitions", config.name);
-    let reading = sql::connect(&parts.connect, &application);
+    let application = format!("outbox-relay {} partitions", context.config.name);
+    let reading = sql::connect(&context.parts.connect, &application);
     let reading = reading.await.map_err(|e| Ended::connect(DOING, e))?;
-    locks::limit(&reading, config.leader.timeout).await.map_err(failed)?;
+    locks::limit(&reading, context.config.leader.timeout).await.map_err(failed)?;
     let found = repair::since(reading.client(), published, &lower.snapshot, &lower.leaves).await;
     match found.map_err(failed)? {
         Attached::Nothing => Ok(None),

@@ -19,15 +19,15 @@ const UNDEFINED_FUNCTION: &str = "42883";
 /// Why an attempt ended, sorted by what the daemon does next.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// A person must mend it.
+    /// A person must correct it.
     Halted(Halt),
-    /// A person must mend the table of dead letters, and what was parked in it may be gone.
+    /// A person must correct the table of dead letters, and what was parked in it may be gone.
     NoDeadLetters(Halt),
     /// Another relay has taken over: stand by.
     Fenced,
     /// Start again, asking for the text format: the stream has rows, now or once, that need it.
     NeedsText(String),
-    /// Start again, knowing that the publication was missing where the stream is to go on.
+    /// Start again, knowing that the publication was missing where the stream is to continue.
     Unpublished(StreamError),
     /// Start again, and remember that the volume was put back to an older state.
     RolledBack(AnotherHistory),

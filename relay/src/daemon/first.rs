@@ -2,30 +2,16 @@
 //! makes the slot, and says which rows it leaves out. One that takes the rows which are there is a
 //! repair that begins after nothing.
 
-use super::{ended::Ended, slot, steps::store, unfinished::Unfinished};
+use super::{connections::Connections, context::Context, ended::Ended, slot, steps::store};
 use crate::{
     config::{Config, Start},
     core::{position::Position, progress::Progress},
     fault::{self, Point},
     metrics::Cause,
-    postgres::{catalog::publication::Look, sql::SqlSession},
+    postgres::sql::SqlSession,
     repair,
     route::{Mapping, TableName},
-    sink::any::AnySink,
-    source::connect::ReplicationConnection,
-    state::Board,
 };
-
-/// What [`make`] works with.
-pub(super) struct Making<'a> {
-    pub(super) config: &'a Config,
-    pub(super) look: &'a Look,
-    pub(super) board: &'a Board,
-    pub(super) session: &'a SqlSession,
-    pub(super) replication: &'a mut ReplicationConnection,
-    pub(super) sink: &'a mut AnySink,
-    pub(super) unfinished: &'a Unfinished,
-}
 
 /// Whether a first start publishes the rows that are there. Those of our own table were written for
 /// a relay; another's may be as old as the table.
@@ -35,17 +21,16 @@ pub(crate) fn takes_all(config: &Config, mapping: &Mapping) -> bool {
 
 /// Makes the slot and stores its snapshot; returns where it begins. Cancel safe.
 pub(super) async fn make(
-    with: Making<'_>,
-    tables: &[TableName],
+    context: &Context,
+    connections: &mut Connections<'_>,
     progress: &mut Progress,
 ) -> Result<Position, Ended> {
-    let Making { config, look, board, session, replication, sink, unfinished } = with;
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot of unknown origin; this record says that it was ours.
-    store(sink, progress).await?;
+    store(&mut connections.sink, progress).await?;
     fault::point(Point::FirstProgressStored);
     if progress.era == 0 {
-        tell_of_rows_left_out(session, tables).await?;
+        tell_of_rows_left_out(connections.session, context.parts.mapping.tables()).await?;
     } else {
         tracing::warn!(
             "making a new slot, as was decided with `resume`: what was committed before it and is not \
@@ -53,14 +38,12 @@ pub(super) async fn make(
              outbox-id in the topics"
         );
     }
-    let name = &config.postgres.slot;
-    let (snapshot, published) =
-        slot::make(name, look, board, session, replication, unfinished).await?;
+    let (snapshot, published) = slot::make(context, connections).await?;
     progress.published = Some(published);
     let position = Position::UpTo(snapshot.lsn);
     progress.begin(snapshot.lsn);
     progress.snapshots = vec![snapshot];
-    store(sink, progress).await?;
+    store(&mut connections.sink, progress).await?;
     fault::point(Point::SlotStored);
     Ok(position)
 }

@@ -1,7 +1,7 @@
 //! Locks that others hold on what the relay reads or writes: waited for a little, then named.
 //!
 //! The session that holds the leader's lock must not wait long for anything else: what else it does
-//! would stand still, the relay would give it up, and the server would go on waiting on its behalf,
+//! would stop flowing, the relay would give it up, and the server would continue waiting on its behalf,
 //! as the leader. What only looks tries again later; what must be done ends the attempt with the name
 //! of who is in the way.
 

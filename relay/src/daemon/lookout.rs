@@ -6,18 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
+    context::Context,
     ended::Ended,
     locks, standby,
     tables::{self, Tables},
 };
-use crate::{
-    config::{Config, parts::Parts},
-    core::halt::Halt,
-    metrics::Cause,
-    postgres::sql::SqlSession,
-    route::Format,
-    state::Board,
-};
+use crate::{core::halt::Halt, metrics::Cause, postgres::sql::SqlSession, route::Format};
 
 /// So often.
 const TABLES_INTERVAL: Duration = Duration::from_secs(5);
@@ -25,16 +19,12 @@ const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 const CLAIM: &str = "leader's claim";
 
 /// Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-    board: &Board,
-) -> Ended {
+pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
+    let board = &context.board;
     let mut skipped = locks::Skipped::default();
     loop {
         sleep(TABLES_INTERVAL).await;
-        match standby::still_leads(session, &config.postgres.slot).await {
+        match standby::still_leads(session, &context.config.postgres.slot).await {
             Ok(()) => drop(board.concern(CLAIM, None)),
             Err(Ended::Halted(Halt { reason, remedy })) => {
                 if board.concern(CLAIM, Some(format!("{reason}; {remedy}"))) {
@@ -49,7 +39,7 @@ pub(super) async fn watch(
             // The table was made again, or another relay was told that this one is gone.
             Err(ended) => return ended,
         }
-        match tables::inspect(config, parts, session, Format::Binary).await {
+        match tables::inspect(context, session, Format::Binary).await {
             Ok(Tables { unpublished: None, .. }) => skipped.passed(),
             // The next start remembers it, and halts.
             Ok(Tables { unpublished: Some(Halt { reason, .. }), .. }) => {

@@ -2,7 +2,7 @@
 //! within `sink.topic_grace`: their lane waits, and no other.
 //!
 //! The table says what there is to look for, so a restart forgets nothing and memory holds only
-//! names. Asks the broker for all of them at once; asks nobody while nothing is missing. Runs beside
+//! names. Asks the broker for all of them at once; asks no one while nothing is missing. Runs beside
 //! the pipeline, on the session that holds the leader's lock.
 
 use std::{sync::Arc, time::Duration};

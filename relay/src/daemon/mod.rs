@@ -2,12 +2,14 @@
 //!
 //! One attempt runs from the leader's lock to the stream (`start`), streams until something ends
 //! (`attempt`), and ends whole: retry is replay, from the progress that is read back. What only a
-//! person can mend halts the relay; it stays alive, says what to do, and looks again by itself.
+//! person can correct halts the relay; it stays alive, says what to do, and looks again by itself.
 
 mod advice;
 mod attempt;
 mod broker;
 mod connect;
+mod connections;
+mod context;
 mod control;
 mod decision;
 mod ended;
@@ -33,6 +35,7 @@ mod waiting;
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,7 +43,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::rehearsal::{Rehearsed, rehearse};
-use self::{ended::Ended, started::Learnt};
+use self::{context::Context, ended::Ended, started::Learnt};
 use crate::{
     admin::{self, Hosts},
     backoff::Backoff,
@@ -60,7 +63,7 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// An attempt that streamed for this long starts the waiting times anew.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
-/// How often a halted relay looks whether somebody has mended the cause.
+/// How often a halted relay looks whether somebody has corrected the cause.
 const HALTED_RETRY: Duration = Duration::from_secs(10);
 /// SIGTERM is answered within 10 s, broker away or not; this leaves room for the exit itself.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -90,7 +93,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     helpers.spawn(pulse(board.clone(), stop.clone()));
     helpers.spawn(broker::watch_quota(parts.sink.clone(), board.clone()));
 
-    let supervised = supervise(&config, parts, &board, &stop);
+    let (config, parts) = (Arc::new(config), Arc::new(parts));
+    let supervised = supervise(Context { config, parts, board: board.clone() }, &stop);
     let deadline = async {
         stop.cancelled().await;
         board.phase(Phase::Stopping);
@@ -110,7 +114,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &CancellationToken) {
+async fn supervise(mut context: Context, stop: &CancellationToken) {
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     // The catalogue tells what rows need that are written now; older ones may need the other, and
     // only the stream tells that. The text format carries all.
@@ -119,9 +123,12 @@ async fn supervise(config: &Config, mut parts: Parts, board: &Board, stop: &Canc
     while !stop.is_cancelled() {
         let started = Instant::now();
         // Whoever changes passwords rewrites files.
-        parts = config.renewed(parts);
-        let ended = attempt::run(config, &parts, board, learnt, stop).await;
-        let ended = explained(&parts, ended).await;
+        if let Some(parts) = context.config.renewed(&context.parts) {
+            context.parts = Arc::new(parts);
+        }
+        let ended = Box::pin(attempt::run(&context, learnt, stop)).await;
+        let Context { config, parts, board } = &context;
+        let ended = explained(parts, ended).await;
         let ended = ended.map_err(|ended| {
             let ended = advice::with_what_was_parked(ended, config, board);
             let ended = advice::with_silent_brokers(ended, &parts.sink, board);

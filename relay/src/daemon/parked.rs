@@ -10,7 +10,7 @@ use std::{convert::Infallible, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Error;
 
-use super::locks;
+use super::{context::Context, locks};
 use crate::{
     config::Config,
     core::{
@@ -23,7 +23,6 @@ use crate::{
         notice::{self, Notice},
     },
     postgres::sql::SqlSession,
-    state::Board,
 };
 
 /// What is parked is counted this often, and so soon after it has changed, or more rarely: its share of
@@ -35,14 +34,13 @@ const COUNT_SHARE: u32 = 30;
 /// Counts what is parked, again and again, at a small share of the server's time. Ends by being
 /// dropped only, at any time. As [`count`].
 pub(super) async fn watch(
+    context: &Context,
     session: &SqlSession,
-    config: &Config,
-    board: &Board,
     streaming: Option<&str>,
 ) -> Infallible {
     loop {
         let begun = Instant::now();
-        match count(session, config, board, streaming).await {
+        match count(context, session, streaming).await {
             Ok(()) => {}
             Err(error) if locks::refused(&error) => {}
             // What reads the table for its work says why. To ask again would be harmful: it would
@@ -52,7 +50,7 @@ pub(super) async fn watch(
         sleep(COUNT_SOON.max(begun.elapsed() * COUNT_SHARE)).await;
         // Cancel safe, both.
         tokio::select! {
-            () = board.parking_has_changed() => {}
+            () = context.board.parking_has_changed() => {}
             () = sleep(COUNT_INTERVAL) => {}
         }
     }
@@ -64,28 +62,28 @@ pub(super) async fn watch(
 /// # Errors
 /// The table can't be read, or the session is broken.
 pub(super) async fn count(
+    context: &Context,
     session: &SqlSession,
-    config: &Config,
-    board: &Board,
     streaming: Option<&str>,
 ) -> Result<(), Error> {
+    let board = &context.board;
     let client = session.client();
     board.parked_count_begins();
-    let counted = dead_letter::count(client, &config.name).await;
+    let counted = dead_letter::count(client, &context.config.name).await;
     // What can't be counted is not known, also where it was counted before.
     let counted = counted.inspect_err(|_| board.parked_unknown())?;
     match (board.parked_elsewhere(counted.table), streaming) {
         (Some(_), None) => return Ok(()),
         (Some(before), Some(system_id)) => {
-            let absent = dead_letter::absent(client, &config.name, &before.ids).await?;
+            let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
             if let Some(lost) = lost::remade(&before, counted.events, absent) {
-                write_down(session, config, system_id, &lost, &remade(&lost)).await?;
+                write_down(context, session, system_id, &lost, &remade(&lost)).await?;
             }
         }
         (None, _) => {}
     }
     board.parked(&counted);
-    tell(session, config, board).await
+    tell(context, session).await
 }
 
 /// Looks, at a start, whether the table has what was parked when progress was stored. To be done before
@@ -94,9 +92,8 @@ pub(super) async fn count(
 /// # Errors
 /// The table can't be read or written, or the session is broken.
 pub(super) async fn compare(
+    context: &Context,
     session: &SqlSession,
-    config: &Config,
-    board: &Board,
     stored: Option<&Progress>,
     identity: &SystemIdentity,
 ) -> Result<(), Error> {
@@ -105,12 +102,12 @@ pub(super) async fn compare(
     let table = dead_letter::which_table(client).await?;
     let elsewhere = |parked: &ParkedRecord| ![0, table].contains(&parked.table);
     // What this process saw last may be newer than what it could store.
-    let seen = board.parked_elsewhere(table);
+    let seen = context.board.parked_elsewhere(table);
     let Some(before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
     let has_another_past = stored.timeline != identity.timeline || stored.rolled_back.is_some();
     if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past) {
-        let absent = dead_letter::absent(client, &config.name, &before.ids).await?;
-        let there = dead_letter::count(client, &config.name).await?.events;
+        let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
+        let there = dead_letter::count(client, &context.config.name).await?.events;
         let (lost, said) = match elsewhere(&before) {
             true => {
                 let lost = lost::remade(&before, there, absent);
@@ -122,11 +119,11 @@ pub(super) async fn compare(
             }
         };
         if let (Some(lost), Some(said)) = (lost, said) {
-            write_down(session, config, &identity.system_id, &lost, &said).await?;
+            write_down(context, session, &identity.system_id, &lost, &said).await?;
         }
     }
-    board.parked_before(&before, table);
-    tell(session, config, board).await
+    context.board.parked_before(&before, table);
+    tell(context, session).await
 }
 
 fn remade(lost: &ParkedRecord) -> String {
@@ -147,12 +144,13 @@ fn cut_off(lost: &ParkedRecord) -> String {
 }
 
 async fn write_down(
+    context: &Context,
     session: &SqlSession,
-    config: &Config,
     system_id: &str,
     lost: &ParkedRecord,
     what: &str,
 ) -> Result<(), Error> {
+    let config = &context.config;
     let remedy = lost::remedy(lost, &config.name, ours(config));
     let said = format!(
         "{what}; when the relay is ready, look for them in their topics; for those that are not there: {remedy}"
@@ -161,7 +159,8 @@ async fn write_down(
 }
 
 /// Tells of what no one has dealt with; what is in the table again is dealt with.
-async fn tell(session: &SqlSession, config: &Config, board: &Board) -> Result<(), Error> {
+async fn tell(context: &Context, session: &SqlSession) -> Result<(), Error> {
+    let config = &context.config;
     let client = session.client();
     let mut open = Vec::new();
     for notice in notice::open(client, &config.name).await? {
@@ -184,11 +183,11 @@ async fn tell(session: &SqlSession, config: &Config, board: &Board) -> Result<()
     });
     let said = said.collect::<Vec<_>>().join("; and ");
     let events = open.iter().map(|notice| notice.lost.events).sum();
-    if board.parked_events_are_lost((!open.is_empty()).then_some((events, said.clone())))
+    if context.board.parked_events_are_lost((!open.is_empty()).then_some((events, said.clone())))
         && !open.is_empty()
     {
         tracing::error!(reason = said, "parked events are lost to the relay");
-        board.error(said);
+        context.board.error(said);
     }
     Ok(())
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::{
     advice::{TOO_MANY, sqlstate_of},
-    connect, decision,
+    connect,
+    context::Context,
+    decision,
     ended::Ended,
-    repair,
+    repair::{self, Needed},
     tables::{self, Tables},
 };
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     reconcile::{Decision, Reconciled},
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
+    state::Board,
     table_fit,
 };
 
@@ -41,7 +44,11 @@ pub(crate) async fn rehearse(
     session: &Arc<SqlSession>,
     has_progress_topic: bool,
 ) -> Rehearsed {
-    match decide(config, parts, session, has_progress_topic).await {
+    // No one asks a rehearsal for its state.
+    let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
+    let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
+    let context = &Context { config, parts, board };
+    match decide(context, session, has_progress_topic).await {
         Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
         Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
@@ -52,7 +59,7 @@ pub(crate) async fn rehearse(
         Err(Ended::Retry { ref error, .. })
             if sqlstate_of(error).as_deref() == Some(TOO_MANY)
                 && let Ok((Some(SlotState { active: true, active_pid, .. }), _)) =
-                    decision::survey(config, session).await =>
+                    decision::survey(&context.config, session).await =>
         {
             let pid = active_pid.unwrap_or_default();
             Rehearsed::Starts { decision: Decision::Wait { pid, making: false }, looked: true }
@@ -64,19 +71,19 @@ pub(crate) async fn rehearse(
 }
 
 async fn decide(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &Arc<SqlSession>,
     has_progress_topic: bool,
 ) -> Result<(Decision, bool), Ended> {
-    let mut replication = connect::connect_replication(config, parts).await?;
+    let config = &context.config;
+    let mut replication = connect::connect_replication(context).await?;
     let identity = decision::identify(&mut replication).await?;
-    let mut tables = tables::inspect(config, parts, session, Format::Binary).await?;
+    let mut tables = tables::inspect(context, session, Format::Binary).await?;
     let known = progress_key::look(session, &config.name).await.map_err(decision::key_failed)?;
     let known = known.unwrap_or_else(Known::nothing);
     let mut stored = None;
     if has_progress_topic {
-        let sink = AnySink::start(&parts.sink, &config.name, known.key.clone(), session);
+        let sink = AnySink::start(&context.parts.sink, &config.name, known.key.clone(), session);
         let mut sink = sink.map_err(|e| Ended::sink("making the sink", e))?;
         let seen = sink.peek().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
@@ -87,7 +94,7 @@ async fn decide(
         let unrepairable = tables.repair.as_ref().err();
         return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
     }
-    let look = connect::look(config, parts, &replication);
+    let look = connect::look(context, &replication);
     let (_, published) = look
         .at(session.client())
         .await
@@ -96,14 +103,14 @@ async fn decide(
     let mut again = false;
     loop {
         let found = decision::Found {
+            identity: &identity,
             published: &published,
             unpublished_once: false,
             unrepairable,
             has_delivered: known.has_delivered,
         };
         let progress = stored.as_ref();
-        let decided =
-            decision::decide(config, parts, session, &mut replication, &identity, progress, found);
+        let decided = decision::decide(context, session, &mut replication, progress, found);
         let decided = decided.await?;
         if !matches!(decided.decision, Decision::Stream { .. } | Decision::Wait { .. })
             && let Some(halt) = &tables.misfit
@@ -141,5 +148,6 @@ async fn foresee(
     let readable = tables.repair.as_ref().map_err(|halt| Ended::Halted(halt.clone()))?;
     let nothing = || Progress::before_first_start(&config.postgres.slot);
     let progress = progress.clone().unwrap_or_else(nothing);
-    repair::foresee(config, session, readable, &progress, lower, gap.as_deref()).await
+    let needed = Needed { tables: readable, lower, gap: gap.as_deref() };
+    repair::foresee(config, session, needed, &progress).await
 }

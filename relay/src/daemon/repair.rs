@@ -2,7 +2,7 @@
 //!
 //! [`begin`] announces it and makes the slot; [`run`] delivers page by page and stores the end. Each
 //! is a part of an attempt that ends with it: the next start reads the progress that was stored, and
-//! streams. So a repair that is cut short anywhere goes on like any other start.
+//! streams. So a repair that is cut short anywhere continues like any other start.
 
 use std::{
     sync::Arc,
@@ -14,16 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     advice::sqlstate_of,
-    broker, control,
+    broker,
+    connections::Connections,
+    context::Context,
+    control,
     decision::survey,
     ended::{Ended, pipeline_ended},
     slot,
     started::Repairing,
     steps::store,
-    unfinished::Unfinished,
 };
 use crate::{
-    config::{Config, parts::Parts},
+    config::Config,
     core::{
         halt::Halt,
         landmark::AnotherHistory,
@@ -35,16 +37,12 @@ use crate::{
     leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
-    postgres::{
-        catalog::publication::Look,
-        sql::{self, SqlSession},
-    },
+    postgres::sql::{self, SqlSession},
     reconcile,
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::Router,
     sink::any::AnySink,
-    source::connect::ReplicationConnection,
-    state::{Board, Phase},
+    state::Phase,
 };
 
 const READING: &str = "reading the outbox tables for a repair";
@@ -53,16 +51,12 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// For the looks of a rehearsal, which must end in time whatever the tables hold.
 const LOOK_MAX: Duration = Duration::from_secs(3);
 
-/// What [`begin`] works with.
-pub(super) struct Beginning<'a> {
-    pub(super) config: &'a Config,
-    pub(super) board: &'a Board,
-    pub(super) session: &'a SqlSession,
-    pub(super) replication: &'a mut ReplicationConnection,
-    pub(super) sink: &'a mut AnySink,
-    pub(super) unfinished: &'a Unfinished,
+/// What a repair is to read.
+#[derive(Clone, Copy)]
+pub(super) struct Needed<'a> {
     pub(super) tables: &'a [Table],
-    pub(super) look: &'a Look,
+    /// The snapshot of which everything was delivered; without one, all rows that are there.
+    pub(super) lower: Option<&'a str>,
     /// Why a slot that streams is replaced.
     pub(super) gap: Option<&'a str>,
 }
@@ -70,16 +64,17 @@ pub(super) struct Beginning<'a> {
 /// Makes the slot anew, and stores in `progress` what is to be read. Returns where the stream begins
 /// if there is no row at all, as at most first starts. Cancel safe.
 pub(super) async fn begin(
-    with: Beginning<'_>,
+    context: &Context,
+    connections: &mut Connections<'_>,
+    needed: Needed<'_>,
     progress: &mut Progress,
-    lower: Option<String>,
     replace: bool,
 ) -> Result<Option<Position>, Ended> {
-    let Beginning { config, board, session, replication, sink, unfinished, tables, look, gap } =
-        with;
+    let Needed { tables, lower, gap } = needed;
+    let (config, session) = (&context.config, connections.session);
     let name = &config.postgres.slot;
     recognise(config, session, tables, progress).await?;
-    nothing_gone(config, session, tables, progress, lower.as_deref(), gap).await?;
+    nothing_gone(config, session, needed, progress).await?;
     match (progress.position, gap) {
         (Some(_), Some(gap)) => tracing::warn!(
             slot = name,
@@ -98,14 +93,13 @@ pub(super) async fn begin(
     }
     // Were the relay to die between making the slot and storing where it begins, the next start
     // would find a slot past its progress; this record says that it is of no use to anybody.
-    progress.repair = Some(RepairRecord::announced(lower.clone()));
-    store(sink, progress).await?;
+    progress.repair = Some(RepairRecord::announced(lower.map(str::to_owned)));
+    store(&mut connections.sink, progress).await?;
     fault::point(Point::RepairAnnounced);
     if replace {
-        slot::drop(name, replication).await?;
+        slot::drop(name, &mut connections.replication).await?;
     }
-    let (upper, published) =
-        slot::make(name, look, board, session, replication, unfinished).await?;
+    let (upper, published) = slot::make(context, connections).await?;
     progress.published = Some(published);
     progress.gap = None;
     // Asked after it is made: what its snapshot shows is there by now.
@@ -114,7 +108,7 @@ pub(super) async fn begin(
         progress.repair = None;
         progress.begin(upper.lsn);
         progress.snapshots = vec![upper];
-        store(sink, progress).await?;
+        store(&mut connections.sink, progress).await?;
         fault::point(Point::SlotStored);
         return Ok(Some(from));
     }
@@ -130,9 +124,9 @@ pub(super) async fn begin(
     progress.repair = Some(RepairRecord {
         consistent_point: upper.lsn,
         upper: upper.snapshot,
-        ..RepairRecord::announced(lower)
+        ..RepairRecord::announced(lower.map(str::to_owned))
     });
-    store(sink, progress).await?;
+    store(&mut connections.sink, progress).await?;
     fault::point(Point::RepairBegun);
     Ok(None)
 }
@@ -142,14 +136,12 @@ pub(super) async fn begin(
 pub(super) async fn foresee(
     config: &Config,
     session: &SqlSession,
-    tables: &[Table],
+    needed: Needed<'_>,
     progress: &Progress,
-    lower: Option<&str>,
-    gap: Option<&str>,
 ) -> Result<bool, Ended> {
     let looks = async {
-        recognise(config, session, tables, progress).await?;
-        nothing_gone(config, session, tables, progress, lower, gap).await
+        recognise(config, session, needed.tables, progress).await?;
+        nothing_gone(config, session, needed, progress).await
     };
     let limit = format!("set statement_timeout = {}", LOOK_MAX.as_millis());
     let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
@@ -171,10 +163,8 @@ pub(super) async fn foresee(
 async fn nothing_gone(
     config: &Config,
     session: &SqlSession,
-    tables: &[Table],
+    Needed { tables, lower, gap }: Needed<'_>,
     progress: &Progress,
-    lower: Option<&str>,
-    gap: Option<&str>,
 ) -> Result<(), Ended> {
     let kept = config.outbox.rows_kept;
     // Of an older snapshot they are not known; whatever has gone since then was delivered.
@@ -238,22 +228,21 @@ async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
 /// Delivers what is left of the repair in stored progress, and stores its end. `Ok` also when it was
 /// told to stop: what was delivered by then is stored.
 pub(super) async fn run(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
+    context: &Context,
     stop: &CancellationToken,
     session: &Arc<SqlSession>,
     repairing: Repairing,
 ) -> Result<(), Ended> {
+    let config = &context.config;
     let Repairing { mut delivery, probe, tables, origin, charset } = repairing;
-    let router = Router::repairing(parts.mapping.clone(), &origin);
+    let router = Router::repairing(context.parts.mapping.clone(), &origin);
     let work = async {
         let mut under_way = delivery.progress().repair.clone().expect("it was begun");
         let lower = under_way.lower.clone();
         if let (Some(lower), Some(witness)) = (&mut under_way.lower, delivery.progress().witness) {
             *lower = witness.cut(lower);
         }
-        let feeds = connect(config, parts, session, tables.clone()).await?;
+        let feeds = connect(context, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;
         let mut reader = reader.map_err(unread)?;
@@ -261,10 +250,10 @@ pub(super) async fn run(
             // Asked again now that what is there can't go any more.
             reader.begun().await.map_err(unread)?;
             recognise(config, session, &tables, delivery.progress()).await?;
-            nothing_gone(config, session, &tables, delivery.progress(), lower.as_deref(), None)
-                .await?;
+            let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None };
+            nothing_gone(config, session, needed, delivery.progress()).await?;
         }
-        pages(config, board, stop, &mut reader, &mut delivery).await?;
+        pages(context, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {
             return Ok(());
         }
@@ -273,26 +262,25 @@ pub(super) async fn run(
     tokio::select! {
         ended = work => ended,
         // The delivery under way is dropped half-way: its outcome is looked up at the next start.
-        lost = control::pulse(session, config, board) => {
+        lost = control::pulse(context, session) => {
             Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost))
         }
-        never = broker::watch(probe, &parts.sink, board) => match never {},
+        never = broker::watch(probe, &context.parts.sink, &context.board) => match never {},
     }
 }
 
 /// A session for each table, on the server that this relay leads on.
 async fn connect(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &SqlSession,
     tables: Vec<Table>,
 ) -> Result<Vec<(Table, SqlSession)>, Ended> {
     let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
-    let leads = leader::leads(&config.postgres.slot, session.pid());
-    let application = format!("outbox-relay {} repair", config.name);
+    let leads = leader::leads(&context.config.postgres.slot, session.pid());
+    let application = format!("outbox-relay {} repair", context.config.name);
     let mut feeds = Vec::with_capacity(tables.len());
     for table in tables {
-        let feed = sql::connect(&parts.connect, &application)
+        let feed = sql::connect(&context.parts.connect, &application)
             .await
             .map_err(|e| Ended::connect(READING, e))?;
         let held = feed.client().query_one(&leads, &[]).await;
@@ -307,15 +295,12 @@ async fn connect(
 }
 
 async fn pages(
-    config: &Config,
-    board: &Board,
+    context: &Context,
     stop: &CancellationToken,
     reader: &mut Reader,
     delivery: &mut Delivery<AnySink, crate::dead_letter::Store>,
 ) -> Result<(), Ended> {
-    let limits =
-        BatchLimits { records_max: config.batch.records_max, bytes_max: config.batch.bytes_max };
-    let mut batch = Batch::new(limits);
+    let mut batch = Batch::new(context.batch_limits());
     let mut reported: Option<Instant> = None;
     loop {
         let repair = delivery.progress().repair.as_ref();
@@ -328,7 +313,7 @@ async fn pages(
                 rows => tracing::info!(rows, through, "repairing from the outbox tables"),
             }
         }
-        board.phase(Phase::Repairing { delivered, through });
+        context.board.phase(Phase::Repairing { delivered, through });
         let page = tokio::select! {
             biased; // A relay that was asked to stop begins no new page.
             () = stop.cancelled() => break,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ended::Ended, steps::doing, unfinished::Unfinished};
+use super::{connections::Connections, context::Context, ended::Ended, steps::doing};
 use crate::{
     core::{progress::SnapshotRecord, published::Published},
     fault::{self, Point},
@@ -20,16 +20,14 @@ const WAITING_REPORT: Duration = Duration::from_secs(5);
 
 /// Makes the slot. Returns the snapshot that it begins with, which shows exactly what the stream
 /// will not send; its LSN is the slot's consistent point; and how the tables are published in it. Cancel
-/// safe: what the server goes on doing is in `unfinished`.
+/// safe: what the server still does is in `unfinished`.
 pub(super) async fn make(
-    name: &str,
-    look: &Look,
-    board: &Board,
-    session: &SqlSession,
-    replication: &mut ReplicationConnection,
-    unfinished: &Unfinished,
+    context: &Context,
+    connections: &mut Connections<'_>,
 ) -> Result<(SnapshotRecord, Published), Ended> {
     const DOING: &str = "making the replication slot";
+    let (name, board) = (&context.config.postgres.slot, &context.board);
+    let Connections { session, replication, look, unfinished, .. } = connections;
     doing(board, DOING);
     // Standbys of PostgreSQL 17 and later take it over.
     let failover = replication.server_version_num() >= 170_000;

@@ -13,13 +13,13 @@ use tokio_postgres::error::SqlState;
 use super::{
     broker,
     connect::{connect_replication, connect_sink},
+    context::Context,
     decision::{identify, open_key},
     ended::Ended,
     locks, standbys, steps, tables,
 };
 use crate::{
     capacity,
-    config::{Config, parts::Parts},
     core::halt::Halt,
     fault::{self, Point},
     leader::{self, Holder},
@@ -54,52 +54,42 @@ pub(super) struct Leading {
 }
 
 /// Returns when this relay holds the lock and no one else uses its slot. Cancel safe.
-pub(super) async fn lead(config: &Config, parts: &Parts, board: &Board) -> Result<Leading, Ended> {
-    steps::doing(board, "connecting to PostgreSQL");
-    let application = format!("outbox-relay {}", config.name);
-    let session = sql::connect(&parts.connect, &application)
+pub(super) async fn lead(context: &Context) -> Result<Leading, Ended> {
+    steps::doing(&context.board, "connecting to PostgreSQL");
+    let application = format!("outbox-relay {}", context.config.name);
+    let session = sql::connect(&context.parts.connect, &application)
         .await
         .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
     let session = Arc::new(session);
-    standbys::settle(config, parts, &session).await?;
-    locks::limit(&session, config.leader.timeout).await.map_err(lock_failed)?;
-    match take_over(config, parts, board, &session).await {
+    standbys::settle(context, &session).await?;
+    locks::limit(&session, context.config.leader.timeout).await.map_err(lock_failed)?;
+    match take_over(context, &session).await {
         Ok(sink) => Ok(Leading { session, sink }),
         Err(ended) => Err(locks::named(&session, ended).await),
     }
 }
 
-async fn take_over(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
-    session: &Arc<SqlSession>,
-) -> Result<Option<AnySink>, Ended> {
-    let slot = &config.postgres.slot;
+async fn take_over(context: &Context, session: &Arc<SqlSession>) -> Result<Option<AnySink>, Ended> {
+    let slot = &context.config.postgres.slot;
     let mut sink = None;
     if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
-        steps::doing(board, "getting ready to stand by");
-        let ready = prepare(config, parts, session).await?;
-        stand_by(config, parts, board, session, &ready).await?;
+        steps::doing(&context.board, "getting ready to stand by");
+        let ready = prepare(context, session).await?;
+        stand_by(context, session, &ready).await?;
         sink = Some(ready);
     }
     fault::point(Point::Leading);
-    evict(session, slot, parts.connect.user()).await?;
+    evict(session, slot, context.parts.connect.user()).await?;
     Ok(sink)
 }
 
 /// Waits for the lock, and deposes a leader that gives no sign of life.
-async fn stand_by(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
-    session: &SqlSession,
-    sink: &AnySink,
-) -> Result<(), Ended> {
-    let (client, slot) = (session.client(), &config.postgres.slot);
+async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Result<(), Ended> {
+    let board = &context.board;
+    let (client, slot) = (session.client(), &context.config.postgres.slot);
     board.broker_heard(); // While getting ready.
     board.heard();
-    let watch = broker::watch(sink.probe(), &parts.sink, board);
+    let watch = broker::watch(sink.probe(), &context.parts.sink, board);
     let wait = async {
         let (mut seen, mut answered) = (Seen::default(), Instant::now());
         loop {
@@ -120,8 +110,8 @@ async fn stand_by(
                 let holder = leader::holder(client, slot).await.map_err(lock_failed)?;
                 board.heard();
                 seen.tell(board, holder.as_ref());
-                if holder.is_some_and(|h| h.silent_for >= Some(config.leader.timeout)) {
-                    depose(config, parts, session).await?;
+                if holder.is_some_and(|h| h.silent_for >= Some(context.config.leader.timeout)) {
+                    depose(context, session).await?;
                     continue;
                 }
             }
@@ -131,7 +121,7 @@ async fn stand_by(
     let fit = async {
         loop {
             sleep(FIT_INTERVAL).await;
-            if let Err(ended) = could_lead(config, parts, session).await {
+            if let Err(ended) = could_lead(context, session).await {
                 return ended;
             }
         }
@@ -145,34 +135,33 @@ async fn stand_by(
 
 /// Whether a start would go through as far as the database can tell, without trying: a standby that
 /// says it is ready must be.
-pub(super) async fn could_lead(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-) -> Result<(), Ended> {
+pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Result<(), Ended> {
     const DOING: &str = "looking whether this relay could lead";
-    let tables = tables::inspect(config, parts, session, Format::Binary).await?;
+    let tables = tables::inspect(context, session, Format::Binary).await?;
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
     }
-    let lacking =
-        rights::stopping(session.client(), &parts.sink.grants(), rights::NOTHING_IS_PUBLISHED)
-            .await;
+    let lacking = rights::stopping(
+        session.client(),
+        &context.parts.sink.grants(),
+        rights::NOTHING_IS_PUBLISHED,
+    )
+    .await;
     if let Some(halt) = lacking.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
         return Err(Ended::Halted(halt));
     }
     let found = slot::capacity(session.client()).await;
     let found = found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    match capacity::halt(&capacity::lasting(&found, parts.connect.user())) {
+    match capacity::halt(&capacity::lasting(&found, context.parts.connect.user())) {
         Some(halt) => Err(Ended::Halted(halt)),
         None => Ok(()),
     }
 }
 
-async fn depose(config: &Config, parts: &Parts, session: &SqlSession) -> Result<(), Ended> {
-    let timeout = config.leader.timeout;
-    let role = parts.connect.user();
-    let deposed = leader::depose(session.client(), &config.postgres.slot, timeout)
+async fn depose(context: &Context, session: &SqlSession) -> Result<(), Ended> {
+    let timeout = context.config.leader.timeout;
+    let role = context.parts.connect.user();
+    let deposed = leader::depose(session.client(), &context.config.postgres.slot, timeout)
         .await
         .map_err(|e| not_ended("ending a silent leader's session", role, e))?;
     if let Some(leader) = deposed {
@@ -263,12 +252,11 @@ impl Seen {
 
 /// All that can be done before leading: checks everything, changes nothing, fences no one.
 pub(super) async fn prepare(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &Arc<SqlSession>,
 ) -> Result<AnySink, Ended> {
-    let identity = identify(&mut connect_replication(config, parts).await?).await?;
-    could_lead(config, parts, session).await?;
-    let known = open_key(config, session).await?;
-    connect_sink(config, parts, session, &identity, &known).await
+    let identity = identify(&mut connect_replication(context).await?).await?;
+    could_lead(context, session).await?;
+    let known = open_key(&context.config, session).await?;
+    connect_sink(context, session, &identity, &known).await
 }

@@ -3,7 +3,7 @@
 //! A list that names everybody (`*`), or the relay, counts its own stream as a standby: a commit that
 //! parks an event would wait for a confirmation that comes after it. Called by `standby` and `check`.
 
-use super::ended::Ended;
+use super::{context::Context, ended::Ended};
 use crate::{
     config::{Config, parts::Parts},
     metrics::Cause,
@@ -11,17 +11,13 @@ use crate::{
 };
 
 /// Has the leader's session wait for no standby where the relay itself counts as one.
-pub(super) async fn settle(
-    config: &Config,
-    parts: &Parts,
-    session: &SqlSession,
-) -> Result<(), Ended> {
+pub(super) async fn settle(context: &Context, session: &SqlSession) -> Result<(), Ended> {
     const DOING: &str = "looking at the synchronous standbys";
     let client = session.client();
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     let names = client.query_one(NAMES, &[]).await.and_then(|row| row.try_get::<_, String>(0));
     let names = names.map_err(failed)?;
-    if !counts(&names, &application(config, parts)) {
+    if !counts(&names, &application(&context.config, &context.parts)) {
         return Ok(());
     }
     client.batch_execute("set synchronous_commit = local").await.map_err(failed)?;

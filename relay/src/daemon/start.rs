@@ -10,19 +10,23 @@ use uuid::Uuid;
 use super::{
     advice,
     connect::{connect_replication, connect_sink, look, still_leads},
+    connections::Connections,
+    context::Context,
     decision::{
         Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
         tell_of_a_lost_tail,
     },
     ended::Ended,
-    first, parked, repair, slot, standby,
+    first, parked,
+    repair::{self, Needed},
+    slot, standby,
     started::{Learnt, Repairing, Started, Streaming},
     steps::{doing, store},
-    tables,
+    tables::{self, Tables},
     unfinished::Unfinished,
 };
 use crate::{
-    config::{Config, parts::Parts},
+    config::Config,
     core::{
         charset::Charset,
         halt::Halt,
@@ -41,98 +45,85 @@ use crate::{
     },
     reconcile::{self, Decision, Reconciled},
     route::{Format, Origin, Router, quoted},
-    sink::{ProgressStore as _, any::AnySink},
-    source::connect::{ReplicationConnection, StreamOptions},
-    state::Board,
+    sink::{ProgressStore as _, StoredProgress, any::AnySink},
+    source::connect::StreamOptions,
 };
 
 /// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
 /// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
 /// safe: nothing is delivered or confirmed here but the progress records of a first start, and
-/// what the server goes on doing is in `unfinished`.
+/// what the server still does is in `unfinished`.
 pub(super) async fn start(
-    config: &Config,
-    parts: &Parts,
-    board: &Board,
+    context: &Context,
     session: &Arc<SqlSession>,
     ready: Option<AnySink>,
     learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
+    let Context { config, parts, board } = context;
     doing(board, "connecting for replication");
-    let mut replication = connect_replication(config, parts).await?;
-    let look = look(config, parts, &replication);
+    let mut replication = connect_replication(context).await?;
+    let look = look(context, &replication);
     still_leads(config, session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
     doing(board, &format!("reading progress from {}", parts.sink.progress_home()));
     let known = open_key(config, session).await?;
-    let mut sink = match ready {
+    let sink = match ready {
         Some(sink) => sink,
-        None => connect_sink(config, parts, session, &identity, &known).await?,
+        None => connect_sink(context, session, &identity, &known).await?,
     };
-    doing(board, "fencing older relays");
-    // Whoever does not know that it leads fences no one; the steps above may have taken long.
-    still_leads(config, session, &mut replication).await?;
-    sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
-    fault::point(Point::Fenced);
-    doing(board, &format!("reading the newest progress from {}", parts.sink.progress_home()));
-    let found = sink.read().await.map_err(|e| Ended::sink("reading progress", e))?;
+    let mut connections = Connections { session, replication, sink, look, unfinished };
+    let found = fence(context, &mut connections).await?;
     let has_own = found.own.is_some();
     let mut stored = believe(config, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
         board.resumed(delivered); // Also where the relay goes no further.
     }
     if let Some(stored) = stored.as_mut() {
-        remember_rollback(session, &mut replication, &mut sink, stored, learnt).await?;
+        remember_rollback(&mut connections, stored, learnt).await?;
     }
 
     doing(board, "reading parked lanes");
     let era = stored.as_ref().map_or(0, |stored| stored.era);
     let (system_id, timeline) = (identity.system_id.clone(), identity.timeline);
     let origin = Origin { system_id, timeline, era };
-    let (mut dead_letters, lanes) =
-        read_parked(config, session, origin.clone(), stored.as_mut()).await?;
-    let compared = parked::compare(session, config, board, stored.as_ref(), &identity).await;
+    let parked = read_parked(config, session, origin.clone(), stored.as_mut()).await?;
+    let compared = parked::compare(context, session, stored.as_ref(), &identity).await;
     compared.map_err(|e| Ended::retry(Cause::Postgres, "looking for parked events", e))?;
 
     let charset = charset(session, parts.connect.user()).await?;
 
     doing(board, "reconciling progress with the slot");
-    let slot = &config.postgres.slot;
-    let mut tables = tables::inspect(config, parts, session, learnt.format).await?;
+    let mut tables = tables::inspect(context, session, learnt.format).await?;
     if let Some(halt) = tables.unpublished.take() {
-        return Err(tables::unpublished(halt, &tables, &mut sink, stored).await);
+        return Err(tables::unpublished(halt, &tables, &mut connections.sink, stored).await);
     }
     if tables.zoneless {
         tracing::warn!("created_at is a timestamp without time zone, and is taken as UTC");
     }
     // After the tables: a change that comes between is seen here, or by the next look.
-    let (_, published) = look
+    let (_, published) = connections
+        .look
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
-    let Reconciled { progress: carried, decision, gap } = decide(
-        config,
-        parts,
-        session,
-        &mut replication,
-        &identity,
-        stored.as_ref(),
-        Found {
-            published: &published,
-            unpublished_once: learnt.unpublished_once,
-            unrepairable: tables.repair.as_ref().err(),
-            has_delivered: known.has_delivered,
-        },
-    )
-    .await?;
+    let found = Found {
+        identity: &identity,
+        published: &published,
+        unpublished_once: learnt.unpublished_once,
+        unrepairable: tables.repair.as_ref().err(),
+        has_delivered: known.has_delivered,
+    };
+    let Reconciled { progress: carried, decision, gap } =
+        decide(context, session, &mut connections.replication, stored.as_ref(), found).await?;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
+    let slot = &config.postgres.slot;
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
     if stored.is_some() && !has_own {
-        store(&mut sink, &progress).await?; // Sealed from here on.
+        store(&mut connections.sink, &progress).await?; // Sealed from here on.
     }
     let mut noted = known.has_delivered;
     if stored.is_some() && !noted {
@@ -147,23 +138,13 @@ pub(super) async fn start(
         Decision::MakeSlot { replace } => {
             tables.must_fit()?;
             if replace {
-                slot::drop(&config.postgres.slot, &mut replication).await?;
+                slot::drop(slot, &mut connections.replication).await?;
             }
             progress.gap = None;
             progress.published = Some(published);
             // What was delivered of a release stays delivered, whatever became of the slot.
             progress.snapshots.clear();
-            let mapped = parts.mapping.tables();
-            let made = first::Making {
-                config,
-                look: &look,
-                board,
-                session,
-                replication: &mut replication,
-                sink: &mut sink,
-                unfinished,
-            };
-            first::make(made, mapped, &mut progress).await?
+            first::make(context, &mut connections, &mut progress).await?
         }
         Decision::Wait { pid, making } => {
             let error = advice::held(session, slot, pid, making).await;
@@ -172,21 +153,13 @@ pub(super) async fn start(
         Decision::Repair { .. } | Decision::FinishRepair => {
             tables.must_fit()?;
             let readable = std::mem::replace(&mut tables.repair, Ok(vec![]));
-            let readable = readable.map_err(Ended::Halted)?;
-            let nothing_to_read = match decision {
+            let tables = readable.map_err(Ended::Halted)?;
+            let nothing_to_read = match &decision {
                 Decision::Repair { lower, replace } => {
-                    let with = repair::Beginning {
-                        config,
-                        board,
-                        session,
-                        replication: &mut replication,
-                        sink: &mut sink,
-                        unfinished,
-                        tables: &readable,
-                        look: &look,
-                        gap: gap.as_deref(),
-                    };
-                    repair::begin(with, &mut progress, lower, replace).await?
+                    let (lower, gap) = (lower.as_deref(), gap.as_deref());
+                    let needed = Needed { tables: &tables, lower, gap };
+                    repair::begin(context, &mut connections, needed, &mut progress, *replace)
+                        .await?
                 }
                 _ => None,
             };
@@ -196,9 +169,10 @@ pub(super) async fn start(
                 noted = true;
             }
             let Some(from) = nothing_to_read else {
+                let (sink, (dead_letters, lanes)) = (connections.sink, parked);
                 let probe = sink.probe();
                 let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-                let repairing = Repairing { delivery, probe, tables: readable, origin, charset };
+                let repairing = Repairing { delivery, probe, tables, origin, charset };
                 return Ok(Started::Repair(Box::new(repairing)));
             };
             from
@@ -220,7 +194,46 @@ pub(super) async fn start(
         // Not known, or decided by a person: nothing more than that is known of what comes before.
         progress.landmark = Some(Landmark::beginning(end));
     }
+    let Tables { format, stamped, .. } = tables;
+    let router = Router::new(parts.mapping.clone(), &origin, format).with_stamped(stamped);
+    let stream = Stream { from, format, charset, router };
+    start_stream(context, connections, parked, progress, stream).await
+}
 
+/// Where the stream begins, and what its rows are read and routed with.
+struct Stream {
+    from: Position,
+    format: Format,
+    charset: Charset,
+    router: Router,
+}
+
+/// Fences older relays, and reads what is stored once no one else can store.
+async fn fence(
+    context: &Context,
+    connections: &mut Connections<'_>,
+) -> Result<StoredProgress, Ended> {
+    let Context { config, parts, board } = context;
+    let Connections { session, replication, sink, .. } = connections;
+    doing(board, "fencing older relays");
+    // Whoever does not know that it leads fences no one; the steps above may have taken long.
+    still_leads(config, session, replication).await?;
+    sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
+    fault::point(Point::Fenced);
+    doing(board, &format!("reading the newest progress from {}", parts.sink.progress_home()));
+    sink.read().await.map_err(|e| Ended::sink("reading progress", e))
+}
+
+/// Starts replication where the start has decided that it begins.
+async fn start_stream(
+    context: &Context,
+    connections: Connections<'_>,
+    (mut dead_letters, lanes): (Store, Lanes),
+    progress: Progress,
+    Stream { from, format, charset, router }: Stream,
+) -> Result<Started, Ended> {
+    let Context { config, parts, board } = context;
+    let Connections { session, replication, mut sink, look, .. } = connections;
     if parts.sink.keeps_progress_in_database() {
         // Kafka's store has proven by its claim that it can store; this one does now.
         store(&mut sink, &progress).await?;
@@ -234,12 +247,13 @@ pub(super) async fn start(
     doing(board, "starting replication");
     let options = StreamOptions {
         publications: vec![config.postgres.publication.clone()],
-        binary: tables.format == Format::Binary,
+        binary: format == Format::Binary,
         messages: true,
         charset: charset.clone(),
     };
     let known = progress.landmark;
-    let (socket, unread) = replication
+    let slot = &config.postgres.slot;
+    let accepted = replication
         .start_replication(slot, Recognition::start(known, from), &options)
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
@@ -249,8 +263,6 @@ pub(super) async fn start(
     standby::still_leads(session, slot).await?;
     let confirmed = confirmed(config, session, from).await?;
     let recognition = Recognition::new(known, from, confirmed);
-    let format = tables.format;
-    let router = Router::new(parts.mapping.clone(), &origin, format).with_stamped(tables.stamped);
     let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
@@ -264,8 +276,7 @@ pub(super) async fn start(
         format,
         charset,
         router,
-        socket,
-        unread,
+        accepted,
     };
     Ok(Started::Stream(Box::new(streaming)))
 }
@@ -303,12 +314,11 @@ async fn charset(session: &SqlSession, role: &str) -> Result<Charset, Ended> {
 /// A volume that was rolled back is seen as long as its WAL is shorter than it was, and then by the
 /// stream. Remembered before anything else, so that no later start takes it for another.
 async fn remember_rollback(
-    session: &SqlSession,
-    replication: &mut ReplicationConnection,
-    sink: &mut AnySink,
+    connections: &mut Connections<'_>,
     stored: &mut Progress,
     learnt: Learnt,
 ) -> Result<(), Ended> {
+    let Connections { session, replication, sink, .. } = connections;
     if stored.rolled_back.is_none() {
         // Once more: progress that a leader stored meanwhile is not past this end of the server's WAL.
         let now = identify(replication).await?;

@@ -1,7 +1,5 @@
 //! What a start begins with, and what it leads to: values that its steps hand on.
 
-use bytes::BytesMut;
-
 use crate::{
     core::{
         charset::Charset,
@@ -11,10 +9,11 @@ use crate::{
     },
     dead_letter::Store,
     pipeline::delivery::Delivery,
-    postgres::{catalog::publication::Look, socket::Socket},
+    postgres::catalog::publication::Look,
     repair::Table,
     route::{Format, Origin, Router},
     sink::any::{AnyProbe, AnySink, AnyWatch},
+    source::connect::Accepted,
 };
 
 /// What only the stream has told so far; the catalogs say what holds for what is written now.
@@ -22,7 +21,7 @@ use crate::{
 pub(super) struct Learnt {
     /// That it has rows for.
     pub(super) format: Format,
-    /// Whether its publication was missing where it is to go on.
+    /// Whether its publication was missing where it is to continue.
     pub(super) unpublished_once: bool,
     /// What the last attempt has found instead of what was delivered; of no meaning after the next.
     pub(super) another_history: Option<AnotherHistory>,
@@ -59,6 +58,5 @@ pub(super) struct Streaming {
     pub(super) format: Format,
     pub(super) charset: Charset,
     pub(super) router: Router,
-    pub(super) socket: Socket,
-    pub(super) unread: BytesMut,
+    pub(super) accepted: Accepted,
 }

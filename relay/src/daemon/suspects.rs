@@ -2,7 +2,7 @@
 //! by itself: what it takes is delivered, what it refuses is parked with its reason.
 //!
 //! The table says which these are, so a restart forgets nothing. Runs beside the pipeline, on the session
-//! that holds the leader's lock, and asks nobody while nothing is suspected.
+//! that holds the leader's lock, and asks no one while nothing is suspected.
 
 use std::{sync::Arc, time::Duration};
 

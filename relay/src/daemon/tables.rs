@@ -4,9 +4,8 @@
 //! It asks the catalogue and lets `table_fit` and `repair` decide. Called by `start`, `standby`,
 //! `rehearsal` and `lookout`.
 
-use super::{ended::Ended, steps::store};
+use super::{context::Context, ended::Ended, steps::store};
 use crate::{
-    config::{Config, parts::Parts},
     core::{halt::Halt, progress::Progress},
     metrics::Cause,
     postgres::{
@@ -47,15 +46,15 @@ impl Tables {
 
 /// Looks at every table of the settings. `least` is a format that the stream is known to need.
 pub(super) async fn inspect(
-    config: &Config,
-    parts: &Parts,
+    context: &Context,
     session: &SqlSession,
     least: Format,
 ) -> Result<Tables, Ended> {
+    let parts = &context.parts;
     const DOING: &str = "looking at the outbox tables";
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     let client = session.client();
-    let name = &config.postgres.publication;
+    let name = &context.config.postgres.publication;
     let publication = slot::inspect_publication(client, name).await.map_err(failed)?;
     let mut found = Tables {
         format: least,

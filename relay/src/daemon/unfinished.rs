@@ -1,4 +1,4 @@
-//! What the server goes on doing after we have stopped waiting for it, and must be told to end.
+//! What the server still does after we have stopped waiting for it, and must be told to end.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -13,7 +13,7 @@ use crate::postgres::dial::CancelHandle;
 const CANCEL_MAX: Duration = Duration::from_secs(2);
 
 /// A command of the start that outlives its connection: making a slot waits for open writers for
-/// as long as it takes, and then makes the slot for nobody.
+/// as long as it takes, and then makes the slot for no one.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished(Mutex<Option<CancelHandle>>);
 

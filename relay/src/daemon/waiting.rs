@@ -9,7 +9,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{ended::Ended, locks};
+use super::{context::Context, ended::Ended, locks};
 use crate::{
     core::lsn::Lsn,
     dead_letter::{self, DeadLetterError},
@@ -22,12 +22,12 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks again and again. Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(session: &SqlSession, relay: &str, board: &Board) -> Ended {
+pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
     const DOING: &str = "looking for releases that wait";
     let (mut seen, mut skipped) = (Seen::default(), locks::Skipped::default());
     loop {
         sleep(INTERVAL).await;
-        match look(session, relay, board, &mut seen).await {
+        match look(session, &context.config.name, &context.board, &mut seen).await {
             Ok(()) => skipped.passed(),
             Err(error) if locks::refused(&error) => skipped.tell(session, DOING).await,
             Err(error @ DeadLetterError::Misconfigured { .. }) => {

@@ -163,7 +163,7 @@ fn password<'a>(credentials: &Credentials<'a>) -> Result<&'a Secret, ConnectErro
     })
 }
 
-/// Whether the login may go on without channel binding.
+/// Whether the login may continue without channel binding.
 fn unbound(credentials: &Credentials<'_>) -> Result<(), ConnectError> {
     if credentials.channel_binding != ChannelBinding::Require {
         return Ok(());

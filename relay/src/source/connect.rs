@@ -13,7 +13,7 @@ mod login;
 
 use self::login::ReplicationStartup;
 pub use self::{
-    connection::{CreatedSlot, ReplicationConnection},
+    connection::{Accepted, CreatedSlot, ReplicationConnection},
     error::{QueryError, StartError},
 };
 pub use super::command::{SnapshotAction, StreamOptions, is_slot_name};

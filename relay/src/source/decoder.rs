@@ -103,12 +103,12 @@ pub(crate) struct Decoder<I> {
     pub(super) reached: Position,
     /// Of what was delivered before.
     pub(crate) recognition: Recognition,
-    /// Bytes of an oversized frame that are still to be thrown away.
+    /// Bytes of an oversized frame that are still to be discarded.
     skip_bytes: usize,
     /// Frames above this are not stored.
     frame_bytes_max: usize,
     /// Of names.
-    pub(super) charset: Charset,
+    charset: Charset,
 }
 
 /// What a run of frames asked for.
@@ -138,6 +138,11 @@ impl<I: Intake> Decoder<I> {
             frame_bytes_max,
             charset: Charset::AsItIs,
         }
+    }
+
+    /// The same, with names in the server's encoding.
+    pub(crate) fn in_charset(self, charset: Charset) -> Self {
+        Decoder { charset, ..self }
     }
 
     /// Decodes whole frames until the batch is full or the bytes end.

@@ -29,7 +29,7 @@ pub trait Intake: Send {
     fn commit(&mut self, end: RowPosition, batch: &mut Batch);
 }
 
-/// Why the stream can't go on, for the pipeline to sort.
+/// Why the stream can't continue, for the pipeline to sort.
 #[derive(Debug, thiserror::Error)]
 pub enum IntakeError {
     /// The table's shape changed to one that needs the text format: reconnect, asking for it.
@@ -45,7 +45,7 @@ pub enum IntakeError {
     DoesNotFit {
         /// What is wrong, with table and column.
         what: String,
-        /// The SQL or setting that mends it.
+        /// The SQL or setting that corrects it.
         remedy: String,
     },
 }

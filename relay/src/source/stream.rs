@@ -2,7 +2,7 @@
 //!
 //! One task, which waits only for the socket, a timer, the pipeline's hand-over and the stop.
 //! While a batch is being delivered it fills the next; when that is full it stops reading, so TCP
-//! holds the walsender, and status updates go on, so `wal_sender_timeout` never fires.
+//! holds the walsender, and status updates continue, so `wal_sender_timeout` never fires.
 //!
 //! Reads coalesce without a timer: while the sink is busy there is no use in waking for a few
 //! bytes, so the socket's low-water mark is raised; when the sink is free it is one byte again.
@@ -19,16 +19,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    connect::Accepted,
     copy,
     decoder::{Decoder, StreamError},
-    handover::Giver,
     intake::{Intake, IntakeError},
     pgoutput::frame::encode_status,
 };
 use crate::{
-    core::{
-        charset::Charset, landmark::Recognition, lsn::Lsn, position::Confirmable, record::Batch,
-    },
+    core::{lsn::Lsn, position::Confirmable, record::Batch},
     fault::{self, Point},
     postgres::socket::Socket,
     state::{Board, Phase},
@@ -73,23 +71,16 @@ pub struct Stream<I> {
 }
 
 impl<I: Intake> Stream<I> {
-    /// Takes over a connection on which `START_REPLICATION` was accepted. `unread` are bytes that
-    /// were read past that answer; nothing is confirmed while `recognition` is under way, so that a
-    /// slot that was put back with its volume stays where it is; `record_bytes_max` bounds
-    /// a row in memory; a snapshot counts once the stream has passed where it is `awaited`.
-    #[expect(clippy::too_many_arguments, reason = "each is a different part, joined only here")]
-    pub fn new(
-        socket: Socket,
-        unread: BytesMut,
-        giver: Giver,
-        intake: I,
-        recognition: Recognition,
-        record_bytes_max: usize,
+    /// Takes over a connection. Nothing is confirmed while the decoder's recognition is under way, so
+    /// that a slot that was put back with its volume stays where it is; a snapshot counts once the
+    /// stream has passed where it is `awaited`.
+    pub(crate) fn new(
+        Accepted { socket, unread }: Accepted,
+        decoder: Decoder<I>,
         confirmed: watch::Receiver<Confirmable>,
         awaited: watch::Receiver<Lsn>,
         board: Board,
     ) -> Self {
-        let decoder = Decoder::new(giver, intake, recognition, record_bytes_max);
         let now = Instant::now();
         Stream {
             socket,
@@ -103,13 +94,6 @@ impl<I: Intake> Stream<I> {
             given_at: now,
             reply_due: false,
         }
-    }
-
-    /// The same, with names in the server's encoding.
-    #[must_use]
-    pub fn in_charset(mut self, charset: Charset) -> Self {
-        self.decoder.charset = charset;
-        self
     }
 
     /// Streams until told to stop, or until the connection or the pipeline ends. Told to stop, it
@@ -126,7 +110,7 @@ impl<I: Intake> Stream<I> {
                     let (reason, remedy) = (what.clone(), remedy.clone());
                     self.board.phase(Phase::Halted { reason, remedy });
                 }
-                // A person may have to mend it, and that may take long.
+                // A person may have to correct it, and that may take long.
                 if self.decoder.giver.until_sink_is_free().await {
                     self.give();
                 }

@@ -22,6 +22,14 @@ use crate::{
     },
 };
 
+/// A connection on which the server has accepted `START_REPLICATION`.
+#[derive(Debug)]
+pub struct Accepted {
+    pub(crate) socket: Socket,
+    /// Read already, past that answer.
+    pub(crate) unread: BytesMut,
+}
+
 /// A server takes a slot up, or refuses, within moments.
 const BEGIN_MAX: Duration = Duration::from_secs(30);
 
@@ -135,8 +143,8 @@ impl ReplicationConnection {
     /// transaction of the cluster first, for hours if need be; `slot::writers_waited_for` names
     /// them. `failover` counts on PostgreSQL 17 and later.
     ///
-    /// May be dropped in a `select!`. The server does not notice that by itself: it goes on
-    /// waiting and then makes the slot. Call [`CancelHandle::cancel`] (taken beforehand) so that
+    /// May be dropped in a `select!`. The server does not notice that by itself: it continues
+    /// waiting and then makes the slot. Call [`CancelHandle::cancel`] (taken in advance) so that
     /// it isn't made, and drop the connection.
     ///
     /// # Errors
@@ -158,7 +166,7 @@ impl ReplicationConnection {
         })
     }
 
-    /// Drops a slot that nobody uses.
+    /// Drops a slot that no one uses.
     ///
     /// # Errors
     /// [`QueryError`]; SQLSTATE 42704 when there is none, 55006 when it is active.
@@ -166,8 +174,7 @@ impl ReplicationConnection {
         self.rows("dropping the slot", &command::drop_slot(slot)).await.map(drop)
     }
 
-    /// Begins the stream and hands the socket over, with the bytes already read past the
-    /// server's agreement. The server goes back to the slot's `confirmed_flush_lsn` if `start`
+    /// Begins the stream and hands the socket over. The server goes back to the slot's `confirmed_flush_lsn` if `start`
     /// is before it, in silence: compare first.
     ///
     /// # Errors
@@ -178,7 +185,7 @@ impl ReplicationConnection {
         slot: &str,
         start: Lsn,
         options: &StreamOptions,
-    ) -> Result<(Socket, BytesMut), StartError> {
+    ) -> Result<Accepted, StartError> {
         let doing = "starting replication";
         // Or one row that has no form in UTF-8 would have it refuse the stream.
         let encoding = self.parameter("server_encoding").filter(|encoding| *encoding != "UTF8");
@@ -195,7 +202,10 @@ impl ReplicationConnection {
             Err(QueryError::Lost { doing, source })
         });
         match begun {
-            Ok(()) => Ok(self.wire.into_parts()),
+            Ok(()) => {
+                let (socket, unread) = self.wire.into_parts();
+                Ok(Accepted { socket, unread })
+            }
             Err(QueryError::Refused { error, doing }) => Err(match error.sqlstate.as_str() {
                 "55006" => {
                     let pid = command::active_pid(&error.message, slot);

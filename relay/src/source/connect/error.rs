@@ -7,7 +7,7 @@ use crate::postgres::error::ServerError;
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// The server refused it. The connection goes on.
+    /// The server refused it. The connection continues.
     #[error("{doing}: {error}")]
     Refused {
         /// The command's purpose.
@@ -57,7 +57,7 @@ pub enum StartError {
     /// Connect again, after a while.
     #[error("the stream can't begin: {0}")]
     Transient(#[source] QueryError),
-    /// Only a person can mend it.
+    /// Only a person can correct it.
     #[error("the stream can't begin: {0}")]
     Other(#[source] QueryError),
 }
