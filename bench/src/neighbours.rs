@@ -75,7 +75,7 @@ impl Trouble {
     }
 }
 
-/// A measured load, and what went on beside it.
+/// A measured load, and what continued beside it.
 #[derive(Debug, Serialize)]
 struct Row {
     /// `None` is nothing.

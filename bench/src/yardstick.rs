@@ -30,7 +30,7 @@ use crate::{
 const RUN_MAX: Duration = Duration::from_secs(180);
 const PUBLICATION: &str = "outbox";
 
-/// `pg_recvlogical` from `slot` up to `end`, its output thrown away.
+/// `pg_recvlogical` from `slot` up to `end`, its output discarded.
 pub(crate) async fn recvlogical(
     t: &Harness,
     slot: &str,

@@ -28,12 +28,12 @@ pub enum Alert {
         topic: String,
         /// Its number.
         partition: i32,
-        /// Where reading was to go on.
+        /// Where reading was to continue.
         from: i64,
-        /// Where it goes on.
+        /// Where it continues.
         to: i64,
     },
-    /// A partition was cut, or its topic made anew: reading was at `from` and begins again at `to`.
+    /// A partition was cut, or its topic recreated: reading was at `from` and begins again at `to`.
     Restarted {
         /// The inbox's name.
         consumer: String,

@@ -355,7 +355,7 @@ pub async fn replay(client: &impl GenericClient, selection: &Selection) -> Resul
     Ok(replayed)
 }
 
-/// Gives the selected ones up for good; returns how many. They stay as history.
+/// Gives the selected ones up permanently; returns how many. They stay as history.
 ///
 /// # Errors
 /// The database's; nothing was changed.

@@ -85,7 +85,7 @@ pub enum OnceError<E> {
 /// What an error of PostgreSQL asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {
-    /// The database can't go on; it says nothing about the statement or the message.
+    /// The database can't continue; it says nothing about the statement or the message.
     Outage,
     /// The session is gone, or a server is away: this database, one that it asks, or neither, where the
     /// statement itself ends its session. A session that is opened anew tells.
@@ -136,7 +136,7 @@ pub(crate) fn sort_state(state: &str) -> Sort {
         "57014" => Sort::Other,
         _ => match state.get(..2) {
             Some("08" | "57") => Sort::Lost,
-            // XX000 is what PostgreSQL and its extensions raise where nobody chose a state.
+            // XX000 is what PostgreSQL and its extensions raise where no one chose a state.
             Some("53" | "58" | "XX") => Sort::Doubt,
             // 2D: a handler that ends its transaction would do so again.
             Some("22" | "23" | "2D") => Sort::Permanent,

@@ -1,6 +1,6 @@
 //! Why a handler did not succeed, said where it happened: `.transient()?`, `.permanent("code")?`.
 //!
-//! A failure is the message's or nobody's: that the database is away says nothing about a message,
+//! A failure is the message's or no one's: that the database is away says nothing about a message,
 //! so it costs no attempt and makes no dead letter. PostgreSQL's errors are sorted by SQLSTATE when
 //! they are passed on with `?`; any other error must be classified by who knows it.
 
@@ -34,7 +34,7 @@ pub(crate) enum Kind {
     Conflict,
     /// The session's state was at fault: again at once, with everything prepared anew.
     Session,
-    /// The database can't go on: wait, and count nothing.
+    /// The database can't continue: wait, and count nothing.
     Outage,
     /// The handler's session is gone, or a server that it asked is away: wait as in an outage, a few times,
     /// since the database answers in between. If it stays so, the message is at fault.

@@ -30,7 +30,7 @@ macro_rules! points {
 }
 
 points! {
-    /// Partitions came; nobody has asked the database where they go on.
+    /// Partitions came; no one has asked the database where they continue.
     Assigning = "assigning",
     /// A record was taken from Kafka's client; no worker knows of it.
     Polled = "polled",

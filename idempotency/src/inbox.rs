@@ -46,7 +46,7 @@ pub enum Claim {
     Fresh,
     /// It has taken effect. Acknowledge it and do nothing.
     Duplicate,
-    /// Its day is older than what is remembered, or further ahead than is prepared for, so nobody
+    /// Its day is older than what is remembered, or further ahead than is prepared for, so no one
     /// can tell whether it has taken effect. It was not claimed; put it aside for a person.
     OutsideWindow,
 }

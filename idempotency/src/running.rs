@@ -1,4 +1,4 @@
-//! Statements that are running in a session, and what ends one that nobody waits for any more.
+//! Statements that are running in a session, and what ends one that no one waits for any more.
 //!
 //! A statement whose future is dropped runs on, and all behind it waits for it in the server: the end
 //! of the transaction too. So that is waited for with patience, and then it is cancelled, from a
@@ -19,7 +19,7 @@ use deadpool_postgres::{Object, Pool};
 use tokio::time::timeout;
 use tokio_postgres::{Error, Row, types::Type};
 
-/// How long it may go on, and how long cancelling it may take.
+/// How long it may continue, and how long cancelling it may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A handler may have left several.
 const CANCELS_MAX: u32 = 3;
@@ -27,7 +27,7 @@ const CANCELS_MAX: u32 = 3;
 /// Of one transaction.
 #[derive(Default)]
 pub(crate) struct Running {
-    /// Begun, and nobody has had the answer.
+    /// Begun, and no one has had the answer.
     unanswered: AtomicUsize,
     /// The server's process, if whoever began has asked for it.
     backend: OnceLock<i32>,

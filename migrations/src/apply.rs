@@ -33,7 +33,7 @@ pub struct Applied {
 #[non_exhaustive]
 pub enum MigrateError {
     /// The database refused a statement or went away. What was applied before stays applied;
-    /// mend the cause and run it again.
+    /// correct the cause and run it again.
     #[error("{doing} failed")]
     Database {
         /// What was being done, with the migration's name.

@@ -113,7 +113,7 @@ pub struct Lacking {
     pub role: String,
     /// In the order of the list.
     pub grants: Vec<Grant>,
-    /// Tables and functions that are not there: nobody can grant anything on them before `migrate`.
+    /// Tables and functions that are not there: no one can grant anything on them before `migrate`.
     pub absent: Vec<&'static str>,
 }
 

@@ -1,5 +1,5 @@
 //! What a server must be set to, and a role be able to do, before a relay can stream from it: one list, for
-//! `check` beforehand and for the halt. Pure.
+//! `check` in advance and for the halt. Pure.
 
 use crate::{core::halt::Halt, postgres::catalog::slot::Capacity, route::quoted};
 

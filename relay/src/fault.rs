@@ -33,11 +33,11 @@ macro_rules! points {
 points! {
     /// The leader's lock is held; nothing else is known yet.
     Leading = "leading",
-    /// A progress record is in the database; nobody was told.
+    /// A progress record is in the database; no one was told.
     ProgressInTable = "progress-in-table",
     /// The progress topic exists; nothing was ever stored in it.
     ProgressTopicMade = "progress-topic-made",
-    /// Progress was read once, nobody is fenced.
+    /// Progress was read once, no one is fenced.
     ProgressRead = "progress-read",
     /// Older relays are fenced; what they left is not looked at yet.
     Fenced = "fenced",
@@ -77,7 +77,7 @@ points! {
     RecordsStored = "records-stored",
     /// A moment after the commit was asked for: its request, its answer, or neither is under way.
     CommitUnderWay = "commit-under-way",
-    /// The transaction is committed; nobody but the broker knows.
+    /// The transaction is committed; no one but the broker knows.
     Committed = "committed",
     /// A transaction failed and is about to be aborted.
     Aborting = "aborting",
@@ -87,7 +87,7 @@ points! {
     ProgressFollows = "progress-follows",
     /// At-least-once: a refused batch is about to be stored again, a record at a time.
     StoringAlone = "storing-alone",
-    /// Events are refused for good; nothing of it is in the table of dead letters.
+    /// Events are refused permanently; nothing of it is in the table of dead letters.
     Parking = "parking",
     /// They are parked, or back among the parked ones; no progress covers them.
     Parked = "parked",
@@ -103,7 +103,7 @@ points! {
     CommandChanged = "command-changed",
     /// The transaction announces the change, and is open.
     CommandAnnounced = "command-announced",
-    /// It is committed; nobody but the server knows.
+    /// It is committed; no one but the server knows.
     CommandCommitted = "command-committed",
     /// The sink has answered that all is stored; the source does not know.
     Delivered = "delivered",
@@ -120,7 +120,7 @@ points! {
 #[inline(always)]
 pub(crate) fn point(_: Point) {}
 
-/// As [`point`], but a moment later, while this thread goes on.
+/// As [`point`], but a moment later, while this thread continues.
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
 pub(crate) fn soon(_: Point) {}
@@ -216,7 +216,7 @@ mod armed {
         fn happen(&self) {
             let _ = writeln!(std::io::stderr(), "fault: {}", self.point.name());
             // To this thread: a signal to the process waits for its first thread to run, and this one
-            // would go on meanwhile.
+            // would continue meanwhile.
             // SAFETY: raise takes any number and touches no memory of ours.
             let sent = unsafe { libc::raise(self.signal) };
             assert_eq!(sent, 0, "a process may signal itself");

@@ -105,7 +105,7 @@ pub(crate) fn leads(slot: &str, pid: i32) -> String {
     )
 }
 
-/// Who leads; `None` when nobody does.
+/// Who leads; `None` when no one does.
 ///
 /// # Errors
 /// The session is broken, or the table can't be used.

@@ -212,7 +212,7 @@ impl Watch {
         Counter { began: Arc::clone(&self.began), handled: Arc::clone(&self.handled) }
     }
 
-    /// Waits until all have taken effect, while `consuming` goes on, which must not end.
+    /// Waits until all have taken effect, while `consuming` continues, which must not end.
     pub(super) async fn finish(&self, consuming: impl Future<Output = Result<()>>) -> Result<Turn> {
         tokio::select! {
             finished = self.wait() => finished,

@@ -334,7 +334,7 @@ async fn release_all(operator: &mut Session, relay: &str) -> Result<()> {
     Ok(())
 }
 
-/// Poisons a lane, releases it while the poison is still refused, mends it, releases it.
+/// Poisons a lane, releases it while the poison is still refused, corrects it, releases it.
 struct Trouble {
     postgres: &'static Postgres,
     database: String,

@@ -115,7 +115,7 @@ impl<H: Clone> Deliveries<H> {
         }
     }
 
-    /// Works until it can't go on: a worker, of which any number may run at once. Dropped half-way, what it has
+    /// Works until it can't continue: a worker, of which any number may run at once. Dropped half-way, what it has
     /// is rolled back or committed, and returned to the broker, with what waits behind it in its lane.
     pub async fn work(&self) -> Stop {
         worker::work(&self.processor, &self.queue).await
@@ -140,7 +140,7 @@ impl<H: Clone> Deliveries<H> {
     }
 
     /// Takes nothing more in, returns what no worker has, and waits until workers have none: what is left after
-    /// `patience`. The workers and the task of the answers go on meanwhile; returns also the last answers that
+    /// `patience`. The workers and the task of the answers continue meanwhile; returns also the last answers that
     /// this task has not taken.
     pub async fn drain(&self, patience: Duration) -> (usize, Vec<Answer<H>>) {
         self.queue.change(LaneScheduler::<EachMessage<H>>::close);

@@ -107,7 +107,7 @@ impl LaneScheduler<PrefixOffsets> {
         fresh.collect()
     }
 
-    /// Where reading should go on; `None` where no one knows, and of what is not ours.
+    /// Where reading should continue; `None` where no one knows, and of what is not ours.
     pub(crate) fn expected(&self, partition: &Partition) -> Option<i64> {
         let tracker = self.acks.partitions.get(partition).filter(|tracker| !tracker.closing)?;
         tracker.next.or(tracker.start)

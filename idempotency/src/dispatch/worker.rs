@@ -6,7 +6,7 @@ use crate::{
     processor::{Processor, Stop},
 };
 
-/// Works until it can't go on.
+/// Works until it can't continue.
 pub(crate) async fn work<A: Acknowledgement>(
     processor: &Processor,
     queue: &DispatchQueue<A>,

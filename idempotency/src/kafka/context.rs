@@ -91,7 +91,7 @@ impl Context {
         let partitions = partitions(list);
         let ids = topics::ids(consumer, &partitions);
         let mut starts = topics::committed(consumer, list);
-        // The database knows better than the group where to go on, if it keeps watermarks.
+        // The database knows better than the group where to continue, if it keeps watermarks.
         for (partition, offset, topic_id) in self.start_offsets(&partitions) {
             begin_at(list, &partition, Offset::Offset(offset));
             starts.insert(partition, Start { offset, topic_id });
@@ -116,7 +116,7 @@ impl Context {
         }
     }
 
-    /// Where a partition would go on may be a place in another topic, which had its name before.
+    /// Where a partition would continue may be a place in another topic, which had its name before.
     fn begin_anew(
         &self,
         list: &mut TopicPartitionList,
@@ -194,7 +194,7 @@ pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
 }
 
 /// What can be committed, each offset with its topic's id: the broker keeps an offset of a topic that was
-/// made anew, if a member commits it that does not know yet.
+/// recreated, if a member commits it that does not know yet.
 pub(super) fn list(shared: &Shared) -> TopicPartitionList {
     let offsets = shared.lanes().committable();
     let mut list = TopicPartitionList::with_capacity(offsets.len());

@@ -5,7 +5,7 @@ use rdkafka::error::KafkaError;
 use crate::processor::Stop;
 
 /// Why a runner ended before it was told to. What was under way is rolled back or finished; the
-/// next start goes on where this one was.
+/// next start continues where this one was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
@@ -15,7 +15,7 @@ pub enum RunError {
     /// The client can't be made from its settings.
     #[error("the Kafka consumer can't start")]
     Client(#[source] KafkaError),
-    /// The client can't go on.
+    /// The client can't continue.
     #[error("the Kafka consumer can't continue")]
     Fatal(#[source] KafkaError),
     /// Where the group was in a partition is not in the topic (any more), and `auto.offset.reset` is

@@ -1,10 +1,10 @@
-//! Whether records that were there are gone, told by how offsets go on. Pure.
+//! Whether records that were there are gone, told by how offsets continue. Pure.
 //!
 //! Offsets within a partition have holes, where transactions ended or a topic was compacted. Records
-//! are gone where the partition begins behind the place at which reading was to go on; and where it
-//! goes on before that place, the partition was cut, or is another one of the same name.
+//! are gone where the partition begins behind the place at which reading was to continue; and where it
+//! continues before that place, the partition was cut, or is another one of the same name.
 
-/// How a partition goes on.
+/// How a partition continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gap {
     /// As it should.
@@ -15,7 +15,7 @@ pub(super) enum Gap {
     Back { from: i64, to: i64 },
 }
 
-/// Reading was to go on at `expected`, as far as is known, and goes on at `found`; `first` is the
+/// Reading was to continue at `expected`, as far as is known, and continues at `found`; `first` is the
 /// first offset that the partition still has. `to_latest`: what is out of range is left for the end.
 pub(super) fn judge(expected: Option<i64>, found: i64, first: Option<i64>, to_latest: bool) -> Gap {
     match expected {

@@ -45,7 +45,7 @@ pub(super) fn stamped(stamp: Timestamp) -> Option<timestamp::Timestamp> {
     }
 }
 
-/// One record has one timestamp, whoever stamped it; in a topic made anew, others have its place.
+/// One record has one timestamp, whoever stamped it; in a recreated topic, others have its place.
 fn of_place((topic, partition, offset): (&str, i32, i64), timestamp: Timestamp) -> MessageId {
     let ms = timestamp.to_millis();
     let (partition, offset) = (partition.to_be_bytes(), offset.to_be_bytes());

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One thread polls whatever the handlers do, so a slow handler never costs the membership. The
-//! database knows which messages took effect; a committed offset only says where to go on, and is
+//! database knows which messages took effect; a committed offset only says where to continue, and is
 //! never past one that is not finished.
 
 mod context;
@@ -112,7 +112,7 @@ impl Runner {
     }
 
     /// How many messages, or batches, are handled at once: 16, or 4 for batches. Each takes one
-    /// connection of the inbox's pool, and what goes on beside them up to nine. A pool with fewer works, and
+    /// connection of the inbox's pool, and what continues beside them up to nine. A pool with fewer works, and
     /// slower: nothing takes a second connection while it holds one.
     #[must_use]
     pub fn concurrency(mut self, handlers: usize) -> Self {
@@ -129,7 +129,7 @@ impl Runner {
     }
 
     /// How long a rebalance or a stop waits for handlers that are at work: 10 s. What is still
-    /// under way then is rolled back at a stop, and goes on at a rebalance; it meets the
+    /// under way then is rolled back at a stop, and continues at a rebalance; it meets the
     /// partition's next owner at the inbox.
     #[must_use]
     pub fn drain(mut self, patience: Duration) -> Self {
@@ -170,7 +170,7 @@ impl Runner {
         let _leaves = leave.clone().drop_guard();
 
         self.say_what_starts();
-        // Each runs until it can't go on; dropping the set ends them, and rolls back what they do.
+        // Each runs until it can't continue; dropping the set ends them, and rolls back what they do.
         let mut tasks: JoinSet<Stop> = JoinSet::new();
         for _ in 0..self.concurrency {
             let (processor, shared) = (self.processor.clone(), Arc::clone(&shared));
@@ -200,7 +200,7 @@ impl Runner {
             },
             () = stop => Ok(()),
         };
-        // The workers go on while the poll thread waits for what they have.
+        // The workers continue while the poll thread waits for what they have.
         leave.cancel();
         let polled = poll.await.unwrap_or(Err(RunError::Panicked));
         outcome.and(polled)

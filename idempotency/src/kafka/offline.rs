@@ -67,7 +67,7 @@ impl Offline {
     }
 }
 
-/// Where the database says that a partition goes on, if it knows.
+/// Where the database says that a partition continues, if it knows.
 ///
 /// # Errors
 /// The database's.

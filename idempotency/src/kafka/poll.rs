@@ -60,7 +60,7 @@ pub(super) struct Poll {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Open,
-    /// Nothing is polled, which librdkafka bears for a while: it goes on fetching up to its limit.
+    /// Nothing is polled, which librdkafka bears for a while: it continues fetching up to its limit.
     Full {
         since: Instant,
     },
@@ -181,7 +181,7 @@ impl Poll {
         self.limits.are_reached(self.shared.lanes().load())
     }
 
-    /// Takes nothing more in at the limit, and goes on below half of it.
+    /// Takes nothing more in at the limit, and continues below half of it.
     fn regulate(&self, flow: Flow) -> Flow {
         let (load, assignments) = {
             let lanes = self.shared.lanes();

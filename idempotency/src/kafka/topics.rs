@@ -1,4 +1,4 @@
-//! What becomes of the topics themselves while they are read: made anew, cut, gone.
+//! What becomes of the topics themselves while they are read: recreated, cut, gone.
 //!
 //! Each is said once where it happens, counted, and raised as an alert: records that were there and
 //! have no effect must not be found out by accident. Deciding is pure in `gaps`.
@@ -63,7 +63,7 @@ impl Topics {
         }
     }
 
-    /// A partition goes on at `offset`: is that where it should?
+    /// A partition continues at `offset`: is that where it should?
     pub(super) fn goes_on(
         &self,
         consumer: &BaseConsumer<impl ConsumerContext>,
@@ -143,8 +143,8 @@ impl Topics {
         }
     }
 
-    /// The answer. What is read of a topic that was made anew must begin at its beginning: librdkafka
-    /// goes on where it was in the old one, if the new one is long enough.
+    /// The answer. What is read of a topic that was recreated must begin at its beginning: librdkafka
+    /// continues where it was in the old one, if the new one is long enough.
     pub(super) fn told(
         &mut self,
         consumer: &BaseConsumer<impl ConsumerContext>,
@@ -261,14 +261,14 @@ pub(super) fn ids(
     native::topic_ids(consumer, &names.into_iter().collect::<Vec<_>>(), ASK).into_iter().collect()
 }
 
-/// Where a partition goes on, and of which topic that is, where it is known.
+/// Where a partition continues, and of which topic that is, where it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Start {
     pub(super) offset: i64,
     pub(super) topic_id: Option<String>,
 }
 
-/// Of topics that the broker does not tell now, what they were when reading went on last.
+/// Of topics that the broker does not tell now, what they were when reading continued last.
 pub(super) fn unanswered(
     starts: &HashMap<Partition, Start>,
     ids: &HashMap<String, String>,
@@ -278,7 +278,7 @@ pub(super) fn unanswered(
     known.map(|(topic, id)| (Arc::clone(topic), id.clone())).collect()
 }
 
-/// Where a group goes on, of partitions that it knows; nothing where the broker does not answer. Its
+/// Where a group continues, of partitions that it knows; nothing where the broker does not answer. Its
 /// members give the topic's id along with an offset.
 pub(super) fn committed(
     consumer: &BaseConsumer<impl ConsumerContext>,

@@ -15,7 +15,7 @@ use crate::{
 pub(super) const ENDED: &str = "transaction-ended";
 /// The code of a message whose handler has kept its transaction.
 pub(super) const KEPT: &str = "transaction-kept";
-/// The code of a message whose handler has returned while a statement of it went on.
+/// The code of a message whose handler has returned while a statement of it continued.
 pub(super) const UNFINISHED: &str = "statement-unfinished";
 
 impl Processor {

@@ -1,5 +1,5 @@
 //! What a position does not tell is looked up by its id: in rows, and among the ids of what was taken by
-//! position. What is neither known nor newer than all that was forgotten, nobody can tell.
+//! position. What is neither known nor newer than all that was forgotten, no one can tell.
 
 use std::collections::HashSet;
 

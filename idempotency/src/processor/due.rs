@@ -35,9 +35,9 @@ pub(crate) const AT_ONCE: usize = 8;
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Processor {
-    /// What must go on beside the messages that come in: parked ones are tried again when they are
+    /// What must continue beside the messages that come in: parked ones are tried again when they are
     /// due, gauges are measured, days of the inbox are made and dropped. Runs until it is dropped
-    /// or can't go on; the Kafka runner does it by itself. Any number of processes may run it.
+    /// or can't continue; the Kafka runner does it by itself. Any number of processes may run it.
     ///
     /// Parked messages are handled in tasks of their own, on all threads, as new ones are.
     ///

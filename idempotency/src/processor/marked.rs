@@ -207,7 +207,7 @@ impl Processor {
     }
 
     #[cfg(feature = "kafka-plain")]
-    /// Where the database says that partitions go on, of those that it knows, and of which topic that
+    /// Where the database says that partitions continue, of those that it knows, and of which topic that
     /// is; to be asked whenever partitions come to this process, since what it knew of them may be old.
     pub(crate) async fn start_offsets(
         &self,

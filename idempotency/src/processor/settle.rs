@@ -89,7 +89,7 @@ impl Processor {
         *wait = (*wait * 2).min(OUTAGE.1);
     }
 
-    /// The inbox's errors as failures of the message, but for those that a person must mend.
+    /// The inbox's errors as failures of the message, but for those that a person must correct.
     fn blame(&self, error: InboxError) -> Result<Failure, InboxError> {
         Ok(match error {
             InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),

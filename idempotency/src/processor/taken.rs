@@ -208,7 +208,7 @@ impl Shelf {
         self.go_on(open, lane, more).await
     }
 
-    /// A lane goes on with its next message at once, behind others that are due, or is free again.
+    /// A lane continues with its next message at once, behind others that are due, or is free again.
     async fn go_on(self, open: &Open, lane: Uuid, more: bool) -> Result<(), InboxError> {
         let sql = match more {
             true => {

@@ -24,7 +24,7 @@ pub(super) struct Mark {
     position: Option<Position>,
     /// The highest place of earlier timelines and eras.
     before: Option<Place>,
-    /// Where reading goes on.
+    /// Where reading continues.
     pub(super) next_offset: i64,
     /// The broker's id of the topic, where it was known.
     pub(super) topic_id: Option<String>,
@@ -46,7 +46,7 @@ impl Mark {
     /// whose position says nothing in this partition.
     ///
     /// # Errors
-    /// It comes from another cluster, and nobody has told the relay so: positions can't be compared.
+    /// It comes from another cluster, and no one has told the relay so: positions can't be compared.
     pub(super) fn judge(
         &mut self,
         position: &Position,
@@ -87,7 +87,7 @@ impl Mark {
     }
 
     /// The message with this offset was taken over. Offsets step back where a topic was cut or made
-    /// anew, and then reading goes on there.
+    /// anew, and then reading continues there.
     pub(super) fn take(&mut self, offset: i64) {
         self.next_offset = offset.saturating_add(1);
     }

@@ -193,7 +193,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     /// A message comes from the broker. Messages of one key must come in order, but for copies.
     ///
     /// # Errors
-    /// The handler can't go on; the message is untouched.
+    /// The handler can't continue; the message is untouched.
     pub fn process(&mut self, message: &RawMessage) -> Result<Fate, Stop> {
         if !self.has_day(&message.id) {
             return Ok(self.bury(message.clone(), &untellable(&message.id), 0));
@@ -239,7 +239,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     /// Time passes: what comes due meanwhile is tried again, the longest due first.
     ///
     /// # Errors
-    /// The handler can't go on; what it had is untouched, and due.
+    /// The handler can't continue; what it had is untouched, and due.
     pub fn advance(&mut self, time: Duration) -> Result<(), Stop> {
         let end = self.now + time;
         while let Some((lane_id, due)) =

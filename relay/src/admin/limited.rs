@@ -306,7 +306,7 @@ mod tests {
         let mut limited = Limited::within(listener, 2, AGES);
         let mut clients = Vec::new();
         let mut accepted = Vec::new();
-        // Nobody reads here: only the kernel knows that the first one has asked.
+        // No one reads here: only the kernel knows that the first one has asked.
         for sent in ["GET /livez HTTP/1.1\r\n\r\n", "GET / HT"] {
             let mut client = TcpStream::connect(address).await.expect("connected");
             client.write_all(sent.as_bytes()).await.expect("sent");

@@ -53,7 +53,7 @@ pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
 /// Serves until `stop`, then for at most a second more. Dropping it ends it at once.
 ///
 /// # Errors
-/// None that a caller can mend; failed accepts are waited out.
+/// None that a caller can correct; failed accepts are waited out.
 pub async fn serve(
     listener: TcpListener,
     hosts: Hosts,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 
 use super::output::eprint;
 
-/// A person's answer. Without a terminal nobody can give one: then the arguments must have.
+/// A person's answer. Without a terminal no one can give one: then the arguments must have.
 ///
 /// # Errors
 /// There is no terminal, or it can't be read.

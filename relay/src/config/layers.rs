@@ -141,7 +141,7 @@ fn read(path: &Path, explicit: bool) -> Result<String, Problem> {
     }
 }
 
-/// `None` where nobody has named the file, and it may be another user's.
+/// `None` where no one has named the file, and it may be another user's.
 fn read_own(path: &Path, explicit: bool) -> std::io::Result<Option<String>> {
     const OTHERS_WRITE: u32 = 0o002;
     let mut file = std::fs::File::open(path)?;

@@ -5,7 +5,7 @@ use std::{error::Error, fmt};
 /// Where a setting came from. Ordered: a later one wins over an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// Nobody said anything.
+    /// No one said anything.
     Default,
     /// The settings file, by its path.
     File(String),
@@ -56,7 +56,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that is wrong, and what mends it.
+/// One thing that is wrong, and what corrects it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The setting's full key, such as `batch.bytes_max`; the path when it is the file itself.

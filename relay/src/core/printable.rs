@@ -35,7 +35,7 @@ pub fn causes(error: &dyn Error) -> String {
     said
 }
 
-/// A text of a size that nobody bounds, as a part of a line: cut where it is long, and then its length
+/// A text of a size that no one bounds, as a part of a line: cut where it is long, and then its length
 /// is said.
 pub fn short(text: &str) -> Cow<'_, str> {
     cut(text, SHORT)

@@ -26,7 +26,7 @@ pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 /// The format that this relay writes. It reads those before it: what they lack has a default.
 pub const VERSION: u32 = 4;
 
-/// How far delivery has come, and what a repair or a restart needs to go on.
+/// How far delivery has come, and what a repair or a restart needs to continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
@@ -45,7 +45,7 @@ pub struct Progress {
     #[serde(default)]
     pub published: Option<Published>,
     /// Why rows that were committed since the newest snapshot may be missing from the stream, as was
-    /// seen before it could be mended.
+    /// seen before it could be corrected.
     #[serde(default)]
     pub gap: Option<String>,
     /// Newest first. Empty only before the slot is made.
@@ -242,7 +242,7 @@ impl Progress {
         self.era = now_s.max(self.era.saturating_add(1));
     }
 
-    /// A release is about to be delivered, or to go on being; its transaction commits at `commit`.
+    /// A release is about to be delivered, or to be continued; its transaction commits at `commit`.
     /// Returns how many of its places are done.
     pub fn begin_release(&mut self, id: &str, commit: Lsn) -> u64 {
         if let Some(known) = self.releases.iter_mut().find(|release| release.id == id) {

@@ -161,7 +161,7 @@ impl Published {
     }
 
     /// Tables that are there now and were: name, now, and then. One that is no longer in the settings is
-    /// nobody's concern; one that is there no more is not published, and says so itself.
+    /// no one's concern; one that is there no more is not published, and says so itself.
     fn of_both<'a, 'b>(
         &'a self,
         earlier: &'b Published,

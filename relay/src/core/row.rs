@@ -102,7 +102,7 @@ impl<'a> Tuple<'a> {
         self.truncated
     }
 
-    /// The values in the relation's order, checked as they are read: nobody has looked at these
+    /// The values in the relation's order, checked as they are read: no one has looked at these
     /// bytes before, so that a row is walked once and a table that is not ours never.
     ///
     /// Yields one item a column, or an `Err` and then nothing: on an unknown marker, a length

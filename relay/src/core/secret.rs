@@ -35,7 +35,7 @@ impl fmt::Display for Secret {
 
 /// Whether the value of a setting of this name must not be seen: a librdkafka property, or a
 /// parameter of a connection string. By words rather than by a list: what a later version has is
-/// masked too, and one mask too many harms nobody. `name` as it is meant, nothing encoded in it.
+/// masked too, and one mask too many harms no one. `name` as it is meant, nothing encoded in it.
 pub fn is_secret_name(name: &str) -> bool {
     const WORDS: [&str; 10] = [
         "password",

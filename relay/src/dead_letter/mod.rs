@@ -1,4 +1,4 @@
-//! Parked events: what the broker refused for good, and what waits behind it in its lane.
+//! Parked events: what the broker refused permanently, and what waits behind it in its lane.
 //!
 //! They live in `outbox.dead_letters`, in the database that the events come from, and their
 //! identity is the event's position there together with its id, so that parking one again changes

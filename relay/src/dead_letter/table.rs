@@ -65,7 +65,7 @@ pub enum Seen {
 
 /// Where events are parked, as the pipeline needs it. Every call is durable when it returns, may be
 /// repeated with the same effect, and is made by one caller at a time. Not cancel safe: dropped
-/// half-way, its outcome is uncertain, which a repetition mends.
+/// half-way, its outcome is uncertain, which a repetition resolves.
 pub trait DeadLetters: Send {
     /// Parks events, in order; one that is there already (same position, same id) is left as it is, unless
     /// it was released and delivered.

@@ -63,7 +63,7 @@ pub(super) struct Consumer<'a> {
     topic: String,
     session: SqlSession,
     apply: Statement,
-    /// Offset to go on from, by partition.
+    /// Offset to continue from, by partition.
     next: Vec<i64>,
     repeated: u64,
     delivered: watch::Sender<u64>,

@@ -70,7 +70,7 @@ impl Server {
             let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/postgres");
             anyhow::Ok((Server { url }, local.log()))
         };
-        // Not to be stopped half-way: initdb would go on writing to a directory that is removed.
+        // Not to be stopped half-way: initdb would continue writing to a directory that is removed.
         let (server, log) = tokio::task::spawn_blocking(start)
             .await?
             .with_context(|| format!("starting PostgreSQL from {place}"))?;

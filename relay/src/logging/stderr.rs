@@ -1,6 +1,6 @@
 //! Standard error, for the log: a line that no one takes is left out, and counted.
 //!
-//! Where the log goes to a pipe whose reader stands still, a write would keep the thread that logs, and with
+//! Where the log goes to a pipe whose reader has stopped, a write would keep the thread that logs, and with
 //! it the relay's sign of life: it would lose its lead for its log.
 
 use std::{

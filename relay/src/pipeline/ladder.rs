@@ -121,7 +121,7 @@ mod tests {
             let mut ladder = Ladder::new(vec![taken_at(0)]);
             for second in 1..4 * behind {
                 ladder.offer(taken_at(second));
-                // It stands still while the backlog grows.
+                // It stays where it is while the backlog grows.
                 let delivered = (second - behind).max(0);
                 ladder.pass(Lsn::new(u64::try_from(delivered).expect("positive")));
                 let newest = ladder.rungs().first().expect("the first").taken_ms / 1000;

@@ -133,7 +133,7 @@ pub(crate) enum ChannelBinding {
     Require,
 }
 
-/// Why the text is no connection: every problem found, each with its key and what mends it.
+/// Why the text is no connection: every problem found, each with its key and what corrects it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .problems.join("; "))]
 pub struct ConnInfoError {
@@ -220,7 +220,7 @@ impl ConnectSettings {
     }
 
     /// Hosts beyond loopback and Unix sockets whose identity would not be verified: anyone on
-    /// the way could read and change what passes. `sslmode=verify-full` mends it.
+    /// the way could read and change what passes. `sslmode=verify-full` corrects it.
     pub fn unverified_hosts(&self) -> Vec<String> {
         let verified = self.tls.mode.verifies();
         let outside = self.endpoints.iter().filter(|endpoint| !verified && !endpoint.is_local());

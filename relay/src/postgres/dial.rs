@@ -114,7 +114,7 @@ impl Failure {
         }
     }
 
-    /// As libpq: `prefer` goes on in plain text, `allow` with TLS, when the first way is refused.
+    /// As libpq: `prefer` continues in plain text, `allow` with TLS, when the first way is refused.
     fn leaves_another_way(&self, mode: SslMode) -> bool {
         let refused = |error: &ConnectError| {
             error.sqlstate().is_some_and(|sqlstate| sqlstate.starts_with("28"))
@@ -157,7 +157,7 @@ impl Route {
 /// Tries every host until one gives the kind of session that is asked for.
 ///
 /// # Errors
-/// That of the host that refused for good, else all hosts' errors in one.
+/// That of the host that refused permanently, else all hosts' errors in one.
 pub(crate) async fn dial<S: Startup>(
     settings: &ConnectSettings,
     startup: &S,

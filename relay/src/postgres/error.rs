@@ -21,13 +21,13 @@ pub enum ConnectError {
         #[source]
         source: Option<BoxError>,
     },
-    /// Trying again won't help before a person has mended it: a wrong password, an unknown
+    /// Trying again won't help before a person has corrected it: a wrong password, an unknown
     /// database, a certificate that is not trusted.
     #[error("{what}; {remedy}")]
     Permanent {
         /// With the host; several hosts are told of one after another.
         what: String,
-        /// What mends it.
+        /// What corrects it.
         remedy: String,
         /// The server's code, if it was the server that refused.
         sqlstate: Option<String>,
@@ -191,7 +191,7 @@ pub(crate) fn needs_time(sqlstate: &str) -> bool {
             && sqlstate != "08P01"
 }
 
-/// What mends a refused start-up; `None` where waiting may.
+/// What corrects a refused start-up; `None` where waiting may.
 fn remedy(error: &ServerError) -> Option<&'static str> {
     Some(match error.sqlstate.as_str() {
         "28P01" => {

@@ -9,7 +9,7 @@ use super::error::ConnectError;
 
 /// Names and values; every role may set each, on PostgreSQL 14 and later.
 const PINS: &[(&str, &str)] = &[
-    // Nobody else's functions, operators and types stand in for the server's own.
+    // No one else's functions, operators and types stand in for the server's own.
     ("search_path", "pg_catalog,pg_temp"),
     // Each wait has its own limit, and its own reason to be long.
     ("statement_timeout", "0"),

@@ -31,7 +31,7 @@ use super::{
 /// The protocol's name in ALPN, which `sslnegotiation=direct` requires.
 pub(crate) const ALPN: &[u8] = b"postgresql";
 
-/// The settings name certificates or keys that can't be used. Only a person can mend it.
+/// The settings name certificates or keys that can't be used. Only a person can correct it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TlsError(String);

@@ -34,7 +34,7 @@ pub enum Decision {
         /// A slot of that name is there, and of no use: drop it first.
         replace: bool,
     },
-    /// A repair was begun: go on with it, then decide again.
+    /// A repair was begun: continue with it, then decide again.
     FinishRepair,
     /// Somebody else uses the slot: look again in a moment.
     Wait {
@@ -45,7 +45,7 @@ pub enum Decision {
     },
 }
 
-/// Why rows may be missing from the stream that goes on from stored progress: written while their
+/// Why rows may be missing from the stream that continues from stored progress: written while their
 /// table was not published as it had been. What the stream does have can't say so.
 pub(super) fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
     let inside = matches!(progress.position, Some(Position::Row(_)));
@@ -194,7 +194,7 @@ const OUTRUN: &str = "is ahead of the progress that this new primary has";
 
 const NOTHING_KNOWN: &str = "nothing was published before";
 
-/// A repair whose new slot was made: goes on, or, where that slot is gone too, ends first: what it
+/// A repair whose new slot was made: continues, or, where that slot is gone too, ends first: what it
 /// publishes is what a further repair begins after.
 fn begun(
     facts: &Facts<'_>,

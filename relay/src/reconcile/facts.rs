@@ -29,7 +29,7 @@ pub struct Facts<'a> {
     pub history: &'a [(u32, Lsn)],
     /// Whether a first start publishes the rows that are there already.
     pub start_with_all: bool,
-    /// Another relay that has delivered from this database, where rows are there and nobody has said
+    /// Another relay that has delivered from this database, where rows are there and no one has said
     /// what a first start does with them.
     pub predecessor: Option<&'a str>,
     /// How the tables are published now; `None` where that was not asked.
@@ -38,7 +38,7 @@ pub struct Facts<'a> {
     pub unpublished_once: bool,
     /// A partition that was attached with rows which the stream does not have.
     pub attached: Option<&'a str>,
-    /// Why the tables can't be read for a repair, if they can't, and what would mend that.
+    /// Why the tables can't be read for a repair, if they can't, and what would correct that.
     pub unrepairable: Option<&'a Halt>,
     /// Progress of this relay was stored before, says the database.
     pub has_delivered: bool,

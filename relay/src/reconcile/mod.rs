@@ -1,9 +1,9 @@
 //! What to do at start: compares stored progress, the slot and the cluster's identity.
 //!
 //! Pure; `daemon` gathers the facts and acts. No combination streams past something that was not
-//! delivered without saying so: a slot that is missing or lost is made anew and what it would have
+//! delivered without saying so: a slot that is missing or lost is recreated and what it would have
 //! sent is published from the table; where that can't be known, the relay stops and names what is
-//! missing and the command that goes on. `docs/GUARANTEES.md` has the same table in words.
+//! missing and the command that continues. `docs/GUARANTEES.md` has the same table in words.
 
 mod choice;
 mod facts;

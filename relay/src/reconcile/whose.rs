@@ -43,7 +43,7 @@ const ADOPTED: &str =
     "stored progress has no seal, because an older version wrote it: it is taken over, once";
 
 /// Decides what counts. What another stored never does, but for two cases in which the relay only
-/// stands still on its account, or takes over what a version without seals has stored.
+/// halts on its account, or takes over what a version without seals has stored.
 ///
 /// # Errors
 /// [`Halt`]: a person must decide.

@@ -2,7 +2,7 @@
 //!
 //! Rows that were moved there (their `xid` is not the transaction that wrote them) were published where
 //! they came from, and don't count. Of the others a repair takes those that its snapshot does not show; of
-//! older ones nobody knows by now, so a person is asked.
+//! older ones no one knows by now, so a person is asked.
 
 use tokio_postgres::{Client, Row, error::SqlState};
 

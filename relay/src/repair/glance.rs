@@ -1,4 +1,4 @@
-//! Some rows of a table as records: what a doctor judges beforehand by what there is.
+//! Some rows of a table as records: what a doctor judges in advance by what there is.
 //!
 //! Unlike a repair it asks nothing of the table but its mapped columns, and ends in time whatever the
 //! table holds: so many rows, so many bytes, so much of the server's time.

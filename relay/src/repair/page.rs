@@ -83,7 +83,7 @@ impl Course for Page {
     }
 }
 
-/// All is delivered: the stream goes on where the slot begins, and a later repair after what its
+/// All is delivered: the stream continues where the slot begins, and a later repair after what its
 /// snapshot shows.
 #[derive(Debug)]
 pub struct End {

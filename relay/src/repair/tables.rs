@@ -43,7 +43,7 @@ pub struct Table {
 /// Whether a table can be read for a repair. That the mapping fits it is somebody else's question.
 ///
 /// # Errors
-/// [`Halt`] with what is missing, and the SQL or setting that mends it.
+/// [`Halt`] with what is missing, and the SQL or setting that corrects it.
 pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<Table, Halt> {
     let columns = &table.columns;
     if !table.readable {

@@ -62,7 +62,7 @@ impl<'w, 'b> HeaderWriter<'w, 'b> {
     }
 }
 
-/// The relay's own headers, with all that is the same for every record made beforehand.
+/// The relay's own headers, with all that is the same for every record made in advance.
 #[derive(Clone, Debug)]
 pub(super) struct RelayHeaders {
     reserved: Reserved,

@@ -1,6 +1,6 @@
 //! From a mapping to a plan: which column of a table serves which purpose, and whether it can.
 //!
-//! A [`Plan`] is a mapping laid over one table's shape, made anew whenever the table is announced, so
+//! A [`Plan`] is a mapping laid over one table's shape, made again whenever the table is announced, so
 //! that routing a row looks up no name.
 
 use super::{

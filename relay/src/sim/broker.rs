@@ -88,7 +88,7 @@ impl World {
         Err(SinkError::Fenced("a newer epoch".into()))
     }
 
-    /// The records of the range that are refused. Of lane 0 the broker's client knows beforehand.
+    /// The records of the range that are refused. Of lane 0 the broker's client knows in advance.
     fn refusals(&self, batch: &Batch, range: &Range<usize>) -> (Vec<RefusedRecord>, Vec<usize>) {
         let bad = |index: &usize| self.events[id(&batch.get(*index).unwrap())].bad;
         let bad: Vec<usize> = range.clone().filter(bad).collect();

@@ -140,7 +140,7 @@ impl World {
         self.server.announcements.push(commit);
     }
 
-    /// As with a slot that is made anew: what was announced and is not confirmed is not in its stream.
+    /// As with a slot that is recreated: what was announced and is not confirmed is not in its stream.
     pub(super) fn lose_announcements(&mut self) {
         let confirmed = self.server.confirmed;
         for commit in std::mem::take(&mut self.server.announcements) {

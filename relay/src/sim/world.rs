@@ -90,7 +90,7 @@ pub(super) struct Event {
     pub(super) discarded: bool,
     /// At-least-once: stored again, so that what follows may have overtaken it.
     pub(super) refused: bool,
-    /// The broker refuses it until somebody mends it.
+    /// The broker refuses it until somebody corrects it.
     pub(super) bad: bool,
     /// Whether it ever was, or can't be a record at all.
     pub(super) was_bad: bool,

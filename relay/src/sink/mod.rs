@@ -43,10 +43,10 @@ pub trait Sink: Send {
 
     /// Stores the records of `range` in order. Returns when all of them are durable.
     ///
-    /// Not cancel safe: dropped half-way, the outcome is uncertain, and the sink must be made anew.
+    /// Not cancel safe: dropped half-way, the outcome is uncertain, and the sink must be recreated.
     ///
     /// # Errors
-    /// See [`SinkError`]; after any but `Refused` the sink must be made anew.
+    /// See [`SinkError`]; after any but `Refused` the sink must be recreated.
     fn deliver(
         &mut self,
         batch: &Arc<Batch>,
@@ -72,7 +72,7 @@ pub trait ProgressStore: Send {
     /// Stores progress alone. Returns when it is durable. Not cancel safe, as a delivery.
     ///
     /// # Errors
-    /// See [`SinkError`]; the store must be made anew.
+    /// See [`SinkError`]; the store must be recreated.
     fn store(&mut self, progress: Bytes) -> impl Future<Output = Result<Stored, SinkError>> + Send;
 }
 
@@ -91,10 +91,10 @@ pub trait Publisher: ProgressStore {
     /// [`ProgressStore::store`], when it sees fit. `None` where it may not be stored yet: only who
     /// [`Publisher::is_apart`] is given that.
     ///
-    /// Not cancel safe: dropped half-way, the outcome is uncertain, and all must be made anew.
+    /// Not cancel safe: dropped half-way, the outcome is uncertain, and all must be recreated.
     ///
     /// # Errors
-    /// See [`SinkError`]; after any but `Refused` all must be made anew.
+    /// See [`SinkError`]; after any but `Refused` all must be recreated.
     fn publish(
         &mut self,
         batch: &Arc<Batch>,
@@ -136,7 +136,7 @@ pub struct StoredProgress {
 }
 
 impl StoredProgress {
-    /// Where nobody else can store anything.
+    /// Where no one else can store anything.
     #[cfg(test)]
     pub(crate) fn of_own(own: Option<Bytes>) -> Self {
         StoredProgress { own, stranger: None }
@@ -186,12 +186,12 @@ pub enum SinkError {
     /// Another relay of the same name has taken over: send nothing more, go back to standby.
     #[error("fenced by another relay of the same name")]
     Fenced(#[source] BoxError),
-    /// Only a person can mend it: a wrong setting, a progress topic with the wrong settings.
+    /// Only a person can correct it: a wrong setting, a progress topic with the wrong settings.
     #[error("{what}; {remedy}")]
     Misconfigured {
         /// What is wrong.
         what: String,
-        /// The setting or command that mends it.
+        /// The setting or command that corrects it.
         remedy: String,
     },
 }
@@ -218,7 +218,7 @@ impl SinkError {
 /// What became of the records that were not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// None of them was sent: the refusal was known beforehand. Those that are refused may lie
+    /// None of them was sent: the refusal was known in advance. Those that are refused may lie
     /// behind the range as well, up to the batch's end.
     NotSent,
     /// None of them is stored: the transaction was aborted.

@@ -1,7 +1,7 @@
 //! Whether the relay is alive and whether it is ready: pure decisions over what the board knows.
 //!
 //! Readiness sees the replication stream and the deliveries, not just the process, and an outage
-//! turns it within 20 s. Liveness holds through outages: a restart would mend none of them.
+//! turns it within 20 s. Liveness holds through outages: a restart would help with none of them.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub enum Phase {
         /// Up to which moment they were written; `None` before the first.
         through: Option<String>,
     },
-    /// Only a person can make it go on; the process stays alive to say so.
+    /// Only a person can make it continue; the process stays alive to say so.
     Halted {
         /// What is wrong.
         reason: String,

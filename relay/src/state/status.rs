@@ -80,7 +80,7 @@ pub struct LastError {
     pub error: String,
     /// RFC 3339, UTC.
     pub at: String,
-    /// When the relay went on; null while it has not, or where nothing was waited for.
+    /// When the relay continued; null while it has not, or where nothing was waited for.
     #[serde(default)]
     pub over_since: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Where throwaway things lie: a new directory, on a way that nobody else can change.
+//! Where throwaway things lie: a new directory, on a way that no one else can change.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ pub fn directory(prefix: &str) -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?)
 }
 
-/// The part of the way that a user other than root can change. In a sticky directory nobody can
+/// The part of the way that a user other than root can change. In a sticky directory no one can
 /// move what is another's.
 fn changeable(path: &Path) -> Result<Option<(PathBuf, u32)>> {
     for part in path.ancestors() {

@@ -143,7 +143,7 @@ extern "C" fn at_exit() {
     };
     if let Guardian::Watching(mut child) = guardian {
         drop(child.stdin.take()); // The end of its work list.
-        // Every child that ends is taken note of here, not the guardian alone: one that nobody
+        // Every child that ends is taken note of here, not the guardian alone: one that no one
         // waited for would look alive to it, and be waited for in vain.
         loop {
             // SAFETY: waitpid may be given nowhere to put the status; it touches no other memory.

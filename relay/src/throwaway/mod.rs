@@ -35,7 +35,7 @@ const TAIL_LINES: usize = 40;
 /// guardian how to end it.
 ///
 /// # Errors
-/// The log can't be written, the program not started, or nobody would end it; then it is ended.
+/// The log can't be written, the program not started, or no one would end it; then it is ended.
 pub fn spawn_logged(
     mut server: Command,
     dir: &Path,

@@ -85,7 +85,7 @@ impl LocalPostgres {
         self.restart()
     }
 
-    /// Keeps a base backup, which has none of its slots; the server goes on. Where there is no
+    /// Keeps a base backup, which has none of its slots; the server continues. Where there is no
     /// `pg_basebackup`, it is restarted.
     ///
     /// # Errors

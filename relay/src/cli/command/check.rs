@@ -1,4 +1,4 @@
-//! `outbox-relay check`: a doctor that looks at every precondition and says what mends it.
+//! `outbox-relay check`: a doctor that looks at every precondition and says what corrects it.
 //!
 //! It changes nothing and disturbs no relay that runs. Each finding stands for itself; what can't
 //! be looked at because something before it failed is left out. Ends within 15 s.
@@ -52,7 +52,7 @@ pub(crate) struct Finding {
     pub verdict: Verdict,
     /// What was seen.
     pub seen: String,
-    /// What fixes it; empty when nothing is to be mended.
+    /// What fixes it; empty when nothing is to be corrected.
     pub remedy: String,
 }
 
@@ -73,7 +73,7 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         let foreseen = events::foreseen(parts, expected, looked);
         let ((found, _), (topics, _)) =
             tokio::join!(half("start", rehearsal), half("topics", foreseen));
-        // What is mended by the same words has the same cause, and the start's words have more: what it
+        // What is corrected by the same words has the same cause, and the start's words have more: what it
         // means for what was published before.
         for start in &found {
             findings

@@ -107,7 +107,7 @@ impl Screen {
 
 fn write(text: &str) {
     let mut out = std::io::stderr().lock();
-    // Nobody is left to tell it to.
+    // No one is left to tell it to.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 

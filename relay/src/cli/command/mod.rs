@@ -1,4 +1,4 @@
-//! What each command does, apart from `run`, which is `daemon`. A command prints, and nobody but `cli`
+//! What each command does, apart from `run`, which is `daemon`. A command prints, and no one but `cli`
 //! calls it.
 
 pub(super) mod check;

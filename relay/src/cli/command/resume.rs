@@ -1,8 +1,8 @@
-//! `outbox-relay resume`: an operator's decision where the relay stands still, written as progress.
+//! `outbox-relay resume`: an operator's decision where the relay is halted, written as progress.
 //!
 //! It asks before it leaves out more than was named (`left_out`), with the number of events. It takes
-//! the leader's lock and fences, so it can't race a relay that works; the relay that stands still reads
-//! the new progress at its next look, and goes on by itself.
+//! the leader's lock and fences, so it can't race a relay that works; the relay that is halted reads
+//! the new progress at its next look, and continues by itself.
 
 mod decision;
 mod left_out;
@@ -35,7 +35,7 @@ use crate::{
     source::connect::ReplicationConnection,
 };
 
-/// A relay that stands still holds the lock only while it looks again.
+/// A relay that is halted holds the lock only while it looks again.
 const LOCK_WAIT: Duration = Duration::from_secs(20);
 
 /// What the decision changed.
@@ -64,7 +64,7 @@ impl std::fmt::Display for Outcome {
 /// Carries the decision out, once `agreed` has said yes to what it leaves out beyond what it names.
 ///
 /// # Errors
-/// A relay is at work, nobody agreed, or the decision does not fit what is there; then nothing was
+/// A relay is at work, no one agreed, or the decision does not fit what is there; then nothing was
 /// changed.
 pub(crate) async fn run(
     config: &Config,
@@ -145,7 +145,7 @@ fn decoded(
     }
 }
 
-/// Where the relay goes on, with the slot that is there.
+/// Where the relay continues, with the slot that is there.
 async fn position(
     session: &SqlSession,
     slot_name: &str,
@@ -211,7 +211,7 @@ async fn since_newest(
     Ok(repair::before(session.client(), &tables, witness.created_ms).await?)
 }
 
-/// Where a cluster that `pg_upgrade` made goes on. Transaction ids and the WAL's positions go on in it, so
+/// Where a cluster that `pg_upgrade` made continues. Transaction ids and the WAL's positions continue in it, so
 /// that stored snapshots hold. From 17 on it brings slots, of which everything was confirmed before;
 /// without one the relay's next start repairs what came since.
 async fn upgraded(

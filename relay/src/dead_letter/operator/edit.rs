@@ -41,7 +41,7 @@ impl Operator<'_> {
             payload: row.get(4),
             headers: headers::again(&row.get(5), Repertoire::Unicode),
         };
-        // A row above the size limit was read past: there is no payload to go on with.
+        // A row above the size limit was read past: there is no payload to continue with.
         let payload_lost = !row.get::<_, bool>(7)
             && event.payload.is_none()
             && row.get::<_, &str>(8) == "too_large";

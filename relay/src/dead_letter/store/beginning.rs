@@ -67,7 +67,7 @@ impl Store {
     }
 
     /// Tells `lanes` of events that were parked and that `progress` does not cover: the relay ended
-    /// between the two, and the server sends them again. Somebody may have mended, released or
+    /// between the two, and the server sends them again. Somebody may have corrected, released or
     /// discarded them meanwhile.
     ///
     /// # Errors

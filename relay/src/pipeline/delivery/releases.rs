@@ -83,7 +83,7 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
                 self.forget(id);
                 return Ok(0);
             }
-            // Its rows are locked: its lanes stay parked, others go on, and it is announced again.
+            // Its rows are locked: its lanes stay parked, others continue, and it is announced again.
             Err(error) if error.is_locked() => {
                 self.board.release_locked();
                 return Ok(0);

@@ -29,7 +29,7 @@ pub async fn charset(client: &Client) -> Result<Charset, InspectError> {
     })
 }
 
-/// Nothing but a block can go on after a character that there is not. Mostly all of a row are there, and
+/// Nothing but a block can continue after a character that there is not. Mostly all of a row are there, and
 /// only the others are tried one by one. The leads are those of PostgreSQL's EUC encodings.
 const CHARACTERS: &str = "do $$ \
 declare \

@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Row, error::SqlState, types::ToSql};
 
 use super::{characters, error::InspectError};
 
-/// Some name has no form in UTF-8, be it nobody's concern.
+/// Some name has no form in UTF-8, though it may be no one's concern.
 const NO_CHARACTER: [SqlState; 2] =
     [SqlState::UNTRANSLATABLE_CHARACTER, SqlState::CHARACTER_NOT_IN_REPERTOIRE];
 

@@ -159,7 +159,7 @@ impl fmt::Display for OpenTransaction {
     }
 }
 
-/// A slot that nobody reads from, and that keeps WAL all the same.
+/// A slot that no one reads from, and that keeps WAL all the same.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct IdleSlot {
     /// Its name.

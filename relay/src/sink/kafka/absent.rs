@@ -154,7 +154,7 @@ fn one_too_many(name: &str, settings: &Settings) -> String {
 }
 
 /// How many topics may still be created. Whoever may insert an event may name a topic, and each costs the
-/// brokers memory and files for good.
+/// brokers memory and files permanently.
 #[derive(Debug)]
 struct Allowance {
     created: usize,

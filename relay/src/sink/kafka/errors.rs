@@ -1,9 +1,9 @@
 //! Sorts librdkafka's errors by who says so and what the relay must do next.
 //!
 //! Pure. The rule: only what a *broker* answers of a record refuses that record, and only where
-//! time does not mend it. What librdkafka says by itself (its own, negative codes) never does: that
+//! it does not pass by itself. What librdkafka says by itself (its own, negative codes) never does: that
 //! it knows no such partition means that its knowledge, or ours, is out of date. What a broker says
-//! of the producer's epoch fences; all else is "not now", because replay from progress mends it.
+//! of the producer's epoch fences; all else is "not now", because replay from progress is what helps.
 
 use std::collections::HashMap;
 
@@ -215,7 +215,7 @@ pub(super) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>)
     SinkError::Unavailable { doing: doing.into(), source: source.into() }
 }
 
-/// What a person can do about it while the relay goes on trying.
+/// What a person can do about it while the relay continues trying.
 pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     use RDKafkaErrorCode as Code;
     Some(match code {

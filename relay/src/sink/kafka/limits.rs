@@ -98,7 +98,7 @@ impl Limits {
         })
     }
 
-    /// What else of the topic's settings is worth knowing beforehand, each with its remedy: of records
+    /// What else of the topic's settings is worth knowing in advance, each with its remedy: of records
     /// of at most `record_bytes_max`, of which `waiting` come now. `published_in` is the database, as SQL
     /// takes it, whose `outbox.publish` adds them, where it does.
     pub(super) fn advice(
@@ -159,7 +159,7 @@ impl Limits {
     }
 
     /// Why the broker takes this record neither now nor later, whatever it is sent with. One that
-    /// is `compressed` on its way has no size that is known beforehand.
+    /// is `compressed` on its way has no size that is known in advance.
     pub(super) fn refuse(
         &self,
         record: &Record<'_>,

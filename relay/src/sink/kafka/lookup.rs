@@ -109,7 +109,7 @@ impl Lookup {
                     let told = names.iter().map(|name| ((*name).to_owned(), told.remove(*name)));
                     seen.extend(self.described(told.collect(), timeout));
                 }
-                // Some brokers know no such request, and without a controller nobody answers it.
+                // Some brokers know no such request, and without a controller no one answers it.
                 _ => {
                     for name in names {
                         let found = self.find(name, timeout).unwrap_or(Found::Unclear);
@@ -219,7 +219,7 @@ impl Lookup {
     }
 
     fn metadata(&self, topic: &str, timeout: Duration) -> Result<Metadata, KafkaError> {
-        // While a call waits, nobody hears what librdkafka says of the brokers.
+        // While a call waits, no one hears what librdkafka says of the brokers.
         let soon = SOON.min(timeout);
         let fetched = match self.client.fetch_metadata(Some(topic), soon) {
             Err(error) if soon < timeout && is_silence(&error) => {
@@ -231,7 +231,7 @@ impl Lookup {
         fetched.inspect(|_| self.reach.heard()).map_err(|error| self.explained(error))
     }
 
-    /// A call that reached nobody, and why if brokers are there and don't let us in.
+    /// A call that reached no one, and why if brokers are there and don't let us in.
     fn explained(&self, error: KafkaError) -> KafkaError {
         self.serve();
         match self.client.context().take_locked_out() {

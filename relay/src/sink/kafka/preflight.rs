@@ -1,5 +1,5 @@
 //! What a doctor asks of the brokers before the relay runs: whether they can be reached, and what they
-//! allow. Changes nothing, fences nobody.
+//! allow. Changes nothing, fences no one.
 
 use std::{
     collections::HashMap,

@@ -9,7 +9,7 @@
 //! progress long after another has taken its place. So there each start claims the topic, in a
 //! transaction of its own: it stores under `<name>/writer` a word that it made up, and its
 //! progress under `<name>/<word>` from then on. What an older relay stores late is under a word
-//! that nobody looks for any more. A claim copies the progress that it found to the relay's name,
+//! that no one looks for any more. A claim copies the progress that it found to the relay's name,
 //! so that compaction may forget what it was copied from.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +50,7 @@ impl Sealer {
         &self.key
     }
 
-    /// Numbers go on after this one.
+    /// Numbers continue after this one.
     pub(super) fn go_on_after(&self, number: u64) {
         self.number.fetch_max(number, Ordering::Relaxed);
     }

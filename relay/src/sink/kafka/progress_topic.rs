@@ -225,7 +225,7 @@ fn verify(
     })
 }
 
-/// What the topic's settings and the relay's rights on it are by now; what can't be seen is taken for good.
+/// What the topic's settings and the relay's rights on it are by now; what can't be seen is assumed to be right.
 pub(super) fn still_keeps(settings: &Settings, lookup: &Lookup) -> Result<(), SinkError> {
     let name = settings.progress_topic();
     let shape = lookup.shape(&name, REQUEST_TIMEOUT);
@@ -325,7 +325,7 @@ pub(super) fn read(
     Ok(newest.found())
 }
 
-/// Errors that time does not mend; librdkafka goes on after all others.
+/// Errors that do not pass by themselves; librdkafka continues after all others.
 fn give_up_on(code: RDKafkaErrorCode) -> Result<(), KafkaError> {
     use RDKafkaErrorCode as Code;
     match code {

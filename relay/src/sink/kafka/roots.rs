@@ -1,6 +1,6 @@
 //! Which authorities vouch for a broker, where the settings name none.
 //!
-//! librdkafka comes with an OpenSSL of its own, which looks where nobody puts certificates. So the
+//! librdkafka comes with an OpenSSL of its own, which looks where no one puts certificates. So the
 //! system's are handed to it as they are found: by `SSL_CERT_FILE` and `SSL_CERT_DIR` if one of
 //! them is set, as OpenSSL does it, else where this system keeps them.
 

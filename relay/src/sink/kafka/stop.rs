@@ -25,7 +25,7 @@ impl Stop {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sleeps, at most until a stop is requested; returns whether to go on.
+    /// Sleeps, at most until a stop is requested; returns whether to continue.
     pub(super) fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         while !self.requested() {

@@ -132,7 +132,7 @@ impl Worker {
 
     fn answer<T>(&mut self, reply: Reply<T>, result: Result<T, SinkError>) {
         self.spent |= matches!(&result, Err(error) if !matches!(error, SinkError::Refused { .. }));
-        // Nobody waits for the answer any more: the caller does not know the outcome.
+        // No one waits for the answer any more: the caller does not know the outcome.
         self.spent |= reply.send(result).is_err();
     }
 
@@ -156,7 +156,7 @@ impl Worker {
     /// what delivers.
     fn claim(&self, fence: Outlet, found: &Found) -> Result<Outlet, SinkError> {
         match self.settings.delivery {
-            // Nobody else can end a transaction of this id any more.
+            // No one else can end a transaction of this id any more.
             Delivery::ExactlyOnce if found.writer.is_none() => Ok(fence),
             Delivery::ExactlyOnce => {
                 fence.claim(&found.claim(&self.settings.relay_name, None))?;

@@ -72,7 +72,7 @@ impl Outlet {
     /// Records and progress in one transaction.
     ///
     /// `Again` comes without fail in the delivery after a refused one: the refused batch left a gap
-    /// in its partition's sequence numbers, which librdkafka mends, by a new epoch, in that abort.
+    /// in its partition's sequence numbers, which librdkafka corrects, by a new epoch, in that abort.
     pub(super) fn deliver_transaction(
         &mut self,
         load: &Load<'_>,
@@ -176,7 +176,7 @@ impl Outlet {
         loop {
             match call(SLICE) {
                 Ok(()) => return Ok(()),
-                // A call that ran out of time goes on in the background.
+                // A call that ran out of time continues in the background.
                 Err(error) if error.may_call_again => {
                     if self.stop.requested() || Instant::now() >= deadline {
                         return Err(self.told(doing, error).into());

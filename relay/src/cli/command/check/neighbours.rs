@@ -12,7 +12,7 @@ use crate::{
 /// Named, at most; the rest are counted.
 const NAMED_MAX: usize = 5;
 
-/// Slots that nobody reads from.
+/// Slots that no one reads from.
 pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
     let first = slots.first()?;
     let named: Vec<String> = slots.iter().take(NAMED_MAX).map(in_words).collect();

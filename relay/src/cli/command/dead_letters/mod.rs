@@ -63,7 +63,7 @@ async fn carried_out(
     Ok(())
 }
 
-/// Lines of a list that nobody limited.
+/// Lines of a list that no one limited.
 const LINES: i64 = 100;
 /// A person sees how far a release is this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);

@@ -37,7 +37,7 @@ pub(in super::super) enum Read {
     /// Everything before `offset` that this reader may see has been read: with `read_committed`,
     /// that is the last stable offset, past transaction markers and aborted records.
     End { offset: i64 },
-    /// Nothing is lost by it; librdkafka goes on, or says it again.
+    /// Nothing is lost by it; librdkafka continues, or says it again.
     Error(RDKafkaErrorCode),
 }
 

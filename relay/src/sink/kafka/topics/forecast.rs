@@ -24,7 +24,7 @@ use crate::{
 /// Topics of which it is asked whether they could be created, at most.
 const CREATED_MAX: usize = 50;
 
-/// What is to be delivered, as far as it is known beforehand.
+/// What is to be delivered, as far as it is known in advance.
 #[derive(Debug)]
 pub struct Expected {
     /// The oldest events that wait.
@@ -144,7 +144,7 @@ impl<'a> Forecast<'a> {
     /// What of their settings is worth knowing.
     fn of_topics(&self, expected: &Expected) -> Vec<Concern> {
         let waiting = self.waiting(&expected.waiting);
-        // What shrinks on its way has no size that is known beforehand.
+        // What shrinks on its way has no size that is known in advance.
         let bytes_max = if self.settings.compresses() { 0 } else { expected.record_bytes_max };
         let added = (bytes_max, expected.published_in.as_deref());
         let mut seen: Vec<(&String, &Seen)> = self.seen.iter().collect();
