@@ -20,7 +20,7 @@ pub struct Identity {
 }
 
 impl Authority {
-    /// A new authority, which nobody trusts yet.
+    /// A new authority, which no one trusts yet.
     ///
     /// # Panics
     /// When the system has no randomness.

@@ -126,7 +126,7 @@ impl Pair {
     /// From now on the standby gets nothing more.
     ///
     /// # Panics
-    /// When it goes on streaming.
+    /// When it continues streaming.
     pub async fn cut(&self) {
         let standby = session(self.standby).await;
         for statement in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {

@@ -128,7 +128,7 @@ impl Consumer {
         self.process.signal(libc::SIGSTOP);
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     pub fn thaw(&self) {
         self.process.signal(libc::SIGCONT);
     }
@@ -197,7 +197,7 @@ pub async fn effects_so_far(database: &Database) -> i64 {
 }
 
 /// Waits until there is an effect for each committed event of `topic`, and nothing is parked or
-/// dead, and counts. A backlog may take as long as it does, but not stand still.
+/// dead, and counts. A backlog may take as long as it does, but not stop.
 ///
 /// # Panics
 /// When it does not come to that; with the count.

@@ -103,7 +103,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: of this very mapping, which nobody has a reference into.
+        // SAFETY: of this very mapping, which no one has a reference into.
         unsafe { libc::munmap(self.at, self.bytes) };
     }
 }

@@ -198,7 +198,7 @@ impl How {
     }
 
     /// By the id, so that a message that fails in a batch also fails alone, at its first attempt;
-    /// what has died once is mended.
+    /// what has died once is corrected.
     async fn verdict(self, tx: &Tx, message: &Message<serde_json::Value>) -> Result<(), Failure> {
         let id = message.id.uuid();
         let percent = match message.attempt {
@@ -231,7 +231,7 @@ async fn store(tx: &Tx, message: &Message<serde_json::Value>) -> Result<(), Fail
     Ok(())
 }
 
-/// As an operator who has mended what was wrong, for ever.
+/// As an operator who has corrected what was wrong, for ever.
 async fn replay(operator: &str) -> Result<()> {
     loop {
         // A database that is away is asked again.
@@ -291,7 +291,7 @@ impl Armed {
     fn happen(&self) {
         let _ = writeln!(std::io::stderr(), "fault: {}", self.point.name());
         // To this thread: a signal to the process waits for its first thread to run, and this one would
-        // go on meanwhile.
+        // continue meanwhile.
         // SAFETY: raise takes any number and touches no memory of ours.
         let sent = unsafe { libc::raise(self.signal) };
         assert_eq!(sent, 0, "a process may signal itself");

@@ -57,7 +57,7 @@ pub struct Outcome {
     pub stopped: usize,
     /// Members that were killed.
     pub killed: usize,
-    /// Members that were frozen, and went on.
+    /// Members that were frozen, and continued.
     pub frozen: usize,
     /// Times that a member got partitions.
     pub assignments: usize,

@@ -19,7 +19,9 @@ const SOURCES: [&str; 5] =
 
 /// The most lines of a file that does not say in its first ones, with the words `400 lines`, why it has more.
 const LINES_MAX: usize = 400;
-const PRODUCT: [&str; 3] = ["relay/src", "idempotency/src", "migrations/src"];
+/// Where no file is longer.
+const BOUNDED: [&str; 6] =
+    ["relay/src", "idempotency/src", "migrations/src", "harness/src", "bench/src", "tests/suite"];
 /// Longer, and without that reason so far. A new one fails, and so does one that was split: take it out then.
 const LONG: [&str; 0] = [];
 
@@ -64,10 +66,10 @@ fn no_files_import_one_another_in_a_circle() {
 }
 
 #[test]
-fn a_file_of_the_product_of_more_than_400_lines_says_why_in_its_first_ones() {
+fn a_file_of_more_than_400_lines_says_why_in_its_first_ones() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut long = BTreeSet::new();
-    for sources in PRODUCT {
+    for sources in BOUNDED {
         let mut files = Vec::new();
         list(&workspace.join(sources), &mut files);
         assert!(!files.is_empty(), "{sources} was read");

@@ -1,5 +1,5 @@
 //! Texts of databases in other encodings than UTF-8: what has a form in Unicode is published in it; what
-//! has none is parked with its lane, and holds up nobody, in the stream and in a repair.
+//! has none is parked with its lane, and holds up no one, in the stream and in a repair.
 
 use std::collections::BTreeSet;
 
@@ -141,7 +141,7 @@ async fn told_or_parked(t: &Harness, sample: Sample, table: &str, settings: Sett
     if no_character.is_none() {
         return;
     }
-    // What is kept of it can be seen, mended, and delivered in its place.
+    // What is kept of it can be seen, corrected, and delivered in its place.
     let letters = parked(&operator, held).await;
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "mended").expect("written");

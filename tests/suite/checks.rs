@@ -1,4 +1,4 @@
-//! `check` finds beforehand what would halt `run`, by the same looks, and disturbs no one.
+//! `check` finds in advance what would halt `run`, by the same looks, and disturbs no one.
 
 use outbox_harness::{Harness, database::Role, event::Event, relay::Settings, wait};
 use serde_json::Value;

@@ -18,7 +18,7 @@ use crate::{
     dead_letters::ended_at,
     file::{all_written, to_file},
     obeyed::{obey, typed},
-    repair::{drop_slot, repeated, wait_snapshot},
+    repair::{drop_slot, limit_wal, lose_wal, repeated, wait_snapshot},
 };
 
 const TAIL: usize = 5;
@@ -321,26 +321,9 @@ async fn a_slot_that_a_limit_on_wal_has_invalidated_is_repaired() {
     t.count(&topic, 4).await.assert_exactly_once();
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
-    let superuser = t.database().superuser();
-    for statement in ["alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()"]
-    {
-        superuser.batch_execute(statement).await.expect("a setting");
-    }
+    limit_wal(&t).await;
     t.load(&plan(&topic)).await.finish().await;
-    wait::until("the slot is lost", wait::PATIENCE, || async {
-        for statement in
-            ["select pg_logical_emit_message(true, 'fill', repeat('x', 20000000))", "checkpoint"]
-        {
-            superuser.batch_execute(statement).await.expect("WAL");
-        }
-        let row = superuser.query_one("select wal_status from pg_replication_slots", &[]).await;
-        match row.map(|row| row.get::<_, String>(0)) {
-            Ok(status) if status == "lost" => Ok(()),
-            found => Err(format!("{found:?}")),
-        }
-    })
-    .await
-    .expect("it holds more than it may");
+    lose_wal(&t).await;
     relay.restart();
     relay.wait_ready().await;
     t.load(&plan(&topic)).await.finish().await;

@@ -1,4 +1,4 @@
-//! What a run would meet at the broker is named by `check` beforehand, with the command that helps.
+//! What a run would meet at the broker is named by `check` in advance, with the command that helps.
 
 use outbox_harness::{Harness, event::Event, kafka::Kafka, servers, wait};
 use serde_json::json;
@@ -138,7 +138,7 @@ async fn check_sees_the_progress_topics_settings_while_a_relay_streams() {
     let found = about(&findings, &[progress.name(), "cleanup.policy=delete"]);
     assert_eq!(found.verdict, "problem", "{found:?}");
     assert!(found.remedy.contains("--add-config cleanup.policy=compact"), "{found:?}");
-    // The relay that streams says it as well, and goes on.
+    // The relay that streams says it as well, and continues.
     relay.wait_log("--add-config cleanup.policy=compact").await;
     let page = relay.page("/readyz").await;
     assert!(page.starts_with("ok\nbut") && page.contains("cleanup.policy=delete"), "{page}");

@@ -14,7 +14,7 @@ use crate::repair::{drop_slot, wait_snapshot};
 enum Dies {
     /// The relay, and is started again while the transaction is open.
     Relay,
-    /// The relay, for so long that the server makes the slot for nobody, or gives up.
+    /// The relay, for so long that the server makes the slot for no one, or gives up.
     RelayForLong,
     /// The relay's line, ended at the server.
     Line,

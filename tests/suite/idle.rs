@@ -117,7 +117,7 @@ async fn an_idle_outbox_in_a_busy_database_holds_no_wal_back() {
     wal.await.expect("no WAL of before is kept");
 }
 
-/// The server goes on saying how far its WAL goes, and asks where we are.
+/// The server continues saying how far its WAL goes, and asks where we are.
 #[tokio::test]
 async fn no_keepalive_moves_the_slot_past_an_event_that_is_not_delivered() {
     let mut t = Harness::start().await;

@@ -1,6 +1,6 @@
 //! Other tables and other header names: Debezium's outbox layout, mapped columns, CloudEvents.
 
-use outbox_harness::{Harness, event::Event};
+use outbox_harness::{Harness, event::Event, relay::Settings, topic::Topic};
 
 use crate::dead_letters::{wait_parked, wait_records};
 
@@ -53,25 +53,42 @@ async fn the_cloudevents_style_follows_the_kafka_binding() {
     assert_eq!(record.payload, row.payload.map(String::into_bytes));
 }
 
+/// Makes the table `public.mail` of these `columns`, and settings of a relay of it; events have no more parts than
+/// are `mapped`.
+async fn of_ones_own(
+    t: &Harness,
+    topic: &Topic,
+    columns: &str,
+    mapped: &[(&str, &str)],
+) -> Settings {
+    let table = format!(
+        "create table public.mail ({columns}); \
+         create publication mail for table public.mail with (publish = 'insert')"
+    );
+    t.database().superuser().batch_execute(&table).await.expect("a table");
+    let settings = t
+        .relay()
+        .set("postgres.publication", "mail")
+        .set_toml("outbox.tables", "[\"public.mail\"]")
+        .set("outbox.topic", topic.name());
+    let parts = ["id", "topic", "key", "type", "payload", "headers", "partition", "created_at"];
+    parts.into_iter().fold(settings, |settings, part| {
+        let setting = format!("outbox.columns.{part}");
+        match mapped.iter().find(|(mapped, _)| *mapped == part) {
+            Some((_, column)) => settings.set(&setting, column),
+            None => settings.set_toml(&setting, "false"),
+        }
+    })
+}
+
 #[tokio::test]
 async fn a_table_of_ones_own_is_published_by_its_columns_names() {
     let t = Harness::start().await;
     let topic = t.topic("invoices").create(2).await;
-    let table = "create table public.mail (no bigint primary key, body text, customer int); \
-                 create publication mail for table public.mail with (publish = 'insert')";
-    t.database().superuser().batch_execute(table).await.expect("a table");
-    let mut settings = t
-        .relay()
-        .set("postgres.publication", "mail")
-        .set_toml("outbox.tables", "[\"public.mail\"]")
-        .set("outbox.topic", topic.name())
-        .set("outbox.columns.id", "no")
-        .set("outbox.columns.key", "customer")
-        .set("outbox.columns.payload", "body");
-    for column in ["topic", "type", "headers", "partition", "created_at"] {
-        settings = settings.set_toml(&format!("outbox.columns.{column}"), "false");
-    }
-    let _relay = settings.start().await;
+    let table = "no bigint primary key, body text, customer int";
+    let settings =
+        of_ones_own(&t, &topic, table, &[("id", "no"), ("key", "customer"), ("payload", "body")]);
+    let _relay = settings.await.start().await;
     let insert = "insert into public.mail values (42, 'plain text, not JSON', 7)";
     t.database().superuser().batch_execute(insert).await.expect("inserted");
     let record = topic.records_with(["42".to_owned()]).await.remove(0);
@@ -84,20 +101,9 @@ async fn a_table_of_ones_own_is_published_by_its_columns_names() {
 async fn an_event_with_a_very_long_id_is_parked_and_released() {
     let t = Harness::start().await;
     let topic = t.topic("invoices");
-    let table = "create table public.mail (no text not null, body text); \
-                 create publication mail for table public.mail with (publish = 'insert')";
-    t.database().superuser().batch_execute(table).await.expect("a table");
-    let mut settings = t
-        .relay()
-        .set("postgres.publication", "mail")
-        .set_toml("outbox.tables", "[\"public.mail\"]")
-        .set("outbox.topic", topic.name())
-        .set("outbox.columns.id", "no")
-        .set("outbox.columns.payload", "body")
-        .set("sink.topic_grace", "100ms");
-    for column in ["topic", "key", "type", "headers", "partition", "created_at"] {
-        settings = settings.set_toml(&format!("outbox.columns.{column}"), "false");
-    }
+    let table = "no text not null, body text";
+    let settings = of_ones_own(&t, &topic, table, &[("id", "no"), ("payload", "body")]);
+    let settings = settings.await.set("sink.topic_grace", "100ms");
     let _relay = settings.clone().start().await;
     let insert = "insert into public.mail select string_agg(gen_random_uuid()::text, ''), 'x' \
                   from generate_series(1, 300)";

@@ -173,7 +173,7 @@ async fn publish_takes_exactly_what_the_relay_can_make_a_record_of() {
         }
         let agrees = match reasons.get(id).copied() {
             // That a topic is missing keeps no event from being a record; and at an event behind
-            // another of its lane nobody has looked yet.
+            // another of its lane no one has looked yet.
             None | Some("unknown_topic") => *taken,
             Some("lane_parked") => {
                 excused += 1;

@@ -40,7 +40,7 @@ async fn gives_up(relay: &Relay, within: Duration) {
     .expect("a lost answer is noticed");
 }
 
-/// The relay is stopped at the point, its lines die, and it goes on.
+/// The relay is stopped at the point, its lines die, and it continues.
 async fn loses_its_lines_at(relay: &mut Relay, line: &Proxy, point: &str) {
     relay.wait_log(&format!("fault: {point}")).await;
     line.strand();

@@ -1,4 +1,4 @@
-//! Locks that others hold on the relay's tables: nobody's events wait for them but those that need the
+//! Locks that others hold on the relay's tables: no one's events wait for them but those that need the
 //! table, and whoever holds one is named.
 
 use std::time::Duration;
@@ -204,7 +204,7 @@ async fn events_flow_while_somebody_locks_rows_that_were_released_and_delivered(
     each_once(&topic, &ids).await;
 }
 
-/// Nobody waits for the row, and nobody's release is passed over for it.
+/// No one waits for the row, and no one's release is passed over for it.
 #[tokio::test]
 async fn other_lanes_are_released_while_somebody_locks_a_row_that_was_released_and_delivered() {
     let t = Harness::start().await;
@@ -263,7 +263,7 @@ async fn events_flow_while_somebody_locks_a_partition_that_was_just_attached() {
     attaching.batch_execute(&filled).await.expect("a table with a row");
     let attach = format!("begin; {ATTACH}");
     attaching.batch_execute(&attach).await.expect("it is being attached");
-    // It waits in line, so that nobody comes between.
+    // It waits in line, so that no one comes between.
     let sql = "begin; lock table outbox.events_old";
     let locked = tokio::spawn(async move {
         locking.batch_execute(sql).await.expect("locked");

@@ -1,5 +1,5 @@
 //! What one lane's trouble costs the others, and what the brokers' administration may do to a
-//! topic while the relay streams: nothing is lost or parked that need not be, and nobody waits.
+//! topic while the relay streams: nothing is lost or parked that need not be, and no one waits.
 
 use std::{
     collections::HashMap,
@@ -40,7 +40,7 @@ async fn arrives(topic: &Topic, wanted: usize, since: Instant) -> Duration {
 }
 
 /// A lane that is in order: an event every few milliseconds, each in a commit of its own, while `beside`
-/// goes on. Returns the time from INSERT to the broker that one in a hundred exceeds.
+/// continues. Returns the time from INSERT to the broker that one in a hundred exceeds.
 async fn p99(t: &Harness, healthy: &Topic, beside: impl Future<Output = ()>) -> Duration {
     const EVENTS_MIN: usize = 300;
     const EVERY: Duration = Duration::from_millis(5);
@@ -238,7 +238,7 @@ async fn a_topic_that_appears_after_its_grace_is_released_by_a_person() {
     assert_eq!(texts(&list(&t).await, "reason"), ["unknown_topic", "lane_parked"]);
 }
 
-/// Nobody knows beforehand what compression makes of a record: the broker is asked.
+/// No one knows in advance what compression makes of a record: the broker is asked.
 async fn compressed(delivery: &str) {
     let t = Harness::start().await;
     let topic = t.topic("small").create_with(4, &[("max.message.bytes", "2000")]).await;

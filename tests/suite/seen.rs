@@ -1,4 +1,4 @@
-//! What operators see while nothing flows: a relay that stands still must not look as if nothing
+//! What operators see while nothing flows: a relay that is halted must not look as if nothing
 //! waited.
 
 use std::time::Duration;

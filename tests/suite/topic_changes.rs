@@ -1,4 +1,4 @@
-//! A topic grows, is deleted, is made anew, or keeps its records for a short time only, while the
+//! A topic grows, is deleted, is recreated, or keeps its records for a short time only, while the
 //! relay streams: nothing is parked that the topic takes, and nothing is deleted before its time.
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -29,7 +29,7 @@ async fn create_topics_makes_a_missing_topic_as_it_says() {
     assert_eq!(topic.partitions().expect("metadata"), Some(6));
 }
 
-/// Each topic costs the brokers memory for good, and whoever may insert an event may name one.
+/// Each topic costs the brokers memory permanently, and whoever may insert an event may name one.
 #[tokio::test]
 async fn no_more_topics_are_created_than_the_setting_allows_and_others_flow() {
     let mut t = Harness::start().await;
@@ -96,7 +96,7 @@ async fn parks_what_others_keep_state_in(delivery: &str) {
     for name in [&neighbour, &streams, "_schemas"] {
         assert!(!t.topic_named(name).exists().await, "{name} was made");
     }
-    // What counts as this relay's progress is its own alone: it goes on after a crash.
+    // What counts as this relay's progress is its own alone: it continues after a crash.
     relay.kill9().await;
     relay.restart();
     t.commit([Event::to(topic.name()).key("k")]).await;

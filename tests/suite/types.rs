@@ -1,4 +1,4 @@
-//! Types that are not like others: in columns that nobody maps, in ids, in keys.
+//! Types that are not like others: in columns that no one maps, in ids, in keys.
 
 use outbox_harness::{
     Harness,
@@ -28,7 +28,7 @@ async fn a_column_without_a_binary_form_that_nobody_maps_is_streamed_past() {
     let first = insert(&t, &topic, "now()").await;
     each_once(&topic, &[&first]).await;
     assert!(!relay.logs_contain("will try again"), "known from the catalog");
-    // While it streams in the binary format: nothing says so beforehand.
+    // While it streams in the binary format: nothing says so in advance.
     assert!(relay.sigterm().await.success());
     run(&t, "alter table outbox.events drop column first").await;
     relay.restart();

@@ -211,7 +211,7 @@ pub(super) async fn stored_progress_is_read_back_whenever_the_publisher_ends<K: 
     drop(life);
     let mut life = found(if proof.is_some() { "2" } else { "1" }).await;
     life.publish_and_store(&bench.records(30..60), "3").await.expect("stored");
-    // Who only looks disturbs nobody.
+    // Who only looks disturbs no one.
     let mut looks = bench.made(None).await.expect("it is made");
     let seen = looks.sink.peek().await.expect("it can be read");
     assert_eq!(seen.own.as_deref(), Some(&b"3"[..]));

@@ -1,4 +1,4 @@
-//! Another topic comes to have a topic's name, and nobody is there to see it: an offset, of the group or
+//! Another topic comes to have a topic's name, and no one is there to see it: an offset, of the group or
 //! of a watermark, is a place in the topic that it was given for, and in no other.
 
 use outbox_harness::{database::Database, servers, topic::Topic, wait};
@@ -17,7 +17,7 @@ use super::{
     watermark::watermark,
 };
 
-/// As the relay would, which goes on where it was.
+/// As the relay would, which continues where it was.
 async fn publish(topic: &Topic, ns: std::ops::RangeInclusive<i32>) {
     let producer: FutureProducer = servers::kafka().await.client().create().expect("a producer");
     for n in ns {

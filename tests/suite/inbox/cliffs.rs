@@ -1,4 +1,4 @@
-//! No way of working stands still, or is many times slower than its neighbour.
+//! No way of working stops, or is many times slower than its neighbour.
 
 use std::{
     sync::{

@@ -135,7 +135,7 @@ async fn a_failure_that_the_work_ignores_is_not_taken_for_success() {
     assert_eq!(once.expect("as good as new"), Once::Applied(1));
 }
 
-/// The work does not wait for a statement: nobody sees it fail.
+/// The work does not wait for a statement: no one sees it fail.
 #[tokio::test]
 async fn a_failure_that_nobody_sees_is_not_taken_for_success() {
     let database = database().await;

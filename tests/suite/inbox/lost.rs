@@ -50,7 +50,7 @@ async fn a_message_that_loses_its_session_each_time_is_a_dead_letter_in_the_end_
         create constraint trigger late after insert on effects deferrable initially deferred \
             for each row when (new.key = 'at-commit') execute function leave()";
     database.superuser().batch_execute(at_commit).await.expect("a trigger");
-    // A full disk is nobody's fault, however long it takes.
+    // A full disk is no one's fault, however long it takes.
     let full = Arc::new(AtomicU32::new(0));
     let handler = move |tx: Tx, message: Message<Step>| {
         let full = Arc::clone(&full);

@@ -78,7 +78,7 @@ async fn a_thousand_partitions_are_handled_each_within_the_memory_of_one() {
     let plan = Plan { in_flight_bytes: Some(IN_FLIGHT), live: true, ..Plan::default() };
     let begun = Instant::now();
     let mut consumer = Consumer::start(dir.path(), "a", &database, kafka, &topic, &plan);
-    // As long as it does, but it may not stand still.
+    // As long as it does, but it may not stop.
     let effects = async |least: i64| {
         let mut found = 0;
         while found < least {

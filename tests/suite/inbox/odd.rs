@@ -1,4 +1,4 @@
-//! Handlers and messages that nobody would write, and somebody does: none ends the consumer, holds
+//! Handlers and messages that no one would write, and somebody does: none ends the consumer, holds
 //! another key, or is met by the next message.
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Thousands of messages behind one that fails: the others don't notice, and those take effect in
-//! their order once its cause is mended, while more of their key come.
+//! their order once its cause is corrected, while more of their key come.
 
 use std::{
     sync::{

@@ -159,7 +159,7 @@ async fn an_outage_and_a_deadlock_cost_no_attempt_and_make_no_dead_letter() {
     assert_eq!((number(&database, DEAD).await, number(&database, PARKED).await), (0, 0));
 }
 
-/// A frozen process holds the claim, and the server lets nobody wait for it.
+/// A frozen process holds the claim, and the server lets no one wait for it.
 #[tokio::test]
 async fn a_message_whose_fate_can_not_be_stored_yet_is_not_acknowledged() {
     for limit in ["lock_timeout", "statement_timeout"] {

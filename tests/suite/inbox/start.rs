@@ -38,7 +38,7 @@ async fn a_setting_that_is_missing_is_named() {
 
 #[tokio::test]
 async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
-    // Nobody listens on a port that is reserved; a broker that is frozen takes connections.
+    // No one listens on a port that is reserved; a broker that is frozen takes connections.
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let frozen = (frozen.local_addr().expect("its address").to_string(), frozen);
     for broker in ["127.0.0.1:1", &frozen.0] {

@@ -1,4 +1,4 @@
-//! What becomes of topics while they are read: transactions, cuts, topics made anew. Nothing is passed
+//! What becomes of topics while they are read: transactions, cuts, recreated topics. Nothing is passed
 //! over in silence, and the group's lag is what is left to do.
 
 use std::time::Duration;
@@ -108,7 +108,7 @@ async fn the_groups_lag_is_zero_behind_markers_and_aborted_transactions() {
     transaction(&producer, &topic, 0, steps("no", 1..=5), false);
     transaction(&producer, &topic, 0, steps("a", 4..=5), true);
     until_effects(&database, 5).await;
-    // Another member takes over a partition and goes on exactly behind.
+    // Another member takes over a partition and continues exactly behind.
     let other = Member::start(&database, &[topic.name()], &[], |runner| runner).await;
     until_no_lag(&database, &topic, 2).await;
     for n in 6..=9 {
@@ -288,7 +288,7 @@ async fn a_watermark_that_can_not_be_read_when_partitions_come_stops_the_consume
     assert!(why.contains("outbox-relay migrate --set inbox"), "{why}");
 }
 
-/// The poll thread goes on polling while handlers run, so the group does not take it for stuck; and
+/// The poll thread continues polling while handlers run, so the group does not take it for stuck; and
 /// whoever gets the partition meanwhile waits at the claim.
 #[tokio::test]
 async fn a_handler_that_runs_longer_than_the_poll_interval_has_one_effect_also_when_members_come() {

@@ -1,5 +1,5 @@
 //! What happens in every case: writers that roll back, lanes that are poisoned, refused, released
-//! while they are still refused, mended and released; a relay that ends in the middle of it,
+//! while they are still refused, corrected and released; a relay that ends in the middle of it,
 //! again and again; a last one that must bring everything home.
 
 use std::{
@@ -50,7 +50,7 @@ const REACHED: Duration = Duration::from_secs(40);
 pub(super) enum Way {
     /// Any start passes it.
     Starting,
-    /// It is passed while the story goes on: a life each ends at these passings.
+    /// It is passed while the story continues: a life each ends at these passings.
     Running(&'static [u64]),
     /// As `Running`, with a relay that begins with what is in the table.
     Seeding(&'static [u64]),
@@ -104,7 +104,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     drop(relays);
 }
 
-/// The same without trouble: nobody refuses a line of a file.
+/// The same without trouble: no one refuses a line of a file.
 async fn live_to_file(t: Harness, point: Point, way: Way) {
     let plan =
         Plan { topic: "orders".into(), partitions: PARTITIONS, writers: 2, transactions: u64::MAX };
@@ -144,7 +144,7 @@ async fn live_to_file(t: Harness, point: Point, way: Way) {
     drop(relays);
 }
 
-/// The relay's lives; the last one goes on. `at_work` waits until it has done enough of what it does.
+/// The relay's lives; the last one continues. `at_work` waits until it has done enough of what it does.
 async fn lives(
     t: &Harness,
     settings: Settings,
@@ -272,7 +272,7 @@ async fn delivers(relay: &Relay) {
     .expect("it delivers");
 }
 
-/// Poisons a lane, releases it while the poison is still refused, mends it, releases it; for ever.
+/// Poisons a lane, releases it while the poison is still refused, corrects it, releases it; for ever.
 async fn trouble(t: &Harness, topic: &Topic) {
     let mut writer = t.database().connect(Role::Writer).await;
     let mut operator = t.database().connect(Role::Operator).await;

@@ -8,13 +8,12 @@ use outbox_harness::{
     relay::Relay,
     servers,
     topic::Topic,
-    wait,
 };
 
 use super::{obey, says, typed};
 use crate::{
     remedies,
-    repair::{drop_slot, wait_snapshot},
+    repair::{drop_slot, limit_wal, lose_wal, wait_snapshot},
 };
 
 /// A relay that has delivered two events and is stopped.
@@ -115,25 +114,8 @@ async fn without_progress_a_slot_that_lost_its_wal_is_replaced_by_every_row_as_t
     let progress = format!("outbox-relay-progress-{}", t.database().name());
     t.topic_named(&progress).delete().await;
     waiting(&mut t, &topic).await;
-    let superuser = t.database().superuser();
-    for statement in ["alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()"]
-    {
-        superuser.batch_execute(statement).await.expect("a setting");
-    }
-    wait::until("the slot is lost", wait::PATIENCE, || async {
-        for statement in
-            ["select pg_logical_emit_message(true, 'fill', repeat('x', 20000000))", "checkpoint"]
-        {
-            superuser.batch_execute(statement).await.expect("WAL");
-        }
-        let row = superuser.query_one("select wal_status from pg_replication_slots", &[]).await;
-        match row.map(|row| row.get::<_, String>(0)) {
-            Ok(status) if status == "lost" => Ok(()),
-            found => Err(format!("{found:?}")),
-        }
-    })
-    .await
-    .expect("it holds more than it may");
+    limit_wal(&t).await;
+    lose_wal(&t).await;
     relay.restart();
     let detail = says(&relay, "has lost its WAL, and the broker has no progress record").await;
     obey(&t, typed(&detail, "delete from outbox.relay_keys")).await;

@@ -1,6 +1,11 @@
-//! A table of one's own, mended halt by halt until its rows are published.
+//! A table of one's own, corrected halt by halt until its rows are published.
 
-use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
+use outbox_harness::{
+    Harness, check,
+    event::Event,
+    relay::{Relay, Settings},
+    topic::Topic,
+};
 
 use super::{obey, says, typed};
 use crate::{checks, repair::wait_snapshot};
@@ -101,15 +106,21 @@ async fn a_table_that_lacks_what_a_repair_needs_is_mended_as_the_halts_say_and_l
     each_once(&t, &topic).await;
 }
 
+/// A relay that has published one event.
+async fn published(t: &mut Harness, topic: &Topic, event: Event) -> Relay {
+    let relay = t.relay().start().await;
+    t.commit([event]).await;
+    t.count(topic, 1).await.assert_exactly_once();
+    relay
+}
+
 /// The events of before are in the WAL, and their table is nowhere.
 #[tokio::test]
 async fn the_events_of_a_table_that_was_dropped_arrive_once_it_is_made_again() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
     let event = || Event::to(topic.name()).key("k");
-    t.commit([event()]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let mut relay = published(&mut t, &topic, event()).await;
     assert!(relay.sigterm().await.success());
     t.commit([event(), event()]).await;
     let mut truth = t.committed().await;
@@ -141,10 +152,8 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
     ] {
         let mut t = Harness::start().await;
         let topic = t.topic("orders").create(1).await;
-        let mut relay = t.relay().start().await;
         let event = || Event::to(topic.name()).key("k");
-        t.commit([event()]).await;
-        t.count(&topic, 1).await.assert_exactly_once();
+        let mut relay = published(&mut t, &topic, event()).await;
         wait_snapshot(&t).await;
         assert!(relay.sigterm().await.success());
         t.commit([event(), event()]).await;
@@ -175,10 +184,8 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
 async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
     let event = || Event::to(topic.name()).key("k");
-    t.commit([event()]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let mut relay = published(&mut t, &topic, event()).await;
     assert!(relay.sigterm().await.success());
     t.commit([event()]).await;
     obey(&t, "alter table outbox.events rename payload to body").await;

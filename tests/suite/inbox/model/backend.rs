@@ -53,7 +53,7 @@ pub(super) trait Backend {
     async fn forget_a_day(&self);
     /// A member's process is another one.
     async fn restart(&mut self, member: usize);
-    /// Where the inbox knows that a partition goes on.
+    /// Where the inbox knows that a partition continues.
     async fn start_offset(&self, member: usize, partition: i32) -> Option<i64>;
     async fn seen(&self) -> Seen;
 }
@@ -187,7 +187,7 @@ impl Backend for Memory {
     }
 
     async fn forget_a_day(&self) {
-        // Handlers that say that they can't go on are asked again.
+        // Handlers that say that they can't continue are asked again.
         while self.inbox.borrow_mut().advance(Duration::from_secs(86_400)).is_err() {}
     }
 

@@ -36,7 +36,7 @@ impl Seen {
 #[derive(Default)]
 pub(super) struct Promise {
     pub(super) seen: Seen,
-    /// Their keys went on without them.
+    /// Their keys continued without them.
     ever_dead: BTreeSet<i32>,
 }
 

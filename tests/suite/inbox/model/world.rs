@@ -344,7 +344,7 @@ impl<B: Backend> World<B> {
     }
 }
 
-/// A member at work: false when it has died, or its handler has said that it can't go on.
+/// A member at work: false when it has died, or its handler has said that it can't continue.
 async fn live(
     backend: &impl Backend,
     member: usize,

@@ -1,0 +1,86 @@
+//! Another table in the place of the published one: what it has is not taken for what the old one had.
+
+use outbox_harness::{Harness, wait};
+
+use super::{arrives, halted, run, write};
+use crate::repair::{drop_slot, wait_snapshot};
+
+/// Another table of the same name, shape and rights; `with` fills `outbox.copy` before it takes the place.
+async fn remake_table(t: &Harness, with: &[&str]) {
+    run(t, "create table outbox.copy (like outbox.events including all)").await;
+    for statement in with {
+        run(t, statement).await;
+    }
+    for statement in [
+        "drop table outbox.events",
+        "alter table outbox.copy rename to events",
+        "alter publication outbox add table outbox.events",
+        "do $$ declare r record; begin \
+             for r in select rolname from pg_roles where rolname like 'outbox_%' loop \
+             execute format('grant select, insert on outbox.events to %I', r.rolname); end loop; end $$",
+    ] {
+        run(t, statement).await;
+    }
+}
+
+#[tokio::test]
+async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    write(&mut t, &topic, 2).await;
+    remake_table(&t, &[]).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("is another table"), "{detail}");
+    // The slot has what was written into the former one.
+    let output = t.relay().command(&["resume", "--at", "progress", "--yes"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    wait::until("what the slot has arrives", wait::PATIENCE, || async {
+        match topic.records().await.len() {
+            5 => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("all that was written before");
+}
+
+/// As after the database was restored from a dump in its place.
+#[tokio::test]
+async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    // A dump has the rows, and the triggers of the account of deletions.
+    let rows = "insert into outbox.copy select * from outbox.events";
+    remake_table(&t, &[rows, "select outbox.note_deletions('outbox.copy')"]).await;
+    write(&mut t, &topic, 2).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("with `outbox-relay resume --at table`; or, to leave out"), "{detail}");
+    let output = t.relay().command(&["resume", "--at", "table"]).await;
+    let asked = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{asked}");
+    for words in ["The newest published event was created at", "It leaves out 3 rows", "give --yes"]
+    {
+        assert!(asked.contains(words), "{words} is not in: {asked}");
+    }
+    let output = t.relay().command(&["resume", "--at", "table", "--yes"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    write(&mut t, &topic, 2).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_at_least_once();
+    assert_eq!(count.lost, 0);
+}
