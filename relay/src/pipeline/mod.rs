@@ -90,7 +90,7 @@ impl<P: Publisher, D: DeadLetters + 'static> Pipeline<P, D> {
         self.delivery.settle(&mut self.course).await
     }
 
-    /// The next batch; what is being parked goes on meanwhile, and progress that is due is stored.
+    /// The next batch; what is being parked continues meanwhile, and progress that is due is stored.
     async fn next(&mut self) -> Result<Option<Batch>, PipelineError> {
         loop {
             if self.delivery.is_parking() {

@@ -1,7 +1,7 @@
 //! The table of dead letters, and what is being parked in it while the other lanes are delivered.
 //!
 //! Where records are stored before their progress, only progress must wait for what is parked. So a parcel of
-//! letters owns what it holds, and is parked beside what goes on. Parcels are parked in order, one at a time; who
+//! letters owns what it holds, and is parked beside what continues. Parcels are parked in order, one at a time; who
 //! needs the table for anything else waits until all of them are, for it has one caller at a time.
 
 use std::{

@@ -167,7 +167,7 @@ async fn a_released_lane_is_free_and_one_that_is_refused_again_is_not() {
     let events = ["t a !", "gone b", "t a", "gone b", "t a"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
     for row in delivery.desk.table().rows.values_mut() {
-        row.bad = false; // Somebody has mended it; the topic is still gone.
+        row.bad = false; // Somebody has corrected it; the topic is still gone.
     }
     let limits = BatchLimits { records_max: 2, ..LIMITS };
     let places = delivery.release(&announced(), limits).await.expect("released");
@@ -212,7 +212,7 @@ async fn what_a_release_put_back_gets_new_places_when_it_is_begun_again() {
     mend(&mut delivery, 1);
     delivery.release(&announced(), LIMITS).await.expect("released");
     assert_eq!(delivery.publisher.stored, ["back a 0"]);
-    // The relay ends before the release is complete; by its next life the others are mended.
+    // The relay ends before the release is complete; by its next life the others are corrected.
     delivery.progress = delivery.publisher.progress.clone().expect("stored");
     mend(&mut delivery, 3);
     delivery.release(&announced(), LIMITS).await.expect("released");
