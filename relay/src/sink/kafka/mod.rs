@@ -20,6 +20,7 @@ mod produce;
 mod progress_log;
 mod progress_topic;
 mod property;
+mod quota;
 mod reach;
 mod roots;
 mod settings;

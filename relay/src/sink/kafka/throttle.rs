@@ -6,8 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::settings::Settings;
-
 /// What a broker reads late by less, again and again, is no reason to wake anybody.
 const NOTABLE: Duration = Duration::from_secs(1);
 /// What was said is forgotten at a tenth of this machine's time, so that a second of waiting in ten seconds,
@@ -70,34 +68,6 @@ impl Throttle {
         let since = self.as_of.filter(|_| self.last.as_ref().is_some_and(|last| last.stored));
         let passed = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         self.waited.saturating_sub(passed / FORGOTTEN)
-    }
-}
-
-impl Settings {
-    /// What brokers say of a quota, and what helps; `None` where they say nothing worth a word.
-    pub fn throttled(&self) -> Option<(String, String)> {
-        let (broker, wait) = self.reach.throttled()?;
-        let client = self.transactional_id();
-        let client = self.properties.get("client.id").unwrap_or(&client);
-        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
-        let configs = format!("kafka-configs --bootstrap-server {servers}");
-        let account = match self.properties.get("sasl.username") {
-            Some(user) => format!("its user {user}"),
-            None => "its user".into(),
-        };
-        let what = format!(
-            "the broker {broker} throttles the relay by a quota on its client id {client} or on {account}: at its latest \
-             answer it stopped reading for {:.1} s. Nothing is lost; events wait in PostgreSQL, and a \
-             delivery that does not end in {:?} is tried again",
-            wait.as_secs_f64(),
-            self.delivery_limit(),
-        );
-        let remedy = format!(
-            "raise or remove the quota: `{configs} --describe --entity-type clients` and `{configs} --describe \
-             --entity-type users` show quotas, `{configs} --alter --entity-type clients --entity-name {client} \
-             --delete-config producer_byte_rate` removes one of this client id"
-        );
-        Some((what, remedy))
     }
 }
 
