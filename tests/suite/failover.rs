@@ -1,5 +1,7 @@
 //! A standby takes over on a new timeline, and a slot is lost to a limit on WAL: servers of their own.
 
+mod limit;
+
 use outbox_harness::{
     Harness, check,
     cluster::Pair,
@@ -18,7 +20,7 @@ use crate::{
     dead_letters::ended_at,
     file::{all_written, to_file},
     obeyed::{obey, typed},
-    repair::{drop_slot, limit_wal, lose_wal, repeated, wait_snapshot},
+    repair::{drop_slot, repeated, wait_snapshot},
 };
 
 const TAIL: usize = 5;
@@ -308,26 +310,6 @@ async fn progress_fails_over(mut pair: Pair, slot_follows: bool, tail_is_lost: b
     let count = check::compare(&t.committed().await, &records, 8);
     assert_eq!((count.lost, count.out_of_order, count.altered), (0, 0, 0), "{count}");
     assert_eq!(count.uncommitted, if tail_is_lost { TAIL } else { 0 }, "{count}");
-    assert!(relay.sigterm().await.success());
-}
-
-#[tokio::test]
-async fn a_slot_that_a_limit_on_wal_has_invalidated_is_repaired() {
-    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
-    let t = Harness::with(postgres, kafka).await;
-    let topic = t.topic("orders").create(4).await;
-    let mut relay = t.relay().start().await;
-    t.load(&plan(&topic)).await.finish().await;
-    t.count(&topic, 4).await.assert_exactly_once();
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
-    limit_wal(&t).await;
-    t.load(&plan(&topic)).await.finish().await;
-    lose_wal(&t).await;
-    relay.restart();
-    relay.wait_ready().await;
-    t.load(&plan(&topic)).await.finish().await;
-    t.count(&topic, 4).await.assert_exactly_once();
     assert!(relay.sigterm().await.success());
 }
 

@@ -84,3 +84,40 @@ async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_
     count.assert_at_least_once();
     assert_eq!(count.lost, 0);
 }
+
+/// Under its other name it is no table of the relay's; its rows are the outbox's all the same.
+#[tokio::test]
+async fn rows_written_under_another_name_of_the_table_while_the_relay_is_away_are_not_passed_over()
+{
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    for (away, name, back) in [
+        (
+            "alter table outbox.events rename to former",
+            "outbox.former",
+            "alter table outbox.former rename to events",
+        ),
+        (
+            "alter table outbox.events set schema public",
+            "public.events",
+            "alter table public.events set schema outbox",
+        ),
+    ] {
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+        wait_snapshot(&t).await;
+        assert!(relay.sigterm().await.success());
+        write(&mut t, &topic, 3).await;
+        run(&t, away).await;
+        let insert = format!(
+            "insert into {name} (topic, payload) select '{}', '1' from generate_series(1, 3)",
+            topic.name()
+        );
+        run(&t, &insert).await;
+        run(&t, back).await;
+        write(&mut t, &topic, 3).await;
+        relay.restart();
+        arrives(&t, &topic).await;
+    }
+}
