@@ -1,5 +1,7 @@
 //! Whose progress counts: what others store in its topic, and what becomes of the topic itself.
 
+mod before;
+
 use std::time::Duration;
 
 use outbox_harness::{

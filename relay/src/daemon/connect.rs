@@ -48,7 +48,7 @@ pub(super) async fn connect_sink(
         .map_err(|e| Ended::sink("making the sink", e))?;
     let seen = sink.peek().await;
     let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
-    let seen = believe(config, session, identity, known, seen).await?;
+    let seen = believe(config, &context.parts, session, identity, known, seen).await?;
     let (slot, database) = survey(config, session).await?;
     reconcile::is_ours(&Facts {
         relay: &config.name,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{context::Context, ended::Ended, first, locks};
 use crate::{
-    config::Config,
+    config::{Config, parts::Parts},
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
     metrics::Cause,
     postgres::{
@@ -47,6 +47,7 @@ pub(super) fn key_failed(error: KeyError) -> Ended {
 /// What of the stored progress is this relay's own.
 pub(super) async fn believe(
     config: &Config,
+    parts: &Parts,
     session: &SqlSession,
     identity: &SystemIdentity,
     known: &Known,
@@ -59,6 +60,8 @@ pub(super) async fn believe(
         Some(_) => survey(config, session).await?,
     };
     let Believed { progress, remark } = reconcile::believe(Claims {
+        relay: &config.name,
+        start_with_all: first::takes_all(config, &parts.mapping),
         own,
         stranger,
         has_delivered: known.has_delivered,

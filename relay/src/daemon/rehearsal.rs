@@ -87,7 +87,8 @@ async fn decide(
         let mut sink = sink.map_err(|e| Ended::sink("making the sink", e))?;
         let seen = sink.peek().await;
         let seen = seen.map_err(|e| Ended::sink("reading progress", e))?;
-        stored = decision::believe(config, session, &identity, &known, seen).await?;
+        stored =
+            decision::believe(config, &context.parts, session, &identity, &known, seen).await?;
     }
     if let Some(halt) = tables.unpublished.take() {
         let streamed = stored.as_ref().is_some_and(|progress| progress.position.is_some());

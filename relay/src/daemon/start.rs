@@ -76,7 +76,7 @@ pub(super) async fn start(
     let mut connections = Connections { session, replication, sink, look, unfinished };
     let found = fence(context, &mut connections).await?;
     let has_own = found.own.is_some();
-    let mut stored = believe(config, session, &identity, &known, found).await?;
+    let mut stored = believe(config, parts, session, &identity, &known, found).await?;
     if let Some(delivered) = stored.as_ref().and_then(|stored| stored.position) {
         board.resumed(delivered); // Also where the relay goes no further.
     }

@@ -44,14 +44,18 @@ pub(super) fn lost(facts: &Facts<'_>) -> Halt {
 /// How the relay comes to publish all that is in the table, as at a first start. That it has delivered
 /// before would halt it.
 pub(super) fn every_row(facts: &Facts<'_>) -> String {
-    let setting = match facts.start_with_all {
+    every_row_of(facts.relay, facts.start_with_all, facts.has_delivered)
+}
+
+/// As [`every_row`].
+pub(super) fn every_row_of(relay: &str, start_with_all: bool, has_delivered: bool) -> String {
+    let setting = match start_with_all {
         true => "",
         false => ", set postgres.start to \"all\" and restart the relay",
     };
-    let forget = match facts.has_delivered {
+    let forget = match has_delivered {
         true => format!(
-            ", as the tables' owner `delete from outbox.relay_keys where relay = '{}'`",
-            facts.relay
+            ", as the tables' owner `delete from outbox.relay_keys where relay = '{relay}'`"
         ),
         false => String::new(),
     };

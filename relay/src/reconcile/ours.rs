@@ -36,10 +36,17 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
             progress.system_id, identity.system_id, identity.flush_lsn
         ),
         format!(
-            "if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at \
+            "{}if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at \
              upgrade`: nothing is left out; if the database was moved here by a dump, run `outbox-relay \
              resume --at now`: what was committed here before that is left out; if it is another \
              database, give this relay another name{}",
+            match facts.has_delivered || facts.progress_in_database {
+                true => "",
+                false => {
+                    "the database knows of no delivery by this relay: if it is new here, give it another \
+                     name, and nothing is left out; "
+                }
+            },
             home::forget(facts)
         ),
     ))

@@ -1,5 +1,6 @@
 //! Whose the stored progress is, before it is compared with anything. Pure.
 
+use super::home;
 use crate::{
     core::{
         halt::Halt,
@@ -12,6 +13,10 @@ use crate::{
 /// What is stored at the broker under this relay's name, and what the database knows of it.
 #[derive(Debug)]
 pub struct Claims<'a> {
+    /// The relay's name.
+    pub relay: &'a str,
+    /// Whether a first start publishes the rows that are there already.
+    pub start_with_all: bool,
     /// The newest that carries this relay's seal.
     pub own: Option<Progress>,
     /// The newest that does not, if it is newer.
@@ -43,12 +48,14 @@ const ADOPTED: &str =
     "stored progress has no seal, because an older version wrote it: it is taken over, once";
 
 /// Decides what counts. What another stored never does, but for two cases in which the relay only
-/// halts on its account, or takes over what a version without seals has stored.
+/// halts because of it, or takes over what a version without seals has stored. What no version can have
+/// stored is ignored also by a relay that has delivered nothing yet.
 ///
 /// # Errors
 /// [`Halt`]: a person must decide.
 pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
-    let Claims { own, stranger, has_delivered, slot_name, slot, database, identity } = claims;
+    let Claims { relay, start_with_all, own, stranger, has_delivered, .. } = claims;
+    let Claims { slot_name, slot, database, identity, .. } = claims;
     let is_elsewhere = slot.is_some_and(|slot| slot.database.as_deref() != Some(database));
     let believed = |progress, remark| Ok(Believed { progress, remark });
     match (own, stranger) {
@@ -75,22 +82,42 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
         (None, Some(Ok(old))) if !has_delivered && slot.is_some() => {
             believed(Some(old), Some(ADOPTED))
         }
-        (None, Some(_)) => Err(Halt::new(
-            "the progress topic holds a record under this relay's name that this relay did not \
-             store, and none that it did: what is published by now is not known here",
-            match slot {
-                Some(_) => {
-                    "leave Write on that topic to the relay's principal alone; then, to publish \
-                     everything after the slot's position, run `outbox-relay resume --at slot`"
-                }
-                None => {
-                    "leave Write on that topic to the relay's principal alone; then, to make a new \
-                     slot and publish what is committed from then on, run `outbox-relay resume \
-                     --at now`"
-                }
-            },
-        )),
+        (None, Some(Err(ProgressError::Unreadable(_)))) if !has_delivered => {
+            believed(None, Some(IGNORED))
+        }
+        (None, Some(_)) => {
+            Err(strangers_alone(relay, slot.is_some(), has_delivered, start_with_all))
+        }
     }
+}
+
+/// Only another's record is there. It may be what an older version stored, or a relay with another key.
+fn strangers_alone(relay: &str, slot: bool, has_delivered: bool, start_with_all: bool) -> Halt {
+    let leave = "leave Write on that topic to the relay's principal alone; then";
+    let topic = format!("`kafka-topics --delete --topic outbox-relay-progress-{relay}`");
+    let at_now = "to make a new slot and publish what is committed from then on, run `outbox-relay resume \
+                  --at now`";
+    Halt::new(
+        "the progress topic holds a record under this relay's name that this relay did not \
+         store, and none that it did: what is published by now is not known here",
+        match (slot, has_delivered) {
+            (true, _) => format!(
+                "{leave}, to publish everything after the slot's position, run `outbox-relay resume \
+                 --at slot`"
+            ),
+            (false, true) => format!(
+                "if the relay's row of outbox.relay_keys was changed, put it back from a backup; otherwise \
+                 {leave}, {}, and delete the topic: {topic}; or, {at_now}",
+                home::every_row_of(relay, start_with_all, has_delivered)
+            ),
+            (false, false) => format!(
+                "{leave}, if no older version of the relay has published events of this database, delete \
+                 the topic: {topic}: the relay then starts as if the record had never been there. If \
+                 one has, that publishes every row of the table that a first start publishes, those again \
+                 that were published; or, {at_now}"
+            ),
+        },
+    )
 }
 
 fn is_of_another(progress: &Progress, identity: &SystemIdentity) -> bool {
@@ -130,6 +157,8 @@ mod tests {
             SystemIdentity { system_id: "7".into(), timeline: 1, flush_lsn: Lsn::new(2000) };
         let there = super::super::tests::slot(1000);
         believe(Claims {
+            relay: "orders",
+            start_with_all: true,
             own,
             stranger: stranger.map(Ok),
             has_delivered,
@@ -168,6 +197,36 @@ mod tests {
             let halt =
                 with(None, Some(progress(9)), has_delivered, slot).expect_err("a stranger's");
             assert!(halt.remedy.contains(command), "{halt}");
+            let lossless = ["--at slot", "--delete --topic outbox-relay-progress-orders"];
+            let first = lossless.iter().filter_map(|way| halt.remedy.find(way)).min();
+            assert!(first <= halt.remedy.find(command), "what loses nothing comes first: {halt}");
         }
+    }
+
+    #[test]
+    fn before_anything_is_delivered_what_is_no_progress_record_is_ignored_and_what_may_be_one_halts()
+     {
+        let identity =
+            SystemIdentity { system_id: "7".into(), timeline: 1, flush_lsn: Lsn::new(2000) };
+        let claims = |stranger: &[u8], has_delivered| {
+            believe(Claims {
+                relay: "orders",
+                start_with_all: true,
+                own: None,
+                stranger: Some(Progress::decode(stranger)),
+                has_delivered,
+                slot_name: "outbox",
+                slot: None,
+                database: "app",
+                identity: &identity,
+            })
+        };
+        for garbage in [&b"{}"[..], b"", b"\xff", b"{\"version\":4}"] {
+            let found = claims(garbage, false).expect("a first start");
+            assert_eq!(found, Believed { progress: None, remark: Some(IGNORED) });
+            assert!(claims(garbage, true).is_err(), "its own progress is gone");
+        }
+        let halt = claims(b"{\"version\":99}", false).expect_err("a later version's, perhaps");
+        assert!(halt.remedy.contains("had never been there"), "{halt}");
     }
 }
