@@ -34,7 +34,14 @@ impl Settings {
     /// # Panics
     /// When the process does not start.
     pub fn spawn(self) -> Relay {
-        let port = host::free_port();
+        self.spawn_at(host::free_port())
+    }
+
+    /// As [`Settings::spawn`], with its admin server at this port, which another may have.
+    ///
+    /// # Panics
+    /// When the process does not start.
+    pub fn spawn_at(self, port: u16) -> Relay {
         let settings = self.set("admin.listen", &format!("127.0.0.1:{port}"));
         let log = settings.dir.join(format!("{}.log", settings.name()));
         let (command, stdout) = (settings.prepare(&["run"]), settings.stdout.as_deref());

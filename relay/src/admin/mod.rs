@@ -9,6 +9,7 @@
 pub mod client;
 mod hosts;
 mod limited;
+mod taken;
 
 use std::{io, iter, time::Duration};
 
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use hosts::Hosts;
 use limited::Limited;
+pub use taken::serve_when_free;
 
 use crate::{core::printable, state::Board};
 
@@ -39,6 +41,13 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct BindError {
     listen: String,
     source: io::Error,
+}
+
+impl BindError {
+    /// Another program has the address now.
+    pub fn is_taken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 /// Takes the address, so that a mistake in it ends the start and not a task later.

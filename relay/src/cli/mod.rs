@@ -133,7 +133,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Status { admin, json } => {
             let flags = Overrides::default().with("--admin", "admin.listen", admin.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Admin)?;
-            Ok(status::run(&config.admin, json).await?.into())
+            Ok(status::run(&config, json).await?.into())
         }
         Command::Resume { flags, decision } => {
             let config = relay_settings(file, &flags)?;

@@ -77,7 +77,8 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// Runs until `stop`. Returns when all that was delivered is confirmed, or after 8 s of trying.
 ///
 /// # Errors
-/// The admin address can't be used. Anything later is retried for ever.
+/// The admin address is none that can ever be used: one that is only taken is waited for. Anything later
+/// is retried for ever.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let parts = config.parts()?;
     warn_of_unverified(&parts);
@@ -85,10 +86,19 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let mut helpers = JoinSet::new();
     if let Some(address) = &config.admin.listen {
-        let listener = admin::bind(address).await?;
-        tracing::info!(%address, "admin endpoints are up");
         let hosts = Hosts::new(address, &config.admin.hosts);
-        helpers.spawn(admin::serve(listener, hosts, board.clone(), stop.clone()));
+        let (board, stop) = (board.clone(), stop.clone());
+        match admin::bind(address).await {
+            Ok(listener) => {
+                tracing::info!(%address, "admin endpoints are up");
+                helpers.spawn(admin::serve(listener, hosts, board, stop));
+            }
+            // Any user of the host can take a port: that must not keep events from flowing.
+            Err(error) if error.is_taken() => {
+                helpers.spawn(admin::serve_when_free(address.clone(), hosts, board, stop));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
     helpers.spawn(broker::watch_quota(parts.sink.clone(), board.clone()));

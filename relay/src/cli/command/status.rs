@@ -7,24 +7,46 @@ use anyhow::{Context, bail};
 use crate::{
     admin::client,
     cli::output::print,
-    config::AdminConfig,
+    config::{Config, Origin},
     core::printable::{self, counted},
     state::status::{LastError, Status, approximate},
 };
 
+/// What to look at where something else answers.
+const TAKEN: &str = "if the relay runs, another program has its address: the relay's log says which one, and \
+                     the relay takes the address once it is free";
+
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
-pub(in crate::cli) async fn run(admin: &AdminConfig, json: bool) -> anyhow::Result<bool> {
-    let Some(address) = admin.reach() else {
+pub(in crate::cli) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
+    let Some(address) = config.admin.reach() else {
         bail!("admin.listen is off, so there is nothing to ask: set it, or give --admin HOST:PORT");
     };
     let (code, body) = client::get(&address, "/status").await?;
     if code != 200 {
-        bail!("{address} answers /status with code {code}: is it a relay's admin address?");
+        bail!("{address} answers /status with code {code}: is it a relay's admin address? {TAKEN}");
     }
     let status: Status = serde_json::from_str(&body)
-        .with_context(|| format!("what {address} answers is not a relay's status"))?;
+        .with_context(|| format!("what {address} answers is not a relay's status; {TAKEN}"))?;
+    is_asked_for(&status, config, &address)?;
     print(&if json { body } else { table(&status) });
     Ok(status.ready)
+}
+
+/// Any user of the host can take a port that is free, and so can another relay. Who names an address on the
+/// command line asks whoever is there.
+fn is_asked_for(status: &Status, config: &Config, address: &str) -> anyhow::Result<()> {
+    let from = |key: &str| config.origin(key) != Origin::Default;
+    let is_known = from("name") || !config.postgres.url.expose().is_empty();
+    let (name, slot) = (&config.name, &config.postgres.slot);
+    let asked_by_address = matches!(config.origin("admin.listen"), Origin::Flag(_));
+    if asked_by_address || !is_known || (&status.name, &status.slot) == (name, slot) {
+        return Ok(());
+    }
+    let (other, its_slot) = (printable::line(&status.name), printable::line(&status.slot));
+    bail!(
+        "what answers on {address} says that it is the relay {other} with slot {its_slot}, and not {name} with \
+         slot {slot}. {TAKEN}. To ask whoever is there, give --admin {address}"
+    )
 }
 
 fn table(s: &Status) -> String {
