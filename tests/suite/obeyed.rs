@@ -286,6 +286,49 @@ async fn a_server_whose_locks_are_all_taken_is_told_with_who_has_them() {
     t.count(&topic, 1).await.assert_exactly_once();
 }
 
+/// The stream needs no look: what fails there is tried again.
+#[tokio::test]
+async fn events_flow_while_the_servers_locks_are_all_taken_and_looks_fail() {
+    let ((postgres, mut server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    obey(&t, "alter system set max_locks_per_transaction = 10").await;
+    server.stop(Shutdown::Fast).expect("it ends");
+    server.restart().expect("it starts");
+    t.reconnect().await;
+    let relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    // A writer's statement needs room as well; what it has written by then is committed later.
+    let writer = t.database().connect(Role::Writer).await;
+    let insert = format!("insert into outbox.events (topic, key) values ('{}', 'k')", topic.name());
+    writer.batch_execute(&format!("begin; {insert}; {insert}; {insert}")).await.expect("written");
+    let hog = t.database().connect(Role::Owner).await;
+    let all = "select count(pg_advisory_lock(n)) from generate_series(1, 10000000) n";
+    let full = hog.batch_execute(all).await.expect_err("there is no room for so many");
+    assert_eq!(full.code().map(|code| code.code()), Some("53200"), "{full:?}");
+    relay.wait_log("a look at PostgreSQL failed").await;
+    assert!(relay.logs_contain("max_locks_per_transaction"), "{}", relay.log_text());
+    writer.batch_execute("commit").await.expect("committed");
+    let delivered = wait::until("the events arrive", wait::PATIENCE, || async {
+        let found = topic.records().await.len();
+        if found == 4 { Ok(()) } else { Err(format!("{found} records")) }
+    });
+    delivered.await.expect("they do");
+    let ready = relay.page("/readyz").await;
+    assert!(ready.contains("but a look at PostgreSQL fails"), "{ready}");
+    hog.batch_execute("select pg_advisory_unlock_all()").await.expect("its locks are free");
+    wait::until("looks succeed again", wait::PATIENCE, || async {
+        let ready = relay.page("/readyz").await;
+        if ready == "ok\n" { Ok(()) } else { Err(ready) }
+    })
+    .await
+    .expect("they do");
+    t.count(&topic, 1).await.assert_exactly_once();
+    let began = relay.log_text().matches("streaming from=").count();
+    assert_eq!(began, 1, "no attempt has ended: {}", relay.log_text());
+}
+
 /// The server forgets how it is set to at its next start, and a slot must not be there then.
 #[tokio::test]
 async fn a_server_that_can_not_decode_is_halted_at_in_the_words_of_check() {

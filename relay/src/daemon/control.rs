@@ -19,6 +19,7 @@ use super::{context::Context, held::Held, locks, parked};
 use crate::{
     core::{
         lsn::Lsn,
+        printable,
         progress::SnapshotRecord,
         published::{Published, Since},
     },
@@ -31,6 +32,8 @@ use crate::{
     state::Board,
 };
 
+/// What the board is told of looks that fail.
+const LOOKS: &str = "looks at PostgreSQL";
 /// A query runs this often.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// For the first look of an attempt.
@@ -181,6 +184,7 @@ pub(super) async fn run(
     let answer_max = ANSWER_MAX.min(leader_timeout);
     let (mut tail, mut skipped, mut held) =
         (Tail::default(), locks::Skipped::default(), Held::default());
+    let mut unseen = locks::Skipped::default();
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -193,7 +197,19 @@ pub(super) async fn run(
             look_at(session, &look).await
         };
         let looked = timeout(answer_max, looks).await;
-        let looked = looked.map_err(|_elapsed| ControlError::Silent(answer_max))??;
+        let looked = match looked.map_err(|_elapsed| ControlError::Silent(answer_max))? {
+            Ok(looked) => looked,
+            // The server answers, and that it does is all that the stream needs to know meanwhile.
+            Err(error) if locks::passes(&error) => {
+                unseen.tell(session, "looking at PostgreSQL", &error).await;
+                let error = printable::causes(&error);
+                board.concern(LOOKS, Some(format!("a look at PostgreSQL fails: {error}")));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        unseen.passed();
+        board.concern(LOOKS, None);
         board.server_wal_end(looked.wal_end);
         if let Since::Broken(why) = looked.seen.published.since(&published, false) {
             return Err(ControlError::Republished(why));
@@ -205,15 +221,19 @@ pub(super) async fn run(
                 return Err(ControlError::Republished(why));
             }
             // No snapshot counts until it was looked into: later ones would hide its rows.
-            Err(error) if locks::refused(&error) => {
-                skipped.tell(session, "looking into a partition that was attached").await;
+            Err(error) if locks::passes(&error) => {
+                skipped.tell(session, "looking into a partition that was attached", &error).await;
                 continue;
             }
             Err(error) => return Err(error.into()),
         }
         if tail.is_to_be_flushed(&looked, board.records_delivered()) {
             // A transaction that changes nothing: its commit is flushed soon, with all before it.
-            session.client().simple_query("select pg_catalog.pg_current_xact_id()").await?;
+            let flush = "select pg_catalog.pg_current_xact_id()";
+            match session.client().simple_query(flush).await {
+                Err(error) if !locks::passes(&error) => return Err(error.into()),
+                Ok(_) | Err(_) => {}
+            }
         }
         published.clone_from(&looked.seen.published);
         awaited.send_replace(looked.seen.snapshot.lsn);

@@ -7,10 +7,16 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{
+    Client,
+    error::{Severity, SqlState},
+};
 
 use super::ended::Ended;
-use crate::postgres::sql::SqlSession;
+use crate::{
+    core::printable,
+    postgres::{shortage, sql::SqlSession},
+};
 
 /// For one statement of the control session.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -35,16 +41,55 @@ pub(crate) fn refused(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(of)
 }
 
+/// Whether a look failed only for now: for a lock, or because the server has run out of something, was told to
+/// cancel the statement, or has met a fault of its own. The session is as it was.
+pub(crate) fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
+    refused(error) || answer(error).is_some_and(|answer| may_pass(answer.code().code()))
+}
+
+/// What the server has answered on a session that goes on.
+fn answer<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a tokio_postgres::error::DbError> {
+    let answer = std::iter::successors(Some(error), |error| error.source())
+        .find_map(|error| error.downcast_ref::<tokio_postgres::Error>()?.as_db_error())?;
+    (answer.parsed_severity() == Some(Severity::Error)).then_some(answer)
+}
+
+/// What a person must mend, such as a right that is gone, is no such thing: the next start says it.
+fn may_pass(sqlstate: &str) -> bool {
+    sqlstate == SqlState::QUERY_CANCELED.code()
+        || ["40", "53", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))
+}
+
 /// Tells of a look that could not be taken, once until it can be again.
 #[derive(Debug, Default)]
 pub(super) struct Skipped(bool);
 
 impl Skipped {
-    pub(super) async fn tell(&mut self, session: &SqlSession, doing: &'static str) {
-        if !std::mem::replace(&mut self.0, true) {
+    pub(super) async fn tell(
+        &mut self,
+        session: &SqlSession,
+        doing: &'static str,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        if std::mem::replace(&mut self.0, true) {
+            return;
+        }
+        if refused(error) {
             let held = holders(session.client()).await;
             tracing::warn!(doing, held, "someone else's lock is in the way: trying again");
+            return;
         }
+        let remedy =
+            answer(error).and_then(|answer| shortage::of_a_statement(answer.code().code()));
+        let error = printable::causes(error);
+        tracing::warn!(
+            doing,
+            error,
+            remedy,
+            "a look at PostgreSQL failed: events flow, and the relay tries again"
+        );
     }
 
     pub(super) fn passed(&mut self) {
@@ -91,5 +136,24 @@ pub(crate) async fn holders(client: &Client) -> String {
     match held.is_empty() {
         true => "who holds it is in pg_locks".to_owned(),
         false => held.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_server_may_get_over_is_told_from_what_a_person_must_mend() {
+        for (code, passes) in [
+            ("53200", true),
+            ("57014", true),
+            ("XX000", true),
+            ("40P01", true),
+            ("42501", false),
+            ("57P01", false),
+        ] {
+            assert_eq!(may_pass(code), passes, "{code}");
+        }
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
                     );
                 }
             }
-            Err(Ended::Retry { error, .. }) if locks::refused(error.as_ref()) => {}
+            Err(Ended::Retry { error, .. }) if locks::passes(error.as_ref()) => {}
             // The table was made again, or another relay was told that this one is gone.
             Err(ended) => return ended,
         }
@@ -46,8 +46,8 @@ pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
                 let doing = "looking at the outbox tables";
                 return Ended::retry(Cause::Postgres, doing, anyhow::anyhow!(reason));
             }
-            Err(Ended::Retry { error, doing, .. }) if locks::refused(error.as_ref()) => {
-                skipped.tell(session, doing).await;
+            Err(Ended::Retry { error, doing, .. }) if locks::passes(error.as_ref()) => {
+                skipped.tell(session, doing, error.as_ref()).await;
             }
             Err(ended) => return ended,
         }

@@ -24,13 +24,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(super) async fn watch(pending: Pending, watch: AnyWatch, parked: Arc<Notify>) -> Ended {
     const DOING: &str = "looking for missing topics";
     let failed = |error| Ended::dead_letters(DOING, error);
-    let is_locked = |error: &DeadLetterError| locks::refused(error);
+    let passes = |error: &DeadLetterError| locks::passes(error);
     let mut skipped = locks::Skipped::default();
     loop {
         let topics = match pending.topics(watch.grace()).await {
             Ok(topics) => topics,
-            Err(error) if is_locked(&error) => {
-                skipped.tell(pending.session(), DOING).await;
+            Err(error) if passes(&error) => {
+                skipped.tell(pending.session(), DOING, &error).await;
                 sleep(LOOK_EVERY).await;
                 continue;
             }
@@ -47,8 +47,8 @@ pub(super) async fn watch(pending: Pending, watch: AnyWatch, parked: Arc<Notify>
                 Ok(Ok(topics)) if topics.is_empty() => {}
                 Ok(Ok(topics)) => match pending.release(&topics, watch.grace()).await {
                     Ok(0) => skipped.passed(),
-                    Err(error) if is_locked(&error) => {
-                        skipped.tell(pending.session(), DOING).await;
+                    Err(error) if passes(&error) => {
+                        skipped.tell(pending.session(), DOING, &error).await;
                     }
                     Ok(events) => tracing::info!(
                         events,

@@ -42,7 +42,7 @@ pub(super) async fn watch(
         let begun = Instant::now();
         match count(context, session, streaming).await {
             Ok(()) => {}
-            Err(error) if locks::refused(&error) => {}
+            Err(error) if locks::passes(&error) => {}
             // What reads the table for its work says why. To ask again would be harmful: it would
             // break a transaction that shares this session.
             Err(_) => std::future::pending().await,

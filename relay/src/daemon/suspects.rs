@@ -26,8 +26,8 @@ pub(super) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
     loop {
         match step(&pending, &parked).await {
             Ok(()) => skipped.passed(),
-            Err(error) if locks::refused(&error) => {
-                skipped.tell(pending.session(), DOING).await;
+            Err(error) if locks::passes(&error) => {
+                skipped.tell(pending.session(), DOING, &error).await;
                 sleep(PAUSE).await;
             }
             Err(error) => return Ended::dead_letters(DOING, error),

@@ -29,7 +29,7 @@ pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
         sleep(INTERVAL).await;
         match look(session, &context.config.name, &context.board, &mut seen).await {
             Ok(()) => skipped.passed(),
-            Err(error) if locks::refused(&error) => skipped.tell(session, DOING).await,
+            Err(error) if locks::passes(&error) => skipped.tell(session, DOING, &error).await,
             Err(error @ DeadLetterError::Misconfigured { .. }) => {
                 return Ended::dead_letters(DOING, error);
             }

@@ -9,6 +9,11 @@ pub(crate) fn remedy(sqlstate: &str, settings: &ConnectSettings) -> Option<Strin
     text(sqlstate).map(|text| named(text, settings.database(), settings.user()))
 }
 
+/// As [`remedy`], for a statement of a session that is there: no role and no database is named in it.
+pub(crate) fn of_a_statement(sqlstate: &str) -> Option<&'static str> {
+    text(sqlstate).filter(|text| !text.contains('{'))
+}
+
 fn text(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
         "53100" => {
