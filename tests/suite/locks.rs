@@ -60,6 +60,29 @@ async fn events_flow_while_somebody_locks_the_table_of_parked_events() {
     each_once(&topic, &ids).await;
 }
 
+/// As maintenance of the catalogs does. A look that can't be taken ends nothing.
+#[tokio::test]
+async fn events_flow_while_somebody_locks_the_catalogs_that_the_relay_looks_at() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    let writer = t.database().connect(Role::Writer).await;
+    let write = format!("insert into outbox.events (topic, key) values ('{}', 'k')", topic.name());
+    writer.batch_execute(&write).await.expect("written");
+    wait_records(&topic, 1).await;
+    let catalogs = "begin; lock table pg_catalog.pg_class, pg_catalog.pg_publication, \
+                    pg_catalog.pg_attribute in access exclusive mode";
+    t.database().superuser().batch_execute(catalogs).await.expect("locked");
+    relay.wait_log("someone else's lock is in the way").await;
+    for n in 2..5 {
+        // A session that has written before knows the table.
+        writer.batch_execute(&write).await.expect("written");
+        wait_records(&topic, n).await;
+    }
+    t.database().superuser().batch_execute("commit").await.expect("unlocked");
+    assert_eq!(streaming_began(&relay), 1, "no attempt has ended: {}", relay.log_text());
+}
+
 #[tokio::test]
 async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
     let t = Harness::start().await;
