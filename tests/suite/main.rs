@@ -65,3 +65,4 @@ mod topic_changes;
 mod topics;
 mod trust;
 mod types;
+mod words;

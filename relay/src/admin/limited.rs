@@ -140,7 +140,10 @@ impl Listener for Limited {
                 }
                 // Too many open files, for one: trying again at once would only burn the CPU.
                 Err(error) => {
-                    tracing::warn!(%error, "the admin address can't accept a connection");
+                    let remedy = (error.raw_os_error() == Some(libc::EMFILE)).then_some(
+                        "this process has as many files open as it may: raise its limit (`ulimit -n`)",
+                    );
+                    tracing::warn!(%error, remedy, "the admin address can't accept a connection");
                     sleep(Duration::from_secs(1)).await;
                 }
             }

@@ -6,7 +6,7 @@ use super::{
     Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Start, keys,
     sizes::Size,
 };
-use crate::postgres::conninfo;
+use crate::{core::printable, postgres::conninfo};
 
 /// Every setting that has a value, in the order of [`keys::KEYS`].
 pub(super) fn print(config: &Config) -> String {
@@ -28,9 +28,22 @@ pub(super) fn print(config: &Config) -> String {
             let line = format!("{shown} = {value}");
             // Writing to a string can't fail.
             let _ = writeln!(out, "{line:<50} # {origin}");
+            if key.name == "postgres.url" {
+                out.push_str(&standing_in(config.postgres.url.expose()));
+            }
         }
     }
     out
+}
+
+/// libpq's variables, of what the connection string lacks: as comments, for they are no settings here.
+fn standing_in(url: &str) -> String {
+    let variables = conninfo::standing_in(url);
+    let line = |(key, variable, value): (&str, &str, String)| {
+        let line = format!("#   {key}={}", printable::line(&value));
+        format!("{line:<50} # variable {variable}\n")
+    };
+    variables.into_iter().map(line).collect()
 }
 
 /// Table and name in it.

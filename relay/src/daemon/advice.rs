@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::{ended::Ended, parked};
+use super::{ended::Ended, limits, parked};
 use crate::{
     config::Config,
     core::{halt::Halt, printable, progress::ParkedRecord},
@@ -72,7 +72,12 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } => {
             let sqlstate = sqlstate_of(&error);
-            let short = sqlstate.as_deref().and_then(|code| shortage::remedy(code, settings));
+            let remedy = match error.chain().any(|cause| cause.is::<ConnectError>()) {
+                true => shortage::at_connect,
+                false => shortage::remedy,
+            };
+            let short = sqlstate.as_deref().and_then(|code| remedy(code, settings));
+            let short = short.or_else(|| too_many_files(&error));
             let error = match short {
                 Some(remedy) => {
                     let error = printable::causes(error.as_ref());
@@ -86,6 +91,12 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
         }
         ended => ended,
     }
+}
+
+/// Where it is this process that has run out of something.
+fn too_many_files(error: &anyhow::Error) -> Option<String> {
+    let number = format!("(os error {})", libc::EMFILE);
+    printable::causes(error.as_ref()).contains(&number).then(|| limits::FILES.to_owned())
 }
 
 /// The table is missing, and these were parked in it.

@@ -71,7 +71,7 @@ impl Skipped {
         &mut self,
         session: &SqlSession,
         doing: &'static str,
-        error: &(dyn std::error::Error + 'static),
+        error: &(dyn std::error::Error + Send + Sync + 'static),
     ) {
         if std::mem::replace(&mut self.0, true) {
             return;

@@ -15,6 +15,7 @@ mod decision;
 mod ended;
 pub(crate) mod first;
 mod held;
+mod limits;
 pub(crate) mod locks;
 mod lookout;
 mod missing;
@@ -83,6 +84,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let parts = config.parts()?;
     warn_of_unverified(&parts);
     tell_of_trust(&parts);
+    limits::warn_of_files();
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let mut helpers = JoinSet::new();
     if let Some(address) = &config.admin.listen {

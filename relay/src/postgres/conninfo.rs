@@ -93,6 +93,12 @@ pub(crate) fn parameters(text: &str) -> Option<BTreeMap<String, String>> {
     text::pairs(text).ok().map(|pairs| pairs.into_iter().collect())
 }
 
+/// Variables of the environment that stand in for what a connection string lacks: key, variable, and value without
+/// secrets.
+pub(crate) fn standing_in(text: &str) -> Vec<(&'static str, &'static str, String)> {
+    defaults::standing_in(text, &Environment::of_process())
+}
+
 /// Whose signature on a server's certificate is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Roots {

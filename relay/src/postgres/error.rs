@@ -131,7 +131,7 @@ impl ConnectError {
 
 /// An ErrorResponse of the server.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message} (SQLSTATE {sqlstate}){}", .detail.as_ref().map_or(String::new(), |d| format!(": {d}")))]
+#[error("{message}{}{}", in_brackets(.sqlstate), .detail.as_ref().map_or(String::new(), |d| format!(": {d}")))]
 pub struct ServerError {
     /// Five characters.
     pub sqlstate: String,
@@ -169,6 +169,11 @@ impl ServerError {
     }
 }
 
+/// A code behind a message; nothing where there is none.
+pub(crate) fn in_brackets(sqlstate: &str) -> String {
+    if sqlstate.is_empty() { String::new() } else { format!(" (SQLSTATE {sqlstate})") }
+}
+
 /// The names in what a person is to type.
 pub(crate) fn named(text: &str, database: &str, role: &str) -> String {
     text.replace("{database}", &identifier(database)).replace("{role}", &identifier(role))
@@ -198,11 +203,18 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
             "check the user and the password (url, passfile or PGPASSWORD), and restart the relay; what \
              postgres.url_file names is read again by itself"
         }
+        "28000" if error.message.contains("does not exist") => {
+            "correct the user in postgres.url or PGUSER; or, as a superuser, `create role {role} login \
+             replication`, then grant what docs/ROLES.md lists"
+        }
         "28000" => {
-            "check that the role may log in (`alter role {role} login`), and pg_hba.conf on the server: user, \
+            "check that the role is there and may log in (`alter role {role} login`), and pg_hba.conf on the server: user, \
              database, address and TLS must match a line"
         }
-        "3D000" => "create the database, or correct its name",
+        "3D000" => {
+            "if the database was renamed, correct its name in postgres.url, and set name to what it was (its \
+             default is the database's name); otherwise create the database"
+        }
         "42501" => {
             "`alter role {role} replication`; `grant connect on database {database} to {role}`"
         }
@@ -213,7 +225,7 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
         sqlstate if ["28", "42", "22", "0A"].iter().any(|class| sqlstate.starts_with(class)) => {
             "correct the connection's settings"
         }
-        "57P04" => "the database was dropped: create it, or correct its name",
+        "57P04" => "the database was dropped: create it, or correct its name in postgres.url",
         _ => return None,
     })
 }

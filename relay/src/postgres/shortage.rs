@@ -9,6 +9,16 @@ pub(crate) fn remedy(sqlstate: &str, settings: &ConnectSettings) -> Option<Strin
     text(sqlstate).map(|text| named(text, settings.database(), settings.user()))
 }
 
+/// As [`remedy`], where the server has refused a connection. In other places 55000 means something else.
+pub(crate) fn at_connect(sqlstate: &str, settings: &ConnectSettings) -> Option<String> {
+    if sqlstate != "55000" {
+        return remedy(sqlstate, settings);
+    }
+    let text = "the database takes no connections: `alter database {database} allow_connections true`, in \
+                another database, as its owner or a superuser";
+    Some(named(text, settings.database(), settings.user()))
+}
+
 /// As [`remedy`], for a statement of a session that is there: no role and no database is named in it.
 pub(crate) fn of_a_statement(sqlstate: &str) -> Option<&'static str> {
     text(sqlstate).filter(|text| !text.contains('{'))

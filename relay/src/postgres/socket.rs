@@ -144,7 +144,8 @@ impl Handshake {
             } else {
                 Err(ConnectError::permanent(
                     "the server has no TLS",
-                    "set ssl = on there, or sslmode=prefer or disable here",
+                    "set ssl = on there, or sslmode=prefer or disable in postgres.url, or in PGSSLMODE, which \
+                     stands in where postgres.url has no sslmode",
                 ))
             };
         }

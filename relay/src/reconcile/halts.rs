@@ -39,7 +39,7 @@ const ANEW: &str = "to leave out all that is not published, make a new slot and 
                     committed from then on, run `outbox-relay resume --at now`";
 
 /// Where the table is another one and can be read.
-pub(super) const FROM_TABLE: &str = "if the table has their rows, as after the database was restored from a dump, publish \
+pub(super) const FROM_TABLE: &str = "if the table has their rows, whether they stayed there or were restored into it, publish \
                           what was created since the newest published event, some of it again, with \
                           `outbox-relay resume --at table`";
 

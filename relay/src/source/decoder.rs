@@ -16,12 +16,15 @@ use super::{
         frame::{Frame, XLOG_DATA_HEADER_BYTES, decode_frame},
     },
 };
-use crate::core::{
-    charset::Charset,
-    landmark::{AnotherHistory, Landmark, Recognition},
-    lsn::Lsn,
-    position::{Position, RowPosition},
-    row::{Malformed, Relation, Row},
+use crate::{
+    core::{
+        charset::Charset,
+        landmark::{AnotherHistory, Landmark, Recognition},
+        lsn::Lsn,
+        position::{Position, RowPosition},
+        row::{Malformed, Relation, Row},
+    },
+    postgres::error::in_brackets,
 };
 
 /// A WAL message above this announces nothing, and is not stored: ours take some 200 bytes, and any
@@ -39,7 +42,7 @@ pub enum StreamError {
     #[error("the replication connection broke")]
     Connection(#[from] io::Error),
     /// The server ended the stream: reconnect.
-    #[error("the server ended the replication stream: {message} (SQLSTATE {code})")]
+    #[error("the server ended the replication stream: {message}{}", in_brackets(.code))]
     Server {
         /// SQLSTATE, empty when the stream ended without an error.
         code: String,
@@ -221,7 +224,7 @@ impl<I: Intake> Decoder<I> {
             // CopyDone, and CommandComplete, with which a server that shuts down ends.
             b'c' | b'C' => Err(StreamError::Server {
                 code: String::new(),
-                message: "the server ended the stream, as it does when it shuts down".into(),
+                message: "without an error, as it does when it shuts down".into(),
             }),
             b'N' | b'S' => Ok(()), // Notice, parameter status.
             other => Err(Malformed::byte("tag of a message", 0, other).into()),

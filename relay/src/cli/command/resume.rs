@@ -37,6 +37,7 @@ use crate::{
 
 /// A relay that is halted holds the lock only while it looks again.
 const LOCK_WAIT: Duration = Duration::from_secs(20);
+const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 /// What the decision changed.
 #[derive(Debug)]
@@ -83,7 +84,8 @@ pub(crate) async fn run(
     let has_delivered = known.has_delivered;
     let mut sink = AnySink::start(&parts.sink, &config.name, known.key, &session)?;
 
-    // Asked before the lock is taken: a person may take long.
+    // Not asked of a relay that is at work. Asked before the lock is taken: a person may take long.
+    no_relay_at_work(&session, slot_name).await?;
     let seen = decoded(sink.peek().await?, has_delivered, decision)?;
     let slot = slot::inspect(session.client(), slot_name).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
@@ -262,11 +264,27 @@ async fn take_lock(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + LOCK_WAIT;
     while !leader::try_lead(session.client(), slot).await? {
         if Instant::now() >= deadline {
-            let who = leader::holder(session.client(), slot).await?;
-            let who = who.map_or_else(|| "unknown process".to_owned(), |who| who.to_string());
-            bail!("a relay is at work on slot {slot}: {who}; stop it first");
+            return Err(at_work(session, slot).await?);
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(LOCK_RETRY).await;
     }
     Ok(())
+}
+
+/// As [`take_lock`] would find, without taking it.
+async fn no_relay_at_work(session: &SqlSession, slot: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    while leader::holder(session.client(), slot).await?.is_some() {
+        if Instant::now() >= deadline {
+            return Err(at_work(session, slot).await?);
+        }
+        sleep(LOCK_RETRY).await;
+    }
+    Ok(())
+}
+
+async fn at_work(session: &SqlSession, slot: &str) -> anyhow::Result<anyhow::Error> {
+    let who = leader::holder(session.client(), slot).await?;
+    let who = who.map_or_else(|| "unknown process".to_owned(), |who| who.to_string());
+    Ok(anyhow::anyhow!("a relay is at work on slot {slot}: {who}; stop it first"))
 }

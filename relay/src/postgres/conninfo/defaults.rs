@@ -14,7 +14,7 @@ use super::{
     ChannelBinding, ClientCertificate, ConnInfoError, ConnectSettings, Endpoint, Host, Roots,
     SslMode, TargetSession, TcpSettings, TlsSettings, text::Pairs,
 };
-use crate::core::secret::{Secret, is_secret_name};
+use crate::core::secret::{MASK, Secret, is_secret_name};
 
 /// A server that accepts and never answers would hold a daemon for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,6 +76,23 @@ impl Environment<'static> {
 /// Whether libpq calls sockets in this directory `localhost`.
 pub(crate) fn is_default_directory(directory: &Path) -> bool {
     SOCKET_DIRECTORIES.iter().any(|default| directory == Path::new(default))
+}
+
+/// Variables that stand in for what a connection string does not have, with the key of each. Empty where it
+/// can't be read.
+pub(crate) fn standing_in(
+    text: &str,
+    environment: &Environment<'_>,
+) -> Vec<(&'static str, &'static str, String)> {
+    let Ok(pairs) = super::text::pairs(text) else { return Vec::new() };
+    let given = |key: &str| pairs.iter().any(|(name, value)| name == key && !value.is_empty());
+    let stands = KEYS.iter().filter(|(key, variable)| !variable.is_empty() && !given(key));
+    stands
+        .filter_map(|&(key, variable)| {
+            let value = (environment.variable)(variable).filter(|value| !value.is_empty())?;
+            Some((key, variable, if is_secret_name(key) { MASK.to_owned() } else { value }))
+        })
+        .collect()
 }
 
 /// Given values by key, and the problems met so far.

@@ -133,11 +133,12 @@ pub(super) fn unknown(name: &str, settings: &Settings, twin: Option<&str>) -> St
              {twin}, delete that, create {name}, and release its events"
         );
     }
+    let or = if settings.create_topics.is_some() { "" } else { ", or set sink.create_topics" };
     let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     let grace = settings.topic_grace;
     format!(
         "the topic {name} does not exist: create it with `kafka-topics --bootstrap-server {servers} \
-         --create --topic {name} --partitions N`, or set sink.create_topics. If it appears within \
+         --create --topic {name} --partitions N`{or}. If it appears within \
          {grace:?}, its events are released by themselves; later, release them"
     )
 }

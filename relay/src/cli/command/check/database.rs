@@ -49,8 +49,9 @@ pub(super) async fn looked_at(
             findings.push(match error {
                 ConnectError::Permanent { what, remedy, .. } => problem("PostgreSQL", what, remedy),
                 error @ ConnectError::Transient { .. } => {
-                    let short =
-                        error.sqlstate().and_then(|code| shortage::remedy(code, &parts.connect));
+                    let short = error
+                        .sqlstate()
+                        .and_then(|code| shortage::at_connect(code, &parts.connect));
                     let remedy = short.unwrap_or_else(|| {
                         "check postgres.url, and that the server is up".to_owned()
                     });

@@ -32,8 +32,9 @@ pub(super) async fn rights(
         return Ok(vec![problem("migrations", seen, remedy)]);
     }
     let stopping = lacking.clone().that_stop_everything();
-    if let Some(Halt { reason, remedy }) = rights::halt(&stopping, rights::NOTHING_IS_PUBLISHED) {
-        return Ok(vec![problem(NAME, reason, remedy)]);
+    if let Some(Halt { reason, .. }) = rights::halt(&stopping, rights::NOTHING_IS_PUBLISHED) {
+        // As the halt of a run: all that lacks is given at once.
+        return Ok(vec![problem(NAME, reason, format!("`{lacking}`"))]);
     }
     // Whether rows can be read is said of each table.
     let ours = |name: &TableName| name.to_string() == "outbox.events";

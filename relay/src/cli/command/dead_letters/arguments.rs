@@ -33,6 +33,7 @@ partition enters its new lane where it is released; that lane must not be parked
     Edit(EditArgs),
     /// Deliver parked events; always takes whole lanes
     #[command(after_help = "Examples:
+  outbox-relay dead-letters release 7
   outbox-relay dead-letters release --topic orders --key customer-1
   outbox-relay dead-letters release --all
 
@@ -96,8 +97,11 @@ impl OfArgs {
 
 /// What to release.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["topic", "reason", "all"]))]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["ids", "topic", "reason", "all"]))]
 pub(in crate::cli) struct ReleaseArgs {
+    /// Numbers in the list; the whole lane of each is released
+    #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
+    pub(super) ids: Vec<i64>,
     #[command(flatten)]
     pub(super) of: OfArgs,
     /// Everything that is parked

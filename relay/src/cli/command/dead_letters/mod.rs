@@ -4,6 +4,7 @@ mod arguments;
 mod shown;
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal as _,
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use serde_json::json;
 
 pub(in crate::cli) use self::arguments::Action;
 use self::{
-    arguments::{By, DiscardArgs, ListArgs, OfArgs, ReleaseArgs},
+    arguments::{By, DiscardArgs, ListArgs, ReleaseArgs},
     shown::{how_far, letter, line, released, shown},
 };
 use crate::{
@@ -57,7 +58,9 @@ async fn carried_out(
             let id = arguments.id;
             print(&letter(&operator.edit(id, &arguments.edit()?).await?, json));
         }
-        Action::Release(ReleaseArgs { of, .. }) => release(&mut operator, of, json).await?,
+        Action::Release(ReleaseArgs { ids, of, .. }) => {
+            release(&mut operator, of.selection(ids), json).await?;
+        }
         Action::Discard(arguments) => discard(&mut operator, arguments, json).await?,
     }
     Ok(())
@@ -135,9 +138,19 @@ async fn groups(
     Ok(())
 }
 
-async fn release(operator: &mut Operator<'_>, of: OfArgs, json: bool) -> anyhow::Result<()> {
-    let selection = of.selection(vec![]);
+async fn release(
+    operator: &mut Operator<'_>,
+    selection: Selection,
+    json: bool,
+) -> anyhow::Result<()> {
+    if let [id] = selection.ids.as_slice() {
+        operator.show(*id).await?; // One that is not there is named as such.
+    }
     let total = operator.count(&selection).await?.events;
+    let named = BTreeSet::from_iter(&selection.ids).len();
+    if usize::try_from(total).is_ok_and(|total| total < named) {
+        bail!("{total} of these {named} are parked; nothing was released: see `dead-letters list`");
+    }
     let begun = Instant::now();
     let (mut reported, mut alone) = (begun, false);
     let tell = |far: Far| {

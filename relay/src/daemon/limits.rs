@@ -1,0 +1,47 @@
+//! How many files this process may have open: each connection is one, and a limit that is too low shows in errors
+//! that name anything else.
+
+use std::fs;
+
+/// What to do.
+pub(super) const FILES: &str = "this process has as many files open as it may: raise the limit (`ulimit -n 1024` before it \
+                                is started, LimitNOFILE in a unit of systemd), and restart the relay";
+
+/// Connections to PostgreSQL and to some brokers, a start's further ones, and those of the admin address.
+const FILES_MIN: u64 = 256;
+
+/// Says so at the start, where the limit is low.
+pub(super) fn warn_of_files() {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    if let Some(files) = open_files(&limits).filter(|files| *files < FILES_MIN) {
+        tracing::warn!(
+            files,
+            "this process may have few files open, and each connection is one: raise the limit to 1024 or more \
+             (`ulimit -n`, LimitNOFILE in a unit of systemd)"
+        );
+    }
+}
+
+/// The soft limit; `None` where there is none.
+fn open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+    line.split_whitespace().nth(3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_is_read_and_none_is_no_limit() {
+        let of = |soft| {
+            open_files(&format!(
+                "Limit                     Soft Limit           Hard Limit           Units\n\
+                 Max open files            {soft}                 1048576              files\n"
+            ))
+        };
+        assert_eq!(of("12"), Some(12));
+        assert_eq!(of("unlimited"), None);
+        assert_eq!(open_files(""), None);
+    }
+}

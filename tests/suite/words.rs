@@ -1,0 +1,161 @@
+//! What is said, and done, about small things that a person on call meets.
+
+use std::process::{Command, Stdio};
+
+use outbox_harness::{
+    Harness,
+    database::{Database, Role},
+    event::Event,
+    postgres::Postgres,
+    relay::{Relay, STOP},
+    servers, wait,
+};
+
+use crate::{
+    checks::check,
+    dead_letters::{count_parked, list, wait_parked},
+    grants::change,
+    obeyed::{says, typed},
+};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_database_that_is_closed_to_connections_is_told_with_the_statement_that_opens_it() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let name = t.database().name().to_owned();
+    // As a superuser in another database: this one takes no connection any more.
+    let other = Database::create_in(t.database().postgres()).await;
+    let other = other.superuser();
+    let close = format!("alter database \"{name}\" allow_connections false");
+    other.batch_execute(&close).await.expect("closed");
+    let mut relay = t.relay().spawn();
+    relay.wait_log("takes no connections").await;
+    let findings = check(&t.relay()).await;
+    let found = findings.iter().find(|found| found.verdict == "problem").expect("a problem");
+    assert!(!found.remedy.contains("that the server is up"), "{found:?}");
+    let open = typed(&found.remedy, "allow_connections true").to_owned();
+    assert!(relay.logs_contain(&open), "{}", relay.log_text());
+    other.batch_execute(&open).await.expect("the remedy is SQL");
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// The variable stands in where the URL has nothing.
+#[tokio::test]
+async fn a_variable_of_libpq_that_stands_in_is_named_where_it_is_in_the_way() {
+    let t = Harness::start().await;
+    let settings = t.relay().env("PGSSLMODE", "require").env("PGOPTIONS", "-c work_mem=4MB");
+    let settings = settings.env("PGPASSWORD", "never-shown");
+    let shown = settings.command(&["config"]).await;
+    let shown = text(&shown.stdout);
+    for line in ["sslmode=require", "variable PGSSLMODE", "variable PGOPTIONS"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    assert!(!shown.contains("never-shown"), "{shown}");
+    let findings = check(&settings).await;
+    let found = findings.iter().find(|found| found.verdict == "problem").expect("no TLS there");
+    assert!(found.remedy.contains("PGSSLMODE"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_hangup_stops_the_relay_in_good_order() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    signal(&relay, "-HUP");
+    let ended = relay.wait_end(STOP).await;
+    assert!(ended.success(), "{ended}");
+    assert!(relay.logs_contain("stopping: finishing the delivery"), "{}", relay.log_text());
+}
+
+fn signal(relay: &Relay, signal: &str) {
+    let sent = Command::new("kill").args([signal, &relay.pid().to_string()]).status();
+    assert!(sent.expect("there is such a program").success());
+}
+
+#[tokio::test]
+async fn too_few_files_are_named_with_what_raises_the_limit() {
+    let t = Harness::start().await;
+    let mut relay = t.relay().start().await;
+    let limited = Command::new("prlimit")
+        .args(["--nofile=12:", "--pid", &relay.pid().to_string()])
+        .stdout(Stdio::null())
+        .status();
+    assert!(limited.expect("there is such a program").success());
+    // What it has open stays; the next connection is one too many.
+    let ended = "select pg_terminate_backend(active_pid) from pg_replication_slots \
+                 where database = current_database() and active";
+    t.database().superuser().batch_execute(ended).await.expect("ended");
+    relay.wait_log("has as many files open as it may").await;
+    let raised = Command::new("prlimit")
+        .args(["--nofile=1024:", "--pid", &relay.pid().to_string()])
+        .stdout(Stdio::null())
+        .status();
+    assert!(raised.expect("there is such a program").success());
+    relay.wait_ready().await;
+}
+
+#[tokio::test]
+async fn a_parked_event_is_released_by_its_number_with_its_whole_lane() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late").name().to_owned();
+    let _relay = t.relay().set("sink.topic_grace", "0s").start().await;
+    t.commit(["a", "a", "b"].map(|key| Event::to(&topic).key(key))).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    let entries = list(&t).await;
+    let of_a = entries.iter().find(|entry| entry["key"] == "a").expect("it is parked");
+    let settings = t.relay().set("postgres.url", &t.database().url(Role::Operator));
+    let none = settings.command(&["dead-letters", "release", "1000000"]).await;
+    assert_eq!(none.status.code(), Some(1), "{}", text(&none.stderr));
+    let created = t.topic_named(&topic).create(1).await;
+    let id = of_a["id"].to_string();
+    let released = settings.command(&["dead-letters", "release", &id]).await;
+    assert!(released.status.success(), "{}", text(&released.stderr));
+    wait_parked(&t, |parked| parked == 1).await;
+    wait::until("the lane arrives", wait::PATIENCE, || async {
+        match created.records().await.len() {
+            2 => Ok(()),
+            found => Err(format!("{found} records")),
+        }
+    })
+    .await
+    .expect("it does");
+    assert_eq!(count_parked(&t).await, 1, "the other lane stays");
+}
+
+#[tokio::test]
+async fn a_decision_is_not_asked_for_while_a_relay_is_at_work() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    // It leads, and events wait, so that there is something to ask for.
+    signal(&relay, "-STOP");
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let output = t.relay().command(&["resume", "--at", "now"]).await;
+    signal(&relay, "-CONT");
+    let said = text(&output.stderr);
+    assert!(said.contains("a relay is at work on slot"), "{said}");
+    assert!(!said.contains("give --yes"), "it is not asked: {said}");
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+#[tokio::test]
+async fn check_prints_the_grants_that_the_halt_prints() {
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let t = Harness::with(postgres, kafka).await;
+    let role = t.database().name_of(Role::Relay);
+    change(t.database(), &format!("drop owned by {role}")).await;
+    let relay = t.relay().spawn();
+    let detail = says(&relay, "lacks").await;
+    let grants = typed(&detail, "grant ").to_owned();
+    let findings = check(&t.relay()).await;
+    let found = findings.iter().find(|found| found.name == "rights").expect("it is named");
+    assert_eq!(typed(&found.remedy, "grant "), grants);
+}
