@@ -178,11 +178,15 @@ async fn predecessor(
     }
 }
 
-/// The first transaction id that is still to come.
+/// The first transaction id that is still to come. A snapshot's end is not that: it is behind ids of
+/// transactions that run, such as of a commit that waits for a standby and was sent and delivered meanwhile.
+/// `age` counts from the server's own counter, and assigns none.
 pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
     let failed =
         |e| Ended::retry(Cause::Postgres, "identifying the cluster", anyhow::Error::new(e));
-    let sql = "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::int8";
+    let sql = "select next::text::int8 \
+                   operator(pg_catalog.+) greatest(pg_catalog.age(next::pg_catalog.xid), 0) \
+               from pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as it (next)";
     let row = session.client().query_one(sql, &[]).await.map_err(failed)?;
     row.try_get::<_, i64>(0).map(i64::unsigned_abs).map_err(failed)
 }

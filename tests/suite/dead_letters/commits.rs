@@ -90,3 +90,35 @@ async fn a_park_does_not_wait_for_the_relay_itself_where_everybody_is_a_synchron
     assert!(!relay.logs_contain("will try again"), "{}", relay.log_text());
     set_server(&t, "synchronous_standby_names = ''").await;
 }
+
+/// The server sends a commit before it is visible, so what is delivered may still run there.
+#[tokio::test]
+async fn a_commit_that_waits_for_a_standby_and_is_delivered_is_no_volume_that_was_put_back() {
+    let (t, _server) = on_a_server_of_its_own().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    set_server(&t, "synchronous_standby_names = 'nobody'").await;
+    let writer = t.database().connect(Role::Writer).await;
+    let event = format!(
+        "insert into outbox.events (topic, key, headers) \
+         values ('{}', 'a', '{{\"sequence\": \"1\"}}')",
+        topic.name()
+    );
+    let waits = async move { writer.batch_execute(&event).await.expect("inserted") };
+    let looks = async {
+        wait_records(&topic, 1).await;
+        let checked = t.relay().command(&["check"]).await;
+        relay.kill9().await;
+        relay.restart();
+        let started = tokio::time::timeout(wait::PATIENCE, relay.wait_ready()).await;
+        // Before anything is said of it: the test's end waits for commits, too.
+        set_server(&t, "synchronous_standby_names = ''").await;
+        let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.contains("start    "), "{checked}");
+        assert!(!checked.contains("put back"), "{checked}");
+        started.unwrap_or_else(|_| panic!("it streams: {}", relay.log_text()));
+        assert!(!relay.logs_contain("put back"), "{}", relay.log_text());
+    };
+    tokio::join!(waits, looks);
+    t.count(&topic, 1).await.assert_exactly_once();
+}
