@@ -42,6 +42,7 @@ mod ordering;
 mod outages;
 mod partitions;
 mod positions;
+mod prepared;
 mod progress;
 mod publication;
 mod publish;

@@ -7,7 +7,11 @@ use tokio::time::sleep;
 use super::output::eprint;
 use crate::{
     core::printable,
-    postgres::{conninfo::ConnectSettings, sql},
+    postgres::{
+        conninfo::ConnectSettings,
+        holders::{self, Holder},
+        sql,
+    },
 };
 
 /// So long a command may take before it is looked what it waits for, and so often from then on.
@@ -25,10 +29,10 @@ pub(super) async fn named<T>(
     let look = async {
         loop {
             sleep(LOOK_EVERY).await;
-            for (holder, line) in holders(settings, pid).await.unwrap_or_default() {
+            for holder in holders_of(settings, pid).await.unwrap_or_default() {
                 if !said.contains(&holder) {
+                    eprint(&printable::line(&holder.in_the_way_of_a_command()));
                     said.push(holder);
-                    eprint(&printable::line(&line));
                 }
             }
         }
@@ -39,31 +43,8 @@ pub(super) async fn named<T>(
     }
 }
 
-/// The processes that block it, with what to say of each. Asked over a line of its own; what can't be asked
-/// is not said.
-async fn holders(settings: &ConnectSettings, pid: i32) -> Option<Vec<(i32, String)>> {
+/// Who blocks it. Asked over a line of its own; what can't be asked is not said.
+async fn holders_of(settings: &ConnectSettings, pid: i32) -> Option<Vec<Holder>> {
     let session = sql::connect(settings, "outbox-relay whom a command waits for").await.ok()?;
-    let query = "select b.pid, coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown'), \
-                     coalesce(a.state, 'unknown'), \
-                     coalesce(pg_catalog.date_trunc('second', a.xact_start)::text, 'unknown') \
-                 from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
-                 left join pg_catalog.pg_stat_activity a on a.pid operator(pg_catalog.=) b.pid";
-    let rows = session.client().query(query, &[&pid]).await.ok()?;
-    let line = |row: &tokio_postgres::Row| {
-        let holder: i32 = row.try_get(0).ok()?;
-        let (who, state, since): (String, String, String) =
-            (row.try_get(1).ok()?, row.try_get(2).ok()?, row.try_get(3).ok()?);
-        let line = match holder {
-            0 => "waiting for a lock of a prepared transaction: `select * from pg_prepared_xacts` lists \
-                  them"
-            .to_owned(),
-            _ => format!(
-                "waiting for a lock that process {holder} has or waits for first ({who}, {state}, its \
-                 transaction began {since}). Nothing is changed until it is gone; to end it: `select \
-                 pg_terminate_backend({holder})`"
-            ),
-        };
-        Some((holder, line))
-    };
-    Some(rows.iter().filter_map(line).collect())
+    holders::of(session.client(), pid).await.ok()
 }

@@ -7,15 +7,12 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{
-    Client,
-    error::{Severity, SqlState},
-};
+use tokio_postgres::error::{Severity, SqlState};
 
 use super::ended::Ended;
 use crate::{
     core::printable,
-    postgres::{shortage, sql::SqlSession},
+    postgres::{holders, shortage, sql::SqlSession},
 };
 
 /// For one statement of the control session.
@@ -77,7 +74,7 @@ impl Skipped {
             return;
         }
         if refused(error) {
-            let held = holders(session.client()).await;
+            let held = holders::of_tables(session.client()).await;
             tracing::warn!(doing, held, "someone else's lock is in the way: trying again");
             return;
         }
@@ -101,7 +98,7 @@ impl Skipped {
 pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } if refused(error.as_ref()) => {
-            let held = holders(session.client()).await;
+            let held = holders::of_tables(session.client()).await;
             let error = error.context(format!(
                 "someone else's lock is in the way: {held}. Nothing is lost, and events of every key wait \
                  until it is gone"
@@ -109,33 +106,6 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
             Ended::Retry { cause, doing, error }
         }
         ended => ended,
-    }
-}
-
-/// Who holds which table of this database so that it can't be written or even read, or rows of the
-/// relay's own tables.
-pub(crate) async fn holders(client: &Client) -> String {
-    let sql = "select pg_catalog.format('process %s (%s) holds %s; to end it: \
-                       `select pg_terminate_backend(%s)`', l.pid, \
-                   coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown'), \
-                   l.relation::pg_catalog.regclass, l.pid) \
-               from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a using (pid) \
-               where l.locktype = 'relation' and l.granted and l.pid <> pg_catalog.pg_backend_pid() \
-                   and l.database = (select oid from pg_catalog.pg_database \
-                                     where datname = pg_catalog.current_database()) \
-                   and l.relation >= 16384 \
-                   and (l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
-                                   'AccessExclusiveLock') \
-                       or l.mode in ('RowShareLock', 'RowExclusiveLock') and l.relation in ( \
-                           pg_catalog.to_regclass('outbox.dead_letters'), \
-                           pg_catalog.to_regclass('outbox.leaders'), \
-                           pg_catalog.to_regclass('outbox.relay_keys'))) \
-               order by 1 limit 3";
-    let rows = client.query(sql, &[]).await.unwrap_or_default();
-    let held: Vec<String> = rows.iter().filter_map(|row| row.try_get(0).ok()).collect();
-    match held.is_empty() {
-        true => "who holds it is in pg_locks".to_owned(),
-        false => held.join(", "),
     }
 }
 

@@ -59,10 +59,9 @@ pub(super) async fn drop(name: &str, replication: &mut ReplicationConnection) ->
 /// Names what the slot waits for: every transaction that had written before it was begun.
 async fn report_writers(board: &Board, session: &SqlSession) {
     if let Ok(writers) = slot::writers_waited_for(session.client()).await {
-        let pids: Vec<String> = writers.iter().map(ToString::to_string).collect();
-        let pids = pids.join(", ");
-        tracing::warn!(transactions = pids, "the slot waits for open transactions to end");
-        let doing = format!("making the slot: waiting for open transactions to end: {pids}");
+        let open = slot::in_words(&writers);
+        tracing::warn!(transactions = open, "the slot waits for open transactions to end");
+        let doing = format!("making the slot: waiting for open transactions to end: {open}");
         board.phase(Phase::Starting { doing });
     }
 }

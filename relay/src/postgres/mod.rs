@@ -9,6 +9,7 @@ mod certificate;
 pub mod conninfo;
 pub mod dial;
 pub mod error;
+pub(crate) mod holders;
 mod login;
 mod meter;
 mod passfile;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio_postgres::Client;
 
 use super::{error::InspectError, rows::rows};
-use crate::core::lsn::Lsn;
+use crate::{core::lsn::Lsn, postgres::holders};
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -121,12 +121,14 @@ pub struct Capacity {
 pub struct OpenTransaction {
     /// The server's process; `None` for a prepared transaction, which has none.
     pub pid: Option<i32>,
-    /// The global identifier of a prepared transaction, for `COMMIT PREPARED`.
+    /// The global identifier of a prepared transaction, as a literal of SQL.
     pub prepared: Option<String>,
     /// Seconds since its begin, where the role may see it.
     pub age_seconds: Option<f64>,
     /// `application_name`.
     pub application: Option<String>,
+    /// How many transaction ids were assigned since its own.
+    pub xid_age: i64,
     /// The role that runs it.
     pub user: Option<String>,
     /// Its database.
@@ -145,7 +147,7 @@ impl SlotState {
 impl fmt::Display for OpenTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.prepared, self.pid) {
-            (Some(gid), _) => write!(f, "prepared transaction {gid:?}")?,
+            (Some(gid), _) => write!(f, "the prepared transaction {gid}")?,
             (None, Some(pid)) => write!(f, "pid {pid}")?,
             (None, None) => f.write_str("a transaction")?,
         }
@@ -156,6 +158,33 @@ impl fmt::Display for OpenTransaction {
             write!(f, ", open for {seconds:.0} s")?;
         }
         Ok(())
+    }
+}
+
+impl OpenTransaction {
+    /// The statement that ends it, and who may use it where.
+    pub fn ends(&self) -> String {
+        let unknown = || "its owner".to_owned();
+        match (&self.prepared, self.pid) {
+            (Some(gid), _) => holders::rollback(
+                gid,
+                &self.user.clone().unwrap_or_else(unknown),
+                self.database.as_deref(),
+            ),
+            (None, Some(pid)) => format!("`select pg_terminate_backend({pid})`"),
+            (None, None) => "see pg_stat_activity".to_owned(),
+        }
+    }
+}
+
+/// Those that have been open for longest, each with what ends it, and how many more there are.
+pub fn in_words(open: &[OpenTransaction]) -> String {
+    const NAMED_MAX: usize = 5;
+    let named = open.iter().take(NAMED_MAX).map(|it| format!("{it}; to end it: {}", it.ends()));
+    let named = named.collect::<Vec<_>>().join("; ");
+    match open.len().saturating_sub(NAMED_MAX) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
     }
 }
 
@@ -249,13 +278,15 @@ pub async fn writers_waited_for(client: &Client) -> Result<Vec<OpenTransaction>,
     let sql = "select jsonb_build_object('pid', pid, \
                    'age_seconds', extract(epoch from clock_timestamp() - xact_start), \
                    'application', nullif(application_name, ''), \
+                   'xid_age', pg_catalog.age(backend_xid), \
                    'user', usename, 'database', datname)::text \
                from (select pid, xact_start, application_name, usename, datname, backend_xid \
                      from pg_catalog.pg_stat_activity \
                      where backend_xid is not null and pid <> pg_catalog.pg_backend_pid()) a \
                union all \
-               select jsonb_build_object('prepared', gid, \
+               select jsonb_build_object('prepared', pg_catalog.quote_literal(gid), \
                    'age_seconds', extract(epoch from clock_timestamp() - prepared), \
+                   'xid_age', pg_catalog.age(transaction), \
                    'user', owner, 'database', database)::text \
                from pg_catalog.pg_prepared_xacts";
     let mut found: Vec<OpenTransaction> = rows(client, "open transactions", sql, &[]).await?;

@@ -22,7 +22,7 @@ use crate::{
             slot, standby_slots,
             table::{self, TableState},
         },
-        shortage,
+        holders, shortage,
         sql::{self, SqlSession},
     },
     repair,
@@ -193,7 +193,7 @@ const LOCK_WAIT: &str = "set lock_timeout = '300ms'";
 
 /// Somebody holds what is to be looked at.
 async fn locked(client: &Client) -> Finding {
-    let held = locks::holders(client).await;
+    let held = holders::of_tables(client).await;
     problem(
         "locks",
         format!("someone else's lock keeps others from a table: {held}"),

@@ -10,7 +10,13 @@ use crate::{
     core::printable::counted,
     daemon::{self, Rehearsed},
     dead_letter,
-    postgres::{catalog::InspectError, sql::SqlSession},
+    postgres::{
+        catalog::{
+            InspectError,
+            slot::{self, OpenTransaction},
+        },
+        sql::SqlSession,
+    },
     reconcile::Decision,
 };
 
@@ -24,7 +30,7 @@ pub(super) async fn rehearsed(
     has_progress_topic: bool,
     before: &[Finding],
 ) -> Option<Finding> {
-    let slot = &config.postgres.slot;
+    let name = &config.postgres.slot;
     let rehearsed = daemon::rehearse(config, parts, session, has_progress_topic).await;
     Some(match rehearsed {
         Rehearsed::Halts(halt) => {
@@ -44,8 +50,34 @@ pub(super) async fn rehearsed(
             "see that pg_hba.conf lets the role connect to the database, that no pooler is between, \
              and that the brokers answer",
         ),
-        Rehearsed::Starts { decision, looked } => starts(slot, &decision, looked),
+        Rehearsed::Starts { decision, looked } => {
+            // What can't be asked is not said.
+            let open = slot::writers_waited_for(session.client()).await.unwrap_or_default();
+            let found = starts(name, &decision, looked);
+            waiting(found, &decision, open)
+        }
     })
+}
+
+/// An open transaction may well end by itself within this.
+const PASSES_SECONDS: f64 = 10.0;
+
+/// The same, with the open transactions that keep the slot from being made, or would.
+fn waiting(found: Finding, decision: &Decision, mut open: Vec<OpenTransaction>) -> Finding {
+    let making = match decision {
+        Decision::Wait { making: true, .. } => true,
+        Decision::MakeSlot { .. } | Decision::Repair { .. } => false,
+        Decision::Wait { .. } | Decision::Stream { .. } | Decision::FinishRepair => return found,
+    };
+    let lasts = |it: &OpenTransaction| it.age_seconds.is_some_and(|age| age > PASSES_SECONDS);
+    open.retain(|it| making || it.prepared.is_some() || lasts(it));
+    if open.is_empty() {
+        return found;
+    }
+    let open = slot::in_words(&open);
+    let seen = format!("{}. First these open transactions must end: {open}", found.seen);
+    let remedy = "wait until they have ended, or end them: nothing is published before";
+    if making { problem(NAME, seen, remedy) } else { warning(NAME, seen, remedy) }
 }
 
 /// What it would do, where nothing halts it.
@@ -71,6 +103,7 @@ fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
         }
         Decision::FinishRepair if looked => ok(NAME, "continues a repair".into()),
         Decision::FinishRepair => warning(NAME, format!("continues a repair; {LATER}"), ""),
+        Decision::Wait { making: true, .. } => ok(NAME, format!("slot {slot} is being made")),
         Decision::Wait { pid, .. } => {
             ok(NAME, format!("slot {slot} is in use by the server's process {pid}"))
         }

@@ -1,0 +1,177 @@
+//! Who holds what somebody waits for, and what to type to end it: a session, or a prepared transaction, which
+//! has no session. Used by the relay, `check` and the operators' commands.
+
+use tokio_postgres::{Client, Error, Row};
+
+/// Prepared transactions with the locks that each has. What is asked of a lock is asked as `l`. Locks name
+/// no prepared transaction, but each of these holds one on its own id.
+const PREPARED: &str = "pg_catalog.pg_locks l \
+     join pg_catalog.pg_locks own on own.pid is null and own.locktype = 'transactionid' \
+         and own.virtualtransaction = l.virtualtransaction \
+     join pg_catalog.pg_prepared_xacts p on p.transaction = own.transactionid";
+
+/// Holds what somebody waits for, or waits for it first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    who: Who,
+    /// The table, where that is known.
+    table: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Who {
+    Session {
+        pid: i32,
+        /// `application_name`, or the role.
+        name: String,
+        state: String,
+        since: String,
+    },
+    Prepared {
+        /// As a literal of SQL.
+        gid: String,
+        owner: String,
+        since: String,
+    },
+}
+
+impl Holder {
+    /// Whom an operator's command waits for.
+    pub(crate) fn in_the_way_of_a_command(&self) -> String {
+        let ends = self.ends();
+        match &self.who {
+            Who::Session { pid, name, state, since } => format!(
+                "waiting for a lock that process {pid} has or waits for first ({name}, {state}, its \
+                 transaction began {since}). Nothing is changed until it is gone; to end it: {ends}"
+            ),
+            Who::Prepared { gid, owner, since } => format!(
+                "waiting for a lock of the prepared transaction {gid} ({owner}, prepared {since}). Nothing \
+                 is changed until it is gone; to end it: {ends}"
+            ),
+        }
+    }
+
+    /// With what is held, where that is known.
+    pub(crate) fn in_words(&self) -> String {
+        let holds =
+            self.table.as_ref().map_or("is in the way".to_owned(), |it| format!("holds {it}"));
+        let ends = self.ends();
+        match &self.who {
+            Who::Session { pid, name, .. } => {
+                format!("process {pid} ({name}) {holds}; to end it: {ends}")
+            }
+            Who::Prepared { gid, owner, since } => format!(
+                "the prepared transaction {gid} ({owner}, prepared {since}) {holds}; to end it: {ends}"
+            ),
+        }
+    }
+
+    fn ends(&self) -> String {
+        match &self.who {
+            Who::Session { pid, .. } => format!("`select pg_terminate_backend({pid})`"),
+            Who::Prepared { gid, owner, .. } => rollback(gid, owner, None),
+        }
+    }
+}
+
+/// What ends a prepared transaction; `gid` is a literal of SQL. In the session's own database, or this one.
+pub(crate) fn rollback(gid: &str, owner: &str, database: Option<&str>) -> String {
+    let place = database.map_or_else(String::new, |it| format!(", in the database {it}"));
+    format!("`rollback prepared {gid}`, as {owner} or a superuser{place}")
+}
+
+/// Whom the server's process `pid` waits for a lock of.
+///
+/// # Errors
+/// The session is broken.
+pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> {
+    let sql = format!(
+        "select b.pid, {NAME}, coalesce(a.state, 'unknown'), \
+             coalesce(pg_catalog.date_trunc('second', a.xact_start)::text, 'unknown'), null::text \
+         from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
+         left join pg_catalog.pg_stat_activity a on a.pid = b.pid where b.pid <> 0 \
+         union \
+         select null, p.owner::text, pg_catalog.quote_literal(p.gid), \
+             pg_catalog.date_trunc('second', p.prepared)::text, null \
+         from {PREPARED} join pg_catalog.pg_locks w on w.locktype = l.locktype \
+             and (w.database, w.relation, w.page, w.tuple, w.virtualxid, w.transactionid, w.classid, \
+                  w.objid, w.objsubid) is not distinct from \
+                 (l.database, l.relation, l.page, l.tuple, l.virtualxid, l.transactionid, l.classid, \
+                  l.objid, l.objsubid) \
+         where w.pid = $1 and not w.granted and l.pid is null and l.granted \
+             and 0 = any (pg_catalog.pg_blocking_pids($1))"
+    );
+    client.query(&sql, &[&pid]).await?.iter().map(read).collect()
+}
+
+/// Who holds which table of this database so that it can't be written or even read, or rows of the
+/// relay's own tables.
+pub(crate) async fn of_tables(client: &Client) -> String {
+    let sql = format!(
+        "with held as (select l.* from pg_catalog.pg_locks l \
+             where l.locktype = 'relation' and l.granted \
+                 and l.pid is distinct from pg_catalog.pg_backend_pid() \
+                 and l.database = (select oid from pg_catalog.pg_database \
+                                   where datname = pg_catalog.current_database()) \
+                 and l.relation >= 16384 \
+                 and (l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
+                                 'AccessExclusiveLock') \
+                     or l.mode in ('RowShareLock', 'RowExclusiveLock') and l.relation in ( \
+                         pg_catalog.to_regclass('outbox.dead_letters'), \
+                         pg_catalog.to_regclass('outbox.leaders'), \
+                         pg_catalog.to_regclass('outbox.relay_keys')))) \
+         select a.pid, {NAME}, '', '', l.relation::pg_catalog.regclass::text \
+         from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
+         union \
+         select null, p.owner::text, pg_catalog.quote_literal(p.gid), \
+             pg_catalog.date_trunc('second', p.prepared)::text, \
+             l.relation::pg_catalog.regclass::text \
+         from {} where l.pid is null \
+         order by 1, 3 limit 3",
+        PREPARED.replacen("pg_catalog.pg_locks l", "held l", 1)
+    );
+    let rows = client.query(&sql, &[]).await.unwrap_or_default();
+    let held: Vec<String> =
+        rows.iter().filter_map(|row| Some(read(row).ok()?.in_words())).collect();
+    match held.is_empty() {
+        true => "who holds it is in pg_locks".to_owned(),
+        false => held.join(", "),
+    }
+}
+
+/// Of a session of `pg_stat_activity`.
+const NAME: &str = "coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown')";
+
+/// A process, its name, state and begin; or none, and a prepared transaction's owner, id and begin.
+fn read(row: &Row) -> Result<Holder, Error> {
+    let (name, third, since) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+    let who = match row.try_get(0)? {
+        Some(pid) => Who::Session { pid, name, state: third, since },
+        None => Who::Prepared { gid: third, owner: name, since },
+    };
+    Ok(Holder { who, table: row.try_get(4)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prepared_transaction_is_named_with_what_ends_it_as_a_session_is() {
+        let prepared = Who::Prepared {
+            gid: "'it''s'".to_owned(),
+            owner: "app".to_owned(),
+            since: "noon".to_owned(),
+        };
+        let mut holder = Holder { who: prepared, table: Some("outbox.dead_letters".to_owned()) };
+        let told = holder.in_words();
+        assert!(told.contains("holds outbox.dead_letters"), "{told}");
+        assert!(told.contains("`rollback prepared 'it''s'`, as app or a superuser"), "{told}");
+        assert!(holder.in_the_way_of_a_command().contains("`rollback prepared 'it''s'`"));
+        let (name, state, since) = ("psql".to_owned(), "idle".to_owned(), "noon".to_owned());
+        holder.who = Who::Session { pid: 7, name, state, since };
+        let told = holder.in_words();
+        assert!(told.contains("process 7 (psql) holds outbox.dead_letters"), "{told}");
+        assert!(holder.in_the_way_of_a_command().contains("`select pg_terminate_backend(7)`"));
+    }
+}
