@@ -18,7 +18,7 @@ use super::{
     standby::{self, Leading},
     start,
     started::{Learnt, Started, Streaming},
-    suspects,
+    stuck, suspects,
     unfinished::Unfinished,
     waiting,
 };
@@ -106,6 +106,8 @@ async fn begin(
             }
         }
         never = broker::listen(&context.parts.sink, &context.board) => match never {},
+        // Boxed: it would be part of each caller's future.
+        never = Box::pin(stuck::watch(&context.parts.connect, &session, &context.board)) => match never {},
         lost = control::pulse(context, &session) => {
             return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
         }
@@ -170,6 +172,7 @@ async fn stream(
             never = broker::watch_progress_topic(probe.clone(), board) => match never {},
             never = parked::watch(&here, &session, Some(&system_id)) => match never {},
             never = retention::watch(&session, history, board) => match never {},
+            never = stuck::watch(&parts.connect, &session, board) => match never {},
         }
     });
     let stop = control_stop.clone();

@@ -29,6 +29,7 @@ pub(crate) mod standbys;
 mod start;
 mod started;
 mod steps;
+mod stuck;
 mod suspects;
 mod tables;
 mod unfinished;

@@ -16,7 +16,7 @@ use super::{
     context::Context,
     decision::{identify, open_key},
     ended::Ended,
-    locks, standbys, steps, tables,
+    locks, standbys, steps, stuck, tables,
 };
 use crate::{
     capacity,
@@ -110,6 +110,9 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
                 let holder = leader::holder(client, slot).await.map_err(lock_failed)?;
                 board.heard();
                 seen.tell(board, holder.as_ref());
+                if let Some(holder) = &holder {
+                    Box::pin(stuck::look_at_leader(session, holder.pid, board)).await;
+                }
                 if holder.is_some_and(|h| h.silent_for >= Some(context.config.leader.timeout)) {
                     depose(context, session).await?;
                     continue;

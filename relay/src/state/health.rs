@@ -115,6 +115,8 @@ pub(super) struct Vitals {
     pub(super) working_for: Option<Duration>,
     /// Why the server sends nothing of what there is.
     pub(super) held_back: Option<String>,
+    /// Which standby a commit of the control session waits for.
+    pub(super) stuck: Option<String>,
     /// Time since the brokers last answered; `None` before they first did.
     pub(super) broker_silent_for: Option<Duration>,
     /// For how long they are known not to, and who of them.
@@ -148,13 +150,16 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             })
         }
         Phase::Stopping => Err("stopping".into()),
-        Phase::Starting { doing } => Err(match (&now.waits_for, &now.trouble) {
-            (Some(what), _) => format!("starting: {doing}: {what}"),
-            (None, Some(trouble)) => format!("{trouble}; trying again: {doing}"),
-            (None, None) => format!("starting: {doing}{}", silent_brokers(now)),
-        }),
+        Phase::Starting { doing } => {
+            Err(match (now.stuck.as_ref().or(now.waits_for.as_ref()), &now.trouble) {
+                (Some(what), _) => format!("starting: {doing}: {what}"),
+                (None, Some(trouble)) => format!("{trouble}; trying again: {doing}"),
+                (None, None) => format!("starting: {doing}{}", silent_brokers(now)),
+            })
+        }
         Phase::Repairing { .. } => {
-            let said = now.broker_says.iter().map(|said| format!("; {said}")).collect::<String>();
+            let said = now.stuck.iter().chain(&now.broker_says);
+            let said = said.map(|said| format!("; {said}")).collect::<String>();
             Err(format!("repairing: {}{said}", now.phase.detail()))
         }
         Phase::Halted { .. } => Err(format!("halted: {}", now.phase.detail())),
@@ -190,6 +195,9 @@ fn heard_from_brokers(now: &Vitals) -> Result<(), String> {
 
 /// Beside the broker, a batch waits for the table of parked events alone.
 fn goes_on(now: &Vitals) -> Result<(), String> {
+    if let Some(why) = &now.stuck {
+        return Err(why.clone());
+    }
     match now.working_for {
         Some(time) if time > DELIVERY_MAX => Err(format!(
             "nothing came of the events at hand for {} s: a step at outbox.dead_letters takes long, mostly \
@@ -231,6 +239,7 @@ mod tests {
             delivering_for: None,
             working_for: None,
             held_back: None,
+            stuck: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,
             broker_says: None,
@@ -259,6 +268,14 @@ mod tests {
                  `outbox-relay check` names who holds it",
             ),
             (Vitals { held_back: Some("held".into()), ..streaming.clone() }, "held"),
+            (
+                Vitals {
+                    stuck: Some("a standby".into()),
+                    working_for: Some(s(16)),
+                    ..streaming.clone()
+                },
+                "a standby",
+            ),
             (
                 Vitals { silent_for: None, ..streaming.clone() },
                 "nothing was heard from PostgreSQL yet",

@@ -99,6 +99,8 @@ struct State {
     concerns: BTreeMap<&'static str, String>,
     /// Why the server sends nothing of what there is.
     held_back: Option<String>,
+    /// Which standby a commit of the control session waits for.
+    stuck: Option<String>,
     /// Since when the brokers do not answer, and who of them.
     broker_error: Option<(Duration, String)>,
     /// What they answer where nothing can be delivered by that.
@@ -155,6 +157,7 @@ impl Board {
                 lost_told: String::new(),
                 concerns: BTreeMap::new(),
                 held_back: None,
+                stuck: None,
                 broker_error: None,
                 broker_says: None,
                 waits_for: None,
@@ -224,6 +227,7 @@ impl Board {
         let now = self.now();
         let mut state = self.state();
         state.held_back = None;
+        state.stuck = None;
         state.waits_for = None;
         if matches!(phase, Phase::Standby { .. }) {
             self.0.unstored.clear();
@@ -327,6 +331,14 @@ impl Board {
         let mut state = self.state();
         let before = std::mem::replace(&mut state.held_back, why);
         before != state.held_back
+    }
+
+    /// Which standby a commit of the control session waits for; `None` when it waits for none. Returns whether
+    /// that is new.
+    pub fn stuck(&self, why: Option<String>) -> bool {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.stuck, why);
+        before != state.stuck
     }
 
     /// What there is of concern.

@@ -141,6 +141,7 @@ impl Board {
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
             working_for: self.0.working.age(now),
             held_back: state.held_back.clone(),
+            stuck: state.stuck.clone(),
             broker_silent_for: self.0.broker_heard.age(now),
             broker_error: state
                 .broker_error

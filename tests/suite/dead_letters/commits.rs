@@ -1,5 +1,7 @@
 //! When what is parked and released is durable, and visible: the server's settings of commits.
 
+use std::time::Duration;
+
 use super::*;
 
 /// A server of the test's own, whose settings it may change.
@@ -121,4 +123,69 @@ async fn a_commit_that_waits_for_a_standby_and_is_delivered_is_no_volume_that_wa
     };
     tokio::join!(waits, looks);
     t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// What keeps them waiting is said before an event must be parked, and while one is.
+#[tokio::test]
+async fn a_synchronous_standby_that_is_away_is_named_before_and_while_a_park_waits_for_it() {
+    let (mut t, _server) = on_a_server_of_its_own().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    set_server(&t, "synchronous_standby_names = 'nobody'").await;
+    let names = "no standby of synchronous_standby_names = 'nobody' is connected";
+    let told = wait::until("a concern", wait::PATIENCE, || async {
+        let status = relay.status().await;
+        let concerns = status["concerns"].to_string();
+        if concerns.contains(names) { Ok(status["ready"].clone()) } else { Err(concerns) }
+    });
+    let told = told.await;
+    let checked = t.relay().command(&["check"]).await;
+    // A commit that does not wait, so that the relay's own is the only one.
+    let event = format!(
+        "begin; set local synchronous_commit = local; \
+         insert into outbox.events (topic, key, partition) values ('{}', 'a', 9); \
+         commit",
+        topic.name()
+    );
+    t.database().superuser().batch_execute(&event).await.expect("inserted");
+    let begun = tokio::time::Instant::now();
+    let stuck = wait::until("/readyz says so", wait::PATIENCE, || async {
+        let status = relay.status().await;
+        let why = status["not_ready_because"].to_string();
+        if why.contains(names) { Ok(why) } else { Err(why) }
+    });
+    let stuck = stuck.await;
+    let took = begun.elapsed();
+    let checked_again = t.relay().command(&["check"]).await;
+    // The commit waits on without its process, and the lock with it.
+    relay.kill9().await;
+    relay.restart();
+    let again = wait::until("a standby says so", wait::PATIENCE, || async {
+        let why = relay.try_status().await.map_err(|error| error.to_string())?;
+        let why = why["not_ready_because"].to_string();
+        if why.contains(names) { Ok(()) } else { Err(why) }
+    });
+    let again = again.await;
+    set_server(&t, "synchronous_standby_names = ''").await;
+    assert_eq!(told.expect("named"), true, "events flow");
+    again.expect("named");
+    let stuck = stuck.expect("named");
+    for words in ["Nothing is lost", "alter system set synchronous_standby_names = ''"] {
+        assert!(stuck.contains(words), "{stuck}");
+    }
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    for checked in [checked, checked_again] {
+        let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.contains(names), "{checked}");
+    }
+    assert!(relay.logs_contain("a commit of the leader does not end"), "{}", relay.log_text());
+    relay.wait_ready().await;
+    wait_parked(&t, |parked| parked == 1).await;
+    t.commit([Event::to(topic.name()).key("b")]).await;
+    wait_records(&topic, 1).await;
+    let over = wait::until("no concern", wait::PATIENCE, || async {
+        let concerns = relay.status().await["concerns"].to_string();
+        if concerns.contains(names) { Err(concerns) } else { Ok(()) }
+    });
+    over.await.expect("it is over");
 }

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{Finding, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
-    daemon::standbys,
+    daemon::standbys::{self, Standbys},
     postgres::{
         catalog::{InspectError, table::TableState},
         error::named,
@@ -23,22 +23,18 @@ pub(super) async fn of_server(
     client: &Client,
 ) -> Result<Vec<Finding>, InspectError> {
     let failed = |source| InspectError::Query { what: "the server's settings", source };
-    // What a role may not know of another's walsender is null.
-    let sql = "select pg_catalog.current_setting('synchronous_standby_names'), \
-                   (select pg_catalog.count(*) from pg_catalog.pg_stat_replication \
-                    where sync_state is null or sync_state in ('sync', 'quorum')), \
-                   pg_catalog.current_setting('session_replication_role')";
+    let found = standbys::look(client).await.map_err(failed)?;
+    let standby = standby(&found, &standbys::application(config, parts));
+    let sql = "select pg_catalog.current_setting('session_replication_role')";
     let row = client.query_one(sql, &[]).await.map_err(failed)?;
-    let names: &str = row.try_get(0).map_err(failed)?;
-    let application = standbys::application(config, parts);
-    let standby = standby(names, row.try_get(1).map_err(failed)?, &application);
-    let role: &str = row.try_get(2).map_err(failed)?;
+    let role: &str = row.try_get(0).map_err(failed)?;
     let triggers = replication_role(role, parts.connect.database(), parts.connect.user());
     Ok(standby.into_iter().chain(triggers).collect())
 }
 
-fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
+fn standby(found: &Standbys, application: &str) -> Option<Finding> {
     const NAME: &str = "standbys";
+    let names = &found.names;
     if standbys::counts(names, application) {
         return Some(warning(
             NAME,
@@ -49,17 +45,8 @@ fn standby(names: &str, connected: i64, application: &str) -> Option<Finding> {
             "name the standbys: `alter system set synchronous_standby_names = '…'`",
         ));
     }
-    (!names.is_empty() && connected == 0).then(|| {
-        problem(
-            NAME,
-            format!(
-                "no standby of synchronous_standby_names = '{names}' is connected: commits wait for one, \
-                 also the commit that parks an event, so a rejected event stops the relay"
-            ),
-            "start the standby, or take it out: `alter system set synchronous_standby_names = ''`; \
-             `select pg_reload_conf()`",
-        )
-    })
+    let (seen, remedy) = found.away()?;
+    Some(problem(NAME, seen, remedy))
 }
 
 fn replication_role(role: &str, database: &str, login: &str) -> Option<Finding> {
@@ -102,16 +89,6 @@ pub(super) fn zone(name: &TableName, table: &TableState, mapping: &Mapping) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn standbys_are_named_where_none_is_there_or_the_relay_is_one() {
-        assert!(standby("", 0, "outbox-relay a").is_none());
-        assert!(standby("s1", 1, "outbox-relay a").is_none());
-        let missing = standby("s1", 0, "outbox-relay a").expect("none is connected");
-        assert!(missing.seen.contains("no standby of synchronous_standby_names = 's1'"));
-        let own = standby("*", 1, "outbox-relay a").expect("it is one itself");
-        assert!(own.seen.contains("the relay's own stream"));
-    }
 
     #[test]
     fn a_session_whose_triggers_do_not_fire_is_named() {
