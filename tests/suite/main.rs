@@ -23,6 +23,7 @@ mod history;
 mod idle;
 mod impostors;
 mod inbox;
+mod kept;
 mod large;
 mod layouts;
 mod leader;

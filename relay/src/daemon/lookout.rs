@@ -12,20 +12,30 @@ use super::{
     tables::{self, Tables},
 };
 use crate::{
-    core::halt::Halt, metrics::Cause, postgres::sql::SqlSession, route::Format, state::Board,
+    config::Config,
+    core::halt::Halt,
+    metrics::Cause,
+    postgres::{
+        catalog::kept::{self, Kept},
+        sql::SqlSession,
+    },
+    route::Format,
+    state::Board,
 };
 
 /// So often.
 const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 /// What the board is told of the relay's claim.
 const CLAIM: &str = "leader's claim";
+/// And of the WAL that is kept.
+const WAL_KEPT: &str = "WAL kept";
 /// And of the synchronous standbys.
 const STANDBYS: &str = "standbys";
 
 /// Returns what ends the attempt. Cancel safe.
 pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
     let board = &context.board;
-    let mut skipped = locks::Skipped::default();
+    let (mut skipped, mut kept_wal) = (locks::Skipped::default(), KeptWal::default());
     let _known = OnlyWhileItStreams(board);
     loop {
         sleep(TABLES_INTERVAL).await;
@@ -45,6 +55,7 @@ pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
             Err(ended) => return ended,
         }
         tell_of_standbys(context, session).await;
+        kept_wal.look(&context.config, session, board).await;
         match tables::inspect(context, session, Format::Binary).await {
             Ok(Tables { unpublished: None, .. }) => skipped.passed(),
             // The next start remembers it, and halts.
@@ -75,11 +86,41 @@ async fn tell_of_standbys(context: &Context, session: &SqlSession) {
     }
 }
 
+/// WAL that is kept for someone's open transaction, as the last look found it.
+#[derive(Debug, Default)]
+struct KeptWal {
+    last: Option<Kept>,
+    told: bool,
+}
+
+impl KeptWal {
+    /// Tells of it from the second look on that finds the same transaction.
+    async fn look(&mut self, config: &Config, session: &SqlSession, board: &Board) {
+        let slot = &config.postgres.slot;
+        let Ok(found) = kept::look(session.client(), slot).await else { return };
+        let stays = match (&found, &self.last) {
+            (Some(now), Some(before)) => now.is_by(before),
+            _ => false,
+        };
+        self.told &= stays;
+        let words = found.as_ref().filter(|_| stays).map(|kept| kept.in_words(slot));
+        board.concern(WAL_KEPT, words.as_ref().map(|(seen, remedy)| format!("{seen}; {remedy}")));
+        if let Some((seen, remedy)) = words
+            && !std::mem::replace(&mut self.told, true)
+        {
+            tracing::warn!(seen, remedy, "an open transaction keeps WAL");
+        }
+        self.last = found;
+    }
+}
+
 /// Takes back what no one looks at any more.
 struct OnlyWhileItStreams<'a>(&'a Board);
 
 impl Drop for OnlyWhileItStreams<'_> {
     fn drop(&mut self) {
-        self.0.concern(STANDBYS, None);
+        for about in [STANDBYS, WAL_KEPT] {
+            self.0.concern(about, None);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod characters;
 mod error;
+pub mod kept;
 pub mod publication;
 mod rows;
 pub mod slot;

@@ -17,7 +17,7 @@ use crate::{
     postgres::{
         ConnectError,
         catalog::{
-            InspectError,
+            InspectError, kept,
             publication::changed_under,
             slot, standby_slots,
             table::{self, TableState},
@@ -183,6 +183,8 @@ async fn server(
         }
     });
     if !server.in_recovery {
+        let kept = kept::look(client, name).await?;
+        findings.extend(kept.map(|kept| neighbours::keeping(&kept, name)));
         findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
     }
     Ok(Some((events.expected, events.looked)))

@@ -3,6 +3,7 @@
 use super::{Finding, problem, warning};
 use crate::{
     postgres::catalog::{
+        kept::Kept,
         slot::{IdleSlot, SlotState},
         standby_slots::{self, StandbySlot},
     },
@@ -29,6 +30,12 @@ pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
             first.name
         ),
     ))
+}
+
+/// An open transaction for which the relay's slot keeps WAL that it has confirmed.
+pub(super) fn keeping(kept: &Kept, slot: &str) -> Finding {
+    let (seen, remedy) = kept.in_words(slot);
+    warning("WAL kept", seen, remedy)
 }
 
 /// Standbys that the server waits for before it sends the relay anything, and that are away. `ours` is the
