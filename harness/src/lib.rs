@@ -27,6 +27,7 @@ pub mod load;
 pub mod local_kafka;
 pub mod member;
 pub mod murmur2;
+pub mod nats;
 pub mod postgres;
 pub mod postgres_version;
 pub mod probes;

@@ -8,9 +8,10 @@ use std::{future::Future, time::Instant};
 use anyhow::{Context, Result};
 use tokio::sync::OnceCell;
 
-use crate::{host::report, kafka::Kafka, postgres::Postgres};
+use crate::{host::report, kafka::Kafka, nats::Nats, postgres::Postgres};
 
 static POSTGRES: OnceCell<Result<Postgres, String>> = OnceCell::const_new();
+static NATS: OnceCell<Result<Nats, String>> = OnceCell::const_new();
 static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
 
 /// This run's PostgreSQL.
@@ -27,6 +28,14 @@ pub async fn postgres() -> &'static Postgres {
 /// When none can be had, with what to install.
 pub async fn kafka() -> &'static Kafka {
     shared(&KAFKA, "Kafka", Kafka::start).await
+}
+
+/// This run's NATS server.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn nats() -> &'static Nats {
+    shared(&NATS, "NATS", || async { Nats::start() }).await
 }
 
 /// Starts it on the first call. A failure is kept too: the second test should fail at once with

@@ -36,6 +36,7 @@ mod many_releases;
 mod matrix;
 mod messages;
 mod migrations;
+mod nats;
 mod neighbours;
 mod obeyed;
 mod operators;

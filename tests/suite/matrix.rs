@@ -6,6 +6,7 @@
 //! [`way`]: a new point does not compile before it says how the story gets there, and a case
 //! whose point was not passed fails.
 
+mod place;
 mod story;
 
 use std::{
@@ -21,6 +22,8 @@ use outbox_relay::fault::Point;
 
 use self::story::{Way, live};
 
+/// Of the topic that all events have.
+const PARTITIONS: i32 = 4;
 /// Cases at once: each is mostly waiting.
 const AT_ONCE: usize = 3;
 
@@ -30,12 +33,14 @@ enum Delivery {
     AtLeastOnce,
     /// To a file, with progress in the database.
     File,
+    /// To a stream of NATS, with progress in it: exactly once.
+    Nats,
 }
 
 impl Delivery {
     const fn setting(self) -> &'static str {
         match self {
-            Delivery::ExactlyOnce => "exactly-once",
+            Delivery::ExactlyOnce | Delivery::Nats => "exactly-once",
             Delivery::AtLeastOnce | Delivery::File => "at-least-once",
         }
     }
@@ -73,11 +78,28 @@ fn way_to_file(point: Point) -> Option<Way> {
     }
 }
 
+/// As [`way`], where records and progress are one batch, and nothing is refused.
+fn way_to_nats(point: Point) -> Option<Way> {
+    match point {
+        Point::TransactionBegun
+        | Point::RecordsStored
+        | Point::CommitUnderWay
+        | Point::Committed => Some(Way::Running(&[1, 4])),
+        Point::BatchGiven | Point::Delivered | Point::Confirmable | Point::StatusSent => {
+            Some(Way::Running(&[1, 3]))
+        }
+        others => way_to_file(others).filter(|_| others != Point::ProgressInTable),
+    }
+}
+
 /// How the story gets to a point. Numbers are those of its passings at which the relay's lives
 /// end, one life each.
 fn way(point: Point, delivery: Delivery) -> Option<Way> {
     if delivery == Delivery::File {
         return way_to_file(point);
+    }
+    if delivery == Delivery::Nats {
+        return way_to_nats(point);
     }
     let exactly_once = delivery == Delivery::ExactlyOnce;
     let only = |of: Delivery, way| (delivery == of).then_some(way);
@@ -182,6 +204,23 @@ fn progress_in_the_database_holds_through_a_crash_at_every_point() {
 }
 
 #[test]
+fn to_nats_exactly_once_holds_through_a_crash_at_every_point() {
+    all(Delivery::Nats, crashes(Delivery::Nats));
+}
+
+#[test]
+fn a_relay_to_nats_that_freezes_anywhere_and_is_replaced_stores_nothing_when_it_thaws() {
+    let points = [
+        Point::BatchGiven,
+        Point::RecordsStored,
+        Point::CommitUnderWay,
+        Point::Committed,
+        Point::Delivered,
+    ];
+    all(Delivery::Nats, points.map(|point| (point, Way::Frozen(2))));
+}
+
+#[test]
 fn a_relay_with_progress_in_the_database_that_freezes_and_is_replaced_stores_nothing_when_it_thaws()
 {
     let points = [Point::BatchGiven, Point::Delivered, Point::ProgressInTable, Point::Confirmable];
@@ -207,7 +246,7 @@ fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws()
 #[test]
 fn each_point_is_reached_in_some_mode() {
     for point in Point::ALL.iter().filter(|point| **point != Point::DecisionStored) {
-        let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::File];
+        let modes = [Delivery::ExactlyOnce, Delivery::AtLeastOnce, Delivery::File, Delivery::Nats];
         assert!(modes.iter().any(|mode| way(*point, *mode).is_some()), "{}", point.name());
     }
 }

@@ -105,7 +105,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                     "a variable of the environment is no setting and is ignored"
                 );
             }
-            daemon::run(config, signal::stop_on_signal()?).await?;
+            Box::pin(daemon::run(config, signal::stop_on_signal()?)).await?;
             Ok(Outcome::Done)
         }
         Command::Check { flags, json } => {

@@ -1,5 +1,6 @@
 //! From what was written to what holds: defaults, ranges, and settings that contradict each other.
 
+mod nats;
 mod sink;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -11,7 +12,8 @@ use super::{
     LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset, Purpose, RetentionConfig,
     SinkConfig, Size,
     problem::{Origin, Problem},
-    written::{Given, Opt, Written},
+    reader::{Given, Opt},
+    written::Written,
 };
 use crate::core::destination::RESERVED_BY_DEFAULT;
 
@@ -57,6 +59,7 @@ pub(super) fn check(
             let kind = value_or(w.kind, Kind::Kafka);
             let delivery = checker.delivery(w.delivery, kind);
             let file_path = checker.file_path(w.file_path, kind);
+            let nats = checker.nats(w.nats, kind, purpose);
             checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
@@ -65,6 +68,7 @@ pub(super) fn check(
             SinkConfig {
                 kind,
                 file_path,
+                nats,
                 delivery,
                 create_topics,
                 created_topics_max: checker.created_topics_max(w.created_topics_max),

@@ -7,7 +7,7 @@ use super::{
     Purpose,
     check::Checker,
     problem::Origin,
-    written::{Given, Opt},
+    reader::{Given, Opt},
 };
 use crate::{core::secret::Secret, postgres::conninfo};
 

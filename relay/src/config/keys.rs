@@ -55,9 +55,19 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp. Without it, the timestamp is the commit time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
     key("outbox.former_columns.*", "column", "", "Former name of a mapped column: with `body = \"payload\"` the relay reads `body` if a row has no `payload`, or null in it. For rows that were written before the column was renamed, and while writers switch to the new name. Remove it after these rows are published."),
-    key("sink.kind", "`kafka`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; or, as lines of JSON, to a file or standard output. With `file` and `stdout` the relay's progress is in the table `outbox.progress`."),
+    key("sink.kind", "`kafka`, `nats`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; to a stream of NATS JetStream; or, as lines of JSON, to a file or standard output. With `file` and `stdout` the relay's progress is in the table `outbox.progress`."),
     key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `file` and `stdout` `at-least-once`, which is all that they can", "`exactly-once`: one Kafka transaction for each batch. `at-least-once`: no transactions except one at each start; this gives lower latency, and duplicates after a crash."),
     key("sink.file.path", "path", "", "With `file`: the file to which lines are appended. If it is missing it is created, with mode 0600; an existing file keeps its mode. If another program renames it (log rotation), the next line goes to a new file."),
+    key("sink.nats.url", "`nats://host:4222`", "", "With `nats`: the server, or several with commas between; `tls://` for TLS. User and password, or a token, can stand before the host: `nats://relay:secret@nats:4222`. Required with `nats`."),
+    key("sink.nats.stream", "name", "", "With `nats`: the stream that takes the records, and the relay's progress. It must exist and allow atomic batches and roll-ups. Required with `nats`."),
+    key("sink.nats.subject", "text with `{topic}`", "`{topic}.{partition}`", "With `nats`: the subject of a record. The stream must have it."),
+    key("sink.nats.partitions", "number, 1 to 100000", "`1`", "With `nats`: how many partitions a topic has. The partition of a key is the same that Kafka's Java client chooses. With another number keys move to other partitions: their order is kept only for who reads the whole stream."),
+    key("sink.nats.progress_subject", "subject", "`outbox-relay-progress.` and the relay's name", "With `nats`: where the relay stores its progress. The stream must have it, and only the relay may publish to it."),
+    key("sink.nats.credentials_file", "path", "", "With `nats`: a file with the user's credentials (JWT and nkey), as NATS's tools make it. Read again for each connection."),
+    key("sink.nats.nkey_file", "path", "", "With `nats`: a file with an nkey's seed."),
+    key("sink.nats.ca_file", "path", "", "With `nats`: certificates that are trusted beside the system's, in PEM."),
+    key("sink.nats.certificate_file", "path", "", "With `nats`: the relay's own certificate, in PEM."),
+    key("sink.nats.key_file", "path", "", "With `nats`: the key of `certificate_file`, in PEM."),
     key("sink.create_topics", "`false` or a table", "`false`", "Whether the relay creates a missing topic. With `false`, events for a missing topic are parked immediately, and released if the topic appears within `sink.topic_grace`."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic that the relay creates."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic that the relay creates."),
@@ -140,7 +150,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 14] = [
+    const SECTIONS: [&str; 15] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -148,6 +158,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "outbox.former_columns",
         "sink",
         "sink.file",
+        "sink.nats",
         "sink.properties",
         "batch",
         "parking",

@@ -11,10 +11,12 @@ mod identity;
 pub mod keys;
 mod layers;
 mod misnamed;
+mod nats;
 pub mod parts;
 mod print;
 mod problem;
 mod properties;
+mod reader;
 pub mod sizes;
 mod sources;
 mod written;
@@ -27,6 +29,7 @@ use std::{
 };
 
 pub use misnamed::misnamed;
+pub use nats::NatsConfig;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
 use sizes::Size;
@@ -172,6 +175,8 @@ pub enum Kind {
     File,
     /// Lines of standard output.
     Stdout,
+    /// Subjects of a stream of NATS JetStream.
+    Nats,
 }
 
 /// The broker.
@@ -181,6 +186,8 @@ pub struct SinkConfig {
     pub kind: Kind,
     /// With [`Kind::File`], the file.
     pub file_path: Option<PathBuf>,
+    /// With [`Kind::Nats`], the server and its stream.
+    pub nats: Option<NatsConfig>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// How missing topics are made; `None`: they are not.

@@ -57,6 +57,12 @@ impl Config {
                 problems.extend(settings.problems());
                 sink::Settings::File(settings)
             }
+            Kind::Nats => {
+                let nats = self.sink.nats.as_ref().expect("the kind is nats");
+                let settings = self.nats(nats);
+                problems.extend(settings.problems());
+                sink::Settings::Nats(settings)
+            }
         }
     }
 

@@ -138,6 +138,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             Kind::Kafka => "kafka",
             Kind::File => "file",
             Kind::Stdout => "stdout",
+            Kind::Nats => "nats",
         })),
         "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
@@ -157,6 +158,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             let patterns: Vec<_> = c.sink.reserved_topics.iter().map(|p| quoted(p)).collect();
             Some(format!("[{}]", patterns.join(", ")))
         }
+        key if key.starts_with("sink.nats.") => c.sink.nats.as_ref()?.shown(key),
         _ => None,
     }
 }
@@ -167,7 +169,7 @@ fn list(items: &[String]) -> String {
 }
 
 /// A TOML basic string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

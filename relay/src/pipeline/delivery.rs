@@ -222,6 +222,7 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
                 Some(pace) => pace.cut(batch, start..end),
                 None => end,
             };
+            let end = end.min(start.saturating_add(self.publisher.records_max()));
             // Where there is no time for halving, each time that the broker is asked must tell something.
             let end = match self.suspicion.is_exhausted(self.refused_at.elapsed()) {
                 true => end.min(start + ALONE_MAX),

@@ -10,6 +10,7 @@ use super::{
     apart::Apart,
     file::{self, FileSink},
     kafka::{self, KafkaSink},
+    nats::{self, NatsSink},
     progress_table::ProgressTable,
 };
 use crate::{core::record::Batch, postgres::sql::SqlSession, seal::SealKey};
@@ -21,6 +22,8 @@ pub enum Settings {
     Kafka(kafka::Settings),
     /// `sink.kind = "file"` or `"stdout"`.
     File(file::Settings),
+    /// `sink.kind = "nats"`.
+    Nats(nats::Settings),
 }
 
 impl Settings {
@@ -29,6 +32,7 @@ impl Settings {
         match self {
             Settings::Kafka(_) => "Kafka".into(),
             Settings::File(settings) => settings.name(),
+            Settings::Nats(settings) => settings.name(),
         }
     }
 
@@ -36,7 +40,7 @@ impl Settings {
     pub fn answers(&self) -> Option<bool> {
         match self {
             Settings::Kafka(settings) => settings.reach.answers(),
-            Settings::File(_) => None,
+            Settings::File(_) | Settings::Nats(_) => None,
         }
     }
 
@@ -44,7 +48,7 @@ impl Settings {
     pub fn waits_for(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.reach.waits_for(),
-            Settings::File(_) => None,
+            Settings::File(_) | Settings::Nats(_) => None,
         }
     }
 
@@ -52,7 +56,7 @@ impl Settings {
     pub fn throttled(&self) -> Option<(String, String)> {
         match self {
             Settings::Kafka(settings) => settings.throttled(),
-            Settings::File(_) => None,
+            Settings::File(_) | Settings::Nats(_) => None,
         }
     }
 
@@ -60,7 +64,7 @@ impl Settings {
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {
             Settings::Kafka(_) => kafka::is_silence(error),
-            Settings::File(_) => false,
+            Settings::File(_) | Settings::Nats(_) => false,
         }
     }
 
@@ -69,6 +73,7 @@ impl Settings {
         match self {
             Settings::Kafka(settings) => settings.silent(),
             Settings::File(settings) => settings.name(),
+            Settings::Nats(settings) => settings.name(),
         }
     }
 
@@ -77,6 +82,7 @@ impl Settings {
         match self {
             Settings::Kafka(_) => "Kafka",
             Settings::File(_) => "outbox.progress",
+            Settings::Nats(_) => "NATS",
         }
     }
 
@@ -88,7 +94,7 @@ impl Settings {
     /// What the relay's role needs in the database.
     pub fn grants(&self) -> Vec<Grant> {
         match self {
-            Settings::Kafka(_) => RELAY.to_vec(),
+            Settings::Kafka(_) | Settings::Nats(_) => RELAY.to_vec(),
             Settings::File(_) => [RELAY, RELAY_PROGRESS].concat(),
         }
     }
@@ -101,6 +107,8 @@ pub enum AnySink {
     Kafka(KafkaSink),
     /// Progress is in the database.
     File(Apart<FileSink, ProgressTable>),
+    /// Keeps progress itself.
+    Nats(NatsSink),
 }
 
 impl AnySink {
@@ -124,6 +132,7 @@ impl AnySink {
                 let progress = ProgressTable::new(Arc::clone(session), relay);
                 Ok(AnySink::File(Apart::new(sink, progress)))
             }
+            Settings::Nats(settings) => Ok(AnySink::Nats(NatsSink::new(settings.clone(), key))),
         }
     }
 
@@ -132,6 +141,7 @@ impl AnySink {
         match self {
             AnySink::Kafka(sink) => AnyProbe::Kafka(sink.probe()),
             AnySink::File(apart) => AnyProbe::File(apart.sink.probe()),
+            AnySink::Nats(sink) => AnyProbe::Nats(sink.probe()),
         }
     }
 
@@ -140,6 +150,7 @@ impl AnySink {
         match self {
             AnySink::Kafka(sink) => AnyWatch::Kafka(sink.watch()),
             AnySink::File(_) => AnyWatch::None,
+            AnySink::Nats(sink) => AnyWatch::Nats(sink.probe()),
         }
     }
 
@@ -148,7 +159,7 @@ impl AnySink {
     pub async fn stop(self) {
         match self {
             AnySink::Kafka(sink) => sink.stop().await,
-            AnySink::File(_) => {}
+            AnySink::File(_) | AnySink::Nats(_) => {}
         }
     }
 }
@@ -159,6 +170,7 @@ macro_rules! each {
         match $sink {
             AnySink::Kafka($it) => $call,
             AnySink::File($it) => $call,
+            AnySink::Nats($it) => $call,
         }
     };
 }
@@ -190,6 +202,10 @@ impl Publisher for AnySink {
         each!(self, it => it.is_apart())
     }
 
+    fn records_max(&self) -> usize {
+        each!(self, it => it.records_max())
+    }
+
     async fn publish(
         &mut self,
         batch: &Arc<Batch>,
@@ -207,6 +223,8 @@ pub enum AnyProbe {
     Kafka(kafka::Probe),
     /// Of a file.
     File(file::Probe),
+    /// Of a stream of NATS.
+    Nats(nats::Probe),
 }
 
 impl AnyProbe {
@@ -218,6 +236,7 @@ impl AnyProbe {
         match self {
             AnyProbe::Kafka(probe) => probe.check().await,
             AnyProbe::File(probe) => probe.check().await,
+            AnyProbe::Nats(probe) => probe.check().await,
         }
     }
 }
@@ -231,6 +250,7 @@ impl AnyProbe {
         match self {
             AnyProbe::Kafka(probe) => probe.progress_topic().await,
             AnyProbe::File(_) => Ok(()),
+            AnyProbe::Nats(probe) => probe.progress_topic().await,
         }
     }
 }
@@ -240,6 +260,8 @@ impl AnyProbe {
 pub enum AnyWatch {
     /// Kafka's topics.
     Kafka(kafka::Watch),
+    /// Subjects of a stream of NATS.
+    Nats(nats::Probe),
     /// No destination is ever missing.
     None,
 }
@@ -255,6 +277,7 @@ impl AnyWatch {
     pub fn grace(&self) -> Duration {
         match self {
             AnyWatch::Kafka(watch) => watch.grace(),
+            AnyWatch::Nats(watch) => watch.grace(),
             AnyWatch::None => Duration::ZERO,
         }
     }
@@ -266,6 +289,9 @@ impl AnyWatch {
     pub fn appeared(&self, topics: &[String]) -> Result<Vec<String>, SinkError> {
         match self {
             AnyWatch::Kafka(watch) => watch.appeared(topics),
+            AnyWatch::Nats(watch) => {
+                tokio::runtime::Handle::current().block_on(watch.appeared(topics))
+            }
             AnyWatch::None => Ok(topics.to_vec()),
         }
     }

@@ -9,6 +9,7 @@ pub mod any;
 pub mod apart;
 pub mod file;
 pub mod kafka;
+pub mod nats;
 pub mod partition;
 pub mod progress_table;
 
@@ -85,6 +86,11 @@ pub trait Publisher: ProgressStore {
     /// Whether records can be stored before their progress. Where not, both are one step, which makes
     /// the delivery exactly-once.
     fn is_apart(&self) -> bool;
+
+    /// How many records a delivery may have.
+    fn records_max(&self) -> usize {
+        usize::MAX
+    }
 
     /// Stores the records of `range` in order, as [`Sink::deliver`] does. Who can store `progress`
     /// along with them does so, and returns the proof; otherwise the caller stores it, with

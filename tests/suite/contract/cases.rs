@@ -27,12 +27,13 @@ pub(super) async fn records_are_stored_when_a_delivery_returns_in_the_order_of_e
 pub(super) async fn a_record_arrives_byte_for_byte<K: Kind>() {
     let bench = Bench::<K>::new().await;
     let plain = |n| Given::new(bench.kind.destination(), n);
+    let value = if K::CAN.lines_in_headers { "1\n" } else { "1" };
     let odd: &[u8] = &[0, b'\n', b'"', 0xff, 0xfe, b'\\'];
     let given = [
         Given { key: Some(odd.to_vec()), payload: Some(odd.to_vec()), ..plain(0) },
         Given { key: Some(vec![]), payload: Some(vec![]), ..plain(1) },
         Given { key: None, payload: None, partition: Some(3), ..plain(2) },
-        Given { headers: vec![("a", "1\n".into()), ("a", String::new())], ..plain(3) },
+        Given { headers: vec![("a", value.into()), ("a", String::new())], ..plain(3) },
         Given { headers: vec![("long", "ż".repeat(20_000))], ..plain(4) },
     ];
     let mut life = bench.begin().await;
@@ -167,7 +168,7 @@ async fn assert_ended(life: &mut Life, given: &[Given]) {
 
 pub(super) async fn a_delivery_that_was_dropped_half_way_ends_the_publisher<K: Kind>() {
     let bench = Bench::<K>::new().await;
-    let given = bench.records(0..3_000);
+    let given = bench.records(0..900);
     let (first, rest) = given.split_at(10);
     let mut life = bench.begin().await;
     life.deliver(first, "before").await;

@@ -14,8 +14,13 @@ pub(super) struct File {
 
 impl Kind for File {
     /// A file is no broker: a topic is a word in a line, which can't be missing, and a line has no limit.
-    const CAN: Can =
-        Can { one_step: false, refuses: &[], record_bytes: None, fence: Fence::Session };
+    const CAN: Can = Can {
+        one_step: false,
+        refuses: &[],
+        record_bytes: None,
+        lines_in_headers: true,
+        fence: Fence::Session,
+    };
 
     async fn make(t: &Harness, _: bool) -> Self {
         let (folder, away) = (t.dir().join("records"), t.dir().join("away"));

@@ -35,6 +35,7 @@ impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
             (Odd::Large, "too_large"),
         ],
         record_bytes: Some(BYTES_MAX),
+        lines_in_headers: true,
         fence: if EXACTLY_ONCE { Fence::Broker } else { Fence::Claim },
     };
 

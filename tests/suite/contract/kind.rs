@@ -42,6 +42,8 @@ pub(super) struct Can {
     pub refuses: &'static [(Odd, &'static str)],
     /// Bytes of a record beyond which it is refused; `None`: it takes what a batch can hold.
     pub record_bytes: Option<usize>,
+    /// Header values may have more than one line.
+    pub lines_in_headers: bool,
     /// What keeps a publisher that was replaced from storing progress.
     pub fence: Fence,
 }

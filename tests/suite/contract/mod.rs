@@ -8,6 +8,7 @@ mod cases;
 mod file;
 mod kafka;
 mod kind;
+mod nats;
 mod publisher;
 
 /// All cases for one kind. Each is a sentence that is true of it.
@@ -51,4 +52,5 @@ kinds! {
     to_kafka_exactly_once: super::kafka::Kafka<true>,
     to_kafka_at_least_once: super::kafka::Kafka<false>,
     to_a_file: super::file::File,
+    to_nats: super::nats::Nats,
 }

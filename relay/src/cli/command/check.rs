@@ -25,6 +25,7 @@ use crate::{
         SinkError,
         any::Settings,
         kafka::{self, ProgressTopic},
+        nats,
     },
 };
 
@@ -115,6 +116,7 @@ fn name_of(sink: &Settings) -> &'static str {
     match sink {
         Settings::Kafka(_) => "Kafka",
         Settings::File(_) => "file",
+        Settings::Nats(_) => "NATS",
     }
 }
 
@@ -127,6 +129,35 @@ async fn sink(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
             let open = settings.lockable_by_others();
             let open = open.map(|found| warning("file", found.what, found.remedy));
             (vec![open.unwrap_or_else(|| ok("file", seen))], Some(true))
+        }
+        Settings::Nats(settings) => nats(settings).await,
+    }
+}
+
+/// Whether progress can be looked at is known where the stream can be used.
+async fn nats(settings: &nats::Settings) -> (Vec<Finding>, Option<bool>) {
+    let name = "NATS";
+    match nats::preflight(settings).await {
+        Ok(looked) => {
+            let seen = format!(
+                "server {} ({}), stream {}, {} replica(s), progress under {}",
+                looked.server,
+                looked.version,
+                settings.stream,
+                looked.replicas,
+                settings.progress_subject()
+            );
+            let mut found = vec![ok(name, seen)];
+            found.extend(
+                looked.advice.into_iter().map(|(what, remedy)| warning(name, what, remedy)),
+            );
+            (found, Some(true))
+        }
+        Err(SinkError::Misconfigured { what, remedy }) => (vec![problem(name, what, remedy)], None),
+        Err(error) => {
+            let remedy =
+                "check sink.nats.url, the credentials, and that a server with JetStream is up";
+            (vec![problem(name, printable::causes(&error), remedy)], None)
         }
     }
 }

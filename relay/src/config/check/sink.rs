@@ -7,7 +7,7 @@ use crate::config::{
     CreateTopics, Delivery, Kind, Properties, Purpose,
     problem::Origin,
     properties,
-    written::{Given, Opt},
+    reader::{Given, Opt},
 };
 
 impl Checker<'_> {
@@ -15,6 +15,18 @@ impl Checker<'_> {
     pub(super) fn delivery(&mut self, given: Opt<Delivery>, kind: Kind) -> Delivery {
         if kind == Kind::Kafka {
             return value_or(given, Delivery::ExactlyOnce);
+        }
+        if kind == Kind::Nats {
+            if let Some(given) = given.filter(|given| given.value == Delivery::AtLeastOnce) {
+                let what = "records and progress are one batch of a stream, which is exactly-once";
+                self.problem(
+                    "sink.delivery",
+                    &given.origin,
+                    what,
+                    "write \"exactly-once\", or remove it",
+                );
+            }
+            return Delivery::ExactlyOnce;
         }
         if let Some(given) = given.filter(|given| given.value == Delivery::ExactlyOnce) {
             self.problem(
@@ -38,7 +50,7 @@ impl Checker<'_> {
                     "name the file, such as events.jsonl",
                 );
             }
-            (Some(given), Kind::Kafka | Kind::Stdout) => self.problem(
+            (Some(given), Kind::Kafka | Kind::Nats | Kind::Stdout) => self.problem(
                 KEY,
                 &given.origin,
                 "is for sink.kind = \"file\" only",

@@ -1,0 +1,283 @@
+//! A NATS server with JetStream, built once from its published module, in a directory of its own. It can
+//! be ended and started again, with all it had stored.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use outbox_relay::throwaway::guardian;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{host, topic::Record, wait};
+
+/// The version of the server's module, for CI too.
+const VERSION: &str = include_str!("../nats/version");
+/// How long the server may take to answer.
+const ASK: Duration = Duration::from_secs(10);
+
+/// A server, running or not; ended by KILL when dropped.
+#[derive(Debug)]
+pub struct Nats {
+    program: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    server: Child,
+}
+
+impl Nats {
+    /// Starts one on a port of its own. Blocks for a moment, or a minute where it has to be built.
+    ///
+    /// # Errors
+    /// What to install.
+    pub fn start() -> Result<Self> {
+        let program = program()?;
+        let dir = tempfile::Builder::new().prefix("outbox-nats-").tempdir()?.keep();
+        guardian::remove_at_exit(&dir)?;
+        let port = host::free_port();
+        let server = spawn(&program, &dir, port)?;
+        Ok(Nats { program, dir, port, server })
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it as a crash does.
+    ///
+    /// # Panics
+    /// When it had ended before.
+    pub fn kill9(&mut self) {
+        assert!(self.server.try_wait().expect("a status").is_none(), "it was running until now");
+        self.end();
+    }
+
+    /// Starts it again, with all it had stored.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self) {
+        self.server = spawn(&self.program, &self.dir, self.port).expect("the server starts");
+    }
+
+    fn end(&mut self) {
+        // One that has ended already can't be killed, and is waited for all the same.
+        let _ended_before = self.server.kill();
+        let _status = self.server.wait();
+        guardian::forget(self.server.id());
+    }
+
+    /// Makes a stream as the relay wants it, which has these subjects; `settings` are further ones.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn stream(&self, name: &str, subjects: &[&str], settings: &Value) -> Stream {
+        let mut config = json!({
+            "name": name, "subjects": subjects, "retention": "limits", "storage": "file",
+            "num_replicas": 1, "allow_atomic": true, "allow_rollup_hdrs": true,
+        });
+        overwrite(&mut config, settings);
+        let create = format!("STREAM.CREATE.{name}");
+        let client = client(&self.address()).await;
+        let made =
+            wait::until("JetStream is ready", wait::PATIENCE, || api(&client, &create, &config));
+        made.await.expect("the stream is made");
+        Stream { server: self.address(), name: name.to_owned() }
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A stream of a server.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    server: String,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+impl Stream {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the server that has it listens.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Changes its settings; what is not named stays.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn change(&self, settings: &Value) {
+        let client = client(&self.server).await;
+        let info = api(&client, &format!("STREAM.INFO.{}", self.name), &json!({})).await;
+        let mut config = part(info.expect("it is there"), "config");
+        overwrite(&mut config, settings);
+        let changed = api(&client, &format!("STREAM.UPDATE.{}", self.name), &config).await;
+        changed.expect("the stream is changed");
+    }
+
+    /// Publishes a message as anybody may who has the right.
+    ///
+    /// # Panics
+    /// When the stream does not take it.
+    pub async fn publish(&self, subject: &str, headers: &[(&str, &str)], payload: &str) {
+        let mut map = async_nats::HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.append(*name, *value));
+        let request = async_nats::Request::new()
+            .headers(map)
+            .payload(payload.to_owned().into())
+            .timeout(Some(ASK));
+        let client = client(&self.server).await;
+        let answer = client.send_request(subject.to_owned(), request).await.expect("an answer");
+        let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+        assert_eq!(answer.get("error"), None);
+    }
+
+    /// What is stored under subjects that `filter` takes, in the stream's order, each as the record that
+    /// it was made from. The last token of a subject is the partition.
+    ///
+    /// # Panics
+    /// When the server does not answer, or a message is not as documented.
+    pub async fn records(&self, filter: &str) -> Vec<Record> {
+        let client = client(&self.server).await;
+        let get = format!("STREAM.MSG.GET.{}", self.name);
+        let (mut found, mut from) = (Vec::new(), 1);
+        loop {
+            let next = json!({ "seq": from, "next_by_subj": filter });
+            let answer = api(&client, &get, &next).await;
+            let message: Message = match answer {
+                Ok(answer) => serde_json::from_value(part(answer, "message")).expect("a message"),
+                Err(error) if error.to_string().contains("10037") => return found,
+                Err(error) => panic!("{error}"),
+            };
+            from = message.seq + 1;
+            found.push(record(&message));
+        }
+    }
+}
+
+/// A new connection; it ends with the runtime that it was made in, so tests share none.
+async fn client(server: &str) -> async_nats::Client {
+    let connected = wait::until("NATS answers", wait::PATIENCE, || async_nats::connect(server));
+    connected.await.expect("the server is up")
+}
+
+/// Asks JetStream; `subject` is what comes behind its prefix.
+async fn api(client: &async_nats::Client, subject: &str, body: &Value) -> Result<Value> {
+    let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(ASK));
+    let answer = client.send_request(format!("$JS.API.{subject}"), request).await?;
+    let answer: Value = serde_json::from_slice(&answer.payload)?;
+    match answer.get("error") {
+        Some(error) => bail!("{error}"),
+        None => Ok(answer),
+    }
+}
+
+fn part(mut answer: Value, name: &str) -> Value {
+    answer.get_mut(name).expect("it is in the answer").take()
+}
+
+/// Sets what is in `settings`.
+fn overwrite(config: &mut Value, settings: &Value) {
+    let config = config.as_object_mut().expect("an object");
+    for (key, value) in settings.as_object().into_iter().flatten() {
+        config.insert(key.clone(), value.clone());
+    }
+}
+
+/// Headers are sorted by name, the id before all: clients of NATS keep no order among names.
+fn record(message: &Message) -> Record {
+    let decoded = |text: &str| STANDARD.decode(text).expect("Base64");
+    let (topic, partition) = message.subject.rsplit_once('.').expect("a partition");
+    let block = String::from_utf8(decoded(&message.hdrs)).expect("headers are text");
+    let mut headers: Vec<(String, String)> = Vec::new();
+    let (mut key, mut payload, mut timestamp_ms) = (None, Some(decoded(&message.data)), None);
+    for line in block.split("\r\n").skip(1).filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(':').expect("a name and a value");
+        let value = value.strip_prefix(' ').unwrap_or(value);
+        match name {
+            "outbox-key" => key = Some(value.as_bytes().to_vec()),
+            "outbox-key-base64" => key = Some(decoded(value)),
+            "outbox-tombstone" => payload = None,
+            "outbox-created-at" => {
+                let time: jiff::Timestamp = value.parse().expect("RFC 3339");
+                timestamp_ms = Some(time.as_millisecond());
+            }
+            _ if name.starts_with("Nats-") => {}
+            _ => headers.push((name.to_owned(), value.to_owned())),
+        }
+    }
+    headers.sort_by_key(|(name, _)| (name != "outbox-id", name.clone()));
+    Record {
+        topic: topic.to_owned(),
+        partition: partition.parse().expect("a number"),
+        offset: i64::try_from(message.seq).expect("a sequence"),
+        key,
+        payload,
+        headers,
+        timestamp_ms,
+    }
+}
+
+fn spawn(program: &Path, dir: &Path, port: u16) -> Result<Child> {
+    use std::os::unix::process::CommandExt;
+    let log = File::options().create(true).append(true).open(dir.join("log"))?;
+    let server = Command::new(program)
+        .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port.to_string(), "--store_dir"])
+        .arg(dir.join("data"))
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
+        .process_group(0)
+        .spawn()
+        .context("nats-server did not start")?;
+    guardian::kill_at_exit(server.id())?;
+    Ok(server)
+}
+
+/// The server's program, in `target/harness`; the first process to come builds it.
+fn program() -> Result<PathBuf> {
+    let cache = host::cache_dir()?;
+    let version = VERSION.trim();
+    let program = cache.join(format!("nats-server-{version}")).join("nats-server");
+    let lock = File::create(cache.join("nats-server.lock"))?;
+    lock.lock().context("waiting for another process that builds nats-server")?;
+    if program.is_file() {
+        return Ok(program);
+    }
+    host::report(&format!("building nats-server {version} with Go (a minute, once)"));
+    let built = Command::new("go")
+        .args(["install", &format!("github.com/nats-io/nats-server/v2@v{version}")])
+        .env("GOBIN", program.parent().expect("a folder"))
+        .output()
+        .context("go did not start: install Go, which builds nats-server")?;
+    if !built.status.success() {
+        bail!("go could not build nats-server: {}", String::from_utf8_lossy(&built.stderr));
+    }
+    Ok(program)
+}

@@ -1,0 +1,181 @@
+//! The connection to the servers, and JetStream's requests over it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, Request, ServerAddr, ServerError};
+use bytes::Bytes;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    errors::{ApiError, Failed, unavailable},
+    settings::Settings,
+};
+use crate::sink::SinkError;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a server may take to answer a question.
+pub(super) const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Subjects that the relay may not publish to, remembered until the next delivery.
+const FORBIDDEN_MAX: usize = 1_000;
+
+/// Connects when it is first asked; shared by a sink and its probe.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) settings: Settings,
+    client: tokio::sync::Mutex<Option<Client>>,
+    forbidden: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Link {
+    pub(super) fn new(settings: Settings) -> Self {
+        Link { settings, client: tokio::sync::Mutex::default(), forbidden: Arc::default() }
+    }
+
+    /// The connection, made if there is none.
+    pub(super) async fn client(&self) -> Result<Client, SinkError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        // The library's future is large.
+        let made = Box::pin(self.connect()).await?;
+        *client = Some(made.clone());
+        Ok(made)
+    }
+
+    async fn connect(&self) -> Result<Client, SinkError> {
+        let doing = || format!("connecting to {}", self.settings.name());
+        let servers = self.settings.url.expose().split(',');
+        let servers: Result<Vec<ServerAddr>, _> = servers.map(|url| url.trim().parse()).collect();
+        let servers = servers.map_err(|error| unavailable(doing(), error))?;
+        let forbidden = Arc::clone(&self.forbidden);
+        let mut options = ConnectOptions::new()
+            .name(format!("outbox-relay {}", self.settings.relay_name))
+            .connection_timeout(CONNECT_LIMIT)
+            .event_callback(move |event| {
+                if let Event::ServerError(ServerError::Other(text)) = &event {
+                    note_forbidden(&forbidden, text);
+                }
+                async move { tracing::debug!(%event, "NATS") }
+            });
+        if let Some(file) = &self.settings.credentials_file {
+            let text = read(file, "sink.nats.credentials_file")?;
+            options = options
+                .credentials(&text)
+                .map_err(|error| misread("sink.nats.credentials_file", error))?;
+        }
+        if let Some(file) = &self.settings.nkey_file {
+            options = options.nkey(read(file, "sink.nats.nkey_file")?.trim().to_owned());
+        }
+        if let Some(file) = &self.settings.ca_file {
+            options = options.add_root_certificates(file.clone());
+        }
+        if let Some((certificate, key)) = &self.settings.certificate {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        match tokio::time::timeout(CONNECT_LIMIT, options.connect(servers)).await {
+            Ok(connected) => connected.map_err(|error| unavailable(doing(), error)),
+            Err(_) => Err(unavailable(doing(), format!("no answer within {CONNECT_LIMIT:?}"))),
+        }
+    }
+
+    /// The server's name and version.
+    pub(super) async fn server(&self) -> Result<(String, String), SinkError> {
+        let info = self.client().await?.server_info();
+        Ok((info.server_name, info.version))
+    }
+
+    /// Subjects that the server has said the relay may not publish to, since this was last asked.
+    pub(super) fn take_forbidden(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.forbidden.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks JetStream. `subject` is behind its prefix.
+    pub(super) async fn api<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, Failed> {
+        let client = self.client().await?;
+        let body = match body.is_null() {
+            true => Bytes::new(),
+            false => Bytes::from(body.to_string()),
+        };
+        let request = Request::new().payload(body).timeout(Some(ASK_LIMIT));
+        let answer = Box::pin(client.send_request(format!("$JS.API.{subject}"), request)).await;
+        let answer = answer.map_err(|error| Failed::Unknown(error.into()))?;
+        parsed(&answer.payload)
+    }
+
+    /// Publishes a message to the stream, or the last one of a batch, and returns where it is stored.
+    pub(super) async fn store(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+        limit: Duration,
+    ) -> Result<u64, Failed> {
+        let client = self.client().await?;
+        let request = Request::new().headers(headers).payload(payload).timeout(Some(limit));
+        let answer = Box::pin(client.send_request(subject, request)).await;
+        let answer = answer.map_err(|error| Failed::Unknown(error.into()))?;
+        let stored: Ack = parsed(&answer.payload)?;
+        match stored.stream == self.settings.stream {
+            true => Ok(stored.seq),
+            false => Err(Failed::Unknown(
+                format!("the stream {} took it, which has that subject as well", stored.stream)
+                    .into(),
+            )),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Ack {
+    stream: String,
+    seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Option<ApiError>,
+}
+
+fn parsed<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failed> {
+    let refusal: Refusal =
+        serde_json::from_slice(answer).map_err(|error| Failed::Unknown(error.into()))?;
+    match refusal.error {
+        Some(error) => Err(Failed::Refused(error)),
+        None => serde_json::from_slice(answer).map_err(|error| Failed::Unknown(error.into())),
+    }
+}
+
+/// The server names the subject in a text: `Permissions Violation for Publish to "orders.0"`.
+fn note_forbidden(forbidden: &Mutex<BTreeSet<String>>, text: &str) {
+    if !text.to_ascii_lowercase().contains("permissions violation for publish") {
+        return;
+    }
+    if let Some(subject) = text.split('"').nth(1) {
+        let mut forbidden = forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if forbidden.len() < FORBIDDEN_MAX {
+            forbidden.insert(subject.to_owned());
+        }
+    }
+}
+
+fn read(file: &std::path::Path, key: &str) -> Result<String, SinkError> {
+    std::fs::read_to_string(file)
+        .map_err(|error| misread(key, format!("{}: {error}", file.display())))
+}
+
+fn misread(key: &str, error: impl std::fmt::Display) -> SinkError {
+    SinkError::Misconfigured {
+        what: format!("{key} can't be used: {error}"),
+        remedy: "name a file that the relay may read; it is read again when the relay connects"
+            .into(),
+    }
+}

@@ -1,0 +1,188 @@
+//! From a record to a message: its subject, its headers, or why it can't be one. Pure.
+
+use async_nats::HeaderMap;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+
+use super::{
+    settings::{PROGRESS_PREFIX, Settings},
+    stream::Stream,
+    subject::is_valid,
+};
+use crate::{
+    core::{destination::reserved_by, header, printable, record::Record},
+    sink::partition::partition_for_key,
+};
+
+/// The record's key, where it is text that a header can hold.
+pub(super) const KEY: &str = "outbox-key";
+/// The record's key in base64, where it is not.
+const KEY_BASE64: &str = "outbox-key-base64";
+/// `1` where the record has no payload, which is something else than an empty one.
+const TOMBSTONE: &str = "outbox-tombstone";
+/// Headers that begin so tell the server what to do, as to delete what was stored.
+const SERVERS_PREFIX: &str = "nats-";
+/// `NATS/1.0\r\n` and the empty line behind the headers.
+const HEADERS_FRAME: usize = 12;
+/// `: ` and `\r\n`.
+const HEADER_FRAME: usize = 4;
+/// Room for the headers of a batch.
+const BATCH_HEADERS: usize = 160;
+const ANOTHER: &str = "give the event another topic with `outbox-relay dead-letters edit ID --topic TOPIC`, and release it";
+
+/// A stable word, and what is wrong and what to do, for a person.
+pub(super) type Refusal = (&'static str, String);
+
+/// A message of a batch.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) subject: String,
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Bytes,
+}
+
+/// What a message is judged by.
+pub(super) struct Rules<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) stream: &'a Stream,
+    pub(super) progress_subject: &'a str,
+    pub(super) bytes_max: usize,
+}
+
+impl Rules<'_> {
+    /// # Errors
+    /// Why it can't be a message of this stream.
+    pub(super) fn message(&self, record: &Record<'_>) -> Result<Outgoing, Refusal> {
+        let subject = self.subject(record)?;
+        let mut headers = HeaderMap::new();
+        let mut bytes = HEADERS_FRAME + BATCH_HEADERS + record.payload.map_or(0, <[u8]>::len);
+        let mut add = |name: &str, value: &str| {
+            bytes += name.len() + value.len() + HEADER_FRAME;
+            headers.append(name, value);
+        };
+        for (name, value) in record.headers() {
+            let value = checked(name, value)?;
+            add(name, value);
+        }
+        if let Some(key) = record.key {
+            match std::str::from_utf8(key).ok().filter(|key| is_plain(key)) {
+                Some(key) => add(KEY, key),
+                None => add(KEY_BASE64, &BASE64.encode(key)),
+            }
+        }
+        if record.payload.is_none() {
+            add(TOMBSTONE, "1");
+        }
+        if let Some(time) = record.timestamp_ms.and_then(rfc3339) {
+            add(header::CREATED_AT, &time);
+        }
+        if bytes > self.bytes_max {
+            let error = format!(
+                "the message has {bytes} bytes, and the stream {} takes {} (its max_msg_size, the server's \
+                 max_payload): raise the lower one, or publish a reference to the data",
+                self.settings.stream, self.bytes_max
+            );
+            return Err(("too_large", error));
+        }
+        let payload = Bytes::copy_from_slice(record.payload.unwrap_or_default());
+        Ok(Outgoing { subject, headers, payload })
+    }
+
+    fn subject(&self, record: &Record<'_>) -> Result<String, Refusal> {
+        let Record { topic, .. } = record;
+        if !is_valid(topic) {
+            let error = format!(
+                "{:?} is no part of a subject: tokens with dots between, without spaces, '*' and '>': {ANOTHER}",
+                printable::short(topic)
+            );
+            return Err(("invalid_topic", error));
+        }
+        let reserved = |why: &str| {
+            let error =
+                format!("the topic {topic} is no destination for events ({why}): {ANOTHER}");
+            Err(("reserved_topic", error))
+        };
+        if topic.starts_with('$') {
+            return reserved("the server's own subjects begin with $");
+        }
+        if let Some(pattern) = reserved_by(topic, &self.settings.reserved_topics) {
+            return reserved(&format!(
+                "its name is reserved by {pattern:?}; see sink.reserved_topics"
+            ));
+        }
+        let subject = self.settings.subject.subject(topic, self.partition(record)?);
+        if subject == self.progress_subject || subject.starts_with(PROGRESS_PREFIX) {
+            return reserved("relays keep their progress there");
+        }
+        if !self.stream.takes(&subject) {
+            let error = format!(
+                "the stream {} takes no subject {subject}: add it to the stream's subjects, or {ANOTHER}",
+                self.settings.stream
+            );
+            return Err(("unknown_topic", error));
+        }
+        Ok(subject)
+    }
+
+    fn partition(&self, record: &Record<'_>) -> Result<i32, Refusal> {
+        let count = self.settings.partitions;
+        match record.partition {
+            Some(partition) if partition < count => Ok(partition),
+            Some(partition) => Err((
+                "no_such_partition",
+                format!(
+                    "the event names partition {partition}, and sink.nats.partitions is {count}: give it another \
+                     partition with `outbox-relay dead-letters edit`, and release it"
+                ),
+            )),
+            // Without a key any will do: the id is as good as chance, and the same whenever it is sent again.
+            None => Ok(partition_for_key(record.key.or(id(record)).unwrap_or_default(), count)),
+        }
+    }
+}
+
+fn id<'a>(record: &Record<'a>) -> Option<&'a [u8]> {
+    record.headers().find(|(name, _)| *name == header::ID).map(|(_, value)| value)
+}
+
+/// A header that a message can have.
+fn checked<'v>(name: &str, value: &'v [u8]) -> Result<&'v str, Refusal> {
+    let refused = |reason, what: &str| {
+        let name = printable::short(name);
+        let error = format!(
+            "the header {name:?} {what}: correct it with `outbox-relay dead-letters edit`, and release the event"
+        );
+        Err((reason, error))
+    };
+    let start = name.as_bytes().get(..SERVERS_PREFIX.len()).unwrap_or_default();
+    if start.eq_ignore_ascii_case(SERVERS_PREFIX.as_bytes()) {
+        return refused(
+            "reserved_header",
+            "tells a NATS server what to do, which is not for events",
+        );
+    }
+    let fits = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+    if name.is_empty() || !name.bytes().all(fits) {
+        return refused(
+            "invalid_characters",
+            "has a name that NATS can't carry: visible ASCII without ':'",
+        );
+    }
+    match std::str::from_utf8(value) {
+        Ok(value) if !value.contains(['\r', '\n']) => Ok(value),
+        _ => refused(
+            "invalid_characters",
+            "has a value that NATS can't carry: text without line breaks",
+        ),
+    }
+}
+
+/// Whether readers find it as it is: none of them may trim it or take it for the end of the line.
+fn is_plain(key: &str) -> bool {
+    key.trim() == key && !key.chars().any(char::is_control)
+}
+
+fn rfc3339(ms: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_millisecond(ms).ok()?;
+    Some(format!("{time:.3}"))
+}

@@ -1,0 +1,169 @@
+//! What the NATS sink can be told.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::subject::Template;
+use crate::core::{finding::Finding, printable, secret::Secret};
+
+/// Progress of all relays of a stream is below this subject, unless a setting says otherwise.
+pub const PROGRESS_PREFIX: &str = "outbox-relay-progress";
+
+/// Which server, which stream, and how records are named there.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Of the relay; a part of the subject of its progress.
+    pub relay_name: String,
+    /// Servers, separated by commas: `nats://host:4222` or `tls://host:4222`; user and password, or a
+    /// token, may be in it.
+    pub url: Secret,
+    /// The stream that takes records and progress.
+    pub stream: String,
+    /// Of records.
+    pub subject: Template,
+    /// How many a topic has.
+    pub partitions: i32,
+    /// Of the relay's progress.
+    pub progress_subject: Option<String>,
+    /// A file that `nsc` or `nats auth` made.
+    pub credentials_file: Option<PathBuf>,
+    /// A file with an nkey's seed.
+    pub nkey_file: Option<PathBuf>,
+    /// Certificates that are trusted, beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The relay's own certificate, and its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// How long a subject that the stream lacks is watched for.
+    pub topic_grace: Duration,
+    /// Patterns of topics that are no destination.
+    pub reserved_topics: Vec<String>,
+}
+
+impl Settings {
+    /// The subject of this relay's progress.
+    pub fn progress_subject(&self) -> String {
+        match &self.progress_subject {
+            Some(subject) => subject.clone(),
+            None => format!("{PROGRESS_PREFIX}.{}", self.relay_name),
+        }
+    }
+
+    /// The broker, in a sentence; without what is secret.
+    pub fn name(&self) -> String {
+        format!("NATS at {}", self.servers().join(", "))
+    }
+
+    /// Host and port of each server.
+    fn servers(&self) -> Vec<String> {
+        let host = |url: &str| {
+            let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+            printable::short(rest.rsplit_once('@').map_or(rest, |(_, host)| host)).to_string()
+        };
+        self.url.expose().split(',').map(|url| host(url.trim())).collect()
+    }
+
+    /// What can be seen beforehand. Connects to nothing.
+    pub fn problems(&self) -> Vec<Finding> {
+        let mut found = Vec::new();
+        let mut problem = |key: &str, what: String, remedy: &str| {
+            found.push(Finding { key: key.into(), what, remedy: remedy.into() });
+        };
+        for server in self.url.expose().split(',') {
+            if server.trim().parse::<async_nats::ServerAddr>().is_err() {
+                let remedy =
+                    "write nats://host:4222 or tls://host:4222, several with commas between";
+                problem("sink.nats.url", "names no server".into(), remedy);
+            }
+        }
+        if self.stream.is_empty()
+            || self.stream.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c))
+        {
+            let what = format!("{:?} is no name of a stream", printable::short(&self.stream));
+            problem(
+                "sink.nats.stream",
+                what,
+                "name the stream that takes the records, such as ORDERS",
+            );
+        }
+        let subject = self.progress_subject();
+        if !super::subject::is_valid(&subject) {
+            let what = format!("{:?} is no subject", printable::short(&subject));
+            problem(
+                "sink.nats.progress_subject",
+                what,
+                "write tokens with dots between, without wildcards",
+            );
+        }
+        let (certificate, key) = self.certificate.as_ref().map(|(a, b)| (a, b)).unzip();
+        let files = [
+            ("sink.nats.credentials_file", self.credentials_file.as_ref()),
+            ("sink.nats.nkey_file", self.nkey_file.as_ref()),
+            ("sink.nats.ca_file", self.ca_file.as_ref()),
+            ("sink.nats.certificate_file", certificate),
+            ("sink.nats.key_file", key),
+        ];
+        for (name, file) in files {
+            if let Some(what) = file.and_then(|file| unreadable(file)) {
+                problem(name, what, "name a file that the relay may read");
+            }
+        }
+        found
+    }
+}
+
+fn unreadable(file: &Path) -> Option<String> {
+    let error = std::fs::File::open(file).err()?;
+    Some(format!("{}: {error}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            relay_name: "relay".into(),
+            url: Secret::new("nats://relay:secret@a:4222,tls://b"),
+            stream: "ORDERS".into(),
+            subject: Template::default(),
+            partitions: 1,
+            progress_subject: None,
+            credentials_file: None,
+            nkey_file: None,
+            ca_file: None,
+            certificate: None,
+            topic_grace: Duration::ZERO,
+            reserved_topics: vec![],
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read_is_named() {
+        let gone = Some(PathBuf::from("/nowhere/relay.creds"));
+        let found = Settings { credentials_file: gone, ..settings() }.problems();
+        let keys: Vec<_> = found.iter().map(|finding| finding.key.as_str()).collect();
+        assert_eq!(keys, ["sink.nats.credentials_file"]);
+        assert!(found.iter().all(|finding| finding.what.contains("/nowhere/relay.creds")));
+    }
+
+    #[test]
+    fn neither_user_nor_password_is_in_a_sentence() {
+        assert_eq!(settings().name(), "NATS at a:4222, b");
+        assert_eq!(settings().problems(), []);
+    }
+
+    #[test]
+    fn names_that_are_none_are_told_all_at_once() {
+        let wrong = Settings {
+            url: Secret::new("ftp://a"),
+            stream: "a stream".into(),
+            progress_subject: Some("a.*".into()),
+            ..settings()
+        };
+        let found = wrong.problems();
+        let keys: Vec<_> = found.iter().map(|finding| finding.key.as_str()).collect();
+        assert_eq!(keys, ["sink.nats.url", "sink.nats.stream", "sink.nats.progress_subject"]);
+    }
+}

@@ -1,0 +1,192 @@
+//! What the stream must be, so that records and progress can be stored in one step and progress stays.
+
+use serde::Deserialize;
+
+use super::{link::Link, subject::matches};
+use crate::sink::SinkError;
+
+/// A stream's settings, as far as they decide anything here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Stream {
+    pub(super) subjects: Vec<String>,
+    retention: String,
+    storage: String,
+    /// Bytes of a message with its headers; not positive: no limit but the server's.
+    max_msg_size: i64,
+    max_msgs_per_subject: i64,
+    allow_atomic: bool,
+    allow_rollup_hdrs: bool,
+    sealed: bool,
+    discard: String,
+    max_msgs: i64,
+    max_bytes: i64,
+    /// In nanoseconds; 0: for ever.
+    max_age: i64,
+    num_replicas: i64,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    config: Stream,
+}
+
+impl Stream {
+    /// The stream as it is now.
+    pub(super) async fn read(link: &Link) -> Result<Self, SinkError> {
+        let name = &link.settings.stream;
+        let info = link.api(&format!("STREAM.INFO.{name}"), &serde_json::Value::Null).await;
+        let info: Info =
+            info.map_err(|error| error.into_error(format!("looking at the stream {name}"), name))?;
+        Ok(info.config)
+    }
+
+    /// Whether it stores messages of this subject.
+    pub(super) fn takes(&self, subject: &str) -> bool {
+        self.subjects.iter().any(|filter| matches(filter, subject))
+    }
+
+    /// Bytes of a message, of which the server takes `server_max`.
+    pub(super) fn message_bytes_max(&self, server_max: usize) -> usize {
+        match usize::try_from(self.max_msg_size) {
+            Ok(max) if max > 0 => max.min(server_max),
+            _ => server_max,
+        }
+    }
+
+    /// How often it is stored.
+    pub(super) fn replicas(&self) -> i64 {
+        self.num_replicas
+    }
+
+    /// What is worth knowing beforehand, each with its remedy.
+    pub(super) fn advice(&self, name: &str) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        if self.discard != "new" && (self.max_msgs > 0 || self.max_bytes > 0) {
+            let what = format!(
+                "the stream {name} deletes its oldest messages at a limit (discard old), whether they were read or not"
+            );
+            let remedy = format!(
+                "`nats stream edit {name} --discard new`: the relay then waits, and nothing is deleted unread"
+            );
+            found.push((what, remedy));
+        }
+        if self.max_msgs_per_subject > 0 {
+            let what = format!(
+                "the stream {name} keeps {} message(s) of each subject: older ones are deleted, whether they were read or not",
+                self.max_msgs_per_subject
+            );
+            found.push((
+                what,
+                "use a stream without that limit, unless only the newest count".into(),
+            ));
+        }
+        if self.num_replicas < 2 {
+            let what = format!(
+                "the stream {name} is stored once, and the server writes to disk every two minutes: a power cut can \
+                 lose what it confirmed. The relay notices at its next start, and publishes it again"
+            );
+            found.push((what, "use three replicas, or sync_interval: always on the server".into()));
+        }
+        found
+    }
+
+    /// # Errors
+    /// `Misconfigured` with all that keeps it from being the relay's.
+    pub(super) fn verify(&self, name: &str, progress_subject: &str) -> Result<(), SinkError> {
+        let mut wrong = Vec::new();
+        let mut remedies = Vec::new();
+        let mut demand = |holds: bool, what: String, remedy: String| {
+            if !holds {
+                wrong.push(what);
+                remedies.push(remedy);
+            }
+        };
+        demand(
+            self.allow_atomic,
+            "it takes no atomic batches (allow_atomic), which exactly-once needs".into(),
+            format!("`nats stream edit {name} --allow-batch` (servers from 2.12 on)"),
+        );
+        demand(
+            self.allow_rollup_hdrs,
+            "it allows no roll-ups (allow_rollup_hdrs), by which older progress is removed".into(),
+            format!("`nats stream edit {name} --allow-rollup`"),
+        );
+        demand(
+            self.takes(progress_subject),
+            format!("it has no subject {progress_subject}, where progress is stored"),
+            "add that subject to the stream, or set sink.nats.progress_subject to one that it has"
+                .into(),
+        );
+        demand(
+            self.retention == "limits",
+            format!(
+                "its retention is {:?}, which deletes progress that nobody consumes",
+                self.retention
+            ),
+            "use a stream with retention limits".into(),
+        );
+        demand(
+            self.storage == "file",
+            format!(
+                "its storage is {:?}: a restart of the server forgets records and progress",
+                self.storage
+            ),
+            "use a stream with storage file".into(),
+        );
+        demand(
+            !self.sealed,
+            "it is sealed: it takes nothing more".into(),
+            "use another stream".into(),
+        );
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(SinkError::Misconfigured {
+            what: format!("the stream {name} can't be used: {}", wrong.join("; ")),
+            remedy: remedies.join("; "),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fitting() -> Stream {
+        Stream {
+            subjects: vec!["orders.*".into(), "outbox-relay-progress.>".into()],
+            retention: "limits".into(),
+            storage: "file".into(),
+            allow_atomic: true,
+            allow_rollup_hdrs: true,
+            ..Stream::default()
+        }
+    }
+
+    #[test]
+    fn what_a_stream_lacks_is_named_all_at_once() {
+        let progress = "outbox-relay-progress.relay";
+        fitting().verify("ORDERS", progress).expect("it fits");
+        let wrong = Stream { allow_atomic: false, storage: "memory".into(), ..fitting() };
+        let error = wrong.verify("ORDERS", progress).expect_err("two things are wrong").to_string();
+        for part in ["allow_atomic", "nats stream edit ORDERS --allow-batch", "\"memory\""] {
+            assert!(error.contains(part), "{error}");
+        }
+        let error = fitting().verify("ORDERS", "progress.relay").expect_err("no such subject");
+        assert!(error.to_string().contains("progress.relay"), "{error}");
+        for wrong in [
+            Stream { allow_rollup_hdrs: false, ..fitting() },
+            Stream { retention: "workqueue".into(), ..fitting() },
+            Stream { sealed: true, ..fitting() },
+        ] {
+            wrong.verify("ORDERS", progress).expect_err("it does not fit");
+        }
+    }
+
+    #[test]
+    fn the_lower_of_both_limits_counts() {
+        let of = |max_msg_size| Stream { max_msg_size, ..fitting() }.message_bytes_max(1 << 20);
+        assert_eq!((of(-1), of(0), of(1000), of(2 << 20)), (1 << 20, 1 << 20, 1000, 1 << 20));
+    }
+}

@@ -1,0 +1,91 @@
+//! A stream of NATS JetStream.
+
+use outbox_harness::{
+    Harness,
+    nats::{Nats as Server, Stream},
+    proxy::Proxy,
+    relay::Settings,
+    servers,
+    topic::Record,
+    wait,
+};
+use serde_json::json;
+
+use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+
+/// `max_msg_size` of the stream.
+const BYTES_MAX: usize = 100_000;
+
+pub(super) struct Nats {
+    stream: Stream,
+    topic: String,
+    server: String,
+    line: Option<Proxy>,
+}
+
+impl Kind for Nats {
+    const CAN: Can = Can {
+        one_step: true,
+        refuses: &[
+            (Odd::Missing, "unknown_topic"),
+            (Odd::Unnameable, "invalid_topic"),
+            (Odd::Reserved, "reserved_topic"),
+            (Odd::Nowhere, "no_such_partition"),
+            (Odd::Large, "too_large"),
+        ],
+        record_bytes: Some(BYTES_MAX),
+        lines_in_headers: false,
+        fence: Fence::Broker,
+    };
+
+    async fn make(t: &Harness, breakable: bool) -> Self {
+        let server: &'static Server = servers::nats().await;
+        let (name, topic) = (t.database().name(), format!("{}.orders", t.database().name()));
+        let subjects = [
+            format!("{topic}.*"),
+            format!("outbox-relay-progress.{name}"),
+            format!("outbox-relay-progress.{name}_b"),
+        ];
+        let subjects = subjects.each_ref().map(String::as_str);
+        let stream = server.stream(name, &subjects, &json!({ "max_msg_size": BYTES_MAX })).await;
+        let line = if breakable { Some(Proxy::to(&server.address()).await) } else { None };
+        let server = line.as_ref().map_or_else(|| server.address(), Proxy::address);
+        Nats { stream, topic, server, line }
+    }
+
+    fn settings(&self, base: Settings) -> Settings {
+        base.without("sink.properties.\"bootstrap.servers\"")
+            .set("sink.kind", "nats")
+            .set("sink.nats.url", &format!("nats://{}", self.server))
+            .set("sink.nats.stream", self.stream.name())
+            .set_toml("sink.nats.partitions", &PARTITIONS.to_string())
+    }
+
+    fn destination(&self) -> &str {
+        &self.topic
+    }
+
+    async fn read(&self, least: usize) -> Vec<Record> {
+        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
+            match self.stream.records(&format!("{}.*", self.topic)).await {
+                found if found.len() >= least => Ok(found),
+                found => Err(format!("{} of {least} records", found.len())),
+            }
+        });
+        found.await.expect("what is delivered can be read")
+    }
+
+    /// The server confirms what is in the stream; it writes to disk later, and says so.
+    async fn assert_durable(&self, records: usize) {
+        let found = self.stream.records(&format!("{}.*", self.topic)).await;
+        assert!(found.len() >= records, "{} of {records}", found.len());
+    }
+
+    fn take_away(&self) {
+        self.line.as_ref().expect("a breakable one").refuse();
+    }
+
+    fn give_back(&self) {
+        self.line.as_ref().expect("a breakable one").heal();
+    }
+}

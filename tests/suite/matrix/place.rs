@@ -1,0 +1,58 @@
+//! Where records go that no one refuses: a file, or a stream of NATS.
+
+use std::path::PathBuf;
+
+use outbox_harness::{Harness, file, nats::Stream, relay::Settings, servers, topic::Record};
+use serde_json::json;
+
+use super::{Delivery, PARTITIONS};
+
+/// Where records go that no one refuses.
+pub(super) enum Place {
+    File(PathBuf),
+    Nats(Stream),
+}
+
+impl Place {
+    /// `None` where it is a topic of Kafka.
+    pub(super) async fn of(delivery: Delivery, t: &Harness) -> Option<Self> {
+        match delivery {
+            Delivery::File => Some(Place::File(t.dir().join("records.jsonl"))),
+            Delivery::Nats => {
+                let (name, server) = (t.database().name().to_owned(), servers::nats().await);
+                let subjects = [format!("{name}.*"), format!("outbox-relay-progress.{name}")];
+                let subjects = subjects.each_ref().map(String::as_str);
+                Some(Place::Nats(server.stream(&name, &subjects, &json!({})).await))
+            }
+            Delivery::ExactlyOnce | Delivery::AtLeastOnce => None,
+        }
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        match self {
+            Place::File(_) => "orders",
+            Place::Nats(stream) => stream.name(),
+        }
+    }
+
+    pub(super) fn settings(&self, base: Settings) -> Settings {
+        let base = base.without("sink.properties.\"bootstrap.servers\"");
+        match self {
+            Place::File(path) => {
+                base.set("sink.kind", "file").set("sink.file.path", path.to_str().expect("UTF-8"))
+            }
+            Place::Nats(stream) => base
+                .set("sink.kind", "nats")
+                .set("sink.nats.url", stream.server())
+                .set("sink.nats.stream", stream.name())
+                .set_toml("sink.nats.partitions", &PARTITIONS.to_string()),
+        }
+    }
+
+    pub(super) async fn records(&self) -> Vec<Record> {
+        match self {
+            Place::File(path) => file::records(path, PARTITIONS),
+            Place::Nats(stream) => stream.records(&format!("{}.*", stream.name())).await,
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A relay that publishes to a stream of NATS JetStream: exactly once, whatever is killed; and what it
+//! says and does where the stream, or somebody beside it, is not as it should be.
+
+use std::time::Duration;
+
+use outbox_harness::{
+    Harness, check,
+    event::Event,
+    load::{Load, Plan},
+    nats::{Nats, Stream},
+    relay::Settings,
+    servers, wait,
+};
+use serde_json::{Value, json};
+
+use crate::{checks, dead_letters::wait_parked};
+
+const PARTITIONS: i32 = 4;
+
+/// A stream of the test's own, named after its database, with one topic and this relay's progress.
+async fn stream(t: &Harness, nats: &Nats, settings: &Value) -> Stream {
+    let name = t.database().name();
+    let subjects = [format!("{name}.orders.*"), progress(t)];
+    nats.stream(name, &subjects.each_ref().map(String::as_str), settings).await
+}
+
+fn progress(t: &Harness) -> String {
+    format!("outbox-relay-progress.{}", t.database().name())
+}
+
+fn topic(t: &Harness) -> String {
+    format!("{}.orders", t.database().name())
+}
+
+fn to(stream: &Stream, base: Settings) -> Settings {
+    base.without("sink.properties.\"bootstrap.servers\"")
+        .set("sink.kind", "nats")
+        .set("sink.nats.url", &format!("nats://{}", stream.server()))
+        .set("sink.nats.stream", stream.name())
+        .set_toml("sink.nats.partitions", &PARTITIONS.to_string())
+}
+
+/// Waits until all that is committed is in the stream.
+async fn all_arrive(t: &Harness, stream: &Stream) {
+    let committed = t.committed().await;
+    let filter = format!("{}.>", t.database().name());
+    let arrived = wait::until("all arrive", wait::PATIENCE, || async {
+        let records = stream.records(&filter).await;
+        match check::compare(&committed, &records, PARTITIONS) {
+            count if count.lost == 0 => Ok(count),
+            count => Err(count.to_string()),
+        }
+    });
+    arrived.await.expect("they do").assert_exactly_once();
+}
+
+#[tokio::test]
+async fn events_are_there_once_and_in_order_while_relay_and_server_are_killed() {
+    let mut nats = Nats::start().expect("a server of its own");
+    let t = Harness::start().await;
+    let stream = stream(&t, &nats, &json!({})).await;
+    let plan =
+        Plan { topic: topic(&t), partitions: PARTITIONS, writers: 3, transactions: u64::MAX };
+    let mut relay = to(&stream, t.relay()).start().await;
+    let load = Load::paced(t.database(), &plan, Duration::from_millis(25)).await;
+    for round in 0..6 {
+        let before = stream.records(&format!("{}.*", topic(&t))).await.len();
+        wait::until("more arrives", wait::PATIENCE, || async {
+            match stream.records(&format!("{}.*", topic(&t))).await.len() {
+                now if now > before => Ok(()),
+                now => Err(format!("{now} records")),
+            }
+        })
+        .await
+        .expect("the relay goes on");
+        if round % 2 == 0 {
+            nats.kill9();
+            nats.restart();
+        } else {
+            relay.kill9().await;
+            relay.restart();
+        }
+    }
+    load.stop().await;
+    all_arrive(&t, &stream).await;
+}
+
+#[tokio::test]
+async fn no_row_tells_the_server_what_to_do() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let _relay = to(&stream, t.relay()).start().await;
+    let topic = topic(&t);
+    t.commit([Event::to(&topic).key("a"), Event::to(&topic).key("b")]).await;
+    all_arrive(&t, &stream).await;
+    let orders = [
+        ("Nats-Rollup", "all", "reserved_header"),
+        ("nats-msg-id", "1", "reserved_header"),
+        ("NATS-Expected-Last-Sequence", "1", "reserved_header"),
+        ("two words", "1", "invalid_characters"),
+        ("a:b", "1", "invalid_characters"),
+        ("lines", "1\r\nNats-Rollup: all", "invalid_characters"),
+    ];
+    for (number, (name, value, _)) in orders.iter().enumerate() {
+        let event = Event::to(&topic).key(&format!("odd-{number}")).header(name, value);
+        t.commit([event]).await;
+    }
+    wait_parked(&t, |parked| usize::try_from(parked).is_ok_and(|parked| parked == orders.len()))
+        .await;
+    let reasons = "select headers::text, reason from outbox.dead_letters where state = 'parked'";
+    let parked = t.database().superuser().query(reasons, &[]).await.expect("the parked ones");
+    for (name, _, reason) in orders {
+        let found = parked.iter().find(|row| row.get::<_, String>(0).contains(name));
+        assert_eq!(found.expect("it is parked").get::<_, &str>(1), reason, "{name}");
+    }
+    let records = stream.records(&format!("{topic}.*")).await;
+    assert_eq!(records.len(), 2, "what was there is there: {records:?}");
+}
+
+#[tokio::test]
+async fn an_event_whose_subject_the_stream_lacks_is_parked_and_released_when_it_has_it() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let _relay = to(&stream, t.relay()).set("sink.topic_grace", "60s").start().await;
+    let (known, unknown) = (topic(&t), format!("{}.late", t.database().name()));
+    t.commit([Event::to(&unknown).key("a"), Event::to(&known).key("b")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let here = async || stream.records(&format!("{known}.*")).await.len();
+    wait::until("the other goes on", wait::PATIENCE, || async {
+        if here().await == 1 { Ok(()) } else { Err("not yet") }
+    })
+    .await
+    .expect("another lane waits for nothing");
+    let subjects = [format!("{known}.*"), format!("{unknown}.*"), progress(&t)];
+    stream.change(&json!({ "subjects": subjects })).await;
+    all_arrive(&t, &stream).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_fit_is_named_by_check_and_by_the_halt_and_flows_once_it_fits() {
+    let mut t = Harness::start().await;
+    let nats = servers::nats().await;
+    let name = t.database().name().to_owned();
+    let settings = {
+        let base = t.relay().without("sink.properties.\"bootstrap.servers\"");
+        base.set("sink.kind", "nats")
+            .set("sink.nats.url", &format!("nats://{}", nats.address()))
+            .set("sink.nats.stream", &name)
+            .set_toml("sink.nats.partitions", &PARTITIONS.to_string())
+    };
+    let problem = async |words: &[&str]| {
+        let findings = checks::check(&settings).await;
+        let told =
+            findings.iter().find(|finding| finding.verdict == "problem" && finding.name == "NATS");
+        let told = told.unwrap_or_else(|| panic!("no problem in {findings:#?}"));
+        let text = format!("{} {}", told.seen, told.remedy);
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    };
+    problem(&["does not exist", "sink.nats.stream"]).await;
+    let stream =
+        stream(&t, nats, &json!({ "allow_atomic": false, "allow_rollup_hdrs": false })).await;
+    problem(&["allow_atomic", "--allow-batch", "allow_rollup_hdrs", "--allow-rollup"]).await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    let relay = settings.clone().spawn();
+    relay.wait_log("allow_atomic").await;
+    stream.change(&json!({ "allow_atomic": true, "allow_rollup_hdrs": true })).await;
+    let findings = checks::check(&settings).await;
+    let seen = findings.iter().find(|finding| finding.name == "NATS").expect("a finding");
+    assert_eq!(seen.verdict, "ok", "{findings:#?}");
+    // The halt is looked at again by itself, or by a start.
+    drop(relay);
+    let _relay = settings.start().await;
+    all_arrive(&t, &stream).await;
+}
+
+#[tokio::test]
+async fn what_a_stranger_stores_under_the_progress_subject_does_not_count() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let mut relay = to(&stream, t.relay()).start().await;
+    let topic = topic(&t);
+    for round in 0..3 {
+        for key in ["a", "b"] {
+            t.commit([Event::to(&topic).key(key)]).await;
+        }
+        all_arrive(&t, &stream).await;
+        stream.publish(&progress(&t), &[], "{\"round\":1}").await;
+        if round == 1 {
+            relay.kill9().await;
+            stream.publish(&progress(&t), &[("outbox-relay-claim", "x")], "").await;
+            relay.restart();
+        }
+    }
+    t.commit([Event::to(&topic).key("a")]).await;
+    all_arrive(&t, &stream).await;
+    relay.wait_log("does not count").await;
+}
