@@ -4,7 +4,10 @@
 //! They are nowhere else as parked: delivery has passed them. The rows that they came from are still there,
 //! for the relay deletes none of those.
 
-use crate::core::{printable::counted, progress::ParkedRecord};
+use crate::core::{
+    printable::counted,
+    progress::{PARKED_IDS_MAX, ParkedRecord},
+};
 
 /// Of what was parked by `before`, how much the table that was made again does not have. `absent` are those of
 /// the ids of `before` that it has no row of, and `there` is how many events are parked in it: an event that is back
@@ -18,7 +21,9 @@ pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<
 /// it has one of the last, it has all before that. Only where it has none of these, `there` tells about how
 /// many more it lacks.
 pub fn cut_off(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<ParkedRecord> {
-    if absent.len() < before.ids.len() {
+    // Ids that the list can't hold are not in it, so the last ones may be missing from it.
+    let has_the_last = before.ids.len() as u64 == before.events.min(PARKED_IDS_MAX as u64);
+    if has_the_last && absent.len() < before.ids.len() {
         let events = absent.len() as u64;
         return of(before, events, absent);
     }
@@ -112,10 +117,21 @@ mod tests {
 
     #[test]
     fn a_server_that_has_one_of_the_last_has_all_before_it() {
-        let before = parked(30, &["a", "b"]);
-        assert_eq!(cut_off(&before, 9, texts(&["b"])), Some(parked(1, &["b"])));
-        assert_eq!(cut_off(&before, 9, texts(&["a", "b"])), Some(parked(21, &["a", "b"])));
+        let ids: Vec<String> = (0..PARKED_IDS_MAX).map(|n| n.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let before = parked(30, &ids);
+        assert_eq!(cut_off(&before, 9, texts(&["7"])), Some(parked(1, &["7"])));
+        assert_eq!(cut_off(&before, 9, texts(&ids)), Some(parked(21, &ids)));
         assert_eq!(cut_off(&before, 9, vec![]), None);
+        let before = parked(2, &["a", "b"]);
+        assert_eq!(cut_off(&before, 9, texts(&["b"])), Some(parked(1, &["b"])));
+    }
+
+    #[test]
+    fn where_ids_are_left_out_of_the_list_the_count_tells_as_well() {
+        let before = parked(5, &["a"]);
+        assert_eq!(cut_off(&before, 1, vec![]), Some(parked(4, &[])));
+        assert_eq!(cut_off(&before, 5, vec![]), None);
     }
 
     #[test]
