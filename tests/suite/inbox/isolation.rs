@@ -20,6 +20,19 @@ const GATE: &str = "create function gate() returns bool language plpgsql as $$ b
     alter table inbox.parked_lanes rename to parked_lanes_behind; \
     create view inbox.parked_lanes as select * from inbox.parked_lanes_behind where gate(); \
     grant select, insert, update, delete on inbox.parked_lanes to public";
+/// The same for whoever takes a message behind a head; for all others the lane is not there meanwhile, once its
+/// head is done.
+const GATE_BEHIND_A_HEAD: &str = "create function gate() returns bool language plpgsql as $$ begin \
+        if current_query() like '%using lane, first%' then \
+            perform pg_advisory_xact_lock_shared(14); \
+        elsif current_query() like '%skip locked%' then \
+            return exists (select from inbox.parked where record_offset = 1) \
+                or pg_try_advisory_xact_lock_shared(14); \
+        end if; \
+        return true; end $$; \
+    alter table inbox.parked_lanes rename to parked_lanes_behind; \
+    create view inbox.parked_lanes as select * from inbox.parked_lanes_behind where gate(); \
+    grant select, insert, update, delete on inbox.parked_lanes to public";
 const AT_THE_GATE: &str = "select least(1, count(*))::bigint from pg_locks where locktype = 'advisory' and objid = 14 and not granted";
 
 async fn processor(database: &Database, isolation: Isolation) -> Processor {
@@ -69,6 +82,37 @@ async fn what_comes_to_a_lane_while_it_is_taken_up_is_taken_up_too_with_any_isol
             () = meanwhile => {}
         }
         let expected = (1..=2).map(|n| Step { key: "a".into(), n });
+        assert_once_and_in_order(&effects(&database).await, expected);
+        assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+    }
+}
+
+/// The statement that takes a lane's last message has a snapshot without what comes meanwhile.
+#[tokio::test]
+async fn what_comes_while_the_last_of_a_lane_is_taken_does_not_lose_its_lane() {
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable]
+    {
+        let database = database().await;
+        let processor = processor(&database, isolation).await;
+        processor.process(&[message("a", 1), message("a", 2)]).await.expect("settled");
+        let shut = database.superuser();
+        shut.batch_execute("select pg_advisory_lock(14)").await.expect("shut");
+        shut.batch_execute(GATE_BEHIND_A_HEAD).await.expect("a gate");
+        let meanwhile = async {
+            until_number(&database, AT_THE_GATE, 1).await;
+            processor.process(&[message("a", 3)]).await.expect("settled");
+            assert_eq!(number(&database, "select count(*) from inbox.parked").await, 2);
+            shut.batch_execute("select pg_advisory_unlock(14)").await.expect("opened");
+            until_number(&database, "select count(*) from effects", 3).await;
+            until_number(&database, "select count(*) from inbox.parked_lanes", 0).await;
+        };
+        // Not so long that what has no lane would be found by the look for those.
+        let soon = Duration::from_secs(10);
+        tokio::select! {
+            stop = processor.background() => panic!("{stop:?}"),
+            done = tokio::time::timeout(soon, meanwhile) => done.expect("its lane is kept"),
+        }
+        let expected = (1..=3).map(|n| Step { key: "a".into(), n });
         assert_once_and_in_order(&effects(&database).await, expected);
         assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
     }
