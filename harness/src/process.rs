@@ -150,14 +150,23 @@ impl Drop for Process {
 
 fn spawn(command: Result<Command>, log: &Path, stdout: Option<&Path>) -> Result<(Child, u32)> {
     let open = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
-    let child = command?
+    let mut command = command?;
+    command
         .stdin(Stdio::null())
         .stdout(open(stdout.unwrap_or(log))?)
         .stderr(open(log)?)
         // A terminal's ctrl-C ends the tests; the guardian ends this.
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
+        .kill_on_drop(true);
+    // Whoever ran the tests may ignore it (`nohup`), and what is ignored is inherited.
+    // SAFETY: signal is async-signal-safe, and the closure does nothing else.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    let child = command.spawn()?;
     let pid = child.id().context("a process that runs has an id")?;
     guardian::kill_at_exit(pid)?;
     Ok((child, pid))
