@@ -43,7 +43,7 @@ pub(crate) struct Shared {
     pub(crate) swollen: AtomicBool,
     /// A handler keeps it, perhaps for ever; another has its place in the pool.
     pub(crate) kept: AtomicBool,
-    /// Where `Open::back_to_savepoint` goes back to. A name that nobody can guess: with a savepoint
+    /// Where `Open::back_to_savepoint` goes back to. A name that no one can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
     /// Which transaction it is, once somebody has asked.
@@ -223,7 +223,7 @@ impl Drop for Shared {
             self.sessions.take_a_place();
         }
         if !*self.clean.get_mut() || *self.swollen.get_mut() {
-            // Nobody knows what state it is in, or it takes too much memory. The server rolls back what
+            // No one knows what state it is in, or it takes too much memory. The server rolls back what
             // is open in it.
             drop(Object::take(client));
         }

@@ -44,7 +44,7 @@ pub(crate) fn passes(error: &(dyn std::error::Error + 'static)) -> bool {
     refused(error) || answer(error).is_some_and(|answer| may_pass(answer.code().code()))
 }
 
-/// What the server has answered on a session that goes on.
+/// What the server has answered on a session that continues.
 fn answer<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a tokio_postgres::error::DbError> {
@@ -53,7 +53,7 @@ fn answer<'a>(
     (answer.parsed_severity() == Some(Severity::Error)).then_some(answer)
 }
 
-/// What a person must mend, such as a right that is gone, is no such thing: the next start says it.
+/// What a person must correct, such as a right that was revoked, does not pass: the next start says it.
 fn may_pass(sqlstate: &str) -> bool {
     sqlstate == SqlState::QUERY_CANCELED.code()
         || ["40", "53", "58", "XX"].iter().any(|class| sqlstate.starts_with(class))

@@ -79,8 +79,8 @@ const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// Runs until `stop`. Returns when all that was delivered is confirmed, or after 8 s of trying.
 ///
 /// # Errors
-/// The admin address is none that can ever be used: one that is only taken is waited for. Anything later
-/// is retried for ever.
+/// The admin address can never be used, such as one of another machine; a port that is only taken is
+/// waited for. Anything later is retried for ever.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let parts = config.parts()?;
     warn_of_unverified(&parts);
