@@ -95,8 +95,7 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
 
 /// Where it is this process that has run out of something.
 fn too_many_files(error: &anyhow::Error) -> Option<String> {
-    let number = format!("(os error {})", libc::EMFILE);
-    printable::causes(error.as_ref()).contains(&number).then(|| limits::FILES.to_owned())
+    limits::is_of_files(&printable::causes(error.as_ref())).then(|| limits::FILES.to_owned())
 }
 
 /// The table is missing, and these were parked in it.

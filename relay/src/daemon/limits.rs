@@ -2,10 +2,25 @@
 //! that name anything else.
 
 use std::fs;
+use std::io;
 
 /// What to do.
 pub(super) const FILES: &str = "this process has as many files open as it may: raise the limit (`ulimit -n 1024` before it \
                                 is started, LimitNOFILE in a unit of systemd), and restart the relay";
+
+/// Whether an error's text says that this process may open no further file. Rust gives the number beside the
+/// words; a client library in C gives the words alone, which are its C library's.
+pub(super) fn is_of_files(text: &str) -> bool {
+    let of_process = words(libc::EMFILE);
+    // The words for the whole machine's limit may begin with the same ones.
+    let elsewhere = text.replace(&words(libc::ENFILE), "");
+    elsewhere.contains(&of_process)
+}
+
+fn words(number: i32) -> String {
+    let text = io::Error::from_raw_os_error(number).to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
 
 /// Connections to PostgreSQL and to some brokers, a start's further ones, and those of the admin address.
 const FILES_MIN: u64 = 256;
@@ -31,6 +46,16 @@ fn open_files(limits: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_recognised_from_rust_and_from_a_library_in_c() {
+        let rust = io::Error::from_raw_os_error(libc::EMFILE).to_string();
+        assert!(is_of_files(&format!("connecting: {rust}")));
+        assert!(is_of_files("no answer (failed to create socket: Too many open files)"));
+        let machine = io::Error::from_raw_os_error(libc::ENFILE).to_string();
+        assert!(!is_of_files(&format!("connecting: {machine}")));
+        assert!(!is_of_files("connection refused"));
+    }
 
     #[test]
     fn the_soft_limit_is_read_and_none_is_no_limit() {
