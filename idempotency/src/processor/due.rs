@@ -3,9 +3,10 @@
 //! Any process of the consumer may take any lane: the lock on the lane's row makes them take turns,
 //! with one another and with live messages of the lane. A failure of a lane's head is stored under that
 //! same lock, behind a savepoint, so no one can take the head between its failure and its new due time.
-//! Those behind a head that is done are the matter of `streak`. Each message has a transaction of its
-//! own, as it would have had without waiting: what a handler locks, sets or makes in it is gone before
-//! the next. A batch handler gets a batch of a lane.
+//! A worker that is done with a message continues with the one behind it, for a second; then lanes that
+//! have waited longer come first. Each message has a transaction of its own, as it would have had
+//! without waiting: what a handler locks, sets or makes in it is gone before the next. A batch handler
+//! gets a batch of a lane.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::{
     aside::{ENDED, UNFINISHED},
     hands::{Hands, Parked},
     store::Due,
-    taken::{Head, Taken},
+    taken::{Head, Taken, Which},
 };
 use crate::{
     error::InboxError,
@@ -92,16 +93,17 @@ impl Processor {
     /// Continues with the lane in hand, or takes the lane that has been due longest, and handles its first
     /// message, or a batch of them.
     async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
-        if let Some(streak) = hands.take_streak()
-            && let Some(attempt) = self.take_next(streak, hands).await?
-        {
-            return Ok(attempt);
-        }
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
         let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
-        let taken = shelf.take(sessions, None, max, large_too).await?;
+        let mut taken = match hands.take_next() {
+            Some(next) => shelf.take(sessions, next, max, large_too).await?,
+            None => None,
+        };
+        if taken.is_none() {
+            taken = shelf.take(sessions, Which::Any, max, large_too).await?;
+        }
         let is_large = taken.as_ref().is_some_and(Taken::is_large);
         if let Some(turn) = &mut turn {
             turn.used(is_large);
@@ -124,7 +126,7 @@ impl Processor {
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => {
                     if more && self.shared.batch_max == 1 {
-                        hands.keep(lane, head.seq);
+                        hands.keep(Which::Next(lane, head.seq));
                     }
                     return Ok(Attempt::Done);
                 }
@@ -196,7 +198,7 @@ impl Processor {
             true => Some(self.shared.large.turn().await),
             false => None,
         };
-        let taken = shelf.take(sessions, Some(at.lane), 1, turn.is_some()).await?;
+        let taken = shelf.take(sessions, Which::This(at.lane), 1, turn.is_some()).await?;
         let there = taken.as_ref().and_then(|taken| taken.heads.first());
         let is_there = there.is_some_and(|head| head.seq == at.head.seq);
         match taken {

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::taken::Head;
+use super::taken::{Head, Which};
 
 /// A parked message.
 pub(super) struct Parked {
@@ -12,18 +12,10 @@ pub(super) struct Parked {
     pub(super) head: Head,
 }
 
-/// A lane that the worker has taken a message of, and that has more.
-#[derive(Clone, Copy)]
-pub(super) struct Streak {
-    pub(super) lane: Uuid,
-    /// The place of that message: all others have later ones.
-    pub(super) behind: i64,
-}
-
 #[derive(Default)]
 pub(super) struct Hands {
     blamed: Mutex<Option<Parked>>,
-    streak: Mutex<Option<Streak>>,
+    next: Mutex<Option<Which>>,
 }
 
 impl Hands {
@@ -37,13 +29,13 @@ impl Hands {
     }
 
     /// The worker continues with this lane.
-    pub(super) fn keep(&self, lane: Uuid, behind: i64) {
-        *held(&self.streak) = Some(Streak { lane, behind });
+    pub(super) fn keep(&self, next: Which) {
+        *held(&self.next) = Some(next);
     }
 
     /// Once: whatever goes wrong then, the next look is at all lanes.
-    pub(super) fn take_streak(&self) -> Option<Streak> {
-        held(&self.streak).take()
+    pub(super) fn take_next(&self) -> Option<Which> {
+        held(&self.next).take()
     }
 }
 

@@ -16,7 +16,6 @@ mod marked;
 mod position;
 mod settle;
 mod store;
-mod streak;
 mod taken;
 mod timeline;
 mod upkeep;

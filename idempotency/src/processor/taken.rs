@@ -37,6 +37,18 @@ pub(super) struct Taken {
     pub(super) more: bool,
 }
 
+/// The lane to take from.
+#[derive(Clone, Copy)]
+pub(super) enum Which {
+    /// That which has been due longest.
+    Any,
+    /// This one, due or not.
+    This(Uuid),
+    /// This one, if it is due and its first message has not failed: its messages are behind this place. Whoever
+    /// knows the lane and the place does not pass over all lanes, and not over all that was deleted before.
+    Next(Uuid, i64),
+}
+
 impl Taken {
     pub(super) fn is_large(&self) -> bool {
         self.heads.iter().any(|head| head.message.is_large())
@@ -44,26 +56,33 @@ impl Taken {
 }
 
 impl Shelf {
-    /// Begins, locks the lane that has been due longest of those that no one has locked, or this one,
-    /// and takes its first messages: at most `max`, and a mebibyte, but at least one, and no more than
-    /// one where that has failed before. A lane whose first message is larger is left to others where
-    /// `large_too` does not say otherwise. One without messages is free again.
+    /// Begins, locks one of the lanes that no one has locked, and takes its first messages: at most `max`, and a
+    /// mebibyte, but at least one, and no more than one where that has failed before, or where the lane is the next
+    /// one. A lane whose first message is larger is left to others where `large_too` does not say otherwise. One
+    /// without messages is free again.
     ///
     /// All of it is one round trip. The messages are looked for by a statement of their own, behind the
     /// lock: its snapshot has what whoever had the lane last has left.
     pub(super) async fn take(
         self,
         sessions: &Arc<Sessions>,
-        which: Option<Uuid>,
+        which: Which,
         max: i64,
         large_too: bool,
     ) -> Result<Option<Taken>, InboxError> {
         const DOING: &str = "taking a parked lane up";
-        let (lock, take) = (lock(which.is_some()), take(max));
-        let locking: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &which, &large_too];
-        let taking: [&(dyn ToSql + Sync); 2] = [&self.consumer_id, &max];
-        let taking = if max == 1 { &taking[..1] } else { &taking[..] };
-        let statements = [(lock.as_str(), &locking[..]), (take.as_str(), taking)];
+        let (lane, behind) = match which {
+            Which::Any => (None, None),
+            Which::This(lane) => (Some(lane), None),
+            Which::Next(lane, behind) => (Some(lane), Some(behind)),
+        };
+        let one = max == 1 || behind.is_some();
+        let (lock, take) = (lock(which), if one { take_one() } else { take_some() });
+        let behind = behind.unwrap_or(i64::MIN);
+        let locking: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &lane, &large_too];
+        let taking: [&(dyn ToSql + Sync); 2] =
+            [&self.consumer_id, if one { &behind } else { &max }];
+        let statements = [(lock.as_str(), &locking[..]), (take.as_str(), &taking[..])];
         let (open, locked, rows) = Open::begin_marked(sessions, DOING, statements).await?;
         let read = |error| InboxError::of(DOING, error);
         let first = locked.first().expect("a query without a table returns one row");
@@ -73,6 +92,11 @@ impl Shelf {
         };
         let (attempts, settled): (i32, bool) =
             (first.try_get(1).map_err(read)?, first.try_get(2).map_err(read)?);
+        if rows.is_empty() && matches!(which, Which::Next(..)) {
+            // Somebody else has taken it; others may be there.
+            open.rollback().await?;
+            return Ok(None);
+        }
         let more = rows.last().map_or(Ok(false), |row| row.try_get(12)).map_err(read)?;
         if !(more && settled) {
             self.go_on(&open, lane, more).await?;
@@ -89,28 +113,24 @@ impl Shelf {
 }
 
 /// What a message takes as it is stored: nothing is read for it.
-pub(super) const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
+const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
     operator(pg_catalog.+) coalesce(pg_catalog.octet_length(p.key), 0) \
     operator(pg_catalog.+) pg_catalog.pg_column_size(p.headers))";
-
-/// Of a message that is taken: the columns that [`head`] reads.
-pub(super) const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
 
 /// Locks a lane, and sets `inbox.lane` until the end of the transaction, for the statement behind it,
 /// which is sent before anybody here knows the lane: to one that can't be where there is none. Says
 /// whether the lane's row may stay as it is while there are messages.
-fn lock(one: bool) -> String {
-    let condition = match one {
-        false => {
-            "$2::pg_catalog.uuid is null and l.due_at operator(pg_catalog.<=) pg_catalog.now()"
-        }
-        true => "l.lane operator(pg_catalog.=) $2",
+fn lock(which: Which) -> String {
+    const DUE: &str = "l.due_at operator(pg_catalog.<=) pg_catalog.now()";
+    const SETTLED: &str = "l.attempts operator(pg_catalog.=) 0 and l.code is null \
+        and l.due_at operator(pg_catalog.>=) (pg_catalog.now() operator(pg_catalog.-) interval '1 second')";
+    let condition = match which {
+        Which::Any => format!("$2::pg_catalog.uuid is null and {DUE}"),
+        Which::This(_) => "l.lane operator(pg_catalog.=) $2".to_owned(),
+        Which::Next(..) => format!("l.lane operator(pg_catalog.=) $2 and {DUE} and {SETTLED}"),
     };
     format!(
-        "with due as (select l.lane, l.attempts, l.attempts operator(pg_catalog.=) 0 \
-                and l.code is null and l.due_at operator(pg_catalog.>=) (pg_catalog.now() \
-                    operator(pg_catalog.-) interval '1 second') as settled \
+        "with due as (select l.lane, l.attempts, {SETTLED} as settled \
             from inbox.parked_lanes as l \
             where l.consumer_id operator(pg_catalog.=) $1 and {condition} \
                 and ($3 or coalesce((select {SIZE} from inbox.parked as p \
@@ -125,22 +145,30 @@ fn lock(one: bool) -> String {
     )
 }
 
-/// Takes the first message of the lane that is locked, or several; whether there are more is in the
-/// last row's last column.
-fn take(max: i64) -> String {
-    const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
-        and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
-    if max == 1 {
-        return format!(
-            "delete from inbox.parked as p \
-            where {OF_THE_LANE} and p.seq operator(pg_catalog.=) (select p.seq \
-                from inbox.parked as p where {OF_THE_LANE} order by p.seq limit 1) \
-            returning {TAKEN}, exists (select from inbox.parked as later \
-                where later.consumer_id operator(pg_catalog.=) p.consumer_id \
-                    and later.lane operator(pg_catalog.=) p.lane \
-                    and later.seq operator(pg_catalog.>) p.seq)"
-        );
-    }
+/// Of the lane that is locked.
+const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
+    and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
+
+/// The columns that [`head`] reads.
+const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
+
+/// Takes the first message behind a place, and says whether there are more.
+fn take_one() -> String {
+    format!(
+        "delete from inbox.parked as p \
+        where {OF_THE_LANE} and p.seq operator(pg_catalog.=) (select p.seq \
+            from inbox.parked as p where {OF_THE_LANE} and p.seq operator(pg_catalog.>) $2 \
+            order by p.seq limit 1) \
+        returning {TAKEN}, exists (select from inbox.parked as later \
+            where later.consumer_id operator(pg_catalog.=) p.consumer_id \
+                and later.lane operator(pg_catalog.=) p.lane \
+                and later.seq operator(pg_catalog.>) p.seq)"
+    )
+}
+
+/// Takes the first messages; the last row's last column says whether there are more.
+fn take_some() -> String {
     format!(
         "with gone as (delete from inbox.parked as p \
             where {OF_THE_LANE} and p.seq operator(pg_catalog.=) any (array(select h.seq from ( \
@@ -160,12 +188,12 @@ fn take(max: i64) -> String {
     )
 }
 
-pub(super) fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
+fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
     let message = message(row, attempt)?;
     Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
 }
 
-/// From the third column of [`take`] on.
+/// From the third of the columns on.
 fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error> {
     Ok(Message {
         id: MessageId::from_parts(row.try_get(2)?, row.try_get(9)?),
@@ -217,8 +245,12 @@ impl Shelf {
                  where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
             }
             false => {
+                // Asked again: some may be before the place that the lane was taken from.
                 "delete from inbox.parked_lanes \
-                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                     and not exists (select from inbox.parked \
+                         where consumer_id operator(pg_catalog.=) $1 \
+                             and lane operator(pg_catalog.=) $2)"
             }
         };
         open.query("going on with a parked lane", sql, &[&self.consumer_id, &lane]).await?;

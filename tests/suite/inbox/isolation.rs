@@ -23,7 +23,7 @@ const GATE: &str = "create function gate() returns bool language plpgsql as $$ b
 /// The same for whoever takes a message behind a head; for all others the lane is not there meanwhile, once its
 /// head is done.
 const GATE_BEHIND_A_HEAD: &str = "create function gate() returns bool language plpgsql as $$ begin \
-        if current_query() like '%using lane, first%' then \
+        if current_query() like '%l.lane operator(pg_catalog.=) $2 and l.due_at%' then \
             perform pg_advisory_xact_lock_shared(14); \
         elsif current_query() like '%skip locked%' then \
             return exists (select from inbox.parked where record_offset = 1) \
