@@ -10,17 +10,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    broker,
     context::Context,
-    control,
     ended::{Ended, pipeline_ended, stream_ended},
-    locks, lookout, missing, parked, repair, retention,
-    standby::{self, Leading},
-    start,
+    locks, parked,
+    start::{
+        self, repair,
+        standby::{self, Leading},
+    },
     started::{Learnt, Started, Streaming},
-    stuck, suspects,
     unfinished::Unfinished,
-    waiting,
+    watch::{broker, control, lookout, missing, retention, stuck, suspects, waiting},
 };
 use crate::{
     core::{lsn::Lsn, position::Confirmable},

@@ -6,34 +6,19 @@
 
 mod advice;
 mod attempt;
-mod broker;
-mod connect;
-mod connections;
 mod context;
-mod control;
-mod decision;
 mod ended;
-pub(crate) mod first;
-mod held;
+mod leads;
 mod limits;
 pub(crate) mod locks;
-mod lookout;
-mod missing;
 mod parked;
-mod rehearsal;
-mod repair;
-mod retention;
-mod slot;
-mod standby;
 pub(crate) mod standbys;
-mod start;
+pub(crate) mod start;
 mod started;
 mod steps;
-mod stuck;
-mod suspects;
 mod tables;
 mod unfinished;
-mod waiting;
+mod watch;
 
 use std::{
     io,
@@ -44,7 +29,7 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::rehearsal::{Rehearsed, rehearse};
+pub(crate) use self::start::rehearsal::{Rehearsed, rehearse};
 use self::{context::Context, ended::Ended, started::Learnt};
 use crate::{
     admin::{self, Hosts},
@@ -104,7 +89,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         }
     }
     helpers.spawn(pulse(board.clone(), stop.clone()));
-    helpers.spawn(broker::watch_quota(parts.sink.clone(), board.clone()));
+    helpers.spawn(watch::broker::watch_quota(parts.sink.clone(), board.clone()));
 
     let (config, parts) = (Arc::new(config), Arc::new(parts));
     let supervised = supervise(Context { config, parts, board: board.clone() }, &stop);

@@ -1,7 +1,7 @@
 //! Topics that do not exist: refused at once, created where the settings say so, and watched for.
 //!
 //! No one waits for a topic of somebody else's: its events are parked as they come, and when the
-//! topic appears within `topic_grace` the daemon releases them by itself (`daemon::missing`, which
+//! topic appears within `topic_grace` the daemon releases them by itself (`daemon::watch::missing`, which
 //! asks [`Watch`]). Only a topic that the relay creates itself is waited for, a moment in all.
 
 use std::{

@@ -13,7 +13,7 @@ use crate::{
     capacity::Own,
     config::{Config, parts::Parts},
     core::printable,
-    daemon::{first, locks},
+    daemon::{locks, start::first},
     postgres::{
         ConnectError,
         catalog::{

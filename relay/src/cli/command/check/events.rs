@@ -12,7 +12,7 @@ use crate::{
         printable,
         record::{Batch, BatchLimits},
     },
-    daemon::{first, locks},
+    daemon::{locks, start::first},
     postgres::catalog::{InspectError, characters, table::TableState},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName, quoted},

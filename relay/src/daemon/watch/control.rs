@@ -15,7 +15,7 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::{context::Context, held::Held, locks, parked};
+use super::held::Held;
 use crate::{
     core::{
         lsn::Lsn,
@@ -23,6 +23,7 @@ use crate::{
         progress::SnapshotRecord,
         published::{Published, Since},
     },
+    daemon::{context::Context, locks, parked},
     pipeline::Seen,
     postgres::{
         catalog::{InspectError, publication::Look},
@@ -43,7 +44,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The control session has ended: start again.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ControlError {
+pub(in crate::daemon) enum ControlError {
     /// The session broke.
     #[error("the control session broke")]
     Broken(#[from] tokio_postgres::Error),
@@ -64,7 +65,7 @@ pub(super) enum ControlError {
 /// Shows that this relay is alive while a start or a repair takes its time, and tells the board how
 /// far the server and the slot are meanwhile. Returns when the session has ended; the start's own
 /// statements say what else goes wrong, and may well keep this one waiting.
-pub(super) async fn pulse(context: &Context, session: &SqlSession) -> SessionLost {
+pub(in crate::daemon) async fn pulse(context: &Context, session: &SqlSession) -> SessionLost {
     let beat = async {
         let mut tick = interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -83,7 +84,7 @@ pub(super) async fn pulse(context: &Context, session: &SqlSession) -> SessionLos
 
 /// Tells the board where the server's WAL ends and how far the slot is confirmed, before anything
 /// else is tried: a start that halts or waits for a broker must not look as if nothing waited.
-pub(super) async fn first_look(context: &Context, session: &SqlSession) {
+pub(in crate::daemon) async fn first_look(context: &Context, session: &SqlSession) {
     let looks = async {
         let _ = look(session, &context.config.postgres.slot, &context.board).await;
         let _ = parked::count(context, session, None).await;
@@ -158,13 +159,13 @@ fn before_page_header(lsn: Lsn, page_bytes: u64) -> Lsn {
 }
 
 /// Where what the control session sees goes.
-pub(super) struct Eyes {
+pub(in crate::daemon) struct Eyes {
     /// The publication as it was when the stream began, and how to look at it.
-    pub(super) look: (Look, Published),
-    pub(super) slot: String,
-    pub(super) seen: mpsc::Sender<Seen>,
+    pub(in crate::daemon) look: (Look, Published),
+    pub(in crate::daemon) slot: String,
+    pub(in crate::daemon) seen: mpsc::Sender<Seen>,
     /// For the stream: where the newest snapshot lies.
-    pub(super) awaited: watch::Sender<Lsn>,
+    pub(in crate::daemon) awaited: watch::Sender<Lsn>,
 }
 
 /// Takes snapshots until told to stop, and looks at the publication. A snapshot that finds no room
@@ -173,7 +174,7 @@ pub(super) struct Eyes {
 ///
 /// # Errors
 /// [`ControlError`]; the relay starts again from the first step.
-pub(super) async fn run(
+pub(in crate::daemon) async fn run(
     session: &SqlSession,
     eyes: Eyes,
     board: &Board,

@@ -11,16 +11,19 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 
 use super::{
-    broker,
     connect::{connect_replication, connect_sink},
-    context::Context,
     decision::{identify, open_key},
-    ended::Ended,
-    locks, standbys, steps, stuck, tables,
 };
 use crate::{
     capacity,
     core::halt::Halt,
+    daemon::{
+        context::Context,
+        ended::Ended,
+        leads::lock_failed,
+        locks, standbys, steps, tables,
+        watch::{broker, stuck},
+    },
     fault::{self, Point},
     leader::{self, Holder},
     metrics::Cause,
@@ -46,15 +49,15 @@ const BROKER_SILENCE_MAX: Duration = Duration::from_secs(30);
 const FIT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What leading begins with.
-pub(super) struct Leading {
+pub(in crate::daemon) struct Leading {
     /// Holds the lock.
-    pub(super) session: Arc<SqlSession>,
+    pub(in crate::daemon) session: Arc<SqlSession>,
     /// Made while standing by; `None` when the lock was free at once.
-    pub(super) sink: Option<AnySink>,
+    pub(in crate::daemon) sink: Option<AnySink>,
 }
 
 /// Returns when this relay holds the lock and no one else uses its slot. Cancel safe.
-pub(super) async fn lead(context: &Context) -> Result<Leading, Ended> {
+pub(in crate::daemon) async fn lead(context: &Context) -> Result<Leading, Ended> {
     steps::doing(&context.board, "connecting to PostgreSQL");
     let application = format!("outbox-relay {}", context.config.name);
     let session = sql::connect(&context.parts.connect, &application)
@@ -182,25 +185,6 @@ async fn evict(session: &SqlSession, slot: &str, role: &str) -> Result<(), Ended
         tracing::warn!(pids = ?evicted, slot, "ended what an older leader left reading the slot");
     }
     Ok(())
-}
-
-/// Asks the server whether the session still leads.
-pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), Ended> {
-    let leads = session.client().query_one(&leader::leads(slot, session.pid()), &[]).await;
-    if leads.and_then(|row| row.try_get(0)).map_err(lock_failed)? {
-        return Ok(());
-    }
-    let error = anyhow::anyhow!(
-        "the relay's claim in outbox.leaders is gone, or another relay has claimed the slot"
-    );
-    Err(Ended::retry(Cause::Postgres, "looking whether this relay still leads", error))
-}
-
-fn lock_failed(error: tokio_postgres::Error) -> Ended {
-    match leader::unusable(&error) {
-        Some(halt) => Ended::Halted(halt),
-        None => Ended::retry(Cause::Postgres, "asking for the leader's lock", error),
-    }
 }
 
 /// A process of an older leader, which logged in as another role, is in the way.

@@ -9,9 +9,9 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::{context::Context, ended::Ended, locks};
 use crate::{
     core::lsn::Lsn,
+    daemon::{context::Context, ended::Ended, locks},
     dead_letter::{self, DeadLetterError},
     metrics::Cause,
     postgres::sql::SqlSession,
@@ -22,7 +22,7 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks again and again. Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
+pub(in crate::daemon) async fn watch(context: &Context, session: &SqlSession) -> Ended {
     const DOING: &str = "looking for releases that wait";
     let (mut seen, mut skipped) = (Seen::default(), locks::Skipped::default());
     loop {

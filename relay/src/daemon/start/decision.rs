@@ -3,10 +3,11 @@
 
 use bytes::Bytes;
 
-use super::{context::Context, ended::Ended, first, locks};
+use super::first;
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
+    daemon::{context::Context, ended::Ended, locks},
     metrics::Cause,
     postgres::{
         catalog::slot::{self, SlotState},

@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
 
-use super::{ended::Ended, locks};
 use crate::{
+    daemon::{ended::Ended, locks},
     dead_letter::{DeadLetterError, pending::Pending},
     metrics::Cause,
     sink::any::AnyWatch,
@@ -21,7 +21,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Watches for topics. `parked` tells that events of a missing one were parked. Returns what ends
 /// the attempt. Cancel safe.
-pub(super) async fn watch(pending: Pending, watch: AnyWatch, parked: Arc<Notify>) -> Ended {
+pub(in crate::daemon) async fn watch(
+    pending: Pending,
+    watch: AnyWatch,
+    parked: Arc<Notify>,
+) -> Ended {
     const DOING: &str = "looking for missing topics";
     let failed = |error| Ended::dead_letters(DOING, error);
     let passes = |error: &DeadLetterError| locks::passes(error);

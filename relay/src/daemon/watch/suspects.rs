@@ -8,10 +8,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::sleep};
 
-use super::{ended::Ended, locks};
-use crate::dead_letter::{
-    DeadLetterError,
-    pending::{Pending, Suspects},
+use crate::{
+    daemon::{ended::Ended, locks},
+    dead_letter::{
+        DeadLetterError,
+        pending::{Pending, Suspects},
+    },
 };
 
 /// Between the end of a release and the next one, the others have the pipeline to themselves.
@@ -20,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Releases suspects. `parked` tells that some were parked. Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
+pub(in crate::daemon) async fn watch(pending: Pending, parked: Arc<Notify>) -> Ended {
     const DOING: &str = "asking the broker about suspected events";
     let mut skipped = locks::Skipped::default();
     loop {

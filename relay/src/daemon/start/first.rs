@@ -2,10 +2,11 @@
 //! makes the slot, and says which rows it leaves out. One that takes the rows which are there is a
 //! repair that begins after nothing.
 
-use super::{connections::Connections, context::Context, ended::Ended, slot, steps::store};
+use super::{connections::Connections, slot};
 use crate::{
     config::{Config, Start},
     core::{position::Position, progress::Progress},
+    daemon::{context::Context, ended::Ended, steps::store},
     fault::{self, Point},
     metrics::Cause,
     postgres::sql::SqlSession,

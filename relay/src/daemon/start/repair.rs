@@ -12,18 +12,7 @@ use std::{
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    advice::sqlstate_of,
-    broker,
-    connections::Connections,
-    context::Context,
-    control,
-    decision::survey,
-    ended::{Ended, pipeline_ended},
-    slot,
-    started::Repairing,
-    steps::store,
-};
+use super::{connections::Connections, decision::survey, slot};
 use crate::{
     config::Config,
     core::{
@@ -32,6 +21,14 @@ use crate::{
         position::Position,
         progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
         record::{Batch, BatchLimits},
+    },
+    daemon::{
+        advice::sqlstate_of,
+        context::Context,
+        ended::{Ended, pipeline_ended},
+        started::Repairing,
+        steps::store,
+        watch::{broker, control},
     },
     fault::{self, Point},
     leader,
@@ -227,7 +224,7 @@ async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
 
 /// Delivers what is left of the repair in stored progress, and stores its end. `Ok` also when it was
 /// told to stop: what was delivered by then is stored.
-pub(super) async fn run(
+pub(in crate::daemon) async fn run(
     context: &Context,
     stop: &CancellationToken,
     session: &Arc<SqlSession>,

@@ -4,17 +4,18 @@
 use std::sync::Arc;
 
 use super::{
-    advice::{TOO_MANY, sqlstate_of},
-    connect,
-    context::Context,
-    decision,
-    ended::Ended,
+    connect, decision,
     repair::{self, Needed},
-    tables::{self, Tables},
 };
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, printable, progress::Progress},
+    daemon::{
+        advice::{TOO_MANY, sqlstate_of},
+        context::Context,
+        ended::Ended,
+        tables::{self, Tables},
+    },
     metrics::Cause,
     postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},

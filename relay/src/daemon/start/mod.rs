@@ -2,28 +2,28 @@
 //! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
 //! the ones before it.
 
+mod connect;
+mod connections;
+mod decision;
+pub(crate) mod first;
+pub(super) mod rehearsal;
+pub(super) mod repair;
+mod slot;
+pub(super) mod standby;
+
 use std::sync::Arc;
 
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use super::{
-    advice,
+use self::{
     connect::{connect_replication, connect_sink, look, still_leads},
     connections::Connections,
-    context::Context,
     decision::{
         Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
         tell_of_a_lost_tail,
     },
-    ended::Ended,
-    first, parked,
-    repair::{self, Needed},
-    slot, standby,
-    started::{Learnt, Repairing, Started, Streaming},
-    steps::{doing, store},
-    tables::{self, Tables},
-    unfinished::Unfinished,
+    repair::Needed,
 };
 use crate::{
     config::Config,
@@ -34,6 +34,16 @@ use crate::{
         lsn::Lsn,
         position::Position,
         progress::Progress,
+    },
+    daemon::{
+        advice,
+        context::Context,
+        ended::Ended,
+        leads, parked,
+        started::{Learnt, Repairing, Started, Streaming},
+        steps::{doing, store},
+        tables::{self, Tables},
+        unfinished::Unfinished,
     },
     dead_letter::{DeadLetters as _, Lanes, Store},
     fault::{self, Point},
@@ -260,7 +270,7 @@ async fn start_stream(
     fault::point(Point::StreamStarted);
     // A relay that was frozen until here may have been replaced, and its successor gone again: what
     // it knows of progress would be too old to confirm.
-    standby::still_leads(session, slot).await?;
+    leads::still_leads(session, slot).await?;
     let confirmed = confirmed(config, session, from).await?;
     let recognition = Recognition::new(known, from, confirmed);
     let look = (look, progress.published.clone().unwrap_or_default());

@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Looks again and again, for ever. `None` keeps everything. Cancel safe: each statement is whole.
-pub(super) async fn watch(
+pub(in crate::daemon) async fn watch(
     session: &SqlSession,
     history: Option<History>,
     board: &Board,

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{
-    context::Context,
-    ended::Ended,
-    locks, standby, standbys,
-    tables::{self, Tables},
-};
 use crate::{
     config::Config,
     core::halt::Halt,
+    daemon::{
+        context::Context,
+        ended::Ended,
+        leads, locks, standbys,
+        tables::{self, Tables},
+    },
     metrics::Cause,
     postgres::{
         catalog::kept::{self, Kept},
@@ -33,13 +33,13 @@ const WAL_KEPT: &str = "WAL kept";
 const STANDBYS: &str = "standbys";
 
 /// Returns what ends the attempt. Cancel safe.
-pub(super) async fn watch(context: &Context, session: &SqlSession) -> Ended {
+pub(in crate::daemon) async fn watch(context: &Context, session: &SqlSession) -> Ended {
     let board = &context.board;
     let (mut skipped, mut kept_wal) = (locks::Skipped::default(), KeptWal::default());
     let _known = OnlyWhileItStreams(board);
     loop {
         sleep(TABLES_INTERVAL).await;
-        match standby::still_leads(session, &context.config.postgres.slot).await {
+        match leads::still_leads(session, &context.config.postgres.slot).await {
             Ok(()) => drop(board.concern(CLAIM, None)),
             Err(Ended::Halted(Halt { reason, remedy })) => {
                 if board.concern(CLAIM, Some(format!("{reason}; {remedy}"))) {

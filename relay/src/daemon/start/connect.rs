@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 
-use super::{
-    context::Context,
-    decision::{believe, survey},
-    ended::Ended,
-};
+use super::decision::{believe, survey};
 use crate::{
     config::Config,
     core::{halt::Halt, identity::SystemIdentity},
+    daemon::{context::Context, ended::Ended},
     fault::{self, Point},
     leader,
     metrics::Cause,

@@ -25,7 +25,11 @@ const QUOTA_INTERVAL: Duration = Duration::from_secs(1);
 const QUOTA_TOLD_EVERY: Duration = Duration::from_mins(10);
 
 /// Keeps asking, and tells the board. Ends only by being dropped, at any time.
-pub(super) async fn watch(probe: AnyProbe, settings: &Settings, board: &Board) -> Infallible {
+pub(in crate::daemon) async fn watch(
+    probe: AnyProbe,
+    settings: &Settings,
+    board: &Board,
+) -> Infallible {
     let mut waits = false;
     loop {
         sleep(PROBE_INTERVAL).await;
@@ -61,7 +65,7 @@ fn tell_once(waits: &mut bool, reason: Option<&str>) {
 
 /// Looks at the progress topic's settings, again and again: a start refuses such as lose progress, and
 /// somebody may change them after it. Ends only by being dropped, at any time.
-pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infallible {
+pub(in crate::daemon) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infallible {
     const ABOUT: &str = "progress topic";
     loop {
         let concern = match probe.progress_topic().await {
@@ -85,7 +89,7 @@ pub(super) async fn watch_progress_topic(probe: AnyProbe, board: &Board) -> Infa
 
 /// Tells the board and the log of a quota by which brokers slow the relay down, whatever the relay is at: under
 /// a small one it never gets as far as streaming for long. Ends only by being dropped, at any time.
-pub(super) async fn watch_quota(sink: Settings, board: Board) -> io::Result<()> {
+pub(in crate::daemon) async fn watch_quota(sink: Settings, board: Board) -> io::Result<()> {
     const ABOUT: &str = "quota";
     let mut told: Option<Instant> = None;
     loop {
@@ -105,7 +109,7 @@ pub(super) async fn watch_quota(sink: Settings, board: Board) -> io::Result<()> 
 
 /// Tells the board what the clients of a start hear of the brokers while they wait for them, and what for.
 /// Ends only by being dropped, at any time.
-pub(super) async fn listen(settings: &Settings, board: &Board) -> Infallible {
+pub(in crate::daemon) async fn listen(settings: &Settings, board: &Board) -> Infallible {
     loop {
         board.waits_for(settings.waits_for());
         match settings.answers() {

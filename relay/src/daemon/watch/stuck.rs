@@ -8,8 +8,8 @@ use std::{convert::Infallible, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
-use super::standbys;
 use crate::{
+    daemon::standbys,
     postgres::{
         conninfo::ConnectSettings,
         sql::{self, SqlSession},
@@ -25,7 +25,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Looks again and again, and tells the board and the log. Cancel safe.
-pub(super) async fn watch(
+pub(in crate::daemon) async fn watch(
     settings: &ConnectSettings,
     session: &SqlSession,
     board: &Board,
@@ -43,7 +43,7 @@ pub(super) async fn watch(
 
 /// The same of a leader that another relay waits for: the process may be gone, and its commit waits on, with
 /// the lock.
-pub(super) async fn look_at_leader(session: &SqlSession, pid: i32, board: &Board) {
+pub(in crate::daemon) async fn look_at_leader(session: &SqlSession, pid: i32, board: &Board) {
     tell(board, of(session.client(), pid).await);
 }
 

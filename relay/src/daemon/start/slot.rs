@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::{connections::Connections, context::Context, ended::Ended, steps::doing};
+use super::connections::Connections;
 use crate::{
     core::{progress::SnapshotRecord, published::Published},
+    daemon::{context::Context, ended::Ended, steps::doing},
     fault::{self, Point},
     metrics::Cause,
     postgres::{

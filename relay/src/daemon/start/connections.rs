@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::unfinished::Unfinished;
 use crate::{
+    daemon::unfinished::Unfinished,
     postgres::{catalog::publication::Look, sql::SqlSession},
     sink::any::AnySink,
     source::connect::ReplicationConnection,
