@@ -58,7 +58,7 @@ pub enum InboxError {
     )]
     Unfinished,
     /// The session does not know a statement that was prepared in it, or its plan does not fit a table
-    /// that was altered. Nothing was written. Run it again: it is prepared anew.
+    /// that was altered. Nothing was written. Run it again: it is prepared again.
     #[error(
         "the session does not know what was prepared in it; if that stays so with PgBouncer, set \
          max_prepared_statements there (1.21 and later), or pool_mode = session"
@@ -88,14 +88,14 @@ pub(crate) enum Sort {
     /// The database can't continue; it says nothing about the statement or the message.
     Outage,
     /// The session is gone, or a server is away: this database, one that it asks, or neither, where the
-    /// statement itself ends its session. A session that is opened anew tells.
+    /// statement itself ends its session. A session that is opened again tells.
     Lost,
     /// The server failed, and is there: an outage of a part of it, or an error that it, or an
     /// extension, has no better SQLSTATE for, and that these values cause.
     Doubt,
     /// Run the transaction again.
     Conflict,
-    /// The session's state is at fault: run the transaction again, with everything prepared anew.
+    /// The session's state is at fault: run the transaction again, with everything prepared again.
     Session,
     /// These values will be refused again.
     Permanent,

@@ -32,7 +32,7 @@ pub(crate) enum Kind {
     Permanent,
     /// Another transaction was in the way: again at once.
     Conflict,
-    /// The session's state was at fault: again at once, with everything prepared anew.
+    /// The session's state was at fault: again at once, with everything prepared again.
     Session,
     /// The database can't continue: wait, and count nothing.
     Outage,

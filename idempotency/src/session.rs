@@ -2,7 +2,7 @@
 //!
 //! The sessions are the user's, and a handler may change all of a session: role, settings,
 //! temporary tables, prepared statements, locks, notifications. So what a promise rests on is set
-//! anew in each transaction, and what a handler may have left is cleared behind it, back to what
+//! again in each transaction, and what a handler may have left is cleared behind it, back to what
 //! the session had when the inbox was opened. What can't be set by the consumer's role is refused
 //! there.
 

@@ -41,7 +41,7 @@ points! {
     ProgressRead = "progress-read",
     /// Older relays are fenced; what they left is not looked at yet.
     Fenced = "fenced",
-    /// A decision to begin anew is stored, and the slot that it leaves out is still there.
+    /// A decision to start over is stored, and the slot that it leaves out is still there.
     DecisionStored = "decision-stored",
     /// A first start has said that the slot will be its own; there is no slot.
     FirstProgressStored = "first-progress-stored",
@@ -49,7 +49,7 @@ points! {
     SlotMade = "slot-made",
     /// The slot's beginning is stored; nothing was streamed.
     SlotStored = "slot-stored",
-    /// A repair has said that it will make the slot anew; the old one may still be there.
+    /// A repair has said that it will recreate the slot; the old one may still be there.
     RepairAnnounced = "repair-announced",
     /// The new slot and what is to be read are stored; nothing was read.
     RepairBegun = "repair-begun",

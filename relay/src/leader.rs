@@ -1,7 +1,7 @@
 //! Who of several relays of one slot is active: the one whose claim stands in `outbox.leaders`, and
 //! whose session holds the advisory lock that the claim names.
 //!
-//! The lock's key is drawn anew by each leader, and only relays may write the table: whoever else
+//! The lock's key is drawn again by each leader, and only relays may write the table: whoever else
 //! takes advisory locks, in whatever session, is not mistaken for a leader. The lock lives and dies
 //! with the control session, through which the relay writes whatever it writes to PostgreSQL; so a
 //! relay that was frozen and has lost its session can write nothing.
@@ -127,7 +127,7 @@ pub(crate) fn unusable(error: &Error) -> Option<Halt> {
     }
 }
 
-/// Ends the control session of a leader that has been silent for `timeout`, judged anew, by the
+/// Ends the control session of a leader that has been silent for `timeout`, judged again, by the
 /// server, in the statement that ends it. Returns who was deposed, when its lock is free.
 ///
 /// # Errors

@@ -258,7 +258,7 @@ async fn a_watermark_takes_what_a_repair_publishes_after_a_slot_or_a_publication
     let anew = "drop publication outbox; \
                 create publication outbox for table outbox.events \
                     with (publish = 'insert', publish_via_partition_root)";
-    story.t.database().superuser().batch_execute(anew).await.expect("made anew");
+    story.t.database().superuser().batch_execute(anew).await.expect("recreated");
     story.commit("publication").await;
     story.take_effect().await;
     assert!(story.relay.sigterm().await.success());

@@ -21,7 +21,7 @@ impl Place {
 /// What the headers `outbox-position` and `outbox-era` say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Position {
-    /// The relay begins a later one where places may have begun anew, as after a rollback of its
+    /// The relay begins a later one where places may have started over, as after a rollback of its
     /// database's volume.
     pub(super) era: u64,
     pub(super) system_id: u64,

@@ -198,7 +198,7 @@ fn times(message: &RawMessage) -> (Option<SystemTime>, Option<SystemTime>) {
 }
 
 impl Shelf {
-    /// Parks lanes anew that have messages and no row, so that no one would ever take them up;
+    /// Parks lanes again that have messages and no row, so that no one would ever take them up;
     /// returns how many.
     pub(super) async fn rejoin(self, sessions: &Arc<Sessions>) -> Result<usize, InboxError> {
         let sql = "insert into inbox.parked_lanes (consumer_id, lane) \

@@ -87,12 +87,12 @@ impl Mark {
     }
 
     /// The message with this offset was taken over. Offsets step back where a topic was cut or made
-    /// anew, and then reading continues there.
+    /// again, and then reading continues there.
     pub(super) fn take(&mut self, offset: i64) {
         self.next_offset = offset.saturating_add(1);
     }
 
-    /// Reading begins anew, in another topic of the same name, of which something may have been read
+    /// Reading starts over, in another topic of the same name, of which something may have been read
     /// before that was noticed: positions up to here tell nothing about what comes.
     #[cfg(any(test, feature = "kafka-plain"))]
     fn set_back(&mut self) {
@@ -288,7 +288,7 @@ mod tests {
             // Read before: a frozen relay's, of before the failover.
             ("1:1:C0:0", Duplicate),
             ("1:3:C0:0", Fresh),
-            // The volume was put back: places begin anew, in whatever cluster and on whatever line.
+            // The volume was put back: places start over, in whatever cluster and on whatever line.
             ("1:1:90:0@5", ById),
             ("1:1:90:0@5", Duplicate),
             ("1:1:90:1@5", ById),

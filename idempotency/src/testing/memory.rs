@@ -272,7 +272,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         if next.is_none() {
             lane.queue.pop_front();
         }
-        // The next message begins anew, and at once.
+        // The next message starts over, and at once.
         (lane.attempts, lane.due) = next.unwrap_or((0, self.now));
         if lane.queue.is_empty() {
             self.parked.remove(&lane_id);

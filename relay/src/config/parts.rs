@@ -85,7 +85,7 @@ impl Config {
         })
     }
 
-    /// The parts anew, with what secrets' files hold by now; `None` where those of before stay in use.
+    /// The parts, made again with what secrets' files hold by now; `None` where those of before stay in use.
     pub(crate) fn renewed(&self, before: &Parts) -> Option<Parts> {
         self.sink.properties_file.as_ref()?;
         let parts = self.parts().inspect_err(|error| {

@@ -21,7 +21,7 @@ pub const POSITION: &str = "outbox-position";
 /// `1` on a record that a repair published; it may repeat one that was already delivered.
 pub const REPAIRED: &str = "outbox-repaired";
 /// Absent in the first. Positions can be compared within one era only: it is a number that grows
-/// whenever they may have begun anew at a lower place, as where a database was put back from a backup.
+/// whenever they may have started over at a lower place, as where a database was put back from a backup.
 pub const ERA: &str = "outbox-era";
 /// The event's time, RFC 3339 in UTC with milliseconds, on a record whose own timestamp is the time
 /// of its delivery: the broker would soon delete it for its age otherwise. CloudEvents have it in

@@ -204,7 +204,7 @@ impl Progress {
         self.witness = None;
     }
 
-    /// A person has decided that whatever the slot still has is left out, and the relay begins anew. To be
+    /// A person has decided that whatever the slot still has is left out, and the relay starts over. To be
     /// stored before the slot is dropped: whoever finds it later knows that it is to be.
     pub fn leave_slot_out(&mut self) {
         self.position = None;

@@ -3,7 +3,7 @@
 //!
 //! A row that is written while its table is published under no name, or another one, is not in the
 //! stream, and nothing in the stream says so: looking from time to time sees only what is the case
-//! then. So the identities of the catalogs' rows are remembered, which a change gives anew also
+//! then. So the identities of the catalogs' rows are remembered, which a change assigns again also
 //! where it is taken back: where they are the same as before, nothing was changed in between. Pure;
 //! read by `source::publication`, kept in the progress record, compared by `reconcile`.
 
@@ -338,7 +338,7 @@ mod tests {
         let cases: &[(&str, &str, &[Table<'_>], bool)] = &[
             ("as it was", "1:90", &[was], true),
             ("changed, and put back", "1:101", &[was], false),
-            ("dropped and made anew", "2:101", &[("o.e", 5, &["table 8:101"], &[])], false),
+            ("dropped and recreated", "2:101", &[("o.e", 5, &["table 8:101"], &[])], false),
             ("dropped", "", &[("o.e", 5, &[], &[])], false),
             ("the table left it", "1:90", &[("o.e", 5, &[], &[])], false),
             ("and came back", "1:90", &[("o.e", 5, &["table 8:101"], &[])], false),
@@ -352,7 +352,7 @@ mod tests {
             ),
             ("another table", "1:90", &[was, ("o.f", 6, &["table 8:101"], &[])], true),
             ("it is not in the settings", "1:90", &[], true),
-            ("made anew, and added", "1:90", &[("o.e", 6, &["table 8:101"], &[])], false),
+            ("recreated, and added", "1:90", &[("o.e", 6, &["table 8:101"], &[])], false),
         ];
         for (what, publication, tables, whole) in cases {
             let earlier = published("1:90", &[was], "w");

@@ -48,7 +48,7 @@ use crate::{
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// An attempt that streamed for this long starts the waiting times anew.
+/// An attempt that streamed for this long resets the waiting times.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
 /// How often a halted relay looks whether somebody has corrected the cause.
 const HALTED_RETRY: Duration = Duration::from_secs(10);

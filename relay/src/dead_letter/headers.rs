@@ -1,7 +1,7 @@
 //! A record's headers as the table holds them: a JSON array of `[name, value]`, in order. Pure.
 //!
 //! A name or value is a string where it is text that the database can hold, else `{"base64": "…"}`.
-//! The position is left out: it is given anew when the event is delivered. Headers of the row that
+//! The position is left out: it is assigned again when the event is delivered. Headers of the row that
 //! could not be used stand under an empty name.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};

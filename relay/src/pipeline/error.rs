@@ -11,7 +11,7 @@ pub enum PipelineError {
     /// What must be parked could not be; nothing that covers it is stored.
     #[error("parking events failed")]
     DeadLetters(#[from] DeadLetterError),
-    /// A row does not follow the protocol; the event is not to blame. Connect anew.
+    /// A row does not follow the protocol; the event is not to blame. Connect again.
     #[error("the row at {position} can't be read: {error}")]
     Malformed {
         /// Its place.

@@ -1,6 +1,6 @@
 //! Passwords from libpq's password file (`~/.pgpass`), by libpq's rules.
 //!
-//! Read anew for each connection, so that a rotated password is found without a restart. A file
+//! Read again for each connection, so that a rotated password is found without a restart. A file
 //! that others can read is not used, and says so in the log. Called by `dial`.
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Whom to trust: rustls configurations for libpq's `sslmode`s.
 //!
 //! The crypto provider is passed explicitly, so nothing depends on what the process installed.
-//! Files are read anew for each connection: a renewed certificate needs no restart. When TLS is
+//! Files are read again for each connection: a renewed certificate needs no restart. When TLS is
 //! asked for, and what happens if it fails, is decided in `dial`.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
@@ -339,7 +339,7 @@ pub(crate) fn remedy(error: &Error) -> &'static str {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
         ) => "compare this machine's clock with the server's",
         Error::InvalidCertificate(_) => {
-            "have the certificate issued anew; one between the server's and that in sslrootcert must be of \
+            "have the certificate issued again; one between the server's and that in sslrootcert must be of \
              X.509 version 3"
         }
         Error::AlertReceived(_) => {

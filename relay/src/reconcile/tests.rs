@@ -106,7 +106,7 @@ fn no_progress_of_a_relay_that_has_delivered_is_no_first_start() {
     assert!(!in_table.to_string().contains("broker"), "{in_table}");
     let there = Row { progress: None, has_delivered: true, ..row() };
     let halt = there.halts(&["0/3E8", "resume --at slot", "resume --at now"]);
-    assert!(!halt.remedy.contains("drop"), "it would begin anew: {halt}");
+    assert!(!halt.remedy.contains("drop"), "it would start over: {halt}");
 }
 
 /// A first start was announced, or `resume --at now` was run.

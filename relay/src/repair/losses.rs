@@ -230,7 +230,7 @@ const KEPT: &str = "set outbox.rows_kept = true, and the relay publishes what is
 
 /// A relation that was truncated, as far as can be known. TRUNCATE gives it a new file, and so do VACUUM
 /// FULL and an ALTER TABLE that rewrites the rows; but these leave rows: with the version that they had, or,
-/// after an ALTER TABLE, which makes the TOAST table anew, with their `xid`. `leaves` were there at `lower`; a
+/// after an ALTER TABLE, which recreates the TOAST table, with their `xid`. `leaves` were there at `lower`; a
 /// partition that was not has no such rows.
 async fn truncated(
     client: &Client,

@@ -304,7 +304,7 @@ impl<'r> Planner<'r> {
         );
         let remedy = match serving.first() {
             None => format!("{set}; or {add}"),
-            // One that is added anew is empty, and what the writers fill would be left out.
+            // One that is added again is empty, and what the writers fill would be left out.
             Some(first) => format!(
                 "{}; where it was renamed, as to {first}, set outbox.former_columns.{name} = \"{first}\" \
                  too, for the rows that were written before; or, where no column holds it, {add}",

@@ -59,7 +59,7 @@ struct Inner {
     delivering: Stamp,
     /// When a batch was taken, or last progressed; `None` while there is no batch.
     working: Stamp,
-    /// Since when deliveries have been tried, and none stored, whatever began anew meanwhile.
+    /// Since when deliveries have been tried, and none stored, whatever started over meanwhile.
     unstored: Stamp,
     sampled: Stamp,
     /// When somebody said where the WAL ends.

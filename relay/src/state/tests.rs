@@ -42,7 +42,7 @@ fn a_delivery_that_failed_is_not_under_way_any_more() {
     assert!(board.vitals(board.now()).delivering_for.is_none());
 }
 
-/// A broker that answers and stores nothing: each delivery is given up, and the stream begins anew.
+/// A broker that answers and stores nothing: each delivery is given up, and the stream starts over.
 #[test]
 fn a_delivery_that_is_tried_again_and_again_counts_from_its_first_try() {
     let board = Board::new("orders", "s", "1");
@@ -61,7 +61,7 @@ fn a_delivery_that_is_tried_again_and_again_counts_from_its_first_try() {
     assert_eq!(board.vitals(later).delivering_for, first);
     board.delivered(None, 0, 0, Duration::ZERO, None);
     board.delivery_started();
-    assert!(board.vitals(later).delivering_for < first, "it begins anew");
+    assert!(board.vitals(later).delivering_for < first, "it starts over");
 }
 
 #[test]

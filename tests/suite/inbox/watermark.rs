@@ -230,7 +230,7 @@ async fn a_partition_in_which_nothing_has_a_key_goes_on_where_the_database_is() 
     assert_eq!(start_offset(&processor, "steps", 0).await.expect("read"), Some(8));
 }
 
-/// Offsets begin anew where a topic was recreated, and positions continue.
+/// Offsets start over where a topic was recreated, and positions continue.
 #[tokio::test]
 async fn offsets_that_step_back_are_where_reading_goes_on() {
     let database = database().await;

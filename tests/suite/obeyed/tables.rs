@@ -179,7 +179,7 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
     }
 }
 
-/// A column that is added anew is empty, and what the writers fill is not in it.
+/// A column that is added again is empty, and what the writers fill is not in it.
 #[tokio::test]
 async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {
     let mut t = Harness::start().await;

@@ -1,4 +1,4 @@
-//! Slots that are lost, or made anew, while writers commit and roll back.
+//! Slots that are lost, or recreated, while writers commit and roll back.
 
 use super::{ENDLESS, PACE, drop_slot, plan, repaired, repeated, wait_more};
 use outbox_harness::{Harness, check, database::Role, event::Event, load::Load};

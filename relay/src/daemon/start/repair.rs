@@ -58,7 +58,7 @@ pub(super) struct Needed<'a> {
     pub(super) gap: Option<&'a str>,
 }
 
-/// Makes the slot anew, and stores in `progress` what is to be read. Returns where the stream begins
+/// Recreates the slot, and stores in `progress` what is to be read. Returns where the stream begins
 /// if there is no row at all, as at most first starts. Cancel safe.
 pub(super) async fn begin(
     context: &Context,

@@ -42,7 +42,7 @@ const LOCK_RETRY: Duration = Duration::from_millis(200);
 /// And looks at the leader's signs of life this often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A standby that can't reach the brokers for so long begins anew, with what files hold by now.
+/// A standby that can't reach the brokers for so long starts over, with what files hold by now.
 const BROKER_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// And at whether it could lead itself.

@@ -98,6 +98,6 @@ mod tests {
         assert_eq!(overdue(&[a, b], Lsn::new(40), at(20)), vec![a]);
         assert_eq!(overdue(&[a, b], Lsn::new(40), at(50)), vec![b], "each in its time");
         assert_eq!(overdue(&[], Lsn::new(40), at(50)), none.clone());
-        assert_eq!(overdue(&[a], Lsn::new(50), at(99)), none.clone(), "it begins anew");
+        assert_eq!(overdue(&[a], Lsn::new(50), at(99)), none.clone(), "it starts over");
     }
 }

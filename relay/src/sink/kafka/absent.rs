@@ -162,7 +162,7 @@ struct Allowance {
     since: Option<Instant>,
 }
 
-/// Of the process, whatever begins anew in it.
+/// Of the process, whatever starts over in it.
 static ALLOWANCE: Mutex<Allowance> = Mutex::new(Allowance { created: 0, since: None });
 
 fn allowance() -> MutexGuard<'static, Allowance> {

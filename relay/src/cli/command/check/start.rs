@@ -95,7 +95,7 @@ fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
             warning(
                 NAME,
                 format!(
-                    "makes the slot {slot} anew by itself, and publishes from the tables what the slot \
+                    "recreates the slot {slot} by itself, and publishes from the tables what the slot \
                      would have sent: {then}"
                 ),
                 "",
