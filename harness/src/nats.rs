@@ -156,6 +156,17 @@ impl Stream {
         assert_eq!(answer.get("error"), None);
     }
 
+    /// The place of what was stored last, which goes up with each message.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn last(&self) -> u64 {
+        let client = client(&self.server).await;
+        let info = api(&client, &format!("STREAM.INFO.{}", self.name), &json!({})).await;
+        let state = part(info.expect("it is there"), "state");
+        state.get("last_seq").and_then(Value::as_u64).expect("a number")
+    }
+
     /// What is stored under subjects that `filter` takes, in the stream's order, each as the record that
     /// it was made from. The last token of a subject is the partition.
     ///

@@ -195,3 +195,41 @@ async fn what_a_stranger_stores_under_the_progress_subject_does_not_count() {
     all_arrive(&t, &stream).await;
     relay.wait_log("does not count").await;
 }
+
+/// Messages go at their age, and progress does not: a relay that was idle for longer continues.
+#[tokio::test]
+async fn a_stream_that_deletes_by_age_keeps_progress_or_is_refused() {
+    let mut t = Harness::start().await;
+    let aging = json!({ "max_age": 1_000_000_000_u64, "duplicate_window": 1_000_000_000_u64 });
+    let stream = stream(&t, servers::nats().await, &aging).await;
+    let settings = to(&stream, t.relay());
+    let halted = settings.clone().spawn();
+    halted.wait_log("--allow-msg-ttl").await;
+    drop(halted);
+    stream.change(&json!({ "allow_msg_ttl": true })).await;
+    let mut relay = settings.start().await;
+    let topic = topic(&t);
+    for round in 0..2 {
+        let before = stream.last().await;
+        t.commit([Event::to(&topic).key("a")]).await;
+        let arrives = wait::until("it and progress arrive", wait::PATIENCE, || async {
+            match stream.last().await {
+                last if last >= before + 2 => Ok(()),
+                last => Err(format!("{last}, {before} before")),
+            }
+        });
+        arrives.await.expect("they do");
+        let goes = wait::until("its age ends it", wait::PATIENCE, || async {
+            match stream.records(&format!("{topic}.*")).await.len() {
+                0 => Ok(()),
+                found => Err(format!("{found} records")),
+            }
+        });
+        goes.await.expect("it does");
+        if round == 0 {
+            relay.kill9().await;
+            relay.restart();
+            relay.wait_ready().await;
+        }
+    }
+}

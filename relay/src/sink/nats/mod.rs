@@ -78,6 +78,7 @@ impl NatsSink {
             Some((stream, at)) if at.elapsed() < STREAM_KNOWN_FOR => Ok(stream.clone()),
             _ => {
                 let stream = Stream::read(&self.link).await?;
+                self.progress.for_ever = stream.keeps_for_ever();
                 self.stream = Some((stream.clone(), std::time::Instant::now()));
                 Ok(stream)
             }
@@ -251,6 +252,7 @@ impl ProgressStore for NatsSink {
     async fn fence(&mut self) -> Result<(), SinkError> {
         let stream = Stream::read(&self.link).await?;
         stream.verify(&self.link.settings.stream, &self.progress.subject)?;
+        self.progress.for_ever = stream.keeps_for_ever();
         self.progress.claim(&self.link).await
     }
 

@@ -26,6 +26,8 @@ const CLAIM: &str = "outbox-relay-claim";
 /// Of the server's headers: what must be the last, and that what came before may go.
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 const ROLLUP: &str = "Nats-Rollup";
+/// Also one of the server's: no age ends this message.
+const TTL: &str = "Nats-TTL";
 /// A claim that others disturb is tried so often.
 const TRIES: usize = 10;
 /// Messages of others between ours that are looked through.
@@ -44,6 +46,8 @@ pub(super) struct ProgressSubject {
     number: u64,
     /// What the claim found beside what is the relay's own.
     stranger: Option<Bytes>,
+    /// Whether the stream takes messages that no age ends.
+    pub(super) for_ever: bool,
 }
 
 /// A message of the subject.
@@ -73,7 +77,7 @@ struct Own {
 impl ProgressSubject {
     pub(super) fn new(subject: String, key: SealKey) -> Self {
         let (word, number) = (format!("{:032x}", rand::random::<u128>()), 0);
-        ProgressSubject { subject, key, word, last: 0, number, stranger: None }
+        ProgressSubject { subject, key, word, last: 0, number, stranger: None, for_ever: false }
     }
 
     /// The newest record, whoever has it.
@@ -135,6 +139,9 @@ impl ProgressSubject {
         headers.insert(CLAIM, self.word.as_str());
         headers.insert(EXPECTED, self.last.to_string());
         headers.insert(ROLLUP, "sub");
+        if self.for_ever {
+            headers.insert(TTL, "never");
+        }
         headers
     }
 

@@ -17,6 +17,7 @@ pub(super) struct Stream {
     max_msgs_per_subject: i64,
     allow_atomic: bool,
     allow_rollup_hdrs: bool,
+    allow_msg_ttl: bool,
     sealed: bool,
     discard: String,
     max_msgs: i64,
@@ -52,6 +53,11 @@ impl Stream {
             Ok(max) if max > 0 => max.min(server_max),
             _ => server_max,
         }
+    }
+
+    /// Whether a message can say that no age ends it, whatever the stream's `max_age`.
+    pub(super) fn keeps_for_ever(&self) -> bool {
+        self.allow_msg_ttl
     }
 
     /// How often it is stored.
@@ -135,6 +141,14 @@ impl Stream {
             "use a stream with storage file".into(),
         );
         demand(
+            self.max_age == 0 || self.allow_msg_ttl,
+            "it deletes what has a certain age (max_age), progress too".into(),
+            format!(
+                "`nats stream edit {name} --allow-msg-ttl`: the relay then stores its progress as a message that stays, and \
+                 all others go at that age"
+            ),
+        );
+        demand(
             !self.sealed,
             "it is sealed: it takes nothing more".into(),
             "use another stream".into(),
@@ -179,9 +193,12 @@ mod tests {
             Stream { allow_rollup_hdrs: false, ..fitting() },
             Stream { retention: "workqueue".into(), ..fitting() },
             Stream { sealed: true, ..fitting() },
+            Stream { max_age: 1, ..fitting() },
         ] {
             wrong.verify("ORDERS", progress).expect_err("it does not fit");
         }
+        let aging = Stream { max_age: 1, allow_msg_ttl: true, ..fitting() };
+        aging.verify("ORDERS", progress).expect("progress can stay");
     }
 
     #[test]
