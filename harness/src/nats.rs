@@ -66,6 +66,30 @@ impl Nats {
         self.server = spawn(&self.program, &self.dir, self.port).expect("the server starts");
     }
 
+    /// Ends it, and keeps a copy of all that it has on disk; runs again.
+    ///
+    /// # Panics
+    /// When files can't be copied.
+    pub fn saved(&mut self) -> PathBuf {
+        self.end();
+        let copy = self.dir.join("saved");
+        copied(&self.dir.join("data"), &copy);
+        self.restart();
+        copy
+    }
+
+    /// Ends it, and puts back what was on disk then: as where a power cut takes what a server had confirmed and
+    /// not written yet. It is down afterwards.
+    ///
+    /// # Panics
+    /// When files can't be copied.
+    pub fn put_back(&mut self, saved: &Path) {
+        self.end();
+        let data = self.dir.join("data");
+        std::fs::remove_dir_all(&data).expect("its data goes");
+        copied(saved, &data);
+    }
+
     fn end(&mut self) {
         // One that has ended already can't be killed, and is waited for all the same.
         let _ended_before = self.server.kill();
@@ -269,6 +293,11 @@ fn spawn(program: &Path, dir: &Path, port: u16) -> Result<Child> {
         .context("nats-server did not start")?;
     guardian::kill_at_exit(server.id())?;
     Ok(server)
+}
+
+fn copied(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("there is cp");
+    assert!(done.success(), "{} is copied", from.display());
 }
 
 /// The server's program, in `target/harness`; the first process to come builds it.

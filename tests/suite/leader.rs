@@ -145,7 +145,7 @@ async fn a_standby_takes_over_within_five_seconds_of_a_kill() {
 }
 
 /// Waits until the slot is confirmed up to now.
-async fn wait_confirmed(t: &Harness) {
+pub(crate) async fn wait_confirmed(t: &Harness) {
     let superuser = t.database().superuser();
     let now = superuser.query_one("select pg_current_wal_insert_lsn()::text", &[]).await;
     let now: String = now.expect("an LSN").get(0);

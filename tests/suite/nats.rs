@@ -8,12 +8,14 @@ use outbox_harness::{
     event::Event,
     load::{Load, Plan},
     nats::{Nats, Stream},
-    relay::Settings,
-    servers, wait,
+    relay::{Relay, Settings},
+    servers,
+    topic::Record,
+    wait,
 };
 use serde_json::{Value, json};
 
-use crate::{checks, dead_letters::wait_parked};
+use crate::{checks, dead_letters::wait_parked, leader::wait_confirmed};
 
 const PARTITIONS: i32 = 4;
 
@@ -231,5 +233,72 @@ async fn a_stream_that_deletes_by_age_keeps_progress_or_is_refused() {
             relay.restart();
             relay.wait_ready().await;
         }
+    }
+}
+
+/// As after a power cut: the server confirmed events, the relay told PostgreSQL so, and they are gone.
+#[tokio::test]
+async fn what_the_server_has_lost_after_it_confirmed_is_published_again() {
+    let Lost { mut t, stream, relay, _nats } = Lost::tell("repair").await;
+    relay.wait_log("ahead of what the broker has kept").await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    let committed = t.committed().await;
+    let filter = format!("{}.*", topic(&t));
+    let arrived = wait::until("all arrive", wait::PATIENCE, || async {
+        let records = stream.records(&filter).await;
+        match check::compare(&committed, &records, PARTITIONS) {
+            count if count.lost == 0 => Ok((count, records)),
+            count => Err(count.to_string()),
+        }
+    });
+    let (count, records) = arrived.await.expect("they do");
+    assert_eq!((count.out_of_order, count.uncommitted, count.altered), (0, 0, 0), "{count}");
+    let marked =
+        |record: &&Record| record.headers.iter().any(|(name, _)| name == "outbox-repaired");
+    let marked = records.iter().filter(marked).count();
+    assert!(marked >= LOST && count.duplicated <= marked - LOST, "{marked} marked: {count}");
+}
+
+#[tokio::test]
+async fn what_the_server_has_lost_halts_a_relay_that_is_told_so() {
+    let Lost { relay, stream, t, _nats } = Lost::tell("halt").await;
+    relay.wait_log("somebody moved the slot or progress was lost").await;
+    let here = stream.records(&format!("{}.*", topic(&t))).await.len();
+    assert_eq!(here, KEPT, "nothing is published that nobody has decided");
+}
+
+/// Events that the server has when it is put back to what it was, and others that it has not.
+const KEPT: usize = 12;
+const LOST: usize = 9;
+
+struct Lost {
+    t: Harness,
+    stream: Stream,
+    relay: Relay,
+    /// Ends with it.
+    _nats: Nats,
+}
+
+impl Lost {
+    async fn tell(on_broker_loss: &str) -> Self {
+        let mut nats = Nats::start().expect("a server of its own");
+        let mut t = Harness::start().await;
+        let stream = stream(&t, &nats, &json!({})).await;
+        let settings = to(&stream, t.relay()).set("sink.nats.on_broker_loss", on_broker_loss);
+        let mut relay = settings.start().await;
+        let events = |topic: &str, number: usize| -> Vec<Event> {
+            (0..number).map(|n| Event::to(topic).key(&format!("key {}", n % 4))).collect()
+        };
+        t.commit(events(&topic(&t), KEPT)).await;
+        all_arrive(&t, &stream).await;
+        let saved = nats.saved();
+        t.commit(events(&topic(&t), LOST)).await;
+        all_arrive(&t, &stream).await;
+        wait_confirmed(&t).await;
+        relay.kill9().await;
+        nats.put_back(&saved);
+        nats.restart();
+        relay.restart();
+        Lost { t, stream, relay, _nats: nats }
     }
 }

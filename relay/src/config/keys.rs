@@ -63,6 +63,7 @@ pub const KEYS: &[Key] = &[
     key("sink.nats.subject", "text with `{topic}`", "`{topic}.{partition}`", "With `nats`: the subject of a record. The stream must have it."),
     key("sink.nats.partitions", "number, 1 to 100000", "`1`", "With `nats`: how many partitions a topic has. The partition of a key is the same that Kafka's Java client chooses. With another number keys move to other partitions: their order is kept only for who reads the whole stream."),
     key("sink.nats.progress_subject", "subject", "`outbox-relay-progress.` and the relay's name", "With `nats`: where the relay stores its progress. The stream must have it, and only the relay may publish to it."),
+    key("sink.nats.on_broker_loss", "`repair` or `halt`", "`repair`", "With `nats`: what the relay does if the server has lost what it had confirmed, as after a power cut. `repair`: it publishes the lost events again, from the tables, with the header `outbox-repaired`. `halt`: it halts, and says which positions are missing."),
     key("sink.nats.credentials_file", "path", "", "With `nats`: a file with the user's credentials (JWT and nkey), as NATS's tools make it. Read again for each connection."),
     key("sink.nats.nkey_file", "path", "", "With `nats`: a file with an nkey's seed."),
     key("sink.nats.ca_file", "path", "", "With `nats`: certificates that are trusted beside the system's, in PEM."),

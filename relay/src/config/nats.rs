@@ -21,6 +21,8 @@ pub struct NatsConfig {
     pub partitions: i32,
     /// Where progress goes, if not below `outbox-relay-progress`.
     pub progress_subject: Option<String>,
+    /// Whether what a server has lost after it confirmed it is published again.
+    pub repairs_broker_loss: bool,
     /// User credentials, as NATS's tools make them.
     pub credentials_file: Option<PathBuf>,
     /// An nkey's seed.
@@ -44,6 +46,7 @@ impl Config {
             nkey_file: nats.nkey_file.clone(),
             ca_file: nats.ca_file.clone(),
             certificate: nats.certificate.clone(),
+            repairs_broker_loss: nats.repairs_broker_loss,
             topic_grace: self.sink.topic_grace,
             reserved_topics: self.sink.reserved_topics.clone(),
         }
@@ -63,6 +66,9 @@ impl NatsConfig {
             "sink.nats.subject" => Some(quoted(&self.subject.to_string())),
             "sink.nats.partitions" => Some(self.partitions.to_string()),
             "sink.nats.progress_subject" => self.progress_subject.as_deref().map(quoted),
+            "sink.nats.on_broker_loss" => {
+                Some(quoted(if self.repairs_broker_loss { "repair" } else { "halt" }))
+            }
             "sink.nats.credentials_file" => self.credentials_file.as_deref().map(path),
             "sink.nats.nkey_file" => self.nkey_file.as_deref().map(path),
             "sink.nats.ca_file" => self.ca_file.as_deref().map(path),

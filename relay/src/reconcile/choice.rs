@@ -173,12 +173,10 @@ pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<De
         (None, Some(position)) => match slot? {
             Use::Missing => anew(facts, progress, Loss::slot("does not exist")),
             Use::Lost => anew(facts, progress, Loss::slot(LOST)),
-            Use::From(confirmed) if confirmed > position.resume_lsn() => {
-                match facts.progress_in_database && facts.was_promoted() {
-                    true => anew(facts, progress, Loss { what: OUTRUN, streams: true }),
-                    false => Err(moved(facts, &position.to_string(), confirmed)),
-                }
-            }
+            Use::From(confirmed) if confirmed > position.resume_lsn() => match outrun(facts) {
+                Some(what) => anew(facts, progress, Loss { what, streams: true }),
+                None => Err(moved(facts, &position.to_string(), confirmed)),
+            },
             Use::From(_) => match gap {
                 Some(loss) => anew(facts, progress, loss),
                 None => Ok(Decision::Stream { from: position }),
@@ -189,8 +187,17 @@ pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<De
 
 const LOST: &str = "has lost its WAL";
 
-/// A standby has a slot that was synchronised, and its tables, each as far as it got.
-const OUTRUN: &str = "is ahead of the progress that this new primary has";
+/// How a slot can be ahead of progress without a person: what is between can be published again.
+fn outrun(facts: &Facts<'_>) -> Option<&'static str> {
+    if facts.repairs_broker_loss {
+        return Some(
+            "is ahead of the progress that the broker has: it has lost what it had confirmed",
+        );
+    }
+    // A standby has a slot that was synchronised, and its tables, each as far as it got.
+    (facts.progress_in_database && facts.was_promoted())
+        .then_some("is ahead of the progress that this new primary has")
+}
 
 const NOTHING_KNOWN: &str = "nothing was published before";
 

@@ -44,6 +44,9 @@ pub struct Facts<'a> {
     pub has_delivered: bool,
     /// Progress is in the database, and not at the broker.
     pub progress_in_database: bool,
+    /// The broker loses progress together with the records that it covers, and the settings say to publish
+    /// these again.
+    pub repairs_broker_loss: bool,
 }
 
 impl Facts<'_> {

@@ -30,6 +30,7 @@ struct Row {
     unrepairable: Option<Halt>,
     has_delivered: bool,
     progress_in_database: bool,
+    repairs_broker_loss: bool,
 }
 
 /// Progress is at 1000 on timeline 1, with snapshots at 900 and 500; the slot is confirmed up to
@@ -49,6 +50,7 @@ fn row() -> Row {
         unrepairable: None,
         has_delivered: false,
         progress_in_database: false,
+        repairs_broker_loss: false,
     }
 }
 
@@ -151,6 +153,7 @@ impl Row {
             unrepairable: self.unrepairable.as_ref(),
             has_delivered: self.has_delivered,
             progress_in_database: self.progress_in_database,
+            repairs_broker_loss: self.repairs_broker_loss,
         })
     }
 

@@ -287,6 +287,7 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
         unrepairable: None,
         has_delivered: true,
         progress_in_database: false,
+        repairs_broker_loss: false,
     });
     match reconciled {
         Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),

@@ -91,6 +91,11 @@ impl Settings {
         matches!(self, Settings::File(_))
     }
 
+    /// Whether what the broker has lost is published again, since it is known by the progress that went with it.
+    pub fn repairs_broker_loss(&self) -> bool {
+        matches!(self, Settings::Nats(settings) if settings.repairs_broker_loss)
+    }
+
     /// What the relay's role needs in the database.
     pub fn grants(&self) -> Vec<Grant> {
         match self {

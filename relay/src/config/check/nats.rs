@@ -82,6 +82,7 @@ impl Checker<'_> {
             subject,
             partitions,
             progress_subject: given.progress_subject.map(|it| it.value),
+            repairs_broker_loss: value_or(given.on_broker_loss, true),
             credentials_file: given.credentials_file.map(|it| it.value),
             nkey_file: given.nkey_file.map(|it| it.value),
             ca_file: given.ca_file.map(|it| it.value),
@@ -106,7 +107,8 @@ impl Checker<'_> {
         let texts = texts.into_iter().filter_map(|(key, it)| Some((key, &it.as_ref()?.origin)));
         let files = files.into_iter().filter_map(|(key, it)| Some((key, &it.as_ref()?.origin)));
         let partitions = given.partitions.as_ref().map(|it| ("partitions", &it.origin));
-        for (key, origin) in texts.chain(files).chain(partitions) {
+        let on_loss = given.on_broker_loss.as_ref().map(|it| ("on_broker_loss", &it.origin));
+        for (key, origin) in texts.chain(files).chain(partitions).chain(on_loss) {
             let (key, what) = (format!("sink.nats.{key}"), "is for sink.kind = \"nats\" only");
             self.problem(&key, origin, what, "remove it, or set sink.kind");
         }

@@ -11,6 +11,7 @@ pub(in crate::config) struct WrittenNats {
     pub(in crate::config) subject: Opt<String>,
     pub(in crate::config) partitions: Opt<u64>,
     pub(in crate::config) progress_subject: Opt<String>,
+    pub(in crate::config) on_broker_loss: Opt<bool>,
     pub(in crate::config) credentials_file: Opt<PathBuf>,
     pub(in crate::config) nkey_file: Opt<PathBuf>,
     pub(in crate::config) ca_file: Opt<PathBuf>,
@@ -26,6 +27,8 @@ impl WrittenNats {
             subject: from.text("sink.nats.subject"),
             partitions: from.number("sink.nats.partitions"),
             progress_subject: from.text("sink.nats.progress_subject"),
+            on_broker_loss: from
+                .choice("sink.nats.on_broker_loss", &[("repair", true), ("halt", false)]),
             credentials_file: from.path("sink.nats.credentials_file"),
             nkey_file: from.path("sink.nats.nkey_file"),
             ca_file: from.path("sink.nats.ca_file"),

@@ -64,6 +64,7 @@ pub(super) async fn connect_sink(
         unrepairable: None,
         has_delivered: known.has_delivered,
         progress_in_database: context.parts.sink.keeps_progress_in_database(),
+        repairs_broker_loss: context.parts.sink.repairs_broker_loss(),
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);

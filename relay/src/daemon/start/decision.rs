@@ -152,6 +152,7 @@ pub(super) async fn decide(
         unrepairable,
         has_delivered,
         progress_in_database: context.parts.sink.keeps_progress_in_database(),
+        repairs_broker_loss: context.parts.sink.repairs_broker_loss(),
     })
     .map_err(Ended::Halted)
 }

@@ -81,8 +81,8 @@ pub(super) async fn begin(
         ),
         (Some(position), None) => tracing::warn!(
             slot = name, after = %position,
-            "the slot is missing or has lost its WAL: making a new one, and publishing what was committed meanwhile from \
-             the outbox tables"
+            "the slot is missing, has lost its WAL, or is ahead of what the broker has kept: making a new one, and \
+             publishing what was committed since then from the outbox tables"
         ),
         (None, _) => {
             tracing::info!(slot = name, "publishing the rows that are in the outbox tables")
@@ -180,8 +180,8 @@ async fn nothing_gone(
         }
         Ended::Halted(Halt::new(
             format!(
-                "slot {slot} was lost, and of the events committed between {until} some may be \
-                 missing: {}",
+                "slot {slot} was lost, or the broker has lost what it had confirmed, and of the events committed \
+                 between {until} some may be missing: {}",
                 why.reason
             ),
             "to leave out what is not published, make a new slot and publish what is committed from \

@@ -138,6 +138,17 @@ fn tables_without_the_newest_published_event_may_be_of_another_history() {
 }
 
 #[test]
+fn what_the_broker_has_lost_with_its_progress_is_repaired_or_halts_as_the_settings_say() {
+    let behind = Row { slot: Some(slot(1200)), ..row() };
+    behind.halts(&["up to 0/4B0", "progress up to 0/3E8", AT_SLOT, DROP]);
+    let behind = Row { repairs_broker_loss: true, slot: Some(slot(1200)), ..row() };
+    behind.decides(&repair_after(900, true));
+    // Not where no progress is left: nothing says then what the stream had.
+    let gone = Row { repairs_broker_loss: true, progress: None, has_delivered: true, ..row() };
+    gone.halts(&[AT_SLOT, AT_NOW]);
+}
+
+#[test]
 fn after_a_promotion_a_slot_that_is_ahead_of_progress_in_the_database_is_repaired() {
     let promoted = timeline(2, &[(1, 1500)]);
     let promoted = Row { progress_in_database: true, slot: Some(slot(1200)), ..promoted };

@@ -35,6 +35,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The relay's own certificate, and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Whether what a server has lost after it confirmed it is published again; otherwise the relay halts.
+    pub repairs_broker_loss: bool,
     /// How long a subject that the stream lacks is watched for.
     pub topic_grace: Duration,
     /// Patterns of topics that are no destination.
@@ -134,6 +136,7 @@ mod tests {
             nkey_file: None,
             ca_file: None,
             certificate: None,
+            repairs_broker_loss: true,
             topic_grace: Duration::ZERO,
             reserved_topics: vec![],
         }
