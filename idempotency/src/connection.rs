@@ -14,7 +14,7 @@ use futures_util::future;
 use tokio_postgres::{Error, Row, Statement, types::ToSql};
 
 use crate::{
-    error::{InboxError, Sort, sort, state_of},
+    error::{InboxError, Sort, chain, sort, state_of},
     fault::sessions_are_left,
     running::{Running, Waited},
     session::{Sessions, UNLOCK},
@@ -115,8 +115,9 @@ impl Shared {
         if !self.ended_by_handler.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 consumer = self.sessions.consumer(),
-                "a handler ended its transaction itself, by COMMIT or ROLLBACK among several \
-                 statements: what it committed stays, and may be done again; look at its SQL"
+                "a handler ended its transaction itself, by COMMIT, ROLLBACK or PREPARE TRANSACTION \
+                 among several statements: what it committed stays, and may be done again; look at its \
+                 SQL"
             );
         }
     }
@@ -168,11 +169,41 @@ impl Shared {
             let rows = self.query(SQL, &[&id]).await?;
             let committed =
                 rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<bool>>(0))?;
-            if committed == Some(true) {
+            if committed == Some(true) || self.undo_what_is_prepared().await? {
                 self.handler_ended_it();
             }
         }
         Ok(self.ended_by_handler.load(Ordering::Relaxed))
+    }
+
+    /// Rolls the transaction back that a handler has prepared for whoever commits it later, and says whether
+    /// there was one: it would keep the message's key, and all else that it has locked, until then.
+    pub(crate) async fn undo_what_is_prepared(&self) -> Result<bool, Error> {
+        const PREPARED: &str = "select pg_catalog.format('rollback prepared %L', gid) \
+            from pg_catalog.pg_prepared_xacts \
+            where transaction operator(pg_catalog.=) \
+                    $1::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid \
+                and database operator(pg_catalog.=) pg_catalog.current_database()";
+        let Some(id) = self.known() else { return Ok(false) };
+        let rows = self.query(PREPARED, &[&id]).await?;
+        let Some(undo) = rows.first().map(|row| row.try_get::<_, String>(0)).transpose()? else {
+            return Ok(false);
+        };
+        // A transaction that the handler has begun since is in its way.
+        for sql in ["rollback", &undo] {
+            let asked = self.asks();
+            if let Err(error) = asked.answered(self.client().batch_execute(sql).await) {
+                tracing::error!(
+                    consumer = self.sessions.consumer(),
+                    error = chain(&error),
+                    "a handler has prepared its transaction, and that could not be rolled back: its \
+                     message's key waits for it. Type, as its owner or a superuser, in this database: \
+                     {undo}"
+                );
+                break;
+            }
+        }
+        Ok(true)
     }
 
     /// Marks where `Open::back_to_savepoint` goes back to.

@@ -27,7 +27,7 @@ const COMMIT_ASKING: &str = "set constraints all immediate; savepoint ended; com
 
 /// What a kept `Tx` still asks for must not be a transaction of its own, and its session not be idle
 /// for as long as it is kept.
-const CUT_OFF: &str = "rollback; set session authorization default; begin read only; \
+const CUT_OFF: &str = "set session authorization default; begin read only; \
      select pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid())";
 
 /// Begun and not ended yet; rolled back when dropped.
@@ -160,11 +160,17 @@ impl Open {
     /// unknown.
     pub(crate) async fn commit(self) -> Result<(), InboxError> {
         match self.try_commit(COMMIT).await {
-            Err(error @ (InboxError::Escaped | InboxError::Ended | InboxError::Unfinished)) => {
+            Err(
+                error @ (InboxError::Escaped
+                | InboxError::Ended
+                | InboxError::Unfinished
+                | InboxError::Aborted(_)),
+            ) => match self.rollback().await {
+                // Before the statement that failed; that is told only now.
+                Err(ended @ InboxError::Ended) => Err(ended),
                 // The reason is known: what else is said about the end adds nothing.
-                let _ended = self.rollback().await;
-                Err(error)
-            }
+                _ => Err(error),
+            },
             done => done,
         }
     }
@@ -209,11 +215,7 @@ impl Open {
     /// Also where a `Tx` is kept, and where a handler has ended the transaction.
     pub(crate) async fn rollback(self) -> Result<(), InboxError> {
         if let Err(escaped) = self.alone() {
-            let (client, pool) = (self.shared.client(), self.shared.sessions.pool());
-            let _cut_off = Box::pin(self.shared.running.behind(client, pool, CUT_OFF)).await;
-            if !self.shared.kept.swap(true, Ordering::Relaxed) {
-                self.shared.sessions.add_a_place();
-            }
+            self.cut_off("rollback").await;
             return Err(escaped);
         }
         self.shared.ended_what_ran().await?;
@@ -223,6 +225,26 @@ impl Open {
             Ok(true) => Err(InboxError::Ended),
             Ok(false) => Ok(()),
             Err(error) => Err(InboxError::of("asking what became of a transaction", error)),
+        }
+    }
+}
+
+/// Where a `Tx` is kept.
+impl Open {
+    /// Undoes what was done since the savepoint, commits `sql` instead, and ends the session.
+    pub(crate) async fn cut_off_with(self, sql: &str) {
+        self.cut_off(&format!("rollback to {}; {sql}; commit", self.shared.savepoint())).await;
+        // Where that was refused, as after an end by whoever keeps it.
+        self.cut_off("rollback").await;
+    }
+
+    /// Sent as one: nothing that is still asked for comes in between.
+    async fn cut_off(&self, end: &str) {
+        let (client, pool) = (self.shared.client(), self.shared.sessions.pool());
+        let sql = format!("{end}; {CUT_OFF}");
+        let _cut_off = Box::pin(self.shared.running.behind(client, pool, &sql)).await;
+        if !self.shared.kept.swap(true, Ordering::Relaxed) {
+            self.shared.sessions.add_a_place();
         }
     }
 }

@@ -87,9 +87,12 @@ impl Tx {
     /// Runs several statements, with semicolons between them and without parameters.
     ///
     /// # Errors
-    /// As [`Tx::execute`]. Where one of them ends the transaction that is found afterwards: what it
-    /// committed stays, and the message is not taken for handled.
+    /// As [`Tx::execute`]. Where one of them that is not the first ends the transaction, that is found
+    /// afterwards: what it committed stays, and the message is not taken for handled.
     pub async fn batch_execute(&self, sql: &str) -> Result<(), Error> {
+        if ends_a_transaction(sql) {
+            return Err(self.refuse().await);
+        }
         let run = async {
             let asked = self.shared.asks();
             asked.answered(self.shared.client().batch_execute(sql).await)
@@ -108,6 +111,7 @@ impl Tx {
         match (done, self.transaction().await) {
             (_, Ok(after)) if after != before => {
                 self.shared.handler_ended_it();
+                self.shared.undo_what_is_prepared().await?;
                 Err(self.refuse().await)
             }
             (Err(error), Err(_)) => {
@@ -238,7 +242,7 @@ fn sets_a_savepoint(sql: &str) -> bool {
     words(sql).next().is_some_and(|word| word.eq_ignore_ascii_case("savepoint"))
 }
 
-/// Of one statement, as the extended protocol takes it. Functions, CALL and DO can't end a
+/// Of the first statement, and the extended protocol takes no others. Functions, CALL and DO can't end a
 /// transaction that was open before.
 fn ends_a_transaction(sql: &str) -> bool {
     let mut words = words(sql);

@@ -1,5 +1,12 @@
 //! Puts a message that failed aside: parked until it is tried again, or as a dead letter.
 
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use uuid::Uuid;
+
 use super::{Attempt, OUTAGE, Processor, Stop, store::Due};
 use crate::{
     alert::Alert,
@@ -25,13 +32,47 @@ impl Processor {
         message: &RawMessage,
         failure: &Failure,
     ) -> Result<(), Stop> {
+        self.surely(message, || self.put_aside(message, failure)).await
+    }
+
+    /// Of several messages whose handler has ended their transaction, those that it has committed: they
+    /// are no more new, and no one knows how much of their effect is there.
+    pub(super) async fn bury_what_was_committed(
+        &self,
+        batch: &[RawMessage],
+        called: &Called,
+        failure: &Failure,
+    ) -> Result<(), Stop> {
+        let called = called.take();
+        for message in batch.iter().filter(|message| called.contains(&message.id.uuid())) {
+            let bury = || async {
+                let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
+                if sorted.duplicates == 0 {
+                    open.rollback().await?;
+                    return Ok(Attempt::Done);
+                }
+                let new_code = self.shelf().bury(&open, message, failure, 1, 0).await?;
+                self.finish(open, &sorted).await?;
+                self.announce(failure, new_code);
+                Ok(Attempt::Done)
+            };
+            self.surely(message, bury).await?;
+        }
+        Ok(())
+    }
+
+    async fn surely<F, Fut>(&self, message: &RawMessage, store: F) -> Result<(), Stop>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Attempt, InboxError>>,
+    {
         // Before a connection is taken: whoever has one does not wait for a turn.
         let _turn = match message.is_large() {
             true => Some(self.shared.large.turn().await),
             false => None,
         };
         let mut wait = OUTAGE.0;
-        while let Attempt::Failed(why) = self.settle(|| self.put_aside(message, failure)).await? {
+        while let Attempt::Failed(why) = self.settle(&store).await? {
             tracing::warn!(
                 consumer = self.shared.inbox.consumer(),
                 error = why.text(),
@@ -106,6 +147,28 @@ impl Processor {
         let code = self.shared.inbox.repertoire().code(failure.code());
         tracing::warn!(consumer, code, "a message became a dead letter");
         self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
+    }
+}
+
+/// For which messages the handler was called last.
+#[derive(Default)]
+pub(super) struct Called(Mutex<HashSet<Uuid>>);
+
+impl Called {
+    /// One alone is known without that.
+    pub(super) fn with(&self, messages: &[&RawMessage]) {
+        if messages.len() == 1 {
+            return;
+        }
+        *self.held() = messages.iter().map(|message| message.id.uuid()).collect();
+    }
+
+    fn take(&self) -> HashSet<Uuid> {
+        std::mem::take(&mut self.held())
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -34,6 +34,8 @@ use crate::{
 pub(crate) const AT_ONCE: usize = 8;
 /// How long a lane that another process parked may be overlooked.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two tries to lock a lane of which is known who has failed: the first wait, and the longest.
+const LOCKED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 
 impl Processor {
     /// What must continue beside the messages that come in: parked ones are tried again when they are
@@ -98,7 +100,7 @@ impl Processor {
         let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
         let mut taken = match hands.take_next() {
-            Some(next) => shelf.take(sessions, next, max, large_too).await?,
+            Some((next, max)) => shelf.take(sessions, next, max, large_too).await?,
             None => None,
         };
         if taken.is_none() {
@@ -119,41 +121,61 @@ impl Processor {
             return Ok(Attempt::Done);
         };
         let _place = place.filter(|_| is_large);
-        hands.blame(lane, head);
         point(Point::TakenUp);
         let mut group = heads.as_slice();
         loop {
+            hands.blame(lane, group);
+            let half = group.get(..group.len().div_ceil(2)).unwrap_or_default();
+            let go_on_with_half = || {
+                if group.len() > 1 {
+                    hands.keep(Which::This(lane), i64::try_from(half.len()).unwrap_or(1));
+                }
+            };
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => {
                     if more && self.shared.batch_max == 1 {
-                        hands.keep(Which::Next(lane, head.seq));
+                        hands.keep(Which::Next(lane, head.seq), 1);
                     }
                     return Ok(Attempt::Done);
                 }
                 Ok(Err(failure)) => failure,
-                // Whoever keeps it would have the lane as well, for as long.
+                // Whoever keeps it would have the lane as well, for as long; and if the lane were free at once,
+                // other workers would call the handler before this is counted.
                 Err(InboxError::Escaped) => {
-                    return open.rollback().await.and(Err(InboxError::Escaped));
+                    open.cut_off_with(&shelf.reserve(lane)).await;
+                    go_on_with_half();
+                    return match group.len() {
+                        1 => Err(InboxError::Escaped),
+                        _ => Ok(Attempt::Done),
+                    };
+                }
+                Err(ended @ InboxError::Ended) => {
+                    go_on_with_half();
+                    return Err(ended);
                 }
                 Err(error) => return Err(error),
             };
             if !failure.is_the_messages() || open.back_to_savepoint().await.is_err() {
                 return match open.rollback().await {
-                    Err(ended @ InboxError::Ended) => Err(ended),
+                    Err(ended @ InboxError::Ended) => {
+                        go_on_with_half();
+                        Err(ended)
+                    }
                     _ => Ok(Attempt::Failed(failure)),
                 };
             }
             if group.len() == 1 {
                 if head.message.is_large() && self.outlook(&failure, attempts).1.is_none() {
                     // Storing it takes a turn, and that is taken before a connection.
-                    open.rollback().await?;
+                    open.query("reserving a parked lane", &shelf.reserve(lane), &[]).await?;
+                    open.commit().await?;
                     return Ok(Attempt::Failed(failure));
                 }
                 self.failed_again(open, lane, head, &failure, attempts).await?;
                 return Ok(Attempt::Done);
             }
             // A batch that fails is halved until the first is alone.
-            group = group.get(..group.len().div_ceil(2)).unwrap_or_default();
+            group = half;
             // Before the handler, which may leave the session in any role.
             shelf.advance(&open, lane, group).await?;
         }
@@ -194,47 +216,69 @@ impl Processor {
     /// would keep its place before all others for ever.
     async fn count_failure(&self, at: &Parked, failure: &Failure) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
-        let turn = match at.head.message.is_large() {
+        let Some(head) = at.heads.first() else { return Ok(Attempt::Done) };
+        if failure.code() == ENDED
+            && (self.bury_what_was_taken(at, failure).await? || at.heads.len() > 1)
+        {
+            return Ok(Attempt::Done);
+        }
+        let turn = match head.message.is_large() {
             true => Some(self.shared.large.turn().await),
             false => None,
         };
-        let taken = shelf.take(sessions, Which::This(at.lane), 1, turn.is_some()).await?;
+        let mut wait = LOCKED.0;
+        let taken = loop {
+            let this = Which::This(at.lane);
+            let taken = shelf.take(sessions, this, 1, turn.is_some()).await?;
+            if taken.is_some() || wait > LOCKED.1 {
+                break taken;
+            }
+            // Somebody adds to the lane, or tries its first message; or the lane is gone.
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        };
         let there = taken.as_ref().and_then(|taken| taken.heads.first());
-        let is_there = there.is_some_and(|head| head.seq == at.head.seq);
+        let is_there = there.is_some_and(|there| there.seq == head.seq);
         match taken {
             Some(Taken { open, lane, attempts, .. }) if is_there => {
                 open.back_to_savepoint().await?;
-                self.failed_again(open, lane, &at.head, failure, attempts).await?;
+                self.failed_again(open, lane, head, failure, attempts).await?;
             }
             Some(Taken { open, .. }) => open.rollback().await?,
             None => {}
         }
-        if !is_there && failure.code() == ENDED {
-            self.bury_what_was_taken(at, failure).await?;
-        }
         Ok(Attempt::Done)
     }
 
-    /// Its handler has committed that it is parked no more, and not all of the effect. Where it is parked
-    /// still, the handler has rolled back, and somebody else has its lane by now.
-    async fn bury_what_was_taken(&self, at: &Parked, failure: &Failure) -> Result<(), InboxError> {
+    /// Their handler has committed that they are parked no more, and not all of the effect. Those that are
+    /// parked still it has rolled back. Returns whether there were others.
+    async fn bury_what_was_taken(
+        &self,
+        at: &Parked,
+        failure: &Failure,
+    ) -> Result<bool, InboxError> {
         const DOING: &str = "giving a message up";
-        let (sessions, head) = (self.shared.inbox.sessions(), &at.head);
         let is_parked = "select exists (select from inbox.parked \
             where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
                 and seq operator(pg_catalog.=) $3)";
-        let consumer_id = self.shared.inbox.consumer_id();
-        let params: [&(dyn ToSql + Sync); 3] = [&consumer_id, &at.lane, &head.seq];
-        let (open, rows) = Open::begin(sessions, DOING, is_parked, &params).await?;
-        let row = rows.first().expect("a query without a table returns one row");
-        if row.try_get(0).map_err(|error| InboxError::of(DOING, error))? {
-            return open.rollback().await;
+        let (sessions, consumer_id) =
+            (self.shared.inbox.sessions(), self.shared.inbox.consumer_id());
+        let mut buried = false;
+        for head in &at.heads {
+            let params: [&(dyn ToSql + Sync); 3] = [&consumer_id, &at.lane, &head.seq];
+            let (open, rows) = Open::begin(sessions, DOING, is_parked, &params).await?;
+            let row = rows.first().expect("a query without a table returns one row");
+            if row.try_get(0).map_err(|error| InboxError::of(DOING, error))? {
+                open.rollback().await?;
+                continue;
+            }
+            let (message, replays) = (&head.message, head.replays);
+            let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
+            open.commit().await?;
+            self.announce(failure, new_code);
+            buried = true;
         }
-        let (message, replays) = (&head.message, head.replays);
-        let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
-        open.commit().await?;
-        self.announce(failure, new_code);
-        Ok(())
+        Ok(buried)
     }
 
     /// How often it has failed then, and when it is tried again.

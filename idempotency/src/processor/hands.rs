@@ -6,35 +6,35 @@ use uuid::Uuid;
 
 use super::taken::{Head, Which};
 
-/// A parked message.
+/// Parked messages for which the handler was called at once.
 pub(super) struct Parked {
     pub(super) lane: Uuid,
-    pub(super) head: Head,
+    pub(super) heads: Vec<Head>,
 }
 
 #[derive(Default)]
 pub(super) struct Hands {
     blamed: Mutex<Option<Parked>>,
-    next: Mutex<Option<Which>>,
+    next: Mutex<Option<(Which, i64)>>,
 }
 
 impl Hands {
-    /// This message is to be blamed if that can't be said in its own transaction.
-    pub(super) fn blame(&self, lane: Uuid, head: &Head) {
-        *held(&self.blamed) = Some(Parked { lane, head: head.clone() });
+    /// The first of these is to be blamed if that can't be said in its own transaction.
+    pub(super) fn blame(&self, lane: Uuid, heads: &[Head]) {
+        *held(&self.blamed) = Some(Parked { lane, heads: heads.to_vec() });
     }
 
     pub(super) fn take_blamed(&self) -> Option<Parked> {
         held(&self.blamed).take()
     }
 
-    /// The worker continues with this lane.
-    pub(super) fn keep(&self, next: Which) {
-        *held(&self.next) = Some(next);
+    /// The worker continues with this lane, and takes so many messages at most.
+    pub(super) fn keep(&self, next: Which, max: i64) {
+        *held(&self.next) = Some((next, max));
     }
 
     /// Once: whatever goes wrong then, the next look is at all lanes.
-    pub(super) fn take_next(&self) -> Option<Which> {
+    pub(super) fn take_next(&self) -> Option<(Which, i64)> {
         held(&self.next).take()
     }
 }

@@ -46,6 +46,7 @@ use crate::{
     transaction::Open,
     window::no_partition,
 };
+use aside::Called;
 pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]
 pub(crate) use due::AT_ONCE;
@@ -200,15 +201,19 @@ impl Processor {
         let mut open = self.batches(messages);
         while let Some(range) = open.pop() {
             let batch = messages.get(range.clone()).unwrap_or_default();
-            let mut attempt = self.settle(|| self.attempt(batch, false)).await?;
+            let called = Called::default();
+            let mut attempt = self.settle(|| self.attempt(batch, false, &called)).await?;
             if matches!(attempt, Attempt::Large) {
-                attempt = self.settle(|| self.attempt(batch, true)).await?;
+                attempt = self.settle(|| self.attempt(batch, true, &called)).await?;
             }
             match attempt {
                 Attempt::Done | Attempt::Large | Attempt::Idle => {}
                 Attempt::Failed(failure) => match batch {
                     [message] => self.surely_put_aside(message, &failure).await?,
                     _ => {
+                        if failure.code() == aside::ENDED {
+                            self.bury_what_was_committed(batch, &called, &failure).await?;
+                        }
                         let middle = range.start + batch.len() / 2;
                         open.push(middle..range.end);
                         open.push(range.start..middle);
@@ -239,6 +244,7 @@ impl Processor {
         &self,
         messages: &[RawMessage],
         large_too: bool,
+        called: &Called,
     ) -> Result<Attempt, InboxError> {
         let turn = if large_too { Some(self.shared.large.turn().await) } else { None };
         let begun = Instant::now();
@@ -261,6 +267,7 @@ impl Processor {
         // Before the handler, which may leave the session in any role.
         self.move_mark(&open, &sorted).await?;
         if !sorted.fresh.is_empty() {
+            called.with(&sorted.fresh);
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
                 // What can't be told to the database now is rolled back with its connection.

@@ -123,6 +123,7 @@ const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
 fn lock(which: Which) -> String {
     const DUE: &str = "l.due_at operator(pg_catalog.<=) pg_catalog.now()";
     const SETTLED: &str = "l.attempts operator(pg_catalog.=) 0 and l.code is null \
+        and l.due_at operator(pg_catalog.<=) pg_catalog.now() \
         and l.due_at operator(pg_catalog.>=) (pg_catalog.now() operator(pg_catalog.-) interval '1 second')";
     let condition = match which {
         Which::Any => format!("$2::pg_catalog.uuid is null and {DUE}"),
@@ -234,6 +235,16 @@ impl Shelf {
         let row = rows.first().expect("a query without a table returns one row");
         let more = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
         self.go_on(open, lane, more).await
+    }
+
+    /// A statement that has nobody take the lane for a while, except who knows it.
+    pub(super) fn reserve(self, lane: Uuid) -> String {
+        format!(
+            "update inbox.parked_lanes set due_at = pg_catalog.clock_timestamp() \
+                 operator(pg_catalog.+) interval '10 seconds' \
+             where consumer_id operator(pg_catalog.=) {} and lane operator(pg_catalog.=) '{lane}'",
+            self.consumer_id
+        )
     }
 
     /// A lane continues with its next message at once, behind others that are due, or is free again.

@@ -1,8 +1,14 @@
 //! A handler may undo a part of its transaction, and can't end it.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
-use outbox_harness::database::Role;
+use outbox_harness::{database::Role, wait};
 use outbox_idempotency::{
     Failure, Inbox, InboxError, Message, Once, OnceError, Processor, Retry, Tx,
 };
@@ -11,6 +17,8 @@ use super::{
     effects::{Step, assert_once_and_in_order, database, effects, message, number, take},
     sessions::{DEAD, one_session, work_off},
 };
+
+const ENDED: &str = "select count(*) from inbox.dead_letters where code = 'transaction-ended'";
 
 #[tokio::test]
 async fn a_statement_whose_failure_the_handler_undoes_fails_nothing() {
@@ -74,10 +82,17 @@ async fn a_handler_that_ends_its_transaction_is_refused_and_the_message_is_a_dea
             let n = i32::try_from(n).expect("few");
             let processor = Processor::new(inbox.clone(), handler);
             processor.process(&[message("a", n)]).await.expect("settled");
+            let handler = move |tx: Tx, message: Message<Step>| async move {
+                take(&tx, &message.payload).await?;
+                let ended = tx.batch_execute(end).await;
+                if ignores { Ok(()) } else { ended.map_err(Failure::from) }
+            };
+            let processor = Processor::new(inbox.clone(), handler);
+            processor.process(&[message("b", n)]).await.expect("settled");
         }
         assert_eq!(effects(&database).await, []);
         let dead = "select count(*) from inbox.dead_letters where code = 'sqlstate-2D000'";
-        assert_eq!(number(&database, dead).await, 5);
+        assert_eq!(number(&database, dead).await, 10);
     }
 }
 
@@ -110,28 +125,86 @@ async fn a_transaction_that_ends_among_several_statements_is_found_out() {
 /// Its claim may be committed then, and not all of its effect: somebody must look.
 #[tokio::test]
 async fn a_message_whose_handler_ends_its_transaction_among_others_is_a_dead_letter() {
-    let ends = ["commit", "commit; begin", "commit; begin; select 1 / 0", "rollback; begin"];
-    for waits_first in [false, true] {
+    const ENDS: [&str; 7] = [
+        "commit",
+        "commit; begin",
+        "commit; begin; select 1 / 0",
+        "rollback; begin",
+        "prepare transaction 'of {}'",
+        "prepare transaction 'of {}'; begin",
+        "prepare transaction 'of {}'; begin; select 1 / 0",
+    ];
+    for (waits_first, ignores) in [(false, false), (true, false), (false, true), (true, true)] {
         let database = database().await;
+        let name = database.name().to_owned();
         let inbox =
             Inbox::open(database.pool(Role::Consumer, 2), "billing").await.expect("it opens");
-        let handler = move |tx: Tx, message: Message<Step>| async move {
-            if waits_first && message.attempt == 1 {
-                return Err(Failure::transient("later"));
+        let handler = move |tx: Tx, message: Message<Step>| {
+            let end = ENDS[usize::try_from(message.payload.n).expect("few")].replace("{}", &name);
+            async move {
+                if waits_first && message.attempt == 1 {
+                    return Err(Failure::transient("later"));
+                }
+                let ended = tx.batch_execute(&format!("savepoint s; {end}")).await;
+                if ignores { Ok(()) } else { ended.map_err(Failure::from) }
             }
-            let end = ends[usize::try_from(message.payload.n).expect("few")];
-            tx.batch_execute(&format!("savepoint s; {end}")).await?;
-            Ok(())
         };
         let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
         let processor = Processor::new(inbox, handler).retry(retry.attempts(2));
-        for n in 0..4 {
-            processor.process(&[message(&n.to_string(), n)]).await.expect("settled");
+        for n in 0..7 {
+            let one = [message(&n.to_string(), n)];
+            let settled = tokio::time::timeout(wait::PATIENCE, processor.process(&one)).await;
+            settled.unwrap_or_else(|_| panic!("{n}: its key waits")).expect("settled");
         }
-        work_off(&processor, &database, "select 4 - count(*) from inbox.dead_letters").await;
-        let ended = "select count(*) from inbox.dead_letters where code = 'transaction-ended'";
-        assert_eq!(number(&database, ended).await, 4, "waits first: {waits_first}");
+        work_off(&processor, &database, "select 7 - count(*) from inbox.dead_letters").await;
+        let how = format!("waits first: {waits_first}, ignores: {ignores}");
+        assert_eq!(number(&database, ENDED).await, 7, "{how}");
         assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+        let left = "select count(*) from pg_prepared_xacts where database = current_database()";
+        assert_eq!(number(&database, left).await, 0, "{how}");
+    }
+}
+
+/// What it has committed of a batch is not new any more, so nobody would ever handle the rest of it.
+#[tokio::test]
+async fn of_a_batch_that_its_handler_commits_in_part_each_message_is_a_dead_letter() {
+    for (ends, dead) in [("commit; begin", 3), ("rollback; begin", 1)] {
+        for waits_first in [false, true] {
+            let database = database().await;
+            let mended = Arc::new(AtomicBool::new(!waits_first));
+            let handler = {
+                let mended = Arc::clone(&mended);
+                move |tx: Tx, messages: Vec<Message<Step>>| {
+                    let mended = mended.load(SeqCst);
+                    async move {
+                        if !mended {
+                            return Err(Failure::transient("later"));
+                        }
+                        if messages.iter().any(|message| message.payload.n == 2) {
+                            tx.batch_execute(&format!("select 1; {ends}")).await?;
+                        }
+                        for message in &messages {
+                            take(&tx, &message.payload).await?;
+                        }
+                        Ok(())
+                    }
+                }
+            };
+            let inbox =
+                Inbox::open(database.pool(Role::Consumer, 4), "billing").await.expect("it opens");
+            let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+            let processor = Processor::batch(inbox, 3, handler).retry(retry);
+            let messages: Vec<_> = (1..=3).map(|n| message("a", n)).collect();
+            processor.process(&messages).await.expect("settled");
+            mended.store(true, SeqCst);
+            let left = "select 3 - (select count(*) from inbox.dead_letters) - (select count(*) from effects)";
+            work_off(&processor, &database, left).await;
+            // The first one that waits is tried alone.
+            let dead = if waits_first { dead.min(2) } else { dead };
+            let how = format!("{ends}, waits first: {waits_first}");
+            assert_eq!(number(&database, ENDED).await, dead, "{how}");
+            assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
+        }
     }
 }
 

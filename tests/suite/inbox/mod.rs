@@ -9,6 +9,7 @@ mod core;
 mod deliveries;
 pub(crate) mod effects;
 mod endings;
+mod escaped;
 mod failover;
 mod flow;
 mod full;
