@@ -18,6 +18,8 @@ use crate::{host, topic::Record, wait};
 
 /// The version of the server's module, for CI too.
 const VERSION: &str = include_str!("../nats/version");
+/// Its settings, in its directory.
+const SETTINGS: &str = "server.conf";
 /// How long the server may take to answer.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -36,9 +38,18 @@ impl Nats {
     /// # Errors
     /// What to install.
     pub fn start() -> Result<Self> {
+        Self::start_with("")
+    }
+
+    /// The same, with settings as in a file of the server's.
+    ///
+    /// # Errors
+    /// As [`Nats::start`].
+    pub fn start_with(settings: &str) -> Result<Self> {
         let program = program()?;
         let dir = tempfile::Builder::new().prefix("outbox-nats-").tempdir()?.keep();
         guardian::remove_at_exit(&dir)?;
+        std::fs::write(dir.join(SETTINGS), settings)?;
         let port = host::free_port();
         let server = spawn(&program, &dir, port)?;
         Ok(Nats { program, dir, port, server })
@@ -102,17 +113,31 @@ impl Nats {
     /// # Panics
     /// When the server refuses.
     pub async fn stream(&self, name: &str, subjects: &[&str], settings: &Value) -> Stream {
+        self.stream_of(&self.address(), name, subjects, settings).await
+    }
+
+    /// The same, as the user that is in `server`: `user:password@host:port`.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn stream_of(
+        &self,
+        server: &str,
+        name: &str,
+        subjects: &[&str],
+        settings: &Value,
+    ) -> Stream {
         let mut config = json!({
             "name": name, "subjects": subjects, "retention": "limits", "storage": "file",
             "num_replicas": 1, "allow_atomic": true, "allow_rollup_hdrs": true,
         });
         overwrite(&mut config, settings);
         let create = format!("STREAM.CREATE.{name}");
-        let client = client(&self.address()).await;
+        let client = client(server).await;
         let made =
             wait::until("JetStream is ready", wait::PATIENCE, || api(&client, &create, &config));
         made.await.expect("the stream is made");
-        Stream { server: self.address(), name: name.to_owned() }
+        Stream { server: server.to_owned(), name: name.to_owned() }
     }
 }
 
@@ -216,7 +241,15 @@ impl Stream {
 
 /// A new connection; it ends with the runtime that it was made in, so tests share none.
 async fn client(server: &str) -> async_nats::Client {
-    let connected = wait::until("NATS answers", wait::PATIENCE, || async_nats::connect(server));
+    let connected = wait::until("NATS answers", wait::PATIENCE, || {
+        let (user, address) = server.rsplit_once('@').unwrap_or(("", server));
+        let options = async_nats::ConnectOptions::new();
+        let options = match user.split_once(':') {
+            Some((user, password)) => options.user_and_password(user.into(), password.into()),
+            None => options,
+        };
+        options.connect(address.to_owned())
+    });
     connected.await.expect("the server is up")
 }
 
@@ -283,6 +316,8 @@ fn spawn(program: &Path, dir: &Path, port: u16) -> Result<Child> {
     let server = Command::new(program)
         .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port.to_string(), "--store_dir"])
         .arg(dir.join("data"))
+        .arg("--config")
+        .arg(dir.join(SETTINGS))
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -58,6 +58,7 @@ mod root;
 mod rows;
 mod schema;
 mod secure_kafka;
+mod secure_nats;
 mod secure_postgres;
 mod seen;
 mod servers;

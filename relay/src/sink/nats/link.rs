@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, Request, ServerAddr, ServerError};
+use async_nats::{
+    Client, ConnectOptions, Event, HeaderMap, Request, RequestError, ServerAddr, ServerError,
+};
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -52,6 +54,7 @@ impl Link {
         let servers = self.settings.url.expose().split(',');
         let servers: Result<Vec<ServerAddr>, _> = servers.map(|url| url.trim().parse()).collect();
         let servers = servers.map_err(|error| unavailable(doing(), error))?;
+        let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
         let forbidden = Arc::clone(&self.forbidden);
         let mut options = ConnectOptions::new()
             .name(format!("outbox-relay {}", self.settings.relay_name))
@@ -62,6 +65,14 @@ impl Link {
                 }
                 async move { tracing::debug!(%event, "NATS") }
             });
+        // The library reads them and does not use them.
+        match named {
+            Some((user, Some(password))) => {
+                options = options.user_and_password(decoded(user), decoded(password));
+            }
+            Some((token, None)) => options = options.token(decoded(token)),
+            None => {}
+        }
         if let Some(file) = &self.settings.credentials_file {
             let text = read(file, "sink.nats.credentials_file")?;
             options = options
@@ -94,6 +105,20 @@ impl Link {
         std::mem::take(&mut self.forbidden.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A server does not answer what it does not let pass; it says so beside.
+    fn unanswered(&self, subject: &str, error: RequestError) -> Failed {
+        let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if !forbidden.remove(subject) {
+            return Failed::Unknown(error.into());
+        }
+        Failed::NotSent(SinkError::Misconfigured {
+            what: format!("the relay's user may not publish to {subject}"),
+            remedy: "allow it (docs/NATS.md lists the rights that the user needs); events wait in \
+                     PostgreSQL meanwhile"
+                .into(),
+        })
+    }
+
     /// Asks JetStream. `subject` is behind its prefix.
     pub(super) async fn api<T: DeserializeOwned>(
         &self,
@@ -106,8 +131,9 @@ impl Link {
             false => Bytes::from(body.to_string()),
         };
         let request = Request::new().payload(body).timeout(Some(ASK_LIMIT));
-        let answer = Box::pin(client.send_request(format!("$JS.API.{subject}"), request)).await;
-        let answer = answer.map_err(|error| Failed::Unknown(error.into()))?;
+        let subject = format!("$JS.API.{subject}");
+        let answer = Box::pin(client.send_request(subject.clone(), request)).await;
+        let answer = answer.map_err(|error| self.unanswered(&subject, error))?;
         parsed(&answer.payload)
     }
 
@@ -121,8 +147,8 @@ impl Link {
     ) -> Result<u64, Failed> {
         let client = self.client().await?;
         let request = Request::new().headers(headers).payload(payload).timeout(Some(limit));
-        let answer = Box::pin(client.send_request(subject, request)).await;
-        let answer = answer.map_err(|error| Failed::Unknown(error.into()))?;
+        let answer = Box::pin(client.send_request(subject.clone(), request)).await;
+        let answer = answer.map_err(|error| self.unanswered(&subject, error))?;
         let stored: Ack = parsed(&answer.payload)?;
         match stored.stream == self.settings.stream {
             true => Ok(stored.seq),
@@ -165,6 +191,10 @@ fn note_forbidden(forbidden: &Mutex<BTreeSet<String>>, text: &str) {
             forbidden.insert(subject.to_owned());
         }
     }
+}
+
+fn decoded(part: &str) -> String {
+    percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned()
 }
 
 fn read(file: &std::path::Path, key: &str) -> Result<String, SinkError> {

@@ -1,0 +1,164 @@
+//! NATS with TLS and users: with the rights that docs/NATS.md lists all arrives; and what is wrong with a certificate,
+//! a key or a right is named, and nothing is sent.
+
+use outbox_harness::{
+    Harness,
+    certificates::{Authority, write_private},
+    event::Event,
+    nats::{Nats, Stream},
+    relay::Settings,
+    wait,
+};
+use serde_json::json;
+
+/// With characters that must be encoded in a URL.
+const PASSWORD: &str = "pass@word:/%";
+
+/// A server that knows three users: one that may do all, and the relay, by its nkey and by a password.
+struct Secured {
+    t: Harness,
+    stream: Stream,
+    settings: Settings,
+    /// Files of the relay's.
+    dir: tempfile::TempDir,
+    _nats: Nats,
+}
+
+impl Secured {
+    /// `rights`: what the relay's user may publish to, but for its events.
+    async fn start(rights: impl Fn(&str) -> Vec<String>) -> Self {
+        let t = Harness::start().await;
+        let name = t.database().name().to_owned();
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::new("an authority");
+        let server = authority.issue("nats", &["localhost", "127.0.0.1"]);
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            write_private(&path, text);
+            path.to_str().expect("UTF-8").to_owned()
+        };
+        let certificate = file("server.pem", &server.certificate);
+        let key = file("server.key", &server.key);
+        let trusted = file("trusted.pem", &authority.certificate());
+        let user = nkeys::KeyPair::new_user();
+        let seed = file("relay.nk", &user.seed().expect("a seed"));
+        let mut allowed = rights(&name);
+        allowed.push(format!("{name}.orders.*"));
+        let config = format!(
+            "tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n\
+             allow_non_tls: true\n\
+             authorization {{ users = [ {{ user: admin, password: admin }}, \
+                 {{ user: relay, password: {PASSWORD:?}, permissions: {{ publish: {allowed:?}, \
+                 subscribe: [\"_INBOX.>\"] }} }}, {{ nkey: {}, \
+                 permissions: {{ publish: {allowed:?}, subscribe: [\"_INBOX.>\"] }} }} ] }}\n",
+            user.public_key()
+        );
+        let nats = Nats::start_with(&config).expect("a server of its own");
+        let admin = format!("admin:admin@{}", nats.address());
+        let subjects = [format!("{name}.orders.*"), format!("outbox-relay-progress.{name}")];
+        let subjects = subjects.each_ref().map(String::as_str);
+        let stream = nats.stream_of(&admin, &name, &subjects, &json!({})).await;
+        let settings = t.relay().without("sink.properties.\"bootstrap.servers\"");
+        let settings = settings
+            .set("sink.kind", "nats")
+            .set("sink.nats.url", &format!("tls://{}", nats.address()))
+            .set("sink.nats.ca_file", &trusted)
+            .set("sink.nats.nkey_file", &seed)
+            .set("sink.nats.stream", &name)
+            .set_toml("sink.nats.partitions", "4");
+        Secured { t, stream, settings, dir, _nats: nats }
+    }
+
+    async fn commit(&mut self) {
+        let topic = format!("{}.orders", self.t.database().name());
+        self.t.commit(["a", "b", "c"].map(|key| Event::to(&topic).key(key))).await;
+    }
+
+    async fn records(&self) -> usize {
+        self.stream.records(&format!("{}.orders.*", self.t.database().name())).await.len()
+    }
+
+    async fn all_arrive(&self) {
+        let arrived = wait::until("all arrive", wait::PATIENCE, || async {
+            match self.records().await {
+                3 => Ok(()),
+                found => Err(format!("{found} records")),
+            }
+        });
+        arrived.await.expect("they do");
+    }
+}
+
+/// As docs/NATS.md lists them, beside the events' subjects.
+fn rights(name: &str) -> Vec<String> {
+    vec![
+        format!("outbox-relay-progress.{name}"),
+        format!("$JS.API.STREAM.INFO.{name}"),
+        format!("$JS.API.STREAM.MSG.GET.{name}"),
+    ]
+}
+
+#[tokio::test]
+async fn over_tls_with_an_nkey_and_the_documented_rights_all_arrives() {
+    let mut secured = Secured::start(rights).await;
+    let _relay = secured.settings.clone().start().await;
+    secured.commit().await;
+    secured.all_arrive().await;
+}
+
+#[tokio::test]
+async fn over_tls_with_a_password_in_the_url_all_arrives() {
+    let mut secured = Secured::start(rights).await;
+    let address = secured.stream.server().rsplit_once('@').expect("a user").1;
+    let url = format!("tls://relay:pass%40word%3A%2F%25@{address}");
+    let settings =
+        secured.settings.clone().without("sink.nats.nkey_file").set("sink.nats.url", &url);
+    let relay = settings.start().await;
+    secured.commit().await;
+    secured.all_arrive().await;
+    assert!(!relay.log_text().contains("pass%40word"), "no secret is logged");
+}
+
+#[tokio::test]
+async fn a_certificate_that_no_one_trusted_has_signed_is_named_and_nothing_is_sent() {
+    let mut secured = Secured::start(rights).await;
+    let other = secured.dir.path().join("other.pem");
+    write_private(&other, &Authority::new("another authority").certificate());
+    let settings =
+        secured.settings.clone().set("sink.nats.ca_file", other.to_str().expect("UTF-8"));
+    let relay = settings.spawn();
+    secured.commit().await;
+    relay.wait_log("certificate").await;
+    assert_eq!(secured.records().await, 0);
+    drop(relay);
+    let _relay = secured.settings.clone().start().await;
+    secured.all_arrive().await;
+}
+
+#[tokio::test]
+async fn a_user_that_the_server_does_not_know_is_told() {
+    let mut secured = Secured::start(rights).await;
+    let other = secured.dir.path().join("other.nk");
+    write_private(&other, &nkeys::KeyPair::new_user().seed().expect("a seed"));
+    let settings =
+        secured.settings.clone().set("sink.nats.nkey_file", other.to_str().expect("UTF-8"));
+    let relay = settings.spawn();
+    secured.commit().await;
+    relay.wait_log("uthorization").await;
+    assert_eq!(secured.records().await, 0);
+}
+
+#[tokio::test]
+async fn each_right_that_is_missing_is_named() {
+    for missing in ["$JS.API.STREAM.INFO.", "$JS.API.STREAM.MSG.GET.", "outbox-relay-progress."] {
+        let secured = Secured::start(|name| {
+            rights(name).into_iter().filter(|right| !right.starts_with(missing)).collect()
+        });
+        let mut secured = secured.await;
+        let relay = secured.settings.clone().spawn();
+        secured.commit().await;
+        let told = format!("may not publish to {missing}{}", secured.t.database().name());
+        relay.wait_log(&told).await;
+        assert_eq!(secured.records().await, 0);
+    }
+}
