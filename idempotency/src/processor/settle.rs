@@ -13,6 +13,8 @@ use crate::{
 
 /// How often a transaction that met another one is run again before that counts as a failure.
 const CONFLICTS_MAX: u32 = 20;
+/// The pause before the third run: each further one is twice as long, up to the longest.
+const APART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// How often a message waits for a database that fails, and is there, before that counts as a failure.
 const DOUBTS_MAX: u32 = 5;
 /// How often a message whose handler lost its session waits before that counts as a failure. The database
@@ -55,6 +57,7 @@ impl Processor {
                 }
                 Kind::Conflict if conflicts < CONFLICTS_MAX => {
                     self.shared.meter.conflict();
+                    tokio::time::sleep(apart(conflicts, rand::random())).await;
                     conflicts += 1;
                 }
                 Kind::Doubt if doubts < DOUBTS_MAX => {
@@ -105,5 +108,25 @@ impl Processor {
                 return Err(error);
             }
         })
+    }
+}
+
+/// How long a transaction waits that has met others so often before. Those that collide would do so
+/// again if they all began at once, and a deadlock costs a second. `random` is in 0..1.
+fn apart(conflicts: u32, random: f64) -> Duration {
+    let Some(doublings) = conflicts.checked_sub(1) else { return Duration::ZERO };
+    APART.0.saturating_mul(1 << doublings.min(31)).min(APART.1).mul_f64(random)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transactions_that_collide_are_run_again_at_once_and_then_apart() {
+        let longest: Vec<u128> = (0..8).map(|n| apart(n, 1.0).as_millis()).collect();
+        assert_eq!(longest, [0, 10, 20, 40, 80, 160, 320, 500]);
+        assert_eq!(apart(u32::MAX, 1.0), APART.1);
+        assert_eq!(apart(7, 0.0), Duration::ZERO);
     }
 }

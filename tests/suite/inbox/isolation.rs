@@ -132,3 +132,47 @@ async fn messages_whose_lane_has_no_row_are_taken_up_by_the_next_look() {
     // Its attempts are forgotten with the row.
     until_number(&database, "select count(*) from effects", 2).await;
 }
+
+/// Each transaction reads what all others write, and locks two of four rows in an order of its own. If those
+/// that have met began again all at once, they would collide again: ten of the 36 were parked, after 40 s.
+#[tokio::test]
+async fn messages_whose_transactions_collide_again_and_again_all_take_effect_soon() {
+    const KEYS: i32 = 12;
+    let database = database().await;
+    let rows = "create table totals (id int primary key, n int not null); \
+        insert into totals select id, 0 from generate_series(0, 3) as id; \
+        grant select, update on totals to public";
+    database.superuser().batch_execute(rows).await.expect("rows");
+    let handler = |tx: Tx, message: Message<Step>| async move {
+        let Step { key, n } = &message.payload;
+        let from = key.parse::<i32>().expect("a number") + n;
+        tx.query("select sum(n) from totals", &[]).await?;
+        for id in [from % 4, (from * 3 + 1) % 4] {
+            tx.execute("update totals set n = n + 1 where id = $1", &[&id]).await?;
+            tx.execute("select pg_sleep(0.002)", &[]).await?;
+        }
+        take(&tx, &message.payload).await?;
+        Ok(())
+    };
+    let pool = database.pool(Role::Consumer, 24);
+    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
+    let processor = Processor::new(inbox.isolation(Isolation::Serializable), handler);
+    let each = (0..KEYS).map(|key| {
+        let processor = processor.clone();
+        async move {
+            let messages: Vec<_> = (1..=3).map(|n| message(&key.to_string(), n)).collect();
+            processor.process(&messages).await.expect("settled");
+        }
+    });
+    let all = async {
+        futures_util::future::join_all(each).await;
+        let parked = number(&database, "select count(*) from inbox.parked").await;
+        assert!(parked <= 3, "{parked} of 36");
+        until_number(&database, "select count(*) from effects", 36).await;
+    };
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        () = all => {}
+    }
+    assert_eq!(number(&database, "select count(*) from inbox.dead_letters").await, 0);
+}
