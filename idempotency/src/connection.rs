@@ -105,7 +105,7 @@ impl Shared {
             *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(state_of(error));
             if sort(error) == Sort::Session {
                 // Other sessions have prepared the same statements as long ago.
-                self.sessions.pool().manager().statement_caches.clear();
+                self.sessions.prepare_anew();
             }
         }
         result

@@ -167,6 +167,11 @@ impl Sessions {
         &self.pool
     }
 
+    /// Has all statements prepared anew, with new plans, in every session.
+    pub(crate) fn prepare_anew(&self) {
+        self.pool.manager().statement_caches.clear();
+    }
+
     /// For a connection that somebody keeps: all others would wait for it.
     pub(crate) fn add_a_place(&self) {
         self.resize(|places| places + 1);

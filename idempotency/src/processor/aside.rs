@@ -100,7 +100,7 @@ impl Processor {
             shelf.append(&open, &sorted.waiting).await?;
             self.move_mark(&open, &sorted).await?;
             self.finish(open, &sorted).await?;
-            self.shared.meter.count(Outcome::Waiting, sorted.waiting.len());
+            self.has_parked(Outcome::Waiting, sorted.waiting.len());
             return Ok(Attempt::Done);
         }
         let attempts = if matches!(failure.kind, Kind::Defer(_)) { 0 } else { 1 };
@@ -114,7 +114,7 @@ impl Processor {
             self.move_mark(&open, &sorted).await?;
             self.finish(open, &sorted).await?;
             point(Point::Parked);
-            self.shared.meter.count(Outcome::Parked, 1);
+            self.has_parked(Outcome::Parked, 1);
             self.shared.parked.notify_one();
             return Ok(Attempt::Done);
         }

@@ -103,6 +103,7 @@ impl Processor {
             topics: Arc::default(),
             large: Large::default(),
             lookout: Arc::default(),
+            plans: Arc::default(),
             parked: Arc::default(),
             due: Arc::default(),
         };

@@ -13,6 +13,7 @@ mod due;
 mod hands;
 mod large;
 mod marked;
+mod plans;
 mod position;
 mod settle;
 mod store;
@@ -119,6 +120,7 @@ struct Shared {
     large: large::Large,
     /// Held by the one that looks whether parked lanes are due.
     lookout: Arc<tokio::sync::Mutex<()>>,
+    plans: Arc<plans::Plans>,
     /// A lane was parked here.
     parked: Arc<Notify>,
     /// More lanes may be due.
@@ -180,6 +182,14 @@ impl Processor {
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn raise(&self, alert: &crate::alert::Alert) {
         self.shared.alerts.raise(alert);
+    }
+
+    /// Counts what is parked now.
+    fn has_parked(&self, how: Outcome, messages: usize) {
+        self.shared.meter.count(how, messages);
+        if self.shared.plans.grow(messages) {
+            self.shared.inbox.sessions().prepare_anew();
+        }
     }
 
     fn shelf(&self) -> Shelf {
@@ -296,7 +306,7 @@ impl Processor {
         meter.transaction(begun.elapsed());
         meter.count(Outcome::Applied, sorted.fresh.len());
         meter.count(Outcome::Duplicate, sorted.duplicates);
-        meter.count(Outcome::Waiting, sorted.waiting.len());
+        self.has_parked(Outcome::Waiting, sorted.waiting.len());
         for (failure, new_code) in buried {
             self.announce(&failure, new_code);
         }

@@ -130,6 +130,9 @@ impl Processor {
             oldest_seconds: row.try_get(2).map_err(read)?,
             dead: row.try_get(3).map_err(read)?,
         };
+        if self.shared.plans.observe(waits.parked) {
+            inbox.sessions().prepare_anew();
+        }
         self.shared.meter.gauges(waits.lanes, waits.parked, waits.oldest_seconds, waits.dead);
         Ok(waits)
     }

@@ -27,6 +27,7 @@ mod odd;
 mod outages;
 mod parked;
 mod passed;
+mod plans;
 mod pooler;
 mod processor;
 mod records;
