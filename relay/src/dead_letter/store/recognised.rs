@@ -16,9 +16,16 @@ use crate::{
 pub(super) struct Found {
     /// Letters with higher ids are of events that this repair has read before.
     pub(super) newest: Option<i64>,
-    /// The letters that stand for events of the last one's id and time: more of these may come.
+    /// The letters that stand for events of the last one's millisecond, by their identities: more of these may
+    /// come, behind others, since rows are read by the microsecond.
     taken: HashMap<Identity, Kinds>,
+    /// That millisecond.
+    moment: Option<i64>,
 }
+
+/// Of one millisecond, so many identities are remembered; beyond them, those of the last one's id, which
+/// come next if their time is the same to the microsecond.
+const TAKEN_MAX: usize = 10_000;
 
 /// By what an event is known but for its transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,9 +85,10 @@ impl Found {
         batch: &Batch,
         repertoire: Repertoire,
     ) -> Vec<usize> {
-        let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
-        let last = last.and_then(|record| Identity::of(&record, repertoire));
-        let may_go_on = |identity: &Identity| last.as_ref().is_some_and(|it| it.is_near(identity));
+        let Some(last) = batch.len().checked_sub(1).and_then(|last| batch.get(last)) else {
+            return Vec::new();
+        };
+        let moment = last.timestamp_ms;
         let mut there = Vec::new();
         let mut taken = HashMap::new();
         for (place, (identity, events)) in groups.iter().enumerate() {
@@ -90,12 +98,19 @@ impl Found {
                 None => all.clone(),
             };
             there.extend(assign(events, &mut left));
-            if may_go_on(identity) {
+            if identity.timestamp_ms == moment {
                 taken.insert(identity.clone(), without(all, &left));
             }
         }
-        self.taken.retain(|identity, _| may_go_on(identity));
+        if self.moment != moment {
+            self.taken.clear();
+            self.moment = moment;
+        }
         self.taken.extend(taken);
+        if self.taken.len() > TAKEN_MAX {
+            let event_id = event_id(&last, repertoire);
+            self.taken.retain(|identity, _| Some(&identity.event_id) == event_id.as_ref());
+        }
         there.sort_unstable();
         there
     }
@@ -121,11 +136,6 @@ impl Identity {
             key: record.key.map(<[u8]>::to_vec),
             timestamp_ms: record.timestamp_ms,
         })
-    }
-
-    /// Whether a repair reads them one behind the other.
-    fn is_near(&self, other: &Identity) -> bool {
-        (&self.event_id, self.timestamp_ms) == (&other.event_id, other.timestamp_ms)
     }
 }
 
@@ -166,6 +176,12 @@ fn without(all: &[Kind], some: &[Kind]) -> Kinds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::{
+        header,
+        lsn::Lsn,
+        position::RowPosition,
+        record::{BatchLimits, RecordHead},
+    };
 
     const A: Option<u32> = Some(7);
     const B: Option<u32> = Some(8);
@@ -211,6 +227,81 @@ mod tests {
             assert_eq!(there, expected, "{of:?} {letters:?}");
             let taken: i64 = without(&kinds(letters), &left).iter().map(|it| it.count).sum();
             assert_eq!(taken, there.len() as i64, "{of:?} {letters:?}");
+        }
+    }
+
+    const ANY: Option<u32> = Some(7);
+
+    /// Events of one transaction, topic and key: ids, each with its time in milliseconds.
+    fn batch(of: &[(&str, i64)]) -> Batch {
+        let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 20 });
+        for (ordinal, (id, timestamp_ms)) in (0..).zip(of) {
+            let mut record = batch.start_record(RecordHead {
+                position: RowPosition { commit: Lsn::new(7), ordinal },
+                topic: "t",
+                key: Some(b"k"),
+                payload: Some(b"1"),
+                partition: None,
+                timestamp_ms: Some(*timestamp_ms),
+            });
+            record.header(header::ID, id.as_bytes());
+            record.written_by(ANY);
+            record.finish();
+        }
+        batch
+    }
+
+    /// What a repair of these batches leaves out, where the table has a letter of each of these.
+    fn left_out(letters: &[(&str, i64)], batches: &[&[(&str, i64)]]) -> Vec<Vec<usize>> {
+        let mut found = Found::default();
+        let each = batches.iter().map(|of| {
+            let batch = batch(of);
+            let groups = groups(&batch, Repertoire::Unicode);
+            let kinds = |identity: &Identity| {
+                let is_its = |(id, ms): &&(&str, i64)| {
+                    identity.event_id == *id && identity.timestamp_ms == Some(*ms)
+                };
+                let count = letters.iter().filter(is_its).count() as i64;
+                (count > 0).then(|| vec![Kind { xid: ANY, bytes: Some(1), count }])
+            };
+            let letters = groups.iter().enumerate();
+            let letters =
+                letters.filter_map(|(place, (it, _))| kinds(it).map(|kinds| (place, kinds)));
+            found.take(&groups, &letters.collect(), &batch, Repertoire::Unicode)
+        });
+        each.collect()
+    }
+
+    #[test]
+    fn a_letter_stands_for_one_event_though_they_come_in_two_batches() {
+        let letter = [("a", 5)];
+        // One behind the other, and with others of their millisecond between: rows are read by the microsecond.
+        for batches in [
+            [&[("a", 5)][..], &[("a", 5)]],
+            [&[("a", 5), ("b", 5)], &[("a", 5)]],
+            [&[("a", 5), ("b", 5)], &[("c", 5), ("a", 5)]],
+        ] {
+            assert_eq!(left_out(&letter, &batches), [vec![0], vec![]], "{batches:?}");
+        }
+        let batches: [&[_]; 3] = [&[("a", 5)], &[("b", 5)], &[("a", 5)]];
+        assert_eq!(left_out(&letter, &batches), [vec![0], vec![], vec![]]);
+        let twice = [("a", 5), ("a", 5)];
+        assert_eq!(left_out(&twice, &batches), [vec![0], vec![], vec![0]]);
+        let later: [&[_]; 2] = [&[("a", 5)], &[("a", 6)]];
+        assert_eq!(left_out(&[("a", 5), ("a", 6)], &later), [vec![0], vec![0]]);
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_millisecond_has_a_bound() {
+        let mut found = Found::default();
+        for n in 0..=TAKEN_MAX {
+            let id = n.to_string();
+            let batch = batch(&[(&id, 5)]);
+            let groups = groups(&batch, Repertoire::Unicode);
+            let letters = HashMap::from([(0, vec![Kind { xid: ANY, bytes: Some(1), count: 1 }])]);
+            assert_eq!(found.take(&groups, &letters, &batch, Repertoire::Unicode), [0]);
+            assert_eq!(found.take(&groups, &letters, &batch, Repertoire::Unicode), [0; 0]);
+            assert!(found.taken.len() <= TAKEN_MAX);
         }
     }
 }

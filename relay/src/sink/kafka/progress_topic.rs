@@ -19,7 +19,7 @@ use super::{
     acl, admin,
     context::Context,
     errors::{code_of, sort, unavailable},
-    hidden::Waits,
+    hidden::{StableEnd, Waits},
     limits::Limits,
     lookup::{Found, Lookup},
     native::{Consumer, PartitionReader, Read, Topic},
@@ -295,6 +295,7 @@ pub(super) fn read(
     let mut reported = started;
     let mut heard = false;
     let mut waits = Waits::new(settings, &name);
+    let mut end = StableEnd::default();
     while newest.position < high {
         if stop.requested() {
             return Err(unavailable(doing, "asked to stop"));
@@ -312,6 +313,7 @@ pub(super) fn read(
             break;
         }
         while consumer.poll(Duration::ZERO).is_some() {}
+        let is_hidden = end.is_still_at(newest.position, at_stable_end);
         if newest.position < high && reported.elapsed() >= REPORT_EVERY {
             reported = Instant::now();
             // Also a sign of life: with the broker away, waiting would never end.
@@ -319,7 +321,9 @@ pub(super) fn read(
             if !heard && started.elapsed() > 3 * REPORT_EVERY {
                 return Err(unavailable(doing, "the broker answers, but sends no records"));
             }
-            waits.tell(newest.position, high);
+            if is_hidden {
+                waits.tell(newest.position, high);
+            }
         }
     }
     Ok(newest.found())
