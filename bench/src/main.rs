@@ -48,6 +48,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- neighbours
   cargo run --release -p outbox-bench -- release --events 1000000
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
+  cargo run --release -p outbox-bench -- soak --minutes 5 --delivery at-least-once
   cargo run --release -p outbox-bench -- storm --minutes 5 --seed 7
 
 PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
@@ -120,7 +121,7 @@ struct NeighboursArgs {
 struct ReleaseArgs {
     /// How the relay delivers; both by default, one after the other
     #[arg(long, value_enum)]
-    only: Option<release::Mode>,
+    only: Option<relay::Mode>,
     /// Parked events
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=10_000_000))]
     events: u32,
@@ -149,6 +150,9 @@ struct SoakArgs {
     /// Which faults come, and in which order; made up and printed where it is not given
     #[arg(long)]
     seed: Option<u64>,
+    /// How the relays deliver
+    #[arg(long, value_enum, default_value_t = relay::Mode::ExactlyOnce)]
+    delivery: relay::Mode,
     /// Another relay instead of the one built with this program
     #[arg(long, value_name = "PROGRAM")]
     relay: Option<PathBuf>,

@@ -6,11 +6,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use outbox_harness::{
     Harness,
     database::Role,
     relay::{Relay, Settings},
 };
+use serde::Serialize;
 
 use crate::{process, sample::Sample};
 
@@ -24,6 +26,25 @@ const DRAIN_MAX: Duration = Duration::from_secs(180);
 /// Whether this process was started to be a relay.
 pub(crate) fn is_asked_for() -> bool {
     std::env::var_os(AS_RELAY).is_some()
+}
+
+/// How the relay delivers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// In transactions
+    ExactlyOnce,
+    /// Without
+    AtLeastOnce,
+}
+
+impl Mode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Mode::ExactlyOnce => "exactly-once",
+            Mode::AtLeastOnce => "at-least-once",
+        }
+    }
 }
 
 /// How a relay is set up.

@@ -7,7 +7,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use outbox_harness::Harness;
 use outbox_relay::dead_letter::operator::{Far, Operator, Selection};
 use serde::Serialize;
@@ -17,7 +16,7 @@ use crate::{
     ReleaseArgs,
     backlog::PARTITIONS,
     latency::{self, Measured},
-    relay::Setup,
+    relay::{Mode, Setup},
     terminal::{self, progress},
 };
 
@@ -25,24 +24,6 @@ use crate::{
 const RELEASED_MAX: Duration = Duration::from_secs(1_200);
 /// Between two reports of how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
-
-/// How the relay delivers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mode {
-    /// In transactions
-    ExactlyOnce,
-    /// Without
-    AtLeastOnce,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Mode::ExactlyOnce => "exactly-once",
-            Mode::AtLeastOnce => "at-least-once",
-        }
-    }
-}
 
 /// A mode's numbers.
 #[derive(Debug, Serialize)]

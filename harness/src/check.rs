@@ -1,7 +1,7 @@
 //! Counting: what was committed against what a consumer was given. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
 };
 
@@ -100,6 +100,40 @@ pub fn compare(truth: &[Committed], records: &[Record], partitions: i32) -> Coun
     count.delivered = seen.len();
     count.lost = count.committed - count.delivered;
     count
+}
+
+/// Records that came for the first time after a later one of their lane that did not come again after
+/// them, as text. At-least-once delivery has none: what shares a request with a refused record may
+/// overtake, and is stored again then. `records` as for [`compare`].
+pub fn overtaken(truth: &[Committed], records: &[Record]) -> Vec<String> {
+    let rows: HashMap<&str, &Committed> = truth.iter().map(|row| (row.id.as_str(), row)).collect();
+    let known = |record: &Record| record.id().and_then(|id| rows.get(id).copied());
+    let mut lasts: HashMap<&str, usize> = HashMap::new();
+    for (index, row) in records.iter().map(known).enumerate() {
+        lasts.extend(row.map(|row| (row.id.as_str(), index)));
+    }
+    let mut seen = HashSet::new();
+    let mut newest: HashMap<(&str, Lane<'_>), (u64, &Record)> = HashMap::new();
+    let mut overtaken = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        let Some(row) = known(record) else { continue };
+        let Some((lane, sequence)) = lane(row).zip(sequence(row)) else { continue };
+        let newest = newest.entry((&row.topic, lane)).or_insert((0, record));
+        if seen.insert(row.id.as_str()) && sequence < newest.0 {
+            overtaken.push(format!("{} after {}", place(record), place(newest.1)));
+        }
+        if lasts.get(row.id.as_str()) == Some(&index) && sequence > newest.0 {
+            *newest = (sequence, record);
+        }
+    }
+    overtaken
+}
+
+fn place(record: &Record) -> String {
+    let Record { topic, partition, offset, .. } = record;
+    let header = |name| record.header(name).unwrap_or("-");
+    let (id, sequence) = (header("outbox-id"), header(SEQUENCE));
+    format!("{topic}/{partition}@{offset} {id} {sequence} at {}", header("outbox-position"))
 }
 
 /// Places where `outbox-position` does not grow within a partition, as text; empty when it does
@@ -244,6 +278,25 @@ mod tests {
             ),
         ] {
             assert_eq!(compare(&truth, &records, 8), Count { committed: 3, ..expected });
+        }
+    }
+
+    #[test]
+    fn what_overtook_must_come_again() {
+        let truth = [row("a", 1), row("b", 2), row("c", 3)];
+        for (order, expected) in [
+            ("a b c", 0),
+            ("a b a b c", 0),
+            ("b a c", 1),
+            ("b a b c", 0),
+            ("c a b c", 0),
+            ("b c a b", 1),
+            ("b c b a c", 1),
+            ("a b c a b", 0),
+            ("c b a", 2),
+        ] {
+            let records: Vec<Record> = order.split(' ').map(|id| record(id, 0)).collect();
+            assert_eq!(overtaken(&truth, &records).len(), expected, "{order}");
         }
     }
 

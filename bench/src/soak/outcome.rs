@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
-use outbox_harness::check::Count;
 use serde::Serialize;
 
-use super::fault::Fault;
+use super::{fault::Fault, tally::Tally};
+use crate::relay::Mode;
 
 /// A fault, and how long after its end the relays delivered again.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,7 @@ pub(crate) struct Recovery {
 /// The count, and the faults by kind.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
+    delivery: Mode,
     seed: u64,
     minutes: u32,
     faults: Vec<Kind>,
@@ -28,8 +29,11 @@ pub(crate) struct Outcome {
     wrong_partition: usize,
     never_committed: usize,
     altered: usize,
-    /// Records that say themselves that a repair may have repeated them, and did.
-    repeated_by_repair: usize,
+    /// Repeated records that say themselves that they may be: by a repair, or by at-least-once
+    /// delivery after a request in which a record was refused. No part of `duplicated`.
+    repeated_and_marked: usize,
+    /// Records that came after a later one of their lane, as at-least-once delivery may.
+    late: usize,
     /// Events that were parked at some time.
     parked: i64,
 }
@@ -44,10 +48,10 @@ struct Kind {
 
 impl Outcome {
     pub(super) fn new(
+        delivery: Mode,
         (seed, minutes): (u64, u32),
         recoveries: &[Recovery],
-        count: &Count,
-        repeated_by_repair: usize,
+        Tally { count, marked, late }: &Tally,
         parked: i64,
     ) -> Self {
         let mut kinds: BTreeMap<Fault, Vec<f64>> = BTreeMap::new();
@@ -61,6 +65,7 @@ impl Outcome {
             Kind { fault, times, median_seconds: at(last / 2), longest_seconds: at(last) }
         };
         Outcome {
+            delivery,
             seed,
             minutes,
             faults: kinds.into_iter().map(kind).collect(),
@@ -72,14 +77,19 @@ impl Outcome {
             wrong_partition: count.wrong_partition,
             never_committed: count.uncommitted,
             altered: count.altered,
-            repeated_by_repair,
+            repeated_and_marked: *marked,
+            late: *late,
             parked,
         }
     }
 
     /// Whether the promise held.
     pub(crate) fn held(&self) -> bool {
-        let broken = self.lost + self.duplicated + self.out_of_order + self.wrong_partition;
+        let duplicated = match self.delivery {
+            Mode::ExactlyOnce => self.duplicated,
+            Mode::AtLeastOnce => 0,
+        };
+        let broken = self.lost + duplicated + self.out_of_order + self.wrong_partition;
         broken + self.never_committed + self.altered == 0
     }
 
@@ -90,8 +100,9 @@ impl Outcome {
     pub(crate) fn text(&self) -> String {
         let Outcome { seed, minutes, committed, delivered, lost, duplicated, .. } = self;
         let Outcome { out_of_order, wrong_partition, never_committed, altered, .. } = self;
-        let Outcome { repeated_by_repair, parked, .. } = self;
-        let mut text = format!("soak --minutes {minutes} --seed {seed}\n\n");
+        let Outcome { repeated_and_marked, late, parked, .. } = self;
+        let delivery = self.delivery.name();
+        let mut text = format!("soak --minutes {minutes} --seed {seed} --delivery {delivery}\n\n");
         text.push_str("| fault | times | delivers again after, median | longest |\n");
         text.push_str("|---|---|---|---|\n");
         for Kind { fault, times, median_seconds, longest_seconds } in &self.faults {
@@ -103,8 +114,8 @@ impl Outcome {
         }
         let _ = write!(
             text,
-            "\nparked at some time {parked} · repeated by a repair, and marked so \
-             {repeated_by_repair} · wrong partition {wrong_partition} · never committed \
+            "\nparked at some time {parked} · repeated, and marked so {repeated_and_marked} · \
+             late in their lane, as may be {late} · wrong partition {wrong_partition} · never committed \
              {never_committed} · altered {altered}\n\
              committed {committed} · delivered {delivered} · lost {lost} · duplicated {duplicated} \
              · out of order {out_of_order}\n"

@@ -4,9 +4,9 @@ use std::{collections::HashSet, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use outbox_harness::{
-    Harness, check,
+    Harness,
     database::Role,
-    event::{Event, SEQUENCE},
+    event::Event,
     kafka::Kafka,
     load::{Load, Plan},
     local_kafka::LocalKafka,
@@ -29,10 +29,14 @@ use tokio::{
 use super::{
     fault::Fault,
     outcome::{Outcome, Recovery},
+    tally::Tally,
 };
-use crate::{relay::AS_RELAY, terminal::progress};
+use crate::{
+    relay::{AS_RELAY, Mode},
+    terminal::progress,
+};
 
-const PARTITIONS: i32 = 8;
+pub(super) const PARTITIONS: i32 = 8;
 const WRITERS: u64 = 4;
 /// Of a writer's transactions.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -42,11 +46,12 @@ const RECOVERY_MAX: Duration = Duration::from_secs(120);
 const LIMIT: &str = "max.message.bytes";
 const SCARCE: &str = "300000";
 const ENOUGH: &str = "3000000";
-const POISON_BYTES: usize = 400_000;
+pub(super) const POISON_BYTES: usize = 400_000;
 /// How long a line or server is bad, in milliseconds.
 const BAD_MS: std::ops::Range<u64> = 500..12_000;
 
 pub(super) struct Stage {
+    mode: Mode,
     relays: Vec<Relay>,
     trouble: JoinHandle<()>,
     load: Option<Load>,
@@ -59,7 +64,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) async fn set(program: Option<&Path>) -> Result<Self> {
+    pub(super) async fn set(mode: Mode, program: Option<&Path>) -> Result<Self> {
         let ((postgres, server), (kafka, broker)) =
             tokio::join!(Postgres::private(), Kafka::start_private(&[]));
         let t = Harness::with(postgres, kafka).await;
@@ -75,6 +80,7 @@ impl Stage {
             .set("postgres.url", &url)
             .set("sink.properties.\"bootstrap.servers\"", &broker_line.address())
             .set("leader.timeout", "4s")
+            .set("sink.delivery", mode.name())
             .program(&program)
             .env(AS_RELAY, "1");
         let mut relays = vec![settings.clone().files("first").start().await];
@@ -94,7 +100,18 @@ impl Stage {
             topic: topic.clone(),
         };
         let trouble = tokio::spawn(trouble.forever());
-        Ok(Stage { relays, trouble, load, postgres_line, broker_line, server, broker, topic, t })
+        Ok(Stage {
+            mode,
+            relays,
+            trouble,
+            load,
+            postgres_line,
+            broker_line,
+            server,
+            broker,
+            topic,
+            t,
+        })
     }
 
     /// Lets it happen and end. Returns how long after its end the relays delivered again.
@@ -270,34 +287,15 @@ impl Stage {
             progress(&format!("{missing} of {} are still missing", truth.len()));
             sleep(Duration::from_secs(1)).await;
         };
-        let (records, repeated) = without_marked_repetitions(records);
-        let count = check::compare(&truth, &records, PARTITIONS);
+        let tally = Tally::of(self.mode, &truth, records);
         let parked = "select count(*) from outbox.dead_letters";
         let parked = self.t.database().superuser().query_one(parked, &[]).await?.get(0);
-        let outcome = Outcome::new((seed, minutes), &recoveries, &count, repeated, parked);
+        let outcome = Outcome::new(self.mode, (seed, minutes), &recoveries, &tally, parked);
         if !outcome.held() {
             self.keep_logs();
         }
         Ok(outcome)
     }
-}
-
-/// Leaves out what a repair has repeated and marked so, as a consumer would.
-fn without_marked_repetitions(mut records: Vec<Record>) -> (Vec<Record>, usize) {
-    // An event without a lane may be repeated on another partition, and be read there first.
-    let marked = |record: &Record| record.header("outbox-repaired").is_some();
-    records.sort_by_key(|record| record.header(SEQUENCE).is_none() && marked(record));
-    let all = records.len();
-    let mut seen = HashSet::new();
-    let mut kept = Vec::with_capacity(all);
-    for record in records {
-        let new = record.id().is_none_or(|id| seen.insert(id.to_owned()));
-        if new || !marked(&record) {
-            kept.push(record);
-        }
-    }
-    let repeated = all - kept.len();
-    (kept, repeated)
 }
 
 fn how(random: &mut StdRng) -> Cut {
