@@ -143,18 +143,22 @@ fn read(path: &Path, explicit: bool) -> Result<String, Problem> {
 
 /// `None` where no one has named the file, and it may be another user's.
 fn read_own(path: &Path, explicit: bool) -> std::io::Result<Option<String>> {
-    const OTHERS_WRITE: u32 = 0o002;
     let mut file = std::fs::File::open(path)?;
     let found = file.metadata()?; // Of the file that is open, whatever its name leads to by now.
     // SAFETY: geteuid has no preconditions and cannot fail.
     let us = unsafe { libc::geteuid() };
-    let is_ours = [0, us].contains(&found.uid()) && found.mode() & OTHERS_WRITE == 0;
-    if !explicit && !is_ours {
+    if !explicit && !is_own((found.uid(), found.mode()), us) {
         return Ok(None);
     }
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok(Some(text))
+}
+
+/// Whether a file of this owner and mode says what user `us`, or root, wants.
+fn is_own((owner, mode): (u32, u32), us: u32) -> bool {
+    const OTHERS_WRITE: u32 = 0o002;
+    [0, us].contains(&owner) && mode & OTHERS_WRITE == 0
 }
 
 /// The parser shows the line that it failed at, and that line may hold a password.
@@ -382,11 +386,11 @@ mod tests {
         let refused = read(false).expect_err("anybody's");
         assert!(refused.contains("name it with --config"), "{refused}");
         assert_eq!(read(true).as_deref(), Ok("name = 'mine'"));
-        set(0o644);
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        if unsafe { libc::geteuid() } == 0 {
-            std::os::unix::fs::chown(&path, Some(1), None).expect("given away");
-            assert!(read(false).is_err());
+        for (us, owner, own) in
+            [(0, 0, true), (7, 7, true), (7, 0, true), (7, 8, false), (0, 1, false)]
+        {
+            assert_eq!(is_own((owner, 0o644), us), own, "{owner}'s for {us}");
+            assert!(!is_own((owner, 0o646), us), "anybody's");
         }
     }
 }

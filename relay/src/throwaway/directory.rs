@@ -40,18 +40,22 @@ pub fn directory(prefix: &str) -> Result<TempDir> {
 fn changeable(path: &Path) -> Result<Option<(PathBuf, u32)>> {
     for part in path.ancestors() {
         let found = fs::metadata(part).with_context(|| format!("looking at {}", part.display()))?;
-        let open = found.mode() & OTHERS_WRITE != 0 && found.mode() & STICKY == 0;
-        if found.uid() != 0 || open {
+        if is_changeable(found.uid(), found.mode()) {
             return Ok(Some((part.to_owned(), found.uid())));
         }
     }
     Ok(None)
 }
 
+/// Whether a user other than root can change a directory of this owner and mode.
+fn is_changeable(owner: u32, mode: u32) -> bool {
+    owner != 0 || (mode & OTHERS_WRITE != 0 && mode & STICKY == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::os::unix::fs::PermissionsExt as _;
 
     fn set(dir: &Path, mode: u32) {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode)).expect("its mode is set");
@@ -64,15 +68,22 @@ mod tests {
         fs::create_dir(&inner).expect("made");
         set(outer.path(), 0o777);
         let found = changeable(&inner).expect("seen").expect("anybody may swap it");
-        assert_eq!(found.0, outer.path());
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            return; // The rest needs files of two users.
+        // Any user's but root's is found by its owner, and the innermost comes first.
+        let innermost_is_roots = fs::metadata(&inner).expect("seen").uid() == 0;
+        assert_eq!(found.0, if innermost_is_roots { outer.path() } else { &inner });
+    }
+
+    #[test]
+    fn only_roots_directories_that_are_sticky_or_closed_can_be_changed_by_root_alone() {
+        for (owner, mode, changeable) in [
+            (0, 0o755, false),
+            (0, 0o1777, false),
+            (0, 0o777, true),
+            (0, 0o775, true),
+            (65534, 0o755, true),
+            (65534, 0o1777, true),
+        ] {
+            assert_eq!(is_changeable(owner, mode), changeable, "{owner} {mode:o}");
         }
-        set(outer.path(), 0o1777);
-        assert_eq!(changeable(&inner).expect("seen"), None, "as /tmp is");
-        chown(outer.path(), Some(65534), None).expect("given away");
-        let found = changeable(&inner).expect("seen").expect("its owner may swap what is in it");
-        assert_eq!(found, (outer.path().to_owned(), 65534));
     }
 }
