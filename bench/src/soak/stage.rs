@@ -29,24 +29,22 @@ use tokio::{
 use super::{
     fault::Fault,
     outcome::{Outcome, Recovery},
-    tally::Tally,
+    tally::{PARTITIONS, POISON_BYTES, Tally},
 };
 use crate::{
     relay::{AS_RELAY, Mode},
     terminal::progress,
 };
 
-pub(super) const PARTITIONS: i32 = 8;
 const WRITERS: u64 = 4;
 /// Of a writer's transactions.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Within this the relays deliver again, or never will.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
-/// Above this many bytes the broker refuses what is sent to the topic; poison has more.
+/// Above this many bytes the broker refuses what is sent to the topic; poison (`POISON_BYTES`) has more.
 const LIMIT: &str = "max.message.bytes";
 const SCARCE: &str = "300000";
 const ENOUGH: &str = "3000000";
-pub(super) const POISON_BYTES: usize = 400_000;
 /// How long a line or server is bad, in milliseconds.
 const BAD_MS: std::ops::Range<u64> = 500..12_000;
 

@@ -8,8 +8,12 @@ use outbox_harness::{
     topic::Record,
 };
 
-use super::stage::{PARTITIONS, POISON_BYTES};
 use crate::{relay::Mode, terminal::progress};
+
+/// Of the topic.
+pub(super) const PARTITIONS: i32 = 8;
+/// Of the payload of an event that the topic refuses; others are far smaller.
+pub(super) const POISON_BYTES: usize = 400_000;
 
 /// The count of a day.
 #[derive(Debug)]
