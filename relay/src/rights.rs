@@ -48,6 +48,9 @@ pub(crate) fn halt(lacking: &Lacking, meaning: &str) -> Option<Halt> {
 /// For what the relay's role lacks.
 pub(crate) const NOTHING_IS_PUBLISHED: &str =
     "nothing is published until it has them, and nothing is lost";
+/// For what the relay's role lacks, before it needs that.
+pub(crate) const HALTS_WHEN_NEEDED: &str =
+    "the relay halts as soon as it needs what is missing, and nothing is lost";
 /// For what a person's role lacks.
 pub(crate) const NOTHING_WAS_CHANGED: &str = "nothing was changed";
 

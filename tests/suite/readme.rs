@@ -6,11 +6,19 @@ use std::{
     process::{Command, Stdio},
 };
 
-use outbox_harness::{database::Database, kafka::Kafka, relay, wait};
+use outbox_harness::{
+    Harness,
+    database::{Database, Role},
+    kafka::Kafka,
+    relay, wait,
+};
 use tokio::process::Child;
+
+use crate::checks::check;
 
 const README: &str = include_str!("../../README.md");
 const CONSUMER: &str = include_str!("../../docs/CONSUMER.md");
+const EXISTING: &str = include_str!("../../docs/EXISTING-TABLE.md");
 
 /// The blocks of a section, in order: language and text.
 fn blocks(section: &str) -> Vec<(&'static str, &'static str)> {
@@ -139,4 +147,36 @@ async fn the_consumer_for_other_brokers_is_what_its_page_shows_and_takes_each_me
     let rows = database.superuser().query("select order_id from charges order by 1", &[]).await;
     let charged: Vec<i64> = rows.expect("charges").iter().map(|row| row.get(0)).collect();
     assert_eq!(charged, [1, 2, 3], "one of which came twice");
+}
+
+#[tokio::test]
+async fn the_page_of_existing_tables_leads_to_a_first_record() {
+    let t = Harness::start().await;
+    let database = Database::create_empty().await;
+    let blocks = blocks_in(EXISTING, "#");
+    let [(_, table), (_, toml), (_, prepare)] = blocks[..] else { panic!("three blocks") };
+    database.superuser().batch_execute(table).await.expect(table);
+    let (mut settings, mut section) = (t.relay_of(&database), "");
+    for line in toml.lines() {
+        match line.split_once(" = ") {
+            Some((key, value)) => settings = settings.set_toml(&format!("{section}.{key}"), value),
+            None => section = line.trim_matches(['[', ']']),
+        }
+    }
+    // Topics are everybody's here.
+    let name = format!("{}.orders", database.name());
+    let topic = t.topic_named(&name).create(1).await;
+    let settings = settings.set("outbox.topic", &name);
+    let owner = settings.clone().set("postgres.url", &database.url(Role::Owner));
+    let migrated = owner.command(&["migrate"]).await;
+    assert!(migrated.status.success(), "{migrated:?}");
+    database.grant_outbox().await;
+    let prepare = prepare.replace("outbox_relay", database.name_of(Role::Relay).as_str());
+    database.superuser().batch_execute(&prepare).await.expect("as the page has it");
+    let findings = check(&settings).await;
+    assert!(findings.iter().all(|finding| finding.verdict != "problem"), "{findings:#?}");
+    let _relay = settings.start().await;
+    let insert = "insert into orders_events (kind, customer, body) values ('Placed', '7', '{}')";
+    database.superuser().batch_execute(insert).await.expect("inserted");
+    topic.records_with(["1".to_owned()]).await;
 }

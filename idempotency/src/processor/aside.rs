@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use uuid::Uuid;
@@ -13,7 +14,7 @@ use crate::{
     error::InboxError,
     failure::{Failure, Kind},
     fault::{Point, point},
-    message::RawMessage,
+    message::{RawMessage, Source},
     message_id::MessageId,
     meter::Outcome,
 };
@@ -53,7 +54,7 @@ impl Processor {
                 }
                 let new_code = self.shelf().bury(&open, message, failure, 1, 0).await?;
                 self.finish(open, &sorted).await?;
-                self.announce(failure, new_code);
+                self.announce(message, failure, new_code);
                 Ok(Attempt::Done)
             };
             self.surely(message, bury).await?;
@@ -116,12 +117,13 @@ impl Processor {
             point(Point::Parked);
             self.has_parked(Outcome::Parked, 1);
             self.shared.parked.notify_one();
+            self.tell(message, failure);
             return Ok(Attempt::Done);
         }
         let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
         self.move_mark(&open, &sorted).await?;
         self.finish(open, &sorted).await?;
-        self.announce(failure, new_code);
+        self.announce(message, failure, new_code);
         Ok(Attempt::Done)
     }
 
@@ -141,11 +143,44 @@ impl Processor {
         }
     }
 
-    pub(super) fn announce(&self, failure: &Failure, new_code: bool) {
+    /// A message that failed, and is tried again.
+    pub(super) fn tell(&self, message: &RawMessage, failure: &Failure) {
+        if matches!(failure.kind, Kind::Defer(_)) {
+            return;
+        }
+        let Some(others) = self.shared.told.tell(Instant::now()) else { return };
+        let Source { topic, partition, offset } = &message.source;
+        let (consumer, code) = (self.shared.inbox.consumer(), failure.code());
+        tracing::warn!(
+            consumer,
+            %topic,
+            partition,
+            offset,
+            id = %message.id,
+            attempt = message.attempt,
+            code,
+            error = failure.text(),
+            others,
+            "a message failed: it is tried again, and later ones of its key wait; `others` failed in the \
+             seconds before, and have no line"
+        );
+    }
+
+    pub(super) fn announce(&self, message: &RawMessage, failure: &Failure, new_code: bool) {
         self.shared.meter.count(Outcome::Dead, 1);
         let consumer = self.shared.inbox.consumer().to_owned();
         let code = self.shared.inbox.repertoire().code(failure.code());
-        tracing::warn!(consumer, code, "a message became a dead letter");
+        let Source { topic, partition, offset } = &message.source;
+        tracing::warn!(
+            consumer,
+            %topic,
+            partition,
+            offset,
+            id = %message.id,
+            code,
+            error = failure.text(),
+            "a message became a dead letter"
+        );
         self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
     }
 }

@@ -104,6 +104,7 @@ impl Processor {
             large: Large::default(),
             lookout: Arc::default(),
             plans: Arc::default(),
+            told: Arc::default(),
             parked: Arc::default(),
             due: Arc::default(),
         };

@@ -275,7 +275,7 @@ impl Processor {
             let (message, replays) = (&head.message, head.replays);
             let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
             open.commit().await?;
-            self.announce(failure, new_code);
+            self.announce(message, failure, new_code);
             buried = true;
         }
         Ok(buried)
@@ -301,13 +301,15 @@ impl Processor {
         let (failed, due) = self.outlook(failure, attempts);
         if let Some(due) = due {
             shelf.postpone(&open, lane, failed, due, failure).await?;
-            return open.commit().await;
+            open.commit().await?;
+            self.tell(&head.message, failure);
+            return Ok(());
         }
         let (message, replays) = (&head.message, head.replays);
         let new_code = shelf.bury(&open, message, failure, failed, replays).await?;
         shelf.advance(&open, lane, std::slice::from_ref(head)).await?;
         open.commit().await?;
-        self.announce(failure, new_code);
+        self.announce(message, failure, new_code);
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ mod settle;
 mod store;
 mod taken;
 mod timeline;
+mod told;
 mod upkeep;
 mod watch;
 mod watermark;
@@ -121,6 +122,8 @@ struct Shared {
     /// Held by the one that looks whether parked lanes are due.
     lookout: Arc<tokio::sync::Mutex<()>>,
     plans: Arc<plans::Plans>,
+    /// Of failures that are tried again.
+    told: Arc<told::Told>,
     /// A lane was parked here.
     parked: Arc<Notify>,
     /// More lanes may be due.
@@ -271,7 +274,7 @@ impl Processor {
         for message in &sorted.outside {
             let failure = untellable(&message.id);
             let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
-            buried.push((failure, new_code));
+            buried.push((message, failure, new_code));
         }
         drop(turn);
         // Before the handler, which may leave the session in any role.
@@ -307,8 +310,8 @@ impl Processor {
         meter.count(Outcome::Applied, sorted.fresh.len());
         meter.count(Outcome::Duplicate, sorted.duplicates);
         self.has_parked(Outcome::Waiting, sorted.waiting.len());
-        for (failure, new_code) in buried {
-            self.announce(&failure, new_code);
+        for (message, failure, new_code) in buried {
+            self.announce(message, &failure, new_code);
         }
         Ok(Attempt::Done)
     }

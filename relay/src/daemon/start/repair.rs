@@ -82,7 +82,7 @@ pub(super) async fn begin(
         (Some(position), None) => tracing::warn!(
             slot = name, after = %position,
             "the slot is missing, has lost its WAL, or is ahead of what the broker has kept: making a new one, and \
-             publishing what was committed since then from the outbox tables"
+             publishing what was committed meanwhile from the outbox tables"
         ),
         (None, _) => {
             tracing::info!(slot = name, "publishing the rows that are in the outbox tables")
@@ -306,8 +306,8 @@ async fn pages(
         if reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
             reported = Some(Instant::now());
             match delivered {
-                0 => tracing::info!("repairing from the outbox tables: reading the first rows"),
-                rows => tracing::info!(rows, through, "repairing from the outbox tables"),
+                0 => tracing::info!("publishing from the outbox tables: reading the first rows"),
+                rows => tracing::info!(rows, through, "publishing from the outbox tables"),
             }
         }
         context.board.phase(Phase::Repairing { delivered, through });

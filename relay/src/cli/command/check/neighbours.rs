@@ -25,7 +25,7 @@ pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
         "other slots",
         format!("nothing reads from {}{more}", named.join(", ")),
         format!(
-            "start what reads from them, or drop each that is not needed any more: select \
+            "start what reads from them, such as a relay that is stopped; drop only what is not needed any more: select \
              pg_drop_replication_slot('{}')",
             first.name
         ),

@@ -32,7 +32,7 @@ pub(super) async fn rights(
         return Ok(vec![problem("migrations", seen, remedy)]);
     }
     let stopping = lacking.clone().that_stop_everything();
-    if let Some(Halt { reason, .. }) = rights::halt(&stopping, rights::NOTHING_IS_PUBLISHED) {
+    if let Some(Halt { reason, .. }) = rights::halt(&stopping, rights::HALTS_WHEN_NEEDED) {
         // As the halt of a run: all that lacks is given at once.
         return Ok(vec![problem(NAME, reason, format!("`{lacking}`"))]);
     }

@@ -46,8 +46,8 @@ committed later. An event that is refused again is parked again, with all behind
   outbox-relay dead-letters discard --topic orders --key customer-1
   outbox-relay dead-letters discard --topic typo --reason unknown_topic --yes
 
-It asks first, with the number of events. Without a terminal, a selection needs --yes. Who did it, and
-why, is kept with each event. What waits behind a discarded event stays parked until it is released.")]
+It asks first, with the number of events. Without a terminal, events that are named by their numbers are
+discarded without a question, and a selection needs --yes. Who did it, and why, is kept with each event. What waits behind a discarded event stays parked until it is released.")]
     Discard(DiscardArgs),
 }
 
