@@ -264,7 +264,7 @@ async fn what_the_server_has_lost_halts_a_relay_that_is_told_so() {
     let Lost { relay, stream, t, _nats } = Lost::tell("halt").await;
     relay.wait_log("somebody moved the slot or progress was lost").await;
     let here = stream.records(&format!("{}.*", topic(&t))).await.len();
-    assert_eq!(here, KEPT, "nothing is published that nobody has decided");
+    assert_eq!(here, KEPT, "nothing is published before a person decides");
 }
 
 /// Events that the server has when it is put back to what it was, and others that it has not.

@@ -237,7 +237,7 @@ impl Shelf {
         self.go_on(open, lane, more).await
     }
 
-    /// A statement that has nobody take the lane for a while, except who knows it.
+    /// A statement that keeps other workers from taking the lane for a while.
     pub(super) fn reserve(self, lane: Uuid) -> String {
         format!(
             "update inbox.parked_lanes set due_at = pg_catalog.clock_timestamp() \

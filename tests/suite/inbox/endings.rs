@@ -165,19 +165,19 @@ async fn a_message_whose_handler_ends_its_transaction_among_others_is_a_dead_let
     }
 }
 
-/// What it has committed of a batch is not new any more, so nobody would ever handle the rest of it.
+/// What it has committed of a batch is not new any more, so no one would ever handle the rest of it.
 #[tokio::test]
 async fn of_a_batch_that_its_handler_commits_in_part_each_message_is_a_dead_letter() {
     for (ends, dead) in [("commit; begin", 3), ("rollback; begin", 1)] {
         for waits_first in [false, true] {
             let database = database().await;
-            let mended = Arc::new(AtomicBool::new(!waits_first));
+            let fixed = Arc::new(AtomicBool::new(!waits_first));
             let handler = {
-                let mended = Arc::clone(&mended);
+                let fixed = Arc::clone(&fixed);
                 move |tx: Tx, messages: Vec<Message<Step>>| {
-                    let mended = mended.load(SeqCst);
+                    let fixed = fixed.load(SeqCst);
                     async move {
-                        if !mended {
+                        if !fixed {
                             return Err(Failure::transient("later"));
                         }
                         if messages.iter().any(|message| message.payload.n == 2) {
@@ -196,7 +196,7 @@ async fn of_a_batch_that_its_handler_commits_in_part_each_message_is_a_dead_lett
             let processor = Processor::batch(inbox, 3, handler).retry(retry);
             let messages: Vec<_> = (1..=3).map(|n| message("a", n)).collect();
             processor.process(&messages).await.expect("settled");
-            mended.store(true, SeqCst);
+            fixed.store(true, SeqCst);
             let left = "select 3 - (select count(*) from inbox.dead_letters) - (select count(*) from effects)";
             work_off(&processor, &database, left).await;
             // The first one that waits is tried alone.

@@ -59,17 +59,17 @@ async fn a_parked_message_whose_handler_keeps_its_transaction_is_called_once_mor
 #[tokio::test]
 async fn of_a_parked_batch_the_message_is_given_up_for_which_the_transaction_is_kept() {
     let database = database().await;
-    let mended = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::new(AtomicBool::new(false));
     let kept = Arc::new(Mutex::new(Vec::new()));
     let handler = {
-        let (mended, kept) = (Arc::clone(&mended), Arc::clone(&kept));
+        let (fixed, kept) = (Arc::clone(&fixed), Arc::clone(&kept));
         move |tx: Tx, messages: Vec<Message<Step>>| {
-            let (mended, kept) = (mended.load(SeqCst), Arc::clone(&kept));
+            let (fixed, kept) = (fixed.load(SeqCst), Arc::clone(&kept));
             async move {
                 for message in &messages {
                     take(&tx, &message.payload).await?;
                 }
-                if !mended {
+                if !fixed {
                     return Err("not yet").transient();
                 }
                 if messages.iter().any(|message| [4, 7].contains(&message.payload.n)) {
@@ -83,7 +83,7 @@ async fn of_a_parked_batch_the_message_is_given_up_for_which_the_transaction_is_
     let messages: Vec<_> = (1..=9).map(|n| message("a", n)).collect();
     processor.process(&messages).await.expect("settled");
     assert_eq!(number(&database, PARKED).await, 9);
-    mended.store(true, SeqCst);
+    fixed.store(true, SeqCst);
     let background = Background::start(&processor);
     until_zero(&database, PARKED).await;
     background.stop().await;
