@@ -66,7 +66,7 @@ fn as_halted(start: &Finding, detail: &str) -> bool {
 /// A cleanup that works by time or in pieces.
 #[tokio::test]
 async fn a_transaction_of_which_the_first_row_was_deleted_is_not_taken_for_another() {
-    // What another test has open, in whatever database, makes a deletion doubtful.
+    // Transactions of other tests, in whatever database, age the event: its note would be rounded up.
     let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
     let t = Harness::with(postgres, kafka).await;
     let topic = t.topic("orders").create(1).await;
@@ -96,6 +96,14 @@ async fn rows_that_were_inserted_and_deleted_meanwhile_halt_a_repair() {
                 delete from outbox.events where topic = 'y'; commit; \
                 delete from outbox.events where topic = 'x'";
     halts_after("select 1", gone, &["rows of outbox.events were deleted"]).await;
+}
+
+/// The note is rounded up by 1/64 of the transactions since, and so may stand for newer rows.
+#[tokio::test]
+async fn a_cleanup_of_the_newest_event_after_many_transactions_halts_a_repair() {
+    let others = "begin; select pg_current_xact_id(); commit; ".repeat(130);
+    let gone = [&others, "delete from outbox.events"].concat();
+    halts_after("select 1", &gone, &["rows of outbox.events were deleted"]).await;
 }
 
 #[tokio::test]
