@@ -49,7 +49,35 @@ pub struct Facts<'a> {
     pub repairs_broker_loss: bool,
 }
 
-impl Facts<'_> {
+impl<'a> Facts<'a> {
+    /// Whose start it is, and where: nothing is known yet of progress, slot and tables.
+    pub fn new(
+        relay: &'a str,
+        slot_name: &'a str,
+        database: &'a str,
+        identity: &'a SystemIdentity,
+    ) -> Self {
+        Facts {
+            relay,
+            slot_name,
+            progress: None,
+            slot: None,
+            database,
+            identity,
+            next_xid: None,
+            history: &[],
+            start_with_all: false,
+            predecessor: None,
+            published: None,
+            unpublished_once: false,
+            attached: None,
+            unrepairable: None,
+            has_delivered: false,
+            progress_in_database: false,
+            repairs_broker_loss: false,
+        }
+    }
+
     /// Since progress was stored, another server has become the primary.
     pub(super) fn was_promoted(&self) -> bool {
         self.progress.is_some_and(|stored| stored.timeline < self.identity.timeline)

@@ -137,12 +137,8 @@ fn to_be_repaired() -> Progress {
 impl Row {
     fn reconcile(&self) -> Result<Reconciled, Halt> {
         reconcile(&Facts {
-            relay: "orders",
-            slot_name: "outbox",
             progress: self.progress.as_ref(),
             slot: self.slot.as_ref(),
-            database: "app",
-            identity: &self.identity,
             next_xid: Some(self.next_xid),
             history: &self.history,
             start_with_all: self.start_with_all,
@@ -154,6 +150,7 @@ impl Row {
             has_delivered: self.has_delivered,
             progress_in_database: self.progress_in_database,
             repairs_broker_loss: self.repairs_broker_loss,
+            ..Facts::new("orders", "outbox", "app", &self.identity)
         })
     }
 

@@ -271,23 +271,10 @@ fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position,
     let identity =
         SystemIdentity { system_id: SYSTEM.into(), timeline: 1, flush_lsn: world.server.end() };
     let reconciled = reconcile::reconcile(&Facts {
-        relay: "sim",
-        slot_name: SLOT,
         progress: Some(progress),
         slot: Some(&slot),
-        database: "app",
-        identity: &identity,
-        next_xid: None,
-        history: &[],
-        start_with_all: false,
-        predecessor: None,
-        published: None,
-        unpublished_once: false,
-        attached: None,
-        unrepairable: None,
         has_delivered: true,
-        progress_in_database: false,
-        repairs_broker_loss: false,
+        ..Facts::new("sim", SLOT, "app", &identity)
     });
     match reconciled {
         Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),

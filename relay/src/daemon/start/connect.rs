@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::decision::{believe, survey};
+use super::decision::{believe, facts, survey};
 use crate::{
     config::Config,
     core::{halt::Halt, identity::SystemIdentity},
@@ -48,23 +48,10 @@ pub(super) async fn connect_sink(
     let seen = believe(config, &context.parts, session, identity, known, seen).await?;
     let (slot, database) = survey(config, session).await?;
     reconcile::is_ours(&Facts {
-        relay: &config.name,
-        slot_name: &config.postgres.slot,
         progress: seen.as_ref(),
         slot: slot.as_ref(),
-        database: &database,
-        identity,
-        next_xid: None,
-        history: &[],
-        start_with_all: false,
-        predecessor: None,
-        published: None,
-        unpublished_once: false,
-        attached: None,
-        unrepairable: None,
         has_delivered: known.has_delivered,
-        progress_in_database: context.parts.sink.keeps_progress_in_database(),
-        repairs_broker_loss: context.parts.sink.repairs_broker_loss(),
+        ..facts(context, &database, identity)
     })
     .map_err(Ended::Halted)?;
     fault::point(Point::ProgressRead);

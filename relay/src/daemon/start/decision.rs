@@ -136,12 +136,8 @@ pub(super) async fn decide(
     let predecessor = predecessor(context, session, stored).await?;
     let attached = attached(context, session, stored, published).await?;
     reconcile::reconcile(&Facts {
-        relay: &config.name,
-        slot_name: &config.postgres.slot,
         progress: stored,
         slot: slot.as_ref(),
-        database: &database,
-        identity,
         next_xid: Some(next_xid),
         history: &history,
         attached: attached.as_deref(),
@@ -151,10 +147,23 @@ pub(super) async fn decide(
         unpublished_once,
         unrepairable,
         has_delivered,
-        progress_in_database: context.parts.sink.keeps_progress_in_database(),
-        repairs_broker_loss: context.parts.sink.repairs_broker_loss(),
+        ..facts(context, &database, identity)
     })
     .map_err(Ended::Halted)
+}
+
+/// What the settings say, and where they lead; the rest is the caller's to add.
+pub(super) fn facts<'a>(
+    context: &'a Context,
+    database: &'a str,
+    identity: &'a SystemIdentity,
+) -> Facts<'a> {
+    let (config, sink) = (&context.config, &context.parts.sink);
+    Facts {
+        progress_in_database: sink.keeps_progress_in_database(),
+        repairs_broker_loss: sink.repairs_broker_loss(),
+        ..Facts::new(&config.name, &config.postgres.slot, database, identity)
+    }
 }
 
 /// As in [`Facts::predecessor`].
