@@ -26,6 +26,23 @@ pub(super) const KEPT: &str = "transaction-kept";
 /// The code of a message whose handler has returned while a statement of it continued.
 pub(super) const UNFINISHED: &str = "statement-unfinished";
 
+/// A line about a message that failed: whose it is, where it lay, and why.
+macro_rules! failed {
+    ($processor:expr, $message:expr, $failure:expr, $code:expr, $($more:tt)*) => {
+        let Source { topic, partition, offset } = &$message.source;
+        tracing::warn!(
+            consumer = $processor.shared.inbox.consumer(),
+            %topic,
+            partition,
+            offset,
+            id = %$message.id,
+            code = $code,
+            error = $failure.text(),
+            $($more)*
+        );
+    };
+}
+
 impl Processor {
     /// [`Processor::put_aside`], until that has succeeded: nothing else knows of the message.
     pub(super) async fn surely_put_aside(
@@ -149,17 +166,12 @@ impl Processor {
             return;
         }
         let Some(others) = self.shared.told.tell(Instant::now()) else { return };
-        let Source { topic, partition, offset } = &message.source;
-        let (consumer, code) = (self.shared.inbox.consumer(), failure.code());
-        tracing::warn!(
-            consumer,
-            %topic,
-            partition,
-            offset,
-            id = %message.id,
+        failed!(
+            self,
+            message,
+            failure,
+            failure.code(),
             attempt = message.attempt,
-            code,
-            error = failure.text(),
             others,
             "a message failed: it is tried again, and later ones of its key wait; `others` failed in the \
              seconds before, and have no line"
@@ -170,17 +182,7 @@ impl Processor {
         self.shared.meter.count(Outcome::Dead, 1);
         let consumer = self.shared.inbox.consumer().to_owned();
         let code = self.shared.inbox.repertoire().code(failure.code());
-        let Source { topic, partition, offset } = &message.source;
-        tracing::warn!(
-            consumer,
-            %topic,
-            partition,
-            offset,
-            id = %message.id,
-            code,
-            error = failure.text(),
-            "a message became a dead letter"
-        );
+        failed!(self, message, failure, code, "a message became a dead letter");
         self.shared.alerts.raise(&Alert::DeadLetter { consumer, code, new_code });
     }
 }
