@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use outbox_migrations::Set;
+use serde_json::Value;
 
 use crate::{
     cli::command::{
@@ -37,6 +38,21 @@ pub(super) fn eprint_lines(text: &str) {
 /// one line, [`printable::line`] is to be used too.
 pub(super) fn tell(text: &str) {
     print(&printable::lines(text));
+}
+
+/// All that is known of one thing, a member a line, or as JSON.
+pub(super) fn members(thing: &Value, json: bool) -> String {
+    if json {
+        return serde_json::to_string_pretty(thing).expect("plain data has a JSON form");
+    }
+    let members = thing.as_object().into_iter().flatten();
+    let width = members.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    members
+        .map(|(name, value)| match value {
+            Value::String(text) => format!("{name:<width$}  {}\n", printable::line(text)),
+            other => format!("{name:<width$}  {}\n", printable::line(&other.to_string())),
+        })
+        .collect()
 }
 
 /// What the doctor found, as a table or as JSON.

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::{
-    cli::{ask::ask, output::print},
+    cli::{
+        ask::ask,
+        output::{members, print},
+    },
     config::Config,
     core::printable::{self, counted},
     postgres::sql,
@@ -327,15 +330,5 @@ fn line(letter: &DeadLetter) -> String {
 }
 
 fn whole(letter: &Letter, json: bool) -> String {
-    let value = json!(letter);
-    if json {
-        return serde_json::to_string_pretty(&value).expect("plain data has a JSON form");
-    }
-    let members = value.as_object().into_iter().flatten();
-    members
-        .map(|(name, value)| match value {
-            Value::String(text) => format!("{name:<16} {}\n", printable::line(text)),
-            other => format!("{name:<16} {}\n", printable::line(&other.to_string())),
-        })
-        .collect()
+    members(&json!(letter), json)
 }

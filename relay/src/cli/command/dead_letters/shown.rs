@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
+    cli::output::members,
     core::printable::{self, counted},
     dead_letter::operator::{Entry, Far, Letter, Released},
 };
@@ -31,17 +32,7 @@ pub(super) fn shown(key: &Value) -> String {
 }
 
 pub(super) fn letter(letter: &Letter, json: bool) -> String {
-    let value = json!(letter);
-    if json {
-        return serde_json::to_string_pretty(&value).expect("plain data has a JSON form");
-    }
-    let members = value.as_object().into_iter().flatten();
-    members
-        .map(|(name, value)| match value {
-            Value::String(text) => format!("{name:<13} {}\n", printable::line(text)),
-            other => format!("{name:<13} {}\n", printable::line(&other.to_string())),
-        })
-        .collect()
+    members(&json!(letter), json)
 }
 
 pub(super) fn released(released: &Released, json: bool) -> String {
