@@ -176,20 +176,26 @@ pub(crate) async fn dial<S: Startup>(
         for endpoint in &endpoints {
             match dialer.endpoint(endpoint, *target).await {
                 Ok(session) => return Ok(session),
-                // As libpq: a server that answered and refused ends the walk.
-                Err(error) if error.sqlstate().is_some() && !error.is_transient() => {
-                    return Err(error);
-                }
-                Err(error) => {
-                    failed = Some(match failed {
-                        Some(earlier) => earlier.and(error),
-                        None => error,
-                    });
-                }
+                Err(error) => failed = Some(another_failed(failed, error)?),
             }
         }
     }
     Err(failed.unwrap_or_else(|| ConnectError::permanent("no host is given", "set host")))
+}
+
+/// What is known when one more place has failed and others are left. As in libpq, a server that answered and
+/// refused ends the walk.
+fn another_failed(
+    earlier: Option<ConnectError>,
+    error: ConnectError,
+) -> Result<ConnectError, ConnectError> {
+    if error.sqlstate().is_some() && !error.is_transient() {
+        return Err(error);
+    }
+    Ok(match earlier {
+        Some(earlier) => earlier.and(error),
+        None => error,
+    })
 }
 
 /// `None` when no line of these settings can need TLS.
@@ -249,15 +255,7 @@ impl<S: Startup> Dialer<'_, S> {
                     debug!(%host, "connected");
                     return Ok(session);
                 }
-                Err(error) if error.sqlstate().is_some() && !error.is_transient() => {
-                    return Err(error);
-                }
-                Err(error) => {
-                    failed = Some(match failed {
-                        Some(earlier) => earlier.and(error),
-                        None => error,
-                    });
-                }
+                Err(error) => failed = Some(another_failed(failed, error)?),
             }
         }
         Err(failed.unwrap_or_else(|| ConnectError::transient("the name has no address").at(&host)))
