@@ -7,6 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{answer::sorted, error::DeadLetterError};
@@ -93,25 +94,13 @@ impl Pending {
     /// # Errors
     /// [`DeadLetterError`]; nothing is changed then.
     pub async fn release_suspects(&self) -> Result<i64, DeadLetterError> {
-        let sql = "with released as ( \
-                 update outbox.dead_letters set state = 'releasing', release_id = $2, \
-                     release_ordinal = null, changed_at = clock_timestamp() \
-                 where id in (select id from outbox.dead_letters \
-                         where relay = $1 and state = 'parked' and reason = 'suspected' \
-                         order by commit_lsn, ordinal, id limit $3) \
-                     and state = 'parked' \
-                 returning id) \
-             select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
-                 true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
-                     'release', $2::uuid)::text) \
-                 end from released";
-        let row = self
-            .session
-            .client()
-            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &SUSPECTS_MAX])
+        let suspects = "id in (select id from outbox.dead_letters \
+                where relay = $1 and state = 'parked' and reason = 'suspected' \
+                order by commit_lsn, ordinal, id limit $3) \
+            and state = 'parked'";
+        self.announce(suspects, &[&SUSPECTS_MAX])
             .await
-            .map_err(|error| sorted("releasing suspected events", error))?;
-        Ok(row.get(0))
+            .map_err(|error| sorted("releasing suspected events", error))
     }
 
     /// The session, for what else is to be asked.
@@ -119,9 +108,9 @@ impl Pending {
         &self.session
     }
 
-    /// Announces the release of what has waited for these topics no longer than `grace`; what is
-    /// parked behind it goes with it
-    /// when the stream has come to the announcement. Returns how many events are released.
+    /// Announces the release of what has waited for these topics no longer than `grace`; what is parked
+    /// behind it goes with it when the stream has come to the announcement. Returns how many events are
+    /// released.
     ///
     /// # Errors
     /// [`DeadLetterError`]; nothing is changed then.
@@ -130,23 +119,34 @@ impl Pending {
         topics: &[String],
         grace: Duration,
     ) -> Result<i64, DeadLetterError> {
-        let sql = "with released as ( \
+        let of_topics = "relay = $1 and state = 'parked' and reason = 'unknown_topic' \
+            and topic = any($3) \
+            and parked_at > (select clock_timestamp() - make_interval(secs => $4))";
+        self.announce(of_topics, &[&topics, &grace.as_secs_f64()])
+            .await
+            .map_err(|error| sorted("releasing events of topics that have appeared", error))
+    }
+
+    /// Releases the rows that are `chosen`, a condition whose own parameters begin at `$3`, and announces
+    /// that if there are any. Returns how many they are.
+    async fn announce(
+        &self,
+        chosen: &str,
+        more: &[&(dyn ToSql + Sync)],
+    ) -> Result<i64, tokio_postgres::Error> {
+        let sql = format!(
+            "with released as ( \
                  update outbox.dead_letters set state = 'releasing', release_id = $2, \
                      release_ordinal = null, changed_at = clock_timestamp() \
-                 where relay = $1 and state = 'parked' and reason = 'unknown_topic' \
-                     and topic = any($3) \
-                     and parked_at > (select clock_timestamp() - make_interval(secs => $4)) \
-                 returning id) \
+                 where {chosen} returning id) \
              select count(*), case when count(*) > 0 then pg_catalog.pg_logical_emit_message( \
                  true, 'outbox', pg_catalog.jsonb_build_object('relay', $1::text, \
                      'release', $2::uuid)::text) \
-                 end from released";
-        let row = self
-            .session
-            .client()
-            .query_one(sql, &[&self.relay, &Uuid::now_v7(), &topics, &grace.as_secs_f64()])
-            .await
-            .map_err(|error| sorted("releasing events of topics that have appeared", error))?;
-        Ok(row.get(0))
+                 end from released"
+        );
+        let release = Uuid::now_v7();
+        let params: Vec<&(dyn ToSql + Sync)> =
+            [&self.relay as _, &release as _].into_iter().chain(more.iter().copied()).collect();
+        self.session.client().query_one(&sql, &params).await?.try_get(0)
     }
 }
