@@ -9,13 +9,13 @@ use std::{
     fmt::Write as _,
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use anyhow::{Context, Result, bail};
 use outbox_relay::throwaway::guardian;
 
-use crate::host;
+use crate::{host, process};
 
 /// The version of the jars.
 pub const VERSION: &str = "4.1.0";
@@ -149,20 +149,9 @@ pub fn small() -> BTreeMap<String, String> {
 }
 
 fn spawn(libraries: &Path, dir: &Path) -> Result<Child> {
-    use std::os::unix::process::CommandExt;
-    let log = File::options().create(true).append(true).open(log_file(dir))?;
-    let server = java(libraries, "kafka.Kafka")
-        .arg(properties_file(dir))
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
-        .process_group(0)
-        .spawn()
-        .context("java did not start")?;
-    guardian::kill_at_exit(server.id())?;
-    Ok(server)
+    let mut command = java(libraries, "kafka.Kafka");
+    command.arg(properties_file(dir)).current_dir(dir);
+    process::server(&mut command, &log_file(dir)).context("java did not start")
 }
 
 fn properties_file(dir: &Path) -> PathBuf {

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use outbox_relay::throwaway::guardian;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{host, topic::Record, wait};
+use crate::{host, process, topic::Record, wait};
 
 /// The version of the server's module, for CI too.
 const VERSION: &str = include_str!("../nats/version");
@@ -311,23 +311,14 @@ fn record(message: &Message) -> Record {
 }
 
 fn spawn(program: &Path, dir: &Path, port: u16) -> Result<Child> {
-    use std::os::unix::process::CommandExt;
-    let log = File::options().create(true).append(true).open(dir.join("log"))?;
-    let server = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(["--jetstream", "--addr", "127.0.0.1", "--port", &port.to_string(), "--store_dir"])
         .arg(dir.join("data"))
         .arg("--config")
         .arg(dir.join(SETTINGS))
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
-        .process_group(0)
-        .spawn()
-        .context("nats-server did not start")?;
-    guardian::kill_at_exit(server.id())?;
-    Ok(server)
+        .current_dir(dir);
+    process::server(&mut command, &dir.join("log")).context("nats-server did not start")
 }
 
 fn copied(from: &Path, to: &Path) {

@@ -172,6 +172,24 @@ fn spawn(command: Result<Command>, log: &Path, stdout: Option<&Path>) -> Result<
     Ok((child, pid))
 }
 
+/// Starts a server, which the guardian ends; what it prints goes to `log`.
+pub(crate) fn server(
+    command: &mut std::process::Command,
+    log: &Path,
+) -> Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    let log = OpenOptions::new().create(true).append(true).open(log)?;
+    let server = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // A terminal's ctrl-C is for the tests; servers go when the guardian says.
+        .process_group(0)
+        .spawn()?;
+    guardian::kill_at_exit(server.id())?;
+    Ok(server)
+}
+
 /// The program of this name that cargo built beside the running test.
 ///
 /// # Errors
