@@ -8,6 +8,7 @@
 
 mod announcement;
 mod answer;
+mod changes;
 mod count;
 mod edit;
 mod error;

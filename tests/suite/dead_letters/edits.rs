@@ -32,6 +32,8 @@ async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
     let headers = r#"{"sequence": "2", "mended": "yes"}"#;
     let edited = dead_letters(&t, &["edit", &id, "--no-partition", "--headers", headers]).await;
     assert_eq!(edited["partition"], Value::Null);
+    let fields = texts(edited["edited"].as_array().expect("what was changed"), "field");
+    assert_eq!(fields, ["partition", "headers"]);
     dead_letters(&t, &["release", "--topic", topic.name(), "--key", "a"]).await;
     wait_parked(&t, |parked| parked == 2).await;
     wait_records(&topic, 5).await;

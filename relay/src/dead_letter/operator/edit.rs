@@ -1,5 +1,6 @@
 //! An edit of a parked event.
 
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -9,10 +10,21 @@ use super::{
 };
 use crate::dead_letter::{
     answer::sorted,
+    changes::{Change, changes},
     edit::{Edit, Event},
     headers::{self, Repertoire},
     lane::Lane,
 };
+
+/// A dead letter after an edit.
+#[derive(Clone, Debug, Serialize)]
+pub struct Edited {
+    /// As it is now.
+    #[serde(flatten)]
+    pub letter: Letter,
+    /// What the edit has changed; empty where it was so before.
+    pub edited: Vec<Change>,
+}
 
 impl Operator<'_> {
     /// Changes what a parked event is. Its place does not change, nor what waits behind it; it
@@ -20,7 +32,7 @@ impl Operator<'_> {
     ///
     /// # Errors
     /// [`OperatorError`]; nothing is changed then.
-    pub async fn edit(&mut self, id: i64, edit: &Edit) -> Result<Letter, OperatorError> {
+    pub async fn edit(&mut self, id: i64, edit: &Edit) -> Result<Edited, OperatorError> {
         let failed = |e| sorted("editing a dead letter", e);
         let transaction = self.client.transaction().await.map_err(failed)?;
         let before = read(&transaction, &self.relay, id, "for update").await?;
@@ -45,7 +57,9 @@ impl Operator<'_> {
         let payload_lost = !row.get::<_, bool>(7)
             && event.payload.is_none()
             && row.get::<_, &str>(8) == "too_large";
+        let was = event.clone();
         let event = edit.apply(event, payload_lost)?;
+        let edited = changes(&was, &event);
         let repertoire = repertoire(&transaction).await.map_err(failed)?;
         let topic = event.topic.as_deref().unwrap_or_default();
         let lane = Lane::of(topic, event.key.as_deref(), event.partition).map(Lane::to_uuid);
@@ -81,8 +95,8 @@ impl Operator<'_> {
             )
             .await
             .map_err(failed)?;
-        let after = read(&transaction, &self.relay, id, "").await?;
+        let letter = read(&transaction, &self.relay, id, "").await?;
         commit(transaction).await.map_err(failed)?;
-        Ok(after)
+        Ok(Edited { letter, edited })
     }
 }

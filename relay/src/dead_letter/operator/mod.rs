@@ -13,6 +13,7 @@ mod selection;
 mod session;
 
 pub use self::{
+    edit::Edited,
     error::OperatorError,
     listing::{By, Counted, Entry, Group, Letter},
     release::{Far, Released},

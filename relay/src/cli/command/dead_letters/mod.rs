@@ -15,7 +15,7 @@ use serde_json::json;
 pub(in crate::cli) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, ReleaseArgs},
-    shown::{how_far, letter, line, released, shown},
+    shown::{edited, how_far, letter, line, released, shown},
 };
 use crate::{
     cli::{
@@ -56,7 +56,7 @@ async fn carried_out(
         Action::Show { id } => print(&letter(&operator.show(id).await?, json)),
         Action::Edit(arguments) => {
             let id = arguments.id;
-            print(&letter(&operator.edit(id, &arguments.edit()?).await?, json));
+            print(&edited(&operator.edit(id, &arguments.edit()?).await?, json));
         }
         Action::Release(ReleaseArgs { ids, of, .. }) => {
             release(&mut operator, of.selection(ids), json).await?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::output::members,
     core::printable::{self, counted},
-    dead_letter::operator::{Entry, Far, Letter, Released},
+    dead_letter::operator::{Edited, Entry, Far, Letter, Released},
 };
 
 /// Characters of an error in a list; `show` has it whole.
@@ -33,6 +33,27 @@ pub(super) fn shown(key: &Value) -> String {
 
 pub(super) fn letter(letter: &Letter, json: bool) -> String {
     members(&json!(letter), json)
+}
+
+/// What an edit has changed. `show` has the event itself.
+pub(super) fn edited(edited: &Edited, json: bool) -> String {
+    if json {
+        return members(&json!(edited), true);
+    }
+    let Edited { letter: Letter { entry, .. }, edited } = edited;
+    let id = entry.id;
+    let event = printable::line(entry.event_id.as_deref().unwrap_or("without an id")).into_owned();
+    if edited.is_empty() {
+        return format!("dead letter {id}, event {event}, is what it was before: nothing differs");
+    }
+    let mut text = format!("dead letter {id}, event {event}, was edited:\n");
+    for change in edited {
+        text.push_str(&format!("  {}\n", printable::line(&change.to_string())));
+    }
+    text.push_str(&format!(
+        "it stays parked until it is released: outbox-relay dead-letters release {id}"
+    ));
+    text
 }
 
 pub(super) fn released(released: &Released, json: bool) -> String {
