@@ -202,7 +202,7 @@ async fn a_watermark_takes_what_another_cluster_commits_once_somebody_has_said_s
     let slot = format!("outbox_{name}");
     story.settings = other.relay().set("name", &name).set("postgres.slot", &slot);
     story.relay = story.settings.clone().spawn();
-    story.obey(1).await;
+    story.obey(2).await;
     for _ in 0..EVENTS {
         other.commit([Event::to(story.topic.name()).key("other")]).await;
     }

@@ -89,6 +89,48 @@ async fn a_cluster_that_pg_upgrade_did_not_make_is_not_taken_for_one() {
     assert!(words.contains("was not made by pg_upgrade"), "{words}");
 }
 
+/// Its rows carry transaction ids that this cluster has not given yet: a repair would skip them.
+#[tokio::test]
+async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_nothing() {
+    let ((postgres, _first), (second, _second), kafka) =
+        tokio::join!(Postgres::private(), Postgres::private(), servers::kafka());
+    let t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    let spend =
+        "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
+    t.database().superuser().batch_execute(spend).await.expect("ids");
+    t.load(&plan(&topic)).await.finish().await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+    t.load(&plan(&topic)).await.finish().await;
+
+    let other = Harness::with(second, kafka).await;
+    let dump = "select jsonb_agg(to_jsonb(e))::text from outbox.events e";
+    let rows = t.database().superuser().query_one(dump, &[]).await.expect("rows");
+    let rows: &str = rows.get(0);
+    let restore = "insert into outbox.events \
+                   select * from jsonb_populate_recordset(null::outbox.events, $1::text::jsonb)";
+    other.database().superuser().execute(restore, &[&rows]).await.expect("they are restored");
+    let name = t.database().name();
+    let settings = other.relay().set("name", name).set("postgres.slot", &format!("outbox_{name}"));
+    let mut relay = settings.clone().spawn();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("`outbox-relay resume --at table`, which loses nothing"), "{detail}");
+
+    let table = ["resume", "--at", "table", "--yes"];
+    let output = settings.command(&table).await;
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{words}");
+    let typed = words.split('`').nth(1).expect("a statement to type");
+    other.database().superuser().batch_execute(typed).await.expect("it can be typed");
+    let output = settings.command(&table).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    // What had arrived before comes again with its id.
+    t.count(&topic, 2).await.assert_at_least_once();
+}
+
 async fn refused(t: &Harness, arguments: &[&str]) -> String {
     let output = t.relay().command(arguments).await;
     assert!(!output.status.success(), "{output:?}");

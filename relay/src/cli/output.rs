@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     cli::command::{
         check::{Finding, Verdict},
-        migrate::Migrated,
+        migrate::{self, Migrated},
     },
     config::Problems,
     core::printable,
@@ -96,11 +96,8 @@ pub(super) fn migrated(migrated: &Migrated, set: Set) -> String {
     let Migrated { applied, made_again } = migrated;
     if !made_again.is_empty() {
         let tables = made_again.join(", ");
-        return format!(
-            "{set}: {tables} had been dropped: made again, without the rows that were in it; now grant \
-             what docs/ROLES.md lists. Where events were parked in it, the relay says how many, and how \
-             they are sent again, once it has started\n"
-        );
+        let meaning = migrate::meaning(set, made_again);
+        return format!("{set}: {tables} had been dropped: {meaning}\n");
     }
     if applied.is_empty() {
         return format!(

@@ -37,7 +37,7 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
         ),
         format!(
             "{}if this cluster was made from that one by pg_upgrade, run `outbox-relay resume --at \
-             upgrade`: nothing is left out; if the database was moved here by a dump, run `outbox-relay \
+             upgrade`: nothing is left out; if the database was moved here by a dump, {}run `outbox-relay \
              resume --at now`: what was committed here before that is left out; if it is another \
              database, give this relay another name{}",
             match facts.has_delivered || facts.progress_in_database {
@@ -46,6 +46,14 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
                     "the database knows of no delivery by this relay: if it is new here, give it another \
                      name, and nothing is left out; "
                 }
+            },
+            match progress.witness {
+                Some(_) => {
+                    "publish what was created since the newest published event, some of it perhaps again, with \
+                     `outbox-relay resume --at table`, which loses nothing; or, if all of it was published \
+                     before the dump, "
+                }
+                None => "",
             },
             home::forget(facts)
         ),

@@ -66,7 +66,7 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
         ),
         format!(
             "if no row of it is deleted before the relay has published it, set outbox.rows_kept = \
-             true; {from_now_on}"
+             true and restart the relay; {from_now_on}"
         ),
     ))
 }
@@ -226,7 +226,8 @@ async fn vanished(client: &Client, leaves: &Leaves) -> Result<Option<Halt>, toki
     }))
 }
 
-const KEPT: &str = "set outbox.rows_kept = true, and the relay publishes what is there";
+const KEPT: &str =
+    "set outbox.rows_kept = true and restart the relay, which publishes what is there";
 
 /// A relation that was truncated, as far as can be known. TRUNCATE gives it a new file, and so do VACUUM
 /// FULL and an ALTER TABLE that rewrites the rows; but these leave rows: with the version that they had, or,
@@ -274,6 +275,23 @@ async fn truncated(
         );
         if !client.query_one(&any, &[]).await?.try_get::<_, bool>(0)? {
             return Ok(Some(leaf));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a table has rows that carry another cluster's transaction ids: a repair would skip them. Rows that were copied
+/// into a table whose relay is at home are to be skipped, so [`complete`] asks this only where every row is read.
+///
+/// # Errors
+/// The database's.
+pub async fn foreign(
+    client: &Client,
+    tables: &[Table],
+) -> Result<Option<Halt>, tokio_postgres::Error> {
+    for table in tables {
+        if let Some(halt) = of_this_cluster(client, table).await? {
+            return Ok(Some(halt));
         }
     }
     Ok(None)

@@ -21,7 +21,7 @@ pub use self::{
     attached::{Attached, any_attached_since, filled, since},
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     glance::{Place, ROWS_MAX, Which, glance},
-    losses::{accounted_for, complete},
+    losses::{accounted_for, complete, foreign},
     page::{End, Page},
     reader::{ReadError, Reader},
     tables::{Table, fits},

@@ -7,6 +7,7 @@ mod compacted;
 mod conformance;
 mod core;
 mod deliveries;
+mod dropped;
 pub(crate) mod effects;
 mod endings;
 mod escaped;

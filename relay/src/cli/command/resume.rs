@@ -210,6 +210,7 @@ async fn since_newest(
     )?;
     let tables = left_out::tables(&parts.mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
+    left_out::known_here(session, &tables).await?;
     Ok(repair::before(session.client(), &tables, witness.created_ms).await?)
 }
 
@@ -232,8 +233,8 @@ async fn upgraded(
     if !session.client().query_one(goes_on, &[&newest.snapshot]).await?.try_get::<_, bool>(0)? {
         bail!(
             "this cluster's transaction ids are lower than those of stored progress, so it was not \
-             made by pg_upgrade from that one; `resume --at now` publishes what is committed from \
-             then on"
+             made by pg_upgrade from that one; `resume --at table` publishes from the table what was created \
+             since the newest published event, and `resume --at now` what is committed from then on"
         );
     }
     Ok(match slot.and_then(|slot| slot.confirmed_flush_lsn) {

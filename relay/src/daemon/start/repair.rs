@@ -180,8 +180,8 @@ async fn nothing_gone(
         }
         Ended::Halted(Halt::new(
             format!(
-                "slot {slot} was lost, or the broker has lost what it had confirmed, and of the events committed \
-                 between {until} some may be missing: {}",
+                "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
+                 left out, or the broker has lost what it had confirmed, and some of them may be missing there: {}",
                 why.reason
             ),
             "to leave out what is not published, make a new slot and publish what is committed from \

@@ -12,6 +12,7 @@ use crate::{
     config::{Config, parts::Parts},
     core::{
         charset::Charset,
+        halt::Halt,
         identity::SystemIdentity,
         lsn::Lsn,
         position::{Position, RowPosition},
@@ -134,10 +135,22 @@ async fn from_table(
     // Refused when it is carried out, as is a table that can't be read.
     let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
+    known_here(session, &tables).await?;
     let client = session.client();
     let lower = repair::before(client, &tables, witness.created_ms).await?;
     let around = repair::rows_around(client, &tables, &lower, witness.created_ms).await?;
     Ok(in_question(around, &witness.created()))
+}
+
+/// A repair would skip rows that a dump has brought from another cluster, as if nothing was lost.
+pub(super) async fn known_here(session: &SqlSession, tables: &[Table]) -> anyhow::Result<()> {
+    match repair::foreign(session.client(), tables).await? {
+        Some(Halt { reason, remedy }) => bail!(
+            "{reason}, so it can't be told which of them are published: nothing was changed. Type, as the table's \
+             owner, {remedy}, and then this command again"
+        ),
+        None => Ok(()),
+    }
 }
 
 /// `newest` is when the newest published event was created.
