@@ -46,6 +46,19 @@ pub enum Alert {
         /// Where it begins.
         to: i64,
     },
+    /// Where the group continues in a partition was committed by another program: another kind of member, or a
+    /// person who set it. Records before `offset` that the other one has read have no effect here. With rows;
+    /// reading by a watermark does not depend on the group's offsets.
+    Foreign {
+        /// The inbox's name.
+        consumer: String,
+        /// The partition's topic.
+        topic: String,
+        /// Its number.
+        partition: i32,
+        /// Where reading continues.
+        offset: i64,
+    },
     /// The consumer's database is a promoted standby by now. If replication was asynchronous, it may lack the last
     /// effects. Each process says it that ran meanwhile, within about 15 s.
     FailedOver {

@@ -199,8 +199,11 @@ impl Open {
             }
             // The work took too long, and would again.
             Err(error) if ended_the_session(&error) => Err(InboxError::Uncommitted(error)),
-            // So may one that is checked in C.
-            Err(error) if sort(&error) == Sort::Doubt => Err(InboxError::Uncommitted(error)),
+            // So may one that is checked in C. And COMMIT needs nothing that was prepared: where a statement is
+            // missed, it is one of a deferred trigger.
+            Err(error) if matches!(sort(&error), Sort::Doubt | Sort::Session) => {
+                Err(InboxError::Uncommitted(error))
+            }
             // A deferred constraint speaks up here.
             Err(error) => Err(match InboxError::of("committing", error) {
                 InboxError::Refused { source, .. } => InboxError::Uncommitted(source),

@@ -22,6 +22,7 @@ use crate::{
     processor::Processor,
 };
 
+use super::foreign::{Foreign, MARK};
 use super::patience;
 use super::shared::Shared;
 use super::topics::{self, Start};
@@ -33,6 +34,8 @@ pub(super) struct Context {
     pub(super) processor: Processor,
     pub(super) runtime: Handle,
     pub(super) leave: CancellationToken,
+    pub(super) group: String,
+    pub(super) foreign: Foreign,
 }
 
 impl ClientContext for Context {
@@ -94,7 +97,7 @@ impl Context {
         // The database knows better than the group where to continue, if it keeps watermarks.
         for (partition, offset, topic_id) in self.start_offsets(&partitions) {
             begin_at(list, &partition, Offset::Offset(offset));
-            starts.insert(partition, Start { offset, topic_id });
+            starts.insert(partition, Start { offset, topic_id, ours: true });
         }
         // Where the broker does not say which topics they are now, what they were is to be compared with what
         // it says later.
@@ -108,6 +111,7 @@ impl Context {
             self.processor.topic_is(topic.as_str().into(), Some(id.clone()));
         }
         self.begin_anew(list, &mut starts, &ids);
+        self.foreign.look(&self.processor, &self.group, &starts, &ids);
         tracing::info!(partitions = partitions.len(), "partitions assigned");
         let mut lanes = self.shared.lanes();
         for partition in partitions {
@@ -194,16 +198,14 @@ pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
 }
 
 /// What can be committed, each offset with its topic's id: the broker keeps an offset of a topic that was
-/// recreated, if a member commits it that does not know yet.
+/// recreated, if a member commits it that does not know yet. Where the id is not known, that it is ours.
 pub(super) fn list(shared: &Shared) -> TopicPartitionList {
     let offsets = shared.lanes().committable();
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for ((topic, partition), offset) in offsets {
         let mut added = list.add_partition(&topic, partition);
         added.set_offset(Offset::Offset(offset)).expect("an offset from the broker is one");
-        if let Some(id) = shared.topic_id(&topic) {
-            added.set_metadata(id);
-        }
+        added.set_metadata(shared.topic_id(&topic).unwrap_or_else(|| MARK.to_owned()));
     }
     list
 }

@@ -12,6 +12,7 @@
 
 mod context;
 mod error;
+mod foreign;
 mod gaps;
 mod identity;
 mod native;
@@ -38,6 +39,7 @@ use crate::{
 };
 use context::Context;
 pub use error::RunError;
+use foreign::Foreign;
 use identity::IdHeaders;
 use poll::Poll;
 use shared::Shared;
@@ -162,6 +164,8 @@ impl Runner {
             processor: self.processor.clone(),
             runtime: tokio::runtime::Handle::current(),
             leave: leave.clone(),
+            group: self.config.get("group.id").unwrap_or_default().to_owned(),
+            foreign: Foreign::default(),
         };
         let consumer: BaseConsumer<Context> = settings(&self.config, self.limits)
             .create_with_context(context)

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::RunError,
+    foreign,
     gaps::{self, Gap},
     native::{self, Place, Queue},
     patience,
@@ -266,6 +267,8 @@ pub(super) fn ids(
 pub(super) struct Start {
     pub(super) offset: i64,
     pub(super) topic_id: Option<String>,
+    /// Whether a member of this crate has committed it, or the database knows it.
+    pub(super) ours: bool,
 }
 
 /// Of topics that the broker does not tell now, what they were when reading continued last.
@@ -296,7 +299,8 @@ pub(super) fn committed(
     let offsets = elements.iter().filter_map(|one| match one.offset() {
         Offset::Offset(offset) => {
             let topic_id = Some(one.metadata().to_owned()).filter(|id| is_id(id));
-            Some(((Arc::from(one.topic()), one.partition()), Start { offset, topic_id }))
+            let ours = topic_id.is_some() || one.metadata() == foreign::MARK;
+            Some(((Arc::from(one.topic()), one.partition()), Start { offset, topic_id, ours }))
         }
         _ => None,
     });
@@ -314,7 +318,8 @@ mod tests {
 
     #[test]
     fn what_a_topic_was_is_known_where_the_broker_does_not_say_what_it_is() {
-        let start = |id: Option<&str>| Start { offset: 5, topic_id: id.map(str::to_owned) };
+        let start =
+            |id: Option<&str>| Start { offset: 5, topic_id: id.map(str::to_owned), ours: true };
         let starts = HashMap::from([
             (("told".into(), 0), start(Some("1"))),
             (("untold".into(), 1), start(Some("2"))),

@@ -136,3 +136,46 @@ async fn what_only_looks_on_may_stay_and_what_hides_rows_later_stops_the_consume
         other => panic!("{other:?}"),
     }
 }
+
+/// Rows of before the change, and what has the table as it was.
+#[tokio::test]
+async fn a_table_that_forgets_or_can_not_tell_a_copy_is_refused_with_what_mends_it() {
+    let database = database().await;
+    let processor = Processor::new(inbox(&database).await, handle);
+    let messages = [message("fine", 1)];
+    processor.process(&messages).await.expect("settled");
+    let today = "select to_char(now() at time zone 'utc', 'YYYYMMDD')";
+    let today: String = database.superuser().query_one(today, &[]).await.expect("a day").get(0);
+    for (harm, remedy) in [
+        (
+            "alter table inbox.messages drop constraint messages_pkey",
+            "create unique index on inbox.messages (consumer_id, id, day)".to_owned(),
+        ),
+        (
+            "alter table inbox.watermarks drop constraint watermarks_pkey",
+            "create unique index on inbox.watermarks (consumer_id, topic, partition)".to_owned(),
+        ),
+        (
+            "alter table inbox.parked_lanes drop constraint parked_lanes_pkey",
+            "create unique index on inbox.parked_lanes (consumer_id, lane)".to_owned(),
+        ),
+        (
+            &format!("alter table inbox.messages_{today} set unlogged"),
+            format!("alter table inbox.messages_{today} set logged"),
+        ),
+        ("alter table inbox.parked set unlogged", "alter table inbox.parked set logged".to_owned()),
+    ] {
+        change(&database, harm).await;
+        let opened = Inbox::open(database.pool(Role::Consumer, 1), "another").await;
+        let refusal = opened.expect_err(harm).to_string();
+        assert!(refusal.contains(&remedy), "{harm}: {refusal}");
+        match processor.background().await {
+            Stop::Inbox(InboxError::Setting(text)) => assert!(text.contains(&remedy), "{text}"),
+            other => panic!("{harm}: {other:?}"),
+        }
+        change(&database, &remedy).await;
+        inbox(&database).await;
+    }
+    processor.process(&messages).await.expect("settled");
+    assert_eq!(effects(&database).await.len(), 1);
+}
