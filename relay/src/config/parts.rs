@@ -93,11 +93,7 @@ impl Config {
         });
         let mut parts = parts.ok()?;
         // What is known of the brokers remains true.
-        if let (sink::Settings::Kafka(now), sink::Settings::Kafka(before)) =
-            (&mut parts.sink, &before.sink)
-        {
-            now.reach.clone_from(&before.reach);
-        }
+        parts.sink.remember(&before.sink);
         Some(parts)
     }
 

@@ -15,6 +15,7 @@ pub mod lsn;
 pub mod position;
 pub mod printable;
 pub mod progress;
+pub mod progress_home;
 pub mod published;
 pub mod record;
 pub mod row;

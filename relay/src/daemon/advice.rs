@@ -11,7 +11,7 @@ use crate::{
     postgres::{
         ConnectError, conninfo::ConnectSettings, error::ServerError, shortage, sql::SqlSession,
     },
-    sink::{any::Settings, kafka::is_silence},
+    sink::any::Settings,
     source::{
         connect::{QueryError, StartError},
         decoder::StreamError,
@@ -33,39 +33,17 @@ pub(super) fn with_what_was_parked(ended: Ended, config: &Config, board: &Board)
     }
 }
 
-/// The same, with the brokers that do not answer where that is why.
+/// The same, with what the sink knows of its brokers where these are why.
 pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) -> Ended {
-    let Settings::Kafka(kafka) = sink else { return ended };
     match ended {
         Ended::Retry { cause: Cause::Broker, doing, error } => {
-            if let Some((why, remedy)) = kafka.login_refused() {
-                let error = printable::causes(error.as_ref());
-                let error = anyhow::anyhow!(
-                    "{why}: nothing is lost, and events wait in PostgreSQL; {remedy} ({error})"
-                );
-                return Ended::Retry { cause: Cause::Broker, doing, error };
-            }
-            if let Some((why, remedy)) = kafka.throttled().filter(|_| !board.broker_is_silent()) {
-                let error = printable::causes(error.as_ref());
-                let error = anyhow::anyhow!("{why}; {remedy} ({error})");
-                return Ended::Retry { cause: Cause::Broker, doing, error };
-            }
-            let who = || format!("no answer from {}: {WAITS}", kafka.silent());
-            let error = match (is_silence(error.as_ref()), !board.broker_is_silent()) {
-                (true, _) => anyhow::anyhow!(who()),
-                (false, false) => {
-                    anyhow::anyhow!("{}; {}", printable::causes(error.as_ref()), who())
-                }
-                (false, true) => error,
-            };
+            let explained = sink.explained(error.as_ref(), board.broker_is_silent());
+            let error = explained.map_or(error, anyhow::Error::msg);
             Ended::Retry { cause: Cause::Broker, doing, error }
         }
         ended => ended,
     }
 }
-
-const WAITS: &str = "nothing is lost, events wait in PostgreSQL, and the relay continues when a broker \
-                     answers. Check bootstrap.servers, and that the brokers are up";
 
 /// The same, with what to type where the server has run out of something.
 pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {

@@ -41,7 +41,6 @@ use crate::{
     postgres::{catalog, sql},
     rights,
     route::Format,
-    sink::any::Settings,
     state::{Board, Phase},
 };
 
@@ -252,9 +251,7 @@ fn warn_of_unverified(parts: &Parts) {
 
 /// Whose word is taken for the brokers' certificates.
 fn tell_of_trust(parts: &Parts) {
-    if let Settings::Kafka(kafka) = &parts.sink
-        && let Some(trusted) = kafka.trust()
-    {
+    if let Some(trusted) = parts.sink.trust() {
         tracing::info!(trusted, "the brokers' certificates are checked");
     }
 }

@@ -6,6 +6,7 @@ use crate::{
         halt::Halt,
         identity::SystemIdentity,
         progress::{Progress, ProgressError},
+        progress_home::ProgressHome,
     },
     postgres::catalog::slot::SlotState,
 };
@@ -15,6 +16,8 @@ use crate::{
 pub struct Claims<'a> {
     /// The relay's name.
     pub relay: &'a str,
+    /// Where that is stored.
+    pub home: &'a ProgressHome,
     /// Whether a first start publishes the rows that are there already.
     pub start_with_all: bool,
     /// The newest that carries this relay's seal.
@@ -42,8 +45,8 @@ pub struct Believed {
     pub remark: Option<&'static str>,
 }
 
-const IGNORED: &str = "someone else has stored a record in this relay's progress topic: it does not \
-                       count. Only the relay's principal may have Write on that topic";
+const IGNORED: &str = "someone else has stored a record where this relay keeps its progress: it does not \
+                       count. Only the relay's account may have the right to write there";
 const ADOPTED: &str =
     "stored progress has no seal, because an older version wrote it: it is taken over, once";
 
@@ -54,7 +57,7 @@ const ADOPTED: &str =
 /// # Errors
 /// [`Halt`]: a person must decide.
 pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
-    let Claims { relay, start_with_all, own, stranger, has_delivered, .. } = claims;
+    let Claims { relay, home, start_with_all, own, stranger, has_delivered, .. } = claims;
     let Claims { slot_name, slot, database, identity, .. } = claims;
     let is_elsewhere = slot.is_some_and(|slot| slot.database.as_deref() != Some(database));
     let believed = |progress, remark| Ok(Believed { progress, remark });
@@ -86,20 +89,27 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
             believed(None, Some(IGNORED))
         }
         (None, Some(_)) => {
-            Err(strangers_alone(relay, slot.is_some(), has_delivered, start_with_all))
+            Err(strangers_alone(relay, home, slot.is_some(), has_delivered, start_with_all))
         }
     }
 }
 
 /// Only another's record is there. It may be what an older version stored, or a relay with another key.
-fn strangers_alone(relay: &str, slot: bool, has_delivered: bool, start_with_all: bool) -> Halt {
-    let leave = "leave Write on that topic to the relay's principal alone; then";
-    let topic = format!("`kafka-topics --delete --topic outbox-relay-progress-{relay}`");
+fn strangers_alone(
+    relay: &str,
+    ProgressHome { name, guard, empty }: &ProgressHome,
+    slot: bool,
+    has_delivered: bool,
+    start_with_all: bool,
+) -> Halt {
+    let leave = format!("{guard}; then");
     let at_now = "to make a new slot and publish what is committed from then on, run `outbox-relay resume \
                   --at now`";
     Halt::new(
-        "the progress topic holds a record under this relay's name that this relay did not \
-         store, and none that it did: what is published by now is not known here",
+        format!(
+            "{name} holds a record under this relay's name that this relay did not store, and none that it \
+             did: what is published by now is not known here"
+        ),
         match (slot, has_delivered) {
             (true, _) => format!(
                 "{leave}, to publish everything after the slot's position, run `outbox-relay resume \
@@ -107,12 +117,12 @@ fn strangers_alone(relay: &str, slot: bool, has_delivered: bool, start_with_all:
             ),
             (false, true) => format!(
                 "if the relay's row of outbox.relay_keys was changed, put it back from a backup; otherwise \
-                 {leave}, {}, and delete the topic: {topic}; or, {at_now}",
+                 {leave}, {}, and {empty}; or, {at_now}",
                 home::every_row_of(relay, start_with_all, has_delivered)
             ),
             (false, false) => format!(
-                "{leave}, if no older version of the relay has published events of this database, delete \
-                 the topic: {topic}: the relay then starts as if the record had never been there. If \
+                "{leave}, if no older version of the relay has published events of this database, \
+                 {empty}: the relay then starts as if the record had never been there. If \
                  one has, that publishes every row of the table that a first start publishes, those again \
                  that were published; or, {at_now}"
             ),
@@ -137,6 +147,14 @@ mod tests {
         }
     }
 
+    fn topic() -> ProgressHome {
+        ProgressHome {
+            name: "the progress topic".into(),
+            guard: "leave Write to the relay".into(),
+            empty: "delete the topic: `kafka-topics --delete`".into(),
+        }
+    }
+
     fn with(
         own: Option<Progress>,
         stranger: Option<Progress>,
@@ -158,6 +176,7 @@ mod tests {
         let there = super::super::tests::slot(1000);
         believe(Claims {
             relay: "orders",
+            home: &topic(),
             start_with_all: true,
             own,
             stranger: stranger.map(Ok),
@@ -197,7 +216,7 @@ mod tests {
             let halt =
                 with(None, Some(progress(9)), has_delivered, slot).expect_err("a stranger's");
             assert!(halt.remedy.contains(command), "{halt}");
-            let lossless = ["--at slot", "--delete --topic outbox-relay-progress-orders"];
+            let lossless = ["--at slot", "delete the topic: `kafka-topics --delete`"];
             let first = lossless.iter().filter_map(|way| halt.remedy.find(way)).min();
             assert!(first <= halt.remedy.find(command), "what loses nothing comes first: {halt}");
         }
@@ -211,6 +230,7 @@ mod tests {
         let claims = |stranger: &[u8], has_delivered| {
             believe(Claims {
                 relay: "orders",
+                home: &topic(),
                 start_with_all: true,
                 own: None,
                 stranger: Some(Progress::decode(stranger)),

@@ -8,12 +8,17 @@ use outbox_migrations::grants::{Grant, RELAY, RELAY_PROGRESS};
 use super::{
     ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress,
     apart::Apart,
+    doctor::{Examined, Expected, Foreseen},
     file::{self, FileSink},
     kafka::{self, KafkaSink},
     nats::{self, NatsSink},
     progress_table::ProgressTable,
 };
-use crate::{core::record::Batch, postgres::sql::SqlSession, seal::SealKey};
+use crate::{
+    core::{progress_home::ProgressHome, record::Batch},
+    postgres::sql::SqlSession,
+    seal::SealKey,
+};
 
 /// What a sink of any kind is made from.
 #[derive(Clone, Debug)]
@@ -77,12 +82,76 @@ impl Settings {
         }
     }
 
+    /// More than an error of the broker says, for a person, where more is known. `is_silent` says whether
+    /// no one has answered for long.
+    pub fn explained(&self, error: &(dyn Error + 'static), is_silent: bool) -> Option<String> {
+        match self {
+            Settings::Kafka(settings) => kafka::explained(settings, error, is_silent),
+            Settings::File(_) | Settings::Nats(_) => None,
+        }
+    }
+
+    /// Whether a delivery waits by itself until something can be written: no error tells of it.
+    pub fn waits_within(&self) -> bool {
+        matches!(self, Settings::File(_))
+    }
+
+    /// Whose word is taken for the brokers' certificates; `None` without TLS, or where that is not known.
+    pub fn trust(&self) -> Option<String> {
+        match self {
+            Settings::Kafka(settings) => settings.trust(),
+            Settings::File(_) | Settings::Nats(_) => None,
+        }
+    }
+
+    /// Takes over what is known of the brokers by settings that these replace.
+    pub(crate) fn remember(&mut self, before: &Settings) {
+        if let (Settings::Kafka(now), Settings::Kafka(before)) = (self, before) {
+            now.reach.clone_from(&before.reach);
+        }
+    }
+
+    /// Looks at what the relay needs of the broker, and changes nothing. Ends within about ten seconds.
+    pub async fn examine(&self) -> Examined {
+        match self {
+            Settings::Kafka(settings) => kafka::examine(settings).await,
+            Settings::File(settings) => settings.examine(),
+            Settings::Nats(settings) => nats::examine(settings).await,
+        }
+    }
+
+    /// What a run would meet with these events. Nothing is sent and nothing created.
+    pub async fn foresee(&self, expected: Expected) -> Foreseen {
+        match self {
+            Settings::Kafka(settings) => Some(kafka::foresee(settings.clone(), expected).await),
+            Settings::File(_) | Settings::Nats(_) => None,
+        }
+    }
+
+    /// The kind, in a word for people.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Settings::Kafka(_) => "Kafka",
+            Settings::File(_) => "file",
+            Settings::Nats(_) => "NATS",
+        }
+    }
+
     /// Where progress is kept, in a sentence.
-    pub fn progress_home(&self) -> &'static str {
+    pub fn progress_place(&self) -> &'static str {
         match self {
             Settings::Kafka(_) => "Kafka",
             Settings::File(_) => "outbox.progress",
             Settings::Nats(_) => "NATS",
+        }
+    }
+
+    /// As [`Settings::progress_place`], with what a person can do there.
+    pub fn progress_home(&self) -> ProgressHome {
+        match self {
+            Settings::Kafka(settings) => settings.progress_home(),
+            Settings::File(settings) => settings.progress_home(),
+            Settings::Nats(settings) => settings.progress_home(),
         }
     }
 

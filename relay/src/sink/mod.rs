@@ -7,6 +7,7 @@
 
 pub mod any;
 pub mod apart;
+pub mod doctor;
 pub mod file;
 pub mod kafka;
 pub mod nats;

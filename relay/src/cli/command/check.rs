@@ -20,13 +20,7 @@ use tokio::time::timeout;
 
 use crate::{
     config::{Config, parts::Parts},
-    core::printable,
-    sink::{
-        SinkError,
-        any::Settings,
-        kafka::{self, ProgressTopic},
-        nats,
-    },
+    sink::doctor::{Examined, Mark, Seen},
 };
 
 /// Bound of each of the two halves, so that the whole ends within 15 s.
@@ -59,15 +53,15 @@ pub(crate) struct Finding {
 
 /// Looks at everything. Problems come as findings, never as errors.
 pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
-    let ((mut findings, session), (sink, has_progress_topic)) = tokio::join!(
+    let ((mut findings, session), (sink, has_progress)) = tokio::join!(
         half("PostgreSQL", database::looked_at(config, parts)),
-        half(name_of(&parts.sink), sink(parts))
+        half(parts.sink.kind(), sink(parts))
     );
     findings.extend(sink);
-    if let (Some((session, (expected, looked))), Some(has_topic)) = (session, has_progress_topic) {
+    if let (Some((session, (expected, looked))), Some(has_progress)) = (session, has_progress) {
         let session = Arc::new(session);
         let rehearsal = async {
-            let rehearsed = start::rehearsed(config, parts, &session, has_topic, &findings);
+            let rehearsed = start::rehearsed(config, parts, &session, has_progress, &findings);
             let found = Box::pin(rehearsed).await;
             (found.into_iter().collect(), None::<()>)
         };
@@ -112,94 +106,17 @@ async fn half<T>(
     })
 }
 
-fn name_of(sink: &Settings) -> &'static str {
-    match sink {
-        Settings::Kafka(_) => "Kafka",
-        Settings::File(_) => "file",
-        Settings::Nats(_) => "NATS",
-    }
-}
-
-/// Whether progress can be looked at is known where the broker answered.
 async fn sink(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
-    match &parts.sink {
-        Settings::Kafka(settings) => kafka(settings).await,
-        Settings::File(settings) => {
-            let seen = format!("lines of JSON go to {}", settings.name());
-            let open = settings.lockable_by_others();
-            let open = open.map(|found| warning("file", found.what, found.remedy));
-            (vec![open.unwrap_or_else(|| ok("file", seen))], Some(true))
-        }
-        Settings::Nats(settings) => nats(settings).await,
-    }
-}
-
-/// Whether progress can be looked at is known where the stream can be used.
-async fn nats(settings: &nats::Settings) -> (Vec<Finding>, Option<bool>) {
-    let name = "NATS";
-    match nats::preflight(settings).await {
-        Ok(looked) => {
-            let seen = format!(
-                "server {} ({}), stream {}, {} replica(s), progress under {}",
-                looked.server,
-                looked.version,
-                settings.stream,
-                looked.replicas,
-                settings.progress_subject()
-            );
-            let mut found = vec![ok(name, seen)];
-            found.extend(
-                looked.advice.into_iter().map(|(what, remedy)| warning(name, what, remedy)),
-            );
-            (found, Some(true))
-        }
-        Err(SinkError::Misconfigured { what, remedy }) => (vec![problem(name, what, remedy)], None),
-        Err(error) => {
-            let remedy =
-                "check sink.nats.url, the credentials, and that a server with JetStream is up";
-            (vec![problem(name, printable::causes(&error), remedy)], None)
-        }
-    }
-}
-
-/// Whether there is a progress topic is known where the brokers answered.
-async fn kafka(settings: &kafka::Settings) -> (Vec<Finding>, Option<bool>) {
-    let preflight = match kafka::preflight(settings.clone()).await {
-        Ok(preflight) => preflight,
-        Err(SinkError::Misconfigured { what, remedy }) => {
-            return (vec![problem("Kafka", what, remedy)], None);
-        }
-        Err(error) => {
-            if let Some((seen, remedy)) = settings.login_refused() {
-                return (vec![problem("Kafka", seen, remedy)], None);
-            }
-            let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
-            let seen = match kafka::is_silence(&error) {
-                true => format!("no answer from {}", settings.silent()),
-                false => printable::causes(&error),
-            };
-            return (vec![problem("Kafka", seen, remedy)], None);
-        }
+    let Examined { seen, has_progress } = parts.sink.examine().await;
+    let finding = |Seen { name, mark, what: seen, remedy }| {
+        let verdict = match mark {
+            Mark::Fine => Verdict::Ok,
+            Mark::Warning => Verdict::Warning,
+            Mark::Problem => Verdict::Problem,
+        };
+        Finding { name, verdict, seen, remedy }
     };
-    let cluster = preflight.cluster_id.as_deref().unwrap_or("unknown");
-    let brokers = preflight.brokers.join(", ");
-    let topic = settings.progress_topic();
-    let has_topic = preflight.progress_topic.as_ref().map(|seen| *seen != ProgressTopic::Missing);
-    let progress = preflight.progress_topic.map(|seen| match seen {
-        ProgressTopic::Missing => ok("progress", format!("{topic} is made by the first start")),
-        ProgressTopic::Verified => ok("progress", format!("{topic} is compacted")),
-        ProgressTopic::Unverified(why) => warning(
-            "progress",
-            format!("the settings of {topic} can't be seen: {why}"),
-            "allow DescribeConfigs on the topic, so that each start can verify it",
-        ),
-    });
-    let trust = settings.trust().map(|trusted| ok("TLS to Kafka", format!("trusts {trusted}")));
-    let mut found = vec![ok("Kafka", format!("cluster {cluster}, brokers {brokers}"))];
-    found.extend(progress.into_iter().chain(trust));
-    let problems = preflight.problems.into_iter();
-    found.extend(problems.map(|(what, remedy)| problem("Kafka", what, remedy)));
-    (found, has_topic)
+    (seen.into_iter().map(finding).collect(), has_progress)
 }
 
 fn ok(name: &'static str, seen: String) -> Finding {

@@ -62,6 +62,7 @@ pub(super) async fn believe(
     };
     let Believed { progress, remark } = reconcile::believe(Claims {
         relay: &config.name,
+        home: &parts.sink.progress_home(),
         start_with_all: first::takes_all(config, &parts.mapping),
         own,
         stranger,

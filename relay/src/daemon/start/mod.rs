@@ -77,7 +77,7 @@ pub(super) async fn start(
     still_leads(config, session, &mut replication).await?;
     let identity = identify(&mut replication).await?;
 
-    doing(board, &format!("reading progress from {}", parts.sink.progress_home()));
+    doing(board, &format!("reading progress from {}", parts.sink.progress_place()));
     let known = open_key(config, session).await?;
     let sink = match ready {
         Some(sink) => sink,
@@ -230,7 +230,7 @@ async fn fence(
     still_leads(config, session, replication).await?;
     sink.fence().await.map_err(|e| Ended::sink("fencing older relays", e))?;
     fault::point(Point::Fenced);
-    doing(board, &format!("reading the newest progress from {}", parts.sink.progress_home()));
+    doing(board, &format!("reading the newest progress from {}", parts.sink.progress_place()));
     sink.read().await.map_err(|e| Ended::sink("reading progress", e))
 }
 

@@ -47,7 +47,7 @@ pub(in crate::daemon) async fn watch(
             }
         }
         // The brokers' silence is told by whoever waits for them.
-        if let Settings::File(_) = settings {
+        if settings.waits_within() {
             let reason = checked.err().map(|error| printable::causes(&error));
             tell_once(&mut waits, reason.as_deref());
         }

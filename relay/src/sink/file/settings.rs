@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::core::finding::Finding;
+use crate::{
+    core::{finding::Finding, progress_home::ProgressHome},
+    sink::doctor::{Examined, Seen},
+};
 
 /// Where records go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,25 @@ impl Settings {
                 format!("there is no folder {}", folder.display()),
                 "make it, or name a file in one that is there",
             ),
+        }
+    }
+
+    /// Says what can be seen of it. Opens nothing.
+    pub(in crate::sink) fn examine(&self) -> Examined {
+        const NAME: &str = "file";
+        let seen = match self.lockable_by_others() {
+            Some(Finding { what, remedy, .. }) => Seen::warning(NAME, what, remedy),
+            None => Seen::fine(NAME, format!("lines of JSON go to {}", self.name())),
+        };
+        Examined { seen: vec![seen], has_progress: Some(true) }
+    }
+
+    /// What a person can do at the table that has the progress.
+    pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
+        ProgressHome {
+            name: "outbox.progress".into(),
+            guard: "let the relay's role alone write to outbox.progress".into(),
+            empty: "delete the relay's rows of outbox.progress".into(),
         }
     }
 

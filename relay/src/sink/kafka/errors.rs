@@ -244,7 +244,7 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
 }
 
 /// Whether an error says no more than that no broker was reached.
-pub fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(in crate::sink) fn is_silence(error: &(dyn std::error::Error + 'static)) -> bool {
     use RDKafkaErrorCode as Code;
     let silent = [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::Resolve];
     let code = |error: &(dyn std::error::Error + 'static)| {

@@ -9,6 +9,7 @@ mod acl;
 mod admin;
 mod context;
 mod errors;
+mod explained;
 mod hidden;
 mod limits;
 mod lookup;
@@ -55,13 +56,12 @@ use self::{
 };
 pub use self::{
     absent::Watch,
-    errors::is_silence,
-    preflight::{Preflight, preflight},
     probe::Probe,
-    progress_topic::ProgressTopic,
     reach::Reach,
     settings::{Delivery, Settings, SystemRoots, TopicCreation},
-    topics::forecast::{Concern, Expected, foresee},
+};
+pub(super) use self::{
+    errors::is_silence, explained::explained, preflight::examine, topics::forecast::foresee,
 };
 use super::{ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress};
 use crate::{

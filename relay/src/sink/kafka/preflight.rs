@@ -9,13 +9,19 @@ use std::{
 
 use super::{
     acl,
-    errors::sort,
+    errors::{is_silence, sort},
     lookup::Broker,
     probe::{PROBE_TIMEOUT, blocking, make_lookup},
     progress_topic::{self, ProgressTopic},
     settings::Settings,
 };
-use crate::sink::SinkError;
+use crate::{
+    core::printable,
+    sink::{
+        SinkError,
+        doctor::{Examined, Seen},
+    },
+};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// For one broker's port to open.
@@ -23,17 +29,65 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Brokers whose addresses are tried, at most.
 const TRIED_MAX: usize = 50;
 
+const NAME: &str = "Kafka";
+
+/// Looks at the brokers, and says what was seen. Whether there is a progress topic is known where the brokers
+/// answered.
+pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
+    let preflight = match preflight(settings.clone()).await {
+        Ok(preflight) => preflight,
+        Err(SinkError::Misconfigured { what, remedy }) => {
+            return Examined::unusable(NAME, what, remedy);
+        }
+        Err(error) => {
+            if let Some((what, remedy)) = settings.login_refused() {
+                return Examined::unusable(NAME, what, remedy);
+            }
+            let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
+            let what = match is_silence(&error) {
+                true => format!("no answer from {}", settings.silent()),
+                false => printable::causes(&error),
+            };
+            return Examined::unusable(NAME, what, remedy);
+        }
+    };
+    let Preflight { brokers, cluster_id, progress_topic, problems } = preflight;
+    let cluster = cluster_id.as_deref().unwrap_or("unknown");
+    let mut seen =
+        vec![Seen::fine(NAME, format!("cluster {cluster}, brokers {}", brokers.join(", ")))];
+    let has_progress = progress_topic.as_ref().map(|topic| *topic != ProgressTopic::Missing);
+    seen.extend(progress_topic.map(|found| progress(&settings.progress_topic(), found)));
+    let trust = settings.trust();
+    seen.extend(trust.map(|trusted| Seen::fine("TLS to Kafka", format!("trusts {trusted}"))));
+    let problems = problems.into_iter();
+    seen.extend(problems.map(|(what, remedy)| Seen::problem(NAME, what, remedy)));
+    Examined { seen, has_progress }
+}
+
+fn progress(topic: &str, found: ProgressTopic) -> Seen {
+    const NAME: &str = "progress";
+    match found {
+        ProgressTopic::Missing => Seen::fine(NAME, format!("{topic} is made by the first start")),
+        ProgressTopic::Verified => Seen::fine(NAME, format!("{topic} is compacted")),
+        ProgressTopic::Unverified(why) => Seen::warning(
+            NAME,
+            format!("the settings of {topic} can't be seen: {why}"),
+            "allow DescribeConfigs on the topic, so that each start can verify it",
+        ),
+    }
+}
+
 /// What a doctor wants to know before the relay runs.
 #[derive(Clone, Debug)]
-pub struct Preflight {
+struct Preflight {
     /// `host:port` of every broker of the cluster.
-    pub brokers: Vec<String>,
+    brokers: Vec<String>,
     /// The cluster's id, where the brokers tell it.
-    pub cluster_id: Option<String>,
+    cluster_id: Option<String>,
     /// State of the progress topic; `None` where one of the problems is about it.
-    pub progress_topic: Option<ProgressTopic>,
+    progress_topic: Option<ProgressTopic>,
     /// What keeps the relay from delivering, each with its remedy.
-    pub problems: Vec<(String, String)>,
+    problems: Vec<(String, String)>,
 }
 
 /// Looks at the cluster and the progress topic. Ends within about ten seconds.
@@ -41,7 +95,7 @@ pub struct Preflight {
 /// # Errors
 /// `Unavailable` if the brokers don't answer or refuse the credentials; `Misconfigured` if the
 /// settings can't be used, or brokers can't be reached where the cluster says that they are.
-pub async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
+async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
     blocking(move || {
         let lookup = make_lookup(&settings)?;
         let cluster = lookup

@@ -46,7 +46,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// What is known of the progress topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProgressTopic {
+pub(super) enum ProgressTopic {
     /// Not there yet; the relay creates it.
     Missing,
     /// There, and compacted.

@@ -18,7 +18,7 @@ use super::{
     reach::Reach,
     roots::{self, Roots, Trust},
 };
-use crate::core::finding::Finding;
+use crate::core::{finding::Finding, progress_home::ProgressHome};
 
 /// Default of `transaction.timeout.ms`: a dead relay holds `read_committed` readers that long.
 const TRANSACTION_TIMEOUT_DEFAULT_MS: u64 = 15_000;
@@ -106,6 +106,18 @@ impl Settings {
     /// `outbox-relay-progress-<name>`.
     pub fn progress_topic(&self) -> String {
         format!("outbox-relay-progress-{}", self.relay_name)
+    }
+
+    /// What a person can do at the progress topic.
+    pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
+        ProgressHome {
+            name: "the progress topic".into(),
+            guard: "leave Write on that topic to the relay's principal alone".into(),
+            empty: format!(
+                "delete the topic: `kafka-topics --delete --topic {}`",
+                self.progress_topic()
+            ),
+        }
     }
 
     /// Why a broker refuses the relay's login, and the setting to correct, where one does.

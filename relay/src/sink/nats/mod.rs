@@ -18,6 +18,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+pub(super) use self::preflight::examine;
 use self::{
     errors::{Failed, WRONG_LAST, unavailable},
     link::Link,
@@ -26,7 +27,6 @@ use self::{
     stream::Stream,
 };
 pub use self::{
-    preflight::{Preflight, preflight},
     settings::{PROGRESS_PREFIX, Settings},
     subject::Template,
 };

@@ -1,30 +1,47 @@
 //! What `check` looks at.
 
 use super::{link::Link, settings::Settings, stream::Stream};
-use crate::sink::SinkError;
+use crate::{
+    core::printable,
+    sink::{
+        SinkError,
+        doctor::{Examined, Seen},
+    },
+};
 
-/// What was seen.
-#[derive(Debug)]
-pub struct Preflight {
-    /// The server's name.
-    pub server: String,
-    /// Its version.
-    pub version: String,
-    /// How often the stream is stored.
-    pub replicas: i64,
-    /// What is worth knowing, each with what to do about it.
-    pub advice: Vec<(String, String)>,
+const NAME: &str = "NATS";
+
+/// Connects, looks at the stream, and says what was seen. Stores nothing. Whether progress can be looked at is
+/// known where the stream can be used.
+pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
+    match preflight(settings).await {
+        Ok(seen) => Examined { seen, has_progress: Some(true) },
+        Err(SinkError::Misconfigured { what, remedy }) => Examined::unusable(NAME, what, remedy),
+        Err(error) => {
+            let remedy =
+                "check sink.nats.url, the credentials, and that a server with JetStream is up";
+            Examined::unusable(NAME, printable::causes(&error), remedy)
+        }
+    }
 }
 
-/// Connects, and looks at the stream. Stores nothing.
-///
 /// # Errors
 /// `Misconfigured` where the stream can't be used, `Unavailable` where no server answers.
-pub async fn preflight(settings: &Settings) -> Result<Preflight, SinkError> {
+async fn preflight(settings: &Settings) -> Result<Vec<Seen>, SinkError> {
     let link = Link::new(settings.clone());
     let stream = Stream::read(&link).await?;
     stream.verify(&settings.stream, &settings.progress_subject())?;
     let (server, version) = link.server().await?;
-    let advice = stream.advice(&settings.stream);
-    Ok(Preflight { server, version, replicas: stream.replicas(), advice })
+    let mut seen = vec![Seen::fine(
+        NAME,
+        format!(
+            "server {server} ({version}), stream {}, {} replica(s), progress under {}",
+            settings.stream,
+            stream.replicas(),
+            settings.progress_subject()
+        ),
+    )];
+    let advice = stream.advice(&settings.stream).into_iter();
+    seen.extend(advice.map(|(what, remedy)| Seen::warning(NAME, what, remedy)));
+    Ok(seen)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::subject::Template;
-use crate::core::{finding::Finding, printable, secret::Secret};
+use crate::core::{finding::Finding, printable, progress_home::ProgressHome, secret::Secret};
 
 /// Progress of all relays of a stream is below this subject, unless a setting says otherwise.
 pub const PROGRESS_PREFIX: &str = "outbox-relay-progress";
@@ -49,6 +49,16 @@ impl Settings {
         match &self.progress_subject {
             Some(subject) => subject.clone(),
             None => format!("{PROGRESS_PREFIX}.{}", self.relay_name),
+        }
+    }
+
+    /// What a person can do at the subject of the progress.
+    pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
+        let (stream, subject) = (&self.stream, self.progress_subject());
+        ProgressHome {
+            name: format!("the stream {stream}"),
+            guard: format!("let the relay's user alone publish to {subject}"),
+            empty: format!("remove them: `nats stream purge {stream} --subject {subject} --force`"),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
     },
     repair,
     route::{Mapping, Misfit, TableName},
-    sink::kafka::Expected,
+    sink::doctor::Expected,
     table_fit::{self, Fit, Unfit},
 };
 

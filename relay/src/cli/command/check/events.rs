@@ -16,10 +16,7 @@ use crate::{
     postgres::catalog::{InspectError, characters, table::TableState},
     repair::{self, Place, ROWS_MAX, Which},
     route::{Mapping, TableName, quoted},
-    sink::{
-        any::Settings,
-        kafka::{self, Concern, Expected},
-    },
+    sink::doctor::{Concern, Expected},
 };
 
 const NAME: &str = "topics";
@@ -141,11 +138,11 @@ pub(super) async fn foreseen(
     expected: Expected,
     looked_at: bool,
 ) -> (Vec<Finding>, Option<()>) {
-    let Settings::Kafka(settings) = &parts.sink else { return (vec![], None) };
     let looked = expected.waiting.len().max(expected.newest.len()).min(ROWS_MAX);
-    let concerns = match kafka::foresee(settings.clone(), expected).await {
-        Ok(concerns) => concerns,
-        Err(error) => {
+    let concerns = match parts.sink.foresee(expected).await {
+        None => return (vec![], None),
+        Some(Ok(concerns)) => concerns,
+        Some(Err(error)) => {
             let remedy = "check that the brokers answer, and what the principal may describe";
             return (vec![warning(NAME, printable::causes(&error), remedy)], None);
         }

@@ -8,6 +8,7 @@ use crate::{
     core::{printable, record::Batch},
     sink::{
         SinkError,
+        doctor::{Concern, Expected},
         kafka::{
             absent::{SharedAttempts, uncreatable, unknown},
             admin,
@@ -24,38 +25,14 @@ use crate::{
 /// Topics of which it is asked whether they could be created, at most.
 const CREATED_MAX: usize = 50;
 
-/// What is to be delivered, as far as it is known in advance.
-#[derive(Debug)]
-pub struct Expected {
-    /// The oldest events that wait.
-    pub waiting: Batch,
-    /// The newest events that the tables hold, delivered or not.
-    pub newest: Batch,
-    /// Topics that events wait for in other places.
-    pub topics: Vec<String>,
-    /// Bytes that an event may have.
-    pub record_bytes_max: usize,
-    /// The database, as SQL takes it, whose `outbox.publish` adds the events; `None` where nothing of ours
-    /// does.
-    pub published_in: Option<String>,
-}
-
-/// Something that a run would meet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Concern {
-    /// Whether everything waits because of it.
-    pub stops: bool,
-    /// What it is.
-    pub what: String,
-    /// What a person can do.
-    pub remedy: String,
-}
-
 /// What a run would meet with these events.
 ///
 /// # Errors
 /// `Unavailable` if the brokers don't answer.
-pub async fn foresee(settings: Settings, expected: Expected) -> Result<Vec<Concern>, SinkError> {
+pub(in crate::sink) async fn foresee(
+    settings: Settings,
+    expected: Expected,
+) -> Result<Vec<Concern>, SinkError> {
     blocking(move || {
         let lookup = make_lookup(&settings)?;
         let records = expected.waiting.iter().chain(expected.newest.iter());

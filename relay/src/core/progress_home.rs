@@ -1,0 +1,12 @@
+//! Where the relay's progress is, as a person is told.
+
+/// In the words of the broker that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgressHome {
+    /// Such as `the progress topic`.
+    pub name: String,
+    /// How others are kept from writing there.
+    pub guard: String,
+    /// How all progress is removed, with the command.
+    pub empty: String,
+}
