@@ -14,10 +14,13 @@ use crate::{
     core::position::RowPosition,
 };
 
+/// What all subcommands have stands behind their own options.
+const BEHIND: usize = 100;
+
 const AFTER_HELP: &str = "\
 Examples:
-  outbox-relay demo                                      see it work; needs nothing but PostgreSQL
-  outbox-relay migrate --postgres postgres://owner@db/app create the outbox table
+  outbox-relay demo                                        see it work; needs nothing but PostgreSQL
+  outbox-relay migrate --postgres postgres://owner@db/app  create the outbox table
   outbox-relay check   --postgres postgres://relay@db/app --kafka kafka:9092
   outbox-relay run     --postgres postgres://relay@db/app --kafka kafka:9092
   outbox-relay status
@@ -26,12 +29,12 @@ Settings come from outbox-relay.toml, then from OUTBOX_RELAY__SECTION__KEY in th
 from flags; `outbox-relay config` prints the effective ones.
 Exit codes: 0 done, 1 failed or problems found, 2 wrong usage or settings.";
 
-/// Publishes a PostgreSQL outbox to Kafka through logical replication: exactly once, in key order.
+/// Publishes a PostgreSQL outbox to Kafka or NATS JetStream through logical replication: exactly once, in key order
 #[derive(Debug, Parser)]
 #[command(name = "outbox-relay", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Cli {
     /// Settings file [default: outbox-relay.toml, if it is there]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", display_order = BEHIND)]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
@@ -77,8 +80,8 @@ Exit code 0, also if there was nothing to do; 1 if it failed, and then nothing w
     },
     /// Show how a running relay is doing
     #[command(after_help = "\
-Exit code 0 if the relay is ready: it delivers, or could take over immediately. 1 if it is not (it starts,
-waits, repairs, or has halted: the phase says which, and the reason), or if no relay answers.")]
+Exit code 0 if the relay is ready: it delivers, or could take over immediately. 1 if it is not (it
+starts, waits, repairs, or has halted: the phase says which, and the reason), or if no relay answers.")]
     Status {
         /// Address of the relay's admin server [default: admin.listen]
         #[arg(long, value_name = "HOST:PORT")]
@@ -98,11 +101,13 @@ waits, repairs, or has halted: the phase says which, and the reason), or if no r
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
 The log and /readyz of a halted relay name the command to type. A halted relay looks again every ten
-seconds and finds the decision by itself. A relay that works, or waits for a broker, must be stopped first.
+seconds and finds the decision by itself. A relay that works, or waits for a broker, must be stopped
+first.
 
-If the decision leaves events out or repeats them, the command says how many, where that can be known, and
-asks. Without a terminal it then needs --yes. Exit code 1: a relay is at work, or the decision does not match what is there;
-nothing was changed.")]
+If the decision leaves events out or repeats them, the command says how many, where that can be
+known, and asks. Without a terminal it then needs --yes.
+
+Exit code 1: a relay is at work, or the decision does not match what is there; nothing was changed.")]
     Resume {
         #[command(flatten)]
         flags: Flags,
@@ -119,13 +124,13 @@ is parked; 1 if the given relay, topic, key, reason or number does not exist, or
 changed.")]
     DeadLetters {
         /// Connection string of an operator [setting: postgres.url]
-        #[arg(long, global = true, value_name = "URL")]
+        #[arg(long, global = true, value_name = "URL", display_order = BEHIND + 1)]
         postgres: Option<String>,
         /// The relay's name [setting: name; default: the database's name]
-        #[arg(long, global = true)]
+        #[arg(long, global = true, display_order = BEHIND + 2)]
         name: Option<String>,
         /// Print JSON
-        #[arg(long, global = true)]
+        #[arg(long, global = true, display_order = BEHIND + 3)]
         json: bool,
         #[command(subcommand)]
         action: dead_letters::Action,
@@ -133,13 +138,13 @@ changed.")]
     /// Inspect and replay a consumer's dead letters
     Inbox {
         /// Connection string of an operator of the consumer's database [setting: postgres.url]
-        #[arg(long, global = true, value_name = "URL")]
+        #[arg(long, global = true, value_name = "URL", display_order = BEHIND + 1)]
         postgres: Option<String>,
         /// Only this consumer, such as billing/charge
-        #[arg(long, global = true, value_name = "NAME")]
+        #[arg(long, global = true, value_name = "NAME", display_order = BEHIND + 2)]
         consumer: Option<String>,
         /// Print JSON
-        #[arg(long, global = true)]
+        #[arg(long, global = true, display_order = BEHIND + 3)]
         json: bool,
         #[command(subcommand)]
         part: inbox::Part,

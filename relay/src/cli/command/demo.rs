@@ -12,15 +12,15 @@ use crate::cli::{output::print, signal};
 use crate::demo::{self, Options, Summary, Update};
 
 pub(in crate::cli) const AFTER_HELP: &str = "\
-It makes everything it needs, and leaves nothing behind. PostgreSQL is the server of --postgres (the
-demo makes and drops a database of its own in it), else an installed one, started in a temporary
+It creates everything it needs, and removes it at the end. PostgreSQL is the server of --postgres (the
+demo creates and drops a database of its own in it), else an installed one, started in a temporary
 directory, else a container. Kafka is the brokers of --kafka, else librdkafka's mock cluster, which
 has no transactions: there the relay delivers at least once and the consumer drops repetitions.
 
 Examples:
   outbox-relay demo
-  outbox-relay demo --kafka localhost:9092           exactly-once, proven on a real Kafka
-  outbox-relay demo --tamper; echo $?                see that the count can tell
+  outbox-relay demo --kafka localhost:9092  exactly-once, proven on a real Kafka
+  outbox-relay demo --tamper; echo $?       see that the count detects damage
 
 Exit code 1 if anything was lost, duplicated or out of order.";
 

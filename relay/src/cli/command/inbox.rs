@@ -55,7 +55,7 @@ pub(in crate::cli) enum Action {
         /// Print counts instead of messages
         #[arg(long, value_enum, conflicts_with = "all")]
         by: Option<By>,
-        /// Maximum number of lines [default: 100, without --json]
+        /// Maximum number of lines [default: 100; with --json no limit]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
         limit: Option<i64>,
     },
@@ -66,14 +66,14 @@ pub(in crate::cli) enum Action {
         id: i64,
     },
     /// Replay: the consumer handles them again
-    #[command(after_help = "It asks first, with their number, unless one is named by its number.
-Without a terminal, a selection needs --yes.")]
+    #[command(after_help = "\
+It asks first, with the number of messages, unless one is named by its number. Without a terminal, a
+selection needs --yes.")]
     Replay(Chosen),
     /// Discard permanently; they stay in the table as history
-    #[command(
-        after_help = "It asks first, with their number. Without a terminal, a selection needs
---yes."
-    )]
+    #[command(after_help = "\
+It asks first, with the number of messages. Without a terminal, a message that is named by its number
+is discarded without a question, and a selection needs --yes.")]
     Discard(Chosen),
 }
 
@@ -102,7 +102,7 @@ pub(in crate::cli) struct Chosen {
     id: Option<i64>,
     #[command(flatten)]
     of: Of,
-    /// All
+    /// All of them
     #[arg(long, conflicts_with_all = ["code", "topic"])]
     all: bool,
     /// Do not ask

@@ -29,7 +29,8 @@ pub(in crate::cli) enum Action {
   outbox-relay dead-letters edit 7 --payload smaller.json
 
 Its place and what waits behind it stay as they are. An event that is given another topic, key or
-partition enters its new lane where it is released; that lane must not be parked itself.")]
+partition enters its new lane where it is released; that lane must not be parked itself. The command
+prints what it has changed; `show` prints the event.")]
     Edit(EditArgs),
     /// Deliver parked events; always takes whole lanes
     #[command(after_help = "Examples:
@@ -46,8 +47,9 @@ committed later. An event that is refused again is parked again, with all behind
   outbox-relay dead-letters discard --topic orders --key customer-1
   outbox-relay dead-letters discard --topic typo --reason unknown_topic --yes
 
-It asks first, with the number of events. Without a terminal, events that are named by their numbers are
-discarded without a question, and a selection needs --yes. Who did it, and why, is kept with each event. What waits behind a discarded event stays parked until it is released.")]
+It asks first, with the number of events. Without a terminal, events that are named by their numbers
+are discarded without a question, and a selection needs --yes. Who did it, and why, is kept with
+each event. What waits behind a discarded event stays parked until it is released.")]
     Discard(DiscardArgs),
 }
 
@@ -138,34 +140,34 @@ pub(in crate::cli) struct EditArgs {
     /// Its number in the list
     #[arg(value_name = "ID")]
     pub(super) id: i64,
-    /// Destination
+    /// New topic
     #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Partition key
+    /// New partition key
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
-    /// No partition key
+    /// Remove the partition key
     #[arg(long, conflicts_with = "key")]
     no_key: bool,
-    /// Explicit partition
+    /// New explicit partition
     #[arg(long, value_name = "N")]
     partition: Option<i32>,
-    /// No explicit partition
+    /// Remove the explicit partition
     #[arg(long, conflicts_with = "partition")]
     no_partition: bool,
-    /// Event type
+    /// New event type
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
-    /// File with the payload's bytes; - reads standard input
+    /// File with the new payload; - reads standard input
     #[arg(long, value_name = "FILE")]
     payload: Option<PathBuf>,
-    /// No payload
+    /// Remove the payload
     #[arg(long, conflicts_with = "payload")]
     tombstone: bool,
-    /// The row's own headers, all of them: a flat JSON object of strings
+    /// New headers of the row, all of them: a flat JSON object of strings
     #[arg(long, value_name = "JSON")]
     headers: Option<String>,
-    /// Record timestamp, as in 2026-11-24T18:31:27Z
+    /// New record timestamp, such as 2026-11-24T18:31:27Z
     #[arg(long, value_name = "TIME")]
     timestamp: Option<Timestamp>,
 }
