@@ -42,7 +42,7 @@ pub(crate) struct Fit {
 /// Looks at one table of the settings; `table` is `None` when there is none of its name.
 ///
 /// # Errors
-/// [`Unfit`] with what is missing and the SQL or setting that fixes it.
+/// What is to be corrected first, of all that [`all`] finds.
 pub(crate) fn fits(
     publication_name: &str,
     publication: Option<&PublicationState>,
@@ -50,56 +50,77 @@ pub(crate) fn fits(
     table: Option<&TableState>,
     mapping: &Mapping,
 ) -> Result<Fit, Unfit> {
+    let looked = all(publication_name, publication, name, table, mapping);
+    looked.map_err(|unfit| unfit.into_iter().next().expect("it is not empty"))
+}
+
+/// As [`fits`], with all that is wrong.
+///
+/// # Errors
+/// Each [`Unfit`] with what is missing and the SQL or setting that fixes it, in the order in which that is to
+/// be done; not empty.
+pub(crate) fn all(
+    publication_name: &str,
+    publication: Option<&PublicationState>,
+    name: &TableName,
+    table: Option<&TableState>,
+    mapping: &Mapping,
+) -> Result<Fit, Vec<Unfit>> {
+    let Some(table) = table else {
+        return Err(vec![Unfit::Unpublished(missing(publication, name, mapping))]);
+    };
+    let mut halts = Vec::new();
+    if let Err(halt) = is_in_the_wal(name, table) {
+        halts.push(halt);
+        // What is no permanent table is replaced by another one, of which nothing is known here.
+        if !table.can_be_logged() {
+            return Err(halts.into_iter().map(Unfit::Unpublished).collect());
+        }
+    }
+    halts.extend(hides_nothing(name, &table.hidden, mapping).err());
     let publication_name = &quoted(publication_name); // As SQL wants it, for the remedies.
-    let (table, columns) = published(publication_name, publication, name, table, mapping)
-        .map_err(Unfit::Unpublished)?;
+    let columns = published(publication_name, publication, name, table, mapping, &mut halts);
+    let mut unfit: Vec<Unfit> = halts.into_iter().map(Unfit::Unpublished).collect();
     let stamped = columns.iter().any(|c| c.name == XID && c.is_stamp());
     let binary = columns.iter().all(|column| column.binary);
     let columns = columns.iter().map(|c| Column { name: c.name.clone(), type_oid: c.type_oid });
     let TableName { schema, table: table_name } = name.clone();
     let relation = Relation { id: 0, schema, table: table_name, columns: columns.collect() };
-    let format = mapping.format_for(&relation).map_err(|mut found| {
-        found.iter_mut().for_each(|misfit| explain_generated(misfit, name, table));
-        Unfit::Columns(found)
-    })?;
-    Ok(Fit { format: if binary { format } else { Format::Text }, stamped })
+    match mapping.format_for(&relation) {
+        Ok(format) if unfit.is_empty() => {
+            Ok(Fit { format: if binary { format } else { Format::Text }, stamped })
+        }
+        Ok(_) => Err(unfit),
+        Err(mut found) => {
+            found.iter_mut().for_each(|misfit| explain_generated(misfit, name, table));
+            unfit.push(Unfit::Columns(found));
+            Err(unfit)
+        }
+    }
 }
 
-/// The table, and the columns that the stream has of it.
+/// The columns that the stream has of the table, or will have once what is added to `halts` is corrected.
 fn published<'a>(
     publication_name: &str,
     publication: Option<&PublicationState>,
     name: &TableName,
-    table: Option<&'a TableState>,
+    table: &'a TableState,
     mapping: &Mapping,
-) -> Result<(&'a TableState, Vec<&'a table::Column>), Halt> {
-    let Some(table) = table else { return Err(missing(publication, name, mapping)) };
-    is_in_the_wal(name, table)?;
-    hides_nothing(name, &table.hidden, mapping)?;
-    let Some(publication) = publication else {
-        let create = format!(
-            "`create publication {publication_name} for table {name} with (publish = 'insert', \
-             publish_via_partition_root = true)`"
-        );
-        // The migration makes one of this name with its own table, and takes no other for it.
-        let remedy = if publication_name == OURS && !mapping.is_ours() {
-            format!(
-                "run `outbox-relay migrate`, which makes it; or, where that says up to date: {create}"
-            )
-        } else {
-            create
-        };
-        return Err(Halt::new(format!("there is no publication {publication_name}"), remedy));
+    halts: &mut Vec<Halt>,
+) -> Vec<&'a table::Column> {
+    let listed = match publication {
+        None => Err(no_publication(publication_name, name, mapping)),
+        Some(publication) => listing(publication_name, publication, name, table),
     };
-    let listed = listing(publication_name, publication, name, table)?;
-    if !publication.insert {
-        return Err(Halt::new(
+    let listed = listed.map_err(|halt| halts.push(halt)).ok();
+    if publication.is_some_and(|publication| !publication.insert) {
+        halts.push(Halt::new(
             format!("publication {publication_name} does not publish inserts"),
             format!("`alter publication {publication_name} set (publish = 'insert')`"),
         ));
     }
-    if let Some(filter) = &listed.row_filter {
-        return Err(Halt::new(
+    if let Some(filter) = listed.and_then(|listed| listed.row_filter.as_ref()) {
+        halts.push(Halt::new(
             format!(
                 "publication {publication_name} publishes only those rows of {name} for which \
                  {filter} holds: the others are never in the stream"
@@ -110,12 +131,30 @@ fn published<'a>(
             ),
         ));
     }
+    let names = listed.and_then(|listed| listed.columns.as_ref());
+    let has_generated = publication.is_some_and(|publication| publication.generated.is_some());
     let is_published = |column: &&table::Column| {
-        let named = listed.columns.as_ref().is_none_or(|names| names.contains(&column.name));
+        let named = names.is_none_or(|names| names.contains(&column.name));
         // Before 18 none of them is, also where the catalog lists it.
-        named && (column.generated.is_empty() || publication.generated.is_some())
+        named && (column.generated.is_empty() || has_generated)
     };
-    Ok((table, table.columns.iter().filter(is_published).collect()))
+    table.columns.iter().filter(is_published).collect()
+}
+
+fn no_publication(publication_name: &str, name: &TableName, mapping: &Mapping) -> Halt {
+    let create = format!(
+        "`create publication {publication_name} for table {name} with (publish = 'insert', \
+         publish_via_partition_root = true)`"
+    );
+    // The migration makes one of this name with its own table, and takes no other for it.
+    let remedy = if publication_name == OURS && !mapping.is_ours() {
+        format!(
+            "run `outbox-relay migrate`, which makes it; or, where that says up to date: {create}"
+        )
+    } else {
+        create
+    };
+    Halt::new(format!("there is no publication {publication_name}"), remedy)
 }
 
 /// There is no table of that name. A table stays in its publication when it is renamed or moved to another
@@ -319,6 +358,13 @@ pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
              as well where `outbox-relay check` still finds the table wrong"
         ),
     )
+}
+
+impl TableState {
+    /// Whether one statement makes of it a table whose rows are in the WAL.
+    fn can_be_logged(&self) -> bool {
+        ["r", "p"].contains(&self.kind.as_str()) && self.persistence == "u"
+    }
 }
 
 impl From<Halt> for IntakeError {

@@ -289,3 +289,35 @@ async fn each_column_that_is_missing_is_a_finding_of_its_own() {
     let longest = found.iter().map(|finding| finding.seen.len()).max();
     assert!(longest < Some(200), "{findings:#?}");
 }
+
+#[tokio::test]
+async fn all_that_someone_s_table_lacks_is_found_at_once() {
+    let t = Harness::start().await;
+    let make = "create unlogged table public.few (no bigint, payload jsonb not null); \
+                create table public.other (no bigint, payload jsonb not null)";
+    let database = t.database().superuser();
+    database.batch_execute(make).await.expect("tables of somebody's");
+    let settings = t.relay().set_toml("outbox.tables", "[\"public.few\", \"public.other\"]");
+    let settings = settings.set("outbox.columns.id", "no");
+    let findings = check(&settings).await;
+    let ids = named(&findings, "ids");
+    assert!(ids.seen.contains("public.few, public.other"), "{ids:?}");
+    let lacks = |findings: &[Finding], words: &[&str]| {
+        for word in words {
+            let found = problems(findings).iter().any(|finding| finding.seen.contains(word));
+            assert!(found, "{word}: {findings:#?}");
+        }
+    };
+    lacks(
+        &findings,
+        &[
+            "few is unlogged",
+            "not publish public.few",
+            "not publish public.other",
+            "no column topic,",
+        ],
+    );
+    database.batch_execute("drop schema outbox cascade").await.expect("not migrated");
+    let findings = check(&settings).await;
+    lacks(&findings, &["outbox", "no column topic,"]);
+}

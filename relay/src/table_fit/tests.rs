@@ -100,6 +100,31 @@ fn the_table_of_our_migration_is_binary_and_stamped() {
 }
 
 #[test]
+fn all_that_is_wrong_with_a_table_is_found_at_once_in_the_order_in_which_it_is_corrected() {
+    let mut table = TableState { persistence: "u".into(), ..events() };
+    table.columns.retain(|column| !["id", "topic"].contains(&column.name.as_str()));
+    let name = TableName { schema: "outbox".into(), table: "events".into() };
+    let mapping = mapping(&["outbox.events"]);
+    let found = |publication: Option<&PublicationState>, table: &TableState| {
+        let unfit = all("outbox", publication, &name, Some(table), &mapping).expect_err("unfit");
+        let told = |unfit: &Unfit| match unfit {
+            Unfit::Unpublished(halt) => vec![halt.reason.clone()],
+            Unfit::Columns(misfits) => misfits.iter().map(|misfit| misfit.what.clone()).collect(),
+        };
+        unfit.iter().flat_map(told).collect::<Vec<_>>()
+    };
+    let nothing = found(None, &table);
+    for (told, words) in nothing.iter().zip(["unlogged", "no publication", "id", "topic"]) {
+        assert!(told.contains(words), "{words}: {nothing:?}");
+    }
+    assert_eq!(nothing.len(), 4, "{nothing:?}");
+    let updates = PublicationState { insert: false, tables: vec![], ..publication() };
+    assert_eq!(found(Some(&updates), &table).len(), 5, "it does not list it, and has no inserts");
+    table.kind = "v".into();
+    assert_eq!(found(None, &table).len(), 1, "another table is needed");
+}
+
+#[test]
 fn a_column_xid_is_a_stamp_only_by_its_default_and_in_the_stream() {
     for default in [None, Some("'7'::xid8".to_owned())] {
         let mut table = events();

@@ -12,6 +12,7 @@ mod neighbours;
 mod rights;
 mod settings;
 mod start;
+mod tables;
 
 use std::{sync::Arc, time::Duration};
 

@@ -7,7 +7,7 @@ use super::{
     capacity::capacity,
     events, identity, migrations, neighbours, ok, passed, problem,
     rights::{rights, writers},
-    settings, start, warning,
+    settings, start, tables, warning,
 };
 use crate::{
     capacity::Own,
@@ -16,19 +16,14 @@ use crate::{
     daemon::{locks, start::first},
     postgres::{
         ConnectError,
-        catalog::{
-            InspectError, kept,
-            publication::changed_under,
-            slot, standby_slots,
-            table::{self, TableState},
-        },
+        catalog::{InspectError, kept, publication::changed_under, slot, standby_slots, table},
         holders, shortage,
         sql::{self, SqlSession},
     },
     repair,
-    route::{Mapping, Misfit, TableName},
+    route::Mapping,
     sink::doctor::Expected,
-    table_fit::{self, Fit, Unfit},
+    table_fit,
 };
 
 /// The session and what is to be delivered (and whether a table could be looked at for it), where all
@@ -112,7 +107,9 @@ async fn server(
     findings.extend(ours);
     findings.extend(migrations::differing(client).await?);
     if !is_whole {
-        return Ok(None); // What comes now would only say the same in other words.
+        // What comes now would only say the same in other words, but for tables of someone else's.
+        findings.extend(tables::of_others(config, &parts.mapping, client).await?);
+        return Ok(None);
     }
     // Somebody's lock on the parked events says nothing of all the rest.
     findings.push(match start::parking(config, client).await {
@@ -123,27 +120,27 @@ async fn server(
     let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;
     let mapping = &parts.mapping;
+    let mut known = Vec::new();
     for table in mapping.tables() {
         let state = table::inspect(client, &table.schema, &table.table).await?;
         let publication = publication.as_ref();
-        let fits = table_fit::fits(publication_name, publication, table, state.as_ref(), mapping);
+        let fits = table_fit::all(publication_name, publication, table, state.as_ref(), mapping);
         let fit = fits.as_ref().ok().copied();
         findings.extend(match fits {
             Ok(_) => {
                 vec![ok("table", format!("{table} is published by {publication_name} and fits"))]
             }
-            Err(Unfit::Unpublished(halt)) => vec![problem("table", halt.reason, halt.remedy)],
-            Err(Unfit::Columns(misfits)) => {
-                let each = |misfit: Misfit| problem("table", misfit.what, misfit.remedy);
-                misfits.into_iter().map(each).collect()
-            }
+            Err(unfit) => unfit.into_iter().flat_map(tables::unfit).collect(),
         });
-        if let (Some(fit), Some(state)) = (fit, &state) {
-            findings.push(rows(table, fit, state, mapping, config.outbox.rows_kept));
-            findings.extend(settings::zone(table, state, mapping));
-            findings.extend(events.at(table, state).await?);
+        let Some(state) = state else { continue };
+        if let Some(fit) = fit {
+            findings.push(tables::rows(table, fit, &state, mapping, config.outbox.rows_kept));
+            findings.extend(settings::zone(table, &state, mapping));
+            findings.extend(events.at(table, &state).await?);
         }
+        known.push((table, state));
     }
+    findings.extend(tables::same_ids(&known, mapping));
     findings.extend(events::unmapped(mapping, client).await?);
     findings.extend(identity::lacking(mapping, client).await?);
     if found.is_some() && publication.is_some() {
@@ -227,31 +224,4 @@ async fn first_start(
             "set postgres.start to \"all\" to publish them; it can't be done later",
         )
     }))
-}
-
-/// What the relay can tell of a table's rows when they come again, or their slot is lost.
-fn rows(
-    name: &TableName,
-    fit: Fit,
-    state: &TableState,
-    mapping: &Mapping,
-    rows_kept: bool,
-) -> Finding {
-    let repairable = repair::fits(name, state, mapping)
-        .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
-    match repairable {
-        Err(halt) => {
-            let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
-            warning("rows", seen, halt.remedy)
-        }
-        Ok(_) if !fit.stamped => warning(
-            "rows",
-            format!(
-                "rows of {name} that are moved between its partitions are published again: the \
-                 stream has no column xid whose default is pg_current_xact_id()"
-            ),
-            format!("`alter table {name} alter column xid set default pg_current_xact_id()`"),
-        ),
-        Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
-    }
 }

@@ -1,0 +1,103 @@
+//! The mapped tables: their columns, and what can be known of their rows.
+
+use tokio_postgres::Client;
+
+use super::{Finding, ok, problem, warning};
+use crate::{
+    config::Config,
+    postgres::catalog::{
+        InspectError, slot,
+        table::{self, TableState},
+    },
+    repair,
+    route::{Mapping, Misfit, TableName},
+    table_fit::{self, Fit, Unfit},
+};
+
+/// OIDs of `bigint`, `smallint`, `integer` and `numeric`.
+const NUMBERS: [u32; 4] = [20, 21, 23, 1700];
+
+/// What is wrong with a table.
+pub(super) fn unfit(unfit: Unfit) -> Vec<Finding> {
+    match unfit {
+        Unfit::Unpublished(halt) => vec![problem("table", halt.reason, halt.remedy)],
+        Unfit::Columns(misfits) => {
+            let each = |misfit: Misfit| problem("table", misfit.what, misfit.remedy);
+            misfits.into_iter().map(each).collect()
+        }
+    }
+}
+
+/// Where the migrations or the rights are not there yet: what is wrong with tables that they don't make, and
+/// that nothing of them corrects.
+pub(super) async fn of_others(
+    config: &Config,
+    mapping: &Mapping,
+    client: &Client,
+) -> Result<Vec<Finding>, InspectError> {
+    let publication_name = &config.postgres.publication;
+    let publication = slot::inspect_publication(client, publication_name).await?;
+    let mut findings = Vec::new();
+    for table in mapping.tables().iter().filter(|table| table.schema != "outbox") {
+        let state = table::inspect(client, &table.schema, &table.table).await?;
+        let found =
+            table_fit::all(publication_name, publication.as_ref(), table, state.as_ref(), mapping);
+        let mut found = found.err().unwrap_or_default();
+        // Without a publication each table would be said to lack one.
+        if publication.is_none() && state.is_some() {
+            found.retain(|unfit| matches!(unfit, Unfit::Columns(_)));
+        }
+        findings.extend(found.into_iter().flat_map(unfit));
+    }
+    Ok(findings)
+}
+
+/// Tables that count their rows have events of the same ids, and a consumer knows an event by that alone.
+pub(super) fn same_ids(tables: &[(&TableName, TableState)], mapping: &Mapping) -> Option<Finding> {
+    let id = mapping.id_column();
+    let counts = |state: &TableState| {
+        let column = state.columns.iter().find(|column| column.name == id);
+        column.is_some_and(|column| NUMBERS.contains(&column.type_oid))
+    };
+    let counting = tables.iter().filter(|(_, state)| counts(state));
+    let counting: Vec<String> = counting.map(|(name, _)| name.to_string()).collect();
+    (counting.len() > 1).then(|| {
+        warning(
+            "ids",
+            format!(
+                "the ids of {} are numbers: two of these tables may have an event of the same id, and a \
+                 consumer that reads both takes the second one for a repetition, and leaves it out",
+                counting.join(", ")
+            ),
+            "give all but one of them ids that no other has, such as uuid; or use a consumer name for each \
+             topic (docs/EXISTING-TABLE.md)",
+        )
+    })
+}
+
+/// What the relay can tell of a table's rows when they come again, or their slot is lost.
+pub(super) fn rows(
+    name: &TableName,
+    fit: Fit,
+    state: &TableState,
+    mapping: &Mapping,
+    rows_kept: bool,
+) -> Finding {
+    let repairable = repair::fits(name, state, mapping)
+        .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
+    match repairable {
+        Err(halt) => {
+            let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
+            warning("rows", seen, halt.remedy)
+        }
+        Ok(_) if !fit.stamped => warning(
+            "rows",
+            format!(
+                "rows of {name} that are moved between its partitions are published again: the \
+                 stream has no column xid whose default is pg_current_xact_id()"
+            ),
+            format!("`alter table {name} alter column xid set default pg_current_xact_id()`"),
+        ),
+        Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
+    }
+}
