@@ -27,7 +27,7 @@ use crate::{
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
     postgres::sql::SqlSession,
-    sink::any::Settings,
+    route::Format,
     source::{
         decoder::{Decoder, StreamError},
         handover::handover,
@@ -122,7 +122,7 @@ async fn stream(
     session: &Arc<SqlSession>,
     started: Streaming,
 ) -> Result<(), Ended> {
-    let Context { config, parts, board } = context;
+    let Context { config, board, .. } = context;
     let limits = context.batch_limits();
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(started.from));
@@ -197,56 +197,7 @@ async fn stream(
         }
     });
 
-    let mut ended = Ok(());
-    let mut given_up_at = None;
-    loop {
-        let task = match given_up_at {
-            None => tasks.next().await,
-            Some(at) => match timeout_at(at, tasks.next()).await {
-                Ok(task) => task,
-                Err(_elapsed) => {
-                    tracing::warn!(
-                        to = parts.sink.name(),
-                        "a write that does not end is given up with the lead: what it was to write is written \
-                         once more by whoever leads next, with the same ids"
-                    );
-                    break;
-                }
-            },
-        };
-        let Some(task) = task else { break };
-        let (result, is_source) = match task {
-            Ok(Task::Stream(result)) => (
-                result
-                    .map_err(|e| stream_ended(e, &config.postgres, parts.mapping.tables(), format)),
-                true,
-            ),
-            Ok(Task::Pipeline(result)) => (result.map_err(pipeline_ended), false),
-            Ok(Task::Control(result)) => (
-                result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e)),
-                false,
-            ),
-            Ok(Task::Watch) => (Ok(()), false),
-            Ok(Task::Tables(result) | Task::Missing(result) | Task::Waiting(result)) => {
-                (result, false)
-            }
-            Err(panicked) => (Err(panicked), false),
-        };
-        if result.is_err()
-            && (ended.is_ok() || matches!(result, Err(Ended::Halted(_) | Ended::NoDeadLetters(_))))
-        {
-            ended = result; // The first cause, unless a later one says what a person must do.
-        }
-        // Brokers have limits of their own; no one can say when a file's write ends. A stop has a limit, too.
-        if ended.is_err() && matches!(parts.sink, Settings::File(_)) {
-            given_up_at.get_or_insert_with(|| Instant::now() + WRITE_GIVEN_UP);
-        }
-        source_stop.cancel();
-        if is_source {
-            control_stop.cancel();
-        }
-    }
-    ended
+    tasks.until_all_have_ended(context, format, &source_stop, &control_stop).await
 }
 
 /// The tasks of a stream, by their names.
@@ -259,6 +210,60 @@ struct Tasks {
 impl Tasks {
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = Task> + Send + 'static) {
         self.names.push((self.running.spawn(task).id(), name));
+    }
+
+    /// When one has ended, the others are told to: the source at once, the helpers behind it. Returns the
+    /// first cause, unless a later one says what a person must do.
+    async fn until_all_have_ended(
+        mut self,
+        Context { config, parts, .. }: &Context,
+        format: Format,
+        source_stop: &CancellationToken,
+        control_stop: &CancellationToken,
+    ) -> Result<(), Ended> {
+        let mut ended = Ok(());
+        let mut given_up_at = None;
+        loop {
+            let task = match given_up_at {
+                None => self.next().await,
+                Some(at) => match timeout_at(at, self.next()).await {
+                    Ok(task) => task,
+                    Err(_elapsed) => {
+                        tracing::warn!(
+                            to = parts.sink.name(),
+                            "a write that does not end is given up with the lead: what it was to write is written \
+                             once more by whoever leads next, with the same ids"
+                        );
+                        break;
+                    }
+                },
+            };
+            let Some(task) = task else { break };
+            let is_source = matches!(task, Ok(Task::Stream(_)));
+            let result = task.and_then(|task| match task {
+                Task::Stream(result) => result
+                    .map_err(|e| stream_ended(e, &config.postgres, parts.mapping.tables(), format)),
+                Task::Pipeline(result) => result.map_err(pipeline_ended),
+                Task::Control(result) => {
+                    result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e))
+                }
+                Task::Watch => Ok(()),
+                Task::Tables(result) | Task::Missing(result) | Task::Waiting(result) => result,
+            });
+            let for_a_person = matches!(result, Err(Ended::Halted(_) | Ended::NoDeadLetters(_)));
+            if result.is_err() && (ended.is_ok() || for_a_person) {
+                ended = result;
+            }
+            // Brokers have limits of their own; no one can say when a file's write ends. A stop has a limit, too.
+            if ended.is_err() && parts.sink.waits_within() {
+                given_up_at.get_or_insert_with(|| Instant::now() + WRITE_GIVEN_UP);
+            }
+            source_stop.cancel();
+            if is_source {
+                control_stop.cancel();
+            }
+        }
+        ended
     }
 
     /// The next one that has ended; one that panicked is named.

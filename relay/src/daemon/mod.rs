@@ -140,69 +140,73 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
                 learnt.unpublished_once = false; // If it was, the slot is a new one.
                 continue;
             }
-            Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => {
-                tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
-                board.error(halt.to_string());
-                board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
-                HALTED_RETRY
-            }
-            // Another relay leads, or the broker has ended a transaction that outlived its time:
-            // the lock tells which.
-            Err(Ended::Fenced) => {
-                let wait = backoff.next_wait();
-                tracing::warn!(retry_in = ?wait, "fenced at the broker; will stand by");
-                board.metrics().reconnect(Cause::Fenced);
-                board.phase(Phase::Retrying {
-                    doing: "delivering".into(),
-                    error: "fenced at the broker".into(),
-                    next_attempt_in: wait,
-                });
-                wait
-            }
-            Err(Ended::NeedsText(reason)) => {
-                tracing::info!(%reason, "streaming in the text format from now on");
-                learnt.format = Format::Text;
-                board.metrics().reconnect(Cause::Other);
-                board.phase(Phase::Starting { doing: "following a change of the table".into() });
-                backoff.next_wait()
-            }
-            Err(Ended::Unpublished(reason)) => {
-                tracing::warn!(
-                    %reason,
-                    "the publication was missing when the next transaction of the stream was written: the events \
-                     that the stream does not have are read from the table"
-                );
-                learnt.unpublished_once = true;
-                board.metrics().reconnect(Cause::Postgres);
-                board.error(reason.to_string());
-                board.phase(Phase::Starting { doing: "reconciling with the publication".into() });
-                backoff.next_wait()
-            }
-            Err(Ended::RolledBack(found)) => {
-                tracing::error!(%found, "the volume was put back to an older state");
-                learnt.another_history = Some(found);
-                board.metrics().reconnect(Cause::Postgres);
-                board.error(found.to_string());
-                board.phase(Phase::Starting { doing: "remembering a rollback".into() });
-                backoff.next_wait()
-            }
-            Err(Ended::Retry { cause, doing, error }) => {
-                let wait = backoff.next_wait();
-                let error = printable::causes(error.as_ref());
-                tracing::warn!(doing, error, retry_in = ?wait, "will try again");
-                board.metrics().reconnect(cause);
-                board.error(format!("{doing}: {error}"));
-                board.phase(Phase::Retrying {
-                    doing: doing.to_owned(),
-                    error,
-                    next_attempt_in: wait,
-                });
-                wait
-            }
+            Err(ended) => told(ended, &mut learnt, &mut backoff, board),
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Tells the log and the board why an attempt has ended, and remembers what the next one is to know. Returns
+/// when that is to begin.
+fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board) -> Duration {
+    match ended {
+        Ended::Halted(halt) | Ended::NoDeadLetters(halt) => {
+            tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
+            board.error(halt.to_string());
+            board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
+            HALTED_RETRY
+        }
+        // Another relay leads, or the broker has ended a transaction that outlived its time:
+        // the lock tells which.
+        Ended::Fenced => {
+            let wait = backoff.next_wait();
+            tracing::warn!(retry_in = ?wait, "fenced at the broker; will stand by");
+            board.metrics().reconnect(Cause::Fenced);
+            board.phase(Phase::Retrying {
+                doing: "delivering".into(),
+                error: "fenced at the broker".into(),
+                next_attempt_in: wait,
+            });
+            wait
+        }
+        Ended::NeedsText(reason) => {
+            tracing::info!(%reason, "streaming in the text format from now on");
+            learnt.format = Format::Text;
+            board.metrics().reconnect(Cause::Other);
+            board.phase(Phase::Starting { doing: "following a change of the table".into() });
+            backoff.next_wait()
+        }
+        Ended::Unpublished(reason) => {
+            tracing::warn!(
+                %reason,
+                "the publication was missing when the next transaction of the stream was written: the events \
+                 that the stream does not have are read from the table"
+            );
+            learnt.unpublished_once = true;
+            board.metrics().reconnect(Cause::Postgres);
+            board.error(reason.to_string());
+            board.phase(Phase::Starting { doing: "reconciling with the publication".into() });
+            backoff.next_wait()
+        }
+        Ended::RolledBack(found) => {
+            tracing::error!(%found, "the volume was put back to an older state");
+            learnt.another_history = Some(found);
+            board.metrics().reconnect(Cause::Postgres);
+            board.error(found.to_string());
+            board.phase(Phase::Starting { doing: "remembering a rollback".into() });
+            backoff.next_wait()
+        }
+        Ended::Retry { cause, doing, error } => {
+            let wait = backoff.next_wait();
+            let error = printable::causes(error.as_ref());
+            tracing::warn!(doing, error, retry_in = ?wait, "will try again");
+            board.metrics().reconnect(cause);
+            board.error(format!("{doing}: {error}"));
+            board.phase(Phase::Retrying { doing: doing.to_owned(), error, next_attempt_in: wait });
+            wait
         }
     }
 }

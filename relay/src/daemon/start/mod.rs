@@ -4,6 +4,7 @@
 
 mod connect;
 mod connections;
+mod decided;
 mod decision;
 pub(crate) mod first;
 pub(super) mod rehearsal;
@@ -19,11 +20,11 @@ use uuid::Uuid;
 use self::{
     connect::{connect_replication, connect_sink, look, still_leads},
     connections::Connections,
+    decided::{Decided, Next, carry_out},
     decision::{
         Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
         tell_of_a_lost_tail,
     },
-    repair::Needed,
 };
 use crate::{
     config::Config,
@@ -36,7 +37,6 @@ use crate::{
         progress::Progress,
     },
     daemon::{
-        advice,
         context::Context,
         ended::Ended,
         leads, parked,
@@ -53,7 +53,7 @@ use crate::{
         catalog::{InspectError, characters},
         sql::SqlSession,
     },
-    reconcile::{self, Decision, Reconciled},
+    reconcile::{self, Reconciled},
     route::{Format, Origin, Router, quoted},
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::StreamOptions,
@@ -140,52 +140,17 @@ pub(super) async fn start(
         note_delivered(config, session).await?;
         noted = true;
     }
-    let from = match decision {
-        Decision::Stream { from } => {
-            progress.published = Some(published);
-            from
-        }
-        Decision::MakeSlot { replace } => {
-            tables.must_fit()?;
-            if replace {
-                slot::drop(slot, &mut connections.replication).await?;
-            }
-            progress.gap = None;
-            progress.published = Some(published);
-            // What was delivered of a release stays delivered, whatever became of the slot.
-            progress.snapshots.clear();
-            first::make(context, &mut connections, &mut progress).await?
-        }
-        Decision::Wait { pid, making } => {
-            let error = advice::held(session, slot, pid, making).await;
-            return Err(Ended::retry(Cause::Postgres, "waiting for the slot", error));
-        }
-        Decision::Repair { .. } | Decision::FinishRepair => {
-            tables.must_fit()?;
-            let readable = std::mem::replace(&mut tables.repair, Ok(vec![]));
-            let tables = readable.map_err(Ended::Halted)?;
-            let nothing_to_read = match &decision {
-                Decision::Repair { lower, replace } => {
-                    let (lower, gap) = (lower.as_deref(), gap.as_deref());
-                    let needed = Needed { tables: &tables, lower, gap };
-                    repair::begin(context, &mut connections, needed, &mut progress, *replace)
-                        .await?
-                }
-                _ => None,
-            };
-            if !noted {
-                // Before its first page is published: a start without progress is no first one then.
-                note_delivered(config, session).await?;
-                noted = true;
-            }
-            let Some(from) = nothing_to_read else {
-                let (sink, (dead_letters, lanes)) = (connections.sink, parked);
-                let probe = sink.probe();
-                let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-                let repairing = Repairing { delivery, probe, tables, origin, charset };
-                return Ok(Started::Repair(Box::new(repairing)));
-            };
-            from
+    let decided = Decided { decision, gap, published };
+    let next =
+        carry_out(context, &mut connections, decided, &mut tables, &mut progress, &mut noted).await;
+    let from = match next? {
+        Next::Stream(from) => from,
+        Next::Repair(tables) => {
+            let (sink, (dead_letters, lanes)) = (connections.sink, parked);
+            let probe = sink.probe();
+            let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
+            let repairing = Repairing { delivery, probe, tables, origin, charset };
+            return Ok(Started::Repair(Box::new(repairing)));
         }
     };
     if let Some(Halt { reason, remedy }) = &tables.misfit {
