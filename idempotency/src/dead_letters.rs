@@ -1,7 +1,9 @@
 //! Messages that a consumer gave up: looked at, replayed, discarded.
 //!
 //! A replay moves a message back to where its key's messages wait, so only this consumer sees it,
-//! and a running [`crate::Processor`] takes it within half a second. Each command is one statement.
+//! and a running [`crate::Processor`] takes it within half a second. Each command is one statement. None is
+//! cancel safe: dropped before it returns, its statement may take effect or not, as a whole; look with [`list`]
+//! or [`show`].
 
 use std::time::SystemTime;
 

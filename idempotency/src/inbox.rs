@@ -89,6 +89,8 @@ impl Inbox {
     /// that outlives releases: another name has taken nothing yet and takes everything again.
     /// Registers the name, and makes and drops partitions ([`Inbox::maintain`]).
     ///
+    /// Cancel safe: call it again.
+    ///
     /// # Errors
     /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing,
     /// [`InboxError::Setting`] where a setting weakens what the inbox promises.
@@ -208,6 +210,8 @@ impl Inbox {
     /// database. Waits while another transaction has claimed it and has not ended. Commit only
     /// what was [`Claim::Fresh`]. The isolation level must be READ COMMITTED, the default.
     ///
+    /// Not cancel safe: dropped half-way, the message may be claimed. Roll the transaction back.
+    ///
     /// # Errors
     /// [`InboxError`]; the transaction is failed then: roll it back.
     pub async fn claim(
@@ -237,6 +241,8 @@ impl Inbox {
     /// an id that is there twice, the later ones are duplicates. Ids are claimed in one order, so
     /// batches that overlap wait for one another but do not deadlock.
     ///
+    /// Not cancel safe, as [`Inbox::claim`].
+    ///
     /// # Errors
     /// As [`Inbox::claim`].
     pub async fn claim_batch(
@@ -265,6 +271,8 @@ impl Inbox {
 
     /// Makes the partitions of the days ahead and drops those older than
     /// `inbox.settings.retention_days`. Call it every hour or so where no runner does.
+    ///
+    /// Cancel safe: the next call does what this one has left.
     ///
     /// # Errors
     /// [`InboxError`]; nothing was changed.

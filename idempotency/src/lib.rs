@@ -100,6 +100,8 @@ pub use uuid;
 /// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set
 /// inbox` does. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).
 ///
+/// Cancel safe: a migration that was under way is rolled back with its connection; call it again on another one.
+///
 /// # Errors
 /// [`MigrateError`]; what was applied before stays applied.
 #[cfg(feature = "migrate")]

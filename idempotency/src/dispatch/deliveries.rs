@@ -141,7 +141,7 @@ impl<H: Clone> Deliveries<H> {
 
     /// Takes nothing more in, returns what no worker has, and waits until workers have none: what is left after
     /// `patience`. The workers and the task of the answers continue meanwhile; returns also the last answers that
-    /// this task has not taken.
+    /// this task has not taken. Cancel safe until it returns: call it again.
     pub async fn drain(&self, patience: Duration) -> (usize, Vec<Answer<H>>) {
         self.queue.change(LaneScheduler::<EachMessage<H>>::close);
         let running = || self.queue.lanes().running();
