@@ -125,7 +125,7 @@ async fn what_would_halt_the_start_is_found_in_the_words_of_the_halt() {
     assert!(relay.sigterm().await.success());
     let streams = check(&settings).await;
     assert!(problems(&streams).is_empty(), "{streams:?}");
-    assert!(named(&streams, "start").seen.starts_with("streams from"), "{streams:?}");
+    assert!(named(&streams, "start").seen.starts_with("streams what comes after"), "{streams:?}");
 
     t.commit([Event::to(topic.name())]).await;
     let moved = "select pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) \

@@ -1,11 +1,11 @@
 //! Delivers a batch and the progress that goes with it, parking what must be.
 //!
-//! Gives the broker as much at a time as it takes in time (`pace`). Bisects what the broker refuses, so that only a record refused alone is refused; parks it and
-//! what follows it in its lane, and lets the other lanes continue. A park is durable before any
-//! progress that covers its position is stored; where records go before their progress, the other lanes need
-//! not wait for it (`desk`). Where the events come from is a [`Course`]'s
-//! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the
-//! daemon starts again from progress. While no lane is parked, all of this costs a branch a batch.
+//! Gives the broker as much at a time as it takes in time (`pace`). Bisects what the broker refuses, so that
+//! only a record refused alone is refused; parks it and what follows it in its lane, and lets the other lanes
+//! continue. A park is durable before any progress that covers its position is stored; where records go before
+//! their progress, the other lanes need not wait for it (`desk`). Where the events come from is a [`Course`]'s
+//! business: the stream, a release, a repair. It retries nothing: after an uncertain outcome the daemon starts
+//! again from progress. While no lane is parked, all of this costs a branch a batch.
 
 mod desk;
 mod parking;

@@ -37,19 +37,19 @@ pub(crate) enum Rehearsed {
     Fails(String),
 }
 
-/// Goes through what a start looks at. `has_progress_topic`: where there is none, it is not made.
+/// Goes through what a start looks at. `has_progress`: where there is none, it is not made.
 /// Cancel safe.
 pub(crate) async fn rehearse(
     config: &Config,
     parts: &Parts,
     session: &Arc<SqlSession>,
-    has_progress_topic: bool,
+    has_progress: bool,
 ) -> Rehearsed {
     // No one asks a rehearsal for its state.
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
     let context = &Context { config, parts, board };
-    match decide(context, session, has_progress_topic).await {
+    match decide(context, session, has_progress).await {
         Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
         Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt)) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
@@ -74,7 +74,7 @@ pub(crate) async fn rehearse(
 async fn decide(
     context: &Context,
     session: &Arc<SqlSession>,
-    has_progress_topic: bool,
+    has_progress: bool,
 ) -> Result<(Decision, bool), Ended> {
     let config = &context.config;
     let mut replication = connect::connect_replication(context).await?;
@@ -83,7 +83,7 @@ async fn decide(
     let known = progress_key::look(session, &config.name).await.map_err(decision::key_failed)?;
     let known = known.unwrap_or_else(Known::nothing);
     let mut stored = None;
-    if has_progress_topic {
+    if has_progress {
         let sink = AnySink::start(&context.parts.sink, &config.name, known.key.clone(), session);
         let mut sink = sink.map_err(|e| Ended::sink("making the sink", e))?;
         let seen = sink.peek().await;

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 use super::{Finding, Verdict, ok, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
-    core::printable::counted,
+    core::{position::Position, printable::counted},
     daemon::{self, Rehearsed},
     dead_letter,
     postgres::{
@@ -27,11 +27,11 @@ pub(super) async fn rehearsed(
     config: &Config,
     parts: &Parts,
     session: &Arc<SqlSession>,
-    has_progress_topic: bool,
+    has_progress: bool,
     before: &[Finding],
 ) -> Option<Finding> {
     let name = &config.postgres.slot;
-    let rehearsed = daemon::rehearse(config, parts, session, has_progress_topic).await;
+    let rehearsed = daemon::rehearse(config, parts, session, has_progress).await;
     Some(match rehearsed {
         Rehearsed::Halts(halt) => {
             let is_part = |finding: &&Finding| {
@@ -85,7 +85,12 @@ fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
     const LATER: &str = "the tables did not say within some seconds whether rows of it are gone: the start \
                          looks again, and halts with the interval if any are";
     match decision {
-        Decision::Stream { from } => ok(NAME, format!("streams from {from}")),
+        Decision::Stream { from: Position::Row(event) } => {
+            ok(NAME, format!("streams what comes after the event {event}"))
+        }
+        Decision::Stream { from: Position::UpTo(end) } => {
+            ok(NAME, format!("streams what comes after {end}"))
+        }
         Decision::MakeSlot { .. } => ok(NAME, format!("makes the slot {slot}")),
         Decision::Repair { lower: None, .. } => {
             ok(NAME, format!("makes the slot {slot}, and publishes the rows that are there"))
