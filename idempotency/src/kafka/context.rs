@@ -22,10 +22,10 @@ use crate::{
     processor::Processor,
 };
 
-use super::foreign::{Foreign, MARK};
+use super::foreign::Foreign;
 use super::patience;
 use super::shared::Shared;
-use super::topics::{self, Start};
+use super::topics::{self, MARK, Start};
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,

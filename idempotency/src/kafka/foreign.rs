@@ -11,9 +11,6 @@ use std::{
 use super::topics::Start;
 use crate::{alert::Alert, dispatch::Partition, processor::Processor};
 
-/// What a commit says that has no topic's id to say.
-pub(super) const MARK: &str = "outbox-idempotency";
-
 /// Those that were said.
 #[derive(Default)]
 pub(super) struct Foreign(Mutex<HashSet<(Partition, i64)>>);

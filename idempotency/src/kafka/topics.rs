@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::RunError,
-    foreign,
     gaps::{self, Gap},
     native::{self, Place, Queue},
     patience,
@@ -262,6 +261,9 @@ pub(super) fn ids(
     native::topic_ids(consumer, &names.into_iter().collect::<Vec<_>>(), ASK).into_iter().collect()
 }
 
+/// What a commit says that has no topic's id to say.
+pub(super) const MARK: &str = "outbox-idempotency";
+
 /// Where a partition continues, and of which topic that is, where it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Start {
@@ -299,7 +301,7 @@ pub(super) fn committed(
     let offsets = elements.iter().filter_map(|one| match one.offset() {
         Offset::Offset(offset) => {
             let topic_id = Some(one.metadata().to_owned()).filter(|id| is_id(id));
-            let ours = topic_id.is_some() || one.metadata() == foreign::MARK;
+            let ours = topic_id.is_some() || one.metadata() == MARK;
             Some(((Arc::from(one.topic()), one.partition()), Start { offset, topic_id, ours }))
         }
         _ => None,
