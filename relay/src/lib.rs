@@ -1,4 +1,4 @@
-//! Publishes a PostgreSQL outbox to Kafka through logical replication: exactly once, in key order.
+//! Publishes a PostgreSQL outbox to Kafka or NATS JetStream through logical replication: exactly once, in key order.
 //!
 //! ```text
 //! PostgreSQL WAL ─► source ─────► route ─────► sink ─────► broker

@@ -153,6 +153,14 @@ mod tests {
     }
 
     #[test]
+    fn where_progress_is_and_how_it_is_removed_is_told_in_words_of_nats() {
+        let home = settings().progress_home();
+        assert_eq!(home.name, "the stream ORDERS");
+        let purge = "`nats stream purge ORDERS --subject outbox-relay-progress.relay --force`";
+        assert!(home.empty.ends_with(purge), "{home:?}");
+    }
+
+    #[test]
     fn a_file_that_can_not_be_read_is_named() {
         let gone = Some(PathBuf::from("/nowhere/relay.creds"));
         let found = Settings { credentials_file: gone, ..settings() }.problems();
