@@ -34,6 +34,7 @@ mod losses;
 mod lost_table;
 mod many_releases;
 mod matrix;
+mod meddling;
 mod messages;
 mod migrations;
 mod nats;

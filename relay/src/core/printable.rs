@@ -21,11 +21,11 @@ pub fn lines(text: &str) -> Cow<'_, str> {
 
 /// An error with its causes, outermost first. Many libraries write the cause into their own text: what
 /// stands there already is not said again.
-pub fn causes(error: &dyn Error) -> String {
-    let mut said = error.to_string();
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut said = without_rows(error);
     let mut next = error.source();
     while let Some(cause) = next {
-        let text = cause.to_string();
+        let text = without_rows(cause);
         if !said.contains(&text) {
             said.push_str(": ");
             said.push_str(&text);
@@ -33,6 +33,21 @@ pub fn causes(error: &dyn Error) -> String {
         next = cause.source();
     }
     said
+}
+
+/// The text of one error. Where a constraint refuses a row, PostgreSQL's DETAIL quotes the row, and so an event's
+/// key and payload, which belong in no log and on no page.
+fn without_rows(error: &(dyn Error + 'static)) -> String {
+    let answer = match error.downcast_ref::<tokio_postgres::Error>() {
+        Some(error) => error.as_db_error(),
+        None => error.downcast_ref::<tokio_postgres::error::DbError>(),
+    };
+    match answer {
+        Some(answer) if answer.code().code().starts_with("23") => {
+            format!("{}: {}", answer.severity(), answer.message())
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// A text of a size that no one bounds, as a part of a line: cut where it is long, and then its length

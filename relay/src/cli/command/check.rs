@@ -7,6 +7,7 @@ mod capacity;
 mod database;
 mod events;
 mod identity;
+mod meddling;
 mod migrations;
 mod neighbours;
 mod rights;

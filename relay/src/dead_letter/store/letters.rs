@@ -68,7 +68,8 @@ impl Store {
             ),
             false => ("", ""),
         };
-        self.execute(
+        let written = self
+            .execute(
             "parking events",
             // What was released and delivered long ago, and is refused now that its place was streamed once more,
             // is parked again; what is parked stays as it is.
@@ -111,7 +112,39 @@ impl Store {
             ],
         )
         .await?;
-        Ok(())
+        match written == columns.commits.len() as u64 {
+            true => Ok(()),
+            false => self.are_there(columns).await,
+        }
+    }
+
+    /// Of rows that were not written: were they there before? A trigger of somebody's may have kept them out.
+    async fn are_there(&self, columns: &Columns<'_>) -> Result<(), DeadLetterError> {
+        let sql = "select from unnest($2::pg_lsn[], $3::int8[], $4::text[]) \
+                       as n (commit_lsn, ordinal, event_id) \
+                   where not exists (select from outbox.dead_letters d \
+                       where d.relay = $1 and d.commit_lsn = n.commit_lsn and d.ordinal = n.ordinal \
+                           and hashtextextended(coalesce(d.event_id, ''), 0) \
+                               = hashtextextended(coalesce(n.event_id, ''), 0)) \
+                   limit 1";
+        let rows = self
+            .query(
+                "looking whether events are parked",
+                sql,
+                &[&self.relay, &columns.commits, &columns.ordinals, &columns.event_ids],
+            )
+            .await?;
+        match rows.is_empty() {
+            true => Ok(()),
+            false => Err(DeadLetterError::Misconfigured {
+                what: "an event that was to be parked is not in outbox.dead_letters, though the statement \
+                       succeeded: a trigger of somebody's keeps it out, or changes it. Nothing is lost"
+                    .to_owned(),
+                remedy: "type `\\d outbox.dead_letters` in psql to see which trigger it is, and drop it; \
+                         `outbox-relay check` has the statement"
+                    .to_owned(),
+            }),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod characters;
 mod error;
 pub mod kept;
+pub mod meddling;
 pub mod publication;
 mod rows;
 pub mod slot;

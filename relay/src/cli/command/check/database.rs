@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{
     Finding,
     capacity::capacity,
-    events, identity, migrations, neighbours, ok, passed, problem,
+    events, identity, meddling, migrations, neighbours, ok, passed, problem,
     rights::{rights, writers},
     settings, start, tables, warning,
 };
@@ -116,6 +116,7 @@ async fn server(
         Err(error) if locks::refused(&error) => locked(client).await,
         parking => parking?,
     });
+    findings.extend(meddling::dead_letters(client).await?);
     let publication_name = &config.postgres.publication;
     let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;
@@ -136,6 +137,7 @@ async fn server(
         if let Some(fit) = fit {
             findings.push(tables::rows(table, fit, &state, mapping, config.outbox.rows_kept));
             findings.extend(settings::zone(table, &state, mapping));
+            findings.extend(meddling::events(table, client).await?);
             findings.extend(events.at(table, &state).await?);
         }
         known.push((table, state));

@@ -1,0 +1,56 @@
+//! What others have put on our tables: rows that it keeps out are missed by no one but their writer.
+
+use tokio_postgres::Client;
+
+use super::{Finding, problem, warning};
+use crate::{
+    postgres::catalog::{InspectError, meddling, table},
+    route::TableName,
+};
+
+/// Events. Tables of others may have any trigger.
+pub(super) async fn events(
+    name: &TableName,
+    client: &Client,
+) -> Result<Option<Finding>, InspectError> {
+    if (name.schema.as_str(), name.table.as_str()) != ("outbox", "events") {
+        return Ok(None);
+    }
+    let found = meddling::on(client, &name.schema, &name.table).await?;
+    Ok((!found.is_empty()).then(|| {
+        warning(
+            "triggers",
+            format!(
+                "a trigger before each row, or a rule, may keep events out of {name} or change them, and \
+                 no one would notice: outbox.publish returns an id all the same"
+            ),
+            format!(
+                "if it is to do neither, `{}`; a trigger that runs after each row may take its place",
+                found.join("; ")
+            ),
+        )
+    }))
+}
+
+/// Parked events.
+pub(super) async fn dead_letters(client: &Client) -> Result<Vec<Finding>, InspectError> {
+    const NAME: &str = "parking";
+    let mut findings = Vec::new();
+    let found = meddling::on(client, "outbox", "dead_letters").await?;
+    if !found.is_empty() {
+        let seen = "a trigger before each row, or a rule, may keep parked events out of \
+                    outbox.dead_letters, or change them";
+        findings.push(problem(NAME, seen.to_owned(), format!("`{}`", found.join("; "))));
+    }
+    let state = table::inspect(client, "outbox", "dead_letters").await?;
+    if state.is_some_and(|state| state.persistence == "u") {
+        let seen = "outbox.dead_letters is unlogged: a crash of the server empties it, and a standby has \
+                    nothing of it";
+        findings.push(problem(
+            NAME,
+            seen.to_owned(),
+            "`alter table outbox.dead_letters set logged`",
+        ));
+    }
+    Ok(findings)
+}
