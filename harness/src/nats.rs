@@ -188,6 +188,16 @@ impl Stream {
         changed.expect("the stream is changed");
     }
 
+    /// Deletes all its messages, as a person does who wants room.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn purge(&self) {
+        let client = client(&self.server).await;
+        let purge = format!("STREAM.PURGE.{}", self.name);
+        api(&client, &purge, &json!({})).await.expect("it is purged");
+    }
+
     /// Publishes a message as anybody may who has the right.
     ///
     /// # Panics

@@ -15,7 +15,7 @@ use outbox_harness::{
 };
 use serde_json::{Value, json};
 
-use crate::{checks, dead_letters::wait_parked, leader::wait_confirmed};
+use crate::{checks, dead_letters::wait_parked, leader::wait_confirmed, remedies::halted};
 
 const PARTITIONS: i32 = 4;
 
@@ -158,7 +158,8 @@ async fn a_stream_that_does_not_fit_is_named_by_check_and_by_the_halt_and_flows_
         let text = format!("{} {}", told.seen, told.remedy);
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
-    problem(&["does not exist", "sink.nats.stream"]).await;
+    let create = format!("`nats stream add {name} --subjects 'TOPIC.*,{}' --storage", progress(&t));
+    problem(&["does not exist", "sink.nats.stream", &create]).await;
     let stream =
         stream(&t, nats, &json!({ "allow_atomic": false, "allow_rollup_hdrs": false })).await;
     problem(&["allow_atomic", "--allow-batch", "allow_rollup_hdrs", "--allow-rollup"]).await;
@@ -172,6 +173,40 @@ async fn a_stream_that_does_not_fit_is_named_by_check_and_by_the_halt_and_flows_
     // The halt is looked at again by itself, or by a start.
     drop(relay);
     let _relay = settings.start().await;
+    all_arrive(&t, &stream).await;
+}
+
+/// A purge takes what no one has read yet, and the progress with it.
+#[tokio::test]
+async fn what_a_purge_took_is_published_again_by_obeying_the_halt() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let mut relay = to(&stream, t.relay()).start().await;
+    let event = |n: i32| Event::to(&topic(&t)).key(&format!("key {n}"));
+    let events: Vec<Event> = (0..9).map(event).collect();
+    t.commit(events).await;
+    all_arrive(&t, &stream).await;
+    stream.purge().await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    let detail = halted(&relay).await;
+    let (_, every) = detail.split_once("events that were not read yet").expect("what to type");
+    for statement in every.split('`').skip(1).step_by(2) {
+        let typed = t.database().superuser().batch_execute(statement).await;
+        typed.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    relay.wait_ready().await;
+    all_arrive(&t, &stream).await;
+}
+
+/// As a person makes it do who wants room, while the relay streams.
+#[tokio::test]
+async fn a_stream_that_begins_to_delete_what_was_not_read_is_named_while_the_relay_streams() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({ "discard": "new" })).await;
+    let relay = to(&stream, t.relay()).start().await;
+    stream.change(&json!({ "discard": "old", "max_msgs": 1000 })).await;
+    relay.wait_log("--discard new").await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
     all_arrive(&t, &stream).await;
 }
 

@@ -117,11 +117,20 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
         Use::From(confirmed) => Err(Halt::new(
             format!("slot {name} exists, confirmed up to {confirmed}, but {unknown}"),
             match facts.has_delivered {
-                true => {
-                    "to publish everything after the slot's position, run `outbox-relay resume \
-                         --at slot`; to leave that out, run `outbox-relay resume --at now`"
-                        .to_owned()
-                }
+                true => format!(
+                    "to publish everything after the slot's position, some of it perhaps again, run `outbox-relay \
+                     resume --at slot`: what is before it, the broker had stored; to leave that out, run \
+                     `outbox-relay resume --at now`{}",
+                    if facts.stream.is_some() {
+                        format!(
+                            "; or, if the stream has lost events that were not read yet, {}, and drop the slot: {}",
+                            home::every_row(facts),
+                            drop_slot(name)
+                        )
+                    } else {
+                        String::new()
+                    }
+                ),
                 false => format!(
                     "to publish everything after the slot's position, run `outbox-relay resume \
                      --at slot`; to {}, drop the slot: {}",

@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     /// The broker loses progress together with the records that it covers, and the settings say to publish
     /// these again.
     pub repairs_broker_loss: bool,
+    /// The stream of NATS that has records and progress together: what empties it takes both.
+    pub stream: Option<&'a str>,
 }
 
 impl<'a> Facts<'a> {
@@ -75,6 +77,7 @@ impl<'a> Facts<'a> {
             has_delivered: false,
             progress_in_database: false,
             repairs_broker_loss: false,
+            stream: None,
         }
     }
 

@@ -71,8 +71,8 @@ pub(super) fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt 
              published"
         ),
         format!(
-            "to publish them from the table, drop the slot, and the relay makes a new one: {}; to \
-             go on from the slot's position and leave that interval out, run `outbox-relay resume \
+            "to publish them from the table, some that are before them again, drop the slot, and the relay makes a \
+             new one: {}; to continue from the slot's position and leave that interval out, run `outbox-relay resume \
              --at slot`",
             drop_slot(name)
         ),

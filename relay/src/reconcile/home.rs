@@ -5,26 +5,43 @@ use super::facts::Facts;
 use crate::core::halt::Halt;
 
 /// Nothing is stored.
-pub(super) fn unknown(facts: &Facts<'_>) -> &'static str {
-    match facts.progress_in_database {
-        true => {
-            "outbox.progress has no row of this relay: what was published before is not known here"
+pub(super) fn unknown(facts: &Facts<'_>) -> String {
+    match (facts.progress_in_database, facts.stream) {
+        (true, _) => {
+            "outbox.progress has no row of this relay: what was published before is not known here".to_owned()
         }
-        false => "the broker has no progress record: what was published before is not known here",
+        (false, Some(stream)) => format!(
+            "the stream {stream} has no progress record, because it was purged or recreated, or has deleted what is \
+             old, or this is another server: what was published before is not known here, and may be deleted too"
+        ),
+        (false, None) => {
+            "the broker has no progress record, because its progress topic was deleted, emptied or recreated, or \
+             these are other brokers: what was published before is not known here"
+                .to_owned()
+        }
     }
 }
 
 /// Nothing is stored, there is no slot, and this relay has delivered before.
 pub(super) fn lost(facts: &Facts<'_>) -> Halt {
-    let (found, remedy) = match facts.progress_in_database {
-        true => (
+    let (found, remedy) = match (facts.progress_in_database, facts.stream) {
+        (true, _) => (
             "outbox.progress has no row of this relay, which has delivered before: its rows were \
-             deleted",
+             deleted"
+                .to_owned(),
             "put its rows back from a backup",
         ),
-        false => (
+        (false, Some(stream)) => (
+            format!(
+                "the stream {stream} has no progress record of this relay, which has delivered before: it was \
+                 purged or recreated, or has deleted what is old, or this is another server"
+            ),
+            "connect the relay to the server that has its progress",
+        ),
+        (false, None) => (
             "the broker has no progress record of this relay, which has delivered before: its progress \
-             topic was deleted, emptied or recreated, or these are other brokers",
+             topic was deleted, emptied or recreated, or these are other brokers"
+                .to_owned(),
             "connect the relay to the brokers that have its progress",
         ),
     };

@@ -31,6 +31,7 @@ struct Row {
     has_delivered: bool,
     progress_in_database: bool,
     repairs_broker_loss: bool,
+    stream: Option<&'static str>,
 }
 
 /// Progress is at 1000 on timeline 1, with snapshots at 900 and 500; the slot is confirmed up to
@@ -51,6 +52,7 @@ fn row() -> Row {
         has_delivered: false,
         progress_in_database: false,
         repairs_broker_loss: false,
+        stream: None,
     }
 }
 
@@ -109,6 +111,23 @@ fn no_progress_of_a_relay_that_has_delivered_is_no_first_start() {
     let there = Row { progress: None, has_delivered: true, ..row() };
     let halt = there.halts(&["0/3E8", "resume --at slot", "resume --at now"]);
     assert!(!halt.remedy.contains("drop"), "it would start over: {halt}");
+    assert!(halt.remedy.contains("perhaps again"), "{halt}");
+    // What empties a stream takes events that no one has read.
+    let stream = Some("ORDERS");
+    for start_with_all in [false, true] {
+        let there = Row { stream, start_with_all, progress: None, has_delivered: true, ..row() };
+        let halt = there.halts(&[
+            "the stream ORDERS has no progress record",
+            "resume --at slot",
+            "to publish every row of the table",
+            "outbox.relay_keys",
+            DROP,
+        ]);
+        let gone = Row { slot: None, ..there }.halts(&["stream ORDERS", "purged"]);
+        for halt in [halt, gone] {
+            assert!(!halt.to_string().contains("topic"), "{halt}");
+        }
+    }
 }
 
 /// A first start was announced, or `resume --at now` was run.
@@ -150,6 +169,7 @@ impl Row {
             has_delivered: self.has_delivered,
             progress_in_database: self.progress_in_database,
             repairs_broker_loss: self.repairs_broker_loss,
+            stream: self.stream,
             ..Facts::new("orders", "outbox", "app", &self.identity)
         })
     }

@@ -165,6 +165,14 @@ impl Settings {
         matches!(self, Settings::Nats(settings) if settings.repairs_broker_loss)
     }
 
+    /// The stream that has records and progress together, where the broker has such.
+    pub fn stream(&self) -> Option<&str> {
+        match self {
+            Settings::Nats(settings) => Some(&settings.stream),
+            Settings::Kafka(_) | Settings::File(_) => None,
+        }
+    }
+
     /// What the relay's role needs in the database.
     pub fn grants(&self) -> Vec<Grant> {
         match self {

@@ -163,6 +163,7 @@ pub(super) fn facts<'a>(
     Facts {
         progress_in_database: sink.keeps_progress_in_database(),
         repairs_broker_loss: sink.repairs_broker_loss(),
+        stream: sink.stream(),
         ..Facts::new(&config.name, &config.postgres.slot, database, identity)
     }
 }

@@ -181,7 +181,7 @@ async fn nothing_gone(
         Ended::Halted(Halt::new(
             format!(
                 "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
-                 left out, or the broker has lost what it had confirmed, and some of them may be missing there: {}",
+                 left out, or the broker has lost what it had confirmed, and some may be missing: {}",
                 why.reason
             ),
             "to leave out what is not published, make a new slot and publish what is committed from \

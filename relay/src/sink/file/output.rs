@@ -153,7 +153,7 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
         }
         tracing::warn!(
             file = %path.display(), bytes = length - whole,
-            "the file ends in a part of a line, which a crash has left: cutting it off; its record is \
+            "the file ends in a part of a line, which a crash or a full disk has left: cutting it off; its record is \
              written again"
         );
         file.set_len(whole).map_err(|error| at(path, error))?;
@@ -229,6 +229,13 @@ fn failed(name: &str, error: io::Error) -> SinkError {
             what: format!("whoever read {name} has gone: {error}; nothing more is published"),
             remedy: "start the relay again with a reader".into(),
         },
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => SinkError::Unavailable {
+            doing: format!(
+                "writing {name} (free space there, or raise the limit; events wait in PostgreSQL meanwhile, and the \
+                 lines of the batch under way come again)"
+            ),
+            source: error.into(),
+        },
         _ => SinkError::Unavailable { doing: format!("writing {name}"), source: error.into() },
     }
 }
@@ -238,6 +245,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        let full = failed("lines", io::ErrorKind::StorageFull.into()).to_string();
+        assert!(full.contains("free space") && full.contains("come again"), "{full}");
+    }
 
     #[test]
     fn what_a_crash_left_of_a_line_is_cut_off_and_a_whole_one_is_ended() {

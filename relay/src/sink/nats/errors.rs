@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::settings::Settings;
 use crate::sink::{BoxError, SinkError};
 
 /// Nothing is stored, and the stream's last message of a subject is another one than was expected.
@@ -37,18 +38,32 @@ pub(super) enum Failed {
 
 impl Failed {
     /// As an error of the sink's, where no answer of the server means anything else.
-    pub(super) fn into_error(self, doing: impl Into<String>, stream: &str) -> SinkError {
+    pub(super) fn into_error(self, doing: impl Into<String>, settings: &Settings) -> SinkError {
         match self {
             Failed::Refused(error) if error.err_code == NO_STREAM => SinkError::Misconfigured {
-                what: format!("the stream {stream} does not exist"),
-                remedy: "create it (docs/NATS.md has the command), or correct sink.nats.stream; events wait in \
-                         PostgreSQL meanwhile".into(),
+                what: format!("the stream {} does not exist", settings.stream),
+                remedy: format!(
+                    "create it, with a subject for each of your topics in place of TOPIC.*: {}; or correct \
+                     sink.nats.stream; events wait in PostgreSQL meanwhile. If it was deleted, what it had is gone \
+                     with it: once it is there, the next halt says how that is published again",
+                    create(settings)
+                ),
             },
             Failed::Refused(error) => unavailable(doing, error),
             Failed::Unknown(error) => unavailable(doing, error),
             Failed::NotSent(error) => error,
         }
     }
+}
+
+/// The progress subject is this relay's own: other relays have other streams, and subjects may not overlap.
+fn create(settings: &Settings) -> String {
+    format!(
+        "`nats stream add {} --subjects 'TOPIC.*,{}' --storage file --retention limits --discard new --allow-batch \
+         --allow-rollup --defaults`",
+        settings.stream,
+        settings.progress_subject()
+    )
 }
 
 pub(super) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>) -> SinkError {

@@ -160,7 +160,7 @@ impl NatsSink {
                         }
                     }
                 }
-                Ok(Err(error)) => return Err(error.into_error(doing(), &self.link.settings.stream)),
+                Ok(Err(error)) => return Err(error.into_error(doing(), &self.link.settings)),
                 Err(_) => {
                     return Err(unavailable(
                         doing(),
@@ -316,7 +316,13 @@ impl Probe {
     /// `Misconfigured` if not.
     pub async fn progress_topic(&self) -> Result<(), SinkError> {
         let stream = Stream::read(&self.link).await?;
-        stream.verify(&self.link.settings.stream, &self.progress_subject)
+        let name = &self.link.settings.stream;
+        stream.verify(name, &self.progress_subject)?;
+        // A start accepts it, and a person should know.
+        match stream.deletes_unread(name) {
+            Some((what, remedy)) => Err(SinkError::Misconfigured { what, remedy }),
+            None => Ok(()),
+        }
     }
 
     /// How long a subject that the stream lacks is watched for.

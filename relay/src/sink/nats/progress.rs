@@ -98,7 +98,7 @@ impl ProgressSubject {
                 Ok(()) => return Ok(()),
                 // Somebody stored between the look and the claim.
                 Err(Failed::Refused(error)) if WRONG_LAST.contains(&error.err_code) => {}
-                Err(error) => return Err(error.into_error(DOING, &link.settings.stream)),
+                Err(error) => return Err(error.into_error(DOING, &link.settings)),
             }
         }
         Err(unavailable(
@@ -214,7 +214,7 @@ impl ProgressSubject {
         match answer {
             Ok(answer) => Ok(Some(answer.message)),
             Err(Failed::Refused(error)) if error.err_code == NO_MESSAGE => Ok(None),
-            Err(error) => Err(error.into_error("reading progress", stream)),
+            Err(error) => Err(error.into_error("reading progress", &link.settings)),
         }
     }
 

@@ -37,8 +37,9 @@ impl Stream {
     pub(super) async fn read(link: &Link) -> Result<Self, SinkError> {
         let name = &link.settings.stream;
         let info = link.api(&format!("STREAM.INFO.{name}"), &serde_json::Value::Null).await;
-        let info: Info =
-            info.map_err(|error| error.into_error(format!("looking at the stream {name}"), name))?;
+        let info: Info = info.map_err(|error| {
+            error.into_error(format!("looking at the stream {name}"), &link.settings)
+        })?;
         Ok(info.config)
     }
 
@@ -65,18 +66,25 @@ impl Stream {
         self.num_replicas
     }
 
+    /// Whether it makes room by deleting, and what to type.
+    pub(super) fn deletes_unread(&self, name: &str) -> Option<(String, String)> {
+        if self.discard == "new" || (self.max_msgs <= 0 && self.max_bytes <= 0) {
+            return None;
+        }
+        Some((
+            format!(
+                "the stream {name} deletes its oldest messages at a limit (discard old), whether they were read or not"
+            ),
+            format!(
+                "`nats stream edit {name} --discard new`: the relay then waits, and nothing is deleted unread"
+            ),
+        ))
+    }
+
     /// What is worth knowing beforehand, each with its remedy.
     pub(super) fn advice(&self, name: &str) -> Vec<(String, String)> {
         let mut found = Vec::new();
-        if self.discard != "new" && (self.max_msgs > 0 || self.max_bytes > 0) {
-            let what = format!(
-                "the stream {name} deletes its oldest messages at a limit (discard old), whether they were read or not"
-            );
-            let remedy = format!(
-                "`nats stream edit {name} --discard new`: the relay then waits, and nothing is deleted unread"
-            );
-            found.push((what, remedy));
-        }
+        found.extend(self.deletes_unread(name));
         if self.max_msgs_per_subject > 0 {
             let what = format!(
                 "the stream {name} keeps {} message(s) of each subject: older ones are deleted, whether they were read or not",
