@@ -40,7 +40,8 @@ const LOOK: &str = "with ours as (select c.oid, c.oid::pg_catalog.regclass as na
             from (values ('inbox.messages', 'consumer_id, id, day'), \
                 ('inbox.consumers', 'name'), ('inbox.parked_lanes', 'consumer_id, lane'), \
                 ('inbox.watermarks', 'consumer_id, topic, partition')) as k (name, columns) \
-            where pg_catalog.to_regclass(k.name) is not null and not exists ( \
+            where pg_catalog.to_regclass(k.name)::pg_catalog.oid operator(pg_catalog.=) \
+                    any (select o.oid from ours as o) and not exists ( \
                 select from pg_catalog.pg_index as i \
                 where i.indrelid operator(pg_catalog.=) pg_catalog.to_regclass(k.name)::pg_catalog.oid \
                     and i.indisunique and i.indisvalid and i.indimmediate \
