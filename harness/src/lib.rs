@@ -33,6 +33,7 @@ pub mod postgres_version;
 pub mod probes;
 mod process;
 pub mod proxy;
+pub mod rabbit;
 pub mod relay;
 mod rights;
 pub mod servers;

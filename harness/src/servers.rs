@@ -8,10 +8,11 @@ use std::{future::Future, time::Instant};
 use anyhow::{Context, Result};
 use tokio::sync::OnceCell;
 
-use crate::{host::report, kafka::Kafka, nats::Nats, postgres::Postgres};
+use crate::{host::report, kafka::Kafka, nats::Nats, postgres::Postgres, rabbit::Rabbit};
 
 static POSTGRES: OnceCell<Result<Postgres, String>> = OnceCell::const_new();
 static NATS: OnceCell<Result<Nats, String>> = OnceCell::const_new();
+static RABBIT: OnceCell<Result<Rabbit, String>> = OnceCell::const_new();
 static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
 
 /// This run's PostgreSQL.
@@ -36,6 +37,14 @@ pub async fn kafka() -> &'static Kafka {
 /// When none can be had, with what to install.
 pub async fn nats() -> &'static Nats {
     shared(&NATS, "NATS", || async { Nats::start() }).await
+}
+
+/// This run's RabbitMQ.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn rabbit() -> &'static Rabbit {
+    shared(&RABBIT, "RabbitMQ", || async { Rabbit::start() }).await
 }
 
 /// Starts it on the first call. A failure is kept too: the second test should fail at once with

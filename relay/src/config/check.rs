@@ -1,6 +1,7 @@
 //! From what was written to what holds: defaults, ranges, and settings that contradict each other.
 
 mod nats;
+mod rabbitmq;
 mod sink;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -60,6 +61,7 @@ pub(super) fn check(
             let delivery = checker.delivery(w.delivery, kind);
             let file_path = checker.file_path(w.file_path, kind);
             let nats = checker.nats(w.nats, kind, purpose);
+            let rabbitmq = checker.rabbitmq(w.rabbitmq, kind, purpose);
             checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
@@ -69,6 +71,7 @@ pub(super) fn check(
                 kind,
                 file_path,
                 nats,
+                rabbitmq,
                 delivery,
                 create_topics,
                 created_topics_max: checker.created_topics_max(w.created_topics_max),

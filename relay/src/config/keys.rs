@@ -55,8 +55,8 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp. Without it, the timestamp is the commit time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
     key("outbox.former_columns.*", "column", "", "Former name of a mapped column: with `body = \"payload\"` the relay reads `body` if a row has no `payload`, or null in it. For rows that were written before the column was renamed, and while writers switch to the new name. Remove it after these rows are published."),
-    key("sink.kind", "`kafka`, `nats`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; to a stream of NATS JetStream; or, as lines of JSON, to a file or standard output. With `file` and `stdout` the relay's progress is in the table `outbox.progress`."),
-    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `file` and `stdout` `at-least-once`, which is all that they can", "`exactly-once`: one Kafka transaction for each batch. `at-least-once`: no transactions except one at each start; this gives lower latency, and duplicates after a crash."),
+    key("sink.kind", "`kafka`, `nats`, `rabbitmq`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; to a stream of NATS JetStream; to exchanges of RabbitMQ; or, as lines of JSON, to a file or standard output. With `rabbitmq`, `file` and `stdout` the relay's progress is in the table `outbox.progress`."),
+    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `rabbitmq`, `file` and `stdout` `at-least-once`, which is all that they can", "`exactly-once`: one Kafka transaction for each batch. `at-least-once`: no transactions except one at each start; this gives lower latency, and duplicates after a crash."),
     key("sink.file.path", "path", "", "With `file`: the file to which lines are appended. If it is missing it is created, with mode 0600; an existing file keeps its mode. If another program renames it (log rotation), the next line goes to a new file."),
     key("sink.nats.url", "`nats://host:4222`", "", "With `nats`: the server, or several with commas between; `tls://` for TLS. User and password, or a token, can stand before the host: `nats://relay:secret@nats:4222`. Required with `nats`."),
     key("sink.nats.stream", "name", "", "With `nats`: the stream that takes the records, and the relay's progress. It must exist and allow atomic batches and roll-ups. Required with `nats`."),
@@ -69,6 +69,16 @@ pub const KEYS: &[Key] = &[
     key("sink.nats.ca_file", "path", "", "With `nats`: certificates that are trusted beside the system's, in PEM."),
     key("sink.nats.certificate_file", "path", "", "With `nats`: the relay's own certificate, in PEM."),
     key("sink.nats.key_file", "path", "", "With `nats`: the key of `certificate_file`, in PEM."),
+    key("sink.rabbitmq.url", "`amqp://user:password@host:5672/vhost`", "", "With `rabbitmq`: the broker, or several of one cluster with commas between; `amqps://` for TLS. The virtual host `/` is written `%2f`, or left out. Required with `rabbitmq`."),
+    key("sink.rabbitmq.exchange", "text", "`{topic}`", "With `rabbitmq`: the exchange of a record. `{topic}`, `{partition}`, `{key}` and `{type}` stand for what the event has. Empty: the default exchange, where the routing key is a queue's name."),
+    key("sink.rabbitmq.routing_key", "text", "`{partition}`", "With `rabbitmq`: the routing key of a record, made in the same way. It or the exchange must have `{topic}`."),
+    key("sink.rabbitmq.partitions", "number, 1 to 100000", "`1`", "With `rabbitmq`: how many partitions a topic has. The partition of a key is the same that Kafka's Java client chooses. With another number keys move to other partitions, and their order across the change is not kept."),
+    key("sink.rabbitmq.in_flight_per_lane", "`1` or `many`", "`1`", "With `rabbitmq`: how many messages of a key may be unconfirmed. `many` is faster for few keys; but if a queue refuses one for a while (`reject-publish`), later ones of its key may be stored before it."),
+    key("sink.rabbitmq.declare", "`true` or `false`", "`false`", "With `rabbitmq`: whether the relay makes a missing exchange: durable and direct, named after the topic, with a quorum queue for each partition (`orders.0`, `orders.1`, …), each with a single active consumer."),
+    key("sink.rabbitmq.message_bytes_max", "size, 1 KiB to 512 MiB", "`16 MiB`", "With `rabbitmq`: the size of a payload, at most, as the brokers' `max_message_size` is. A larger event is parked."),
+    key("sink.rabbitmq.ca_file", "path", "", "With `rabbitmq`: certificates that are trusted beside the system's, in PEM."),
+    key("sink.rabbitmq.certificate_file", "path", "", "With `rabbitmq`: the relay's own certificate, in PEM."),
+    key("sink.rabbitmq.key_file", "path", "", "With `rabbitmq`: the key of `certificate_file`, in PEM."),
     key("sink.create_topics", "`false` or a table", "`false`", "Whether the relay creates a missing topic. With `false`, events for a missing topic are parked immediately, and released if the topic appears within `sink.topic_grace`."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic that the relay creates."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic that the relay creates."),
@@ -151,7 +161,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 15] = [
+    const SECTIONS: [&str; 16] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -160,6 +170,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "sink",
         "sink.file",
         "sink.nats",
+        "sink.rabbitmq",
         "sink.properties",
         "batch",
         "parking",

@@ -16,6 +16,7 @@ pub mod parts;
 mod print;
 mod problem;
 mod properties;
+mod rabbitmq;
 mod reader;
 pub mod sizes;
 mod sources;
@@ -32,6 +33,7 @@ pub use misnamed::misnamed;
 pub use nats::NatsConfig;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
+pub use rabbitmq::RabbitConfig;
 use sizes::Size;
 pub use sources::{Environment, Overrides, Sources};
 
@@ -177,6 +179,8 @@ pub enum Kind {
     Stdout,
     /// Subjects of a stream of NATS JetStream.
     Nats,
+    /// Exchanges of RabbitMQ.
+    Rabbit,
 }
 
 /// The broker.
@@ -188,6 +192,8 @@ pub struct SinkConfig {
     pub file_path: Option<PathBuf>,
     /// With [`Kind::Nats`], the server and its stream.
     pub nats: Option<NatsConfig>,
+    /// With [`Kind::Rabbit`], the broker and how messages are addressed.
+    pub rabbitmq: Option<RabbitConfig>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// How missing topics are made; `None`: they are not.

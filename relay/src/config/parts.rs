@@ -63,6 +63,12 @@ impl Config {
                 problems.extend(settings.problems());
                 sink::Settings::Nats(settings)
             }
+            Kind::Rabbit => {
+                let rabbitmq = self.sink.rabbitmq.as_ref().expect("the kind is rabbitmq");
+                let settings = self.rabbitmq(rabbitmq);
+                problems.extend(settings.problems());
+                sink::Settings::Rabbit(settings)
+            }
         }
     }
 

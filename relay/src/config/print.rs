@@ -139,6 +139,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             Kind::File => "file",
             Kind::Stdout => "stdout",
             Kind::Nats => "nats",
+            Kind::Rabbit => "rabbitmq",
         })),
         "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
@@ -159,6 +160,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             Some(format!("[{}]", patterns.join(", ")))
         }
         key if key.starts_with("sink.nats.") => c.sink.nats.as_ref()?.shown(key),
+        key if key.starts_with("sink.rabbitmq.") => c.sink.rabbitmq.as_ref()?.shown(key),
         _ => None,
     }
 }

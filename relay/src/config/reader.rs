@@ -178,8 +178,8 @@ fn scalar(kind: &ValueKind) -> Option<String> {
 
 /// What is there instead; the value itself only where it can't be a secret.
 fn describe(key: &str, kind: &ValueKind) -> String {
-    let secret =
-        key == "postgres.url" || key == "sink.nats.url" || key.starts_with("sink.properties.");
+    let secret = ["postgres.url", "sink.nats.url", "sink.rabbitmq.url"].contains(&key)
+        || key.starts_with("sink.properties.");
     match kind {
         ValueKind::Array(_) => "is a list, which is not valid here".into(),
         ValueKind::String(text) if text.trim().is_empty() => "is empty".into(),

@@ -4,6 +4,7 @@
 //! setting is read by its own name (`reader`); one of a wrong type is left out.
 
 mod nats;
+mod rabbitmq;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -15,7 +16,7 @@ use super::{
     sizes::Size,
 };
 
-pub(super) use self::nats::WrittenNats;
+pub(super) use self::{nats::WrittenNats, rabbitmq::WrittenRabbit};
 
 /// Everything that can be given. No `Debug`: there are secrets in it.
 pub(super) struct Written {
@@ -38,6 +39,7 @@ pub(super) struct Written {
     pub(super) delivery: Opt<Delivery>,
     pub(super) file_path: Opt<PathBuf>,
     pub(super) nats: WrittenNats,
+    pub(super) rabbitmq: WrittenRabbit,
     pub(super) create_topics: Opt<bool>,
     pub(super) create_partitions: Opt<u64>,
     pub(super) create_replication: Opt<u64>,
@@ -94,6 +96,7 @@ impl Written {
                     ("file", Kind::File),
                     ("stdout", Kind::Stdout),
                     ("nats", Kind::Nats),
+                    ("rabbitmq", Kind::Rabbit),
                 ],
             ),
             delivery: from.choice(
@@ -105,6 +108,7 @@ impl Written {
             ),
             file_path: from.path("sink.file.path"),
             nats: WrittenNats::read(&mut from),
+            rabbitmq: WrittenRabbit::read(&mut from),
             create_topics: from
                 .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),

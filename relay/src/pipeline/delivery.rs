@@ -258,7 +258,7 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
             for end in &mut ends {
                 *end -= parked.partition_point(|index| index < end);
             }
-            if rest == Rest::Stored {
+            if matches!(rest, Rest::Stored | Rest::StoredButFollowers) {
                 start = ends.last().copied().unwrap_or(start);
             }
         }

@@ -13,6 +13,7 @@ use super::{
     kafka::{self, KafkaSink},
     nats::{self, NatsSink},
     progress_table::ProgressTable,
+    rabbitmq::{self, RabbitSink},
 };
 use crate::{
     core::{progress_home::ProgressHome, record::Batch},
@@ -29,6 +30,8 @@ pub enum Settings {
     File(file::Settings),
     /// `sink.kind = "nats"`.
     Nats(nats::Settings),
+    /// `sink.kind = "rabbitmq"`.
+    Rabbit(rabbitmq::Settings),
 }
 
 impl Settings {
@@ -38,6 +41,7 @@ impl Settings {
             Settings::Kafka(_) => "Kafka".into(),
             Settings::File(settings) => settings.name(),
             Settings::Nats(settings) => settings.name(),
+            Settings::Rabbit(settings) => settings.name(),
         }
     }
 
@@ -45,7 +49,7 @@ impl Settings {
     pub fn answers(&self) -> Option<bool> {
         match self {
             Settings::Kafka(settings) => settings.reach.answers(),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -53,7 +57,7 @@ impl Settings {
     pub fn waits_for(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.reach.waits_for(),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -61,7 +65,7 @@ impl Settings {
     pub fn throttled(&self) -> Option<(String, String)> {
         match self {
             Settings::Kafka(settings) => settings.throttled(),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -69,7 +73,7 @@ impl Settings {
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {
             Settings::Kafka(_) => kafka::is_silence(error),
-            Settings::File(_) | Settings::Nats(_) => false,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => false,
         }
     }
 
@@ -79,6 +83,7 @@ impl Settings {
             Settings::Kafka(settings) => settings.silent(),
             Settings::File(settings) => settings.name(),
             Settings::Nats(settings) => settings.name(),
+            Settings::Rabbit(settings) => settings.name(),
         }
     }
 
@@ -87,7 +92,7 @@ impl Settings {
     pub fn explained(&self, error: &(dyn Error + 'static), is_silent: bool) -> Option<String> {
         match self {
             Settings::Kafka(settings) => kafka::explained(settings, error, is_silent),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -100,7 +105,7 @@ impl Settings {
     pub fn trust(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.trust(),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -117,6 +122,7 @@ impl Settings {
             Settings::Kafka(settings) => kafka::examine(settings).await,
             Settings::File(settings) => settings.examine(),
             Settings::Nats(settings) => nats::examine(settings).await,
+            Settings::Rabbit(settings) => rabbitmq::examine(settings).await,
         }
     }
 
@@ -124,7 +130,7 @@ impl Settings {
     pub async fn foresee(&self, expected: Expected) -> Foreseen {
         match self {
             Settings::Kafka(settings) => Some(kafka::foresee(settings.clone(), expected).await),
-            Settings::File(_) | Settings::Nats(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
 
@@ -134,6 +140,7 @@ impl Settings {
             Settings::Kafka(_) => "Kafka",
             Settings::File(_) => "file",
             Settings::Nats(_) => "NATS",
+            Settings::Rabbit(_) => "RabbitMQ",
         }
     }
 
@@ -141,7 +148,7 @@ impl Settings {
     pub fn progress_place(&self) -> &'static str {
         match self {
             Settings::Kafka(_) => "Kafka",
-            Settings::File(_) => "outbox.progress",
+            Settings::File(_) | Settings::Rabbit(_) => "outbox.progress",
             Settings::Nats(_) => "NATS",
         }
     }
@@ -152,12 +159,13 @@ impl Settings {
             Settings::Kafka(settings) => settings.progress_home(),
             Settings::File(settings) => settings.progress_home(),
             Settings::Nats(settings) => settings.progress_home(),
+            Settings::Rabbit(settings) => settings.progress_home(),
         }
     }
 
     /// Whether progress is in the app's database, which can't see what the broker has lost.
     pub fn keeps_progress_in_database(&self) -> bool {
-        matches!(self, Settings::File(_))
+        matches!(self, Settings::File(_) | Settings::Rabbit(_))
     }
 
     /// Whether what the broker has lost is published again, since it is known by the progress that went with it.
@@ -177,7 +185,7 @@ impl Settings {
     pub fn grants(&self) -> Vec<Grant> {
         match self {
             Settings::Kafka(_) | Settings::Nats(_) => RELAY.to_vec(),
-            Settings::File(_) => [RELAY, RELAY_PROGRESS].concat(),
+            Settings::File(_) | Settings::Rabbit(_) => [RELAY, RELAY_PROGRESS].concat(),
         }
     }
 }
@@ -191,6 +199,8 @@ pub enum AnySink {
     File(Apart<FileSink, ProgressTable>),
     /// Keeps progress itself.
     Nats(NatsSink),
+    /// Progress is in the database.
+    Rabbit(Apart<RabbitSink, ProgressTable>),
 }
 
 impl AnySink {
@@ -215,6 +225,11 @@ impl AnySink {
                 Ok(AnySink::File(Apart::new(sink, progress)))
             }
             Settings::Nats(settings) => Ok(AnySink::Nats(NatsSink::new(settings.clone(), key))),
+            Settings::Rabbit(settings) => {
+                let sink = RabbitSink::new(settings.clone());
+                let progress = ProgressTable::new(Arc::clone(session), relay);
+                Ok(AnySink::Rabbit(Apart::new(sink, progress)))
+            }
         }
     }
 
@@ -224,6 +239,7 @@ impl AnySink {
             AnySink::Kafka(sink) => AnyProbe::Kafka(sink.probe()),
             AnySink::File(apart) => AnyProbe::File(apart.sink.probe()),
             AnySink::Nats(sink) => AnyProbe::Nats(sink.probe()),
+            AnySink::Rabbit(apart) => AnyProbe::Rabbit(apart.sink.probe()),
         }
     }
 
@@ -233,6 +249,7 @@ impl AnySink {
             AnySink::Kafka(sink) => AnyWatch::Kafka(sink.watch()),
             AnySink::File(_) => AnyWatch::None,
             AnySink::Nats(sink) => AnyWatch::Nats(sink.probe()),
+            AnySink::Rabbit(apart) => AnyWatch::Rabbit(apart.sink.probe()),
         }
     }
 
@@ -241,7 +258,7 @@ impl AnySink {
     pub async fn stop(self) {
         match self {
             AnySink::Kafka(sink) => sink.stop().await,
-            AnySink::File(_) | AnySink::Nats(_) => {}
+            AnySink::File(_) | AnySink::Nats(_) | AnySink::Rabbit(_) => {}
         }
     }
 }
@@ -253,6 +270,7 @@ macro_rules! each {
             AnySink::Kafka($it) => $call,
             AnySink::File($it) => $call,
             AnySink::Nats($it) => $call,
+            AnySink::Rabbit($it) => $call,
         }
     };
 }
@@ -307,6 +325,8 @@ pub enum AnyProbe {
     File(file::Probe),
     /// Of a stream of NATS.
     Nats(nats::Probe),
+    /// Of RabbitMQ.
+    Rabbit(rabbitmq::Probe),
 }
 
 impl AnyProbe {
@@ -319,6 +339,7 @@ impl AnyProbe {
             AnyProbe::Kafka(probe) => probe.check().await,
             AnyProbe::File(probe) => probe.check().await,
             AnyProbe::Nats(probe) => probe.check().await,
+            AnyProbe::Rabbit(probe) => probe.check().await,
         }
     }
 }
@@ -331,7 +352,7 @@ impl AnyProbe {
     pub async fn progress_topic(&self) -> Result<(), SinkError> {
         match self {
             AnyProbe::Kafka(probe) => probe.progress_topic().await,
-            AnyProbe::File(_) => Ok(()),
+            AnyProbe::File(_) | AnyProbe::Rabbit(_) => Ok(()),
             AnyProbe::Nats(probe) => probe.progress_topic().await,
         }
     }
@@ -344,6 +365,8 @@ pub enum AnyWatch {
     Kafka(kafka::Watch),
     /// Subjects of a stream of NATS.
     Nats(nats::Probe),
+    /// Topics that a queue of RabbitMQ may take.
+    Rabbit(rabbitmq::Probe),
     /// No destination is ever missing.
     None,
 }
@@ -360,6 +383,7 @@ impl AnyWatch {
         match self {
             AnyWatch::Kafka(watch) => watch.grace(),
             AnyWatch::Nats(watch) => watch.grace(),
+            AnyWatch::Rabbit(watch) => watch.grace(),
             AnyWatch::None => Duration::ZERO,
         }
     }
@@ -372,6 +396,9 @@ impl AnyWatch {
         match self {
             AnyWatch::Kafka(watch) => watch.appeared(topics),
             AnyWatch::Nats(watch) => {
+                tokio::runtime::Handle::current().block_on(watch.appeared(topics))
+            }
+            AnyWatch::Rabbit(watch) => {
                 tokio::runtime::Handle::current().block_on(watch.appeared(topics))
             }
             AnyWatch::None => Ok(topics.to_vec()),

@@ -10,9 +10,11 @@ pub mod apart;
 pub mod doctor;
 pub mod file;
 pub mod kafka;
+pub mod lane_order;
 pub mod nats;
 pub mod partition;
 pub mod progress_table;
+pub mod rabbitmq;
 
 use std::{
     future::Future,
@@ -232,4 +234,7 @@ pub enum Rest {
     NotStored,
     /// All of them are stored, the progress is not.
     Stored,
+    /// All of them are stored but those that follow a refused one in its lane: they were not sent. The progress
+    /// is not stored.
+    StoredButFollowers,
 }

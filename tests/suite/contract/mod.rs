@@ -10,6 +10,7 @@ mod kafka;
 mod kind;
 mod nats;
 mod publisher;
+mod rabbit;
 
 /// All cases for one kind. Each is a sentence that is true of it.
 macro_rules! cases {
@@ -53,4 +54,5 @@ kinds! {
     to_kafka_at_least_once: super::kafka::Kafka<false>,
     to_a_file: super::file::File,
     to_nats: super::nats::Nats,
+    to_rabbitmq: super::rabbit::Rabbit,
 }

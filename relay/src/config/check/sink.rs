@@ -32,7 +32,10 @@ impl Checker<'_> {
             self.problem(
                 "sink.delivery",
                 &given.origin,
-                "a file can't take records and progress in one step",
+                match kind {
+                    Kind::Rabbit => "RabbitMQ can't take records and progress in one step",
+                    _ => "a file can't take records and progress in one step",
+                },
                 "write \"at-least-once\": a crash repeats records with the same outbox-id",
             );
         }
@@ -50,7 +53,7 @@ impl Checker<'_> {
                     "name the file, such as events.jsonl",
                 );
             }
-            (Some(given), Kind::Kafka | Kind::Nats | Kind::Stdout) => self.problem(
+            (Some(given), Kind::Kafka | Kind::Nats | Kind::Rabbit | Kind::Stdout) => self.problem(
                 KEY,
                 &given.origin,
                 "is for sink.kind = \"file\" only",

@@ -1,0 +1,84 @@
+//! An exchange of RabbitMQ with a queue for each partition, and progress in the database.
+
+use outbox_harness::{
+    Harness,
+    proxy::Proxy,
+    rabbit::{Exchange, Rabbit as Broker},
+    relay::Settings,
+    servers,
+    topic::Record,
+    wait,
+};
+
+use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+
+/// One more than `sink.rabbitmq.message_bytes_max`, which is of the payload alone.
+const BYTES_MAX: usize = 100_000;
+
+pub(super) struct Rabbit {
+    exchange: Exchange,
+    broker: String,
+    line: Option<Proxy>,
+}
+
+impl Kind for Rabbit {
+    /// An exchange may have any name.
+    const CAN: Can = Can {
+        one_step: false,
+        refuses: &[
+            (Odd::Missing, "unknown_topic"),
+            (Odd::Unnameable, "unknown_topic"),
+            (Odd::Reserved, "reserved_topic"),
+            (Odd::Nowhere, "no_such_partition"),
+            (Odd::Large, "too_large"),
+        ],
+        record_bytes: Some(BYTES_MAX),
+        lines_in_headers: true,
+        fence: Fence::Session,
+    };
+
+    async fn make(t: &Harness, breakable: bool) -> Self {
+        let broker: &'static Broker = servers::rabbit().await;
+        let name = format!("{}.orders", t.database().name());
+        let exchange = broker.exchange(&name, PARTITIONS).await;
+        let line = if breakable { Some(Proxy::to(&broker.address()).await) } else { None };
+        let broker = line.as_ref().map_or_else(|| broker.address(), Proxy::address);
+        Rabbit { exchange, broker, line }
+    }
+
+    fn settings(&self, base: Settings) -> Settings {
+        base.without("sink.properties.\"bootstrap.servers\"")
+            .set("sink.kind", "rabbitmq")
+            .set("sink.rabbitmq.url", &format!("amqp://{}", self.broker))
+            .set("sink.rabbitmq.message_bytes_max", &(BYTES_MAX - 1).to_string())
+            .set_toml("sink.rabbitmq.partitions", &PARTITIONS.to_string())
+    }
+
+    fn destination(&self) -> &str {
+        self.exchange.name()
+    }
+
+    async fn read(&self, least: usize) -> Vec<Record> {
+        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
+            match self.exchange.records().await {
+                found if found.len() >= least => Ok(found),
+                found => Err(format!("{} of {least} records", found.len())),
+            }
+        });
+        found.await.expect("what is delivered can be read")
+    }
+
+    /// The queues have confirmed them, as quorum queues do: on the disks of a majority.
+    async fn assert_durable(&self, records: usize) {
+        let found = self.exchange.records().await;
+        assert!(found.len() >= records, "{} of {records}", found.len());
+    }
+
+    fn take_away(&self) {
+        self.line.as_ref().expect("a breakable one").refuse();
+    }
+
+    fn give_back(&self) {
+        self.line.as_ref().expect("a breakable one").heal();
+    }
+}
