@@ -7,13 +7,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
+    time::Duration,
 };
 
 use amqprs::{
     BasicProperties, FieldTable, FieldValue,
     channel::{
-        BasicGetArguments, Channel, ExchangeDeclareArguments, QueueBindArguments,
-        QueueDeclareArguments, QueueUnbindArguments,
+        BasicAckArguments, BasicCancelArguments, BasicConsumeArguments, BasicQosArguments, Channel,
+        ExchangeDeclareArguments, QueueBindArguments, QueueDeclareArguments, QueueUnbindArguments,
     },
     connection::{Connection, OpenConnectionArguments},
 };
@@ -23,6 +24,8 @@ use outbox_relay::throwaway::guardian;
 
 use crate::{host, topic::Record, wait};
 
+/// How long the broker may take to send what it has.
+const ASK: Duration = Duration::from_secs(10);
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 
 /// A broker, running or not; ended by KILL when dropped.
@@ -136,7 +139,21 @@ impl Rabbit {
     /// # Panics
     /// When the broker refuses.
     pub async fn exchange(&self, name: &str, partitions: i32) -> Exchange {
-        let exchange = self.existing(name, partitions);
+        self.exchange_with(name, partitions, &[]).await
+    }
+
+    /// The same; `arguments` are further ones of the queues.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn exchange_with(
+        &self,
+        name: &str,
+        partitions: i32,
+        arguments: &[(&'static str, FieldValue)],
+    ) -> Exchange {
+        let mut exchange = self.existing(name, partitions);
+        exchange.arguments.extend(arguments.iter().cloned());
         let (_connection, channel) = self.channel().await;
         let mut direct = ExchangeDeclareArguments::new(name, "direct");
         direct.durable(true);
@@ -154,6 +171,7 @@ impl Rabbit {
             address: self.address(),
             name: name.to_owned(),
             partitions,
+            arguments: vec![("x-queue-type", FieldValue::from("quorum"))],
             taken: Mutex::new(taken),
         }
     }
@@ -178,6 +196,8 @@ pub struct Exchange {
     address: String,
     name: String,
     partitions: i32,
+    /// Of its queues.
+    arguments: Vec<(&'static str, FieldValue)>,
     /// Of each partition.
     taken: Mutex<Vec<Vec<Record>>>,
 }
@@ -188,6 +208,11 @@ impl Exchange {
         &self.name
     }
 
+    /// Where its broker is.
+    pub fn url(&self) -> String {
+        format!("amqp://{}", self.address)
+    }
+
     fn queue_name(&self, partition: i32) -> String {
         format!("{}.{partition}", self.name)
     }
@@ -196,7 +221,9 @@ impl Exchange {
         let name = self.queue_name(partition);
         let mut queue = QueueDeclareArguments::durable_client_named(&name);
         let mut arguments = FieldTable::new();
-        arguments.insert("x-queue-type".try_into().expect("short"), FieldValue::from("quorum"));
+        for (name, value) in self.arguments.clone() {
+            arguments.insert(name.try_into().expect("short"), value);
+        }
         queue.arguments(arguments);
         channel.queue_declare(queue).await.expect("the queue is made");
         let binding = QueueBindArguments::new(&name, &self.name, &partition.to_string());
@@ -231,24 +258,53 @@ impl Exchange {
     /// # Panics
     /// When the broker does not answer, or a message is not as documented.
     pub async fn records(&self) -> Vec<Record> {
-        let (_connection, channel) = channel(&self.address).await;
-        for partition in 0..self.partitions {
-            let place = usize::try_from(partition).expect("not negative");
-            loop {
-                let mut get = BasicGetArguments::new(&self.queue_name(partition));
-                get.no_ack(true);
-                let Some((_, properties, payload)) =
-                    channel.basic_get(get).await.expect("an answer")
-                else {
-                    break;
-                };
-                let mut taken = self.taken.lock().expect("no test panics with it");
-                let taken = taken.get_mut(place).expect("a partition");
-                let offset = i64::try_from(taken.len()).expect("few");
-                taken.push(record(&self.name, partition, offset, &properties, payload));
-            }
-        }
+        // A queue has no leader for a moment after its broker has started.
+        let taken =
+            wait::until("the queues give what they have", wait::PATIENCE, || self.take_all());
+        taken.await.expect("the broker answers");
         self.taken.lock().expect("no test panics with it").concat()
+    }
+
+    async fn take_all(&self) -> Result<()> {
+        let (connection, channel) = channel(&self.address).await;
+        for partition in 0..self.partitions {
+            self.take(&channel, partition).await?;
+        }
+        channel.close().await?;
+        Ok(connection.close().await?)
+    }
+
+    /// What is in a queue by now. A queue with a single active consumer gives nothing to who only asks.
+    async fn take(&self, channel: &Channel, partition: i32) -> Result<()> {
+        let name = self.queue_name(partition);
+        let mut passive = QueueDeclareArguments::new(&name);
+        passive.passive(true);
+        let (_, ready, _) = channel.queue_declare(passive).await?.context("no answer")?;
+        if ready == 0 {
+            return Ok(());
+        }
+        // No more than that: what comes beyond would be given back later, behind what follows it.
+        let ready = u16::try_from(ready).unwrap_or(u16::MAX);
+        channel.basic_qos(BasicQosArguments::new(0, ready, false)).await?;
+        let consume = BasicConsumeArguments::new(&name, "");
+        let (tag, mut messages) = channel.basic_consume_rx(consume).await?;
+        let (mut came, mut last) = (Vec::new(), 0);
+        for _ in 0..ready {
+            let message =
+                tokio::time::timeout(ASK, messages.recv()).await?.context("no message")?;
+            last = message.deliver.context("no tag")?.delivery_tag();
+            let properties = message.basic_properties.context("no properties")?;
+            came.push((properties, message.content.context("no content")?));
+        }
+        channel.basic_cancel(BasicCancelArguments::new(&tag)).await?;
+        channel.basic_ack(BasicAckArguments::new(last, true)).await?;
+        let mut taken = self.taken.lock().expect("no test panics with it");
+        let taken = taken.get_mut(usize::try_from(partition)?).context("no partition")?;
+        for (properties, payload) in came {
+            let offset = i64::try_from(taken.len())?;
+            taken.push(record(&self.name, partition, offset, &properties, payload));
+        }
+        Ok(())
     }
 }
 
@@ -312,6 +368,8 @@ fn spawn(dir: &Path, port: u16, ports: Ports) -> Result<Child> {
     let mut command = Command::new(Path::new(PROGRAMS).join("rabbitmq-server"));
     let broker = environment(&mut command, dir, port, ports)
         .current_dir(dir)
+        // So that the script becomes the broker: otherwise it starts one, which outlives it. Nobody listens there.
+        .env("NOTIFY_SOCKET", dir.join("notify"))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

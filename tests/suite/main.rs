@@ -50,6 +50,7 @@ mod progress;
 mod publication;
 mod publish;
 mod quotas;
+mod rabbit;
 mod readme;
 mod releases;
 mod remedies;

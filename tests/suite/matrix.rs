@@ -35,13 +35,15 @@ enum Delivery {
     File,
     /// To a stream of NATS, with progress in it: exactly once.
     Nats,
+    /// To RabbitMQ, with progress in the database.
+    Rabbit,
 }
 
 impl Delivery {
     const fn setting(self) -> &'static str {
         match self {
             Delivery::ExactlyOnce | Delivery::Nats => "exactly-once",
-            Delivery::AtLeastOnce | Delivery::File => "at-least-once",
+            Delivery::AtLeastOnce | Delivery::File | Delivery::Rabbit => "at-least-once",
         }
     }
 }
@@ -92,6 +94,14 @@ fn way_to_nats(point: Point) -> Option<Way> {
     }
 }
 
+/// As [`way_to_file`], where a message is confirmed by itself.
+fn way_to_rabbit(point: Point) -> Option<Way> {
+    match point {
+        Point::RecordsProduced | Point::RecordsStored => Some(Way::Running(&[1, 4])),
+        others => way_to_file(others),
+    }
+}
+
 /// How the story gets to a point. Numbers are those of its passings at which the relay's lives
 /// end, one life each.
 fn way(point: Point, delivery: Delivery) -> Option<Way> {
@@ -100,6 +110,9 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
     }
     if delivery == Delivery::Nats {
         return way_to_nats(point);
+    }
+    if delivery == Delivery::Rabbit {
+        return way_to_rabbit(point);
     }
     let exactly_once = delivery == Delivery::ExactlyOnce;
     let only = |of: Delivery, way| (delivery == of).then_some(way);
@@ -206,6 +219,23 @@ fn progress_in_the_database_holds_through_a_crash_at_every_point() {
 #[test]
 fn to_nats_exactly_once_holds_through_a_crash_at_every_point() {
     all(Delivery::Nats, crashes(Delivery::Nats));
+}
+
+#[test]
+fn to_rabbitmq_at_least_once_holds_through_a_crash_at_every_point() {
+    all(Delivery::Rabbit, crashes(Delivery::Rabbit));
+}
+
+#[test]
+fn a_relay_to_rabbitmq_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
+    let points = [
+        Point::BatchGiven,
+        Point::RecordsProduced,
+        Point::RecordsStored,
+        Point::Delivered,
+        Point::ProgressInTable,
+    ];
+    all(Delivery::Rabbit, points.map(|point| (point, Way::Frozen(2))));
 }
 
 #[test]

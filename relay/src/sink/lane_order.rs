@@ -1,7 +1,7 @@
 //! In which order records may be sent to a broker that stores each by itself.
 //!
 //! Such a broker may refuse one and store what was sent after it. So of a lane (the events of one key in
-//! one topic) none is sent before the one ahead of it is known to be stored; lanes do not wait for each
+//! one topic; without a key, those of a partition that they name) none is sent before the one ahead of it is known to be stored; lanes do not wait for each
 //! other. Then whatever is sent again, by however many relays, consumers first see the events of a lane
 //! in its order. Pure.
 
@@ -11,6 +11,14 @@ use std::{
 };
 
 use crate::core::record::Batch;
+
+/// What events of a topic have in common that must stay in order. Others stand alone.
+#[derive(PartialEq, Eq, Hash)]
+enum Within<'a> {
+    Key(&'a [u8]),
+    /// Named by the event, which has no key.
+    Partition(i32),
+}
 
 /// What of a range may be sent now, and what each of it holds up.
 #[derive(Debug)]
@@ -28,9 +36,14 @@ impl LaneOrder {
     pub fn new(batch: &Batch, range: Range<usize>, many: bool) -> Self {
         let mut order =
             LaneOrder { start: range.start, ready: VecDeque::new(), next: vec![None; range.len()] };
-        let mut last: HashMap<(&str, &[u8]), usize> = HashMap::new();
+        let mut last: HashMap<(&str, Within<'_>), usize> = HashMap::new();
         for (index, record) in batch.iter().enumerate().take(range.end).skip(range.start) {
-            let ahead = record.key.and_then(|key| last.insert((record.topic, key), index));
+            let within = match (record.key, record.partition) {
+                (Some(key), _) => Some(Within::Key(key)),
+                (None, Some(partition)) => Some(Within::Partition(partition)),
+                (None, None) => None,
+            };
+            let ahead = within.and_then(|within| last.insert((record.topic, within), index));
             match ahead {
                 Some(ahead) if !many => *order.next_of(ahead) = Some(index),
                 _ => order.ready.push_back(index),

@@ -1,8 +1,10 @@
-//! Where records go that no one refuses: a file, or a stream of NATS.
+//! Where records go that no one refuses: a file, a stream of NATS, or an exchange of RabbitMQ.
 
 use std::path::PathBuf;
 
-use outbox_harness::{Harness, file, nats::Stream, relay::Settings, servers, topic::Record};
+use outbox_harness::{
+    Harness, file, nats::Stream, rabbit::Exchange, relay::Settings, servers, topic::Record,
+};
 use serde_json::json;
 
 use super::{Delivery, PARTITIONS};
@@ -11,6 +13,7 @@ use super::{Delivery, PARTITIONS};
 pub(super) enum Place {
     File(PathBuf),
     Nats(Stream),
+    Rabbit(Exchange),
 }
 
 impl Place {
@@ -24,6 +27,10 @@ impl Place {
                 let subjects = subjects.each_ref().map(String::as_str);
                 Some(Place::Nats(server.stream(&name, &subjects, &json!({})).await))
             }
+            Delivery::Rabbit => {
+                let broker = servers::rabbit().await;
+                Some(Place::Rabbit(broker.exchange(t.database().name(), PARTITIONS).await))
+            }
             Delivery::ExactlyOnce | Delivery::AtLeastOnce => None,
         }
     }
@@ -32,6 +39,7 @@ impl Place {
         match self {
             Place::File(_) => "orders",
             Place::Nats(stream) => stream.name(),
+            Place::Rabbit(exchange) => exchange.name(),
         }
     }
 
@@ -46,6 +54,10 @@ impl Place {
                 .set("sink.nats.url", stream.server())
                 .set("sink.nats.stream", stream.name())
                 .set_toml("sink.nats.partitions", &PARTITIONS.to_string()),
+            Place::Rabbit(exchange) => base
+                .set("sink.kind", "rabbitmq")
+                .set("sink.rabbitmq.url", &exchange.url())
+                .set_toml("sink.rabbitmq.partitions", &PARTITIONS.to_string()),
         }
     }
 
@@ -53,6 +65,7 @@ impl Place {
         match self {
             Place::File(path) => file::records(path, PARTITIONS),
             Place::Nats(stream) => stream.records(&format!("{}.*", stream.name())).await,
+            Place::Rabbit(exchange) => exchange.records().await,
         }
     }
 }
