@@ -41,8 +41,9 @@ use crate::{
     fault::{self, Point},
 };
 
-/// A delivery takes no longer. A broker under an alarm confirms nothing until it is over.
-const DELIVERY_LIMIT: Duration = Duration::from_secs(20);
+/// A broker that says nothing for so long is given up. One under an alarm confirms nothing until it is over; one
+/// whose queue is full says so of every message, and is waited for.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// So many messages, or so many bytes, are unconfirmed at once.
 const IN_FLIGHT_MAX: usize = 2_000;
 const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
@@ -141,8 +142,8 @@ impl RabbitSink {
             refused: Vec::new(),
             range: range.clone(),
         };
-        let until = Instant::now() + DELIVERY_LIMIT;
         loop {
+            let until = Instant::now() + SILENCE_MAX;
             delivery.send(line, until).await?;
             if delivery.flight.len() == 0 {
                 break;
@@ -164,10 +165,6 @@ impl RabbitSink {
 }
 
 impl Sink for RabbitSink {
-    fn delivery_limit(&self) -> Option<Duration> {
-        Some(DELIVERY_LIMIT)
-    }
-
     async fn deliver(
         &mut self,
         batch: &Arc<Batch>,
@@ -292,9 +289,8 @@ impl Delivery<'_> {
         unavailable(
             format!("waiting for {} to be confirmed", counted(self.flight.len() as u64, "message")),
             format!(
-                "no answer within {DELIVERY_LIMIT:?}. A broker confirms nothing while it has an alarm for memory or \
-                 disk (`rabbitmq-diagnostics alarms`), while a quorum queue has no majority, and while a queue that \
-                 rejects when full is full"
+                "no answer within {SILENCE_MAX:?}. A broker confirms nothing while it has an alarm for memory or \
+                 disk (`rabbitmq-diagnostics alarms`), and while a quorum queue has no majority"
             ),
         )
     }
