@@ -12,7 +12,7 @@ use super::{
     file::{self, FileSink},
     kafka::{self, KafkaSink},
     nats::{self, NatsSink},
-    progress_table::ProgressTable,
+    progress_table::{self, ProgressTable},
     rabbitmq::{self, RabbitSink},
 };
 use crate::{
@@ -157,9 +157,8 @@ impl Settings {
     pub fn progress_home(&self) -> ProgressHome {
         match self {
             Settings::Kafka(settings) => settings.progress_home(),
-            Settings::File(settings) => settings.progress_home(),
+            Settings::File(_) | Settings::Rabbit(_) => progress_table::home(),
             Settings::Nats(settings) => settings.progress_home(),
-            Settings::Rabbit(settings) => settings.progress_home(),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{ProgressStore, SinkError, Stored, StoredProgress};
 use crate::{
+    core::progress_home::ProgressHome,
     fault::{self, Point},
     postgres::sql::SqlSession,
 };
@@ -31,6 +32,15 @@ const STORE: &str = "insert into outbox.progress (relay, seq, record) overriding
 const FORGET: &str = "delete from outbox.progress where relay operator(pg_catalog.=) $1 and seq in ( \
                           select seq from outbox.progress where relay operator(pg_catalog.=) $1 \
                               and seq operator(pg_catalog.<) $2 order by seq limit 2000)";
+
+/// What a person can do there.
+pub fn home() -> ProgressHome {
+    ProgressHome {
+        name: "outbox.progress".into(),
+        guard: "let the relay's role alone write to outbox.progress".into(),
+        empty: "delete the relay's rows of outbox.progress".into(),
+    }
+}
 
 /// One relay's rows of the table.
 #[derive(Debug)]

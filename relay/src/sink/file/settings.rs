@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    core::{finding::Finding, progress_home::ProgressHome},
+    core::finding::Finding,
     sink::doctor::{Examined, Seen},
 };
 
@@ -47,15 +47,6 @@ impl Settings {
             None => Seen::fine(NAME, format!("lines of JSON go to {}", self.name())),
         };
         Examined { seen: vec![seen], has_progress: Some(true) }
-    }
-
-    /// What a person can do at the table that has the progress.
-    pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
-        ProgressHome {
-            name: "outbox.progress".into(),
-            guard: "let the relay's role alone write to outbox.progress".into(),
-            empty: "delete the relay's rows of outbox.progress".into(),
-        }
     }
 
     /// Of a file that is there: who besides its owner may read it, and so lock it. Opens nothing.

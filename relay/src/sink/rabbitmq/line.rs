@@ -111,7 +111,7 @@ pub(super) async fn connect(settings: &Settings, purpose: &str) -> Result<Connec
         }
         match timeout(CONNECT_LIMIT, Connection::open(&arguments)).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => last = explained(&address, error),
+            Ok(Err(error)) => last = explained(&address, &error),
             Err(_) => last = format!("{address}: no answer within {CONNECT_LIMIT:?}").into(),
         }
     }
@@ -119,10 +119,10 @@ pub(super) async fn connect(settings: &Settings, purpose: &str) -> Result<Connec
 }
 
 /// A broker that refuses a login closes the connection without a word, unless the client asks for one.
-fn explained(address: &Address, error: amqprs::error::Error) -> BoxError {
+fn explained(address: &Address, error: &amqprs::error::Error) -> BoxError {
     let text = error.to_string();
     let at_login =
-        matches!(&error, amqprs::error::Error::NetworkError(_)) && !text.contains("refused");
+        matches!(error, amqprs::error::Error::NetworkError(_)) && !text.contains("refused");
     match at_login {
         true => format!(
             "{address}: {text}. A broker that refuses a login closes the connection so: check user, password and \

@@ -20,18 +20,14 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 use amqprs::channel::BasicPublishArguments;
 use tokio::time::Instant;
 
+pub(super) use self::preflight::examine;
 use self::{
     flight::{Flight, Outcome},
     line::{Answer, Line, Returned, unavailable},
     message::Destination,
     topology::Topology,
 };
-pub(super) use self::preflight::examine;
-pub use self::{
-    probe::Probe,
-    settings::Settings,
-    template::Template,
-};
+pub use self::{probe::Probe, settings::Settings, template::Template};
 use super::{Delivered, RefusedRecord, Rest, Sink, SinkError, lane_order::LaneOrder};
 use crate::{
     core::{

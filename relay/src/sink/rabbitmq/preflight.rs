@@ -42,7 +42,8 @@ async fn preflight(settings: &Settings) -> Result<Vec<Seen>, SinkError> {
     )];
     let is_one = !exchange.contains('{') && !exchange.is_empty();
     if is_one && !topology::exists(line.connection(), &exchange).await? {
-        let what = format!("the exchange {exchange} does not exist: events are parked until it does");
+        let what =
+            format!("the exchange {exchange} does not exist: events are parked until it does");
         seen.push(Seen::warning(NAME, what, "create it, and bind queues to it"));
     }
     if settings.addresses().iter().any(|address| !address.tls) {
