@@ -11,6 +11,9 @@ use std::{
 use super::topics::Start;
 use crate::{alert::Alert, dispatch::Partition, processor::Processor};
 
+/// So many are remembered as said; beyond that some are said again.
+const SAID_MAX: usize = 10_000;
+
 /// Those that were said.
 #[derive(Default)]
 pub(super) struct Foreign(Mutex<HashSet<(Partition, i64)>>);
@@ -26,6 +29,9 @@ impl Foreign {
         ids: &HashMap<String, String>,
     ) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= SAID_MAX {
+            said.clear();
+        }
         for (partition, offset) in foreign(starts, ids) {
             let (topic, number) = partition;
             if !said.insert((partition.clone(), offset)) {
