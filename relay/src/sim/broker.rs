@@ -1,4 +1,5 @@
-//! The broker: one transaction at a time, epochs, commits whose answer may be lost.
+//! The broker: one transaction at a time, epochs, commits whose answer may be lost; or one that stores each
+//! record by itself, and may refuse one and store the next.
 
 use std::{
     collections::BTreeSet,
@@ -9,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rand::Rng as _;
 
 use super::world::{Mutant, Shared, World, look, turns};
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     },
     sink::{
         ProgressStore, Publisher, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress,
+        lane_order::LaneOrder,
     },
 };
 
@@ -113,6 +116,26 @@ pub(super) struct SimSink {
     epoch: u64,
     /// Of the database, which is the fence where that keeps progress.
     session: u64,
+}
+
+/// What is sent and not confirmed. Whoever sent it may end: any part of it arrives all the same.
+struct UnderWay {
+    world: Shared,
+    /// Index in the batch, id and position.
+    sent: Vec<(usize, usize, RowPosition)>,
+    /// Ids of those that the broker refuses.
+    refused: BTreeSet<usize>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let world = &mut *look(&self.world);
+        for (_, id, position) in self.sent.drain(..) {
+            if !self.refused.contains(&id) && world.once_in(2) {
+                world.consumed(id, position);
+            }
+        }
+    }
 }
 
 fn unavailable() -> SinkError {
@@ -215,6 +238,44 @@ impl SimSink {
         Ok(())
     }
 
+    /// To a broker that stores each record by itself.
+    async fn deliver_by_lane(&self, batch: &Batch, range: Range<usize>) -> Result<(), SinkError> {
+        let (certain, bad) = look(&self.world).refusals(batch, &range);
+        if !certain.is_empty() {
+            return Err(SinkError::Refused { records: certain, rest: Rest::NotSent });
+        }
+        let many = look(&self.world).is(Mutant::SendsManyOfALane);
+        let mut order = LaneOrder::new(batch, range, many);
+        let refused_ids = bad.iter().map(|index| id(&batch.get(*index).unwrap())).collect();
+        let mut under_way =
+            UnderWay { world: Arc::clone(&self.world), sent: Vec::new(), refused: refused_ids };
+        let mut records = Vec::new();
+        loop {
+            while let Some(index) = order.take() {
+                let record = batch.get(index).unwrap();
+                under_way.sent.push((index, id(&record), record.position));
+            }
+            let Some(last) = under_way.sent.len().checked_sub(1) else { break };
+            let pick = look(&self.world).random.random_range(0..=last);
+            let (index, id, position) = under_way.sent.swap_remove(pick);
+            if bad.contains(&index) {
+                records.push(refused(index, true));
+            } else if look(&self.world).fails_once_in(20) {
+                order.again(index);
+            } else {
+                look(&self.world).consumed(id, position);
+                order.stored(index);
+            }
+            self.may_fail(80)?;
+            turns(&self.world).await;
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        records.sort_by_key(|record| record.index);
+        Err(SinkError::Refused { records, rest: Rest::StoredButFollowers })
+    }
+
     async fn store_alone(&self, progress: Bytes) -> Result<Stored, SinkError> {
         {
             let world = &mut *look(&self.world);
@@ -293,15 +354,20 @@ impl Publisher for SimSink {
         let sink: &Self = self;
         async move {
             turns(&sink.world).await;
-            let (exactly_once, apart) = {
+            let (exactly_once, apart, by_lane) = {
                 let world = look(&sink.world);
-                (world.exactly_once, world.apart && !world.is(Mutant::StoredTooEarly))
+                let apart = world.apart && !world.is(Mutant::StoredTooEarly);
+                (world.exactly_once, apart, world.by_lane)
             };
             let delivered = if exactly_once {
                 let progress = progress.expect("a transaction has its progress");
                 sink.deliver_transaction(&batch, range, progress).await.map(Some)
             } else {
-                match (sink.deliver_plain(&batch, range).await, progress.filter(|_| !apart)) {
+                let delivered = match by_lane {
+                    true => sink.deliver_by_lane(&batch, range).await,
+                    false => sink.deliver_plain(&batch, range).await,
+                };
+                match (delivered, progress.filter(|_| !apart)) {
                     (Err(error), _) => Err(error),
                     (Ok(()), None) => Ok(None),
                     (Ok(()), Some(progress)) => sink.store_alone(progress).await.map(Some),

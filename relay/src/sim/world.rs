@@ -54,6 +54,8 @@ pub(super) enum Mutant {
     StoresUnheld,
     /// Rows that were moved are taken for new ones.
     PublishesMoved,
+    /// Several records of a lane are under way at a broker that stores each by itself.
+    SendsManyOfALane,
 }
 
 impl Mutant {
@@ -75,6 +77,7 @@ impl Mutant {
         Mutant::ReadsBeforeFence,
         Mutant::StoresUnheld,
         Mutant::PublishesMoved,
+        Mutant::SendsManyOfALane,
     ];
 }
 
@@ -103,6 +106,8 @@ pub(super) struct World {
     pub(super) exactly_once: bool,
     /// Progress is kept by the database, and stored after records were.
     pub(super) apart: bool,
+    /// The broker stores each record by itself, in any order but that of a lane.
+    pub(super) by_lane: bool,
     pub(super) events: Vec<Event>,
     /// Events of each lane, in order.
     pub(super) lanes: BTreeMap<usize, Vec<usize>>,
@@ -129,12 +134,14 @@ impl World {
     pub(super) fn new(seed: u64, mutant: Option<Mutant>) -> Shared {
         let mut random = StdRng::seed_from_u64(seed);
         let exactly_once = random.random_bool(0.6);
-        let apart = !exactly_once && random.random_bool(0.5);
+        let apart = !exactly_once && random.random_bool(0.6);
+        let by_lane = apart && random.random_bool(0.5);
         Arc::new(Mutex::new(World {
             random,
             mutant,
             exactly_once,
             apart,
+            by_lane,
             events: Vec::new(),
             lanes: BTreeMap::new(),
             server: Server::new(),
