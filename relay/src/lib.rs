@@ -14,6 +14,7 @@ pub mod admin;
 mod allocator;
 mod backoff;
 pub mod capacity;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod core;

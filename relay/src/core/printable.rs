@@ -4,7 +4,7 @@
 //! terminal or a log they could forge a line, change colours, or show one name and mean another.
 //! JSON output has escapes of its own and stays exact. Pure; called by `logging` and `cli`.
 
-use std::{borrow::Cow, error::Error, fmt::Write};
+use std::{borrow::Cow, fmt::Write};
 
 /// Room for any name of a topic, and for most keys.
 const SHORT: usize = 260;
@@ -17,37 +17,6 @@ pub fn line(text: &str) -> Cow<'_, str> {
 /// For text that has lines of its own: as [`line()`], but ends of lines stay.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character != '\n' && is_hidden(character))
-}
-
-/// An error with its causes, outermost first. Many libraries write the cause into their own text: what
-/// stands there already is not said again.
-pub fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut said = without_rows(error);
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = without_rows(cause);
-        if !said.contains(&text) {
-            said.push_str(": ");
-            said.push_str(&text);
-        }
-        next = cause.source();
-    }
-    said
-}
-
-/// The text of one error. Where a constraint refuses a row, PostgreSQL's DETAIL quotes the row, and so an event's
-/// key and payload, which belong in no log and on no page.
-fn without_rows(error: &(dyn Error + 'static)) -> String {
-    let answer = match error.downcast_ref::<tokio_postgres::Error>() {
-        Some(error) => error.as_db_error(),
-        None => error.downcast_ref::<tokio_postgres::error::DbError>(),
-    };
-    match answer {
-        Some(answer) if answer.code().code().starts_with("23") => {
-            format!("{}: {}", answer.severity(), answer.message())
-        }
-        _ => error.to_string(),
-    }
 }
 
 /// A text of a size that no one bounds, as a part of a line: cut where it is long, and then its length
@@ -111,20 +80,7 @@ fn is_hidden(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
-    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-
     use crate::core::printable::*;
-
-    #[test]
-    fn a_cause_that_the_error_itself_names_is_said_once() {
-        let transport = RDKafkaErrorCode::BrokerTransportFailure;
-        let error = anyhow::Error::new(KafkaError::MetadataFetch(transport));
-        let said = causes(error.context("looking up the topic").as_ref());
-        assert_eq!(said.matches("BrokerTransportFailure").count(), 1, "{said}");
-        assert!(said.starts_with("looking up the topic: "), "{said}");
-        assert_eq!(causes(anyhow!("b").context("a").as_ref()), "a: b");
-    }
 
     #[test]
     fn what_forges_a_line_or_steers_a_terminal_is_spelled_out() {

@@ -4,8 +4,9 @@ use std::error::Error;
 
 use super::{ended::Ended, limits, parked};
 use crate::{
+    causes,
     config::Config,
-    core::{halt::Halt, printable, progress::ParkedRecord},
+    core::{halt::Halt, progress::ParkedRecord},
     dead_letter::lost,
     metrics::Cause,
     postgres::{
@@ -58,7 +59,7 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
             let short = short.or_else(|| too_many_files(&error));
             let error = match short {
                 Some(remedy) => {
-                    let error = printable::causes(error.as_ref());
+                    let error = causes::of(error.as_ref());
                     anyhow::anyhow!(
                         "{error}: nothing is lost, and what waits is published later; {remedy}"
                     )
@@ -73,7 +74,7 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
 
 /// Where it is this process that has run out of something.
 fn too_many_files(error: &anyhow::Error) -> Option<String> {
-    limits::is_of_files(&printable::causes(error.as_ref())).then(|| limits::FILES.to_owned())
+    limits::is_of_files(&causes::of(error.as_ref())).then(|| limits::FILES.to_owned())
 }
 
 /// The table is missing, and these were parked in it.

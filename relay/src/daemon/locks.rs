@@ -11,7 +11,7 @@ use tokio_postgres::error::{Severity, SqlState};
 
 use super::ended::Ended;
 use crate::{
-    core::printable,
+    causes,
     postgres::{holders, shortage, sql::SqlSession},
 };
 
@@ -80,7 +80,7 @@ impl Skipped {
         }
         let remedy =
             answer(error).and_then(|answer| shortage::of_a_statement(answer.code().code()));
-        let error = printable::causes(error);
+        let error = causes::of(error);
         tracing::warn!(
             doing,
             error,

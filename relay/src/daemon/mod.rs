@@ -34,9 +34,8 @@ use self::{context::Context, ended::Ended, started::Learnt};
 use crate::{
     admin::{self, Hosts},
     backoff::Backoff,
-    capacity,
+    capacity, causes,
     config::{Config, parts::Parts},
-    core::printable,
     metrics::Cause,
     postgres::{catalog, sql},
     rights,
@@ -201,7 +200,7 @@ fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board)
         }
         Ended::Retry { cause, doing, error } => {
             let wait = backoff.next_wait();
-            let error = printable::causes(error.as_ref());
+            let error = causes::of(error.as_ref());
             tracing::warn!(doing, error, retry_in = ?wait, "will try again");
             board.metrics().reconnect(cause);
             board.error(format!("{doing}: {error}"));

@@ -8,8 +8,9 @@ use super::{
     repair::{self, Needed},
 };
 use crate::{
+    causes,
     config::{Config, parts::Parts},
-    core::{halt::Halt, printable, progress::Progress},
+    core::{halt::Halt, progress::Progress},
     daemon::{
         advice::{TOO_MANY, sqlstate_of},
         context::Context,
@@ -66,7 +67,7 @@ pub(crate) async fn rehearse(
             Rehearsed::Starts { decision: Decision::Wait { pid, making: false }, looked: true }
         }
         Err(Ended::Retry { doing, error, .. }) => {
-            Rehearsed::Fails(format!("{doing}: {}", printable::causes(error.as_ref())))
+            Rehearsed::Fails(format!("{doing}: {}", causes::of(error.as_ref())))
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, time::Duration};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    core::printable,
+    causes,
     sink::{
         SinkError,
         any::{AnyProbe, Settings},
@@ -42,13 +42,13 @@ pub(in crate::daemon) async fn watch(
                 tracing::debug!(%error, "nothing can be delivered now");
                 match settings.is_silence(error) {
                     true => board.broker_silent(settings.silent()),
-                    false => board.broker_says(printable::causes(error)),
+                    false => board.broker_says(causes::of(error)),
                 }
             }
         }
         // The brokers' silence is told by whoever waits for them.
         if settings.waits_within() {
-            let reason = checked.err().map(|error| printable::causes(&error));
+            let reason = checked.err().map(|error| causes::of(&error));
             tell_once(&mut waits, reason.as_deref());
         }
     }

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use crate::{
+    causes,
     core::{
         lsn::Lsn,
-        printable,
         progress::SnapshotRecord,
         published::{Published, Since},
     },
@@ -203,7 +203,7 @@ pub(in crate::daemon) async fn run(
             // The server answers, and that it does is all that the stream needs to know meanwhile.
             Err(error) if locks::passes(&error) => {
                 unseen.tell(session, "looking at PostgreSQL", &error).await;
-                let error = printable::causes(&error);
+                let error = causes::of(&error);
                 board.concern(LOOKS, Some(format!("a look at PostgreSQL fails: {error}")));
                 continue;
             }

@@ -295,7 +295,7 @@ mod tests {
         first.begin().unwrap();
         let refused = second.begin().unwrap_err();
         assert!(matches!(refused, SinkError::Unavailable { .. }), "{refused}");
-        let why = crate::core::printable::causes(&refused);
+        let why = crate::causes::of(&refused);
         assert!(why.contains("an earlier delivery of this relay"), "{why}");
         first.write(b"1\n").unwrap();
         first.end().unwrap();

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use super::{errors::is_silence, settings::Settings};
-use crate::core::printable;
+use crate::causes;
 
 const WAITS: &str = "nothing is lost, events wait in PostgreSQL, and the relay continues when a broker \
                      answers. Check bootstrap.servers, and that the brokers are up";
@@ -15,7 +15,7 @@ pub(in crate::sink) fn explained(
     error: &(dyn Error + 'static),
     is_silent: bool,
 ) -> Option<String> {
-    let causes = || printable::causes(error);
+    let causes = || causes::of(error);
     if let Some((why, remedy)) = settings.login_refused() {
         return Some(format!(
             "{why}: nothing is lost, and events wait in PostgreSQL; {remedy} ({})",

@@ -16,7 +16,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    core::printable,
+    causes,
     sink::{
         SinkError,
         doctor::{Examined, Seen},
@@ -46,7 +46,7 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
             let remedy = "check bootstrap.servers, the security settings, and that a broker is up";
             let what = match is_silence(&error) {
                 true => format!("no answer from {}", settings.silent()),
-                false => printable::causes(&error),
+                false => causes::of(&error),
             };
             return Examined::unusable(NAME, what, remedy);
         }

@@ -2,7 +2,7 @@
 
 use super::{link::Link, settings::Settings, stream::Stream};
 use crate::{
-    core::printable,
+    causes,
     sink::{
         SinkError,
         doctor::{Examined, Seen},
@@ -20,7 +20,7 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
         Err(error) => {
             let remedy =
                 "check sink.nats.url, the credentials, and that a server with JetStream is up";
-            Examined::unusable(NAME, printable::causes(&error), remedy)
+            Examined::unusable(NAME, causes::of(&error), remedy)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{line::Line, settings::Settings, topology};
 use crate::{
-    core::printable,
+    causes,
     sink::{
         SinkError,
         doctor::{Examined, Seen},
@@ -19,7 +19,7 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
         Err(error) => {
             let remedy =
                 "check sink.rabbitmq.url, user, password and virtual host, and that a broker is up";
-            Examined::unusable(NAME, printable::causes(&error), remedy)
+            Examined::unusable(NAME, causes::of(&error), remedy)
         }
     }
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     capacity::Own,
+    causes,
     config::{Config, parts::Parts},
-    core::printable,
     daemon::{locks, start::first},
     postgres::{
         ConnectError,
@@ -50,7 +50,7 @@ pub(super) async fn looked_at(
                     let remedy = short.unwrap_or_else(|| {
                         "check postgres.url, and that the server is up".to_owned()
                     });
-                    problem("PostgreSQL", printable::causes(&error), remedy)
+                    problem("PostgreSQL", causes::of(&error), remedy)
                 }
             });
             return (findings, None);
@@ -73,7 +73,7 @@ pub(super) async fn looked_at(
                     let code = source.and_then(tokio_postgres::Error::code);
                     let short = code.and_then(|code| shortage::remedy(code.code(), &parts.connect));
                     let rights = || "grant the relay's role what docs/ROLES.md lists".to_owned();
-                    problem("PostgreSQL", printable::causes(&error), short.unwrap_or_else(rights))
+                    problem("PostgreSQL", causes::of(&error), short.unwrap_or_else(rights))
                 }
             });
             (findings, None)

@@ -6,10 +6,10 @@ use tokio_postgres::Client;
 
 use super::{Finding, ok, problem, warning};
 use crate::{
+    causes,
     config::{Config, parts::Parts},
     core::{
         charset::Charset,
-        printable,
         record::{Batch, BatchLimits},
     },
     daemon::{locks, start::first},
@@ -144,7 +144,7 @@ pub(super) async fn foreseen(
         Some(Ok(concerns)) => concerns,
         Some(Err(error)) => {
             let remedy = "check that the brokers answer, and what the principal may describe";
-            return (vec![warning(NAME, printable::causes(&error), remedy)], None);
+            return (vec![warning(NAME, causes::of(&error), remedy)], None);
         }
     };
     let more = concerns.len().saturating_sub(SHOWN_MAX);
