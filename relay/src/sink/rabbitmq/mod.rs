@@ -213,7 +213,7 @@ impl Delivery<'_> {
             let payload = record.payload.unwrap_or_default().to_vec();
             let properties = message::properties(&record);
             line.published += 1;
-            self.flight.sent(line.published, index, payload.len());
+            self.flight.sent(line.published, index, record.size_bytes());
             let published = line.channel.basic_publish(properties, payload, arguments);
             match tokio::time::timeout_at(until, published).await {
                 Ok(Ok(())) => {}
