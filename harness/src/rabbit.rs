@@ -100,6 +100,14 @@ impl Rabbit {
         self.broker = spawn(&self.dir, self.port, self.ports).expect("the broker starts");
     }
 
+    /// Waits until it answers, which takes half a minute where the machine has much to do.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn wait_ready(&self) {
+        drop(exchange::channel(&self.address()).await);
+    }
+
     fn end(&mut self) {
         // One that has ended already can't be killed, and is waited for all the same.
         let _ended_before = self.broker.kill();

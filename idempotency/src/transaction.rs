@@ -151,6 +151,11 @@ impl Open {
         }
     }
 
+    /// Which transaction it was begun as, if that was asked: before whatever a handler could end it with.
+    pub(crate) fn transaction(&self) -> Option<String> {
+        self.shared.known()
+    }
+
     /// Whether no `Tx` is kept, whatever the work has returned: nobody can make another.
     pub(crate) fn alone(&self) -> Result<(), InboxError> {
         if Arc::strong_count(&self.shared) > 1 { Err(InboxError::Escaped) } else { Ok(()) }

@@ -37,8 +37,11 @@ impl Exchange {
         partitions: i32,
         further: &[(&'static str, FieldValue)],
     ) -> Self {
-        let mut arguments = vec![("x-queue-type", FieldValue::from("quorum"))];
-        arguments.extend(further.iter().cloned());
+        const KIND: &str = "x-queue-type";
+        let mut arguments = further.to_vec();
+        if further.iter().all(|(name, _)| *name != KIND) {
+            arguments.push((KIND, FieldValue::from("quorum")));
+        }
         let taken = Mutex::new((0..partitions).map(|_| Vec::new()).collect());
         Exchange { address, name: name.to_owned(), partitions, arguments, taken }
     }
@@ -109,8 +112,10 @@ impl Exchange {
     /// When the broker does not answer, or a message is not as documented.
     pub async fn records(&self) -> Vec<Record> {
         // A queue has no leader for a moment after its broker has started.
-        let taken =
-            wait::until("the queues give what they have", wait::PATIENCE, || self.take_all());
+        let taken = wait::until("the queues give what they have", wait::PATIENCE, || async {
+            // A broker that is ended meanwhile answers nothing more.
+            tokio::time::timeout(ASK, self.take_all()).await.context("no answer")?
+        });
         taken.await.expect("the broker answers");
         self.taken.lock().expect("no test panics with it").concat()
     }
@@ -158,12 +163,15 @@ impl Exchange {
     }
 }
 
-async fn channel(address: &str) -> (Connection, Channel) {
+pub(super) async fn channel(address: &str) -> (Connection, Channel) {
     let (host, port) = address.split_once(':').expect("host and port");
     let arguments =
         OpenConnectionArguments::new(host, port.parse().expect("a port"), "guest", "guest");
-    let connection =
-        wait::until("RabbitMQ answers", wait::PATIENCE, || Connection::open(&arguments));
+    let connection = wait::until("RabbitMQ answers", wait::PATIENCE, || async {
+        // One that starts may accept a connection before it can use it.
+        let opened = tokio::time::timeout(ASK, Connection::open(&arguments)).await;
+        opened.context("no answer")?.context("not yet")
+    });
     let connection = connection.await.expect("the broker is up");
     let channel = connection.open_channel(None).await.expect("a channel");
     (connection, channel)

@@ -150,14 +150,17 @@ impl Processor {
                     };
                 }
                 Err(ended @ InboxError::Ended) => {
+                    hands.was_ended(open.transaction());
                     go_on_with_half();
                     return Err(ended);
                 }
                 Err(error) => return Err(error),
             };
             if !failure.is_the_messages() || open.back_to_savepoint().await.is_err() {
+                let transaction = open.transaction();
                 return match open.rollback().await {
                     Err(ended @ InboxError::Ended) => {
+                        hands.was_ended(transaction);
                         go_on_with_half();
                         Err(ended)
                     }
@@ -250,22 +253,25 @@ impl Processor {
         Ok(Attempt::Done)
     }
 
-    /// Their handler has committed that they are parked no more, and not all of the effect. Those that are
-    /// parked still it has rolled back. Returns whether there were others.
+    /// Their handler has committed that they are parked no more, and not all of the effect. Where it has rolled
+    /// that back they are parked still, or another worker has taken them since. Returns whether there were
+    /// others.
     async fn bury_what_was_taken(
         &self,
         at: &Parked,
         failure: &Failure,
     ) -> Result<bool, InboxError> {
         const DOING: &str = "giving a message up";
-        let is_parked = "select exists (select from inbox.parked \
-            where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                and seq operator(pg_catalog.=) $3)";
+        let is_parked = "select pg_catalog.pg_xact_status($4::pg_catalog.text::pg_catalog.xid8) \
+                is distinct from 'committed' \
+            or exists (select from inbox.parked \
+                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
+                    and seq operator(pg_catalog.=) $3)";
         let (sessions, consumer_id) =
             (self.shared.inbox.sessions(), self.shared.inbox.consumer_id());
         let mut buried = false;
         for head in &at.heads {
-            let params: [&(dyn ToSql + Sync); 3] = [&consumer_id, &at.lane, &head.seq];
+            let params: [&(dyn ToSql + Sync); 4] = [&consumer_id, &at.lane, &head.seq, &at.ended];
             let (open, rows) = Open::begin(sessions, DOING, is_parked, &params).await?;
             let row = rows.first().expect("a query without a table returns one row");
             if row.try_get(0).map_err(|error| InboxError::of(DOING, error))? {

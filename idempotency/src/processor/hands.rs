@@ -10,6 +10,8 @@ use super::taken::{Head, Which};
 pub(super) struct Parked {
     pub(super) lane: Uuid,
     pub(super) heads: Vec<Head>,
+    /// That they were taken in, where a handler has ended it.
+    pub(super) ended: Option<String>,
 }
 
 #[derive(Default)]
@@ -21,7 +23,14 @@ pub(super) struct Hands {
 impl Hands {
     /// The first of these is to be blamed if that can't be said in its own transaction.
     pub(super) fn blame(&self, lane: Uuid, heads: &[Head]) {
-        *held(&self.blamed) = Some(Parked { lane, heads: heads.to_vec() });
+        *held(&self.blamed) = Some(Parked { lane, heads: heads.to_vec(), ended: None });
+    }
+
+    /// The transaction that they were taken in was ended by its handler.
+    pub(super) fn was_ended(&self, transaction: Option<String>) {
+        if let Some(blamed) = &mut *held(&self.blamed) {
+            blamed.ended = transaction;
+        }
     }
 
     pub(super) fn take_blamed(&self) -> Option<Parked> {
