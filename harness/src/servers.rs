@@ -44,7 +44,12 @@ pub async fn nats() -> &'static Nats {
 /// # Panics
 /// When none can be had, with what to install.
 pub async fn rabbit() -> &'static Rabbit {
-    shared(&RABBIT, "RabbitMQ", || async { Rabbit::start() }).await
+    shared(&RABBIT, "RabbitMQ", || async {
+        let broker = Rabbit::start()?;
+        broker.wait_ready().await;
+        Ok(broker)
+    })
+    .await
 }
 
 /// Starts it on the first call. A failure is kept too: the second test should fail at once with

@@ -222,11 +222,13 @@ fn to_nats_exactly_once_holds_through_a_crash_at_every_point() {
 }
 
 #[test]
+#[ignore = "a minute of a broker that takes half of the machine: `just long` runs it"]
 fn to_rabbitmq_at_least_once_holds_through_a_crash_at_every_point() {
     all(Delivery::Rabbit, crashes(Delivery::Rabbit));
 }
 
 #[test]
+#[ignore = "as above: `just long` runs it"]
 fn a_relay_to_rabbitmq_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
     let points = [
         Point::BatchGiven,

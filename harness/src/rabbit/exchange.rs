@@ -47,13 +47,22 @@ impl Exchange {
     }
 
     pub(super) async fn make(&self) {
+        // A broker that has just started may refuse for a moment; what is there already stays.
+        let made = wait::until("the exchange is made", wait::PATIENCE, || async {
+            tokio::time::timeout(ASK, self.declare()).await.context("no answer")?
+        });
+        made.await.expect("the broker takes it");
+    }
+
+    async fn declare(&self) -> Result<()> {
         let (_connection, channel) = channel(&self.address).await;
         let mut direct = ExchangeDeclareArguments::new(&self.name, "direct");
         direct.durable(true);
-        channel.exchange_declare(direct).await.expect("the exchange is made");
+        channel.exchange_declare(direct).await?;
         for partition in 0..self.partitions {
-            self.queue(&channel, partition).await;
+            self.queue(&channel, partition).await?;
         }
+        Ok(())
     }
 
     /// Its name.
@@ -70,7 +79,7 @@ impl Exchange {
         format!("{}.{partition}", self.name)
     }
 
-    async fn queue(&self, channel: &Channel, partition: i32) {
+    async fn queue(&self, channel: &Channel, partition: i32) -> Result<()> {
         let name = self.queue_name(partition);
         let mut queue = QueueDeclareArguments::durable_client_named(&name);
         let mut arguments = FieldTable::new();
@@ -78,9 +87,9 @@ impl Exchange {
             arguments.insert(name.try_into().expect("short"), value);
         }
         queue.arguments(arguments);
-        channel.queue_declare(queue).await.expect("the queue is made");
+        channel.queue_declare(queue).await?;
         let binding = QueueBindArguments::new(&name, &self.name, &partition.to_string());
-        channel.queue_bind(binding).await.expect("the queue is bound");
+        Ok(channel.queue_bind(binding).await?)
     }
 
     /// Binds a partition's queue, which is made if it is missing.
@@ -89,7 +98,7 @@ impl Exchange {
     /// When the broker refuses.
     pub async fn bind(&self, partition: i32) {
         let (_connection, channel) = channel(&self.address).await;
-        self.queue(&channel, partition).await;
+        self.queue(&channel, partition).await.expect("the queue is bound");
     }
 
     /// Takes a partition's queue off the exchange.
