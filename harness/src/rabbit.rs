@@ -176,7 +176,7 @@ fn spawn(dir: &Path, port: u16, ports: Ports) -> Result<Child> {
     let mut command = Command::new(Path::new(PROGRAMS).join("rabbitmq-server"));
     let broker = environment(&mut command, dir, port, ports)
         .current_dir(dir)
-        // So that the script becomes the broker: otherwise it starts one, which outlives it. Nobody listens there.
+        // So that the script becomes the broker: otherwise it starts one, which outlives it. No one listens there.
         .env("NOTIFY_SOCKET", dir.join("notify"))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -126,7 +126,7 @@ mod tests {
         Stores,
         Refuses,
         NotNow,
-        /// The line is cut: it is stored, or not, and nobody is told.
+        /// The line is cut: it is stored, or not, and no one is told.
         Cut(bool),
     }
 

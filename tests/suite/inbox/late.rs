@@ -36,7 +36,7 @@ async fn what_looks_like_a_sessions_fault_at_commit_ends_no_consumer() {
         let messages = STATES.map(|state| message(state, 1));
         let [one, another] = messages;
         let messages = [one, message("fine", 1), another, message("fine", 2)];
-        processor.process(&messages).await.expect("the consumer goes on");
+        processor.process(&messages).await.expect("the consumer continues");
         let given_up = wait::until("both are dead letters", wait::PATIENCE, || async {
             let dead = "select count(*) from inbox.dead_letters where attempts = 2";
             match number(&database, dead).await {

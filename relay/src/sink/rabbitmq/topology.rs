@@ -79,7 +79,7 @@ pub(super) async fn exists(connection: &Connection, exchange: &str) -> Result<bo
             drop(timeout(ASK_LIMIT, channel.close()).await);
             Ok(true)
         }
-        // The answer is an end of the channel; an end of the connection is none.
+        // The broker answers by closing the channel. If it closes the connection, that is no answer.
         Ok(Err(_)) if connection.is_open() => Ok(false),
         Ok(Err(error)) => Err(unavailable(doing(), error)),
         Err(_) => Err(unavailable(doing(), format!("no answer within {ASK_LIMIT:?}"))),
