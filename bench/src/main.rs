@@ -21,6 +21,7 @@ mod relay;
 mod release;
 mod report;
 mod sample;
+mod sink;
 mod soak;
 mod storm;
 mod terminal;
@@ -49,6 +50,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench -- release --events 1000000
   cargo run --release -p outbox-bench -- soak --minutes 20 --seed 7
   cargo run --release -p outbox-bench -- soak --minutes 5 --delivery at-least-once
+  cargo run --release -p outbox-bench -- soak --sink rabbitmq --minutes 5
   cargo run --release -p outbox-bench -- storm --minutes 5 --seed 7
 
 PostgreSQL and Kafka start by themselves and are gone afterwards, as in the tests. Every run is
@@ -150,9 +152,12 @@ struct SoakArgs {
     /// Which faults come, and in which order; made up and printed where it is not given
     #[arg(long)]
     seed: Option<u64>,
-    /// How the relays deliver
-    #[arg(long, value_enum, default_value_t = relay::Mode::ExactlyOnce)]
-    delivery: relay::Mode,
+    /// Where to
+    #[arg(long, value_enum, default_value_t)]
+    sink: sink::Sink,
+    /// How the relays deliver; exactly once, where the broker can
+    #[arg(long, value_enum)]
+    delivery: Option<relay::Mode>,
     /// Another relay instead of the one built with this program
     #[arg(long, value_name = "PROGRAM")]
     relay: Option<PathBuf>,

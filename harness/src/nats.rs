@@ -60,6 +60,11 @@ impl Nats {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.server.id()
+    }
+
     /// Ends it as a crash does.
     ///
     /// # Panics
@@ -180,12 +185,20 @@ impl Stream {
     /// # Panics
     /// When the server refuses.
     pub async fn change(&self, settings: &Value) {
+        self.try_change(settings).await.expect("the stream is changed");
+    }
+
+    /// As [`Stream::change`], for a server that may be away.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn try_change(&self, settings: &Value) -> Result<()> {
         let client = client(&self.server).await;
-        let info = api(&client, &format!("STREAM.INFO.{}", self.name), &json!({})).await;
-        let mut config = part(info.expect("it is there"), "config");
+        let info = api(&client, &format!("STREAM.INFO.{}", self.name), &json!({})).await?;
+        let mut config = part(info, "config");
         overwrite(&mut config, settings);
-        let changed = api(&client, &format!("STREAM.UPDATE.{}", self.name), &config).await;
-        changed.expect("the stream is changed");
+        api(&client, &format!("STREAM.UPDATE.{}", self.name), &config).await?;
+        Ok(())
     }
 
     /// Deletes all its messages, as a person does who wants room.
@@ -232,9 +245,18 @@ impl Stream {
     /// # Panics
     /// When the server does not answer, or a message is not as documented.
     pub async fn records(&self, filter: &str) -> Vec<Record> {
+        self.records_after(filter, 0).await
+    }
+
+    /// As [`Stream::records`], of what is behind this offset.
+    ///
+    /// # Panics
+    /// As [`Stream::records`].
+    pub async fn records_after(&self, filter: &str, offset: i64) -> Vec<Record> {
         let client = client(&self.server).await;
         let get = format!("STREAM.MSG.GET.{}", self.name);
-        let (mut found, mut from) = (Vec::new(), 1);
+        let mut found = Vec::new();
+        let mut from = u64::try_from(offset).expect("an offset") + 1;
         loop {
             let next = json!({ "seq": from, "next_by_subj": filter });
             let answer = api(&client, &get, &next).await;

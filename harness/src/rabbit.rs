@@ -17,6 +17,9 @@ pub use self::exchange::Exchange;
 use crate::host;
 
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
+/// As docs/RABBITMQ.md has it; nothing to a queue with a leader.
+const ELECT: &str =
+    "[ra:trigger_election(amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list_by_type(quorum)].";
 
 /// A broker, running or not; ended by KILL when dropped.
 #[derive(Debug)]
@@ -100,12 +103,20 @@ impl Rabbit {
         self.broker = spawn(&self.dir, self.port, self.ports).expect("the broker starts");
     }
 
-    /// Waits until it answers, which takes half a minute where the machine has much to do.
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.broker.id()
+    }
+
+    /// Waits until it answers, which takes half a minute where the machine has much to do; then has its quorum
+    /// queues elect their leaders, as docs/RABBITMQ.md says: with 3.10 the only member of a queue may stay a
+    /// follower after the broker was killed.
     ///
     /// # Panics
     /// When it does not.
     pub async fn wait_ready(&self) {
         drop(exchange::channel(&self.address()).await);
+        self.control(&["eval", ELECT]);
     }
 
     fn end(&mut self) {

@@ -87,9 +87,7 @@ async fn to_blame(t: &Harness) -> (String, String) {
 async fn events_are_there_and_in_order_while_relay_and_broker_are_killed() {
     let mut broker = Rabbit::start().expect("a broker of its own");
     let t = Harness::start().await;
-    // Quorum queues of 3.10, on one node that was killed, confirmed nothing for a minute in most runs: not explained.
-    let classic = [("x-queue-type", FieldValue::from("classic"))];
-    let exchange = broker.exchange_with(&topic(&t), PARTITIONS, &classic).await;
+    let exchange = broker.exchange(&topic(&t), PARTITIONS).await;
     let plan =
         Plan { topic: topic(&t), partitions: PARTITIONS, writers: 3, transactions: u64::MAX };
     let mut relay = to(&broker, t.relay()).start().await;
@@ -104,7 +102,7 @@ async fn events_are_there_and_in_order_while_relay_and_broker_are_killed() {
         })
         .await
         .expect("the relay continues");
-        if round == 1 {
+        if round % 3 == 1 {
             broker.kill9();
             broker.restart();
             broker.wait_ready().await;

@@ -3,6 +3,7 @@
 //!
 //! It has servers of its own, since it restarts them. Two relays of one name stand behind proxies.
 
+mod broker;
 mod fault;
 mod outcome;
 mod stage;
@@ -30,10 +31,11 @@ const CALM_MS: std::ops::Range<u64> = 500..3_000;
 /// The servers can't be had, or the relays don't come back after a fault.
 pub(crate) async fn run(args: &SoakArgs) -> Result<Outcome> {
     let seed = args.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
-    let mode = args.delivery.name();
-    progress(&format!("soak of {} minutes, {mode}, seed {seed}", args.minutes));
+    let (sink, mode) = (args.sink, args.sink.mode(args.delivery)?);
+    let (name, how) = (sink.name(), mode.name());
+    progress(&format!("soak of {} minutes, {name}, {how}, seed {seed}", args.minutes));
     let mut random = StdRng::seed_from_u64(seed);
-    let mut stage = Stage::set(args.delivery, args.relay.as_deref()).await?;
+    let mut stage = Stage::set(sink, mode, args.relay.as_deref()).await?;
     let began = Instant::now();
     let end = began + Duration::from_secs(60) * args.minutes;
     let mut recoveries = Vec::new();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use serde::Serialize;
 
 use super::{fault::Fault, tally::Tally};
-use crate::relay::Mode;
+use crate::{relay::Mode, sink::Sink};
 
 /// A fault, and how long after its end the relays delivered again.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,7 @@ pub(crate) struct Recovery {
 /// The count, and the faults by kind.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
+    sink: Sink,
     delivery: Mode,
     seed: u64,
     minutes: u32,
@@ -48,7 +49,7 @@ struct Kind {
 
 impl Outcome {
     pub(super) fn new(
-        delivery: Mode,
+        (sink, delivery): (Sink, Mode),
         (seed, minutes): (u64, u32),
         recoveries: &[Recovery],
         Tally { count, marked, late }: &Tally,
@@ -65,6 +66,7 @@ impl Outcome {
             Kind { fault, times, median_seconds: at(last / 2), longest_seconds: at(last) }
         };
         Outcome {
+            sink,
             delivery,
             seed,
             minutes,
@@ -101,8 +103,10 @@ impl Outcome {
         let Outcome { seed, minutes, committed, delivered, lost, duplicated, .. } = self;
         let Outcome { out_of_order, wrong_partition, never_committed, altered, .. } = self;
         let Outcome { repeated_and_marked, late, parked, .. } = self;
-        let delivery = self.delivery.name();
-        let mut text = format!("soak --minutes {minutes} --seed {seed} --delivery {delivery}\n\n");
+        let (sink, delivery) = (self.sink.name(), self.delivery.name());
+        let mut text = format!(
+            "soak --sink {sink} --minutes {minutes} --seed {seed} --delivery {delivery}\n\n"
+        );
         text.push_str("| fault | times | delivers again after, median | longest |\n");
         text.push_str("|---|---|---|---|\n");
         for Kind { fault, times, median_seconds, longest_seconds } in &self.faults {

@@ -7,13 +7,11 @@ use outbox_harness::{
     Harness,
     database::Role,
     event::Event,
-    kafka::Kafka,
     load::{Load, Plan},
-    local_kafka::LocalKafka,
     postgres::{Postgres, Session},
     proxy::{Cut, Proxy},
     relay::Relay,
-    topic::{Record, Topic},
+    topic::Record,
     wait,
 };
 use outbox_relay::{
@@ -27,12 +25,14 @@ use tokio::{
 };
 
 use super::{
+    broker::{Broker, Refusal},
     fault::Fault,
     outcome::{Outcome, Recovery},
     tally::{PARTITIONS, POISON_BYTES, Tally},
 };
 use crate::{
     relay::{AS_RELAY, Mode},
+    sink::Sink,
     terminal::progress,
 };
 
@@ -41,42 +41,33 @@ const WRITERS: u64 = 4;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Within this the relays deliver again, or never will.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
-/// Above this many bytes the broker refuses what is sent to the topic; poison (`POISON_BYTES`) has more.
-const LIMIT: &str = "max.message.bytes";
-const SCARCE: &str = "300000";
-const ENOUGH: &str = "3000000";
 /// How long a line or server is bad, in milliseconds.
 const BAD_MS: std::ops::Range<u64> = 500..12_000;
 
 pub(super) struct Stage {
+    sink: Sink,
     mode: Mode,
     relays: Vec<Relay>,
     trouble: JoinHandle<()>,
     load: Option<Load>,
     postgres_line: Proxy,
-    broker_line: Proxy,
     server: LocalPostgres,
-    broker: LocalKafka,
-    topic: Topic,
+    broker: Broker,
     t: Harness,
 }
 
 impl Stage {
-    pub(super) async fn set(mode: Mode, program: Option<&Path>) -> Result<Self> {
-        let ((postgres, server), (kafka, broker)) =
-            tokio::join!(Postgres::private(), Kafka::start_private(&[]));
-        let t = Harness::with(postgres, kafka).await;
-        let topic = t.topic("orders").create_with(PARTITIONS, &[(LIMIT, SCARCE)]).await;
+    pub(super) async fn set(sink: Sink, mode: Mode, program: Option<&Path>) -> Result<Self> {
+        let (postgres, server) = Postgres::private().await;
+        let (t, broker) = Broker::set(sink, postgres).await?;
         let (host, port) = postgres.address();
         let postgres_line = Proxy::to(&format!("{host}:{port}")).await;
-        let broker_line = kafka.line().await;
         let program = program.map_or_else(std::env::current_exe, |path| Ok(path.to_owned()))?;
         let url = t.database().url(Role::Relay);
         let url = url.replace(&format!("{host}:{port}"), &postgres_line.address());
-        let settings = t
-            .relay()
+        let settings = broker
+            .to(t.relay())
             .set("postgres.url", &url)
-            .set("sink.properties.\"bootstrap.servers\"", &broker_line.address())
             .set("leader.timeout", "4s")
             .set("sink.delivery", mode.name())
             .program(&program)
@@ -84,7 +75,7 @@ impl Stage {
         let mut relays = vec![settings.clone().files("first").start().await];
         relays.push(settings.files("second").start().await);
         let plan = Plan {
-            topic: topic.name().to_owned(),
+            topic: broker.topic().to_owned(),
             partitions: PARTITIONS,
             writers: WRITERS,
             transactions: u64::MAX,
@@ -95,21 +86,11 @@ impl Stage {
             database: t.database().name().to_owned(),
             writer: t.database().config(Role::Writer),
             operator: t.database().config(Role::Operator),
-            topic: topic.clone(),
+            topic: broker.topic().to_owned(),
+            refusal: broker.refusal(),
         };
         let trouble = tokio::spawn(trouble.forever());
-        Ok(Stage {
-            mode,
-            relays,
-            trouble,
-            load,
-            postgres_line,
-            broker_line,
-            server,
-            broker,
-            topic,
-            t,
-        })
+        Ok(Stage { sink, mode, relays, trouble, load, postgres_line, server, broker, t })
     }
 
     /// Lets it happen and end. Returns how long after its end the relays delivered again.
@@ -131,7 +112,7 @@ impl Stage {
             Fault::BrokerKilled => {
                 self.broker.kill9();
                 sleep(bad / 2).await;
-                self.broker.restart();
+                self.broker.restart().await;
             }
             Fault::BrokerFrozen => {
                 signal(self.broker.pid(), libc::SIGSTOP);
@@ -145,12 +126,12 @@ impl Stage {
                 self.t.reconnect().await;
             }
             Fault::PostgresCut => self.postgres_line.cut(how(random)),
-            Fault::BrokerCut => self.broker_line.cut(how(random)),
+            Fault::BrokerCut => self.broker.line().cut(how(random)),
             Fault::PostgresFrozen => during(&self.postgres_line, bad, Proxy::freeze).await,
-            Fault::BrokerLineFrozen => during(&self.broker_line, bad, Proxy::freeze).await,
-            Fault::BrokerUnreachable => during(&self.broker_line, bad, Proxy::refuse).await,
+            Fault::BrokerLineFrozen => during(self.broker.line(), bad, Proxy::freeze).await,
+            Fault::BrokerUnreachable => during(self.broker.line(), bad, Proxy::refuse).await,
             Fault::PostgresSlow => during(&self.postgres_line, bad, slow(random)).await,
-            Fault::BrokerSlow => during(&self.broker_line, bad, slow(random)).await,
+            Fault::BrokerSlow => during(self.broker.line(), bad, slow(random)).await,
             Fault::SlotDropped => self.drop_slot().await?,
             Fault::LargeTransaction => {
                 self.large_transaction().await;
@@ -183,7 +164,7 @@ impl Stage {
         let rows = format!(
             "insert into outbox.events (topic, partition, headers) \
              select '{}', n % {PARTITIONS}, '{{}}' from generate_series(1, 30000) n",
-            self.topic.name()
+            self.broker.topic()
         );
         // Without a sequence number it is counted, and its order is not looked at.
         let inserted = self.t.database().superuser().batch_execute(&rows).await;
@@ -268,15 +249,16 @@ impl Stage {
         if let Some(load) = self.load.take() {
             load.stop().await;
         }
+        self.broker.all_to_count().await;
         self.t.reconnect().await;
         let mut operator = self.t.database().connect(Role::Operator).await;
         let truth = self.t.committed().await;
         let deadline = Instant::now() + RECOVERY_MAX * 2;
         let records = loop {
             // Again and again: what the trouble asked for last may reach the broker after this.
-            self.topic.set(LIMIT, ENOUGH).await;
+            self.broker.refusal().set(false).await?;
             release_all(&mut operator, self.t.database().name()).await?;
-            let records = self.topic.records().await;
+            let records = self.broker.records().await;
             let there: HashSet<&str> = records.iter().filter_map(Record::id).collect();
             let missing = truth.iter().filter(|row| !there.contains(row.id.as_str())).count();
             if missing == 0 || Instant::now() >= deadline {
@@ -285,10 +267,11 @@ impl Stage {
             progress(&format!("{missing} of {} are still missing", truth.len()));
             sleep(Duration::from_secs(1)).await;
         };
-        let tally = Tally::of(self.mode, &truth, records);
+        let tally = Tally::of(self.sink, self.mode, &truth, records);
         let parked = "select count(*) from outbox.dead_letters";
         let parked = self.t.database().superuser().query_one(parked, &[]).await?.get(0);
-        let outcome = Outcome::new(self.mode, (seed, minutes), &recoveries, &tally, parked);
+        let outcome =
+            Outcome::new((self.sink, self.mode), (seed, minutes), &recoveries, &tally, parked);
         if !outcome.held() {
             self.keep_logs();
         }
@@ -336,7 +319,8 @@ struct Trouble {
     database: String,
     writer: tokio_postgres::Config,
     operator: tokio_postgres::Config,
-    topic: Topic,
+    topic: String,
+    refusal: Refusal,
 }
 
 impl Trouble {
@@ -349,23 +333,18 @@ impl Trouble {
     }
 
     async fn round(&self, key: &str) -> Result<()> {
+        self.refusal.set(true).await?;
         let mut writer = self.postgres.connect(&self.writer).await?;
         let mut operator = self.postgres.connect(&self.operator).await?;
         let transaction = writer.transaction().await?;
         let payload = "poison!".repeat(POISON_BYTES / 7);
-        let event = Event::to(self.topic.name()).key(key).payload(payload.into());
+        let event = Event::to(&self.topic).key(key).payload(payload.into());
         event.insert(transaction.client()).await?;
         transaction.commit().await?;
         sleep(Duration::from_secs(3)).await;
         release_all(&mut operator, &self.database).await?;
         sleep(Duration::from_secs(2)).await;
-        self.limit(ENOUGH).await?;
-        release_all(&mut operator, &self.database).await?;
-        sleep(Duration::from_secs(2)).await;
-        self.limit(SCARCE).await
-    }
-
-    async fn limit(&self, bytes: &str) -> Result<()> {
-        self.topic.try_set(LIMIT, bytes).await
+        self.refusal.set(false).await?;
+        release_all(&mut operator, &self.database).await
     }
 }

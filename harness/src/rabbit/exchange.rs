@@ -115,6 +115,33 @@ impl Exchange {
         channel.queue_unbind(binding).await.expect("the queue is unbound");
     }
 
+    /// Binds a partition's queue, or takes it off the exchange; tried once.
+    ///
+    /// # Errors
+    /// The broker is away, or refuses.
+    pub async fn try_bind(&self, partition: i32, is_bound: bool) -> Result<()> {
+        let asked = async {
+            let (_connection, channel) = opened(&self.address).await?;
+            let (name, key) = (self.queue_name(partition), partition.to_string());
+            match is_bound {
+                true => channel.queue_bind(QueueBindArguments::new(&name, &self.name, &key)).await,
+                false => {
+                    channel.queue_unbind(QueueUnbindArguments::new(&name, &self.name, &key)).await
+                }
+            }?;
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(ASK, asked).await.context("no answer")?
+    }
+
+    /// Takes what is there by now, so that a queue stays short; [`Exchange::records`] has it.
+    ///
+    /// # Errors
+    /// The broker is away; what was not taken stays.
+    pub async fn collect(&self) -> Result<()> {
+        tokio::time::timeout(ASK, self.take_all()).await.context("no answer")?
+    }
+
     /// All that came so far, each partition in the order of its queue.
     ///
     /// # Panics
@@ -123,14 +150,14 @@ impl Exchange {
         // A queue has no leader for a moment after its broker has started.
         let taken = wait::until("the queues give what they have", wait::PATIENCE, || async {
             // A broker that is ended meanwhile answers nothing more.
-            tokio::time::timeout(ASK, self.take_all()).await.context("no answer")?
+            self.collect().await
         });
         taken.await.expect("the broker answers");
         self.taken.lock().expect("no test panics with it").concat()
     }
 
     async fn take_all(&self) -> Result<()> {
-        let (connection, channel) = channel(&self.address).await;
+        let (connection, channel) = opened(&self.address).await?;
         for partition in 0..self.partitions {
             self.take(&channel, partition).await?;
         }
@@ -173,17 +200,19 @@ impl Exchange {
 }
 
 pub(super) async fn channel(address: &str) -> (Connection, Channel) {
-    let (host, port) = address.split_once(':').expect("host and port");
-    let arguments =
-        OpenConnectionArguments::new(host, port.parse().expect("a port"), "guest", "guest");
-    let connection = wait::until("RabbitMQ answers", wait::PATIENCE, || async {
+    let opened = wait::until("RabbitMQ answers", wait::PATIENCE, || async {
         // One that starts may accept a connection before it can use it.
-        let opened = tokio::time::timeout(ASK, Connection::open(&arguments)).await;
-        opened.context("no answer")?.context("not yet")
+        tokio::time::timeout(ASK, opened(address)).await.context("no answer")?
     });
-    let connection = connection.await.expect("the broker is up");
-    let channel = connection.open_channel(None).await.expect("a channel");
-    (connection, channel)
+    opened.await.expect("the broker is up")
+}
+
+async fn opened(address: &str) -> Result<(Connection, Channel)> {
+    let (host, port) = address.split_once(':').context("host and port")?;
+    let arguments = OpenConnectionArguments::new(host, port.parse()?, "guest", "guest");
+    let connection = Connection::open(&arguments).await?;
+    let channel = connection.open_channel(None).await?;
+    Ok((connection, channel))
 }
 
 /// Headers are sorted by name, the id before all: a table has no order.
