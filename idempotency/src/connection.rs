@@ -20,6 +20,17 @@ use crate::{
     session::{Sessions, UNLOCK},
 };
 
+/// Whether the transaction `$1` has committed. What the server has not begun yet, as after a failover that lost
+/// it, can't be asked for.
+pub(crate) const HAS_COMMITTED: &str = "coalesce( \
+    case when $1::pg_catalog.text::pg_catalog.xid8 operator(pg_catalog.<) \
+            pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) \
+        then pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) end \
+    operator(pg_catalog.=) 'committed', false)";
+
+/// Which transaction this is.
+pub(crate) const WHICH: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
+
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// Of one transaction.
@@ -33,8 +44,10 @@ pub(crate) struct Shared {
     pub(crate) lent: AtomicBool,
     /// A handler has ended the transaction.
     pub(crate) ended_by_handler: AtomicBool,
-    /// Statements of a handler failed, and nothing can be asked since: they may have ended it before.
+    /// Statements of a handler run, or have failed and nothing can be asked since: they may have ended it.
     doubtful: AtomicBool,
+    /// COMMIT was sent, and what became of it is not known.
+    pub(crate) commit_unknown: AtomicBool,
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
     pub(crate) running: Running,
@@ -59,6 +72,7 @@ impl Shared {
             lent: AtomicBool::new(false),
             ended_by_handler: AtomicBool::new(false),
             doubtful: AtomicBool::new(false),
+            commit_unknown: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             running: Running::default(),
             swollen: AtomicBool::new(false),
@@ -132,8 +146,8 @@ impl Shared {
         self.id.get_or_init(|| id).clone()
     }
 
-    pub(crate) fn is_doubtful(&self) {
-        self.doubtful.store(true, Ordering::Relaxed);
+    pub(crate) fn is_doubtful(&self, doubtful: bool) {
+        self.doubtful.store(doubtful, Ordering::Relaxed);
     }
 
     /// Waits for what the work has left running, or ends it.
@@ -161,19 +175,29 @@ impl Shared {
 
     /// Whether a handler has ended the transaction, which is rolled back by now if not.
     pub(crate) async fn was_ended(&self) -> Result<bool, Error> {
-        const SQL: &str = "select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8) \
-            operator(pg_catalog.=) 'committed'";
         if self.doubtful.load(Ordering::Relaxed)
             && let Some(id) = self.known()
+            && (self.has_committed(&id).await? || self.undo_what_is_prepared().await?)
         {
-            let rows = self.query(SQL, &[&id]).await?;
-            let committed =
-                rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<bool>>(0))?;
-            if committed == Some(true) || self.undo_what_is_prepared().await? {
-                self.handler_ended_it();
-            }
+            self.handler_ended_it();
         }
         Ok(self.ended_by_handler.load(Ordering::Relaxed))
+    }
+
+    /// Whether a handler has begun another one, by statements that it did not wait for. In one that has failed
+    /// nothing can be asked, and then nothing is kept.
+    pub(crate) async fn is_another(&self) -> bool {
+        let Some(id) = self.known().filter(|_| self.doubtful.load(Ordering::Relaxed)) else {
+            return false;
+        };
+        let rows = self.query(WHICH, &[]).await.unwrap_or_default();
+        rows.first().is_some_and(|row| row.try_get::<_, String>(0).is_ok_and(|now| now != id))
+    }
+
+    /// Whether this server has committed the transaction, as far as it knows.
+    pub(crate) async fn has_committed(&self, id: &str) -> Result<bool, Error> {
+        let rows = self.query(&format!("select {HAS_COMMITTED}"), &[&id]).await?;
+        rows.first().map_or(Ok(false), |row| row.try_get(0))
     }
 
     /// Rolls the transaction back that a handler has prepared for whoever commits it later, and says whether

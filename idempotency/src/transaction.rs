@@ -151,9 +151,17 @@ impl Open {
         }
     }
 
-    /// Which transaction it was begun as, if that was asked: before whatever a handler could end it with.
+    /// Which transaction it was begun as, if that was asked: before whatever a handler could end it with. If
+    /// that has committed, a handler did it: `None` where it may have been [`Open::commit`].
     pub(crate) fn transaction(&self) -> Option<String> {
-        self.shared.known()
+        let ours = self.shared.commit_unknown.load(Ordering::Relaxed);
+        self.shared.known().filter(|_| !ours)
+    }
+
+    /// Whether another transaction has committed, as far as the server knows.
+    pub(crate) async fn has_committed(&self, id: &str) -> Result<bool, InboxError> {
+        const DOING: &str = "asking what became of a transaction";
+        self.shared.has_committed(id).await.map_err(|error| InboxError::of(DOING, error))
     }
 
     /// Whether no `Tx` is kept, whatever the work has returned: nobody can make another.
@@ -191,6 +199,10 @@ impl Open {
             return Err(InboxError::Ended);
         }
         self.shared.finished().await?;
+        if self.shared.is_another().await {
+            self.shared.handler_ended_it();
+            return Err(InboxError::Ended);
+        }
         point(Point::Committing);
         match self.shared.end(sql).await {
             Ok(()) => Ok(()),
@@ -212,6 +224,10 @@ impl Open {
             // A deferred constraint speaks up here.
             Err(error) => Err(match InboxError::of("committing", error) {
                 InboxError::Refused { source, .. } => InboxError::Uncommitted(source),
+                unavailable @ InboxError::Unavailable(_) => {
+                    self.shared.commit_unknown.store(true, Ordering::Relaxed);
+                    unavailable
+                }
                 other => other,
             }),
         }

@@ -8,7 +8,7 @@ use tokio_postgres::{Error, Row, Statement};
 use uuid::Uuid;
 
 use crate::{
-    connection::{Params, Shared},
+    connection::{Params, Shared, WHICH},
     fault::{Point, point},
     transaction::Open,
 };
@@ -93,6 +93,8 @@ impl Tx {
         if ends_a_transaction(sql) {
             return Err(self.refuse().await);
         }
+        // Until the opposite is seen: this may be dropped on its way, and the statements run on.
+        self.shared.is_doubtful(true);
         let run = async {
             let asked = self.shared.asks();
             asked.answered(self.shared.client().batch_execute(sql).await)
@@ -114,11 +116,11 @@ impl Tx {
                 self.shared.undo_what_is_prepared().await?;
                 Err(self.refuse().await)
             }
-            (Err(error), Err(_)) => {
-                self.shared.is_doubtful();
-                Err(error)
+            (Err(error), Err(_)) => Err(error),
+            (done, after) => {
+                self.shared.is_doubtful(after.is_err());
+                done
             }
-            (done, _) => done,
         }
     }
 
@@ -235,8 +237,6 @@ impl Tx {
         Ok(self.shared.is_known(this))
     }
 }
-
-const WHICH: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
 
 fn sets_a_savepoint(sql: &str) -> bool {
     words(sql).next().is_some_and(|word| word.eq_ignore_ascii_case("savepoint"))

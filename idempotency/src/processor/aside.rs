@@ -17,6 +17,7 @@ use crate::{
     message::{RawMessage, Source},
     message_id::MessageId,
     meter::Outcome,
+    transaction::Open,
 };
 
 /// The code of a message whose handler has ended its transaction.
@@ -49,8 +50,19 @@ impl Processor {
         &self,
         message: &RawMessage,
         failure: &Failure,
+        called: &Called,
     ) -> Result<(), Stop> {
-        self.surely(message, || self.put_aside(message, failure)).await
+        self.surely(message, || self.put_aside(message, failure, called)).await
+    }
+
+    /// Whether the handler has committed the transaction in which it was called last, and with it what was
+    /// claimed there. That a message is claimed says no such thing: where the handler has rolled back, another
+    /// process may have handled it since.
+    pub(super) async fn was_ended(&self, open: &Open, called: &Called) -> Result<bool, InboxError> {
+        match called.ended() {
+            Some(transaction) => open.has_committed(&transaction).await,
+            None => Ok(false),
+        }
     }
 
     /// Of several messages whose handler has ended their transaction, those that it has committed: they
@@ -61,11 +73,11 @@ impl Processor {
         called: &Called,
         failure: &Failure,
     ) -> Result<(), Stop> {
-        let called = called.take();
-        for message in batch.iter().filter(|message| called.contains(&message.id.uuid())) {
+        let messages = called.take();
+        for message in batch.iter().filter(|message| messages.contains(&message.id.uuid())) {
             let bury = || async {
                 let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
-                if sorted.duplicates == 0 {
+                if sorted.duplicates == 0 || !self.was_ended(&open, called).await? {
                     open.rollback().await?;
                     return Ok(Attempt::Done);
                 }
@@ -109,11 +121,12 @@ impl Processor {
         &self,
         message: &RawMessage,
         failure: &Failure,
+        called: &Called,
     ) -> Result<Attempt, InboxError> {
         let (open, sorted) = self.claim(std::slice::from_ref(message)).await?;
         let shelf = self.shelf();
         // Its handler has committed the claim, and not all of the effect.
-        let in_part = failure.code() == ENDED && sorted.duplicates > 0;
+        let in_part = sorted.duplicates > 0 && self.was_ended(&open, called).await?;
         if sorted.fresh.is_empty() && sorted.outside.is_empty() && !in_part {
             shelf.append(&open, &sorted.waiting).await?;
             self.move_mark(&open, &sorted).await?;
@@ -187,24 +200,30 @@ impl Processor {
     }
 }
 
-/// For which messages the handler was called last.
+/// For which messages the handler was called last, and in which transaction, if it may have ended that itself.
 #[derive(Default)]
-pub(super) struct Called(Mutex<HashSet<Uuid>>);
+pub(super) struct Called(Mutex<(HashSet<Uuid>, Option<String>)>);
 
 impl Called {
-    /// One alone is known without that.
-    pub(super) fn with(&self, messages: &[&RawMessage]) {
-        if messages.len() == 1 {
-            return;
-        }
-        *self.held() = messages.iter().map(|message| message.id.uuid()).collect();
+    /// Of a batch of so many: of one alone it is known.
+    pub(super) fn with(&self, messages: &[&RawMessage], batch: usize) {
+        let several = messages.iter().filter(|_| batch > 1);
+        *self.held() = (several.map(|message| message.id.uuid()).collect(), None);
+    }
+
+    pub(super) fn may_be_ended(&self, transaction: Option<String>) {
+        self.held().1 = transaction;
+    }
+
+    pub(super) fn ended(&self) -> Option<String> {
+        self.held().1.clone()
     }
 
     fn take(&self) -> HashSet<Uuid> {
-        std::mem::take(&mut self.held())
+        std::mem::take(&mut self.held().0)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+    fn held(&self) -> MutexGuard<'_, (HashSet<Uuid>, Option<String>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

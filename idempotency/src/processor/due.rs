@@ -23,6 +23,7 @@ use super::{
     taken::{Head, Taken, Which},
 };
 use crate::{
+    connection::HAS_COMMITTED,
     error::InboxError,
     failure::{Failure, Kind},
     fault::{Point, point},
@@ -96,6 +97,11 @@ impl Processor {
     /// message, or a batch of them.
     async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
+        if let Some(at) = hands.doubted() {
+            let failure = Failure::permanent(ENDED, InboxError::Ended);
+            self.bury_what_was_taken(&at, &failure).await?;
+            hands.settle_doubt();
+        }
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
         let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
@@ -142,6 +148,7 @@ impl Processor {
                 // Whoever keeps it would have the lane as well, for as long; and if the lane were free at once,
                 // other workers would call the handler before this is counted.
                 Err(InboxError::Escaped) => {
+                    hands.may_be_ended(lane, group, open.transaction());
                     open.cut_off_with(&shelf.reserve(lane)).await;
                     go_on_with_half();
                     return match group.len() {
@@ -164,7 +171,11 @@ impl Processor {
                         go_on_with_half();
                         Err(ended)
                     }
-                    _ => Ok(Attempt::Failed(failure)),
+                    Err(_) => {
+                        hands.may_be_ended(lane, group, transaction);
+                        Ok(Attempt::Failed(failure))
+                    }
+                    Ok(()) => Ok(Attempt::Failed(failure)),
                 };
             }
             if group.len() == 1 {
@@ -262,17 +273,17 @@ impl Processor {
         failure: &Failure,
     ) -> Result<bool, InboxError> {
         const DOING: &str = "giving a message up";
-        let is_parked = "select pg_catalog.pg_xact_status($4::pg_catalog.text::pg_catalog.xid8) \
-                is distinct from 'committed' \
-            or exists (select from inbox.parked \
-                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                    and seq operator(pg_catalog.=) $3)";
+        let is_parked = format!(
+            "select not {HAS_COMMITTED} or exists (select from inbox.parked \
+                where consumer_id operator(pg_catalog.=) $2 and lane operator(pg_catalog.=) $3 \
+                    and seq operator(pg_catalog.=) $4)"
+        );
         let (sessions, consumer_id) =
             (self.shared.inbox.sessions(), self.shared.inbox.consumer_id());
         let mut buried = false;
         for head in &at.heads {
-            let params: [&(dyn ToSql + Sync); 4] = [&consumer_id, &at.lane, &head.seq, &at.ended];
-            let (open, rows) = Open::begin(sessions, DOING, is_parked, &params).await?;
+            let params: [&(dyn ToSql + Sync); 4] = [&at.ended, &consumer_id, &at.lane, &head.seq];
+            let (open, rows) = Open::begin(sessions, DOING, &is_parked, &params).await?;
             let row = rows.first().expect("a query without a table returns one row");
             if row.try_get(0).map_err(|error| InboxError::of(DOING, error))? {
                 open.rollback().await?;

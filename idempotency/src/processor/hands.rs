@@ -7,16 +7,19 @@ use uuid::Uuid;
 use super::taken::{Head, Which};
 
 /// Parked messages for which the handler was called at once.
+#[derive(Clone)]
 pub(super) struct Parked {
     pub(super) lane: Uuid,
     pub(super) heads: Vec<Head>,
-    /// That they were taken in, where a handler has ended it.
+    /// That they were taken in, where a handler has ended it, or may have.
     pub(super) ended: Option<String>,
 }
 
+/// From one run of a transaction to the next.
 #[derive(Default)]
 pub(super) struct Hands {
     blamed: Mutex<Option<Parked>>,
+    doubted: Mutex<Option<Parked>>,
     next: Mutex<Option<(Which, i64)>>,
 }
 
@@ -31,6 +34,23 @@ impl Hands {
         if let Some(blamed) = &mut *held(&self.blamed) {
             blamed.ended = transaction;
         }
+    }
+
+    /// Their session is lost, so whether their handler has ended its transaction before could not be asked.
+    pub(super) fn may_be_ended(&self, lane: Uuid, heads: &[Head], transaction: Option<String>) {
+        if transaction.is_some() {
+            let heads = heads.to_vec();
+            *held(&self.doubted) = Some(Parked { lane, heads, ended: transaction });
+        }
+    }
+
+    /// They are asked about again, until [`Hands::settle_doubt`].
+    pub(super) fn doubted(&self) -> Option<Parked> {
+        held(&self.doubted).clone()
+    }
+
+    pub(super) fn settle_doubt(&self) {
+        *held(&self.doubted) = None;
     }
 
     pub(super) fn take_blamed(&self) -> Option<Parked> {

@@ -222,9 +222,9 @@ impl Processor {
             match attempt {
                 Attempt::Done | Attempt::Large | Attempt::Idle => {}
                 Attempt::Failed(failure) => match batch {
-                    [message] => self.surely_put_aside(message, &failure).await?,
+                    [message] => self.surely_put_aside(message, &failure, &called).await?,
                     _ => {
-                        if failure.code() == aside::ENDED {
+                        if called.ended().is_some() {
                             self.bury_what_was_committed(batch, &called, &failure).await?;
                         }
                         let middle = range.start + batch.len() / 2;
@@ -263,6 +263,10 @@ impl Processor {
         let begun = Instant::now();
         let (open, sorted) = self.claim(messages).await?;
         point(Point::Claimed);
+        if sorted.duplicates > 0 && self.was_ended(&open, called).await? {
+            open.rollback().await?;
+            return Err(InboxError::Ended);
+        }
         let mut stored = sorted.waiting.iter().chain(&sorted.outside);
         if !large_too && stored.any(|message| message.is_large()) {
             open.rollback().await?;
@@ -280,13 +284,16 @@ impl Processor {
         // Before the handler, which may leave the session in any role.
         self.move_mark(&open, &sorted).await?;
         if !sorted.fresh.is_empty() {
-            called.with(&sorted.fresh);
+            called.with(&sorted.fresh, messages.len());
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
             if let Err(failure) = self.work(open.tx(), work).await {
+                let transaction = open.transaction();
                 // What can't be told to the database now is rolled back with its connection.
-                if let Err(why @ (InboxError::Escaped | InboxError::Ended)) = open.rollback().await
-                {
-                    return Err(why);
+                if let Err(why) = open.rollback().await {
+                    called.may_be_ended(transaction);
+                    if matches!(why, InboxError::Escaped | InboxError::Ended) {
+                        return Err(why);
+                    }
                 }
                 point(Point::Failed);
                 return Ok(Attempt::Failed(failure));
@@ -297,7 +304,12 @@ impl Processor {
             self.shared.meter.count(Outcome::Duplicate, sorted.duplicates);
             return Ok(Attempt::Done);
         }
+        let transaction = open.transaction();
         match self.finish(open, &sorted).await {
+            Err(why @ (InboxError::Escaped | InboxError::Ended)) => {
+                called.may_be_ended(transaction);
+                return Err(why);
+            }
             // Whether it was kept the next claim tells; this one was answered.
             Err(InboxError::Unavailable(error)) if !sorted.fresh.is_empty() => {
                 return Ok(Attempt::Failed(Failure::new(Kind::Lost, "unavailable", error)));

@@ -208,48 +208,6 @@ async fn of_a_batch_that_its_handler_commits_in_part_each_message_is_a_dead_lett
     }
 }
 
-/// Who rolls back lets others have the messages: what these have done is done.
-#[tokio::test]
-async fn what_another_worker_has_taken_since_a_handler_rolled_back_is_no_dead_letter() {
-    let database = database().await;
-    let (fixed, slow) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-    let handler = {
-        let (fixed, slow) = (Arc::clone(&fixed), Arc::clone(&slow));
-        move |tx: Tx, messages: Vec<Message<Step>>| {
-            let (fixed, slow) = (fixed.load(SeqCst), Arc::clone(&slow));
-            async move {
-                if !fixed {
-                    return Err(Failure::transient("later"));
-                }
-                if messages.iter().any(|message| message.payload.n == 2) {
-                    let sleeps = if slow.swap(false, SeqCst) { 2 } else { 0 };
-                    let ends = format!("select 1; rollback; begin; select pg_sleep({sleeps})");
-                    tx.batch_execute(&ends).await?;
-                }
-                for message in &messages {
-                    take(&tx, &message.payload).await?;
-                }
-                Ok(())
-            }
-        }
-    };
-    let pool = database.pool(Role::Consumer, 8);
-    let inbox = Inbox::open(pool, "billing").await.expect("it opens");
-    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
-    let processor = Processor::batch(inbox, 3, handler).retry(retry);
-    let messages: Vec<_> = (1..=3).map(|n| message("a", n)).collect();
-    processor.process(&messages).await.expect("settled");
-    fixed.store(true, SeqCst);
-    // Until the slow one has come to its end, too.
-    let mut background = std::pin::pin!(processor.background());
-    let ended = tokio::time::timeout(Duration::from_secs(4), &mut background).await;
-    assert!(ended.is_err(), "{ended:?}");
-    assert_eq!(number(&database, ENDED).await, 1);
-    let expected = [1, 3].map(|n| Step { key: "a".into(), n });
-    assert_once_and_in_order(&effects(&database).await, expected);
-    assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
-}
-
 #[tokio::test]
 async fn a_handler_goes_back_to_its_savepoint_by_one_statement_or_among_several() {
     let database = database().await;

@@ -3,6 +3,7 @@
 mod anew;
 mod cliffs;
 mod command;
+mod committed;
 mod compacted;
 mod conformance;
 mod core;
