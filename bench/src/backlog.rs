@@ -1,6 +1,6 @@
 //! The rows of a scenario: what they look like, how they come to be.
 //!
-//! Row `n` (from 0) has the key `k<n mod KEYS>` and a payload that begins with its number, so that
+//! Row `n` (from 0) has the key `k<n mod keys>` and a payload that begins with its number, so that
 //! a consumer can tell a loss, a repetition and a step back without asking the database.
 
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ pub(crate) struct Shape {
     pub(crate) rows: usize,
     pub(crate) rows_per_transaction: usize,
     pub(crate) payload_bytes: usize,
+    pub(crate) keys: usize,
 }
 
 impl Shape {
@@ -33,18 +34,21 @@ impl Shape {
         rows: 1_000_000,
         rows_per_transaction: 10_000,
         payload_bytes: 190,
+        keys: KEYS,
     };
     pub(crate) const SMALL: Shape = Shape {
         name: "transactions of one row",
         rows: 200_000,
         rows_per_transaction: 1,
         payload_bytes: 190,
+        keys: KEYS,
     };
     pub(crate) const HUGE: Shape = Shape {
         name: "one transaction",
         rows: 1_500_000,
         rows_per_transaction: usize::MAX,
         payload_bytes: 400,
+        keys: KEYS,
     };
 
     /// With another number of rows, if one is given; whole transactions of it.
@@ -80,10 +84,10 @@ pub(crate) async fn write(t: &Harness, topic: &Topic, shape: &Shape) -> Result<(
     session
         .batch_execute("alter table outbox.events_default set (autovacuum_enabled = off)")
         .await?;
-    let (topic, padding) = (topic.name(), shape.padding_bytes());
+    let (topic, padding, keys) = (topic.name(), shape.padding_bytes(), shape.keys);
     let insert = format!(
         "insert into outbox.events (topic, key, type, payload) \
-         select '{topic}', 'k' || n % {KEYS}, 'order.placed', \
+         select '{topic}', 'k' || n % {keys}, 'order.placed', \
                 format('{{\"n\": %s, \"pad\": \"%s\"}}', n, repeat('x', {padding}))::jsonb \
          from generate_series"
     );

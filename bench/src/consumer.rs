@@ -61,7 +61,7 @@ pub(crate) async fn verify(
     let name = topic.name().to_owned();
     tokio::task::spawn_blocking(move || {
         let consumer = consumer(kafka, &name, &from)?;
-        let mut count = Count::new(rows);
+        let mut count = Count::new(rows, KEYS);
         let mut ended = BTreeSet::new();
         let deadline = Instant::now() + READ_MAX;
         while ended.len() < from.len() {
@@ -92,10 +92,10 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    pub(crate) fn new(rows: usize) -> Self {
+    pub(crate) fn new(rows: usize, keys: usize) -> Self {
         Count {
             seen: vec![false; rows],
-            newest: vec![None; KEYS],
+            newest: vec![None; keys],
             delivered: 0,
             doubled: 0,
             unknown: 0,
@@ -114,7 +114,8 @@ impl Count {
             return;
         }
         self.delivered += 1;
-        if let Some(newest) = self.newest.get_mut(n % KEYS) {
+        let keys = self.newest.len();
+        if let Some(newest) = self.newest.get_mut(n % keys) {
             if newest.is_some_and(|newest| newest > n) {
                 self.out_of_order += 1;
             }
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     fn counted(numbers: &[usize]) -> Result<()> {
-        let mut count = Count::new(2_001);
+        let mut count = Count::new(2_001, KEYS);
         (0..2_001).filter(|n| !numbers.contains(n)).for_each(|n| count.add(Some(n)));
         numbers.iter().for_each(|n| count.add(Some(*n)));
         count.finish()
@@ -162,6 +163,6 @@ mod tests {
         counted(&[7]).expect_err("after 1007, of the same key");
         counted(&[2_000, 2_000]).expect_err("twice");
         counted(&[2_001]).expect_err("unknown");
-        Count::new(1).finish().expect_err("lost");
+        Count::new(1, KEYS).finish().expect_err("lost");
     }
 }

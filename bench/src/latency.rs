@@ -197,7 +197,7 @@ fn consume(
 ) -> Result<Vec<u64>> {
     let consumer = consumer::consumer(kafka, topic.name(), from)?;
     let events = sent.at_ns.len();
-    let mut count = Count::new(events);
+    let mut count = Count::new(events, KEYS);
     let mut latencies_ns = Vec::with_capacity(events);
     let deadline = Instant::now() + most;
     while count.delivered < events {

@@ -17,6 +17,7 @@ mod latency;
 mod memory;
 mod neighbours;
 mod process;
+mod ratio;
 mod relay;
 mod release;
 mod report;
@@ -44,6 +45,7 @@ use self::{backlog::Shape, report::Report};
   cargo run --release -p outbox-bench
   cargo run --release -p outbox-bench -- drain --only large --rounds 1 --rows 200000
   cargo run --release -p outbox-bench -- drain --json > bench.json
+  cargo run --release -p outbox-bench -- drain --sink rabbitmq
   cargo run --release -p outbox-bench -- inbox
   cargo run --release -p outbox-bench -- memory
   cargo run --release -p outbox-bench -- neighbours
@@ -187,6 +189,9 @@ struct InboxArgs {
 
 #[derive(Clone, Debug, Args)]
 struct DrainArgs {
+    /// To which broker; to others than Kafka there are `large` and `latency`, the latter one event at a time
+    #[arg(long, value_enum, default_value_t)]
+    sink: sink::Sink,
     /// What to measure; all of it by default, which takes about ten minutes on two cores
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Scenario>,
@@ -246,7 +251,7 @@ fn main() -> ExitCode {
                     Ok((if args.json { report.json() } else { report.text() }, true))
                 }
                 Command::Inbox(args) => {
-                    let mut report = Report::of_this_machine().await?;
+                    let mut report = Report::of_this_machine(sink::Sink::Kafka).await?;
                     report.comparisons = inbox::run(&args).await?;
                     Ok((if args.json { report.json() } else { report.text() }, true))
                 }
@@ -287,7 +292,11 @@ fn main() -> ExitCode {
 
 async fn drain_all(args: &DrainArgs) -> Result<Report> {
     let wants = |scenario| args.only.is_empty() || args.only.contains(&scenario);
-    let mut report = Report::of_this_machine().await?;
+    let mut report = Report::of_this_machine(args.sink).await?;
+    if args.sink != sink::Sink::Kafka {
+        (report.drains, report.alone) = ratio::run(args).await?;
+        return Ok(report);
+    }
     for (scenario, shape) in [(Scenario::Large, Shape::LARGE), (Scenario::Small, Shape::SMALL)] {
         if wants(scenario) {
             let shape = shape.with_rows(args.rows);

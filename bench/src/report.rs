@@ -11,7 +11,9 @@ use crate::{
     inbox::Comparison,
     latency::Latency,
     process,
+    ratio::Alone,
     sample::{Sample, median},
+    sink::Sink,
     terminal::pretty,
 };
 
@@ -31,12 +33,14 @@ const POSTGRES_SETTINGS: [&str; 7] = [
 pub(crate) struct Report {
     machine: String,
     postgres: String,
-    kafka: String,
+    broker: String,
     command: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) drains: Vec<Contest>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) latencies: Vec<Latency>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) alone: Vec<Alone>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) comparisons: Vec<Comparison>,
 }
@@ -72,7 +76,7 @@ impl Contestant {
 
 impl Report {
     /// Without a number yet; starts PostgreSQL, to ask it for its settings.
-    pub(crate) async fn of_this_machine() -> Result<Self> {
+    pub(crate) async fn of_this_machine(sink: Sink) -> Result<Self> {
         let t = outbox_harness::Harness::start().await;
         let mut settings = Vec::new();
         for name in POSTGRES_SETTINGS {
@@ -81,6 +85,8 @@ impl Report {
             settings.push(format!("{name} {}", row.get::<_, String>(0)));
         }
         let broker = match servers::kafka().await.is_from_jars() {
+            _ if sink == Sink::Nats => "NATS JetStream, one server, one replica".to_owned(),
+            _ if sink == Sink::Rabbitmq => "RabbitMQ, one broker, quorum queues".to_owned(),
             true => {
                 format!(
                     "Apache Kafka {}, one broker, JVM {}",
@@ -98,10 +104,11 @@ impl Report {
                 process::kernel()
             ),
             postgres: settings.join(", "),
-            kafka: broker,
+            broker,
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
             drains: Vec::new(),
             latencies: Vec::new(),
+            alone: Vec::new(),
             comparisons: Vec::new(),
         })
     }
@@ -111,9 +118,9 @@ impl Report {
     }
 
     pub(crate) fn text(&self) -> String {
-        let Report { machine, postgres, kafka, command, .. } = self;
+        let Report { machine, postgres, broker, command, .. } = self;
         let mut text = format!(
-            "outbox-bench {command}\nmachine: {machine}\nPostgreSQL: {postgres}\nKafka: {kafka}\n"
+            "outbox-bench {command}\nmachine: {machine}\nPostgreSQL: {postgres}\nbroker: {broker}\n"
         );
         for contest in &self.drains {
             contest.table(&mut text);
@@ -126,6 +133,11 @@ impl Report {
                 text.push_str(&latency.row());
             }
         }
+        if !self.alone.is_empty() {
+            text.push_str("\n| one event at a time, insert sent → consumed ");
+            text.push_str("| events | p50 ms | p99 ms | max ms |\n|---|---|---|---|---|\n");
+            self.alone.iter().for_each(|alone| text.push_str(&alone.row()));
+        }
         for comparison in &self.comparisons {
             comparison.table(&mut text);
         }
@@ -135,8 +147,8 @@ impl Report {
 
 impl Contest {
     fn table(&self, text: &mut String) {
-        let Shape { name, rows, payload_bytes, .. } = &self.shape;
-        let title = format!("{rows} rows, {name}, payload {payload_bytes} bytes");
+        let Shape { name, rows, payload_bytes, keys, .. } = &self.shape;
+        let title = format!("{rows} rows, {name}, payload {payload_bytes} bytes, {keys} keys");
         let columns = "rows/s (range) | ratio | relay CPU µs/row | peak RSS MiB | start s";
         let lines = format!("\n| {title} | {columns} |\n|---|---|---|---|---|---|\n");
         text.push_str(&lines);
