@@ -67,6 +67,16 @@ pub enum Alert {
         /// When the former primary was written to, as seen last.
         seen: std::time::SystemTime,
     },
+    /// The database, or a server that it asks, can't do what a message's handler wants: no room, no memory, no
+    /// connection, read-only. It costs no attempt. The message waits for as long as that lasts, and its key with it.
+    Trouble {
+        /// The inbox's name.
+        consumer: String,
+        /// The message's id.
+        message: String,
+        /// Why: `sqlstate-` and the state.
+        code: String,
+    },
     /// A handler has been at work on a message for half a minute (`Processor::slow_after`), and again for
     /// each further one. Its transaction is open.
     Slow {

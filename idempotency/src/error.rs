@@ -85,13 +85,14 @@ pub enum OnceError<E> {
 /// What an error of PostgreSQL asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {
-    /// The database can't continue; it says nothing about the statement or the message.
-    Outage,
-    /// The session is gone, or a server is away: this database, one that it asks, or neither, where the
-    /// statement itself ends its session. A session that is opened again tells.
+    /// The server says that it, or one that it asks, has no room, no memory, or can't write now: no message's
+    /// fault. The session is there.
+    Trouble,
+    /// The session is gone: this database is, or the statement itself ends its session. A session that is opened
+    /// again tells.
     Lost,
-    /// The server failed, and is there: an outage of a part of it, or an error that it, or an
-    /// extension, has no better SQLSTATE for, and that these values cause.
+    /// The server failed, and is there: an error that it, or an extension, has no better SQLSTATE for, and
+    /// that these values cause.
     Doubt,
     /// Run the transaction again.
     Conflict,
@@ -117,7 +118,9 @@ pub(crate) fn sort(error: &tokio_postgres::Error) -> Sort {
     }
     let ended = error.as_db_error().and_then(|error| error.parsed_severity());
     match sort_state(state.code()) {
-        Sort::Doubt if matches!(ended, Some(Severity::Fatal | Severity::Panic)) => Sort::Lost,
+        Sort::Trouble | Sort::Doubt if matches!(ended, Some(Severity::Fatal | Severity::Panic)) => {
+            Sort::Lost
+        }
         sort => sort,
     }
 }
@@ -128,16 +131,14 @@ pub(crate) fn sort_state(state: &str) -> Sort {
         "40001" | "40P01" | "55P03" => Sort::Conflict,
         // A prepared statement is not there, or one of its name is.
         "26000" | "42P05" => Sort::Session,
-        // A full disk: no message's fault.
-        "53100" => Sort::Outage,
-        // A standby after a failover, and no connection left.
-        "25006" | "53300" => Sort::Lost,
+        // Of a standby, or of a server that was made read-only.
+        "25006" => Sort::Trouble,
         // A cancelled statement is not an outage.
         "57014" => Sort::Other,
         _ => match state.get(..2) {
-            Some("08" | "57") => Sort::Lost,
+            Some("08" | "53" | "57" | "58") => Sort::Trouble,
             // XX000 is what PostgreSQL and its extensions raise where no one chose a state.
-            Some("53" | "58" | "XX") => Sort::Doubt,
+            Some("XX") => Sort::Doubt,
             // 2D: a handler that ends its transaction would do so again.
             Some("22" | "23" | "2D") => Sort::Permanent,
             _ => Sort::Other,
@@ -155,7 +156,7 @@ impl InboxError {
         match sort(&source) {
             _ if ended_the_session(&source) => InboxError::Unavailable(source.into()),
             // These statements are the same for all messages.
-            Sort::Outage | Sort::Lost | Sort::Doubt => InboxError::Unavailable(source.into()),
+            Sort::Trouble | Sort::Lost | Sort::Doubt => InboxError::Unavailable(source.into()),
             Sort::Conflict => InboxError::Conflict(source),
             Sort::Session => InboxError::Session(source),
             Sort::Permanent | Sort::Other => {
@@ -211,15 +212,15 @@ mod tests {
     #[test]
     fn what_may_be_a_messages_fault_is_told_from_an_outage() {
         for (state, expected) in [
-            ("08006", Sort::Lost),
-            ("57P01", Sort::Lost),
-            ("53100", Sort::Outage),
-            ("53300", Sort::Lost),
-            ("25006", Sort::Lost),
+            ("08006", Sort::Trouble),
+            ("57P01", Sort::Trouble),
+            ("53100", Sort::Trouble),
+            ("53300", Sort::Trouble),
+            ("25006", Sort::Trouble),
+            ("53200", Sort::Trouble),
+            ("58030", Sort::Trouble),
             ("XX000", Sort::Doubt),
             ("XX001", Sort::Doubt),
-            ("53200", Sort::Doubt),
-            ("58030", Sort::Doubt),
             ("57014", Sort::Other),
             ("40P01", Sort::Conflict),
             ("22012", Sort::Permanent),

@@ -36,8 +36,11 @@ pub(crate) enum Kind {
     Session,
     /// The database can't continue: wait, and count nothing.
     Outage,
-    /// The handler's session is gone, or a server that it asked is away: wait as in an outage, a few times,
-    /// since the database answers in between. If it stays so, the message is at fault.
+    /// The database, or one that it asks, can't do now what the handler wants: wait as in an outage, a few
+    /// times, and then beside the other keys, for as long as that lasts. It costs no attempt.
+    Trouble,
+    /// The handler's session is gone: wait as in an outage, a few times, since the database answers in between.
+    /// If it stays so, the message is at fault.
     Lost,
     /// The database failed, and is there: wait as in an outage, a few times. If it stays so, the
     /// message is at fault.
@@ -74,10 +77,19 @@ impl Failure {
         Self::new(Kind::Fatal, "fatal", error)
     }
 
-    /// Whether it says something about the message, so that its transaction's outcome is stored.
+    /// Whether the transaction's outcome is stored: it says something about the message, or will last.
     pub(crate) fn is_the_messages(&self) -> bool {
         use Kind::{Conflict, Doubt, Fatal, Lost, Outage, Session};
         !matches!(self.kind, Outage | Lost | Doubt | Conflict | Session | Fatal)
+    }
+
+    /// What became of COMMIT. If the server has answered, nothing is kept; if not, the next claim tells.
+    pub(crate) fn at_commit(error: BoxError) -> Self {
+        match error.downcast::<tokio_postgres::Error>() {
+            Ok(error) if sort(&error) == Sort::Trouble => (*error).into(),
+            Ok(error) => Failure::new(Kind::Lost, "unavailable", error),
+            Err(error) => Failure::new(Kind::Lost, "unavailable", error),
+        }
     }
 
     /// What the message's dead letter is found by.
@@ -123,7 +135,7 @@ impl From<tokio_postgres::Error> for Failure {
 impl From<Sort> for Kind {
     fn from(sort: Sort) -> Self {
         match sort {
-            Sort::Outage => Kind::Outage,
+            Sort::Trouble => Kind::Trouble,
             Sort::Lost => Kind::Lost,
             Sort::Doubt => Kind::Doubt,
             Sort::Conflict => Kind::Conflict,

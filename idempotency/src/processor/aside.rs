@@ -134,7 +134,7 @@ impl Processor {
             self.has_parked(Outcome::Waiting, sorted.waiting.len());
             return Ok(Attempt::Done);
         }
-        let attempts = if matches!(failure.kind, Kind::Defer(_)) { 0 } else { 1 };
+        let attempts = if matches!(failure.kind, Kind::Defer(_) | Kind::Trouble) { 0 } else { 1 };
         // What can't be claimed can't be parked either.
         let due =
             if sorted.outside.is_empty() && !in_part { self.due(failure, attempts) } else { None };
@@ -147,6 +147,9 @@ impl Processor {
             point(Point::Parked);
             self.has_parked(Outcome::Parked, 1);
             self.shared.parked.notify_one();
+            if failure.kind == Kind::Trouble {
+                self.tell_trouble(message, failure);
+            }
             self.tell(message, failure);
             return Ok(Attempt::Done);
         }
@@ -162,6 +165,7 @@ impl Processor {
         let by_policy = || self.shared.retry.delay(failed, rand::random());
         match failure.kind {
             Kind::Defer(until) => Some(Due::At(until)),
+            Kind::Trouble => Some(Due::Again),
             Kind::Permanent | Kind::Fatal => None,
             Kind::After(delay) => Some(Due::In(by_policy()?.max(delay))),
             Kind::Transient
@@ -171,6 +175,24 @@ impl Processor {
             | Kind::Lost
             | Kind::Doubt => Some(Due::In(by_policy()?)),
         }
+    }
+
+    /// A message that waits until the database can do again what its handler wants: for as long as that takes,
+    /// so that is said.
+    fn tell_trouble(&self, message: &RawMessage, failure: &Failure) {
+        let (consumer, code) = (self.shared.inbox.consumer().to_owned(), failure.code().to_owned());
+        tracing::error!(
+            consumer,
+            id = %message.id,
+            code,
+            error = failure.text(),
+            "by its code this is the database's trouble, or that of a server that it asks, and not the \
+             message's: it costs no attempt, and makes no dead letter. The message waits until that is over, and \
+             later ones of its key wait behind it; other keys continue. If a function of yours raises this code for \
+             another reason, let it raise another one, or let the handler return .permanent(\"...\")"
+        );
+        let message = message.id.to_string();
+        self.shared.alerts.raise(&Alert::Trouble { consumer, message, code });
     }
 
     /// A message that failed, and is tried again.

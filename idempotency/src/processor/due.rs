@@ -219,9 +219,7 @@ impl Processor {
                 Ok(Err(Failure::new(Kind::Transient, UNFINISHED, error)))
             }
             // Whether it was kept the next look tells; this one was answered.
-            Err(InboxError::Unavailable(error)) => {
-                Ok(Err(Failure::new(Kind::Lost, "unavailable", error)))
-            }
+            Err(InboxError::Unavailable(error)) => Ok(Err(Failure::at_commit(error))),
             Err(error) => Err(error),
         }
     }
@@ -300,8 +298,8 @@ impl Processor {
 
     /// How often it has failed then, and when it is tried again.
     fn outlook(&self, failure: &Failure, attempts: i32) -> (i32, Option<Due>) {
-        let deferred = matches!(failure.kind, Kind::Defer(_));
-        let failed = if deferred { attempts } else { attempts.saturating_add(1) };
+        let uncounted = matches!(failure.kind, Kind::Defer(_) | Kind::Trouble);
+        let failed = if uncounted { attempts } else { attempts.saturating_add(1) };
         (failed, self.due(failure, u32::try_from(failed).unwrap_or(u32::MAX)))
     }
 

@@ -37,7 +37,7 @@ use uuid::Uuid;
 use crate::{
     alert::Alerts,
     error::{InboxError, sort_state},
-    failure::{Failure, Kind},
+    failure::Failure,
     fault::{Point, point},
     handler::Work,
     inbox::Inbox,
@@ -312,7 +312,7 @@ impl Processor {
             }
             // Whether it was kept the next claim tells; this one was answered.
             Err(InboxError::Unavailable(error)) if !sorted.fresh.is_empty() => {
-                return Ok(Attempt::Failed(Failure::new(Kind::Lost, "unavailable", error)));
+                return Ok(Attempt::Failed(Failure::at_commit(error)));
             }
             finished => finished?,
         }

@@ -17,6 +17,10 @@ const CONFLICTS_MAX: u32 = 20;
 const APART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// How often a message waits for a database that fails, and is there, before that counts as a failure.
 const DOUBTS_MAX: u32 = 5;
+/// How often a message waits in its place for a database that can't do what its handler wants, before it waits
+/// beside the other keys: some three seconds. A full disk is no better beside them: a minute.
+const TROUBLES_MAX: u32 = 5;
+const FULL_MAX: u32 = 16;
 /// How often a message whose handler lost its session waits before that counts as a failure. The database
 /// has answered the claim before each of these.
 const LOST_MAX: u32 = 5;
@@ -31,6 +35,7 @@ impl Processor {
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
         let (mut conflicts, mut sessions, mut doubts, mut lost) = (0, 0, 0, 0);
+        let mut troubles = 0;
         let mut wait = OUTAGE.0;
         loop {
             let failure = match run().await {
@@ -59,6 +64,10 @@ impl Processor {
                     self.shared.meter.conflict();
                     tokio::time::sleep(apart(conflicts, rand::random())).await;
                     conflicts += 1;
+                }
+                Kind::Trouble if troubles < troubles_max(&failure) => {
+                    troubles += 1;
+                    self.wait_for_the_database(&failure, &mut wait).await;
                 }
                 Kind::Doubt if doubts < DOUBTS_MAX => {
                     doubts += 1;
@@ -109,6 +118,10 @@ impl Processor {
             }
         })
     }
+}
+
+fn troubles_max(failure: &Failure) -> u32 {
+    if failure.code() == "sqlstate-53100" { FULL_MAX } else { TROUBLES_MAX }
 }
 
 /// How long a transaction waits that has met others so often before. Those that collide would do so

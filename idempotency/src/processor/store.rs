@@ -28,11 +28,17 @@ pub(super) enum Due {
     In(Duration),
     /// At a time that the handler named.
     At(SystemTime),
+    /// After a while, which grows with the time that it waits already.
+    Again,
 }
+
+/// The shortest time between two tries while the database has trouble.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Due {
     fn params(self) -> (f64, Option<SystemTime>) {
         match self {
+            Due::Again => (AGAIN.as_secs_f64(), None),
             Due::In(delay) => (repertoire::delay(delay).as_secs_f64(), None),
             // A handler that defers to the past would be called again at once, for ever.
             Due::At(time) => (DEFER_MIN.as_secs_f64(), Some(repertoire::time(time))),
@@ -226,12 +232,16 @@ impl Shelf {
         // clock_timestamp(): the handler may have taken long.
         let sql = "update inbox.parked_lanes set attempts = $3, code = $6, error = $7, \
                due_at = greatest($5, pg_catalog.clock_timestamp() \
-                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)) \
+                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4) \
+                   operator(pg_catalog.+) case when $8 then least(interval '1 minute', \
+                       pg_catalog.clock_timestamp() operator(pg_catalog.-) since) \
+                       else interval '0' end) \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         let (seconds, at) = due.params();
+        let grows = matches!(due, Due::Again);
         let (code, text) = self.why(failure);
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text, &grows];
         open.query("postponing a lane", sql, &params).await?;
         point(Point::Postponing);
         Ok(())

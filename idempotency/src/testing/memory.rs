@@ -298,6 +298,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
             | Kind::Conflict
             | Kind::Session
             | Kind::Outage
+            | Kind::Trouble
             | Kind::Lost
             | Kind::Doubt => self.retry.delay(attempts, 0.0),
         };

@@ -22,9 +22,6 @@ const DEAD: &str = "select count(*) from inbox.dead_letters";
 /// By the key of the message that does so. The database is there for whoever asks again.
 const LOSES: &[(&str, &str)] = &[
     ("terminates", "select pg_terminate_backend(pg_backend_pid())"),
-    ("asks-a-server", "do $$ begin raise exception using errcode = '08001'; end $$"),
-    ("is-told-to-wait", "do $$ begin raise exception using errcode = '57P03'; end $$"),
-    ("writes-read-only", "set transaction read only; insert into effects (key, n) values ('x', 1)"),
     ("is-told-in-latin", "set client_encoding = 'LATIN1'; do $$ begin raise '%', chr(233); end $$"),
     ("at-commit", "select 1"),
 ];

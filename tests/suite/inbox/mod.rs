@@ -43,5 +43,6 @@ mod settings;
 mod start;
 mod storm;
 mod topics;
+mod trouble;
 mod unstorable;
 pub(crate) mod watermark;
