@@ -98,7 +98,7 @@ pub use tx::{Event, Tx};
 pub use uuid;
 
 /// Brings the schema `inbox` of the client's database up to date, as `outbox-relay migrate --set
-/// inbox` does. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).
+/// inbox` does; what somebody has dropped of it is recreated, and the log says what that means. Run it as the tables' owner, on a direct connection (`docs/ROLES.md`).
 ///
 /// Cancel safe: a migration that was under way is rolled back with its connection; call it again on another one.
 ///
@@ -106,5 +106,11 @@ pub use uuid;
 /// [`MigrateError`]; what was applied before stays applied.
 #[cfg(feature = "migrate")]
 pub async fn migrate(client: &mut tokio_postgres::Client) -> Result<(), MigrateError> {
-    outbox_migrations::apply(client, outbox_migrations::Set::Inbox).await.map(drop)
+    outbox_migrations::apply(client, outbox_migrations::Set::Inbox).await?;
+    let recreated = outbox_migrations::recreate_inbox(client).await?;
+    if !recreated.is_empty() {
+        let (recreated, meaning) = (recreated.join(", "), outbox_migrations::meaning(&recreated));
+        tracing::warn!("{recreated}: {meaning}");
+    }
+    Ok(())
 }

@@ -42,8 +42,8 @@ pub enum MigrateError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The history is not one that this version could have written. Nothing was changed; a person
-    /// must look.
+    /// The history is not one that this version could have written, or what can't be recreated was
+    /// dropped. Nothing was changed; a person must look.
     #[error("{what}; {remedy}")]
     History {
         /// Where history and files differ.

@@ -19,6 +19,8 @@ mod former;
 pub mod grants;
 #[cfg(feature = "apply")]
 mod history;
+#[cfg(feature = "apply")]
+mod recreate;
 
 use std::{fmt, str::FromStr};
 
@@ -26,6 +28,8 @@ use std::{fmt, str::FromStr};
 pub use apply::{Applied, MigrateError, apply};
 #[cfg(feature = "apply")]
 pub use history::{Difference, differences};
+#[cfg(feature = "apply")]
+pub use recreate::{meaning, recreate_inbox};
 
 /// A group of migrations with a schema and a history of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

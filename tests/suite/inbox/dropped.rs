@@ -95,3 +95,32 @@ async fn what_somebody_dropped_of_the_inbox_is_made_again_by_the_command_that_th
     assert!(!done && text.contains("nothing was changed"), "{text}");
     assert!(text.contains("backup"), "{text}");
 }
+
+#[tokio::test]
+async fn what_somebody_dropped_of_the_inbox_is_recreated_by_the_crates_own_function_as_well() {
+    let database = database().await;
+    let superuser = database.superuser();
+    let forgotten = "update inbox.upkeep set forgotten_through = now()::date - 3; \
+                     do $$ declare d record; begin for d in select c.oid::regclass as name \
+                         from pg_class c where c.relname between 'messages_0' \
+                             and 'messages_' || to_char(now() - interval '3 days', 'YYYYMMDD') \
+                             and c.relkind = 'r' and c.relnamespace = 'inbox'::regnamespace \
+                     loop execute format('drop table %s', d.name); end loop; end $$";
+    superuser.batch_execute(forgotten).await.expect("days are forgotten");
+    let oldest = "select (now() at time zone 'utc')::date - oldest from inbox.window()";
+    let days =
+        async || -> i32 { superuser.query_one(oldest, &[]).await.expect("the window").get(0) };
+    let (before, days_before) = (shape(&database).await, days().await);
+    let mut owner = database.connect(Role::Owner).await;
+    for table in ["parked", "applied", "settings"] {
+        let drop = format!("drop table inbox.{table} cascade");
+        superuser.batch_execute(&drop).await.expect("it is dropped");
+        outbox_idempotency::migrate(&mut owner).await.expect("it is recreated");
+        database.grant().await;
+        assert_eq!(before, shape(&database).await, "{table}");
+        assert_eq!(days().await, days_before, "{table}: days that were forgotten stay so");
+    }
+    superuser.batch_execute("drop table inbox.consumers cascade").await.expect("dropped");
+    let refused = outbox_idempotency::migrate(&mut owner).await.expect_err("it is not");
+    assert!(refused.to_string().contains("backup"), "{refused}");
+}

@@ -1,7 +1,5 @@
 //! `outbox-relay migrate`: applies or prints a set of migrations.
 
-mod inbox;
-
 use anyhow::Context;
 use outbox_migrations::{
     Applied, Set,
@@ -42,11 +40,7 @@ pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
     };
     let made_again = match set {
         Set::Outbox => make_again(session.client_mut()).await?,
-        Set::Inbox => {
-            let other = sql::connect(&config.connect()?, &application).await;
-            let other = other.context("connecting to PostgreSQL a second time")?;
-            inbox::recreate(session.client_mut(), other.client()).await?
-        }
+        Set::Inbox => outbox_migrations::recreate_inbox(session.client_mut()).await?,
         _ => Vec::new(),
     };
     Ok(Migrated { applied, made_again })
@@ -55,7 +49,7 @@ pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
 /// What the tables that were recreated mean for a person.
 pub(crate) fn meaning(set: Set, made_again: &[&str]) -> String {
     match set {
-        Set::Inbox => inbox::meaning(made_again),
+        Set::Inbox => outbox_migrations::meaning(made_again),
         _ => "made again, without the rows that were in it; now grant what docs/ROLES.md lists. Where events were \
               parked in it, the relay says how many, and how they are sent again, once it has started"
             .to_owned(),

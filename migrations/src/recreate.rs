@@ -1,18 +1,20 @@
 //! Recreates what somebody has dropped of an inbox, by the migrations: each of their statements may be repeated.
 //!
 //! All of them run, in their order, since later ones replace functions of earlier ones. Meanwhile the inbox's upkeep is
-//! locked out: that of an earlier version would recreate days that were forgotten, whose messages would count as new.
+//! locked out, and none of them runs it: that of an earlier version would recreate days that were forgotten, whose
+//! messages would count as new.
 
-use anyhow::{Context as _, bail};
-use outbox_migrations::{
-    Set,
+use tokio_postgres::{Client, Error};
+
+use crate::{
+    MigrateError, Set,
     grants::{Grant, INBOX_CONSUMER, lacking},
 };
-use tokio_postgres::Client;
 
-const DOING: &str = "recreating what was dropped; nothing was changed";
 /// One upkeep at a time: the key of `inbox.maintain()`.
-const UPKEEP: i64 = 8_031_453_476_610_927_988;
+const LOCK: &str = "select pg_catalog.pg_advisory_xact_lock(8031453476610927988)";
+/// How a migration runs it. Whoever has the lock has it for a second time as well.
+const UPKEEP: &str = "perform inbox.maintain();";
 /// What the consumer's role needs no right on.
 const WITHOUT_GRANTS: [&str; 2] = ["inbox.upkeep", "function inbox.window()"];
 /// Recreated with its default, it would have days dropped that are kept by now.
@@ -22,52 +24,61 @@ const RETENTION: &str = "update inbox.settings set retention_days = greatest(ret
 const LANES: &str = "insert into inbox.parked_lanes (consumer_id, lane) \
     select distinct p.consumer_id, p.lane from inbox.parked p on conflict do nothing";
 
-/// What was dropped and is there again. `other` is a further session of the same database.
+/// Recreates what was dropped of the set `inbox` after it was applied, and returns it. [`crate::apply`] comes first.
+///
+/// Not cancel safe, as [`crate::apply`].
 ///
 /// # Errors
-/// The database's; or what can't be recreated was dropped.
-pub(super) async fn recreate(
-    client: &mut Client,
-    other: &Client,
-) -> anyhow::Result<Vec<&'static str>> {
+/// [`MigrateError::Database`], or [`MigrateError::History`] where what can't be recreated was dropped.
+pub async fn recreate_inbox(client: &mut Client) -> Result<Vec<&'static str>, MigrateError> {
+    let failed = |error: Error| MigrateError::Database {
+        doing: "recreating what was dropped; nothing was changed".to_owned(),
+        source: error.into(),
+    };
     let extra = WITHOUT_GRANTS.map(|object| Grant {
         right: if object.starts_with("function") { "execute" } else { "select" },
         object,
         serves: None,
     });
     let objects = [INBOX_CONSUMER, &extra].concat();
-    let absent = lacking(client, &objects).await.context("looking for what is missing")?.absent;
+    let absent = lacking(client, &objects).await.map_err(failed)?.absent;
     if absent.is_empty() {
         return Ok(absent);
     }
     if absent.contains(&"inbox.consumers") {
-        bail!(
-            "inbox.consumers was dropped: it says whose messages the other tables remember, and another one would \
-             give one consumer's messages to another, so nothing was changed; stop the consumers, restore it from a \
-             backup, and run this command again"
-        );
+        return Err(MigrateError::History {
+            what: "inbox.consumers was dropped: it says whose messages the other tables remember, and another one \
+                   would give one consumer's messages to another, so nothing was changed"
+                .to_owned(),
+            remedy: "stop the consumers, restore it from a backup, and run this command again".to_owned(),
+        });
     }
-    other.execute("select pg_catalog.pg_advisory_lock($1)", &[&UPKEEP]).await.context(DOING)?;
-    let transaction = client.transaction().await.context(DOING)?;
-    transaction.batch_execute("set local lock_timeout = '2s'").await.context(DOING)?;
+    let transaction = client.transaction().await.map_err(failed)?;
+    transaction.batch_execute(LOCK).await.map_err(failed)?;
+    // Whoever waits for a table has everybody else wait behind.
+    transaction.batch_execute("set local lock_timeout = '2s'").await.map_err(failed)?;
     for migration in Set::Inbox.migrations() {
-        transaction.batch_execute(migration.sql).await.context(DOING)?;
+        let sql = migration.sql.replace(UPKEEP, "null;");
+        transaction.batch_execute(&sql).await.map_err(failed)?;
     }
     if absent.contains(&"inbox.settings") {
-        transaction.batch_execute(RETENTION).await.context(DOING)?;
+        transaction.batch_execute(RETENTION).await.map_err(failed)?;
     }
     if absent.contains(&"inbox.parked_lanes") {
-        transaction.batch_execute(LANES).await.context(DOING)?;
+        transaction.batch_execute(LANES).await.map_err(failed)?;
     }
-    transaction.commit().await.context(DOING)?;
-    other.execute("select pg_catalog.pg_advisory_unlock($1)", &[&UPKEEP]).await.context(DOING)?;
+    transaction.commit().await.map_err(failed)?;
     // The days of messages that was recreated without any.
-    client.execute("select inbox.maintain()", &[]).await.context("running inbox.maintain()")?;
+    let visited = client.execute("select inbox.maintain()", &[]).await;
+    visited.map_err(|error| MigrateError::Database {
+        doing: "running inbox.maintain()".to_owned(),
+        source: error.into(),
+    })?;
     Ok(absent)
 }
 
-/// What it means for the messages.
-pub(super) fn meaning(absent: &[&str]) -> String {
+/// What that means for the messages, where something was recreated.
+pub fn meaning(absent: &[&str]) -> String {
     let mut text = String::from("recreated, without the rows that were in it.");
     let any = |names: &[&str]| names.iter().any(|name| absent.contains(name));
     if any(&["inbox.messages", "inbox.watermarks", "inbox.applied"]) {
