@@ -65,6 +65,18 @@ impl Nats {
         self.server.id()
     }
 
+    /// Has it read other settings while it runs.
+    ///
+    /// # Panics
+    /// When they can't be written.
+    pub fn reload(&self, settings: &str) {
+        std::fs::write(self.dir.join(SETTINGS), settings).expect("settings");
+        let pid = libc::pid_t::try_from(self.server.id()).expect("a process");
+        // SAFETY: it is this one's child, which was not waited for.
+        let told = unsafe { libc::kill(pid, libc::SIGHUP) };
+        assert_eq!(told, 0, "the server is told");
+    }
+
     /// Ends it as a crash does.
     ///
     /// # Panics

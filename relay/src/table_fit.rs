@@ -312,6 +312,9 @@ fn explain_generated(misfit: &mut Misfit, name: &TableName, table: &TableState) 
     );
 }
 
+const BY_ITSELF: &str = "once that is done the relay publishes it from the table by itself, or halts with the \
+                         interval where rows may have been deleted meanwhile";
+
 /// What becomes of the rows that are written until somebody has obeyed, where something was streamed
 /// before.
 pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Halt>) -> Halt {
@@ -320,16 +323,23 @@ pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Hal
     }
     let Halt { reason, remedy } = halt;
     let reason = format!("{reason}: what is written meanwhile may not be in the stream");
-    let then = match unrepairable {
-        None => {
-            "once that is done the relay publishes it from the table by itself, or halts with the \
-                 interval where rows may have been deleted meanwhile"
-                .to_owned()
+    let (remedy, then) = match unrepairable {
+        None => (remedy, BY_ITSELF.to_owned()),
+        // A right is granted first: with it, the rest is published from the table by itself.
+        Some(Halt { remedy: grant, .. }) if grant.starts_with("`grant ") => {
+            let who = match remedy.contains("`alter publication ") {
+                true => "as the owner of publication and table, ",
+                false => "",
+            };
+            (format!("as the table's owner, {grant}; then, {who}{remedy}"), BY_ITSELF.to_owned())
         }
-        Some(Halt { reason, remedy }) => format!(
-            "the relay then halts once more and names the interval, because {reason}; to have it \
-             published from the table by itself, first: {remedy}"
-        ),
+        Some(Halt { reason, remedy: first }) => {
+            let then = format!(
+                "the relay then halts once more and names the interval, because {reason}; to have it \
+                 published from the table by itself, first: {first}"
+            );
+            (remedy, then)
+        }
     };
     Halt::new(reason, format!("{remedy}; {then}"))
 }

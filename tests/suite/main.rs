@@ -1,6 +1,7 @@
 //! The end-to-end suite. One binary, so that its servers start once per run.
 
 mod alike;
+mod altered;
 mod arrows;
 mod characters;
 mod checks;

@@ -118,10 +118,14 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     let detail = halted(&relay).await;
     assert!(detail.contains("`outbox-relay resume --at table`, which loses nothing"), "{detail}");
 
-    let table = ["resume", "--at", "table", "--yes"];
-    let output = settings.command(&table).await;
+    // One message has all that is to be typed, and what is agreed to by that.
+    let output = settings.command(&["resume", "--at", "table"]).await;
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{words}");
+    for word in ["as the table's owner", "again, with --yes if you agree", "It leaves out"] {
+        assert!(words.contains(word), "{word:?} is not in: {words}");
+    }
+    let table = ["resume", "--at", "table", "--yes"];
     let typed = words.split('`').nth(1).expect("a statement to type");
     other.database().superuser().batch_execute(typed).await.expect("it can be typed");
     let output = settings.command(&table).await;

@@ -1,6 +1,8 @@
 //! NATS with TLS and users: with the rights that docs/NATS.md lists all arrives; and what is wrong with a certificate,
 //! a key or a right is named, and nothing is sent.
 
+use std::time::{Duration, Instant};
+
 use outbox_harness::{
     Harness,
     certificates::{Authority, write_private},
@@ -21,7 +23,9 @@ struct Secured {
     settings: Settings,
     /// Files of the relay's.
     dir: tempfile::TempDir,
-    _nats: Nats,
+    /// The server's settings with other rights.
+    config: Box<dyn Fn(Vec<String>) -> String>,
+    nats: Nats,
 }
 
 impl Secured {
@@ -42,18 +46,20 @@ impl Secured {
         let trusted = file("trusted.pem", &authority.certificate());
         let user = nkeys::KeyPair::new_user();
         let seed = file("relay.nk", &user.seed().expect("a seed"));
-        let mut allowed = rights(&name);
-        allowed.push(format!("{name}.orders.*"));
-        let config = format!(
-            "tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n\
+        let (events, public_key) = (format!("{name}.orders.*"), user.public_key());
+        let config = move |mut allowed: Vec<String>| {
+            allowed.push(events.clone());
+            format!(
+                "tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n\
              allow_non_tls: true\n\
              authorization {{ users = [ {{ user: admin, password: admin }}, \
                  {{ user: relay, password: {PASSWORD:?}, permissions: {{ publish: {allowed:?}, \
                  subscribe: [\"_INBOX.>\"] }} }}, {{ nkey: {}, \
                  permissions: {{ publish: {allowed:?}, subscribe: [\"_INBOX.>\"] }} }} ] }}\n",
-            user.public_key()
-        );
-        let nats = Nats::start_with(&config).expect("a server of its own");
+                public_key
+            )
+        };
+        let nats = Nats::start_with(&config(rights(&name))).expect("a server of its own");
         let admin = format!("admin:admin@{}", nats.address());
         let subjects = [format!("{name}.orders.*"), format!("outbox-relay-progress.{name}")];
         let subjects = subjects.each_ref().map(String::as_str);
@@ -66,7 +72,7 @@ impl Secured {
             .set("sink.nats.nkey_file", &seed)
             .set("sink.nats.stream", &name)
             .set_toml("sink.nats.partitions", "4");
-        Secured { t, stream, settings, dir, _nats: nats }
+        Secured { t, stream, settings, dir, config: Box::new(config), nats }
     }
 
     async fn commit(&mut self) {
@@ -161,4 +167,37 @@ async fn each_right_that_is_missing_is_named() {
         relay.wait_log(&told).await;
         assert_eq!(secured.records().await, 0);
     }
+}
+
+/// Nothing is to be delivered, and so nothing is stored either: the relay asks whether it may.
+#[tokio::test]
+async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is_noticed_soon() {
+    let mut secured = Secured::start(rights).await;
+    let mut relay = secured.settings.clone().start().await;
+    secured.commit().await;
+    secured.all_arrive().await;
+    // Progress is stored, and the next time is far.
+    let (mut last, mut since) = (secured.stream.last().await, Instant::now());
+    while since.elapsed() < Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = secured.stream.last().await;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    relay.wait_ready().await;
+    let name = secured.t.database().name().to_owned();
+    let left =
+        rights(&name).into_iter().filter(|right| !right.starts_with("outbox-relay-progress"));
+    secured.nats.reload(&(secured.config)(left.collect()));
+    let revoked = Instant::now();
+    relay.wait_for("/readyz", 503).await;
+    let took = revoked.elapsed();
+    let said = relay.status().await.to_string();
+    assert!(said.contains(&format!("may not publish to outbox-relay-progress.{name}")), "{said}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(secured.stream.last().await, last, "what asks is not stored");
+    secured.nats.reload(&(secured.config)(rights(&name)));
+    relay.wait_ready().await;
+    eprintln!("noticed after {took:?}");
 }

@@ -27,7 +27,7 @@ use crate::{
     allocator,
     config::{self, Config, Overrides, Problems, Purpose},
     daemon, logging,
-    postgres::sql,
+    postgres::{catalog::altered, sql},
     rights,
 };
 
@@ -184,12 +184,22 @@ async fn explained<T>(
     done: anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let Err(error) = done else { return done };
-    if !rights::is_refusal(&error) {
+    let code = error.chain().find_map(|it| it.downcast_ref::<tokio_postgres::Error>()?.code());
+    let Some(code) = code.filter(|code| altered::may_explain(code)).cloned() else {
+        return Err(error);
+    };
+    let session = sql::connect(&config.connect()?, "outbox-relay rights").await?;
+    if rights::is_refusal(&error) {
+        let meaning = rights::NOTHING_WAS_CHANGED;
+        if let Some(halt) = rights::stopping(session.client(), grants, meaning).await? {
+            return Err(error.context(halt));
+        }
+    }
+    let found = altered::explaining(session.client(), &code).await?;
+    if found.is_empty() {
         return Err(error);
     }
-    let session = sql::connect(&config.connect()?, "outbox-relay rights").await?;
-    match rights::stopping(session.client(), grants, rights::NOTHING_WAS_CHANGED).await? {
-        Some(halt) => Err(error.context(halt)),
-        None => Err(error),
-    }
+    let (seen, remedy) = altered::in_words(&found);
+    let meaning = rights::NOTHING_WAS_CHANGED;
+    Err(error.context(format!("{seen}: {meaning}; {remedy}")))
 }

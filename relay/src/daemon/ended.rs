@@ -92,7 +92,7 @@ fn undecodable(error: &StreamError, slot: &str, tables: &[TableName]) -> anyhow:
     anyhow::anyhow!(
         "{error}. Nothing is lost, and everything waits: the relay tries again. If it stays so, the \
          server can't decode what comes next, as a row of {tables} that is about 1 GB as text: drop the \
-         slot, `select pg_drop_replication_slot('{slot}')`, and the relay makes a new one and publishes \
+         slot as a superuser or a role with REPLICATION, `select pg_drop_replication_slot('{slot}')`, and the relay makes a new one and publishes \
          from the table what this one would have sent, but for what is too large, which it parks; or it \
          halts with the interval. If it can't read the table either, make that row smaller with an \
          update: pg_column_size(payload), or of another column, finds it"

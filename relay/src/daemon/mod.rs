@@ -12,6 +12,7 @@ mod leads;
 mod limits;
 pub(crate) mod locks;
 mod parked;
+mod refusing;
 pub(crate) mod standbys;
 pub(crate) mod start;
 mod started;
@@ -215,7 +216,9 @@ fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board)
 async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended> {
     let unset = match &ended {
         Err(Ended::Halted(_)) => false,
-        Err(Ended::Retry { error, .. }) if rights::is_refusal(error) => false,
+        Err(Ended::Retry { error, .. }) if rights::is_refusal(error) || refusing::is_it(error) => {
+            false
+        }
         Err(Ended::Retry { error, .. })
             if advice::sqlstate_of(error).is_some_and(|code| {
                 [NOT_IN_THIS_STATE, advice::TOO_MANY].contains(&code.as_str())
@@ -229,7 +232,13 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
         let session = sql::connect(&parts.connect, "outbox-relay rights").await.ok()?;
         let meaning = rights::NOTHING_IS_PUBLISHED;
         if !unset {
-            return rights::stopping(session.client(), &parts.sink.grants(), meaning).await.ok()?;
+            let lacking = rights::stopping(session.client(), &parts.sink.grants(), meaning).await;
+            return match (lacking.ok()?, &ended) {
+                (None, Err(Ended::Retry { doing, error, .. })) => {
+                    refusing::halt(session.client(), doing, error).await
+                }
+                (lacking, _) => lacking,
+            };
         }
         let found = catalog::slot::capacity(session.client()).await.ok()?;
         // What passes by itself is tried again.

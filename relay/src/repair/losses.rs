@@ -289,12 +289,18 @@ pub async fn foreign(
     client: &Client,
     tables: &[Table],
 ) -> Result<Option<Halt>, tokio_postgres::Error> {
+    let mut all: Option<Halt> = None;
     for table in tables {
-        if let Some(halt) = of_this_cluster(client, table).await? {
-            return Ok(Some(halt));
+        let Some(halt) = of_this_cluster(client, table).await? else { continue };
+        match &mut all {
+            None => all = Some(halt),
+            Some(all) => {
+                all.reason = format!("{}; {}", all.reason, halt.reason);
+                all.remedy = format!("{}; {}", all.remedy, halt.remedy);
+            }
         }
     }
-    Ok(None)
+    Ok(all)
 }
 
 async fn of_this_cluster(

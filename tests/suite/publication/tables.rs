@@ -1,9 +1,13 @@
 //! Another table in the place of the published one: what it has is not taken for what the old one had.
 
-use outbox_harness::{Harness, wait};
+use outbox_harness::{Harness, database::Role, wait};
 
 use super::{arrives, halted, run, write};
-use crate::repair::{drop_slot, wait_snapshot};
+use crate::{
+    obeyed::{obey, says, typed},
+    repair::{drop_slot, wait_snapshot},
+    rows::insert,
+};
 
 /// Another table of the same name, shape and rights; `with` fills `outbox.copy` before it takes the place.
 async fn remake_table(t: &Harness, with: &[&str]) {
@@ -49,6 +53,45 @@ async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
     })
     .await
     .expect("all that was written before");
+}
+
+/// The right comes before the publication: as it is printed, the owner of both can type it, one after the other.
+#[tokio::test]
+async fn what_a_table_put_in_the_place_of_the_published_one_lacks_is_named_in_the_order_that_works()
+{
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    let owner = t.database().connect(Role::Owner).await;
+    let swap = "create table outbox.copy (like outbox.events including all); \
+                drop table outbox.events; alter table outbox.copy rename to events; \
+                select outbox.note_deletions('outbox.events')";
+    owner.batch_execute(swap).await.expect("swapped");
+    let behind = insert(&t, &topic, "now()").await;
+    let detail = says(&relay, "what is written meanwhile").await;
+    let statements: Vec<&str> = detail.split('`').skip(1).step_by(2).collect();
+    assert!(
+        matches!(&statements[..], [grant, publish]
+            if grant.starts_with("grant select") && publish.starts_with("alter publication")),
+        "{detail}"
+    );
+    for words in ["as the table's owner, `grant", "as the owner of publication and table, `alter"] {
+        assert!(detail.contains(words), "{words:?} is not in: {detail}");
+    }
+    for statement in statements {
+        owner.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+    }
+    let detail = says(&relay, "is another table").await;
+    let command = typed(&detail, "resume --at table");
+    obey(&t, &format!("{command} --yes")).await;
+    relay.wait_ready().await;
+    let last = insert(&t, &topic, "now()").await;
+    topic.records_with([behind, last]).await;
+    let count = t.count(&topic, 2).await;
+    assert_eq!((count.delivered, count.lost, count.duplicated), (2, 0, 0), "{count}");
 }
 
 /// As after the database was restored from a dump in its place.

@@ -210,7 +210,7 @@ async fn since_newest(
     )?;
     let tables = left_out::tables(&parts.mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
-    left_out::known_here(session, &tables).await?;
+    left_out::known_here(session, &tables, None).await?;
     Ok(repair::before(session.client(), &tables, witness.created_ms).await?)
 }
 

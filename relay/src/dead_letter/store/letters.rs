@@ -206,10 +206,13 @@ impl Store {
     }
 }
 
-/// Whether another row has the id.
+/// Whether another row has the id, and not what a unique index of someone else's is on. The columns stand in
+/// the detail in every language.
 fn is_taken(error: &DeadLetterError) -> bool {
     let DeadLetterError::Database { source, .. } = error else { return false };
+    let of_id = |detail: &str| detail.contains("(id)=(");
     source.code() == Some(&SqlState::UNIQUE_VIOLATION)
+        && source.as_db_error().and_then(|error| error.detail()).is_some_and(of_id)
 }
 
 /// Letters as the arrays of one statement.

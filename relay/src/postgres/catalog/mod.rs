@@ -1,5 +1,6 @@
 //! What the server's catalogs say: slots, publications, tables, encodings, settings. Reads only.
 
+pub mod altered;
 pub mod characters;
 mod error;
 pub mod kept;

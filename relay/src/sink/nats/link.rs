@@ -21,6 +21,10 @@ use crate::sink::SinkError;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a server may take to answer a question.
 pub(super) const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Of the server's headers: what must be the last.
+pub(super) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+/// How long it may take to refuse a message. What is forbidden is not answered.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 /// Subjects that the relay may not publish to, remembered until the next delivery.
 const FORBIDDEN_MAX: usize = 1_000;
 
@@ -135,6 +139,15 @@ impl Link {
         let answer = Box::pin(client.send_request(subject.clone(), request)).await;
         let answer = answer.map_err(|error| self.unanswered(&subject, error))?;
         parsed(&answer.payload)
+    }
+
+    /// Sends what no stream stores: it asks for another stream, and for a message that can't be the last. Its
+    /// answer shows that the relay may publish to the subject.
+    pub(super) async fn refused(&self, subject: &str) -> Result<u64, Failed> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Stream", format!("{}.none", self.settings.stream).as_str());
+        headers.insert(EXPECTED, i64::MAX.to_string());
+        self.store(subject.to_owned(), headers, Bytes::new(), REFUSAL_LIMIT).await
     }
 
     /// Publishes a message to the stream, or the last one of a batch, and returns where it is stored.

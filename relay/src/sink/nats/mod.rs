@@ -302,12 +302,17 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Asks, within some seconds. Cancel safe.
+    /// Asks, within some seconds, also whether progress may be published. Cancel safe.
     ///
     /// # Errors
-    /// `Unavailable` if no one answers.
+    /// `Unavailable` if no one answers, `Misconfigured` if the right was revoked.
     pub async fn check(&self) -> Result<(), SinkError> {
-        Stream::read(&self.link).await.map(drop)
+        Stream::read(&self.link).await?;
+        match self.link.refused(&self.progress_subject).await {
+            Err(Failed::NotSent(error @ SinkError::Misconfigured { .. })) => Err(error),
+            // The server has answered by now, and the stream does not take the message.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Looks whether the stream can still be used. Cancel safe.

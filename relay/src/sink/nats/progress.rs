@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{
     errors::{Failed, NO_MESSAGE, WRONG_LAST, unavailable},
-    link::{ASK_LIMIT, Link},
+    link::{ASK_LIMIT, EXPECTED, Link},
 };
 use crate::{
     seal::SealKey,
@@ -23,8 +23,7 @@ use crate::{
 const SEAL: &str = "outbox-relay-seal";
 /// The word of the claim that a record was stored under.
 const CLAIM: &str = "outbox-relay-claim";
-/// Of the server's headers: what must be the last, and that what came before may go.
-const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+/// Of the server's headers: what came before may go.
 const ROLLUP: &str = "Nats-Rollup";
 /// Also one of the server's: no age ends this message.
 const TTL: &str = "Nats-TTL";

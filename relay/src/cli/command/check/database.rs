@@ -95,6 +95,11 @@ async fn server(
     let own = Own { slot: found.is_some(), sender: found.as_ref().is_some_and(|slot| slot.active) };
     findings.extend(capacity(&server, own, parts));
     findings.extend(settings::of_server(config, parts, client).await?);
+    let (altered, hides) = meddling::altered(client).await?;
+    findings.extend(altered);
+    if hides {
+        return Ok(None);
+    }
     let migrations = migrations::applied(client).await?;
     let mut ours: Vec<Finding> = migrations.into_iter().collect();
     if passed(&ours) {

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Finding, problem, warning};
 use crate::{
-    postgres::catalog::{InspectError, meddling, table},
+    postgres::catalog::{InspectError, altered, meddling, table},
     route::TableName,
 };
 
@@ -30,6 +30,18 @@ pub(super) async fn events(
             ),
         )
     }))
+}
+
+/// What was changed on the relay's tables; and whether it can't even read one of them.
+pub(super) async fn altered(client: &Client) -> Result<(Vec<Finding>, bool), InspectError> {
+    let found = altered::look(client).await?;
+    let hides = found.iter().any(|it| it.hides);
+    let finding = |it: altered::Altered| {
+        let (seen, remedy) = altered::in_words(&[it]);
+        let meaning = "the relay halts as soon as it needs the table, and nothing is lost";
+        problem("parking", format!("{seen}: {meaning}"), remedy)
+    };
+    Ok((found.into_iter().map(finding).collect(), hides))
 }
 
 /// Parked events.

@@ -25,8 +25,8 @@ pub(super) fn idle(slots: &[IdleSlot]) -> Option<Finding> {
         "other slots",
         format!("nothing reads from {}{more}", named.join(", ")),
         format!(
-            "start what reads from them, such as a relay that is stopped; drop only what is not needed any more: select \
-             pg_drop_replication_slot('{}')",
+            "start what reads from them, such as a relay that is stopped; drop only what is not needed any more, as a \
+             superuser or a role with REPLICATION: select pg_drop_replication_slot('{}')",
             first.name
         ),
     ))

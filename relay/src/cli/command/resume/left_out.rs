@@ -135,19 +135,28 @@ async fn from_table(
     // Refused when it is carried out, as is a table that can't be read.
     let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
-    known_here(session, &tables).await?;
     let client = session.client();
     let lower = repair::before(client, &tables, witness.created_ms).await?;
     let around = repair::rows_around(client, &tables, &lower, witness.created_ms).await?;
-    Ok(in_question(around, &witness.created()))
+    let question = in_question(around, &witness.created());
+    // Whoever must type something first is told at the same time what the command will then ask.
+    known_here(session, &tables, question.as_deref()).await?;
+    Ok(question)
 }
 
 /// A repair would skip rows that a dump has brought from another cluster, as if nothing was lost.
-pub(super) async fn known_here(session: &SqlSession, tables: &[Table]) -> anyhow::Result<()> {
+/// `question` is what is asked otherwise.
+pub(super) async fn known_here(
+    session: &SqlSession,
+    tables: &[Table],
+    question: Option<&str>,
+) -> anyhow::Result<()> {
+    let agree = question.map(|question| format!(", with --yes if you agree to this: {question}"));
+    let agree = agree.unwrap_or_default();
     match repair::foreign(session.client(), tables).await? {
         Some(Halt { reason, remedy }) => bail!(
             "{reason}, so it can't be told which of them are published: nothing was changed. Type, as the table's \
-             owner, {remedy}, and then this command again"
+             owner, {remedy}, and then this command again{agree}"
         ),
         None => Ok(()),
     }
