@@ -16,6 +16,8 @@ use crate::{
 
 const BATCH: usize = 999;
 const WINDOW: usize = 1_000;
+/// A second, when what is stored is read: a server cuts off who is slower than what it pushes.
+const READ_BITS: u64 = 200_000_000;
 /// What one answer may take.
 const ASK: Duration = Duration::from_secs(20);
 
@@ -99,8 +101,8 @@ impl Place {
         let payload = shape.payload(1_000_000);
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await?;
+        let (mut under_way, before) = (0, self.stream.last().await);
         let began = Instant::now();
-        let mut under_way = 0;
         for n in 0..shape.rows {
             if under_way == WINDOW {
                 acknowledged(&mut answers).await?;
@@ -116,7 +118,10 @@ impl Place {
         for _ in 0..under_way {
             acknowledged(&mut answers).await?;
         }
-        Ok(began.elapsed().as_secs_f64())
+        let seconds = began.elapsed().as_secs_f64();
+        let stored = self.stream.last().await - before;
+        ensure!(stored == shape.rows as u64, "{stored} of {} are stored", shape.rows);
+        Ok(seconds)
     }
 
     pub(super) async fn verify(&self, shape: &Shape, from: u64) -> Result<()> {
@@ -138,6 +143,7 @@ impl Place {
         let mut config = json!({
             "deliver_subject": inbox, "ack_policy": "none", "deliver_policy": "new",
             "filter_subject": format!("{}.*", self.topic), "mem_storage": true,
+            "rate_limit_bps": READ_BITS,
         });
         if let (Some(from), Some(config)) = (from, config.as_object_mut()) {
             config.insert("deliver_policy".into(), "by_start_sequence".into());
