@@ -9,6 +9,7 @@
 //! Numbers of different runs don't compare; the ratios within one do. The servers are the test
 //! harness's; the relay is this same program, with the tests' fault points compiled in and none armed.
 
+mod alone;
 mod backlog;
 mod consumer;
 mod drain;

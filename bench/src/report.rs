@@ -7,11 +7,11 @@ use outbox_harness::{local_kafka, servers};
 use serde::Serialize;
 
 use crate::{
+    alone::Alone,
     backlog::Shape,
     inbox::Comparison,
     latency::Latency,
     process,
-    ratio::Alone,
     sample::{Sample, median},
     sink::Sink,
     terminal::pretty,

@@ -6,12 +6,12 @@ use amqprs::connection::Connection;
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt as _;
 use outbox_harness::{Harness, database::Role};
-use serde::Serialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{Place, settings, stop};
 use crate::{
     DrainArgs,
+    alone::Alone,
     backlog::{Shape, number},
     terminal::progress,
 };
@@ -23,23 +23,6 @@ const WARM_UP: usize = 50;
 const PAUSE: Duration = Duration::from_millis(20);
 /// What one may take.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(20);
-
-/// How long an event takes alone.
-#[derive(Debug, Serialize)]
-pub(crate) struct Alone {
-    sink: &'static str,
-    events: usize,
-    p50_ms: f64,
-    p99_ms: f64,
-    max_ms: f64,
-}
-
-impl Alone {
-    pub(crate) fn row(&self) -> String {
-        let Alone { sink, events, p50_ms, p99_ms, max_ms } = self;
-        format!("| outbox-relay, {sink} | {events} | {p50_ms:.1} | {p99_ms:.1} | {max_ms:.0} |\n")
-    }
-}
 
 pub(super) async fn run(args: &DrainArgs) -> Result<Alone> {
     progress(&format!("{}: {EVENTS} events, one at a time", args.sink.name()));
@@ -64,14 +47,8 @@ pub(super) async fn run(args: &DrainArgs) -> Result<Alone> {
         tokio::time::sleep(PAUSE).await;
     }
     stop(&mut relay).await?;
-    let mut took_ms = took_ms.split_off(WARM_UP);
-    took_ms.sort_by(f64::total_cmp);
-    let at = |percent: usize| {
-        let index = (took_ms.len() * percent / 100).min(took_ms.len() - 1);
-        took_ms.get(index).copied().unwrap_or_default()
-    };
-    let (p50_ms, p99_ms, max_ms) = (at(50), at(99), at(100));
-    Ok(Alone { sink: args.sink.name(), events: took_ms.len(), p50_ms, p99_ms, max_ms })
+    took_ms.drain(..WARM_UP);
+    Ok(Alone::of(args.sink, took_ms))
 }
 
 /// What a consumer gets.

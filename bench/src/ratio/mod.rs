@@ -11,9 +11,9 @@ use outbox_harness::{
     relay::{Relay, Settings},
 };
 
-pub(crate) use self::alone::Alone;
 use crate::{
     DrainArgs, Scenario,
+    alone::Alone,
     backlog::{self, Shape},
     relay::{self, AS_RELAY},
     report::{Contest, Contestant},
