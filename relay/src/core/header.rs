@@ -28,6 +28,13 @@ pub const ERA: &str = "outbox-era";
 /// [`cloudevents::TIME`] anyway.
 pub const CREATED_AT: &str = "outbox-created-at";
 
+/// The record's key, in a message that has no key of its own, where it is text that a header can hold.
+pub const KEY: &str = "outbox-key";
+/// The same in base64, where it is not.
+pub const KEY_BASE64: &str = "outbox-key-base64";
+/// `1` where the record has no payload, which is something else than an empty one, in a message that can't say so.
+pub const TOMBSTONE: &str = "outbox-tombstone";
+
 /// Stands in a refused event for headers of the row that can't be used; its value is the column's
 /// text. Never sent: no header has an empty name.
 pub const UNREADABLE: &str = "";

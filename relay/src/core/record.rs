@@ -4,6 +4,7 @@
 //! pipeline moves batches between them and gives them back empty.
 
 mod copy;
+mod event;
 mod headers;
 mod refused;
 
@@ -13,7 +14,6 @@ pub use self::headers::Headers;
 pub use self::refused::{Refused, RefusedRecord};
 
 use crate::core::{
-    header,
     landmark::Landmark,
     lsn::Lsn,
     position::{Position, RowPosition},
@@ -379,14 +379,6 @@ impl<'a> Record<'a> {
             + self.key.map_or(0, <[u8]>::len)
             + self.payload.map_or(0, <[u8]>::len)
             + self.headers.len()
-    }
-
-    /// The event's id, from its header; `None` where it has none.
-    pub fn event_id(&self) -> Option<&'a [u8]> {
-        self.headers()
-            .find(|(name, _)| *name == header::ID || *name == header::cloudevents::ID)
-            .map(|(_, id)| id)
-            .filter(|id| !id.is_empty())
     }
 
     /// Headers in the order in which they were written.

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod file;
 pub mod kafka;
 pub mod lane_order;
+mod message;
 pub mod nats;
 pub mod partition;
 pub mod progress_table;

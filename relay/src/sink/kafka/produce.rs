@@ -19,7 +19,7 @@ use super::{
 use crate::{
     core::{header, record::Record},
     fault::{self, Point},
-    sink::{Rest, SinkError},
+    sink::{Rest, SinkError, message::created_at},
 };
 
 impl Outlet {
@@ -171,12 +171,6 @@ impl<'a> Queued<'a> {
         }
         full
     }
-}
-
-/// The event's time as RFC 3339.
-fn created_at(record: &Record<'_>) -> Option<String> {
-    let moment = jiff::Timestamp::from_millisecond(record.timestamp_ms?).ok()?;
-    Some(format!("{moment:.3}"))
 }
 
 /// What says that the record may come late; `None` where that is said already.

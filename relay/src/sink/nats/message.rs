@@ -1,7 +1,6 @@
 //! From a record to a message: its subject, its headers, or why it can't be one. Pure.
 
 use async_nats::HeaderMap;
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
 use super::{
@@ -10,16 +9,10 @@ use super::{
     subject::is_valid,
 };
 use crate::{
-    core::{destination::reserved_by, header, printable, record::Record},
-    sink::partition::partition_for_key,
+    core::{printable, record::Record},
+    sink::message::{ANOTHER, CORRECT, Refusal, added, is_no_state, partition, reserved},
 };
 
-/// The record's key, where it is text that a header can hold.
-pub(super) const KEY: &str = "outbox-key";
-/// The record's key in base64, where it is not.
-const KEY_BASE64: &str = "outbox-key-base64";
-/// `1` where the record has no payload, which is something else than an empty one.
-const TOMBSTONE: &str = "outbox-tombstone";
 /// Headers that begin so tell the server what to do, as to delete what was stored.
 const SERVERS_PREFIX: &str = "nats-";
 /// `NATS/1.0\r\n` and the empty line behind the headers.
@@ -28,10 +21,6 @@ const HEADERS_FRAME: usize = 12;
 const HEADER_FRAME: usize = 4;
 /// Room for the headers of a batch.
 const BATCH_HEADERS: usize = 160;
-const ANOTHER: &str = "give the event another topic with `outbox-relay dead-letters edit ID --topic TOPIC`, and release it";
-
-/// A stable word, and what is wrong and what to do, for a person.
-pub(super) type Refusal = (&'static str, String);
 
 /// A message of a batch.
 #[derive(Debug)]
@@ -64,18 +53,7 @@ impl Rules<'_> {
             let value = checked(name, value)?;
             add(name, value);
         }
-        if let Some(key) = record.key {
-            match std::str::from_utf8(key).ok().filter(|key| is_plain(key)) {
-                Some(key) => add(KEY, key),
-                None => add(KEY_BASE64, &BASE64.encode(key)),
-            }
-        }
-        if record.payload.is_none() {
-            add(TOMBSTONE, "1");
-        }
-        if let Some(time) = record.timestamp_ms.and_then(rfc3339) {
-            add(header::CREATED_AT, &time);
-        }
+        added(record, is_plain).for_each(|(name, value)| add(name, &value));
         if bytes > self.bytes_max {
             let error = format!(
                 "the message has {bytes} bytes, and the stream {} takes {} (its max_msg_size, the server's \
@@ -97,22 +75,14 @@ impl Rules<'_> {
             );
             return Err(("invalid_topic", error));
         }
-        let reserved = |why: &str| {
-            let error =
-                format!("the topic {topic} is no destination for events ({why}): {ANOTHER}");
-            Err(("reserved_topic", error))
-        };
         if topic.starts_with('$') {
-            return reserved("the server's own subjects begin with $");
+            return Err(reserved(topic, "the server's own subjects begin with $"));
         }
-        if let Some(pattern) = reserved_by(topic, &self.settings.reserved_topics) {
-            return reserved(&format!(
-                "its name is reserved by {pattern:?}; see sink.reserved_topics"
-            ));
-        }
-        let subject = self.settings.subject.subject(topic, self.partition(record)?);
+        is_no_state(topic, &self.settings.reserved_topics)?;
+        let partition = partition(record, self.settings.partitions, "sink.nats.partitions")?;
+        let subject = self.settings.subject.subject(topic, partition);
         if subject == self.progress_subject || subject.starts_with(PROGRESS_PREFIX) {
-            return reserved("relays keep their progress there");
+            return Err(reserved(topic, "relays keep their progress there"));
         }
         if !self.stream.takes(&subject) {
             let error = format!(
@@ -123,36 +93,13 @@ impl Rules<'_> {
         }
         Ok(subject)
     }
-
-    fn partition(&self, record: &Record<'_>) -> Result<i32, Refusal> {
-        let count = self.settings.partitions;
-        match record.partition {
-            Some(partition) if partition < count => Ok(partition),
-            Some(partition) => Err((
-                "no_such_partition",
-                format!(
-                    "the event names partition {partition}, and sink.nats.partitions is {count}: give it another \
-                     partition with `outbox-relay dead-letters edit`, and release it"
-                ),
-            )),
-            // Without a key any will do: the id is as good as chance, and the same whenever it is sent again.
-            None => Ok(partition_for_key(record.key.or(id(record)).unwrap_or_default(), count)),
-        }
-    }
-}
-
-fn id<'a>(record: &Record<'a>) -> Option<&'a [u8]> {
-    record.headers().find(|(name, _)| *name == header::ID).map(|(_, value)| value)
 }
 
 /// A header that a message can have.
 fn checked<'v>(name: &str, value: &'v [u8]) -> Result<&'v str, Refusal> {
     let refused = |reason, what: &str| {
         let name = printable::short(name);
-        let error = format!(
-            "the header {name:?} {what}: correct it with `outbox-relay dead-letters edit`, and release the event"
-        );
-        Err((reason, error))
+        Err((reason, format!("the header {name:?} {what}: {CORRECT}")))
     };
     let start = name.as_bytes().get(..SERVERS_PREFIX.len()).unwrap_or_default();
     if start.eq_ignore_ascii_case(SERVERS_PREFIX.as_bytes()) {
@@ -180,9 +127,4 @@ fn checked<'v>(name: &str, value: &'v [u8]) -> Result<&'v str, Refusal> {
 /// Whether readers find it as it is: none of them may trim it or take it for the end of the line.
 fn is_plain(key: &str) -> bool {
     key.trim() == key && !key.chars().any(char::is_control)
-}
-
-fn rfc3339(ms: i64) -> Option<String> {
-    let time = jiff::Timestamp::from_millisecond(ms).ok()?;
-    Some(format!("{time:.3}"))
 }

@@ -3,37 +3,21 @@
 use std::collections::BTreeMap;
 
 use amqprs::{BasicProperties, FieldArray, FieldTable, FieldValue};
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 
 use super::{
     settings::Settings,
     template::{NAME_BYTES_MAX, Named},
 };
 use crate::{
-    core::{
-        destination::reserved_by,
-        header::{self, cloudevents},
-        printable,
-        record::Record,
-    },
-    sink::partition::partition_for_key,
+    core::{printable, record::Record},
+    sink::message::{ANOTHER, CORRECT, Refusal, added, is_no_state, partition, reserved},
 };
 
-/// The record's key, where it is text.
-const KEY: &str = "outbox-key";
-/// The record's key in base64, where it is not.
-const KEY_BASE64: &str = "outbox-key-base64";
-/// `1` where the record has no payload, which is something else than an empty one.
-const TOMBSTONE: &str = "outbox-tombstone";
 /// All headers are in one frame of the protocol. Of a frame, for what else is in it.
 const FRAME_OWN: usize = 1_024;
 /// Of a header: two lengths, a tag.
 const HEADER_OWN: usize = 6;
 const PERSISTENT: u8 = 2;
-const ANOTHER: &str = "give the event another topic with `outbox-relay dead-letters edit ID --topic TOPIC`, and release it";
-
-/// A stable word, and what is wrong and what to do, for a person.
-pub(super) type Refusal = (&'static str, String);
 
 /// Where a message goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +39,7 @@ pub(super) fn judge(
         bytes += name.len() + value.len() + HEADER_OWN;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
             let error = format!(
-                "the header {:?} has a name that RabbitMQ can't carry, of 1 to {NAME_BYTES_MAX} bytes: correct it with \
-                 `outbox-relay dead-letters edit`, and release the event",
+                "the header {:?} has a name that RabbitMQ can't carry, of 1 to {NAME_BYTES_MAX} bytes: {CORRECT}",
                 printable::short(name)
             );
             return Err(("invalid_characters", error));
@@ -83,25 +66,20 @@ pub(super) fn judge(
 
 fn destination(settings: &Settings, record: &Record<'_>) -> Result<Destination, Refusal> {
     let Record { topic, .. } = record;
-    let reserved = |why: String| {
-        let error = format!("the topic {topic} is no destination for events ({why}): {ANOTHER}");
-        Err(("reserved_topic", error))
-    };
-    if let Some(pattern) = reserved_by(topic, &settings.reserved_topics) {
-        return reserved(format!("its name is reserved by {pattern:?}; see sink.reserved_topics"));
-    }
+    is_no_state(topic, &settings.reserved_topics)?;
     let key = match record.key.map(std::str::from_utf8) {
         None => "",
         Some(Ok(key)) => key,
         Some(Err(_)) if settings.exchange.has("{key}") || settings.routing_key.has("{key}") => {
-            let error = "the key is not UTF-8, and is to be a part of the routing key: correct it with \
-                         `outbox-relay dead-letters edit`, and release the event";
-            return Err(("invalid_characters", error.into()));
+            let error =
+                format!("the key is not UTF-8, and is to be a part of the routing key: {CORRECT}");
+            return Err(("invalid_characters", error));
         }
         Some(Err(_)) => "",
     };
-    let event_type = find(record, &[header::TYPE, cloudevents::TYPE]).unwrap_or_default();
-    let named = Named { topic, partition: partition(settings, record)?, key, event_type };
+    let partition = partition(record, settings.partitions, "sink.rabbitmq.partitions")?;
+    let named =
+        Named { topic, partition, key, event_type: record.event_type().unwrap_or_default() };
     let made = Destination {
         exchange: settings.exchange.of(named),
         routing_key: settings.routing_key.of(named),
@@ -116,40 +94,15 @@ fn destination(settings: &Settings, record: &Record<'_>) -> Result<Destination, 
         }
     }
     if made.exchange.starts_with("amq.rabbitmq.") {
-        return reserved("the broker's own exchanges begin with amq.rabbitmq.".into());
+        return Err(reserved(topic, "the broker's own exchanges begin with amq.rabbitmq."));
     }
     Ok(made)
 }
 
-fn partition(settings: &Settings, record: &Record<'_>) -> Result<i32, Refusal> {
-    let count = settings.partitions;
-    match record.partition {
-        Some(partition) if partition < count => Ok(partition),
-        Some(partition) => Err((
-            "no_such_partition",
-            format!(
-                "the event names partition {partition}, and sink.rabbitmq.partitions is {count}: give it another \
-                 partition with `outbox-relay dead-letters edit`, and release it"
-            ),
-        )),
-        // Without a key any will do: the id is as good as chance, and the same whenever it is sent again.
-        None => {
-            let id = || find(record, &[header::ID, cloudevents::ID]).map(str::as_bytes);
-            Ok(partition_for_key(record.key.or_else(id).unwrap_or_default(), count))
-        }
-    }
-}
-
-/// A header that is text.
-fn find<'a>(record: &Record<'a>, names: &[&str]) -> Option<&'a str> {
-    let (_, value) = record.headers().find(|(name, _)| names.contains(name))?;
-    std::str::from_utf8(value).ok()
-}
-
 /// The event's id, as the property `message_id`: if it is short enough.
 pub(super) fn message_id<'a>(record: &Record<'a>) -> Option<&'a str> {
-    let id = find(record, &[header::ID, cloudevents::ID, header::DEBEZIUM_ID]);
-    id.filter(|id| id.len() <= NAME_BYTES_MAX)
+    let id = std::str::from_utf8(record.event_id()?).ok()?;
+    (id.len() <= NAME_BYTES_MAX).then_some(id)
 }
 
 /// What goes along with the payload of a record that was judged.
@@ -159,28 +112,17 @@ pub(super) fn properties(record: &Record<'_>) -> BasicProperties {
     for (name, value) in record.headers() {
         add(name, field(value));
     }
-    match record.key.map(|key| (key, std::str::from_utf8(key))) {
-        None => {}
-        Some((_, Ok(key))) => add(KEY, FieldValue::from(key)),
-        Some((key, Err(_))) => add(KEY_BASE64, FieldValue::from(BASE64.encode(key))),
-    }
-    if record.payload.is_none() {
-        add(TOMBSTONE, FieldValue::from("1"));
-    }
-    if let Some(time) = record.timestamp_ms.and_then(rfc3339) {
-        add(header::CREATED_AT, FieldValue::from(time));
-    }
+    added(record, |_| true).for_each(|(name, value)| add(name, FieldValue::from(&*value)));
     let mut properties = BasicProperties::default();
     properties.with_headers(table(headers)).with_delivery_mode(PERSISTENT);
     if let Some(id) = message_id(record) {
         properties.with_message_id(id);
     }
-    let event_type = find(record, &[header::TYPE, cloudevents::TYPE]);
-    if let Some(event_type) = event_type.filter(|it| it.len() <= NAME_BYTES_MAX) {
+    let short = |text: &&str| text.len() <= NAME_BYTES_MAX;
+    if let Some(event_type) = record.event_type().filter(short) {
         properties.with_message_type(event_type);
     }
-    let content_type = find(record, &[cloudevents::CONTENT_TYPE]);
-    if let Some(content_type) = content_type.filter(|it| it.len() <= NAME_BYTES_MAX) {
+    if let Some(content_type) = record.content_type().filter(short) {
         properties.with_content_type(content_type);
     }
     // In whole seconds; the header has the rest.
@@ -215,9 +157,4 @@ fn field(value: &[u8]) -> FieldValue {
         // No value is as long as four gibibytes.
         Err(_) => value.to_vec().try_into().map_or(FieldValue::V, FieldValue::x),
     }
-}
-
-fn rfc3339(ms: i64) -> Option<String> {
-    let time = jiff::Timestamp::from_millisecond(ms).ok()?;
-    Some(format!("{time:.3}"))
 }
