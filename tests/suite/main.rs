@@ -6,6 +6,7 @@ mod arrows;
 mod characters;
 mod checks;
 mod confirm;
+mod conformance;
 mod connect;
 mod contract;
 mod copies;

@@ -59,6 +59,7 @@ pub(super) fn check(
             // In the order of the file, so that problems are reported in it.
             let kind = value_or(w.kind, Kind::Kafka);
             let delivery = checker.delivery(w.delivery, kind);
+            let progress = checker.progress(w.progress, kind, delivery);
             let file_path = checker.file_path(w.file_path, kind);
             let nats = checker.nats(w.nats, kind, purpose);
             let rabbitmq = checker.rabbitmq(w.rabbitmq, kind, purpose);
@@ -73,6 +74,7 @@ pub(super) fn check(
                 nats,
                 rabbitmq,
                 delivery,
+                progress,
                 create_topics,
                 created_topics_max: checker.created_topics_max(w.created_topics_max),
                 topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),

@@ -196,6 +196,8 @@ pub struct SinkConfig {
     pub rabbitmq: Option<RabbitConfig>,
     /// What a crash may cost.
     pub delivery: Delivery,
+    /// Where the relay keeps its progress.
+    pub progress: Progress,
     /// How missing topics are made; `None`: they are not.
     pub create_topics: Option<CreateTopics>,
     /// How many of them within a day.
@@ -235,6 +237,15 @@ pub enum Delivery {
     ExactlyOnce,
     /// Records repeated with the same id.
     AtLeastOnce,
+}
+
+/// Where the relay keeps its progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Where the records go.
+    Broker,
+    /// In the table `outbox.progress`.
+    Postgres,
 }
 
 /// How a missing topic is made.

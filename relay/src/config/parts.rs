@@ -1,6 +1,6 @@
 //! From checked settings to what each module takes: the one place that knows all of them.
 
-use super::{Column, Config, Delivery, HeaderStyle, Kind, Preset};
+use super::{Column, Config, Delivery, HeaderStyle, Kind, Preset, Progress};
 use crate::{
     core::finding::Finding,
     postgres::conninfo::ConnectSettings,
@@ -144,9 +144,10 @@ impl Config {
         let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         kafka::Settings {
             relay_name: self.name.clone(),
-            delivery: match sink.delivery {
-                Delivery::ExactlyOnce => kafka::Delivery::ExactlyOnce,
-                Delivery::AtLeastOnce => kafka::Delivery::AtLeastOnce,
+            delivery: match (sink.delivery, sink.progress) {
+                (Delivery::ExactlyOnce, _) => kafka::Delivery::ExactlyOnce,
+                (Delivery::AtLeastOnce, Progress::Broker) => kafka::Delivery::AtLeastOnce,
+                (Delivery::AtLeastOnce, Progress::Postgres) => kafka::Delivery::RecordsAlone,
             },
             properties: sink.renewed_properties().iter().map(owned).collect(),
             create_topics: sink.create_topics.map(|topics| kafka::TopicCreation {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Start, keys,
+    Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Progress, Start, keys,
     sizes::Size,
 };
 use crate::{core::printable, postgres::conninfo};
@@ -145,6 +145,10 @@ fn sink(c: &Config, key: &str) -> Option<String> {
         "sink.delivery" => Some(quoted(match c.sink.delivery {
             Delivery::ExactlyOnce => "exactly-once",
             Delivery::AtLeastOnce => "at-least-once",
+        })),
+        "sink.progress" => Some(quoted(match c.sink.progress {
+            Progress::Broker => "broker",
+            Progress::Postgres => "postgres",
         })),
         "sink.create_topics" => Some(match c.sink.create_topics {
             None => "false".into(),

@@ -9,7 +9,7 @@ mod rabbitmq;
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
-    Column, Delivery, HeaderStyle, Kind, LogFormat, Preset, Start,
+    Column, Delivery, HeaderStyle, Kind, LogFormat, Preset, Progress, Start,
     layers::Merged,
     problem::Problem,
     reader::{Given, Opt, Reader},
@@ -37,6 +37,7 @@ pub(super) struct Written {
     pub(super) former_columns: BTreeMap<String, Given<String>>,
     pub(super) kind: Opt<Kind>,
     pub(super) delivery: Opt<Delivery>,
+    pub(super) progress: Opt<Progress>,
     pub(super) file_path: Opt<PathBuf>,
     pub(super) nats: WrittenNats,
     pub(super) rabbitmq: WrittenRabbit,
@@ -105,6 +106,10 @@ impl Written {
                     ("exactly-once", Delivery::ExactlyOnce),
                     ("at-least-once", Delivery::AtLeastOnce),
                 ],
+            ),
+            progress: from.choice(
+                "sink.progress",
+                &[("broker", Progress::Broker), ("postgres", Progress::Postgres)],
             ),
             file_path: from.path("sink.file.path"),
             nats: WrittenNats::read(&mut from),

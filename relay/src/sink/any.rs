@@ -24,6 +24,8 @@ pub enum AnySink {
     /// Keeps progress itself.
     Kafka(KafkaSink),
     /// Progress is in the database.
+    KafkaRecords(Apart<KafkaSink, ProgressTable>),
+    /// Progress is in the database.
     File(Apart<FileSink, ProgressTable>),
     /// Keeps progress itself.
     Nats(NatsSink),
@@ -45,7 +47,12 @@ impl AnySink {
     ) -> Result<Self, SinkError> {
         match settings {
             Settings::Kafka(settings) => {
-                KafkaSink::start(settings.clone(), key).map(AnySink::Kafka)
+                let sink = KafkaSink::start(settings.clone(), key)?;
+                if !settings.keeps_progress() {
+                    let progress = ProgressTable::new(Arc::clone(session), relay);
+                    return Ok(AnySink::KafkaRecords(Apart::new(sink, progress)));
+                }
+                Ok(AnySink::Kafka(sink))
             }
             Settings::File(settings) => {
                 let sink = FileSink::new(settings);
@@ -65,6 +72,7 @@ impl AnySink {
     pub fn probe(&self) -> AnyProbe {
         match self {
             AnySink::Kafka(sink) => AnyProbe::Kafka(sink.probe()),
+            AnySink::KafkaRecords(apart) => AnyProbe::Kafka(apart.sink.probe()),
             AnySink::File(apart) => AnyProbe::File(apart.sink.probe()),
             AnySink::Nats(sink) => AnyProbe::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyProbe::Rabbit(apart.sink.probe()),
@@ -75,6 +83,7 @@ impl AnySink {
     pub fn watch(&self) -> AnyWatch {
         match self {
             AnySink::Kafka(sink) => AnyWatch::Kafka(sink.watch()),
+            AnySink::KafkaRecords(apart) => AnyWatch::Kafka(apart.sink.watch()),
             AnySink::File(_) => AnyWatch::None,
             AnySink::Nats(sink) => AnyWatch::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyWatch::Rabbit(apart.sink.probe()),
@@ -86,6 +95,7 @@ impl AnySink {
     pub async fn stop(self) {
         match self {
             AnySink::Kafka(sink) => sink.stop().await,
+            AnySink::KafkaRecords(apart) => apart.sink.stop().await,
             AnySink::File(_) | AnySink::Nats(_) | AnySink::Rabbit(_) => {}
         }
     }
@@ -96,6 +106,7 @@ macro_rules! each {
     ($sink:expr, $it:ident => $call:expr) => {
         match $sink {
             AnySink::Kafka($it) => $call,
+            AnySink::KafkaRecords($it) => $call,
             AnySink::File($it) => $call,
             AnySink::Nats($it) => $call,
             AnySink::Rabbit($it) => $call,

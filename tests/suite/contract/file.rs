@@ -2,11 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use outbox_harness::{Harness, file, relay::Settings, topic::Record};
+use outbox_harness::{Harness, file, proxy::Proxy, relay::Settings, topic::Record};
 
 use super::kind::{Can, Fence, Kind, PARTITIONS};
 
-pub(super) struct File {
+pub(crate) struct File {
     folder: PathBuf,
     away: PathBuf,
     path: PathBuf,
@@ -46,6 +46,10 @@ impl Kind for File {
     async fn assert_durable(&self, records: usize) {
         assert!(file::records(&self.path, PARTITIONS).len() >= records);
         assert_eq!(file::not_on_disk(&self.path), 0, "bytes of the file are in memory alone");
+    }
+
+    fn line(&self) -> Option<&Proxy> {
+        None
     }
 
     fn take_away(&self) {

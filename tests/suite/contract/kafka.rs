@@ -1,6 +1,6 @@
-//! Kafka, in both of its ways.
+//! Kafka, in its three ways.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use outbox_harness::{
     Harness,
@@ -18,15 +18,50 @@ const BYTES_MAX: usize = 100_000;
 /// A delivery is given up after two thirds of it.
 const TRANSACTION_MS: &str = "3000";
 
-pub(super) struct Kafka<const EXACTLY_ONCE: bool> {
+pub(crate) struct Kafka<W> {
+    way: PhantomData<W>,
     topic: Topic,
     brokers: String,
     line: Option<Proxy>,
 }
 
-impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
+/// How it delivers.
+pub(crate) trait Way {
+    const DELIVERY: &str;
+    const PROGRESS: &str;
+    const FENCE: Fence;
+}
+
+/// Records and progress in one transaction.
+pub(crate) struct ExactlyOnce;
+
+/// Records first, then progress.
+pub(crate) struct AtLeastOnce;
+
+/// Progress is in the database.
+pub(crate) struct RecordsAlone;
+
+impl Way for ExactlyOnce {
+    const DELIVERY: &str = "exactly-once";
+    const PROGRESS: &str = "broker";
+    const FENCE: Fence = Fence::Broker;
+}
+
+impl Way for AtLeastOnce {
+    const DELIVERY: &str = "at-least-once";
+    const PROGRESS: &str = "broker";
+    const FENCE: Fence = Fence::Claim;
+}
+
+impl Way for RecordsAlone {
+    const DELIVERY: &str = "at-least-once";
+    const PROGRESS: &str = "postgres";
+    const FENCE: Fence = Fence::Session;
+}
+
+impl<W: Way> Kind for Kafka<W> {
     const CAN: Can = Can {
-        one_step: EXACTLY_ONCE,
+        one_step: matches!(W::FENCE, Fence::Broker),
         refuses: &[
             (Odd::Missing, "unknown_topic"),
             (Odd::Unnameable, "invalid_topic"),
@@ -36,7 +71,7 @@ impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
         ],
         record_bytes: Some(BYTES_MAX),
         lines_in_headers: true,
-        fence: if EXACTLY_ONCE { Fence::Broker } else { Fence::Claim },
+        fence: W::FENCE,
     };
 
     async fn make(t: &Harness, breakable: bool) -> Self {
@@ -45,13 +80,14 @@ impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
         let topic = topic.create_with(PARTITIONS, &[("max.message.bytes", &limit)]).await;
         let line = if breakable { Some(t.kafka().line().await) } else { None };
         let brokers = line.as_ref().map_or_else(|| t.kafka().brokers().to_owned(), Proxy::address);
-        Kafka { topic, brokers, line }
+        Kafka { way: PhantomData, topic, brokers, line }
     }
 
     fn settings(&self, base: Settings) -> Settings {
         base.set("sink.properties.\"bootstrap.servers\"", &self.brokers)
             .set("sink.properties.\"transaction.timeout.ms\"", TRANSACTION_MS)
-            .set("sink.delivery", if EXACTLY_ONCE { "exactly-once" } else { "at-least-once" })
+            .set("sink.delivery", W::DELIVERY)
+            .set("sink.progress", W::PROGRESS)
     }
 
     fn destination(&self) -> &str {
@@ -82,6 +118,10 @@ impl<const EXACTLY_ONCE: bool> Kind for Kafka<EXACTLY_ONCE> {
         });
         let stored = stored.await.expect("no panic").expect("the broker answers");
         assert!(usize::try_from(stored).expect("not negative") >= records, "{stored} of {records}");
+    }
+
+    fn line(&self) -> Option<&Proxy> {
+        self.line.as_ref()
     }
 
     fn take_away(&self) {

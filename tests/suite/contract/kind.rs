@@ -1,12 +1,12 @@
 //! What the suite must know of a kind of sink.
 
-use outbox_harness::{Harness, relay::Settings, topic::Record};
+use outbox_harness::{Harness, proxy::Proxy, relay::Settings, topic::Record};
 
 /// Partitions of the destination, where the sink has any.
-pub(super) const PARTITIONS: i32 = 4;
+pub(crate) const PARTITIONS: i32 = 4;
 
 /// A kind of sink, with a place of the test's own that it stores to.
-pub(super) trait Kind: Sized {
+pub(crate) trait Kind: Sized {
     /// What it can, and what it can't: so no case is left out in silence.
     const CAN: Can;
 
@@ -26,6 +26,9 @@ pub(super) trait Kind: Sized {
     /// Panics unless `records` are stored now, as durably as the sink says.
     async fn assert_durable(&self, records: usize);
 
+    /// The line to the broker of a `breakable` one; `None` where there is no broker.
+    fn line(&self) -> Option<&Proxy>;
+
     /// Takes the place away.
     fn take_away(&self);
 
@@ -35,7 +38,7 @@ pub(super) trait Kind: Sized {
 
 /// What a kind of sink can.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Can {
+pub(crate) struct Can {
     /// Records and progress are stored in one step: exactly once.
     pub one_step: bool,
     /// What it refuses, and the word for it; it delivers every other of [`Odd::ALL`].
@@ -50,7 +53,7 @@ pub(super) struct Can {
 
 /// A record that is odd in one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Odd {
+pub(crate) enum Odd {
     /// Its destination does not exist.
     Missing,
     /// Its destination has a name that topics can't have.
@@ -64,13 +67,13 @@ pub(super) enum Odd {
 }
 
 impl Odd {
-    pub(super) const ALL: [Odd; 5] =
+    pub(crate) const ALL: [Odd; 5] =
         [Odd::Missing, Odd::Unnameable, Odd::Reserved, Odd::Nowhere, Odd::Large];
 }
 
 /// What keeps a publisher that was replaced from storing progress that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fence {
+pub(crate) enum Fence {
     /// The broker: it stores nothing of it, records neither.
     Broker,
     /// The broker, but for records and for progress of its own, which does not count.

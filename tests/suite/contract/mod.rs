@@ -5,12 +5,12 @@
 //! know records and bytes of progress, so there is neither a slot nor a relay's process here.
 
 mod cases;
-mod file;
-mod kafka;
-mod kind;
-mod nats;
+pub(crate) mod file;
+pub(crate) mod kafka;
+pub(crate) mod kind;
+pub(crate) mod nats;
 mod publisher;
-mod rabbit;
+pub(crate) mod rabbit;
 
 /// All cases for one kind. Each is a sentence that is true of it.
 macro_rules! cases {
@@ -50,8 +50,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    to_kafka_exactly_once: super::kafka::Kafka<true>,
-    to_kafka_at_least_once: super::kafka::Kafka<false>,
+    to_kafka_exactly_once: super::kafka::Kafka<super::kafka::ExactlyOnce>,
+    to_kafka_at_least_once: super::kafka::Kafka<super::kafka::AtLeastOnce>,
+    to_kafka_with_progress_in_postgres: super::kafka::Kafka<super::kafka::RecordsAlone>,
     to_a_file: super::file::File,
     to_nats: super::nats::Nats,
     to_rabbitmq: super::rabbit::Rabbit,

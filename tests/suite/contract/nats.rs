@@ -16,7 +16,7 @@ use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
 /// `max_msg_size` of the stream.
 const BYTES_MAX: usize = 100_000;
 
-pub(super) struct Nats {
+pub(crate) struct Nats {
     stream: Stream,
     topic: String,
     server: String,
@@ -79,6 +79,10 @@ impl Kind for Nats {
     async fn assert_durable(&self, records: usize) {
         let found = self.stream.records(&format!("{}.*", self.topic)).await;
         assert!(found.len() >= records, "{} of {records}", found.len());
+    }
+
+    fn line(&self) -> Option<&Proxy> {
+        self.line.as_ref()
     }
 
     fn take_away(&self) {

@@ -15,7 +15,7 @@ use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
 /// One more than `sink.rabbitmq.message_bytes_max`, which is of the payload alone.
 const BYTES_MAX: usize = 100_000;
 
-pub(super) struct Rabbit {
+pub(crate) struct Rabbit {
     exchange: Exchange,
     broker: String,
     line: Option<Proxy>,
@@ -72,6 +72,10 @@ impl Kind for Rabbit {
     async fn assert_durable(&self, records: usize) {
         let found = self.exchange.records().await;
         assert!(found.len() >= records, "{} of {records}", found.len());
+    }
+
+    fn line(&self) -> Option<&Proxy> {
+        self.line.as_ref()
     }
 
     fn take_away(&self) {

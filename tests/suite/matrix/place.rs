@@ -1,9 +1,14 @@
-//! Where records go that no one refuses: a file, a stream of NATS, or an exchange of RabbitMQ.
+//! Where records go that no one refuses: a file, a stream of NATS, an exchange of RabbitMQ, or a topic of Kafka.
 
 use std::path::PathBuf;
 
 use outbox_harness::{
-    Harness, file, nats::Stream, rabbit::Exchange, relay::Settings, servers, topic::Record,
+    Harness, file,
+    nats::Stream,
+    rabbit::Exchange,
+    relay::Settings,
+    servers,
+    topic::{Record, Topic},
 };
 use serde_json::json;
 
@@ -14,6 +19,7 @@ pub(super) enum Place {
     File(PathBuf),
     Nats(Stream),
     Rabbit(Exchange),
+    Kafka(Topic),
 }
 
 impl Place {
@@ -31,6 +37,9 @@ impl Place {
                 let broker = servers::rabbit().await;
                 Some(Place::Rabbit(broker.exchange(t.database().name(), PARTITIONS).await))
             }
+            Delivery::KafkaRecords => {
+                Some(Place::Kafka(t.topic("orders").create(PARTITIONS).await))
+            }
             Delivery::ExactlyOnce | Delivery::AtLeastOnce => None,
         }
     }
@@ -40,12 +49,19 @@ impl Place {
             Place::File(_) => "orders",
             Place::Nats(stream) => stream.name(),
             Place::Rabbit(exchange) => exchange.name(),
+            Place::Kafka(topic) => topic.name(),
         }
     }
 
     pub(super) fn settings(&self, base: Settings) -> Settings {
-        let base = base.without("sink.properties.\"bootstrap.servers\"");
+        const BROKERS: &str = "sink.properties.\"bootstrap.servers\"";
+        let brokers = base.value(BROKERS);
+        let base = base.without(BROKERS);
         match self {
+            Place::Kafka(_) => base
+                .set(BROKERS, &brokers)
+                .set("sink.delivery", "at-least-once")
+                .set("sink.progress", "postgres"),
             Place::File(path) => {
                 base.set("sink.kind", "file").set("sink.file.path", path.to_str().expect("UTF-8"))
             }
@@ -66,6 +82,7 @@ impl Place {
             Place::File(path) => file::records(path, PARTITIONS),
             Place::Nats(stream) => stream.records(&format!("{}.*", stream.name())).await,
             Place::Rabbit(exchange) => exchange.records().await,
+            Place::Kafka(topic) => topic.records().await,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{Checker, value_or};
 use crate::config::{
-    CreateTopics, Delivery, Kind, Properties, Purpose,
+    CreateTopics, Delivery, Kind, Progress, Properties, Purpose,
     problem::Origin,
     properties,
     reader::{Given, Opt},
@@ -40,6 +40,39 @@ impl Checker<'_> {
             );
         }
         Delivery::AtLeastOnce
+    }
+
+    /// Where progress can be with the kind.
+    pub(super) fn progress(
+        &mut self,
+        given: Opt<Progress>,
+        kind: Kind,
+        delivery: Delivery,
+    ) -> Progress {
+        let default = match kind {
+            Kind::Kafka | Kind::Nats => Progress::Broker,
+            Kind::Rabbit | Kind::File | Kind::Stdout => Progress::Postgres,
+        };
+        let Some(given) = given else { return default };
+        let (what, remedy) = match (kind, given.value) {
+            (Kind::Kafka, Progress::Postgres) if delivery == Delivery::ExactlyOnce => (
+                "Kafka can't take records and a row of PostgreSQL in one step",
+                "set sink.delivery to \"at-least-once\" as well, or write \"broker\"",
+            ),
+            (Kind::Nats, Progress::Postgres) => (
+                "records and progress are one batch of a stream, which is exactly-once",
+                "write \"broker\", or remove it",
+            ),
+            (Kind::Rabbit, Progress::Broker) => {
+                ("RabbitMQ can keep no progress", "write \"postgres\", or remove it")
+            }
+            (Kind::File | Kind::Stdout, Progress::Broker) => {
+                ("a file can keep no progress", "write \"postgres\", or remove it")
+            }
+            (_, progress) => return progress,
+        };
+        self.problem("sink.progress", &given.origin, what, remedy);
+        default
     }
 
     pub(super) fn file_path(&mut self, given: Opt<PathBuf>, kind: Kind) -> Option<PathBuf> {

@@ -137,25 +137,25 @@ impl Settings {
 
     /// Where progress is kept, in a sentence.
     pub fn progress_place(&self) -> &'static str {
-        match self {
-            Settings::Kafka(_) => "Kafka",
-            Settings::File(_) | Settings::Rabbit(_) => "outbox.progress",
-            Settings::Nats(_) => "NATS",
-        }
+        if self.keeps_progress_in_database() { "outbox.progress" } else { self.kind() }
     }
 
     /// As [`Settings::progress_place`], with what a person can do there.
     pub fn progress_home(&self) -> ProgressHome {
         match self {
-            Settings::Kafka(settings) => settings.progress_home(),
-            Settings::File(_) | Settings::Rabbit(_) => progress_table::home(),
+            Settings::Kafka(settings) if settings.keeps_progress() => settings.progress_home(),
             Settings::Nats(settings) => settings.progress_home(),
+            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) => progress_table::home(),
         }
     }
 
     /// Whether progress is in the app's database, which can't see what the broker has lost.
     pub fn keeps_progress_in_database(&self) -> bool {
-        matches!(self, Settings::File(_) | Settings::Rabbit(_))
+        match self {
+            Settings::Kafka(settings) => !settings.keeps_progress(),
+            Settings::File(_) | Settings::Rabbit(_) => true,
+            Settings::Nats(_) => false,
+        }
     }
 
     /// Whether what the broker has lost is published again, since it is known by the progress that went with it.
@@ -173,9 +173,9 @@ impl Settings {
 
     /// What the relay's role needs in the database.
     pub fn grants(&self) -> Vec<Grant> {
-        match self {
-            Settings::Kafka(_) | Settings::Nats(_) => RELAY.to_vec(),
-            Settings::File(_) | Settings::Rabbit(_) => [RELAY, RELAY_PROGRESS].concat(),
+        if self.keeps_progress_in_database() {
+            return [RELAY, RELAY_PROGRESS].concat();
         }
+        RELAY.to_vec()
     }
 }

@@ -63,7 +63,9 @@ pub use self::{
 pub(super) use self::{
     errors::is_silence, explained::explained, preflight::examine, topics::forecast::foresee,
 };
-use super::{ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress};
+use super::{
+    Delivered, ProgressStore, Publisher, Receipt, Sink, SinkError, Stored, StoredProgress,
+};
 use crate::{
     core::record::{Batch, BatchLimits},
     seal::SealKey,
@@ -198,13 +200,31 @@ impl ProgressStore for KafkaSink {
     }
 }
 
+/// With [`Delivery::RecordsAlone`].
+impl Sink for KafkaSink {
+    fn delivery_limit(&self) -> Option<Duration> {
+        Some(self.delivery_limit)
+    }
+
+    async fn deliver(
+        &mut self,
+        batch: &Arc<Batch>,
+        range: Range<usize>,
+    ) -> Result<Delivered, SinkError> {
+        let batch = Arc::clone(batch);
+        let command = |reply| Command::Deliver { batch, range, progress: None, reply };
+        let Receipt { restamped, .. } = self.ask("delivering", command).await?;
+        Ok(Delivered { restamped })
+    }
+}
+
 impl Publisher for KafkaSink {
     fn delivery_limit(&self) -> Option<Duration> {
         Some(self.delivery_limit)
     }
 
     fn is_apart(&self) -> bool {
-        self.delivery == Delivery::AtLeastOnce
+        self.delivery != Delivery::ExactlyOnce
     }
 
     async fn publish(

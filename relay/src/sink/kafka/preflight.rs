@@ -13,7 +13,7 @@ use super::{
     lookup::Broker,
     probe::{PROBE_TIMEOUT, blocking, make_lookup},
     progress_topic::{self, ProgressTopic},
-    settings::Settings,
+    settings::{Delivery, Settings},
 };
 use crate::{
     causes,
@@ -84,7 +84,7 @@ struct Preflight {
     brokers: Vec<String>,
     /// The cluster's id, where the brokers tell it.
     cluster_id: Option<String>,
-    /// State of the progress topic; `None` where one of the problems is about it.
+    /// State of the progress topic; `None` where one of the problems is about it, or none is needed.
     progress_topic: Option<ProgressTopic>,
     /// What keeps the relay from delivering, each with its remedy.
     problems: Vec<(String, String)>,
@@ -112,13 +112,17 @@ async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
             other => other,
         };
         let mut progress_topic = None;
-        sound(progress_topic::inspect(&settings, &lookup).map(|seen| progress_topic = Some(seen)))?;
-        if progress_topic == Some(ProgressTopic::Missing) {
-            sound(progress_topic::may_create(&settings))?;
-        }
-        sound(acl::may_use_transactional_id(&settings, PROBE_TIMEOUT))?;
-        if let Some(first) = cluster.brokers.first() {
-            sound(takes_the_timeout(&settings, &lookup.broker_settings(first.id, PROBE_TIMEOUT)))?;
+        if settings.delivery != Delivery::RecordsAlone {
+            let seen = progress_topic::inspect(&settings, &lookup);
+            sound(seen.map(|seen| progress_topic = Some(seen)))?;
+            if progress_topic == Some(ProgressTopic::Missing) {
+                sound(progress_topic::may_create(&settings))?;
+            }
+            sound(acl::may_use_transactional_id(&settings, PROBE_TIMEOUT))?;
+            if let Some(first) = cluster.brokers.first() {
+                let theirs = lookup.broker_settings(first.id, PROBE_TIMEOUT);
+                sound(takes_the_timeout(&settings, &theirs))?;
+            }
         }
         lookup.serve();
         let brokers = cluster.brokers.iter().map(ToString::to_string).collect();

@@ -6,7 +6,7 @@ use super::{
     errors::{sort, unavailable},
     lookup::{Found, Lookup},
     progress_topic,
-    settings::Settings,
+    settings::{Delivery, Settings},
 };
 use crate::sink::SinkError;
 
@@ -28,15 +28,18 @@ impl std::fmt::Debug for Probe {
 }
 
 impl Probe {
-    /// Looks the progress topic up, within three seconds. Cancel safe.
+    /// Looks the progress topic up, where there is one, within three seconds. Cancel safe.
     ///
     /// # Errors
     /// `Unavailable` if no broker answers, or the topic is gone or out of reach.
     pub async fn check(&self) -> Result<(), SinkError> {
         let lookup = Arc::clone(&self.lookup);
         let topic = self.topic.clone();
+        let is_needed = self.settings.delivery != Delivery::RecordsAlone;
         blocking(move || match lookup.find(&topic, PROBE_TIMEOUT) {
             Ok(Found::Partitions(_)) => Ok(()),
+            // The broker has answered.
+            Ok(_) if !is_needed => Ok(()),
             Ok(Found::Missing) => Err(unavailable(
                 "looking for the relay's progress",
                 format!(
@@ -58,6 +61,9 @@ impl Probe {
     /// # Errors
     /// `Misconfigured` if not: what was stored last may be lost before the next start reads it.
     pub async fn progress_topic(&self) -> Result<(), SinkError> {
+        if self.settings.delivery == Delivery::RecordsAlone {
+            return Ok(());
+        }
         let (lookup, settings) = (Arc::clone(&self.lookup), Arc::clone(&self.settings));
         blocking(move || progress_topic::still_keeps(&settings, &lookup)).await
     }

@@ -31,6 +31,8 @@ pub enum Delivery {
     /// Idempotent records first, then progress; a crash between the two repeats records. Only
     /// making this the relay whose progress counts takes a transaction.
     AtLeastOnce,
+    /// Idempotent records. Progress is kept elsewhere: neither transactions nor a progress topic are needed.
+    RecordsAlone,
 }
 
 /// How a missing topic is created.
@@ -106,6 +108,11 @@ impl Settings {
     /// `outbox-relay-progress-<name>`.
     pub fn progress_topic(&self) -> String {
         format!("outbox-relay-progress-{}", self.relay_name)
+    }
+
+    /// Whether progress is kept in a topic.
+    pub(in crate::sink) fn keeps_progress(&self) -> bool {
+        self.delivery != Delivery::RecordsAlone
     }
 
     /// What a person can do at the progress topic.

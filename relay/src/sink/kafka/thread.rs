@@ -162,7 +162,7 @@ impl Worker {
                 fence.claim(&found.claim(&self.settings.relay_name, None))?;
                 Ok(fence)
             }
-            Delivery::AtLeastOnce => {
+            Delivery::AtLeastOnce | Delivery::RecordsAlone => {
                 let writer = format!("{:016x}", rand::random::<u64>());
                 fence.claim(&found.claim(&self.settings.relay_name, Some(&writer)))?;
                 let config = self.settings.producer_config();
@@ -198,6 +198,10 @@ impl Worker {
         let mut tries = 0;
         loop {
             let Worker { settings, stop, lookup, sealer, topics, outlet, .. } = self;
+            if outlet.is_none() && settings.delivery == Delivery::RecordsAlone {
+                let config = settings.producer_config();
+                *outlet = Some(Outlet::new(settings, &config, sealer, stop)?);
+            }
             let Some(outlet) = outlet else {
                 let reason = "progress was not read behind a fence before";
                 return Err(unavailable("delivering", reason));
@@ -205,7 +209,7 @@ impl Worker {
             topics.resolve(batch, range.clone(), settings, lookup, stop)?;
             outlet.refresh(&topics.take_changed());
             // Of a transaction that is tried again nothing is stored.
-            let again = tries > 0 && settings.delivery == Delivery::AtLeastOnce;
+            let again = tries > 0 && settings.delivery != Delivery::ExactlyOnce;
             let load = Load { batch, range: range.clone(), lookup, again };
             let delivered = match settings.delivery {
                 Delivery::ExactlyOnce => match progress {
@@ -214,10 +218,12 @@ impl Worker {
                         return Err(unavailable("delivering", "a transaction has its progress"));
                     }
                 },
-                Delivery::AtLeastOnce => outlet.deliver_plain(&load, topics, progress, || {
-                    fault::point(Point::StoringAlone);
-                    Outlet::new(settings, &settings.careful_producer_config(), sealer, stop)
-                }),
+                Delivery::AtLeastOnce | Delivery::RecordsAlone => {
+                    outlet.deliver_plain(&load, topics, progress, || {
+                        fault::point(Point::StoringAlone);
+                        Outlet::new(settings, &settings.careful_producer_config(), sealer, stop)
+                    })
+                }
             };
             let restamped = outlet.restamped;
             match delivered {
