@@ -54,10 +54,12 @@ semver *args:
 ci:
     .ci/run
 
-# What takes longer than CI may (some 50 minutes): run before a release, and put seed and figures into the docs.
+# What takes longer than CI may (some two hours): run before a release, and put seed and figures into the docs.
 long seed="7" minutes="20":
     cargo test -p outbox-tests --test suite -- --ignored matrix::
     OUTBOX_CONFORMANCE_SCALE=33 cargo test -p outbox-tests --test suite conformance::
     OUTBOX_SIM_SEEDS=100000 cargo test -p outbox-relay --lib sim::
     cargo run --release -p outbox-bench -- soak --minutes {{minutes}} --seed {{seed}}
+    cargo run --release -p outbox-bench -- soak --sink nats --minutes {{minutes}} --seed {{seed}}
+    cargo run --release -p outbox-bench -- soak --sink rabbitmq --minutes {{minutes}} --seed {{seed}}
     cargo run --release -p outbox-bench -- storm --minutes 5 --seed {{seed}}
