@@ -1,12 +1,13 @@
 //! A relay that publishes to a stream of NATS JetStream: exactly once, whatever is killed; and what it
 //! says and does where the stream, or somebody beside it, is not as it should be.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use outbox_harness::{
     Harness, check,
     event::Event,
     load::{Load, Plan},
+    murmur2,
     nats::{Nats, Stream},
     relay::{Relay, Settings},
     servers,
@@ -336,4 +337,26 @@ impl Lost {
         relay.restart();
         Lost { t, stream, relay, _nats: nats }
     }
+}
+
+#[tokio::test]
+async fn events_without_a_key_are_spread_by_their_ids_also_where_headers_are_cloudevents() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let _relay = to(&stream, t.relay()).set("outbox.headers", "cloudevents").start().await;
+    let topic = topic(&t);
+    t.commit((0..40).map(|_| Event::to(&topic).kind("OrderPlaced"))).await;
+    let records = wait::until("all arrive", wait::PATIENCE, || async {
+        match stream.records(&format!("{topic}.*")).await {
+            records if records.len() == 40 => Ok(records),
+            records => Err(format!("{} records", records.len())),
+        }
+    });
+    let records = records.await.expect("they do");
+    for record in &records {
+        let id = record.id().expect("an id");
+        assert_eq!(record.partition, murmur2::partition(id.as_bytes(), PARTITIONS), "{id}");
+    }
+    let used: BTreeSet<i32> = records.iter().map(|record| record.partition).collect();
+    assert_eq!(used.len(), 4, "{used:?}");
 }
