@@ -92,7 +92,7 @@ async fn events_are_there_once_and_in_order_while_relay_and_server_are_killed() 
 async fn no_row_tells_the_server_what_to_do() {
     let mut t = Harness::start().await;
     let stream = stream(&t, servers::nats().await, &json!({})).await;
-    let _relay = to(&stream, t.relay()).start().await;
+    let relay = to(&stream, t.relay()).start().await;
     let topic = topic(&t);
     t.commit([Event::to(&topic).key("a"), Event::to(&topic).key("b")]).await;
     all_arrive(&t, &stream).await;
@@ -118,6 +118,11 @@ async fn no_row_tells_the_server_what_to_do() {
     }
     let records = stream.records(&format!("{topic}.*")).await;
     assert_eq!(records.len(), 2, "what was there is there: {records:?}");
+    // Each reason is one that the metrics know.
+    assert!(!relay.logs_contain("panic"), "{}", relay.log_text());
+    let metrics = relay.page("/metrics").await;
+    let counted = r#"outbox_relay_refused_total{reason="invalid_characters"} 3"#;
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 #[tokio::test]

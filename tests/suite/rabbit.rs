@@ -185,6 +185,31 @@ async fn a_topic_that_the_user_may_not_write_to_is_parked_and_holds_no_other() {
     ids_arrive(&barred, 1).await;
 }
 
+/// Where rights are looked at, the default exchange has a name that it has nowhere else.
+#[tokio::test]
+async fn events_for_the_default_exchange_are_parked_without_the_right_to_it() {
+    let mut t = Harness::start().await;
+    let (broker, name) = (servers::rabbit().await, t.database().name().to_owned());
+    let exchange = broker.exchange(&topic(&t), PARTITIONS).await;
+    let queue = format!("{}.0", topic(&t));
+    broker.control(&["add_user", &name, "secret"]);
+    broker.control(&["set_permissions", &name, "^$", &format!("^{name}[.]orders"), "^$"]);
+    let url = format!("amqp://{name}:secret@{}", broker.address());
+    let _relay = to(broker, t.relay())
+        .set("sink.rabbitmq.url", &url)
+        .set("sink.rabbitmq.exchange", "")
+        .set("sink.rabbitmq.routing_key", "{topic}")
+        .start()
+        .await;
+    t.commit((0..5).map(|n| Event::to(&queue).key(&n.to_string()))).await;
+    wait_parked(&t, |parked| parked == 5).await;
+    let (reason, error) = to_blame(&t).await;
+    assert!(reason == "not_authorised" && error.contains("amq.default"), "{reason}: {error}");
+    broker.control(&["set_permissions", &name, "^$", r"^amq\.default$", "^$"]);
+    dead_letters(&t, &["release", "--reason", "not_authorised"]).await;
+    ids_arrive(&exchange, 5).await;
+}
+
 /// A queue that is full refuses one message and takes the next, whichever it is.
 #[tokio::test]
 async fn a_queue_that_rejects_when_it_is_full_loses_nothing_and_keeps_each_lane_in_order() {

@@ -24,7 +24,7 @@ const fn metric(
 
 /// Why an event is refused or parked: what the router says, what a broker says, and who waits behind
 /// another.
-pub const REASONS: [&str; 21] = [
+pub const REASONS: [&str; 22] = [
     "no_id",
     "no_topic",
     "no_type",
@@ -40,6 +40,7 @@ pub const REASONS: [&str; 21] = [
     "not_authorised",
     "invalid_timestamp",
     "invalid_record",
+    "invalid_characters",
     "invalid_topic",
     "reserved_topic",
     "no_such_partition",

@@ -33,7 +33,8 @@ pub struct RefusedRecord {
     /// Index in the batch.
     pub index: usize,
     /// A stable word: `too_large`, `unknown_topic`, `invalid_topic`, `reserved_topic`,
-    /// `no_such_partition`, `not_authorised`, `invalid_timestamp`, `invalid_record`, or one that routing gives.
+    /// `no_such_partition`, `not_authorised`, `invalid_timestamp`, `invalid_record`, `invalid_characters`, or one
+    /// that routing gives.
     pub reason: &'static str,
     /// What is wrong and what to do, for a person; a broker's own code is in it as a detail.
     pub error: String,

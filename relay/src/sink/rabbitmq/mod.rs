@@ -294,7 +294,11 @@ impl Delivery<'_> {
     /// The broker ended the channel. Where it says which records are to blame, these are refused, and all of the
     /// range is sent again without them.
     fn closed(&self, code: u16, text: &str) -> SinkError {
-        let to = |exchange: &str| text.contains(&format!("exchange '{exchange}'"));
+        let to = |exchange: &str| {
+            // The default exchange has no name but where rights are looked at.
+            let name = if exchange.is_empty() { "amq.default" } else { exchange };
+            text.contains(&format!("exchange '{name}'"))
+        };
         let guilty = |reason: &'static str, is_guilty: &dyn Fn(usize) -> bool, error: &str| {
             let indexes = self.range.clone().filter(|index| is_guilty(*index));
             let records: Vec<_> =
