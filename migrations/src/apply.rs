@@ -68,7 +68,7 @@ pub async fn apply(client: &mut Client, set: Set) -> Result<Vec<Applied>, Migrat
     // The session is the caller's.
     let put_back = before.put_back(client).await;
     let applied = outcome?;
-    put_back.map_err(|e| database("putting the session's settings back", e))?;
+    put_back?;
     for migration in &applied {
         tracing::info!(set = set.name(), version = migration.version, "migration applied");
     }
@@ -76,7 +76,7 @@ pub async fn apply(client: &mut Client, set: Set) -> Result<Vec<Applied>, Migrat
 }
 
 /// What the caller's session had.
-struct Settings {
+pub(crate) struct Settings {
     search_path: String,
     lock_timeout: String,
 }
@@ -84,7 +84,7 @@ struct Settings {
 impl Settings {
     /// From now on names mean PostgreSQL's own: others may have put their own into whatever schema
     /// comes first otherwise.
-    async fn pin(client: &Client) -> Result<Self, MigrateError> {
+    pub(crate) async fn pin(client: &Client) -> Result<Self, MigrateError> {
         let failed = |e| database("looking at the session's settings", e);
         let now = "select pg_catalog.current_setting('search_path'), \
                        pg_catalog.current_setting('lock_timeout')";
@@ -95,10 +95,15 @@ impl Settings {
         Ok(Settings { search_path: setting(0)?, lock_timeout: setting(1)? })
     }
 
-    async fn put_back(self, client: &Client) -> Result<(), tokio_postgres::Error> {
+    pub(crate) async fn put_back(self, client: &Client) -> Result<(), MigrateError> {
+        let failed = |e| database("putting the session's settings back", e);
         let set = "select pg_catalog.set_config('search_path', $1, false), \
                        pg_catalog.set_config('lock_timeout', $2, false)";
-        client.execute(set, &[&self.search_path, &self.lock_timeout]).await.map(drop)
+        client
+            .execute(set, &[&self.search_path, &self.lock_timeout])
+            .await
+            .map(drop)
+            .map_err(failed)
     }
 }
 

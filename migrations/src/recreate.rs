@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Error};
 
 use crate::{
     MigrateError, Set,
+    apply::Settings,
     grants::{Grant, INBOX_CONSUMER, lacking},
 };
 
@@ -31,6 +32,16 @@ const LANES: &str = "insert into inbox.parked_lanes (consumer_id, lane) \
 /// # Errors
 /// [`MigrateError::Database`], or [`MigrateError::History`] where what can't be recreated was dropped.
 pub async fn recreate_inbox(client: &mut Client) -> Result<Vec<&'static str>, MigrateError> {
+    let before = Settings::pin(client).await?;
+    let outcome = recreate(client).await;
+    // The session is the caller's.
+    let put_back = before.put_back(client).await;
+    let absent = outcome?;
+    put_back?;
+    Ok(absent)
+}
+
+async fn recreate(client: &mut Client) -> Result<Vec<&'static str>, MigrateError> {
     let failed = |error: Error| MigrateError::Database {
         doing: "recreating what was dropped; nothing was changed".to_owned(),
         source: error.into(),
