@@ -179,7 +179,7 @@ impl Processor {
 
     /// A message that waits until the database can do again what its handler wants: for as long as that takes,
     /// so that is said.
-    fn tell_trouble(&self, message: &RawMessage, failure: &Failure) {
+    pub(super) fn tell_trouble(&self, message: &RawMessage, failure: &Failure) {
         let (consumer, code) = (self.shared.inbox.consumer().to_owned(), failure.code().to_owned());
         tracing::error!(
             consumer,

@@ -317,6 +317,9 @@ impl Processor {
         if let Some(due) = due {
             shelf.postpone(&open, lane, failed, due, failure).await?;
             open.commit().await?;
+            if failure.kind == Kind::Trouble {
+                self.tell_trouble(&head.message, failure);
+            }
             self.tell(&head.message, failure);
             return Ok(());
         }

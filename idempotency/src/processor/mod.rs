@@ -52,9 +52,9 @@ use aside::Called;
 pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]
 pub(crate) use due::AT_ONCE;
-#[cfg(feature = "testing")]
-pub(crate) use store::DEFER_MIN;
 use store::Shelf;
+#[cfg(feature = "testing")]
+pub(crate) use store::{AGAIN, DEFER_MIN};
 
 /// While the database is away: the first wait, and the longest.
 const OUTAGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -33,7 +33,7 @@ pub(super) enum Due {
 }
 
 /// The shortest time between two tries while the database has trouble.
-const AGAIN: Duration = Duration::from_secs(5);
+pub(crate) const AGAIN: Duration = Duration::from_secs(5);
 
 impl Due {
     fn params(self) -> (f64, Option<SystemTime>) {

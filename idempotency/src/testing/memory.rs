@@ -17,7 +17,7 @@ use crate::{
     message::{Message, RawMessage},
     message_id::{Day, MessageId},
     ordering::OrderBy,
-    processor::{DEFER_MIN, Stop, untellable},
+    processor::{AGAIN, DEFER_MIN, Stop, untellable},
     repertoire,
     retry::Retry,
 };
@@ -286,7 +286,8 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         let before = self.state.clone();
         let Err(failure) = (self.work)(&mut self.state, message) else { return Ok(Tried::Applied) };
         self.state = before;
-        let attempts = failed + u32::from(!matches!(failure.kind, Kind::Defer(_)));
+        let uncounted = matches!(failure.kind, Kind::Defer(_) | Kind::Trouble);
+        let attempts = failed + u32::from(!uncounted);
         let delay = match failure.kind {
             Kind::Fatal => return Err(Stop::Handler(failure.text().to_owned())),
             Kind::Permanent => None,
@@ -298,9 +299,9 @@ impl<S: Clone + 'static> MemoryInbox<S> {
             | Kind::Conflict
             | Kind::Session
             | Kind::Outage
-            | Kind::Trouble
             | Kind::Lost
             | Kind::Doubt => self.retry.delay(attempts, 0.0),
+            Kind::Trouble => Some(AGAIN),
         };
         Ok(match delay {
             // Time must pass, or a handler that defers to the past would never let it.

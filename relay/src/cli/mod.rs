@@ -26,7 +26,9 @@ use self::{
 use crate::{
     allocator,
     config::{self, Config, Overrides, Problems, Purpose},
-    daemon, logging,
+    daemon,
+    dead_letter::{DeadLetterError, operator::OperatorError},
+    logging,
     postgres::{catalog::altered, sql},
     rights,
 };
@@ -188,17 +190,20 @@ async fn explained<T>(
     let Some(code) = code.filter(|code| altered::may_explain(code)).cloned() else {
         return Err(error);
     };
-    let session = sql::connect(&config.connect()?, "outbox-relay rights").await?;
+    let Ok(session) = sql::connect(&config.connect()?, "outbox-relay rights").await else {
+        return Err(error);
+    };
     if rights::is_refusal(&error) {
         let meaning = rights::NOTHING_WAS_CHANGED;
         if let Some(halt) = rights::stopping(session.client(), grants, meaning).await? {
             return Err(error.context(halt));
         }
     }
-    let found = altered::explaining(session.client(), &code).await?;
-    if found.is_empty() {
+    let is_parking = error.chain().any(|it| it.is::<OperatorError>() || it.is::<DeadLetterError>());
+    let found = altered::explaining(session.client(), &code, is_parking).await;
+    let Some(found) = found.ok().filter(|found| !found.is_empty()) else {
         return Err(error);
-    }
+    };
     let (seen, remedy) = altered::in_words(&found);
     let meaning = rights::NOTHING_WAS_CHANGED;
     Err(error.context(format!("{seen}: {meaning}; {remedy}")))

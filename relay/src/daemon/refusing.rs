@@ -6,13 +6,16 @@ use crate::{causes, core::halt::Halt, dead_letter::DeadLetterError, postgres::ca
 
 /// Whether the table of dead letters has refused a statement, and will do so again.
 pub(super) fn is_it(error: &anyhow::Error) -> bool {
-    let of_the_table = error.chain().any(|cause| cause.is::<DeadLetterError>());
-    of_the_table && code(error).is_some_and(altered::may_explain)
+    is_parking(error) && code(error).is_some_and(altered::may_explain)
+}
+
+fn is_parking(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<DeadLetterError>())
 }
 
 /// What a person must do about it. Where nothing is found that explains it, it is tried again.
 pub(super) async fn halt(client: &Client, doing: &str, error: &anyhow::Error) -> Option<Halt> {
-    let found = altered::explaining(client, code(error)?).await.ok()?;
+    let found = altered::explaining(client, code(error)?, is_parking(error)).await.ok()?;
     if found.is_empty() {
         return None;
     }

@@ -110,6 +110,7 @@ pub(super) async fn what_is_refused_in_the_middle_parks_its_lane_and_holds_no_ot
     let large = to_blame(&topic);
     assert!(matches!(&*large, [(_, reason)] if reason == "too_large"), "{large:?}");
     let homeless = to_blame(&missing);
+    assert!(!homeless.is_empty(), "the first of them has no destination");
     assert!(homeless.iter().all(|(_, reason)| reason == "unknown_topic"), "{homeless:?}");
     for (id, _) in large.iter().chain(&homeless) {
         dead_letters(&world.t, &["discard", id, "--yes"]).await;

@@ -16,6 +16,8 @@ pub struct Altered {
     pub remedy: String,
     /// Whether the table can't even be read by this role.
     pub hides: bool,
+    /// Whether it refuses rows only if they are as it says.
+    pub may: bool,
 }
 
 /// On all tables of the relay, in an order in which the remedies work.
@@ -34,16 +36,21 @@ pub async fn triggers(client: &Client) -> Result<Vec<Altered>, InspectError> {
     rows(client, "triggers", TRIGGERS, &[]).await
 }
 
-/// What of it explains that the server refused a statement on `outbox.dead_letters` with `code`; empty where nothing does.
+/// What of it explains that the server refused a statement with `code`; empty where nothing does. What refuses rows
+/// explains it only of a statement on `outbox.dead_letters` (`is_parking`); what hides them, of any.
 ///
 /// # Errors
 /// [`InspectError`].
-pub async fn explaining(client: &Client, code: &SqlState) -> Result<Vec<Altered>, InspectError> {
+pub async fn explaining(
+    client: &Client,
+    code: &SqlState,
+    is_parking: bool,
+) -> Result<Vec<Altered>, InspectError> {
     let mut found = look(client).await?;
-    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+    if !is_parking || *code == SqlState::INSUFFICIENT_PRIVILEGE {
         found.retain(|it| it.hides);
     }
-    match found.is_empty() {
+    match found.is_empty() && is_parking {
         true => triggers(client).await,
         false => Ok(found),
     }
@@ -157,14 +164,15 @@ no event can be parked', \
         'create unique index dead_letters_position on outbox.dead_letters (relay, commit_lsn, ordinal, \
 hashtextextended(coalesce(event_id, ''''), 0))' \
     from t where not exists (select from indexes i where i.serves)) \
-select pg_catalog.jsonb_build_object('seen', f.seen, 'remedy', f.remedy, 'hides', f.place = 1) \
+select pg_catalog.jsonb_build_object('seen', f.seen, 'remedy', f.remedy, 'hides', f.place = 1, \
+    'may', f.place in (2, 3)) \
     ::pg_catalog.text \
 from found f order by f.place, f.name";
 
 const TRIGGERS: &str = "\
 select pg_catalog.jsonb_build_object( \
     'seen', pg_catalog.format('the trigger %I of outbox.dead_letters may be what refuses it', g.tgname), \
-    'hides', false, \
+    'hides', false, 'may', true, \
     'remedy', pg_catalog.format('alter table outbox.dead_letters disable trigger %I', g.tgname)) \
     ::pg_catalog.text \
 from pg_catalog.pg_trigger g \

@@ -51,7 +51,8 @@ const MARKERS_LEAST: Duration = Duration::from_millis(10);
 /// A producer, and what it has learned of topics.
 pub(super) struct Outlet {
     pub(super) handles: HashMap<String, Topic<Producer>>,
-    progress: Topic<Producer>,
+    /// `None` where progress is kept elsewhere.
+    progress: Option<Topic<Producer>>,
     pub(super) client: Arc<Producer>,
     sealer: Arc<Sealer>,
     /// Under which progress is stored.
@@ -112,7 +113,10 @@ impl Outlet {
         let client = Producer::new(config, Context::new("producer", &settings.reach))
             .map_err(|error| sort(doing, error, None))?;
         let client = Arc::new(client);
-        let progress = Topic::new(&client, &settings.progress_topic())
+        let progress = settings
+            .keeps_progress()
+            .then(|| Topic::new(&client, &settings.progress_topic()))
+            .transpose()
             .map_err(|code| sort(doing, KafkaError::MessageProduction(code), None))?;
         Ok(Outlet {
             handles: HashMap::new(),
@@ -174,9 +178,12 @@ impl Outlet {
             partition: 0,
             opaque: PROGRESS_OPAQUE,
         };
+        let Some(progress) = &self.progress else {
+            return Err(unavailable("storing progress", "these settings keep none in a topic"));
+        };
         let seal = self.sealer.seal(key.as_bytes(), payload);
         let headers = || iter::once((progress_log::SEAL, seal.as_bytes()));
-        if let Err(code) = self.queue(deadline, || self.progress.produce(outgoing, headers()))? {
+        if let Err(code) = self.queue(deadline, || progress.produce(outgoing, headers()))? {
             self.client.context().note(Failure { opaque: PROGRESS_OPAQUE, code });
         }
         Ok(())

@@ -55,7 +55,11 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
     let cluster = cluster_id.as_deref().unwrap_or("unknown");
     let mut seen =
         vec![Seen::fine(NAME, format!("cluster {cluster}, brokers {}", brokers.join(", ")))];
-    let has_progress = progress_topic.as_ref().map(|topic| *topic != ProgressTopic::Missing);
+    let has_progress = match settings.keeps_progress() {
+        true => progress_topic.as_ref().map(|topic| *topic != ProgressTopic::Missing),
+        // What there is in the database is looked at by whoever asks for it.
+        false => Some(true),
+    };
     seen.extend(progress_topic.map(|found| progress(&settings.progress_topic(), found)));
     let trust = settings.trust();
     seen.extend(trust.map(|trusted| Seen::fine("TLS to Kafka", format!("trusts {trusted}"))));

@@ -37,7 +37,12 @@ pub(super) async fn altered(client: &Client) -> Result<(Vec<Finding>, bool), Ins
     let found = altered::look(client).await?;
     let hides = found.iter().any(|it| it.hides);
     let finding = |it: altered::Altered| {
+        let may = it.may;
         let (seen, remedy) = altered::in_words(&[it]);
+        if may {
+            let meaning = "if it refuses one, the relay halts, and nothing is lost";
+            return warning("parking", format!("{seen}: {meaning}"), remedy);
+        }
         let meaning = "the relay halts as soon as it needs the table, and nothing is lost";
         problem("parking", format!("{seen}: {meaning}"), remedy)
     };
