@@ -55,7 +55,7 @@ pub(super) async fn a_line_that_breaks_at_each_step_of_a_delivery_loses_nothing<
     let _relay = world.relay().start().await;
     let load = Load::paced(world.t.database(), &plan, Duration::from_millis(10)).await;
     let line = world.kind.line().expect("a breakable one");
-    let steps = if scale() == 1 { 3 } else { 20 };
+    let steps = if scale() == 1 { 2 } else { 20 };
     for step in 1..=steps {
         for side in [From::Client, From::Server] {
             world.more_arrives().await;
@@ -124,9 +124,9 @@ pub(super) async fn what_is_refused_in_the_middle_parks_its_lane_and_holds_no_ot
 pub(super) async fn a_broker_that_does_not_answer_is_told_costs_no_memory_and_takes_all_afterwards<
     K: Kind,
 >() {
-    /// 90 MB of them wait. A batch has 1 MiB: with what a client queues, some 16 MiB at most, and the allocator
+    /// 45 MB of them wait. A batch has 1 MiB: with what a client queues, some 16 MiB at most, and the allocator
     /// keeps more than is in use.
-    const EVENTS: u32 = 5_000;
+    const EVENTS: u32 = 2_500;
     const PAYLOAD_BYTES: i32 = 10_000;
     const MEMORY_BYTES: u64 = 32 << 20;
     let world = World::<K>::new(true).await;
@@ -142,7 +142,8 @@ pub(super) async fn a_broker_that_does_not_answer_is_told_costs_no_memory_and_ta
     relay.wait_for("/readyz", 503).await;
     let told = began.elapsed();
     tokio::time::sleep(Duration::from_secs(60).saturating_sub(told) * u32::from(scale() > 1)).await;
-    let grown = relay.peak_memory_bytes() - before;
+    // The kernel counts pages roughly: the peak it tells may be a little less than before.
+    let grown = relay.peak_memory_bytes().saturating_sub(before);
     host::report(&format!("unready after {told:?}, and {} KiB more", grown >> 10));
     assert!(grown < MEMORY_BYTES, "{grown} bytes");
     assert!(scale() == 1 || told < Duration::from_secs(20), "{told:?}");
