@@ -49,7 +49,7 @@ struct Line {
 }
 
 /// Tests that break the line to the broker, and room for more.
-const LINES: usize = 16;
+const LINES: usize = 28;
 
 impl Kafka {
     pub(crate) async fn start() -> Result<Self> {

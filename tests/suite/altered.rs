@@ -124,9 +124,12 @@ async fn is_obeyed(Case { done, words, typed: statement, is_foreseen }: &Case) {
     let parked: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     let behind = insert(&t, &topic, "now()").await;
     let halt = says(&relay, words).await;
-    for told in ["parking events", "nothing is lost", "as the table's owner"] {
+    for told in ["nothing is lost", "as the table's owner"] {
         assert!(halt.contains(told), "{told:?} is not in: {halt}");
     }
+    // Where rows are hidden, the look for releases may be the first to meet that.
+    let doing = ["parking events", "looking for releases that wait"];
+    assert!(doing.iter().any(|doing| halt.contains(doing)), "{halt}");
     assert!(!relay.logs_contain("the next id of outbox.dead_letters"), "{}", relay.log_text());
     let owner = t.database().connect(Role::Owner).await;
     let statement = typed(&halt, statement);
