@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use crate::{
     checks::{Finding, check},
+    remedies::halted,
     repair::{drop_slot, wait_quiet_snapshot, wait_snapshot},
-    rows::{each_once, halted, insert, run},
+    rows::{each_once, insert, run},
 };
 
 /// A relay that has published an event, is stopped, and has lost its slot.

@@ -5,7 +5,8 @@ use outbox_harness::{Harness, event::Event};
 use crate::{
     checks::check,
     dead_letters::{count_parked, wait_parked},
-    rows::{check_says, halted, run},
+    remedies::halted,
+    rows::{check_says, run},
 };
 
 const NOTHING: &str = "create function nothing() returns trigger language plpgsql as \

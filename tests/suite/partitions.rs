@@ -4,8 +4,9 @@
 use outbox_harness::{Harness, topic::Topic, wait};
 
 use crate::{
+    remedies::halted,
     repair::{drop_slot, wait_snapshot},
-    rows::{check_says, each_once, halted, insert, run},
+    rows::{check_says, each_once, insert, run},
 };
 
 /// A table that is to become a partition, for what is of 2001.

@@ -3,13 +3,14 @@
 
 mod tables;
 
+use crate::{
+    remedies::halted,
+    repair::{drop_slot, repeated, wait_snapshot},
+};
 use outbox_harness::{
     Harness, check as count, event::Event, postgres::Postgres, postgres_version::Version,
     relay::Relay, servers, topic::Topic, wait,
 };
-use serde_json::Value;
-
-use crate::repair::{drop_slot, repeated, wait_snapshot};
 
 /// What hides rows, and what takes it back.
 const CHANGES: &[(&str, &str)] = &[
@@ -51,16 +52,21 @@ async fn arrives(t: &Harness, topic: &Topic) -> usize {
     repeated(&records)
 }
 
-async fn halted(relay: &Relay) -> String {
-    let status = wait::until("it halts", wait::PATIENCE, || async {
-        let status = relay.try_status().await.map_err(|error| error.to_string())?;
-        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
-        match text("phase") {
-            "halted" => Ok(text("detail").to_owned()),
-            _ => Err(status.to_string()),
-        }
-    });
-    status.await.expect("a person must decide")
+/// A relay that has delivered three events, all of which lie behind it.
+async fn after_three() -> (Harness, Topic, Relay) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let relay = t.relay().start().await;
+    write(&mut t, &topic, 3).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    (t, topic, relay)
+}
+
+async fn stopped_after_three() -> (Harness, Topic, Relay) {
+    let (t, topic, mut relay) = after_three().await;
+    assert!(relay.sigterm().await.success());
+    (t, topic, relay)
 }
 
 fn streams(relay: &Relay) -> usize {
@@ -237,13 +243,7 @@ fn statement(part: &str) -> Option<&str> {
 /// said that the rest may be left out, and nothing needs to be.
 #[tokio::test]
 async fn a_publication_that_was_missing_where_the_stream_goes_on_is_repaired() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(2).await;
-    let mut relay = t.relay().start().await;
-    write(&mut t, &topic, 3).await;
-    arrives(&t, &topic).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
+    let (mut t, topic, mut relay) = stopped_after_three().await;
     assert!(!check(&t).await.contains("was changed after"), "{}", check(&t).await);
     let (drop, make) = CHANGES[1];
     run(&t, drop).await;

@@ -5,15 +5,12 @@ mod moved;
 
 use std::collections::BTreeMap;
 
-use outbox_harness::{
-    Harness,
-    relay::{Relay, Settings},
-    topic::Topic,
-    wait,
-};
-use serde_json::Value;
+use outbox_harness::{Harness, relay::Settings, topic::Topic, wait};
 
-use crate::repair::{drop_slot, wait_snapshot};
+use crate::{
+    remedies::halted,
+    repair::{drop_slot, wait_snapshot},
+};
 
 pub(crate) async fn run(t: &Harness, sql: &str) {
     t.database()
@@ -41,20 +38,6 @@ pub(crate) async fn each_once(topic: &Topic, ids: &[&String]) {
         *times.entry(record.id().expect("an id")).or_default() += 1;
     }
     assert!(times.values().all(|times| *times == 1), "{times:?}");
-}
-
-/// The detail of `/status`, once it has halted.
-pub(crate) async fn halted(relay: &Relay) -> String {
-    let halted = wait::until("it halts", wait::PATIENCE, || async {
-        let status = relay.try_status().await.map_err(|error| error.to_string())?;
-        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
-        if text("phase") == "halted" {
-            Ok(text("detail").to_owned())
-        } else {
-            Err(status.to_string())
-        }
-    });
-    halted.await.expect("a person must decide")
 }
 
 /// `check` has a problem that has these words.

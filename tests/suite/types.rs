@@ -8,8 +8,9 @@ use outbox_harness::{
 use outbox_migrations::Set;
 
 use crate::{
+    remedies::halted,
     repair::drop_slot,
-    rows::{check_says, each_once, halted, insert, run},
+    rows::{check_says, each_once, insert, run},
 };
 
 /// A type that has no binary form, as contrib's isn has them.

@@ -8,7 +8,10 @@ use outbox_harness::{
 };
 
 use super::{halts_after, lost};
-use crate::rows::{halted, insert, run};
+use crate::{
+    remedies::halted,
+    rows::{insert, run},
+};
 
 /// `enable trigger all` takes their firing under `session_replication_role = replica` away.
 #[tokio::test]

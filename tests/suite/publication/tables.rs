@@ -2,9 +2,10 @@
 
 use outbox_harness::{Harness, database::Role, wait};
 
-use super::{arrives, halted, run, write};
+use super::{after_three, arrives, run, stopped_after_three, write};
 use crate::{
     obeyed::{obey, says, typed},
+    remedies::halted,
     repair::{drop_slot, wait_snapshot},
     rows::insert,
 };
@@ -29,13 +30,7 @@ async fn remake_table(t: &Harness, with: &[&str]) {
 
 #[tokio::test]
 async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(2).await;
-    let mut relay = t.relay().start().await;
-    write(&mut t, &topic, 3).await;
-    arrives(&t, &topic).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
+    let (mut t, topic, mut relay) = stopped_after_three().await;
     write(&mut t, &topic, 2).await;
     remake_table(&t, &[]).await;
     relay.restart();
@@ -59,12 +54,7 @@ async fn a_table_made_anew_halts_instead_of_being_read_for_the_old_one() {
 #[tokio::test]
 async fn what_a_table_put_in_the_place_of_the_published_one_lacks_is_named_in_the_order_that_works()
 {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(2).await;
-    let mut relay = t.relay().start().await;
-    write(&mut t, &topic, 3).await;
-    arrives(&t, &topic).await;
-    wait_snapshot(&t).await;
+    let (t, topic, mut relay) = after_three().await;
     let owner = t.database().connect(Role::Owner).await;
     let swap = "create table outbox.copy (like outbox.events including all); \
                 drop table outbox.events; alter table outbox.copy rename to events; \
@@ -97,13 +87,7 @@ async fn what_a_table_put_in_the_place_of_the_published_one_lacks_is_named_in_th
 /// As after the database was restored from a dump in its place.
 #[tokio::test]
 async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_the_halt_says() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(2).await;
-    let mut relay = t.relay().start().await;
-    write(&mut t, &topic, 3).await;
-    arrives(&t, &topic).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
+    let (mut t, topic, mut relay) = stopped_after_three().await;
     drop_slot(&t).await;
     // A dump has the rows, and the triggers of the account of deletions.
     let rows = "insert into outbox.copy select * from outbox.events";
