@@ -59,7 +59,8 @@ pub(crate) struct Shared {
     /// Where `Open::back_to_savepoint` goes back to. A name that no one can guess: with a savepoint
     /// of the same name a handler would keep what is to be undone.
     savepoint: u128,
-    /// Which transaction it is, once somebody has asked.
+    /// Which transaction it is. The first statement of each that a handler gets asks for it: later may be too late,
+    /// since what a handler sends first may end it, and its answer never be seen.
     id: OnceLock<String>,
 }
 
@@ -136,14 +137,25 @@ impl Shared {
         }
     }
 
+    /// What the first statement of a transaction has told, in the columns `backend` and `transaction`.
+    pub(crate) fn begun_in(&self, rows: &[Row]) {
+        let Some(row) = rows.first() else { return };
+        if let Ok(backend) = row.try_get("backend") {
+            self.running.is_in(backend);
+        }
+        if let Ok(id) = row.try_get("transaction") {
+            self.id.get_or_init(|| id);
+        }
+    }
+
     /// Which transaction it is, if that was asked.
     pub(crate) fn known(&self) -> Option<String> {
         self.id.get().cloned()
     }
 
-    /// Remembers which one it is; that stays so until it ends.
-    pub(crate) fn is_known(&self, id: String) -> String {
-        self.id.get_or_init(|| id).clone()
+    /// Whether a handler has ended it, or may have.
+    pub(crate) fn may_be_ended(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed) || self.ended_by_handler.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_doubtful(&self, doubtful: bool) {
@@ -156,7 +168,7 @@ impl Shared {
             return Ok(());
         }
         // In a box, because it connects, and every transaction's future would have room for that.
-        match Box::pin(self.running.behind(self.client(), self.sessions.pool(), "")).await {
+        match Box::pin(self.running.behind(self.client(), self.sessions.pool(), "")).await.0 {
             Waited::Answered => Ok(()),
             Waited::Cancelled | Waited::Never => Err(InboxError::Unfinished),
         }

@@ -30,7 +30,8 @@ use crate::{
 };
 
 const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
-                     on conflict do nothing returning pg_catalog.pg_backend_pid() as backend";
+                     on conflict do nothing returning pg_catalog.pg_backend_pid() as backend, \
+                         pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction";
 
 /// Sorted, so that two batches that share ids wait for one another in one direction only.
 pub(crate) const CLAIM_BATCH: &str = "insert into inbox.messages (consumer_id, id, day) \

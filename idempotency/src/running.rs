@@ -16,8 +16,9 @@ use std::{
 
 use deadpool::managed::Manager as _;
 use deadpool_postgres::{Object, Pool};
+use futures_util::TryStreamExt as _;
 use tokio::time::timeout;
-use tokio_postgres::{Error, Row, types::Type};
+use tokio_postgres::{Error, SimpleQueryMessage, types::Type};
 
 /// How long it may continue, and how long cancelling it may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -29,7 +30,8 @@ const CANCELS_MAX: u32 = 3;
 pub(crate) struct Running {
     /// Begun, and no one has had the answer.
     unanswered: AtomicUsize,
-    /// The server's process, if whoever began has asked for it.
+    /// The server's process. The first statement of each transaction that a handler gets asks for it, so it is
+    /// known before the handler can leave anything running.
     backend: OnceLock<i32>,
     /// Nothing ends what runs there.
     lost: AtomicBool,
@@ -61,32 +63,38 @@ impl Running {
         self.unanswered.load(Relaxed) == 0
     }
 
-    /// The first statement of a transaction may ask which process of the server it is in, in the
-    /// column `backend`.
-    pub(crate) fn is_in(&self, rows: &[Row]) {
-        let told = rows.first().and_then(|row| row.try_get("backend").ok());
-        if let Some(backend) = told {
-            self.backend.get_or_init(|| backend);
-        }
+    /// Which process of the server it is in.
+    pub(crate) fn is_in(&self, backend: i32) {
+        self.backend.get_or_init(|| backend);
     }
 
-    /// Runs `sql` behind all that runs in the session, and cancels that where it takes too long.
-    pub(crate) async fn behind(&self, client: &Object, pool: &Pool, sql: &str) -> Waited {
+    /// Runs `sql` behind all that runs in the session, and cancels that where it takes too long. Also says how
+    /// many of its statements have succeeded, as far as is known.
+    pub(crate) async fn behind(&self, client: &Object, pool: &Pool, sql: &str) -> (Waited, usize) {
         if self.lost.load(Relaxed) {
-            return Waited::Never;
+            return (Waited::Never, 0);
         }
-        let mut answer = pin!(client.batch_execute(sql));
+        let succeeded = AtomicUsize::new(0);
+        let mut answer = pin!(async {
+            let mut answers = pin!(client.simple_query_raw(sql).await?);
+            while let Some(answer) = answers.try_next().await? {
+                if matches!(answer, SimpleQueryMessage::CommandComplete(_)) {
+                    succeeded.fetch_add(1, Relaxed);
+                }
+            }
+            Ok::<_, Error>(())
+        });
         let mut waited = Waited::Answered;
         for _ in 0..=CANCELS_MAX {
             if timeout(PATIENCE, &mut answer).await.is_ok() {
                 self.unanswered.store(0, Relaxed);
-                return waited;
+                return (waited, succeeded.load(Relaxed));
             }
             waited = Waited::Cancelled;
             self.cancel(pool).await;
         }
         self.lost.store(true, Relaxed);
-        Waited::Never
+        (Waited::Never, succeeded.load(Relaxed))
     }
 
     async fn cancel(&self, pool: &Pool) {

@@ -54,7 +54,7 @@ impl Open {
             future::join(client.batch_execute(sessions.begin()), client.query(&statement, params))
                 .await;
         let (open, rows) = open.begun(doing, begun, rows).await?;
-        open.shared.running.is_in(&rows);
+        open.shared.begun_in(&rows);
         Ok((open, rows))
     }
 
@@ -84,7 +84,7 @@ impl Open {
             (Err(why), _, _) | (_, Err(why), _) | (_, _, Err(why)) => Err(why),
         };
         let (open, (first, second)) = open.begun(doing, begun, answers).await?;
-        open.shared.running.is_in(&first);
+        open.shared.begun_in(&first);
         Ok((open, first, second))
     }
 
@@ -151,11 +151,12 @@ impl Open {
         }
     }
 
-    /// Which transaction it was begun as, if that was asked: before whatever a handler could end it with. If
-    /// that has committed, a handler did it: `None` where it may have been [`Open::commit`].
+    /// Which transaction it was begun as, if a handler may have ended it: by statements of its own, or by a `Tx`
+    /// that it keeps. If that has committed, a handler did it: `None` where it may have been [`Open::commit`].
     pub(crate) fn transaction(&self) -> Option<String> {
         let ours = self.shared.commit_unknown.load(Ordering::Relaxed);
-        self.shared.known().filter(|_| !ours)
+        let doubtful = self.shared.may_be_ended() || self.alone().is_err();
+        self.shared.known().filter(|_| doubtful && !ours)
     }
 
     /// Whether another transaction has committed, as far as the server knows.
@@ -255,21 +256,28 @@ impl Open {
 
 /// Where a `Tx` is kept.
 impl Open {
-    /// Undoes what was done since the savepoint, commits `sql` instead, and ends the session.
-    pub(crate) async fn cut_off_with(self, sql: &str) {
-        self.cut_off(&format!("rollback to {}; {sql}; commit", self.shared.savepoint())).await;
-        // Where that was refused, as after an end by whoever keeps it.
-        self.cut_off("rollback").await;
+    /// Undoes what was done since the savepoint, commits one statement instead, and ends the session. Returns
+    /// whether that is known to be committed: then nobody had ended the transaction before.
+    pub(crate) async fn cut_off_with(&self, statement: &str) -> bool {
+        let ours = format!("rollback to {}; {statement}; commit", self.shared.savepoint());
+        let is_ours = self.cut_off(&ours).await >= 3;
+        if !is_ours {
+            // It was refused, as after an end by whoever keeps it.
+            self.cut_off("rollback").await;
+        }
+        is_ours
     }
 
-    /// Sent as one: nothing that is still asked for comes in between.
-    async fn cut_off(&self, end: &str) {
+    /// Sent as one: nothing that is still asked for comes in between. Returns how many of its statements are
+    /// known to have succeeded.
+    async fn cut_off(&self, end: &str) -> usize {
         let (client, pool) = (self.shared.client(), self.shared.sessions.pool());
         let sql = format!("{end}; {CUT_OFF}");
-        let _cut_off = Box::pin(self.shared.running.behind(client, pool, &sql)).await;
+        let (_, succeeded) = Box::pin(self.shared.running.behind(client, pool, &sql)).await;
         if !self.shared.kept.swap(true, Ordering::Relaxed) {
             self.shared.sessions.add_a_place();
         }
+        succeeded
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{SinkExt as _, TryStreamExt as _, future, pin_mut};
-use tokio_postgres::{Error, Row, Statement};
+use futures_util::{SinkExt as _, TryStreamExt as _, pin_mut};
+use tokio_postgres::{Error, Row};
 use uuid::Uuid;
 
 use crate::{
@@ -95,23 +95,11 @@ impl Tx {
         }
         // Until the opposite is seen: this may be dropped on its way, and the statements run on.
         self.shared.is_doubtful(true);
-        let run = async {
-            let asked = self.shared.asks();
-            asked.answered(self.shared.client().batch_execute(sql).await)
-        };
-        let (before, done) = match self.shared.known() {
-            Some(before) => (Ok(before), run.await),
-            None => {
-                // Prepared first: `join` polls the left one first, and what has to be prepared then
-                // is executed behind the other.
-                let which = self.shared.prepare(WHICH).await?;
-                future::join(self.identify(&which), run).await
-            }
-        };
+        let asked = self.shared.asks();
+        let done = asked.answered(self.shared.client().batch_execute(sql).await);
         self.forget_after(sql);
-        let before = before?;
         match (done, self.transaction().await) {
-            (_, Ok(after)) if after != before => {
+            (_, Ok(now)) if self.shared.known().as_ref() != Some(&now) => {
                 self.shared.handler_ended_it();
                 self.shared.undo_what_is_prepared().await?;
                 Err(self.refuse().await)
@@ -191,11 +179,6 @@ impl Tx {
         if ends_a_transaction(sql) {
             return Err(self.refuse().await);
         }
-        // Once a statement has failed nothing can be asked, but [`Tx::batch_execute`] may go back to it.
-        if sets_a_savepoint(sql) && self.shared.known().is_none() {
-            let which = self.shared.prepare(WHICH).await?;
-            self.identify(&which).await?;
-        }
         Ok(())
     }
 
@@ -221,25 +204,9 @@ impl Tx {
 
     /// Which one this is, by the server.
     async fn transaction(&self) -> Result<String, Error> {
-        let which = self.shared.prepare(WHICH).await?;
-        self.ask(&which).await
-    }
-
-    async fn ask(&self, which: &Statement) -> Result<String, Error> {
-        let asked = self.shared.asks();
-        let rows = asked.answered(self.shared.client().query(which, &[]).await)?;
+        let rows = self.shared.query(WHICH, &[]).await?;
         rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
     }
-
-    /// The same, remembered.
-    async fn identify(&self, which: &Statement) -> Result<String, Error> {
-        let this = self.ask(which).await?;
-        Ok(self.shared.is_known(this))
-    }
-}
-
-fn sets_a_savepoint(sql: &str) -> bool {
-    words(sql).next().is_some_and(|word| word.eq_ignore_ascii_case("savepoint"))
 }
 
 /// Of the first statement, and the extended protocol takes no others. Functions, CALL and DO can't end a

@@ -28,7 +28,8 @@ pub(super) async fn rows(
     if let ([message], [lane]) = (messages, lanes) {
         return row(inbox, message.id, *lane).await;
     }
-    let sql = "select claimed, parked, pg_catalog.pg_backend_pid() as backend \
+    let sql = "select claimed, parked, pg_catalog.pg_backend_pid() as backend, \
+                   pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction \
                from inbox.claim_batch($1, $2, $3, $4)";
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.uuid()).collect();
     let days: Vec<Day> = messages.iter().map(|message| message.id.day()).collect();
@@ -57,7 +58,8 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
                values ($1, $2, $3) on conflict do nothing \
                returning exists (select from inbox.parked_lanes \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $4), \
-                   pg_catalog.pg_backend_pid() as backend";
+                   pg_catalog.pg_backend_pid() as backend, \
+                   pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction";
     let (consumer, uuid, day) = (inbox.consumer_id(), id.uuid(), id.day());
     let params: [&(dyn ToSql + Sync); 4] = [&consumer, &uuid, &day, &lane];
     let (open, rows) = Open::begin(inbox.sessions(), DOING, sql, &params).await?;
@@ -85,7 +87,8 @@ pub(super) async fn nothing(
 ) -> Result<Claimed, InboxError> {
     let sql = "select array(select lane from inbox.parked_lanes \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
-               order by lane for update), pg_catalog.pg_backend_pid() as backend";
+               order by lane for update), pg_catalog.pg_backend_pid() as backend, \
+                   pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction";
     let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
     let (open, rows) =
         Open::begin(inbox.sessions(), "looking for parked keys", sql, &params).await?;

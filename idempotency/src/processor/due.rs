@@ -148,8 +148,10 @@ impl Processor {
                 // Whoever keeps it would have the lane as well, for as long; and if the lane were free at once,
                 // other workers would call the handler before this is counted.
                 Err(InboxError::Escaped) => {
-                    hands.may_be_ended(lane, group, open.transaction());
-                    open.cut_off_with(&shelf.reserve(lane)).await;
+                    // Where it was we who committed, no handler had done so before.
+                    if !open.cut_off_with(&shelf.reserve(lane)).await {
+                        hands.may_be_ended(lane, group, open.transaction());
+                    }
                     go_on_with_half();
                     return match group.len() {
                         1 => Err(InboxError::Escaped),

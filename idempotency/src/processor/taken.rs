@@ -141,7 +141,9 @@ fn lock(which: Which) -> String {
             order by l.due_at limit 1 for update skip locked) \
         select d.lane, d.attempts, d.settled, pg_catalog.set_config('inbox.lane', \
             coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true), \
-            pg_catalog.pg_backend_pid() as backend \
+            pg_catalog.pg_backend_pid() as backend, \
+            case when d.lane is not null then pg_catalog.pg_current_xact_id()::pg_catalog.text end \
+                as transaction \
         from (values (1)) as one left join due as d on true"
     )
 }

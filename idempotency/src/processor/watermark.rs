@@ -139,7 +139,8 @@ pub(super) async fn lock(
 ) -> Result<(Open, Mark, Vec<Uuid>), InboxError> {
     const DOING: &str = "locking a watermark";
     let sql = "select at_position, at_before, at_offset, null::pg_catalog.text, parked, \
-                   pg_catalog.pg_backend_pid() as backend \
+                   pg_catalog.pg_backend_pid() as backend, \
+                   pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction \
                from inbox.lock_watermark($1, $2, $3, $4)";
     let params: [&(dyn ToSql + Sync); 4] =
         [&inbox.consumer_id(), &inbox.repertoire().text(topic), &partition, &lanes];

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use outbox_harness::{database::Role, wait};
 use outbox_idempotency::{
     Failure, Inbox, InboxError, Message, Once, OnceError, Processor, Retry, Tx,
@@ -229,4 +230,34 @@ async fn a_handler_goes_back_to_its_savepoint_by_one_statement_or_among_several(
         assert_eq!(done, Once::Applied(1), "{set}");
     }
     assert_eq!(effects(&database).await.len(), sets.len());
+}
+
+/// The very first statements of a handler, of which it never has the answer.
+#[tokio::test]
+async fn a_transaction_is_found_out_whose_end_was_sent_and_not_waited_for() {
+    for end in ["commit", "commit; begin"] {
+        for (waits_first, ignores) in [(false, false), (true, false), (false, true), (true, true)] {
+            let database = database().await;
+            let handler = move |tx: Tx, message: Message<Step>| async move {
+                if message.payload.key == "before" {
+                    // What such statements take is prepared from now on, so theirs are sent at once.
+                    return Ok(tx.batch_execute("select 1; select 2").await?);
+                }
+                if waits_first && message.attempt == 1 {
+                    return Err(Failure::transient("later"));
+                }
+                let sent = tx.batch_execute(&format!("select 1; {end}")).now_or_never();
+                assert!(sent.is_none(), "no answer was waited for");
+                if ignores { Ok(()) } else { Err(Failure::transient("no")) }
+            };
+            let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+            let processor = Processor::new(one_session(&database).await, handler).retry(retry);
+            processor.process(&[message("before", 1), message("a", 1)]).await.expect("settled");
+            let how = format!("{end}, waits first: {waits_first}, ignores: {ignores}");
+            let left = "select 1 - count(*) from inbox.dead_letters";
+            work_off(&processor, &database, left).await;
+            assert_eq!(number(&database, ENDED).await, 1, "{how}");
+            assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0, "{how}");
+        }
+    }
 }
