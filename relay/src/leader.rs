@@ -118,9 +118,8 @@ pub(crate) async fn holder(client: &Client, slot: &str) -> Result<Option<Holder>
 pub(crate) fn unusable(error: &Error) -> Option<Halt> {
     let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     match error.code()? {
-        code if missing.contains(code) || *code == SqlState::UNDEFINED_COLUMN => Some(Halt::new(
-            "the table outbox.leaders, where the relay that leads is noted, is missing or of \
-             another version",
+        code if missing.contains(code) => Some(Halt::new(
+            "the table outbox.leaders, where the relay that leads is noted, is missing",
             "run `outbox-relay migrate` as the schema's owner, then grant what docs/ROLES.md lists",
         )),
         _ => None,

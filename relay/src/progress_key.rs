@@ -97,8 +97,7 @@ pub(crate) async fn has_delivered(session: &SqlSession, relay: &str) -> Result<(
 }
 
 fn sorted(error: tokio_postgres::Error) -> KeyError {
-    let missing =
-        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN];
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     match error.code() {
         Some(code) if missing.contains(code) => KeyError::Halt(Halt::new(
             "the table outbox.relay_keys, by which the relay knows its own progress, is missing",

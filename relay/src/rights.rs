@@ -45,6 +45,15 @@ pub(crate) fn halt(lacking: &Lacking, meaning: &str) -> Option<Halt> {
     })
 }
 
+/// The tables of the relay's own that rights are needed on, each once. Events have looks of their own.
+pub(crate) fn tables(grants: &[Grant]) -> Vec<&'static str> {
+    let tables = grants.iter().map(|grant| grant.object);
+    let mut tables: Vec<&str> =
+        tables.filter(|it| it.starts_with("outbox.") && *it != "outbox.events").collect();
+    tables.dedup();
+    tables
+}
+
 /// For what the relay's role lacks.
 pub(crate) const NOTHING_IS_PUBLISHED: &str =
     "nothing is published until it has them, and nothing is lost";

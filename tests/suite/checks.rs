@@ -63,6 +63,55 @@ async fn each_right_that_the_relay_lacks_is_found_and_its_remedy_grants_it() {
     }
 }
 
+/// Progress in PostgreSQL is looked at like progress at the broker.
+#[tokio::test]
+async fn what_the_table_of_progress_lacks_is_found_and_its_remedy_helps() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay().set("sink.delivery", "at-least-once").set("sink.progress", "postgres");
+    let passes = async |t: &Harness, after: &str| {
+        let found = check(&settings).await;
+        assert!(problems(&found).is_empty(), "after {after}: {found:#?}");
+        assert_eq!(named(&found, "start").verdict, "ok", "{found:#?}");
+        let row = t.database().superuser().query_one("select count(*) from outbox.progress", &[]);
+        row.await.expect("a count").get::<_, i64>(0)
+    };
+    assert_eq!(passes(&t, "nothing").await, 0, "check stores nothing");
+    let mut relay = settings.clone().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_at_least_once();
+    assert!(relay.sigterm().await.success());
+    assert!(passes(&t, "a run").await > 0);
+
+    let role = t.database().config(Role::Relay).get_user().expect("a role").to_owned();
+    let superuser = t.database().superuser();
+    for right in ["select", "insert", "delete"] {
+        let revoke = format!("revoke {right} on outbox.progress from {role}");
+        superuser.batch_execute(&revoke).await.expect("revoked");
+        let found = check(&settings).await;
+        let rights = named(&found, "rights");
+        assert_eq!(rights.verdict, "problem", "{found:#?}");
+        assert!(rights.seen.contains(&format!("lacks {right} on outbox.progress")), "{rights:?}");
+        let grant = rights.remedy.trim_matches('`');
+        superuser.batch_execute(grant).await.expect("the remedy is SQL");
+        passes(&t, grant).await;
+        // Where it is kept at the broker, no one needs the table.
+        superuser.batch_execute(&revoke).await.expect("revoked");
+        let broker = check(&settings.clone().set("sink.progress", "broker")).await;
+        assert!(!broker.iter().any(|it| it.name == "rights" && it.verdict != "ok"), "{broker:#?}");
+        superuser.batch_execute(grant).await.expect("the remedy is SQL");
+    }
+
+    superuser.batch_execute("drop table outbox.progress").await.expect("dropped");
+    let found = check(&settings).await;
+    let [missing] = problems(&found)[..] else { panic!("one cause, one problem: {found:#?}") };
+    assert!(missing.seen.contains("there is no outbox.progress"), "{missing:?}");
+    crate::obeyed::obey(&t, crate::obeyed::typed(&missing.remedy, "outbox-relay migrate")).await;
+    let found = check(&settings).await;
+    let start = named(&found, "start");
+    assert!(start.remedy.contains("resume --at slot"), "its rows are gone: {found:#?}");
+}
+
 #[tokio::test]
 async fn a_database_whose_migrations_are_behind_is_a_problem_and_migrate_fixes_it() {
     let t = Harness::start().await;

@@ -73,7 +73,7 @@ async fn events_flow_while_somebody_locks_the_catalogs_that_the_relay_looks_at()
     let catalogs = "begin; lock table pg_catalog.pg_class, pg_catalog.pg_publication, \
                     pg_catalog.pg_attribute in access exclusive mode";
     t.database().superuser().batch_execute(catalogs).await.expect("locked");
-    relay.wait_log("someone else's lock is in the way").await;
+    relay.wait_log("another session holds a lock that the relay needs").await;
     for n in 2..5 {
         // A session that has written before knows the table.
         writer.batch_execute(&write).await.expect("written");
@@ -94,9 +94,12 @@ async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
     each_once(&topic, &[&id]).await;
     admin.batch_execute("begin; lock table outbox.events").await.expect("locked");
     // The look at the tables is every five seconds.
-    tokio::time::timeout(HELD * 2, relay.wait_log("someone else's lock is in the way"))
-        .await
-        .expect("the look was skipped");
+    tokio::time::timeout(
+        HELD * 2,
+        relay.wait_log("another session holds a lock that the relay needs"),
+    )
+    .await
+    .expect("the look was skipped");
     assert!(relay.logs_contain("holds outbox.events"), "{}", relay.log_text());
     relay.wait_ready().await;
     admin.batch_execute("commit").await.expect("unlocked");

@@ -1,6 +1,8 @@
 //! Halts and endless retries, one row each: how the state comes about, and what of the text a person
 //! types. The command is taken out of the text and run as it stands there; then the events are counted.
 
+mod agreed;
+mod home;
 mod places;
 mod progress;
 mod roles;
@@ -67,6 +69,28 @@ const CASES: &[Case] = &[
     Case {
         done: "update outbox.relay_keys set key = sha256('another') where relay = '{relay}'",
         road: &[("that this relay did not store", "resume --at slot")],
+    },
+    // Of a column that is dropped `migrate` says that all is up to date.
+    Case {
+        done: "alter table outbox.leaders drop column pid",
+        road: &[("outbox.leaders lacks the column pid", "add column pid")],
+    },
+    Case {
+        done: "alter table outbox.leaders drop column slot",
+        road: &[("outbox.leaders lacks the column slot", "add column slot")],
+    },
+    Case {
+        done: "alter table outbox.relay_keys drop column key",
+        road: &[("outbox.relay_keys lacks the column key", "add column key")],
+    },
+    Case {
+        done: "alter table outbox.relay_keys drop column delivered_at",
+        road: &[("outbox.relay_keys lacks the column delivered_at", "add column delivered_at")],
+    },
+    Case {
+        done: "select pg_drop_replication_slot('{slot}'); \
+               alter table outbox.deletions drop column newest",
+        road: &[("outbox.deletions lacks the column newest", "add column newest")],
     },
     Case {
         done: "revoke update on outbox.dead_letters from {role}",

@@ -25,11 +25,12 @@ Examples:
   outbox-relay run     --postgres postgres://relay@db/app --kafka kafka:9092
   outbox-relay status
 
+These examples publish to Kafka. For NATS JetStream, RabbitMQ or a file, set sink.kind in outbox-relay.toml.
 Settings come from outbox-relay.toml, then from OUTBOX_RELAY__SECTION__KEY in the environment, then
 from flags; `outbox-relay config` prints the effective ones.
 Exit codes: 0 done, 1 failed or problems found, 2 wrong usage or settings.";
 
-/// Publishes a PostgreSQL outbox to Kafka or NATS JetStream through logical replication: exactly once, in key order
+/// Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, or a file
 #[derive(Debug, Parser)]
 #[command(name = "outbox-relay", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Cli {
@@ -256,6 +257,16 @@ pub(super) fn quiet(config: &Config) -> config::LogConfig {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn help_names_every_kind_of_sink() {
+        let help = Cli::command().render_help().to_string();
+        let (about, rest) = help.split_once("Usage:").expect("both");
+        for kind in ["Kafka", "NATS JetStream", "RabbitMQ", "file"] {
+            assert!(about.contains(kind), "{about}");
+        }
+        assert!(rest.contains("sink.kind"), "{rest}");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

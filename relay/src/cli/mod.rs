@@ -29,7 +29,10 @@ use crate::{
     daemon,
     dead_letter::{DeadLetterError, operator::OperatorError},
     logging,
-    postgres::{catalog::altered, sql},
+    postgres::{
+        catalog::{altered, blame},
+        sql,
+    },
     rights,
 };
 
@@ -142,7 +145,11 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             logging::init(&quiet(&config));
             let yes = decision.yes;
             let agreed = |question: &str| match yes {
-                true => Ok(true),
+                // Whoever agreed in advance is told to what.
+                true => {
+                    output::eprint(question);
+                    Ok(true)
+                }
                 false => ask::ask(&format!("{question} Continue?")),
             };
             let resumed = resume::run(&config, decision.decision(), agreed).await;
@@ -186,8 +193,11 @@ async fn explained<T>(
     done: anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let Err(error) = done else { return done };
-    let code = error.chain().find_map(|it| it.downcast_ref::<tokio_postgres::Error>()?.code());
-    let Some(code) = code.filter(|code| altered::may_explain(code)).cloned() else {
+    let answer = |error: &anyhow::Error| {
+        let causes = &mut error.chain();
+        causes.find_map(|it| it.downcast_ref::<tokio_postgres::Error>()?.as_db_error().cloned())
+    };
+    let Some(answer) = answer(&error).filter(|answer| blame::may_explain(answer.code())) else {
         return Err(error);
     };
     let Ok(session) = sql::connect(&config.connect()?, "outbox-relay rights").await else {
@@ -200,7 +210,8 @@ async fn explained<T>(
         }
     }
     let is_parking = error.chain().any(|it| it.is::<OperatorError>() || it.is::<DeadLetterError>());
-    let found = altered::explaining(session.client(), &code, is_parking).await;
+    let tables = rights::tables(grants);
+    let found = blame::explaining(session.client(), &answer, is_parking, &tables).await;
     let Some(found) = found.ok().filter(|found| !found.is_empty()) else {
         return Err(error);
     };

@@ -19,6 +19,21 @@ pub struct Parts {
     pub sink: sink::Settings,
 }
 
+impl Parts {
+    /// The tables of its own that the relay needs with these settings.
+    pub fn own_tables(&self) -> Vec<&'static str> {
+        let ours = self.mapping.tables().iter().any(|table| table.is("outbox", "events"));
+        let mut tables = crate::rights::tables(&self.sink.grants());
+        tables.retain(|table| match *table {
+            // For `check` alone.
+            "outbox.migrations" => false,
+            "outbox.deletions" => ours,
+            _ => true,
+        });
+        tables
+    }
+}
+
 /// What the modules find wrong with their settings; never empty.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(|f| format!("{}: {}; {}", f.key, f.what, f.remedy)).collect::<Vec<_>>().join("; "))]

@@ -83,8 +83,8 @@ fn with_parked(halt: Halt, parked: &ParkedRecord, config: &Config) -> Halt {
     Halt::new(
         format!("{reason}; {} were parked in it when it was last counted", lost::in_words(parked)),
         format!(
-            "{remedy}. If the table was dropped, that makes it again without them, and the relay delivers \
-             them no more: {}",
+            "{remedy}. If the table was dropped or is moved, that makes a new one without them, and the relay \
+             delivers them no more: {}",
             lost::remedy(parked, &config.name, parked::ours(config))
         ),
     )

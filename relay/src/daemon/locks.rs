@@ -75,7 +75,11 @@ impl Skipped {
         }
         if refused(error) {
             let held = holders::of_tables(session.client()).await;
-            tracing::warn!(doing, held, "someone else's lock is in the way: trying again");
+            tracing::warn!(
+                doing,
+                held,
+                "another session holds a lock that the relay needs: trying again"
+            );
             return;
         }
         let remedy =
@@ -100,8 +104,8 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
         Ended::Retry { cause, doing, error } if refused(error.as_ref()) => {
             let held = holders::of_tables(session.client()).await;
             let error = error.context(format!(
-                "someone else's lock is in the way: {held}. Nothing is lost, and events of every key wait \
-                 until it is gone"
+                "another session holds a lock that the relay needs: {held}. Nothing is lost, and events of \
+                 every key wait until it is gone"
             ));
             Ended::Retry { cause, doing, error }
         }

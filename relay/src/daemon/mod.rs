@@ -235,17 +235,17 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
             let lacking = rights::stopping(session.client(), &parts.sink.grants(), meaning).await;
             return match (lacking.ok()?, &ended) {
                 (None, Err(Ended::Retry { doing, error, .. })) => {
-                    refusing::halt(session.client(), doing, error).await
+                    refusing::halt(session.client(), parts, doing, error).await
                 }
-                (lacking, _) => lacking,
+                (lacking, _) => lacking.map(Ended::Halted),
             };
         }
         let found = catalog::slot::capacity(session.client()).await.ok()?;
         // What passes by itself is tried again.
-        capacity::halt(&capacity::lasting(&found, parts.connect.user()))
+        capacity::halt(&capacity::lasting(&found, parts.connect.user())).map(Ended::Halted)
     });
     match asked.await {
-        Ok(Some(halt)) => Err(Ended::Halted(halt)),
+        Ok(Some(explained)) => Err(explained),
         _ => ended,
     }
 }

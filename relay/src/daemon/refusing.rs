@@ -1,12 +1,25 @@
-//! A table of the relay that refuses or hides rows, for what someone has changed about it.
+//! A table of the relay that refuses or hides rows, or lacks a column, for what someone has changed about it.
 
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{
+    Client,
+    error::{DbError, SqlState},
+};
 
-use crate::{causes, core::halt::Halt, dead_letter::DeadLetterError, postgres::catalog::altered};
+use super::ended::Ended;
+use crate::{
+    causes,
+    config::parts::Parts,
+    core::halt::Halt,
+    dead_letter::DeadLetterError,
+    postgres::catalog::{altered, blame},
+};
 
-/// Whether the table of dead letters has refused a statement, and will do so again.
+/// Whether the table of dead letters has refused a statement, or any table lacks a column, and will do so again.
 pub(super) fn is_it(error: &anyhow::Error) -> bool {
-    is_parking(error) && code(error).is_some_and(altered::may_explain)
+    answer(error).is_some_and(|answer| {
+        let code = answer.code();
+        *code == SqlState::UNDEFINED_COLUMN || is_parking(error) && blame::may_explain(code)
+    })
 }
 
 fn is_parking(error: &anyhow::Error) -> bool {
@@ -14,23 +27,33 @@ fn is_parking(error: &anyhow::Error) -> bool {
 }
 
 /// What a person must do about it. Where nothing is found that explains it, it is tried again.
-pub(super) async fn halt(client: &Client, doing: &str, error: &anyhow::Error) -> Option<Halt> {
-    let found = altered::explaining(client, code(error)?, is_parking(error)).await.ok()?;
+pub(super) async fn halt(
+    client: &Client,
+    parts: &Parts,
+    doing: &str,
+    error: &anyhow::Error,
+) -> Option<Ended> {
+    let tables = parts.own_tables();
+    let found = blame::explaining(client, answer(error)?, is_parking(error), &tables).await.ok()?;
     if found.is_empty() {
         return None;
     }
     let (seen, remedy) = altered::in_words(&found);
     let error = causes::of(error.as_ref());
     let error = if error.starts_with(doing) { error } else { format!("{doing}: {error}") };
-    Some(Halt::new(
+    let halt = Halt::new(
         format!(
             "{error}. {seen}. The table was left as it was, and nothing is lost: what is not \
              published yet waits, and is published or parked once the table takes it"
         ),
         remedy,
-    ))
+    );
+    Some(match found.iter().any(|it| it.takes_letters) {
+        true => Ended::NoDeadLetters(halt),
+        false => Ended::Halted(halt),
+    })
 }
 
-fn code(error: &anyhow::Error) -> Option<&SqlState> {
-    error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code())
+fn answer(error: &anyhow::Error) -> Option<&DbError> {
+    error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.as_db_error())
 }

@@ -55,7 +55,9 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
     }
     let name = &table.name;
     let from_now_on = if name.is("outbox", "events") {
-        "run `outbox-relay migrate`, which has it kept from then on".to_owned()
+        "to have it kept from now on, run `outbox-relay migrate`; or, where that says up to date, as the table's \
+         owner, `select outbox.note_deletions('outbox.events')`"
+            .to_owned()
     } else {
         format!("to have it kept from now on, `select outbox.note_deletions('{name}')`")
     };

@@ -95,8 +95,7 @@ impl ProgressStore for ProgressTable {
 }
 
 fn sorted(doing: &str, error: tokio_postgres::Error) -> SinkError {
-    let missing =
-        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN];
+    let missing = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     match error.code() {
         Some(code) if missing.contains(code) => SinkError::Misconfigured {
             what: "the table outbox.progress, where the relay keeps its progress, is missing; \

@@ -111,7 +111,7 @@ pub(super) struct Vitals {
     pub(super) silent_for: Option<Duration>,
     /// For how long nothing was stored though it was tried; `None` where no delivery is under way.
     pub(super) delivering_for: Option<Duration>,
-    /// For how long nothing came of a batch of the stream that is worked on; `None` where there is none.
+    /// For how long no event of the current batch was delivered or parked; `None` where there is no batch.
     pub(super) working_for: Option<Duration>,
     /// Why the server sends nothing of what there is.
     pub(super) held_back: Option<String>,
@@ -200,8 +200,8 @@ fn goes_on(now: &Vitals) -> Result<(), String> {
     }
     match now.working_for {
         Some(time) if time > DELIVERY_MAX => Err(format!(
-            "nothing came of the events at hand for {} s: a step at outbox.dead_letters takes long, mostly \
-             for someone else's lock. Nothing is lost, and events of every key wait; `outbox-relay check` \
+            "no event was delivered or parked for {} s, though some wait: a statement on outbox.dead_letters \
+             takes long, mostly because another session holds a lock on it. Nothing is lost, and events of every key wait; `outbox-relay check` \
              names who holds it",
             time.as_secs()
         )),
@@ -263,8 +263,8 @@ mod tests {
             ),
             (
                 Vitals { working_for: Some(s(16)), ..streaming.clone() },
-                "nothing came of the events at hand for 16 s: a step at outbox.dead_letters takes long, \
-                 mostly for someone else's lock. Nothing is lost, and events of every key wait; \
+                "no event was delivered or parked for 16 s, though some wait: a statement on \
+                 outbox.dead_letters takes long, mostly because another session holds a lock on it. Nothing is lost, and events of every key wait; \
                  `outbox-relay check` names who holds it",
             ),
             (Vitals { held_back: Some("held".into()), ..streaming.clone() }, "held"),

@@ -22,7 +22,7 @@ use crate::{
 const PAGE: i64 = 1000;
 /// Lines of a list that no one limited.
 const LINES: i64 = 100;
-/// What there is, where nothing is what was asked for.
+/// Groups that are named where no dead letter matches.
 const THERE_MAX: i64 = 20;
 
 /// What to look after.
@@ -35,7 +35,7 @@ pub(in crate::cli) enum Part {
   outbox-relay inbox dead-letters discard 7
 
 A replayed message is handled again by its consumer alone, behind what waits of its key; a running
-consumer takes it within a second. Exit code 1 if nothing is what was asked for.")]
+consumer takes it within a second. Exit code 1 if no dead letter matches.")]
     DeadLetters {
         #[command(subcommand)]
         action: Action,
@@ -194,7 +194,7 @@ async fn is_known(client: &Client, consumer: Option<&str>) -> anyhow::Result<()>
     bail!("there is no consumer {consumer} in this database; there are: {there}")
 }
 
-/// Nothing is what was asked for: says what there is.
+/// No dead letter matches: says which there are.
 async fn nothing(client: &Client, selection: &Selection) -> anyhow::Error {
     if let Some(id) = selection.id() {
         return anyhow::anyhow!(

@@ -4,6 +4,7 @@
 //! the leader's lock and fences, so it can't race a relay that works; the relay that is halted reads
 //! the new progress at its next look, and continues by itself.
 
+mod before;
 mod decision;
 mod left_out;
 
@@ -18,7 +19,7 @@ use tokio::time::{Instant, sleep};
 pub(crate) use self::decision::Decision;
 use self::{
     decision::{between, decided, skipped},
-    left_out::Facts,
+    left_out::{Asked, Facts},
 };
 use crate::{
     config::{Config, parts::Parts},
@@ -90,7 +91,9 @@ pub(crate) async fn run(
     let slot = slot::inspect(session.client(), slot_name).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
     let facts = Facts { stored: seen.as_ref(), confirmed, identity: &identity };
-    let question = left_out::question(config, &parts, &session, decision, &facts).await?;
+    let mut asked_about = Asked::default();
+    let question =
+        left_out::question(config, &parts, &session, decision, &facts, &mut asked_about).await?;
     let asked = question.is_some();
     if let Some(question) = question
         && !agreed(&question)?
@@ -106,6 +109,11 @@ pub(crate) async fn run(
     if asked && before != seen.and_then(|progress| progress.position) {
         bail!("progress has changed meanwhile, and nothing else was: run the command again");
     }
+    let slot = slot::inspect(session.client(), slot_name).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
+    let known = stored.as_ref();
+    let mapping = &parts.mapping;
+    left_out::unchanged(mapping, &session, decision, asked_about, known, confirmed).await?;
     let from_table = match decision {
         Decision::AtTable => Some(since_newest(&parts, &session, stored.as_ref()).await?),
         _ => None,

@@ -1,7 +1,9 @@
 //! What the server's catalogs say: slots, publications, tables, encodings, settings. Reads only.
 
 pub mod altered;
+pub mod blame;
 pub mod characters;
+mod columns;
 mod error;
 pub mod kept;
 pub mod meddling;

@@ -1,9 +1,8 @@
 //! The connection to the servers, and JetStream's requests over it.
 
 use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use async_nats::{
@@ -14,6 +13,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     errors::{ApiError, Failed, unavailable},
+    forbidden::Forbidden,
     settings::Settings,
 };
 use crate::sink::SinkError;
@@ -25,15 +25,13 @@ pub(super) const ASK_LIMIT: Duration = Duration::from_secs(5);
 pub(super) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// How long it may take to refuse a message. What is forbidden is not answered.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
-/// Subjects that the relay may not publish to, remembered until the next delivery.
-const FORBIDDEN_MAX: usize = 1_000;
 
 /// Connects when it is first asked; shared by a sink and its probe.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) settings: Settings,
     client: tokio::sync::Mutex<Option<Client>>,
-    forbidden: Arc<Mutex<BTreeSet<String>>>,
+    forbidden: Arc<Forbidden>,
 }
 
 impl Link {
@@ -65,7 +63,7 @@ impl Link {
             .connection_timeout(CONNECT_LIMIT)
             .event_callback(move |event| {
                 if let Event::ServerError(ServerError::Other(text)) = &event {
-                    note_forbidden(&forbidden, text);
+                    forbidden.note(text);
                 }
                 async move { tracing::debug!(%event, "NATS") }
             });
@@ -104,15 +102,14 @@ impl Link {
         Ok((info.server_name, info.version))
     }
 
-    /// Subjects that the server has said the relay may not publish to, since this was last asked.
-    pub(super) fn take_forbidden(&self) -> BTreeSet<String> {
-        std::mem::take(&mut self.forbidden.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Subjects that the server has said the relay may not publish to, since then.
+    pub(super) fn forbidden_since(&self, since: Instant) -> Vec<String> {
+        self.forbidden.since(since)
     }
 
-    /// A server does not answer what it does not let pass; it says so beside.
-    fn unanswered(&self, subject: &str, error: RequestError) -> Failed {
-        let mut forbidden = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
-        if !forbidden.remove(subject) {
+    /// A server does not answer what it does not let pass; it says so beside. `since` is when it was asked.
+    fn unanswered(&self, subject: &str, since: Instant, error: RequestError) -> Failed {
+        if !self.forbidden.is(subject, since) {
             return Failed::Unknown(error.into());
         }
         Failed::NotSent(SinkError::Misconfigured {
@@ -136,8 +133,9 @@ impl Link {
         };
         let request = Request::new().payload(body).timeout(Some(ASK_LIMIT));
         let subject = format!("$JS.API.{subject}");
+        let since = Instant::now();
         let answer = Box::pin(client.send_request(subject.clone(), request)).await;
-        let answer = answer.map_err(|error| self.unanswered(&subject, error))?;
+        let answer = answer.map_err(|error| self.unanswered(&subject, since, error))?;
         parsed(&answer.payload)
     }
 
@@ -160,8 +158,9 @@ impl Link {
     ) -> Result<u64, Failed> {
         let client = self.client().await?;
         let request = Request::new().headers(headers).payload(payload).timeout(Some(limit));
+        let since = Instant::now();
         let answer = Box::pin(client.send_request(subject.clone(), request)).await;
-        let answer = answer.map_err(|error| self.unanswered(&subject, error))?;
+        let answer = answer.map_err(|error| self.unanswered(&subject, since, error))?;
         let stored: Ack = parsed(&answer.payload)?;
         match stored.stream == self.settings.stream {
             true => Ok(stored.seq),
@@ -190,19 +189,6 @@ fn parsed<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failed> {
     match refusal.error {
         Some(error) => Err(Failed::Refused(error)),
         None => serde_json::from_slice(answer).map_err(|error| Failed::Unknown(error.into())),
-    }
-}
-
-/// The server names the subject in a text: `Permissions Violation for Publish to "orders.0"`.
-fn note_forbidden(forbidden: &Mutex<BTreeSet<String>>, text: &str) {
-    if !text.to_ascii_lowercase().contains("permissions violation for publish") {
-        return;
-    }
-    if let Some(subject) = text.split('"').nth(1) {
-        let mut forbidden = forbidden.lock().unwrap_or_else(PoisonError::into_inner);
-        if forbidden.len() < FORBIDDEN_MAX {
-            forbidden.insert(subject.to_owned());
-        }
     }
 }
 

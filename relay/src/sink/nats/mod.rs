@@ -6,6 +6,7 @@
 //! next start sees it. Needs a server of 2.12 or later, and a stream that allows it (`stream`).
 
 mod errors;
+mod forbidden;
 mod link;
 mod message;
 mod preflight;
@@ -14,7 +15,11 @@ mod settings;
 mod stream;
 mod subject;
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -143,6 +148,7 @@ impl NatsSink {
                 self.spent = !matches!(error, SinkError::Refused { .. });
             })?;
             self.spent = true;
+            let began = Instant::now();
             let limited =
                 tokio::time::timeout(DELIVERY_LIMIT, self.deliver(messages, progress.clone()));
             let doing = || format!("storing {}", counted(range.len() as u64, "record"));
@@ -152,7 +158,7 @@ impl NatsSink {
                     return Ok(Receipt { restamped: 0, progress: Some(Stored(())) });
                 }
                 Ok(Err(Failed::Refused(error))) => {
-                    match self.refused(error, batch, range.clone()).await? {
+                    match self.refused(error, batch, range.clone(), began).await? {
                         Refused::Again => {}
                         Refused::These(records) => {
                             self.spent = false;
@@ -204,6 +210,7 @@ impl NatsSink {
         error: errors::ApiError,
         batch: &Batch,
         range: Range<usize>,
+        began: Instant,
     ) -> Result<Refused, SinkError> {
         if WRONG_LAST.contains(&error.err_code) {
             return match self.progress.why_not_last(&self.link).await? {
@@ -212,7 +219,7 @@ impl NatsSink {
             };
         }
         // A message that the server would not let pass leaves a gap, by which the batch is refused.
-        let forbidden = self.link.take_forbidden();
+        let forbidden = self.link.forbidden_since(began);
         let mut records = Vec::new();
         for (index, record) in batch.iter().enumerate().take(range.end).skip(range.start) {
             let topic = record.topic;

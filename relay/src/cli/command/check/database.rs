@@ -96,9 +96,9 @@ async fn server(
     findings.extend(capacity(&server, own, parts));
     findings.extend(settings::of_server(config, parts, client).await?);
     // Without the right to the schema it can't be asked, and the right is found below.
-    let (altered, hides) = meddling::altered(client).await.unwrap_or_default();
-    findings.extend(altered);
-    if hides {
+    let hidden = meddling::hidden(parts, client).await.unwrap_or_default();
+    if !hidden.is_empty() {
+        findings.extend(hidden);
         return Ok(None);
     }
     let migrations = migrations::applied(client).await?;
@@ -112,6 +112,13 @@ async fn server(
     let is_whole = passed(&ours);
     findings.extend(ours);
     findings.extend(migrations::differing(client).await?);
+    if is_whole {
+        let (altered, lacks) = meddling::altered(parts, client).await?;
+        findings.extend(altered);
+        if lacks {
+            return Ok(None);
+        }
+    }
     if !is_whole {
         // What comes now would only say the same in other words, but for tables of someone else's.
         findings.extend(tables::of_others(config, &parts.mapping, client).await?);
@@ -203,7 +210,7 @@ async fn locked(client: &Client) -> Finding {
     let held = holders::of_tables(client).await;
     problem(
         "locks",
-        format!("someone else's lock keeps others from a table: {held}"),
+        format!("another session holds a lock that keeps the relay from a table: {held}"),
         "wait until it is gone, or end it; until then an event that must be parked keeps all others \
          waiting. Then run check again",
     )

@@ -4,7 +4,8 @@ use tokio_postgres::Client;
 
 use super::{Finding, problem, warning};
 use crate::{
-    postgres::catalog::{InspectError, altered, meddling, table},
+    config::parts::Parts,
+    postgres::catalog::{InspectError, altered, blame, meddling, table},
     route::TableName,
 };
 
@@ -32,21 +33,34 @@ pub(super) async fn events(
     }))
 }
 
-/// What was changed on the relay's tables; and whether it can't even read one of them.
-pub(super) async fn altered(client: &Client) -> Result<(Vec<Finding>, bool), InspectError> {
-    let found = altered::look(client).await?;
-    let hides = found.iter().any(|it| it.hides);
-    let finding = |it: altered::Altered| {
-        let may = it.may;
-        let (seen, remedy) = altered::in_words(&[it]);
-        if may {
-            let meaning = "if it refuses one, the relay halts, and nothing is lost";
-            return warning("parking", format!("{seen}: {meaning}"), remedy);
-        }
-        let meaning = "the relay halts as soon as it needs the table, and nothing is lost";
-        problem("parking", format!("{seen}: {meaning}"), remedy)
-    };
-    Ok((found.into_iter().map(finding).collect(), hides))
+/// Which table of the relay has rows that are hidden from it.
+pub(super) async fn hidden(parts: &Parts, client: &Client) -> Result<Vec<Finding>, InspectError> {
+    let found = blame::look(client, &parts.own_tables()).await?;
+    Ok(found.into_iter().filter(altered::Altered::hides).map(finding).collect())
+}
+
+/// What else was changed on the relay's tables; and whether one lacks a column. To be asked of a database that has all
+/// migrations.
+pub(super) async fn altered(
+    parts: &Parts,
+    client: &Client,
+) -> Result<(Vec<Finding>, bool), InspectError> {
+    let found = blame::look(client, &parts.own_tables()).await?;
+    let lacks = found.iter().any(altered::Altered::is_absent);
+    Ok((found.into_iter().map(finding).collect(), lacks))
+}
+
+fn finding(it: altered::Altered) -> Finding {
+    let may = it.may();
+    let parks = it.seen.contains("outbox.dead_letters");
+    let name = if it.is_absent() && !parks { "migrations" } else { "parking" };
+    let (seen, remedy) = altered::in_words(&[it]);
+    if may {
+        let meaning = "if it refuses one, the relay halts, and nothing is lost";
+        return warning(name, format!("{seen}: {meaning}"), remedy);
+    }
+    let meaning = "the relay halts as soon as it needs the table, and nothing is lost";
+    problem(name, format!("{seen}: {meaning}"), remedy)
 }
 
 /// Parked events.

@@ -14,9 +14,16 @@ pub(super) async fn applied(client: &Client) -> Result<Option<Finding>, InspectE
     let Some(newest) = Set::Outbox.migrations().iter().map(|m| m.version).max() else {
         return Ok(None);
     };
-    let query = client.query_one("select pg_catalog.max(version) from outbox.migrations", &[]);
-    let applied = query.await.and_then(|row| row.try_get::<_, Option<i32>>(0));
-    let Some(applied) = told(applied)? else { return Ok(None) };
+    let query = "select pg_catalog.max(version), \
+                     pg_catalog.row_security_active('outbox.migrations'::pg_catalog.regclass) \
+                 from outbox.migrations";
+    let row = client.query_one(query, &[]).await;
+    let applied =
+        row.and_then(|row| Ok((row.try_get::<_, Option<i32>>(0)?, row.try_get::<_, bool>(1)?)));
+    let Some((applied, hidden)) = told(applied)? else { return Ok(None) };
+    if hidden {
+        return Ok(None);
+    }
     let applied = applied.unwrap_or(0);
     Ok(match applied.cmp(&newest) {
         std::cmp::Ordering::Less => {

@@ -1,32 +1,22 @@
 //! What a decision leaves out, and how many events that is: said before anything is changed.
 
 use anyhow::bail;
-use futures_util::TryStreamExt as _;
-use tokio_postgres::{
-    error::SqlState,
-    types::{PgLsn, ToSql},
-};
 
-use super::decision::Decision;
+use super::{before::between, decision::Decision};
 use crate::{
     config::{Config, parts::Parts},
     core::{
-        charset::Charset,
         halt::Halt,
         identity::SystemIdentity,
         lsn::Lsn,
-        position::{Position, RowPosition},
+        position::RowPosition,
         printable::counted,
         progress::{Progress, RepairRecord, SnapshotRecord},
     },
     postgres::{catalog::table, sql::SqlSession},
     repair::{self, Around, Table},
     route::Mapping,
-    source::pgoutput::{Message, decode},
 };
-
-/// Changes of a slot that are looked through for the event that is to be skipped.
-const CHANGES_MAX: i32 = 1_000_000;
 
 /// What is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +65,48 @@ fn repairs(stored: &Progress) -> bool {
     stored.repair.as_ref().is_some_and(RepairRecord::is_begun)
 }
 
+/// That what was asked about has not grown since: called with the lock held, before anything is changed.
+/// `confirmed` is the slot's position as it was when the question was asked.
+///
+/// # Errors
+/// It has, or the database does not answer.
+pub(super) async fn unchanged(
+    mapping: &Mapping,
+    session: &SqlSession,
+    decision: Decision,
+    asked: Asked,
+    stored: Option<&Progress>,
+    confirmed: Option<Lsn>,
+) -> anyhow::Result<()> {
+    match decision {
+        Decision::AtSlot if confirmed != asked.confirmed => bail!(
+            "somebody has moved the slot meanwhile: more may be left out than was said. Nothing was changed; run \
+             the command again"
+        ),
+        Decision::AtTable => {
+            let left_out = around(mapping, session, stored).await?.map_or(0, |it| it.left_out);
+            if left_out > asked.left_out {
+                bail!(
+                    "meanwhile {} more were written that would be left out. Nothing was changed; run the command \
+                     again",
+                    in_words(left_out - asked.left_out)
+                );
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the question was about, to compare it with what there is when the decision is carried out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Asked {
+    /// The slot's position.
+    pub(super) confirmed: Option<Lsn>,
+    /// Rows that `resume --at table` leaves out.
+    pub(super) left_out: i64,
+}
+
 /// The question to ask before the decision is carried out; `None` where it leaves out no more than it
 /// names.
 ///
@@ -86,13 +118,19 @@ pub(super) async fn question(
     session: &SqlSession,
     decision: Decision,
     facts: &Facts<'_>,
+    asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
+    asked.confirmed = facts.confirmed;
     if decision == Decision::AtTable {
-        return from_table(&parts.mapping, session, facts.stored).await;
+        return from_table(&parts.mapping, session, facts.stored, asked).await;
     }
     let what = match decision {
         Decision::AtSlot => "what was committed between stored progress and the slot's position",
         Decision::AtProgress => "what the slot lacks",
+        Decision::AtNow => {
+            "what is committed by now and not published, and what is committed until the relay has made its new \
+             slot"
+        }
         _ => "what is committed by now and not published",
     };
     let how_many = match part(decision, facts) {
@@ -131,17 +169,30 @@ async fn from_table(
     mapping: &Mapping,
     session: &SqlSession,
     stored: Option<&Progress>,
+    asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
     // Refused when it is carried out, as is a table that can't be read.
     let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
+    let Some(around) = around(mapping, session, stored).await? else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
-    let client = session.client();
-    let lower = repair::before(client, &tables, witness.created_ms).await?;
-    let around = repair::rows_around(client, &tables, &lower, witness.created_ms).await?;
+    asked.left_out = around.left_out;
     let question = in_question(around, &witness.created());
     // Whoever must type something first is told at the same time what the command will then ask.
     known_here(session, &tables, question.as_deref()).await?;
     Ok(question)
+}
+
+/// The rows of the tables around the newest published event; `None` where they can't be told.
+async fn around(
+    mapping: &Mapping,
+    session: &SqlSession,
+    stored: Option<&Progress>,
+) -> anyhow::Result<Option<Around>> {
+    let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
+    let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
+    let client = session.client();
+    let lower = repair::before(client, &tables, witness.created_ms).await?;
+    Ok(Some(repair::rows_around(client, &tables, &lower, witness.created_ms).await?))
 }
 
 /// A repair would skip rows that a dump has brought from another cluster, as if nothing was lost.
@@ -228,97 +279,10 @@ async fn count(
     }))
 }
 
-/// How many events the slot has between two places.
-async fn between(
-    config: &Config,
-    mapping: &Mapping,
-    session: &SqlSession,
-    after: Position,
-    row: RowPosition,
-) -> anyhow::Result<i64> {
-    let peek = "select data from pg_catalog.pg_logical_slot_peek_binary_changes( \
-                    $1::text::name, $2, $3, 'proto_version', '1', 'messages', 'true', \
-                    'publication_names', $4)";
-    let publication = format!("\"{}\"", config.postgres.publication.replace('"', "\"\""));
-    // One byte into its commit record, which is thereby the last.
-    let until = PgLsn::from(row.commit.get() + 1);
-    let parameters: [&(dyn ToSql + Sync); 4] =
-        [&config.postgres.slot, &until, &CHANGES_MAX, &publication];
-    let failed = |error: tokio_postgres::Error| {
-        let in_use = error.code() == Some(&SqlState::OBJECT_IN_USE);
-        anyhow::Error::new(error).context(match in_use {
-            true => {
-                "the slot is in use: a relay that has halted looks at it every ten seconds. Nothing \
-                 was changed; run the command again"
-            }
-            false => "looking at what the slot has, to see that nothing else is left out",
-        })
-    };
-    // One by one: all of them may have gigabytes.
-    let changes = session.client().query_raw(peek, parameters).await.map_err(failed)?;
-    let mut changes = std::pin::pin!(changes);
-    let mut before = Before::new(mapping, after, row);
-    while let Some(change) = changes.try_next().await.map_err(failed)? {
-        before.take(change.try_get(0)?)?;
-    }
-    match before.found {
-        true => Ok(before.events),
-        false => bail!(
-            "the slot has no event at {row}: nothing was changed. The relay's log and /readyz name \
-             the position of the event at which it stands"
-        ),
-    }
-}
-
-/// Counts events of the mapped tables that lie after one place and before another. Pure.
-struct Before<'a> {
-    mapping: &'a Mapping,
-    after: Position,
-    row: RowPosition,
-    events: i64,
-    /// Whether there is one at `row`.
-    found: bool,
-    at: RowPosition,
-    mapped: Vec<u32>,
-}
-
-impl<'a> Before<'a> {
-    fn new(mapping: &'a Mapping, after: Position, row: RowPosition) -> Self {
-        let at = RowPosition { commit: row.commit, ordinal: 0 };
-        Before { mapping, after, row, events: 0, found: false, at, mapped: Vec::new() }
-    }
-
-    fn take(&mut self, change: &[u8]) -> anyhow::Result<()> {
-        // A session gets names in its own encoding, UTF-8.
-        match decode(change, &Charset::AsItIs)? {
-            Message::Begin(begin) => {
-                self.at = RowPosition { commit: begin.final_lsn, ordinal: 0 };
-            }
-            Message::Relation(relation) => {
-                self.mapped.retain(|id| *id != relation.id);
-                if self.mapping.maps(&relation.schema, &relation.table) {
-                    self.mapped.push(relation.id);
-                }
-            }
-            Message::Insert(insert) => {
-                if self.mapped.contains(&insert.relation_id) {
-                    self.found |= self.at == self.row;
-                    let before = self.at < self.row && !self.after.covers(self.at);
-                    self.events += i64::from(before);
-                }
-                self.at.ordinal += 1;
-            }
-            Message::Message(message) if message.transactional => self.at.ordinal += 1,
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::leaves::Leaves;
+    use crate::core::{leaves::Leaves, position::Position};
 
     #[test]
     fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {

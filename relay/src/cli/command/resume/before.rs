@@ -1,0 +1,109 @@
+//! What a slot has before the event that is to be skipped.
+
+use anyhow::bail;
+use futures_util::TryStreamExt as _;
+use tokio_postgres::{
+    error::SqlState,
+    types::{PgLsn, ToSql},
+};
+
+use crate::{
+    config::Config,
+    core::{
+        charset::Charset,
+        position::{Position, RowPosition},
+    },
+    postgres::sql::SqlSession,
+    route::Mapping,
+    source::pgoutput::{Message, decode},
+};
+
+/// Changes of a slot that are looked through for it.
+const CHANGES_MAX: i32 = 1_000_000;
+
+/// How many events the slot has between two places.
+pub(super) async fn between(
+    config: &Config,
+    mapping: &Mapping,
+    session: &SqlSession,
+    after: Position,
+    row: RowPosition,
+) -> anyhow::Result<i64> {
+    let peek = "select data from pg_catalog.pg_logical_slot_peek_binary_changes( \
+                    $1::text::name, $2, $3, 'proto_version', '1', 'messages', 'true', \
+                    'publication_names', $4)";
+    let publication = format!("\"{}\"", config.postgres.publication.replace('"', "\"\""));
+    // One byte into its commit record, which is thereby the last.
+    let until = PgLsn::from(row.commit.get() + 1);
+    let parameters: [&(dyn ToSql + Sync); 4] =
+        [&config.postgres.slot, &until, &CHANGES_MAX, &publication];
+    let failed = |error: tokio_postgres::Error| {
+        let in_use = error.code() == Some(&SqlState::OBJECT_IN_USE);
+        anyhow::Error::new(error).context(match in_use {
+            true => {
+                "the slot is in use: a relay that has halted looks at it every ten seconds. Nothing \
+                 was changed; run the command again"
+            }
+            false => "looking at what the slot has, to see that nothing else is left out",
+        })
+    };
+    // One by one: all of them may have gigabytes.
+    let changes = session.client().query_raw(peek, parameters).await.map_err(failed)?;
+    let mut changes = std::pin::pin!(changes);
+    let mut before = Before::new(mapping, after, row);
+    while let Some(change) = changes.try_next().await.map_err(failed)? {
+        before.take(change.try_get(0)?)?;
+    }
+    match before.found {
+        true => Ok(before.events),
+        false => bail!(
+            "the slot has no event at {row}: nothing was changed. The relay's log and /readyz name \
+             the position of the event at which it stands"
+        ),
+    }
+}
+
+/// Counts events of the mapped tables that lie after one place and before another. Pure.
+struct Before<'a> {
+    mapping: &'a Mapping,
+    after: Position,
+    row: RowPosition,
+    events: i64,
+    /// Whether there is one at `row`.
+    found: bool,
+    at: RowPosition,
+    mapped: Vec<u32>,
+}
+
+impl<'a> Before<'a> {
+    fn new(mapping: &'a Mapping, after: Position, row: RowPosition) -> Self {
+        let at = RowPosition { commit: row.commit, ordinal: 0 };
+        Before { mapping, after, row, events: 0, found: false, at, mapped: Vec::new() }
+    }
+
+    fn take(&mut self, change: &[u8]) -> anyhow::Result<()> {
+        // A session gets names in its own encoding, UTF-8.
+        match decode(change, &Charset::AsItIs)? {
+            Message::Begin(begin) => {
+                self.at = RowPosition { commit: begin.final_lsn, ordinal: 0 };
+            }
+            Message::Relation(relation) => {
+                self.mapped.retain(|id| *id != relation.id);
+                if self.mapping.maps(&relation.schema, &relation.table) {
+                    self.mapped.push(relation.id);
+                }
+            }
+            Message::Insert(insert) => {
+                if self.mapped.contains(&insert.relation_id) {
+                    self.found |= self.at == self.row;
+                    let before = self.at < self.row && !self.after.covers(self.at);
+                    self.events += i64::from(before);
+                }
+                self.at.ordinal += 1;
+            }
+            Message::Message(message) if message.transactional => self.at.ordinal += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! Which change of the relay's tables is why the server has refused a statement.
+//!
+//! The server names the constraint or the column where it knows it: then that one alone is told, and no harmless
+//! change beside it.
+
+use tokio_postgres::{
+    Client,
+    error::{DbError, SqlState},
+};
+
+use super::{
+    altered::{self, Altered, Kind, triggers},
+    columns,
+    error::InspectError,
+};
+
+/// What was changed on those of the relay's tables that are named, in an order in which the remedies work.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn look(client: &Client, tables: &[&str]) -> Result<Vec<Altered>, InspectError> {
+    let mut found = altered::look(client, tables).await?;
+    // Of a table whose rows are hidden nothing can be told.
+    if !found.iter().any(Altered::hides) {
+        found.splice(0..0, columns::lacking(client, tables).await?);
+    }
+    Ok(found)
+}
+
+/// What of the changes explains that the server refused a statement with `error`; empty where nothing does. What
+/// refuses rows explains it only of a statement on `outbox.dead_letters` (`is_parking`); what hides them, or a column
+/// that is gone, of any on `tables`.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn explaining(
+    client: &Client,
+    error: &DbError,
+    is_parking: bool,
+    tables: &[&str],
+) -> Result<Vec<Altered>, InspectError> {
+    let found = look(client, tables).await?;
+    let code = error.code();
+    if *code == SqlState::UNDEFINED_COLUMN {
+        // With a column its indexes are gone.
+        let gone = |it: &Altered| matches!(it.kind, Kind::Hides | Kind::Absent | Kind::Index);
+        return Ok(match found.iter().any(|it| it.hides() || it.is_absent()) {
+            true => only(&found, gone),
+            false => Vec::new(),
+        });
+    }
+    if !is_parking || *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        return Ok(only(&found, Altered::hides));
+    }
+    let told = Told::of(error);
+    let guilty = match told.by_trigger {
+        true => Vec::new(),
+        false => only(&found, |it| told.blames(it)),
+    };
+    if !guilty.is_empty() {
+        return Ok(guilty);
+    }
+    if !told.by_trigger && !found.is_empty() {
+        return Ok(found);
+    }
+    let all = triggers(client).await?;
+    let named = only(&all, |it| told.names(it));
+    Ok(match (named.is_empty(), all.is_empty()) {
+        (false, _) => named,
+        (true, false) => all,
+        (true, true) => found,
+    })
+}
+
+/// Whether the server has refused what a statement is or was to write, and will do so again.
+#[must_use]
+pub fn may_explain(code: &SqlState) -> bool {
+    ["09", "22", "23", "27", "38", "39", "42", "44", "P0"]
+        .iter()
+        .any(|class| code.code().starts_with(class))
+}
+
+fn only(found: &[Altered], keep: impl Fn(&Altered) -> bool) -> Vec<Altered> {
+    found.iter().filter(|it| keep(it)).cloned().collect()
+}
+
+/// What the server tells of the culprit.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    constraint: Option<String>,
+    column: Option<String>,
+    /// A value that the type of some column does not take.
+    value: bool,
+    /// `ON CONFLICT` finds no index.
+    no_index: bool,
+    /// It happened in a function, or at another table: a trigger's doing.
+    by_trigger: bool,
+    /// In which function.
+    context: String,
+}
+
+impl Told {
+    fn of(error: &DbError) -> Self {
+        let ours = error.schema() == Some("outbox") && error.table() == Some("dead_letters");
+        let owned = |name: Option<&str>| name.filter(|_| ours).map(str::to_owned);
+        let code = error.code();
+        Told {
+            constraint: owned(error.constraint()),
+            column: owned(error.column()),
+            value: error.table().is_none() && code.code().starts_with("22")
+                || *code == SqlState::DATATYPE_MISMATCH,
+            no_index: *code == SqlState::INVALID_COLUMN_REFERENCE,
+            by_trigger: error.where_().is_some() || error.table().is_some() && !ours,
+            context: error.where_().unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Whether it happened in the function of this trigger.
+    fn names(&self, trigger: &Altered) -> bool {
+        trigger.of.as_ref().is_some_and(|function| self.context.contains(&format!("{function}(")))
+    }
+
+    fn blames(&self, it: &Altered) -> bool {
+        let is = |named: &Option<String>| named.is_some() && *named == it.of;
+        match it.kind {
+            Kind::Hides | Kind::Trigger => false,
+            Kind::Refuses => is(&self.constraint),
+            Kind::Null => is(&self.column),
+            Kind::Type => self.value,
+            Kind::Index | Kind::Absent => self.no_index,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::catalog::altered::Remedy;
+
+    fn change(kind: Kind, of: Option<&str>) -> Altered {
+        Altered {
+            kind,
+            seen: String::new(),
+            remedy: Remedy::Sql(String::new()),
+            of: of.map(str::to_owned),
+            takes_letters: false,
+        }
+    }
+
+    #[test]
+    fn of_several_changes_the_one_that_the_server_names_is_blamed_alone() {
+        let all = [
+            change(Kind::Refuses, Some("tidy")),
+            change(Kind::Refuses, Some("other")),
+            change(Kind::Null, Some("team")),
+            change(Kind::Null, Some("state")),
+            change(Kind::Type, Some("reason")),
+            change(Kind::Index, None),
+        ];
+        let named = |name: &str| Some(name.to_owned());
+        for (told, expected) in [
+            (Told { constraint: named("tidy"), ..Told::default() }, vec![0]),
+            (Told { column: named("state"), ..Told::default() }, vec![3]),
+            (Told { value: true, ..Told::default() }, vec![4]),
+            (Told { no_index: true, ..Told::default() }, vec![5]),
+            (Told { constraint: named("state"), ..Told::default() }, vec![]),
+            (Told::default(), vec![]),
+        ] {
+            let blamed = |(index, it): (usize, &Altered)| told.blames(it).then_some(index);
+            let found: Vec<_> = all.iter().enumerate().filter_map(blamed).collect();
+            assert_eq!(found, expected, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_trigger_is_known_by_the_function_in_which_the_server_failed() {
+        let context = "PL/pgSQL function outbox.refuse() line 1 at RAISE".to_owned();
+        let told = Told { context, ..Told::default() };
+        assert!(told.names(&change(Kind::Trigger, Some("refuse"))));
+        assert!(!told.names(&change(Kind::Trigger, Some("outbox"))));
+        assert!(!told.names(&change(Kind::Trigger, None)));
+    }
+}
