@@ -1,6 +1,6 @@
 //! A consumer that is a producer too: takes the money for each order, and says so.
 //!
-//! `cargo run -p outbox-examples --bin payments -- POSTGRES_URL BROKERS`, until Ctrl-C.
+//! `cargo run -p outbox-examples --bin payments -- POSTGRES_URL BROKERS`, until Ctrl-C or SIGTERM.
 
 use anyhow::Context;
 use deadpool_postgres::{Manager, Pool};
@@ -9,6 +9,10 @@ use outbox_idempotency::{
     kafka::{ClientConfig, Runner},
 };
 use serde_json::json;
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 use tokio_postgres::NoTls;
 
 const SHOP: i64 = 0;
@@ -57,7 +61,8 @@ async fn main() -> anyhow::Result<()> {
         // Of this instance: one that died and is back has its partitions at once.
         .set("group.instance.id", "payments-1");
     let processor = Processor::new(inbox, take_payment);
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
+    let mut term = signal(SignalKind::terminate())?; // Sent by whoever stops a container.
+    let stop = async move { tokio::select!(_ = ctrl_c() => {}, _ = term.recv() => {}) };
     Runner::new(processor, kafka, &["orders"]).run(stop).await?;
     Ok(())
 }

@@ -7,6 +7,8 @@
 use anyhow::Context as _;
 use outbox_idempotency::kafka::{ClientConfig, Runner};
 use outbox_idempotency::{Classify as _, Failure, Inbox, Message, Processor, Tx};
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The event's payload.
 #[derive(serde::Deserialize)]
@@ -35,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
     let mut kafka = ClientConfig::new();
     kafka.set("bootstrap.servers", setting("KAFKA")?).set("group.id", "billing");
     let processor = Processor::new(Inbox::open(pool, "billing/charge").await?, charge);
-    let stop = async { drop(tokio::signal::ctrl_c().await) };
+    let mut term = signal(SignalKind::terminate())?; // Sent by whoever stops a container.
+    let stop = async move { tokio::select!(_ = ctrl_c() => {}, _ = term.recv() => {}) };
     Ok(Runner::new(processor, kafka, &["orders"]).run(stop).await?)
 }

@@ -74,3 +74,26 @@ async fn one_that_keeps_the_slot_from_being_made_is_named_by_relay_and_check() {
     relay.wait_ready().await;
     each_once(&topic, &[&id]).await;
 }
+
+/// Whoever prepares it chooses its name: what is printed must end it and nothing else.
+#[tokio::test]
+async fn what_ends_one_is_printed_so_that_it_can_be_typed_whatever_its_name_is() {
+    let (t, _server) = on_a_server_of_its_own().await;
+    let topic = t.topic("orders").create(1).await;
+    let ends = r"rollback prepared E'x''; drop table outbox.events; --\\n\n\x1b[2J'";
+    let prepare = "begin; select pg_current_xact_id(); \
+                   prepare transaction E'x''; drop table outbox.events; --\\\\n\\n\\x1b[2J'";
+    run(&t, prepare).await;
+    let mut relay = t.relay().spawn();
+    relay.wait_log("the slot waits for open transactions").await;
+    relay.wait_for("/readyz", 503).await;
+    let why = relay.status().await["not_ready_because"].as_str().expect("text").to_owned();
+    assert_eq!(typed(&why, "rollback prepared"), ends);
+    assert_eq!(typed(&checked(&t).await.1, "rollback prepared"), ends);
+    let log = relay.log_text();
+    assert_eq!(typed(&log, "rollback prepared"), ends);
+    let id = insert(&t, &topic, "now()").await;
+    run(&t, ends).await;
+    relay.wait_ready().await;
+    each_once(&topic, &[&id]).await;
+}

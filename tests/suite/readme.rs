@@ -125,9 +125,12 @@ async fn readme_leads_from_nothing_to_an_effect_in_the_consumers_table() {
     let example = include_str!("../../idempotency/examples/consumer.rs");
     let code = example.split_once("\n\n").expect("code below its comment").1;
     assert_eq!(rust, [code], "README shows what the example is");
-    for child in [&mut relay, &mut consumer] {
-        child.kill().await.expect("it is ended");
-    }
+    let pid = consumer.id().expect("it runs").try_into().expect("a pid");
+    // SAFETY: no memory is passed; the child is not reaped yet, so the pid is its own.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+    let ended = consumer.wait().await.expect("it ends");
+    assert!(ended.success(), "it leaves its group, as a container's is to: {ended}");
+    relay.kill().await.expect("it is ended");
 }
 
 #[tokio::test]

@@ -5,7 +5,10 @@
 //! so a name that is not known is refused. An address is no name that anybody could point here.
 //! Pure.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
 
@@ -47,13 +50,24 @@ impl Hosts {
         }
         let Ok(authority) = host.parse::<Authority>() else { return false };
         let name = authority.host();
-        let literal = name.trim_start_matches('[').trim_end_matches(']');
-        if literal.parse::<IpAddr>().is_ok() {
+        if name.starts_with('[') {
+            return is_ipv6(host);
+        }
+        if name.parse::<IpAddr>().is_ok() {
             return true;
         }
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         name == "localhost" || name.ends_with(".localhost") || self.0.contains(&name)
     }
+}
+
+/// All of it is an address in brackets, perhaps with a port: a parser may stop reading at the bracket.
+fn is_ipv6(host: &str) -> bool {
+    let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+        return false;
+    };
+    let digits = port.strip_prefix(':').unwrap_or(if port.is_empty() { "0" } else { "" });
+    address.parse::<Ipv6Addr>().is_ok() && digits.parse::<u16>().is_ok()
 }
 
 #[cfg(test)]
@@ -98,6 +112,11 @@ mod tests {
             "2130706433",
             "",
             "127.0.0.1, evil.example",
+            "[::1].evil.example",
+            "[::1].evil.example:9464",
+            "[::1]evil.example",
+            "[::1]:evil.example",
+            "[127.0.0.1]",
         ] {
             assert!(!answers(&hosts, unknown), "{unknown}");
         }

@@ -62,7 +62,7 @@ fn escaped(text: &str, hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
 
 /// Controls (C0, DEL, C1), separators of lines, marks that turn the direction of writing, and
 /// what takes no room.
-fn is_hidden(character: char) -> bool {
+pub(crate) fn is_hidden(character: char) -> bool {
     character.is_control()
         || matches!(
             character,

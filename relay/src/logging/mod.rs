@@ -57,7 +57,7 @@ pub fn init(config: &LogConfig) {
 
 /// The message, or `name=value`. What the bridge from the crate `log` adds is left out.
 fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> Result {
-    let value = format!("{value:?}");
+    let value = as_shown(format!("{value:?}"));
     let max = if field.name() == "message" { MESSAGE_MAX } else { FIELD_MAX };
     let value = printable::cut(&value, max);
     let value = printable::line(&value);
@@ -66,6 +66,21 @@ fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> Result {
         name if name.starts_with("log.") => Ok(()),
         name => write!(writer, "{name}={value}"),
     }
+}
+
+/// A text that is a field by itself comes in quotes, and with its own quotes and backslashes escaped; a statement
+/// or a command that is copied from it would be another one. What is not visible stays spelled out.
+fn as_shown(value: String) -> String {
+    let Some(text) = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return value;
+    };
+    let mut shown = String::with_capacity(value.len());
+    let mut rest = text.chars().peekable();
+    while let Some(character) = rest.next() {
+        let escaped = rest.next_if(|next| character == '\\' && matches!(next, '\\' | '"' | '\''));
+        shown.push(escaped.unwrap_or(character));
+    }
+    format!("\"{shown}\"")
 }
 
 fn directives(level: &str) -> String {
@@ -113,6 +128,14 @@ mod tests {
         let shown = r"e\n2026 ERROR forged\u{1b}[2J";
         let expected = format!(" WARN refused {shown} event_id={shown} topic=\"{shown}\" n=7\n");
         assert_eq!(logged, expected);
+    }
+
+    #[test]
+    fn a_statement_in_a_field_is_logged_as_it_is_to_be_typed() {
+        let statement = r#"rollback prepared E'it''s\n\\x' -- "me""#;
+        assert_eq!(as_shown(format!("{statement:?}")), format!("\"{statement}\""));
+        assert_eq!(as_shown("7".to_owned()), "7");
+        assert_eq!(as_shown(format!("{:?}", "a\nb")), r#""a\nb""#);
     }
 
     #[test]

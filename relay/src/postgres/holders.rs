@@ -3,6 +3,8 @@
 
 use tokio_postgres::{Client, Error, Row};
 
+use super::literal::literal;
+
 /// Prepared transactions with the locks that each has. What is asked of a lock is asked as `l`. Locks name
 /// no prepared transaction, but each of these holds one on its own id.
 const PREPARED: &str = "pg_catalog.pg_locks l \
@@ -91,7 +93,7 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
          from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
          left join pg_catalog.pg_stat_activity a on a.pid = b.pid where b.pid <> 0 \
          union \
-         select null, p.owner::text, pg_catalog.quote_literal(p.gid), \
+         select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, null \
          from {PREPARED} join pg_catalog.pg_locks w on w.locktype = l.locktype \
              and (w.database, w.relation, w.page, w.tuple, w.virtualxid, w.transactionid, w.classid, \
@@ -123,7 +125,7 @@ pub(crate) async fn of_tables(client: &Client) -> String {
          select a.pid, {NAME}, '', '', l.relation::pg_catalog.regclass::text \
          from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
          union \
-         select null, p.owner::text, pg_catalog.quote_literal(p.gid), \
+         select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, \
              l.relation::pg_catalog.regclass::text \
          from {} where l.pid is null \
@@ -147,7 +149,7 @@ fn read(row: &Row) -> Result<Holder, Error> {
     let (name, third, since) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
     let who = match row.try_get(0)? {
         Some(pid) => Who::Session { pid, name, state: third, since },
-        None => Who::Prepared { gid: third, owner: name, since },
+        None => Who::Prepared { gid: literal(&third), owner: name, since },
     };
     Ok(Holder { who, table: row.try_get(4)? })
 }

@@ -10,6 +10,7 @@ pub mod conninfo;
 pub mod dial;
 pub mod error;
 pub(crate) mod holders;
+pub(crate) mod literal;
 mod login;
 mod meter;
 mod passfile;

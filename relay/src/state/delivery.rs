@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Board, Phase, status::LastBatch};
+use super::{Board, Phase, behind::LATE, status::LastBatch};
 use crate::core::{epoch, position::Position};
 
 impl Board {
@@ -64,6 +64,9 @@ impl Board {
         let mut state = self.state();
         state.broker_error = None;
         state.broker_says = None;
+        if records > 0 || state.delivered != position {
+            self.0.flowed.set(now);
+        }
         state.delivered = position;
         if records > 0 {
             self.0.records.fetch_add(records, Relaxed);
@@ -71,6 +74,11 @@ impl Board {
             state.last_batch = Some(LastBatch { records, bytes, seconds: took.as_secs_f64() });
             state.last_age = newest_commit_us.map(|commit| (now, age_of_commit(commit)));
         }
+    }
+
+    /// That the stream is late though it moves; forgotten when the phase ends.
+    pub fn late(&self, words: Option<String>) {
+        self.concern(LATE, words);
     }
 
     /// A row was moved or copied, and is not published again.

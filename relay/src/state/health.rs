@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::behind::Behind;
 use crate::core::printable::counted;
 
 /// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
@@ -115,6 +116,8 @@ pub(super) struct Vitals {
     pub(super) working_for: Option<Duration>,
     /// Why the server sends nothing of what there is.
     pub(super) held_back: Option<String>,
+    /// WAL waits though the stream is up.
+    pub(super) behind: Option<Behind>,
     /// Which standby a commit of the control session waits for.
     pub(super) stuck: Option<String>,
     /// Time since the brokers last answered; `None` before they first did.
@@ -140,7 +143,8 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             heard_from_postgres(now)?;
             heard_from_brokers(now)?;
             goes_on(now)?;
-            now.held_back.clone().map_or(Ok(()), Err)
+            now.held_back.clone().map_or(Ok(()), Err)?;
+            now.behind.as_ref().and_then(Behind::stands_still).map_or(Ok(()), Err)
         }
         Phase::Retrying { next_attempt_in, .. } => {
             let detail = now.phase.detail();
@@ -239,6 +243,7 @@ mod tests {
             delivering_for: None,
             working_for: None,
             held_back: None,
+            behind: None,
             stuck: None,
             broker_silent_for: Some(s(2)),
             broker_error: None,

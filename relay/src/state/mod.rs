@@ -2,6 +2,7 @@
 //! `admin`. Cheap to clone and to write: positions are atomics, the rest is behind one short lock
 //! that is never held across an await.
 
+mod behind;
 mod broker;
 mod delivery;
 pub mod health;
@@ -61,6 +62,8 @@ struct Inner {
     working: Stamp,
     /// Since when deliveries have been tried, and none stored, whatever started over meanwhile.
     unstored: Stamp,
+    /// When events or the position last moved.
+    flowed: Stamp,
     sampled: Stamp,
     /// When somebody said where the WAL ends.
     told: Stamp,
@@ -133,6 +136,7 @@ impl Board {
             delivering: Stamp::default(),
             working: Stamp::default(),
             unstored: Stamp::default(),
+            flowed: Stamp::default(),
             sampled: Stamp::default(),
             told: Stamp::default(),
             records: AtomicU64::new(0),
@@ -227,6 +231,7 @@ impl Board {
         let now = self.now();
         let mut state = self.state();
         state.held_back = None;
+        state.concerns.remove(behind::LATE);
         state.stuck = None;
         state.waits_for = None;
         if matches!(phase, Phase::Standby { .. }) {
@@ -254,6 +259,7 @@ impl Board {
         }
         state.phase = phase;
         state.phase_since = now;
+        self.0.flowed.set(now);
     }
 
     /// PostgreSQL has answered.

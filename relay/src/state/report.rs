@@ -3,7 +3,10 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use super::Board;
+use super::{
+    Board,
+    behind::{BEHIND_BYTES_MIN, Behind, Lateness},
+};
 use crate::{
     core::{lsn::Lsn, position::Position},
     metrics::Gauges,
@@ -132,7 +135,26 @@ impl Board {
         self.0.parked_events.get().filter(|events| *events >= lanes)
     }
 
+    /// Whether the stream is behind though it is up, and for how long it has stood at one place. `None` where
+    /// little WAL waits: an idle server may leave the end of its WAL half written for seconds.
+    pub(super) fn behind(&self, now: Duration) -> Option<Behind> {
+        if !self.streams() {
+            return None;
+        }
+        let (bytes, late) = self.lag(now).filter(|(bytes, _)| *bytes >= BEHIND_BYTES_MIN)?;
+        let still = late.min(self.0.flowed.age(now)?);
+        let received = self.received_up_to();
+        let within = self.delivered_up_to().filter(|delivered| received > *delivered);
+        Some(Behind { bytes, late, still, receiving: within.map(|_| received) })
+    }
+
+    /// That the stream is late or stands still, as of now.
+    pub fn lateness(&self) -> Option<Lateness> {
+        self.behind(self.now()).and_then(|behind| behind.lateness())
+    }
+
     pub(super) fn vitals(&self, now: Duration) -> Vitals {
+        let behind = self.behind(now);
         let state = self.state();
         Vitals {
             phase: state.phase.clone(),
@@ -141,6 +163,7 @@ impl Board {
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
             working_for: self.0.working.age(now),
             held_back: state.held_back.clone(),
+            behind,
             stuck: state.stuck.clone(),
             broker_silent_for: self.0.broker_heard.age(now),
             broker_error: state

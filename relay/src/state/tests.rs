@@ -244,3 +244,48 @@ fn events_that_are_lost_are_told_until_they_are_no_more_and_logged_once() {
     board.parked_events_are_lost(None);
     assert_eq!(board.concerns(), [""; 0]);
 }
+
+fn streaming(end: u64, delivered: u64) -> Board {
+    let board = Board::new("orders", "s", "1");
+    board.phase(Phase::Streaming);
+    board.server_wal_end(Lsn::new(end));
+    board.delivered(Some(Position::UpTo(Lsn::new(delivered))), 0, 0, Duration::ZERO, None);
+    board
+}
+
+#[test]
+fn a_stream_that_stands_still_is_not_ready_and_an_idle_one_is() {
+    let why = |end, delivered, seconds| {
+        let board = streaming(end, delivered);
+        let behind = board.vitals(board.now() + Duration::from_secs(seconds)).behind;
+        behind.and_then(|behind| behind.stands_still())
+    };
+    assert_eq!(why(5 << 20, 5 << 20, 15), None, "it is idle");
+    assert_eq!(why((5 << 20) + 8000, 5 << 20, 15), None, "a record that is not whole yet");
+    assert_eq!(why(9 << 20, 6 << 20, 11), None, "it may go on");
+    let told = why(9 << 20, 6 << 20, 15).expect("it stands");
+    assert!(told.contains("nothing was delivered for 1") && told.contains("3072 KiB"), "{told}");
+    let board = streaming(9 << 20, 6 << 20);
+    let later = board.now() + Duration::from_secs(15);
+    board.phase(Phase::Stopping);
+    assert_eq!(board.vitals(later).behind, None, "it does not stream");
+}
+
+#[test]
+fn a_stream_moves_with_an_event_or_its_position_and_not_with_the_same_progress_again() {
+    let board = streaming(9 << 20, 6 << 20);
+    let later = Duration::from_secs(60);
+    let delivered = |records, at| {
+        let before = board.now();
+        while board.now().as_micros() <= before.as_micros() {
+            std::hint::spin_loop();
+        }
+        board.delivered(Some(Position::UpTo(Lsn::new(at))), records, 0, Duration::ZERO, None);
+        board.0.flowed.age(later)
+    };
+    let begun = board.0.flowed.age(later);
+    assert_eq!(delivered(0, 6 << 20), begun);
+    let event = delivered(1, 6 << 20);
+    assert!(event < begun);
+    assert!(delivered(0, 7 << 20) < event);
+}

@@ -15,7 +15,7 @@ use tokio::{
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
-use super::held::Held;
+use super::{held::Held, late};
 use crate::{
     causes,
     core::{
@@ -185,7 +185,7 @@ pub(in crate::daemon) async fn run(
     let answer_max = ANSWER_MAX.min(leader_timeout);
     let (mut tail, mut skipped, mut held) =
         (Tail::default(), locks::Skipped::default(), Held::default());
-    let mut unseen = locks::Skipped::default();
+    let (mut unseen, mut told_late) = (locks::Skipped::default(), false);
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -193,6 +193,7 @@ pub(in crate::daemon) async fn run(
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
+        late::tell(board, &mut told_late);
         let looks = async {
             held.look(session, &slot, board).await?;
             look_at(session, &look).await

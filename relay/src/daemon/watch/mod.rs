@@ -3,6 +3,7 @@
 pub(super) mod broker;
 pub(super) mod control;
 mod held;
+mod late;
 pub(super) mod lookout;
 pub(super) mod missing;
 pub(super) mod retention;

@@ -9,7 +9,10 @@ use serde::Deserialize;
 use tokio_postgres::Client;
 
 use super::{error::InspectError, rows::rows};
-use crate::{core::lsn::Lsn, postgres::holders};
+use crate::{
+    core::lsn::Lsn,
+    postgres::{holders, literal::literal},
+};
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -284,12 +287,15 @@ pub async fn writers_waited_for(client: &Client) -> Result<Vec<OpenTransaction>,
                      from pg_catalog.pg_stat_activity \
                      where backend_xid is not null and pid <> pg_catalog.pg_backend_pid()) a \
                union all \
-               select jsonb_build_object('prepared', pg_catalog.quote_literal(gid), \
+               select jsonb_build_object('prepared', gid, \
                    'age_seconds', extract(epoch from clock_timestamp() - prepared), \
                    'xid_age', pg_catalog.age(transaction), \
                    'user', owner, 'database', database)::text \
                from pg_catalog.pg_prepared_xacts";
     let mut found: Vec<OpenTransaction> = rows(client, "open transactions", sql, &[]).await?;
+    for it in &mut found {
+        it.prepared = it.prepared.as_deref().map(literal);
+    }
     let age = |transaction: &OpenTransaction| transaction.age_seconds.unwrap_or(0.0);
     found.sort_by(|a, b| age(b).total_cmp(&age(a)));
     Ok(found)
