@@ -224,6 +224,14 @@ impl Progress {
         self.repair = Some(RepairRecord::announced(Some(lower)));
     }
 
+    /// What was created after this is not known to be published, in milliseconds since the Unix epoch;
+    /// `None` where that is not known. Of the newest published event it is what that says of itself, but
+    /// a writer may say a time to come: so never later than the server's clock at the newest snapshot.
+    pub fn published_until_ms(&self) -> Option<i64> {
+        let (witness, newest) = (self.witness?, self.snapshots.first()?);
+        Some(witness.created_ms.min(newest.taken_ms))
+    }
+
     /// Whether the slot, if it is still there, is to be dropped and none of it published.
     pub fn leaves_slot_out(&self) -> bool {
         self.position.is_none() && self.gap.as_deref() == Some(LEFT_OUT)

@@ -74,14 +74,19 @@ impl Witness {
 
     /// When it was created, as a person reads it.
     pub fn created(self) -> String {
-        jiff::Timestamp::from_millisecond(self.created_ms)
-            .map_or_else(|_| "an unknown time".to_owned(), |moment| format!("{moment:.3}"))
+        moment(self.created_ms)
     }
 
     /// What of a snapshot counts: nothing later than this is published.
     pub fn cut(self, snapshot: &str) -> String {
         snapshot::until(snapshot, self.xid).unwrap_or_else(|| snapshot.to_owned())
     }
+}
+
+/// Milliseconds since the Unix epoch, as a person reads them.
+pub(crate) fn moment(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| "an unknown time".to_owned(), |moment| format!("{moment:.3}"))
 }
 
 #[cfg(test)]

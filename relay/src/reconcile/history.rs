@@ -8,7 +8,7 @@ use crate::{
         lsn::Lsn,
         position::Position,
         progress::{Progress, RepairRecord},
-        snapshot,
+        snapshot, witness,
     },
     postgres::catalog::slot::SlotState,
 };
@@ -135,12 +135,12 @@ fn from_its_slot(stored: &Progress, slot: Option<&SlotState>, leaving_out: &str)
 }
 
 fn from_the_table(stored: &Progress, leaving_out: &str) -> String {
-    match stored.witness {
-        Some(witness) => format!(
-            "to publish from the table every event that was created after {}, as the newest published \
-             one was, run `outbox-relay resume --at table`: some of it may come again, with its id; \
+    match stored.published_until_ms() {
+        Some(until_ms) => format!(
+            "to publish from the table every event that was created after {}, as far as it is known to be \
+             published, run `outbox-relay resume --at table`: some of it may come again, with its id; \
              {leaving_out}",
-            witness.created()
+            witness::moment(until_ms)
         ),
         None => leaving_out.to_owned(),
     }

@@ -47,10 +47,11 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
                      name, and nothing is left out; "
                 }
             },
-            match progress.witness {
+            match progress.published_until_ms() {
                 Some(_) => {
                     "publish what was created since the newest published event, some of it perhaps again, with \
-                     `outbox-relay resume --at table`, which loses nothing; or, if all of it was published \
+                     `outbox-relay resume --at table`, which loses nothing unless this server's clock is behind that \
+                     one's; or, if all of it was published \
                      before the dump, "
                 }
                 None => "",

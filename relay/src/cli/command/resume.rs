@@ -212,14 +212,14 @@ async fn since_newest(
     session: &SqlSession,
     stored: Option<&Progress>,
 ) -> anyhow::Result<String> {
-    let witness = stored.and_then(|stored| stored.witness).context(
+    let until_ms = stored.and_then(Progress::published_until_ms).context(
         "stored progress does not say when the newest published event was created; `resume --at now` \
          publishes what is committed from then on",
     )?;
     let tables = left_out::tables(&parts.mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
     left_out::known_here(session, &tables, None).await?;
-    Ok(repair::before(session.client(), &tables, witness.created_ms).await?)
+    Ok(repair::before(session.client(), &tables, until_ms).await?)
 }
 
 /// Where a cluster that `pg_upgrade` made continues. Transaction ids and the WAL's positions continue in it, so

@@ -149,3 +149,18 @@ fn the_stored_record_stays_below_64_kib_whatever_is_open_in_the_database() {
     assert!(!read.snapshots[0].leaves.is_empty() && read.snapshots[1].leaves.is_empty());
     assert!(newest.starts_with("7000000000:70000") && newest.len() > 700, "{newest}");
 }
+
+#[test]
+fn an_event_of_a_time_to_come_does_not_say_that_all_before_that_is_published() {
+    let until = |created_ms, snapshots| {
+        let witness = Some(Witness { commit: Lsn::new(16), xid: 7, created_ms });
+        Progress { witness, snapshots, ..sample() }.published_until_ms()
+    };
+    let snapshots = sample().snapshots;
+    let taken_ms = snapshots[0].taken_ms;
+    assert_eq!(until(taken_ms + 3_300_000, snapshots.clone()), Some(taken_ms));
+    // One of long ago makes more come again.
+    assert_eq!(until(taken_ms - 3_300_000, snapshots), Some(taken_ms - 3_300_000));
+    assert_eq!(until(taken_ms, vec![]), None);
+    assert_eq!(Progress { witness: None, ..sample() }.published_until_ms(), None);
+}

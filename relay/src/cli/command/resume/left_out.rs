@@ -1,6 +1,7 @@
 //! What a decision leaves out, and how many events that is: said before anything is changed.
 
 use anyhow::bail;
+use tokio_postgres::Client;
 
 use super::{before::between, decision::Decision};
 use crate::{
@@ -172,14 +173,23 @@ async fn from_table(
     asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
     // Refused when it is carried out, as is a table that can't be read.
-    let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
+    let known = stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
+    let Some((witness, until_ms)) = known else { return Ok(None) };
     let Some(around) = around(mapping, session, stored).await? else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     asked.left_out = around.left_out;
-    let question = in_question(around, &witness.created());
+    let ahead = ahead(session.client(), until_ms).await?;
+    let question = in_question(around, &witness.created(), ahead);
     // Whoever must type something first is told at the same time what the command will then ask.
     known_here(session, &tables, question.as_deref()).await?;
     Ok(question)
+}
+
+/// Whether that time is still to come by this server's clock: then what is written here is taken for older.
+async fn ahead(client: &Client, until_ms: i64) -> anyhow::Result<bool> {
+    let now_ms =
+        "select extract(epoch from pg_catalog.clock_timestamp())::pg_catalog.float8 * 1000 < $1";
+    Ok(client.query_one(now_ms, &[&(until_ms as f64)]).await?.try_get(0)?)
 }
 
 /// The rows of the tables around the newest published event; `None` where they can't be told.
@@ -188,10 +198,11 @@ async fn around(
     session: &SqlSession,
     stored: Option<&Progress>,
 ) -> anyhow::Result<Option<Around>> {
-    let Some(witness) = stored.and_then(|stored| stored.witness) else { return Ok(None) };
+    let known = stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
+    let Some((witness, until_ms)) = known else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     let client = session.client();
-    let lower = repair::before(client, &tables, witness.created_ms).await?;
+    let lower = repair::before(client, &tables, until_ms).await?;
     Ok(Some(repair::rows_around(client, &tables, &lower, witness.created_ms).await?))
 }
 
@@ -213,15 +224,23 @@ pub(super) async fn known_here(
     }
 }
 
-/// `newest` is when the newest published event was created.
-fn in_question(around: Around, newest: &str) -> Option<String> {
+/// `newest` is when the newest published event was created; `ahead`, whether this server's clock is behind
+/// that.
+fn in_question(around: Around, newest: &str, ahead: bool) -> Option<String> {
     let Around { published, earlier, left_out } = around;
     if earlier == 0 && left_out == 0 {
         return None;
     }
+    let ahead = match ahead {
+        true => {
+            ", which lies in the future of this server's clock, so that events that were written here and never \
+             published may be left out"
+        }
+        false => "",
+    };
     let [published, earlier, left_out] = [published, earlier, left_out].map(repair::in_words);
     Some(format!(
-        "The newest published event was created at {newest}. This publishes {published} of the outbox \
+        "The newest published event was created at {newest}{ahead}. This publishes {published} of the outbox \
          tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
          out {left_out} that were written before: those that are not published by now are lost to consumers."
     ))
@@ -287,9 +306,14 @@ mod tests {
     #[test]
     fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
         let around = |earlier, left_out| Around { published: 7, earlier, left_out };
-        assert_eq!(in_question(around(0, 0), "noon"), None);
+        assert_eq!(in_question(around(0, 0), "noon", false), None);
         for (earlier, left_out) in [(2, 0), (0, 1)] {
-            let question = in_question(around(earlier, left_out), "noon").expect("it is asked");
+            let ask = |ahead| in_question(around(earlier, left_out), "noon", ahead);
+            let question = ask(false).expect("it is asked");
+            assert!(!question.contains("future"), "{question}");
+            assert!(
+                ask(true).expect("it is asked").contains("in the future of this server's clock")
+            );
             let numbers =
                 [counted(7, "row"), repair::in_words(earlier), repair::in_words(left_out)];
             for number in &numbers {
