@@ -1,6 +1,7 @@
 //! Whose progress counts: what others store in its topic, and what becomes of the topic itself.
 
 mod before;
+mod filled;
 
 use std::time::Duration;
 

@@ -28,6 +28,9 @@ use crate::{
 /// Bound of each of the two halves, so that the whole ends within 15 s.
 const HALF_MAX: Duration = Duration::from_secs(7);
 
+/// How the finding begins of a half that did not end.
+const SILENT: &str = "no answer within";
+
 /// How a finding is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,6 +73,7 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         let foreseen = events::foreseen(parts, expected, looked);
         let ((found, _), (topics, _)) =
             tokio::join!(half("start", rehearsal), half("topics", foreseen));
+        let found = start::or_still_reading(found, parts);
         // What is corrected by the same words has the same cause, and the start's words have more: what it
         // means for what was published before.
         for start in &found {
@@ -102,7 +106,7 @@ async fn half<T>(
     looks: impl Future<Output = (Vec<Finding>, Option<T>)>,
 ) -> (Vec<Finding>, Option<T>) {
     timeout(HALF_MAX, looks).await.unwrap_or_else(|_elapsed| {
-        let seen = format!("no answer within {} s", HALF_MAX.as_secs());
+        let seen = format!("{SILENT} {} s", HALF_MAX.as_secs());
         let remedy = "check that it is up and that the network lets it through";
         (vec![problem(name, seen, remedy)], None)
     })

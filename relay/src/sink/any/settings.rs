@@ -52,6 +52,14 @@ impl Settings {
         }
     }
 
+    /// That the stored progress takes long to read, and what helps; `None` where it is not being read.
+    pub fn long_reading(&self) -> Option<(String, String)> {
+        match self {
+            Settings::Kafka(settings) => kafka::long_reading(settings),
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+        }
+    }
+
     /// By what the brokers slow the relay down, and what helps; `None` where they don't.
     pub fn throttled(&self) -> Option<(String, String)> {
         match self {

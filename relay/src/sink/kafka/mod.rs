@@ -19,6 +19,7 @@ mod preflight;
 mod probe;
 mod produce;
 mod progress_log;
+mod progress_reader;
 mod progress_topic;
 mod property;
 mod quota;
@@ -50,7 +51,7 @@ use self::{
     absent::SharedAttempts,
     errors::unavailable,
     probe::make_lookup,
-    progress_topic::Until,
+    progress_reader::Until,
     stop::Stop,
     thread::{Command, Worker},
 };
@@ -61,7 +62,8 @@ pub use self::{
     settings::{Delivery, Settings, SystemRoots, TopicCreation},
 };
 pub(super) use self::{
-    errors::is_silence, explained::explained, preflight::examine, topics::forecast::foresee,
+    errors::is_silence, explained::explained, preflight::examine, progress_reader::long_reading,
+    topics::forecast::foresee,
 };
 use super::{
     Delivered, ProgressStore, Publisher, Receipt, Sink, SinkError, Stored, StoredProgress,

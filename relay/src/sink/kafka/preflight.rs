@@ -120,7 +120,7 @@ async fn preflight(settings: Settings) -> Result<Preflight, SinkError> {
             let seen = progress_topic::inspect(&settings, &lookup);
             sound(seen.map(|seen| progress_topic = Some(seen)))?;
             if progress_topic == Some(ProgressTopic::Missing) {
-                sound(progress_topic::may_create(&settings))?;
+                sound(progress_topic::may_create(&settings, &lookup))?;
             }
             sound(acl::may_use_transactional_id(&settings, PROBE_TIMEOUT))?;
             if let Some(first) = cluster.brokers.first() {

@@ -1,39 +1,30 @@
-//! The topic that holds how far the relay has come: made, verified and read here.
+//! The topic that holds how far the relay has come: made and verified here, read by `progress_reader`.
 //!
-//! Compacted; partition 0 alone is read and written. `progress_log` says which record counts. The rule of reading: take the true high
-//! watermark H first (a `read_committed` query would answer the last stable offset instead), then
-//! read until everything before H has been read *or passed over*. Transaction markers and aborted
-//! records take offsets but are never handed out, so the last record's offset proves nothing; the
-//! end-of-partition event carries the offset the reader has come to, which under `read_committed`
-//! is at most the last stable offset. While it is below H, a transaction is open that may hold a
-//! newer record: wait for its end.
+//! Compacted; partition 0 alone is read and written.
 
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
     acl, admin,
-    context::Context,
     errors::{code_of, sort, unavailable},
-    hidden::{StableEnd, Waits},
     limits::Limits,
     lookup::{Found, Lookup},
-    native::{Consumer, PartitionReader, Read, Topic},
-    progress_log::{self, Newest},
     settings::{Settings, TopicCreation},
     stop::{SLICE, Stop},
+    twin,
 };
 use crate::{
     fault::{self, Point},
-    seal::SealKey,
     sink::SinkError,
 };
 
-const SEGMENT_BYTES: &str = "16777216";
+/// The newest segment is never compacted, so each start reads up to one and what the cleaner has not come to.
+const SEGMENT_BYTES: &str = "4194304";
 /// A progress record is smaller, with all that its batch has beside it.
 const RECORD_BYTES_MAX: usize = 66_000;
 /// By so much the relay's clock and a broker's may differ, with the time that a record is under way.
@@ -41,8 +32,6 @@ const CLOCKS_DIFFER_MS: i64 = 60_000;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a topic just created may take to have a leader.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
-/// A reader that waits says so, and asks the broker for a sign of life, this often.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// What is known of the progress topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +114,7 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
             }
             ProgressTopic::Missing if created => {}
             ProgressTopic::Missing => {
-                create(settings, &name)?;
+                create(settings, &name, lookup)?;
                 fault::point(Point::ProgressTopicMade);
                 created = true;
             }
@@ -136,7 +125,7 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
     }
 }
 
-fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
+fn create(settings: &Settings, name: &str, lookup: &Lookup) -> Result<(), SinkError> {
     let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
     let replicas = settings.progress_replication_factor;
     let replicas = replicas.map_or_else(|| "the brokers' default".to_owned(), |n| n.to_string());
@@ -146,6 +135,7 @@ fn create(settings: &Settings, name: &str) -> Result<(), SinkError> {
     let created = admin::create_topic(settings, name, creation, &config);
     created.map_err(|error| match code_of(&error) {
         Some(code) if may_not_create(code) => not_created(settings, name),
+        Some(RDKafkaErrorCode::InvalidTopic) => in_the_way(settings, name, lookup),
         _ => unavailable(format!("creating the progress topic {name}"), error),
     })
 }
@@ -172,18 +162,49 @@ fn not_created(settings: &Settings, name: &str) -> SinkError {
     }
 }
 
+/// Brokers refuse the name, which they do beside another that differs in separators alone. Whoever may create
+/// topics can have made that one.
+fn in_the_way(settings: &Settings, name: &str, lookup: &Lookup) -> SinkError {
+    let twins = twin::in_the_way(&[name], lookup, REQUEST_TIMEOUT);
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let (beside, delete) = match twins.get(name) {
+        Some(twin) => (
+            format!("beside {twin}, whose name differs"),
+            format!(
+                "if no one needs {twin}, delete it: `kafka-topics --bootstrap-server {servers} --delete \
+                 --topic {twin}`"
+            ),
+        ),
+        None => (
+            "because a rule of theirs forbids its name, or beside a topic whose name differs"
+                .into(),
+            "look for such a topic, and delete it if no one needs it".into(),
+        ),
+    };
+    SinkError::Misconfigured {
+        what: format!(
+            "the progress topic {name} does not exist, and brokers refuse to create it {beside} in '.' and '_' \
+             alone: such names collide in the names of metrics; nothing is published"
+        ),
+        remedy: format!(
+            "{delete}; or choose another `name`, if this relay has published nothing yet"
+        ),
+    }
+}
+
 /// Asks whether the topic, which is missing, could be created; creates nothing.
 ///
 /// # Errors
 /// `Misconfigured` if not.
-pub(super) fn may_create(settings: &Settings) -> Result<(), SinkError> {
+pub(super) fn may_create(settings: &Settings, lookup: &Lookup) -> Result<(), SinkError> {
     let name = settings.progress_topic();
     let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
     let creation = TopicCreation { partitions: 1, replication_factor };
     let failed = admin::may_create_topics(settings, &[&name], creation).unwrap_or_default();
-    match failed.into_iter().any(|(_, code)| may_not_create(code)) {
-        true => Err(not_created(settings, &name)),
-        false => Ok(()),
+    match failed.first().map(|(_, code)| *code) {
+        Some(code) if may_not_create(code) => Err(not_created(settings, &name)),
+        Some(RDKafkaErrorCode::InvalidTopic) => Err(in_the_way(settings, &name, lookup)),
+        _ => Ok(()),
     }
 }
 
@@ -254,93 +275,6 @@ fn spare(name: &str, partitions: i32) {
             "the progress topic has more partitions than one: nothing is lost by it, partition 0 \
              alone is used, and the others stay empty. There is nothing to do"
         );
-    }
-}
-
-/// How far the topic is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// To where an open transaction, if there is one, hides what follows.
-    Stable,
-    /// To the end there is now: waits for open transactions to end.
-    Newest,
-}
-
-/// Finds the newest progress record; see the module for the rule.
-pub(super) fn read(
-    settings: &Settings,
-    key: &SealKey,
-    lookup: &Lookup,
-    stop: &Stop,
-    until: Until,
-) -> Result<progress_log::Found, SinkError> {
-    let name = settings.progress_topic();
-    let doing = format!("reading the progress topic {name}");
-    let failed = |error| sort(&doing, error, None);
-    let (low, high) = lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
-    if low >= high {
-        return Ok(progress_log::Found::default());
-    }
-    let consumer: std::sync::Arc<Consumer> = std::sync::Arc::new(
-        settings
-            .reader_config()
-            .create_with_context(Context::new("progress", &settings.reach))
-            .map_err(failed)?,
-    );
-    let mut reader = Topic::new(&consumer, &name)
-        .and_then(|topic| PartitionReader::start(topic, 0, low))
-        .map_err(|code| failed(KafkaError::MessageConsumption(code)))?;
-    let mut newest = Newest::new(&settings.relay_name, key, low);
-    let started = Instant::now();
-    let mut reported = started;
-    let mut heard = false;
-    let mut waits = Waits::new(settings, &name);
-    let mut end = StableEnd::default();
-    while newest.position < high {
-        if stop.requested() {
-            return Err(unavailable(doing, "asked to stop"));
-        }
-        let read = reader.next(SLICE);
-        heard |= matches!(read, Some(Read::Record { .. } | Read::End { .. }));
-        if let Some(Read::Error(code)) = read {
-            give_up_on(code).map_err(failed)?;
-        }
-        let at_stable_end = matches!(read, Some(Read::End { .. }));
-        if let Some(read) = read {
-            newest.take(read);
-        }
-        if at_stable_end && until == Until::Stable {
-            break;
-        }
-        while consumer.poll(Duration::ZERO).is_some() {}
-        let is_hidden = end.is_still_at(newest.position, at_stable_end);
-        if newest.position < high && reported.elapsed() >= REPORT_EVERY {
-            reported = Instant::now();
-            // Also a sign of life: with the broker away, waiting would never end.
-            lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
-            if !heard && started.elapsed() > 3 * REPORT_EVERY {
-                return Err(unavailable(doing, "the broker answers, but sends no records"));
-            }
-            if is_hidden {
-                waits.tell(newest.position, high);
-            }
-        }
-    }
-    Ok(newest.found())
-}
-
-/// Errors that do not pass by themselves; librdkafka continues after all others.
-fn give_up_on(code: RDKafkaErrorCode) -> Result<(), KafkaError> {
-    use RDKafkaErrorCode as Code;
-    match code {
-        Code::TopicAuthorizationFailed
-        | Code::UnknownTopicOrPartition
-        | Code::UnknownTopic
-        | Code::UnknownPartition
-        | Code::Authentication
-        | Code::SaslAuthenticationFailed
-        | Code::Fatal => Err(KafkaError::MessageConsumption(code)),
-        _ => Ok(()),
     }
 }
 

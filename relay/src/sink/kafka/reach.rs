@@ -28,6 +28,8 @@ struct State {
     failed: BTreeMap<String, String>,
     /// What a call waits for, though they answer.
     waits_for: Option<String>,
+    /// How many bytes of the progress topic a reading under way has read, and since when.
+    reads: Option<(u64, Instant)>,
     /// Why a broker refused the login, since one last answered.
     refused: Option<String>,
     /// What brokers say of quotas.
@@ -43,6 +45,17 @@ impl Reach {
     /// What a call waits for, though the brokers answer.
     pub fn waits_for(&self) -> Option<String> {
         self.state().waits_for.clone()
+    }
+
+    /// The progress topic is being read, so far to this many bytes; `None` where that has ended.
+    pub(super) fn reads(&self, bytes: Option<u64>) {
+        self.state().reads = bytes.map(|bytes| (bytes, Instant::now()));
+    }
+
+    /// How many bytes a reading has read that is under way, and has read some within this time.
+    pub(super) fn is_reading(&self, within: Duration) -> Option<u64> {
+        let (bytes, since) = self.state().reads?;
+        (bytes > 0 && since.elapsed() < within).then_some(bytes)
     }
 
     /// A broker has answered.

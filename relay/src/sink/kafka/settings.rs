@@ -314,6 +314,9 @@ impl Settings {
         config.set("enable.partition.eof", "true");
         config.set("auto.offset.reset", "earliest");
         config.set("queued.max.messages.kbytes", "1024");
+        // How long fetching rests once that much is queued. The default, a second, is far longer than
+        // what is queued lasts, and each start waits for this reader.
+        self.set_default(&mut config, "fetch.queue.backoff.ms", "5");
         config.set("fetch.wait.max.ms", "100");
         config
     }

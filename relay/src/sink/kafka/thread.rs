@@ -22,7 +22,8 @@ use super::{
     lookup::Lookup,
     outlet::{Load, Outlet, Undelivered},
     progress_log::{self, Found, Sealer},
-    progress_topic::{self, Until},
+    progress_reader::{self, Until},
+    progress_topic,
     settings::{Delivery, Settings},
     stop::Stop,
     topics::Topics,
@@ -143,7 +144,7 @@ impl Worker {
             self.ensured = true;
         }
         let key = self.sealer.key();
-        let found = progress_topic::read(&self.settings, key, &self.lookup, &self.stop, until)?;
+        let found = progress_reader::read(&self.settings, key, &self.lookup, &self.stop, until)?;
         self.sealer.go_on_after(found.number);
         if let Some(fence) = self.fence.take() {
             self.outlet = Some(self.claim(fence, &found)?);

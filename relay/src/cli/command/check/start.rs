@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use super::{Finding, Verdict, ok, problem, warning};
+use super::{Finding, SILENT, Verdict, ok, problem, warning};
 use crate::{
     config::{Config, parts::Parts},
     core::{position::Position, printable::counted},
@@ -57,6 +57,15 @@ pub(super) async fn rehearsed(
             waiting(found, &decision, open)
         }
     })
+}
+
+/// The rehearsal's findings; where it has not ended because it reads much progress, that.
+pub(super) fn or_still_reading(found: Vec<Finding>, parts: &Parts) -> Vec<Finding> {
+    let only_silent = found.iter().all(|finding| finding.seen.starts_with(SILENT));
+    match parts.sink.long_reading().filter(|_| only_silent) {
+        Some((seen, remedy)) => vec![warning(NAME, seen, remedy)],
+        None => found,
+    }
 }
 
 /// An open transaction may well end by itself within this.

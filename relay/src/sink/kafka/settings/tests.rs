@@ -46,3 +46,14 @@ fn a_delivery_ends_before_its_transaction_does() {
     assert_eq!(sample("b:1").delivery_limit(), Duration::from_secs(10));
     assert_eq!(with("transaction.timeout.ms", "3000").delivery_limit(), Duration::from_secs(2));
 }
+
+/// librdkafka's own default, a second, is far longer than what this reader has queued lasts.
+#[test]
+fn the_reader_of_the_progress_topic_rests_for_milliseconds() {
+    let rest = |settings: &Settings| {
+        let given = settings.reader_config().get("fetch.queue.backoff.ms").map(str::to_owned);
+        given.and_then(|ms| ms.parse::<u32>().ok())
+    };
+    assert!(rest(&sample("b:1")).is_some_and(|ms| ms <= 10));
+    assert_eq!(rest(&with("fetch.queue.backoff.ms", "700")), Some(700));
+}
