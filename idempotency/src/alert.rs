@@ -67,6 +67,15 @@ pub enum Alert {
         /// When the former primary was written to, as seen last.
         seen: std::time::SystemTime,
     },
+    /// Somebody else than the crate has had the inbox forget something: days that were truncated, dropped or
+    /// detached, rows that were deleted. Each process says it once, within about 15 s, an hour at most for days
+    /// that were dropped or detached and of which no message comes.
+    Forgotten {
+        /// The inbox's name.
+        consumer: String,
+        /// What; its text says what it means and what to type.
+        loss: crate::losses::Loss,
+    },
     /// The database, or a server that it asks, can't do what a message's handler wants: no room, no memory, no
     /// connection, read-only. It costs no attempt. The message waits for as long as that lasts, and its key with it.
     Trouble {

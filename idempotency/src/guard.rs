@@ -19,7 +19,7 @@ const LOOK: &str = "with ours as (select c.oid, c.oid::pg_catalog.regclass as na
             any (array['r', 'p']::pg_catalog.\"char\"[])) \
     select (select pg_catalog.string_agg(t.name, ', ') from pg_catalog.unnest( \
             array['inbox.messages', 'inbox.consumers', 'inbox.settings', 'inbox.parked_lanes', \
-                'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied']) as t (name) \
+                'inbox.parked', 'inbox.dead_letters', 'inbox.watermarks', 'inbox.applied', 'inbox.losses']) as t (name) \
             where pg_catalog.to_regclass(t.name) is not null \
                 and pg_catalog.row_security_active(pg_catalog.to_regclass(t.name))), \
         (select pg_catalog.string_agg(l.line, '; ') from ( \

@@ -20,8 +20,9 @@ use uuid::Uuid;
 use crate::{
     error::{InboxError, OnceError},
     guard,
+    losses::{self, Loss, Told},
     message_id::{Day, MessageId},
-    remembered,
+    registered, remembered,
     repertoire::Repertoire,
     session::{Isolation, Sessions, explained},
     transaction::Open,
@@ -74,6 +75,7 @@ struct Shared {
     consumer: String,
     consumer_id: i32,
     window: Known,
+    told: Told,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -103,24 +105,14 @@ impl Inbox {
     }
 
     async fn opened(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
-        const DOING: &str = "registering the consumer";
-        let refused = |error| InboxError::of(DOING, error);
         let sessions = Arc::new(Sessions::open(pool, consumer).await?);
-        let name = sessions.repertoire().text(consumer);
-        let find = "select id from inbox.consumers where name operator(pg_catalog.=) $1";
-        let (open, mut found) = Open::begin(&sessions, DOING, find, &[&name]).await?;
-        if found.is_empty() {
-            let add = "insert into inbox.consumers as c (name) values ($1) \
-                       on conflict (name) do update set name = c.name returning id";
-            found = open.query(DOING, add, &[&name]).await?;
-        }
-        open.commit().await?;
-        let row = found.first().expect("an upsert returns its row");
-        let consumer_id = row.try_get(0).map_err(refused)?;
-        let window = window::maintain(&sessions).await?;
-        let shared =
-            Shared { consumer: consumer.to_owned(), consumer_id, window: Known::of(window) };
-        Ok(Inbox { shared: Arc::new(shared), sessions })
+        let consumer_id = registered::number(&sessions).await?;
+        let window = Known::of(window::maintain(&sessions).await?);
+        let consumer = consumer.to_owned();
+        let shared = Shared { consumer, consumer_id, window, told: Told::default() };
+        let inbox = Inbox { shared: Arc::new(shared), sessions };
+        inbox.losses().await?;
+        Ok(inbox)
     }
 
     /// With another isolation level for the transactions that messages take effect in. Where two
@@ -271,16 +263,40 @@ impl Inbox {
     }
 
     /// Makes the partitions of the days ahead and drops those older than
-    /// `inbox.settings.retention_days`. Call it every hour or so where no runner does.
+    /// `inbox.settings.retention_days`. Call it every hour or so where no runner does. What somebody else has
+    /// had the inbox forget is logged ([`Inbox::losses`]).
     ///
     /// Cancel safe: the next call does what this one has left.
     ///
     /// # Errors
-    /// [`InboxError`]; nothing was changed.
+    /// [`InboxError`]; what was not done is done by the next call.
     pub async fn maintain(&self) -> Result<(), InboxError> {
         let window = window::maintain(&self.sessions).await?;
         self.shared.window.learn(window);
+        self.keeps_its_number().await?;
+        self.losses().await?;
         Ok(())
+    }
+
+    /// What somebody else has had the inbox forget, oldest first, at most 100: days that were truncated, dropped
+    /// or detached, rows that were deleted. Each is logged once, with what it means and what to type, and stays
+    /// until someone deletes its row in `inbox.losses` or its days are past retention.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`InboxError`].
+    pub async fn losses(&self) -> Result<Vec<Loss>, InboxError> {
+        let losses = losses::look(&self.sessions, self.shared.consumer_id).await?;
+        for loss in self.shared.told.new_of(&losses) {
+            tracing::error!(consumer = self.shared.consumer, "{loss}");
+        }
+        Ok(losses)
+    }
+
+    /// That its row in `inbox.consumers` is there, or is again.
+    pub(crate) async fn keeps_its_number(&self) -> Result<(), InboxError> {
+        registered::stands(&self.sessions, self.shared.consumer_id).await
     }
 
     /// Whether a partition past retention was left, because others were at work in the table: then

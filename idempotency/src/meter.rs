@@ -67,6 +67,12 @@ impl Meter {
         histogram!("outbox_inbox_transaction_seconds", "consumer" => self.consumer()).record(took);
     }
 
+    /// What somebody else had the inbox forget.
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floats, and there are few")]
+    pub(crate) fn losses(&self, losses: usize) {
+        gauge!("outbox_inbox_losses", "consumer" => self.consumer()).set(losses as f64);
+    }
+
     /// Offsets that were deleted before they were read.
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn skipped(&self, topic: &str, offsets: i64) {

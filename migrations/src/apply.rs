@@ -42,6 +42,14 @@ pub enum MigrateError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Somebody else has what is needed, for longer than is waited for. Nothing was changed.
+    #[error("{what}; {remedy}")]
+    Busy {
+        /// What was not done, and who is in the way, where that is known.
+        what: String,
+        /// What to do about it.
+        remedy: String,
+    },
     /// The history is not one that this version could have written, or what can't be recreated was
     /// dropped. Nothing was changed; a person must look.
     #[error("{what}; {remedy}")]

@@ -77,6 +77,7 @@ pub const INBOX_OPERATOR: &[Grant] = &[
 pub const INBOX_CONSUMER: &[Grant] = &[
     grant("usage", "schema inbox"),
     grant("select", "inbox.settings"),
+    grant("select", "inbox.losses"),
     grant("select", "inbox.consumers"),
     grant("insert", "inbox.consumers"),
     grant("update", "inbox.consumers"),

@@ -96,6 +96,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 7, name: "by_id", sql: include_str!("../inbox/V7__by_id.sql") },
     Migration { version: 8, name: "places", sql: include_str!("../inbox/V8__places.sql") },
     Migration { version: 9, name: "identity", sql: include_str!("../inbox/V9__identity.sql") },
+    Migration { version: 10, name: "losses", sql: include_str!("../inbox/V10__losses.sql") },
 ];
 
 impl Set {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     error::InboxError,
     fault::{Point, point},
+    losses,
     message::RawMessage,
     transaction::Open,
 };
@@ -65,6 +66,14 @@ impl Processor {
         let (open, mut mark, parked) =
             watermark::lock(inbox, &partition.0, partition.1, &lanes).await?;
         mark.topic_id = self.topics().get(&partition.0).cloned();
+        if mark.is_blank() {
+            let stored = inbox.repertoire().text(&partition.0);
+            let (consumer_id, (topic, number)) = (inbox.consumer_id(), &partition);
+            let lost = losses::of_watermark(&open, consumer_id, topic, &stored, *number).await?;
+            if let Some(lost) = lost {
+                return Err(InboxError::Unsafe(lost));
+            }
+        }
         if self.marks().get(&partition).is_some_and(|known| !mark.includes(known)) {
             let (topic, number) = &partition;
             return Err(InboxError::Unsafe(format!(

@@ -10,6 +10,7 @@ mod build;
 mod by_id;
 mod claim;
 mod due;
+mod forgotten;
 mod hands;
 mod large;
 mod marked;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Processor, Stop};
 use crate::{
     error::{InboxError, chain},
+    losses::Told,
     transaction::Open,
 };
 
@@ -31,9 +32,18 @@ impl Processor {
     pub(super) async fn upkeep(&self) -> Stop {
         let (mut maintained, mut said) = (Instant::now(), false);
         let (mut refused, mut timeline) = (HashSet::new(), None);
+        let losses = Told::default();
         loop {
             if let Err(weakened @ InboxError::Setting(_)) = self.shared.inbox.is_whole().await {
                 return Stop::Inbox(weakened);
+            }
+            match self.look_at_losses(&losses).await {
+                Err(another @ InboxError::Setting(_)) => return Stop::Inbox(another),
+                Err(error) => {
+                    let not_done = "what was forgotten is not looked for";
+                    self.pass_over(error, not_done, &mut refused).await;
+                }
+                Ok(()) => {}
             }
             if let Err(error) = self.look_at_the_timeline(&mut timeline).await {
                 let error = chain(&error);

@@ -113,6 +113,11 @@ impl Mark {
         if Some(position.place) <= self.before { Verdict::ById } else { Verdict::Fresh }
     }
 
+    /// Whether nothing was taken by it, or its row was deleted.
+    pub(super) fn is_blank(&self) -> bool {
+        self.position.is_none() && self.before.is_none() && self.next_offset == 0
+    }
+
     /// Whether `self` is where `other` is, or past it.
     pub(super) fn includes(&self, other: &Mark) -> bool {
         let key = |mark: &Mark| mark.position.as_ref().map(|p| (p.era, p.timeline, p.place));

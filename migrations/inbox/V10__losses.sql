@@ -1,0 +1,351 @@
+-- inbox V10: what somebody else has the inbox forget is noted, and told by the consumers.
+--
+-- A day that is truncated, dropped or detached, rows that are deleted, a consumer's number, a watermark:
+-- messages that come again could take effect again, and nothing said so.
+
+-- Names mean PostgreSQL's own here, whatever the session's search_path is. It is put back at the end.
+do $$
+begin
+    perform pg_catalog.set_config(
+        'inbox.search_path', pg_catalog.current_setting('search_path'), false);
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false);
+end
+$$;
+
+create table if not exists inbox.losses (
+    id          uuid        primary key default gen_random_uuid(),
+    what        text        not null check (what in
+                    ('truncated', 'deleted', 'dropped', 'detached', 'consumer', 'watermark')),
+    consumer_id int,
+    first_day   date,
+    last_day    date,
+    messages    bigint,
+    lost        jsonb,
+    by_role     text        not null default session_user,
+    noted_at    timestamptz not null default now(),
+    last_at     timestamptz not null default now()
+);
+comment on table inbox.losses is
+    'What somebody else than inbox.maintain() had the inbox forget. Consumers tell of each row until it '
+    'is deleted here, or its days are past retention';
+comment on column inbox.losses.what is
+    'Rows of inbox.messages: truncated, deleted, or a partition dropped (or renamed) or detached. A row '
+    'of inbox.consumers or of inbox.watermarks';
+comment on column inbox.losses.consumer_id is 'Whose; null where all consumers'' are';
+comment on column inbox.losses.first_day is 'The days of the messages, from this one to last_day';
+comment on column inbox.losses.messages is 'How many; null where it is not known';
+comment on column inbox.losses.lost is
+    'The row, to be put back: insert into inbox.watermarks select '
+    '(jsonb_populate_record(null::inbox.watermarks, lost)).* from inbox.losses where id = ...';
+comment on column inbox.losses.by_role is
+    'Who has done it; of what was dropped or detached, who found it';
+comment on column inbox.losses.noted_at is 'When it was noted; of several within an hour, the first';
+
+create table if not exists inbox.days (
+    day     date        primary key,
+    made_at timestamptz not null default now()
+);
+comment on table inbox.days is
+    'Days of which inbox.maintain() has made a partition and has not dropped it';
+
+insert into inbox.days (day)
+select to_date(right(c.relname, 8), 'YYYYMMDD')
+from pg_inherits i
+join pg_class c on c.oid = i.inhrelid
+where i.inhparent = 'inbox.messages'::regclass and c.relname ~ '^messages_[0-9]{8}$'
+on conflict do nothing;
+
+-- Several of one kind within an hour are one: a job may delete row by row.
+create or replace function inbox.note_loss(kind text, consumer int, first date, last date, rows bigint)
+    returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update inbox.losses as l
+    set first_day = least(l.first_day, first), last_day = greatest(l.last_day, last),
+        messages = l.messages + rows, last_at = now()
+    where l.what = kind and l.consumer_id is not distinct from consumer
+        and case kind when 'detached' then first between l.first_day and l.last_day + 1
+            else l.by_role = session_user and l.noted_at > now() - interval '1 hour' end;
+    if not found then
+        insert into inbox.losses (what, consumer_id, first_day, last_day, messages)
+        values (kind, consumer, first, last, rows);
+    end if;
+end
+$$;
+
+-- Whoever empties a table may not be allowed to write the note.
+create or replace function inbox.note_messages() returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    of_day date;
+    of_consumer record;
+begin
+    if tg_op = 'TRUNCATE' then
+        -- A partition has one day, and an empty one loses nothing.
+        execute format('select day from %I.%I limit 1', tg_table_schema, tg_table_name) into of_day;
+        if of_day is not null then
+            perform inbox.note_loss('truncated', null, of_day, of_day, null);
+        end if;
+    else
+        for of_consumer in
+            select g.consumer_id as id, min(g.day) as first, max(g.day) as last, count(*) as rows
+            from gone as g group by g.consumer_id order by g.consumer_id
+        loop
+            perform inbox.note_loss('deleted', of_consumer.id, of_consumer.first, of_consumer.last,
+                of_consumer.rows);
+        end loop;
+    end if;
+    return null;
+end
+$$;
+
+-- Rows that can be put back.
+create or replace function inbox.note_rows() returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    kind constant text := case tg_table_name when 'consumers' then 'consumer' else 'watermark' end;
+    gone_row record;
+begin
+    if tg_op = 'DELETE' then
+        for gone_row in select to_jsonb(g) as lost from gone as g
+        loop
+            perform inbox.note_row(kind, gone_row.lost);
+        end loop;
+    else
+        for gone_row in
+            execute format('select to_jsonb(t) as lost from %I.%I as t', tg_table_schema, tg_table_name)
+        loop
+            perform inbox.note_row(kind, gone_row.lost);
+        end loop;
+    end if;
+    return null;
+end
+$$;
+
+-- The newest of a row alone.
+create or replace function inbox.note_row(kind text, row_that_was jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    consumer constant int :=
+        (case kind when 'consumer' then row_that_was ->> 'id' else row_that_was ->> 'consumer_id' end)::int;
+begin
+    delete from inbox.losses as l
+    where l.what = kind and l.consumer_id = consumer
+        and l.lost ->> 'topic' is not distinct from row_that_was ->> 'topic'
+        and l.lost ->> 'partition' is not distinct from row_that_was ->> 'partition';
+    insert into inbox.losses (what, consumer_id, lost) values (kind, consumer, row_that_was);
+end
+$$;
+
+-- The triggers of inbox.messages or of one of its partitions, to which a statement's don't come from
+-- their parent. They fire in each session, and cost nothing but where rows go.
+create or replace function inbox.watch(of_table regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if of_table <> 'inbox.messages'::regclass then
+        execute format('create or replace trigger note_truncate before truncate on %s '
+            'for each statement execute function inbox.note_messages()', of_table);
+        execute format('alter table %s enable always trigger note_truncate', of_table);
+    end if;
+    execute format('create or replace trigger note_delete after delete on %s '
+        'referencing old table as gone for each statement execute function inbox.note_messages()',
+        of_table);
+    execute format('alter table %s enable always trigger note_delete', of_table);
+end
+$$;
+
+create or replace function inbox.is_watched(of_table regclass) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+begin atomic
+    select count(*) = case of_table when 'inbox.messages'::regclass then 1 else 2 end
+    from pg_trigger as t
+    where t.tgrelid = of_table and t.tgname in ('note_truncate', 'note_delete') and t.tgenabled = 'A';
+end;
+
+-- Makes the partitions of the days that are kept and of those ahead, and drops those past retention. What
+-- somebody else has dropped or detached is noted.
+-- Call it at least every `ahead_days`; consumers do so every hour, and every minute while a partition
+-- past retention is left. It runs with its owner's rights, since only an owner may drop a partition.
+create or replace function inbox.maintain(out oldest date, out newest date)
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    -- Making one waits for others that do the like, such as ANALYZE, and nobody waits behind it.
+    set lock_timeout = '2s'
+as $$
+declare
+    -- Farther than that, days between those that are there and today are not made.
+    gap_max constant int := 400;
+    today constant date := (statement_timestamp() at time zone 'utc')::date;
+    wanted inbox.settings;
+    known inbox.upkeep;
+    newest_before date;
+    made date;
+    partition text;
+    unwatched regclass;
+    dropped record;
+begin
+    -- `outboxmt` in ASCII. One at a time: what another one does need not be done again.
+    if pg_try_advisory_xact_lock(8031453476610927988) then
+        select * into strict wanted from inbox.settings;
+        insert into inbox.upkeep default values on conflict do nothing;
+        select * into strict known from inbox.upkeep;
+        select w.newest into newest_before from inbox.window() as w;
+        -- A clock that is days ahead of the last visit is right if nobody came for so long, and wrong
+        -- if it goes back. Days that are dropped by mistake are lost; kept ones cost a day's disk.
+        if known.visited_on is null or today <= known.visited_on + 1
+            or statement_timestamp() >= known.doubted_since + interval '1 day' then
+            update inbox.upkeep set visited_on = today, doubted_since = null
+            where visited_on is distinct from today or doubted_since is not null;
+            known.doubted_since := null;
+        elsif known.doubted_since is null or statement_timestamp() < known.doubted_since then
+            known.doubted_since := statement_timestamp();
+            update inbox.upkeep set doubted_since = known.doubted_since;
+        end if;
+        made := greatest(known.forgotten_through + 1, today - wanted.retention_days);
+        if newest_before < made and made - newest_before <= gap_max then
+            made := greatest(known.forgotten_through, newest_before) + 1;
+        end if;
+        begin
+            while made <= today + wanted.ahead_days loop
+                -- Attached, not created in place, which would lock the table against its writers.
+                -- Vacuum has nothing to do where nothing is updated or deleted.
+                partition := 'messages_' || to_char(made, 'YYYYMMDD');
+                if to_regclass('inbox.' || partition) is null then
+                    insert into inbox.days (day) values (made) on conflict do nothing;
+                    -- It was there, and whoever dropped it was not this function.
+                    if not found then
+                        perform inbox.note_loss('dropped', null, made, made, null);
+                    end if;
+                    execute format('create table inbox.%I (like inbox.messages including all) '
+                        'with (autovacuum_vacuum_insert_threshold = -1)', partition);
+                    perform inbox.watch(to_regclass('inbox.' || partition));
+                    execute format('alter table inbox.messages attach partition inbox.%I '
+                        'for values from (%L) to (%L)', partition, made, made + 1);
+                elsif not exists (
+                    select from pg_inherits as i
+                    where i.inhparent = 'inbox.messages'::regclass
+                        and i.inhrelid = to_regclass('inbox.' || partition)
+                ) then
+                    -- Nothing is forgotten yet, so it is not replaced: the table has the ids.
+                    perform inbox.note_loss('detached', null, made, made, null);
+                else
+                    insert into inbox.days (day) values (made) on conflict do nothing;
+                end if;
+                made := made + 1;
+            end loop;
+        exception when lock_not_available then
+            if newest_before is null or newest_before < today then
+                raise;
+            end if;
+            raise notice 'inbox.maintain: the table is busy, new partitions are made next time';
+        end;
+        -- What no message can come of any more, and what is as it was again.
+        delete from inbox.losses as l
+        where l.last_day < today - wanted.retention_days and known.doubted_since is null
+            or l.what = 'detached' and not exists (
+                select from generate_series(l.first_day, l.last_day, interval '1 day') as d (day)
+                where to_regclass('inbox.messages_' || to_char(d.day, 'YYYYMMDD')) is not null
+                    and not exists (select from pg_inherits as i
+                        where i.inhparent = 'inbox.messages'::regclass and i.inhrelid
+                            = to_regclass('inbox.messages_' || to_char(d.day, 'YYYYMMDD'))))
+            or l.what = 'consumer' and exists (
+                select from inbox.consumers as c where c.id = l.consumer_id)
+            or l.what = 'watermark' and exists (
+                select from inbox.watermarks as w
+                where w.consumer_id = l.consumer_id and w.topic = l.lost ->> 'topic'
+                    and w.partition = (l.lost ->> 'partition')::int);
+        -- Dropping locks the whole table for a moment, and behind a waiting lock everyone waits.
+        perform set_config('lock_timeout', '50ms', true);
+        begin
+            for dropped in
+                select c.relname, to_date(right(c.relname, 8), 'YYYYMMDD') as day
+                from pg_inherits i
+                join pg_class c on c.oid = i.inhrelid
+                where i.inhparent = 'inbox.messages'::regclass
+                    and c.relname ~ '^messages_[0-9]{8}$'
+                    and to_date(right(c.relname, 8), 'YYYYMMDD') < today - wanted.retention_days
+                    and known.doubted_since is null
+                order by c.relname
+            loop
+                execute format('drop table inbox.%I', dropped.relname);
+                delete from inbox.days where day = dropped.day;
+                update inbox.upkeep
+                set forgotten_through = greatest(forgotten_through, dropped.day);
+            end loop;
+        exception when lock_not_available then
+            raise notice 'inbox.maintain: the table is busy, old partitions stay until next time';
+        end;
+        begin
+            for unwatched in
+                select 'inbox.messages'::regclass
+                union all
+                select i.inhrelid::regclass from pg_inherits as i
+                where i.inhparent = 'inbox.messages'::regclass
+            loop
+                if not inbox.is_watched(unwatched) then
+                    perform inbox.watch(unwatched);
+                end if;
+            end loop;
+        exception when lock_not_available then
+            raise notice 'inbox.maintain: the table is busy, its triggers are put back next time';
+        end;
+    end if;
+    select w.oldest, w.newest into oldest, newest from inbox.window() as w;
+end
+$$;
+
+revoke execute on function inbox.note_loss(text, int, date, date, bigint) from public;
+revoke execute on function inbox.note_messages() from public;
+revoke execute on function inbox.note_rows() from public;
+revoke execute on function inbox.note_row(text, jsonb) from public;
+revoke execute on function inbox.watch(regclass) from public;
+revoke execute on function inbox.is_watched(regclass) from public;
+
+do $$
+declare
+    watched regclass;
+    of_rows text;
+begin
+    perform inbox.watch('inbox.messages'::regclass);
+    for watched in
+        select i.inhrelid::regclass from pg_inherits as i
+        where i.inhparent = 'inbox.messages'::regclass
+    loop
+        perform inbox.watch(watched);
+    end loop;
+    foreach of_rows in array array['consumers', 'watermarks']
+    loop
+        execute format('create or replace trigger note_truncate before truncate on inbox.%I '
+            'for each statement execute function inbox.note_rows()', of_rows);
+        execute format('create or replace trigger note_delete after delete on inbox.%I '
+            'referencing old table as gone for each statement execute function inbox.note_rows()',
+            of_rows);
+        execute format('alter table inbox.%I enable always trigger note_truncate', of_rows);
+        execute format('alter table inbox.%I enable always trigger note_delete', of_rows);
+    end loop;
+end
+$$;
+
+do $$
+begin
+    perform inbox.maintain();
+end
+$$;
+
+do $$
+begin
+    perform pg_catalog.set_config(
+        'search_path', pg_catalog.current_setting('inbox.search_path'), false);
+end
+$$;
