@@ -159,6 +159,11 @@ pub fn meaning(absent: &[&str]) -> String {
             " What it remembered is not known any more: a message that is delivered again takes effect again.",
         );
     }
+    if any(&["inbox.watermarks"]) {
+        text.push_str(
+            " Before that, a consumer with a watermark stops, and says what to type: how far it had come is not known.",
+        );
+    }
     if any(&["inbox.parked", "inbox.dead_letters"]) {
         text.push_str(
             " Messages that were in it have had no effect, and are not read again by themselves: set the group's \
