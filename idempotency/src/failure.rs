@@ -92,6 +92,11 @@ impl Failure {
         }
     }
 
+    /// What the handler has done has met another transaction, as is known at the commit.
+    pub(crate) fn of_conflict(error: tokio_postgres::Error) -> Self {
+        Failure::new(Kind::Conflict, "conflict", error)
+    }
+
     /// What the message's dead letter is found by.
     pub fn code(&self) -> &str {
         &self.code

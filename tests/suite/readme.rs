@@ -153,6 +153,29 @@ async fn the_consumer_for_other_brokers_is_what_its_page_shows_and_takes_each_me
 }
 
 #[tokio::test]
+async fn the_service_that_does_a_request_once_is_what_its_page_shows() {
+    let example = include_str!("../../idempotency/examples/once.rs");
+    let shown = blocks_in(CONSUMER, "Identity");
+    assert_eq!(shown.iter().map(|(language, _)| *language).collect::<Vec<_>>(), ["sql", "rust"]);
+    for (_, code) in shown {
+        assert!(example.contains(code.trim_end()), "the example has not: {code}");
+    }
+    let database = Database::create_empty().await;
+    let mut program = tokio::process::Command::new(program("once-service"));
+    program.env("DATABASE_URL", database.superuser_url()).kill_on_drop(true);
+    let ended = tokio::time::timeout(wait::PATIENCE, program.output()).await.expect("it ends");
+    let ended = ended.expect("it runs");
+    assert!(ended.status.success(), "{ended:?}");
+    let said = String::from_utf8_lossy(&ended.stdout);
+    for answer in ["a key: 201", "another key: 201", "a key: 200"] {
+        assert_eq!(said.lines().filter(|line| *line == answer).count(), 1, "{said}");
+    }
+    let rows = database.superuser().query("select order_id from charges order by 1", &[]).await;
+    let charged: Vec<i64> = rows.expect("charges").iter().map(|row| row.get(0)).collect();
+    assert_eq!(charged, [1, 2], "one of which came twice");
+}
+
+#[tokio::test]
 async fn the_page_of_existing_tables_leads_to_a_first_record() {
     let t = Harness::start().await;
     let database = Database::create_empty().await;

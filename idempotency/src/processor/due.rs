@@ -222,6 +222,7 @@ impl Processor {
             }
             // Whether it was kept the next look tells; this one was answered.
             Err(InboxError::Unavailable(error)) => Ok(Err(Failure::at_commit(error))),
+            Err(InboxError::Conflict(error)) => Ok(Err(Failure::of_conflict(error))),
             Err(error) => Err(error),
         }
     }

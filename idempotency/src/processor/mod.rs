@@ -6,6 +6,7 @@
 //! so two processes that both believe a message to be theirs do no harm.
 
 mod aside;
+mod batches;
 mod build;
 mod by_id;
 mod claim;
@@ -27,7 +28,6 @@ mod watermark;
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -202,57 +202,6 @@ impl Processor {
         Shelf { consumer_id, ordering: self.shared.ordering, repertoire }
     }
 
-    /// Gives each message its one effect, puts it aside, or finds that it was here before; returns
-    /// when all of that is committed. Messages of one [lane](Processor::lane) must come in order, and no two
-    /// calls may have the same lane at the same time, but for copies. While the database is away it waits.
-    ///
-    /// Cancel safe: what was not committed is as good as new.
-    ///
-    /// # Errors
-    /// [`Stop`]: don't acknowledge them, and stop.
-    pub async fn process(&self, messages: &[RawMessage]) -> Result<(), Stop> {
-        // A batch that fails is halved, and the first half is done before the second.
-        let mut open = self.batches(messages);
-        while let Some(range) = open.pop() {
-            let batch = messages.get(range.clone()).unwrap_or_default();
-            let called = Called::default();
-            let mut attempt = self.settle(|| self.attempt(batch, false, &called)).await?;
-            if matches!(attempt, Attempt::Large) {
-                attempt = self.settle(|| self.attempt(batch, true, &called)).await?;
-            }
-            match attempt {
-                Attempt::Done | Attempt::Large | Attempt::Idle => {}
-                Attempt::Failed(failure) => match batch {
-                    [message] => self.surely_put_aside(message, &failure, &called).await?,
-                    _ => {
-                        if called.ended().is_some() {
-                            self.bury_what_was_committed(batch, &called, &failure).await?;
-                        }
-                        let middle = range.start + batch.len() / 2;
-                        open.push(middle..range.end);
-                        open.push(range.start..middle);
-                    }
-                },
-            }
-        }
-        Ok(())
-    }
-
-    /// Ranges of at most a batch, last first; where a watermark is locked, of one partition each.
-    fn batches(&self, messages: &[RawMessage]) -> Vec<Range<usize>> {
-        let same = |a: &RawMessage, b: &RawMessage| {
-            !self.by_partition()
-                || (a.source.partition == b.source.partition && a.source.topic == b.source.topic)
-        };
-        let (mut ranges, mut start) = (Vec::new(), 0);
-        for run in messages.chunk_by(same).flat_map(|run| run.chunks(self.shared.batch_max)) {
-            ranges.push(start..start + run.len());
-            start += run.len();
-        }
-        ranges.reverse();
-        ranges
-    }
-
     /// One transaction for all of them.
     async fn attempt(
         &self,
@@ -314,6 +263,10 @@ impl Processor {
             // Whether it was kept the next claim tells; this one was answered.
             Err(InboxError::Unavailable(error)) if !sorted.fresh.is_empty() => {
                 return Ok(Attempt::Failed(Failure::at_commit(error)));
+            }
+            // Of what the handler has done.
+            Err(InboxError::Conflict(error)) if !sorted.fresh.is_empty() => {
+                return Ok(Attempt::Failed(Failure::of_conflict(error)));
             }
             finished => finished?,
         }

@@ -7,11 +7,12 @@ use super::{
     aside::{ENDED, KEPT, UNFINISHED},
 };
 use crate::{
-    error::InboxError,
+    error::{InboxError, chain},
     failure::{Failure, Kind},
 };
 
-/// How often a transaction that met another one is run again before that counts as a failure.
+/// How often a transaction that met another one is run again before that counts as a failure; and after how many
+/// such meetings of the inbox's own statements that is told.
 const CONFLICTS_MAX: u32 = 20;
 /// The pause before the third run: each further one is twice as long, up to the longest.
 const APART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -27,6 +28,13 @@ const LOST_MAX: u32 = 5;
 /// How often it is run again in a session that does not know what was prepared in it.
 const SESSIONS_MAX: u32 = 5;
 
+/// How often messages have waited in their place for a database that can't do what their handler wants: a batch
+/// together with its parts, or each part would wait as long again.
+#[derive(Default)]
+pub(super) struct Patience {
+    troubles: u32,
+}
+
 impl Processor {
     /// Runs a transaction again while the reason is not the message's.
     pub(super) async fn settle<F, Fut>(&self, run: F) -> Result<Attempt, Stop>
@@ -34,8 +42,21 @@ impl Processor {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
+        self.settle_within(&mut Patience::default(), run).await
+    }
+
+    /// As [`Processor::settle`], for a part of what has waited before.
+    pub(super) async fn settle_within<F, Fut>(
+        &self,
+        patience: &mut Patience,
+        run: F,
+    ) -> Result<Attempt, Stop>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<Attempt, InboxError>>,
+    {
         let (mut conflicts, mut sessions, mut doubts, mut lost) = (0, 0, 0, 0);
-        let mut troubles = 0;
+        let mut met = 0;
         let mut wait = OUTAGE.0;
         loop {
             let failure = match run().await {
@@ -47,6 +68,11 @@ impl Processor {
                 }
                 Err(error) => match self.blame(error) {
                     Ok(failure) => failure,
+                    Err(InboxError::Conflict(error)) => {
+                        met += 1;
+                        self.wait_for_others(&error, met).await;
+                        continue;
+                    }
                     Err(error) => {
                         return Err(Stop::Inbox(
                             self.shared.inbox.sessions().explained(error).await,
@@ -65,8 +91,8 @@ impl Processor {
                     tokio::time::sleep(apart(conflicts, rand::random())).await;
                     conflicts += 1;
                 }
-                Kind::Trouble if troubles < troubles_max(&failure) => {
-                    troubles += 1;
+                Kind::Trouble if patience.troubles < troubles_max(&failure) => {
+                    patience.troubles += 1;
                     self.wait_for_the_database(&failure, &mut wait).await;
                 }
                 Kind::Doubt if doubts < DOUBTS_MAX => {
@@ -101,21 +127,38 @@ impl Processor {
         *wait = (*wait * 2).min(OUTAGE.1);
     }
 
-    /// The inbox's errors as failures of the message, but for those that a person must correct.
+    /// For transactions that are in the way of the inbox's own statements, as that of a frozen process which has
+    /// claimed the message: no message's fault, however long it takes.
+    async fn wait_for_others(&self, error: &tokio_postgres::Error, met: u32) {
+        self.shared.meter.conflict();
+        if met.is_multiple_of(CONFLICTS_MAX) {
+            tracing::warn!(
+                consumer = self.shared.inbox.consumer(),
+                error = chain(error),
+                "other transactions were in the way of the inbox's own statements {met} times in a row: \
+                 messages wait, nothing is acknowledged, and no attempt is counted; to see what is open for \
+                 long, type: select pid, usename, state, xact_start, query from pg_stat_activity where \
+                 xact_start is not null order by xact_start"
+            );
+        }
+        tokio::time::sleep(apart(met - 1, rand::random())).await;
+    }
+
+    /// The inbox's errors as failures of the message, but for those that a person must correct, and for
+    /// transactions that were in the way of its own statements.
     fn blame(&self, error: InboxError) -> Result<Failure, InboxError> {
         Ok(match error {
             InboxError::Unavailable(error) => Failure::new(Kind::Outage, "unavailable", error),
-            // By who found it, not by its SQLSTATE: a day that was dropped is a check violation.
-            InboxError::Conflict(error) => Failure::new(Kind::Conflict, "conflict", error),
             InboxError::Uncommitted(error) => error.into(),
             InboxError::Session(error) => Failure::new(Kind::Session, "session", error),
             InboxError::Aborted(state) => aborted(state),
             InboxError::Ended => Failure::permanent(ENDED, error),
             InboxError::Escaped => Failure::permanent(KEPT, error),
             InboxError::Unfinished => Failure::new(Kind::Transient, UNFINISHED, error),
-            InboxError::Refused { .. } | InboxError::Setting(_) | InboxError::Unsafe(_) => {
-                return Err(error);
-            }
+            InboxError::Conflict(_)
+            | InboxError::Refused { .. }
+            | InboxError::Setting(_)
+            | InboxError::Unsafe(_) => return Err(error),
         })
     }
 }

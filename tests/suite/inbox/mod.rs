@@ -6,6 +6,7 @@ mod command;
 mod committed;
 mod compacted;
 mod conformance;
+mod contended;
 mod core;
 mod deliveries;
 mod dropped;

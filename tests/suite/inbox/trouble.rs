@@ -1,7 +1,10 @@
 //! What the database, or one that it asks, can't do now, by its own word: no message's fault, however long it takes.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -108,4 +111,38 @@ async fn trouble_of_the_database_counts_no_attempt_and_holds_no_other_key() {
     work_off(&processor, &database, PARKED).await;
     assert_eq!(number(&database, DEAD).await, 0, "it was no message's fault");
     assert_eq!(effects(&database).await.len(), 2 * (waiting + 2), "each took effect once");
+}
+
+/// Whose statements meet it is found by halving, and what is halved has waited already.
+#[tokio::test]
+async fn a_batch_waits_for_trouble_once_and_not_again_for_each_of_its_parts() {
+    // Five waits, and then once for each part: of 8 messages of which one, or each, meets it.
+    for (troubled, calls_expected, parked) in [(5..=5, 6 + 6, 1), (1..=8, 6 + 14, 8)] {
+        let database = database().await;
+        let calls = Arc::new(AtomicU32::new(0));
+        let handler = {
+            let calls = Arc::clone(&calls);
+            move |tx: Tx, messages: Vec<Message<Step>>| {
+                let troubled = troubled.clone();
+                calls.fetch_add(1, SeqCst);
+                async move {
+                    for message in &messages {
+                        take(&tx, &message.payload).await?;
+                        if troubled.contains(&message.payload.n) {
+                            let no = "do $$ begin raise 'no' using errcode = '53400'; end $$";
+                            tx.batch_execute(no).await?;
+                        }
+                    }
+                    Ok(())
+                }
+            }
+        };
+        let processor = Processor::batch(inbox(&database).await, 100, handler);
+        let messages: Vec<_> = (1..=8).map(|n| message(&format!("key {n}"), n)).collect();
+        processor.process(&messages).await.expect("settled");
+        assert_eq!(calls.load(SeqCst), calls_expected, "calls of the handler");
+        assert_eq!(number(&database, PARKED).await, parked);
+        let taken = i64::try_from(effects(&database).await.len()).expect("few");
+        assert_eq!((taken, number(&database, DEAD).await), (8 - parked, 0));
+    }
 }

@@ -1,0 +1,66 @@
+//! Another transaction in the way of the inbox's own statements: no message's fault, however long it is.
+
+use std::{pin::pin, time::Duration};
+
+use outbox_harness::{database::Role, wait};
+use outbox_idempotency::{Claim, Message, Processor, Retry, Tx};
+
+use super::{
+    effects::{Step, database, effects, inbox, message, number, take},
+    processor::PARKED,
+    rights::Log,
+    sessions::DEAD,
+};
+
+#[tokio::test]
+async fn a_message_whose_claim_waits_for_another_costs_no_attempt_and_that_is_told() {
+    for limit in ["lock_timeout", "statement_timeout"] {
+        let database = database().await;
+        // Opened without it: making the days takes longer, beside other tests.
+        let inbox = inbox(&database).await;
+        let limited = format!(
+            "alter database {0} set {limit} = '20ms'; select pg_terminate_backend(pid, 5000) \
+             from pg_stat_activity where datname = '{0}' and usename = '{1}'",
+            database.name(),
+            database.name_of(Role::Consumer)
+        );
+        database.superuser().batch_execute(&limited).await.expect("limited");
+        let handler = |tx: Tx, message: Message<Step>| async move {
+            take(&tx, &message.payload).await?;
+            Ok(())
+        };
+        // Whatever is counted makes a dead letter, or parks for an hour.
+        let hour = Duration::from_secs(3_600);
+        let retry = Retry::exponential(hour, hour).attempts(1);
+        let processor = Processor::new(inbox, handler).retry(retry);
+        let messages = [message("a", 1)];
+        let mut frozen = database.connect(Role::Consumer).await;
+        let held = frozen.transaction().await.expect("begun");
+        let claim = processor.inbox().claim(&held, &messages[0].id).await.expect("claimed");
+        assert_eq!(claim, Claim::Fresh);
+
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+        let mut processed = pin!(processor.process(&messages));
+        let told = wait::until("it is told what is in the way", wait::PATIENCE, || async {
+            match log.text() {
+                text if text.contains(&limit.replace('_', " ")) => Ok(()),
+                text => Err(text),
+            }
+        });
+        tokio::select! {
+            done = &mut processed => panic!("acknowledged, and nothing of it is stored: {done:?}"),
+            told = told => told.expect("after so many tries"),
+        }
+        held.rollback().await.expect("the frozen one's session is ended");
+        processed.await.expect("settled");
+        assert_eq!((number(&database, DEAD).await, number(&database, PARKED).await), (0, 0));
+        assert_eq!(effects(&database).await, [Step { key: "a".into(), n: 1 }], "{limit}");
+    }
+}
