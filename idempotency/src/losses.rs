@@ -17,6 +17,9 @@ use uuid::Uuid;
 
 use crate::{error::InboxError, session::Sessions, transaction::Open};
 
+/// A loss, and the days that it has by now: one that grows is told again.
+type Mark = (Uuid, Option<(String, String)>);
+
 const DOING: &str = "looking at what was forgotten";
 
 /// Notes that are read at once.
@@ -126,7 +129,7 @@ impl Loss {
     }
 
     /// Told once, and again where it has grown.
-    fn mark(&self) -> (Uuid, Option<(String, String)>) {
+    fn mark(&self) -> Mark {
         (self.id, self.days.clone())
     }
 }
@@ -249,7 +252,7 @@ pub(crate) async fn of_watermark(
 
 /// What was told already.
 #[derive(Default)]
-pub(crate) struct Told(Mutex<HashSet<(Uuid, Option<(String, String)>)>>);
+pub(crate) struct Told(Mutex<HashSet<Mark>>);
 
 impl Told {
     /// Those that were not told yet; from now on they are.

@@ -68,7 +68,7 @@ async fn forgets(database: &Database, harm: &str, kind: LossKind) {
     let told = told_by_another(database).await;
     assert!(told.iter().any(|loss| loss.kind == kind), "{harm}: {told:?}");
     // By the owner, as it says.
-    let done = losses(processor.inbox()).await[0].to_string();
+    let done = losses(processor.inbox()).await.first().expect("it is there still").to_string();
     let done = done.rsplit_once("dealt with it: ").expect("what to type").1.to_owned();
     database.connect(Role::Owner).await.batch_execute(&done).await.expect("the owner may");
     assert_eq!(losses(processor.inbox()).await, [], "{harm}");
@@ -273,16 +273,14 @@ async fn a_consumer_that_runs_without_its_row_puts_it_back_or_stops_where_anothe
 async fn without_its_watermark_a_partition_is_not_read_before_someone_decides() {
     let database = database().await;
     let open = async || Processor::new(inbox(&database).await, handle).dedup(watermark());
-    let mut offset = 0;
-    for harm in [
+    for (offset, harm) in (0..).zip([
         "delete from inbox.watermarks",
         "truncate inbox.watermarks",
         "delete from inbox.watermarks; delete from inbox.applied",
         "drop table inbox.watermarks",
-    ] {
+    ]) {
         let place = u64::try_from(offset).expect("a few") + 10;
         let new = [published("a", 1, place, offset)];
-        offset += 1;
         open().await.process(&new).await.expect("settled");
         let before = effects(&database).await.len();
         change(&database, harm).await;
