@@ -142,12 +142,6 @@ async fn keys_that_waited_for_a_service_catch_up_without_a_deadlock() {
 #[tokio::test]
 async fn messages_without_a_key_are_claimed_without_a_look_at_what_came_by_position() {
     let database = database().await;
-    let revoke = format!(
-        "revoke select on inbox.applied from {consumer}; \
-         revoke execute on function inbox.claim_by_id(int, text, int, uuid[], date[]) from {consumer}",
-        consumer = database.name_of(Role::Consumer)
-    );
-    database.superuser().batch_execute(&revoke).await.expect("revoked");
     let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
         for message in messages {
             take(&tx, &message.payload).await?;
@@ -162,6 +156,15 @@ async fn messages_without_a_key_are_claimed_without_a_look_at_what_came_by_posit
             })
         })
         .collect();
+    // The first of a partition asks whether somebody has deleted its watermark, which that table knows.
+    let first = messages.get(..1).expect("a hundred");
+    processor.process(first).await.expect("settled");
+    let revoke = format!(
+        "revoke select on inbox.applied from {consumer}; \
+         revoke execute on function inbox.claim_by_id(int, text, int, uuid[], date[]) from {consumer}",
+        consumer = database.name_of(Role::Consumer)
+    );
+    database.superuser().batch_execute(&revoke).await.expect("revoked");
     processor.process(&messages).await.expect("settled");
     processor.process(&messages).await.expect("settled again");
     let expected = (1..=100).map(|n| Step { key: "a".into(), n });
