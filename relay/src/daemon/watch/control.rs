@@ -185,7 +185,7 @@ pub(in crate::daemon) async fn run(
     let answer_max = ANSWER_MAX.min(leader_timeout);
     let (mut tail, mut skipped, mut held) =
         (Tail::default(), locks::Skipped::default(), Held::default());
-    let (mut unseen, mut told_late) = (locks::Skipped::default(), false);
+    let (mut unseen, mut late) = (locks::Skipped::default(), late::Late::default());
     let mut tick = interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -193,7 +193,7 @@ pub(in crate::daemon) async fn run(
             () = stop.cancelled() => return Ok(()),
             _ = tick.tick() => {}
         }
-        late::tell(board, &mut told_late);
+        late.tell(board);
         let looks = async {
             held.look(session, &slot, board).await?;
             look_at(session, &look).await
