@@ -257,7 +257,7 @@ impl Open {
 /// Where a `Tx` is kept.
 impl Open {
     /// Undoes what was done since the savepoint, commits one statement instead, and ends the session. Returns
-    /// whether that is known to be committed: then nobody had ended the transaction before.
+    /// whether that is known to be committed: then no one had ended the transaction before.
     pub(crate) async fn cut_off_with(&self, statement: &str) -> bool {
         let ours = format!("rollback to {}; {statement}; commit", self.shared.savepoint());
         let is_ours = self.cut_off(&ours).await >= 3;

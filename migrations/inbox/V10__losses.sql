@@ -180,7 +180,7 @@ end;
 create or replace function inbox.maintain(out oldest date, out newest date)
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
-    -- Making one waits for others that do the like, such as ANALYZE, and nobody waits behind it.
+    -- Making one waits for sessions that hold the same kind of lock, such as ANALYZE, and no one waits behind it.
     set lock_timeout = '2s'
 as $$
 declare
@@ -201,7 +201,7 @@ begin
         insert into inbox.upkeep default values on conflict do nothing;
         select * into strict known from inbox.upkeep;
         select w.newest into newest_before from inbox.window() as w;
-        -- A clock that is days ahead of the last visit is right if nobody came for so long, and wrong
+        -- A clock that is days ahead of the last visit is right if no one came for so long, and wrong
         -- if it goes back. Days that are dropped by mistake are lost; kept ones cost a day's disk.
         if known.visited_on is null or today <= known.visited_on + 1
             or statement_timestamp() >= known.doubted_since + interval '1 day' then

@@ -1,6 +1,6 @@
-//! Whether the stream stands still while WAL waits for it, or is only late.
+//! Whether the stream does not move while WAL waits for it, or is only late.
 //!
-//! Nobody can know whether there are events in WAL that is not decoded yet. But while the stream stands, an
+//! No one can know whether there are events in WAL that is not decoded yet. But while it does not move, an
 //! event that is committed now does not flow: so the relay is not ready. A stream that moves is ready, however
 //! late it is, and says that it is late. Pure.
 
@@ -62,7 +62,7 @@ impl Behind {
         })
     }
 
-    /// That the stream stands still or is late; `None` where it is neither.
+    /// That the stream does not move or is late; `None` where it is neither.
     pub(super) fn lateness(&self) -> Option<Lateness> {
         let late = || {
             format!(

@@ -148,7 +148,7 @@ impl Board {
         Some(Behind { bytes, late, still, receiving: within.map(|_| received) })
     }
 
-    /// That the stream is late or stands still, as of now.
+    /// That the stream is late or does not move, as of now.
     pub fn lateness(&self) -> Option<Lateness> {
         self.behind(self.now()).and_then(|behind| behind.lateness())
     }

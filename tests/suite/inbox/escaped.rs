@@ -194,7 +194,7 @@ const WAITS: &str = "select count(*) from pg_locks \
 async fn until_somebody_waits(client: &Client) {
     let waits = wait::until("somebody waits for the table", wait::PATIENCE, || async {
         match client.query_one(WAITS, &[]).await.expect("locks").get::<_, i64>(0) {
-            0 => Err("nobody"),
+            0 => Err("no one"),
             _ => Ok(()),
         }
     });

@@ -1,4 +1,4 @@
-//! Says once, in the log and after `ok` in `/readyz`, that the stream is late or stands still.
+//! Says once, in the log and after `ok` in `/readyz`, that the stream is late or does not move.
 
 use std::time::{Duration, Instant};
 

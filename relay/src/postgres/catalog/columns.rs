@@ -28,7 +28,7 @@ struct Column {
 enum Rows {
     /// They serve without its values.
     Stay,
-    /// They mean nothing without, and the relay goes on without them as where the table was dropped.
+    /// They mean nothing without, and the relay continues without them, as where the table was dropped.
     Go,
     /// They are parked events, which would be others.
     MoveAside,
