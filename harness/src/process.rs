@@ -91,7 +91,7 @@ impl Process {
         Some(ended.expect("a status"))
     }
 
-    /// A number that Linux tells about it, such as `Threads:`.
+    /// A number that Linux tells about it, such as `VmHWM:`.
     ///
     /// # Panics
     /// When it has ended, or this is not Linux.
@@ -101,6 +101,21 @@ impl Process {
         let value = status.lines().find_map(|line| line.strip_prefix(name));
         let number = value.and_then(|value| value.split_whitespace().next()?.parse().ok());
         number.unwrap_or_else(|| panic!("no {name} in {status}"))
+    }
+
+    /// The names of its threads now, in order.
+    ///
+    /// # Panics
+    /// As [`Process::in_proc`].
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        let tasks = tasks.unwrap_or_else(|error| panic!("{} runs: {error}", self.what));
+        // One that ends meanwhile has no name.
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+        let names = tasks.filter_map(|task| name(task.ok()?));
+        let mut names: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+        names.sort();
+        names
     }
 
     /// The most memory it ever had resident, in bytes.

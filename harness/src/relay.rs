@@ -154,12 +154,12 @@ impl Relay {
         self.process.peak_memory_bytes()
     }
 
-    /// Its threads now.
+    /// The names of its threads now, in order. Linux keeps the first 15 bytes of each.
     ///
     /// # Panics
     /// As [`Relay::peak_memory_bytes`].
-    pub fn threads(&self) -> u64 {
-        self.process.in_proc("Threads:")
+    pub fn threads(&self) -> Vec<String> {
+        self.process.threads()
     }
 
     /// Its process id, for signals.

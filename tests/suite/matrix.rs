@@ -6,6 +6,7 @@
 //! [`way`]: a new point does not compile before it says how the story gets there, and a case
 //! whose point was not passed fails.
 
+mod frozen;
 mod place;
 mod story;
 
@@ -261,8 +262,7 @@ fn a_relay_to_nats_that_freezes_anywhere_and_is_replaced_stores_nothing_when_it_
 }
 
 #[test]
-fn a_relay_with_progress_in_the_database_that_freezes_and_is_replaced_stores_nothing_when_it_thaws()
-{
+fn a_relay_to_a_file_that_freezes_and_is_replaced_loses_nothing_when_it_thaws() {
     let points = [Point::BatchGiven, Point::Delivered, Point::ProgressInTable, Point::Confirmable];
     all(Delivery::File, points.map(|point| (point, Way::Frozen(2))));
 }

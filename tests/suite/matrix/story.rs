@@ -23,9 +23,7 @@ use outbox_relay::{
     fault::Point,
 };
 
-use serde_json::Value;
-
-use super::{Delivery, PARTITIONS, place::Place};
+use super::{Delivery, PARTITIONS, frozen::frozen_at, place::Place};
 
 /// Above this many bytes the broker refuses what is sent to the topic.
 const LIMIT: &str = "max.message.bytes";
@@ -67,7 +65,7 @@ pub(super) enum Way {
 pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     let t = Harness::start().await;
     if let Some(place) = Place::of(delivery, &t).await {
-        return live_in_peace(t, point, way, place).await;
+        return live_in_peace(t, (point, delivery, way), place).await;
     }
     let topic = t.topic("orders").create_with(PARTITIONS, &[(LIMIT, SCARCE)]).await;
     let plan = Plan {
@@ -91,7 +89,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     // The trouble lasts as long as the lives do, and every case has some.
     let relays = tokio::select! {
         relays = async {
-            let relays = lives(&t, settings, point, way, async || parks(&t).await).await;
+            let relays = lives(&t, settings, (point, delivery, way), async || parks(&t).await).await;
             parks(&t).await;
             relays
         } => relays,
@@ -103,7 +101,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
 }
 
 /// The same without trouble: no one refuses anything.
-async fn live_in_peace(t: Harness, point: Point, way: Way, place: Place) {
+async fn live_in_peace(t: Harness, case: (Point, Delivery, Way), place: Place) {
     let plan = Plan {
         topic: place.topic().to_owned(),
         partitions: PARTITIONS,
@@ -113,7 +111,7 @@ async fn live_in_peace(t: Harness, point: Point, way: Way, place: Place) {
     let load = Load::paced(t.database(), &plan, INTERVAL).await;
     let settings = place
         .settings(t.relay())
-        .set("postgres.start", if matches!(way, Way::Seeding(_)) { "all" } else { "now" })
+        .set("postgres.start", if matches!(case.2, Way::Seeding(_)) { "all" } else { "now" })
         .set("leader.timeout", "2s");
     let writes = async || {
         let before = place.records().await.len();
@@ -123,8 +121,7 @@ async fn live_in_peace(t: Harness, point: Point, way: Way, place: Place) {
         .await
         .expect("it is");
     };
-    let (relays, before) =
-        tokio::join!(lives(&t, settings, point, way, writes), before_the_slot(&t));
+    let (relays, before) = tokio::join!(lives(&t, settings, case, writes), before_the_slot(&t));
     load.stop().await;
     let truth = wait::until("all is written", wait::PATIENCE, || async {
         let records = place.records().await;
@@ -149,10 +146,10 @@ async fn live_in_peace(t: Harness, point: Point, way: Way, place: Place) {
 async fn lives(
     t: &Harness,
     settings: Settings,
-    point: Point,
-    way: Way,
+    case: (Point, Delivery, Way),
     at_work: impl AsyncFn(),
 ) -> Vec<Relay> {
+    let (point, delivery, way) = case;
     let name = point.name();
     let mut relay = match way {
         Way::Starting => {
@@ -187,7 +184,7 @@ async fn lives(
             commands_end_at(t, &settings, name).await;
             return vec![relay];
         }
-        Way::Frozen(passing) => return frozen_at(settings, name, passing).await,
+        Way::Frozen(passing) => return frozen_at(settings, name, passing, delivery).await,
     };
     relay.restart_with(None);
     relay.wait_ready().await;
@@ -233,44 +230,6 @@ async fn commands_end_at(t: &Harness, settings: &Settings, point: &str) {
 
 fn said(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// The first relay freezes, the second takes over, the first thaws and stands by.
-async fn frozen_at(settings: Settings, point: &str, passing: u64) -> Vec<Relay> {
-    let frozen = settings.clone().files("first").fault(&format!("{point}:{passing}:freeze"));
-    let frozen = frozen.spawn();
-    frozen.wait_log(&format!("fault: {point}")).await;
-    let heir = settings.files("second").spawn();
-    heir.wait_log("streaming").await;
-    delivers(&heir).await;
-    frozen.thaw();
-    wait::until("the thawed relay stands by", wait::PATIENCE, || async {
-        let status = frozen.try_status().await.map_err(|error| format!("{error:#}"))?;
-        let role = status.get("role").and_then(Value::as_str).unwrap_or_default();
-        if role == "standby" { Ok(()) } else { Err(role.to_owned()) }
-    })
-    .await
-    .expect("it stands by");
-    delivers(&heir).await;
-    assert_eq!(heir.log_text().matches("streaming from").count(), 1, "{}", heir.log_text());
-    vec![heir, frozen]
-}
-
-/// Waits until it has delivered more.
-async fn delivers(relay: &Relay) {
-    let delivered = || async {
-        let status = relay.try_status().await.map_err(|error| format!("{error:#}"))?;
-        Ok::<_, String>(status.get("records_delivered").and_then(Value::as_u64).unwrap_or(0))
-    };
-    let before = delivered().await.unwrap_or(0);
-    wait::until("it delivers more", wait::PATIENCE, || async {
-        match delivered().await? {
-            found if found > before => Ok(()),
-            found => Err(format!("{found} records")),
-        }
-    })
-    .await
-    .expect("it delivers");
 }
 
 /// Poisons a lane, releases it while the poison is still refused, corrects it, releases it; for ever.
