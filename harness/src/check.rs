@@ -129,6 +129,34 @@ pub fn overtaken(truth: &[Committed], records: &[Record]) -> Vec<String> {
     overtaken
 }
 
+/// Rows that no record is of, as text: each with what came before and after it in its lane, and what came last of its
+/// partition. What was cut off at an end and what is missing in the middle differ there. `records` as for [`compare`].
+pub fn missing(truth: &[Committed], records: &[Record], partitions: i32) -> Vec<String> {
+    let came: HashSet<&str> = records.iter().filter_map(Record::id).collect();
+    let missing = truth.iter().filter(|row| !came.contains(row.id.as_str()));
+    let number = |it: &Record| it.header(SEQUENCE)?.parse::<u64>().ok();
+    let told = |it: Option<&Record>| it.map_or("nothing".to_owned(), place);
+    let one = |row: &Committed| {
+        let key = row.key.as_deref().map(str::as_bytes);
+        let partition = row.partition.or(key.map(|key| murmur2::partition(key, partitions)));
+        let here = || records.iter().filter(|it| Some(it.partition) == partition);
+        let lane = || here().filter(|it| it.key.as_deref() == key);
+        let before = lane().filter(|it| number(it) < sequence(row)).max_by_key(|it| number(it));
+        let after = lane().filter(|it| number(it) > sequence(row)).min_by_key(|it| number(it));
+        format!(
+            "missing: {} of {:?} in partition {partition:?}, created {}\n  before it: {}\n  after it: {}\n  \
+             last of its partition: {}",
+            row.id,
+            row.key,
+            row.created_ms,
+            told(before),
+            told(after),
+            told(here().next_back())
+        )
+    };
+    missing.map(one).collect()
+}
+
 fn place(record: &Record) -> String {
     let Record { topic, partition, offset, .. } = record;
     let header = |name| record.header(name).unwrap_or("-");
@@ -298,6 +326,18 @@ mod tests {
             let records: Vec<Record> = order.split(' ').map(|id| record(id, 0)).collect();
             assert_eq!(overtaken(&truth, &records).len(), expected, "{order}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_came_around_it() {
+        let truth = [row("a", 1), row("b", 2), row("c", 3)];
+        let told = missing(&truth, &[record("c", 3), record("a", 1)], 8);
+        assert_eq!(told.len(), 1);
+        let lines: Vec<_> = told.iter().flat_map(|it| it.lines()).collect();
+        let wanted = ["missing: b", "before it: orders/", "after it: orders/", "last of its"];
+        assert!(lines.iter().zip(wanted).all(|(line, words)| line.contains(words)), "{lines:#?}");
+        let around = ["", " a 1 ", " c 3 ", " a 1 "];
+        assert!(lines.iter().zip(around).all(|(line, id)| line.contains(id)), "{lines:#?}");
     }
 
     #[test]

@@ -20,6 +20,9 @@ const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 /// As docs/RABBITMQ.md has it; nothing to a queue with a leader.
 const ELECT: &str =
     "[ra:trigger_election(amqqueue:get_pid(Q)) || Q <- rabbit_amqqueue:list_by_type(quorum)].";
+/// Of each quorum queue.
+const STATES: &str = "[ra:local_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1, 2000) \
+                      || Q <- rabbit_amqqueue:list_by_type(quorum)].";
 
 /// A broker, running or not; ended by KILL when dropped.
 #[derive(Debug)]
@@ -115,7 +118,10 @@ impl Rabbit {
     /// # Panics
     /// When it does not.
     pub async fn wait_ready(&self) {
-        drop(exchange::channel(&self.address()).await);
+        if let Err(error) = exchange::answered(&self.address()).await {
+            let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            panic!("{error:#}; the broker said: {log}");
+        }
         self.control(&["eval", ELECT]);
     }
 
@@ -126,21 +132,46 @@ impl Rabbit {
         guardian::forget(self.broker.id());
     }
 
+    /// Has it store the names of its queues, which it does within a second of making them. Of one that is killed
+    /// before, the quorum queue that it made last is empty afterwards (docs/RABBITMQ.md, Limits).
+    pub fn store_queues(&self) {
+        self.control(&["eval", "[ok = dets:sync(T) || T <- dets:all()]."]);
+    }
+
+    /// What it says of its queues, for whoever misses events: how many wait, how many a consumer holds, who leads,
+    /// and what each queue's log says.
+    pub fn queues(&self) -> String {
+        let columns = "name state messages_ready messages_unacknowledged consumers leader online";
+        let columns: Vec<&str> = ["list_queues"].into_iter().chain(columns.split(' ')).collect();
+        let logs = std::fs::read_dir(self.dir.join("data")).into_iter().flatten().flatten();
+        let logs = logs.flat_map(|node| std::fs::read_dir(node.path().join("quorum")));
+        let logs = logs.flatten().flatten().flat_map(|it| std::fs::read_dir(it.path()));
+        let logs = logs.flatten().flatten().filter(|it| it.path().is_dir()).count();
+        let told = [&*columns, &["list_consumers"], &["eval", STATES]]
+            .map(|asked| self.asked(asked).unwrap_or_else(|error| error));
+        format!(
+            "{}{logs} logs of quorum queues: if that is more than queues, the broker began some anew, empty",
+            told.concat()
+        )
+    }
+
     /// Runs `rabbitmqctl`.
     ///
     /// # Panics
     /// When it fails.
     pub fn control(&self, arguments: &[&str]) {
-        let done = environment(
-            &mut Command::new(Path::new(PROGRAMS).join("rabbitmqctl")),
-            &self.dir,
-            self.port,
-            self.ports,
-        )
-        .args(arguments)
-        .output()
-        .expect("rabbitmqctl starts");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        self.asked(arguments).expect("rabbitmqctl does it");
+    }
+
+    /// What `rabbitmqctl` prints; as an error, where it fails.
+    fn asked(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = Command::new(Path::new(PROGRAMS).join("rabbitmqctl"));
+        let done = environment(&mut command, &self.dir, self.port, self.ports)
+            .args(arguments)
+            .output()
+            .expect("rabbitmqctl starts");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if done.status.success() { Ok(text(&done.stdout)) } else { Err(text(&done.stderr)) }
     }
 
     /// Makes an exchange, as a user would, with a quorum queue for each partition.

@@ -40,8 +40,8 @@ fn to(broker: &Rabbit, base: Settings) -> Settings {
         .set_toml("sink.rabbitmq.partitions", &PARTITIONS.to_string())
 }
 
-/// Waits until all that is committed was in a queue, and counts.
-async fn all_arrive(t: &Harness, exchange: &Exchange) -> Count {
+/// Waits until all that is committed was in a queue, and counts. Where some is missing, tells what is known of it.
+async fn all_arrive(t: &Harness, broker: &Rabbit, exchange: &Exchange) -> Count {
     let committed = t.committed().await;
     let arrived = wait::until("all arrive", wait::PATIENCE, || async {
         let records = exchange.records().await;
@@ -50,7 +50,13 @@ async fn all_arrive(t: &Harness, exchange: &Exchange) -> Count {
             count => Err(count.to_string()),
         }
     });
-    arrived.await.expect("they do")
+    match arrived.await {
+        Ok(count) => count,
+        Err(error) => {
+            let missing = check::missing(&committed, &exchange.records().await, PARTITIONS);
+            panic!("{error:#}\n{}\n{}", missing.join("\n"), broker.queues());
+        }
+    }
 }
 
 /// Waits until so many events were in a queue, however often.
@@ -88,6 +94,7 @@ async fn events_are_there_and_in_order_while_relay_and_broker_are_killed() {
     let mut broker = Rabbit::start().expect("a broker of its own");
     let t = Harness::start().await;
     let exchange = broker.exchange(&topic(&t), PARTITIONS).await;
+    broker.store_queues();
     let plan =
         Plan { topic: topic(&t), partitions: PARTITIONS, writers: 3, transactions: u64::MAX };
     let mut relay = to(&broker, t.relay()).start().await;
@@ -112,7 +119,7 @@ async fn events_are_there_and_in_order_while_relay_and_broker_are_killed() {
         }
     }
     load.stop().await;
-    all_arrive(&t, &exchange).await.assert_at_least_once();
+    all_arrive(&t, &broker, &exchange).await.assert_at_least_once();
 }
 
 #[tokio::test]
@@ -130,7 +137,7 @@ async fn what_no_queue_takes_waits_with_its_lane_and_is_delivered_once_one_does(
     assert!(reason == "unknown_topic" && error.contains("312 NO_ROUTE"), "{reason}: {error}");
     ids_arrive(&exchange, 2).await;
     exchange.bind(1).await;
-    all_arrive(&t, &exchange).await.assert_exactly_once();
+    all_arrive(&t, broker, &exchange).await.assert_exactly_once();
     assert!(relay.logs_contain("missing topics have appeared"), "{}", relay.log_text());
 }
 
@@ -294,5 +301,30 @@ async fn a_missing_exchange_is_made_where_that_is_set() {
     let topic = topic(&t);
     t.commit((0..30).map(|n| Event::to(&topic).key(&format!("{}", n % 7)))).await;
     relay.wait_log("made an exchange and its queues").await;
-    all_arrive(&t, &broker.existing(&topic, PARTITIONS)).await.assert_exactly_once();
+    all_arrive(&t, broker, &broker.existing(&topic, PARTITIONS)).await.assert_exactly_once();
+}
+
+/// A broker that crashes forgets what a quorum queue had confirmed that it made less than a second before.
+#[tokio::test]
+async fn what_is_delivered_to_queues_that_the_relay_made_outlives_the_broker() {
+    let mut broker = Rabbit::start().expect("a broker of its own");
+    let mut t = Harness::start().await;
+    broker.wait_ready().await;
+    let relay = to(&broker, t.relay()).set_toml("sink.rabbitmq.declare", "true").start().await;
+    let topic = topic(&t);
+    t.commit((0..40).map(|n| Event::to(&topic).key(&format!("key {n}")))).await;
+    wait::until("all is delivered", wait::PATIENCE, || async {
+        let metrics = relay.page("/metrics").await;
+        let delivered = metrics.lines().find(|it| it.starts_with("outbox_relay_records_delivered"));
+        match delivered {
+            Some(line) if line.ends_with(" 40") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .expect("it delivers");
+    broker.kill9();
+    broker.restart();
+    broker.wait_ready().await;
+    all_arrive(&t, &broker, &broker.existing(&topic, PARTITIONS)).await.assert_exactly_once();
 }

@@ -200,11 +200,15 @@ impl Exchange {
 }
 
 pub(super) async fn channel(address: &str) -> (Connection, Channel) {
-    let opened = wait::until("RabbitMQ answers", wait::PATIENCE, || async {
+    answered(address).await.expect("the broker is up")
+}
+
+pub(super) async fn answered(address: &str) -> Result<(Connection, Channel)> {
+    wait::until("RabbitMQ answers", wait::PATIENCE, || async {
         // One that starts may accept a connection before it can use it.
         tokio::time::timeout(ASK, opened(address)).await.context("no answer")?
-    });
-    opened.await.expect("the broker is up")
+    })
+    .await
 }
 
 async fn opened(address: &str) -> Result<(Connection, Channel)> {

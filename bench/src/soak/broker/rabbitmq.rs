@@ -29,6 +29,7 @@ impl Broker {
         server.wait_ready().await;
         let topic = format!("{}.orders", t.database().name());
         let exchange = Arc::new(server.exchange(&topic, PARTITIONS).await);
+        server.store_queues();
         let line = Proxy::to(&server.address()).await;
         let consumer = tokio::spawn(consume(Arc::clone(&exchange)));
         Ok((t, Broker { server, line, exchange, consumer }))

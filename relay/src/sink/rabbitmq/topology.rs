@@ -26,6 +26,9 @@ const NAMES_MAX: usize = 10_000;
 /// Questions under way at once, each on a channel of its own.
 const AT_A_TIME: usize = 64;
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// What the relay makes is published to so much later. A broker stores the name of a new quorum queue up to a second
+/// after it has answered; if it crashes before, the queue starts anew, without what it had confirmed.
+const NAMES_ARE_STORED: Duration = Duration::from_secs(2);
 
 /// What was found out.
 #[derive(Debug, Default)]
@@ -103,6 +106,7 @@ async fn make(
                 "made an exchange and its queues"
             );
             drop(timeout(ASK_LIMIT, channel.close()).await);
+            tokio::time::sleep(NAMES_ARE_STORED).await;
             Ok(true)
         }
         Ok(Err(error)) if connection.is_open() => {
