@@ -33,7 +33,58 @@ pub(crate) async fn stopping(
     let lacking = lacking(client, grants).await?;
     // All that lacks is given at once, also what would only be warned of.
     let remedy = format!("`{lacking}`");
-    Ok(halt(&lacking.that_stop_everything(), meaning).map(|halt| Halt { remedy, ..halt }))
+    let Some(found) = halt(&lacking.that_stop_everything(), meaning) else { return Ok(None) };
+    let found = Halt { remedy, ..found };
+    Ok(Some(match switched(client).await? {
+        Some(switched) => switched.explains(found),
+        None => found,
+    }))
+}
+
+/// A login that a setting makes another role at once.
+struct Switched {
+    login: String,
+    role: String,
+    /// What takes the setting back; `None` where it is none of the database's.
+    reset: Option<String>,
+}
+
+impl Switched {
+    /// The rights are those of the other role: it may be others' as well, and to grant it more is seldom meant.
+    fn explains(self, halt: Halt) -> Halt {
+        let Switched { login, role, reset } = self;
+        let reset = match reset {
+            Some(statements) => format!("`{statements}`"),
+            None => "take `role` out of the options in postgres.url and restart".to_owned(),
+        };
+        let Halt { reason, remedy } = halt;
+        Halt::new(
+            format!("{reason}. The session logged in as {login}, and a setting makes it {role}"),
+            format!("{reset}; or, if it is to be {role}, {remedy}"),
+        )
+    }
+}
+
+async fn switched(client: &Client) -> Result<Option<Switched>, tokio_postgres::Error> {
+    let sql = "select pg_catalog.quote_ident(session_user), pg_catalog.quote_ident(current_user), \
+                   (select pg_catalog.string_agg(case \
+                       when u.rolname is null and d.datname is null then 'alter role all reset role' \
+                       when u.rolname is null then pg_catalog.format('alter database %I reset role', d.datname) \
+                       when d.datname is null then pg_catalog.format('alter role %I reset role', u.rolname) \
+                       else pg_catalog.format('alter role %I in database %I reset role', u.rolname, d.datname) \
+                       end, '; ') \
+                   from pg_catalog.pg_db_role_setting s \
+                   left join pg_catalog.pg_roles u on u.oid operator(pg_catalog.=) s.setrole \
+                   left join pg_catalog.pg_database d on d.oid operator(pg_catalog.=) s.setdatabase \
+                   where (s.setrole operator(pg_catalog.=) 0 \
+                           or u.rolname operator(pg_catalog.=) session_user) \
+                       and (s.setdatabase operator(pg_catalog.=) 0 \
+                           or d.datname operator(pg_catalog.=) pg_catalog.current_database()) \
+                       and exists (select from pg_catalog.unnest(s.setconfig) c (line) \
+                           where pg_catalog.starts_with(c.line, 'role='))) \
+               where session_user operator(pg_catalog.<>) current_user";
+    let Some(row) = client.query_opt(sql, &[]).await? else { return Ok(None) };
+    Ok(Some(Switched { login: row.try_get(0)?, role: row.try_get(1)?, reset: row.try_get(2)? }))
 }
 
 /// The same, of what was found; `None` where nothing lacks.

@@ -281,16 +281,20 @@ fn listing<'a>(
 ) -> Result<&'a PublishedTable, Halt> {
     let found = publication.tables.iter().find(|p| name.is(&p.schema, &p.table));
     found.ok_or_else(|| {
-        let add = format!("`alter publication {publication_name} add table {name}`");
+        let statement = format!("alter publication {publication_name} add table {name}");
+        let add = format!("`{statement}`");
         let remedy = match &table.root {
             Some(root) if publication.via_root => {
                 format!("set outbox.tables to {root}, of which it is a partition; or: {add}")
             }
             _ if publication.via_root => add,
-            // Without it the leaves of a partitioned table are published under their own names.
+            // Without it the leaves of a partitioned table are published under their own names: whether the table is
+            // part of it the next look tells.
+            _ if table.kind == "p" && !publication.tables.is_empty() => {
+                format!("`alter publication {publication_name} set (publish_via_partition_root = true)`")
+            }
             _ => format!(
-                "`alter publication {publication_name} set (publish_via_partition_root = true)`; \
-                 and if the table is not part of it: {add}"
+                "`alter publication {publication_name} set (publish_via_partition_root = true); {statement}`"
             ),
         };
         Halt::new(format!("publication {publication_name} does not publish {name}"), remedy)

@@ -2,7 +2,7 @@
 //! without its page, says who has the address as far as the kernel tells (`/proc`), and takes it once it is
 //! free.
 
-use std::{fs, io, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +41,9 @@ pub async fn serve_when_free(
                 address = %listen,
                 %error,
                 who = who.as_deref().unwrap_or("not known"),
-                "another program has the admin address: events flow, and /livez, /readyz, /metrics and /status \
-                 are not served until it lets go. If it is not to be there, end it; or set admin.listen to an \
-                 address that is free, or to \"off\", and restart the relay"
+                "another program has the admin address: this relay works on, as leader or standby, and /livez, /readyz, \
+                 /metrics and /status are not served until that program lets go. A second relay on a host needs an \
+                 admin.listen of its own, or \"off\", and a restart; what is not to be there, end"
             );
         }
         tokio::select! {
@@ -63,8 +63,29 @@ fn by_whom(listen: &str) -> Option<String> {
         .find_map(|table| listener_in(&table, port))?;
     Some(match process(&listener.inode) {
         Some((pid, name)) => format!("process {pid} ({name}, user {})", listener.user),
-        None => format!("a process of user {}", listener.user),
+        None => match namesake(Path::new("/proc"), &listener.user, std::process::id()) {
+            Some((pid, name)) => {
+                format!("a process of user {}, perhaps process {pid} ({name})", listener.user)
+            }
+            None => format!("a process of user {}", listener.user),
+        },
     })
+}
+
+/// Another process of this program, and of that user. Whose files it has is not told of a relay, which keeps its
+/// secrets; that it is there is.
+fn namesake(proc: &Path, user: &str, own: u32) -> Option<(u32, String)> {
+    let name_of = |pid: u32| fs::read_to_string(proc.join(format!("{pid}/comm"))).ok();
+    let name = name_of(own)?;
+    let is_of_user = |pid: u32| {
+        let status = fs::read_to_string(proc.join(format!("{pid}/status"))).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        line.and_then(|ids| ids.split_whitespace().nth(1)) == Some(user)
+    };
+    let numbers = fs::read_dir(proc).ok()?.flatten();
+    let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut others = pids.filter(|pid| *pid != own && name_of(*pid).as_ref() == Some(&name));
+    others.find(|pid| is_of_user(*pid)).map(|pid| (pid, name.trim().to_owned()))
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -118,6 +139,28 @@ mod tests {
         let found = listener_in(table, 9464).expect("one listens");
         assert_eq!(found, ListenerOf { user: "1002".into(), inode: "3".into() });
         assert_eq!(listener_in(table, 80), None);
+    }
+
+    #[test]
+    fn another_process_of_this_program_is_found_by_name_and_user() {
+        let proc = tempfile::tempdir().expect("a directory");
+        for (pid, name, user) in [
+            (10, "outbox-relay", 7),
+            (11, "outbox-relay", 8),
+            (12, "other", 7),
+            (13, "outbox-relay", 7),
+        ] {
+            let of = proc.path().join(pid.to_string());
+            fs::create_dir(&of).expect("made");
+            fs::write(of.join("comm"), format!("{name}\n")).expect("written");
+            let status = format!("Name:\t{name}\nUid:\t{user}\t{user}\t{user}\t{user}\n");
+            fs::write(of.join("status"), status).expect("written");
+        }
+        let found = |user, own| namesake(proc.path(), user, own).map(|(pid, _)| pid);
+        assert_eq!(found("7", 10), Some(13));
+        assert_eq!(found("8", 10), Some(11));
+        assert_eq!(found("9", 10), None);
+        assert_eq!(found("7", 12), None, "of another program's name there is no other");
     }
 
     #[test]

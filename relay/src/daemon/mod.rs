@@ -37,6 +37,7 @@ use crate::{
     backoff::Backoff,
     capacity, causes,
     config::{Config, parts::Parts},
+    core::halt::Halt,
     metrics::Cause,
     postgres::{catalog, sql},
     rights,
@@ -126,6 +127,12 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
         let ended = Box::pin(attempt::run(&context, learnt, stop)).await;
         let Context { config, parts, board } = &context;
         let ended = explained(parts, ended).await;
+        let ended = match ended {
+            Err(Ended::NoDeadLetters(halt)) => {
+                Err(Ended::NoDeadLetters(renamed(parts, halt).await))
+            }
+            ended => ended,
+        };
         let ended = ended.map_err(|ended| {
             let ended = advice::with_what_was_parked(ended, config, board);
             let ended = advice::with_silent_brokers(ended, &parts.sink, board);
@@ -247,6 +254,22 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
     match asked.await {
         Ok(Some(explained)) => Err(explained),
         _ => ended,
+    }
+}
+
+/// Where the table of dead letters is missing and another looks like it, its name is given back: that keeps what is
+/// parked.
+async fn renamed(parts: &Parts, halt: Halt) -> Halt {
+    let asked = tokio::time::timeout(RIGHTS_MAX, async {
+        let session = sql::connect(&parts.connect, "outbox-relay names").await.ok()?;
+        catalog::renamed::dead_letters(session.client()).await.ok()?
+    });
+    match asked.await {
+        Ok(Some(back)) => {
+            let Halt { reason, remedy } = halt;
+            Halt::new(reason, format!("{back}; else {remedy}"))
+        }
+        _ => halt,
     }
 }
 

@@ -67,13 +67,14 @@ pub(super) fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt 
     Halt::new(
         format!(
             "slot {name} is confirmed up to {confirmed}, past the stored progress {delivered}: \
-             somebody moved the slot or progress was lost; events between are not known to be \
-             published"
+             somebody moved the slot or progress was lost, or sink.progress was changed; events between are not known \
+             to be published"
         ),
         format!(
-            "to publish them from the table, some that are before them again, drop the slot, and the relay makes a \
-             new one: {}; to continue from the slot's position and leave that interval out, run `outbox-relay resume \
-             --at slot`",
+            "if sink.progress was changed, the progress up to the slot is in the other place: run `outbox-relay resume \
+             --at slot`, which leaves out nothing then. If it was not: to publish them from the table, some that are \
+             before them again, drop the slot, and the relay makes a new one: {}; to leave that interval out, continue \
+             from the slot's position by the same `resume --at slot`",
             drop_slot(name)
         ),
     )

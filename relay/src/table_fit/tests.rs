@@ -191,7 +191,9 @@ fn what_the_publication_keeps_out_halts_the_relay() {
     let leaf = TableState { root: Some("outbox.all".into()), ..events() };
     halts(&other, &leaf, &["does not publish outbox.events", "set outbox.tables to outbox.all"]);
     other.via_root = false;
-    halts(&other, &events(), &["publish_via_partition_root = true"]);
+    let both = "`alter publication outbox set (publish_via_partition_root = true); alter publication outbox add table \
+                outbox.events`";
+    halts(&other, &events(), &[both]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{
     checks::check,
     dead_letters::{dead_letters, try_dead_letters, wait_parked},
     obeyed::{obey, says, typed},
+    repair::{drop_slot, wait_snapshot},
     rows::run,
 };
 
@@ -110,4 +111,64 @@ async fn a_column_that_an_older_version_did_not_have_is_added_by_migrate() {
     assert!(!halt.contains("add column"), "{halt}");
     obey(&t, typed(&halt, "outbox-relay migrate")).await;
     wait_parked(&t, |parked| parked == 1).await;
+}
+
+/// What is in it is still there: to add another would be to lose the account of deleted rows.
+#[tokio::test]
+async fn a_renamed_column_of_the_account_of_deleted_rows_is_named_back_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    run(&t, "alter table outbox.deletions rename column newest to \"The newest\"").await;
+    drop_slot(&t).await;
+    let words = "outbox.deletions lacks the column newest";
+    let back = "alter table outbox.deletions rename column \"The newest\" to newest";
+    let found = check(&t.relay()).await;
+    let found = found.iter().find(|it| it.seen.contains(words));
+    assert!(found.is_some_and(|it| it.remedy.contains(back)), "{found:?}");
+    relay.restart();
+    let detail = says(&relay, words).await;
+    assert_eq!(typed(&detail, "alter table"), back);
+    run(&t, back).await;
+    relay.wait_ready().await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!((count.lost, count.duplicated), (0, 0), "{count}");
+}
+
+/// What is parked is still in it, so the halt names that road first; `migrate` makes one that lacks nothing.
+#[tokio::test]
+async fn a_renamed_table_of_dead_letters_is_named_back_or_made_whole() {
+    for made_anew in [false, true] {
+        let mut t = Harness::start().await;
+        let settings = t.relay().set("sink.topic_grace", "100ms");
+        let mut relay = settings.clone().start().await;
+        let ids = parked(&mut t).await;
+        run(&t, "alter table outbox.dead_letters rename to dead_letters_old").await;
+        let other = t.topic("other");
+        t.commit([Event::to(other.name()).key("b")]).await;
+        let detail = says(&relay, "dead_letters_old is that table").await;
+        if made_anew {
+            obey(&t, typed(&detail, "outbox-relay migrate")).await;
+            relay.wait_ready().await;
+            let sql = "select count(*) from pg_indexes where schemaname = 'outbox' and tablename = 'dead_letters' \
+                       and indexname ~ '^dead_letters_(event|history|missing|parked|position|suspected|waiting)$'";
+            let all: i64 =
+                t.database().superuser().query_one(sql, &[]).await.expect("counted").get(0);
+            assert_eq!(all, 7);
+            let found = check(&settings).await;
+            assert!(!found.iter().any(|it| it.seen.contains("the constraint")), "{found:?}");
+            continue;
+        }
+        run(&t, typed(&detail, "rename to dead_letters")).await;
+        wait_parked(&t, |parked| parked == 3).await;
+        let missing = t.topic("missing").create(1).await;
+        dead_letters(&t, &["release", "--all"]).await;
+        let records = missing.records_with(ids.iter().cloned()).await;
+        assert_eq!(records.len(), 2, "each once");
+    }
 }

@@ -78,6 +78,10 @@ async fn a_row_too_large_to_keep_is_delivered_with_the_payload_that_an_edit_give
     let released = dead_letters(&t, &["release", "--all"]).await;
     assert_eq!(released["unfit"].as_array().map(Vec::len), Some(1), "the command says so");
     assert_eq!(wait_parked_again(&t).await, 1);
+    for command in ["release", "discard"] {
+        let (code, _, told) = try_dead_letters(&t, &[command, "--key", "a"]).await;
+        assert!(code == Some(2) && told.contains("not provided:\n  --topic <TOPIC>\n\n"), "{told}");
+    }
     let (code, _, stderr) = try_dead_letters(&t, &["edit", &id, "--key", "a"]).await;
     assert!(code == Some(1) && stderr.contains("--payload"), "{code:?} {stderr}");
     let dir = tempfile::tempdir().expect("a directory");

@@ -4,12 +4,15 @@ use outbox_harness::{
     Harness,
     database::{Database, Role},
     event::Event,
+    postgres::Postgres,
     relay::Settings,
+    servers,
     topic::Topic,
     wait,
 };
 
 use super::{obey, says, typed};
+use crate::checks::check;
 
 /// A login with the relay's grants that is no member of its role, and settings that log in by it.
 async fn another_login(t: &Harness) -> (String, Settings) {
@@ -91,4 +94,30 @@ async fn without_the_language_the_encoding_is_asked_by_the_relay_halts_and_the_g
     relay.wait_ready().await;
     arrives(&t, &database, &topic).await;
     assert!(relay.sigterm().await.success());
+}
+
+/// The rights are those of the role that it becomes. To grant that one more would give them to all who write events.
+#[tokio::test]
+async fn a_relay_that_a_setting_makes_another_role_is_told_so_and_the_reset_helps() {
+    // Roles are everybody's: these are of a server of its own.
+    let (postgres, _server) = Postgres::private().await;
+    let mut t = Harness::with(postgres, servers::kafka().await).await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    assert!(relay.sigterm().await.success());
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let (role, writer) = (t.database().name_of(Role::Relay), t.database().name_of(Role::Writer));
+    obey(&t, &format!("grant {writer} to {role}; alter role {role} set role {writer}")).await;
+    let reset = format!("alter role {role} reset role");
+    let found = check(&t.relay()).await;
+    let problems: Vec<_> = found.iter().filter(|it| it.verdict == "problem").collect();
+    let [found] = problems[..] else { panic!("one cause, one problem: {problems:#?}") };
+    assert!(found.seen.contains(&format!("logged in as {role}")), "{found:?}");
+    assert_eq!(typed(&found.remedy, ""), reset);
+    relay.restart();
+    let detail =
+        says(&relay, &format!("logged in as {role}, and a setting makes it {writer}")).await;
+    obey(&t, typed(&detail, "reset role")).await;
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
 }

@@ -84,6 +84,21 @@ const DROP_EMPTY: &str = "do $$ begin \
                 where t.pubname operator(pg_catalog.=) p.pubname)) \
     then drop publication outbox; end if; end $$";
 
+/// A table that was renamed has kept the names of its indexes and of its constraint: the new one would be without.
+const FREE_NAMES: &str = "do $$ declare it text; begin \
+    for it in select pg_catalog.format('alter index outbox.%I rename to %I', i.relname, \
+                'moved_' || x.indrelid::pg_catalog.text || '_' || i.relname) \
+            from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid \
+            where i.relnamespace = pg_catalog.to_regnamespace('outbox') and i.relname ~ '^dead_letters_' \
+                and pg_catalog.pg_has_role(i.relowner, 'usage') \
+        union all select pg_catalog.format('alter table %s rename constraint %I to %I', \
+                c.conrelid::pg_catalog.regclass, c.conname, \
+                'moved_' || c.conrelid::pg_catalog.text || '_' || c.conname) \
+            from pg_catalog.pg_constraint c join pg_catalog.pg_class t on t.oid = c.conrelid \
+            where c.connamespace = pg_catalog.to_regnamespace('outbox') and c.contype = 'c' \
+                and c.conname ~ '^dead_letters_state_check' and pg_catalog.pg_has_role(t.relowner, 'usage') \
+    loop execute it; end loop; end $$";
+
 /// Tables that somebody has dropped are made again, by the migrations that name them: each of their
 /// statements may be repeated. Others are left alone, for the relay watches what they would touch.
 async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
@@ -99,6 +114,9 @@ async fn make_again(client: &mut Client) -> anyhow::Result<Vec<&'static str>> {
     transaction.batch_execute("set local lock_timeout = '2s'").await.context(doing)?;
     if absent.contains(&"outbox.events") {
         transaction.batch_execute(DROP_EMPTY).await.context(doing)?;
+    }
+    if absent.contains(&"outbox.dead_letters") {
+        transaction.batch_execute(FREE_NAMES).await.context(doing)?;
     }
     for migration in Set::Outbox.migrations().iter().filter(|migration| names(migration.sql)) {
         transaction.batch_execute(migration.sql).await.context(doing)?;

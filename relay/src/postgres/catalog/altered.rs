@@ -157,7 +157,7 @@ hashtextextended(COALESCE(event_id, ''''::text), 0::bigint)', false) as is_posit
             c.conname), \
         pg_catalog.format('alter table outbox.dead_letters drop constraint %I', c.conname) \
     from pg_catalog.pg_constraint c join t on t.oid = c.conrelid \
-    where c.contype in ('c', 'f', 'u', 'x') and c.conname <> 'dead_letters_state_check' \
+    where c.contype in ('c', 'f', 'u', 'x') and c.conname !~ '^(moved_[0-9]+_)?dead_letters_state_check[0-9]*$' \
         and coalesce(pg_catalog.to_jsonb(c) ->> 'conenforced', 'true') = 'true' \
         and not (c.contype = 'u' and exists ( \
             select from indexes i where i.indexrelid = c.conindid and i.has_id)) \

@@ -123,6 +123,8 @@ async fn is_behind(client: &Client) -> Option<bool> {
 struct Absent {
     table: String,
     name: String,
+    /// A column of its type that is not the relay's, quoted: perhaps it was renamed.
+    renamed: Option<String>,
 }
 
 /// Of `tables` that are there, which columns are not.
@@ -136,15 +138,15 @@ pub(super) async fn lacking(
     let wanted = || COLUMNS.iter().filter(|column| tables.contains(&column.table));
     let of: Vec<&str> = wanted().map(|column| column.table).collect();
     let names: Vec<&str> = wanted().map(|column| column.name).collect();
-    let absent: Vec<Absent> =
-        rows(client, "the columns of the relay's tables", SQL, &[&of, &names]).await?;
-    if absent.is_empty() {
+    let types: Vec<&str> = wanted().map(Column::type_name).collect();
+    let told: Vec<Absent> =
+        rows(client, "the columns of the relay's tables", SQL, &[&of, &names, &types]).await?;
+    if told.is_empty() {
         return Ok(Vec::new());
     }
-    let absent = |column: &&Column| {
-        absent.iter().any(|it| it.table == column.table && it.name == column.name)
-    };
-    let absent: Vec<&Column> = wanted().filter(absent).collect();
+    let of_it =
+        |column: &Column| told.iter().find(|it| it.table == column.table && it.name == column.name);
+    let absent: Vec<&Column> = wanted().filter(|column| of_it(column).is_some()).collect();
     let behind = is_behind(client).await;
     let moved =
         absent.iter().any(|column| column.rows == Rows::MoveAside) && parked(client, &absent).await;
@@ -155,6 +157,10 @@ pub(super) async fn lacking(
             false if moved && *table == LETTERS => Remedy::Text(ASIDE.to_owned()),
             false => Remedy::Sql(column.again()),
         };
+        let remedy = match of_it(column).and_then(|it| it.renamed.as_ref()) {
+            Some(renamed) => Remedy::Text(column.back(renamed, remedy)),
+            None => remedy,
+        };
         let seen = format!("{table} lacks the column {name}");
         let takes_letters = moved && *table == LETTERS;
         Altered { kind: Kind::Absent, seen, remedy, of: Some((*name).to_owned()), takes_letters }
@@ -163,6 +169,24 @@ pub(super) async fn lacking(
 }
 
 impl Column {
+    /// As the server can look it up.
+    fn type_name(&self) -> &'static str {
+        self.definition.split([' ', ',']).next().unwrap_or_default()
+    }
+
+    /// What gives a column its name back, which keeps what is in it; and what else is to be done.
+    fn back(&self, renamed: &str, otherwise: Remedy) -> String {
+        let Column { table, name, .. } = self;
+        let otherwise = match otherwise {
+            Remedy::Sql(statement) => format!("as the table's owner, `{statement}`"),
+            Remedy::Text(text) => text,
+        };
+        format!(
+            "if the column {renamed} of {table} is that one, which was renamed: as the table's owner, `alter table \
+             {table} rename column {renamed} to {name}`; else {otherwise}"
+        )
+    }
+
     /// What adds it again.
     fn again(&self) -> String {
         let Column { table, name, definition, filled, rows } = self;
@@ -198,8 +222,15 @@ const ASIDE: &str = "the parked events that are in it can't be delivered without
     run `outbox-relay migrate` as the schema's owner, and grant what docs/ROLES.md lists";
 
 const SQL: &str = "\
-select pg_catalog.jsonb_build_object('table', o.tab, 'name', o.name)::pg_catalog.text \
-from unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) with ordinality o (tab, name, place) \
+with ours as (select * from unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) \
+        with ordinality o (tab, name, type, place)) \
+select pg_catalog.jsonb_build_object('table', o.tab, 'name', o.name, 'renamed', ( \
+    select pg_catalog.quote_ident(a.attname) from pg_catalog.pg_attribute a \
+    where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
+        and a.atttypid = pg_catalog.to_regtype(o.type) \
+        and not exists (select from ours x where x.tab = o.tab and x.name::pg_catalog.name = a.attname) \
+    order by a.attnum limit 1))::pg_catalog.text \
+from ours o \
 join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(o.tab) \
 where not exists (select from pg_catalog.pg_attribute a \
     where a.attrelid = c.oid and a.attname = o.name::pg_catalog.name and not a.attisdropped) \

@@ -8,6 +8,7 @@ mod error;
 pub mod kept;
 pub mod meddling;
 pub mod publication;
+pub mod renamed;
 mod rows;
 pub mod slot;
 pub mod standby_slots;

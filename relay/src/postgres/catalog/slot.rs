@@ -262,9 +262,9 @@ pub async fn capacity(client: &Client) -> Result<Capacity, InspectError> {
             'track_activities', current_setting('track_activities')::bool, \
             'in_recovery', pg_catalog.pg_is_in_recovery(), \
             'may_replicate', (select rolreplication or rolsuper from pg_catalog.pg_roles \
-                where rolname = current_user) \
+                where rolname = session_user) \
                 or exists (select from pg_catalog.pg_roles where rolname = 'rds_replication' \
-                    and pg_catalog.pg_has_role(current_user, oid, 'member')))::text";
+                    and pg_catalog.pg_has_role(session_user, oid, 'member')))::text";
     let mut found = rows(client, "the server's settings", sql, &[]).await?;
     found.pop().ok_or_else(|| InspectError::Shape {
         what: "the server's settings",

@@ -25,7 +25,8 @@ pub(super) fn grant(settings: &Settings, operations: &[&str], resource: &str) ->
     let operations: String = operations.iter().map(|one| format!(" --operation {one}")).collect();
     format!(
         "run `kafka-acls --bootstrap-server {servers} --add --allow-principal \
-         User:{user}{operations} {resource}`; see docs/KAFKA-ACLS.md"
+         User:{user}{operations} {resource}`, and see that no deny rule stands against it, which no allow rule \
+         outweighs: `kafka-acls --bootstrap-server {servers} --list {resource}`; see docs/KAFKA-ACLS.md"
     )
 }
 
@@ -116,6 +117,9 @@ mod tests {
         let command = "kafka-acls --bootstrap-server kafka:9092 --add --allow-principal User:RELAY \
                        --operation Read --operation Write --topic t`";
         assert!(unknown.contains(command), "{unknown}");
+        let list = "no deny rule stands against it, which no allow rule outweighs: `kafka-acls --bootstrap-server \
+                    kafka:9092 --list --topic t`";
+        assert!(unknown.contains(list), "{unknown}");
         settings.properties.insert("sasl.mechanism".into(), "SCRAM-SHA-512".into());
         settings.properties.insert("sasl.username".into(), "orders".into());
         assert!(grant(&settings, &["Read"], "--topic t").contains("User:orders --operation Read"));

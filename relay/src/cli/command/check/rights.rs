@@ -31,10 +31,9 @@ pub(super) async fn rights(
         let remedy = "run `outbox-relay migrate` as the schema's owner";
         return Ok(vec![problem("migrations", seen, remedy)]);
     }
-    let stopping = lacking.clone().that_stop_everything();
-    if let Some(Halt { reason, .. }) = rights::halt(&stopping, rights::HALTS_WHEN_NEEDED) {
-        // As the halt of a run: all that lacks is given at once.
-        return Ok(vec![problem(NAME, reason, format!("`{lacking}`"))]);
+    let stopping = rights::stopping(client, &grants, rights::HALTS_WHEN_NEEDED).await;
+    if let Some(Halt { reason, remedy }) = stopping.map_err(failed)? {
+        return Ok(vec![problem(NAME, reason, remedy)]);
     }
     // Whether rows can be read is said of each table.
     let ours = |name: &TableName| name.to_string() == "outbox.events";

@@ -83,7 +83,7 @@ pub(in crate::cli) struct OfArgs {
     /// Only this topic
     #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
-    /// Only this key
+    /// Only this key; needs --topic
     #[arg(long, value_name = "KEY", requires = "topic")]
     key: Option<String>,
     /// Only events parked for this reason, as the list prints it
@@ -99,7 +99,7 @@ impl OfArgs {
 
 /// What to release.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["ids", "topic", "reason", "all"]))]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["ids", "topic", "key", "reason", "all"]))]
 pub(in crate::cli) struct ReleaseArgs {
     /// Numbers in the list; the whole lane of each is released
     #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
@@ -116,7 +116,7 @@ pub(in crate::cli) struct ReleaseArgs {
 
 /// What to discard.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["ids", "topic", "reason", "all"]))]
+#[command(group = ArgGroup::new("which").required(true).multiple(true).args(["ids", "topic", "key", "reason", "all"]))]
 pub(in crate::cli) struct DiscardArgs {
     /// Their numbers in the list
     #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
