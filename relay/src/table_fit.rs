@@ -2,8 +2,11 @@
 //! look at the tables while streaming, and by `check`. Pure.
 //!
 //! The rule: every row that the table shows is in the stream, under the table's name. Where the
-//! catalog says that some are not, nothing may be streamed past them.
+//! catalog says that some are not, nothing may be streamed past them. What is said of columns is in `explain`.
 
+mod explain;
+
+pub(crate) use self::explain::{misfits, publish_whole, written_otherwise};
 use crate::{
     core::{
         halt::Halt,
@@ -92,7 +95,11 @@ pub(crate) fn all(
         }
         Ok(_) => Err(unfit),
         Err(mut found) => {
-            found.iter_mut().for_each(|misfit| explain_generated(misfit, name, table));
+            let listed = publication.and_then(|publication| entry(publication, name));
+            for misfit in &mut found {
+                explain::generated(misfit, name, table);
+                explain::unlisted(misfit, publication_name, listed, name, table);
+            }
             unfit.push(Unfit::Columns(found));
             Err(unfit)
         }
@@ -125,10 +132,7 @@ fn published<'a>(
                 "publication {publication_name} publishes only those rows of {name} for which \
                  {filter} holds: the others are never in the stream"
             ),
-            format!(
-                "`begin; alter publication {publication_name} drop table {name}; alter publication \
-                 {publication_name} add table {name}; commit`"
-            ),
+            publish_whole(publication_name, name),
         ));
     }
     let names = listed.and_then(|listed| listed.columns.as_ref());
@@ -272,6 +276,10 @@ fn hides_nothing(name: &TableName, hidden: &[Hidden], mapping: &Mapping) -> Resu
     ))
 }
 
+fn entry<'a>(publication: &'a PublicationState, name: &TableName) -> Option<&'a PublishedTable> {
+    publication.tables.iter().find(|p| name.is(&p.schema, &p.table))
+}
+
 /// The publication's entry of the table.
 fn listing<'a>(
     publication_name: &str,
@@ -279,8 +287,7 @@ fn listing<'a>(
     name: &TableName,
     table: &TableState,
 ) -> Result<&'a PublishedTable, Halt> {
-    let found = publication.tables.iter().find(|p| name.is(&p.schema, &p.table));
-    found.ok_or_else(|| {
+    entry(publication, name).ok_or_else(|| {
         let statement = format!("alter publication {publication_name} add table {name}");
         let add = format!("`{statement}`");
         let remedy = match &table.root {
@@ -299,21 +306,6 @@ fn listing<'a>(
         };
         Halt::new(format!("publication {publication_name} does not publish {name}"), remedy)
     })
-}
-
-/// A generated column is in the table and not in the stream: to add it is no remedy.
-fn explain_generated(misfit: &mut Misfit, name: &TableName, table: &TableState) {
-    let column = table.columns.iter().find(|column| column.name == misfit.column);
-    let Some(column) = column.filter(|column| !column.generated.is_empty()) else { return };
-    let column = &column.name;
-    misfit.what = format!(
-        "the column {column} of {name} is generated, and PostgreSQL does not publish its values"
-    );
-    misfit.remedy = format!(
-        "`alter table {name} alter column {column} drop expression`, and have writers or a trigger \
-         fill it; name another column in the settings; or, on PostgreSQL 18 and a stored column, \
-         add it to the publication's column list"
-    );
 }
 
 const BY_ITSELF: &str = "once that is done the relay publishes it from the table by itself, or halts with the \
@@ -346,32 +338,6 @@ pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Hal
         }
     };
     Halt::new(reason, format!("{remedy}; {then}"))
-}
-
-/// All that is wrong with a table's columns, as one halt.
-pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
-    let all = |text: fn(&Misfit) -> &str| misfits.iter().map(text).collect::<Vec<_>>().join("; ");
-    Halt::new(all(|misfit| &misfit.what), all(|misfit| &misfit.remedy))
-}
-
-/// As [`misfits`], of rows in the stream: the table may have been changed since they were written, and even
-/// back.
-pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
-    let columns = relation.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>();
-    let reason = misfits(of).reason;
-    let earlier = of.iter().map(|misfit| misfit.earlier.as_str()).collect::<Vec<_>>().join("; ");
-    Halt::new(
-        format!(
-            "the next rows of the stream were written when {}.{} had the columns {}: {reason}",
-            relation.schema,
-            relation.table,
-            columns.join(", ")
-        ),
-        format!(
-            "{earlier}; then restart the relay. A change of the table does not reach these rows; it is needed \
-             as well where `outbox-relay check` still finds the table wrong"
-        ),
-    )
 }
 
 impl TableState {

@@ -2,6 +2,7 @@
 //! types. The command is taken out of the text and run as it stands there; then the events are counted.
 
 mod agreed;
+mod columns;
 mod home;
 mod places;
 mod progress;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     context::Context,
+    earlier,
     ended::{Ended, pipeline_ended, stream_ended},
     locks, parked,
     start::{
@@ -84,6 +85,10 @@ pub(super) async fn run(
     };
     match ended {
         Ok(()) => Ok(()),
+        Err(Ended::WrittenOtherwise(halt)) => {
+            let ended = earlier::explained(context, &session, halt).await;
+            Err(locks::named(&session, ended).await)
+        }
         Err(ended) => Err(locks::named(&session, ended).await),
     }
 }
@@ -250,7 +255,10 @@ impl Tasks {
                 Task::Watch => Ok(()),
                 Task::Tables(result) | Task::Missing(result) | Task::Waiting(result) => result,
             });
-            let for_a_person = matches!(result, Err(Ended::Halted(_) | Ended::NoDeadLetters(_)));
+            let for_a_person = matches!(
+                result,
+                Err(Ended::Halted(_) | Ended::NoDeadLetters(_) | Ended::WrittenOtherwise(_))
+            );
             if result.is_err() && (ended.is_ok() || for_a_person) {
                 ended = result;
             }

@@ -7,6 +7,7 @@ use crate::{
     metrics::Cause,
     pipeline::PipelineError,
     postgres::{ConnectError, error::needs_time},
+    reconcile::drop_slot,
     route::{Format, TableName},
     sink::SinkError,
     source::{decoder::StreamError, intake::IntakeError},
@@ -21,6 +22,9 @@ const UNDEFINED_FUNCTION: &str = "42883";
 pub(super) enum Ended {
     /// A person must correct it.
     Halted(Halt),
+    /// The next rows of the stream were written when their table did not fit. As `Halted` once `earlier` has
+    /// looked at what the table is like now.
+    WrittenOtherwise(Halt),
     /// A person must correct the table of dead letters, and what was parked in it may be gone.
     NoDeadLetters(Halt),
     /// Another relay has taken over: stand by.
@@ -92,10 +96,11 @@ fn undecodable(error: &StreamError, slot: &str, tables: &[TableName]) -> anyhow:
     anyhow::anyhow!(
         "{error}. Nothing is lost, and everything waits: the relay tries again. If it stays so, the \
          server can't decode what comes next, as a row of {tables} that is about 1 GB as text: drop the \
-         slot as a superuser or a role with REPLICATION, `select pg_drop_replication_slot('{slot}')`, and the relay makes a new one and publishes \
+         slot, {}, and the relay makes a new one and publishes \
          from the table what this one would have sent, but for what is too large, which it parks; or it \
          halts with the interval. If it can't read the table either, make that row smaller with an \
-         update: pg_column_size(payload), or of another column, finds it"
+         update: pg_column_size(payload), or of another column, finds it",
+        drop_slot(slot)
     )
 }
 
@@ -116,7 +121,7 @@ pub(super) fn stream_ended(
         }
         StreamError::AnotherHistory(found) => Ended::RolledBack(found),
         StreamError::Intake(IntakeError::DoesNotFit { what, remedy }) => {
-            Ended::Halted(Halt { reason: what, remedy })
+            Ended::WrittenOtherwise(Halt { reason: what, remedy })
         }
         StreamError::Intake(error @ IntakeError::NeedsText { .. }) => {
             Ended::NeedsText(error.to_string())

@@ -7,6 +7,7 @@
 mod advice;
 mod attempt;
 mod context;
+mod earlier;
 mod ended;
 mod leads;
 mod limits;
@@ -160,7 +161,7 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
 /// when that is to begin.
 fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board) -> Duration {
     match ended {
-        Ended::Halted(halt) | Ended::NoDeadLetters(halt) => {
+        Ended::Halted(halt) | Ended::NoDeadLetters(halt) | Ended::WrittenOtherwise(halt) => {
             tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
             board.error(halt.to_string());
             board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });

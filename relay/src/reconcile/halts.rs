@@ -80,7 +80,7 @@ pub(super) fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt 
     )
 }
 
-pub(super) fn drop_slot(name: &str) -> String {
+pub(crate) fn drop_slot(name: &str) -> String {
     format!(
         "`select pg_drop_replication_slot('{name}')` (as a superuser or a role with REPLICATION)"
     )

@@ -15,7 +15,7 @@ mod ours;
 mod tests;
 mod whose;
 
-pub(crate) use self::halts::lacking;
+pub(crate) use self::halts::{drop_slot, lacking};
 pub use self::{
     choice::Decision,
     facts::Facts,

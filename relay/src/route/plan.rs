@@ -28,8 +28,9 @@ pub struct Misfit {
     pub what: String,
     /// The SQL or setting that fixes it, for rows that are written from then on.
     pub remedy: String,
-    /// The setting that fixes it for rows that are written already: no change of the table reaches them.
-    pub earlier: String,
+    /// The setting that fixes it for rows that are written already, where one may: no change of the table reaches
+    /// them.
+    pub earlier: Option<String>,
 }
 
 /// Columns that are named as what another may be called now.
@@ -264,7 +265,7 @@ impl<'r> Planner<'r> {
                  their types differ"
             ),
             remedy: alike.clone(),
-            earlier: alike,
+            earlier: Some(alike),
         });
     }
 
@@ -302,6 +303,10 @@ impl<'r> Planner<'r> {
              column list must name it too",
             role.sql_type()
         );
+        let earlier = serving.iter().map(|held| {
+            format!("where {held} held it then, set outbox.former_columns.{held} = \"{name}\"")
+        });
+        let earlier = earlier.reduce(|all, one| format!("{all}; or, {one}"));
         let remedy = match serving.first() {
             None => format!("{set}; or {add}"),
             // One that is added again is empty, and what the writers fill would be left out.
@@ -315,9 +320,7 @@ impl<'r> Planner<'r> {
             column: name.to_owned(),
             what: format!("{table} publishes no column {column}, which {setting} names"),
             remedy,
-            earlier: format!(
-                "set outbox.former_columns.OLD = \"{name}\", where OLD is the column that held it then"
-            ),
+            earlier,
         });
     }
 
@@ -336,6 +339,7 @@ impl<'r> Planner<'r> {
     fn unfit(&mut self, role: Role, setting: &str, name: &str, type_oid: u32) {
         let (table, column, wanted) = (&self.table, quoted(name), role.sql_type());
         let kind = Kind::from_oid(type_oid).name(type_oid);
+        let serving = self.serving(role).join(", ");
         self.misfits.push(Misfit {
             column: name.to_owned(),
             what: format!(
@@ -345,7 +349,9 @@ impl<'r> Planner<'r> {
                 "name another column in {setting}, or `alter table {table} alter column {column} \
                  type {wanted} using {column}::{wanted}`"
             ),
-            earlier: format!("name another column in {setting}"),
+            earlier: (!serving.is_empty()).then(|| {
+                format!("where another column held it then ({serving}?), name that in {setting}")
+            }),
         });
     }
 }

@@ -264,6 +264,12 @@ fn a_table_that_does_not_fit_is_refused_with_all_that_is_wrong_and_its_remedy() 
     ] {
         assert!(text.contains(part), "{text}");
     }
+    table.columns.push(Column { name: "customer".into(), type_oid: TEXT });
+    let error = router(&settings(), Format::Text).relation(&table).unwrap_err();
+    let RelationError::DoesNotFit(misfits) = &error else { panic!("{error}") };
+    let earlier: Vec<_> = misfits.iter().map(|misfit| misfit.earlier.as_deref()).collect();
+    let former = r#"where customer held it then, set outbox.former_columns.customer = "key""#;
+    assert_eq!(earlier, [Some(former), None], "no other column could have held the headers");
 }
 
 #[test]

@@ -107,7 +107,10 @@ impl<I: Intake> Stream<I> {
             Ok(()) => self.finish().await,
             Err(StreamError::Intake(misfit)) => {
                 if let IntakeError::DoesNotFit { what, remedy } = &misfit {
-                    let (reason, remedy) = (what.clone(), remedy.clone());
+                    let reason = what.clone();
+                    let remedy = format!(
+                        "{remedy}; what else helps is said once all that precedes these rows is delivered"
+                    );
                     self.board.phase(Phase::Halted { reason, remedy });
                 }
                 // A person may have to correct it, and that may take long.

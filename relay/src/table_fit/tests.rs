@@ -221,3 +221,23 @@ fn a_column_without_a_binary_form_makes_the_stream_text_though_it_is_not_mapped(
     without.tables[0].columns = Some(events().columns.into_iter().map(|c| c.name).collect());
     assert_eq!(looked_at(&without, &table).expect("it fits").format, Format::Binary);
 }
+
+#[test]
+fn columns_that_the_publication_leaves_out_are_named_each_and_one_statement_brings_them() {
+    let left_out = ["payload", "headers", "partition"];
+    let columns = events().columns.into_iter().map(|column| column.name);
+    let mut listed = publication();
+    listed.tables[0].columns =
+        Some(columns.filter(|name| !left_out.contains(&name.as_str())).collect());
+    let Err(Unfit::Columns(found)) = looked_at(&listed, &events()) else {
+        panic!("they are mapped, and not in the stream")
+    };
+    let name = TableName { schema: "outbox".into(), table: "events".into() };
+    let halt = misfits(&found);
+    assert_eq!(halt.remedy, publish_whole("outbox", &name));
+    assert_eq!(halt.reason.matches("leaves it out").count(), left_out.len(), "{halt}");
+    // Without the column in the table, publishing it whole brings nothing.
+    let mut table = events();
+    table.columns.retain(|column| column.name != "payload");
+    halts(&listed, &table, &["add column payload jsonb"]);
+}

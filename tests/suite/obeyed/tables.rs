@@ -107,7 +107,7 @@ async fn a_table_that_lacks_what_a_repair_needs_is_mended_as_the_halts_say_and_l
 }
 
 /// A relay that has published one event.
-async fn published(t: &mut Harness, topic: &Topic, event: Event) -> Relay {
+pub(super) async fn published(t: &mut Harness, topic: &Topic, event: Event) -> Relay {
     let relay = t.relay().start().await;
     t.commit([event]).await;
     t.count(topic, 1).await.assert_exactly_once();
@@ -204,6 +204,10 @@ async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {
     ]
     .map(|words| remedy.find(words).unwrap_or_else(|| panic!("{words} is not in: {remedy}")));
     assert!(named < former && former < added, "{remedy}");
+    relay.restart();
+    let detail = says(&relay, "a change of the table does not reach these rows").await;
+    assert!(detail.contains(remedy.as_str()), "the halt and check say the same: {detail}");
+    assert!(relay.sigterm().await.success());
     let settings = t
         .relay()
         .set("outbox.columns.payload", "body")

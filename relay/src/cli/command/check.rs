@@ -11,6 +11,7 @@ mod meddling;
 mod migrations;
 mod neighbours;
 mod rights;
+mod running;
 mod settings;
 mod start;
 mod tables;
@@ -58,9 +59,10 @@ pub(crate) struct Finding {
 
 /// Looks at everything. Problems come as findings, never as errors.
 pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
-    let ((mut findings, session), (sink, has_progress)) = tokio::join!(
+    let ((mut findings, session), (sink, has_progress), halted) = tokio::join!(
         half("PostgreSQL", database::looked_at(config, parts)),
-        half(parts.sink.kind(), sink(parts))
+        half(parts.sink.kind(), sink(parts)),
+        Box::pin(running::halted(config))
     );
     findings.extend(sink);
     if let (Some((session, (expected, looked))), Some(has_progress)) = (session, has_progress) {
@@ -82,6 +84,10 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         }
         findings.extend(found);
         findings.extend(topics);
+    }
+    // What was found here is newer than what the relay says.
+    if passed(&findings) {
+        findings.extend(halted);
     }
     findings
 }

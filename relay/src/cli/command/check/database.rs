@@ -148,7 +148,8 @@ async fn server(
         });
         let Some(state) = state else { continue };
         if let Some(fit) = fit {
-            findings.push(tables::rows(table, fit, &state, mapping, config.outbox.rows_kept));
+            let kept = config.outbox.rows_kept;
+            findings.push(tables::rows(publication_name, table, fit, &state, mapping, kept));
             findings.extend(settings::zone(table, &state, mapping));
             findings.extend(meddling::events(table, client).await?);
             findings.extend(events.at(table, &state).await?);

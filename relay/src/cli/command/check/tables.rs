@@ -10,7 +10,7 @@ use crate::{
         table::{self, TableState},
     },
     repair,
-    route::{Mapping, Misfit, TableName},
+    route::{Mapping, Misfit, TableName, XID, quoted},
     table_fit::{self, Fit, Unfit},
 };
 
@@ -77,6 +77,7 @@ pub(super) fn same_ids(tables: &[(&TableName, TableState)], mapping: &Mapping) -
 
 /// What the relay can tell of a table's rows when they come again, or their slot is lost.
 pub(super) fn rows(
+    publication_name: &str,
     name: &TableName,
     fit: Fit,
     state: &TableState,
@@ -89,6 +90,18 @@ pub(super) fn rows(
         Err(halt) => {
             let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
             warning("rows", seen, halt.remedy)
+        }
+        // The default is right, so only the publication's column list can keep it out of the stream.
+        Ok(_) if !fit.stamped && state.columns.iter().any(|c| c.name == XID && c.is_stamp()) => {
+            let publication_name = quoted(publication_name);
+            warning(
+                "rows",
+                format!(
+                    "rows of {name} that are moved between its partitions are published again: the \
+                     column list of publication {publication_name} leaves out the column xid"
+                ),
+                table_fit::publish_whole(&publication_name, name),
+            )
         }
         Ok(_) if !fit.stamped => warning(
             "rows",

@@ -1,0 +1,123 @@
+//! Columns of the outbox that rows of the stream don't have, or have otherwise: the table was changed and
+//! changed back, or the publication lists some of them only.
+
+use outbox_harness::{Harness, event::Event, relay::Settings, topic::Topic, wait};
+
+use super::{obey, says, tables::published, typed};
+use crate::{checks, repair::repeated};
+
+/// A row that names no column which comes and goes.
+async fn insert(t: &Harness, topic: &Topic) {
+    let name = topic.name();
+    obey(t, &format!("insert into outbox.events (topic, key) values ('{name}', 'k')")).await;
+}
+
+/// The server has it in use for a moment after the relay has left it.
+async fn drop_slot(t: &Harness, command: &str) {
+    wait::until("the slot is dropped", wait::PATIENCE, || async {
+        t.database().superuser().batch_execute(command).await
+    })
+    .await
+    .expect("it is dropped");
+}
+
+/// The catalogs are as they should be, and the relay that is asked has halted; now and then it starts again.
+async fn check_tells(settings: &Settings) {
+    wait::until("check tells of the halt", wait::PATIENCE, || async {
+        let findings = checks::check(settings).await;
+        let is_it = |found: &checks::Finding| {
+            found.verdict == "warning" && found.seen.contains("to publish them from the table")
+        };
+        if findings.iter().any(is_it) { Ok(()) } else { Err(format!("{findings:#?}")) }
+    })
+    .await
+    .expect("it does");
+}
+
+/// No change of the table reaches the rows that were written meanwhile, and no column of theirs is another's
+/// former one.
+#[tokio::test]
+async fn rows_written_while_a_column_was_away_get_out_through_the_table_as_the_halt_says() {
+    for (change, back) in [
+        ("drop column headers", "add column headers jsonb"),
+        ("alter column partition type text", "alter column partition type int"),
+    ] {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = t.relay().start().await;
+        insert(&t, &topic).await;
+        t.count(&topic, 1).await.assert_exactly_once();
+        obey(&t, &format!("alter table outbox.events {change}")).await;
+        for _ in 0..3 {
+            insert(&t, &topic).await;
+        }
+        let detail = says(&relay, "a change of the table does not reach these rows").await;
+        obey(&t, typed(&detail, back)).await;
+        let detail = says(&relay, "to publish them from the table").await;
+        assert!(!detail.contains("former_columns"), "none held it then: {detail}");
+        check_tells(&t.relay().set("admin.listen", &relay.admin().to_string())).await;
+        drop_slot(&t, typed(&detail, "pg_drop_replication_slot")).await;
+        relay.wait_ready().await;
+        insert(&t, &topic).await;
+        // For the count, which takes no row without headers.
+        obey(&t, "update outbox.events set headers = '{}' where headers is null").await;
+        let count = t.count(&topic, 1).await;
+        count.assert_at_least_once();
+        assert_eq!(count.committed, 5, "{change}: {count}");
+        repeated(&topic.records().await);
+    }
+}
+
+/// The publication lists all columns but these.
+fn listed_without(columns: &str) -> String {
+    format!(
+        "do $$ begin execute (select format('alter publication outbox set table outbox.events (%s)', \
+         string_agg(quote_ident(attname), ', ')) from pg_attribute where attnum > 0 and not attisdropped \
+         and attname not in ({columns}) and attrelid = 'outbox.events'::regclass); end $$"
+    )
+}
+
+#[tokio::test]
+async fn columns_that_the_publication_leaves_out_come_with_the_whole_table_which_is_said_first() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let event = || Event::to(topic.name()).key("k");
+    let mut relay = published(&mut t, &topic, event()).await;
+    obey(&t, &listed_without("'payload', 'headers', 'partition'")).await;
+    t.commit([event(), event()]).await;
+    let words = "alter publication outbox drop table";
+    let detail = says(&relay, words).await;
+    let first = detail.split('`').nth(1).expect("something to type");
+    assert!(first.contains(words), "first of all the table is published whole: {detail}");
+    let findings = checks::check(&t.relay()).await;
+    let found = findings.iter().find(|found| found.seen.contains("no column payload"));
+    let found = found.expect("check says it too");
+    assert!(found.seen.contains("leaves it out") && found.remedy.contains(first), "{found:?}");
+    obey(&t, first).await;
+    relay.wait_ready().await;
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_at_least_once();
+    repeated(&topic.records().await);
+}
+
+/// The default is right, and the stream has no xid all the same.
+#[tokio::test]
+async fn a_column_xid_that_a_column_list_leaves_out_is_published_again_as_check_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let event = || Event::to(topic.name()).key("k");
+    let _relay = published(&mut t, &topic, event()).await;
+    obey(&t, &listed_without("'xid'")).await;
+    t.commit([event()]).await;
+    let words = "leaves out the column xid";
+    let findings = checks::check(&t.relay()).await;
+    let found = findings.iter().find(|found| found.seen.contains(words)).expect("it is named");
+    obey(&t, typed(&found.remedy, "alter publication outbox drop table")).await;
+    t.commit([event()]).await;
+    // The relay may take the changed publication for one that lacked rows, and read them from the table.
+    t.count(&topic, 1).await.assert_at_least_once();
+    repeated(&topic.records().await);
+    let again = checks::check(&t.relay()).await;
+    let rows = again.iter().find(|found| found.name == "rows").expect("check looks at the rows");
+    assert_eq!(rows.verdict, "ok", "{rows:?}");
+}
