@@ -266,6 +266,28 @@ async fn a_role_that_may_not_connect_or_an_owner_that_may_not_create_is_told_wha
     }
 }
 
+/// Somebody began as a superuser.
+#[tokio::test]
+async fn a_schema_that_another_migrated_first_is_handed_over_as_the_page_of_roles_says() {
+    let t = Harness::start().await;
+    let database = Database::create_empty().await;
+    let settings = |url: &str| t.relay_of(&database).set("postgres.url", url);
+    let first = settings(&database.superuser_url()).command(&["migrate"]).await;
+    assert!(first.status.success(), "{first:?}");
+    let (owner, me) = (settings(&database.url(Role::Owner)), database.name_of(Role::Owner));
+    let refused = owner.command(&["migrate"]).await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains(&format!("alter schema outbox owner to {me}")), "{told}");
+    assert!(!told.contains("db error") && !told.contains("\\n"), "{told}");
+
+    let block = include_str!("../../docs/ROLES.md").split("```sql\n").nth(5);
+    let block = block.and_then(|rest| rest.split("```").next()).expect("the last statement");
+    change(&database, &block.replace("outbox_owner", &me)).await;
+    let output = owner.command(&["migrate"]).await;
+    assert!(String::from_utf8_lossy(&output.stdout).contains("up to date"), "{output:?}");
+}
+
 #[tokio::test]
 async fn a_table_that_somebody_dropped_is_made_again_by_the_command_that_the_halt_names() {
     let t = Harness::start().await;

@@ -125,8 +125,10 @@ pub(super) fn print_error(error: &anyhow::Error) {
         if error.is::<Problems>() { printable::lines(&first) } else { printable::line(&first) };
     let mut text = format!("outbox-relay: {first}\n");
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Some errors name their cause themselves.
-        if !text.contains(&cause) {
+        // PostgreSQL's answer has lines of its own.
+        let cause = cause.replace("\nDETAIL: ", "; detail: ").replace("\nHINT: ", "; hint: ");
+        // Some errors name their cause themselves, and of an answer the client says this, then the answer.
+        if cause != "db error" && !text.contains(&cause) {
             text.push_str(&format!("  because: {}\n", printable::line(&cause)));
         }
     }

@@ -9,4 +9,6 @@ pub struct ProgressHome {
     pub guard: String,
     /// How all progress is removed, with the command.
     pub empty: String,
+    /// Not in the database: it stays when that is recreated.
+    pub is_outside: bool,
 }

@@ -79,7 +79,7 @@ pub(super) async fn run(
             board.resumed(streaming.from);
             board.stored(streaming.delivery.progress());
             board.phase(Phase::Streaming);
-            tracing::info!(from = %streaming.from, "streaming");
+            tracing::info!(from = %streaming.from.resume_lsn(), "streaming");
             stream(context, stop, &session, *streaming).await
         }
     };

@@ -93,7 +93,7 @@ fn renamed(facts: &Facts<'_>) -> Result<(), Halt> {
     Err(Halt::new(
         format!(
             "this is the first start of a relay called {}, and the relay {other} has published events of \
-             this database: whether the rows that are there are published is not known here",
+             this database: the relay can't know whether the rows that are there are published",
             facts.relay
         ),
         format!(

@@ -8,15 +8,15 @@ use crate::core::halt::Halt;
 pub(super) fn unknown(facts: &Facts<'_>) -> String {
     match (facts.progress_in_database, facts.stream) {
         (true, _) => {
-            "outbox.progress has no row of this relay: what was published before is not known here".to_owned()
+            "outbox.progress has no row of this relay, so the relay can't know what was published before".to_owned()
         }
         (false, Some(stream)) => format!(
             "the stream {stream} has no progress record, because it was purged or recreated, or has deleted what is \
-             old, or this is another server: what was published before is not known here, and may be deleted too"
+             old, or this is another server: the relay can't know what was published before, and that may be deleted too"
         ),
         (false, None) => {
             "the broker has no progress record, because its progress topic was deleted, emptied or recreated, or \
-             these are other brokers: what was published before is not known here"
+             these are other brokers: the relay can't know what was published before"
                 .to_owned()
         }
     }

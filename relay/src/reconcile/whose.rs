@@ -97,18 +97,25 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
 /// Only another's record is there. It may be what an older version stored, or a relay with another key.
 fn strangers_alone(
     relay: &str,
-    ProgressHome { name, guard, empty }: &ProgressHome,
+    ProgressHome { name, guard, empty, is_outside }: &ProgressHome,
     slot: bool,
     has_delivered: bool,
     start_with_all: bool,
 ) -> Halt {
     let leave = format!("{guard}; then");
+    let (likely, cause) = match (slot, has_delivered, *is_outside) {
+        (false, false, true) => (
+            "most likely the database was recreated, and the record is left from the old one. Otherwise ",
+            "the database was recreated",
+        ),
+        _ => ("", "no relay of this name has published events of this database"),
+    };
     let at_now = "to make a new slot and publish what is committed from then on, run `outbox-relay resume \
                   --at now`";
     Halt::new(
         format!(
-            "{name} holds a record under this relay's name that this relay did not store, and none that it \
-             did: what is published by now is not known here"
+            "{name} holds a record under this relay's name that this relay did not store, and no record that \
+             it did store: {likely}the relay can't know which events are published"
         ),
         match (slot, has_delivered) {
             (true, _) => format!(
@@ -121,10 +128,10 @@ fn strangers_alone(
                 home::every_row_of(relay, start_with_all, has_delivered)
             ),
             (false, false) => format!(
-                "{leave}, if no older version of the relay has published events of this database, \
-                 {empty}: the relay then starts as if the record had never been there. If \
-                 one has, that publishes every row of the table that a first start publishes, those again \
-                 that were published; or, {at_now}"
+                "if {cause}, {empty}: the relay then starts as if the record had never \
+                 been there. If someone else stored the record, first {guard}. If an older version of the relay \
+                 has published events of this database, those that are still in the table may be published \
+                 again by this; or, {at_now}"
             ),
         },
     )
@@ -152,6 +159,7 @@ mod tests {
             name: "the progress topic".into(),
             guard: "leave Write to the relay".into(),
             empty: "delete the topic: `kafka-topics --delete`".into(),
+            is_outside: true,
         }
     }
 
@@ -248,5 +256,6 @@ mod tests {
         }
         let halt = claims(b"{\"version\":99}", false).expect_err("a later version's, perhaps");
         assert!(halt.remedy.contains("had never been there"), "{halt}");
+        assert!(halt.reason.contains("most likely the database was recreated"), "{halt}");
     }
 }

@@ -55,16 +55,16 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
     }
     let name = &table.name;
     let from_now_on = if name.is("outbox", "events") {
-        "to have it kept from now on, run `outbox-relay migrate`; or, where that says up to date, as the table's \
+        "to have them recorded from now on, run `outbox-relay migrate`; or, where that says up to date, as the table's \
          owner, `select outbox.note_deletions('outbox.events')`"
             .to_owned()
     } else {
-        format!("to have it kept from now on, `select outbox.note_deletions('{name}')`")
+        format!("to have them recorded from now on, `select outbox.note_deletions('{name}')`")
     };
     Err(Halt::new(
         format!(
-            "no account is kept of rows that are deleted from {name}: rows that were not published may \
-             have been deleted"
+            "no trigger records each deletion from {name}, so rows may have been deleted before they were \
+             published"
         ),
         format!(
             "if no row of it is deleted before the relay has published it, set outbox.rows_kept = \

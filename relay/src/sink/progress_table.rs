@@ -39,6 +39,7 @@ pub fn home() -> ProgressHome {
         name: "outbox.progress".into(),
         guard: "let the relay's role alone write to outbox.progress".into(),
         empty: "delete the relay's rows of outbox.progress".into(),
+        is_outside: false,
     }
 }
 

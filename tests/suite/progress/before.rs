@@ -60,7 +60,7 @@ async fn a_relay_that_has_delivered_nothing_is_named_the_way_that_loses_nothing(
     store(&t, vec![(name, bytes(&forged), vec![])]).await;
     relay.restart();
     let detail = says(&relay, "that this relay did not store").await;
-    let command = format!("kafka-topics --delete --topic {}", progress.name());
+    let command = format!(" --delete --topic {}`", progress.name());
     let deletes = detail.find(&command).expect("it is named");
     assert!(deletes < detail.find("--at now").expect("the other way"), "{detail}");
     let gone = admin(&t).delete_topics(&[progress.name()], &AdminOptions::new()).await;

@@ -31,8 +31,12 @@ pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
     let applied = match applied {
         Ok(applied) => applied,
         Err(error) => {
+            let client = session.client();
+            if let Some(halt) = of_another(client, set).await {
+                return Err(halt.into()); // It says all that the server said, and more.
+            }
             let error = anyhow::Error::new(error);
-            return Err(match may_not_create(session.client()).await {
+            return Err(match may_not_create(client).await {
                 Some(halt) => error.context(halt),
                 None => error.context(format!("applying the {} migrations", set.name())),
             });
@@ -72,6 +76,34 @@ async fn may_not_create(client: &Client) -> Option<Halt> {
             format!("`grant create on database {database} to {role}`"),
         )
     })
+}
+
+/// Whose the schema is, where it is another's: the guard of the migrations refuses it. Mostly somebody
+/// migrated as a superuser first.
+async fn of_another(client: &Client, set: Set) -> Option<Halt> {
+    let query = "select pg_catalog.quote_ident(o.rolname), pg_catalog.quote_ident(me.rolname) \
+                 from pg_catalog.pg_namespace n \
+                 join pg_catalog.pg_roles o on o.oid operator(pg_catalog.=) n.nspowner \
+                 join pg_catalog.pg_roles me on me.rolname operator(pg_catalog.=) current_user \
+                 where n.nspname operator(pg_catalog.=) $1 \
+                     and n.nspowner operator(pg_catalog.<>) me.oid \
+                     and not case when me.rolsuper then o.rolsuper \
+                         else pg_catalog.pg_has_role(n.nspowner, 'usage') end";
+    let row = client.query_opt(query, &[&set.name()]).await.ok()??;
+    let (owner, role): (String, String) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+    Some(Halt::new(
+        format!(
+            "the schema {set} belongs to the role {owner}, and not to {role}: {owner} could change \
+             whatever the migrations make there. Nothing was changed"
+        ),
+        format!(
+            "if {owner} made it with an earlier `outbox-relay migrate`, migrate as {owner} again, and grant what \
+             docs/ROLES.md lists; or hand it over, as a superuser, with `alter schema {set} owner to {role}` and \
+             the same for each table and function in it and for its publication (docs/ROLES.md has the \
+             statements). If someone else made it, look at what is in it; then drop it, or rename it: \
+             `alter schema {set} rename to {set}_of_a_stranger`; and migrate again"
+        ),
+    ))
 }
 
 /// The publication that the table of events was in before it was dropped: ours, and of nothing now. The

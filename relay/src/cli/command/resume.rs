@@ -52,14 +52,22 @@ pub(crate) struct Outcome {
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.after {
-            Some(after) => write!(f, "the relay continues from {after}")?,
+            Some(after) => write!(f, "the relay continues {}", place(after))?,
             None => f.write_str("the relay makes a new slot")?,
         }
-        let before = self.before.map_or_else(|| "nothing".to_owned(), |at| at.to_string());
-        write!(
-            f,
-            "; stored progress was {before}. It looks again within ten seconds, or when it is started"
-        )
+        match self.before {
+            Some(before) => write!(f, "; before, its stored progress was {}", place(before))?,
+            None => f.write_str("; before, it had no stored progress")?,
+        }
+        f.write_str(". It looks again within ten seconds, or when it is started")
+    }
+}
+
+/// Where the stream continues, as people read it.
+fn place(position: Position) -> String {
+    match position {
+        Position::UpTo(lsn) => format!("at {lsn}"),
+        Position::Row(row) => format!("after the row {row}"),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What to look at where something else answers.
-const TAKEN: &str = "if the relay runs, another program has its address: the relay's log says which one, and \
+const TAKEN: &str = "If the relay runs, another program has its address: the relay's log says which one, and \
                      the relay takes the address once it is free";
 
 /// Fetches `/status` and prints it. Returns whether the relay is ready.
@@ -26,7 +26,7 @@ pub(in crate::cli) async fn run(config: &Config, json: bool) -> anyhow::Result<b
         bail!("{address} answers /status with code {code}: is it a relay's admin address? {TAKEN}");
     }
     let status: Status = serde_json::from_str(&body)
-        .with_context(|| format!("what {address} answers is not a relay's status; {TAKEN}"))?;
+        .with_context(|| format!("what {address} answers is not a relay's status. {TAKEN}"))?;
     is_asked_for(&status, config, &address)?;
     print(&if json { body } else { table(&status) });
     Ok(status.ready)
@@ -55,6 +55,8 @@ fn table(s: &Status) -> String {
     }
     let phase = match s.not_ready_because.as_deref().unwrap_or(&s.detail) {
         "" => s.phase.clone(),
+        // What there is to say of some phases begins with their name: `halted: …`.
+        why if why.starts_with(&format!("{}: ", s.phase)) => why.to_owned(),
         why => format!("{} ({why})", s.phase),
     };
     let lag = match (s.lag_bytes, s.lag_seconds) {
@@ -148,5 +150,8 @@ last error         -
 uptime             1m 1s
 ";
         assert_eq!(table(&status), expected);
+        let because = Some("halted: no topic; fix it".to_owned());
+        let halted = Status { phase: "halted".into(), not_ready_because: because, ..status };
+        assert!(table(&halted).contains("phase              halted: no topic; fix it\n"));
     }
 }

@@ -82,7 +82,7 @@ pub(super) async fn believe(
 fn decode(stored: Option<Bytes>) -> Result<Option<Progress>, Ended> {
     stored.map(|bytes| Progress::decode(&bytes)).transpose().map_err(|e| {
         Ended::Halted(Halt::new(
-            format!("{e}; what is published by now is not known here"),
+            format!("{e}, so the relay can't know which events are published"),
             "run the version that wrote it, or a newer one; or, to publish everything after the \
              slot's position, some of it again with its id, and leave out what a repair under way has \
              not read, run `outbox-relay resume --at slot`; or, \

@@ -240,7 +240,13 @@ fn create(
     if names.is_empty() {
         return 0;
     }
-    tracing::info!(topics = ?names, ?creation, "creating missing topics");
+    let TopicCreation { partitions, replication_factor } = creation;
+    let replication_factor = match replication_factor {
+        -1 => "the broker's default".to_owned(),
+        factor => factor.to_string(),
+    };
+    let topics = names.join(", ");
+    tracing::info!(%topics, partitions, %replication_factor, "creating missing topics");
     let failed = match admin::create_topics(settings, &names, creation, &[], limit) {
         Ok(failed) => failed,
         Err(error) => {

@@ -117,13 +117,15 @@ impl Settings {
 
     /// What a person can do at the progress topic.
     pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
+        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
         ProgressHome {
             name: "the progress topic".into(),
             guard: "leave Write on that topic to the relay's principal alone".into(),
             empty: format!(
-                "delete the topic: `kafka-topics --delete --topic {}`",
+                "delete the topic: `kafka-topics --bootstrap-server {servers} --delete --topic {}`",
                 self.progress_topic()
             ),
+            is_outside: true,
         }
     }
 

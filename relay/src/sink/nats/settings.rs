@@ -59,6 +59,7 @@ impl Settings {
             name: format!("the stream {stream}"),
             guard: format!("let the relay's user alone publish to {subject}"),
             empty: format!("remove them: `nats stream purge {stream} --subject {subject} --force`"),
+            is_outside: true,
         }
     }
 

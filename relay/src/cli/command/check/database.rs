@@ -164,13 +164,17 @@ async fn server(
         let tables = tables.map(|table| (table.schema.as_str(), table.table.as_str()));
         findings.push(match changed_under(client, name, publication_name, tables).await? {
             false => {
-                ok("publication", format!("{publication_name} is older than what {name} may send"))
+                let seen = format!(
+                    "{publication_name} was not changed since the oldest transaction that the slot {name} may \
+                     still send"
+                );
+                ok("publication", seen)
             }
             true => warning(
                 "publication",
                 format!(
-                    "{publication_name} was changed after the oldest transaction that {name} may \
-                         send: what was written before may not be in the stream"
+                    "{publication_name} was changed after the oldest transaction that the slot {name} may \
+                         still send: what was written before may not be in the stream"
                 ),
                 "start the relay: it compares with what it knows, and publishes from the tables \
                      what may be missing, or halts with the interval",

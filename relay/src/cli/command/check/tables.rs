@@ -111,6 +111,12 @@ pub(super) fn rows(
             ),
             format!("`alter table {name} alter column xid set default pg_current_xact_id()`"),
         ),
-        Ok(_) => ok("rows", format!("of {name} can be read for a repair, and known when moved")),
+        Ok(_) => ok(
+            "rows",
+            format!(
+                "if the slot is lost, the rows of {name} that are not published are published from the table; a \
+                 row that is moved to another partition is not published again"
+            ),
+        ),
     }
 }
