@@ -165,6 +165,44 @@ pub(crate) async fn evict(client: &Client, slot: &str) -> Result<Vec<i32>, Error
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
+/// The relay of another name that streams from this slot now. What only looks at the slot, such as one that
+/// is halted for it, does not count.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn another_streams(
+    client: &Client,
+    slot: &str,
+    relay: &str,
+) -> Result<Option<Halt>, Error> {
+    let sql = "select a.application_name from pg_catalog.pg_replication_slots s \
+               join pg_catalog.pg_stat_activity a on a.pid = s.active_pid \
+               where s.slot_name::pg_catalog.text = $1 \
+                   and s.database = pg_catalog.current_database()";
+    let Some(row) = client.query_opt(sql, &[&slot]).await? else { return Ok(None) };
+    let application: Option<String> = row.try_get(0)?;
+    Ok(application.as_deref().and_then(|it| another(it, relay)).map(|other| {
+        Halt::new(
+            format!(
+                "slot {slot} is used by relay {other}, and each relay needs a slot of its own: relay {relay} \
+                 publishes nothing"
+            ),
+            format!(
+                "set postgres.slot to a name of its own, or remove the setting; or, if this is to be a standby \
+                 of relay {other}, set `name` to that"
+            ),
+        )
+    }))
+}
+
+/// The relay whose session this is, if its name is another one. The server keeps 63 bytes.
+fn another<'a>(application: &'a str, relay: &str) -> Option<&'a str> {
+    let other = application.strip_prefix("outbox-relay ")?;
+    let cut = relay.get(..other.len()).filter(|_| application.len() == 63);
+    let is_relay = !other.is_empty() && !other.contains(' ');
+    (is_relay && other != cut.unwrap_or(relay)).then_some(other)
+}
+
 fn literal(slot: &str) -> String {
     format!("'{}'", slot.replace('\'', "''"))
 }
@@ -176,4 +214,22 @@ fn read_holder(row: &Row) -> Result<Holder, Error> {
         application: row.try_get::<_, Option<_>>(1)?.unwrap_or_default(),
         silent_for: silent_seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::another;
+
+    #[test]
+    fn only_a_relay_of_another_name_is_another() {
+        assert_eq!(another("outbox-relay app", "app_thief"), Some("app"));
+        assert_eq!(another("outbox-relay app_thief", "app"), Some("app_thief"));
+        for application in ["outbox-relay app", "outbox-relay", "outbox-relay ", "psql", ""] {
+            assert_eq!(another(application, "app"), None, "{application}");
+        }
+        let long = "a".repeat(56);
+        let shown: String = format!("outbox-relay {long}").chars().take(63).collect();
+        assert_eq!(another(&shown, &long), None);
+        assert!(another(&shown, &"b".repeat(56)).is_some());
+    }
 }

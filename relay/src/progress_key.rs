@@ -87,6 +87,21 @@ pub(crate) async fn another_that_delivered(
     session.client().query_opt(read, &[&relay]).await?.map(|row| row.try_get(0)).transpose()
 }
 
+/// The relay of another name that has delivered from this database, and whose slot is called so unless
+/// its settings say otherwise.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn another_of_slot(
+    session: &SqlSession,
+    relay: &str,
+    slot: &str,
+) -> Result<Option<String>, tokio_postgres::Error> {
+    let read = "select relay from outbox.relay_keys \
+                where relay <> $1 and 'outbox_' || relay = $2 and delivered_at is not null";
+    session.client().query_opt(read, &[&relay, &slot]).await?.map(|row| row.try_get(0)).transpose()
+}
+
 /// Notes that progress of the relay is stored.
 ///
 /// # Errors

@@ -15,6 +15,8 @@ use outbox_harness::{
 };
 use serde_json::Value;
 
+use crate::remedies::halted;
+
 const ENDLESS: u64 = 1_000_000;
 
 /// Settings of the `n`-th of several relays that share everything but their files and ports.
@@ -202,6 +204,59 @@ async fn a_namesake_with_another_slot_is_stopped_before_it_fences_anyone() {
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 1).await.assert_exactly_once();
     assert_eq!(said(&leader, "fenced at the broker") + said(&leader, "will try again"), 0);
+}
+
+#[tokio::test]
+async fn a_relay_that_is_set_to_anothers_slot_names_it_and_disturbs_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let name = t.database().name().to_owned();
+    let (other, slot) = (format!("{name}_b"), format!("outbox_{name}"));
+    let mut first = peer(&t, 1).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    let settings = peer(&t, 2).set("name", &other).set("postgres.slot", &slot);
+    let mut second = settings.clone().spawn();
+    let used = format!("slot {slot} is used by relay {name}");
+    assert!(halted(&second).await.contains(&used));
+    second.wait_for("/readyz", 503).await;
+    let output = settings.command(&["check"]).await;
+    let words = format!("{output:?}");
+    assert!(!output.status.success() && words.contains(&used), "{words}");
+    // While that one is away, the database still knows of it.
+    assert!(first.sigterm().await.success());
+    wait::until("it says whose slot it is", wait::PATIENCE, || async {
+        match second.status().await.to_string() {
+            found if found.contains(&format!("relay {name}'s slot")) => Ok(found),
+            found => Err(found),
+        }
+    })
+    .await
+    .map(|found| assert!(!found.contains("pg_drop_replication_slot"), "{found}"))
+    .expect("it halts for that");
+    first.restart();
+    first.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    // And the last road: this one takes the other's place.
+    assert!(first.sigterm().await.success());
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    let detail = halted(&second).await;
+    let forget = format!("delete from outbox.relay_keys where relay = '{name}'");
+    assert!(detail.contains(&format!("`{forget}`")), "{detail}");
+    t.database().superuser().batch_execute(&forget).await.expect("deleted");
+    wait::until("the slot's position can be agreed to", wait::PATIENCE, || async {
+        match second.status().await.to_string() {
+            found if found.contains("resume --at slot") => Ok(()),
+            found => Err(found),
+        }
+    })
+    .await
+    .expect("it says what continues");
+    let resumed = settings.command(&["resume", "--at", "slot", "--yes"]).await;
+    assert!(resumed.status.success(), "{resumed:?}");
+    second.wait_ready().await;
+    t.count(&topic, 1).await.assert_at_least_once();
 }
 
 #[tokio::test]

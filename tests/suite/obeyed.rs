@@ -81,6 +81,10 @@ const CASES: &[Case] = &[
         road: &[("outbox.leaders lacks the column slot", "add column slot")],
     },
     Case {
+        done: "alter table outbox.leaders alter column pid type bigint",
+        road: &[("pid of outbox.leaders is of type bigint", "alter column pid type integer")],
+    },
+    Case {
         done: "alter table outbox.relay_keys drop column key",
         road: &[("outbox.relay_keys lacks the column key", "add column key")],
     },

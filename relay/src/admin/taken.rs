@@ -41,9 +41,9 @@ pub async fn serve_when_free(
                 address = %listen,
                 %error,
                 who = who.as_deref().unwrap_or("not known"),
-                "another program has the admin address: this relay works on, as leader or standby, and /livez, /readyz, \
+                "another program has the admin address: this relay works on, as leader or standby, but /livez, /readyz, \
                  /metrics and /status are not served until that program lets go. A second relay on a host needs an \
-                 admin.listen of its own, or \"off\", and a restart; what is not to be there, end"
+                 admin.listen of its own, or \"off\", and a restart. End that program if it should not be there"
             );
         }
         tokio::select! {

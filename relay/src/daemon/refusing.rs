@@ -16,10 +16,15 @@ use crate::{
 
 /// Whether the table of dead letters has refused a statement, or any table lacks a column, and will do so again.
 pub(super) fn is_it(error: &anyhow::Error) -> bool {
-    answer(error).is_some_and(|answer| {
-        let code = answer.code();
-        *code == SqlState::UNDEFINED_COLUMN || is_parking(error) && blame::may_explain(code)
-    })
+    answer(error).map_or_else(
+        || is_of_values(error),
+        |answer| {
+            let code = answer.code();
+            *code == SqlState::UNDEFINED_COLUMN
+                || blame::is_of_types(code)
+                || is_parking(error) && blame::may_explain(code)
+        },
+    )
 }
 
 fn is_parking(error: &anyhow::Error) -> bool {
@@ -34,7 +39,7 @@ pub(super) async fn halt(
     error: &anyhow::Error,
 ) -> Option<Ended> {
     let tables = parts.own_tables();
-    let found = blame::explaining(client, answer(error)?, is_parking(error), &tables).await.ok()?;
+    let found = blame::explaining(client, answer(error), is_parking(error), &tables).await.ok()?;
     if found.is_empty() {
         return None;
     }
@@ -52,6 +57,18 @@ pub(super) async fn halt(
         true => Ended::NoDeadLetters(halt),
         false => Ended::Halted(halt),
     })
+}
+
+/// Whether the client could not read or write a value, as of a column of another type.
+fn is_of_values(error: &anyhow::Error) -> bool {
+    let of_client = |it: &(dyn std::error::Error + 'static)| {
+        let text = it.downcast_ref::<tokio_postgres::Error>().map(ToString::to_string);
+        text.is_some_and(|text| {
+            text.starts_with("error deserializing column")
+                || text.starts_with("error serializing parameter")
+        })
+    };
+    error.chain().any(of_client)
 }
 
 fn answer(error: &anyhow::Error) -> Option<&DbError> {

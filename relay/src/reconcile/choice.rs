@@ -12,6 +12,7 @@ use crate::core::{
     progress::{Progress, RepairRecord},
     published::Since,
 };
+use crate::postgres::literal::literal;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,9 +105,30 @@ fn renamed(facts: &Facts<'_>) -> Result<(), Halt> {
     ))
 }
 
+/// The settings name the slot of a relay that is away.
+fn of_another(facts: &Facts<'_>, owner: &str) -> Halt {
+    let Facts { relay, slot_name, .. } = facts;
+    Halt::new(
+        format!(
+            "slot {slot_name} has the name of relay {owner}'s slot, which has published events of this database, \
+             and relay {relay} has delivered nothing: each relay needs a slot of its own"
+        ),
+        format!(
+            "set postgres.slot to a name of its own, or remove the setting; or, if this relay was called \
+             {owner} before, set `name` back to that. Do not drop the slot while relay {owner} needs it. If relay \
+             {owner} is not to run again and this one takes its place: as the owner of the schema outbox, `delete \
+             from outbox.relay_keys where relay = {}`",
+            literal(owner)
+        ),
+    )
+}
+
 pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
     let unknown = home::unknown(facts);
+    if let Some(owner) = facts.slot_owner.filter(|_| !facts.has_delivered && facts.slot.is_some()) {
+        return Err(of_another(facts, owner));
+    }
     match use_of(facts)? {
         Use::Missing if facts.has_delivered => Err(home::lost(facts)),
         Use::Missing if facts.start_with_all => {

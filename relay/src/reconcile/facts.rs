@@ -32,6 +32,9 @@ pub struct Facts<'a> {
     /// Another relay that has delivered from this database, where rows are there and no one has said
     /// what a first start does with them.
     pub predecessor: Option<&'a str>,
+    /// Another relay that has delivered from this database, and whose slot has this name unless its settings
+    /// say otherwise.
+    pub slot_owner: Option<&'a str>,
     /// How the tables are published now; `None` where that was not asked.
     pub published: Option<&'a Published>,
     /// The stream ended because its publication was missing when what comes next was written.
@@ -70,6 +73,7 @@ impl<'a> Facts<'a> {
             history: &[],
             start_with_all: false,
             predecessor: None,
+            slot_owner: None,
             published: None,
             unpublished_once: false,
             attached: None,

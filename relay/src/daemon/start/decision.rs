@@ -135,6 +135,8 @@ pub(super) async fn decide(
         _ => vec![],
     };
     let predecessor = predecessor(context, session, stored).await?;
+    let owner = progress_key::another_of_slot(session, &config.name, &config.postgres.slot).await;
+    let owner = owner.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
     let attached = attached(context, session, stored, published).await?;
     reconcile::reconcile(&Facts {
         progress: stored,
@@ -144,6 +146,7 @@ pub(super) async fn decide(
         attached: attached.as_deref(),
         start_with_all: first::takes_all(config, &context.parts.mapping),
         predecessor: predecessor.as_deref(),
+        slot_owner: owner.as_deref(),
         published: Some(published),
         unpublished_once,
         unrepairable,

@@ -82,6 +82,7 @@ async fn take_over(context: &Context, session: &Arc<SqlSession>) -> Result<Optio
         sink = Some(ready);
     }
     fault::point(Point::Leading);
+    not_anothers(context, session).await?; // Its stream is not ours to end.
     evict(session, slot, context.parts.connect.user()).await?;
     Ok(sink)
 }
@@ -143,6 +144,7 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
 /// says it is ready must be.
 pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Result<(), Ended> {
     const DOING: &str = "looking whether this relay could lead";
+    not_anothers(context, session).await?;
     let tables = tables::inspect(context, session, Format::Binary).await?;
     if let Some(halt) = tables.unpublished {
         return Err(Ended::Halted(halt));
@@ -162,6 +164,13 @@ pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Resul
         Some(halt) => Err(Ended::Halted(halt)),
         None => Ok(()),
     }
+}
+
+/// That no relay of another name streams from the slot.
+async fn not_anothers(context: &Context, session: &SqlSession) -> Result<(), Ended> {
+    let (slot, name) = (&context.config.postgres.slot, &context.config.name);
+    let another = leader::another_streams(session.client(), slot, name).await;
+    another.map_err(lock_failed)?.map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
 }
 
 async fn depose(context: &Context, session: &SqlSession) -> Result<(), Ended> {

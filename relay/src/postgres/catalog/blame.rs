@@ -29,18 +29,25 @@ pub async fn look(client: &Client, tables: &[&str]) -> Result<Vec<Altered>, Insp
 
 /// What of the changes explains that the server refused a statement with `error`; empty where nothing does. What
 /// refuses rows explains it only of a statement on `outbox.dead_letters` (`is_parking`); what hides them, or a column
-/// that is gone, of any on `tables`.
+/// that is gone, of any on `tables`; so does another type, where the client could not read
+/// or write a value (no `error`).
 ///
 /// # Errors
 /// [`InspectError`].
 pub async fn explaining(
     client: &Client,
-    error: &DbError,
+    error: Option<&DbError>,
     is_parking: bool,
     tables: &[&str],
 ) -> Result<Vec<Altered>, InspectError> {
     let found = look(client, tables).await?;
+    let shaped = |it: &Altered| matches!(it.kind, Kind::Hides | Kind::Absent | Kind::Type);
+    // The client has refused what the server gave or wanted.
+    let Some(error) = error else { return Ok(only(&found, shaped)) };
     let code = error.code();
+    if !is_parking && is_of_types(code) {
+        return Ok(only(&found, shaped));
+    }
     if *code == SqlState::UNDEFINED_COLUMN {
         // With a column its indexes are gone.
         let gone = |it: &Altered| matches!(it.kind, Kind::Hides | Kind::Absent | Kind::Index);
@@ -78,6 +85,12 @@ pub fn may_explain(code: &SqlState) -> bool {
     ["09", "22", "23", "27", "38", "39", "42", "44", "P0"]
         .iter()
         .any(|class| code.code().starts_with(class))
+}
+
+/// Whether a statement does not suit the types of what it is on.
+#[must_use]
+pub fn is_of_types(code: &SqlState) -> bool {
+    [SqlState::DATATYPE_MISMATCH, SqlState::UNDEFINED_FUNCTION].contains(code)
 }
 
 fn only(found: &[Altered], keep: impl Fn(&Altered) -> bool) -> Vec<Altered> {

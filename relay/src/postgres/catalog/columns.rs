@@ -1,4 +1,4 @@
-//! Columns of the relay's own tables that somebody has dropped, and what adds each of them again.
+//! Columns of the relay's own tables that somebody has dropped or given another type, and what undoes that.
 //!
 //! `migrate` does not: its history says that they were made. A column that comes back is empty. Where parked events
 //! would become others by that, the table is moved aside with them instead, and `migrate` makes a new one.
@@ -120,14 +120,16 @@ async fn is_behind(client: &Client) -> Option<bool> {
 }
 
 #[derive(Deserialize)]
-struct Absent {
+struct Found {
     table: String,
     name: String,
     /// A column of its type that is not the relay's, quoted: perhaps it was renamed.
     renamed: Option<String>,
+    /// Its type and the one that it was made with; of a column that is gone there is none.
+    types: Option<(String, String)>,
 }
 
-/// Of `tables` that are there, which columns are not.
+/// Of `tables` that are there, which columns are not, or are of another type. Types of dead letters are `altered`'s.
 ///
 /// # Errors
 /// [`InspectError`].
@@ -138,14 +140,17 @@ pub(super) async fn lacking(
     let wanted = || COLUMNS.iter().filter(|column| tables.contains(&column.table));
     let of: Vec<&str> = wanted().map(|column| column.table).collect();
     let names: Vec<&str> = wanted().map(|column| column.name).collect();
-    let types: Vec<&str> = wanted().map(Column::type_name).collect();
-    let told: Vec<Absent> =
+    let types: Vec<&str> = wanted().map(Column::declared).collect();
+    let found: Vec<Found> =
         rows(client, "the columns of the relay's tables", SQL, &[&of, &names, &types]).await?;
-    if told.is_empty() {
+    if found.is_empty() {
         return Ok(Vec::new());
     }
+    let (changed, gone): (Vec<Found>, Vec<Found>) =
+        found.into_iter().partition(|it| it.types.is_some());
+    let changed: Vec<Altered> = changed.into_iter().filter_map(of_another_type).collect();
     let of_it =
-        |column: &Column| told.iter().find(|it| it.table == column.table && it.name == column.name);
+        |column: &Column| gone.iter().find(|it| it.table == column.table && it.name == column.name);
     let absent: Vec<&Column> = wanted().filter(|column| of_it(column).is_some()).collect();
     let behind = is_behind(client).await;
     let moved =
@@ -165,12 +170,21 @@ pub(super) async fn lacking(
         let takes_letters = moved && *table == LETTERS;
         Altered { kind: Kind::Absent, seen, remedy, of: Some((*name).to_owned()), takes_letters }
     };
-    Ok(absent.iter().map(in_words).collect())
+    Ok(absent.iter().map(in_words).chain(changed).collect())
+}
+
+fn of_another_type(found: Found) -> Option<Altered> {
+    let Found { table, name, types, .. } = found;
+    let (is, was) = types?;
+    let seen = format!("the column {name} of {table} is of type {is}, not {was}");
+    let remedy = format!("alter table {table} alter column {name} type {was} using {name}::{was}");
+    let remedy = Remedy::Sql(remedy);
+    Some(Altered { kind: Kind::Type, seen, remedy, of: Some(name), takes_letters: false })
 }
 
 impl Column {
-    /// As the server can look it up.
-    fn type_name(&self) -> &'static str {
+    /// The type in its definition, as the server can look it up.
+    fn declared(&self) -> &'static str {
         self.definition.split([' ', ',']).next().unwrap_or_default()
     }
 
@@ -221,6 +235,7 @@ const ASIDE: &str = "the parked events that are in it can't be delivered without
     move it aside with them, `create schema outbox_aside; alter table outbox.dead_letters set schema outbox_aside`, \
     run `outbox-relay migrate` as the schema's owner, and grant what docs/ROLES.md lists";
 
+/// What is read as text serves as `varchar`, too.
 const SQL: &str = "\
 with ours as (select * from unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) \
         with ordinality o (tab, name, type, place)) \
@@ -229,9 +244,31 @@ select pg_catalog.jsonb_build_object('table', o.tab, 'name', o.name, 'renamed', 
     where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
         and a.atttypid = pg_catalog.to_regtype(o.type) \
         and not exists (select from ours x where x.tab = o.tab and x.name::pg_catalog.name = a.attname) \
-    order by a.attnum limit 1))::pg_catalog.text \
+    order by a.attnum limit 1), 'types', \
+    case when t.attname is not null then pg_catalog.jsonb_build_array( \
+        pg_catalog.format_type(t.atttypid, null), \
+        pg_catalog.format_type(pg_catalog.to_regtype(o.type), null)) end)::pg_catalog.text \
 from ours o \
 join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass(o.tab) \
-where not exists (select from pg_catalog.pg_attribute a \
-    where a.attrelid = c.oid and a.attname = o.name::pg_catalog.name and not a.attisdropped) \
+left join pg_catalog.pg_attribute t on t.attrelid = c.oid and t.attname = o.name::pg_catalog.name \
+    and not t.attisdropped \
+where t.attname is null or o.tab <> 'outbox.dead_letters' \
+    and t.atttypid <> pg_catalog.to_regtype(o.type)::pg_catalog.oid \
+    and not (o.type = 'text' and t.atttypid = 'pg_catalog.varchar'::pg_catalog.regtype) \
 order by o.place";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_of_a_column_is_the_first_word_of_its_definition() {
+        let of = |table: &str, name: &str| {
+            let column = COLUMNS.iter().find(|it| it.table == table && it.name == name);
+            column.map(Column::declared)
+        };
+        assert_eq!(of(PROGRESS, "relay"), Some("text"));
+        assert_eq!(of(LEADERS, "since"), Some("timestamptz"));
+        assert_eq!(of(KEYS, "delivered_at"), Some("timestamptz"));
+    }
+}

@@ -157,3 +157,14 @@ fn after_a_promotion_a_slot_that_is_ahead_of_progress_in_the_database_is_repaire
     let moved = Row { progress_in_database: true, slot: Some(slot(1200)), ..row() };
     moved.halts(&["up to 0/4B0", "progress up to 0/3E8", AT_SLOT, DROP]);
 }
+
+#[test]
+fn the_slot_of_another_relay_is_not_offered_to_be_dropped() {
+    for slot in [slot(1000), lost()] {
+        let first = Row { progress: None, slot: Some(slot), slot_owner: Some("app"), ..row() };
+        let Halt { reason, remedy } = first.halts(&["relay app's slot", "postgres.slot"]);
+        assert!(!remedy.contains("pg_drop_replication_slot"), "{reason}; {remedy}");
+        let ours = Row { has_delivered: true, ..first };
+        ours.halts(&["resume --at now"]);
+    }
+}
