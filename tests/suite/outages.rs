@@ -1,6 +1,8 @@
 //! What a bad day brings to either end of the road: away, frozen, slow, restarted. The probes tell
 //! the truth, the relay comes back without a hand, and nothing is lost, doubled or misplaced.
 
+mod day;
+
 use std::time::Duration;
 
 use outbox_harness::{
@@ -9,126 +11,18 @@ use outbox_harness::{
     event::Event,
     host::report,
     kafka::Kafka,
-    load::{Load, Plan},
     postgres::Postgres,
-    probes::Probes,
     proxy::{Cut, Proxy},
-    relay::{Relay, Settings},
-    servers,
-    topic::Topic,
-    wait,
+    relay::Settings,
+    servers, wait,
 };
 use outbox_relay::throwaway::Shutdown;
-use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-/// An outage shows in `/readyz` within this, and its end within that (DESIGN: command line).
-const SEEN: Duration = Duration::from_secs(20);
-const OVER: Duration = Duration::from_secs(10);
+use self::day::{Day, OVER, PARTITIONS, SEEN};
+
 /// A broker's transactions, and so deliveries, get this long where a test would else take too long.
 const SHORT_TRANSACTION: &str = "3000";
-/// Between two transactions of a writer.
-const PACE: Duration = Duration::from_millis(10);
-const PARTITIONS: i32 = 4;
-
-/// Writers at work, and a relay that publishes what they write, watched.
-struct Day {
-    t: Harness,
-    topic: Topic,
-    relay: Relay,
-    probes: Probes,
-    load: Load,
-}
-
-impl Day {
-    async fn begin(t: Harness, settings: Settings) -> Self {
-        let topic = t.topic("orders").create(PARTITIONS).await;
-        Self::begin_with(t, topic, settings).await
-    }
-
-    async fn begin_with(t: Harness, topic: Topic, settings: Settings) -> Self {
-        let relay = settings.start().await;
-        let plan = Plan {
-            topic: topic.name().to_owned(),
-            partitions: PARTITIONS,
-            writers: 3,
-            transactions: 1_000_000,
-        };
-        let load = Load::paced(t.database(), &plan, PACE).await;
-        let day = Day { probes: Probes::of(&relay), t, topic, relay, load };
-        day.flows().await;
-        day
-    }
-
-    /// Waits until more is delivered than until now.
-    async fn flows(&self) {
-        let before = self.delivered().await;
-        wait::until("events flow", wait::PATIENCE, || async {
-            match self.delivered().await {
-                now if now > before => Ok(()),
-                now => Err(format!("{now} are delivered")),
-            }
-        })
-        .await
-        .expect("the relay delivers");
-    }
-
-    async fn delivered(&self) -> u64 {
-        let status = self.relay.status().await;
-        status.get("records_delivered").and_then(Value::as_u64).expect("a number")
-    }
-
-    /// An outage that lasts for so long, and at least until it is seen. `/readyz` gives a reason
-    /// for it that has one of `words` in it.
-    async fn through(
-        &self,
-        begin: impl FnOnce(),
-        words: &[&str],
-        lasts: Duration,
-        end: impl FnOnce(),
-    ) {
-        let began = Instant::now();
-        begin();
-        self.probes.not_ready_within(SEEN, began).await;
-        self.probes.not_ready_because(words, SEEN, began).await;
-        sleep(lasts.saturating_sub(began.elapsed())).await;
-        end();
-        self.recovers(Instant::now()).await;
-    }
-
-    /// How often the relay has begun to stream.
-    fn streams(&self) -> usize {
-        self.relay.log_text().matches("streaming from=").count()
-    }
-
-    async fn recovers(&self, ended: Instant) {
-        self.probes.ready_within(OVER, ended).await;
-        self.flows().await;
-    }
-
-    /// Counts what the day brought, exactly.
-    async fn ends_exactly_once(mut self) {
-        self.ends().await;
-        self.t.count(&self.topic, PARTITIONS).await.assert_exactly_once();
-        assert!(self.relay.sigterm().await.success());
-    }
-
-    /// Counts: nothing lost, and each event in order by its first sight.
-    async fn ends_at_least_once(mut self) {
-        self.ends().await;
-        let truth = self.t.committed().await;
-        let records = self.topic.records_with(truth.iter().map(|row| row.id.clone())).await;
-        check::compare(&truth, &records, PARTITIONS).assert_at_least_once();
-        assert!(self.relay.sigterm().await.success());
-    }
-
-    async fn ends(&mut self) {
-        let idle = Plan { topic: String::new(), partitions: 1, writers: 0, transactions: 0 };
-        let idle = Load::start(self.t.database(), &idle).await;
-        std::mem::replace(&mut self.load, idle).stop().await;
-        self.probes.assert_always_live();
-    }
-}
 
 /// A relay whose broker is behind `line`.
 fn behind(t: &Harness, line: &Proxy) -> Settings {
@@ -355,7 +249,7 @@ async fn a_slow_broker_gets_what_it_takes_in_time() {
     let day = Day::begin(t, settings).await;
     let began = Instant::now();
     line.throttle(BYTES_PER_SECOND);
-    backlog(&day, EVENTS).await;
+    day.backlog(EVENTS).await;
     let least = day.delivered().await + EVENTS as u64;
     wait::until("the backlog is delivered", wait::PATIENCE, || async {
         match day.delivered().await {
@@ -388,7 +282,7 @@ async fn memory_is_bounded_by_settings_while_events_pile_up() {
     let idle = day.relay.peak_memory_bytes();
     let began = Instant::now();
     line.freeze();
-    backlog(&day, EVENTS).await;
+    day.backlog(EVENTS).await;
     day.probes.not_ready_within(SEEN, began).await;
     line.heal();
     day.recovers(Instant::now()).await;
@@ -399,15 +293,4 @@ async fn memory_is_bounded_by_settings_while_events_pile_up() {
     report(&format!("memory: {} KiB at first, {} KiB at most", idle >> 10, relay >> 10));
     assert!(relay <= limit, "{relay} bytes, {limit} are allowed; {idle} at the beginning");
     day.ends_exactly_once().await;
-}
-
-/// Commits so many events of 1 KB at once.
-async fn backlog(day: &Day, events: usize) {
-    let insert = format!(
-        "insert into outbox.events (topic, key, payload, headers) \
-         select '{}', 'backlog-' || n % 7, to_jsonb(repeat(md5(n::text), 32)), \
-         jsonb_build_object('sequence', n::text) from generate_series(1, {events}) n",
-        day.topic.name()
-    );
-    day.t.database().superuser().batch_execute(&insert).await.expect("inserted");
 }
