@@ -81,8 +81,8 @@ const CASES: &[Case] = &[
         road: &[("outbox.leaders lacks the column slot", "add column slot")],
     },
     Case {
-        done: "alter table outbox.leaders alter column pid type bigint",
-        road: &[("pid of outbox.leaders is of type bigint", "alter column pid type integer")],
+        done: "alter table outbox.leaders alter column pid type text",
+        road: &[("pid of outbox.leaders is of type text", "alter column pid type integer")],
     },
     Case {
         done: "alter table outbox.relay_keys drop column key",

@@ -15,6 +15,7 @@ mod unprivileged;
 use std::{
     collections::HashSet,
     fs::File,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt},
@@ -30,6 +31,11 @@ pub use postgres::{LocalPostgres, Shutdown, installed};
 
 /// Lines of a log that an error's text shows.
 const TAIL_LINES: usize = 40;
+/// Those below are mostly services'.
+const PORT_MIN: u16 = 10_000;
+/// Where Linux's default range begins; elsewhere it is higher.
+const CLIENTS_PORTS_BEGIN: u16 = 32_768;
+const PORTS_TRIED: usize = 1000;
 
 /// Starts a server with its output added to `log`. It need not be waited for: `ends` tells the
 /// guardian how to end it.
@@ -59,16 +65,37 @@ pub fn spawn_logged(
 
 /// A port of the loopback interface that is free now, never the same one twice.
 ///
+/// The kernel gives it to no client by itself. Of those that it does, one may be taken while its server is down: a
+/// client that tries again and again to reach the server there may be given that very port, and connects to itself.
+///
 /// # Errors
 /// The loopback interface has none.
 pub fn free_port() -> io::Result<u16> {
     static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
-    loop {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        if HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+    let (min, end) = (PORT_MIN, clients_ports_begin());
+    for _ in 0..PORTS_TRIED {
+        // At random, as other processes look for theirs.
+        let number = RandomState::new().build_hasher().finish();
+        let above = u16::try_from(number % u64::from(end - min)).unwrap_or_default();
+        let port = min + above;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && HANDED_OUT.lock().unwrap_or_else(PoisonError::into_inner).insert(port)
+        {
             return Ok(port);
         }
     }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!("of {PORTS_TRIED} ports from {min} to below {end}, none was free"),
+    ))
+}
+
+/// From here on the kernel gives ports to clients.
+fn clients_ports_begin() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let first = range.ok().and_then(|range| range.split_whitespace().next()?.parse().ok());
+    // Where most of the other ports are the clients', theirs have to do.
+    first.filter(|first| *first >= PORT_MIN + 1000).unwrap_or(CLIENTS_PORTS_BEGIN)
 }
 
 /// The end of a log, for an error's text.

@@ -177,8 +177,17 @@ fn of_another_type(found: Found) -> Option<Altered> {
     let Found { table, name, types, .. } = found;
     let (is, was) = types?;
     let seen = format!("the column {name} of {table} is of type {is}, not {was}");
-    let remedy = format!("alter table {table} alter column {name} type {was} using {name}::{was}");
-    let remedy = Remedy::Sql(remedy);
+    let column = COLUMNS.iter().find(|it| it.table == table && it.name == name);
+    let default = column.and_then(|it| it.definition.split_once(" default "));
+    let change = format!("alter column {name} type {was} using {name}::{was}");
+    // The server casts values as it is told, and no default.
+    let change = match default {
+        Some((_, value)) => format!(
+            "alter column {name} drop default, {change}, alter column {name} set default {value}"
+        ),
+        None => change,
+    };
+    let remedy = Remedy::Sql(format!("alter table {table} {change}"));
     Some(Altered { kind: Kind::Type, seen, remedy, of: Some(name), takes_letters: false })
 }
 
