@@ -175,12 +175,13 @@ pub(crate) async fn another_streams(
     slot: &str,
     relay: &str,
 ) -> Result<Option<Halt>, Error> {
-    let sql = "select a.application_name from pg_catalog.pg_replication_slots s \
+    let sql = "select a.application_name, a.pid from pg_catalog.pg_replication_slots s \
                join pg_catalog.pg_stat_activity a on a.pid = s.active_pid \
                where s.slot_name::pg_catalog.text = $1 \
                    and s.database = pg_catalog.current_database()";
     let Some(row) = client.query_opt(sql, &[&slot]).await? else { return Ok(None) };
     let application: Option<String> = row.try_get(0)?;
+    let pid: i32 = row.try_get(1)?;
     Ok(application.as_deref().and_then(|it| another(it, relay)).map(|other| {
         Halt::new(
             format!(
@@ -189,7 +190,9 @@ pub(crate) async fn another_streams(
             ),
             format!(
                 "set postgres.slot to a name of its own, or remove the setting; or, if this is to be a standby \
-                 of relay {other}, set `name` to that"
+                 of relay {other} or to take its place, set `name` to that. If relay {other} does not run any more, \
+                 its session ends once the server notices, or by `select pg_terminate_backend({pid})` (as a superuser, \
+                 or a role of pg_signal_backend)"
             ),
         )
     }))

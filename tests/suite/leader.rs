@@ -241,22 +241,49 @@ async fn a_relay_that_is_set_to_anothers_slot_names_it_and_disturbs_nothing() {
     // And the last road: this one takes the other's place.
     assert!(first.sigterm().await.success());
     t.commit([Event::to(topic.name()).key("k")]).await;
+    assert!(halted(&second).await.contains(&format!("set `name` to {name}")));
+    assert!(second.sigterm().await.success());
+    peer(&t, 2).set("postgres.slot", &slot).start().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// Its host is gone, and the server does not know it yet.
+#[tokio::test]
+async fn the_session_of_another_relay_that_runs_no_more_is_ended_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let name = t.database().name().to_owned();
+    let slot = format!("outbox_{name}");
+    let mut first = peer(&t, 1).start().await;
+    first.freeze();
+    let second = peer(&t, 2).set("name", &format!("{name}_b")).set("postgres.slot", &slot).spawn();
     let detail = halted(&second).await;
-    let forget = format!("delete from outbox.relay_keys where relay = '{name}'");
-    assert!(detail.contains(&format!("`{forget}`")), "{detail}");
-    t.database().superuser().batch_execute(&forget).await.expect("deleted");
-    wait::until("the slot's position can be agreed to", wait::PATIENCE, || async {
-        match second.status().await.to_string() {
-            found if found.contains("resume --at slot") => Ok(()),
-            found => Err(found),
-        }
-    })
-    .await
-    .expect("it says what continues");
-    let resumed = settings.command(&["resume", "--at", "slot", "--yes"]).await;
-    assert!(resumed.status.success(), "{resumed:?}");
-    second.wait_ready().await;
-    t.count(&topic, 1).await.assert_at_least_once();
+    let end = detail.split('`').find(|it| it.starts_with("select pg_terminate_backend("));
+    let end = end.unwrap_or_else(|| panic!("it says how: {detail}"));
+    t.database().superuser().batch_execute(end).await.expect("it is ended");
+    first.kill9().await;
+    drop(second);
+    peer(&t, 2).set("postgres.slot", &slot).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// A pooler's habit: one name for the sessions of all.
+#[tokio::test]
+async fn sessions_that_the_url_names_are_not_taken_for_another_relays() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let named = |n| {
+        let url = peer(&t, n).value("postgres.url");
+        let join = if url.contains('?') { '&' } else { '?' };
+        peer(&t, n).set("postgres.url", &format!("{url}{join}application_name=outbox-relay%20shared"))
+    };
+    let mut leader = named(1).start().await;
+    let _standby = named(2).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    leader.kill9().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
 }
 
 #[tokio::test]

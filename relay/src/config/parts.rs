@@ -22,14 +22,9 @@ pub struct Parts {
 impl Parts {
     /// The tables of its own that the relay needs with these settings.
     pub fn own_tables(&self) -> Vec<&'static str> {
-        let ours = self.mapping.tables().iter().any(|table| table.is("outbox", "events"));
         let mut tables = crate::rights::tables(&self.sink.grants());
-        tables.retain(|table| match *table {
-            // For `check` alone.
-            "outbox.migrations" => false,
-            "outbox.deletions" => ours,
-            _ => true,
-        });
+        // For `check` alone.
+        tables.retain(|table| *table != "outbox.migrations");
         tables
     }
 }

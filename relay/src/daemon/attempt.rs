@@ -73,6 +73,7 @@ pub(super) async fn run(
     let (session, started) = begun?;
     board.heard();
     board.broker_heard();
+    let progress = started.progress().clone();
     let ended = match started {
         Started::Repair(repairing) => repair::run(context, stop, &session, *repairing).await,
         Started::Stream(streaming) => {
@@ -86,7 +87,7 @@ pub(super) async fn run(
     match ended {
         Ok(()) => Ok(()),
         Err(Ended::WrittenOtherwise(halt)) => {
-            let ended = earlier::explained(context, &session, halt).await;
+            let ended = earlier::explained(context, &session, &progress, halt).await;
             Err(locks::named(&session, ended).await)
         }
         Err(ended) => Err(locks::named(&session, ended).await),

@@ -3,44 +3,58 @@
 //! The stream has them in the shape that they were written in, and no change of the table reaches them. A
 //! setting may; or the table has them, in its present shape, and a repair reads them from there.
 
-use super::{
-    context::Context,
-    ended::Ended,
-    tables::{self, Tables},
-};
+use super::{context::Context, ended::Ended, start::repair, tables};
 use crate::{
-    core::{halt::Halt, lsn::Lsn},
+    core::{halt::Halt, progress::Progress},
     postgres::sql::SqlSession,
     reconcile::drop_slot,
-    repair,
     route::Format,
 };
 
-/// The halt with what the tables, as they are now, let a person do.
-pub(super) async fn explained(context: &Context, session: &SqlSession, halt: Halt) -> Ended {
-    let found = match tables::inspect(context, session, Format::Binary).await {
-        Ok(found) => found,
+/// The halt with what the tables, as they are now, let a person do. `begun`: what was stored when the
+/// attempt began.
+pub(super) async fn explained(
+    context: &Context,
+    session: &SqlSession,
+    begun: &Progress,
+    halt: Halt,
+) -> Ended {
+    match look(context, session, begun, halt).await {
+        Ok(told) => Ended::Halted(told),
         // Tried again, from the same row.
-        Err(ended) => return ended,
-    };
-    let config = &context.config;
-    let unrepairable = unrepairable(&found, config.outbox.rows_kept);
-    let unfit = found.unpublished.as_ref().or(found.misfit.as_ref());
-    let from_table = if context.board.repaired_from() == Lsn::ZERO {
-        NO_SNAPSHOT.to_owned()
-    } else {
-        from_table(&config.postgres.slot, unrepairable.as_ref())
-    };
-    Ended::Halted(told(halt, unfit, &from_table))
+        Err(ended) => ended,
+    }
 }
 
-/// Why a repair could not tell that it has published all.
-fn unrepairable(found: &Tables, rows_kept: bool) -> Option<Halt> {
-    match &found.repair {
-        Err(halt) => Some(halt.clone()),
-        Ok(_) if rows_kept => None,
-        Ok(tables) => tables.iter().find_map(|table| repair::accounted_for(table).err()),
-    }
+async fn look(
+    context: &Context,
+    session: &SqlSession,
+    begun: &Progress,
+    halt: Halt,
+) -> Result<Halt, Ended> {
+    let config = &context.config;
+    let found = tables::inspect(context, session, Format::Binary).await?;
+    let unfit = found.unpublished.as_ref().or(found.misfit.as_ref());
+    let source = match (begun.snapshots.first(), &found.repair) {
+        (None, _) => Source::Slot,
+        (Some(_), Err(lacks)) => Source::TableAfter(lacks.clone()),
+        (Some(_), Ok(tables)) => match repair::gone(config, session, tables, begun).await? {
+            None => Source::Table,
+            Some(gone) => Source::TableInPart(gone),
+        },
+    };
+    Ok(told(halt, unfit, &source.said(&config.postgres.slot)))
+}
+
+/// What has the rows.
+enum Source {
+    /// The slot alone: it is not known which rows of the table they are.
+    Slot,
+    Table,
+    /// The table, once it has what a repair needs.
+    TableAfter(Halt),
+    /// The table may lack some of them, for this reason; the slot has them all.
+    TableInPart(Halt),
 }
 
 /// Without the slot they could not be told from rows that are published, such as right after `resume`.
@@ -62,44 +76,65 @@ fn told(halt: Halt, unfit: Option<&Halt>, from_table: &str) -> Halt {
     Halt::new(reason, remedy)
 }
 
-/// A repair reads the table as it is now.
-fn from_table(slot: &str, unrepairable: Option<&Halt>) -> String {
-    let first = match unrepairable {
-        None => String::new(),
-        Some(Halt { reason, remedy }) => format!("first, because {reason}: {remedy}; then "),
-    };
-    format!(
-        "to publish them from the table, some that are before them again, {first}drop the slot, and the relay \
-         makes a new one: {}",
-        drop_slot(slot)
-    )
+impl Source {
+    /// What to do about the rows. A repair reads the table as it is now.
+    fn said(&self, slot: &str) -> String {
+        let drop = drop_slot(slot);
+        match self {
+            Source::Slot => NO_SNAPSHOT.to_owned(),
+            Source::Table => format!(
+                "to publish them from the table, some that are before them again, drop the slot, and the relay \
+                 makes a new one: {drop}"
+            ),
+            Source::TableAfter(Halt { reason, remedy }) => format!(
+                "to publish them from the table, some that are before them again, first, because {reason}: {remedy}; \
+                 then drop the slot, and the relay makes a new one: {drop}"
+            ),
+            Source::TableInPart(Halt { reason, remedy }) => format!(
+                "the slot has all of them and the table may not, because {reason}: dropping the slot leaves out what the \
+                 table lacks. To do so nevertheless, first {remedy}; then drop the slot: {drop}"
+            ),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn remedy(unfit: Option<&Halt>, unrepairable: Option<&Halt>) -> String {
+    const DROP: &str = "pg_drop_replication_slot('s')";
+
+    fn remedy(unfit: Option<&Halt>, source: Source) -> String {
         let halt = Halt::new("rows without headers", "no setting reaches these rows");
-        told(halt, unfit, &from_table("s", unrepairable)).remedy
+        told(halt, unfit, &source.said("s")).remedy
+    }
+
+    fn is_before(said: &str, first: &str, then: &str) {
+        let at = |words| said.find(words).unwrap_or_else(|| panic!("{words} in {said}"));
+        assert!(at(first) < at(then), "{said}");
     }
 
     #[test]
     fn a_table_that_fits_again_is_read_and_what_a_repair_needs_comes_first() {
-        let drop = "pg_drop_replication_slot('s')";
-        assert!(remedy(None, None).contains(drop), "{}", remedy(None, None));
-        let lacks = Halt::new("no account is kept", "`select outbox.note_deletions('app.mine')`");
-        let first = remedy(None, Some(&lacks));
-        assert!(
-            first.find(&lacks.remedy).expect("it is said") < first.find(drop).expect("so is this")
-        );
+        assert!(remedy(None, Source::Table).contains(DROP));
+        let lacks = Halt::new("it has no column xid", "`alter table app.mine add column xid xid8`");
+        is_before(&remedy(None, Source::TableAfter(lacks.clone())), &lacks.remedy, DROP);
+    }
+
+    #[test]
+    fn what_the_table_may_not_have_is_said_before_the_slot_that_has_it_is_dropped() {
+        let gone = Halt::new("rows of app.mine were deleted", "set outbox.rows_kept = true");
+        let said = remedy(None, Source::TableInPart(gone.clone()));
+        is_before(&said, "leaves out what the table lacks", &gone.remedy);
+        is_before(&said, &gone.remedy, DROP);
+        assert!(!remedy(None, Source::Slot).contains(DROP));
     }
 
     #[test]
     fn a_table_that_does_not_fit_is_corrected_before_its_slot_is_dropped() {
         let unfit =
             Halt::new("no column headers", "`alter table app.mine add column headers jsonb`");
-        let said = remedy(Some(&unfit), None);
+        let said = remedy(Some(&unfit), Source::Table);
         assert!(said.starts_with(&unfit.remedy), "{said}");
         assert!(!said.contains("pg_drop_replication_slot"), "{said}");
     }

@@ -5,6 +5,7 @@ use crate::{
         charset::Charset,
         landmark::{AnotherHistory, Recognition},
         position::Position,
+        progress::Progress,
         published::Published,
     },
     dead_letter::Store,
@@ -33,6 +34,16 @@ pub(super) enum Started {
     Stream(Box<Streaming>),
     /// A repair; the start after it streams.
     Repair(Box<Repairing>),
+}
+
+impl Started {
+    /// What is stored when it begins.
+    pub(super) fn progress(&self) -> &Progress {
+        match self {
+            Started::Stream(streaming) => streaming.delivery.progress(),
+            Started::Repair(repairing) => repairing.delivery.progress(),
+        }
+    }
 }
 
 /// Everything that a repair needs; what is to be read is in the delivery's progress.

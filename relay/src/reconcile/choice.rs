@@ -12,7 +12,6 @@ use crate::core::{
     progress::{Progress, RepairRecord},
     published::Since,
 };
-use crate::postgres::literal::literal;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,10 +114,8 @@ fn of_another(facts: &Facts<'_>, owner: &str) -> Halt {
         ),
         format!(
             "set postgres.slot to a name of its own, or remove the setting; or, if this relay was called \
-             {owner} before, set `name` back to that. Do not drop the slot while relay {owner} needs it. If relay \
-             {owner} is not to run again and this one takes its place: as the owner of the schema outbox, `delete \
-             from outbox.relay_keys where relay = {}`",
-            literal(owner)
+             {owner} before or is to take its place, set `name` to {owner}: what is published and what is parked is \
+             known by that name. Do not drop the slot while relay {owner} needs it"
         ),
     )
 }

@@ -6,15 +6,15 @@
 
 use std::time::Duration;
 
-use super::status::approximate;
+use super::{health::DELIVERY_MAX, status::approximate};
 use crate::core::lsn::Lsn;
 
 /// What it is a concern about.
 pub(super) const LATE: &str = "lateness";
 /// Less may be a record that an idle server has written half of, until its next look.
 pub(super) const BEHIND_BYTES_MIN: u64 = 256 << 10;
-/// An idle stream moves each second. A delivery to brokers may take longer, and has words of its own.
-const STILL_MAX: Duration = Duration::from_secs(12);
+/// An idle stream moves each second.
+const STILL_MAX: Duration = DELIVERY_MAX;
 /// From then on what is delivered is called late.
 const LATE_MIN: Duration = Duration::from_secs(10);
 
@@ -34,7 +34,8 @@ pub(super) struct Behind {
     pub(super) bytes: u64,
     /// How long the first of it has waited.
     pub(super) late: Duration,
-    /// For how long neither an event was delivered nor the position moved.
+    /// For how long neither an event was delivered nor the position moved; zero where that is known to wait for
+    /// something else, which has words of its own.
     pub(super) still: Duration,
     /// The end of the transaction that is coming in, where one is.
     pub(super) receiving: Option<Lsn>,
@@ -94,9 +95,9 @@ mod tests {
         let moves = Behind { late: s(300), still: s(2), ..behind.clone() };
         assert_eq!(moves.stands_still(), None);
         assert!(moves.lateness().is_some_and(|it| !it.still && it.words.contains("300 s late")));
-        let decoding = Behind { late: s(13), still: s(13), ..behind };
+        let decoding = Behind { late: s(16), still: s(16), ..behind };
         let told = decoding.stands_still().expect("it stands");
-        assert!(told.contains("nothing was delivered for 13 s"), "{told}");
+        assert!(told.contains("nothing was delivered for 16 s"), "{told}");
         assert!(told.contains("PostgreSQL is decoding"), "{told}");
         let receiving = Behind { receiving: Some(Lsn::new(0x100)), ..decoding };
         let told = receiving.stands_still().expect("it stands");

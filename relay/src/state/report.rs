@@ -142,7 +142,12 @@ impl Board {
             return None;
         }
         let (bytes, late) = self.lag(now).filter(|(bytes, _)| *bytes >= BEHIND_BYTES_MIN)?;
-        let still = late.min(self.0.flowed.age(now)?);
+        let flowed = self.0.flowed.age(now)?;
+        let waits = self.0.delivering.age(now).is_some() || {
+            let state = self.state();
+            state.held_back.is_some() || state.stuck.is_some()
+        };
+        let still = if waits { Duration::ZERO } else { late.min(flowed) };
         let received = self.received_up_to();
         let within = self.delivered_up_to().filter(|delivered| received > *delivered);
         Some(Behind { bytes, late, still, receiving: within.map(|_| received) })

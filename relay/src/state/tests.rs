@@ -260,13 +260,20 @@ fn a_stream_that_stands_still_is_not_ready_and_an_idle_one_is() {
         let behind = board.vitals(board.now() + Duration::from_secs(seconds)).behind;
         behind.and_then(|behind| behind.stands_still())
     };
-    assert_eq!(why(5 << 20, 5 << 20, 15), None, "it is idle");
-    assert_eq!(why((5 << 20) + 8000, 5 << 20, 15), None, "a record that is not whole yet");
-    assert_eq!(why(9 << 20, 6 << 20, 11), None, "it may go on");
-    let told = why(9 << 20, 6 << 20, 15).expect("it stands");
+    assert_eq!(why(5 << 20, 5 << 20, 17), None, "it is idle");
+    assert_eq!(why((5 << 20) + 8000, 5 << 20, 17), None, "a record that is not whole yet");
+    assert_eq!(why(9 << 20, 6 << 20, 14), None, "it may go on");
+    let told = why(9 << 20, 6 << 20, 17).expect("it stands");
     assert!(told.contains("nothing was delivered for 1") && told.contains("3072 KiB"), "{told}");
     let board = streaming(9 << 20, 6 << 20);
-    let later = board.now() + Duration::from_secs(15);
+    let later = board.now() + Duration::from_secs(17);
+    let stands =
+        || board.vitals(later).behind.and_then(|behind| behind.stands_still()).is_some();
+    assert!(stands());
+    board.delivery_started();
+    assert!(!stands(), "a delivery that takes long has words of its own");
+    board.delivery_refused();
+    assert!(stands());
     board.phase(Phase::Stopping);
     assert_eq!(board.vitals(later).behind, None, "it does not stream");
 }

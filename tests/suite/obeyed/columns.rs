@@ -68,6 +68,34 @@ async fn rows_written_while_a_column_was_away_get_out_through_the_table_as_the_h
     }
 }
 
+/// A job that deletes what it takes for published is no reason to drop the one thing that has the rows.
+#[tokio::test]
+async fn where_rows_were_deleted_meanwhile_it_is_said_that_the_slot_alone_has_them() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    insert(&t, &topic).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    obey(&t, "alter table outbox.events drop column headers").await;
+    for _ in 0..3 {
+        insert(&t, &topic).await;
+    }
+    says(&relay, "a change of the table does not reach these rows").await;
+    obey(&t, "delete from outbox.events where id = (select max(id::text)::uuid from outbox.events)")
+        .await;
+    obey(&t, "alter table outbox.events add column headers jsonb").await;
+    let detail = says(&relay, "dropping the slot leaves out what the table lacks").await;
+    assert!(detail.contains("rows of outbox.events were deleted"), "{detail}");
+    assert!(!detail.contains("to publish them from the table"), "{detail}");
+    assert!(relay.sigterm().await.success());
+    let mut relay = t.relay().set("outbox.rows_kept", "true").spawn();
+    let detail = says(&relay, "to publish them from the table").await;
+    drop_slot(&t, typed(&detail, "pg_drop_replication_slot")).await;
+    relay.wait_ready().await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!(count.committed, 3, "all but the deleted one: {count}");
+}
+
 /// The publication lists all columns but these.
 fn listed_without(columns: &str) -> String {
     format!(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{
     connect, decision,
     repair::{self, Needed},
+    standby,
 };
 use crate::{
     causes,
@@ -15,10 +16,8 @@ use crate::{
         advice::{TOO_MANY, sqlstate_of},
         context::Context,
         ended::Ended,
-        leads::lock_failed,
         tables::{self, Tables},
     },
-    leader,
     metrics::Cause,
     postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},
@@ -82,10 +81,7 @@ async fn decide(
     has_progress: bool,
 ) -> Result<(Decision, bool), Ended> {
     let config = &context.config;
-    let another = leader::another_streams(session.client(), &config.postgres.slot, &config.name);
-    if let Some(halt) = another.await.map_err(lock_failed)? {
-        return Err(Ended::Halted(halt));
-    }
+    standby::not_anothers(context, session).await?;
     let mut replication = connect::connect_replication(context).await?;
     let identity = decision::identify(&mut replication).await?;
     let mut tables = tables::inspect(context, session, Format::Binary).await?;

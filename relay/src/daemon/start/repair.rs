@@ -163,12 +163,7 @@ async fn nothing_gone(
     Needed { tables, lower, gap }: Needed<'_>,
     progress: &Progress,
 ) -> Result<(), Ended> {
-    let kept = config.outbox.rows_kept;
-    // Of an older snapshot they are not known; whatever has gone since then was delivered.
-    let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
-    let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
-    let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
-    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?.map_err(|why| {
+    complete(config, session, tables, lower, progress).await?.map_err(|why| {
         let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
         let slot = &config.postgres.slot;
         let until = match &progress.repair {
@@ -189,6 +184,32 @@ async fn nothing_gone(
         )
         .unless(&why.remedy))
     })
+}
+
+/// Why a repair that began now might not find all rows that the slot has.
+pub(in crate::daemon) async fn gone(
+    config: &Config,
+    session: &SqlSession,
+    tables: &[Table],
+    progress: &Progress,
+) -> Result<Option<Halt>, Ended> {
+    let lower = progress.snapshots.first().map(|newest| &*newest.snapshot);
+    Ok(complete(config, session, tables, lower, progress).await?.err())
+}
+
+async fn complete(
+    config: &Config,
+    session: &SqlSession,
+    tables: &[Table],
+    lower: Option<&str>,
+    progress: &Progress,
+) -> Result<Result<(), Halt>, Ended> {
+    let kept = config.outbox.rows_kept;
+    // Of an older snapshot they are not known; whatever has gone since then was delivered.
+    let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
+    let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
+    let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
+    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))
 }
 
 /// Halts where the tables are others than those of which everything is published, or may be.

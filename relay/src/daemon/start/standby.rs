@@ -166,8 +166,12 @@ pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Resul
     }
 }
 
-/// That no relay of another name streams from the slot.
-async fn not_anothers(context: &Context, session: &SqlSession) -> Result<(), Ended> {
+/// That no relay of another name streams from the slot. Where the settings name all sessions, their names say
+/// nothing of relays.
+pub(super) async fn not_anothers(context: &Context, session: &SqlSession) -> Result<(), Ended> {
+    if context.parts.connect.application_name.is_some() {
+        return Ok(());
+    }
     let (slot, name) = (&context.config.postgres.slot, &context.config.name);
     let another = leader::another_streams(session.client(), slot, name).await;
     another.map_err(lock_failed)?.map_or(Ok(()), |halt| Err(Ended::Halted(halt)))

@@ -196,8 +196,10 @@ hashtextextended(COALESCE(event_id, ''''::text), 0::bigint)', false) as is_posit
     union all \
     select 6, 'type', c.name, pg_catalog.format('the column %I of outbox.dead_letters is of type %s, not %s', \
             c.name, c.type, o.type), \
-        pg_catalog.format('alter table outbox.dead_letters alter column %I type %s using %1$I::%2$s', \
-            c.name, o.type) \
+        pg_catalog.format('alter table outbox.dead_letters %salter column %I type %s using %2$I::text::%3$s%s', \
+            case when o.added is not null then pg_catalog.format('alter column %I drop default, ', c.name) end, \
+            c.name, o.type, case when o.added is not null then \
+                pg_catalog.format(', alter column %I set default %s', c.name, o.added) end) \
     from columns c join ours o on o.name = c.name where o.type <> c.type \
     union all \
     select 7, 'index', null, 'outbox.dead_letters lacks its unique index on the position of an event, without which \

@@ -18,7 +18,7 @@ struct Column {
     name: &'static str,
     /// As `add column` takes it, behind the name.
     definition: &'static str,
-    /// What there is instead in rows that are there already; their column is never null.
+    /// What there is instead in rows that are there already.
     filled: Option<&'static str>,
     rows: Rows,
 }
@@ -89,7 +89,8 @@ const COLUMNS: &[Column] = &[
     column(LEADERS, "since", NOW, None, Rows::Stay),
     column(KEYS, "relay", "text primary key", None, Rows::Go),
     column(KEYS, "key", "bytea not null check (octet_length(key) = 32)", None, Rows::Go),
-    column(KEYS, "delivered_at", "timestamptz", None, Rows::Stay),
+    // As if each had delivered: one that has and does not know it might begin anew.
+    column(KEYS, "delivered_at", "timestamptz", Some("clock_timestamp()"), Rows::Stay),
     column(
         PROGRESS,
         "relay",
@@ -109,6 +110,7 @@ const COLUMNS: &[Column] = &[
     // No one knows any more which rows were deleted: as if all of before now were.
     column(DELETIONS, "newest", "xid8 not null", Some("pg_current_xact_id()"), Rows::Stay),
     column(DELETIONS, "writer", "xid8 not null default pg_current_xact_id()", None, Rows::Stay),
+    column(DELETIONS, "merged", "xid8", None, Rows::Stay),
 ];
 
 /// Whether the database lacks migrations, so that `migrate` is what adds columns; `None` where it does not say.
@@ -179,7 +181,7 @@ fn of_another_type(found: Found) -> Option<Altered> {
     let seen = format!("the column {name} of {table} is of type {is}, not {was}");
     let column = COLUMNS.iter().find(|it| it.table == table && it.name == name);
     let default = column.and_then(|it| it.definition.split_once(" default "));
-    let change = format!("alter column {name} type {was} using {name}::{was}");
+    let change = format!("alter column {name} type {was} using {name}::text::{was}");
     // The server casts values as it is told, and no default.
     let change = match default {
         Some((_, value)) => format!(
@@ -241,7 +243,7 @@ async fn parked(client: &Client, absent: &[&Column]) -> bool {
 const MIGRATE: &str = "run `outbox-relay migrate` as the schema's owner";
 
 const ASIDE: &str = "the parked events that are in it can't be delivered without: put the table back from a backup; or \
-    move it aside with them, `create schema outbox_aside; alter table outbox.dead_letters set schema outbox_aside`, \
+    move it aside with them, `create schema if not exists outbox_aside; alter table outbox.dead_letters set schema outbox_aside`, \
     run `outbox-relay migrate` as the schema's owner, and grant what docs/ROLES.md lists";
 
 /// What is read as text serves as `varchar`, too.

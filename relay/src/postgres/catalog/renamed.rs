@@ -24,7 +24,7 @@ pub async fn dead_letters(client: &Client) -> Result<Option<String>, InspectErro
     Ok((!all.is_empty()).then(|| all.join("; ")))
 }
 
-/// The columns say it; `create table … (like …)` has them as well, so it is for a person to say.
+/// The columns and the owner say it; `create table … (like …)` has them as well, so it is for a person to say.
 const SQL: &str = "\
 select pg_catalog.jsonb_build_object('name', pg_catalog.format('%I.%I', n.nspname, c.relname), \
     'back', pg_catalog.concat_ws('; ', \
@@ -33,7 +33,8 @@ select pg_catalog.jsonb_build_object('name', pg_catalog.format('%I.%I', n.nspnam
         case when c.relname <> 'dead_letters' \
             then pg_catalog.format('alter table outbox.%I rename to dead_letters', c.relname) end))::pg_catalog.text \
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-where pg_catalog.to_regclass('outbox.dead_letters') is null and c.relkind = 'r' and n.nspname !~ '^pg_' \
+where pg_catalog.to_regclass('outbox.dead_letters') is null and c.relkind = 'r' and n.nspname !~ '^pg_' and n.nspname <> 'outbox_aside' \
+    and c.relowner = (select o.nspowner from pg_catalog.pg_namespace o where o.nspname = 'outbox') \
     and (select pg_catalog.count(*) from pg_catalog.pg_attribute a \
         where a.attrelid = c.oid and not a.attisdropped and a.attname in ('commit_lsn', 'ordinal', 'lane', 'fit', \
             'release_id', 'release_ordinal', 'parked_at', 'discarded_why')) = 8 \

@@ -14,7 +14,7 @@ use amqprs::{
     connection::Connection,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{line::unavailable, settings::Settings};
 use crate::sink::SinkError;
@@ -51,13 +51,21 @@ impl Topology {
         let unknown = exchanges.into_iter().filter(|name| !name.is_empty() && !is_known(name));
         let unknown: Vec<String> = unknown.map(str::to_owned).collect();
         let looks = unknown.into_iter().map(|name| async move {
-            let exists = exists(connection, &name).await?
-                || (settings.declare && make(connection, settings, &name).await?);
-            Ok((name, exists))
+            let found = match exists(connection, &name).await? {
+                true => Found::There,
+                false if settings.declare => make(connection, settings, &name).await?,
+                false => Found::Missing,
+            };
+            Ok((name, found))
         });
         let looks: Vec<_> =
             futures_util::stream::iter(looks).buffer_unordered(AT_A_TIME).try_collect().await?;
-        let (there, missing): (Vec<_>, Vec<_>) = looks.into_iter().partition(|(_, exists)| *exists);
+        if looks.iter().any(|(_, found)| *found == Found::Made) {
+            sleep(NAMES_ARE_STORED).await;
+        }
+        let now = Instant::now();
+        let (missing, there): (Vec<_>, Vec<_>) =
+            looks.into_iter().partition(|(_, found)| *found == Found::Missing);
         if self.exchanges.len() + there.len() > NAMES_MAX {
             self.exchanges.clear();
         }
@@ -69,6 +77,15 @@ impl Topology {
     pub(super) fn forget(&mut self) {
         self.exchanges.clear();
     }
+}
+
+/// What a look for an exchange has come to.
+#[derive(Clone, Copy, PartialEq)]
+enum Found {
+    There,
+    /// By this relay, just now.
+    Made,
+    Missing,
 }
 
 /// Asks on a channel of its own, which a missing exchange ends.
@@ -90,12 +107,12 @@ pub(super) async fn exists(connection: &Connection, exchange: &str) -> Result<bo
 }
 
 /// A durable direct exchange, and for each partition a quorum queue that is bound by its number, of which one
-/// consumer at a time reads. `false` where the broker refuses it.
+/// consumer at a time reads. It stays missing where the broker refuses it.
 async fn make(
     connection: &Connection,
     settings: &Settings,
     exchange: &str,
-) -> Result<bool, SinkError> {
+) -> Result<Found, SinkError> {
     let channel = channel(connection).await?;
     let made = timeout(2 * ASK_LIMIT, declare(&channel, settings, exchange)).await;
     match made {
@@ -106,12 +123,11 @@ async fn make(
                 "made an exchange and its queues"
             );
             drop(timeout(ASK_LIMIT, channel.close()).await);
-            tokio::time::sleep(NAMES_ARE_STORED).await;
-            Ok(true)
+            Ok(Found::Made)
         }
         Ok(Err(error)) if connection.is_open() => {
             tracing::warn!(%error, exchange, "the broker does not let the relay make the exchange and its queues");
-            Ok(false)
+            Ok(Found::Missing)
         }
         Ok(Err(error)) => Err(unavailable(format!("making the exchange {exchange}"), error)),
         Err(_) => Err(unavailable(format!("making the exchange {exchange}"), "no answer")),

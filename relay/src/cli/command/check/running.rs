@@ -18,8 +18,8 @@ fn told(status: &Status, name: &str, slot: &str) -> Option<Finding> {
         let detail = printable::line(&status.detail);
         warning(
             "running relay",
-            format!("the running relay is halted: {detail}"),
-            "follow this text; the relay then continues within ten seconds, or after a restart if a setting was changed",
+            format!("what answers at admin.listen as relay {name} is halted: {detail}"),
+            "compare it with the relay's log, and follow it; the relay then continues within ten seconds, or after a restart if a setting was changed",
         )
     })
 }

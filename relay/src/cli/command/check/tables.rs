@@ -100,7 +100,11 @@ pub(super) fn rows(
                     "rows of {name} that are moved between its partitions are published again: the \
                      column list of publication {publication_name} leaves out the column xid"
                 ),
-                table_fit::publish_whole(&publication_name, name),
+                format!(
+                    "{}; the relay may then make a new slot and publish from the table what was committed \
+                     since its newest snapshot, some of it again",
+                    table_fit::publish_whole(&publication_name, name)
+                ),
             )
         }
         Ok(_) if !fit.stamped => warning(
