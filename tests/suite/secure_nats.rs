@@ -84,10 +84,10 @@ impl Secured {
         self.stream.records(&format!("{}.orders.*", self.t.database().name())).await.len()
     }
 
-    async fn all_arrive(&self) {
+    async fn all_arrive(&self, count: usize) {
         let arrived = wait::until("all arrive", wait::PATIENCE, || async {
             match self.records().await {
-                3 => Ok(()),
+                found if found == count => Ok(()),
                 found => Err(format!("{found} records")),
             }
         });
@@ -109,7 +109,7 @@ async fn over_tls_with_an_nkey_and_the_documented_rights_all_arrives() {
     let mut secured = Secured::start(rights).await;
     let _relay = secured.settings.clone().start().await;
     secured.commit().await;
-    secured.all_arrive().await;
+    secured.all_arrive(3).await;
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn over_tls_with_a_password_in_the_url_all_arrives() {
         secured.settings.clone().without("sink.nats.nkey_file").set("sink.nats.url", &url);
     let relay = settings.start().await;
     secured.commit().await;
-    secured.all_arrive().await;
+    secured.all_arrive(3).await;
     assert!(!relay.log_text().contains("pass%40word"), "no secret is logged");
 }
 
@@ -138,20 +138,33 @@ async fn a_certificate_that_no_one_trusted_has_signed_is_named_and_nothing_is_se
     assert_eq!(secured.records().await, 0);
     drop(relay);
     let _relay = secured.settings.clone().start().await;
-    secured.all_arrive().await;
+    secured.all_arrive(3).await;
 }
 
+/// As a secret's rotation does it: the server forgets the old one first.
 #[tokio::test]
-async fn a_user_that_the_server_does_not_know_is_told() {
+async fn a_key_that_the_server_does_not_know_any_more_is_named_and_the_new_one_is_read() {
     let mut secured = Secured::start(rights).await;
-    let other = secured.dir.path().join("other.nk");
-    write_private(&other, &nkeys::KeyPair::new_user().seed().expect("a seed"));
-    let settings =
-        secured.settings.clone().set("sink.nats.nkey_file", other.to_str().expect("UTF-8"));
-    let relay = settings.spawn();
+    let seed = secured.dir.path().join("relay.nk");
+    let known = std::fs::read_to_string(&seed).expect("its seed");
+    let mut relay = secured.settings.clone().start().await;
     secured.commit().await;
-    relay.wait_log("uthorization").await;
-    assert_eq!(secured.records().await, 0);
+    secured.all_arrive(3).await;
+    let name = secured.t.database().name().to_owned();
+    let config = (secured.config)(rights(&name));
+    let public = |seed: &str| nkeys::KeyPair::from_seed(seed.trim()).expect("a seed").public_key();
+    let new = nkeys::KeyPair::new_user().seed().expect("a seed");
+    secured.nats.reload(&config.replace(&public(&known), &public(&new)));
+    secured.commit().await;
+    relay.wait_log("rejects the relay's login").await;
+    relay.wait_for("/readyz", 503).await;
+    let said = relay.status().await.to_string();
+    assert!(said.contains("sink.nats.nkey_file"), "{said}");
+    assert!(!said.contains(known.trim()), "no secret is told");
+    assert_eq!(secured.records().await, 3);
+    write_private(&seed, &new);
+    relay.wait_ready().await;
+    secured.all_arrive(6).await;
 }
 
 #[tokio::test]
@@ -175,7 +188,7 @@ async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is
     let mut secured = Secured::start(rights).await;
     let mut relay = secured.settings.clone().start().await;
     secured.commit().await;
-    secured.all_arrive().await;
+    secured.all_arrive(3).await;
     // Progress is stored, and the next time is far.
     let (mut last, mut since) = (secured.stream.last().await, Instant::now());
     while since.elapsed() < Duration::from_secs(2) {

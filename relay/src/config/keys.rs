@@ -66,7 +66,7 @@ pub const KEYS: &[Key] = &[
     key("sink.nats.progress_subject", "subject", "`outbox-relay-progress.` and the relay's name", "With `nats`: where the relay stores its progress. The stream must have it, and only the relay may publish to it."),
     key("sink.nats.on_broker_loss", "`repair` or `halt`", "`repair`", "With `nats`: what the relay does if the server has lost what it had confirmed, as after a power cut. `repair`: it publishes the lost events again, from the tables, with the header `outbox-repaired`. `halt`: it halts, and says which positions are missing."),
     key("sink.nats.credentials_file", "path", "", "With `nats`: a file with the user's credentials (JWT and nkey), as NATS's tools make it. Read again for each connection."),
-    key("sink.nats.nkey_file", "path", "", "With `nats`: a file with an nkey's seed."),
+    key("sink.nats.nkey_file", "path", "", "With `nats`: a file with an nkey's seed. Read again for each connection."),
     key("sink.nats.ca_file", "path", "", "With `nats`: certificates that are trusted beside the system's, in PEM."),
     key("sink.nats.certificate_file", "path", "", "With `nats`: the relay's own certificate, in PEM."),
     key("sink.nats.key_file", "path", "", "With `nats`: the key of `certificate_file`, in PEM."),

@@ -1,12 +1,15 @@
 //! The connection to the servers, and JetStream's requests over it.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Request, RequestError, ServerAddr, ServerError,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request, RequestError, ServerAddr, ServerError,
 };
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -26,44 +29,58 @@ pub(super) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// How long it may take to refuse a message. What is forbidden is not answered.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
-/// Connects when it is first asked; shared by a sink and its probe.
+/// Connects when it is first asked, and anew when the connection was lost; shared by a sink and its probe.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) settings: Settings,
-    client: tokio::sync::Mutex<Option<Client>>,
+    connection: tokio::sync::Mutex<Option<Connection>>,
     forbidden: Arc<Forbidden>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    lost: Arc<AtomicBool>,
 }
 
 impl Link {
     pub(super) fn new(settings: Settings) -> Self {
-        Link { settings, client: tokio::sync::Mutex::default(), forbidden: Arc::default() }
+        Link { settings, connection: tokio::sync::Mutex::default(), forbidden: Arc::default() }
     }
 
-    /// The connection, made if there is none.
+    /// The connection, made if there is none. The library would reconnect by itself, with what files held when it
+    /// first connected.
     pub(super) async fn client(&self) -> Result<Client, SinkError> {
-        let mut client = self.client.lock().await;
-        if let Some(client) = &*client {
+        let mut connection = self.connection.lock().await;
+        if let Some(Connection { client, lost }) = &*connection
+            && !lost.load(Ordering::Relaxed)
+        {
             return Ok(client.clone());
         }
+        *connection = None;
         // The library's future is large.
         let made = Box::pin(self.connect()).await?;
-        *client = Some(made.clone());
-        Ok(made)
+        let client = made.client.clone();
+        *connection = Some(made);
+        Ok(client)
     }
 
-    async fn connect(&self) -> Result<Client, SinkError> {
+    async fn connect(&self) -> Result<Connection, SinkError> {
         let doing = || format!("connecting to {}", self.settings.name());
         let servers = self.settings.url.expose().split(',');
         let servers: Result<Vec<ServerAddr>, _> = servers.map(|url| url.trim().parse()).collect();
         let servers = servers.map_err(|error| unavailable(doing(), error))?;
         let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
-        let forbidden = Arc::clone(&self.forbidden);
+        let (forbidden, lost) = (Arc::clone(&self.forbidden), Arc::new(AtomicBool::new(false)));
+        let is_lost = Arc::clone(&lost);
         let mut options = ConnectOptions::new()
             .name(format!("outbox-relay {}", self.settings.relay_name))
             .connection_timeout(CONNECT_LIMIT)
             .event_callback(move |event| {
-                if let Event::ServerError(ServerError::Other(text)) = &event {
-                    forbidden.note(text);
+                match &event {
+                    Event::ServerError(ServerError::Other(text)) => forbidden.note(text),
+                    Event::Disconnected => is_lost.store(true, Ordering::Relaxed),
+                    _ => {}
                 }
                 async move { tracing::debug!(%event, "NATS") }
             });
@@ -91,8 +108,22 @@ impl Link {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         match tokio::time::timeout(CONNECT_LIMIT, options.connect(servers)).await {
-            Ok(connected) => connected.map_err(|error| unavailable(doing(), error)),
+            Ok(Ok(client)) => Ok(Connection { client, lost }),
+            Ok(Err(error)) => Err(self.not_connected(error)),
             Err(_) => Err(unavailable(doing(), format!("no answer within {CONNECT_LIMIT:?}"))),
+        }
+    }
+
+    fn not_connected(&self, error: ConnectError) -> SinkError {
+        let name = self.settings.name();
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                SinkError::Misconfigured {
+                    what: format!("{name} rejects the relay's login: {error}"),
+                    remedy: self.settings.login(),
+                }
+            }
+            _ => unavailable(format!("connecting to {name}"), error),
         }
     }
 

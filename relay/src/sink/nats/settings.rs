@@ -68,6 +68,27 @@ impl Settings {
         format!("NATS at {}", self.servers().join(", "))
     }
 
+    /// Where a login that a server rejects is corrected.
+    pub(super) fn login(&self) -> String {
+        const SERVER: &str = "or let the server accept it. Events wait in PostgreSQL meanwhile";
+        let file = [
+            ("credentials_file", &self.credentials_file),
+            ("nkey_file", &self.nkey_file),
+        ];
+        match file.into_iter().find_map(|(name, file)| Some((name, file.as_ref()?))) {
+            Some((name, file)) => format!(
+                "correct {} (sink.nats.{name}), which is read again within ten seconds, {SERVER}",
+                file.display()
+            ),
+            None if self.url.expose().contains('@') => format!(
+                "correct the user and password, or the token, in sink.nats.url, and restart the relay, {SERVER}"
+            ),
+            None => "the relay has no login: set sink.nats.credentials_file or sink.nats.nkey_file, or write user and \
+                     password, or a token, into sink.nats.url, and restart it"
+                .to_owned(),
+        }
+    }
+
     /// Host and port of each server.
     fn servers(&self) -> Vec<String> {
         let host = |url: &str| {
@@ -168,6 +189,15 @@ mod tests {
         let keys: Vec<_> = found.iter().map(|finding| finding.key.as_str()).collect();
         assert_eq!(keys, ["sink.nats.credentials_file"]);
         assert!(found.iter().all(|finding| finding.what.contains("/nowhere/relay.creds")));
+    }
+
+    #[test]
+    fn a_rejected_login_is_corrected_where_it_was_set() {
+        assert!(settings().login().contains("in sink.nats.url"));
+        let nkey = Settings { nkey_file: Some("/etc/relay.nk".into()), ..settings() };
+        assert!(nkey.login().starts_with("correct /etc/relay.nk (sink.nats.nkey_file)"));
+        let none = Settings { url: Secret::new("nats://a"), ..settings() };
+        assert!(none.login().starts_with("the relay has no login"));
     }
 
     #[test]
