@@ -276,7 +276,8 @@ async fn sessions_that_the_url_names_are_not_taken_for_another_relays() {
     let named = |n| {
         let url = peer(&t, n).value("postgres.url");
         let join = if url.contains('?') { '&' } else { '?' };
-        peer(&t, n).set("postgres.url", &format!("{url}{join}application_name=outbox-relay%20shared"))
+        peer(&t, n)
+            .set("postgres.url", &format!("{url}{join}application_name=outbox-relay%20shared"))
     };
     let mut leader = named(1).start().await;
     let _standby = named(2).start().await;

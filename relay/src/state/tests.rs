@@ -267,8 +267,7 @@ fn a_stream_that_stands_still_is_not_ready_and_an_idle_one_is() {
     assert!(told.contains("nothing was delivered for 1") && told.contains("3072 KiB"), "{told}");
     let board = streaming(9 << 20, 6 << 20);
     let later = board.now() + Duration::from_secs(17);
-    let stands =
-        || board.vitals(later).behind.and_then(|behind| behind.stands_still()).is_some();
+    let stands = || board.vitals(later).behind.and_then(|behind| behind.stands_still()).is_some();
     assert!(stands());
     board.delivery_started();
     assert!(!stands(), "a delivery that takes long has words of its own");

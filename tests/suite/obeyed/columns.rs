@@ -81,8 +81,11 @@ async fn where_rows_were_deleted_meanwhile_it_is_said_that_the_slot_alone_has_th
         insert(&t, &topic).await;
     }
     says(&relay, "a change of the table does not reach these rows").await;
-    obey(&t, "delete from outbox.events where id = (select max(id::text)::uuid from outbox.events)")
-        .await;
+    obey(
+        &t,
+        "delete from outbox.events where id = (select max(id::text)::uuid from outbox.events)",
+    )
+    .await;
     obey(&t, "alter table outbox.events add column headers jsonb").await;
     let detail = says(&relay, "dropping the slot leaves out what the table lacks").await;
     assert!(detail.contains("rows of outbox.events were deleted"), "{detail}");

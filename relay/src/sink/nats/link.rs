@@ -9,7 +9,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request, RequestError, ServerAddr, ServerError,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request,
+    RequestError, ServerAddr, ServerError,
 };
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};

@@ -71,10 +71,7 @@ impl Settings {
     /// Where a login that a server rejects is corrected.
     pub(super) fn login(&self) -> String {
         const SERVER: &str = "or let the server accept it. Events wait in PostgreSQL meanwhile";
-        let file = [
-            ("credentials_file", &self.credentials_file),
-            ("nkey_file", &self.nkey_file),
-        ];
+        let file = [("credentials_file", &self.credentials_file), ("nkey_file", &self.nkey_file)];
         match file.into_iter().find_map(|(name, file)| Some((name, file.as_ref()?))) {
             Some((name, file)) => format!(
                 "correct {} (sink.nats.{name}), which is read again within ten seconds, {SERVER}",
