@@ -243,7 +243,7 @@ async fn a_relay_that_is_set_to_anothers_slot_names_it_and_disturbs_nothing() {
     t.commit([Event::to(topic.name()).key("k")]).await;
     assert!(halted(&second).await.contains(&format!("set `name` to {name}")));
     assert!(second.sigterm().await.success());
-    peer(&t, 2).set("postgres.slot", &slot).start().await;
+    let _heir = peer(&t, 2).set("postgres.slot", &slot).start().await;
     t.count(&topic, 1).await.assert_exactly_once();
 }
 
@@ -263,7 +263,7 @@ async fn the_session_of_another_relay_that_runs_no_more_is_ended_as_the_halt_say
     t.database().superuser().batch_execute(end).await.expect("it is ended");
     first.kill9().await;
     drop(second);
-    peer(&t, 2).set("postgres.slot", &slot).start().await;
+    let _heir = peer(&t, 2).set("postgres.slot", &slot).start().await;
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 1).await.assert_exactly_once();
 }

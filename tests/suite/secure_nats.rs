@@ -162,7 +162,7 @@ async fn a_key_that_the_server_does_not_know_any_more_is_named_and_the_new_one_i
     assert!(said.contains("sink.nats.nkey_file"), "{said}");
     assert!(!said.contains(known.trim()), "no secret is told");
     assert_eq!(secured.records().await, 3);
-    write_private(&seed, &new);
+    std::fs::write(&seed, &new).expect("written");
     relay.wait_ready().await;
     secured.all_arrive(6).await;
 }

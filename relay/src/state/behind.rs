@@ -6,15 +6,15 @@
 
 use std::time::Duration;
 
-use super::{health::DELIVERY_MAX, status::approximate};
+use super::status::approximate;
 use crate::core::lsn::Lsn;
 
 /// What it is a concern about.
 pub(super) const LATE: &str = "lateness";
 /// Less may be a record that an idle server has written half of, until its next look.
 pub(super) const BEHIND_BYTES_MIN: u64 = 256 << 10;
-/// An idle stream moves each second.
-const STILL_MAX: Duration = DELIVERY_MAX;
+/// An idle stream moves each second. No shorter than a delivery may take.
+const STILL_MAX: Duration = Duration::from_secs(15);
 /// From then on what is delivered is called late.
 const LATE_MIN: Duration = Duration::from_secs(10);
 
