@@ -104,7 +104,7 @@ mod tests {
 
     const DROP: &str = "pg_drop_replication_slot('s')";
 
-    fn remedy(unfit: Option<&Halt>, source: Source) -> String {
+    fn remedy(unfit: Option<&Halt>, source: &Source) -> String {
         let halt = Halt::new("rows without headers", "no setting reaches these rows");
         told(halt, unfit, &source.said("s")).remedy
     }
@@ -116,25 +116,25 @@ mod tests {
 
     #[test]
     fn a_table_that_fits_again_is_read_and_what_a_repair_needs_comes_first() {
-        assert!(remedy(None, Source::Table).contains(DROP));
+        assert!(remedy(None, &Source::Table).contains(DROP));
         let lacks = Halt::new("it has no column xid", "`alter table app.mine add column xid xid8`");
-        is_before(&remedy(None, Source::TableAfter(lacks.clone())), &lacks.remedy, DROP);
+        is_before(&remedy(None, &Source::TableAfter(lacks.clone())), &lacks.remedy, DROP);
     }
 
     #[test]
     fn what_the_table_may_not_have_is_said_before_the_slot_that_has_it_is_dropped() {
         let gone = Halt::new("rows of app.mine were deleted", "set outbox.rows_kept = true");
-        let said = remedy(None, Source::TableInPart(gone.clone()));
+        let said = remedy(None, &Source::TableInPart(gone.clone()));
         is_before(&said, "leaves out what the table lacks", &gone.remedy);
         is_before(&said, &gone.remedy, DROP);
-        assert!(!remedy(None, Source::Slot).contains(DROP));
+        assert!(!remedy(None, &Source::Slot).contains(DROP));
     }
 
     #[test]
     fn a_table_that_does_not_fit_is_corrected_before_its_slot_is_dropped() {
         let unfit =
             Halt::new("no column headers", "`alter table app.mine add column headers jsonb`");
-        let said = remedy(Some(&unfit), Source::Table);
+        let said = remedy(Some(&unfit), &Source::Table);
         assert!(said.starts_with(&unfit.remedy), "{said}");
         assert!(!said.contains("pg_drop_replication_slot"), "{said}");
     }
