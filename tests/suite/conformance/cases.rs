@@ -148,8 +148,9 @@ pub(super) async fn a_broker_that_does_not_answer_is_told_costs_no_memory_and_ta
     assert!(grown < MEMORY_BYTES, "{grown} bytes");
     assert!(scale() == 1 || told < Duration::from_secs(20), "{told:?}");
 
+    let arrived = world.records().await.len();
     line.heal();
-    world.more_arrives().await;
+    world.more_arrives_than(arrived).await;
     line.freeze();
     relay.ask_to_stop();
     let ended = relay.wait_end(STOP).await;

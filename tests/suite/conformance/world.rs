@@ -74,7 +74,11 @@ impl<K: Kind> World<K> {
 
     /// Waits until more has arrived than has by now.
     pub(super) async fn more_arrives(&self) {
-        let before = self.records().await.len();
+        self.more_arrives_than(self.records().await.len()).await;
+    }
+
+    /// The same, where it may arrive at any moment.
+    pub(super) async fn more_arrives_than(&self, before: usize) {
         let more = wait::until("more arrives", wait::PATIENCE, || async {
             match self.records().await.len() {
                 now if now > before => Ok(()),
