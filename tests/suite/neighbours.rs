@@ -16,13 +16,13 @@ const OTHERS_WAIT: Duration = Duration::from_secs(1);
 /// What a debug build on a machine that does other things as well may add to a time.
 const NOISE: Duration = Duration::from_millis(500);
 
-/// Inserts one event per key `k0` to `k{count - 1}`, in one transaction; `values` are SQL for
-/// payload and creation time.
-/// Each has a key that no other event has, or a later one would wait behind an earlier one that is parked.
+/// Inserts events in one transaction; `payload` and `created_at` are SQL. Each has a key of its own: it would wait
+/// behind an earlier one that is parked.
 async fn insert_many(t: &Harness, topic: &str, count: u32, payload: &str, created_at: &str) {
     let sql = format!(
         "insert into outbox.events (topic, key, payload, created_at) \
-         select '{topic}', 'k' || (n + (select count(*) from outbox.events)), {payload}, {created_at} from generate_series(1, {count}) n"
+         select '{topic}', 'k' || (n + (select count(*) from outbox.events)), {payload}, {created_at} \
+         from generate_series(1, {count}) n"
     );
     t.database().superuser().batch_execute(&sql).await.expect("inserted");
 }
