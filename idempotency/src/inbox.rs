@@ -173,7 +173,11 @@ impl Inbox {
         let params: [&(dyn ToSql + Sync); 3] = [&self.shared.consumer_id, &uuid, &day];
         let (open, claimed) = match Open::begin(&self.sessions, DOING, CLAIM, &params).await {
             Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
-                self.maintain().await?; // For the next one: the window has moved.
+                self.maintain().await?;
+                if self.knows(id) {
+                    // Somebody has dropped its day, which is there again.
+                    return Err(InboxError::Conflict(source).into());
+                }
                 return Ok(Once::OutsideWindow);
             }
             begun => begun?,
@@ -278,7 +282,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// What somebody else has had the inbox forget, oldest first, at most 100: days that were truncated, dropped
+    /// What somebody else has had the inbox forget, newest first, at most 100: days that were truncated, dropped
     /// or detached, rows that were deleted. Each is logged once, with what it means and what to type, and stays
     /// until someone deletes its row in `inbox.losses` or its days are past retention.
     ///
@@ -287,11 +291,25 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`].
     pub async fn losses(&self) -> Result<Vec<Loss>, InboxError> {
-        let losses = losses::look(&self.sessions, self.shared.consumer_id).await?;
-        for loss in self.shared.told.new_of(&losses) {
-            tracing::error!(consumer = self.shared.consumer, "{loss}");
+        Ok(self.counted_losses().await?.0)
+    }
+
+    /// The same, and how many notes there are in all.
+    pub(crate) async fn counted_losses(&self) -> Result<(Vec<Loss>, i64), InboxError> {
+        let consumer = &self.shared.consumer;
+        let (losses, all) = losses::look(&self.sessions, self.shared.consumer_id).await?;
+        let new = self.shared.told.new_of(&losses);
+        for loss in new.iter().rev() {
+            tracing::error!(consumer, "{loss}");
         }
-        Ok(losses)
+        let shown = losses.len();
+        if !new.is_empty() && usize::try_from(all).is_ok_and(|all| all > shown) {
+            tracing::error!(
+                consumer,
+                "inbox.losses has {all} notes about what was forgotten, of which the newest {shown} are told"
+            );
+        }
+        Ok((losses, all))
     }
 
     /// That its row in `inbox.consumers` is there, or is again.

@@ -31,12 +31,13 @@ const LOOK: &str = "select l.id, l.what, pg_catalog.to_char(l.first_day, 'YYYY-M
         pg_catalog.to_char(l.first_day operator(pg_catalog.+) 1, 'YYYY-MM-DD'), l.messages, \
         l.lost operator(pg_catalog.->>) 'topic'::pg_catalog.text, \
         (l.lost operator(pg_catalog.->>) 'partition'::pg_catalog.text)::pg_catalog.int4, \
-        l.by_role, l.noted_at, l.consumer_id \
+        l.by_role, l.noted_at, l.consumer_id, pg_catalog.count(*) over () \
     from inbox.losses as l \
     where (l.consumer_id is null or l.consumer_id operator(pg_catalog.=) $1) \
         and not (l.what operator(pg_catalog.=) 'consumer' and exists (select from inbox.consumers as c \
-            where c.id operator(pg_catalog.=) l.consumer_id)) \
-    order by l.noted_at, l.id limit $2";
+            where c.id operator(pg_catalog.=) l.consumer_id \
+                and c.name operator(pg_catalog.=) (l.lost operator(pg_catalog.->>) 'name'::pg_catalog.text))) \
+    order by l.last_at desc, l.id limit $2";
 
 /// Of a watermark that is not there: its note; whether ids say that there was one; whether the row is this
 /// transaction's own.
@@ -165,7 +166,9 @@ impl fmt::Display for Loss {
                 write!(
                     f,
                     "the partition of inbox.messages is detached, {days}: messages of these days become dead \
-                     letters with the code outside-window; attach it again, for each day: alter table \
+                     letters with the code outside-window; attach it again (if it is called a partition already, \
+                     type before: alter table inbox.messages detach partition inbox.messages_{name} finalize), \
+                     for each day: alter table \
                      inbox.messages attach partition inbox.messages_{name} for values from ('{first}') to \
                      ('{next}'); select inbox.maintain()"
                 )
@@ -213,17 +216,19 @@ fn remedy(note: Option<Uuid>, consumer_id: i32, topic: &str, partition: i32) -> 
     )
 }
 
-/// What is noted for one consumer, oldest first.
+/// What is noted for one consumer, newest first, and how many notes there are in all.
 pub(crate) async fn look(
     sessions: &Arc<Sessions>,
     consumer_id: i32,
-) -> Result<Vec<Loss>, InboxError> {
+) -> Result<(Vec<Loss>, i64), InboxError> {
     let limit = i64::try_from(LOSSES_MAX).unwrap_or(i64::MAX);
     let params: [&(dyn ToSql + Sync); 2] = [&consumer_id, &limit];
     let (open, rows) = Open::begin(sessions, DOING, LOOK, &params).await?;
     open.rollback().await?;
+    let refused = |error| InboxError::of(DOING, error);
+    let all = rows.first().map_or(Ok(0), |row| row.try_get(11)).map_err(refused)?;
     let losses: Result<_, _> = rows.iter().map(Loss::read).collect();
-    losses.map_err(|error| InboxError::of(DOING, error))
+    Ok((losses.map_err(refused)?, all))
 }
 
 /// Whether somebody has deleted the watermark, where a partition seems to have none: what to do then.

@@ -69,7 +69,7 @@ impl Meter {
 
     /// What somebody else had the inbox forget.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats, and there are few")]
-    pub(crate) fn losses(&self, losses: usize) {
+    pub(crate) fn losses(&self, losses: i64) {
         gauge!("outbox_inbox_losses", "consumer" => self.consumer()).set(losses as f64);
     }
 

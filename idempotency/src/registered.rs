@@ -10,27 +10,40 @@ use tokio_postgres::types::ToSql;
 use crate::{error::InboxError, session::Sessions, transaction::Open};
 
 const DOING: &str = "registering the consumer";
-/// Whoever has deleted many rows has the numbers begin anew at most.
-const NUMBERS_MAX: u32 = 10_000;
+/// Others that register at the same time may be faster.
+const TRIES_MAX: u32 = 100;
 
 /// The number, and whether there is a row that says so; first where there is.
-const FIND: &str = "select c.id, true as stands from inbox.consumers as c where c.name operator(pg_catalog.=) $1 \
-    union all select l.consumer_id, false from inbox.losses as l \
+const FIND: &str = "select c.id, true as stands, c.created_at as since from inbox.consumers as c \
+        where c.name operator(pg_catalog.=) $1 \
+    union all select l.consumer_id, false, l.noted_at from inbox.losses as l \
     where l.what operator(pg_catalog.=) 'consumer' \
         and (l.lost operator(pg_catalog.->>) 'name'::pg_catalog.text) operator(pg_catalog.=) $1 \
-    order by stands desc";
+    order by stands desc, since desc";
 const PUT_BACK: &str =
     "insert into inbox.consumers (id, name) values ($1, $2) on conflict do nothing returning id";
-const ADD: &str = "insert into inbox.consumers as c (name) values ($1) \
-    on conflict (name) do update set name = c.name \
-    returning id, exists (select from inbox.losses as l where l.what operator(pg_catalog.=) 'consumer' \
-        and l.consumer_id operator(pg_catalog.=) c.id)";
+/// Whether this role may read what only consumers with a watermark have.
+const READABLE: &str = "select coalesce( \
+    pg_catalog.has_table_privilege(pg_catalog.to_regclass('inbox.watermarks'), 'select') \
+    and pg_catalog.has_table_privilege(pg_catalog.to_regclass('inbox.applied'), 'select'), false)";
+/// Numbers of messages without a row in `inbox.consumers`, and without a note that says whose they are.
+const NAMELESS: &str = "with recursive ids as ( \
+        select (select pg_catalog.min(m.consumer_id) from inbox.messages as m) as id \
+        union all \
+        select (select pg_catalog.min(m.consumer_id) from inbox.messages as m \
+            where m.consumer_id operator(pg_catalog.>) i.id) \
+        from ids as i where i.id is not null) \
+    select i.id from ids as i where i.id is not null \
+        and not exists (select from inbox.consumers as c where c.id operator(pg_catalog.=) i.id) \
+        and not exists (select from inbox.losses as l where l.what operator(pg_catalog.=) 'consumer' \
+            and l.consumer_id operator(pg_catalog.=) i.id) \
+    order by i.id limit 10";
 
 /// Registers the name, and returns its number.
 pub(crate) async fn number(sessions: &Arc<Sessions>) -> Result<i32, InboxError> {
     let refused = |error| InboxError::of(DOING, error);
     let name = sessions.repertoire().text(sessions.consumer());
-    for _ in 0..NUMBERS_MAX {
+    for _ in 0..TRIES_MAX {
         let (open, found) = Open::begin(sessions, DOING, FIND, &[&name]).await?;
         if let Some(row) = found.first() {
             let (id, stands): (i32, bool) =
@@ -41,22 +54,83 @@ pub(crate) async fn number(sessions: &Arc<Sessions>) -> Result<i32, InboxError> 
             }
             return Ok(id);
         }
-        let added = open.query(DOING, ADD, &[&name]).await?;
-        let row = added.first().expect("an upsert returns its row");
-        if !row.try_get::<_, bool>(1).map_err(refused)? {
+        let readable = open.query(DOING, READABLE, &[]).await?;
+        let readable = readable.first().expect("a query without a table returns one row");
+        let highest = highest(readable.try_get(0).map_err(refused)?);
+        let nameless = open.query(DOING, NAMELESS, &[]).await?;
+        let nameless: Result<Vec<i32>, _> = nameless.iter().map(|row| row.try_get(0)).collect();
+        let nameless = nameless.map_err(refused)?;
+        // The sequence's, where it is past all that are known. Somebody may have set it back.
+        let next = format!(
+            "insert into inbox.consumers (name) values ($1) on conflict do nothing \
+             returning id, id operator(pg_catalog.>) {highest}"
+        );
+        let next = open.query(DOING, &next, &[&name]).await?;
+        if let Some(row) = next.first()
+            && row.try_get(1).map_err(refused)?
+        {
             let id = row.try_get(0).map_err(refused)?;
             open.commit().await?;
+            tell_of(sessions, id, &nameless);
             return Ok(id);
         }
-        // Of another name that was deleted: the next one.
+        open.rollback().await?;
+        let beyond = format!(
+            "insert into inbox.consumers (id, name) select {highest} operator(pg_catalog.+) 1, $1 \
+             on conflict do nothing returning id"
+        );
+        let (open, beyond) = Open::begin(sessions, DOING, &beyond, &[&name]).await?;
+        if let Some(row) = beyond.first() {
+            let id = row.try_get(0).map_err(refused)?;
+            open.commit().await?;
+            tell_of(sessions, id, &nameless);
+            return Ok(id);
+        }
+        // Another process of this consumer, or another consumer, was faster.
         open.rollback().await?;
     }
     Err(InboxError::Setting(
-        "inbox.consumers gives numbers that are other consumers', whose rows were deleted; type, as the \
-         owner of the schema inbox: select setval(pg_get_serial_sequence('inbox.consumers', 'id'), \
-         max(consumer_id)) from inbox.losses"
+        "inbox.consumers refuses each number for the consumer; look at its triggers and rules"
             .into(),
     ))
+}
+
+/// The highest number under which anything is kept.
+fn highest(with_watermarks: bool) -> String {
+    let mut columns = vec![
+        "consumers.id",
+        "losses.consumer_id",
+        "messages.consumer_id",
+        "parked_lanes.consumer_id",
+        "parked.consumer_id",
+        "dead_letters.consumer_id",
+    ];
+    if with_watermarks {
+        columns.extend(["watermarks.consumer_id", "applied.consumer_id"]);
+    }
+    let of_each: Vec<String> = columns
+        .iter()
+        .map(|column| {
+            let (table, _) = column.split_once('.').expect("a table's");
+            format!("(select pg_catalog.max({column}) from inbox.{table})")
+        })
+        .collect();
+    format!("coalesce(greatest({}), 0)", of_each.join(", "))
+}
+
+/// What a new name takes for its own is not another one's; what is nobody's may have been its.
+fn tell_of(sessions: &Sessions, id: i32, nameless: &[i32]) {
+    if !nameless.is_empty() {
+        let consumer = sessions.consumer();
+        tracing::error!(
+            consumer,
+            id,
+            "the consumer is new and has taken nothing yet, and inbox.messages has messages of the numbers \
+             {nameless:?}, of which inbox.consumers has no row: somebody has deleted it without a note. If one of \
+             them is this consumer's, messages that come again take effect again: stop all its instances and type, \
+             as the owner of the schema inbox: select inbox.unite({id}, <that number>). If not, nothing is to be done"
+        );
+    }
 }
 
 /// That the row of an inbox that is open still says its number.
@@ -111,8 +185,6 @@ fn another(consumer: &str, id: i32, now: i32) -> InboxError {
     InboxError::Setting(format!(
         "inbox.consumers says that {consumer} has the number {now}, and its messages are remembered under {id}: \
          its row was deleted and made again, and messages that come again take effect again; stop all \
-         instances and type, as the owner of the schema inbox: insert into inbox.messages select day, {id}, id \
-         from inbox.messages where consumer_id = {now} on conflict do nothing; update inbox.consumers set id = \
-         {id} where id = {now}"
+         instances and type, as the owner of the schema inbox: select inbox.unite({now}, {id})"
     ))
 }

@@ -8,7 +8,7 @@ use crate::{
     error::InboxError,
     fault::{Point, point},
     message_id::{Day, MessageId},
-    session::Sessions,
+    session::{Isolation, Sessions},
     transaction::Open,
 };
 
@@ -60,6 +60,8 @@ impl Known {
 /// Makes the partitions of the days ahead and drops those past retention.
 pub(crate) async fn maintain(sessions: &Arc<Sessions>) -> Result<Window, InboxError> {
     point(Point::Maintaining);
+    // It waits for others, and must see what they have made.
+    let sessions = &Arc::new(sessions.with_isolation(Isolation::ReadCommitted));
     let (open, rows) = Open::begin(sessions, LOOKING, &window_by("maintain()"), &[]).await?;
     open.commit().await?;
     point(Point::Maintained);

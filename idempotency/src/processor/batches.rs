@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Attempt, Processor, Stop, aside::Called, settle::Patience};
+use super::{
+    Attempt, Processor, Stop,
+    aside::Called,
+    settle::{Parts, Patience},
+};
 use crate::message::RawMessage;
 
 impl Processor {
@@ -32,11 +36,12 @@ impl Processor {
         while let Some(range) = open.pop() {
             let batch = messages.get(range.clone()).unwrap_or_default();
             let called = Called::default();
+            let parts = if batch.len() > 1 { Parts::Several } else { Parts::One };
             let small = || self.attempt(batch, false, &called);
-            let mut attempt = self.settle_within(&mut patience, small).await?;
+            let mut attempt = self.settle_within(&mut patience, parts, small).await?;
             if matches!(attempt, Attempt::Large) {
                 let large = || self.attempt(batch, true, &called);
-                attempt = self.settle_within(&mut patience, large).await?;
+                attempt = self.settle_within(&mut patience, parts, large).await?;
             }
             match attempt {
                 Attempt::Done | Attempt::Large | Attempt::Idle => {}

@@ -8,8 +8,8 @@ impl Processor {
     pub(super) async fn look_at_losses(&self, told: &Told) -> Result<(), InboxError> {
         let inbox = &self.shared.inbox;
         inbox.keeps_its_number().await?;
-        let losses = inbox.losses().await?;
-        self.shared.meter.losses(losses.len());
+        let (losses, all) = inbox.counted_losses().await?;
+        self.shared.meter.losses(all);
         for loss in told.new_of(&losses) {
             let consumer = inbox.consumer().to_owned();
             self.shared.alerts.raise(&Alert::Forgotten { consumer, loss: loss.clone() });

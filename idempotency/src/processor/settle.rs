@@ -35,6 +35,13 @@ pub(super) struct Patience {
     troubles: u32,
 }
 
+/// Whether what is run again can be run in parts instead.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parts {
+    One,
+    Several,
+}
+
 impl Processor {
     /// Runs a transaction again while the reason is not the message's.
     pub(super) async fn settle<F, Fut>(&self, run: F) -> Result<Attempt, Stop>
@@ -42,13 +49,15 @@ impl Processor {
         F: Fn() -> Fut,
         Fut: Future<Output = Result<Attempt, InboxError>>,
     {
-        self.settle_within(&mut Patience::default(), run).await
+        self.settle_within(&mut Patience::default(), Parts::One, run).await
     }
 
-    /// As [`Processor::settle`], for a part of what has waited before.
+    /// As [`Processor::settle`], for a part of what has waited before. Of several, one may be in another
+    /// transaction's way, or all of them take longer than a statement may.
     pub(super) async fn settle_within<F, Fut>(
         &self,
         patience: &mut Patience,
+        parts: Parts,
         run: F,
     ) -> Result<Attempt, Stop>
     where
@@ -71,6 +80,9 @@ impl Processor {
                     Err(InboxError::Conflict(error)) => {
                         met += 1;
                         self.wait_for_others(&error, met).await;
+                        if parts == Parts::Several && met == CONFLICTS_MAX {
+                            return Ok(Attempt::Failed(Failure::of_conflict(error)));
+                        }
                         continue;
                     }
                     Err(error) => {

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use outbox_harness::{database::Role, wait};
-use outbox_idempotency::{Claim, Message, Processor, Retry, Tx};
+use outbox_idempotency::{Claim, Inbox, Message, Processor, Retry, Tx};
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
@@ -13,13 +13,51 @@ use super::{
 };
 
 #[tokio::test]
+async fn of_a_batch_that_takes_longer_than_a_statement_may_the_parts_are_tried() {
+    let database = database().await;
+    let inbox = inbox(&database).await;
+    let limited = format!("alter database {} set lock_timeout = '50ms'", database.name());
+    database.superuser().batch_execute(&limited).await.expect("limited");
+    let handler = |tx: Tx, messages: Vec<Message<Step>>| async move {
+        for message in messages {
+            take(&tx, &message.payload).await?;
+        }
+        Ok(())
+    };
+    let hour = Duration::from_secs(3_600);
+    let retry = Retry::exponential(hour, hour).attempts(1);
+    let limited = Inbox::open(database.pool(Role::Consumer, 4), "billing").await.expect("opened");
+    let processor = Processor::batch(limited, 10, handler).retry(retry);
+    let messages = [message("a", 1), message("b", 1), message("c", 1)];
+    let mut frozen = database.connect(Role::Consumer).await;
+    let held = frozen.transaction().await.expect("begun");
+    let claim = inbox.claim(&held, &messages[2].id).await.expect("claimed");
+    assert_eq!(claim, Claim::Fresh);
+    let mut processed = pin!(processor.process(&messages));
+    let others = wait::until("the others take effect", wait::PATIENCE, || async {
+        match effects(&database).await.len() {
+            2 => Ok(()),
+            some => Err(format!("{some} effects")),
+        }
+    });
+    tokio::select! {
+        done = &mut processed => panic!("acknowledged, and one of them is not stored: {done:?}"),
+        others = others => others.expect("no one is in their way"),
+    }
+    held.rollback().await.expect("the frozen one's session is ended");
+    processed.await.expect("settled");
+    assert_eq!((number(&database, DEAD).await, number(&database, PARKED).await), (0, 0));
+    assert_eq!(effects(&database).await.len(), 3);
+}
+
+#[tokio::test]
 async fn a_message_whose_claim_waits_for_another_costs_no_attempt_and_that_is_told() {
     for limit in ["lock_timeout", "statement_timeout"] {
         let database = database().await;
         // Opened without it: making the days takes longer, beside other tests.
         let inbox = inbox(&database).await;
         let limited = format!(
-            "alter database {0} set {limit} = '20ms'; select pg_terminate_backend(pid, 5000) \
+            "alter database {0} set {limit} = '100ms'; select pg_terminate_backend(pid, 5000) \
              from pg_stat_activity where datname = '{0}' and usename = '{1}'",
             database.name(),
             database.name_of(Role::Consumer)

@@ -19,6 +19,8 @@ async fn shape(database: &Database) -> String {
                    union all select pg_get_functiondef(oid) from pg_proc where pronamespace = 'inbox'::regnamespace \
                    union all select format('%s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid)) \
                    from pg_constraint where connamespace = 'inbox'::regnamespace \
+                   union all select format('%s %s %s', tgrelid::regclass, tgname, tgenabled) from pg_trigger \
+                   join pg_class c on c.oid = tgrelid where c.relnamespace = 'inbox'::regnamespace \
                    union all select format('%s %s', oid::regclass, relreplident) from pg_class \
                    where relnamespace = 'inbox'::regnamespace and relkind in ('r', 'p')) as x (line) \
                where line !~ '^inbox.messages_[0-9]'";

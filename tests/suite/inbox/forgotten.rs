@@ -1,6 +1,9 @@
 //! Whatever somebody has the inbox forget is noted in the database and told by the consumer, with what it means.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use outbox_harness::{
     database::{Database, Role},
@@ -19,23 +22,31 @@ use super::{
     watermark::{published, watermark},
 };
 
-async fn handle(tx: Tx, message: Message<Step>) -> Result<(), outbox_idempotency::Failure> {
+pub(super) async fn handle(
+    tx: Tx,
+    message: Message<Step>,
+) -> Result<(), outbox_idempotency::Failure> {
     take(&tx, &message.payload).await?;
     Ok(())
 }
 
-async fn change(database: &Database, sql: &str) {
+pub(super) async fn change(database: &Database, sql: &str) {
     database.superuser().batch_execute(sql).await.expect(sql);
 }
 
-/// Today, as in the names of partitions and as it is told.
-async fn today(database: &Database) -> (String, String) {
+/// Today, as in the names of partitions and as it is told; not right before midnight.
+pub(super) async fn today(database: &Database) -> (String, String) {
+    let left = "select greatest(0, 60 - (86400 - extract(epoch from now())::bigint % 86400))";
+    let left = u64::try_from(number(database, left).await).expect("seconds");
+    if left > 0 {
+        tokio::time::sleep(Duration::from_secs(61)).await;
+    }
     let today = "select to_char(d, 'YYYYMMDD'), to_char(d, 'YYYY-MM-DD') from (select now() at time zone 'utc') as x (d)";
     let row = database.superuser().query_one(today, &[]).await.expect("a day");
     (row.get(0), row.get(1))
 }
 
-async fn losses(inbox: &Inbox) -> Vec<Loss> {
+pub(super) async fn losses(inbox: &Inbox) -> Vec<Loss> {
     inbox.losses().await.expect("they are read")
 }
 
@@ -143,9 +154,20 @@ async fn what_forgets_nothing_is_not_told() {
     .await;
     // What the inbox itself drops, and what it makes ahead.
     change(&database, "update inbox.settings set retention_days = 5, ahead_days = 9").await;
-    processor.inbox().maintain().await.expect("maintained");
+    let days = "select count(*) from pg_inherits where inhparent = 'inbox.messages'::regclass";
+    let oldest = "select ((now() at time zone 'utc')::date - oldest)::bigint from inbox.window()";
+    wait::until("old days are dropped", wait::PATIENCE, || async {
+        processor.inbox().maintain().await.expect("maintained");
+        match number(&database, days).await {
+            15 => Ok(()),
+            some => Err(format!("{some} days")),
+        }
+    })
+    .await
+    .expect("no one is in the way for long");
     change(&database, "update inbox.settings set retention_days = 30").await;
     processor.inbox().maintain().await.expect("maintained");
+    assert_eq!(number(&database, oldest).await, 5, "what was dropped is not made again");
     assert_eq!(losses(processor.inbox()).await, []);
     // Another consumer's.
     let other = Inbox::open(database.pool(Role::Consumer, 2), "another").await.expect("opened");
