@@ -174,11 +174,9 @@ impl Inbox {
         let (open, claimed) = match Open::begin(&self.sessions, DOING, CLAIM, &params).await {
             Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
                 self.maintain().await?;
-                if self.knows(id) {
-                    // Somebody has dropped its day, which is there again.
-                    return Err(InboxError::Conflict(source).into());
-                }
-                return Ok(Once::OutsideWindow);
+                // Where somebody has dropped its day, that is there again.
+                let again = self.knows(id).then(|| InboxError::Conflict(source).into());
+                return again.map_or(Ok(Once::OutsideWindow), Err);
             }
             begun => begun?,
         };
@@ -275,8 +273,7 @@ impl Inbox {
     /// # Errors
     /// [`InboxError`]; what was not done is done by the next call.
     pub async fn maintain(&self) -> Result<(), InboxError> {
-        let window = window::maintain(&self.sessions).await?;
-        self.shared.window.learn(window);
+        self.shared.window.learn(window::maintain(&self.sessions).await?);
         self.keeps_its_number().await?;
         self.losses().await?;
         Ok(())
@@ -296,19 +293,8 @@ impl Inbox {
 
     /// The same, and how many notes there are in all.
     pub(crate) async fn counted_losses(&self) -> Result<(Vec<Loss>, i64), InboxError> {
-        let consumer = &self.shared.consumer;
         let (losses, all) = losses::look(&self.sessions, self.shared.consumer_id).await?;
-        let new = self.shared.told.new_of(&losses);
-        for loss in new.iter().rev() {
-            tracing::error!(consumer, "{loss}");
-        }
-        let shown = losses.len();
-        if !new.is_empty() && usize::try_from(all).is_ok_and(|all| all > shown) {
-            tracing::error!(
-                consumer,
-                "inbox.losses has {all} notes about what was forgotten, of which the newest {shown} are told"
-            );
-        }
+        self.shared.told.log_new(&self.shared.consumer, &losses, all);
         Ok((losses, all))
     }
 

@@ -260,6 +260,21 @@ pub(crate) async fn of_watermark(
 pub(crate) struct Told(Mutex<HashSet<Mark>>);
 
 impl Told {
+    /// Logs those that were not told yet, oldest first, and how many notes there are where that is more.
+    pub(crate) fn log_new(&self, consumer: &str, losses: &[Loss], all: i64) {
+        let new = self.new_of(losses);
+        for loss in new.iter().rev() {
+            tracing::error!(consumer, "{loss}");
+        }
+        let shown = losses.len();
+        if !new.is_empty() && usize::try_from(all).is_ok_and(|all| all > shown) {
+            tracing::error!(
+                consumer,
+                "inbox.losses has {all} notes about what was forgotten, of which the newest {shown} are told"
+            );
+        }
+    }
+
     /// Those that were not told yet; from now on they are.
     pub(crate) fn new_of<'a>(&self, losses: &'a [Loss]) -> Vec<&'a Loss> {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -118,7 +118,7 @@ fn highest(with_watermarks: bool) -> String {
     format!("coalesce(greatest({}), 0)", of_each.join(", "))
 }
 
-/// What a new name takes for its own is not another one's; what is nobody's may have been its.
+/// Messages of no one may be those of a consumer that is new only as far as is known.
 fn tell_of(sessions: &Sessions, id: i32, nameless: &[i32]) {
     if !nameless.is_empty() {
         let consumer = sessions.consumer();

@@ -80,7 +80,6 @@ pub const INBOX_CONSUMER: &[Grant] = &[
     grant("select", "inbox.losses"),
     grant("select", "inbox.consumers"),
     grant("insert", "inbox.consumers"),
-    grant("update", "inbox.consumers"),
     grant("select", "inbox.messages"),
     grant("insert", "inbox.messages"),
     grant("execute", "function inbox.maintain()"),

@@ -111,7 +111,7 @@ async fn live(database: &Database, name: &str, partition: i32, log: &Log) -> Str
 async fn without_any_single_grant_the_consumer_names_it_with_the_role_and_what_to_type() {
     let database = database().await;
     let grants = of(&database, Role::Consumer, "inbox");
-    assert_eq!(grants.len(), 27, "{grants:?}");
+    assert_eq!(grants.len(), 26, "{grants:?}");
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
