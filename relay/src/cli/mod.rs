@@ -211,7 +211,8 @@ async fn explained<T>(
     }
     let is_parking = error.chain().any(|it| it.is::<OperatorError>() || it.is::<DeadLetterError>());
     let tables = rights::tables(grants);
-    let found = blame::explaining(session.client(), Some(&answer), is_parking, &tables).await;
+    let found =
+        blame::explaining(session.client(), Some(&answer), is_parking, &tables, &config.name).await;
     let Some(found) = found.ok().filter(|found| !found.is_empty()) else {
         return Err(error);
     };

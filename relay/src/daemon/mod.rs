@@ -127,7 +127,7 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
         }
         let ended = Box::pin(attempt::run(&context, learnt, stop)).await;
         let Context { config, parts, board } = &context;
-        let ended = explained(parts, ended).await;
+        let ended = explained(parts, &config.name, ended).await;
         let ended = match ended {
             Err(Ended::NoDeadLetters(halt)) => {
                 Err(Ended::NoDeadLetters(renamed(parts, halt).await))
@@ -221,7 +221,7 @@ fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board)
 
 /// What ended for want of a right, or because a person must act, says which rights or settings lack, if any
 /// do: one look for all of them, with the statements that give them.
-async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended> {
+async fn explained(parts: &Parts, name: &str, ended: Result<(), Ended>) -> Result<(), Ended> {
     let unset = match &ended {
         Err(Ended::Halted(_)) => false,
         Err(Ended::Retry { error, .. }) if rights::is_refusal(error) || refusing::is_it(error) => {
@@ -243,7 +243,7 @@ async fn explained(parts: &Parts, ended: Result<(), Ended>) -> Result<(), Ended>
             let lacking = rights::stopping(session.client(), &parts.sink.grants(), meaning).await;
             return match (lacking.ok()?, &ended) {
                 (None, Err(Ended::Retry { doing, error, .. })) => {
-                    refusing::halt(session.client(), parts, doing, error).await
+                    refusing::halt(session.client(), (parts, name), doing, error).await
                 }
                 (lacking, _) => lacking.map(Ended::Halted),
             };

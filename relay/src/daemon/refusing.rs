@@ -34,12 +34,13 @@ fn is_parking(error: &anyhow::Error) -> bool {
 /// What a person must do about it. Where nothing is found that explains it, it is tried again.
 pub(super) async fn halt(
     client: &Client,
-    parts: &Parts,
+    (parts, relay): (&Parts, &str),
     doing: &str,
     error: &anyhow::Error,
 ) -> Option<Ended> {
     let tables = parts.own_tables();
-    let found = blame::explaining(client, answer(error), is_parking(error), &tables).await.ok()?;
+    let found = blame::explaining(client, answer(error), is_parking(error), &tables, relay).await;
+    let found = found.ok()?;
     if found.is_empty() {
         return None;
     }

@@ -55,7 +55,7 @@ async fn a_column_that_parked_events_can_do_without_is_added_and_all_are_release
 /// Added again it would be empty: the events would be delivered without their payloads.
 #[tokio::test]
 async fn where_parked_events_need_the_column_the_table_is_kept_and_each_is_published_once() {
-    for column in ["payload", "release_id", "relay"] {
+    for column in ["payload", "release_id", "topic"] {
         let mut t = Harness::start().await;
         let settings = t.relay().set("sink.topic_grace", "100ms");
         let mut relay = settings.clone().start().await;
@@ -88,6 +88,62 @@ async fn where_parked_events_need_the_column_the_table_is_kept_and_each_is_publi
         let records = missing.records_with(ids.iter().cloned()).await;
         assert_eq!(records.len(), 2, "{column}: each once");
         assert!(records.iter().all(|it| it.payload.is_some()), "{column}: whole");
+    }
+}
+
+/// Whose they are is known where no other relay has run, so they stay.
+#[tokio::test]
+async fn parked_events_of_the_only_relay_get_its_name_back_and_are_released_in_order() {
+    let mut t = Harness::start().await;
+    let settings = t.relay().set("sink.topic_grace", "100ms");
+    let relay = settings.clone().start().await;
+    let ids = parked(&mut t).await;
+    run(&t, "alter table outbox.dead_letters drop column relay cascade").await;
+    t.commit([Event::to(t.topic("other").name()).key("b")]).await;
+    let halt = says(&relay, "outbox.dead_letters lacks the column relay").await;
+    let owner = t.database().connect(Role::Owner).await;
+    let statement = typed(&halt, "add column relay");
+    owner.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+    wait_parked(&t, |parked| parked == 3).await;
+    let missing = t.topic("missing").create(1).await;
+    dead_letters(&t, &["release", "--all"]).await;
+    let records = missing.records_with(ids.iter().cloned()).await;
+    let found: Vec<_> = records.iter().filter_map(|it| it.id().map(str::to_owned)).collect();
+    assert_eq!(found, ids);
+}
+
+/// The relay is killed before progress covers the event, so it reads it again.
+#[tokio::test]
+async fn what_becomes_of_discarded_events_without_a_column_is_as_the_halt_says() {
+    let another =
+        "insert into outbox.relay_keys (relay, key) values ('another', sha256('another'))";
+    for (column, others) in [("relay", ""), ("relay", another), ("commit_lsn", "")] {
+        let mut t = Harness::start().await;
+        let (topic, missing) = (t.topic("orders").create(1).await, t.topic("missing"));
+        let settings = t.relay().set("sink.topic_grace", "100ms");
+        let mut relay = settings.clone().fault("parked").start().await;
+        t.commit([Event::to(missing.name()).key("a")]).await;
+        relay.wait_end(wait::PATIENCE).await;
+        dead_letters(&t, &["discard", "--all", "--yes"]).await;
+        run(&t, others).await;
+        run(&t, &format!("alter table outbox.dead_letters drop column {column} cascade")).await;
+        let missing = missing.create(1).await;
+        let relay = settings.spawn();
+        let halt = says(&relay, &format!("outbox.dead_letters lacks the column {column}")).await;
+        let is_known = column == "relay" && others.is_empty();
+        assert_eq!(
+            halt.contains("does not know all events that were discarded"),
+            !is_known,
+            "{halt}"
+        );
+        let owner = t.database().connect(Role::Owner).await;
+        let statement = typed(&halt, &format!("add column {column}"));
+        owner.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+        t.commit([Event::to(topic.name()).key("b")]).await;
+        let ids: Vec<_> = t.committed().await.iter().map(|row| row.id.clone()).collect();
+        topic.records_with([ids[1].clone()]).await;
+        let published = missing.records().await.len();
+        assert_eq!(published, usize::from(!is_known), "{column} {others}");
     }
 }
 

@@ -75,6 +75,31 @@ async fn after_a_change_of_where_progress_is_kept_and_back_resume_at_the_slot_le
     futures_util::future::join_all(cases).await;
 }
 
+/// The key went with the first of them. Both stand in one line of what is typed.
+#[tokio::test]
+async fn two_dropped_columns_of_the_table_of_progress_are_added_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = keeping(&t, "postgres");
+    delivers(&mut t, &topic, &settings, Stopped::Orderly).await;
+    let relay = settings.clone().start().await;
+    let drop = "alter table outbox.progress drop column seq, drop column relay";
+    t.database().superuser().batch_execute(drop).await.expect("dropped");
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let detail = says(&relay, "outbox.progress lacks the column seq").await;
+    obey(&t, typed(&detail, "add column seq")).await;
+    let key = "select pg_get_constraintdef(oid) from pg_constraint where conname = 'progress_pkey'";
+    let key = t.database().superuser().query_one(key, &[]).await.expect("it has its key");
+    assert_eq!(key.get::<_, &str>(0), "PRIMARY KEY (relay, seq)");
+    let detail = says(&relay, "outbox.progress has no row of this relay").await;
+    let commands: Vec<&str> =
+        detail.split('`').filter_map(|it| it.strip_prefix("outbox-relay ")).collect();
+    let place = commands.iter().position(|it| it.contains("resume --at slot"));
+    remedies::obey(&settings, &detail, place.expect("it is named")).await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_at_least_once();
+}
+
 /// Its progress goes with the column, and no more than that.
 #[tokio::test]
 async fn a_dropped_column_of_the_table_of_progress_is_added_as_the_halt_says_and_nothing_is_lost() {

@@ -22,6 +22,9 @@ pub struct Altered {
     /// Whether whoever obeys has a table of dead letters without those of before.
     #[serde(default)]
     pub takes_letters: bool,
+    /// What the relay no longer knows once somebody has obeyed, if anything.
+    #[serde(default)]
+    pub(super) costs: Option<String>,
 }
 
 /// What kind of change it is.
@@ -102,9 +105,15 @@ pub fn in_words(found: &[Altered]) -> (String, String) {
         }
     }
     // That makes a table of the newest version: what is still wrong then is found by the next look.
-    match texts.is_empty() {
-        true => (seen, format!("as the table's owner, `{}`", statements.join("; "))),
-        false => (seen, texts.join("; ")),
+    if !texts.is_empty() {
+        return (seen, texts.join("; "));
+    }
+    let typed = format!("as the table's owner, `{}`", statements.join("; "));
+    match found.iter().find_map(|it| it.costs.as_ref()) {
+        Some(costs) => {
+            (seen, format!("put the table back from a backup; or, {typed}, after which {costs}"))
+        }
+        None => (seen, typed),
     }
 }
 

@@ -14,15 +14,20 @@ use super::{
     error::InspectError,
 };
 
-/// What was changed on those of the relay's tables that are named, in an order in which the remedies work.
+/// What was changed on those of the relay's tables that are named, in an order in which the remedies work. Who asks
+/// is `relay`.
 ///
 /// # Errors
 /// [`InspectError`].
-pub async fn look(client: &Client, tables: &[&str]) -> Result<Vec<Altered>, InspectError> {
+pub async fn look(
+    client: &Client,
+    tables: &[&str],
+    relay: &str,
+) -> Result<Vec<Altered>, InspectError> {
     let mut found = altered::look(client, tables).await?;
     // Of a table whose rows are hidden nothing can be told.
     if !found.iter().any(Altered::hides) {
-        found.splice(0..0, columns::lacking(client, tables).await?);
+        found.splice(0..0, columns::lacking(client, tables, relay).await?);
     }
     Ok(found)
 }
@@ -39,8 +44,9 @@ pub async fn explaining(
     error: Option<&DbError>,
     is_parking: bool,
     tables: &[&str],
+    relay: &str,
 ) -> Result<Vec<Altered>, InspectError> {
-    let found = look(client, tables).await?;
+    let found = look(client, tables, relay).await?;
     let shaped = |it: &Altered| matches!(it.kind, Kind::Hides | Kind::Absent | Kind::Type);
     // The client has refused what the server gave or wanted.
     let Some(error) = error else { return Ok(only(&found, shaped)) };
@@ -157,6 +163,7 @@ mod tests {
             remedy: Remedy::Sql(String::new()),
             of: of.map(str::to_owned),
             takes_letters: false,
+            costs: None,
         }
     }
 

@@ -96,7 +96,7 @@ async fn server(
     findings.extend(capacity(&server, own, parts));
     findings.extend(settings::of_server(config, parts, client).await?);
     // Without the right to the schema it can't be asked, and the right is found below.
-    let hidden = meddling::hidden(parts, client).await.unwrap_or_default();
+    let hidden = meddling::hidden(parts, &config.name, client).await.unwrap_or_default();
     if !hidden.is_empty() {
         findings.extend(hidden);
         return Ok(None);
@@ -113,7 +113,7 @@ async fn server(
     findings.extend(ours);
     findings.extend(migrations::differing(client).await?);
     if is_whole {
-        let (altered, lacks) = meddling::altered(parts, client).await?;
+        let (altered, lacks) = meddling::altered(parts, &config.name, client).await?;
         findings.extend(altered);
         if lacks {
             return Ok(None);

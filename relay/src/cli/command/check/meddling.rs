@@ -34,8 +34,12 @@ pub(super) async fn events(
 }
 
 /// Which table of the relay has rows that are hidden from it.
-pub(super) async fn hidden(parts: &Parts, client: &Client) -> Result<Vec<Finding>, InspectError> {
-    let found = blame::look(client, &parts.own_tables()).await?;
+pub(super) async fn hidden(
+    parts: &Parts,
+    relay: &str,
+    client: &Client,
+) -> Result<Vec<Finding>, InspectError> {
+    let found = blame::look(client, &parts.own_tables(), relay).await?;
     Ok(found.into_iter().filter(altered::Altered::hides).map(finding).collect())
 }
 
@@ -43,9 +47,10 @@ pub(super) async fn hidden(parts: &Parts, client: &Client) -> Result<Vec<Finding
 /// migrations.
 pub(super) async fn altered(
     parts: &Parts,
+    relay: &str,
     client: &Client,
 ) -> Result<(Vec<Finding>, bool), InspectError> {
-    let found = blame::look(client, &parts.own_tables()).await?;
+    let found = blame::look(client, &parts.own_tables(), relay).await?;
     let lacks = found.iter().any(altered::Altered::is_absent);
     Ok((found.into_iter().map(finding).collect(), lacks))
 }
