@@ -97,6 +97,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 8, name: "places", sql: include_str!("../inbox/V8__places.sql") },
     Migration { version: 9, name: "identity", sql: include_str!("../inbox/V9__identity.sql") },
     Migration { version: 10, name: "losses", sql: include_str!("../inbox/V10__losses.sql") },
+    Migration { version: 11, name: "united", sql: include_str!("../inbox/V11__united.sql") },
 ];
 
 impl Set {

@@ -19,15 +19,16 @@ use super::{
     effects::{Step, database, effects, inbox, message, number, take},
     forgotten::change,
     processor::PARKED,
+    watermark::{published, watermark},
 };
 
 const GIVEN_UP: &str = "select count(*) from inbox.dead_letters where state = 'dead'";
 
-/// Messages whose keys say so wait for an hour, or are given up, until `mended`.
-async fn open(database: &Database, mended: &Arc<AtomicBool>) -> Processor {
-    let mended = Arc::clone(mended);
+/// Messages whose keys say so wait for an hour, or are given up, until `fixed`.
+async fn open(database: &Database, fixed: &Arc<AtomicBool>) -> Processor {
+    let fixed = Arc::clone(fixed);
     let handler = move |tx: Tx, message: Message<Step>| {
-        let fails = !mended.load(SeqCst);
+        let fails = !fixed.load(SeqCst);
         async move {
             match message.payload.key.get(..1) {
                 Some("p") if fails => return Err(Failure::transient("later")),
@@ -44,21 +45,21 @@ async fn open(database: &Database, mended: &Arc<AtomicBool>) -> Processor {
 #[tokio::test]
 async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_done_twice() {
     let database = database().await;
-    let mended = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::new(AtomicBool::new(false));
     let all: Vec<RawMessage> = ["a", "p1", "p2", "d1", "d2", "p3", "d3", "p4", "b"]
         .iter()
         .map(|key| message(key, 1))
         .collect();
     let [a, p1, p2, d1, d2, p3, d3, p4, b] = &all[..] else { panic!("nine") };
-    let before = open(&database, &mended).await;
+    let before = open(&database, &fixed).await;
     let id = "select id::bigint from inbox.consumers where name = 'billing'";
     let first = number(&database, id).await;
     // `p1` waits, `d1` is given up; so do `p2` and `d2`, which come again under the other number.
     before.process(&[a, p1, p2, d1, d2, p4].map(Clone::clone)).await.expect("settled");
     change(&database, "update inbox.consumers set id = id + 100").await;
-    let after = open(&database, &mended).await;
+    let after = open(&database, &fixed).await;
     after.process(&[p3, d3, p4, d2].map(Clone::clone)).await.expect("settled");
-    mended.store(true, SeqCst);
+    fixed.store(true, SeqCst);
     after.process(&[p2, b].map(Clone::clone)).await.expect("settled");
     let parked = "select count(*) from inbox.parked where consumer_id = ";
     assert_eq!(number(&database, &format!("{parked}{first}")).await, 3);
@@ -76,7 +77,7 @@ async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_d
     let astray = "select count(*) from inbox.parked_lanes where consumer_id > 100";
     assert_eq!(number(&database, astray).await, 0);
     // All of them come again, and all that waits is due.
-    let united = open(&database, &mended).await;
+    let united = open(&database, &fixed).await;
     united.process(&all).await.expect("settled");
     change(&database, "update inbox.parked_lanes set due_at = now()").await;
     let done = wait::until("nothing waits", wait::PATIENCE, || async {
@@ -94,6 +95,77 @@ async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_d
     found.sort();
     assert_eq!(found, ["a", "b", "p1", "p2", "p3", "p4"], "each once");
     assert_eq!(number(&database, GIVEN_UP).await, 3);
+}
+
+/// Two numbers of a consumer with a watermark. Under the first, `a` took effect and `p1`, `p2`, `p3` wait. Under the
+/// second, `p1` took effect, and `p4` waits. Returns both, and `p3`.
+async fn two_numbers(database: &Database) -> (i64, i64, RawMessage) {
+    let fixed = Arc::new(AtomicBool::new(false));
+    let [a, p1, p2, p3] = [("a", 10), ("p1", 20), ("p2", 30), ("p3", 40)]
+        .map(|(key, commit)| published(key, 1, commit, i64::try_from(commit / 10).expect("small")));
+    let before = open(database, &fixed).await.dedup(watermark());
+    let id = "select id::bigint from inbox.consumers where name = 'billing'";
+    let first = number(database, id).await;
+    before.process(&[a, p1.clone(), p2, p3.clone()]).await.expect("settled");
+    change(database, "update inbox.consumers set id = id + 100").await;
+    let after = open(database, &fixed).await.dedup(watermark());
+    let second = number(database, id).await;
+    fixed.store(true, SeqCst);
+    after.process(&[p1]).await.expect("settled");
+    fixed.store(false, SeqCst);
+    after.process(&[published("p4", 1, 50, 5)]).await.expect("settled");
+    (first, second, p3)
+}
+
+/// All that waits is due, until nothing does.
+async fn run_until_settled(database: &Database) -> Vec<String> {
+    let united = open(database, &Arc::new(AtomicBool::new(true))).await.dedup(watermark());
+    change(database, "update inbox.parked_lanes set due_at = now()").await;
+    let done = wait::until("nothing waits", wait::PATIENCE, || async {
+        match number(database, PARKED).await {
+            0 => Ok(()),
+            some => Err(format!("{some} wait")),
+        }
+    });
+    tokio::select! {
+        stop = united.background() => panic!("{stop:?}"),
+        done = done => done.expect("they are taken up"),
+    }
+    let mut found: Vec<String> = effects(database).await.into_iter().map(|step| step.key).collect();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_a_watermark_has_taken_under_one_number_does_not_wait_under_the_other() {
+    let database = database().await;
+    let (first, second, _) = two_numbers(&database).await;
+    assert_eq!(number(&database, PARKED).await, 4);
+    change(&database, &format!("select inbox.unite({second}, {first})")).await;
+    assert_eq!(number(&database, PARKED).await, 3, "p2, p3, p4");
+    assert_eq!(run_until_settled(&database).await, ["a", "p1", "p2", "p3", "p4"], "each once");
+}
+
+/// As by the upkeep, some minutes later.
+#[tokio::test]
+async fn what_may_have_taken_effect_under_a_number_that_has_forgotten_it_is_given_up() {
+    let database = database().await;
+    let (first, second, p3) = two_numbers(&database).await;
+    let forget = format!(
+        "insert into inbox.applied (consumer_id, topic, partition, ids, newest) \
+         select {second}, 'steps', 0, '{{}}', to_timestamp({})",
+        p3.id.uuid().get_timestamp().map_or(0.0, |at| {
+            let (seconds, nanos) = at.to_unix();
+            seconds as f64 + f64::from(nanos) / 1e9
+        })
+    );
+    change(&database, &forget).await;
+    change(&database, &format!("select inbox.unite({second}, {first})")).await;
+    // `p4` lies behind all that the first number has read.
+    let code =
+        "select count(*) from inbox.dead_letters where code = 'outside-window' and state = 'dead'";
+    assert_eq!(number(&database, code).await, 2, "p2, p3");
+    assert_eq!(run_until_settled(&database).await, ["a", "p1", "p4"]);
 }
 
 #[tokio::test]
