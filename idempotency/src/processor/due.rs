@@ -74,11 +74,10 @@ impl Processor {
     async fn retries(&self) -> Stop {
         let hands = Hands::default();
         loop {
-            let mut outcome = self.settle(|| self.retry_one(&hands)).await;
-            let blamed = hands.take_blamed();
-            if let (Ok(Attempt::Failed(failure)), Some(at)) = (&outcome, blamed) {
-                outcome = self.settle(|| self.count_failure(&at, failure)).await;
-            }
+            let outcome = match self.settle(|| self.retry_one(&hands)).await {
+                Ok(Attempt::Failed(failure)) => self.find_guilty(&hands, failure).await,
+                other => other,
+            };
             match outcome {
                 Err(stop) => return stop,
                 Ok(Attempt::Done) => continue,
@@ -91,6 +90,27 @@ impl Processor {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
+    }
+
+    /// What was in hand could not be tried to an end, again and again. A batch is halved until a message is alone:
+    /// that one is to blame, and it is counted as failed. Of a handler that ended its transaction `retry_one` knows.
+    async fn find_guilty(&self, hands: &Hands, mut failure: Failure) -> Result<Attempt, Stop> {
+        let mut blamed = hands.take_blamed();
+        while let Some(at) = blamed.take_if(|at| at.heads.len() > 1 && failure.code() != ENDED) {
+            let half = i64::try_from(at.heads.len().div_ceil(2)).unwrap_or(1);
+            let again = || {
+                // Each time: what is in hand is forgotten once it is taken.
+                hands.keep(Which::This(at.lane), half);
+                self.retry_one(hands)
+            };
+            match self.settle(again).await {
+                Ok(Attempt::Failed(next)) => failure = next,
+                other => return other,
+            }
+            blamed = hands.take_blamed();
+        }
+        let Some(at) = blamed else { return Ok(Attempt::Failed(failure)) };
+        self.settle(|| self.count_failure(&at, &failure)).await
     }
 
     /// Continues with the lane in hand, or takes the lane that has been due longest, and handles its first

@@ -3,9 +3,9 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::future;
@@ -81,6 +81,51 @@ async fn a_message_that_loses_its_session_each_time_is_a_dead_letter_in_the_end_
     assert_eq!(number(&database, "select count(*) from inbox.parked").await, 0);
     let attempts = "select count(*) from inbox.dead_letters where attempts <> 2";
     assert_eq!(number(&database, attempts).await, 0);
+}
+
+/// A batch of a lane, and its third message is to blame.
+#[tokio::test]
+async fn a_message_of_a_parked_batch_that_loses_its_session_is_given_up_and_none_before_it() {
+    let database = database().await;
+    let waits = Arc::new(AtomicBool::new(true));
+    let handler = {
+        let waits = Arc::clone(&waits);
+        move |tx: Tx, messages: Vec<Message<Step>>| {
+            let waits = waits.load(SeqCst);
+            async move {
+                if waits {
+                    return Err(Failure::defer(SystemTime::now()));
+                }
+                for message in &messages {
+                    take(&tx, &message.payload).await?;
+                    if message.payload.n == 3 {
+                        tx.batch_execute("select pg_terminate_backend(pg_backend_pid())").await?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    };
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1)).attempts(1);
+    let processor = Processor::batch(inbox(&database).await, 4, handler).retry(retry);
+    let messages: Vec<RawMessage> = (1..=4).map(|n| message("a", n)).collect();
+    processor.process(&messages).await.expect("settled");
+    waits.store(false, SeqCst);
+    let done = wait::until("the others take effect", wait::PATIENCE, || async {
+        match effects(&database).await.len() {
+            3 => Ok(()),
+            some => Err(format!("{some} effects")),
+        }
+    });
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        done = done => done.expect("all but one"),
+    }
+    let found: Vec<i32> = effects(&database).await.iter().map(|step| step.n).collect();
+    assert_eq!(found, [1, 2, 4]);
+    let guilty = "select count(*) from inbox.dead_letters \
+        where attempts = 1 and convert_from(payload, 'UTF8')::jsonb ->> 'n' = '3'";
+    assert_eq!((number(&database, guilty).await, number(&database, DEAD).await), (1, 1));
 }
 
 /// With one connection for all: whoever keeps it would keep everybody.
