@@ -101,7 +101,7 @@ starts, waits, repairs, or has halted: the phase says which, and the reason), or
   outbox-relay resume --at now               make a new slot; leave out what was missed
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
-The log and /readyz of a halted relay name the command to type. A halted relay looks again every ten
+The log and /readyz of a halted relay name the command to type. A halted relay looks again within ten
 seconds and finds the decision by itself. A relay that works, or waits for a broker, must be stopped
 first.
 

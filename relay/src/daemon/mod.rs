@@ -51,8 +51,10 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// An attempt that streamed for this long resets the waiting times.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
-/// How often a halted relay looks whether somebody has corrected the cause.
-const HALTED_RETRY: Duration = Duration::from_secs(10);
+/// When a halted relay looks whether somebody has corrected the cause: from the first to the last of these, doubling.
+/// Whoever stands at the screen waits for a moment, and a halt that lasts for days costs little.
+const HALTED_MIN: Duration = Duration::from_secs(1);
+const HALTED_MAX: Duration = Duration::from_secs(10);
 /// SIGTERM is answered within 10 s, broker away or not; this leaves room for the exit itself.
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// How long a look at the rights may take, beside what it is to explain.
@@ -114,7 +116,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 }
 
 async fn supervise(mut context: Context, stop: &CancellationToken) {
-    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+    let mut waits = Waits::new();
     // The catalogue tells what rows need that are written now; older ones may need the other, and
     // only the stream tells that. The text format carries all.
     let mut learnt =
@@ -141,14 +143,14 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
         });
         learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
-            backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+            waits = Waits::new();
         }
         let wait = match ended {
             Ok(()) => {
                 learnt.unpublished_once = false; // If it was, the slot is a new one.
                 continue;
             }
-            Err(ended) => told(ended, &mut learnt, &mut backoff, board),
+            Err(ended) => told(ended, &mut learnt, &mut waits, board),
         };
         tokio::select! {
             () = stop.cancelled() => {}
@@ -157,15 +159,36 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
     }
 }
 
+/// How long until the next attempt.
+struct Waits {
+    retry: Backoff,
+    halted: Backoff,
+}
+
+impl Waits {
+    fn new() -> Self {
+        Waits {
+            retry: Backoff::new(RETRY_MIN, RETRY_MAX),
+            halted: Backoff::new(HALTED_MIN, HALTED_MAX),
+        }
+    }
+}
+
 /// Tells the log and the board why an attempt has ended, and remembers what the next one is to know. Returns
 /// when that is to begin.
-fn told(ended: Ended, learnt: &mut Learnt, backoff: &mut Backoff, board: &Board) -> Duration {
+fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> Duration {
+    let Waits { retry: backoff, halted } = waits;
+    let is_halt =
+        matches!(ended, Ended::Halted(_) | Ended::NoDeadLetters(_) | Ended::WrittenOtherwise(_));
+    if !is_halt {
+        *halted = Backoff::new(HALTED_MIN, HALTED_MAX);
+    }
     match ended {
         Ended::Halted(halt) | Ended::NoDeadLetters(halt) | Ended::WrittenOtherwise(halt) => {
             tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
             board.error(halt.to_string());
             board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
-            HALTED_RETRY
+            halted.next_wait()
         }
         // Another relay leads, or the broker has ended a transaction that outlived its time:
         // the lock tells which.

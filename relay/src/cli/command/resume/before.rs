@@ -41,7 +41,7 @@ pub(super) async fn between(
         let in_use = error.code() == Some(&SqlState::OBJECT_IN_USE);
         anyhow::Error::new(error).context(match in_use {
             true => {
-                "the slot is in use: a relay that has halted looks at it every ten seconds. Nothing \
+                "the slot is in use: a relay that has halted looks at it every few seconds. Nothing \
                  was changed; run the command again"
             }
             false => "looking at what the slot has, to see that nothing else is left out",
