@@ -144,30 +144,30 @@ async fn told_or_parked(t: &Harness, sample: Sample, table: &str, settings: Sett
     // What is kept of it can be seen, corrected, and delivered in its place.
     let letters = parked(&operator, held).await;
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "mended").expect("written");
-    let mut mended = Vec::new();
+    std::fs::write(file.path(), "fixed").expect("written");
+    let mut fixed = Vec::new();
     for letter in &letters {
         let (id, key) = (letter["id"].to_string(), letter["key"].as_str().unwrap_or_default());
         let path = file.path().to_str().expect("a path");
         if letter["reason"] == "lane_parked" {
-            mended.push("{\"text\": \"behind\"}".to_owned());
+            fixed.push("{\"text\": \"behind\"}".to_owned());
             continue;
         }
         assert_eq!(letter["reason"], "malformed_value", "{letter}");
         let error = letter["error"].as_str().unwrap_or_default();
         assert!(error.contains(encoding) && error.contains("Unicode"), "{error}");
         let whole = key.ends_with("lane");
-        let key = if whole { key.to_owned() } else { format!("mended {id}") };
+        let key = if whole { key.to_owned() } else { format!("fixed {id}") };
         dead_letters(&operator, &["edit", &id, "--key", &key, "--payload", path, "--type", "t"])
             .await;
-        mended.push("mended".to_owned());
+        fixed.push("fixed".to_owned());
     }
     dead_letters(&operator, &["release", "--all"]).await;
-    wait::until("what was mended arrives in its order", wait::PATIENCE, || async {
+    wait::until("what was fixed arrives in its order", wait::PATIENCE, || async {
         let payloads = topic.records().await.into_iter().filter_map(|record| record.payload);
         let payloads = payloads.filter_map(|payload| String::from_utf8(payload).ok());
-        let released: Vec<_> = payloads.filter(|payload| mended.contains(payload)).collect();
-        if released == mended { Ok(()) } else { Err(format!("{released:?}")) }
+        let released: Vec<_> = payloads.filter(|payload| fixed.contains(payload)).collect();
+        if released == fixed { Ok(()) } else { Err(format!("{released:?}")) }
     })
     .await
     .expect("each once");

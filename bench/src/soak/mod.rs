@@ -59,6 +59,6 @@ pub(crate) async fn run(args: &SoakArgs) -> Result<Outcome> {
         progress(&format!("{minutes:5.1} min  {fault}: delivers again after {took:.1?}"));
         tokio::time::sleep(Duration::from_millis(random.random_range(CALM_MS))).await;
     }
-    progress("mending everything, waiting for the rest, and counting");
+    progress("fixing everything, waiting for the rest, and counting");
     stage.count(seed, args.minutes, recoveries).await
 }

@@ -238,7 +238,7 @@ impl Stage {
         }
     }
 
-    /// Mends what is refused, waits until everything is delivered, and counts.
+    /// Fixes what is refused, waits until everything is delivered, and counts.
     pub(super) async fn count(
         mut self,
         seed: u64,

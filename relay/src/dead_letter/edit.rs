@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_it_from_being_a_record_must_be_mended() {
+    fn what_keeps_it_from_being_a_record_must_be_fixed() {
         let key = Edit { key: Some(None), ..Edit::default() };
         let no_topic = Event { topic: None, ..event() };
         assert_eq!(key.apply(no_topic, false), Err(EditError::NoTopic));

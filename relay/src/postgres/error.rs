@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn one_host_that_may_come_back_is_reason_to_wait() {
-        let refused = || ConnectError::permanent("a: wrong password", "mend it");
+        let refused = || ConnectError::permanent("a: wrong password", "fix it");
         let starting = || ConnectError::transient("b: starting up");
         assert!(refused().and(starting()).is_transient());
         assert!(starting().and(refused()).is_transient());

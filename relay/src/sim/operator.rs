@@ -35,7 +35,7 @@ impl World {
     }
 
     /// What is refused is not any more; at once, or an event now and then.
-    pub(super) fn mend(&mut self, all: bool) {
+    pub(super) fn fix(&mut self, all: bool) {
         for row in self.table.rows.iter_mut().filter(|row| row.state == State::Parked) {
             if all || self.random.random_bool(0.5) {
                 row.fit = true;

@@ -73,7 +73,7 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
             if world.faults {
                 match world.random.random_range(0..400) {
                     0..6 => world.release_all(),
-                    6..14 => world.mend(false),
+                    6..14 => world.fix(false),
                     14..16 => world.discard_one(),
                     16..20 => ends = true,
                     // The scripted broker does not know who has claimed at-least-once progress.
@@ -88,11 +88,11 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
                 faulty_turns -= 1;
                 if faulty_turns == 0 {
                     world.faults = false;
-                    world.mend(true);
+                    world.fix(true);
                 }
             } else {
                 if frozen.is_empty() && writes == 0 && world.once_in(50) {
-                    world.mend(true);
+                    world.fix(true);
                     world.release_all();
                     if world.unfinished().is_none() {
                         return Ok(());

@@ -203,7 +203,7 @@ fn the_last_error_says_since_when_it_is_over() {
     assert!(over(&board).is_some());
     board.error("parked events are lost".into());
     board.phase(Phase::Streaming);
-    assert_eq!(over(&board), None, "nothing has mended that");
+    assert_eq!(over(&board), None, "nothing has fixed that");
 }
 
 #[test]

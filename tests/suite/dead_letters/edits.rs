@@ -29,7 +29,7 @@ async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
     let id = entries[0]["id"].to_string();
     let (code, _, stderr) = try_dead_letters(&t, &["edit", &id]).await;
     assert!(code == Some(1) && stderr.contains("nothing to change"), "{code:?} {stderr}");
-    let headers = r#"{"sequence": "2", "mended": "yes"}"#;
+    let headers = r#"{"sequence": "2", "fixed": "yes"}"#;
     let edited = dead_letters(&t, &["edit", &id, "--no-partition", "--headers", headers]).await;
     assert_eq!(edited["partition"], Value::Null);
     let fields = texts(edited["edited"].as_array().expect("what was changed"), "field");
@@ -40,8 +40,8 @@ async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
     wait_lanes(&relay, 1).await;
     assert_eq!(sequences(&topic, "a").await, [1, 2, 3, 4]);
     let records = topic.records().await;
-    let mended = records.iter().find(|record| record.header("mended").is_some()).expect("there");
-    assert_eq!(mended.id(), entries[0]["event_id"].as_str());
+    let fixed = records.iter().find(|record| record.header("fixed").is_some()).expect("there");
+    assert_eq!(fixed.id(), entries[0]["event_id"].as_str());
     assert_eq!(check::positions_that_step_back(&records), Vec::<String>::new());
 
     let id = list(&t).await[0]["id"].to_string();

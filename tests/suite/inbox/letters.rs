@@ -78,17 +78,17 @@ pub(super) async fn all(
 async fn a_message_behind_one_that_waited_is_tried_as_often_and_its_key_goes_on() {
     let database = database().await;
     let attempts = Arc::new(Mutex::new(Vec::new()));
-    let mended = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::new(AtomicBool::new(false));
     let handler = {
-        let (attempts, mended) = (Arc::clone(&attempts), Arc::clone(&mended));
+        let (attempts, fixed) = (Arc::clone(&attempts), Arc::clone(&fixed));
         move |tx: Tx, message: Message<Step>| {
-            let (attempts, mended) = (Arc::clone(&attempts), mended.load(SeqCst));
+            let (attempts, fixed) = (Arc::clone(&attempts), fixed.load(SeqCst));
             async move {
                 take(&tx, &message.payload).await?;
                 if message.payload.n == 3 {
                     attempts.lock().expect("no panic").push(message.attempt);
                 }
-                if message.payload.n == 3 || !mended {
+                if message.payload.n == 3 || !fixed {
                     Err("not yet").transient()?;
                 }
                 Ok(())
@@ -99,7 +99,7 @@ async fn a_message_behind_one_that_waited_is_tried_as_often_and_its_key_goes_on(
     let messages: Vec<_> = (1..=5).map(|n| message("a", n)).collect();
     processor.process(&messages).await.expect("settled");
     assert_eq!(number(&database, PARKED).await, 5);
-    mended.store(true, SeqCst);
+    fixed.store(true, SeqCst);
     let background = Background::start(&processor);
     until_zero(&database, PARKED).await;
     background.stop().await;

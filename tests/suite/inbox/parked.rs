@@ -49,10 +49,10 @@ fn produce(
 struct Member(JoinHandle<()>);
 
 impl Member {
-    async fn join(database: &Database, topic: &Topic, mended: &Arc<AtomicBool>) -> Self {
-        let mended = Arc::clone(mended);
+    async fn join(database: &Database, topic: &Topic, fixed: &Arc<AtomicBool>) -> Self {
+        let fixed = Arc::clone(fixed);
         let handler = move |tx: Tx, message: Message<Step>| {
-            let fails = message.payload.key == STUCK && !mended.load(SeqCst);
+            let fails = message.payload.key == STUCK && !fixed.load(SeqCst);
             async move {
                 take(&tx, &message.payload).await?;
                 if fails { Err(Failure::transient("its account is locked")) } else { Ok(()) }
@@ -94,26 +94,26 @@ async fn thousands_behind_one_message_wait_in_their_order_while_others_flow() {
     let producer: ThreadedProducer<_> = kafka.client().create().expect("a producer");
     produce(&producer, &topic, &steps(STUCK, 1..=BEHIND));
     produce(&producer, &topic, &others());
-    let mended = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::new(AtomicBool::new(false));
 
-    let first = Member::join(&database, &topic, &mended).await;
+    let first = Member::join(&database, &topic, &fixed).await;
     until_number(&database, "select count(*) from inbox.parked", BEHIND / 3).await;
     first.cut_off().await;
-    let second = Member::join(&database, &topic, &mended).await;
+    let second = Member::join(&database, &topic, &fixed).await;
     let flowed = "select count(*) from effects where key <> 'stuck'";
     until_number(&database, flowed, i32::try_from(others().len()).expect("few")).await;
     until_number(&database, "select count(*) from inbox.parked", BEHIND).await;
     assert_eq!(number(&database, "select count(*) from effects where key = 'stuck'").await, 0);
 
-    // Mended, and the rest of its key comes while what waits is on its way.
-    mended.store(true, SeqCst);
+    // Fixed, and the rest of its key comes while what waits is on its way.
+    fixed.store(true, SeqCst);
     let producing = tokio::task::spawn_blocking({
         let topic = topic.clone();
         move || produce(&producer, &topic, &steps(STUCK, BEHIND + 1..=BEHIND + LATER))
     });
     until_number(&database, "select count(*) from effects where key = 'stuck'", BEHIND / 3).await;
     second.cut_off().await;
-    let third = Member::join(&database, &topic, &mended).await;
+    let third = Member::join(&database, &topic, &fixed).await;
     producing.await.expect("all are stored");
     let stuck = "select count(*) from effects where key = 'stuck'";
     until_number(&database, stuck, BEHIND + LATER).await;

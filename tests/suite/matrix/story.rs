@@ -298,7 +298,7 @@ async fn before_the_slot(t: &Harness) -> BTreeSet<String> {
     t.committed().await.into_iter().map(|row| row.id).collect()
 }
 
-/// Mends what is refused, waits until everything is delivered, and counts.
+/// Fixes what is refused, waits until everything is delivered, and counts.
 async fn bring_home(t: &Harness, topic: &Topic, before: &BTreeSet<String>, delivery: Delivery) {
     let mut operator = t.database().connect(Role::Operator).await;
     let deadline = Instant::now() + wait::PATIENCE;

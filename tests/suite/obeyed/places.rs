@@ -28,7 +28,7 @@ async fn all_in(t: &Harness, paths: &[&Path]) {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_with_the_file_is_mended_as_the_halt_says_and_loses_no_line() {
+async fn whatever_is_wrong_with_the_file_is_fixed_as_the_halt_says_and_loses_no_line() {
     let mut t = Harness::start().await;
     let (settings, _) = to_file(&t);
     let (folder, moved) = (t.dir().join("events"), t.dir().join("moved"));

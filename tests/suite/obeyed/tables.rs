@@ -52,7 +52,7 @@ async fn each_once(t: &Harness, topic: &Topic) {
 }
 
 #[tokio::test]
-async fn a_table_that_lacks_what_a_repair_needs_is_mended_as_the_halts_say_and_loses_no_row() {
+async fn a_table_that_lacks_what_a_repair_needs_is_fixed_as_the_halts_say_and_loses_no_row() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
     t.database().superuser().batch_execute(TABLE).await.expect("a table");

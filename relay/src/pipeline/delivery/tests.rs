@@ -204,17 +204,17 @@ async fn what_a_release_put_back_gets_new_places_when_it_is_begun_again() {
     let mut delivery = delivery(false);
     let events = ["gone a", "gone a", "gone a"];
     delivery.deliver(&mut batch(1, &events), &mut Plain).await.expect("delivered");
-    let mend = |delivery: &mut Delivery<ScriptedSink, Table>, events: usize| {
+    let fix = |delivery: &mut Delivery<ScriptedSink, Table>, events: usize| {
         for row in delivery.desk.table().rows.values_mut().take(events) {
             row.name = row.name.replace("gone", "back");
         }
     };
-    mend(&mut delivery, 1);
+    fix(&mut delivery, 1);
     delivery.release(&announced(), LIMITS).await.expect("released");
     assert_eq!(delivery.publisher.stored, ["back a 0"]);
     // The relay ends before the release is complete; by its next life the others are corrected.
     delivery.progress = delivery.publisher.progress.clone().expect("stored");
-    mend(&mut delivery, 3);
+    fix(&mut delivery, 3);
     delivery.release(&announced(), LIMITS).await.expect("released");
     assert_eq!(delivery.publisher.stored, ["back a 0", "back a 1", "back a 2"]);
 }

@@ -45,9 +45,9 @@ fn a_changed_publication_is_repaired_though_the_slot_streams() {
 fn rows_that_were_seen_to_be_missing_are_repaired_though_all_is_as_before() {
     let gap = Some("it was unlogged".to_owned());
     let seen = Progress { gap, ..republished().progress.expect("stored") };
-    let mended = Some(published(5, "table 7:100"));
-    let mended = Row { progress: Some(seen), published: mended, ..row() };
-    mended.decides(&repair_after(900, true));
+    let fixed = Some(published(5, "table 7:100"));
+    let fixed = Row { progress: Some(seen), published: fixed, ..row() };
+    fixed.decides(&repair_after(900, true));
 }
 
 #[test]

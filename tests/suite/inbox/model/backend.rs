@@ -38,7 +38,7 @@ pub(super) trait Backend {
     /// How the handler will answer when it gets this message.
     fn expect(&self, n: i32, answers: &[Answer]);
     /// From now on it succeeds.
-    fn mend(&self);
+    fn fix(&self);
     /// What a worker may have at once.
     fn batch_max(&self) -> usize;
     /// What is with one worker at a time.
@@ -89,7 +89,7 @@ impl Answers {
         all.insert(n, answers.iter().copied().collect());
     }
 
-    fn mend(&self) {
+    fn fix(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -146,8 +146,8 @@ impl Backend for Memory {
         self.answers.expect(n, answers);
     }
 
-    fn mend(&self) {
-        self.answers.mend();
+    fn fix(&self) {
+        self.answers.fix();
     }
 
     fn batch_max(&self) -> usize {
@@ -292,8 +292,8 @@ impl Backend for Postgres<'_> {
         self.answers.expect(n, answers);
     }
 
-    fn mend(&self) {
-        self.answers.mend();
+    fn fix(&self) {
+        self.answers.fix();
     }
 
     fn batch_max(&self) -> usize {

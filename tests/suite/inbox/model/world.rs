@@ -198,7 +198,7 @@ impl<B: Backend> World<B> {
     /// # Errors
     /// As [`World::step`], or what is left.
     pub(super) async fn end(&mut self) -> Result<(), String> {
-        self.backend.mend();
+        self.backend.fix();
         for _ in 0..ROUNDS {
             for letter in self.promise.seen.dead.clone() {
                 if letter.code != OUTSIDE {
