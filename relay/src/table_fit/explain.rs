@@ -53,7 +53,7 @@ pub(super) fn unlisted(
 pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
     let all = |text: fn(&Misfit) -> &str| {
         let mut texts: Vec<_> = misfits.iter().map(text).collect();
-        // One statement may mend several.
+        // One statement may correct several.
         texts.dedup();
         texts.join("; ")
     };
