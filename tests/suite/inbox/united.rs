@@ -1,5 +1,5 @@
 //! A consumer that has come to have two numbers, after what it says was typed: each message has its one effect, and
-//! none that waits is lost.
+//! nothing that waits is lost.
 
 use std::{
     sync::{
@@ -23,11 +23,11 @@ use super::{
 
 const GIVEN_UP: &str = "select count(*) from inbox.dead_letters where state = 'dead'";
 
-/// Messages whose keys say so wait for an hour, or are given up, until `mended`.
-async fn open(database: &Database, mended: &Arc<AtomicBool>) -> Processor {
-    let mended = Arc::clone(mended);
+/// Messages whose keys say so wait for an hour, or are given up, until `fixed`.
+async fn open(database: &Database, fixed: &Arc<AtomicBool>) -> Processor {
+    let fixed = Arc::clone(fixed);
     let handler = move |tx: Tx, message: Message<Step>| {
-        let fails = !mended.load(SeqCst);
+        let fails = !fixed.load(SeqCst);
         async move {
             match message.payload.key.get(..1) {
                 Some("p") if fails => return Err(Failure::transient("later")),
@@ -44,21 +44,21 @@ async fn open(database: &Database, mended: &Arc<AtomicBool>) -> Processor {
 #[tokio::test]
 async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_done_twice() {
     let database = database().await;
-    let mended = Arc::new(AtomicBool::new(false));
+    let fixed = Arc::new(AtomicBool::new(false));
     let all: Vec<RawMessage> = ["a", "p1", "p2", "d1", "d2", "p3", "d3", "p4", "b"]
         .iter()
         .map(|key| message(key, 1))
         .collect();
     let [a, p1, p2, d1, d2, p3, d3, p4, b] = &all[..] else { panic!("nine") };
-    let before = open(&database, &mended).await;
+    let before = open(&database, &fixed).await;
     let id = "select id::bigint from inbox.consumers where name = 'billing'";
     let first = number(&database, id).await;
     // `p1` waits, `d1` is given up; so do `p2` and `d2`, which come again under the other number.
     before.process(&[a, p1, p2, d1, d2, p4].map(Clone::clone)).await.expect("settled");
     change(&database, "update inbox.consumers set id = id + 100").await;
-    let after = open(&database, &mended).await;
+    let after = open(&database, &fixed).await;
     after.process(&[p3, d3, p4, d2].map(Clone::clone)).await.expect("settled");
-    mended.store(true, SeqCst);
+    fixed.store(true, SeqCst);
     after.process(&[p2, b].map(Clone::clone)).await.expect("settled");
     let parked = "select count(*) from inbox.parked where consumer_id = ";
     assert_eq!(number(&database, &format!("{parked}{first}")).await, 3);
@@ -76,7 +76,7 @@ async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_d
     let astray = "select count(*) from inbox.parked_lanes where consumer_id > 100";
     assert_eq!(number(&database, astray).await, 0);
     // All of them come again, and all that waits is due.
-    let united = open(&database, &mended).await;
+    let united = open(&database, &fixed).await;
     united.process(&all).await.expect("settled");
     change(&database, "update inbox.parked_lanes set due_at = now()").await;
     let done = wait::until("nothing waits", wait::PATIENCE, || async {

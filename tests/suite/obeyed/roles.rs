@@ -99,7 +99,7 @@ async fn without_the_language_the_encoding_is_asked_by_the_relay_halts_and_the_g
 /// The rights are those of the role that it becomes. To grant that one more would give them to all who write events.
 #[tokio::test]
 async fn a_relay_that_a_setting_makes_another_role_is_told_so_and_the_reset_helps() {
-    // Roles are everybody's: these are of a server of its own.
+    // All databases of a server share its roles: this test has a server of its own.
     let (postgres, _server) = Postgres::private().await;
     let mut t = Harness::with(postgres, servers::kafka().await).await;
     let topic = t.topic("orders").create(1).await;
