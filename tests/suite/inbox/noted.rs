@@ -11,14 +11,16 @@ use outbox_harness::{
 };
 use outbox_idempotency::{Inbox, InboxError, Isolation, LossKind, Once, OnceError, Processor};
 use outbox_relay::throwaway::Shutdown;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{database, database_in, effects, inbox, message, number},
-    forgotten::{change, handle, losses, today},
+    forgotten::{handle, losses, today},
     recreated::{HOLD, WAITING},
     rights::Log,
     sessions::DEAD,
 };
+use crate::grants::change;
 
 async fn open(database: &Database) -> Processor {
     Processor::new(inbox(database).await, handle)
@@ -250,11 +252,7 @@ async fn a_day_that_is_being_detached(database: &Database) {
 }
 
 async fn more_notes_than_are_told(database: &Database) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     let processor = open(database).await;
     processor.process(&[message("a", 1)]).await.expect("settled");
     change(
@@ -312,11 +310,7 @@ async fn a_new_consumer_takes_no_number_that_is_in_use(database: &Database) {
          alter table inbox.consumers enable always trigger note_delete, enable always trigger note_truncate"
     );
     change(database, &harm).await;
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     let (one, two) = tokio::join!(named("third"), named("fourth"));
     drop((one, two));
     let (third, fourth) = (id_of("third").await, id_of("fourth").await);

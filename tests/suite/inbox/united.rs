@@ -17,9 +17,9 @@ use outbox_idempotency::{Failure, InboxError, Message, Processor, RawMessage, Re
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
-    forgotten::change,
     processor::PARKED,
 };
+use crate::grants::change;
 
 const GIVEN_UP: &str = "select count(*) from inbox.dead_letters where state = 'dead'";
 
