@@ -132,13 +132,13 @@ impl Rabbit {
         guardian::forget(self.broker.id());
     }
 
-    /// Has it store the names of its queues, which it does within a second of making them. Of one that is killed
-    /// before, the quorum queue that it made last is empty afterwards (docs/RABBITMQ.md, Limits).
+    /// Has the broker store the names of its queues, which it does by itself within a second of making them. If it is
+    /// killed before that, the quorum queue that it made last is empty afterwards (docs/RABBITMQ.md, Limits).
     pub fn store_queues(&self) {
         self.control(&["eval", "[ok = dets:sync(T) || T <- dets:all()]."]);
     }
 
-    /// What it says of its queues, for whoever misses events: how many wait, how many a consumer holds, who leads,
+    /// What the broker says about its queues, for a test that misses events: how many wait, how many a consumer holds, who leads,
     /// and what each queue's log says.
     pub fn queues(&self) -> String {
         let columns = "name state messages_ready messages_unacknowledged consumers leader online";
@@ -150,7 +150,7 @@ impl Rabbit {
         let told = [&*columns, &["list_consumers"], &["eval", STATES]]
             .map(|asked| self.asked(asked).unwrap_or_else(|error| error));
         format!(
-            "{}{logs} logs of quorum queues: if that is more than queues, the broker began some anew, empty",
+            "{}{logs} logs of quorum queues: if there are more logs than queues, the broker made some again, empty",
             told.concat()
         )
     }

@@ -174,7 +174,7 @@ impl Inbox {
         let (open, claimed) = match Open::begin(&self.sessions, DOING, CLAIM, &params).await {
             Err(InboxError::Refused { source, .. }) if no_partition(&source) => {
                 self.maintain().await?;
-                // Where somebody has dropped its day, that is there again.
+                // If someone has dropped its day, the day is there again: the caller may try again.
                 let again = self.knows(id).then(|| InboxError::Conflict(source).into());
                 return again.map_or(Ok(Once::OutsideWindow), Err);
             }

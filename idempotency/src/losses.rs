@@ -166,8 +166,8 @@ impl fmt::Display for Loss {
                 write!(
                     f,
                     "the partition of inbox.messages is detached, {days}: messages of these days become dead \
-                     letters with the code outside-window; attach it again (if it is called a partition already, \
-                     type before: alter table inbox.messages detach partition inbox.messages_{name} finalize), \
+                     letters with the code outside-window; attach it again (if PostgreSQL says that it is a partition already, \
+                     first type: alter table inbox.messages detach partition inbox.messages_{name} finalize), \
                      for each day: alter table \
                      inbox.messages attach partition inbox.messages_{name} for values from ('{first}') to \
                      ('{next}'); select inbox.maintain()"
@@ -260,7 +260,7 @@ pub(crate) async fn of_watermark(
 pub(crate) struct Told(Mutex<HashSet<Mark>>);
 
 impl Told {
-    /// Logs those that were not told yet, oldest first, and how many notes there are where that is more.
+    /// Logs those that were not told yet, oldest first; and how many notes there are, if that is more than are told.
     pub(crate) fn log_new(&self, consumer: &str, losses: &[Loss], all: i64) {
         let new = self.new_of(losses);
         for loss in new.iter().rev() {
@@ -270,7 +270,7 @@ impl Told {
         if !new.is_empty() && usize::try_from(all).is_ok_and(|all| all > shown) {
             tracing::error!(
                 consumer,
-                "inbox.losses has {all} notes about what was forgotten, of which the newest {shown} are told"
+                "inbox.losses has {all} notes about what was forgotten; only the newest {shown} are logged"
             );
         }
     }

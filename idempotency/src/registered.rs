@@ -26,7 +26,7 @@ const PUT_BACK: &str =
 const READABLE: &str = "select coalesce( \
     pg_catalog.has_table_privilege(pg_catalog.to_regclass('inbox.watermarks'), 'select') \
     and pg_catalog.has_table_privilege(pg_catalog.to_regclass('inbox.applied'), 'select'), false)";
-/// Numbers of messages without a row in `inbox.consumers`, and without a note that says whose they are.
+/// Numbers of messages that neither a row in `inbox.consumers` nor a note gives a name.
 const NAMELESS: &str = "with recursive ids as ( \
         select (select pg_catalog.min(m.consumer_id) from inbox.messages as m) as id \
         union all \
@@ -90,8 +90,7 @@ pub(crate) async fn number(sessions: &Arc<Sessions>) -> Result<i32, InboxError> 
         open.rollback().await?;
     }
     Err(InboxError::Setting(
-        "inbox.consumers refuses each number for the consumer; look at its triggers and rules"
-            .into(),
+        "inbox.consumers accepts no number for the consumer; look at its triggers and rules".into(),
     ))
 }
 
@@ -118,17 +117,18 @@ fn highest(with_watermarks: bool) -> String {
     format!("coalesce(greatest({}), 0)", of_each.join(", "))
 }
 
-/// Messages of no one may be those of a consumer that is new only as far as is known.
+/// Messages without a consumer may be this one's, which then only seems to be new.
 fn tell_of(sessions: &Sessions, id: i32, nameless: &[i32]) {
     if !nameless.is_empty() {
         let consumer = sessions.consumer();
         tracing::error!(
             consumer,
             id,
-            "the consumer is new and has taken nothing yet, and inbox.messages has messages of the numbers \
-             {nameless:?}, of which inbox.consumers has no row: somebody has deleted it without a note. If one of \
-             them is this consumer's, messages that come again take effect again: stop all its instances and type, \
-             as the owner of the schema inbox: select inbox.unite({id}, <that number>). If not, nothing is to be done"
+            "the consumer is new and has taken nothing yet, but inbox.messages has messages of the numbers \
+             {nameless:?}, for which inbox.consumers has no row: someone has deleted it without a note, or \
+             inbox.unite has left them. If one of these numbers was this consumer's, messages that come again take \
+             effect again: stop all its instances and type, as the owner of the schema inbox: select \
+             inbox.unite({id}, <that number>). If not, there is nothing to do"
         );
     }
 }

@@ -190,7 +190,7 @@ pub(crate) async fn another_streams(
             ),
             format!(
                 "set postgres.slot to a name of its own, or remove the setting; or, if this is to be a standby \
-                 of relay {other} or to take its place, set `name` to that. If relay {other} does not run any more, \
+                 of relay {other} or to take its place, set `name` to that. If relay {other} is not running any more, \
                  its session ends once the server notices, or by `select pg_terminate_backend({pid})` (as a superuser, \
                  or a role of pg_signal_backend)"
             ),
@@ -198,7 +198,7 @@ pub(crate) async fn another_streams(
     }))
 }
 
-/// The relay whose session this is, if its name is another one. The server keeps 63 bytes.
+/// The relay's name, if this is the session of a relay of another name. The server keeps 63 bytes.
 fn another<'a>(application: &'a str, relay: &str) -> Option<&'a str> {
     let other = application.strip_prefix("outbox-relay ")?;
     let cut = relay.get(..other.len()).filter(|_| application.len() == 63);

@@ -87,8 +87,7 @@ pub(crate) async fn another_that_delivered(
     session.client().query_opt(read, &[&relay]).await?.map(|row| row.try_get(0)).transpose()
 }
 
-/// The relay of another name that has delivered from this database, and whose slot is called so unless
-/// its settings say otherwise.
+/// The relay of another name that has delivered from this database, and whose default slot has this name.
 ///
 /// # Errors
 /// The database's.

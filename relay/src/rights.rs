@@ -41,16 +41,16 @@ pub(crate) async fn stopping(
     }))
 }
 
-/// A login that a setting makes another role at once.
+/// A login whose sessions a setting switches to another role when they begin.
 struct Switched {
     login: String,
     role: String,
-    /// What takes the setting back; `None` where it is none of the database's.
+    /// What takes the setting back; `None` where the database has no such setting.
     reset: Option<String>,
 }
 
 impl Switched {
-    /// The rights are those of the other role: it may be others' as well, and to grant it more is seldom meant.
+    /// The rights that count are the other role's. Others may use that role too, so to grant it more is seldom meant.
     fn explains(self, halt: Halt) -> Halt {
         let Switched { login, role, reset } = self;
         let reset = match reset {

@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::{
     checks::{Finding, check},
     dead_letters::{dead_letters, wait_parked, wait_records},
+    obeyed::one_published,
 };
 
 /// The finding that speaks of all of these.
@@ -127,11 +128,7 @@ async fn check_accuses_no_event_that_was_dealt_with() {
 
 #[tokio::test]
 async fn check_sees_the_progress_topics_settings_while_a_relay_streams() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (mut t, topic, relay) = one_published().await;
     let progress = t.topic_named(&format!("outbox-relay-progress-{}", t.database().name()));
     progress.set("cleanup.policy", "delete").await;
     let findings = check(&t.relay()).await;

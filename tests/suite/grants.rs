@@ -266,7 +266,7 @@ async fn a_role_that_may_not_connect_or_an_owner_that_may_not_create_is_told_wha
     }
 }
 
-/// Somebody began as a superuser.
+/// Someone ran the first `migrate` as a superuser.
 #[tokio::test]
 async fn a_schema_that_another_migrated_first_is_handed_over_as_the_page_of_roles_says() {
     let t = Harness::start().await;

@@ -11,7 +11,8 @@ mod server;
 mod tables;
 
 use outbox_harness::{
-    Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, wait,
+    Harness, database::Role, event::Event, postgres::Postgres, relay::Relay, servers, topic::Topic,
+    wait,
 };
 use serde_json::Value;
 
@@ -102,6 +103,22 @@ const CASES: &[Case] = &[
         road: &[("lacks update on outbox.dead_letters", "grant update")],
     },
 ];
+
+/// A relay that has published one event.
+pub(crate) async fn published(t: &mut Harness, topic: &Topic, event: Event) -> Relay {
+    let relay = t.relay().start().await;
+    t.commit([event]).await;
+    t.count(topic, 1).await.assert_exactly_once();
+    relay
+}
+
+/// The same, with a topic of one partition.
+pub(crate) async fn one_published() -> (Harness, Topic, Relay) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = published(&mut t, &topic, Event::to(topic.name()).key("k")).await;
+    (t, topic, relay)
+}
 
 /// Between backticks is what is typed.
 pub(crate) fn typed<'a>(text: &'a str, words: &str) -> &'a str {

@@ -6,6 +6,7 @@ mod tables;
 use crate::{
     remedies::halted,
     repair::{drop_slot, repeated, wait_snapshot},
+    rows::run,
 };
 use outbox_harness::{
     Harness, check as count, event::Event, postgres::Postgres, postgres_version::Version,
@@ -33,10 +34,6 @@ const CHANGES: &[(&str, &str)] = &[
     ),
     ("alter publication outbox rename to other", "alter publication other rename to outbox"),
 ];
-
-async fn run(t: &Harness, statement: &str) {
-    t.database().superuser().batch_execute(statement).await.expect(statement);
-}
 
 async fn write(t: &mut Harness, topic: &Topic, count: usize) {
     for n in 0..count {

@@ -12,7 +12,10 @@ use outbox_harness::{
 };
 use serde_json::Value;
 
-use crate::repair::{drop_slot, wait_snapshot};
+use crate::{
+    obeyed::{one_published, published},
+    repair::{drop_slot, wait_snapshot},
+};
 
 fn plan(topic: &Topic) -> Plan {
     Plan { topic: topic.name().to_owned(), partitions: 2, writers: 3, transactions: 10 }
@@ -163,11 +166,7 @@ async fn refused(t: &Harness, arguments: &[&str]) -> String {
 
 #[tokio::test]
 async fn resume_says_how_many_events_it_leaves_out_and_changes_nothing_unasked() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (mut t, topic, mut relay) = one_published().await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
@@ -198,9 +197,7 @@ async fn resume_says_how_many_events_it_leaves_out_and_changes_nothing_unasked()
 async fn what_a_decision_leaves_out_stays_left_out_however_the_command_ends() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("first")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let mut relay = published(&mut t, &topic, Event::to(topic.name()).key("first")).await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     t.commit((0..3).map(|_| Event::to(topic.name()).key("left out"))).await;
@@ -244,11 +241,7 @@ async fn commits(t: &Harness) -> Vec<String> {
 
 #[tokio::test]
 async fn a_skip_leaves_out_the_event_that_it_names_and_no_other_unasked() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (mut t, topic, mut relay) = one_published().await;
     assert!(relay.sigterm().await.success());
     let known = commits(&t).await;
     for _ in 0..3 {

@@ -15,6 +15,8 @@ use outbox_harness::{
 };
 use serde_json::Value;
 
+use crate::{obeyed::one_published, remedies};
+
 /// More transactions than the writers get to: they end when told.
 const ENDLESS: u64 = 1_000_000;
 
@@ -235,11 +237,7 @@ async fn a_slot_that_is_lost_in_the_middle_of_a_repair_repeats_nothing_either() 
 
 /// Stops a relay, changes the database, and finds it halted for `reason`; `resume --at now` continues.
 async fn halts_without_a_slot(change: &str, reason: &str) {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (t, topic, mut relay) = one_published().await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     drop_slot(&t).await;
@@ -256,16 +254,7 @@ async fn halts_without_a_slot(change: &str, reason: &str) {
 }
 
 async fn halted(relay: &Relay, reason: &str) {
-    let status = wait::until("it halts", wait::PATIENCE, || async {
-        let status = relay.try_status().await.map_err(|error| error.to_string())?;
-        let text = |name| status.get(name).and_then(Value::as_str).unwrap_or_default();
-        if text("phase") == "halted" {
-            Ok(text("detail").to_owned())
-        } else {
-            Err(status.to_string())
-        }
-    });
-    let detail = status.await.expect("a person must decide");
+    let detail = remedies::halted(relay).await;
     for word in [reason, "resume --at now", "up to "] {
         assert!(detail.contains(word), "{word:?} is not in: {detail}");
     }

@@ -15,7 +15,7 @@ use crate::{
     checks::check,
     dead_letters::{count_parked, list, wait_parked},
     grants::change,
-    obeyed::{says, typed},
+    obeyed::{one_published, says, typed},
 };
 
 fn text(bytes: &[u8]) -> String {
@@ -64,11 +64,7 @@ async fn a_variable_of_libpq_that_stands_in_is_named_where_it_is_in_the_way() {
 
 #[tokio::test]
 async fn a_hangup_stops_the_relay_in_good_order() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (_t, _topic, mut relay) = one_published().await;
     signal(&relay, "-HUP");
     let ended = relay.wait_end(STOP).await;
     assert!(ended.success(), "{ended}");

@@ -41,8 +41,8 @@ pub async fn serve_when_free(
                 address = %listen,
                 %error,
                 who = who.as_deref().unwrap_or("not known"),
-                "another program has the admin address: this relay works on, as leader or standby, but /livez, /readyz, \
-                 /metrics and /status are not served until that program lets go. A second relay on a host needs an \
+                "another program has the admin address: this relay continues, as leader or standby, but /livez, /readyz, \
+                 /metrics and /status are not served until the address is free. A second relay on a host needs an \
                  admin.listen of its own, or \"off\", and a restart. End that program if it should not be there"
             );
         }
@@ -72,8 +72,8 @@ fn by_whom(listen: &str) -> Option<String> {
     })
 }
 
-/// Another process of this program, and of that user. Whose files it has is not told of a relay, which keeps its
-/// secrets; that it is there is.
+/// Another process of this program and of that user. Which files a relay has open can't be read, because a relay hides
+/// its memory from other processes; its name and its user can.
 fn namesake(proc: &Path, user: &str, own: u32) -> Option<(u32, String)> {
     let name_of = |pid: u32| fs::read_to_string(proc.join(format!("{pid}/comm"))).ok();
     let name = name_of(own)?;
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(found("7", 10), Some(13));
         assert_eq!(found("8", 10), Some(11));
         assert_eq!(found("9", 10), None);
-        assert_eq!(found("7", 12), None, "of another program's name there is no other");
+        assert_eq!(found("7", 12), None, "no other process has that program's name");
     }
 
     #[test]

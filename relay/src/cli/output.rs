@@ -127,7 +127,7 @@ pub(super) fn print_error(error: &anyhow::Error) {
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // PostgreSQL's answer has lines of its own.
         let cause = cause.replace("\nDETAIL: ", "; detail: ").replace("\nHINT: ", "; hint: ");
-        // Some errors name their cause themselves, and of an answer the client says this, then the answer.
+        // Some errors name their cause themselves; and the client says `db error` before PostgreSQL's answer.
         if cause != "db error" && !text.contains(&cause) {
             text.push_str(&format!("  because: {}\n", printable::line(&cause)));
         }

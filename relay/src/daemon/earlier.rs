@@ -1,7 +1,7 @@
-//! What gets a relay on whose stream has rows that were written while their table did not fit.
+//! What a person can do about rows of the stream that were written while their table did not match the settings.
 //!
-//! The stream has them in the shape that they were written in, and no change of the table reaches them. A
-//! setting may; or the table has them, in its present shape, and a repair reads them from there.
+//! The stream has them in the shape in which they were written, and no change of the table reaches them. A
+//! setting may reach them; or the table has them, in its present shape, and a repair reads them from there.
 
 use super::{context::Context, ended::Ended, start::repair, tables};
 use crate::{
@@ -57,7 +57,7 @@ enum Source {
     TableInPart(Halt),
 }
 
-/// Without the slot they could not be told from rows that are published, such as right after `resume`.
+/// No snapshot is stored, as right after `resume`: without the slot these rows can't be told from published ones.
 const NO_SNAPSHOT: &str = "they can't be read from the table, because no stored snapshot says which rows of it they are, \
                            so don't drop the slot; to leave out all that is not published, run \
                            `outbox-relay resume --at now`";
@@ -83,16 +83,16 @@ impl Source {
         match self {
             Source::Slot => NO_SNAPSHOT.to_owned(),
             Source::Table => format!(
-                "to publish them from the table, some that are before them again, drop the slot, and the relay \
+                "to publish them from the table, and some earlier events again, drop the slot, and the relay \
                  makes a new one: {drop}"
             ),
             Source::TableAfter(Halt { reason, remedy }) => format!(
-                "to publish them from the table, some that are before them again, first, because {reason}: {remedy}; \
-                 then drop the slot, and the relay makes a new one: {drop}"
+                "to publish them from the table, and some earlier events again, the table must be changed first, because \
+                 {reason}: {remedy}; then drop the slot, and the relay makes a new one: {drop}"
             ),
             Source::TableInPart(Halt { reason, remedy }) => format!(
                 "the slot has all of them and the table may not, because {reason}: dropping the slot leaves out what the \
-                 table lacks. To do so nevertheless, first {remedy}; then drop the slot: {drop}"
+                 table lacks. To drop it anyway, first {remedy}; then: {drop}"
             ),
         }
     }

@@ -22,8 +22,8 @@ const UNDEFINED_FUNCTION: &str = "42883";
 pub(super) enum Ended {
     /// A person must correct it.
     Halted(Halt),
-    /// The next rows of the stream were written when their table did not fit. As `Halted` once `earlier` has
-    /// looked at what the table is like now.
+    /// The next rows of the stream were written when their table did not match the settings. Becomes `Halted` after
+    /// `earlier` has looked at what the table is like now.
     WrittenOtherwise(Halt),
     /// A person must correct the table of dead letters, and what was parked in it may be gone.
     NoDeadLetters(Halt),

@@ -281,8 +281,8 @@ async fn explained(parts: &Parts, name: &str, ended: Result<(), Ended>) -> Resul
     }
 }
 
-/// Where the table of dead letters is missing and another looks like it, its name is given back: that keeps what is
-/// parked.
+/// If the table of dead letters is missing and another table looks like it, the halt says how to give that its name
+/// back, which keeps what is parked.
 async fn renamed(parts: &Parts, halt: Halt) -> Halt {
     let asked = tokio::time::timeout(RIGHTS_MAX, async {
         let session = sql::connect(&parts.connect, "outbox-relay names").await.ok()?;

@@ -14,7 +14,8 @@ use crate::{
     postgres::catalog::{altered, blame},
 };
 
-/// Whether the table of dead letters has refused a statement, or any table lacks a column, and will do so again.
+/// Whether the table of dead letters has refused a statement, or any table lacks a column or has it with another type,
+/// so that it fails again.
 pub(super) fn is_it(error: &anyhow::Error) -> bool {
     answer(error).map_or_else(
         || is_of_values(error),

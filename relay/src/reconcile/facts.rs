@@ -32,8 +32,7 @@ pub struct Facts<'a> {
     /// Another relay that has delivered from this database, where rows are there and no one has said
     /// what a first start does with them.
     pub predecessor: Option<&'a str>,
-    /// Another relay that has delivered from this database, and whose slot has this name unless its settings
-    /// say otherwise.
+    /// Another relay that has delivered from this database, and whose default slot has this name.
     pub slot_owner: Option<&'a str>,
     /// How the tables are published now; `None` where that was not asked.
     pub published: Option<&'a Published>,

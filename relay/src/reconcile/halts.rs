@@ -72,9 +72,9 @@ pub(super) fn moved(facts: &Facts<'_>, delivered: &str, confirmed: Lsn) -> Halt 
         ),
         format!(
             "if sink.progress was changed, the progress up to the slot is in the other place: run `outbox-relay resume \
-             --at slot`, which leaves out nothing then. If it was not: to publish them from the table, some that are \
-             before them again, drop the slot, and the relay makes a new one: {}; to leave that interval out, continue \
-             from the slot's position by the same `resume --at slot`",
+             --at slot`, which leaves out nothing then. If it was not: to publish them from the table, and some \
+             earlier events again, drop the slot, and the relay makes a new one: {}; to leave that interval out, \
+             run the same `resume --at slot`, which continues from the slot's position",
             drop_slot(name)
         ),
     )

@@ -109,7 +109,7 @@ impl<I: Intake> Stream<I> {
                 if let IntakeError::DoesNotFit { what, remedy } = &misfit {
                     let reason = what.clone();
                     let remedy = format!(
-                        "{remedy}; what else helps is said once all that precedes these rows is delivered"
+                        "{remedy}; once all events before these rows are delivered, the relay says what else helps"
                     );
                     self.board.phase(Phase::Halted { reason, remedy });
                 }

@@ -34,8 +34,8 @@ pub(super) struct Behind {
     pub(super) bytes: u64,
     /// How long the first of it has waited.
     pub(super) late: Duration,
-    /// For how long neither an event was delivered nor the position moved; zero where that is known to wait for
-    /// something else, which has words of its own.
+    /// For how long neither an event was delivered nor the position moved; zero where it waits for
+    /// something that is reported by itself.
     pub(super) still: Duration,
     /// The end of the transaction that is coming in, where one is.
     pub(super) receiving: Option<Lsn>,

@@ -262,7 +262,7 @@ fn a_stream_that_stands_still_is_not_ready_and_an_idle_one_is() {
     };
     assert_eq!(why(5 << 20, 5 << 20, 17), None, "it is idle");
     assert_eq!(why((5 << 20) + 8000, 5 << 20, 17), None, "a record that is not whole yet");
-    assert_eq!(why(9 << 20, 6 << 20, 14), None, "it may go on");
+    assert_eq!(why(9 << 20, 6 << 20, 14), None, "it may continue");
     let told = why(9 << 20, 6 << 20, 17).expect("it stands");
     assert!(told.contains("nothing was delivered for 1") && told.contains("3072 KiB"), "{told}");
     let board = streaming(9 << 20, 6 << 20);

@@ -52,9 +52,13 @@ pub(super) fn unlisted(
 /// All that is wrong with a table's columns, as one halt.
 pub(crate) fn misfits(misfits: &[Misfit]) -> Halt {
     let all = |text: fn(&Misfit) -> &str| {
-        let mut texts: Vec<_> = misfits.iter().map(text).collect();
-        // One statement may fix several.
-        texts.dedup();
+        let mut texts: Vec<&str> = Vec::new();
+        for text in misfits.iter().map(text) {
+            // One statement may correct several.
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
         texts.join("; ")
     };
     Halt::new(all(|misfit| &misfit.what), all(|misfit| &misfit.remedy))

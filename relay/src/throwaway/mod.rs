@@ -31,7 +31,7 @@ pub use postgres::{LocalPostgres, Shutdown, installed};
 
 /// Lines of a log that an error's text shows.
 const TAIL_LINES: usize = 40;
-/// Those below are mostly services'.
+/// Lower ports are mostly services'.
 const PORT_MIN: u16 = 10_000;
 /// Where Linux's default range begins; elsewhere it is higher.
 const CLIENTS_PORTS_BEGIN: u16 = 32_768;
@@ -65,8 +65,8 @@ pub fn spawn_logged(
 
 /// A port of the loopback interface that is free now, never the same one twice.
 ///
-/// The kernel gives it to no client by itself. Of those that it does, one may be taken while its server is down: a
-/// client that tries again and again to reach the server there may be given that very port, and connects to itself.
+/// It is below the ports that the kernel gives to clients. A client that tries again and again to reach a server that
+/// is down could be given the server's own port, and would connect to itself.
 ///
 /// # Errors
 /// The loopback interface has none.
@@ -74,7 +74,7 @@ pub fn free_port() -> io::Result<u16> {
     static HANDED_OUT: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
     let (min, end) = (PORT_MIN, clients_ports_begin());
     for _ in 0..PORTS_TRIED {
-        // At random, as other processes look for theirs.
+        // At random, because other processes look for ports too.
         let number = RandomState::new().build_hasher().finish();
         let above = u16::try_from(number % u64::from(end - min)).unwrap_or_default();
         let port = min + above;
@@ -94,7 +94,7 @@ pub fn free_port() -> io::Result<u16> {
 fn clients_ports_begin() -> u16 {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
     let first = range.ok().and_then(|range| range.split_whitespace().next()?.parse().ok());
-    // Where most of the other ports are the clients', theirs have to do.
+    // If clients have nearly all ports, use theirs too.
     first.filter(|first| *first >= PORT_MIN + 1000).unwrap_or(CLIENTS_PORTS_BEGIN)
 }
 

@@ -6,7 +6,7 @@ use outbox_harness::{Harness, database::Role, event::Event, wait};
 use crate::{
     checks::check,
     dead_letters::{dead_letters, try_dead_letters, wait_parked},
-    obeyed::{obey, says, typed},
+    obeyed::{obey, one_published, says, typed},
     repair::{drop_slot, wait_snapshot},
     rows::run,
 };
@@ -172,11 +172,7 @@ async fn a_column_that_an_older_version_did_not_have_is_added_by_migrate() {
 /// What is in it is still there: to add another would be to lose the account of deleted rows.
 #[tokio::test]
 async fn a_renamed_column_of_the_account_of_deleted_rows_is_named_back_as_the_halt_says() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (mut t, topic, mut relay) = one_published().await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;

@@ -4,6 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use outbox_harness::{database::Role, wait};
 use outbox_idempotency::{Claim, Inbox, Message, Processor, Retry, Tx};
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
@@ -77,14 +78,7 @@ async fn a_message_whose_claim_waits_for_another_costs_no_attempt_and_that_is_to
         let claim = processor.inbox().claim(&held, &messages[0].id).await.expect("claimed");
         assert_eq!(claim, Claim::Fresh);
 
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-            .with_writer(move || writer.clone())
-            .finish();
-        let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+        let (log, _until_the_end) = Log::written(LevelFilter::WARN);
         let mut processed = pin!(processor.process(&messages));
         let told = wait::until("it is told what is in the way", wait::PATIENCE, || async {
             match log.text() {

@@ -21,6 +21,7 @@ use super::{
     effects::{Step, database, database_in, effects, inbox, message, number, take},
     watermark::{published, watermark},
 };
+use crate::grants::change;
 
 pub(super) async fn handle(
     tx: Tx,
@@ -28,10 +29,6 @@ pub(super) async fn handle(
 ) -> Result<(), outbox_idempotency::Failure> {
     take(&tx, &message.payload).await?;
     Ok(())
-}
-
-pub(super) async fn change(database: &Database, sql: &str) {
-    database.superuser().batch_execute(sql).await.expect(sql);
 }
 
 /// Today, as in the names of partitions and as it is told; not right before midnight.

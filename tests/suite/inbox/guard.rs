@@ -1,19 +1,16 @@
 //! Whoever puts something on the inbox's tables that keeps rows out, or hides them, stops the consumer
 //! with what to type. Nothing is lost, and nothing doubled.
 
-use outbox_harness::database::{Database, Role};
+use outbox_harness::database::Role;
 use outbox_idempotency::{
     Claim, Classify, Inbox, InboxError, Message, Processor, RawMessage, Stop, Tx,
 };
 
 use super::effects::{Step, database, effects, inbox, message, number, take};
+use crate::grants::change;
 
 const NOTHING: &str = "create function nothing() returns trigger language plpgsql as \
     $$ begin return null; end $$";
-
-async fn change(database: &Database, sql: &str) {
-    database.superuser().batch_execute(sql).await.expect(sql);
-}
 
 fn stopped(stop: Result<(), Stop>, table: &str) {
     let error = match stop.expect_err(table) {

@@ -11,14 +11,16 @@ use outbox_harness::{
 };
 use outbox_idempotency::{Inbox, InboxError, Isolation, LossKind, Once, OnceError, Processor};
 use outbox_relay::throwaway::Shutdown;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{database, database_in, effects, inbox, message, number},
-    forgotten::{change, handle, losses, today},
+    forgotten::{handle, losses, today},
     recreated::{HOLD, WAITING},
     rights::Log,
     sessions::DEAD,
 };
+use crate::grants::change;
 
 async fn open(database: &Database) -> Processor {
     Processor::new(inbox(database).await, handle)
@@ -232,7 +234,7 @@ async fn a_day_that_is_being_detached(database: &Database) {
     processor.inbox().maintain().await.expect("maintained");
     processor.inbox().maintain().await.expect("maintained");
     let processed = tokio::time::timeout(wait::PATIENCE, processor.process(&messages)).await;
-    processed.expect("it does not try for ever").expect("settled");
+    processed.expect("it does not try forever").expect("settled");
     let letters = "select count(*) from inbox.dead_letters where code = 'outside-window'";
     assert_eq!(number(database, letters).await, 1, "it is not taken for new");
     let found = losses(processor.inbox()).await;
@@ -241,7 +243,7 @@ async fn a_day_that_is_being_detached(database: &Database) {
     let text = loss.to_string();
     let (before, remedy) = text.rsplit_once("for each day: ").expect("what to type");
     owner.batch_execute(remedy).await.expect_err("it is a partition already");
-    let before = before.rsplit_once("type before: ").expect("what to type before").1;
+    let before = before.rsplit_once("first type: ").expect("what to type first").1;
     owner.batch_execute(before.trim_end_matches("), ")).await.expect("detached");
     owner.batch_execute(remedy).await.expect("attached");
     assert_eq!(losses(processor.inbox()).await, []);
@@ -250,11 +252,7 @@ async fn a_day_that_is_being_detached(database: &Database) {
 }
 
 async fn more_notes_than_are_told(database: &Database) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     let processor = open(database).await;
     processor.process(&[message("a", 1)]).await.expect("settled");
     change(
@@ -303,7 +301,7 @@ async fn a_new_consumer_takes_no_number_that_is_in_use(database: &Database) {
     change(database, "alter sequence inbox.consumers_id_seq restart").await;
     drop(named("second").await);
     assert!(id_of("second").await > first, "the sequence was set back");
-    // Without a note, as where somebody has disabled the triggers; and of one there is nothing but a watermark.
+    // Without a note, as if someone has disabled the triggers; and one number has nothing but a watermark.
     let second = id_of("second").await;
     let harm = format!(
         "insert into inbox.watermarks (consumer_id, topic, partition) values ({second}, 'steps', 0); \
@@ -312,16 +310,12 @@ async fn a_new_consumer_takes_no_number_that_is_in_use(database: &Database) {
          alter table inbox.consumers enable always trigger note_delete, enable always trigger note_truncate"
     );
     change(database, &harm).await;
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     let (one, two) = tokio::join!(named("third"), named("fourth"));
     drop((one, two));
     let (third, fourth) = (id_of("third").await, id_of("fourth").await);
     assert!(third > second && fourth > second && third != fourth, "{third} {fourth}");
-    // Whose the messages are is not known, and whoever knows it can say it.
+    // The consumer can't know whose messages these are; a person may, and can say it.
     drop(open(database).await);
     let text = log.text();
     assert!(text.contains(&format!("messages of the numbers [{first}]")), "{text}");

@@ -11,6 +11,7 @@ use outbox_harness::{
     wait,
 };
 use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, message, number, take},
@@ -33,6 +34,18 @@ impl Write for Log {
 }
 
 impl Log {
+    /// What this thread logs at `level` or above, until the second value is dropped.
+    pub(super) fn written(level: LevelFilter) -> (Self, impl Sized) {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(level)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing_subscriber::util::SubscriberInitExt::set_default(subscriber))
+    }
+
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
     }
@@ -112,14 +125,7 @@ async fn without_any_single_grant_the_consumer_names_it_with_the_role_and_what_t
     let database = database().await;
     let grants = of(&database, Role::Consumer, "inbox");
     assert_eq!(grants.len(), 26, "{grants:?}");
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::ERROR)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     assert_eq!(live(&database, "whole", 0, &log).await, "", "with all of them nothing is refused");
     for (index, grant) in (1..).zip(&grants) {
         change(&database, &grant.revoke()).await;
@@ -142,13 +148,6 @@ async fn a_publication_of_all_tables_keeps_no_consumer_from_anything() {
     let database = database().await;
     change(&database, "create publication everything for all tables").await;
     change(&database, "alter table effects replica identity full").await;
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(tracing_subscriber::filter::LevelFilter::ERROR)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _until_the_end = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let (log, _until_the_end) = Log::written(LevelFilter::ERROR);
     assert_eq!(live(&database, "whole", 0, &log).await, "");
 }

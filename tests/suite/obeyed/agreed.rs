@@ -1,8 +1,8 @@
 //! What a person has agreed to is what is left out.
 
-use outbox_harness::{Harness, event::Event, wait};
+use outbox_harness::{event::Event, wait};
 
-use super::{obey, says, typed};
+use super::{obey, one_published, says, typed};
 use crate::repair::wait_snapshot;
 
 const ADVANCE: &str = "select pg_replication_slot_advance('{slot}', pg_current_wal_lsn())";
@@ -10,11 +10,7 @@ const ADVANCE: &str = "select pg_replication_slot_advance('{slot}', pg_current_w
 /// The number is said, somebody agrees, and before that is written down the slot is moved once more.
 #[tokio::test]
 async fn a_slot_that_moves_after_a_person_has_agreed_leaves_out_nothing_more() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let (mut t, topic, mut relay) = one_published().await;
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     let advance = ADVANCE.replace("{slot}", &format!("outbox_{}", t.database().name()));

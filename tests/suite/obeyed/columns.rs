@@ -3,7 +3,7 @@
 
 use outbox_harness::{Harness, event::Event, relay::Settings, topic::Topic, wait};
 
-use super::{obey, says, tables::published, typed};
+use super::{obey, published, says, typed};
 use crate::{checks, repair::repeated};
 
 /// A row that names no column which comes and goes.

@@ -11,7 +11,7 @@ use outbox_harness::{
     wait,
 };
 
-use super::{obey, says, typed};
+use super::{obey, published, says, typed};
 use crate::checks::check;
 
 /// A login with the relay's grants that is no member of its role, and settings that log in by it.
@@ -38,9 +38,7 @@ async fn another_login(t: &Harness) -> (String, Settings) {
 async fn what_an_older_leader_of_another_role_left_is_ended_with_the_rights_that_the_halt_names() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let mut older = t.relay().start().await;
-    t.commit([Event::to(topic.name()).key("k")]).await;
-    t.count(&topic, 1).await.assert_exactly_once();
+    let mut older = published(&mut t, &topic, Event::to(topic.name()).key("k")).await;
     let (role, settings) = another_login(&t).await;
     older.freeze();
     t.commit([Event::to(topic.name()).key("k")]).await;
@@ -99,7 +97,7 @@ async fn without_the_language_the_encoding_is_asked_by_the_relay_halts_and_the_g
 /// The rights are those of the role that it becomes. To grant that one more would give them to all who write events.
 #[tokio::test]
 async fn a_relay_that_a_setting_makes_another_role_is_told_so_and_the_reset_helps() {
-    // Roles are everybody's: these are of a server of its own.
+    // All databases of a server share its roles: this test has a server of its own.
     let (postgres, _server) = Postgres::private().await;
     let mut t = Harness::with(postgres, servers::kafka().await).await;
     let topic = t.topic("orders").create(1).await;

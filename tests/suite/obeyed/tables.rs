@@ -1,13 +1,8 @@
 //! A table of one's own, corrected halt by halt until its rows are published.
 
-use outbox_harness::{
-    Harness, check,
-    event::Event,
-    relay::{Relay, Settings},
-    topic::Topic,
-};
+use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
 
-use super::{obey, says, typed};
+use super::{obey, published, says, typed};
 use crate::{checks, repair::wait_snapshot};
 
 /// As somebody writes it who knows of no relay.
@@ -104,14 +99,6 @@ async fn a_table_that_lacks_what_a_repair_needs_is_fixed_as_the_halts_say_and_lo
     relay.wait_ready().await;
     insert(&t, &topic).await;
     each_once(&t, &topic).await;
-}
-
-/// A relay that has published one event.
-pub(super) async fn published(t: &mut Harness, topic: &Topic, event: Event) -> Relay {
-    let relay = t.relay().start().await;
-    t.commit([event]).await;
-    t.count(topic, 1).await.assert_exactly_once();
-    relay
 }
 
 /// The events of before are in the WAL, and their table is nowhere.

@@ -118,7 +118,7 @@ impl Day {
         self.probes.assert_always_live();
     }
 
-    /// Commits so many events of 1 KB at once.
+    /// Commits so many events of 1 KB in one transaction.
     pub(super) async fn backlog(&self, events: usize) {
         let insert = format!(
             "insert into outbox.events (topic, key, payload, headers) \

@@ -78,8 +78,8 @@ async fn may_not_create(client: &Client) -> Option<Halt> {
     })
 }
 
-/// Whose the schema is, where it is another's: the guard of the migrations refuses it. Mostly somebody
-/// migrated as a superuser first.
+/// Names the owner of the schema if that is another role, which the guard of the migrations refuses. Mostly someone
+/// ran the first `migrate` as a superuser.
 async fn of_another(client: &Client, set: Set) -> Option<Halt> {
     let query = "select pg_catalog.quote_ident(o.rolname), pg_catalog.quote_ident(me.rolname) \
                  from pg_catalog.pg_namespace n \
@@ -94,7 +94,7 @@ async fn of_another(client: &Client, set: Set) -> Option<Halt> {
     Some(Halt::new(
         format!(
             "the schema {set} belongs to the role {owner}, and not to {role}: {owner} could change \
-             whatever the migrations make there. Nothing was changed"
+             everything that the migrations make there. Nothing was changed"
         ),
         format!(
             "if {owner} made it with an earlier `outbox-relay migrate`, migrate as {owner} again, and grant what \
@@ -116,7 +116,8 @@ const DROP_EMPTY: &str = "do $$ begin \
                 where t.pubname operator(pg_catalog.=) p.pubname)) \
     then drop publication outbox; end if; end $$";
 
-/// A table that was renamed has kept the names of its indexes and of its constraint: the new one would be without.
+/// A table that was renamed keeps the names of its indexes and of its constraint, so the new one would be made without
+/// them.
 const FREE_NAMES: &str = "do $$ declare it text; begin \
     for it in select pg_catalog.format('alter index outbox.%I rename to %I', i.relname, \
                 'moved_' || x.indrelid::pg_catalog.text || '_' || i.relname) \

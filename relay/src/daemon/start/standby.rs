@@ -82,7 +82,7 @@ async fn take_over(context: &Context, session: &Arc<SqlSession>) -> Result<Optio
         sink = Some(ready);
     }
     fault::point(Point::Leading);
-    not_anothers(context, session).await?; // Its stream is not ours to end.
+    not_anothers(context, session).await?; // Another relay's stream is not ours to end.
     evict(session, slot, context.parts.connect.user()).await?;
     Ok(sink)
 }
@@ -166,8 +166,8 @@ pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Resul
     }
 }
 
-/// That no relay of another name streams from the slot. Where the settings name all sessions, their names say
-/// nothing of relays.
+/// Checks that no relay of another name streams from the slot. If the settings give all sessions one name, the names
+/// say nothing about relays.
 pub(super) async fn not_anothers(context: &Context, session: &SqlSession) -> Result<(), Ended> {
     if context.parts.connect.application_name.is_some() {
         return Ok(());

@@ -93,7 +93,7 @@ pub fn may_explain(code: &SqlState) -> bool {
         .any(|class| code.code().starts_with(class))
 }
 
-/// Whether a statement does not suit the types of what it is on.
+/// Whether the server refused a statement because of the types of its values or columns.
 #[must_use]
 pub fn is_of_types(code: &SqlState) -> bool {
     [SqlState::DATATYPE_MISMATCH, SqlState::UNDEFINED_FUNCTION].contains(code)

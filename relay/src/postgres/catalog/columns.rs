@@ -93,7 +93,7 @@ const COLUMNS: &[Column] = &[
     column(LEADERS, "since", NOW, None, Rows::Stay),
     column(KEYS, "relay", "text primary key", None, Rows::Go),
     column(KEYS, "key", "bytea not null check (octet_length(key) = 32)", None, Rows::Go),
-    // As if each had delivered: one that has and does not know it might begin anew.
+    // As if each had delivered: one that has, and does not know it, might start from the beginning.
     column(KEYS, "delivered_at", "timestamptz", Some("clock_timestamp()"), Rows::Stay),
     column(PROGRESS, "relay", "text not null", None, Rows::Go),
     column(PROGRESS, "seq", "bigint generated always as identity", None, Rows::Go),
@@ -122,7 +122,7 @@ struct Found {
     name: String,
     /// A column of its type that is not the relay's, quoted: perhaps it was renamed.
     renamed: Option<String>,
-    /// Its type and the one that it was made with; of a column that is gone there is none.
+    /// Its type and the one that it was made with; `None` where the column is gone.
     types: Option<(String, String)>,
 }
 
@@ -196,7 +196,7 @@ fn of_another_type(found: Found) -> Option<Altered> {
     let column = COLUMNS.iter().find(|it| it.table == table && it.name == name);
     let default = column.and_then(|it| it.definition.split_once(" default "));
     let change = format!("alter column {name} type {was} using {name}::text::{was}");
-    // The server casts values as it is told, and no default.
+    // The server casts the values as it is told, but not the default.
     let change = match default {
         Some((_, value)) => format!(
             "alter column {name} drop default, {change}, alter column {name} set default {value}"
@@ -220,7 +220,8 @@ impl Column {
         self.definition.split([' ', ',']).next().unwrap_or_default()
     }
 
-    /// What gives a column its name back, which keeps what is in it; and what else is to be done.
+    /// The statement that gives a renamed column its name back, so that its values stay; and the remedy if it was not
+    /// renamed.
     fn back(&self, renamed: &str, otherwise: Remedy) -> String {
         let Column { table, name, .. } = self;
         let otherwise = match otherwise {

@@ -11,7 +11,8 @@ struct Found {
     back: String,
 }
 
-/// Where `outbox.dead_letters` is missing and a table with its columns is there: what gives that its name back.
+/// If `outbox.dead_letters` is missing and a table with its columns is there: the statement that gives it its name
+/// back.
 ///
 /// # Errors
 /// [`InspectError`].
@@ -24,7 +25,7 @@ pub async fn dead_letters(client: &Client) -> Result<Option<String>, InspectErro
     Ok((!all.is_empty()).then(|| all.join("; ")))
 }
 
-/// The columns and the owner say it; `create table … (like …)` has them as well, so it is for a person to say.
+/// Recognized by its columns and its owner. A copy by `create table … (like …)` has the same, so a person decides.
 const SQL: &str = "\
 select pg_catalog.jsonb_build_object('name', pg_catalog.format('%I.%I', n.nspname, c.relname), \
     'back', pg_catalog.concat_ws('; ', \

@@ -30,7 +30,7 @@ pub(super) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// How long it may take to refuse a message. What is forbidden is not answered.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 
-/// Connects when it is first asked, and anew when the connection was lost; shared by a sink and its probe.
+/// Connects when it is first asked, and again after the connection was lost; shared by a sink and its probe.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) settings: Settings,
@@ -49,8 +49,8 @@ impl Link {
         Link { settings, connection: tokio::sync::Mutex::default(), forbidden: Arc::default() }
     }
 
-    /// The connection, made if there is none. The library would reconnect by itself, with what files held when it
-    /// first connected.
+    /// The connection; connects if there is no live one. The library would reconnect by itself, but with what the
+    /// files held when it first connected.
     pub(super) async fn client(&self) -> Result<Client, SinkError> {
         let mut connection = self.connection.lock().await;
         if let Some(Connection { client, lost }) = &*connection

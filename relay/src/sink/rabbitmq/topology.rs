@@ -26,8 +26,8 @@ const NAMES_MAX: usize = 10_000;
 /// Questions under way at once, each on a channel of its own.
 const AT_A_TIME: usize = 64;
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// What the relay makes is published to so much later. A broker stores the name of a new quorum queue up to a second
-/// after it has answered; if it crashes before, the queue starts anew, without what it had confirmed.
+/// The pause between making queues and publishing to them. A broker stores the name of a new quorum queue up to a
+/// second after it has answered. If it crashes before that, the queue is empty afterwards, whatever it had confirmed.
 const NAMES_ARE_STORED: Duration = Duration::from_secs(2);
 
 /// What was found out.
@@ -79,7 +79,7 @@ impl Topology {
     }
 }
 
-/// What a look for an exchange has come to.
+/// The result of looking for an exchange.
 #[derive(Clone, Copy, PartialEq)]
 enum Found {
     There,

@@ -157,7 +157,7 @@ pub(super) async fn foreseen(
             0 if !looked_at => {
                 "not looked at, as no table can be published: correct that first".to_owned()
             }
-            0 => "not looked at, as the tables have no recent event and none that waits".to_owned(),
+            0 => "not looked at: the tables have no recent event, and none waits".to_owned(),
             _ => "would take the newest events, and those that wait".to_owned(),
         };
         found.push(ok(NAME, seen));

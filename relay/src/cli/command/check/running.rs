@@ -1,4 +1,4 @@
-//! The relay that runs, where it can be asked: what it has met in the stream, no look at the catalogs tells.
+//! Asks the running relay, if it can be reached: the catalogs don't show what it has met in the stream.
 
 use super::{Finding, warning};
 use crate::{admin::client, config::Config, core::printable, state::status::Status};
