@@ -77,6 +77,15 @@ impl Nats {
         assert_eq!(told, 0, "the server is told");
     }
 
+    /// How many logins it has rejected.
+    ///
+    /// # Panics
+    /// When its log can't be read.
+    pub fn rejected(&self) -> usize {
+        let log = std::fs::read_to_string(self.dir.join("log")).expect("its log");
+        log.lines().filter(|line| line.contains("authentication error")).count()
+    }
+
     /// Ends it as a crash does.
     ///
     /// # Panics

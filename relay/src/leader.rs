@@ -165,8 +165,8 @@ pub(crate) async fn evict(client: &Client, slot: &str) -> Result<Vec<i32>, Error
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// The relay of another name that streams from this slot now. What only looks at the slot, such as one that
-/// is halted for it, does not count.
+/// The relay of another name that streams from this slot now, or leads and will: as while it repairs. What only looks
+/// at the slot, such as one that is halted for it, does not count.
 ///
 /// # Errors
 /// The database's.
@@ -179,10 +179,18 @@ pub(crate) async fn another_streams(
                join pg_catalog.pg_stat_activity a on a.pid = s.active_pid \
                where s.slot_name::pg_catalog.text = $1 \
                    and s.database = pg_catalog.current_database()";
-    let Some(row) = client.query_opt(sql, &[&slot]).await? else { return Ok(None) };
-    let application: Option<String> = row.try_get(0)?;
-    let pid: i32 = row.try_get(1)?;
-    Ok(application.as_deref().and_then(|it| another(it, relay)).map(|other| {
+    let streams = match client.query_opt(sql, &[&slot]).await? {
+        Some(row) => {
+            Some((row.try_get::<_, Option<String>>(0)?.unwrap_or_default(), row.try_get(1)?))
+        }
+        None => None,
+    };
+    let leads = holder(client, slot).await?.map(|it| (it.application, it.pid));
+    let sessions = [streams, leads].into_iter().flatten();
+    let others = |(application, pid): (String, i32)| {
+        another(&application, relay).map(|other| (other.to_owned(), pid))
+    };
+    Ok(sessions.filter_map(others).next().map(|(other, pid)| {
         Halt::new(
             format!(
                 "slot {slot} is used by relay {other}, and each relay needs a slot of its own: relay {relay} \

@@ -55,6 +55,10 @@ const CASES: &[Case] = &[
         done: "drop table outbox.dead_letters",
         road: &[("outbox.dead_letters", "outbox-relay migrate")],
     },
+    Case {
+        done: "alter schema outbox rename to \"The outbox\"",
+        road: &[("The outbox", "rename to outbox")],
+    },
     Case { done: "drop table outbox.leaders", road: &[("outbox.leaders", "outbox-relay migrate")] },
     // With it goes what the relay knows its own progress by: it takes what is stored, as from a version
     // that knew no keys.

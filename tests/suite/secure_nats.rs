@@ -165,6 +165,11 @@ async fn a_key_that_the_server_does_not_know_any_more_is_named_and_the_new_one_i
     std::fs::write(&seed, &new).expect("written");
     relay.wait_ready().await;
     secured.all_arrive(6).await;
+    // Nothing asks with the old one any more.
+    let rejected = secured.nats.rejected();
+    assert!(rejected > 0);
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(secured.nats.rejected(), rejected);
 }
 
 #[tokio::test]

@@ -33,6 +33,9 @@ const SESSIONS_MAX: u32 = 5;
 #[derive(Default)]
 pub(super) struct Patience {
     troubles: u32,
+    /// Whether other transactions were in the way of a part until that was given up: each of them may take as long
+    /// as a statement may.
+    is_in_the_way: bool,
 }
 
 /// Whether what is run again can be run in parts instead.
@@ -80,7 +83,10 @@ impl Processor {
                     Err(InboxError::Conflict(error)) => {
                         met += 1;
                         self.wait_for_others(&error, met).await;
-                        if parts == Parts::Several && met == CONFLICTS_MAX {
+                        if parts == Parts::Several
+                            && (met == CONFLICTS_MAX || patience.is_in_the_way)
+                        {
+                            patience.is_in_the_way = true;
                             return Ok(Attempt::Failed(Failure::of_conflict(error)));
                         }
                         continue;

@@ -258,7 +258,10 @@ impl Tasks {
             });
             let for_a_person = matches!(
                 result,
-                Err(Ended::Halted(_) | Ended::NoDeadLetters(_) | Ended::WrittenOtherwise(_))
+                Err(Ended::Halted(_)
+                    | Ended::NoLeaders(_)
+                    | Ended::NoDeadLetters(_)
+                    | Ended::WrittenOtherwise(_))
             );
             if result.is_err() && (ended.is_ok() || for_a_person) {
                 ended = result;

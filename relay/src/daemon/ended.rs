@@ -25,6 +25,8 @@ pub(super) enum Ended {
     /// The next rows of the stream were written when their table did not match the settings. Becomes `Halted` after
     /// `earlier` has looked at what the table is like now.
     WrittenOtherwise(Halt),
+    /// The table of leaders is gone, perhaps with the schema. Becomes `Halted` after a look for the schema.
+    NoLeaders(Halt),
     /// A person must correct the table of dead letters, and what was parked in it may be gone.
     NoDeadLetters(Halt),
     /// Another relay has taken over: stand by.

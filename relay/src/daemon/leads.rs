@@ -18,7 +18,7 @@ pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), 
 /// What an answer about the lock means that is an error.
 pub(super) fn lock_failed(error: tokio_postgres::Error) -> Ended {
     match leader::unusable(&error) {
-        Some(halt) => Ended::Halted(halt),
+        Some(halt) => Ended::NoLeaders(halt),
         None => Ended::retry(Cause::Postgres, "asking for the leader's lock", error),
     }
 }

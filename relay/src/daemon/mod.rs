@@ -29,6 +29,7 @@ use std::{
 };
 
 use tokio::task::JoinSet;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::start::rehearsal::{Rehearsed, rehearse};
@@ -40,7 +41,10 @@ use crate::{
     config::{Config, parts::Parts},
     core::halt::Halt,
     metrics::Cause,
-    postgres::{catalog, sql},
+    postgres::{
+        catalog::{self, InspectError},
+        sql,
+    },
     rights,
     route::Format,
     state::{Board, Phase},
@@ -131,8 +135,11 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
         let Context { config, parts, board } = &context;
         let ended = explained(parts, &config.name, ended).await;
         let ended = match ended {
-            Err(Ended::NoDeadLetters(halt)) => {
-                Err(Ended::NoDeadLetters(renamed(parts, halt).await))
+            Err(Ended::NoDeadLetters(halt)) => Err(Ended::NoDeadLetters(
+                renamed(parts, halt, catalog::renamed::dead_letters).await,
+            )),
+            Err(Ended::NoLeaders(halt)) => {
+                Err(Ended::Halted(renamed(parts, halt, catalog::renamed::schema).await))
             }
             ended => ended,
         };
@@ -178,13 +185,21 @@ impl Waits {
 /// when that is to begin.
 fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> Duration {
     let Waits { retry: backoff, halted } = waits;
-    let is_halt =
-        matches!(ended, Ended::Halted(_) | Ended::NoDeadLetters(_) | Ended::WrittenOtherwise(_));
+    let is_halt = matches!(
+        ended,
+        Ended::Halted(_)
+            | Ended::NoLeaders(_)
+            | Ended::NoDeadLetters(_)
+            | Ended::WrittenOtherwise(_)
+    );
     if !is_halt {
         *halted = Backoff::new(HALTED_MIN, HALTED_MAX);
     }
     match ended {
-        Ended::Halted(halt) | Ended::NoDeadLetters(halt) | Ended::WrittenOtherwise(halt) => {
+        Ended::Halted(halt)
+        | Ended::NoLeaders(halt)
+        | Ended::NoDeadLetters(halt)
+        | Ended::WrittenOtherwise(halt) => {
             tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
             board.error(halt.to_string());
             board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
@@ -281,12 +296,16 @@ async fn explained(parts: &Parts, name: &str, ended: Result<(), Ended>) -> Resul
     }
 }
 
-/// If the table of dead letters is missing and another table looks like it, the halt says how to give that its name
-/// back, which keeps what is parked.
-async fn renamed(parts: &Parts, halt: Halt) -> Halt {
+/// If a table or the schema is missing and another one looks like it, which `found` tells, the halt says how to give that
+/// its name back, which keeps what is in it.
+async fn renamed(
+    parts: &Parts,
+    halt: Halt,
+    found: impl AsyncFnOnce(&Client) -> Result<Option<String>, InspectError>,
+) -> Halt {
     let asked = tokio::time::timeout(RIGHTS_MAX, async {
         let session = sql::connect(&parts.connect, "outbox-relay names").await.ok()?;
-        catalog::renamed::dead_letters(session.client()).await.ok()?
+        found(session.client()).await.ok()?
     });
     match asked.await {
         Ok(Some(back)) => {

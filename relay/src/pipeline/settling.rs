@@ -11,8 +11,10 @@ use crate::core::lsn::Lsn;
 
 /// Time between two stores, at least.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Of the time, one part in so many is spent on storing.
+/// Of the time, one part in so many is spent on storing; unless it takes so long that a crash would repeat more than
+/// a second's events: one stall must not make the next wait long as well.
 const SHARE: u32 = 32;
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Time between two stores of progress alone, where other writers have moved the WAL by
 /// [`MOVED_BYTES`], which the server then keeps for the relay, or the one before had events; and where
 /// neither is so.
@@ -78,7 +80,7 @@ impl Settling {
             false if moved >= MOVED_BYTES || self.after_events => ALONE_PAUSE,
             false => IDLE_PAUSE,
         };
-        Some(self.stored_at + least.max(self.took * SHARE))
+        Some(self.stored_at + least.max((self.took * SHARE).min(PAUSE_MAX)))
     }
 }
 
@@ -102,6 +104,9 @@ mod tests {
         assert_eq!(after(&settling), None);
         settling.delivered(true, Lsn::new(300));
         assert_eq!(after(&settling), Some(160 * MS));
+        settling.stored(Instant::now(), 3_000 * MS);
+        settling.delivered(true, Lsn::new(400));
+        assert_eq!(after(&settling), Some(PAUSE_MAX), "however long the last one took");
     }
 
     #[test]

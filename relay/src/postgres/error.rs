@@ -225,6 +225,13 @@ fn remedy(error: &ServerError) -> Option<&'static str> {
         sqlstate if ["28", "42", "22", "0A"].iter().any(|class| sqlstate.starts_with(class)) => {
             "correct the connection's settings"
         }
+        // At a login it is no file of the data directory.
+        "58P01" => {
+            "a setting names a library that the server does not have: as a superuser, `alter role {role} reset \
+             session_preload_libraries; alter role {role} reset local_preload_libraries; alter database {database} reset \
+             session_preload_libraries; alter database {database} reset local_preload_libraries`; or install it, or correct \
+             postgresql.conf"
+        }
         "57P04" => "the database was dropped: create it, or correct its name in postgres.url",
         _ => return None,
     })
@@ -235,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_by_itself_is_told_from_what_a_person_must_mend() {
+    fn what_passes_by_itself_is_told_from_what_a_person_must_fix() {
         for (sqlstate, transient) in [
             ("57P03", true),
             ("53300", true),
@@ -247,6 +254,7 @@ mod tests {
             ("3D000", false),
             ("42501", false),
             ("08P01", false),
+            ("58P01", false),
         ] {
             let error =
                 ServerError { sqlstate: sqlstate.into(), message: "no".into(), detail: None };

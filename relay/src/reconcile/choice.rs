@@ -104,9 +104,8 @@ fn renamed(facts: &Facts<'_>) -> Result<(), Halt> {
     ))
 }
 
-/// The settings name the slot of a relay that is away.
-fn of_another(facts: &Facts<'_>, owner: &str) -> Halt {
-    let Facts { relay, slot_name, .. } = facts;
+/// The settings of `relay`, which has delivered nothing, name the slot of `owner`, which is away.
+pub(crate) fn of_another(relay: &str, slot_name: &str, owner: &str) -> Halt {
     Halt::new(
         format!(
             "slot {slot_name} has the name of relay {owner}'s slot, which has published events of this database, \
@@ -124,7 +123,7 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
     let name = facts.slot_name;
     let unknown = home::unknown(facts);
     if let Some(owner) = facts.slot_owner.filter(|_| !facts.has_delivered && facts.slot.is_some()) {
-        return Err(of_another(facts, owner));
+        return Err(of_another(facts.relay, name, owner));
     }
     match use_of(facts)? {
         Use::Missing if facts.has_delivered => Err(home::lost(facts)),

@@ -15,13 +15,16 @@ mod ours;
 mod tests;
 mod whose;
 
-pub(crate) use self::halts::{drop_slot, lacking};
 pub use self::{
     choice::Decision,
     facts::Facts,
     history::{perhaps_put_back, sees_rollback},
     ours::is_ours,
     whose::{Believed, Claims, believe},
+};
+pub(crate) use self::{
+    choice::of_another,
+    halts::{drop_slot, lacking},
 };
 use self::{
     choice::{gap, with_progress, without_progress},

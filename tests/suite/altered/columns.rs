@@ -91,6 +91,42 @@ async fn where_parked_events_need_the_column_the_table_is_kept_and_each_is_publi
     }
 }
 
+/// As somebody does who wants to read the payloads in `psql`. A backslash of theirs is none of an escape.
+#[tokio::test]
+async fn payloads_that_were_made_text_are_bytes_again_as_the_halt_says_and_none_is_changed() {
+    for made in ["convert_from(payload, 'UTF8')", "payload::text"] {
+        let mut t = Harness::start().await;
+        let settings = t.relay().set("sink.topic_grace", "100ms");
+        let relay = settings.clone().start().await;
+        let missing = t.topic("missing");
+        let payload = r#"{"a": "\\ \" ä \\x00"}"#;
+        let insert = format!(
+            "insert into outbox.events (topic, key, payload) values ('{}', 'k', $p${payload}$p$) returning id::text",
+            missing.name()
+        );
+        let id: String =
+            t.database().superuser().query_one(&insert, &[]).await.expect("inserted").get(0);
+        wait_parked(&t, |parked| parked == 1).await;
+        run(
+            &t,
+            &format!("alter table outbox.dead_letters alter column payload type text using {made}"),
+        )
+        .await;
+        t.commit([Event::to(missing.name()).key("b")]).await;
+        let halt = says(&relay, "the column payload of outbox.dead_letters is of type text").await;
+        let owner = t.database().connect(Role::Owner).await;
+        let statement = typed(&halt, "alter column payload type bytea");
+        owner.batch_execute(statement).await.unwrap_or_else(|e| panic!("{statement}: {e:?}"));
+        wait_parked(&t, |parked| parked == 2).await;
+        let missing = missing.create(1).await;
+        dead_letters(&t, &["release", "--all"]).await;
+        let records = missing.records_with([id.clone()]).await;
+        let record = records.iter().find(|it| it.id() == Some(id.as_str())).expect("it arrives");
+        let found = String::from_utf8_lossy(record.payload.as_deref().expect("a payload"));
+        assert_eq!(found, payload, "{made}");
+    }
+}
+
 /// Whose they are is known where no other relay has run, so they stay.
 #[tokio::test]
 async fn parked_events_of_the_only_relay_get_its_name_back_and_are_released_in_order() {

@@ -14,9 +14,11 @@ use outbox_idempotency::{
     Failure, Inbox, InboxError, Message, Processor, RawMessage, Retry, Stop, Tx,
 };
 
+use crate::grants::change;
+
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
-    forgotten::{change, losses},
+    forgotten::losses,
     processor::PARKED,
     rights::Log,
     sessions::work_off,
@@ -108,22 +110,26 @@ async fn keys(database: &Database) -> Vec<String> {
 /// By their positions, `p1`, `p3` and `p4` wait under the first number, where `p2` has taken effect. Under the second
 /// one, which has read the first four once more, `p1` has taken effect and `p2` waits. Returns both numbers.
 async fn by_position(database: &Database, fixed: &Arc<AtomicBool>) -> (i64, i64) {
-    let all = ["a", "p1", "p3", "p2", "b", "p4"];
-    let all: Vec<RawMessage> =
-        (0_u32..).zip(all).map(|(n, key)| published(key, 1, n.into(), n.into())).collect();
-    let process = async |processor: &Processor, works, messages: &[RawMessage]| {
+    let mut places = 0_u32..;
+    let all = ["a", "p1", "p3", "p2", "b", "p4"].map(|key| {
+        let place = places.next().expect("endless");
+        published(key, 1, place.into(), place.into())
+    });
+    let [a, p1, p3, p2, b, p4] = &all;
+    let process = async |processor: &Processor, works, messages: &[&RawMessage]| {
         fixed.store(works, SeqCst);
-        processor.process(messages).await.expect("settled");
+        let messages: Vec<RawMessage> = messages.iter().copied().cloned().collect();
+        processor.process(&messages).await.expect("settled");
     };
     let before = open(database, fixed).await.dedup(watermark());
-    process(&before, false, &all[..3]).await;
-    process(&before, true, &all[3..5]).await;
-    process(&before, false, &all[5..]).await;
+    process(&before, false, &[a, p1, p3]).await;
+    process(&before, true, &[p2, b]).await;
+    process(&before, false, &[p4]).await;
     let first = number(database, NUMBER).await;
     change(database, "update inbox.consumers set id = id + 100").await;
     let after = open(database, fixed).await.dedup(watermark());
-    process(&after, true, &all[1..2]).await;
-    process(&after, false, &all[3..4]).await;
+    process(&after, true, &[p1]).await;
+    process(&after, false, &[p2]).await;
     assert_eq!(number(database, PARKED).await, 4);
     assert_eq!(keys(database).await, ["a", "b", "p1", "p2"]);
     fixed.store(true, SeqCst);

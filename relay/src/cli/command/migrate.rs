@@ -91,6 +91,10 @@ async fn of_another(client: &Client, set: Set) -> Option<Halt> {
                          else pg_catalog.pg_has_role(n.nspowner, 'usage') end";
     let row = client.query_opt(query, &[&set.name()]).await.ok()??;
     let (owner, role): (String, String) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+    let published = match set {
+        Set::Outbox => " and for its publication",
+        _ => "",
+    };
     Some(Halt::new(
         format!(
             "the schema {set} belongs to the role {owner}, and not to {role}: {owner} could change \
@@ -99,7 +103,7 @@ async fn of_another(client: &Client, set: Set) -> Option<Halt> {
         format!(
             "if {owner} made it with an earlier `outbox-relay migrate`, migrate as {owner} again, and grant what \
              docs/ROLES.md lists; or hand it over, as a superuser, with `alter schema {set} owner to {role}` and \
-             the same for each table and function in it and for its publication (docs/ROLES.md has the \
+             the same for each table and function in it{published} (docs/ROLES.md has the \
              statements). If someone else made it, look at what is in it; then drop it, or rename it: \
              `alter schema {set} rename to {set}_of_a_stranger`; and migrate again"
         ),

@@ -31,7 +31,7 @@ use crate::{
         sql::{self, SqlSession},
     },
     progress_key::{self, KeyError},
-    repair,
+    reconcile, repair,
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::ReplicationConnection,
 };
@@ -91,6 +91,10 @@ pub(crate) async fn run(
     let identity = replication.identify_system().await?;
     let known = progress_key::open(&session, &config.name).await.map_err(key_failed)?;
     let has_delivered = known.has_delivered;
+    let owner = progress_key::another_of_slot(&session, &config.name, slot_name).await?;
+    if let Some(owner) = owner.filter(|_| !has_delivered) {
+        return Err(reconcile::of_another(&config.name, slot_name, &owner).into());
+    }
     let mut sink = AnySink::start(&parts.sink, &config.name, known.key, &session)?;
 
     // Not asked of a relay that is at work. Asked before the lock is taken: a person may take long.

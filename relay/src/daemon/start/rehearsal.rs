@@ -53,9 +53,12 @@ pub(crate) async fn rehearse(
     let context = &Context { config, parts, board };
     match decide(context, session, has_progress).await {
         Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
-        Err(Ended::Halted(halt) | Ended::NoDeadLetters(halt) | Ended::WrittenOtherwise(halt)) => {
-            Rehearsed::Halts(halt)
-        }
+        Err(
+            Ended::Halted(halt)
+            | Ended::NoLeaders(halt)
+            | Ended::NoDeadLetters(halt)
+            | Ended::WrittenOtherwise(halt),
+        ) => Rehearsed::Halts(halt),
         Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
         Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
         Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),

@@ -205,7 +205,9 @@ hashtextextended(COALESCE(event_id, ''''::text), 0::bigint)', false) as is_posit
     union all \
     select 6, 'type', c.name, pg_catalog.format('the column %I of outbox.dead_letters is of type %s, not %s', \
             c.name, c.type, o.type), \
-        pg_catalog.format('alter table outbox.dead_letters %salter column %I type %s using %2$I::text::%3$s%s', \
+        pg_catalog.format('alter table outbox.dead_letters %salter column %I type %s using ' \
+            || case o.type when 'bytea' then 'case when %2$I::text ~ E''^\\\\\\\\x([0-9a-f][0-9a-f])*$'' \
+then %2$I::text::bytea else convert_to(%2$I::text, ''UTF8'') end%4$s' else '%2$I::text::%3$s%4$s' end, \
             case when o.added is not null then pg_catalog.format('alter column %I drop default, ', c.name) end, \
             c.name, o.type, case when o.added is not null then \
                 pg_catalog.format(', alter column %I set default %s', c.name, o.added) end) \

@@ -195,7 +195,15 @@ fn of_another_type(found: Found) -> Option<Altered> {
     let seen = format!("the column {name} of {table} is of type {is}, not {was}");
     let column = COLUMNS.iter().find(|it| it.table == table && it.name == name);
     let default = column.and_then(|it| it.definition.split_once(" default "));
-    let change = format!("alter column {name} type {was} using {name}::text::{was}");
+    let text = format!("{name}::text");
+    let value = match was.as_str() {
+        // Whoever made it text may have written its bytes out, or decoded them. As bytea, a backslash is an escape.
+        "bytea" => format!(
+            "case when {text} ~ E'^\\\\x([0-9a-f][0-9a-f])*$' then {text}::bytea else convert_to({text}, 'UTF8') end"
+        ),
+        _ => format!("{text}::{was}"),
+    };
+    let change = format!("alter column {name} type {was} using {value}");
     // The server casts the values as it is told, but not the default.
     let change = match default {
         Some((_, value)) => format!(

@@ -1,4 +1,4 @@
-//! The table of dead letters under another name: what is parked is still in it.
+//! The table of dead letters, or the whole schema, under another name: what is in it is still there.
 
 use serde::Deserialize;
 use tokio_postgres::Client;
@@ -24,6 +24,28 @@ pub async fn dead_letters(client: &Client) -> Result<Option<String>, InspectErro
     let all: Vec<String> = found.iter().map(in_words).collect();
     Ok((!all.is_empty()).then(|| all.join("; ")))
 }
+
+/// If the schema `outbox` is missing and one with its tables is there: the statement that gives it its name back.
+///
+/// # Errors
+/// [`InspectError`].
+pub async fn schema(client: &Client) -> Result<Option<String>, InspectError> {
+    let found: Vec<Found> = rows(client, "schemas that were renamed", SCHEMA, &[]).await?;
+    let in_words = |Found { name, back }: &Found| {
+        format!("if the schema {name} is it, which was renamed: as its owner, `{back}`")
+    };
+    let all: Vec<String> = found.iter().map(in_words).collect();
+    Ok((!all.is_empty()).then(|| all.join("; ")))
+}
+
+const SCHEMA: &str = "\
+select pg_catalog.jsonb_build_object('name', pg_catalog.quote_ident(n.nspname), \
+    'back', pg_catalog.format('alter schema %I rename to outbox', n.nspname))::pg_catalog.text \
+from pg_catalog.pg_namespace n \
+where pg_catalog.to_regnamespace('outbox') is null and (select pg_catalog.count(*) from pg_catalog.pg_class c \
+    where c.relnamespace = n.oid and c.relkind in ('r', 'p') \
+        and c.relname in ('events', 'leaders', 'relay_keys', 'dead_letters', 'migrations')) = 5 \
+order by n.nspname limit 3";
 
 /// Recognized by its columns and its owner. A copy by `create table … (like …)` has the same, so a person decides.
 const SQL: &str = "\

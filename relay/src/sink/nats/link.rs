@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::{
     Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request,
-    RequestError, ServerAddr, ServerError,
+    RequestError, ServerAddr, ServerError, connection::State,
 };
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
@@ -55,6 +55,7 @@ impl Link {
         let mut connection = self.connection.lock().await;
         if let Some(Connection { client, lost }) = &*connection
             && !lost.load(Ordering::Relaxed)
+            && client.connection_state() == State::Connected
         {
             return Ok(client.clone());
         }
@@ -77,6 +78,8 @@ impl Link {
         let mut options = ConnectOptions::new()
             .name(format!("outbox-relay {}", self.settings.relay_name))
             .connection_timeout(CONNECT_LIMIT)
+            // One that is lost is replaced here. By itself it would ask each server for ever, with what files held.
+            .max_reconnects(servers.len())
             .event_callback(move |event| {
                 match &event {
                     Event::ServerError(ServerError::Other(text)) => forbidden.note(text),

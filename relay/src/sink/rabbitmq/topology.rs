@@ -13,7 +13,7 @@ use amqprs::{
     },
     connection::Connection,
 };
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::{line::unavailable, settings::Settings};
@@ -58,11 +58,13 @@ impl Topology {
             };
             Ok((name, found))
         });
-        let looks: Vec<_> =
-            futures_util::stream::iter(looks).buffer_unordered(AT_A_TIME).try_collect().await?;
-        if looks.iter().any(|(_, found)| *found == Found::Made) {
+        let looks: Vec<Result<_, SinkError>> =
+            futures_util::stream::iter(looks).buffer_unordered(AT_A_TIME).collect().await;
+        // Also where another one could not be asked for: the next look finds it.
+        if looks.iter().flatten().any(|(_, found)| *found == Found::Made) {
             sleep(NAMES_ARE_STORED).await;
         }
+        let looks: Vec<_> = looks.into_iter().collect::<Result<_, _>>()?;
         let now = Instant::now();
         let (missing, there): (Vec<_>, Vec<_>) =
             looks.into_iter().partition(|(_, found)| *found == Found::Missing);
