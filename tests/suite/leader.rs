@@ -15,10 +15,7 @@ use outbox_harness::{
 };
 use serde_json::Value;
 
-use crate::{
-    remedies::halted,
-    repair::{drop_slot, wait_snapshot},
-};
+use crate::remedies::halted;
 
 const ENDLESS: u64 = 1_000_000;
 
@@ -254,23 +251,6 @@ async fn a_relay_that_is_set_to_anothers_slot_names_it_and_disturbs_nothing() {
     assert!(second.sigterm().await.success());
     let _heir = peer(&t, 2).set("postgres.slot", &slot).start().await;
     t.count(&topic, 1).await.assert_exactly_once();
-}
-
-/// Nobody reads from its slot meanwhile.
-#[tokio::test]
-async fn a_relay_that_is_set_to_the_slot_of_another_that_repairs_does_not_stand_by_for_it() {
-    let t = Harness::start().await;
-    let name = t.database().name().to_owned();
-    let slot = format!("outbox_{name}");
-    let mut first = peer(&t, 1).start().await;
-    wait_snapshot(&t).await;
-    assert!(first.sigterm().await.success());
-    drop_slot(&t).await;
-    let repairing = peer(&t, 1).fault("repair-begun:1:freeze").spawn();
-    repairing.wait_log("fault: repair-begun").await;
-    let settings = peer(&t, 2).set("name", &format!("{name}_b")).set("postgres.slot", &slot);
-    let second = settings.set("postgres.start", "now").spawn();
-    assert!(halted(&second).await.contains(&format!("slot {slot} is used by relay {name}")));
 }
 
 /// Its host is gone, and the server does not know it yet.

@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 use super::{delivered, load, peer, said, wait_confirmed, wait_delivers, wait_role};
 use outbox_harness::{Harness, event::Event, host::report, wait};
 
+use crate::{
+    remedies::halted,
+    repair::{drop_slot, wait_snapshot},
+};
+
 #[tokio::test]
 async fn a_frozen_leader_is_deposed_and_thawed_it_publishes_and_confirms_nothing() {
     const TIMEOUT: Duration = Duration::from_secs(2);
@@ -147,4 +152,21 @@ async fn a_relay_that_freezes_before_its_stream_begins_does_not_stream_from_what
         t.count(&topic, 4).await.assert_exactly_once();
         assert_eq!(said(&frozen, "streaming from="), 1, "{}", frozen.log_text());
     }
+}
+
+/// Nobody reads from its slot meanwhile.
+#[tokio::test]
+async fn a_relay_that_is_set_to_the_slot_of_another_that_repairs_does_not_stand_by_for_it() {
+    let t = Harness::start().await;
+    let name = t.database().name().to_owned();
+    let slot = format!("outbox_{name}");
+    let mut first = peer(&t, 1).start().await;
+    wait_snapshot(&t).await;
+    assert!(first.sigterm().await.success());
+    drop_slot(&t).await;
+    let repairing = peer(&t, 1).fault("repair-begun:1:freeze").spawn();
+    repairing.wait_log("fault: repair-begun").await;
+    let settings = peer(&t, 2).set("name", &format!("{name}_b")).set("postgres.slot", &slot);
+    let second = settings.set("postgres.start", "now").spawn();
+    assert!(halted(&second).await.contains(&format!("slot {slot} is used by relay {name}")));
 }
