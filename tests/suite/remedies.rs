@@ -158,6 +158,29 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     .expect("nothing is lost");
 }
 
+/// Of the commands that a halt names, and of those that it does not, somebody types the wrong one first.
+#[tokio::test]
+async fn decisions_that_do_not_fit_are_refused_and_change_nothing() {
+    let (mut t, topic, mut relay) = one_published().await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..3).map(|_| Event::to(topic.name()).key("k"))).await;
+    let slot = format!("outbox_{}", t.database().name());
+    let move_it = format!("select pg_replication_slot_advance('{slot}', pg_current_wal_lsn())");
+    t.database().superuser().batch_execute(&move_it).await.expect("somebody moves the slot");
+    for at in ["upgrade", "progress"] {
+        let words = refused(&t, &["resume", "--at", at, "--yes"]).await;
+        assert!(words.contains("nothing is changed"), "{words}");
+    }
+    relay.restart();
+    let detail = halted(&relay).await;
+    let drop_it = detail.split('`').find(|it| it.contains("pg_drop_replication_slot"));
+    t.database().superuser().batch_execute(drop_it.expect(&detail)).await.expect("it is dropped");
+    relay.wait_ready().await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!((count.committed, count.lost, count.duplicated), (4, 0, 0), "{count}");
+}
+
 async fn refused(t: &Harness, arguments: &[&str]) -> String {
     let output = t.relay().command(arguments).await;
     assert!(!output.status.success(), "{output:?}");

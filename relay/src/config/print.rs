@@ -8,18 +8,19 @@ use super::{
 };
 use crate::{core::printable, postgres::conninfo};
 
-/// Every setting that has a value, in the order of [`keys::KEYS`].
+/// Every setting that has a value, in the order of [`keys::KEYS`], with each table once.
 pub(super) fn print(config: &Config) -> String {
-    let mut out = String::new();
-    let mut section = "";
+    let mut sections: Vec<(&str, String)> = Vec::new();
     for key in keys::KEYS {
         for (name, value) in values(config, key.name) {
             let (above, last) = split(key.name);
-            if above != section {
-                let gap = if out.is_empty() { "" } else { "\n" };
-                let _ = writeln!(out, "{gap}[{above}]");
-                section = above;
-            }
+            let place = sections.iter().position(|(section, _)| *section == above);
+            let place = place.unwrap_or_else(|| {
+                let header = if above.is_empty() { String::new() } else { format!("[{above}]\n") };
+                sections.push((above, header));
+                sections.len() - 1
+            });
+            let Some((_, out)) = sections.get_mut(place) else { continue };
             let origin = match (config.origin(&key.name.replace('*', &name)), key.name) {
                 (Origin::Default, "postgres.url") => config.origin("postgres.url_file"),
                 (origin, _) => origin,
@@ -33,7 +34,7 @@ pub(super) fn print(config: &Config) -> String {
             }
         }
     }
-    out
+    sections.iter().map(|(_, lines)| lines.as_str()).collect::<Vec<_>>().join("\n")
 }
 
 /// libpq's variables, of what the connection string lacks: as comments, for they are no settings here.

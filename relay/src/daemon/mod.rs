@@ -170,6 +170,8 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
 struct Waits {
     retry: Backoff,
     halted: Backoff,
+    /// The halt that was logged last, and when.
+    logged: Option<(Halt, Instant)>,
 }
 
 impl Waits {
@@ -177,14 +179,26 @@ impl Waits {
         Waits {
             retry: Backoff::new(RETRY_MIN, RETRY_MAX),
             halted: Backoff::new(HALTED_MIN, HALTED_MAX),
+            logged: None,
         }
+    }
+
+    /// Whether a halt is another one than before, or was not logged for a while.
+    fn is_to_be_logged(&mut self, halt: &Halt) -> bool {
+        let is_known = self
+            .logged
+            .as_ref()
+            .is_some_and(|(last, at)| last == halt && at.elapsed() < HALTED_MAX);
+        if !is_known {
+            self.logged = Some((halt.clone(), Instant::now()));
+        }
+        !is_known
     }
 }
 
 /// Tells the log and the board why an attempt has ended, and remembers what the next one is to know. Returns
 /// when that is to begin.
 fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> Duration {
-    let Waits { retry: backoff, halted } = waits;
     let is_halt = matches!(
         ended,
         Ended::Halted(_)
@@ -193,17 +207,20 @@ fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> 
             | Ended::WrittenOtherwise(_)
     );
     if !is_halt {
-        *halted = Backoff::new(HALTED_MIN, HALTED_MAX);
+        waits.halted = Backoff::new(HALTED_MIN, HALTED_MAX);
     }
+    let backoff = &mut waits.retry;
     match ended {
         Ended::Halted(halt)
         | Ended::NoLeaders(halt)
         | Ended::NoDeadLetters(halt)
         | Ended::WrittenOtherwise(halt) => {
-            tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
+            if waits.is_to_be_logged(&halt) {
+                tracing::error!(reason = %halt.reason, remedy = %halt.remedy, "halted");
+            }
             board.error(halt.to_string());
             board.phase(Phase::Halted { reason: halt.reason, remedy: halt.remedy });
-            halted.next_wait()
+            waits.halted.next_wait()
         }
         // Another relay leads, or the broker has ended a transaction that outlived its time:
         // the lock tells which.

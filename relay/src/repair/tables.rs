@@ -21,8 +21,9 @@ pub(super) const XID8: u32 = 5069;
 pub(super) const TIMESTAMP: u32 = 1114;
 pub(super) const TIMESTAMPTZ: u32 = 1184;
 pub(super) const BYTEA: u32 = 17;
+const UUID: u32 = 2950;
 /// Types whose text form is ASCII: bool, bytea, the integers, the timestamps, uuid, xid8.
-const ASCII: [u32; 9] = [16, BYTEA, 20, 21, 23, TIMESTAMP, TIMESTAMPTZ, 2950, XID8];
+const ASCII: [u32; 9] = [16, BYTEA, 20, 21, 23, TIMESTAMP, TIMESTAMPTZ, UUID, XID8];
 /// A value longer than this is left out of a row that is too large to be a record anyway.
 pub(super) const KEPT_BYTES: usize = 64 << 10;
 
@@ -92,9 +93,26 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
     };
     let Some(id) = find(mapping.id_column()).filter(|column| column.not_null) else {
         let id = mapping.id_column();
+        let column = quoted(id);
+        let is_uuid = find(mapping.id_column()).is_some_and(|it| it.type_oid == UUID);
+        let is_ours = (name.schema.as_str(), name.table.as_str()) == ("outbox", "events");
+        // One that was dropped and added again is empty.
+        let fill = match is_uuid {
+            true => {
+                format!("update {name} set {column} = outbox.uuid_v7() where {column} is null; ")
+            }
+            false => String::new(),
+        };
+        let default = match is_uuid && is_ours {
+            true => format!(", alter column {column} set default outbox.uuid_v7()"),
+            false => String::new(),
+        };
         return Err(Halt::new(
             format!("the column {id} of {name} may be null, and gives no order then"),
-            format!("`alter table {name} alter column {} set not null`", quoted(id)),
+            format!(
+                "`{fill}alter table {name} alter column {column} set not null{default}`. What was published of rows \
+                 without an id comes again, under the ids that they get"
+            ),
         ));
     };
     // By their transaction those are known that were parked already.

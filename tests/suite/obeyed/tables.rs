@@ -3,7 +3,10 @@
 use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
 
 use super::{obey, published, says, typed};
-use crate::{checks, repair::wait_snapshot};
+use crate::{
+    checks,
+    repair::{drop_slot, wait_snapshot},
+};
 
 /// As somebody writes it who knows of no relay.
 const TABLE: &str = "
@@ -99,6 +102,31 @@ async fn a_table_that_lacks_what_a_repair_needs_is_fixed_as_the_halts_say_and_lo
     relay.wait_ready().await;
     insert(&t, &topic).await;
     each_once(&t, &topic).await;
+}
+
+/// It comes back empty, and without its default.
+#[tokio::test]
+async fn ids_of_a_column_that_was_dropped_and_added_again_are_given_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = published(&mut t, &topic, Event::to(topic.name()).key("k")).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let sql = "alter table outbox.events drop column id cascade; alter table outbox.events add column id uuid";
+    obey(&t, sql).await;
+    obey(&t, &format!("insert into outbox.events (topic, key) values ('{}', 'k')", topic.name()))
+        .await;
+    drop_slot(&t).await;
+    relay.restart();
+    let detail = says(&relay, "may be null, and gives no order").await;
+    obey(&t, typed(&detail, "set not null")).await;
+    relay.wait_ready().await;
+    obey(&t, &format!("insert into outbox.events (topic, key) values ('{}', 'k')", topic.name()))
+        .await;
+    let ids = "select id::text from outbox.events where created_at > now() - interval '1 hour'";
+    let rows = t.database().superuser().query(ids, &[]).await.expect("rows");
+    assert_eq!(rows.len(), 3);
+    topic.records_with(rows.iter().skip(1).map(|row| row.get(0))).await;
 }
 
 /// The events of before are in the WAL, and their table is nowhere.

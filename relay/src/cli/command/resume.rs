@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     config::{Config, parts::Parts},
-    core::{position::Position, progress::Progress},
+    core::{identity::SystemIdentity, position::Position, progress::Progress},
     fault::{self, Point},
     leader,
     postgres::{
@@ -52,7 +52,12 @@ pub(crate) struct Outcome {
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.after {
-            Some(after) => write!(f, "the relay continues {}", place(after))?,
+            Some(after) => {
+                write!(f, "the relay continues {}", place(after))?;
+                if self.before.is_some_and(|before| after.resume_lsn() < before.resume_lsn()) {
+                    f.write_str(" and publishes once more what it had delivered since")?;
+                }
+            }
             None => f.write_str("the relay makes a new slot")?,
         }
         match self.before {
@@ -133,7 +138,9 @@ pub(crate) async fn run(
     let after = match decision {
         Decision::AtNow => None,
         Decision::AtTable => Some(Position::UpTo(identity.flush_lsn)),
-        decision => Some(position(&session, slot_name, decision, stored.as_ref()).await?),
+        decision => {
+            Some(position(&session, slot_name, decision, stored.as_ref(), &identity).await?)
+        }
     };
     let now = SystemTime::now();
     let mut next = decided(stored, decision, after, slot_name, &identity, now);
@@ -173,6 +180,7 @@ async fn position(
     slot_name: &str,
     decision: Decision,
     stored: Option<&Progress>,
+    identity: &SystemIdentity,
 ) -> anyhow::Result<Position> {
     let before = stored.and_then(|progress| progress.position);
     let slot = slot::inspect(session.client(), slot_name).await?;
@@ -187,7 +195,7 @@ async fn position(
             confirmed.map(Position::UpTo).context("the slot has no position yet")
         }
         Decision::AtProgress => {
-            there()?;
+            let confirmed = there()?.confirmed_flush_lsn;
             // What the slot has of the new history before that place would be left out unasked.
             if stored.is_some_and(|stored| stored.rolled_back.is_some()) {
                 bail!(
@@ -196,13 +204,27 @@ async fn position(
                      `outbox-relay resume --at now` leaves out what is not published"
                 );
             }
+            let is_here = stored.is_some_and(|stored| {
+                stored.system_id == identity.system_id && stored.timeline == identity.timeline
+            });
+            if let (Some(before), Some(confirmed)) = (before, confirmed)
+                && is_here
+                && confirmed > before.resume_lsn()
+            {
+                bail!(
+                    "the slot is at {confirmed}, past stored progress, {}, and has nothing of what lies between: \
+                     nothing is changed. The halt of the relay, in /readyz and its log, names what loses nothing; \
+                     `outbox-relay resume --at slot` leaves it out",
+                    place(before)
+                );
+            }
             let before = before.filter(|_| stored.is_some_and(|stored| stored.repair.is_none()));
             before.map(between).context(
                 "there is no stored progress to continue from, or a repair is under way, which continues \
                  by itself",
             )
         }
-        Decision::AtUpgrade => upgraded(session, stored, slot.as_ref()).await,
+        Decision::AtUpgrade => upgraded(session, stored, slot.as_ref(), identity).await,
         Decision::Skip(row) => skipped(before, row),
         Decision::AtNow | Decision::AtTable => bail!("a new slot begins where it is made"),
     }
@@ -241,7 +263,15 @@ async fn upgraded(
     session: &SqlSession,
     stored: Option<&Progress>,
     slot: Option<&slot::SlotState>,
+    identity: &SystemIdentity,
 ) -> anyhow::Result<Position> {
+    // What it says of where events are would be wrong, and they would be left out unasked.
+    if stored.is_some_and(|stored| stored.system_id == identity.system_id) {
+        bail!(
+            "stored progress is of this very cluster, so pg_upgrade has not made it since: nothing is changed. The halt \
+             of the relay, in /readyz and its log, names the commands that fit"
+        );
+    }
     let stored = stored.filter(|progress| progress.repair.is_none());
     let known = stored.and_then(|progress| Some((progress.position?, progress.snapshots.first()?)));
     let Some((position, newest)) = known else {
@@ -250,9 +280,16 @@ async fn upgraded(
     let goes_on = "select pg_catalog.pg_snapshot_xmax($1::text::pg_catalog.pg_snapshot) \
                    operator(pg_catalog.<=) \
                    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
-    if !session.client().query_one(goes_on, &[&newest.snapshot]).await?.try_get::<_, bool>(0)? {
+    let ids_continue: bool =
+        session.client().query_one(goes_on, &[&newest.snapshot]).await?.try_get(0)?;
+    if !ids_continue || identity.flush_lsn < position.resume_lsn() {
+        let what = if ids_continue {
+            "WAL ends before"
+        } else {
+            "transaction ids are lower than those of"
+        };
         bail!(
-            "this cluster's transaction ids are lower than those of stored progress, so it was not \
+            "this cluster's {what} stored progress, so it was not \
              made by pg_upgrade from that one; `resume --at table` publishes from the table what was created \
              since the newest published event, and `resume --at now` what is committed from then on"
         );

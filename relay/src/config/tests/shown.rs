@@ -1,5 +1,7 @@
 //! What of the settings is shown, and what never is.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 #[test]
@@ -39,6 +41,16 @@ fn effective_settings_print_as_toml_with_their_origins() {
         format!("{:<50} # --postgres", "url = \"postgres://relay:***@db/My-App\""),
     ];
     assert_eq!(printed.lines().take(4).collect::<Vec<_>>(), first);
+    for sink in [
+        "[sink]\nkind = \"file\"\n[sink.file]\npath = \"/tmp/x\"\n",
+        "[sink]\nkind = \"nats\"\n[sink.nats]\nurl = \"nats://n:4222\"\nstream = \"S\"\n",
+        "[sink]\nkind = \"rabbitmq\"\n[sink.rabbitmq]\nurl = \"amqp://r:5672\"\n",
+    ] {
+        let url = "[postgres]\nurl = \"postgres://relay@db/app\"\n";
+        let printed = file(&format!("{url}{sink}")).expect("complete").print();
+        let tables: Vec<&str> = printed.lines().filter(|line| line.starts_with('[')).collect();
+        assert_eq!(tables.len(), tables.iter().collect::<BTreeSet<_>>().len(), "{printed}");
+    }
     let again = file(&printed).expect("what is printed can be read");
     assert_eq!(
         (again.batch, again.log),

@@ -52,7 +52,9 @@ impl Settings {
     /// Of a file that is there: who besides its owner may read it, and so lock it. Opens nothing.
     pub fn lockable_by_others(&self) -> Option<Finding> {
         let path = self.path.as_ref()?;
-        let mode = path.metadata().ok()?.mode() & 0o777;
+        // Of a device, others may need the same rights.
+        let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let mode = metadata.mode() & 0o777;
         (mode & 0o066 != 0).then(|| Finding {
             key: "sink.file.path".into(),
             what: format!(
