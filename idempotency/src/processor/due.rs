@@ -74,8 +74,11 @@ impl Processor {
     async fn retries(&self) -> Stop {
         let hands = Hands::default();
         loop {
-            let outcome = match self.settle(|| self.retry_one(&hands)).await {
-                Ok(Attempt::Failed(failure)) => self.find_guilty(&hands, failure).await,
+            let outcome = self.settle(|| self.retry_one(&hands)).await;
+            // Whatever came of it: they may be large.
+            let blamed = hands.take_blamed();
+            let outcome = match outcome {
+                Ok(Attempt::Failed(failure)) => self.find_guilty(&hands, blamed, failure).await,
                 other => other,
             };
             match outcome {
@@ -94,8 +97,12 @@ impl Processor {
 
     /// What was in hand could not be tried to an end, again and again. A batch is halved until a message is alone:
     /// that one is to blame, and it is counted as failed. Of a handler that ended its transaction `retry_one` knows.
-    async fn find_guilty(&self, hands: &Hands, mut failure: Failure) -> Result<Attempt, Stop> {
-        let mut blamed = hands.take_blamed();
+    async fn find_guilty(
+        &self,
+        hands: &Hands,
+        mut blamed: Option<Parked>,
+        mut failure: Failure,
+    ) -> Result<Attempt, Stop> {
         while let Some(at) = blamed.take_if(|at| at.heads.len() > 1 && failure.code() != ENDED) {
             let half = i64::try_from(at.heads.len().div_ceil(2)).unwrap_or(1);
             let again = || {
@@ -103,11 +110,12 @@ impl Processor {
                 hands.keep(Which::This(at.lane), half);
                 self.retry_one(hands)
             };
-            match self.settle(again).await {
+            let outcome = self.settle(again).await;
+            blamed = hands.take_blamed();
+            match outcome {
                 Ok(Attempt::Failed(next)) => failure = next,
                 other => return other,
             }
-            blamed = hands.take_blamed();
         }
         let Some(at) = blamed else { return Ok(Attempt::Failed(failure)) };
         self.settle(|| self.count_failure(&at, &failure)).await
