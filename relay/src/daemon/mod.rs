@@ -278,7 +278,7 @@ fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> 
 /// do: one look for all of them, with the statements that give them.
 async fn explained(parts: &Parts, name: &str, ended: Result<(), Ended>) -> Result<(), Ended> {
     let unset = match &ended {
-        Err(Ended::Halted(_)) => false,
+        Err(Ended::Halted(_) | Ended::NoLeaders(_)) => false,
         Err(Ended::Retry { error, .. }) if rights::is_refusal(error) || refusing::is_it(error) => {
             false
         }

@@ -41,7 +41,7 @@ pub(in crate::daemon) async fn watch(context: &Context, session: &SqlSession) ->
         sleep(TABLES_INTERVAL).await;
         match leads::still_leads(session, &context.config.postgres.slot).await {
             Ok(()) => drop(board.concern(CLAIM, None)),
-            Err(Ended::Halted(Halt { reason, remedy })) => {
+            Err(Ended::NoLeaders(Halt { reason, remedy })) => {
                 if board.concern(CLAIM, Some(format!("{reason}; {remedy}"))) {
                     tracing::warn!(
                         reason,
