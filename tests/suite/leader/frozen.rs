@@ -154,7 +154,7 @@ async fn a_relay_that_freezes_before_its_stream_begins_does_not_stream_from_what
     }
 }
 
-/// Nobody reads from its slot meanwhile.
+/// No one reads from its slot meanwhile.
 #[tokio::test]
 async fn a_relay_that_is_set_to_the_slot_of_another_that_repairs_does_not_stand_by_for_it() {
     let t = Harness::start().await;

@@ -100,6 +100,26 @@ async fn two_dropped_columns_of_the_table_of_progress_are_added_as_the_halt_says
     t.count(&topic, 1).await.assert_at_least_once();
 }
 
+/// As somebody does who wants to read it in `psql`. The halt keeps it, so nothing comes again.
+#[tokio::test]
+async fn progress_that_was_made_text_is_bytes_again_as_the_halt_says() {
+    for made in ["convert_from(record, 'UTF8')", "record::text"] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let settings = keeping(&t, "postgres");
+        delivers(&mut t, &topic, &settings, Stopped::Orderly).await;
+        let change =
+            format!("alter table outbox.progress alter column record type text using {made}");
+        t.database().superuser().batch_execute(&change).await.expect("changed");
+        let mut relay = settings.clone().spawn();
+        let detail = says(&relay, "the column record of outbox.progress is of type text").await;
+        obey(&t, typed(&detail, "alter column record type bytea")).await;
+        relay.wait_ready().await;
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        t.count(&topic, 1).await.assert_exactly_once();
+    }
+}
+
 /// Its progress goes with the column, and no more than that.
 #[tokio::test]
 async fn a_dropped_column_of_the_table_of_progress_is_added_as_the_halt_says_and_nothing_is_lost() {

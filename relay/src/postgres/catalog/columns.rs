@@ -199,7 +199,7 @@ fn of_another_type(found: Found) -> Option<Altered> {
     let value = match was.as_str() {
         // Whoever made it text may have written its bytes out, or decoded them. As bytea, a backslash is an escape.
         "bytea" => format!(
-            "case when {text} ~ E'^\\\\x([0-9a-f][0-9a-f])*$' then {text}::bytea else convert_to({text}, 'UTF8') end"
+            "case when {text} ~ E'^\\\\\\\\x([0-9a-f][0-9a-f])*$' then {text}::bytea else convert_to({text}, 'UTF8') end"
         ),
         _ => format!("{text}::{was}"),
     };
@@ -300,8 +300,8 @@ impl Letters {
         let has_state = !absent.iter().any(|it| it.table == LETTERS && it.name == "state");
         let state = if has_state { "state" } else { "'parked'" };
         let query = format!(
-            "select coalesce(pg_catalog.bool_or({state} in ('parked', 'releasing')), false), \
-                 coalesce(pg_catalog.bool_or({state} = 'discarded'), false) from outbox.dead_letters"
+            "select exists (select from outbox.dead_letters where {state} in ('parked', 'releasing')), \
+                 exists (select from outbox.dead_letters where {state} = 'discarded')"
         );
         let row = client.query_one(&query, &[]).await;
         let read = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
