@@ -4,20 +4,27 @@
 //! and whether a handler has had the session, decide what becomes of the connection when both have let go of
 //! it: it goes back to the pool as it was, or it is closed.
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use deadpool_postgres::Object;
 use futures_util::future;
-use tokio_postgres::{Error, Row, Statement, types::ToSql};
+use tokio_postgres::{
+    Error, Row, Statement,
+    types::{ToSql, WrongType},
+};
 
 use crate::{
     error::{InboxError, Sort, chain, sort, state_of},
     fault::sessions_are_left,
     running::{Running, Waited},
     session::{Sessions, UNLOCK},
+    sql,
 };
 
 /// Whether the transaction `$1` has committed. What the server has not begun yet, as after a failover that lost
@@ -30,6 +37,12 @@ pub(crate) const HAS_COMMITTED: &str = "coalesce( \
 
 /// Which transaction this is.
 pub(crate) const WHICH: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
+
+/// A handler's statement, and whether it was prepared just now.
+struct Prepared {
+    statement: Statement,
+    is_new: bool,
+}
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -51,9 +64,13 @@ pub(crate) struct Shared {
     /// The transaction is ended and the session as it was: others may have it.
     clean: AtomicBool,
     pub(crate) running: Running,
-    /// It carried a large message. The driver keeps its buffers at the size that this took, for as long
-    /// as the connection lasts.
-    pub(crate) swollen: AtomicBool,
+    /// No one else is to have the connection: it carried a large message, and the driver keeps its buffers at the
+    /// size that this took; or the server knows less of what was prepared than the driver does.
+    pub(crate) spent: AtomicBool,
+    /// From here on a statement of the handler may mean other tables or types than the same text did before.
+    names_differ: AtomicBool,
+    /// A parameter did not fit a statement that was prepared for an earlier message.
+    misfit: AtomicBool,
     /// A handler keeps it, perhaps for ever; another has its place in the pool.
     pub(crate) kept: AtomicBool,
     /// Where `Open::back_to_savepoint` goes back to. A name that no one can guess: with a savepoint
@@ -76,7 +93,9 @@ impl Shared {
             commit_unknown: AtomicBool::new(false),
             clean: AtomicBool::new(false),
             running: Running::default(),
-            swollen: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
+            names_differ: AtomicBool::new(false),
+            misfit: AtomicBool::new(false),
             kept: AtomicBool::new(false),
             savepoint: rand::random(),
             id: OnceLock::new(),
@@ -87,15 +106,75 @@ impl Shared {
         self.client.as_ref().expect("the connection is there until this is dropped")
     }
 
+    /// A statement of the inbox's own. Once a handler has had the session, the server may have forgotten what was
+    /// prepared before.
     pub(crate) async fn prepare(&self, sql: &str) -> Result<Statement, Error> {
         let asked = self.asks();
-        asked.answered(self.client().prepare_cached(sql).await)
+        let statement = match self.lent.load(Ordering::Relaxed) {
+            true => self.client().prepare(sql).await,
+            false => self.client().prepare_cached(sql).await,
+        };
+        asked.answered(statement)
     }
 
-    pub(crate) async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
-        let statement = self.prepare(sql).await?;
+    /// A statement of the handler's. It is prepared once per connection, unless its names may mean something else
+    /// now: the types of its parameters are asked for when it is prepared, and never again.
+    async fn prepare_for_handler(&self, sql: &str) -> Result<Prepared, Error> {
         let asked = self.asks();
-        asked.answered(self.client().execute(&statement, params).await)
+        let client = self.client();
+        let is_new = self.names_differ.load(Ordering::Relaxed) || self.sessions.are_wary();
+        self.is_sent(sql);
+        let statement = match is_new {
+            true => client.prepare(sql).await,
+            false => client.prepare_cached(sql).await,
+        };
+        Ok(Prepared { statement: asked.answered(statement)?, is_new })
+    }
+
+    /// Runs a statement of the handler's, prepared.
+    pub(crate) async fn run<T, F>(
+        &self,
+        sql: &str,
+        run: impl FnOnce(Statement) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let Prepared { statement, is_new } = self.prepare_for_handler(sql).await?;
+        let asked = self.asks();
+        let done = asked.answered(run(statement).await);
+        if let Err(error) = &done
+            && !is_new
+            && error.source().is_some_and(|source| source.is::<WrongType>())
+        {
+            self.misfit.store(true, Ordering::Relaxed);
+            self.sessions.be_wary();
+        }
+        done
+    }
+
+    /// Whether the handler is to be called again, with all its statements prepared anew.
+    pub(crate) fn had_a_misfit(&self) -> bool {
+        self.misfit.load(Ordering::Relaxed)
+    }
+
+    /// What a handler is about to send, as far as that matters for what is sent later.
+    pub(crate) fn is_sent(&self, sql: &str) {
+        let effects = sql::effects(sql);
+        if effects.changes_names {
+            self.names_differ.store(true, Ordering::Relaxed);
+        }
+        if effects.forgets_what_is_prepared {
+            self.names_differ.store(true, Ordering::Relaxed);
+            self.spent.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// After such a statement the server knows less than the driver believes.
+    pub(crate) fn was_sent(&self, sql: &str) {
+        if sql::effects(sql).forgets_what_is_prepared {
+            self.client().statement_cache.clear();
+        }
     }
 
     pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
@@ -119,8 +198,10 @@ impl Shared {
         {
             *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(state_of(error));
             if sort(error) == Sort::Session {
-                // Other sessions have prepared the same statements as long ago.
+                // Other sessions have prepared the same statements as long ago. What the driver has prepared for
+                // itself it forgets with the connection alone.
                 self.sessions.prepare_anew();
+                self.spent.store(true, Ordering::Relaxed);
             }
         }
         result
@@ -289,7 +370,7 @@ impl Drop for Shared {
         if *self.kept.get_mut() {
             self.sessions.take_a_place();
         }
-        if !*self.clean.get_mut() || *self.swollen.get_mut() {
+        if !*self.clean.get_mut() || *self.spent.get_mut() {
             // No one knows what state it is in, or it takes too much memory. The server rolls back what
             // is open in it.
             drop(Object::take(client));

@@ -6,7 +6,10 @@
 
 use std::{borrow::Cow, error::Error, fmt, time::Duration, time::SystemTime};
 
-use crate::error::{Sort, chain, sort, state_of};
+use crate::{
+    error::{Sort, chain, sort, state_of},
+    quiet::drop_quietly,
+};
 
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -15,7 +18,7 @@ pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 pub struct Failure {
     pub(crate) kind: Kind,
     code: Cow<'static, str>,
-    error: BoxError,
+    error: Left,
     /// The error with its causes.
     text: String,
 }
@@ -110,7 +113,7 @@ impl Failure {
         let error = error.into();
         // Written here, where a panic of the error's own is the handler's.
         let text = chain(&*error);
-        Failure { kind, code: code.into(), error, text }
+        Failure { kind, code: code.into(), error: Left(Some(error)), text }
     }
 
     /// The error with its causes.
@@ -121,13 +124,29 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.error)
+        write!(f, "{}: {}", self.code, self.error.get())
     }
 }
 
 impl Error for Failure {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.error.source()
+        self.error.get().source()
+    }
+}
+
+/// A handler's error, dropped where its panic ends no one.
+#[derive(Debug)]
+struct Left(Option<BoxError>);
+
+impl Left {
+    fn get(&self) -> &(dyn Error + Send + Sync + 'static) {
+        self.0.as_deref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        drop_quietly(self.0.take());
     }
 }
 

@@ -1,6 +1,11 @@
 //! What a user writes: a function from a transaction and a message to done or failed.
 
-use std::{error::Error, panic::AssertUnwindSafe};
+use std::{
+    error::Error,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use serde::de::DeserializeOwned;
@@ -8,6 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     failure::{Failure, Kind},
     message::{Message, RawMessage},
+    quiet::drop_quietly,
     tx::Tx,
 };
 
@@ -142,7 +148,35 @@ fn guarded<'a>(
     work: impl Future<Output = Result<(), Failure>> + Send + 'a,
 ) -> BoxFuture<'a, Result<(), Failure>> {
     let work = AssertUnwindSafe(work).catch_unwind();
-    async move { work.await.unwrap_or_else(|panic| Err(panicked(&*panic))) }.boxed()
+    let work = async move {
+        work.await.unwrap_or_else(|panic| {
+            let failure = panicked(&*panic);
+            drop_quietly(panic);
+            Err(failure)
+        })
+    };
+    Guarded(Some(work.boxed())).boxed()
+}
+
+/// A handler's work, which may be dropped before it has ended: at its time limit, or with the consumer.
+struct Guarded<'a>(Option<BoxFuture<'a, Result<(), Failure>>>);
+
+impl Future for Guarded<'_> {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().expect("it is there until it is dropped").as_mut().poll(cx)
+    }
+}
+
+impl Drop for Guarded<'_> {
+    fn drop(&mut self) {
+        if drop_quietly(self.0.take()) {
+            tracing::error!(
+                "what a handler held panicked when it was dropped; the consumer continues"
+            );
+        }
+    }
 }
 
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {

@@ -54,6 +54,7 @@ pub mod fault;
 mod fault;
 mod guard;
 mod handler;
+mod heap;
 mod identity;
 mod inbox;
 #[cfg(feature = "kafka-plain")]
@@ -64,6 +65,7 @@ mod message_id;
 mod meter;
 mod ordering;
 mod processor;
+mod quiet;
 mod registered;
 mod remembered;
 mod repertoire;
@@ -71,6 +73,7 @@ mod retry;
 mod rfc3339;
 mod running;
 mod session;
+mod sql;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod timestamp;

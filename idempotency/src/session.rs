@@ -7,8 +7,8 @@
 //! there.
 
 use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use deadpool_postgres::{Object, Pool};
@@ -54,7 +54,11 @@ pub(crate) struct Sessions {
     begin: String,
     clear: String,
     repertoire: Repertoire,
+    wary_until: Arc<Mutex<Option<Instant>>>,
 }
+
+/// For how long no handler's statement is taken for what the same text was before, once it was not.
+const WARY: Duration = Duration::from_secs(60);
 
 /// What the settings are; the fifth column puts back what was set in the session itself, by a hook of
 /// the pool: `reset all` would lose it.
@@ -119,6 +123,7 @@ impl Sessions {
             begin: String::new(),
             clear,
             repertoire,
+            wary_until: Arc::default(),
         };
         Ok(sessions.settled())
     }
@@ -170,6 +175,18 @@ impl Sessions {
     /// Has all statements prepared anew, with new plans, in every session.
     pub(crate) fn prepare_anew(&self) {
         self.pool.manager().statement_caches.clear();
+    }
+
+    /// One text of a handler's has meant different things to two messages, as where a function of the database has
+    /// changed the search path. For a while each message has its statements prepared anew.
+    pub(crate) fn be_wary(&self) {
+        let until = Instant::now() + WARY;
+        *self.wary_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    pub(crate) fn are_wary(&self) -> bool {
+        let until = *self.wary_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// For a connection that somebody keeps: all others would wait for it.

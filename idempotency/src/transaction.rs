@@ -136,8 +136,13 @@ impl Open {
     /// Whoever has the connection next gets a new one, if so much passed through this one.
     pub(crate) fn carries(&self, message: &RawMessage) {
         if message.is_large() {
-            self.shared.swollen.store(true, Ordering::Relaxed);
+            self.shared.spent.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// As [`Shared::had_a_misfit`].
+    pub(crate) fn had_a_misfit(&self) -> bool {
+        self.shared.had_a_misfit()
     }
 
     /// Undoes what was done since the savepoint: failures, role and settings included.
@@ -215,8 +220,12 @@ impl Open {
                 self.shared.handler_ended_it();
                 Err(InboxError::Ended)
             }
-            // The work took too long, and would again.
-            Err(error) if ended_the_session(&error) => Err(InboxError::Uncommitted(error)),
+            // The work took too long, and would again: also where a deferred trigger takes longer than a statement may.
+            Err(error)
+                if ended_the_session(&error) || error.code() == Some(&SqlState::QUERY_CANCELED) =>
+            {
+                Err(InboxError::Uncommitted(error))
+            }
             // So may one that is checked in C. And COMMIT needs nothing that was prepared: where a statement is
             // missed, it is one of a deferred trigger.
             Err(error) if matches!(sort(&error), Sort::Doubt | Sort::Session) => {

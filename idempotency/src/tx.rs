@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, TryStreamExt as _, pin_mut};
-use tokio_postgres::{Error, Row};
+use tokio_postgres::{Error, Row, SimpleQueryMessage};
 use uuid::Uuid;
 
 use crate::{
     connection::{Params, Shared, WHICH},
     fault::{Point, point},
+    sql::ends_a_transaction,
     transaction::Open,
 };
 
@@ -48,8 +49,10 @@ impl Tx {
     /// that was set before. What would end the transaction is refused with SQLSTATE 2D000.
     pub async fn execute(&self, sql: &str, params: Params<'_>) -> Result<u64, Error> {
         self.admit(sql).await?;
-        let done = self.shared.execute(sql, params).await;
-        self.forget_after(sql);
+        let client = self.shared.client();
+        let run = |statement| async move { client.execute(&statement, params).await };
+        let done = self.shared.run(sql, run).await;
+        self.shared.was_sent(sql);
         done
     }
 
@@ -59,7 +62,10 @@ impl Tx {
     /// As [`Tx::execute`].
     pub async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
         self.admit(sql).await?;
-        self.shared.query(sql, params).await
+        let client = self.shared.client();
+        self.shared
+            .run(sql, |statement| async move { client.query(&statement, params).await })
+            .await
     }
 
     /// Runs a query and returns its one row.
@@ -68,9 +74,9 @@ impl Tx {
     /// As [`Tx::execute`]; also when it has no row or several, which fails nothing in the database.
     pub async fn query_one(&self, sql: &str, params: Params<'_>) -> Result<Row, Error> {
         self.admit(sql).await?;
-        let statement = self.shared.prepare(sql).await?;
-        let asked = self.shared.asks();
-        asked.answered(self.shared.client().query_one(&statement, params).await)
+        let client = self.shared.client();
+        let run = |statement| async move { client.query_one(&statement, params).await };
+        self.shared.run(sql, run).await
     }
 
     /// Runs a query and returns its row, if it has one.
@@ -79,9 +85,9 @@ impl Tx {
     /// As [`Tx::query_one`].
     pub async fn query_opt(&self, sql: &str, params: Params<'_>) -> Result<Option<Row>, Error> {
         self.admit(sql).await?;
-        let statement = self.shared.prepare(sql).await?;
-        let asked = self.shared.asks();
-        asked.answered(self.shared.client().query_opt(&statement, params).await)
+        let client = self.shared.client();
+        let run = |statement| async move { client.query_opt(&statement, params).await };
+        self.shared.run(sql, run).await
     }
 
     /// Runs several statements, with semicolons between them and without parameters.
@@ -95,9 +101,10 @@ impl Tx {
         }
         // Until the opposite is seen: this may be dropped on its way, and the statements run on.
         self.shared.is_doubtful(true);
+        self.shared.is_sent(sql);
         let asked = self.shared.asks();
         let done = asked.answered(self.shared.client().batch_execute(sql).await);
-        self.forget_after(sql);
+        self.shared.was_sent(sql);
         match (done, self.transaction().await) {
             (_, Ok(now)) if self.shared.known().as_ref() != Some(&now) => {
                 self.shared.handler_ended_it();
@@ -194,77 +201,16 @@ impl Tx {
         refused.expect_err("the statement raises an error")
     }
 
-    /// After DEALLOCATE and DISCARD the server knows less than the driver believes.
-    fn forget_after(&self, sql: &str) {
-        let sql = sql.to_ascii_lowercase();
-        if ["deallocate", "discard"].iter().any(|word| sql.contains(word)) {
-            self.shared.client().statement_cache.clear();
-        }
-    }
-
     /// Which one this is, by the server.
     async fn transaction(&self) -> Result<String, Error> {
-        let rows = self.shared.query(WHICH, &[]).await?;
-        rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
+        let asked = self.shared.asks();
+        let answer = asked.answered(self.shared.client().simple_query(WHICH).await)?;
+        let row = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(ToOwned::to_owned),
+            _ => None,
+        };
+        Ok(answer.iter().find_map(row).unwrap_or_default())
     }
-}
-
-/// Of the first statement, and the extended protocol takes no others. Functions, CALL and DO can't end a
-/// transaction that was open before.
-fn ends_a_transaction(sql: &str) -> bool {
-    let mut words = words(sql);
-    let mut next = || words.next().unwrap_or_default().to_ascii_lowercase();
-    match next().as_str() {
-        "commit" | "end" | "abort" => true,
-        // ROLLBACK [WORK | TRANSACTION] TO …
-        "rollback" => match next().as_str() {
-            "to" => false,
-            "work" | "transaction" => next() != "to",
-            _ => true,
-        },
-        "prepare" => next() == "transaction",
-        _ => false,
-    }
-}
-
-/// The words at the beginning of a statement, without comments.
-fn words(sql: &str) -> impl Iterator<Item = &str> {
-    let mut rest = sql;
-    std::iter::from_fn(move || {
-        loop {
-            rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
-            if let Some(comment) = rest.strip_prefix("--") {
-                rest = comment.split_once(['\n', '\r']).map_or("", |(_, rest)| rest);
-            } else if let Some(comment) = rest.strip_prefix("/*") {
-                rest = after_comment(comment);
-            } else {
-                break;
-            }
-        }
-        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-        let (word, after) = rest.split_at(end);
-        rest = after;
-        (!word.is_empty()).then_some(word)
-    })
-}
-
-/// Behind the end of a comment, which may hold others.
-fn after_comment(mut rest: &str) -> &str {
-    let mut depth = 1;
-    while depth > 0 {
-        let close = rest.find("*/").unwrap_or(rest.len());
-        match rest.find("/*") {
-            Some(open) if open < close => {
-                depth += 1;
-                rest = rest.get(open + 2..).unwrap_or_default();
-            }
-            _ => {
-                depth -= 1;
-                rest = rest.get(close + 2..).unwrap_or_default();
-            }
-        }
-    }
-    rest
 }
 
 /// An event for [`Tx::publish`].
@@ -310,39 +256,5 @@ impl<'a> Event<'a> {
             headers.insert(name.to_owned(), value.into());
         }
         self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_would_end_the_transaction_is_known_by_its_first_words() {
-        for sql in [
-            "commit",
-            " COMMIT AND CHAIN",
-            ";;end",
-            "/* a /* b */ c */ rollback",
-            "-- a\n-- b\r\nabort;",
-            "rollback work",
-            "rollback transaction and chain",
-            "prepare transaction 'x'",
-        ] {
-            assert!(ends_a_transaction(sql), "{sql}");
-        }
-        for sql in [
-            "",
-            "/* commit",
-            "select 'commit'",
-            "rollback to x",
-            "rollback work to savepoint x",
-            "rollback/**/transaction--\nto x",
-            "prepare x as select 1",
-            "commitment",
-            "release savepoint x",
-        ] {
-            assert!(!ends_a_transaction(sql), "{sql}");
-        }
     }
 }

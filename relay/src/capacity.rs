@@ -72,8 +72,10 @@ pub(crate) fn lacking(found: &Capacity, own: Own, role: &str) -> Vec<Lack> {
         lack(
             "server",
             found.in_recovery,
-            "is a standby".into(),
-            "add target_session_attrs=read-write to postgres.url".into(),
+            "is a standby, which can't be written to".into(),
+            "with several hosts, add target_session_attrs=read-write to postgres.url; with one, name the primary \
+             there"
+                .into(),
         ),
     ]
     .into_iter()

@@ -304,7 +304,11 @@ fn listing<'a>(
                 "`alter publication {publication_name} set (publish_via_partition_root = true); {statement}`"
             ),
         };
-        Halt::new(format!("publication {publication_name} does not publish {name}"), remedy)
+        let how = match table.kind == "p" && !publication.via_root && !publication.tables.is_empty() {
+            true => " under its own name, but perhaps its partitions under theirs",
+            false => "",
+        };
+        Halt::new(format!("publication {publication_name} does not publish {name}{how}"), remedy)
     })
 }
 

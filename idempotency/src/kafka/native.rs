@@ -25,7 +25,7 @@ use rdkafka::{
 };
 use sys::rd_kafka_resp_err_t as err;
 
-use crate::message::Headers;
+use crate::message::{Headers, LARGE};
 
 /// A record that librdkafka keeps for as long as `'a` lasts.
 #[derive(Clone, Copy)]
@@ -66,6 +66,11 @@ impl<'a> Record<'a> {
     pub(super) fn payload(&self) -> Option<Bytes> {
         // SAFETY: it points to that many bytes of the message.
         unsafe { copied(self.fields().payload, self.fields().len) }.map(Bytes::from)
+    }
+
+    /// Whether its payload alone makes it a large message.
+    pub(super) fn is_large(&self) -> bool {
+        self.fields().len > LARGE
     }
 
     pub(super) fn timestamp(&self) -> Timestamp {

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     dispatch::Limits,
     fault::{Point, point},
+    heap,
     processor::{Processor, Stop},
 };
 
@@ -170,6 +171,9 @@ impl Poll {
 
     fn take(&self, record: Record<'_>, reader: &mut Reader, topics: &Topics) {
         point(Point::Polled);
+        if record.is_large() {
+            heap::large_blocks_apart();
+        }
         let message = reader.message(&record);
         let partition = (Arc::clone(&message.source.topic), record.partition());
         topics.goes_on(&self.consumer, &self.shared, &partition, record.offset());

@@ -27,6 +27,7 @@ use crate::{
     error::InboxError,
     failure::{Failure, Kind},
     fault::{Point, point},
+    heap,
     meter::Outcome,
     transaction::Open,
 };
@@ -131,7 +132,7 @@ impl Processor {
             hands.settle_doubt();
         }
         let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
-        let (mut turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
+        let (turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
         let mut taken = match hands.take_next() {
             Some((next, max)) => shelf.take(sessions, next, max, large_too).await?,
@@ -141,8 +142,8 @@ impl Processor {
             taken = shelf.take(sessions, Which::Any, max, large_too).await?;
         }
         let is_large = taken.as_ref().is_some_and(Taken::is_large);
-        if let Some(turn) = &mut turn {
-            turn.used(is_large);
+        if is_large {
+            heap::large_blocks_apart();
         }
         drop(turn);
         let Some(Taken { open, lane, attempts, heads, more }) = taken else {
@@ -232,7 +233,7 @@ impl Processor {
         group: &[Head],
     ) -> Result<Result<(), Failure>, InboxError> {
         let messages = group.iter().map(|head| head.message.clone()).collect();
-        let done = self.work(open.tx(), messages).await;
+        let done = self.work(open, messages).await;
         open.alone()?;
         if done.is_err() {
             return Ok(done);

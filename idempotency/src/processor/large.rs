@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
+use crate::heap;
+
 /// Large parked messages that are handled at once: no runner's setting counts them.
 const PARKED_AT_ONCE: usize = 2;
 
@@ -25,13 +27,14 @@ impl Default for Large {
 }
 
 impl Large {
-    pub(super) async fn turn(&self) -> Turn<'_> {
-        Turn { _held: self.turn.lock().await, used: true }
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        heap::large_blocks_apart();
+        self.turn.lock().await
     }
 
     /// If no one holds it now, it is kept for whoever needs it next.
-    pub(super) fn try_turn(&self) -> Option<Turn<'_>> {
-        Some(Turn { _held: self.turn.try_lock().ok()?, used: false })
+    pub(super) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.turn.try_lock().ok()
     }
 
     /// To handle a parked one, if not as many are handled as may be.
@@ -39,35 +42,3 @@ impl Large {
         self.parked.try_acquire().ok()
     }
 }
-
-/// Until it is dropped.
-pub(super) struct Turn<'a> {
-    _held: MutexGuard<'a, ()>,
-    used: bool,
-}
-
-impl Turn<'_> {
-    /// It was needed, if this is so.
-    pub(super) fn used(&mut self, used: bool) {
-        self.used = used;
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        if self.used {
-            give_back();
-        }
-    }
-}
-
-/// What was freed is mostly kept by glibc, for each thread, in case it is asked for as much again: several
-/// messages' sizes that no one uses. It takes as long as a small transaction.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn give_back() {
-    // SAFETY: it takes any number, may be called on any thread, and touches nothing that is in use.
-    unsafe { libc::malloc_trim(0) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn give_back() {}

@@ -15,6 +15,7 @@ mod forgotten;
 mod hands;
 mod large;
 mod marked;
+mod payload;
 mod plans;
 mod position;
 mod settle;
@@ -236,7 +237,7 @@ impl Processor {
         if !sorted.fresh.is_empty() {
             called.with(&sorted.fresh, messages.len());
             let work = sorted.fresh.iter().map(|message| (*message).clone()).collect();
-            if let Err(failure) = self.work(open.tx(), work).await {
+            if let Err(failure) = self.work(&open, work).await {
                 let transaction = open.transaction();
                 // What can't be told to the database now is rolled back with its connection.
                 if let Err(why) = open.rollback().await {

@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration, time::SystemTime};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::payload::Payload;
+
 use crate::{
     error::InboxError,
     failure::Failure,
@@ -82,7 +84,7 @@ impl Shelf {
                 self.repertoire.headers(&message.headers),
             );
             let topic = self.repertoire.text(topic);
-            let (day, payload) = (message.id.day(), message.payload.as_deref());
+            let (day, payload) = (message.id.day(), Payload::of(message));
             let (produced_at, stored_at) = times(message);
             open.carries(message);
             let params: [&(dyn ToSql + Sync); 12] = [
@@ -159,7 +161,7 @@ impl Shelf {
         );
         let topic = self.repertoire.text(topic);
         let (code, text) = self.why(failure);
-        let (day, payload) = (message.id.day(), message.payload.as_deref());
+        let (day, payload) = (message.id.day(), Payload::of(message));
         let (produced_at, stored_at) = times(message);
         open.carries(message);
         let params: [&(dyn ToSql + Sync); 16] = [

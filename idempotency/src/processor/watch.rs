@@ -15,6 +15,7 @@ use crate::{
     failure::{Failure, Kind},
     message::RawMessage,
     message_id::MessageId,
+    transaction::Open,
     tx::Tx,
 };
 
@@ -22,7 +23,18 @@ use crate::{
 pub(super) const SLOW: Duration = Duration::from_secs(30);
 
 impl Processor {
-    pub(super) async fn work(&self, tx: Tx, messages: Vec<RawMessage>) -> Result<(), Failure> {
+    /// Calls the handler in the transaction. A parameter that fits the types of an earlier message's statement and
+    /// not this one's is neither's fault: the handler is called again, whatever it made of that.
+    pub(super) async fn work(&self, open: &Open, messages: Vec<RawMessage>) -> Result<(), Failure> {
+        let done = self.call(open.tx(), messages).await;
+        if open.had_a_misfit() {
+            let text = "a parameter does not fit a statement that an earlier message had prepared";
+            return Err(Failure::new(Kind::Session, "session", text));
+        }
+        done
+    }
+
+    async fn call(&self, tx: Tx, messages: Vec<RawMessage>) -> Result<(), Failure> {
         let consumer = self.shared.inbox.consumer();
         // The producer's context as it is: whoever exports spans knows what to do with it.
         let span = match messages.as_slice() {

@@ -91,17 +91,13 @@ async fn run(cli: Cli) -> ExitCode {
 async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     let file = cli.config;
     let stray = config::misnamed(&config::Environment::of_process());
-    // `run` has a log for it, and `check` a finding.
+    // `run` has a log for it, and `check` a finding, once the settings are read.
     if !matches!(cli.command, Command::Run(_) | Command::Check { .. }) {
-        for (name, meant) in &stray {
-            output::eprint(&format!(
-                "warning: {name} is no setting and is ignored: name it {meant}"
-            ));
-        }
+        warn_of(&stray);
     }
     match cli.command {
         Command::Run(flags) => {
-            let config = relay_settings(file, &flags)?;
+            let config = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
             logging::init(&config.log);
             for (name, meant) in &stray {
                 tracing::warn!(
@@ -114,7 +110,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Command::Check { flags, json } => {
-            let config = relay_settings(file, &flags)?;
+            let config = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
             logging::init(&quiet(&config));
             let mut findings = check::stray(&stray);
             findings.extend(check::run(&config, &config.parts()?).await);
@@ -183,6 +179,13 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Command::Demo(arguments) => Ok(demo::run(arguments).await?.into()),
+    }
+}
+
+/// Variables that are no settings, on standard error: a setting that is missing may be one of them.
+fn warn_of(stray: &[(String, String)]) {
+    for (name, meant) in stray {
+        output::eprint(&format!("warning: {name} is no setting and is ignored: name it {meant}"));
     }
 }
 

@@ -105,7 +105,7 @@ mod tests {
     const DROP: &str = "pg_drop_replication_slot('s')";
 
     fn remedy(unfit: Option<&Halt>, source: &Source) -> String {
-        let halt = Halt::new("rows without headers", "no setting reaches these rows");
+        let halt = Halt::new("rows without headers", "no setting fits these rows");
         told(halt, unfit, &source.said("s")).remedy
     }
 

@@ -1,12 +1,14 @@
 //! Whether the session that took the leader's lock has it still.
 
+use tokio_postgres::error::SqlState;
+
 use super::ended::Ended;
 use crate::{leader, metrics::Cause, postgres::sql::SqlSession};
 
 /// Asks the server whether the session still leads.
 pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), Ended> {
     let leads = session.client().query_one(&leader::leads(slot, session.pid()), &[]).await;
-    if leads.and_then(|row| row.try_get(0)).map_err(lock_failed)? {
+    if leads.and_then(|row| row.try_get(0)).map_err(lock_failed(session))? {
         return Ok(());
     }
     let error = anyhow::anyhow!(
@@ -16,9 +18,20 @@ pub(super) async fn still_leads(session: &SqlSession, slot: &str) -> Result<(), 
 }
 
 /// What an answer about the lock means that is an error.
-pub(super) fn lock_failed(error: tokio_postgres::Error) -> Ended {
-    match leader::unusable(&error) {
+pub(super) fn lock_failed(session: &SqlSession) -> impl Fn(tokio_postgres::Error) -> Ended {
+    |error| match leader::unusable(&error) {
         Some(halt) => Ended::NoLeaders(halt),
-        None => Ended::retry(Cause::Postgres, "asking for the leader's lock", error),
+        None => {
+            let is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+            let mut error = anyhow::Error::new(error);
+            if is_read_only {
+                error = error.context(format!(
+                    "{} is a standby, or read-only: with several hosts, add target_session_attrs=read-write to \
+                     postgres.url; with one, name the primary there",
+                    session.host()
+                ));
+            }
+            Ended::retry(Cause::Postgres, "asking for the leader's lock", error)
+        }
     }
 }

@@ -148,14 +148,25 @@ pub(super) fn again(json: &Value, repertoire: Repertoire) -> Value {
 
 /// Name and value of each header; what is not of the table's shape is left out.
 pub(super) fn from_json(json: &Value) -> impl Iterator<Item = (String, Vec<u8>)> {
+    json.as_array().into_iter().flatten().filter_map(pair)
+}
+
+/// Whether nothing is left out, neither the event's id nor its position: someone may have written the column.
+pub(super) fn are_readable(json: &Value) -> bool {
+    json.as_array().is_some_and(|pairs| pairs.iter().all(|it| pair(it).is_some()))
+}
+
+/// Why an event with such headers is not delivered.
+pub(super) const UNREADABLE: &str = "the column headers of this row of outbox.dead_letters is not a JSON array of [name, value] \
+     pairs, so someone has changed it by hand; what could be read of it was kept";
+
+fn pair(pair: &Value) -> Option<(String, Vec<u8>)> {
     let bytes = |value: &Value| match value {
         Value::String(text) => Some(text.as_bytes().to_vec()),
         other => BASE64_STANDARD.decode(other.get("base64")?.as_str()?).ok(),
     };
-    json.as_array().into_iter().flatten().filter_map(move |pair| {
-        let [name, value] = pair.as_array()?.as_slice() else { return None };
-        Some((String::from_utf8(bytes(name)?).ok()?, bytes(value)?))
-    })
+    let [name, value] = pair.as_array()?.as_slice() else { return None };
+    Some((String::from_utf8(bytes(name)?).ok()?, bytes(value)?))
 }
 
 #[cfg(test)]
@@ -181,6 +192,20 @@ mod tests {
             assert!(!text.contains("\\u0000"), "the database takes no zero byte");
             assert!(repertoire == Repertoire::Unicode || text.is_ascii(), "{text}");
             assert_eq!(again(&again(&json, Repertoire::Ascii), repertoire), json);
+        }
+    }
+
+    #[test]
+    fn headers_that_someone_has_written_by_hand_are_known() {
+        for (written, readable) in [
+            (json!([]), true),
+            (json!([["outbox-id", "e"], ["a", {"base64": "/wA="}]]), true),
+            (json!({"outbox-id": "e"}), false),
+            (json!([["outbox-id", "e"], ["a"]]), false),
+            (json!([["outbox-id", "e"], ["a", 1]]), false),
+            (json!(null), false),
+        ] {
+            assert_eq!(are_readable(&written), readable, "{written}");
         }
     }
 

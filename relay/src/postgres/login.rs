@@ -1,6 +1,6 @@
 //! tokio-postgres' start-up over a line of ours, and what its errors mean.
 
-use std::future::Ready;
+use std::{error::Error as _, future::Ready};
 
 use tokio_postgres::{Client, Config, Connection, tls::TlsConnect};
 
@@ -68,7 +68,14 @@ pub(super) fn connect_error(error: tokio_postgres::Error) -> ConnectError {
     if error.is_closed() {
         return ConnectError::transient("the server closed the connection during the start-up");
     }
-    let what = error.to_string();
+    let source = error.source().map(ToString::to_string).unwrap_or_default();
+    let what = match source.as_str() {
+        "password missing" => {
+            "the server asks for a password, and the settings have none".to_owned()
+        }
+        "" => error.to_string(),
+        _ => format!("{error}: {source}"),
+    };
     match error.into_source().map(|source| source.downcast::<std::io::Error>()) {
         // SCRAM's and the parser's verdicts on what the server said come as these kinds.
         Some(Ok(error))

@@ -48,10 +48,10 @@ fn text(sqlstate: &str) -> Option<&'static str> {
              the setting, and restart the server"
         }
         "53400" => {
-            "a limit of the server's configuration is reached. For temp_file_limit: `alter role {role} \
-             set temp_file_limit = -1`, as a superuser. For replication slots: drop one \
-             that nobody needs any more (`select slot_name, active, wal_status from \
-             pg_replication_slots`), or raise max_replication_slots and restart the server"
+            "a limit of the server's configuration is reached. For replication slots: drop one \
+             that no one needs any more (`select slot_name, active, wal_status from \
+             pg_replication_slots`), or raise max_replication_slots and restart the server. For \
+             temp_file_limit: `alter role {role} set temp_file_limit = -1`, as a superuser"
         }
         _ => return None,
     })

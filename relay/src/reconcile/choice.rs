@@ -137,7 +137,7 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
             match facts.has_delivered {
                 true => format!(
                     "to publish everything after the slot's position, some of it perhaps again, run `outbox-relay \
-                     resume --at slot`: what is before it, the broker had stored; to leave that out, run \
+                     resume --at slot`: what is before it was published; to leave that out, run \
                      `outbox-relay resume --at now`{}",
                     if facts.stream.is_some() {
                         format!(

@@ -80,7 +80,7 @@ pub(crate) fn written_otherwise(of: &[Misfit], relation: &Relation) -> Halt {
         ),
         match earlier {
             Some(settings) => format!("{}; then restart the relay", settings.join("; and ")),
-            None => "no setting reaches these rows".to_owned(),
+            None => "no setting fits these rows".to_owned(),
         },
     )
 }

@@ -1,6 +1,7 @@
 //! The consumer's half on a real PostgreSQL.
 
 mod anew;
+mod bombs;
 mod cliffs;
 mod command;
 mod committed;
@@ -45,6 +46,7 @@ mod running;
 mod sessions;
 mod settings;
 mod start;
+mod statements;
 mod storm;
 mod topics;
 mod trouble;

@@ -65,7 +65,7 @@ pub(in crate::daemon) async fn lead(context: &Context) -> Result<Leading, Ended>
         .map_err(|e| Ended::connect("connecting to PostgreSQL", e))?;
     let session = Arc::new(session);
     standbys::settle(context, &session).await?;
-    locks::limit(&session, context.config.leader.timeout).await.map_err(lock_failed)?;
+    locks::limit(&session, context.config.leader.timeout).await.map_err(lock_failed(&session))?;
     match take_over(context, &session).await {
         Ok(sink) => Ok(Leading { session, sink }),
         Err(ended) => Err(locks::named(&session, ended).await),
@@ -75,7 +75,7 @@ pub(in crate::daemon) async fn lead(context: &Context) -> Result<Leading, Ended>
 async fn take_over(context: &Context, session: &Arc<SqlSession>) -> Result<Option<AnySink>, Ended> {
     let slot = &context.config.postgres.slot;
     let mut sink = None;
-    if !leader::try_lead(session.client(), slot).await.map_err(lock_failed)? {
+    if !leader::try_lead(session.client(), slot).await.map_err(lock_failed(session))? {
         steps::doing(&context.board, "getting ready to stand by");
         let ready = prepare(context, session).await?;
         stand_by(context, session, &ready).await?;
@@ -99,7 +99,7 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
         loop {
             // Leading without a broker would only keep the lock from who has one.
             if board.broker_answers()
-                && leader::try_lead(client, slot).await.map_err(lock_failed)?
+                && leader::try_lead(client, slot).await.map_err(lock_failed(session))?
             {
                 return Ok(());
             }
@@ -111,7 +111,7 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
                 return Err(Ended::retry(Cause::Broker, "standing by", error));
             }
             if seen.is_due() {
-                let holder = leader::holder(client, slot).await.map_err(lock_failed)?;
+                let holder = leader::holder(client, slot).await.map_err(lock_failed(session))?;
                 board.heard();
                 seen.tell(board, holder.as_ref());
                 if let Some(holder) = &holder {
@@ -174,7 +174,7 @@ pub(super) async fn not_anothers(context: &Context, session: &SqlSession) -> Res
     }
     let (slot, name) = (&context.config.postgres.slot, &context.config.name);
     let another = leader::another_streams(session.client(), slot, name).await;
-    another.map_err(lock_failed)?.map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
+    another.map_err(lock_failed(session))?.map_or(Ok(()), |halt| Err(Ended::Halted(halt)))
 }
 
 async fn depose(context: &Context, session: &SqlSession) -> Result<(), Ended> {

@@ -275,9 +275,15 @@ pub(super) fn add(row: &Row, origin: &Origin, position: RowPosition, batch: &mut
         record.header(&name, &value);
     }
     record.finish();
-    if !row.get::<_, bool>(7) {
-        let (index, error) = (batch.len() - 1, row.get(9));
-        let reason = reason::known(row.get(8));
+    let unfit = match row.get::<_, bool>(7) {
+        false => Some((reason::known(row.get(8)), row.get(9))),
+        true if !headers::are_readable(&headers) => {
+            Some((reason::HEADERS_SHAPE, headers::UNREADABLE.to_owned()))
+        }
+        true => None,
+    };
+    if let Some((reason, error)) = unfit {
+        let index = batch.len() - 1;
         batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
     }
 }

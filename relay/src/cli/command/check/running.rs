@@ -1,6 +1,6 @@
 //! Asks the running relay, if it can be reached: the catalogs don't show what it has met in the stream.
 
-use super::{Finding, warning};
+use super::{Finding, problem};
 use crate::{admin::client, config::Config, core::printable, state::status::Status};
 
 /// Whether it is halted. Ends within the client's patience.
@@ -16,7 +16,7 @@ fn told(status: &Status, name: &str, slot: &str) -> Option<Finding> {
     let is_it = status.name == name && status.slot == slot;
     (is_it && status.phase == "halted").then(|| {
         let detail = printable::line(&status.detail);
-        warning(
+        problem(
             "running relay",
             format!("what answers at admin.listen as relay {name} is halted: {detail}"),
             "compare it with the relay's log, and follow it; the relay then continues within ten seconds, or after a restart if a setting was changed",

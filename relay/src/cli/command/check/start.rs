@@ -54,9 +54,19 @@ pub(super) async fn rehearsed(
             // What can't be asked is not said.
             let open = slot::writers_waited_for(session.client()).await.unwrap_or_default();
             let found = starts(name, &decision, looked);
-            waiting(found, &decision, open)
+            after_problems(waiting(found, &decision, open), before)
         }
     })
+}
+
+/// What a start would do if nothing else kept it from starting.
+fn after_problems(found: Finding, before: &[Finding]) -> Finding {
+    let any = before.iter().any(|finding| finding.verdict == Verdict::Problem);
+    let seen = match any {
+        true => format!("once the problems above are fixed: {}", found.seen),
+        false => found.seen,
+    };
+    Finding { seen, ..found }
 }
 
 /// The rehearsal's findings; where it has not ended because it reads much progress, that.
@@ -105,15 +115,10 @@ fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
             ok(NAME, format!("makes the slot {slot}, and publishes the rows that are there"))
         }
         Decision::Repair { lower: Some(_), .. } => {
-            let then = if looked { "there is nothing to do" } else { LATER };
-            warning(
-                NAME,
-                format!(
-                    "recreates the slot {slot} by itself, and publishes from the tables what the slot \
-                     would have sent: {then}"
-                ),
-                "",
-            )
+            let seen = format!(
+                "recreates the slot {slot} by itself, and publishes from the tables what the slot would have sent"
+            );
+            warning(NAME, if looked { seen } else { format!("{seen}: {LATER}") }, "")
         }
         Decision::FinishRepair if looked => ok(NAME, "continues a repair".into()),
         Decision::FinishRepair => warning(NAME, format!("continues a repair; {LATER}"), ""),
