@@ -158,6 +158,22 @@ impl Sessions {
         self.pool.get().await.map_err(|error| InboxError::Unavailable(Box::new(error)))
     }
 
+    /// Runs statements that are a whole transaction.
+    pub(crate) async fn run_alone(&self, doing: &'static str, sql: &str) -> Result<(), InboxError> {
+        let client = self.get().await?;
+        let done = client.batch_execute(sql).await;
+        if done.is_err() {
+            // It may have one open.
+            drop(Object::take(client));
+        }
+        done.map_err(|error| InboxError::of(doing, error))
+    }
+
+    /// Whether those who add to a key wait for whoever has taken it up.
+    pub(crate) fn wait_for_lanes(&self) -> bool {
+        self.isolation == Isolation::Serializable
+    }
+
     /// As [`explained`].
     pub(crate) async fn explained(&self, error: InboxError) -> InboxError {
         explained(&self.pool, error).await

@@ -69,11 +69,13 @@ async fn row(inbox: &Inbox, id: MessageId, lane: Uuid) -> Result<Claimed, InboxE
     };
     let mut parked = HashSet::new();
     if row.try_get(0).map_err(read)? {
-        // Whoever takes from the lane now may free it.
-        let sql = "select from inbox.parked_lanes \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                   for update";
-        let rows = open.query(DOING, sql, &[&consumer, &lane]).await?;
+        // It may be free since.
+        let sql = format!(
+            "select from inbox.parked_lanes \
+             where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 {}",
+            keeping(inbox)
+        );
+        let rows = open.query(DOING, &sql, &[&consumer, &lane]).await?;
         parked.extend(rows.first().map(|_| lane));
     }
     Ok((open, HashSet::from([uuid]), parked))
@@ -85,17 +87,26 @@ pub(super) async fn nothing(
     messages: &[&RawMessage],
     lanes: &[Uuid],
 ) -> Result<Claimed, InboxError> {
-    let sql = "select array(select lane from inbox.parked_lanes \
-               where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
-               order by lane for update), pg_catalog.pg_backend_pid() as backend, \
-                   pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction";
+    let sql = format!(
+        "select array(select lane from inbox.parked_lanes \
+             where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) any ($2) \
+             order by lane {}), pg_catalog.pg_backend_pid() as backend, \
+             pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction",
+        keeping(inbox)
+    );
     let params: [&(dyn ToSql + Sync); 2] = [&inbox.consumer_id(), &lanes];
     let (open, rows) =
-        Open::begin(inbox.sessions(), "looking for parked keys", sql, &params).await?;
+        Open::begin(inbox.sessions(), "looking for parked keys", &sql, &params).await?;
     let row = rows.first().expect("a query without a table returns one row");
     let parked: Vec<Uuid> = row.try_get(0).map_err(read)?;
     let claimed = messages.iter().map(|message| message.id.uuid()).collect();
     Ok((open, claimed, parked.into_iter().collect()))
+}
+
+/// The lock by which lanes are kept from being freed until the end of the transaction. It lets others take them up, but
+/// under SERIALIZABLE, where whoever does not wait makes the other fail.
+fn keeping(inbox: &Inbox) -> &'static str {
+    if inbox.sessions().wait_for_lanes() { "for update" } else { "for key share" }
 }
 
 fn read(error: tokio_postgres::Error) -> InboxError {

@@ -151,8 +151,8 @@ impl Processor {
         };
         self.shared.due.notify_one();
         let Some(head) = heads.first() else {
-            // It is free again.
-            open.commit().await?;
+            open.rollback().await?;
+            shelf.free(sessions, lane).await?;
             return Ok(Attempt::Done);
         };
         let _place = place.filter(|_| is_large);
@@ -168,7 +168,9 @@ impl Processor {
             };
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => {
-                    if more && self.shared.batch_max == 1 {
+                    if !more {
+                        shelf.free(sessions, lane).await?;
+                    } else if self.shared.batch_max == 1 {
                         hands.keep(Which::Next(lane, head.seq), 1);
                     }
                     return Ok(Attempt::Done);
@@ -357,9 +359,12 @@ impl Processor {
         }
         let (message, replays) = (&head.message, head.replays);
         let new_code = shelf.bury(&open, message, failure, failed, replays).await?;
-        shelf.advance(&open, lane, std::slice::from_ref(head)).await?;
+        let more = shelf.advance(&open, lane, std::slice::from_ref(head)).await?;
         open.commit().await?;
         self.announce(message, failure, new_code);
+        if !more {
+            shelf.free(self.shared.inbox.sessions(), lane).await?;
+        }
         Ok(())
     }
 }

@@ -62,17 +62,13 @@ impl Shelf {
         (self.repertoire.code(failure.code()), self.repertoire.error(failure.text()))
     }
 
-    /// Adds messages to the ends of their lanes, which are parked and locked by this transaction.
+    /// Adds messages to the ends of their lanes, which are parked, and kept so by this transaction.
     pub(super) async fn append(
         self,
         open: &Open,
         messages: &[&RawMessage],
     ) -> Result<(), InboxError> {
-        // The lane's row is changed, not locked alone: whoever takes the lane up by an older snapshot,
-        // as under REPEATABLE READ, fails then, instead of freeing a lane with messages.
-        let sql = "with met as (update inbox.parked_lanes set due_at = due_at \
-                   where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2) \
-               insert into inbox.parked \
+        let sql = "insert into inbox.parked \
                (consumer_id, lane, message_id, day, topic, partition, record_offset, key, payload, headers, \
                    produced_at, stored_at) \
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) returning 1";

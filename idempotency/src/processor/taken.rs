@@ -98,8 +98,8 @@ impl Shelf {
             return Ok(None);
         }
         let more = rows.last().map_or(Ok(false), |row| row.try_get(12)).map_err(read)?;
-        if !(more && settled) {
-            self.go_on(&open, lane, more).await?;
+        if !settled {
+            self.go_on(&open, lane).await?;
         }
         let failed = u32::try_from(attempts).unwrap_or(0);
         let counts = std::iter::once(failed.saturating_add(1)).chain(std::iter::repeat(1));
@@ -138,7 +138,7 @@ fn lock(which: Which) -> String {
                     where p.consumer_id operator(pg_catalog.=) $1 \
                         and p.lane operator(pg_catalog.=) l.lane \
                     order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
-            order by l.due_at limit 1 for update skip locked) \
+            order by l.due_at limit 1 for no key update skip locked) \
         select d.lane, d.attempts, d.settled, pg_catalog.set_config('inbox.lane', \
             coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true), \
             pg_catalog.pg_backend_pid() as backend, \
@@ -217,13 +217,14 @@ fn message(row: &Row, attempt: u32) -> Result<RawMessage, tokio_postgres::Error>
 }
 
 impl Shelf {
-    /// Takes a lane's first messages, which [`Shelf::take`] has read and were put back since.
+    /// Takes a lane's first messages, which [`Shelf::take`] has read and were put back since. Returns whether there
+    /// are more.
     pub(super) async fn advance(
         self,
         open: &Open,
         lane: Uuid,
         heads: &[Head],
-    ) -> Result<(), InboxError> {
+    ) -> Result<bool, InboxError> {
         const DOING: &str = "taking from a parked lane";
         let sql = "with gone as (delete from inbox.parked \
                    where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
@@ -236,7 +237,8 @@ impl Shelf {
         let rows = open.query(DOING, sql, &[&self.consumer_id, &lane, &seqs, &last]).await?;
         let row = rows.first().expect("a query without a table returns one row");
         let more = row.try_get(0).map_err(|error| InboxError::of(DOING, error))?;
-        self.go_on(open, lane, more).await
+        self.go_on(open, lane).await?;
+        Ok(more)
     }
 
     /// A statement that keeps other workers from taking the lane for a while.
@@ -249,24 +251,48 @@ impl Shelf {
         )
     }
 
-    /// A lane continues with its next message at once, behind others that are due, or is free again.
-    async fn go_on(self, open: &Open, lane: Uuid, more: bool) -> Result<(), InboxError> {
-        let sql = match more {
-            true => {
-                "update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+    /// A lane continues with its next message at once, behind others that are due; or it has none, and is free as
+    /// soon as someone sees that.
+    async fn go_on(self, open: &Open, lane: Uuid) -> Result<(), InboxError> {
+        let sql = "update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
                      code = null, error = null, since = pg_catalog.now() \
-                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2"
-            }
-            false => {
-                // Asked again: some may be before the place that the lane was taken from.
-                "delete from inbox.parked_lanes \
-                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2 \
-                     and not exists (select from inbox.parked \
-                         where consumer_id operator(pg_catalog.=) $1 \
-                             and lane operator(pg_catalog.=) $2)"
-            }
-        };
+                 where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         open.query("going on with a parked lane", sql, &[&self.consumer_id, &lane]).await?;
         Ok(())
     }
+
+    /// Frees a lane, if it has no messages.
+    ///
+    /// Never in a transaction that a handler is called in: whoever adds to the lane would wait for that handler. They
+    /// hold the lane's row until they have committed, so where one of them is at work it is left for later. The
+    /// second statement looks behind the lock, for which it must be READ COMMITTED: it sees what was added by all who
+    /// held the row before.
+    pub(super) async fn free(self, sessions: &Arc<Sessions>, lane: Uuid) -> Result<(), InboxError> {
+        let of = format!(
+            "l.consumer_id operator(pg_catalog.=) {} and l.lane operator(pg_catalog.=) '{lane}'",
+            self.consumer_id
+        );
+        let empty = "not exists (select from inbox.parked as p \
+            where p.consumer_id operator(pg_catalog.=) l.consumer_id \
+                and p.lane operator(pg_catalog.=) l.lane)";
+        let is_locked = format!(
+            "pg_catalog.current_setting('inbox.lane', true) operator(pg_catalog.=) '{lane}'"
+        );
+        let sql = format!(
+            "begin isolation level read committed read write; \
+             select pg_catalog.set_config('inbox.lane', k.lane::pg_catalog.text, true) \
+                 from (select l.lane from inbox.parked_lanes as l where {of} for update skip locked) as k; \
+             delete from inbox.parked_lanes as l where {of} and {empty} and {is_locked}; \
+             update inbox.parked_lanes as l set due_at = pg_catalog.clock_timestamp() \
+                     operator(pg_catalog.+) interval '{BUSY_MS} milliseconds' \
+                 from (select l.lane from inbox.parked_lanes as l \
+                     where {of} and {empty} for no key update skip locked) as k \
+                 where {of} and k.lane operator(pg_catalog.=) l.lane and ({is_locked}) is not true; \
+             commit"
+        );
+        sessions.run_alone("freeing a key that nothing waits of", &sql).await
+    }
 }
+
+/// After so long someone looks again at a lane that has no messages, and to which someone is adding.
+const BUSY_MS: u32 = 200;

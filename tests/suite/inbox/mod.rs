@@ -1,6 +1,7 @@
 //! The consumer's half on a real PostgreSQL.
 
 mod anew;
+mod beside;
 mod bombs;
 mod cliffs;
 mod command;
