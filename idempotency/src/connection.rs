@@ -38,6 +38,9 @@ pub(crate) const HAS_COMMITTED: &str = "coalesce( \
 /// Which transaction this is.
 pub(crate) const WHICH: &str = "select pg_catalog.pg_current_xact_id()::pg_catalog.text";
 
+/// Most statements that a session keeps prepared: who writes values into the text has a new one for each message.
+const STATEMENTS_MAX: usize = 300;
+
 /// A handler's statement, and whether it was prepared just now.
 struct Prepared {
     statement: Statement,
@@ -124,6 +127,9 @@ impl Shared {
         let client = self.client();
         let is_new = self.names_differ.load(Ordering::Relaxed) || self.sessions.are_wary();
         self.is_sent(sql);
+        if client.statement_cache.size() >= STATEMENTS_MAX {
+            client.statement_cache.clear();
+        }
         let statement = match is_new {
             true => client.prepare(sql).await,
             false => client.prepare_cached(sql).await,

@@ -190,12 +190,13 @@ pub(crate) fn ended_the_session(error: &tokio_postgres::Error) -> bool {
 
 /// An error with its causes, in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    // One that is its own cause has no end of them.
+    const CAUSES_MAX: usize = 32;
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
+    let causes = std::iter::successors(error.source(), |error| (*error).source());
+    for cause in causes.take(CAUSES_MAX) {
         text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+        text.push_str(&cause.to_string());
     }
     text
 }

@@ -63,7 +63,7 @@ impl MessageId {
             let value = given.bytes(name)?;
             let said = said(value)?;
             Some(match name {
-                OF_CLOUD_EVENTS => of_cloud_events(&given, value, &said, stamp),
+                OF_CLOUD_EVENTS => of_cloud_events(&given, value, &said, stamp)?,
                 OF_RELAY => stamp.message(value, &said, given.text("outbox-created-at")),
                 _ => stamp.message(value, &said, None),
             })
@@ -85,28 +85,31 @@ impl<N: AsRef<str>, V: AsRef<[u8]>> Given<N, V> {
     }
 }
 
-/// CloudEvents' ids belong to their source.
+/// CloudEvents' ids belong to their source, which is not empty: without one, two producers may have given the same id,
+/// unless that is a UUID.
 fn of_cloud_events<N: AsRef<str>, V: AsRef<[u8]>>(
     given: &Given<N, V>,
     id: &[u8],
     said: &Said,
     stamp: Stamp,
-) -> MessageId {
-    let of = given.text("ce_source").unwrap_or_default();
-    let of_relay = of.starts_with("/outbox-relay/");
-    if of_relay && matches!(said, Said::Uuid(_)) {
-        return stamp.message(id, said, given.text("ce_time"));
+) -> Option<MessageId> {
+    let of = given.bytes("ce_source").unwrap_or_default();
+    let of_relay = of.starts_with(b"/outbox-relay/");
+    match said {
+        Said::Uuid(_) if of_relay => return Some(stamp.message(id, said, given.text("ce_time"))),
+        Said::Other if of.is_empty() => return None,
+        Said::Uuid(_) | Said::Other => {}
     }
-    let named = digest(&[of.as_bytes(), id]);
+    let named = digest(&[of, id]);
     let told = given.text("ce_time").filter(|_| of_relay);
-    match (stamp.told_or_produced(told), said) {
+    Some(match (stamp.told_or_produced(told), said) {
         (Some(time), _) => MessageId::at(named, time),
         (None, Said::Uuid(uuid)) => match stamp.dated(*uuid) {
             Some(dated) => dated.renamed(named),
             None => MessageId::undated(named),
         },
         (None, Said::Other) => MessageId::undated(named),
-    }
+    })
 }
 
 /// What an id says: as text, as the JSON of a text, or as 16 bytes. `None` where that is nothing:
@@ -307,7 +310,7 @@ mod tests {
         assert_eq!(id(&header, one), id(&header, other));
         let header = [("ce_id", V7), ("ce_source", "/outbox-relay/orders")];
         assert_eq!(id(&header, one), id(&[("outbox-id", V7)], other));
-        for header in [("outbox-id", V4), ("outbox-id", "order 7"), ("ce_id", "7")] {
+        for header in [("outbox-id", V4), ("outbox-id", "order 7"), ("ce_id", V4)] {
             assert_eq!(id(&[header], one), id(&[header], one));
             assert!(!id(&[header], other).is_dated(), "a copy would have another time");
             assert!(!id(&[header], None).is_dated());
@@ -351,6 +354,14 @@ mod tests {
     fn ids_of_cloud_events_belong_to_their_source() {
         let event = |source| id(&[("ce_id", "7"), ("ce_source", source)], produced(1));
         assert_ne!(event("/a"), event("/b"));
+        let odd = |source: &[u8]| {
+            let headers = [("ce_id", &b"7"[..]), ("ce_source", source)];
+            of(&MessageId::HEADERS, &headers, produced(1))
+        };
+        assert_ne!(odd(b"\xff"), odd(b"\xfe"), "no text, and still two");
+        assert_eq!(odd(b""), None, "whoever gives no source may give the same id as another");
+        let unnamed = of(&MessageId::HEADERS, &[("ce_id", V7.as_bytes())], produced(1));
+        assert!(unnamed.is_some(), "a UUID is one message's alone");
         let foreign = [("ce_id", V7), ("ce_source", "/a")];
         let copies = [1, 99].map(|seconds| id(&foreign, stored(seconds)));
         assert!(copies[0].is_dated() && copies[0] == copies[1], "its id has a time");

@@ -166,9 +166,11 @@ async fn put_back(sessions: &Arc<Sessions>, id: i32) -> Result<(), InboxError> {
             Some(now) if now == id => Ok(()),
             Some(now) => Err(another(consumer, id, now)),
             None => Err(InboxError::Setting(format!(
-                "the row of {consumer} in inbox.consumers was deleted, and another consumer has its number \
-                 {id} by now, so the messages of one would count as the other's; stop both and restore \
-                 inbox.consumers from a backup"
+                "inbox.consumers has no row for {consumer}, and gives its number {id} another name: if someone has \
+                 renamed it, open the inbox with that name, or type, as the owner of the schema inbox: update \
+                 inbox.consumers set name = $${consumer}$$ where id = {id}. If the row was deleted and another \
+                 consumer has the number by now, the messages of one would count as the other's: stop both and \
+                 restore inbox.consumers from a backup"
             ))),
         };
     }

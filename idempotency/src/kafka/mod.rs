@@ -87,13 +87,15 @@ impl Runner {
     /// `partition.assignment.strategy` is `cooperative-sticky` (but with `group.protocol=consumer`,
     /// where the broker assigns), `isolation.level` is `read_committed`, topics and partitions that appear
     /// later are looked for every 5 s (`topic.metadata.refresh.interval.ms`), and what librdkafka fetches
-    /// ahead is bounded by [`Runner::in_flight`].
+    /// ahead is bounded by [`Runner::in_flight`]. A topic that is named twice counts once.
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
+        let mut named = std::collections::HashSet::new();
+        let topics = topics.iter().filter(|topic| named.insert(**topic));
         Runner {
             processor,
             config,
-            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            topics: topics.map(|topic| (*topic).to_owned()).collect(),
             id_headers: IdHeaders::default(),
             concurrency,
             limits: Limits::default(),

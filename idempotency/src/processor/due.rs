@@ -6,7 +6,7 @@
 //! A worker that is done with a message continues with the one behind it, for a second; then lanes that
 //! have waited longer come first. Each message has a transaction of its own, as it would have had
 //! without waiting: what a handler locks, sets or makes in it is gone before the next. A batch handler
-//! gets a batch of a lane.
+//! gets a batch of a lane. One that fails is halved until the first message is alone, so only that has failed.
 
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::{
     Attempt, Processor, Stop,
     aside::{ENDED, UNFINISHED},
     hands::{Hands, Parked},
+    settle::CONFLICTS_MAX,
     store::Due,
     taken::{Head, Taken, Which},
 };
@@ -75,13 +76,12 @@ impl Processor {
     async fn retries(&self) -> Stop {
         let hands = Hands::default();
         loop {
-            let outcome = self.settle(|| self.retry_one(&hands)).await;
-            // Whatever came of it: they may be large.
+            hands.begin();
+            let mut outcome = self.settle(|| self.retry_one(&hands)).await;
             let blamed = hands.take_blamed();
-            let outcome = match outcome {
-                Ok(Attempt::Failed(failure)) => self.find_guilty(&hands, blamed, failure).await,
-                other => other,
-            };
+            if let (Ok(Attempt::Failed(failure)), Some(at)) = (&outcome, blamed) {
+                outcome = self.settle(|| self.count_failure(&hands, &at, failure)).await;
+            }
             match outcome {
                 Err(stop) => return stop,
                 Ok(Attempt::Done) => continue,
@@ -96,46 +96,36 @@ impl Processor {
         }
     }
 
-    /// What was in hand could not be tried to an end, again and again. A batch is halved until a message is alone:
-    /// that one is to blame, and it is counted as failed. Of a handler that ended its transaction `retry_one` knows.
-    async fn find_guilty(
-        &self,
-        hands: &Hands,
-        mut blamed: Option<Parked>,
-        mut failure: Failure,
-    ) -> Result<Attempt, Stop> {
-        while let Some(at) = blamed.take_if(|at| at.heads.len() > 1 && failure.code() != ENDED) {
-            let half = i64::try_from(at.heads.len().div_ceil(2)).unwrap_or(1);
-            let again = || {
-                // Each time: what is in hand is forgotten once it is taken.
-                hands.keep(Which::This(at.lane), half);
-                self.retry_one(hands)
-            };
-            let outcome = self.settle(again).await;
-            blamed = hands.take_blamed();
-            match outcome {
-                Ok(Attempt::Failed(next)) => failure = next,
-                other => return other,
+    async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
+        let done = self.take_up(hands).await;
+        match done {
+            Err(InboxError::Conflict(_)) => {
+                // Of the inbox's own statements: no message has failed.
+                hands.take_blamed();
+                hands.was_in_the_way();
             }
+            Ok(Attempt::Done) => hands.none_is_in_the_way(),
+            _ => {}
         }
-        let Some(at) = blamed else { return Ok(Attempt::Failed(failure)) };
-        self.settle(|| self.count_failure(&at, &failure)).await
+        done
     }
 
     /// Continues with the lane in hand, or takes the lane that has been due longest, and handles its first
     /// message, or a batch of them.
-    async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
+    async fn take_up(&self, hands: &Hands) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         if let Some(at) = hands.doubted() {
             let failure = Failure::permanent(ENDED, InboxError::Ended);
             self.bury_what_was_taken(&at, &failure).await?;
             hands.settle_doubt();
         }
-        let max = i64::try_from(self.shared.batch_max).unwrap_or(i64::MAX);
         let (turn, place) = (self.shared.large.try_turn(), self.shared.large.try_parked());
         let large_too = turn.is_some() && place.is_some();
-        let mut taken = match hands.take_next() {
-            Some((next, max)) => shelf.take(sessions, next, max, large_too).await?,
+        // Whoever is in the way of several may not be in the way of the first.
+        let max = if hands.in_the_way() < CONFLICTS_MAX { self.shared.batch_max } else { 1 };
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        let mut taken = match hands.now() {
+            Some((now, part)) => shelf.take(sessions, now, part.min(max), large_too).await?,
             None => None,
         };
         if taken.is_none() {
@@ -160,7 +150,7 @@ impl Processor {
         let mut group = heads.as_slice();
         loop {
             hands.blame(lane, group);
-            let half = group.get(..group.len().div_ceil(2)).unwrap_or_default();
+            let half = half(group);
             let go_on_with_half = || {
                 if group.len() > 1 {
                     hands.keep(Which::This(lane), i64::try_from(half.len()).unwrap_or(1));
@@ -168,6 +158,8 @@ impl Processor {
             };
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => {
+                    // Whoever has a connection does not wait for another.
+                    drop(open);
                     if !more {
                         shelf.free(sessions, lane).await?;
                     } else if self.shared.batch_max == 1 {
@@ -206,9 +198,13 @@ impl Processor {
                     }
                     Err(_) => {
                         hands.may_be_ended(lane, group, transaction);
+                        self.stay(hands, lane, group, &failure).await;
                         Ok(Attempt::Failed(failure))
                     }
-                    Ok(()) => Ok(Attempt::Failed(failure)),
+                    Ok(()) => {
+                        self.stay(hands, lane, group, &failure).await;
+                        Ok(Attempt::Failed(failure))
+                    }
                 };
             }
             if group.len() == 1 {
@@ -226,6 +222,21 @@ impl Processor {
             // Before the handler, which may leave the session in any role.
             shelf.advance(&open, lane, group).await?;
         }
+    }
+
+    /// What is run again for a reason that is not the message's is run by the same worker, which counts how often:
+    /// meanwhile other workers would call the handler at once, and count for themselves.
+    async fn stay(&self, hands: &Hands, lane: Uuid, group: &[Head], failure: &Failure) {
+        let is_again =
+            matches!(failure.kind, Kind::Conflict | Kind::Session | Kind::Doubt | Kind::Lost);
+        if !is_again {
+            return;
+        }
+        hands.stay(lane, group.len());
+        // If that can't be stored, the others try it too.
+        let reserve = self.shelf().reserve(lane);
+        let reserved = self.shared.inbox.sessions();
+        let _ = reserved.run_alone("reserving a parked lane", &[&reserve], &[]).await;
     }
 
     /// Handles and commits. On a failure the transaction is open, unless the failure has ended it.
@@ -259,8 +270,14 @@ impl Processor {
     }
 
     /// A message that could not be tried to an end, again and again: that counts as one failure, or it
-    /// would keep its place before all others for ever.
-    async fn count_failure(&self, at: &Parked, failure: &Failure) -> Result<Attempt, InboxError> {
+    /// would keep its place before all others for ever. Of several it is not known whose failure it is: the first
+    /// half of them is tried next.
+    async fn count_failure(
+        &self,
+        hands: &Hands,
+        at: &Parked,
+        failure: &Failure,
+    ) -> Result<Attempt, InboxError> {
         let (sessions, shelf) = (self.shared.inbox.sessions(), self.shelf());
         let Some(head) = at.heads.first() else { return Ok(Attempt::Done) };
         if failure.code() == ENDED
@@ -288,6 +305,14 @@ impl Processor {
         match taken {
             Some(Taken { open, lane, attempts, .. }) if is_there => {
                 open.back_to_savepoint().await?;
+                if at.heads.len() > 1 {
+                    // Other workers would try all of them meanwhile.
+                    open.query("reserving a parked lane", &shelf.reserve(lane), &[]).await?;
+                    open.commit().await?;
+                    let half = i64::try_from(half(&at.heads).len()).unwrap_or(1);
+                    hands.keep(Which::This(lane), half);
+                    return Ok(Attempt::Done);
+                }
                 self.failed_again(open, lane, head, failure, attempts).await?;
             }
             Some(Taken { open, .. }) => open.rollback().await?,
@@ -367,4 +392,9 @@ impl Processor {
         }
         Ok(())
     }
+}
+
+/// The larger one: of one, that one.
+fn half(group: &[Head]) -> &[Head] {
+    group.get(..group.len().div_ceil(2)).unwrap_or_default()
 }

@@ -1,6 +1,9 @@
 //! What a worker of parked lanes has in its hands, from one run of a transaction to the next.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
 
 use uuid::Uuid;
 
@@ -21,6 +24,8 @@ pub(super) struct Hands {
     blamed: Mutex<Option<Parked>>,
     doubted: Mutex<Option<Parked>>,
     next: Mutex<Option<(Which, i64)>>,
+    now: Mutex<Option<(Which, i64)>>,
+    in_the_way: AtomicU32,
 }
 
 impl Hands {
@@ -62,9 +67,39 @@ impl Hands {
         *held(&self.next) = Some((next, max));
     }
 
-    /// Once: whatever goes wrong then, the next look is at all lanes.
-    pub(super) fn take_next(&self) -> Option<(Which, i64)> {
-        held(&self.next).take()
+    /// What was kept is what the worker continues with now.
+    pub(super) fn begin(&self) {
+        *held(&self.now) = held(&self.next).take();
+    }
+
+    /// The worker tries these again before anything else, once the pause is over.
+    pub(super) fn stay(&self, lane: Uuid, max: usize) {
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        *held(&self.now) = Some((Which::This(lane), max));
+    }
+
+    /// The next message of a lane once: whatever goes wrong then, the next look is at all lanes. Part of a batch that
+    /// failed is tried by itself until that is settled.
+    pub(super) fn now(&self) -> Option<(Which, i64)> {
+        let mut now = held(&self.now);
+        match *now {
+            Some((Which::Next(..), _)) => now.take(),
+            part => part,
+        }
+    }
+
+    /// Another transaction was, of the inbox's own statements.
+    pub(super) fn was_in_the_way(&self) {
+        self.in_the_way.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn none_is_in_the_way(&self) {
+        self.in_the_way.store(0, Ordering::Relaxed);
+    }
+
+    /// How often that was so since something was done. That other workers have all that is due says nothing.
+    pub(super) fn in_the_way(&self) -> u32 {
+        self.in_the_way.load(Ordering::Relaxed)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 
 /// How often a transaction that met another one is run again before that counts as a failure; and after how many
 /// such meetings of the inbox's own statements that is told.
-const CONFLICTS_MAX: u32 = 20;
+pub(super) const CONFLICTS_MAX: u32 = 20;
 /// The pause before the third run: each further one is twice as long, up to the longest.
 const APART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// How often a message waits for a database that fails, and is there, before that counts as a failure.

@@ -241,13 +241,19 @@ impl Shelf {
         Ok(more)
     }
 
-    /// A statement that keeps other workers from taking the lane for a while.
+    /// A statement that keeps other workers from taking the lane for a while. It waits for no one: a lost session may
+    /// have the lane still.
     pub(super) fn reserve(self, lane: Uuid) -> String {
-        format!(
-            "update inbox.parked_lanes set due_at = pg_catalog.clock_timestamp() \
-                 operator(pg_catalog.+) interval '10 seconds' \
-             where consumer_id operator(pg_catalog.=) {} and lane operator(pg_catalog.=) '{lane}'",
+        let of = format!(
+            "l.consumer_id operator(pg_catalog.=) {} and l.lane operator(pg_catalog.=) '{lane}'",
             self.consumer_id
+        );
+        format!(
+            "update inbox.parked_lanes as l set due_at = pg_catalog.clock_timestamp() \
+                 operator(pg_catalog.+) interval '10 seconds' \
+             from (select l.lane from inbox.parked_lanes as l where {of} \
+                 for no key update skip locked) as k \
+             where {of} and k.lane operator(pg_catalog.=) l.lane"
         )
     }
 
@@ -264,35 +270,32 @@ impl Shelf {
     /// Frees a lane, if it has no messages.
     ///
     /// Never in a transaction that a handler is called in: whoever adds to the lane would wait for that handler. They
-    /// hold the lane's row until they have committed, so where one of them is at work it is left for later. The
-    /// second statement looks behind the lock, for which it must be READ COMMITTED: it sees what was added by all who
-    /// held the row before.
-    pub(super) async fn free(self, sessions: &Arc<Sessions>, lane: Uuid) -> Result<(), InboxError> {
-        let of = format!(
-            "l.consumer_id operator(pg_catalog.=) {} and l.lane operator(pg_catalog.=) '{lane}'",
-            self.consumer_id
-        );
-        let empty = "not exists (select from inbox.parked as p \
-            where p.consumer_id operator(pg_catalog.=) l.consumer_id \
-                and p.lane operator(pg_catalog.=) l.lane)";
-        let is_locked = format!(
-            "pg_catalog.current_setting('inbox.lane', true) operator(pg_catalog.=) '{lane}'"
-        );
-        let sql = format!(
-            "begin isolation level read committed read write; \
-             select pg_catalog.set_config('inbox.lane', k.lane::pg_catalog.text, true) \
-                 from (select l.lane from inbox.parked_lanes as l where {of} for update skip locked) as k; \
-             delete from inbox.parked_lanes as l where {of} and {empty} and {is_locked}; \
-             update inbox.parked_lanes as l set due_at = pg_catalog.clock_timestamp() \
-                     operator(pg_catalog.+) interval '{BUSY_MS} milliseconds' \
-                 from (select l.lane from inbox.parked_lanes as l \
-                     where {of} and {empty} for no key update skip locked) as k \
-                 where {of} and k.lane operator(pg_catalog.=) l.lane and ({is_locked}) is not true; \
-             commit"
-        );
-        sessions.run_alone("freeing a key that nothing waits of", &sql).await
+    /// hold the lane's row until they have committed, so where one of them is at work it is left for later.
+    pub(super) async fn free(self, sessions: &Sessions, lane: Uuid) -> Result<(), InboxError> {
+        const DOING: &str = "freeing a key that nothing waits of";
+        // Whether the lane is locked here, and the second statement may look behind the lock.
+        const LOCK: &str = "select pg_catalog.set_config('inbox.lane', k.lane::pg_catalog.text, true) \
+            from (select l.lane from inbox.parked_lanes as l \
+                where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) $2 \
+                for update skip locked) as k";
+        const FREE: &str = "delete from inbox.parked_lanes as l \
+            where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) $2 \
+                and pg_catalog.current_setting('inbox.lane', true) \
+                    operator(pg_catalog.=) $2::pg_catalog.text \
+                and not exists (select from inbox.parked as p \
+                    where p.consumer_id operator(pg_catalog.=) $1 and p.lane operator(pg_catalog.=) $2)";
+        const LATER: &str = "update inbox.parked_lanes as l \
+            set due_at = pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '200 milliseconds' \
+            from (select l.lane from inbox.parked_lanes as l \
+                where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) $2 \
+                    and not exists (select from inbox.parked as p \
+                        where p.consumer_id operator(pg_catalog.=) $1 and p.lane operator(pg_catalog.=) $2) \
+                for no key update skip locked) as k \
+            where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) k.lane";
+        let params: [&(dyn ToSql + Sync); 2] = [&self.consumer_id, &lane];
+        if sessions.run_alone(DOING, &[LOCK, FREE], &params).await? == 0 {
+            sessions.run_alone(DOING, &[LATER], &params).await?;
+        }
+        Ok(())
     }
 }
-
-/// After so long someone looks again at a lane that has no messages, and to which someone is adding.
-const BUSY_MS: u32 = 200;

@@ -110,3 +110,36 @@ async fn a_commit_that_takes_longer_than_the_limit_is_counted_as_a_failure() {
     assert_eq!(number(&database, DEAD).await, 1);
     assert_eq!(calls.load(SeqCst), 3, "as many as the policy allows");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_parked_message_that_collides_the_collisions_are_counted_once_for_all_workers() {
+    let database = database().await;
+    let sql = "create table odd (n int); grant insert on odd to public; \
+               create function collide() returns trigger language plpgsql as \
+                   $$ begin raise 'no' using errcode = '40001'; end $$; \
+               create constraint trigger collide after insert on odd deferrable initially deferred \
+                   for each row execute function collide()";
+    database.superuser().batch_execute(sql).await.expect("a trigger that fails the commit");
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move |tx: Tx, message: Message<Step>| {
+        counted.fetch_add(1, SeqCst);
+        async move {
+            if message.attempt == 1 {
+                return Err(Failure::transient("not yet"));
+            }
+            tx.execute("insert into odd values (1)", &[]).await?;
+            Ok(())
+        }
+    };
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(5)).attempts(2);
+    let processor = Processor::new(inbox(&database).await, handler).retry(retry);
+    processor.process(&[message("a", 1)]).await.expect("settled");
+    work_off(&processor, &database, PARKED).await;
+    assert_eq!(number(&database, DEAD).await, 1);
+    assert_eq!(
+        calls.load(SeqCst),
+        22,
+        "once as it came, and 21 times until that counts as a failure"
+    );
+}
