@@ -17,6 +17,8 @@ use crate::{
 
 /// How long what a worker gave up stays away, where the broker can wait.
 const REST: Duration = Duration::from_secs(5);
+/// The shortest time for which a broker may keep a message from others.
+const LEASE_MIN: Duration = Duration::from_millis(100);
 /// A clock has no time after some three hundred years.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -73,12 +75,13 @@ impl<H> std::fmt::Debug for Deliveries<H> {
 }
 
 impl<H: Clone> Deliveries<H> {
-    /// For messages that the broker keeps from others for `lease`, or, where that is `None`, for as long as the
-    /// connection lasts.
+    /// For messages that the broker keeps from others for `lease`, at least 100 ms, or, where that is `None`, for
+    /// as long as the connection lasts.
     ///
     /// # Errors
-    /// [`InboxError::Setting`] for a processor with [`Dedup::Watermark`](crate::Dedup::Watermark): what comes
-    /// again behind later messages would be taken for a duplicate, and be lost.
+    /// [`InboxError::Setting`] for a shorter lease, and for a processor with
+    /// [`Dedup::Watermark`](crate::Dedup::Watermark): what comes again behind later messages would be taken for a
+    /// duplicate, and be lost.
     pub fn new(processor: Processor, lease: Option<Duration>) -> Result<Self, InboxError> {
         if processor.by_partition() {
             return Err(InboxError::Setting(
@@ -87,6 +90,12 @@ impl<H: Clone> Deliveries<H> {
                  processor with Dedup::Rows"
                     .to_owned(),
             ));
+        }
+        if let Some(lease) = lease.filter(|lease| *lease < LEASE_MIN) {
+            return Err(InboxError::Setting(format!(
+                "a lease of {lease:?} ends before a message is handled, and the broker gives it to others; give the \
+                 time for which the broker keeps it, at least {LEASE_MIN:?}"
+            )));
         }
         let queue = DispatchQueue::new(LaneScheduler::with(EachMessage::new(lease, REST)));
         Ok(Deliveries { processor, queue, limits: Limits::default() })
