@@ -242,7 +242,9 @@ fn in_question(around: Around, newest: &str, ahead: bool) -> Option<String> {
     Some(format!(
         "The newest published event was created at {newest}{ahead}. This publishes {published} of the outbox \
          tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
-         out {left_out} that were written before: those that are not published by now are lost to consumers."
+         out {left_out} that were written before: those that are not published by now are lost to consumers. After \
+         a dump the relay may halt once more, since the restore has made the triggers anew that record \
+         deletions: what it then says to set publishes all of these."
     ))
 }
 
