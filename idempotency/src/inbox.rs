@@ -30,8 +30,6 @@ use crate::{
     window::{self, Known, LOOKING, Window, no_partition},
 };
 
-/// A name is in a unique index, and in each line of the log.
-const NAME_BYTES_MAX: usize = 1_000;
 const CLAIM: &str = "insert into inbox.messages (consumer_id, id, day) values ($1, $2, $3) \
                      on conflict do nothing returning pg_catalog.pg_backend_pid() as backend, \
                          pg_catalog.pg_current_xact_id()::pg_catalog.text as transaction";
@@ -107,12 +105,6 @@ impl Inbox {
     }
 
     async fn opened(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
-        if consumer.is_empty() || consumer.len() > NAME_BYTES_MAX {
-            return Err(InboxError::Setting(format!(
-                "the consumer's name has {} bytes; give it 1 to {NAME_BYTES_MAX}",
-                consumer.len()
-            )));
-        }
         let sessions = Arc::new(Sessions::open(pool, consumer).await?);
         let consumer_id = registered::number(&sessions).await?;
         let window = Known::of(window::maintain(&sessions).await?);

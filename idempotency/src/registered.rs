@@ -12,6 +12,8 @@ use crate::{error::InboxError, session::Sessions, transaction::Open};
 const DOING: &str = "registering the consumer";
 /// Others that register at the same time may be faster.
 const TRIES_MAX: u32 = 100;
+/// A name is in a unique index, and in each line of the log.
+const NAME_BYTES_MAX: usize = 1_000;
 
 /// The number, and whether there is a row that says so; first where there is.
 const FIND: &str = "select c.id, true as stands, c.created_at as since from inbox.consumers as c \
@@ -42,6 +44,12 @@ const NAMELESS: &str = "with recursive ids as ( \
 /// Registers the name, and returns its number.
 pub(crate) async fn number(sessions: &Arc<Sessions>) -> Result<i32, InboxError> {
     let refused = |error| InboxError::of(DOING, error);
+    let bytes = sessions.consumer().len();
+    if bytes == 0 || bytes > NAME_BYTES_MAX {
+        return Err(InboxError::Setting(format!(
+            "the consumer's name has {bytes} bytes; give it 1 to {NAME_BYTES_MAX}"
+        )));
+    }
     let name = sessions.repertoire().text(sessions.consumer());
     for _ in 0..TRIES_MAX {
         let (open, found) = Open::begin(sessions, DOING, FIND, &[&name]).await?;

@@ -26,7 +26,7 @@ async fn check_tells(settings: &Settings) {
     wait::until("check tells of the halt", wait::PATIENCE, || async {
         let findings = checks::check(settings).await;
         let is_it = |found: &checks::Finding| {
-            found.verdict == "warning" && found.seen.contains("to publish them from the table")
+            found.verdict == "problem" && found.seen.contains("to publish them from the table")
         };
         if findings.iter().any(is_it) { Ok(()) } else { Err(format!("{findings:#?}")) }
     })
