@@ -146,6 +146,24 @@ pub(super) fn again(json: &Value, repertoire: Repertoire) -> Value {
     to_json(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())), repertoire)
 }
 
+/// What can be read of the table's headers. Where something is left out, the event has its id and a position all the
+/// same: whoever edits it is not to release it without them.
+pub(super) fn whole(json: &Value, event_id: Option<&str>) -> Value {
+    let mut kept: Vec<(String, Vec<u8>)> = from_json(json).collect();
+    if !are_readable(json) {
+        let has = |names: [&str; 2]| kept.iter().any(|(name, _)| names.contains(&name.as_str()));
+        let lacks_position = !has([header::POSITION, cloudevents::POSITION]);
+        let id = event_id.filter(|_| !has([header::ID, cloudevents::ID]));
+        if lacks_position {
+            kept.insert(0, (header::POSITION.to_owned(), Vec::new()));
+        }
+        if let Some(id) = id {
+            kept.insert(0, (header::ID.to_owned(), id.as_bytes().to_vec()));
+        }
+    }
+    to_json(kept.iter().map(|(name, value)| (name.as_str(), value.as_slice())), Repertoire::Unicode)
+}
+
 /// Name and value of each header; what is not of the table's shape is left out.
 pub(super) fn from_json(json: &Value) -> impl Iterator<Item = (String, Vec<u8>)> {
     json.as_array().into_iter().flatten().filter_map(pair)

@@ -63,6 +63,29 @@ async fn an_edited_event_is_delivered_and_one_that_is_not_is_parked_again() {
 }
 
 #[tokio::test]
+async fn an_event_whose_headers_someone_has_written_by_hand_is_not_delivered_without_its_id() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let _relay = t.relay().start().await;
+    t.commit([Event::to(topic.name()).key("a").partition(9)]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let entries = list(&t).await;
+    let id = entries[0]["id"].to_string();
+    let by_hand = "update outbox.dead_letters set headers = '{\"a\": \"b\"}', partition = null";
+    t.database().superuser().batch_execute(by_hand).await.expect("changed");
+    dead_letters(&t, &["release", "--all"]).await;
+    assert_eq!(wait_parked_again(&t).await, 1);
+    assert_eq!(texts(&list(&t).await, "reason"), ["headers_shape"]);
+    assert_eq!(topic.records().await.len(), 0);
+    dead_letters(&t, &["edit", &id, "--headers", r#"{"a": "b"}"#]).await;
+    dead_letters(&t, &["release", "--all"]).await;
+    wait_records(&topic, 1).await;
+    let record = topic.records().await.remove(0);
+    assert_eq!(record.id(), entries[0]["event_id"].as_str());
+    assert!(record.header("outbox-position").is_some());
+}
+
+#[tokio::test]
 async fn a_row_too_large_to_keep_is_delivered_with_the_payload_that_an_edit_gives_it() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;

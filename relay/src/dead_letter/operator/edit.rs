@@ -12,7 +12,7 @@ use crate::dead_letter::{
     answer::sorted,
     changes::{Change, changes},
     edit::{Edit, Event},
-    headers::{self, Repertoire},
+    headers,
     lane::Lane,
 };
 
@@ -39,7 +39,7 @@ impl Operator<'_> {
         is_parked(&before)?;
         let row = transaction
             .query_one(
-                "select topic, key, partition, timestamp_ms, payload, headers, lane, fit, reason \
+                "select topic, key, partition, timestamp_ms, payload, headers, lane, fit, reason, event_id \
                  from outbox.dead_letters where id = $1",
                 &[&id],
             )
@@ -51,7 +51,7 @@ impl Operator<'_> {
             partition: row.get(2),
             timestamp_ms: row.get(3),
             payload: row.get(4),
-            headers: headers::again(&row.get(5), Repertoire::Unicode),
+            headers: headers::whole(&row.get(5), row.get(9)),
         };
         // A row above the size limit was read past: there is no payload to continue with.
         let payload_lost = !row.get::<_, bool>(7)
