@@ -54,6 +54,8 @@ pub struct Router {
     relay: RelayHeaders,
     /// Tables whose column `xid` is the transaction that inserted the row.
     stamped: Vec<TableName>,
+    /// The mapped tables that are there, by OID.
+    there: Vec<(u32, TableName)>,
     /// The mapped tables announced so far, by OID. As few as the settings name.
     plans: Vec<(u32, Plan)>,
     scratch: Scratch,
@@ -105,6 +107,7 @@ impl Router {
             mapping,
             format,
             stamped: Vec::new(),
+            there: Vec::new(),
             plans: Vec::new(),
             scratch: Scratch::default(),
         }
@@ -115,6 +118,15 @@ impl Router {
     #[must_use]
     pub fn with_stamped(mut self, tables: Vec<TableName>) -> Self {
         self.stamped = tables;
+        self
+    }
+
+    /// The same, told of the OIDs of the tables. The server announces a partitioned table by the name that it has when
+    /// a partition has its first row, and not again when that name changes; rows that were written while it had
+    /// another one are its own.
+    #[must_use]
+    pub fn with_oids(mut self, tables: Vec<(u32, TableName)>) -> Self {
+        self.there = tables;
         self
     }
 
@@ -132,9 +144,15 @@ impl Router {
     pub fn relation(&mut self, relation: &Relation) -> Result<RelationUse, RelationError> {
         // A table that was dropped and made again has another OID, a renamed one another name.
         self.plans.retain(|(id, _)| *id != relation.id);
+        let mut renamed = None;
         if !self.mapping.maps(&relation.schema, &relation.table) {
-            return Ok(RelationUse::Ignored);
+            let Some((_, name)) = self.there.iter().find(|(oid, _)| *oid == relation.id) else {
+                return Ok(RelationUse::Ignored);
+            };
+            let (schema, table) = (name.schema.clone(), name.table.clone());
+            renamed = Some(Relation { schema, table, ..relation.clone() });
         }
+        let relation = renamed.as_ref().unwrap_or(relation);
         let mut plan = self.mapping.plan(relation).map_err(RelationError::DoesNotFit)?;
         let is_this = |table: &TableName| table.is(&relation.schema, &relation.table);
         plan.stamped = plan.xid.is_some() && self.stamped.iter().any(is_this);

@@ -148,3 +148,53 @@ async fn rows_written_under_another_name_of_the_table_while_the_relay_is_away_ar
         arrives(&t, &topic).await;
     }
 }
+
+/// The server announces a partitioned table when a partition has its first row, by the name that it has then, and not
+/// again once it has its own name back.
+#[tokio::test]
+async fn a_table_that_is_announced_under_another_name_is_known_by_its_oid() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    for (year, away, name, back) in [
+        (
+            2020,
+            "alter table outbox.events rename to former",
+            "outbox.former",
+            "alter table outbox.former rename to events",
+        ),
+        (
+            2021,
+            "alter schema outbox rename to former",
+            "former.events",
+            "alter schema former rename to outbox",
+        ),
+    ] {
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+        let under_another_name = format!(
+            "insert into {name} (id, topic, payload, created_at) \
+             select gen_random_uuid(), '{}', '1', '{year}-01-05' from generate_series(1, 3)",
+            topic.name()
+        );
+        let no_row_yet = format!(
+            "create table y{year} partition of outbox.events \
+             for values from ('{year}-01-01') to ('{year}-02-01')"
+        );
+        run(&t, &no_row_yet).await;
+        // While it streams: the relay's look at the catalogs sees nothing of it.
+        run(&t, &format!("begin; {away}; {under_another_name}; {back}; commit")).await;
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+        // While it is away: the first row that it sees of any partition has the other name.
+        assert!(relay.sigterm().await.success());
+        for statement in [away, &under_another_name, back] {
+            run(&t, statement).await;
+        }
+        write(&mut t, &topic, 3).await;
+        relay.restart();
+        arrives(&t, &topic).await;
+        write(&mut t, &topic, 3).await;
+        arrives(&t, &topic).await;
+    }
+}

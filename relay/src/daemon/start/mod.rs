@@ -54,7 +54,7 @@ use crate::{
         sql::SqlSession,
     },
     reconcile::{self, Reconciled},
-    route::{Format, Origin, Router, quoted},
+    route::{Format, Origin, Router, TableName, quoted},
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::StreamOptions,
 };
@@ -118,6 +118,8 @@ pub(super) async fn start(
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
+    let oid = |name: &TableName| Some((published.tables.get(&name.to_string())?.oid, name.clone()));
+    let oids: Vec<(u32, TableName)> = parts.mapping.tables().iter().filter_map(oid).collect();
     let found = Found {
         identity: &identity,
         published: &published,
@@ -170,7 +172,8 @@ pub(super) async fn start(
         progress.landmark = Some(Landmark::beginning(end));
     }
     let Tables { format, stamped, .. } = tables;
-    let router = Router::new(parts.mapping.clone(), &origin, format).with_stamped(stamped);
+    let router = Router::new(parts.mapping.clone(), &origin, format);
+    let router = router.with_stamped(stamped).with_oids(oids);
     let stream = Stream { from, format, charset, router };
     start_stream(context, connections, parked, progress, stream).await
 }
