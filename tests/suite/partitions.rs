@@ -80,6 +80,24 @@ async fn rows_inserted_into_a_partition_while_it_is_detached_arrive() {
     .await;
 }
 
+/// Its rows are in the partitions below it, which are attached to it all the time.
+#[tokio::test]
+async fn rows_inserted_into_a_partition_that_is_partitioned_itself_before_it_is_attached_arrive() {
+    const LEVELS: &str = "create table outbox.events_old (like outbox.events including all) \
+            partition by range (created_at); \
+        create table outbox.events_may partition of outbox.events_old \
+            for values from ('2001-05-01') to ('2001-06-01')";
+    what_was_inserted_before_arrives(|topic| {
+        format!("{LEVELS}; {}; {ATTACH}", insert_old(topic, ID))
+    })
+    .await;
+    what_was_inserted_before_arrives(|topic| {
+        let detach = "alter table outbox.events detach partition outbox.events_old";
+        format!("{LEVELS}; {ATTACH}; begin; {detach}; {}; {ATTACH}; commit", insert_old(topic, ID))
+    })
+    .await;
+}
+
 /// A snapshot shows them by the time that they are attached.
 #[tokio::test]
 async fn older_rows_of_an_attached_table_halt_the_relay_and_arrive_as_the_halt_says() {

@@ -166,8 +166,11 @@ impl Partition {
                  {command})"
             ),
             attached_by,
-            // The bounds spare the other partitions a scan.
-            own: format!("t.tableoid = '{oid}'::pg_catalog.oid and ({bounds})"),
+            // One that is partitioned itself has its rows below it. The bounds spare the other partitions a scan.
+            own: format!(
+                "t.tableoid = any (array(select p.relid::pg_catalog.oid \
+                    from pg_catalog.pg_partition_tree('{oid}'::pg_catalog.regclass) p)) and ({bounds})"
+            ),
             stamped: row.try_get(5)?,
             columns: row.try_get::<_, Option<String>>(6)?.unwrap_or_default(),
         })
