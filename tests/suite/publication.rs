@@ -9,8 +9,14 @@ use crate::{
     rows::run,
 };
 use outbox_harness::{
-    Harness, check as count, event::Event, postgres::Postgres, postgres_version::Version,
-    relay::Relay, servers, topic::Topic, wait,
+    Harness, check as count,
+    event::Event,
+    postgres::Postgres,
+    postgres_version::Version,
+    relay::Relay,
+    servers,
+    topic::{Record, Topic},
+    wait,
 };
 
 /// What hides rows, and what takes it back.
@@ -286,10 +292,15 @@ async fn a_table_that_cannot_be_repaired_halts_with_the_interval_and_the_command
     write(&mut t, &topic, 2).await;
     // What the halt says is left out, and nothing else is, or comes twice.
     wait::until("what the slot has arrives", wait::PATIENCE, || async {
-        match topic.records().await.len() {
-            9 => Ok(()),
-            found => Err(found),
+        let records = topic.records().await;
+        if records.len() == 9 {
+            return Ok(());
         }
+        // Whether one came twice, or one that the publication left out.
+        let place = |record: &Record| {
+            format!("{:?} at {:?}", record.id(), record.header("outbox-position"))
+        };
+        Err(format!("{}: {:#?}", records.len(), records.iter().map(place).collect::<Vec<_>>()))
     })
     .await
     .expect("9 of 12");
