@@ -176,13 +176,6 @@ impl Shared {
         }
     }
 
-    /// After such a statement the server knows less than the driver believes.
-    pub(crate) fn was_sent(&self, sql: &str) {
-        if sql::effects(sql).forgets_what_is_prepared {
-            self.client().statement_cache.clear();
-        }
-    }
-
     pub(crate) async fn query(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Error> {
         let statement = self.prepare(sql).await?;
         let asked = self.asks();

@@ -51,9 +51,7 @@ impl Tx {
         self.admit(sql).await?;
         let client = self.shared.client();
         let run = |statement| async move { client.execute(&statement, params).await };
-        let done = self.shared.run(sql, run).await;
-        self.shared.was_sent(sql);
-        done
+        self.shared.run(sql, run).await
     }
 
     /// Runs a query and returns all its rows.
@@ -104,7 +102,6 @@ impl Tx {
         self.shared.is_sent(sql);
         let asked = self.shared.asks();
         let done = asked.answered(self.shared.client().batch_execute(sql).await);
-        self.shared.was_sent(sql);
         match (done, self.transaction().await) {
             (_, Ok(now)) if self.shared.known().as_ref() != Some(&now) => {
                 self.shared.handler_ended_it();

@@ -25,7 +25,7 @@ mod reader;
 mod shared;
 mod topics;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 pub use rdkafka;
 pub use rdkafka::ClientConfig;
@@ -90,7 +90,7 @@ impl Runner {
     /// ahead is bounded by [`Runner::in_flight`]. A topic that is named twice counts once.
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
-        let mut named = std::collections::HashSet::new();
+        let mut named = HashSet::new();
         let topics = topics.iter().filter(|topic| named.insert(**topic));
         Runner {
             processor,

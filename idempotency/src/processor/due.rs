@@ -196,12 +196,10 @@ impl Processor {
                         go_on_with_half();
                         Err(ended)
                     }
-                    Err(_) => {
-                        hands.may_be_ended(lane, group, transaction);
-                        self.stay(hands, lane, group, &failure).await;
-                        Ok(Attempt::Failed(failure))
-                    }
-                    Ok(()) => {
+                    rolled_back => {
+                        if rolled_back.is_err() {
+                            hands.may_be_ended(lane, group, transaction);
+                        }
                         self.stay(hands, lane, group, &failure).await;
                         Ok(Attempt::Failed(failure))
                     }

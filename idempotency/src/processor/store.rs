@@ -6,7 +6,6 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::payload::Payload;
-
 use crate::{
     error::InboxError,
     failure::Failure,

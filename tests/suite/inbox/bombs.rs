@@ -80,46 +80,18 @@ async fn what_panics_when_it_is_dropped_is_the_messages_failure() {
     }
 }
 
-#[tokio::test]
-async fn a_commit_that_takes_longer_than_the_limit_is_counted_as_a_failure() {
+/// How often the handler is called until its message is given up, where `at_commit` is what a trigger does at the
+/// commit of each call but the first, which fails by itself.
+async fn calls_until_given_up(at_commit: &str, attempts: u32, limit: Option<Duration>) -> usize {
     let database = database().await;
-    let sql = "create table slow (n int); grant insert on slow to public; \
-               create function wait() returns trigger language plpgsql as \
-                   $$ begin perform pg_sleep(2); return null; end $$; \
-               create constraint trigger wait after insert on slow deferrable initially deferred \
-                   for each row execute function wait()";
-    database.superuser().batch_execute(sql).await.expect("a trigger that waits at the commit");
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&calls);
-    let handler = move |tx: Tx, message: Message<Step>| {
-        counted.fetch_add(1, SeqCst);
-        async move {
-            if message.attempt == 1 {
-                return Err(Failure::transient("not yet"));
-            }
-            tx.execute("insert into slow values (1)", &[]).await?;
-            Ok(())
-        }
-    };
-    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(5)).attempts(3);
-    let processor = Processor::new(inbox(&database).await, handler)
-        .retry(retry)
-        .time_limit(Duration::from_millis(200));
-    processor.process(&[message("a", 1)]).await.expect("settled");
-    work_off(&processor, &database, PARKED).await;
-    assert_eq!(number(&database, DEAD).await, 1);
-    assert_eq!(calls.load(SeqCst), 3, "as many as the policy allows");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_parked_message_that_collides_the_collisions_are_counted_once_for_all_workers() {
-    let database = database().await;
-    let sql = "create table odd (n int); grant insert on odd to public; \
-               create function collide() returns trigger language plpgsql as \
-                   $$ begin raise 'no' using errcode = '40001'; end $$; \
-               create constraint trigger collide after insert on odd deferrable initially deferred \
-                   for each row execute function collide()";
-    database.superuser().batch_execute(sql).await.expect("a trigger that fails the commit");
+    let sql = format!(
+        "create table odd (n int); grant insert on odd to public; \
+         create function at_commit() returns trigger language plpgsql as \
+             $$ begin {at_commit}; return null; end $$; \
+         create constraint trigger at_commit after insert on odd deferrable initially deferred \
+             for each row execute function at_commit()"
+    );
+    database.superuser().batch_execute(&sql).await.expect("a trigger");
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
     let handler = move |tx: Tx, message: Message<Step>| {
@@ -132,14 +104,27 @@ async fn of_a_parked_message_that_collides_the_collisions_are_counted_once_for_a
             Ok(())
         }
     };
-    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(5)).attempts(2);
-    let processor = Processor::new(inbox(&database).await, handler).retry(retry);
+    let retry = Retry::exponential(Duration::from_millis(1), Duration::from_millis(5));
+    let mut processor =
+        Processor::new(inbox(&database).await, handler).retry(retry.attempts(attempts));
+    if let Some(limit) = limit {
+        processor = processor.time_limit(limit);
+    }
     processor.process(&[message("a", 1)]).await.expect("settled");
     work_off(&processor, &database, PARKED).await;
     assert_eq!(number(&database, DEAD).await, 1);
-    assert_eq!(
-        calls.load(SeqCst),
-        22,
-        "once as it came, and 21 times until that counts as a failure"
-    );
+    calls.load(SeqCst)
+}
+
+#[tokio::test]
+async fn a_commit_that_takes_longer_than_the_limit_is_counted_as_a_failure() {
+    let limit = Some(Duration::from_millis(200));
+    let calls = calls_until_given_up("perform pg_sleep(2)", 3, limit).await;
+    assert_eq!(calls, 3, "as many as the policy allows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_parked_message_that_collides_the_collisions_are_counted_once_for_all_workers() {
+    let calls = calls_until_given_up("raise 'no' using errcode = '40001'", 2, None).await;
+    assert_eq!(calls, 22, "once as it came, and 21 times until that counts as a failure");
 }

@@ -47,10 +47,11 @@ pub(super) async fn between(
             false => "looking at what the slot has, to see that nothing else is left out",
         })
     };
+    let there = there(mapping, session).await.map_err(failed)?;
     // One by one: all of them may have gigabytes.
     let changes = session.client().query_raw(peek, parameters).await.map_err(failed)?;
     let mut changes = std::pin::pin!(changes);
-    let mut before = Before::new(mapping, after, row);
+    let mut before = Before::new(mapping, there, after, row);
     while let Some(change) = changes.try_next().await.map_err(failed)? {
         before.take(change.try_get(0)?)?;
     }
@@ -63,9 +64,22 @@ pub(super) async fn between(
     }
 }
 
+/// OIDs of the mapped tables: one that had another name when a row was written is known by it, as in the stream.
+async fn there(mapping: &Mapping, session: &SqlSession) -> Result<Vec<u32>, tokio_postgres::Error> {
+    let sql = "select c.oid from unnest($1::text[], $2::text[]) as w (schema, name) \
+               join pg_catalog.pg_namespace n on n.nspname::text = w.schema \
+               join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname::text = w.name";
+    let names = mapping.tables().iter().map(|it| (it.schema.as_str(), it.table.as_str()));
+    let (schemas, tables): (Vec<&str>, Vec<&str>) = names.unzip();
+    let rows = session.client().query(sql, &[&schemas, &tables]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
+}
+
 /// Counts events of the mapped tables that lie after one place and before another. Pure.
 struct Before<'a> {
     mapping: &'a Mapping,
+    /// The mapped tables' OIDs.
+    there: Vec<u32>,
     after: Position,
     row: RowPosition,
     events: i64,
@@ -76,9 +90,9 @@ struct Before<'a> {
 }
 
 impl<'a> Before<'a> {
-    fn new(mapping: &'a Mapping, after: Position, row: RowPosition) -> Self {
+    fn new(mapping: &'a Mapping, there: Vec<u32>, after: Position, row: RowPosition) -> Self {
         let at = RowPosition { commit: row.commit, ordinal: 0 };
-        Before { mapping, after, row, events: 0, found: false, at, mapped: Vec::new() }
+        Before { mapping, there, after, row, events: 0, found: false, at, mapped: Vec::new() }
     }
 
     fn take(&mut self, change: &[u8]) -> anyhow::Result<()> {
@@ -89,7 +103,9 @@ impl<'a> Before<'a> {
             }
             Message::Relation(relation) => {
                 self.mapped.retain(|id| *id != relation.id);
-                if self.mapping.maps(&relation.schema, &relation.table) {
+                if self.mapping.maps(&relation.schema, &relation.table)
+                    || self.there.contains(&relation.id)
+                {
                     self.mapped.push(relation.id);
                 }
             }
