@@ -78,8 +78,13 @@ async fn a_time_has_the_meaning_of_the_column_that_the_message_means() {
     for (key, n) in [("b", 1), ("a", 1), ("b", 2)] {
         processor.process(&[message(key, n)]).await.expect("settled");
     }
-    let at = "select count(*) from b.rows where at = timestamp '1970-01-01 01:00:00'";
-    assert_eq!(number(&database, at).await, 2, "one after a message of the other tenant, too");
+    for (rows, time, count) in [
+        ("a.rows", "timestamptz '1970-01-01 01:00:00+00'", 1),
+        ("b.rows", "timestamp '1970-01-01 01:00:00'", 2),
+    ] {
+        let at = format!("select count(*) from {rows} where at = {time}");
+        assert_eq!(number(&database, &at).await, count, "{rows}");
+    }
 }
 
 #[tokio::test]
