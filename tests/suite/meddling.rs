@@ -1,6 +1,6 @@
 //! What others put on the outbox's tables and that keeps rows out of them.
 
-use outbox_harness::{Harness, event::Event};
+use outbox_harness::{Harness, check as check_records, event::Event};
 
 use crate::{
     checks::check,
@@ -32,6 +32,51 @@ async fn a_parked_event_that_a_trigger_keeps_out_of_its_table_halts_the_relay_an
     check_says(&settings, &["drop trigger t on outbox.dead_letters"]).await;
     run(&t, "drop trigger t on outbox.dead_letters").await;
     wait_parked(&t, |parked| parked == 3).await;
+}
+
+#[tokio::test]
+async fn progress_that_a_trigger_keeps_out_or_changes_halts_the_relay_and_is_stored_afterwards() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let settings = t.relay().set("sink.delivery", "at-least-once").set("sink.progress", "postgres");
+    let mut relay = settings.clone().start().await;
+    run(&t, NOTHING).await;
+    let other = "create function other() returns trigger language plpgsql as \
+        $$ begin new.relay := new.relay || '2'; return new; end $$";
+    run(&t, other).await;
+    for (harms, (harm, remedy)) in (1..).zip([
+        (
+            "create trigger t before insert on outbox.progress for each row execute function nothing()",
+            "drop trigger t on outbox.progress",
+        ),
+        (
+            "create trigger t before insert on outbox.progress for each row execute function other()",
+            "drop trigger t on outbox.progress",
+        ),
+        (
+            "create rule r as on insert to outbox.progress do instead nothing",
+            "drop rule r on outbox.progress",
+        ),
+    ]) {
+        run(&t, harm).await;
+        t.commit([Event::to(topic.name()).key("k")]).await;
+        let halt = halted(&relay).await;
+        assert!(
+            halt.contains("outbox.progress as it was sent"),
+            "{halt}"
+        );
+        check_says(&settings, &[remedy]).await;
+        run(&t, remedy).await;
+        relay.wait_ready().await;
+        // What was delivered and not stored is delivered again, so its position steps back.
+        let truth = t.committed().await;
+        let records = topic.records_with(truth.iter().map(|row| row.id.clone())).await;
+        let count = check_records::compare(&truth, &records, 1);
+        count.assert_at_least_once();
+        assert!(count.duplicated <= harms, "once for each of {harms}: {count}");
+    }
+    run(&t, "alter table outbox.progress set unlogged").await;
+    check_says(&settings, &["alter table outbox.progress set logged"]).await;
 }
 
 /// Of a constraint that somebody added. The server quotes the row that it refuses.

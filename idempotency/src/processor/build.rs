@@ -103,6 +103,7 @@ impl Processor {
             topics: Arc::default(),
             large: Large::default(),
             lookout: Arc::default(),
+            in_hand: Arc::default(),
             plans: Arc::default(),
             told: Arc::default(),
             parked: Arc::default(),

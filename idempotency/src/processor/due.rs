@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{
     Attempt, Processor, Stop,
     aside::{ENDED, UNFINISHED},
-    hands::{Hands, Parked},
+    hands::{Hands, Parked, half},
     settle::CONFLICTS_MAX,
     store::Due,
     taken::{Head, Taken, Which},
@@ -37,8 +37,6 @@ use crate::{
 pub(crate) const AT_ONCE: usize = 8;
 /// How long a lane that another process parked may be overlooked.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between two tries to lock a lane of which is known who has failed: the first wait, and the longest.
-const LOCKED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 
 impl Processor {
     /// What must continue beside the messages that come in: parked ones are tried again when they are
@@ -74,7 +72,7 @@ impl Processor {
     /// One of those that have nothing to do looks whether anything is due; whoever takes something up has
     /// the next one look at once.
     async fn retries(&self) -> Stop {
-        let hands = Hands::default();
+        let hands = Hands::beside(&self.shared.in_hand);
         loop {
             hands.begin();
             let mut outcome = self.settle(|| self.retry_one(&hands)).await;
@@ -82,6 +80,7 @@ impl Processor {
             if let (Ok(Attempt::Failed(failure)), Some(at)) = (&outcome, blamed) {
                 outcome = self.settle(|| self.count_failure(&hands, &at, failure)).await;
             }
+            hands.let_go();
             match outcome {
                 Err(stop) => return stop,
                 Ok(Attempt::Done) => continue,
@@ -125,6 +124,10 @@ impl Processor {
         let max = if hands.in_the_way() < CONFLICTS_MAX { self.shared.batch_max } else { 1 };
         let max = i64::try_from(max).unwrap_or(i64::MAX);
         let mut taken = match hands.now() {
+            // It would be counted from the beginning if another worker's look at the lane kept this one from it.
+            Some((now, part)) if hands.has_some() => {
+                shelf.take_soon(sessions, now, part.min(max), large_too).await?
+            }
             Some((now, part)) => shelf.take(sessions, now, part.min(max), large_too).await?,
             None => None,
         };
@@ -139,6 +142,10 @@ impl Processor {
         let Some(Taken { open, lane, attempts, heads, more }) = taken else {
             return Ok(Attempt::Idle);
         };
+        if !hands.hold(lane) {
+            open.rollback().await?;
+            return Ok(Attempt::Idle);
+        }
         self.shared.due.notify_one();
         let Some(head) = heads.first() else {
             open.rollback().await?;
@@ -150,12 +157,6 @@ impl Processor {
         let mut group = heads.as_slice();
         loop {
             hands.blame(lane, group);
-            let half = half(group);
-            let go_on_with_half = || {
-                if group.len() > 1 {
-                    hands.keep(Which::This(lane), i64::try_from(half.len()).unwrap_or(1));
-                }
-            };
             let failure = match self.try_group(&open, group).await {
                 Ok(Ok(())) => {
                     // Whoever has a connection does not wait for another.
@@ -175,7 +176,7 @@ impl Processor {
                     if !open.cut_off_with(&shelf.reserve(lane)).await {
                         hands.may_be_ended(lane, group, open.transaction());
                     }
-                    go_on_with_half();
+                    hands.keep_half(lane, group);
                     return match group.len() {
                         1 => Err(InboxError::Escaped),
                         _ => Ok(Attempt::Done),
@@ -183,7 +184,7 @@ impl Processor {
                 }
                 Err(ended @ InboxError::Ended) => {
                     hands.was_ended(open.transaction());
-                    go_on_with_half();
+                    hands.keep_half(lane, group);
                     return Err(ended);
                 }
                 Err(error) => return Err(error),
@@ -193,7 +194,7 @@ impl Processor {
                 return match open.rollback().await {
                     Err(ended @ InboxError::Ended) => {
                         hands.was_ended(transaction);
-                        go_on_with_half();
+                        hands.keep_half(lane, group);
                         Err(ended)
                     }
                     rolled_back => {
@@ -216,14 +217,14 @@ impl Processor {
                 return Ok(Attempt::Done);
             }
             // A batch that fails is halved until the first is alone.
-            group = half;
+            group = half(group);
             // Before the handler, which may leave the session in any role.
             shelf.advance(&open, lane, group).await?;
         }
     }
 
     /// What is run again for a reason that is not the message's is run by the same worker, which counts how often:
-    /// meanwhile other workers would call the handler at once, and count for themselves.
+    /// meanwhile other processes would call the handler at once, and count for themselves.
     async fn stay(&self, hands: &Hands, lane: Uuid, group: &[Head], failure: &Failure) {
         let is_again =
             matches!(failure.kind, Kind::Conflict | Kind::Session | Kind::Doubt | Kind::Lost);
@@ -287,17 +288,7 @@ impl Processor {
             true => Some(self.shared.large.turn().await),
             false => None,
         };
-        let mut wait = LOCKED.0;
-        let taken = loop {
-            let this = Which::This(at.lane);
-            let taken = shelf.take(sessions, this, 1, turn.is_some()).await?;
-            if taken.is_some() || wait > LOCKED.1 {
-                break taken;
-            }
-            // Somebody adds to the lane, or tries its first message; or the lane is gone.
-            tokio::time::sleep(wait).await;
-            wait *= 2;
-        };
+        let taken = shelf.take_soon(sessions, Which::This(at.lane), 1, turn.is_some()).await?;
         let there = taken.as_ref().and_then(|taken| taken.heads.first());
         let is_there = there.is_some_and(|there| there.seq == head.seq);
         match taken {
@@ -307,8 +298,7 @@ impl Processor {
                     // Other workers would try all of them meanwhile.
                     open.query("reserving a parked lane", &shelf.reserve(lane), &[]).await?;
                     open.commit().await?;
-                    let half = i64::try_from(half(&at.heads).len()).unwrap_or(1);
-                    hands.keep(Which::This(lane), half);
+                    hands.keep_half(lane, &at.heads);
                     return Ok(Attempt::Done);
                 }
                 self.failed_again(open, lane, head, failure, attempts).await?;
@@ -390,9 +380,4 @@ impl Processor {
         }
         Ok(())
     }
-}
-
-/// The larger one: of one, that one.
-fn half(group: &[Head]) -> &[Head] {
-    group.get(..group.len().div_ceil(2)).unwrap_or_default()
 }

@@ -1,8 +1,11 @@
 //! What a worker of parked lanes has in its hands, from one run of a transaction to the next.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use uuid::Uuid;
@@ -18,9 +21,15 @@ pub(super) struct Parked {
     pub(super) ended: Option<String>,
 }
 
+/// The lanes that this process's workers have in hand. A lane whose transaction was rolled back is no longer locked, and
+/// is in hand until its worker has counted that.
+pub(super) type Lanes = Arc<Mutex<HashSet<Uuid>>>;
+
 /// From one run of a transaction to the next.
 #[derive(Default)]
 pub(super) struct Hands {
+    all: Lanes,
+    held: Mutex<Option<Uuid>>,
     blamed: Mutex<Option<Parked>>,
     doubted: Mutex<Option<Parked>>,
     next: Mutex<Option<(Which, i64)>>,
@@ -29,6 +38,42 @@ pub(super) struct Hands {
 }
 
 impl Hands {
+    /// Those of one worker beside others.
+    pub(super) fn beside(all: &Lanes) -> Self {
+        let mut hands = Self::default();
+        hands.all = Arc::clone(all);
+        hands
+    }
+
+    /// Takes a lane in hand instead of the one before. Returns whether no other worker has it.
+    pub(super) fn hold(&self, lane: Uuid) -> bool {
+        let mut mine = held(&self.held);
+        if *mine == Some(lane) {
+            return true;
+        }
+        let mut all = held(&self.all);
+        if let Some(before) = mine.take() {
+            all.remove(&before);
+        }
+        let is_free = all.insert(lane);
+        if is_free {
+            *mine = Some(lane);
+        }
+        is_free
+    }
+
+    /// Whether a lane is in hand.
+    pub(super) fn has_some(&self) -> bool {
+        held(&self.held).is_some()
+    }
+
+    /// The lane in hand may be taken by any worker.
+    pub(super) fn let_go(&self) {
+        if let Some(lane) = held(&self.held).take() {
+            held(&self.all).remove(&lane);
+        }
+    }
+
     /// The first of these is to be blamed if that can't be said in its own transaction.
     pub(super) fn blame(&self, lane: Uuid, heads: &[Head]) {
         *held(&self.blamed) = Some(Parked { lane, heads: heads.to_vec(), ended: None });
@@ -67,6 +112,13 @@ impl Hands {
         *held(&self.next) = Some((next, max));
     }
 
+    /// Of several that failed together, the first half is tried next.
+    pub(super) fn keep_half(&self, lane: Uuid, group: &[Head]) {
+        if group.len() > 1 {
+            self.keep(Which::This(lane), i64::try_from(half(group).len()).unwrap_or(1));
+        }
+    }
+
     /// What was kept is what the worker continues with now.
     pub(super) fn begin(&self) {
         *held(&self.now) = held(&self.next).take();
@@ -101,6 +153,17 @@ impl Hands {
     pub(super) fn in_the_way(&self) -> u32 {
         self.in_the_way.load(Ordering::Relaxed)
     }
+}
+
+impl Drop for Hands {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// The larger one: of one, that one.
+pub(super) fn half(group: &[Head]) -> &[Head] {
+    group.get(..group.len().div_ceil(2)).unwrap_or_default()
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -123,6 +123,7 @@ struct Shared {
     large: large::Large,
     /// Held by the one that looks whether parked lanes are due.
     lookout: Arc<tokio::sync::Mutex<()>>,
+    in_hand: hands::Lanes,
     plans: Arc<plans::Plans>,
     /// Of failures that are tried again.
     told: Arc<told::Told>,

@@ -1,6 +1,6 @@
 //! The statements that take messages from a parked lane's head.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio_postgres::{Row, types::ToSql};
@@ -37,6 +37,9 @@ pub(super) struct Taken {
     pub(super) more: bool,
 }
 
+/// Between two tries to lock a lane that this worker has tried: the first wait, and the longest.
+const LOCKED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
+
 /// The lane to take from.
 #[derive(Clone, Copy)]
 pub(super) enum Which {
@@ -56,6 +59,26 @@ impl Taken {
 }
 
 impl Shelf {
+    /// As [`Shelf::take`]. While somebody adds to the lane, or another worker looks at it, it waits for a moment; `None`
+    /// after that, and where the lane is gone.
+    pub(super) async fn take_soon(
+        self,
+        sessions: &Arc<Sessions>,
+        which: Which,
+        max: i64,
+        large_too: bool,
+    ) -> Result<Option<Taken>, InboxError> {
+        let mut wait = LOCKED.0;
+        loop {
+            let taken = self.take(sessions, which, max, large_too).await?;
+            if taken.is_some() || wait > LOCKED.1 {
+                return Ok(taken);
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
     /// Begins, locks one of the lanes that no one has locked, and takes its first messages: at most `max`, and a
     /// mebibyte, but at least one, and no more than one where that has failed before, or where the lane is the next
     /// one. A lane whose first message is larger is left to others where `large_too` does not say otherwise. One

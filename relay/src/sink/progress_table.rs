@@ -27,7 +27,9 @@ const READ: &str = "select record from outbox.progress where relay operator(pg_c
 const STORE: &str = "insert into outbox.progress (relay, seq, record) overriding system value \
                      select $1::pg_catalog.text, \
                          coalesce(pg_catalog.max(seq), 0) operator(pg_catalog.+) 1, $2::pg_catalog.bytea \
-                     from outbox.progress where relay operator(pg_catalog.=) $1 returning seq";
+                     from outbox.progress where relay operator(pg_catalog.=) $1 \
+                     returning seq, relay operator(pg_catalog.=) $1::pg_catalog.text \
+                         and record operator(pg_catalog.=) $2::pg_catalog.bytea";
 /// A few at a time: the leader's sign of life waits behind it.
 const FORGET: &str = "delete from outbox.progress where relay operator(pg_catalog.=) $1 and seq in ( \
                           select seq from outbox.progress where relay operator(pg_catalog.=) $1 \
@@ -83,15 +85,29 @@ impl ProgressStore for ProgressTable {
         const DOING: &str = "storing progress";
         let client = self.session.client();
         // By the session's settings (`pins`) it is durable when this returns.
-        let row = client.query_one(STORE, &[&self.relay, &&*progress]).await;
-        let newest: i64 =
-            row.and_then(|row| row.try_get(0)).map_err(|error| sorted(DOING, error))?;
+        let row = client.query_opt(STORE, &[&self.relay, &&*progress]).await;
+        let stored = row.and_then(|row| {
+            row.map(|row| Ok::<(i64, bool), _>((row.try_get(0)?, row.try_get(1)?))).transpose()
+        });
+        let Some((newest, true)) = stored.map_err(|error| sorted(DOING, error))? else {
+            return Err(kept_out());
+        };
         fault::point(Point::ProgressInTable);
         if newest % KEPT == 0 {
             let forgotten = client.execute(FORGET, &[&self.relay, &newest]).await;
             forgotten.map_err(|error| sorted("deleting older progress", error))?;
         }
         Ok(Stored(()))
+    }
+}
+
+/// By a trigger or a rule.
+fn kept_out() -> SinkError {
+    SinkError::Misconfigured {
+        what: "the relay's progress is not in outbox.progress as it was sent: a trigger before each \
+               row, or a rule, keeps it out or changes it; nothing more is published until it is stored"
+            .into(),
+        remedy: "drop that trigger or rule; `outbox-relay check` names it with its statement".into(),
     }
 }
 
@@ -106,6 +122,8 @@ fn sorted(doing: &str, error: tokio_postgres::Error) -> SinkError {
                      docs/ROLES.md lists"
                 .into(),
         },
+        // By a rule in place of the insert, which returns nothing.
+        Some(&SqlState::FEATURE_NOT_SUPPORTED) => kept_out(),
         Some(&SqlState::INSUFFICIENT_PRIVILEGE) => SinkError::Misconfigured {
             what: "the relay's role may not use outbox.progress, where the relay keeps its \
                    progress; nothing is published until it may"

@@ -108,9 +108,9 @@ async fn what_another_process_handles_after_a_handler_rolled_back_is_no_dead_let
 
 /// The same for messages that are parked.
 #[tokio::test]
-async fn what_another_worker_has_taken_since_a_handler_rolled_back_is_no_dead_letter() {
-    // As many as a process has workers of parked keys: when all are held, none is busy with anything else.
-    const WORKERS: usize = 8;
+async fn what_another_process_has_taken_since_a_handler_rolled_back_is_no_dead_letter() {
+    // As many as two processes have workers of parked keys: when all are held, none is busy with anything else.
+    const WORKERS: usize = 16;
     let database = database().await;
     shut(&database).await;
     let (fixed, slow) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
@@ -142,17 +142,21 @@ async fn what_another_worker_has_taken_since_a_handler_rolled_back_is_no_dead_le
             }
         }
     };
-    let pool = database.pool(Role::Consumer, 16);
-    let inbox = Inbox::open(pool, "billing").await.expect("the inbox opens");
-    let processor = Processor::batch(inbox, 3, handler).retry(quickly());
+    let process = async || {
+        let inbox = Inbox::open(database.pool(Role::Consumer, 10), "billing").await;
+        Processor::batch(inbox.expect("the inbox opens"), 3, handler.clone()).retry(quickly())
+    };
+    let (processor, other) = (process().await, process().await);
     let messages: Vec<_> = (1..=3).map(|n| message("a", n)).collect();
     processor.process(&messages).await.expect("settled");
     fixed.store(true, SeqCst);
-    let background = tokio::spawn({
+    let in_background = |processor: &Processor| {
         let processor = processor.clone();
-        async move { processor.background().await }
-    });
+        tokio::spawn(async move { processor.background().await })
+    };
+    let background = in_background(&processor);
     until_somebody_waits(&database).await;
+    let beside = in_background(&other);
     let others = wait::until("others have handled them", wait::PATIENCE, || async {
         let left = "select 2 - count(*) from effects";
         match (number(&database, left).await, number(&database, ENDED).await) {
@@ -182,6 +186,7 @@ async fn what_another_worker_has_taken_since_a_handler_rolled_back_is_no_dead_le
     assert_once_and_in_order(&effects(&database).await, expected);
     gate.add_permits(WORKERS);
     background.abort();
+    beside.abort();
 }
 
 /// A handler that commits, and then can't be asked any more: its session is lost, or its time is over. What it

@@ -129,7 +129,7 @@ async fn server(
         Err(error) if locks::refused(&error) => locked(client).await,
         parking => parking?,
     });
-    findings.extend(meddling::dead_letters(client).await?);
+    findings.extend(meddling::own(parts, client).await?);
     let publication_name = &config.postgres.publication;
     let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;

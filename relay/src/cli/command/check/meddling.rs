@@ -68,25 +68,31 @@ fn finding(it: altered::Altered) -> Finding {
     problem(name, format!("{seen}: {meaning}"), remedy)
 }
 
-/// Parked events.
-pub(super) async fn dead_letters(client: &Client) -> Result<Vec<Finding>, InspectError> {
-    const NAME: &str = "parking";
+/// What keeps rows out of the relay's own tables, or loses them.
+pub(super) async fn own(parts: &Parts, client: &Client) -> Result<Vec<Finding>, InspectError> {
     let mut findings = Vec::new();
-    let found = meddling::on(client, "outbox", "dead_letters").await?;
-    if !found.is_empty() {
-        let seen = "a trigger before each row, or a rule, may keep parked events out of \
-                    outbox.dead_letters, or change them";
-        findings.push(problem(NAME, seen.to_owned(), format!("`{}`", found.join("; "))));
-    }
-    let state = table::inspect(client, "outbox", "dead_letters").await?;
-    if state.is_some_and(|state| state.persistence == "u") {
-        let seen = "outbox.dead_letters is unlogged: a crash of the server empties it, and a standby has \
-                    nothing of it";
-        findings.push(problem(
-            NAME,
-            seen.to_owned(),
-            "`alter table outbox.dead_letters set logged`",
-        ));
+    for (table, name, rows, after) in [
+        ("dead_letters", "parking", "parked events", "it is empty"),
+        ("progress", "progress", "the relay's progress", "it is empty, and the relay halts"),
+    ] {
+        let full = format!("outbox.{table}");
+        if !parts.own_tables().contains(&full.as_str()) {
+            continue;
+        }
+        let found = meddling::on(client, "outbox", table).await?;
+        if !found.is_empty() {
+            let seen = format!(
+                "a trigger before each row, or a rule, may keep {rows} out of {full}, or change them"
+            );
+            findings.push(problem(name, seen, format!("`{}`", found.join("; "))));
+        }
+        let state = table::inspect(client, "outbox", table).await?;
+        if state.is_some_and(|state| state.persistence == "u") {
+            let seen = format!(
+                "{full} is unlogged: after a crash of the server {after}, and a standby has nothing of it"
+            );
+            findings.push(problem(name, seen, format!("`alter table {full} set logged`")));
+        }
     }
     Ok(findings)
 }
