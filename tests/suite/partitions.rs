@@ -1,6 +1,8 @@
 //! Partitions that are attached with rows in them, and partitions that go: what was inserted before the
 //! one, or is gone with the other, is published or named, and never passed over in silence.
 
+mod kept;
+
 use outbox_harness::{Harness, topic::Topic, wait};
 
 use crate::{
@@ -218,7 +220,11 @@ async fn a_partition_detached_with_rows_that_are_not_published_halts_a_repair_un
     let gone = "alter table outbox.events detach partition outbox.events_old";
     let (t, topic, left) = halts(gone, &["outbox.events_old was detached since"]).await;
     run(&t, ATTACH).await;
-    let _relay = t.relay().start().await;
+    let mut relay = t.relay().spawn();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("outbox.events_old was detached for a while since"), "{detail}");
+    assert!(relay.sigterm().await.success());
+    let _relay = t.relay().set_toml("outbox.rows_kept", "true").start().await;
     topic.records_with([left]).await;
     wait::until("all of them are there", wait::PATIENCE, || async {
         match topic.records().await.len() {

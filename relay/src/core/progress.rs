@@ -142,13 +142,23 @@ pub struct RepairRecord {
     pub cursor: Option<(i64, String)>,
     /// How many rows are delivered: the next one's ordinal.
     pub delivered: u64,
+    /// The partitions that `upper` shows.
+    #[serde(default, skip_serializing_if = "Leaves::is_empty")]
+    pub leaves: Leaves,
 }
 
 impl RepairRecord {
     /// The slot is about to be made; nothing is known of it.
     pub fn announced(lower: Option<String>) -> Self {
         let (consistent_point, upper) = (Lsn::ZERO, String::new());
-        RepairRecord { consistent_point, lower, upper, cursor: None, delivered: 0 }
+        RepairRecord {
+            consistent_point,
+            lower,
+            upper,
+            cursor: None,
+            delivered: 0,
+            leaves: Leaves::default(),
+        }
     }
 
     /// Whether the slot is made, and rows may be delivered.
@@ -285,6 +295,9 @@ impl Progress {
         }
         let mut cut = cut.unwrap_or_else(|| self.clone());
         cut.published = cut.published.as_ref().map(Published::digested);
+        if let Some(repair) = &mut cut.repair {
+            repair.leaves = Leaves::default();
+        }
         json(&cut).into()
     }
 

@@ -43,6 +43,12 @@ pub(super) fn carry_over(stored: &Progress, facts: &Facts<'_>) -> Result<Progres
     progress.landmark = stored.landmark.filter(|landmark| landmark.commit < switch);
     progress.witness = stored.witness.filter(|witness| witness.commit < switch);
     progress.snapshots.retain(|snapshot| snapshot.lsn <= switch);
+    // Older ones are stored without their partitions. One of the history that is left counts as dropped.
+    if let (Some(kept), Some(newest)) = (progress.snapshots.first_mut(), stored.snapshots.first())
+        && kept.leaves.is_empty()
+    {
+        kept.leaves.clone_from(&newest.leaves);
+    }
     progress.repair = stored.repair.clone().map(|repair| match repair.consistent_point <= switch {
         true => repair,
         // The slot that it was for, and the snapshot it reads up to, belong to the other history.

@@ -17,8 +17,8 @@ use crate::core::{halt::Halt, leaves::Leaves, published::Published};
 pub enum Attached {
     /// Nothing that was inserted before.
     Nothing,
-    /// Rows that a repair after that snapshot takes; where.
-    Newer(String),
+    /// Rows that a repair after that snapshot takes: where, and what a person can do instead.
+    Newer(String, Halt),
     /// Rows that it does not take.
     Older(Halt),
 }
@@ -36,6 +36,8 @@ struct Partition {
     root: String,
     /// The full id of the transaction that attached it.
     attached_by: String,
+    /// The command that did, in that transaction.
+    command: String,
     /// Whether a row was written before that.
     before: String,
     /// Its rows among the root's: the relay may read that one, and need not read this.
@@ -56,24 +58,27 @@ pub async fn since(
     lower: &str,
     leaves: &Leaves,
 ) -> Result<Attached, tokio_postgres::Error> {
-    let (mut newer, leaves) = (None, leaves.oids());
-    for partition in attached_since(client, published, lower).await? {
+    let mut newer = None;
+    let found = attached_since(client, published, lower, leaves).await?;
+    let leaves = leaves.oids();
+    for partition in found {
         match look_into(client, &partition, lower).await {
+            Ok((_, 0)) if leaves.contains(&partition.oid) => {}
             Ok((0, 0)) => {}
-            Ok((0, _)) => newer = Some(partition.name),
-            Ok((_, again)) if leaves.contains(&partition.oid) => {
-                if again > 0 {
-                    newer = Some(partition.name);
-                }
+            Ok((older, rows)) if older == 0 || leaves.contains(&partition.oid) => {
+                let known = leaves.contains(&partition.oid).then_some(lower);
+                newer = Some(partition.in_doubt(&in_words(rows), known));
             }
-            Ok((older, _)) => return Ok(Attached::Older(partition.halt(older))),
+            Ok((older, _)) => {
+                return Ok(Attached::Older(partition.in_doubt(&in_words(older), None).1));
+            }
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                newer = Some(partition.name);
+                newer = Some(partition.in_doubt("it is not known how many", None));
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(newer.map_or(Attached::Nothing, Attached::Newer))
+    Ok(newer.map_or(Attached::Nothing, |(name, halt)| Attached::Newer(name, halt)))
 }
 
 /// Whether a partition that is in `now` and was not in `before` may have been filled before it was
@@ -91,25 +96,26 @@ pub async fn filled(
     if anew.attached.is_empty() {
         return Ok(false);
     }
-    for partition in attached_since(client, &anew, "3:3:").await? {
-        let glance = format!(
-            "select coalesce(bool_or(r.before), false) \
-             from (select {} as before from {} limit {GLANCED_AT}) r",
-            partition.before,
-            partition.rows()
-        );
-        match client.query_one(&glance, &[]).await {
-            Ok(row) if !row.try_get::<_, bool>(0)? => {}
-            Err(error) if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                return Err(error);
+    for partition in attached_since(client, &anew, "3:3:", &Leaves::default()).await? {
+        for leaf in partition.leaves(client).await? {
+            let glance = format!(
+                "select coalesce(bool_or(r.before), false) \
+                 from (select {} as before from {} t where {leaf} limit {GLANCED_AT}) r",
+                partition.before, partition.root
+            );
+            match client.query_one(&glance, &[]).await {
+                Ok(row) if !row.try_get::<_, bool>(0)? => {}
+                Err(error) if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    return Err(error);
+                }
+                _ => return Ok(true),
             }
-            _ => return Ok(true),
         }
     }
     Ok(false)
 }
 
-/// Whether one was attached after `lower` at all.
+/// Whether one was attached after `lower`, which shows those in `leaves`, at all.
 ///
 /// # Errors
 /// The database's.
@@ -117,14 +123,17 @@ pub async fn any_attached_since(
     client: &Client,
     published: &Published,
     lower: &str,
+    leaves: &Leaves,
 ) -> Result<bool, tokio_postgres::Error> {
-    attached_since(client, published, lower).await.map(|found| !found.is_empty())
+    attached_since(client, published, lower, leaves).await.map(|found| !found.is_empty())
 }
 
+/// A snapshot shows subtransactions of an open transaction as ended, so what is in it is told by `leaves`.
 async fn attached_since(
     client: &Client,
     published: &Published,
     lower: &str,
+    leaves: &Leaves,
 ) -> Result<Vec<Partition>, tokio_postgres::Error> {
     let full = full_xid("i.xmin", NOW);
     let sql = format!(
@@ -141,13 +150,17 @@ async fn attached_since(
              , i.cmin::pg_catalog.text \
          from pg_catalog.pg_inherits i \
          join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition \
+             and not i.inhdetachpending \
          cross join lateral (select {full}) as f (xid) \
          where c.oid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) \
-             and {}",
-        written_after("f.xid", lower)
+             and ({} or f.xid >= pg_catalog.pg_snapshot_xmin({}::pg_catalog.pg_snapshot) and f.xid < {NOW} \
+                 and not c.oid::pg_catalog.int8 = any ($2::pg_catalog.int8[]))",
+        written_after("f.xid", lower),
+        literal(lower)
     );
     let oids: Vec<i64> = published.attached.iter().map(|(oid, _)| i64::from(*oid)).collect();
-    client.query(&sql, &[&oids]).await?.iter().map(Partition::read).collect()
+    let known: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
+    client.query(&sql, &[&oids, &known]).await?.iter().map(Partition::read).collect()
 }
 
 impl Partition {
@@ -165,6 +178,7 @@ impl Partition {
                  '{attached_by}'::pg_catalog.xid8 and t.cmin::pg_catalog.text::pg_catalog.int8 < \
                  {command})"
             ),
+            command: command.to_owned(),
             attached_by,
             // One that is partitioned itself has its rows below it. The bounds spare the other partitions a scan.
             own: format!(
@@ -180,21 +194,38 @@ impl Partition {
         format!("{} t where {}", self.root, self.own)
     }
 
-    fn halt(&self, rows: i64) -> Halt {
-        let Partition { name, root, attached_by, columns, .. } = self;
-        let rows = in_words(rows);
-        Halt::new(
+    /// The rows of each partition below it that has some, itself if it has: one that has many must not keep a glance
+    /// from the others.
+    async fn leaves(&self, client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+        let sql = "select pg_catalog.format('t.tableoid = %s::pg_catalog.oid and (%s)', c.oid, \
+                       coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true')) \
+                   from pg_catalog.pg_partition_tree($1::int8::pg_catalog.oid) p \
+                   join pg_catalog.pg_class c on c.oid = p.relid where p.isleaf";
+        let rows = client.query(sql, &[&i64::from(self.oid)]).await?;
+        rows.iter().map(|row| row.try_get(0)).collect()
+    }
+
+    /// Its name, and what a person can do with its rows. Those that `known` shows, a snapshot in which it was a partition,
+    /// are published.
+    fn in_doubt(self, rows: &str, known: Option<&str>) -> (String, Halt) {
+        let Partition { name, root, attached_by, command, columns, .. } = self;
+        let unknown = known.map_or_else(String::new, |known| {
+            format!(" and not pg_visible_in_snapshot(xid, {})", literal(known))
+        });
+        let halt = Halt::new(
             format!(
                 "partition {name} was attached with rows that were inserted into it before ({rows}): \
                  they were not in the stream, and are published only if it was a partition then"
             ),
             format!(
-                "to publish them, `with rows as (delete from {name} where xid < '{attached_by}' and \
-                 xid::text::int8 % 4294967296 = xmin::text::int8 returning *) insert into {root} \
-                 ({columns}) select {columns} from rows`; if they are published, or to leave them \
-                 out, run `outbox-relay resume --at progress`"
+                "to publish them, `with rows as (delete from {name} where (xid < '{attached_by}' or xid = \
+                 '{attached_by}' and cmin::text::int8 < {command}) and xid::text::int8 % 4294967296 = \
+                 xmin::text::int8{unknown} returning *) insert into {root} ({columns}) select {columns} \
+                 from rows`; if they are published, or to leave them out, run `outbox-relay resume --at \
+                 progress`"
             ),
-        )
+        );
+        (name, halt)
     }
 }
 

@@ -40,7 +40,7 @@ pub async fn complete(
     }
     let vanished = match rows_kept {
         true => None,
-        false => vanished(client, leaves).await?,
+        false => vanished(client, tables, lower, leaves).await?,
     };
     Ok(vanished.map_or(Ok(()), Err))
 }
@@ -198,25 +198,52 @@ fn interrupted(table: &Table, lower: &str) -> String {
     )
 }
 
-/// A partition that is gone took its rows with it, and no trigger fires.
-async fn vanished(client: &Client, leaves: &Leaves) -> Result<Option<Halt>, tokio_postgres::Error> {
-    let sql = "select o.oid::text, c.oid::pg_catalog.regclass::text \
-               from unnest($1::int8[]) as o (oid) \
-               left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid \
-               where not exists (select from pg_catalog.pg_inherits i where i.inhrelid = o.oid::pg_catalog.oid) \
-               order by c.oid nulls first limit 1";
+/// A partition that is gone took its rows with it, and no trigger fires; nor does one for what is deleted while it is
+/// detached. One that a DETACH CONCURRENTLY has begun to detach, or that another table has, is detached.
+async fn vanished(
+    client: &Client,
+    tables: &[Table],
+    lower: Option<&str>,
+    leaves: &Leaves,
+) -> Result<Option<Halt>, tokio_postgres::Error> {
     let oids: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
-    if oids.is_empty() {
-        return Ok(None);
-    }
-    let Some(row) = client.query_opt(sql, &[&oids]).await? else { return Ok(None) };
+    let Some(lower) = lower.filter(|_| !oids.is_empty()) else { return Ok(None) };
+    let roots = tables.iter().map(|table| {
+        let name = format!("{}::pg_catalog.regclass", literal(&table.sql_name()));
+        format!("coalesce(pg_catalog.pg_partition_root({name}), {name})")
+    });
+    let sql = format!(
+        "select v.oid::text, v.name, v.gone from ( \
+             select o.oid, c.oid::pg_catalog.regclass::text as name, \
+                 case when c.relispartition \
+                     then not pg_catalog.pg_partition_root(c.oid) = any (array[{}]) \
+                     else not exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid) \
+                 end as gone, \
+                 exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid and {}) \
+                     and not {} as anew \
+             from unnest($1::int8[]) as o (oid) \
+             left join pg_catalog.pg_class c on c.oid = o.oid::pg_catalog.oid) as v \
+         where v.gone or v.anew order by v.name nulls first, v.gone desc limit 1",
+        roots.collect::<Vec<_>>().join(", "),
+        newer("i", lower),
+        restored("c.oid", lower),
+    );
+    let Some(row) = client.query_opt(&sql, &[&oids]).await? else { return Ok(None) };
+    let gone: bool = row.try_get(2)?;
     Ok(Some(match row.try_get::<_, Option<String>>(1)? {
-        Some(name) => Halt::new(
+        Some(name) if gone => Halt::new(
             format!("partition {name} was detached since: rows of it may not be published"),
             format!(
-                "attach {name} again, and the relay publishes them; or, if all of them were \
+                "attach {name} again; then, if no row of it was deleted meanwhile, or all of them were \
                  published before, {KEPT}"
             ),
+        ),
+        Some(name) => Halt::new(
+            format!(
+                "partition {name} was detached for a while since: no one has recorded whether rows of it were \
+                 deleted meanwhile that may not be published"
+            ),
+            format!("if none was deleted, {KEPT}"),
         ),
         None => Halt::new(
             format!(

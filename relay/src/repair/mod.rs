@@ -15,6 +15,7 @@ mod page;
 mod reader;
 mod sql;
 mod tables;
+mod undelivered;
 mod witness;
 
 pub use self::{
@@ -25,5 +26,6 @@ pub use self::{
     page::{End, Page},
     reader::{ReadError, Reader},
     tables::{Table, fits},
+    undelivered::is_in_tables,
     witness::{Recognised, before, recognise},
 };

@@ -2,7 +2,6 @@
 
 use crate::{
     core::{
-        leaves::Leaves,
         lsn::Lsn,
         position::RowPosition,
         progress::{CURSOR_BYTES_MAX, Progress, RepairRecord, SnapshotRecord},
@@ -99,7 +98,7 @@ impl Course for End {
             lsn: repair.consistent_point,
             taken_ms: self.now_ms,
             snapshot: repair.upper,
-            leaves: Leaves::default(),
+            leaves: repair.leaves,
         };
         // Older ones stay: a failover may lose the newest.
         progress.snapshots.insert(0, snapshot);
@@ -119,6 +118,7 @@ impl Course for End {
 mod tests {
     use super::*;
     use crate::core::{
+        leaves::Leaves,
         position::Position,
         record::{BatchLimits, RecordHead},
     };
@@ -189,6 +189,8 @@ mod tests {
     #[test]
     fn at_the_end_the_slots_beginning_is_the_position_and_its_snapshot_the_newest() {
         let mut progress = under_way();
+        let leaves = Leaves::of([7, 9]);
+        progress.repair.as_mut().expect("set").leaves = leaves.clone();
         let old = SnapshotRecord {
             lsn: Lsn::new(5),
             taken_ms: 1,
@@ -201,6 +203,7 @@ mod tests {
         assert_eq!(progress.repair, None);
         let snapshots: Vec<_> = progress.snapshots.iter().map(|s| s.snapshot.as_str()).collect();
         assert_eq!(snapshots, ["7:7:", "5:5:"]);
+        assert_eq!(progress.snapshots[0].leaves, leaves);
     }
 
     #[test]

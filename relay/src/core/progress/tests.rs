@@ -141,6 +141,7 @@ fn the_stored_record_stays_below_64_kib_whatever_is_open_in_the_database() {
         upper: "9".repeat(UPPER_BYTES_MAX),
         cursor: Some((i64::MAX, "9".repeat(CURSOR_BYTES_MAX))),
         delivered: u64::MAX,
+        leaves: progress.snapshots.first().expect("some").leaves.clone(),
     });
     let stored = progress.encode();
     assert!(stored.len() < BYTES_MAX, "{}", stored.len());

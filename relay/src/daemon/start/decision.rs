@@ -137,7 +137,7 @@ pub(super) async fn decide(
     let predecessor = predecessor(context, session, stored).await?;
     let owner = progress_key::another_of_slot(session, &config.name, &config.postgres.slot).await;
     let owner = owner.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let attached = attached(context, session, stored, published).await?;
+    let attached = attached(context, session, stored, published, slot.as_ref()).await?;
     reconcile::reconcile(&Facts {
         progress: stored,
         slot: slot.as_ref(),
@@ -214,13 +214,16 @@ async fn attached(
     session: &SqlSession,
     stored: Option<&Progress>,
     published: &Published,
+    slot: Option<&SlotState>,
 ) -> Result<Option<String>, Ended> {
     const DOING: &str = "looking into the partitions that were attached";
     let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
     // A repair that was begun has its own snapshots; and a person has decided to take what is there.
     let streamed = stored.filter(|stored| stored.published.is_some() && stored.repair.is_none());
     let Some(lower) = streamed.and_then(|stored| stored.snapshots.first()) else { return Ok(None) };
-    let any = repair::any_attached_since(session.client(), published, &lower.snapshot).await;
+    let any =
+        repair::any_attached_since(session.client(), published, &lower.snapshot, &lower.leaves)
+            .await;
     if !any.map_err(failed)? {
         return Ok(None);
     }
@@ -231,7 +234,23 @@ async fn attached(
     let found = repair::since(reading.client(), published, &lower.snapshot, &lower.leaves).await;
     match found.map_err(failed)? {
         Attached::Nothing => Ok(None),
-        Attached::Newer(name) => Ok(Some(name)),
+        Attached::Newer(name, halt) => {
+            let streams = slot.is_some_and(|slot| !slot.is_lost() && !slot.active);
+            let delivered = stored.and_then(|stored| stored.position).filter(|_| streams);
+            let Some(delivered) = delivered else { return Ok(Some(name)) };
+            let (postgres, tables) = (&context.config.postgres, context.parts.mapping.tables());
+            let whole = repair::is_in_tables(
+                reading.client(),
+                &postgres.slot,
+                &postgres.publication,
+                delivered.resume_lsn(),
+                tables,
+            );
+            match whole.await.map_err(failed)? {
+                true => Ok(Some(name)),
+                false => Err(Ended::Halted(halt)),
+            }
+        }
         Attached::Older(halt) => Err(Ended::Halted(halt)),
     }
 }

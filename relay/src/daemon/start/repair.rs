@@ -121,6 +121,7 @@ pub(super) async fn begin(
     progress.repair = Some(RepairRecord {
         consistent_point: upper.lsn,
         upper: upper.snapshot,
+        leaves: upper.leaves,
         ..RepairRecord::announced(lower.map(str::to_owned))
     });
     store(&mut connections.sink, progress).await?;

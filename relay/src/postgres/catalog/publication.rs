@@ -1,7 +1,8 @@
 //! Reads how a publication names the outbox tables, together with a snapshot of that very moment.
 //!
 //! Only the catalogs' own rows are asked, which are seen as the statement's snapshot has them;
-//! functions such as those behind `pg_publication_tables` see what is committed meanwhile. What the
+//! functions such as those behind `pg_publication_tables` see what is committed meanwhile. A partition of which
+//! a DETACH CONCURRENTLY was cut short is none: the table shows none of its rows any more. What the
 //! difference between two looks means is `published`'s.
 
 use tokio_postgres::Client;
@@ -22,9 +23,10 @@ const TREE: &str = "with recursive tree (name, root, oid, schema) as ( \
          join pg_catalog.pg_class above on above.oid = i.inhparent \
      ), below (oid, xmin) as ( \
          select i.inhrelid, i.xmin::text from tree t join pg_catalog.pg_inherits i on i.inhparent = t.oid \
-         where t.oid = t.root \
+         where t.oid = t.root and not i.inhdetachpending \
        union all \
          select i.inhrelid, i.xmin::text from below b join pg_catalog.pg_inherits i on i.inhparent = b.oid \
+         where not i.inhdetachpending \
      ), p as ( \
          select oid, xmin::text as xmin, puballtables \
          from pg_catalog.pg_publication where pubname::text = $1 \

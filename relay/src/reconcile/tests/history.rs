@@ -1,7 +1,7 @@
 //! Stored progress, and a server that has another history, or is another cluster.
 
 use super::*;
-use crate::core::{snapshot, witness::Witness};
+use crate::core::{leaves::Leaves, snapshot, witness::Witness};
 
 #[test]
 fn on_a_new_timeline_with_the_tail_progress_stays_as_it_is() {
@@ -25,6 +25,19 @@ fn on_a_new_timeline_without_the_tail_progress_counts_as_the_switch() {
     Row { slot: None, ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, false));
     Row { slot: Some(lost()), ..timeline(2, &[(1, 700)]) }.decides(&repair_after(500, true));
     promoted.halts(&["up to 0/3E8", "progress up to 0/2BC", AT_SLOT, DROP]);
+}
+
+/// Older snapshots are stored without their partitions, and one may be dropped before the relay comes.
+#[test]
+fn on_a_new_timeline_without_the_tail_the_partitions_of_the_newest_snapshot_stay_known() {
+    let leaves = Leaves::of([16_390, 16_400]);
+    let mut stored = progress(1000);
+    stored.snapshots.first_mut().expect("one").leaves = leaves.clone();
+    let promoted =
+        Row { progress: Some(stored), slot: Some(slot(600)), ..timeline(2, &[(1, 700)]) };
+    let carried = promoted.decides(&Decision::Stream { from: up_to(700) }).expect("there was");
+    let kept = carried.snapshots.first().expect("the one before");
+    assert_eq!((kept.lsn.get(), &kept.leaves), (500, &leaves));
 }
 
 #[test]

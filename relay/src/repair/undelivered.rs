@@ -1,0 +1,75 @@
+//! Whether the tables have all that a slot is still to send: a repair has a new slot, and what is in the old one
+//! alone would be lost.
+
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
+
+use super::sql::{NOW, full_xid, identifier, literal};
+use crate::{core::lsn::Lsn, route::TableName};
+
+/// Changes of the slot that are looked at; of more it is not known.
+const CHANGES_MAX: usize = 100_000;
+
+/// Whether each transaction that ends at `after` or later, of a slot that no one streams from, has as many rows in the
+/// tables as were inserted. Also `false` where that can't be said soon.
+///
+/// # Errors
+/// The database's.
+pub async fn is_in_tables(
+    client: &Client,
+    slot: &str,
+    publication: &str,
+    after: Lsn,
+    tables: &[TableName],
+) -> Result<bool, tokio_postgres::Error> {
+    // Of pgoutput's messages, `C` ends a transaction, and `I` is a row of the relation of which the OID follows.
+    let changes = format!(
+        "select lsn, xid, pg_catalog.get_byte(data, 0) as kind, \
+             case pg_catalog.get_byte(data, 0) when 73 then \
+                 pg_catalog.get_byte(data, 1)::int8 * 16777216 + pg_catalog.get_byte(data, 2) * 65536 \
+                     + pg_catalog.get_byte(data, 3) * 256 + pg_catalog.get_byte(data, 4) end as relation \
+         from pg_catalog.pg_logical_slot_peek_binary_changes({}, null, {CHANGES_MAX}, \
+             'proto_version', '1', 'publication_names', {})",
+        literal(slot),
+        literal(&identifier(publication)),
+    );
+    let xid = full_xid("i.xid", NOW);
+    let there = tables.iter().map(|name| {
+        let name = format!("{}.{}", identifier(&name.schema), identifier(&name.table));
+        let oid =
+            format!("{}::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8", literal(&name));
+        format!(
+            "select {oid} as relation, t.xid, pg_catalog.count(*) as rows from {name} t \
+             where t.xid in (select s.xid from sent s where s.relation = {oid}) group by t.xid"
+        )
+    });
+    let there = there.collect::<Vec<_>>().join(" union all ");
+    let sql = format!(
+        "set statement_timeout = '10s'; \
+         with changes as materialized ({changes}), \
+             sent as materialized ( \
+                 select i.relation, {xid} as xid, pg_catalog.count(*) as rows from changes i \
+                 where i.kind = 73 and i.xid in ( \
+                     select c.xid from changes c where c.kind = 67 and c.lsn >= '{after}') \
+                 group by 1, 2), \
+             there as ({there}) \
+         select ((select pg_catalog.count(*) from changes) < {CHANGES_MAX} and not exists ( \
+             select from sent s left join there t on t.relation = s.relation and t.xid = s.xid \
+             where s.rows <> coalesce(t.rows, 0)))::pg_catalog.text; \
+         reset statement_timeout"
+    );
+    match client.simple_query(&sql).await {
+        Ok(answers) => Ok(answers.iter().any(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0) == Some("true"),
+            _ => false,
+        })),
+        // It took too long; or a table lacks the column `xid`.
+        Err(error)
+            if error.code().is_some_and(|code| {
+                [SqlState::QUERY_CANCELED, SqlState::UNDEFINED_COLUMN].contains(code)
+            }) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
