@@ -60,14 +60,20 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         ));
     }
     let find = |name: &str| columns.iter().find(|column| column.name == name);
-    let xid = find(XID).filter(|column| column.type_oid == XID8 && column.not_null);
-    if xid.is_none() {
+    let xid = find(XID).filter(|column| column.type_oid == XID8);
+    if !xid.is_some_and(|column| column.not_null) {
+        let alter = match xid {
+            Some(_) => format!(
+                "update {name} set xid = pg_current_xact_id() where xid is null; alter table {name} \
+                 alter column xid set default pg_current_xact_id(), alter column xid set not null"
+            ),
+            None => format!(
+                "alter table {name} add column xid xid8 not null default pg_current_xact_id()"
+            ),
+        };
         return Err(Halt::new(
             format!("{name} has no column xid of type xid8 that is never null"),
-            format!(
-                "`alter table {name} add column xid xid8 not null default pg_current_xact_id()` (rows \
-                 that are there get the altering transaction's)"
-            ),
+            format!("`{alter}` (rows that are there get the altering transaction's)"),
         ));
     }
     let created_at = mapping.created_at_column().and_then(find);

@@ -1,6 +1,9 @@
 //! A table of one's own, corrected halt by halt until its rows are published.
 
-use outbox_harness::{Harness, check, event::Event, relay::Settings, topic::Topic};
+use outbox_harness::{
+    Harness, check, event::Event, postgres::Postgres, postgres_version::Version, relay::Settings,
+    servers, topic::Topic,
+};
 
 use super::{obey, published, says, typed};
 use crate::{
@@ -36,6 +39,31 @@ fn settings(t: &Harness, table: &str, created_at: &str) -> Settings {
         settings = settings.set_toml(&format!("outbox.columns.{column}"), "false");
     }
     settings
+}
+
+/// Version 18 takes a column for NOT NULL before anybody has looked at the rows that are there.
+#[tokio::test]
+async fn rows_without_xid_are_published_once_they_are_stamped_as_the_halt_says() {
+    let (kafka, (postgres, _server)) =
+        tokio::join!(servers::kafka(), Postgres::private_version(Version::V18));
+    let t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    obey(&t, TABLE).await;
+    obey(&t, "drop view public.orders; grant select on public.\"order\" to public").await;
+    insert(&t, &topic).await;
+    let of_18 = "alter table public.\"order\" add column xid xid8; \
+        alter table public.\"order\" alter column xid set default pg_current_xact_id(), \
+            add constraint stamped not null xid not valid, alter column id set not null, \
+            add column created_at timestamptz not null default clock_timestamp()";
+    obey(&t, of_18).await;
+    insert(&t, &topic).await;
+    let mut relay = settings(&t, "public.order", "\"created_at\"").spawn();
+    let detail = says(&relay, "no column xid of type xid8 that is never null").await;
+    assert_eq!(topic.records().await.len(), 0);
+    obey(&t, typed(&detail, "set xid = pg_current_xact_id() where xid is null")).await;
+    obey(&t, "alter table public.\"order\" alter column part type int using part::int").await;
+    relay.wait_ready().await;
+    each_once(&t, &topic).await;
 }
 
 /// Every row is there, and once.

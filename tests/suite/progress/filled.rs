@@ -10,6 +10,9 @@ use crate::{checks::check, obeyed::typed, remedies::halted};
 const ANSWER: &str = "sink.properties.\"fetch.message.max.bytes\"";
 const BACKOFF: &str = "sink.properties.\"fetch.queue.backoff.ms\"";
 
+/// Half of the rests of 2 s that reading the topic has: one for each MiB and a half or so.
+const RESTS: Duration = Duration::from_secs(10);
+
 /// The relay's settings, but that reading rests whenever librdkafka's queue is full, which each answer fills.
 fn resting(t: &Harness, milliseconds: &str) -> Settings {
     t.relay().set(ANSWER, "2097152").set(BACKOFF, milliseconds)
@@ -43,10 +46,11 @@ async fn a_progress_topic_that_others_fill_is_read_without_pauses() {
     assert!(found.seen.contains(&name) && found.remedy.contains("kafka-acls"), "{found:?}");
     assert!(findings.iter().all(|finding| finding.verdict != "problem"), "{findings:#?}");
 
-    let default = starts_in(resting(&t, "1000")).await;
+    // Twice as long as librdkafka's own default. What else a start takes is the same, whatever the machine is busy with.
+    let resting = starts_in(resting(&t, "2000")).await;
     let ours = starts_in(t.relay().set(ANSWER, "2097152")).await;
-    eprintln!("ready after {default:?} with librdkafka's default, {ours:?} with ours");
-    assert!(default > 3 * ours, "{default:?} with librdkafka's default, {ours:?} with ours");
+    eprintln!("ready after {resting:?} with rests of 2 s, {ours:?} with ours");
+    assert!(resting > ours + RESTS, "{resting:?} with rests of 2 s, {ours:?} with ours");
     let findings = check(&t.relay()).await;
     assert!(findings.iter().all(|finding| !finding.seen.contains("being read")), "{findings:#?}");
     t.count(&topic, 1).await.assert_exactly_once();

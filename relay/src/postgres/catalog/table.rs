@@ -114,7 +114,9 @@ select pg_catalog.jsonb_build_object( \
     'columns', (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object( \
             'name', a.attname, 'type_oid', a.atttypid::pg_catalog.int8, \
             'base_oid', base.oid::pg_catalog.int8, \
-            'type_name', pg_catalog.format_type(base.oid, -1), 'not_null', a.attnotnull, \
+            'type_name', pg_catalog.format_type(base.oid, -1), 'not_null', a.attnotnull and not exists ( \
+                select from pg_catalog.pg_constraint k where k.conrelid = a.attrelid \
+                    and k.contype = 'n' and not k.convalidated and a.attnum = any (k.conkey)), \
             'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, \
             'binary', (with recursive parts (oid) as ( \
                     select a.atttypid \
