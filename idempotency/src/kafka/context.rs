@@ -171,6 +171,7 @@ impl Context {
     /// Blocks until the database answers, or the runner is to leave.
     fn start_offsets(&self, partitions: &[Partition]) -> Vec<(Partition, i64, Option<String>)> {
         if !self.processor.by_partition() {
+            self.processor.may_be_marked(partitions);
             return Vec::new();
         }
         let read = || self.processor.start_offsets(partitions);

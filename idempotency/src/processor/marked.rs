@@ -77,8 +77,9 @@ impl Processor {
         if self.marks().get(&partition).is_some_and(|known| !mark.includes(known)) {
             let (topic, number) = &partition;
             return Err(InboxError::Unsafe(format!(
-                "the database has lost what it had committed of {topic}/{number}; started again, \
-                 the consumer goes on where the database is"
+                "the database has lost what it had committed of {topic}/{number}, or an instance of this consumer \
+                 that keeps no watermark has processed the partition: then stop all instances, and start them \
+                 with one and the same Dedup. Started again, the consumer goes on where the database is"
             )));
         }
 

@@ -23,6 +23,7 @@ mod store;
 mod taken;
 mod timeline;
 mod told;
+mod unmarked;
 mod upkeep;
 mod watch;
 mod watermark;
@@ -118,6 +119,8 @@ struct Shared {
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
     /// Partitions of which was told that a message came behind their watermark.
     passed: Arc<Mutex<HashSet<marked::Partition>>>,
+    /// Partitions of which no watermark from before is left.
+    unmarked: Arc<Mutex<HashSet<marked::Partition>>>,
     /// The broker's ids of topics, where they are known.
     topics: Arc<Mutex<HashMap<Arc<str>, String>>>,
     large: large::Large,
@@ -309,6 +312,7 @@ impl Processor {
     ) -> Result<(Open, Sorted<'a>), InboxError> {
         let inbox = &self.shared.inbox;
         let off = self.shared.dedup == Dedup::Off;
+        self.outdate_marks(messages).await?;
         let mut sorted = Sorted::default();
         let mut known = Vec::with_capacity(messages.len());
         for message in messages {

@@ -31,6 +31,7 @@ mod many;
 mod matrix;
 mod memory;
 mod model;
+mod modes;
 mod noted;
 mod odd;
 mod outages;
