@@ -93,7 +93,11 @@ impl Processor {
                 mark.is_repaired_up_to(position);
             }
             let verdict = mark.judge(position, placeless, *offset);
-            let verdict = verdict.map_err(|why| cannot_tell(message, &why))?;
+            let verdict = verdict.map_err(|why| {
+                let stored = inbox.repertoire().text(&partition.0);
+                let remedy = watermark::continue_by_id(inbox.consumer_id(), &stored);
+                cannot_tell(message, &format!("{why}. {remedy}"))
+            })?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
                 Verdict::Duplicate => {}

@@ -12,6 +12,9 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// No one is past it.
+    pub(super) const LAST: Place = Place { commit_lsn: u64::MAX, ordinal: u64::MAX };
+
     /// Behind all of its transaction.
     pub(super) fn end_of_commit(self) -> Place {
         Place { ordinal: u64::MAX, ..self }

@@ -46,7 +46,8 @@ impl Mark {
     /// whose position says nothing in this partition.
     ///
     /// # Errors
-    /// It comes from another cluster, and no one has told the relay so: positions can't be compared.
+    /// It comes from another cluster, and no one has told the relay so: positions can't be compared
+    /// ([`continue_by_id`]).
     pub(super) fn judge(
         &mut self,
         position: &Position,
@@ -59,9 +60,7 @@ impl Mark {
         if at.era == position.era && at.system_id != position.system_id {
             return Err(format!(
                 "the relay's cluster is {} and was {}, and no `outbox-relay resume` has said so: two \
-                 relays of one name may feed the topic, so the message is neither taken nor passed \
-                 over. If the consumer is to continue with it, stop all instances, run `update \
-                 inbox.watermarks set position = null where topic = '<topic>'` and start them again",
+                 relays of one name may feed the topic, so the message is neither taken nor passed over",
                 position.system_id, at.system_id
             ));
         }
@@ -127,6 +126,20 @@ impl Mark {
             Ordering::Greater => true,
         }
     }
+}
+
+/// How a consumer continues with another cluster's relay. Positions of that tell nothing about what it sends again, so
+/// up to the highest place that there is, ids are looked up.
+pub(super) fn continue_by_id(consumer_id: i32, topic: &str) -> String {
+    let last = Place::LAST;
+    let of =
+        format!("where consumer_id = {consumer_id} and topic = '{}'", topic.replace('\'', "''"));
+    format!(
+        "If the consumer is to continue with it, stop all instances, type `update inbox.watermarks set position = \
+         null, before = '{last}' {of}` and start them again. Each of its messages is then looked up by its id, and \
+         stored by it, until you stop them once more, when nothing of before can come again, and type `update \
+         inbox.watermarks set before = null {of}`"
+    )
 }
 
 fn stored<T: FromStr>(text: Option<&str>) -> Result<Option<T>, InboxError> {
