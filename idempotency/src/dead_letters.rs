@@ -328,7 +328,8 @@ pub async fn show(client: &impl GenericClient, id: i64) -> Result<Option<Letter>
 }
 
 /// Lets the selected ones be handled again, each behind what waits of its key, in the order of
-/// their numbers; returns how many. A message that fails again is a new dead letter.
+/// their numbers; returns how many. A message that fails again is a new dead letter. One that was given up since its
+/// day was not kept is a duplicate if its day is kept now and a copy of it was taken meanwhile.
 ///
 /// # Errors
 /// The database's; nothing was changed.
@@ -344,10 +345,10 @@ pub async fn replay(client: &impl GenericClient, selection: &Selection) -> Resul
              on conflict (consumer_id, lane) do update set due_at = l.due_at \
              returning consumer_id, lane) \
          insert into inbox.parked (consumer_id, lane, message_id, day, topic, partition, \
-             record_offset, key, payload, headers, replays, produced_at, stored_at) \
+             record_offset, key, payload, headers, replays, produced_at, stored_at, unclaimed) \
          select c.consumer_id, c.lane, c.message_id, c.day, c.topic, c.partition, c.record_offset, \
              c.key, c.payload, c.headers, c.replays operator(pg_catalog.+) 1, \
-             c.produced_at, c.stored_at \
+             c.produced_at, c.stored_at, c.unclaimed \
          from chosen c join lanes l on l.consumer_id operator(pg_catalog.=) c.consumer_id \
              and l.lane operator(pg_catalog.=) c.lane order by c.id"
     );

@@ -1,7 +1,8 @@
 //! What somebody else has had the inbox forget, as its database has noted it.
 //!
 //! Triggers note rows of `inbox.messages` that are deleted or truncated, and rows of `inbox.consumers` and
-//! `inbox.watermarks`; `inbox.maintain()` notes days whose partition is gone. Of a message of such a day no
+//! `inbox.watermarks`, and messages in `inbox.parked` and `inbox.dead_letters` that are truncated;
+//! `inbox.maintain()` notes days whose partition is gone. Of a message of such a day no
 //! one can tell whether it has taken effect. It is taken, and this tells a person. Without its watermark a
 //! partition's progress is not known, and nothing of it is taken.
 
@@ -94,6 +95,10 @@ pub enum LossKind {
     Consumer,
     /// A row of `inbox.watermarks` was deleted.
     Watermark,
+    /// `inbox.parked` was truncated, with messages that waited.
+    Parked,
+    /// `inbox.dead_letters` was truncated, with messages that were given up.
+    DeadLetters,
     /// A later version's.
     Other,
 }
@@ -107,6 +112,8 @@ impl LossKind {
             "detached" => LossKind::Detached,
             "consumer" => LossKind::Consumer,
             "watermark" => LossKind::Watermark,
+            "parked" => LossKind::Parked,
+            "dead_letters" => LossKind::DeadLetters,
             _ => LossKind::Other,
         }
     }
@@ -127,6 +134,21 @@ impl Loss {
             noted_at: row.try_get(9)?,
             consumer_id: row.try_get(10)?,
         })
+    }
+
+    /// How messages whose only copy is gone take effect without a backup.
+    fn together(&self) -> String {
+        let (Some((first, _)), Some(id)) = (&self.days, self.consumer_id) else {
+            return String::new();
+        };
+        format!(
+            ". Without one they take effect only together with all other messages since {first}, which then take \
+             effect once more. If that is wanted, stop all instances and type, as the owner of the schema inbox: \
+             delete from inbox.messages where consumer_id = {id} and day >= '{first}'; \
+             delete from inbox.applied where consumer_id = {id}; \
+             update inbox.watermarks set position = null, before = null, next_offset = 0, topic_id = null \
+             where consumer_id = {id}. Then set the group's offsets back to before {first}, and start them"
+        )
     }
 
     /// Told once, and again where it has grown.
@@ -185,6 +207,16 @@ impl fmt::Display for Loss {
                     "role {by} deleted the watermark of {topic}/{partition}: how far the consumer has come there is \
                      not known, and it stops at the next message; {}",
                     remedy(Some(id), self.consumer_id.unwrap_or_default(), &topic, partition)
+                )
+            }
+            LossKind::Parked | LossKind::DeadLetters => {
+                let table = if self.kind == LossKind::Parked { "parked" } else { "dead_letters" };
+                let rows = self.messages.map_or("its".to_owned(), |rows| rows.to_string());
+                write!(
+                    f,
+                    "role {by} truncated inbox.{table}, with {rows} messages of {days}: they have had no effect, and it \
+                     had the only copy, so they are lost unless its rows are restored from a backup{}; {done}",
+                    self.together()
                 )
             }
             LossKind::Other => {
@@ -324,6 +356,18 @@ mod tests {
                     "outside-window",
                     "inbox.messages_20261127 for values from ('2026-11-27') to ('2026-11-28')",
                 ],
+            ),
+            (
+                LossKind::Parked,
+                [
+                    "truncated inbox.parked, with 7",
+                    "backup",
+                    "consumer_id = 5 and day >= '2026-11-27'",
+                ],
+            ),
+            (
+                LossKind::DeadLetters,
+                ["truncated inbox.dead_letters", "only copy", "before 2026-11-27, and start them"],
             ),
             (LossKind::Watermark, ["it's/3", "it stops", "topic = 'it''s' and partition = 3"]),
         ] {

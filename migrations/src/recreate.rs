@@ -166,8 +166,13 @@ pub fn meaning(absent: &[&str]) -> String {
     }
     if any(&["inbox.parked", "inbox.dead_letters"]) {
         text.push_str(
-            " Messages that were in it have had no effect, and are not read again by themselves: set the group's \
-             offsets back to before the oldest of them; what took effect since is recognized.",
+            " Messages that were in it have had no effect, and it had the only copy: restore its rows from a backup. \
+             Without one, they take effect only together with all other messages since the day of the oldest of them, \
+             which then take effect once more. If that is wanted, type, as the owner of the schema inbox, with the \
+             consumer's id in inbox.consumers: delete from inbox.messages where consumer_id = <id> and day >= '<day>'; \
+             delete from inbox.applied where consumer_id = <id>; update inbox.watermarks set position = null, before = \
+             null, next_offset = 0, topic_id = null where consumer_id = <id>. Then set the group's offsets back to \
+             before that day. Setting the group's offsets back alone brings back none of them, but with Dedup::Off.",
         );
     }
     text.push_str(

@@ -81,7 +81,7 @@ impl Processor {
                     open.rollback().await?;
                     return Ok(Attempt::Done);
                 }
-                let new_code = self.shelf().bury(&open, message, failure, 1, 0).await?;
+                let new_code = self.shelf().bury(&open, message, failure, 1, 0, false).await?;
                 self.finish(open, &sorted).await?;
                 self.announce(message, failure, new_code);
                 Ok(Attempt::Done)
@@ -153,7 +153,8 @@ impl Processor {
             self.tell(message, failure);
             return Ok(Attempt::Done);
         }
-        let new_code = shelf.bury(&open, message, failure, attempts, 0).await?;
+        let unclaimed = sorted.is_unclaimed(&message.id);
+        let new_code = shelf.bury(&open, message, failure, attempts, 0, unclaimed).await?;
         self.move_mark(&open, &sorted).await?;
         self.finish(open, &sorted).await?;
         self.announce(message, failure, new_code);

@@ -46,7 +46,7 @@ pub(super) async fn look_up<'a>(
 }
 
 /// Of messages that always had a row each, the ids of those that are new; they are claimed.
-async fn claim_rows(
+pub(super) async fn claim_rows(
     open: &Open,
     inbox: &Inbox,
     messages: &[&RawMessage],

@@ -244,8 +244,9 @@ impl Processor {
         open: &Open,
         group: &[Head],
     ) -> Result<Result<(), Failure>, InboxError> {
-        let messages = group.iter().map(|head| head.message.clone()).collect();
-        let done = self.work(open, messages).await;
+        let messages = self.claim_replayed(open, group).await?;
+        let fresh = messages.len();
+        let done = if fresh > 0 { self.work(open, messages).await } else { Ok(()) };
         open.alone()?;
         if done.is_err() {
             return Ok(done);
@@ -253,7 +254,8 @@ impl Processor {
         point(Point::Retried);
         match open.commit_or_go_back().await {
             Ok(()) => {
-                self.shared.meter.count(Outcome::Applied, group.len());
+                self.shared.meter.count(Outcome::Applied, fresh);
+                self.shared.meter.count(Outcome::Duplicate, group.len() - fresh);
                 Ok(Ok(()))
             }
             Err(InboxError::Aborted(state)) => Ok(Err(super::aborted(state))),
@@ -335,7 +337,7 @@ impl Processor {
                 continue;
             }
             let (message, replays) = (&head.message, head.replays);
-            let new_code = self.shelf().bury(&open, message, failure, 1, replays).await?;
+            let new_code = self.shelf().bury(&open, message, failure, 1, replays, false).await?;
             open.commit().await?;
             self.announce(message, failure, new_code);
             buried = true;
@@ -371,7 +373,7 @@ impl Processor {
             return Ok(());
         }
         let (message, replays) = (&head.message, head.replays);
-        let new_code = shelf.bury(&open, message, failure, failed, replays).await?;
+        let new_code = shelf.bury(&open, message, failure, failed, replays, head.unclaimed).await?;
         let more = shelf.advance(&open, lane, std::slice::from_ref(head)).await?;
         open.commit().await?;
         self.announce(message, failure, new_code);

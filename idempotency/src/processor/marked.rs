@@ -109,6 +109,7 @@ impl Processor {
             verdicts.push((verdict, *offset));
         }
         let Found { new: mut claimed, outside } = by_id::look_up(&open, inbox, unclear).await?;
+        sorted.forgotten.extend(outside.iter().map(|message| message.id.uuid()));
         sorted.outside.extend(outside);
         let parked: HashSet<Uuid> = parked.into_iter().collect();
         let (mut applied, mut passed) = (Applied::default(), None);

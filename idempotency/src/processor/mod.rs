@@ -24,6 +24,7 @@ mod taken;
 mod timeline;
 mod told;
 mod unmarked;
+mod untold;
 mod upkeep;
 mod watch;
 mod watermark;
@@ -158,6 +159,8 @@ struct Sorted<'a> {
     fresh: Vec<&'a RawMessage>,
     waiting: Vec<&'a RawMessage>,
     outside: Vec<&'a RawMessage>,
+    /// Ids of those outside that are claimed all the same.
+    forgotten: HashSet<Uuid>,
     duplicates: usize,
     moved: Option<marked::Moved>,
 }
@@ -232,7 +235,9 @@ impl Processor {
         let mut buried = Vec::new();
         for message in &sorted.outside {
             let failure = untellable(&message.id);
-            let new_code = shelf.bury(&open, message, &failure, 0, 0).await?;
+            let new_code = shelf
+                .bury(&open, message, &failure, 0, 0, sorted.is_unclaimed(&message.id))
+                .await?;
             buried.push((message, failure, new_code));
         }
         drop(turn);
@@ -302,7 +307,11 @@ impl Processor {
                 self.shared.inbox.maintain().await?;
                 Err(InboxError::Conflict(source))
             }
-            claimed => claimed,
+            Ok((open, mut sorted)) => {
+                self.know_letters(&open, &mut sorted).await?;
+                Ok((open, sorted))
+            }
+            Err(error) => Err(error),
         }
     }
 

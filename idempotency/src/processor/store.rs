@@ -128,7 +128,8 @@ impl Shelf {
         self.append(open, &[message]).await
     }
 
-    /// Stores a dead letter, and says whether its code is new to this consumer.
+    /// Stores a dead letter, and says whether its code is new to this consumer. `unclaimed` where it is known that it
+    /// has no claim.
     pub(super) async fn bury(
         self,
         open: &Open,
@@ -136,15 +137,16 @@ impl Shelf {
         failure: &Failure,
         attempts: i32,
         replays: i32,
+        unclaimed: bool,
     ) -> Result<bool, InboxError> {
         let sql = "with known as (select exists (select from inbox.dead_letters \
                    where consumer_id operator(pg_catalog.=) $1 \
                        and code operator(pg_catalog.=) $11) as code) \
                insert into inbox.dead_letters (consumer_id, lane, message_id, day, topic, partition, \
                    record_offset, key, payload, headers, code, error, attempts, replays, \
-                   produced_at, stored_at, first_failed_at) \
+                   produced_at, stored_at, unclaimed, first_failed_at) \
                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, \
-                   $13, $14, $15, $16, coalesce((select since from inbox.parked_lanes \
+                   $13, $14, $15, $16, $17, coalesce((select since from inbox.parked_lanes \
                        where consumer_id operator(pg_catalog.=) $1 \
                            and lane operator(pg_catalog.=) $2), pg_catalog.now())) \
                on conflict do nothing returning not (select code from known)";
@@ -159,7 +161,7 @@ impl Shelf {
         let (day, payload) = (message.id.day(), Payload::of(message));
         let (produced_at, stored_at) = times(message);
         open.carries(message);
-        let params: [&(dyn ToSql + Sync); 16] = [
+        let params: [&(dyn ToSql + Sync); 17] = [
             &self.consumer_id,
             &lane,
             &id,
@@ -176,6 +178,7 @@ impl Shelf {
             &replays,
             &produced_at,
             &stored_at,
+            &unclaimed,
         ];
         let rows = open.query("storing a dead letter", sql, &params).await?;
         point(Point::Burying);

@@ -22,6 +22,8 @@ use crate::{
 pub(super) struct Head {
     pub(super) seq: i64,
     pub(super) replays: i32,
+    /// It was given up without a claim, since its day was not kept.
+    pub(super) unclaimed: bool,
     pub(super) message: RawMessage,
 }
 
@@ -120,7 +122,7 @@ impl Shelf {
             open.rollback().await?;
             return Ok(None);
         }
-        let more = rows.last().map_or(Ok(false), |row| row.try_get(12)).map_err(read)?;
+        let more = rows.last().map_or(Ok(false), |row| row.try_get(13)).map_err(read)?;
         if !settled {
             self.go_on(&open, lane).await?;
         }
@@ -177,7 +179,7 @@ const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
 
 /// The columns that [`head`] reads.
 const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at";
+    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at, p.unclaimed";
 
 /// Takes the first message behind a place, and says whether there are more.
 fn take_one() -> String {
@@ -216,7 +218,8 @@ fn take_some() -> String {
 
 fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
     let message = message(row, attempt)?;
-    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, message })
+    let unclaimed = row.try_get(12)?;
+    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, unclaimed, message })
 }
 
 /// From the third of the columns on.

@@ -74,6 +74,8 @@ pub struct MemoryInbox<S> {
     taken: BTreeSet<(Uuid, Day)>,
     parked: BTreeMap<Uuid, Lane>,
     dead: Vec<Dead>,
+    /// Ids of messages that were given up since their day is not kept.
+    untold: BTreeSet<Uuid>,
 }
 
 type Work<S> = dyn FnMut(&mut S, RawMessage) -> Result<(), Failure> + Send;
@@ -104,6 +106,7 @@ pub struct Dead {
     pub code: String,
     /// How often it was tried.
     pub attempts: u32,
+    unclaimed: bool,
 }
 
 /// What one call of the handler came to.
@@ -113,9 +116,12 @@ enum Tried {
     GivenUp(Failure, u32),
 }
 
+/// A message that waits, and whether it was given up without a claim and replayed.
+struct Waiting(RawMessage, bool);
+
 /// Messages that wait, in their order; there is at least one.
 struct Lane {
-    queue: VecDeque<RawMessage>,
+    queue: VecDeque<Waiting>,
     /// Of the first message, failed so far.
     attempts: u32,
     due: SystemTime,
@@ -153,6 +159,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
             taken: BTreeSet::new(),
             parked: BTreeMap::new(),
             dead: Vec::new(),
+            untold: BTreeSet::new(),
         }
     }
 
@@ -182,7 +189,7 @@ impl<S: Clone + 'static> MemoryInbox<S> {
 
     /// Messages that wait, those of a lane in their order.
     pub fn parked(&self) -> impl Iterator<Item = &RawMessage> {
-        self.parked.values().flat_map(|lane| &lane.queue)
+        self.parked.values().flat_map(|lane| lane.queue.iter().map(|waiting| &waiting.0))
     }
 
     /// Messages that were given up, the latest last.
@@ -196,7 +203,12 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     /// The handler can't continue; the message is untouched.
     pub fn process(&mut self, message: &RawMessage) -> Result<Fate, Stop> {
         if !self.has_day(&message.id) {
-            return Ok(self.bury(message.clone(), &untellable(&message.id), 0));
+            let is_first = self.untold.insert(message.id.uuid());
+            if !is_first {
+                return Ok(Fate::Duplicate);
+            }
+            let why = untellable(&message.id);
+            return Ok(self.bury(Waiting(message.clone(), true), &why, 0));
         }
         let id = (message.id.uuid(), message.id.day());
         if self.taken.contains(&id) {
@@ -205,14 +217,16 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         let lane_id = self.ordering.lane(message);
         let fate = match self.parked.get_mut(&lane_id) {
             Some(lane) => {
-                lane.queue.push_back(message.clone());
+                lane.queue.push_back(Waiting(message.clone(), false));
                 Fate::Waiting
             }
             None => match self.work(message.clone(), 0)? {
                 Tried::Applied => Fate::Applied,
-                Tried::GivenUp(failure, attempts) => self.bury(message.clone(), &failure, attempts),
+                Tried::GivenUp(failure, attempts) => {
+                    self.bury(Waiting(message.clone(), false), &failure, attempts)
+                }
                 Tried::Again { attempts, due } => {
-                    let queue = VecDeque::from([message.clone()]);
+                    let queue = VecDeque::from([Waiting(message.clone(), false)]);
                     self.parked.insert(lane_id, Lane { queue, attempts, due });
                     Fate::Parked
                 }
@@ -227,11 +241,11 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     pub fn replay(&mut self, mut choose: impl FnMut(&Dead) -> bool) -> usize {
         let chosen: Vec<Dead> = self.dead.extract_if(.., |dead| choose(dead)).collect();
         let now = self.now;
-        for Dead { message, .. } in &chosen {
+        for Dead { message, unclaimed, .. } in &chosen {
             let lane = self.parked.entry(self.ordering.lane(message));
             let lane =
                 lane.or_insert_with(|| Lane { queue: VecDeque::new(), attempts: 0, due: now });
-            lane.queue.push_back(message.clone());
+            lane.queue.push_back(Waiting(message.clone(), *unclaimed));
         }
         chosen.len()
     }
@@ -258,13 +272,23 @@ impl<S: Clone + 'static> MemoryInbox<S> {
     /// Tries the first message of a lane.
     fn take_up(&mut self, lane_id: Uuid) -> Result<(), Stop> {
         let lane = self.parked.get(&lane_id).expect("a lane that was found");
-        let head = lane.queue.front().cloned().expect("a lane without messages is removed");
-        let tried = self.work(head.clone(), lane.attempts)?;
+        let Waiting(head, unclaimed) =
+            lane.queue.front().expect("a lane without messages is removed");
+        let (head, unclaimed, failed) = (head.clone(), *unclaimed, lane.attempts);
+        let (id, claims) = ((head.id.uuid(), head.id.day()), unclaimed && self.has_day(&head.id));
+        // A copy was taken meanwhile.
+        let tried = match claims && self.taken.contains(&id) {
+            true => Tried::Applied,
+            false => self.work(head.clone(), failed)?,
+        };
+        if claims && matches!(tried, Tried::Applied) {
+            self.taken.insert(id);
+        }
         let next = match tried {
             Tried::Again { attempts, due } => Some((attempts, due)),
             Tried::Applied => None,
             Tried::GivenUp(failure, attempts) => {
-                self.bury(head, &failure, attempts);
+                self.bury(Waiting(head, unclaimed), &failure, attempts);
                 None
             }
         };
@@ -312,10 +336,12 @@ impl<S: Clone + 'static> MemoryInbox<S> {
         })
     }
 
-    fn bury(&mut self, message: RawMessage, failure: &Failure, attempts: u32) -> Fate {
+    fn bury(&mut self, given_up: Waiting, failure: &Failure, attempts: u32) -> Fate {
+        let Waiting(message, unclaimed) = given_up;
         // A message that can't be claimed may come again, and is one dead letter all the same.
         if self.dead.iter().all(|dead| dead.message.id != message.id) {
-            self.dead.push(Dead { message, code: failure.code().to_owned(), attempts });
+            let code = failure.code().to_owned();
+            self.dead.push(Dead { message, code, attempts, unclaimed });
         }
         Fate::Dead
     }
