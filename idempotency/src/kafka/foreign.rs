@@ -50,7 +50,8 @@ impl Foreign {
                  Else end the other member (kafka-consumer-groups.sh --describe --members --group {group}), \
                  stop this consumer and set the offset back to a time before it joined: \
                  kafka-consumer-groups.sh --group {group} --topic {topic}:{number} --reset-offsets \
-                 --to-datetime ... --execute; what has taken effect already is found to be a duplicate"
+                 --to-datetime ... --execute; {}",
+                processor.of_copies()
             );
             let topic = topic.to_string();
             processor.raise(&Alert::Foreign { consumer, topic, partition: *number, offset });

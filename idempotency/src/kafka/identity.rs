@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The headers that may name a message, the first before the second.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IdHeaders(pub(super) Vec<String>);
 
 impl Default for IdHeaders {

@@ -107,8 +107,9 @@ impl Runner {
     /// CloudEvents' `ce_id` with its `ce_source`. `&["id"]` for Debezium's outbox event router.
     ///
     /// A value is text or 16 bytes; an empty one, `null`, and a UUID that is all zeros or ones say
-    /// nothing. Records of one topic with one such id are one message, and only the first takes
-    /// effect: name no header that tells anything else, such as an order's number.
+    /// nothing. An id is the consumer's, over all its topics: records with one such id are one message,
+    /// in whatever topics they are, and only the first takes effect. Name no header that tells anything
+    /// else, such as an order's number, and none that two topics' producers count by themselves.
     #[must_use]
     pub fn id_headers(mut self, names: &[&str]) -> Self {
         self.id_headers = IdHeaders(names.iter().map(|name| (*name).to_owned()).collect());
@@ -245,6 +246,18 @@ impl Runner {
             connections,
             "the consumer starts"
         );
+        // A pattern may match several.
+        let several =
+            self.topics.len() > 1 || self.topics.iter().any(|topic| topic.starts_with('^'));
+        if several && self.id_headers != IdHeaders::default() {
+            tracing::warn!(
+                consumer = inbox.consumer(),
+                headers = self.id_headers.0.join(", "),
+                "ids are the consumer's, over all its topics: of two records with the same id in these \
+                 headers, one takes effect, also if they are in different topics. If each topic's producer \
+                 counts its own ids, give each topic a consumer of its own (Inbox::open with another name)"
+            );
+        }
         let wanted = self.concurrency + BESIDE;
         if connections < wanted {
             tracing::warn!(

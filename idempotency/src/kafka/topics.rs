@@ -110,8 +110,9 @@ impl Topics {
                     from,
                     to,
                     "the partition was cut, or its topic recreated: reading was at offset {from}, and \
-                     begins again at {to}. What it reads twice is found to be a duplicate; what was \
-                     cut off before it was read has no effect here"
+                     begins again at {to}. Of what it reads twice, {}; what was cut off before it was \
+                     read has no effect here",
+                    self.processor.of_copies()
                 );
                 shared.lanes().restart(partition);
                 self.processor.raise(&Alert::Restarted {
@@ -245,7 +246,9 @@ pub(super) fn say_anew(consumer: &str, topic: &str) {
         consumer,
         topic,
         "the topic was deleted and recreated: its partitions are read from their beginnings. Records \
-         of the old one that were not read yet have no effect here"
+         of the old one that were not read yet have no effect here. If this consumer was reading meanwhile, \
+         the order of keys may be broken: records of the new one that it read in the seconds before this \
+         was noticed have taken effect before earlier ones of their keys"
     );
 }
 

@@ -97,6 +97,20 @@ pub enum Dedup {
     Off,
 }
 
+impl Dedup {
+    /// What becomes of a message that comes once more.
+    pub(crate) fn of_copies(&self) -> &'static str {
+        match self {
+            Dedup::Rows | Dedup::Watermark { .. } => {
+                "what has taken effect already is found to be a duplicate"
+            }
+            Dedup::Off => {
+                "what has taken effect already takes effect again, since this consumer remembers no message (Dedup::Off)"
+            }
+        }
+    }
+}
+
 /// A handler with its inbox, and what happens when it fails. Cheap to clone.
 #[derive(Clone)]
 pub struct Processor {
@@ -194,6 +208,11 @@ impl Processor {
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn raise(&self, alert: &crate::alert::Alert) {
         self.shared.alerts.raise(alert);
+    }
+
+    /// For texts that have messages come once more.
+    pub(crate) fn of_copies(&self) -> &'static str {
+        self.shared.dedup.of_copies()
     }
 
     /// Counts what is parked now.
@@ -356,4 +375,15 @@ impl Processor {
 fn aborted(state: String) -> Failure {
     let code = format!("sqlstate-{state}");
     Failure::new(sort_state(&state).into(), code, InboxError::Aborted(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_remembers_nothing_is_promised_no_duplicate() {
+        assert!(Dedup::Rows.of_copies().contains("duplicate"));
+        assert!(!Dedup::Off.of_copies().contains("duplicate"));
+    }
 }

@@ -55,7 +55,8 @@ impl Processor {
                  {seen}. If the standby was asynchronous, it may lack the last effects before that, and their \
                  messages do not come again by themselves. To have them come again, stop all instances, set \
                  the group's offsets back to where it was before {seen}, or to the beginning \
-                 (kafka-consumer-groups.sh --reset-offsets), and start them: what is there is a duplicate"
+                 (kafka-consumer-groups.sh --reset-offsets), and start them; {}",
+                self.of_copies()
             );
         }
         self.shared.alerts.raise(&Alert::FailedOver { consumer, seen: before.at });

@@ -52,6 +52,7 @@ mod settings;
 mod start;
 mod statements;
 mod storm;
+mod told;
 mod topics;
 mod trouble;
 mod united;
