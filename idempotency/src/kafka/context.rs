@@ -22,10 +22,11 @@ use crate::{
     processor::Processor,
 };
 
+use super::added::Counts;
 use super::foreign::Foreign;
 use super::patience;
 use super::shared::Shared;
-use super::topics::{self, MARK, Start};
+use super::topics::{self, ASK, MARK, Start};
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
@@ -36,6 +37,9 @@ pub(super) struct Context {
     pub(super) leave: CancellationToken,
     pub(super) group: String,
     pub(super) foreign: Foreign,
+    pub(super) counts: Counts,
+    /// Where the group has no offset, reading begins at the end.
+    pub(super) to_latest: bool,
 }
 
 impl ClientContext for Context {
@@ -93,11 +97,16 @@ impl Context {
         point(Point::Assigning);
         let partitions = partitions(list);
         let ids = topics::ids(consumer, &partitions);
-        let mut starts = topics::committed(consumer, list);
+        let committed = topics::committed(consumer, list);
+        let known = committed.is_some();
+        let mut starts = committed.unwrap_or_default();
         // The database knows better than the group where to continue, if it keeps watermarks.
         for (partition, offset, topic_id) in self.start_offsets(&partitions) {
             begin_at(list, &partition, Offset::Offset(offset));
             starts.insert(partition, Start { offset, topic_id, ours: true });
+        }
+        if known && self.to_latest {
+            self.begin_added(consumer, list, &starts);
         }
         // Where the broker does not say which topics they are now, what they were is to be compared with what
         // it says later.
@@ -117,6 +126,35 @@ impl Context {
         for partition in partitions {
             let start = starts.get(&partition).map(|start| start.offset);
             lanes.assign(partition, start);
+        }
+    }
+
+    /// What was added while this process runs has nothing of before: at its end, what came until now would be passed
+    /// over.
+    fn begin_added(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+        starts: &HashMap<Partition, Start>,
+    ) {
+        if !self.counts.are_known()
+            && let Ok(cluster) = consumer.fetch_metadata(None, ASK)
+        {
+            self.counts.learn(&cluster);
+        }
+        for partition in partitions(list) {
+            let (topic, number) = &partition;
+            if starts.contains_key(&partition) || !self.counts.is_new(topic, *number) {
+                continue;
+            }
+            tracing::warn!(
+                consumer = self.processor.inbox().consumer(),
+                %topic,
+                partition = number,
+                "the partition was added after this consumer's start, and is read from its beginning, whatever \
+                 auto.offset.reset is"
+            );
+            begin_at(list, &partition, Offset::Beginning);
         }
     }
 

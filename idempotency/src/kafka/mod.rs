@@ -10,6 +10,7 @@
 //! database knows which messages took effect; a committed offset only says where to continue, and is
 //! never past one that is not finished.
 
+mod added;
 mod context;
 mod error;
 mod foreign;
@@ -37,6 +38,7 @@ use crate::{
     dispatch::{Limits, work},
     processor::{Processor, Stop},
 };
+use added::Counts;
 use context::Context;
 pub use error::RunError;
 use foreign::Foreign;
@@ -169,6 +171,8 @@ impl Runner {
             leave: leave.clone(),
             group: self.config.get("group.id").unwrap_or_default().to_owned(),
             foreign: Foreign::default(),
+            counts: Counts::default(),
+            to_latest: added::begins_at_the_end(&self.config),
         };
         let consumer: BaseConsumer<Context> = settings(&self.config, self.limits)
             .create_with_context(context)

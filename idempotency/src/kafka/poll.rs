@@ -76,13 +76,14 @@ impl Poll {
     pub(super) fn run(self) -> Result<(), RunError> {
         let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
         self.consumer.subscribe(&topics).map_err(RunError::Client)?;
-        if let Err(error) = self.consumer.fetch_metadata(None, FIRST_ANSWER) {
-            tracing::warn!(
+        match self.consumer.fetch_metadata(None, FIRST_ANSWER) {
+            Ok(cluster) => self.consumer.context().counts.learn(&cluster),
+            Err(error) => tracing::warn!(
                 brokers = self.brokers,
                 %error,
                 "no Kafka broker has answered yet, and nothing is consumed until one does; is \
                  bootstrap.servers right? Trying again"
-            );
+            ),
         }
         let outcome = self.poll();
         let refused = self.shared.refusal().map(|error| Stop::Inbox(error).into());

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    added::begins_at_the_end,
     error::RunError,
     gaps::{self, Gap},
     native::{self, Place, Queue},
@@ -28,7 +29,7 @@ use super::{
 use crate::{alert::Alert, dispatch::Partition, processor::Processor};
 
 /// Between two questions whether topics are still the same.
-const ASK: Duration = Duration::from_secs(5);
+pub(super) const ASK: Duration = Duration::from_secs(5);
 
 pub(super) struct Topics {
     processor: Processor,
@@ -50,13 +51,12 @@ impl Topics {
         config: &ClientConfig,
         leave: CancellationToken,
     ) -> Self {
-        let reset = config.get("auto.offset.reset").unwrap_or_default();
         Topics {
             processor,
             runtime: Handle::current(),
             leave,
             group: config.get("group.id").unwrap_or_default().to_owned(),
-            to_latest: ["latest", "largest", "end"].contains(&reset),
+            to_latest: begins_at_the_end(config),
             ids: HashMap::new(),
             asked: None,
             said: HashSet::new(),
@@ -286,18 +286,18 @@ pub(super) fn unanswered(
     known.map(|(topic, id)| (Arc::clone(topic), id.clone())).collect()
 }
 
-/// Where a group continues, of partitions that it knows; nothing where the broker does not answer. Its
+/// Where a group continues, of partitions that it knows; `None` where the broker does not answer. Its
 /// members give the topic's id along with an offset.
 pub(super) fn committed(
     consumer: &BaseConsumer<impl ConsumerContext>,
     list: &rdkafka::TopicPartitionList,
-) -> HashMap<Partition, Start> {
+) -> Option<HashMap<Partition, Start>> {
     let found = match consumer.committed_offsets(list.clone(), ASK) {
         Ok(found) => found,
         Err(error) => {
             tracing::warn!(%error, "where the group continues is not known here; records that are gone \
                             since then would not be noticed");
-            return HashMap::new();
+            return None;
         }
     };
     let elements = found.elements();
@@ -309,7 +309,7 @@ pub(super) fn committed(
         }
         _ => None,
     });
-    offsets.collect()
+    Some(offsets.collect())
 }
 
 /// Whether a commit's metadata is ours: others may write there what they like.

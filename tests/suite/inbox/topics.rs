@@ -249,13 +249,13 @@ async fn a_group_may_have_any_name_and_one_without_a_name_or_a_topic_is_refused_
 }
 
 /// Both are found by looking at the cluster again.
-#[tokio::test]
-async fn a_topic_that_appears_later_and_partitions_that_are_added_are_read_from_their_beginnings() {
+async fn what_appears_later_is_read_whole(settings: &[(&str, &str)]) {
     let database = database().await;
     let (first, later) =
         (topic(&database, "first").await.create(1).await, topic(&database, "later").await);
     let member =
-        Member::start(&database, &[first.name(), later.name()], &[], |runner| runner).await;
+        Member::start(&database, &[first.name(), later.name()], settings, |runner| runner).await;
+    until_no_lag(&database, &first, 1).await;
     send(&first, steps("a", 1..=1)).await;
     until_effects(&database, 1).await;
     let later = later.create(1).await;
@@ -272,6 +272,16 @@ async fn a_topic_that_appears_later_and_partitions_that_are_added_are_read_from_
     }
     until_effects(&database, 4).await;
     member.stop().await;
+}
+
+#[tokio::test]
+async fn a_topic_that_appears_later_and_partitions_that_are_added_are_read_from_their_beginnings() {
+    what_appears_later_is_read_whole(&[]).await;
+}
+
+#[tokio::test]
+async fn what_appears_later_is_read_from_its_beginning_also_where_reading_begins_at_the_end() {
+    what_appears_later_is_read_whole(&[("auto.offset.reset", "latest")]).await;
 }
 
 /// A table that is older than the crate: nothing could be read, and no time makes it better.
