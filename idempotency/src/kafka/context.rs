@@ -26,7 +26,7 @@ use super::added::Counts;
 use super::foreign::Foreign;
 use super::patience;
 use super::shared::Shared;
-use super::topics::{self, ASK, MARK, Start};
+use super::topics::{self, ASK, Start};
 
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
@@ -97,7 +97,7 @@ impl Context {
         point(Point::Assigning);
         let partitions = partitions(list);
         let ids = topics::ids(consumer, &partitions);
-        let committed = topics::committed(consumer, list);
+        let committed = topics::committed(consumer, list, &self.shared.seal);
         let known = committed.is_some();
         let mut starts = committed.unwrap_or_default();
         // The database knows better than the group where to continue, if it keeps watermarks.
@@ -237,14 +237,14 @@ pub(super) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared) {
 }
 
 /// What can be committed, each offset with its topic's id: the broker keeps an offset of a topic that was
-/// recreated, if a member commits it that does not know yet. Where the id is not known, that it is ours.
+/// recreated, if a member commits it that does not know yet. And that it is ours.
 pub(super) fn list(shared: &Shared) -> TopicPartitionList {
     let offsets = shared.lanes().committable();
     let mut list = TopicPartitionList::with_capacity(offsets.len());
     for ((topic, partition), offset) in offsets {
         let mut added = list.add_partition(&topic, partition);
         added.set_offset(Offset::Offset(offset)).expect("an offset from the broker is one");
-        added.set_metadata(shared.topic_id(&topic).unwrap_or_else(|| MARK.to_owned()));
+        added.set_metadata(topics::mark(shared.topic_id(&topic).as_deref(), &shared.seal));
     }
     list
 }

@@ -44,13 +44,15 @@ impl Foreign {
                 topic = &**topic,
                 partition = number,
                 offset,
-                "the group's offset was committed by another program than this consumer: records before \
-                 offset {offset} that the other one has read have no effect here. If a person set the \
-                 offset on purpose, or another consumer was replaced by this one, nothing is to be done. \
-                 Else end the other member (kafka-consumer-groups.sh --describe --members --group {group}), \
-                 stop this consumer and set the offset back to a time before it joined: \
+                "the group's offset was committed by another program, or under another consumer's name (each \
+                 consumer needs a group of its own): records before offset {offset} that the other one has \
+                 read have no effect here. If a person set the offset on purpose, or another consumer was \
+                 replaced by this one, nothing is to be done. Else end the other member \
+                 (kafka-consumer-groups.sh --describe --members --group {group}), stop this consumer and set \
+                 the offset back to the beginning, or to a lower one at which the other had not joined: \
                  kafka-consumer-groups.sh --group {group} --topic {topic}:{number} --reset-offsets \
-                 --to-datetime ... --execute; {}",
+                 --to-earliest --execute; {}. A time (--to-datetime) is no such place: records carry the time \
+                 of their event, and the relay may have sent them later",
                 processor.of_copies()
             );
             let topic = topic.to_string();

@@ -161,7 +161,7 @@ impl Runner {
                  it, write {pattern}.*"
             );
         }
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::of(topics::seal(self.processor.inbox().consumer())));
         let leave = CancellationToken::new();
         let context = Context {
             shared: Arc::clone(&shared),

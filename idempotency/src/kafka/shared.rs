@@ -15,11 +15,18 @@ pub(super) struct Shared {
     pub(super) queue: DispatchQueue<PrefixOffsets>,
     /// The broker's ids of topics, as of what is in the queue.
     topic_ids: Mutex<HashMap<Arc<str>, String>>,
+    /// The consumer's, in each commit.
+    pub(super) seal: String,
     /// Why the runner is to end, where that was found out on the poll thread.
     refused: Mutex<Option<InboxError>>,
 }
 
 impl Shared {
+    /// Of the consumer that has this seal.
+    pub(super) fn of(seal: String) -> Self {
+        Shared { seal, ..Shared::default() }
+    }
+
     pub(super) fn lanes(&self) -> MutexGuard<'_, LaneScheduler<PrefixOffsets>> {
         self.queue.lanes()
     }

@@ -26,7 +26,7 @@ use super::{
     patience,
     shared::Shared,
 };
-use crate::{alert::Alert, dispatch::Partition, processor::Processor};
+use crate::{alert::Alert, dispatch::Partition, message_id::digest, processor::Processor};
 
 /// Between two questions whether topics are still the same.
 pub(super) const ASK: Duration = Duration::from_secs(5);
@@ -265,7 +265,25 @@ pub(super) fn ids(
 }
 
 /// What a commit says that has no topic's id to say.
-pub(super) const MARK: &str = "outbox-idempotency";
+const MARK: &str = "outbox-idempotency";
+
+/// By which a consumer's commits are told from those of another consumer in its group, which has other effects.
+pub(super) fn seal(consumer: &str) -> String {
+    digest(&[consumer.as_bytes()]).simple().to_string().chars().take(12).collect()
+}
+
+/// What a commit says.
+pub(super) fn mark(topic_id: Option<&str>, seal: &str) -> String {
+    format!("{}/{seal}", topic_id.unwrap_or(MARK))
+}
+
+/// The topic's id, and whether a commit that says so is ours. Earlier versions had no seal.
+fn read_mark(said: &str, seal: &str) -> (Option<String>, bool) {
+    let (what, by) = said.split_once('/').map_or((said, None), |(what, by)| (what, Some(by)));
+    let topic_id = is_id(what).then(|| what.to_owned());
+    let is_marked = topic_id.is_some() || what == MARK;
+    (topic_id, is_marked && by.is_none_or(|by| by == seal))
+}
 
 /// Where a partition continues, and of which topic that is, where it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,6 +309,7 @@ pub(super) fn unanswered(
 pub(super) fn committed(
     consumer: &BaseConsumer<impl ConsumerContext>,
     list: &rdkafka::TopicPartitionList,
+    seal: &str,
 ) -> Option<HashMap<Partition, Start>> {
     let found = match consumer.committed_offsets(list.clone(), ASK) {
         Ok(found) => found,
@@ -303,8 +322,7 @@ pub(super) fn committed(
     let elements = found.elements();
     let offsets = elements.iter().filter_map(|one| match one.offset() {
         Offset::Offset(offset) => {
-            let topic_id = Some(one.metadata().to_owned()).filter(|id| is_id(id));
-            let ours = topic_id.is_some() || one.metadata() == MARK;
+            let (topic_id, ours) = read_mark(one.metadata(), seal);
             Some(((Arc::from(one.topic()), one.partition()), Start { offset, topic_id, ours }))
         }
         _ => None,
@@ -320,6 +338,20 @@ fn is_id(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_commit_is_ours_if_this_consumer_made_it_or_an_earlier_version() {
+        let (ours, others) = (seal("billing"), seal("mail"));
+        let id = "0123456789abcdef0123456789ABCDEF".to_owned();
+        let known = || Some(id.clone());
+        assert_eq!(read_mark(&mark(Some(&id), &ours), &ours), (known(), true));
+        assert_eq!(read_mark(&mark(Some(&id), &others), &ours), (known(), false));
+        assert_eq!(read_mark(&mark(None, &ours), &ours), (None, true));
+        assert_eq!(read_mark(&mark(None, &others), &ours), (None, false));
+        assert_eq!(read_mark(&id, &ours), (known(), true));
+        assert_eq!(read_mark(MARK, &ours), (None, true));
+        assert_eq!(read_mark("", &ours), (None, false));
+    }
 
     #[test]
     fn what_a_topic_was_is_known_where_the_broker_does_not_say_what_it_is() {

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use outbox_harness::{servers, topic::Topic, wait};
-use outbox_idempotency::Alert;
+use outbox_harness::{database::Role, servers, topic::Topic, wait};
+use outbox_idempotency::{Alert, Failure, Inbox, Message, Processor, Tx};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer as _},
@@ -97,6 +97,34 @@ async fn what_another_program_in_the_group_has_read_is_told_when_its_partition_c
     until_effects(&database, 7).await;
     until_alerts(&other, &[]).await;
     other.stop().await;
+}
+
+/// Each has its own effects, and what one of them has read the other misses.
+#[tokio::test]
+async fn what_another_consumer_of_this_crate_in_the_group_has_read_is_told() {
+    let database = database().await;
+    let topic = topic(&database, "shared").await.create(PARTITIONS).await;
+    let other = Inbox::open(database.pool(Role::Consumer, 8), "mail").await.expect("it opens");
+    let nothing = |_: Tx, _: Message<Step>| async move { Ok::<_, Failure>(()) };
+    let other = Processor::new(other, nothing);
+    send(&topic, 1).await;
+    let other = Member::of(other, database.name(), &[topic.name()], &[], |runner| runner).await;
+    let superuser = database.superuser();
+    wait::until("the other one has both", wait::PATIENCE, || async {
+        let row = superuser.query_one("select count(*) from inbox.messages", &[]).await;
+        match row.expect("a count").get::<_, i64>(0) {
+            2 => Ok(()),
+            count => Err(count),
+        }
+    })
+    .await
+    .expect("its own");
+    until_alerts(&other, &[]).await;
+    other.stop().await;
+    let member = Member::start(&database, &[topic.name()], &[], |runner| runner).await;
+    until_alerts(&member, &[(0, 1), (1, 1)]).await;
+    assert_eq!(effects(&database).await.len(), 0);
+    member.stop().await;
 }
 
 #[tokio::test]
