@@ -25,13 +25,15 @@ pub enum RunError {
          auto.offset.reset is `error`, so nothing of the partition is read ({text}); to read all that \
          is there, stop all members of the group and type: kafka-consumer-groups.sh --group {group} \
          --topic {topic}:{partition} --reset-offsets --to-earliest --execute; with a watermark, also: \
-         update inbox.watermarks set next_offset = 0, topic_id = null where topic = '{topic}' and \
-         partition = {partition}"
+         update inbox.watermarks set next_offset = 0, topic_id = null where consumer_id = {consumer_id} and \
+         topic = '{topic}' and partition = {partition}"
     )]
     #[non_exhaustive]
     OffsetGone {
         /// The group.
         group: String,
+        /// The consumer's row of `inbox.consumers`.
+        consumer_id: i32,
         /// The partition's topic.
         topic: String,
         /// Its number.

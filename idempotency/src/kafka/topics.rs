@@ -205,6 +205,7 @@ impl Topics {
         match code {
             Code::AutoOffsetReset => Err(RunError::OffsetGone {
                 group: self.group.clone(),
+                consumer_id: self.processor.inbox().consumer_id(),
                 topic: at.topic,
                 partition: at.partition,
                 text: text.to_owned(),
