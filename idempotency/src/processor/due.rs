@@ -31,6 +31,7 @@ use crate::{
     heap,
     meter::Outcome,
     transaction::Open,
+    window::no_partition,
 };
 
 /// Parked lanes that are worked on at once, in one process.
@@ -97,11 +98,15 @@ impl Processor {
 
     async fn retry_one(&self, hands: &Hands) -> Result<Attempt, InboxError> {
         let done = self.take_up(hands).await;
-        match done {
-            Err(InboxError::Conflict(_)) => {
+        match &done {
+            Err(InboxError::Conflict(error)) => {
                 // Of the inbox's own statements: no message has failed.
                 hands.take_blamed();
                 hands.was_in_the_way();
+                // A day was dropped since we looked: look again.
+                if no_partition(error) {
+                    self.shared.inbox.maintain().await?;
+                }
             }
             Ok(Attempt::Done) => hands.none_is_in_the_way(),
             _ => {}

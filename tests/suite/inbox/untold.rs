@@ -63,6 +63,23 @@ async fn open(database: &Database, dedup: Dedup, broken: &Arc<AtomicBool>) -> Pr
     Processor::batch(inbox(database).await, 10, handler).dedup(dedup)
 }
 
+/// The process that takes it up has not heard yet that its day was dropped.
+#[tokio::test]
+async fn a_replayed_message_whose_day_another_process_has_dropped_is_handled() {
+    let (database, sound) = (database().await, Arc::new(AtomicBool::new(false)));
+    let processor = open(&database, Dedup::Rows, &sound).await;
+    let other = open(&database, Dedup::Rows, &sound).await;
+    let keep_less = "update inbox.settings set retention_days = 5";
+    database.superuser().batch_execute(keep_less).await.expect("updated");
+    other.inbox().maintain().await.expect("maintained");
+    let id = MessageId::at(Uuid::now_v7(), SystemTime::now() - 10 * DAY);
+    let old = with(published("a", 1, 1, 1), |m| m.id = id);
+    other.process(&[old]).await.expect("a dead letter");
+    assert_eq!(number(&database, DEAD).await, 1);
+    replay(&database, &processor).await;
+    assert_eq!(effects(&database).await.len(), 1);
+}
+
 #[tokio::test]
 async fn a_replayed_message_whose_copy_was_taken_meanwhile_is_a_duplicate() {
     for dedup in [Dedup::Rows, watermark()] {
