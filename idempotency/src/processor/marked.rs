@@ -79,7 +79,7 @@ impl Processor {
             return Err(InboxError::Unsafe(format!(
                 "the database has lost what it had committed of {topic}/{number}, or an instance of this consumer \
                  that keeps no watermark has processed the partition: then stop all instances, and start them \
-                 with one and the same Dedup. Started again, the consumer goes on where the database is"
+                 with one and the same Dedup. Started again, the consumer continues from where the database is"
             )));
         }
 

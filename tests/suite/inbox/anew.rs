@@ -18,7 +18,7 @@ use super::{
 };
 
 /// As the relay would, which continues where it was.
-async fn publish(topic: &Topic, ns: std::ops::RangeInclusive<i32>) {
+pub(super) async fn publish(topic: &Topic, ns: std::ops::RangeInclusive<i32>) {
     let producer: FutureProducer = servers::kafka().await.client().create().expect("a producer");
     for n in ns {
         let payload = serde_json::to_string(&Step { key: "a".into(), n }).expect("JSON");

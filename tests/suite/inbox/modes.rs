@@ -1,32 +1,14 @@
 //! A consumer that comes to remember in another way, after orderly stops.
 
-use outbox_harness::{servers, topic::Topic, wait};
 use outbox_idempotency::{Dedup, Message, Processor, Tx, kafka::offline::start_offset};
-use rdkafka::{
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
-};
 
 use super::{
+    anew::publish,
     effects::{Step, database, effects, inbox, number, take},
     records::{Member, topic, until_effects},
     topics::until_no_lag,
     watermark::{published, steps, watermark},
 };
-
-async fn publish(topic: &Topic, ns: std::ops::RangeInclusive<i32>) {
-    let producer: FutureProducer = servers::kafka().await.client().create().expect("a producer");
-    for n in ns {
-        let payload = serde_json::to_string(&Step { key: "a".into(), n }).expect("JSON");
-        let position = format!("7:1:{n:016X}:0000000000");
-        let header = |key, value| Header { key, value: Some(value) };
-        let headers = OwnedHeaders::new()
-            .insert(header("outbox-relay", "orders"))
-            .insert(header("outbox-position", &position));
-        let record = FutureRecord::to(topic.name()).key("a").payload(&payload).headers(headers);
-        producer.send(record, wait::PATIENCE).await.expect("it is stored");
-    }
-}
 
 #[tokio::test]
 async fn a_consumer_that_keeps_watermarks_again_takes_nothing_again() {

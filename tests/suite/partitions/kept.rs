@@ -1,5 +1,5 @@
-//! Partitions that come and go: what a slot has that streams is not left out for a repair, and a repair does not
-//! take a partition for whole that is none any more, or was none for a while.
+//! Partitions that come and go: a repair does not leave out what only the slot has, and does not trust a partition
+//! that is detached, or was detached for a while.
 
 use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic};
 

@@ -1,9 +1,9 @@
 //! Reads how a publication names the outbox tables, together with a snapshot of that very moment.
 //!
 //! Only the catalogs' own rows are asked, which are seen as the statement's snapshot has them;
-//! functions such as those behind `pg_publication_tables` see what is committed meanwhile. A partition of which
-//! a DETACH CONCURRENTLY was cut short is none: the table shows none of its rows any more. What the
-//! difference between two looks means is `published`'s.
+//! functions such as those behind `pg_publication_tables` see what is committed meanwhile. A table of which
+//! DETACH CONCURRENTLY was cut short is no partition: the root no longer shows its rows. What the difference
+//! between two looks means is `published`'s.
 
 use tokio_postgres::Client;
 
