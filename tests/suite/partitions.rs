@@ -1,6 +1,7 @@
 //! Partitions that are attached with rows in them, and partitions that go: what was inserted before the
 //! one, or is gone with the other, is published or named, and never passed over in silence.
 
+mod compared;
 mod kept;
 
 use outbox_harness::{Harness, topic::Topic, wait};

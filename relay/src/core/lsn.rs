@@ -29,6 +29,17 @@ impl Lsn {
     pub const fn bytes_since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// Where a page ends, the server names the place behind the next one's header for what it inserts
+    /// next, and the page's end for how far it has come. No record starts between the two.
+    pub fn before_page_header(self, page_bytes: u64) -> Lsn {
+        /// `SizeOfXLogShortPHD`, and `SizeOfXLogLongPHD` at the beginning of a segment.
+        const HEADERS: [u64; 2] = [24, 40];
+        match self.0.checked_rem(page_bytes) {
+            Some(offset) if HEADERS.contains(&offset) => Lsn(self.0 - offset),
+            _ => self,
+        }
+    }
 }
 
 impl fmt::Display for Lsn {
@@ -82,6 +93,20 @@ mod tests {
             let lsn = Lsn::new(bytes);
             prop_assert_eq!(lsn.to_string().parse(), Ok(lsn));
         }
+    }
+
+    #[test]
+    fn what_ends_with_its_page_ends_before_the_next_ones_header() {
+        for (inserted, expected) in [
+            (0x4000, 0x4000),
+            (0x4018, 0x4000),
+            (0x0100_0028, 0x0100_0000),
+            (0x4020, 0x4020),
+            (0x5FF8, 0x5FF8),
+        ] {
+            assert_eq!(Lsn::new(inserted).before_page_header(8192), Lsn::new(expected));
+        }
+        assert_eq!(Lsn::new(0x18).before_page_header(0), Lsn::new(0x18));
     }
 
     #[test]

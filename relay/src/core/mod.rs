@@ -21,4 +21,5 @@ pub mod record;
 pub mod row;
 pub mod secret;
 pub mod snapshot;
+pub mod streamed;
 pub(crate) mod witness;

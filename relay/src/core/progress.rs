@@ -74,6 +74,24 @@ pub struct Progress {
     /// alone is remembered here, so that it is missed when its table is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<ParkedRecord>,
+    /// Rows of partitions that were attached, which the stream does not have: the first few partitions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_sent: Vec<NotSentRecord>,
+}
+
+/// Partitions of which that is remembered.
+pub const NOT_SENT_MAX: usize = 4;
+
+/// Rows that were inserted into a table before it was attached as a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotSentRecord {
+    /// The partition's OID.
+    pub partition: u32,
+    /// How many.
+    pub rows: u64,
+    /// Which of its rows: a condition in SQL, of 8 KiB at most.
+    pub which: String,
 }
 
 fn is_first(era: &u64) -> bool {
@@ -203,6 +221,7 @@ impl Progress {
             witness: None,
             rolled_back: None,
             parked: None,
+            not_sent: vec![],
         }
     }
 

@@ -3,6 +3,8 @@
 //! Source: the manual, "Transaction ID and Snapshot Information Functions". Ids are 64 bits, with
 //! the epoch; those of subtransactions are not in it.
 
+use std::collections::BTreeSet;
+
 /// Whether a transaction that has committed is visible. The stream names it by the lower half of
 /// its id; it is the one of that name that is nearest to the snapshot. `None` where the text is no
 /// snapshot.
@@ -33,6 +35,16 @@ pub fn until(snapshot: &str, last: u64) -> Option<String> {
     let open: Vec<u64> = open.collect::<Option<_>>()?;
     let open = open.iter().filter(|open| **open < end).map(u64::to_string);
     Some(format!("{}:{end}:{}", xmin.min(end), open.collect::<Vec<_>>().join(",")))
+}
+
+/// The snapshot without what it shows of these transactions.
+pub fn without(snapshot: &str, xids: &BTreeSet<u64>) -> Option<String> {
+    let (xmin, xmax, open) = parse(snapshot)?;
+    let mut open = open.collect::<Option<BTreeSet<u64>>>()?;
+    open.extend(xids.range(..xmax));
+    let xmin = open.first().map_or(xmin, |first| xmin.min(*first));
+    let open = open.iter().map(u64::to_string).collect::<Vec<_>>();
+    Some(format!("{xmin}:{xmax}:{}", open.join(",")))
 }
 
 /// The snapshot in at most `bytes_max` bytes, if these are no fewer than 64. One that is longer is
@@ -80,6 +92,17 @@ mod tests {
         for bad in ["", "1:2", "a:b:", "10:20"] {
             assert_eq!(shows(bad, 1), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_can_be_told_to_show_less() {
+        let without = |snapshot, xids: &[u64]| {
+            crate::core::snapshot::without(snapshot, &xids.iter().copied().collect())
+        };
+        assert_eq!(without("10:20:12,15", &[13, 20, 21]).as_deref(), Some("10:20:12,13,15"));
+        assert_eq!(without("10:20:12,15", &[7]).as_deref(), Some("7:20:7,12,15"));
+        assert_eq!(without("10:10:", &[]).as_deref(), Some("10:10:"));
+        assert_eq!(without("10:20", &[7]), None);
     }
 
     #[test]

@@ -147,8 +147,13 @@ async fn stream(
         keep,
     });
     let slot = config.postgres.slot.clone();
-    let eyes = control::Eyes { look: started.look, slot, seen: seen_tx, awaited: awaited_tx };
-    let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone());
+    let (look, published) = started.look;
+    let before =
+        control::Before { published, snapshot: started.snapshot, lsn: started.from.resume_lsn() };
+    let (stamped, seen, awaited) = (started.stamped, seen_tx, awaited_tx);
+    let eyes = control::Eyes { look, before, stamped, slot, seen, awaited };
+    let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone())
+        .noting(Arc::clone(&context.streamed));
     let decoder = Decoder::new(giver, intake, started.recognition, config.batch.record_bytes_max)
         .in_charset(started.charset);
     let source = Stream::new(started.accepted, decoder, confirmed_rx, awaited_rx, board.clone());
@@ -165,8 +170,7 @@ async fn stream(
     let shared = || (context.clone(), Arc::clone(session), control_stop.clone());
     let (here, session, stop) = shared();
     tasks.spawn("control", async move {
-        let silence_max = here.config.leader.timeout;
-        Task::Control(control::run(&session, eyes, &here.board, silence_max, stop).await)
+        Task::Control(control::run(&here, &session, eyes, stop).await)
     });
     let (here, session, stop) = shared();
     tasks.spawn("watch", async move {

@@ -1,10 +1,10 @@
 //! What every step of the daemon is given: the settings, what is made of them, and where its state is shown.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     config::{Config, parts::Parts},
-    core::record::BatchLimits,
+    core::{record::BatchLimits, streamed::Streamed},
     state::Board,
 };
 
@@ -15,9 +15,16 @@ pub(super) struct Context {
     /// Those of this attempt: files with passwords are read again before each.
     pub(super) parts: Arc<Parts>,
     pub(super) board: Board,
+    /// Which rows the stream has sent lately, in whichever attempt.
+    pub(super) streamed: Arc<Mutex<Streamed>>,
 }
 
 impl Context {
+    /// Never held across an await.
+    pub(super) fn streamed(&self) -> MutexGuard<'_, Streamed> {
+        self.streamed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Of each batch, in the stream and in a repair.
     pub(super) fn batch_limits(&self) -> BatchLimits {
         let batch = &self.config.batch;

@@ -99,7 +99,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     helpers.spawn(watch::broker::watch_quota(parts.sink.clone(), board.clone()));
 
     let (config, parts) = (Arc::new(config), Arc::new(parts));
-    let supervised = supervise(Context { config, parts, board: board.clone() }, &stop);
+    let streamed = Arc::default();
+    let supervised = supervise(Context { config, parts, board: board.clone(), streamed }, &stop);
     let deadline = async {
         stop.cancelled().await;
         board.phase(Phase::Stopping);
@@ -132,7 +133,7 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
             context.parts = Arc::new(parts);
         }
         let ended = Box::pin(attempt::run(&context, learnt, stop)).await;
-        let Context { config, parts, board } = &context;
+        let Context { config, parts, board, .. } = &context;
         let ended = explained(parts, &config.name, ended).await;
         let ended = match ended {
             Err(Ended::NoDeadLetters(halt)) => Err(Ended::NoDeadLetters(

@@ -12,7 +12,7 @@ use crate::{
     pipeline::delivery::Delivery,
     postgres::catalog::publication::Look,
     repair::Table,
-    route::{Format, Origin, Router},
+    route::{Format, Origin, Router, TableName},
     sink::any::{AnyProbe, AnySink, AnyWatch},
     source::connect::Accepted,
 };
@@ -62,6 +62,10 @@ pub(super) struct Streaming {
     pub(super) watch: AnyWatch,
     /// How the tables were published when the stream began, and how to look again.
     pub(super) look: (Look, Published),
+    /// A snapshot of that moment, as `pg_snapshot`.
+    pub(super) snapshot: String,
+    /// Tables of which the column `xid` is the transaction that inserted the row.
+    pub(super) stamped: Vec<TableName>,
     pub(super) from: Position,
     /// Of what is delivered, in the WAL that is streamed.
     pub(super) recognition: Recognition,

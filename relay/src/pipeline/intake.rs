@@ -4,15 +4,20 @@
 //! A WAL message is believed in nothing here: any role may write one. What could be an announcement
 //! is noted, within bounds, for the table to answer; the rest is counted.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use uuid::Uuid;
 
 use crate::{
     core::{
+        lsn::Lsn,
         position::{Position, RowPosition},
         record::{Announced, Batch},
         row::{Relation, Row},
+        streamed::{RowKey, Streamed},
     },
     dead_letter::Message,
     route::{RelationError, RelationUse, Routed, Router},
@@ -24,6 +29,8 @@ use crate::{
 /// Releases that one transaction may announce; the command announces one. The leader finds what is
 /// left out by this, and announces it again.
 const ANNOUNCED_MAX: usize = 100;
+/// Rows of a transaction whose keys wait for its end, to be noted together.
+const SENT_MAX: usize = 4096;
 
 /// Joins the source to the router.
 pub struct RouteIntake {
@@ -36,6 +43,10 @@ pub struct RouteIntake {
     announced: Vec<(Uuid, u32)>,
     /// Tables of which rows were moved, by OID: each is told of once.
     moved: Vec<u32>,
+    /// What tells rows that were not in the stream.
+    streamed: Option<Arc<Mutex<Streamed>>>,
+    /// Of the open transaction, yet to be noted there.
+    sent: Vec<RowKey>,
 }
 
 impl RouteIntake {
@@ -49,7 +60,37 @@ impl RouteIntake {
             board,
             announced: Vec::new(),
             moved: Vec::new(),
+            streamed: None,
+            sent: Vec::new(),
         }
+    }
+
+    /// The same, noting there which rows have come.
+    #[must_use]
+    pub fn noting(self, streamed: Arc<Mutex<Streamed>>) -> Self {
+        RouteIntake { streamed: Some(streamed), ..self }
+    }
+
+    /// A row that was inserted has become the batch's last record.
+    fn note(&mut self, row: &Row<'_>, batch: &Batch) {
+        if self.streamed.is_none() {
+            return;
+        }
+        let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
+        let Some(id) = last.as_ref().and_then(|record| record.event_id()) else { return };
+        let xid = row.writer.filter(|_| self.router.is_stamped(row)).unwrap_or_default();
+        self.sent.push(RowKey::new(id, xid));
+        if self.sent.len() >= SENT_MAX {
+            self.note_sent(row.position.commit);
+        }
+    }
+
+    fn note_sent(&mut self, commit: Lsn) {
+        if let Some(streamed) = self.streamed.as_ref().filter(|_| !self.sent.is_empty()) {
+            let mut streamed = streamed.lock().unwrap_or_else(PoisonError::into_inner);
+            streamed.sent(commit, &self.sent);
+        }
+        self.sent.clear();
     }
 
     /// It was published as what it was at first, or will be.
@@ -97,6 +138,7 @@ impl Intake for RouteIntake {
             }
             Err(refused) => self.router.keep(row, *refused, batch),
         }
+        self.note(row, batch);
         batch.pass(Position::Row(row.position), row.landmark());
         if let Some(xid) = row.writer {
             batch.see(row.position.commit, xid, self.router.can_find(row));
@@ -131,6 +173,7 @@ impl Intake for RouteIntake {
     }
 
     fn commit(&mut self, end: RowPosition, batch: &mut Batch) {
+        self.note_sent(end.commit);
         if self.announced.is_empty() {
             return;
         }
@@ -143,5 +186,11 @@ impl Intake for RouteIntake {
         let announced =
             announced.map(|(id, xid)| Announced { id: id.to_string(), xid, first, after });
         batch.announced.extend(announced);
+    }
+
+    fn reach(&mut self, end: Lsn) -> Result<(), IntakeError> {
+        let Some(streamed) = &self.streamed else { return Ok(()) };
+        let mut streamed = streamed.lock().unwrap_or_else(PoisonError::into_inner);
+        streamed.reach(end).map_err(IntakeError::NotSent)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The facts, gathered before anything is changed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts<'a> {
     /// The relay's name.
     pub relay: &'a str,

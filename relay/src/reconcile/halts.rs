@@ -32,6 +32,16 @@ pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) ->
     .unless(&why.remedy)
 }
 
+/// The stream may lack rows, and a repair would lose others: `why`.
+pub(crate) fn only_in_slot(slot: &str, gap: &str, why: &str) -> Halt {
+    Halt::new(
+        format!(
+            "slot {slot} may lack rows, because {gap}, and a new slot would lose others: {why}"
+        ),
+        format!("{ON}; {ANEW}"),
+    )
+}
+
 const ON: &str = "to publish those of them that the slot has, and leave out the others, run `outbox-relay \
                   resume --at progress`";
 

@@ -24,7 +24,7 @@ pub use self::{
 };
 pub(crate) use self::{
     choice::of_another,
-    halts::{drop_slot, lacking},
+    halts::{drop_slot, lacking, only_in_slot},
 };
 use self::{
     choice::{gap, with_progress, without_progress},

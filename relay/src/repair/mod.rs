@@ -19,7 +19,9 @@ mod undelivered;
 mod witness;
 
 pub use self::{
-    attached::{Attached, any_attached_since, filled, since},
+    attached::{
+        Found, GLANCED_MAX, Since, any_attached_since, end_of_wal, look_into, not_sent, still_there,
+    },
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},

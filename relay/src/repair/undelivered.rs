@@ -10,7 +10,7 @@ use crate::{core::lsn::Lsn, route::TableName};
 const CHANGES_MAX: usize = 100_000;
 
 /// Whether each transaction that ends at `after` or later, of a slot that no one streams from, has as many rows in the
-/// tables as were inserted. Also `false` where that can't be said soon.
+/// tables as were inserted. `None` where that can't be said soon.
 ///
 /// # Errors
 /// The database's.
@@ -20,7 +20,7 @@ pub async fn is_in_tables(
     publication: &str,
     after: Lsn,
     tables: &[TableName],
-) -> Result<bool, tokio_postgres::Error> {
+) -> Result<Option<bool>, tokio_postgres::Error> {
     // Of pgoutput's messages, `C` ends a transaction, and `I` is a row of the relation of which the OID follows.
     let changes = format!(
         "select lsn, xid, pg_catalog.get_byte(data, 0) as kind, \
@@ -33,10 +33,16 @@ pub async fn is_in_tables(
         literal(&identifier(publication)),
     );
     let xid = full_xid("i.xid", NOW);
-    let there = tables.iter().map(|name| {
+    let named = |name: &TableName| {
         let name = format!("{}.{}", identifier(&name.schema), identifier(&name.table));
         let oid =
             format!("{}::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8", literal(&name));
+        (name, oid)
+    };
+    // A publication may have other tables, too.
+    let ours = tables.iter().map(|name| named(name).1).collect::<Vec<_>>().join(", ");
+    let there = tables.iter().map(|name| {
+        let (name, oid) = named(name);
         format!(
             "select {oid} as relation, t.xid, pg_catalog.count(*) as rows from {name} t \
              where t.xid in (select s.xid from sent s where s.relation = {oid}) group by t.xid"
@@ -48,19 +54,19 @@ pub async fn is_in_tables(
          with changes as materialized ({changes}), \
              sent as materialized ( \
                  select i.relation, {xid} as xid, pg_catalog.count(*) as rows from changes i \
-                 where i.kind = 73 and i.xid in ( \
+                 where i.kind = 73 and i.relation in ({ours}) and i.xid in ( \
                      select c.xid from changes c where c.kind = 67 and c.lsn >= '{after}') \
                  group by 1, 2), \
              there as ({there}) \
-         select ((select pg_catalog.count(*) from changes) < {CHANGES_MAX} and not exists ( \
+         select case when (select pg_catalog.count(*) from changes) < {CHANGES_MAX} then (not exists ( \
              select from sent s left join there t on t.relation = s.relation and t.xid = s.xid \
-             where s.rows <> coalesce(t.rows, 0)))::pg_catalog.text; \
+             where s.rows <> coalesce(t.rows, 0)))::pg_catalog.text end; \
          reset statement_timeout"
     );
     match client.simple_query(&sql).await {
-        Ok(answers) => Ok(answers.iter().any(|answer| match answer {
-            SimpleQueryMessage::Row(row) => row.get(0) == Some("true"),
-            _ => false,
+        Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0).map(|it| it == "true"),
+            _ => None,
         })),
         // It took too long; or a table lacks the column `xid`.
         Err(error)
@@ -68,8 +74,10 @@ pub async fn is_in_tables(
                 [SqlState::QUERY_CANCELED, SqlState::UNDEFINED_COLUMN].contains(code)
             }) =>
         {
-            Ok(false)
+            Ok(None)
         }
+        // Before PostgreSQL 18, a publication that was missing when something was written ends what it sends there.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(Some(true)),
         Err(error) => Err(error),
     }
 }

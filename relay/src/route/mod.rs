@@ -191,6 +191,12 @@ impl Router {
         }
     }
 
+    /// Whether the row's column `xid` is the transaction that inserted it.
+    pub fn is_stamped(&self, row: &Row<'_>) -> bool {
+        let plan = self.plans.iter().find(|(known, _)| *known == row.relation.id);
+        plan.is_some_and(|(_, plan)| plan.stamped)
+    }
+
     /// Whether the row can be found again by its transaction, which its column `xid` names, and by the
     /// timestamp of its record, which is `created_at` then.
     pub fn can_find(&self, row: &Row<'_>) -> bool {

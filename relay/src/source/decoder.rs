@@ -212,7 +212,7 @@ impl<I: Intake> Decoder<I> {
                     // Past an open transaction this would lose its rows.
                     if self.open.is_none() {
                         self.recognition.reach(keepalive.wal_end)?;
-                        self.reach(keepalive.wal_end, None);
+                        self.reach(keepalive.wal_end, None)?;
                     }
                     Ok(())
                 }
@@ -258,7 +258,7 @@ impl<I: Intake> Decoder<I> {
                 if let Some(open) = &open {
                     self.intake.commit(open.next(), &mut self.giver.filling);
                 }
-                self.reach(commit.end_lsn, open.map(|open| open.commit));
+                self.reach(commit.end_lsn, open.map(|open| open.commit))?;
             }
             Message::Relation(relation) => self.relation(relation)?,
             Message::Insert(insert) => {
@@ -308,6 +308,10 @@ impl<I: Intake> Decoder<I> {
     }
 
     fn begin(&mut self, commit: Landmark) -> Result<(), StreamError> {
+        if let Err(missing) = self.intake.reach(commit.commit) {
+            self.reach(commit.commit, None)?;
+            return Err(missing.into());
+        }
         let sent = RowPosition { commit: commit.commit, ordinal: 0 };
         let reached = self.reached;
         let recognising = self.recognition.is_pending();
@@ -350,11 +354,13 @@ impl<I: Intake> Decoder<I> {
 
     /// Everything up to `end` has been received. A server that starts to stream may report less
     /// than where we asked it to start; that takes nothing back.
-    fn reach(&mut self, end: Lsn, commit: Option<Landmark>) {
+    fn reach(&mut self, end: Lsn, commit: Option<Landmark>) -> Result<(), StreamError> {
+        let missing = self.intake.reach(end);
         let end = Position::UpTo(end);
         if end.includes(self.reached) && end != self.reached {
             self.reached = end;
             self.giver.filling.pass(end, commit);
         }
+        Ok(missing?)
     }
 }

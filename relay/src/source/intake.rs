@@ -1,9 +1,11 @@
 //! Where the source hands what it has read: the pipeline's side of the seam.
 
 use crate::core::{
+    lsn::Lsn,
     position::RowPosition,
     record::Batch,
     row::{Relation, Row},
+    streamed::NotSent,
 };
 
 /// Takes what the stream carries, in order, and writes records into the batch that is being
@@ -27,6 +29,12 @@ pub trait Intake: Send {
 
     /// The open transaction is complete. `end` is the place behind all that it carried.
     fn commit(&mut self, end: RowPosition, batch: &mut Batch);
+
+    /// The stream has come to `end`, outside of a transaction.
+    ///
+    /// # Errors
+    /// Something should have been in the stream by now; it ends with this error, at `end`.
+    fn reach(&mut self, end: Lsn) -> Result<(), IntakeError>;
 }
 
 /// Why the stream can't continue, for the pipeline to sort.
@@ -40,6 +48,9 @@ pub enum IntakeError {
         /// The mapped column.
         column: String,
     },
+    /// A partition that was attached has rows that were inserted before: reconcile.
+    #[error("rows of a partition that was attached were not in the stream ({} of them)", .0.rows)]
+    NotSent(NotSent),
     /// A mapped column is gone, or has a type that can't serve its purpose.
     #[error("{what}; {remedy}")]
     DoesNotFit {

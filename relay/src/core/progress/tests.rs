@@ -39,6 +39,7 @@ fn sample() -> Progress {
         landmark: None,
         witness: None,
         rolled_back: None,
+        not_sent: vec![],
         parked: None,
     }
 }

@@ -52,6 +52,7 @@ pub(super) async fn carry_out(
                 slot::drop(slot, &mut connections.replication).await?;
             }
             progress.gap = None;
+            progress.not_sent.clear();
             progress.published = Some(published);
             // What was delivered of a release stays delivered, whatever became of the slot.
             progress.snapshots.clear();

@@ -3,19 +3,19 @@
 
 use bytes::Bytes;
 
-use super::first;
+use super::{attached::Attached, first, given_up};
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
-    daemon::{context::Context, ended::Ended, locks},
+    daemon::{context::Context, ended::Ended},
     metrics::Cause,
     postgres::{
         catalog::slot::{self, SlotState},
-        sql::{self, SqlSession},
+        sql::SqlSession,
     },
     progress_key::{self, KeyError, Known},
     reconcile::{self, Believed, Claims, Facts, Reconciled},
-    repair::{self, Attached},
+    repair::{self, Table},
     sink::StoredProgress,
     source::connect::ReplicationConnection,
 };
@@ -104,8 +104,10 @@ pub(super) struct Found<'a> {
     pub(super) identity: &'a SystemIdentity,
     pub(super) published: &'a Published,
     pub(super) unpublished_once: bool,
-    pub(super) unrepairable: Option<&'a Halt>,
+    /// For a repair, or why they can't be read for one.
+    pub(super) tables: &'a Result<Vec<Table>, Halt>,
     pub(super) has_delivered: bool,
+    pub(super) attached: &'a Attached,
 }
 
 pub(super) async fn decide(
@@ -117,7 +119,7 @@ pub(super) async fn decide(
 ) -> Result<Reconciled, Ended> {
     let config = &context.config;
     const DOING: &str = "reconciling progress with the slot";
-    let Found { identity, published, unpublished_once, unrepairable, has_delivered } = found;
+    let Found { identity, published, unpublished_once, tables, has_delivered, attached } = found;
     // Once more: progress that a leader stored meanwhile is not past the end of the server's WAL.
     let now = identify(replication).await?;
     if (&now.system_id, now.timeline) != (&identity.system_id, identity.timeline) {
@@ -137,23 +139,36 @@ pub(super) async fn decide(
     let predecessor = predecessor(context, session, stored).await?;
     let owner = progress_key::another_of_slot(session, &config.name, &config.postgres.slot).await;
     let owner = owner.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let attached = attached(context, session, stored, published, slot.as_ref()).await?;
-    reconcile::reconcile(&Facts {
+    let facts = Facts {
         progress: stored,
         slot: slot.as_ref(),
         next_xid: Some(next_xid),
         history: &history,
-        attached: attached.as_deref(),
+        attached: attached.not_sent.as_ref().map(|(partition, _)| partition.as_str()),
         start_with_all: first::takes_all(config, &context.parts.mapping),
         predecessor: predecessor.as_deref(),
         slot_owner: owner.as_deref(),
         published: Some(published),
         unpublished_once,
-        unrepairable,
+        unrepairable: tables.as_ref().err(),
         has_delivered,
         ..facts(context, &database, identity)
-    })
-    .map_err(Ended::Halted)
+    };
+    let reconciled = match (reconcile::reconcile(&facts), &attached.not_sent) {
+        // But for the partition, the slot would do.
+        (Err(_), Some((_, halt)))
+            if reconcile::reconcile(&Facts { attached: None, ..facts.clone() }).is_ok() =>
+        {
+            return Err(Ended::Halted(halt.clone()));
+        }
+        (reconciled, _) => reconciled.map_err(Ended::Halted)?,
+    };
+    if slot.is_some_and(|slot| !slot.is_lost() && !slot.active)
+        && let Ok(tables) = tables
+    {
+        given_up::loses_nothing(context, session, tables, &reconciled, attached).await?;
+    }
+    Ok(reconciled)
 }
 
 /// What the settings say, and where they lead; the rest is the caller's to add.
@@ -205,54 +220,6 @@ pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
                from pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as it (next)";
     let row = session.client().query_one(sql, &[]).await.map_err(failed)?;
     row.try_get::<_, i64>(0).map(i64::unsigned_abs).map_err(failed)
-}
-
-/// A partition that was attached since the newest stored snapshot, with rows that the stream does not
-/// have. One that is full of moved rows takes its time, so it is read by a session of its own.
-async fn attached(
-    context: &Context,
-    session: &SqlSession,
-    stored: Option<&Progress>,
-    published: &Published,
-    slot: Option<&SlotState>,
-) -> Result<Option<String>, Ended> {
-    const DOING: &str = "looking into the partitions that were attached";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
-    // A repair that was begun has its own snapshots; and a person has decided to take what is there.
-    let streamed = stored.filter(|stored| stored.published.is_some() && stored.repair.is_none());
-    let Some(lower) = streamed.and_then(|stored| stored.snapshots.first()) else { return Ok(None) };
-    let any =
-        repair::any_attached_since(session.client(), published, &lower.snapshot, &lower.leaves)
-            .await;
-    if !any.map_err(failed)? {
-        return Ok(None);
-    }
-    let application = format!("outbox-relay {} partitions", context.config.name);
-    let reading = sql::connect(&context.parts.connect, &application);
-    let reading = reading.await.map_err(|e| Ended::connect(DOING, e))?;
-    locks::limit(&reading, context.config.leader.timeout).await.map_err(failed)?;
-    let found = repair::since(reading.client(), published, &lower.snapshot, &lower.leaves).await;
-    match found.map_err(failed)? {
-        Attached::Nothing => Ok(None),
-        Attached::Newer(name, halt) => {
-            let streams = slot.is_some_and(|slot| !slot.is_lost() && !slot.active);
-            let delivered = stored.and_then(|stored| stored.position).filter(|_| streams);
-            let Some(delivered) = delivered else { return Ok(Some(name)) };
-            let (postgres, tables) = (&context.config.postgres, context.parts.mapping.tables());
-            let whole = repair::is_in_tables(
-                reading.client(),
-                &postgres.slot,
-                &postgres.publication,
-                delivered.resume_lsn(),
-                tables,
-            );
-            match whole.await.map_err(failed)? {
-                true => Ok(Some(name)),
-                false => Err(Ended::Halted(halt)),
-            }
-        }
-        Attached::Older(halt) => Err(Ended::Halted(halt)),
-    }
 }
 
 /// After a failover that lost the newest commits, consumers have events that the database has not.

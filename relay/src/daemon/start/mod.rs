@@ -2,11 +2,13 @@
 //! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
 //! the ones before it.
 
+mod attached;
 mod connect;
 mod connections;
 mod decided;
 mod decision;
 pub(crate) mod first;
+mod given_up;
 pub(super) mod rehearsal;
 pub(super) mod repair;
 mod slot;
@@ -70,7 +72,7 @@ pub(super) async fn start(
     learnt: Learnt,
     unfinished: &Unfinished,
 ) -> Result<Started, Ended> {
-    let Context { config, parts, board } = context;
+    let Context { config, parts, board, .. } = context;
     doing(board, "connecting for replication");
     let mut replication = connect_replication(context).await?;
     let look = look(context, &replication);
@@ -113,19 +115,27 @@ pub(super) async fn start(
         tracing::warn!("created_at is a timestamp without time zone, and is taken as UTC");
     }
     // After the tables: a change that comes between is seen here, or by the next look.
-    let (_, published) = connections
+    let (snapshot, published) = connections
         .look
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
     let oid = |name: &TableName| Some((published.tables.get(&name.to_string())?.oid, name.clone()));
     let oids: Vec<(u32, TableName)> = parts.mapping.tables().iter().filter_map(oid).collect();
+    let stamped = &tables.stamped;
+    let now = (snapshot.as_str(), &published);
+    let attached = attached::look(context, session, stored.as_mut(), now, stamped).await?;
+    if let Some(stored) = stored.as_ref().filter(|_| attached.noted) {
+        store(&mut connections.sink, stored).await?;
+    }
+    context.streamed().forget_missing();
     let found = Found {
         identity: &identity,
         published: &published,
         unpublished_once: learnt.unpublished_once,
-        unrepairable: tables.repair.as_ref().err(),
+        tables: &tables.repair,
         has_delivered: known.has_delivered,
+        attached: &attached,
     };
     let Reconciled { progress: carried, decision, gap } =
         decide(context, session, &mut connections.replication, stored.as_ref(), found).await?;
@@ -173,8 +183,8 @@ pub(super) async fn start(
     }
     let Tables { format, stamped, .. } = tables;
     let router = Router::new(parts.mapping.clone(), &origin, format);
-    let router = router.with_stamped(stamped).with_oids(oids);
-    let stream = Stream { from, format, charset, router };
+    let router = router.with_stamped(stamped.clone()).with_oids(oids);
+    let stream = Stream { from, format, charset, router, snapshot, stamped };
     start_stream(context, connections, parked, progress, stream).await
 }
 
@@ -184,6 +194,8 @@ struct Stream {
     format: Format,
     charset: Charset,
     router: Router,
+    snapshot: String,
+    stamped: Vec<TableName>,
 }
 
 /// Fences older relays, and reads what is stored once no one else can store.
@@ -191,7 +203,7 @@ async fn fence(
     context: &Context,
     connections: &mut Connections<'_>,
 ) -> Result<StoredProgress, Ended> {
-    let Context { config, parts, board } = context;
+    let Context { config, parts, board, .. } = context;
     let Connections { session, replication, sink, .. } = connections;
     doing(board, "fencing older relays");
     // Whoever does not know that it leads fences no one; the steps above may have taken long.
@@ -208,9 +220,9 @@ async fn start_stream(
     connections: Connections<'_>,
     (mut dead_letters, lanes): (Store, Lanes),
     progress: Progress,
-    Stream { from, format, charset, router }: Stream,
+    Stream { from, format, charset, router, snapshot, stamped }: Stream,
 ) -> Result<Started, Ended> {
-    let Context { config, parts, board } = context;
+    let Context { config, parts, board, .. } = context;
     let Connections { session, replication, mut sink, look, .. } = connections;
     if parts.sink.keeps_progress_in_database() {
         // Kafka's store has proven by its claim that it can store; this one does now.
@@ -241,6 +253,7 @@ async fn start_stream(
     leads::still_leads(session, slot).await?;
     let confirmed = confirmed(config, session, from).await?;
     let recognition = Recognition::new(known, from, confirmed);
+    context.streamed().begin(&progress.system_id, progress.timeline, from);
     let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
@@ -249,6 +262,8 @@ async fn start_stream(
         probe,
         watch,
         look,
+        snapshot,
+        stamped,
         from,
         recognition,
         format,

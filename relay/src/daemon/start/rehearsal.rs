@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    connect, decision,
+    attached, connect, decision,
     repair::{self, Needed},
     standby,
 };
@@ -50,7 +50,7 @@ pub(crate) async fn rehearse(
     // No one asks a rehearsal for its state.
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
-    let context = &Context { config, parts, board };
+    let context = &Context { config, parts, board, streamed: Arc::default() };
     match decide(context, session, has_progress).await {
         Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
         Err(
@@ -105,19 +105,21 @@ async fn decide(
         return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
     }
     let look = connect::look(context, &replication);
-    let (_, published) = look
+    let (snapshot, published) = look
         .at(session.client())
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
-    let unrepairable = tables.repair.as_ref().err();
     let mut again = false;
+    let now = (snapshot.as_str(), &published);
+    let attached = attached::look(context, session, stored.as_mut(), now, &tables.stamped).await?;
     loop {
         let found = decision::Found {
             identity: &identity,
             published: &published,
             unpublished_once: false,
-            unrepairable,
+            tables: &tables.repair,
             has_delivered: known.has_delivered,
+            attached: &attached,
         };
         let progress = stored.as_ref();
         let decided = decision::decide(context, session, &mut replication, progress, found);

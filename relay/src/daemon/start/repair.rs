@@ -99,6 +99,7 @@ pub(super) async fn begin(
     let (upper, published) = slot::make(context, connections).await?;
     progress.published = Some(published);
     progress.gap = None;
+    progress.not_sent.clear();
     // Asked after it is made: what its snapshot shows is there by now.
     if lower.is_none() && no_row(session, tables).await? {
         let from = Position::UpTo(upper.lsn);

@@ -19,9 +19,11 @@ use super::{held::Held, late};
 use crate::{
     causes,
     core::{
+        halt::Halt,
         lsn::Lsn,
         progress::SnapshotRecord,
         published::{Published, Since},
+        streamed::Awaited,
     },
     daemon::{context::Context, locks, parked},
     pipeline::Seen,
@@ -30,6 +32,7 @@ use crate::{
         sql::{SessionLost, SqlSession},
     },
     repair,
+    route::TableName,
     state::Board,
 };
 
@@ -141,31 +144,33 @@ async fn look_at(session: &SqlSession, look: &Look) -> Result<Looked, ControlErr
     let row = position.await?;
     let inserted: Lsn = row.try_get::<_, &str>(0)?.parse()?;
     let wal_end: Lsn = row.try_get::<_, &str>(1)?.parse()?;
-    let lsn = before_page_header(inserted, row.try_get::<_, i64>(3)?.unsigned_abs());
+    let lsn = inserted.before_page_header(row.try_get::<_, i64>(3)?.unsigned_abs());
     let leaves = published.leaves();
     let snapshot = SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot, leaves };
     Ok(Looked { seen: Seen { snapshot, published }, wal_end })
 }
 
-/// Where a page ends, the server names the place behind the next one's header for what it inserts
-/// next, and the page's end for how far it has come. No record starts between the two.
-fn before_page_header(lsn: Lsn, page_bytes: u64) -> Lsn {
-    /// `SizeOfXLogShortPHD`, and `SizeOfXLogLongPHD` at the beginning of a segment.
-    const HEADERS: [u64; 2] = [24, 40];
-    match lsn.get().checked_rem(page_bytes) {
-        Some(offset) if HEADERS.contains(&offset) => Lsn::new(lsn.get() - offset),
-        _ => lsn,
-    }
-}
-
 /// Where what the control session sees goes.
 pub(in crate::daemon) struct Eyes {
-    /// The publication as it was when the stream began, and how to look at it.
-    pub(in crate::daemon) look: (Look, Published),
+    /// How to look at the publication.
+    pub(in crate::daemon) look: Look,
+    /// As it was when the stream began.
+    pub(in crate::daemon) before: Before,
+    /// Tables of which the column `xid` is the transaction that inserted the row.
+    pub(in crate::daemon) stamped: Vec<TableName>,
     pub(in crate::daemon) slot: String,
     pub(in crate::daemon) seen: mpsc::Sender<Seen>,
     /// For the stream: where the newest snapshot lies.
     pub(in crate::daemon) awaited: watch::Sender<Lsn>,
+}
+
+/// What the look before has seen.
+pub(in crate::daemon) struct Before {
+    pub(in crate::daemon) published: Published,
+    /// As `pg_snapshot`.
+    pub(in crate::daemon) snapshot: String,
+    /// What it does not show was committed after this.
+    pub(in crate::daemon) lsn: Lsn,
 }
 
 /// Takes snapshots until told to stop, and looks at the publication. A snapshot that finds no room
@@ -175,14 +180,14 @@ pub(in crate::daemon) struct Eyes {
 /// # Errors
 /// [`ControlError`]; the relay starts again from the first step.
 pub(in crate::daemon) async fn run(
+    context: &Context,
     session: &SqlSession,
     eyes: Eyes,
-    board: &Board,
-    leader_timeout: Duration,
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
-    let Eyes { look: (look, mut published), slot, seen, awaited } = eyes;
-    let answer_max = ANSWER_MAX.min(leader_timeout);
+    let board = &context.board;
+    let Eyes { look, mut before, stamped, slot, seen, awaited } = eyes;
+    let answer_max = ANSWER_MAX.min(context.config.leader.timeout);
     let (mut tail, mut skipped, mut held) =
         (Tail::default(), locks::Skipped::default(), Held::default());
     let (mut unseen, mut late) = (locks::Skipped::default(), late::Late::default());
@@ -213,22 +218,24 @@ pub(in crate::daemon) async fn run(
         unseen.passed();
         board.concern(LOOKS, None);
         board.server_wal_end(looked.wal_end);
-        if let Since::Broken(why) = looked.seen.published.since(&published, false) {
+        let Seen { snapshot, published } = &looked.seen;
+        if let Since::Broken(why) = published.since(&before.published, false) {
             return Err(ControlError::Republished(why));
         }
-        match repair::filled(session.client(), &published, &looked.seen.published).await {
-            Ok(false) => skipped.passed(),
-            Ok(true) => {
-                let why = "a partition was attached with rows in it".to_owned();
-                return Err(ControlError::Republished(why));
-            }
+        match attached(context, session, &before, &looked.seen, &stamped).await {
+            Ok(()) => skipped.passed(),
             // No snapshot counts until it was looked into: later ones would hide its rows.
             Err(error) if locks::passes(&error) => {
                 skipped.tell(session, "looking into a partition that was attached", &error).await;
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
+        before = Before {
+            published: published.clone(),
+            snapshot: snapshot.snapshot.clone(),
+            lsn: snapshot.lsn,
+        };
         if tail.is_to_be_flushed(&looked, board.records_delivered()) {
             // A transaction that changes nothing: its commit is flushed soon, with all before it.
             let flush = "select pg_catalog.pg_current_xact_id()";
@@ -237,11 +244,53 @@ pub(in crate::daemon) async fn run(
                 Ok(_) | Err(_) => {}
             }
         }
-        published.clone_from(&looked.seen.published);
         awaited.send_replace(looked.seen.snapshot.lsn);
-        // A queue that is full waits for a delivery; the pulse is needed all the same.
-        let _ = seen.try_send(looked.seen);
+        // Until the stream has told of a partition's rows, a snapshot that shows it would hide them.
+        if !context.streamed().waits() {
+            // A queue that is full waits for a delivery; the pulse is needed all the same.
+            let _ = seen.try_send(looked.seen);
+        }
     }
+}
+
+/// Has the stream tell whether it has the rows of partitions that were attached since the look before.
+async fn attached(
+    context: &Context,
+    session: &SqlSession,
+    before: &Before,
+    Seen { snapshot, published: now }: &Seen,
+    stamped: &[TableName],
+) -> Result<(), ControlError> {
+    let known = &before.published.attached;
+    let anew = now.attached.iter().filter(|entry| !known.contains(entry)).copied().collect();
+    let anew = Published { attached: anew, ..now.clone() };
+    if anew.attached.is_empty() {
+        return Ok(());
+    }
+    let since = repair::Since {
+        mapping: &context.parts.mapping,
+        stamped,
+        published: &anew,
+        lower: &before.snapshot,
+        leaves: &before.published.leaves(),
+        every: true,
+    };
+    let found = repair::look_into(session.client(), &since, Some(repair::GLANCED_MAX)).await?;
+    if found.halt.is_some() || found.more {
+        // A start has the time to read it, and more to compare it with.
+        let why = "a partition was attached with rows in it".to_owned();
+        return Err(ControlError::Republished(why));
+    }
+    for Halt { reason, remedy } in found.moved {
+        tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
+    }
+    let left = context.streamed().doubtful(&found.newer, before.lsn, None);
+    if !left.is_empty() {
+        let until = repair::end_of_wal(session.client()).await?;
+        let snapshot = snapshot.snapshot.clone();
+        context.streamed().wait_for(Awaited { until, rows: left, snapshot });
+    }
+    Ok(())
 }
 
 /// The WAL's end, where no one flushes it: pages that are cleaned up, or an open transaction. After a

@@ -74,7 +74,7 @@ pub(in crate::daemon) async fn watch(context: &Context, session: &SqlSession) ->
 /// Commits that wait for a standby do not wait for the relay, but the relay waits as they do as soon as it must
 /// park an event.
 async fn tell_of_standbys(context: &Context, session: &SqlSession) {
-    let Context { config, parts, board } = context;
+    let Context { config, parts, board, .. } = context;
     let Ok(found) = standbys::look(session.client()).await else { return };
     let own = standbys::counts(&found.names, &standbys::application(config, parts));
     let away = found.away().filter(|_| !own);

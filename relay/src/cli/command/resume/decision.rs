@@ -57,6 +57,7 @@ pub(super) fn decided(
         next.repair = None;
         next.published = None; // As it is by now.
         next.gap = None;
+        next.not_sent.clear();
         next.rolled_back = None;
         if position.is_none() {
             next.leave_slot_out();

@@ -1,0 +1,172 @@
+//! The rows of a partition that is attached are compared with what the stream sends: those that it does not send arrive
+//! all the same, whatever the order of transaction ids, and those that it sends don't come again.
+
+use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic, wait};
+
+use super::{ATTACH, ID, PARTITION, TABLE, insert_old};
+use crate::{
+    obeyed::{obey, typed},
+    remedies::halted,
+    repair::wait_snapshot,
+    rows::{each_once, insert, run},
+};
+
+const DETACH: &str = "alter table outbox.events detach partition outbox.events_old";
+
+/// A relay that has delivered an event, and a snapshot of it counts.
+async fn delivered() -> (Harness, Topic, Relay, String) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    (t, topic, relay, first)
+}
+
+/// Rows that were not in the stream arrive once, and so does what comes after them.
+async fn arrives(attach: impl AsyncFn(&Harness, &Topic), away: bool) -> (Harness, Topic, Relay) {
+    let (t, topic, mut relay, first) = delivered().await;
+    if away {
+        assert!(relay.sigterm().await.success());
+    }
+    attach(&t, &topic).await;
+    if away {
+        relay.restart();
+    }
+    topic.records_with([ID.to_owned()]).await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &ID.to_owned(), &second]).await;
+    (t, topic, relay)
+}
+
+/// The table's owner attaches it in a transaction that had its id before the rows were inserted.
+async fn attached_by_an_older_transaction(t: &Harness, topic: &Topic) {
+    run(t, TABLE).await;
+    let config = t.database().config(Role::Owner);
+    let owner = config.get_user().expect("a role");
+    run(t, &format!("alter table outbox.events_old owner to {owner}")).await;
+    let pool = t.database().pool(Role::Owner, 1);
+    let mut owner = pool.get().await.expect("a session");
+    let attaching = owner.transaction().await.expect("a transaction");
+    attaching.batch_execute("select pg_current_xact_id()").await.expect("an id");
+    run(t, &insert_old(topic, ID)).await;
+    attaching.batch_execute(ATTACH).await.expect("attached");
+    attaching.commit().await.expect("committed");
+}
+
+#[tokio::test]
+async fn rows_of_a_table_that_an_older_transaction_attaches_arrive() {
+    arrives(attached_by_an_older_transaction, false).await;
+}
+
+#[tokio::test]
+async fn rows_of_a_table_that_an_older_transaction_attaches_while_the_relay_is_away_arrive() {
+    arrives(attached_by_an_older_transaction, true).await;
+}
+
+#[tokio::test]
+async fn rows_that_are_updated_before_the_relay_looks_arrive() {
+    for away in [false, true] {
+        let updated = async |t: &Harness, topic: &Topic| {
+            let update = "update outbox.events set headers = '{\"a\": \"b\"}' where key = 'k' \
+                          and created_at < '2002-01-01'";
+            let insert = insert_old(topic, ID);
+            run(t, &format!("{TABLE}; {insert}; begin; {ATTACH}; {update}; commit")).await;
+        };
+        arrives(updated, away).await;
+    }
+}
+
+/// It rewrites the rows, as a load that begins UNLOGGED does.
+#[tokio::test]
+async fn rows_that_are_rewritten_before_the_table_is_attached_arrive() {
+    let rewritten = async |t: &Harness, topic: &Topic| {
+        let table = TABLE.replace("create table", "create unlogged table");
+        let insert = insert_old(topic, ID);
+        run(t, &format!("{table}; {insert}; alter table outbox.events_old set logged; {ATTACH}"))
+            .await;
+    };
+    arrives(rewritten, true).await;
+}
+
+/// The catalog's row of the attachment has another command's number then.
+#[tokio::test]
+async fn rows_of_a_table_of_which_a_detach_was_rolled_back_arrive() {
+    let combined = async |t: &Harness, topic: &Topic| {
+        let insert = insert_old(topic, ID);
+        let undone = format!("savepoint a; {DETACH}; rollback to a");
+        run(t, &format!("begin; {TABLE}; {insert}; {ATTACH}; {undone}; commit")).await;
+    };
+    arrives(combined, false).await;
+}
+
+/// Three rows come while the partition is detached; it had others, which are published.
+#[tokio::test]
+async fn of_a_partition_that_was_detached_for_a_while_only_what_the_stream_lacks_comes() {
+    let (t, topic, relay, first) = delivered().await;
+    run(&t, PARTITION).await;
+    let mut ids = vec![first];
+    for _ in 0..5 {
+        ids.push(insert(&t, &topic, "'2001-03-03'").await);
+    }
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    let by_hand = insert_old(&topic, ID);
+    run(&t, &format!("begin; {DETACH}; {by_hand}; {ATTACH}; commit")).await;
+    ids.push(ID.to_owned());
+    // While it was detached, rows may have been deleted without a record: so a new slot would not do.
+    let detail = halted(&relay).await;
+    assert!(detail.contains("outbox.events_old was attached with rows"), "{detail}");
+    assert!(detail.contains("(1 row)"), "{detail}");
+    obey(&t, typed(&detail, "with rows as")).await;
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
+/// The default partition is taken off, and put back, while events come: all of them are in the stream.
+#[tokio::test]
+async fn a_partition_that_is_put_back_with_what_the_stream_has_costs_no_repair() {
+    let (t, topic, mut relay, first) = delivered().await;
+    let mut ids = vec![first];
+    for n in 0..20 {
+        for _ in 0..10 {
+            ids.push(insert(&t, &topic, "now()").await);
+        }
+        let again = "begin; alter table outbox.events detach partition outbox.events_default; \
+                     alter table outbox.events attach partition outbox.events_default default; commit";
+        run(&t, again).await;
+        if n % 5 == 4 {
+            wait_snapshot(&t).await;
+            assert!(relay.sigterm().await.success());
+            relay.restart();
+        }
+    }
+    relay.wait_ready().await;
+    wait_snapshot(&t).await;
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
+/// They look like rows that were moved there: that can't be told by now, so it is said.
+#[tokio::test]
+async fn older_rows_that_were_updated_before_are_told_and_arrive_as_the_log_says() {
+    let (t, topic, mut relay, first) = delivered().await;
+    run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
+    run(&t, "update outbox.events_old set headers = '{\"a\": \"b\"}'").await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &second]).await;
+    wait_snapshot(&t).await;
+    run(&t, ATTACH).await;
+    let said = "rows of a partition that was attached are not published";
+    wait::until("it is told", wait::PATIENCE, || async {
+        relay.logs_contain(said).then_some(()).ok_or("not yet")
+    })
+    .await
+    .expect("in the log");
+    let log = relay.log_text();
+    let line = log.lines().find(|line| line.contains(said)).expect("a line").to_owned();
+    assert!(line.contains("1 row") && line.contains("outbox.events_old"), "{line}");
+    obey(&t, typed(&line, "with rows as")).await;
+    each_once(&topic, &[&first, &second, &ID.to_owned()]).await;
+    assert!(relay.sigterm().await.success());
+}
