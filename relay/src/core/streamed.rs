@@ -72,6 +72,8 @@ pub struct Awaited {
     pub rows: HashSet<RowKey>,
     /// As `pg_snapshot`: all that it shows was committed before `until`.
     pub snapshot: String,
+    /// The OIDs of their partitions.
+    pub partitions: Vec<u32>,
 }
 
 impl Streamed {
@@ -145,6 +147,7 @@ impl Streamed {
             Some(awaited) => {
                 awaited.until = awaited.until.max(more.until);
                 awaited.rows.extend(more.rows);
+                awaited.partitions.extend(more.partitions);
                 awaited
             }
         };
@@ -199,7 +202,8 @@ mod tests {
         let left = streamed.doubtful(&rows, at(100), None);
         assert_eq!(left, keys([2, 3, 4]));
         streamed.sent(at(120), &[key(2)]);
-        streamed.wait_for(Awaited { until: at(150), rows: left, snapshot: "8:8:".into() });
+        let (snapshot, partitions) = ("8:8:".to_owned(), vec![1]);
+        streamed.wait_for(Awaited { until: at(150), rows: left, snapshot, partitions });
         assert_eq!(streamed.reach(at(130)), Ok(()));
         streamed.sent(at(140), &[key(3)]);
         assert_eq!(streamed.reach(at(150)), Err(NotSent { rows: 1 }));

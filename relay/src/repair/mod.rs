@@ -12,6 +12,7 @@ mod glance;
 mod id;
 mod losses;
 mod page;
+mod partition;
 mod reader;
 mod sql;
 mod tables;
@@ -20,12 +21,13 @@ mod witness;
 
 pub use self::{
     attached::{
-        Found, GLANCED_MAX, Since, any_attached_since, end_of_wal, look_into, not_sent, still_there,
+        Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, still_there,
     },
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},
     page::{End, Page},
+    partition::{LookMoved, Since},
     reader::{ReadError, Reader},
     tables::{Table, fits},
     undelivered::is_in_tables,

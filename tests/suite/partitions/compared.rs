@@ -123,6 +123,25 @@ async fn of_a_partition_that_was_detached_for_a_while_only_what_the_stream_lacks
     assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
 }
 
+/// More than are looked at while the relay streams.
+#[tokio::test]
+async fn all_rows_of_a_table_that_was_filled_before_it_was_attached_arrive() {
+    let (t, topic, relay, first) = delivered().await;
+    let fill = format!(
+        "{TABLE}; insert into outbox.events_old (topic, key, created_at) \
+             select '{}', 'k', '2001-05-05' from generate_series(1, 12000)",
+        topic.name()
+    );
+    run(&t, &format!("{fill}; {ATTACH}")).await;
+    let ids = "select id::text from outbox.events";
+    let rows = t.database().superuser().query(ids, &[]).await.expect("they are there");
+    let ids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(ids.len(), 12_001);
+    assert!(ids.contains(&first));
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    assert!(relay.logs_contain("was attached with rows in it"), "{}", relay.log_text());
+}
+
 /// The default partition is taken off, and put back, while events come: all of them are in the stream.
 #[tokio::test]
 async fn a_partition_that_is_put_back_with_what_the_stream_has_costs_no_repair() {

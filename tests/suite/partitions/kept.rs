@@ -166,6 +166,26 @@ async fn what_the_slot_has_of_a_partition_that_is_gone_arrives_though_another_wa
     assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
 }
 
+#[tokio::test]
+async fn what_only_the_slot_has_is_not_given_up_for_a_changed_publication() {
+    let (t, topic, mut relay, mut ids) = away().await;
+    let gone = "create table outbox.events_gone partition of outbox.events \
+        for values from ('2003-01-01') to ('2004-01-01')";
+    run(&t, gone).await;
+    ids.push(insert(&t, &topic, "'2003-05-05'").await);
+    run(&t, "drop table outbox.events_gone").await;
+    let changed = "alter publication outbox drop table outbox.events; \
+        alter publication outbox add table outbox.events";
+    run(&t, changed).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("rows that are no longer in the tables"), "{detail}");
+    typed(&detail, "resume --at progress");
+    let output = t.relay().command(&["resume", "--at", "progress", "--yes"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    each_once(&topic, &all(&ids)).await;
+}
+
 /// The snapshot that a repair ends with has them, though the relay is killed before it stores another.
 #[tokio::test]
 async fn a_partition_that_is_dropped_after_a_repair_is_missed() {

@@ -1,10 +1,12 @@
 //! Partitions that were attached since the newest stored snapshot: halts for rows of which a person decides, and has the
 //! stream tell of the others whether it has them. Called by `start` and `rehearsal`.
 
+use tokio_postgres::Client;
+
 use crate::{
     core::{
         halt::Halt,
-        progress::{NOT_SENT_MAX, Progress, SnapshotRecord},
+        progress::{NOT_SENT_MAX, NotSentRecord, Progress, SnapshotRecord},
         published::Published,
         snapshot,
         streamed::Awaited,
@@ -12,7 +14,7 @@ use crate::{
     daemon::{context::Context, ended::Ended, locks},
     metrics::Cause,
     postgres::sql::{self, SqlSession},
-    repair::{self, Since},
+    repair::{self, LookMoved, Since},
     route::TableName,
 };
 
@@ -42,17 +44,22 @@ pub(super) async fn look(
 ) -> Result<Attached, Ended> {
     // A repair that was begun has its own snapshots; and a person has decided to take what is there.
     let streamed = stored.filter(|stored| stored.published.is_some() && stored.repair.is_none());
-    let Some((stored, position, lower)) = streamed
-        .and_then(|it| Some((it.position?, it.snapshots.first()?.clone(), it)))
-        .map(|(position, lower, it)| (it, position, lower))
-    else {
+    let Some(stored) = streamed else { return Ok(Attached::default()) };
+    let (Some(position), Some(lower)) = (stored.position, stored.snapshots.first().cloned()) else {
         return Ok(Attached::default());
     };
-    let since = since(context, stamped, published, &lower);
-    let (system_id, timeline) = (&stored.system_id, stored.timeline);
-    context.streamed().begin(system_id, timeline, position);
+    let since = Since {
+        mapping: &context.parts.mapping,
+        stamped,
+        published,
+        lower: &lower.snapshot,
+        leaves: &lower.leaves,
+        every: false,
+    };
+    context.streamed().begin(&stored.system_id, stored.timeline, position);
+    let missing = context.streamed().missing().cloned();
     let any = repair::any_attached_since(session.client(), &since).await.map_err(failed)?;
-    if !any && stored.not_sent.is_empty() {
+    if !any && missing.is_none() && stored.not_sent.is_empty() {
         return Ok(Attached::default());
     }
     let application = format!("outbox-relay {} partitions", context.config.name);
@@ -61,68 +68,74 @@ pub(super) async fn look(
     locks::limit(&reading, context.config.leader.timeout).await.map_err(failed)?;
     let client = reading.client();
 
-    let mut records = stored.not_sent.clone();
-    let missing = context.streamed().missing().cloned();
-    let mut newest = None;
-    if let Some(missing) = missing {
-        let found = repair::not_sent(client, &since, &missing.rows).await.map_err(failed)?;
-        let (found, xids) = found;
-        // All that was committed until then is delivered, so a repair need not publish it again.
-        if position.resume_lsn() >= missing.until
-            && let Some(snapshot) = snapshot::without(&missing.snapshot, &xids)
-        {
-            let (lsn, leaves) = (missing.until, published.leaves());
-            newest = Some(SnapshotRecord { lsn, snapshot, leaves, ..lower.clone() });
-        }
-        records.retain(|old| found.iter().all(|new| new.partition != old.partition));
-        records.extend(found);
-        records.truncate(NOT_SENT_MAX);
-    }
-    let (mut still, mut not_sent) = (Vec::new(), None);
-    for record in records {
-        let there = repair::still_there(client, &since, &record).await.map_err(failed)?;
-        if let Some(there) = there {
-            still.push(record);
-            not_sent.get_or_insert(there);
-        }
-    }
-    let noted = still != stored.not_sent;
-    stored.not_sent = still;
-    if let Some(newest) = newest.filter(|_| not_sent.is_some()) {
-        stored.snapshots.insert(0, newest);
-    }
-    if not_sent.is_some() || !any {
-        return Ok(Attached { not_sent, noted });
+    let attached = note(client, &since, stored, &lower, missing).await.map_err(failed)?;
+    if attached.not_sent.is_some() || !any {
+        return Ok(attached);
     }
     let found = repair::look_into(client, &since, None).await.map_err(failed)?;
     if let Some(halt) = found.halt {
         return Err(Ended::Halted(halt));
     }
-    for Halt { reason, remedy } in found.moved {
+    for LookMoved { reason, remedy } in found.moved {
         tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
+    }
+    if !found.more.is_empty() {
+        let not_sent = store_those_left(client, &since, stored, found.more).await;
+        return not_sent.map_err(failed);
     }
     let witness = stored.witness.map(|witness| witness.xid);
     let left = context.streamed().doubtful(&found.newer, lower.lsn, witness);
     if !left.is_empty() {
         let until = repair::end_of_wal(client).await.map_err(failed)?;
-        let snapshot = snapshot.to_owned();
-        context.streamed().wait_for(Awaited { until, rows: left, snapshot });
+        let (snapshot, partitions) = (snapshot.to_owned(), found.partitions);
+        context.streamed().wait_for(Awaited { until, rows: left, snapshot, partitions });
     }
-    Ok(Attached { not_sent, noted })
+    Ok(attached)
 }
 
-fn since<'a>(
-    context: &'a Context,
-    stamped: &'a [TableName],
-    published: &'a Published,
-    lower: &'a SnapshotRecord,
-) -> Since<'a> {
-    Since {
-        mapping: &context.parts.mapping,
-        stamped,
-        published,
-        lower: &lower.snapshot,
-        leaves: &lower.leaves,
-        every: false,
+/// Writes into progress what the stream has not sent, as far as it is still there.
+async fn note(
+    client: &Client,
+    since: &Since<'_>,
+    stored: &mut Progress,
+    lower: &SnapshotRecord,
+    missing: Option<Awaited>,
+) -> Result<Attached, tokio_postgres::Error> {
+    let mut records = stored.not_sent.clone();
+    let mut newest = None;
+    if let Some(missing) = missing {
+        let (found, xids) = repair::not_sent(client, since, &missing).await?;
+        // All that was committed until then is delivered, so a repair need not publish it again.
+        let delivered = stored.position.is_some_and(|at| at.resume_lsn() >= missing.until);
+        if let Some(snapshot) = snapshot::without(&missing.snapshot, &xids).filter(|_| delivered) {
+            let (lsn, leaves) = (missing.until, since.published.leaves());
+            newest = Some(SnapshotRecord { lsn, snapshot, leaves, ..lower.clone() });
+        }
+        records.retain(|old| found.iter().all(|new| new.partition != old.partition));
+        records.extend(found);
     }
+    let attached = store_those_left(client, since, stored, records).await?;
+    if let Some(newest) = newest.filter(|_| attached.not_sent.is_some()) {
+        stored.snapshots.insert(0, newest);
+    }
+    Ok(attached)
+}
+
+async fn store_those_left(
+    client: &Client,
+    since: &Since<'_>,
+    stored: &mut Progress,
+    records: Vec<NotSentRecord>,
+) -> Result<Attached, tokio_postgres::Error> {
+    let (mut left, mut not_sent) = (Vec::new(), None);
+    for record in records {
+        if let Some(there) = repair::still_there(client, since, &record).await? {
+            left.push(record);
+            not_sent.get_or_insert(there);
+        }
+    }
+    left.truncate(NOT_SENT_MAX);
+    let noted = left != stored.not_sent;
+    stored.not_sent = left;
+    Ok(Attached { not_sent, noted })
 }

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::{attached::Attached, first, given_up};
+use super::{attached::Attached, first};
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
@@ -163,11 +163,6 @@ pub(super) async fn decide(
         }
         (reconciled, _) => reconciled.map_err(Ended::Halted)?,
     };
-    if slot.is_some_and(|slot| !slot.is_lost() && !slot.active)
-        && let Ok(tables) = tables
-    {
-        given_up::loses_nothing(context, session, tables, &reconciled, attached).await?;
-    }
     Ok(reconciled)
 }
 

@@ -2,13 +2,17 @@
 
 use super::{
     attached::Attached,
+    decision::survey,
     repair::{self, Needed},
 };
 use crate::{
-    core::lsn::Lsn,
+    core::{halt::Halt, lsn::Lsn},
     daemon::{context::Context, ended::Ended, locks},
     metrics::Cause,
-    postgres::sql::{self, SqlSession},
+    postgres::{
+        catalog::slot::SlotState,
+        sql::{self, SqlSession},
+    },
     reconcile::{self, Decision, Reconciled},
     repair::{Table, is_in_tables},
 };
@@ -18,7 +22,7 @@ use crate::{
 pub(super) async fn loses_nothing(
     context: &Context,
     session: &SqlSession,
-    tables: &[Table],
+    tables: &Result<Vec<Table>, Halt>,
     reconciled: &Reconciled,
     attached: &Attached,
 ) -> Result<(), Ended> {
@@ -27,6 +31,12 @@ pub(super) async fn loses_nothing(
         decision: Decision::Repair { lower, replace: true },
         gap: Some(gap),
     } = reconciled
+    else {
+        return Ok(());
+    };
+    let (slot, _) = survey(&context.config, session).await?;
+    let (Some(SlotState { active: false, .. }), Ok(tables)) =
+        (slot.filter(|slot| !slot.is_lost()), tables)
     else {
         return Ok(());
     };

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    attached, connect, decision,
+    attached, connect, decision, given_up,
     repair::{self, Needed},
     standby,
 };
@@ -124,6 +124,8 @@ async fn decide(
         let progress = stored.as_ref();
         let decided = decision::decide(context, session, &mut replication, progress, found);
         let decided = decided.await?;
+        let (readable, attached) = (&tables.repair, &attached);
+        given_up::loses_nothing(context, session, readable, &decided, attached).await?;
         if !matches!(decided.decision, Decision::Stream { .. } | Decision::Wait { .. })
             && let Some(halt) = &tables.misfit
         {

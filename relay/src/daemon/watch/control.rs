@@ -19,7 +19,6 @@ use super::{held::Held, late};
 use crate::{
     causes,
     core::{
-        halt::Halt,
         lsn::Lsn,
         progress::SnapshotRecord,
         published::{Published, Since},
@@ -31,7 +30,7 @@ use crate::{
         catalog::{InspectError, publication::Look},
         sql::{SessionLost, SqlSession},
     },
-    repair,
+    repair::{self, LookMoved},
     route::TableName,
     state::Board,
 };
@@ -276,19 +275,19 @@ async fn attached(
         every: true,
     };
     let found = repair::look_into(session.client(), &since, Some(repair::GLANCED_MAX)).await?;
-    if found.halt.is_some() || found.more {
+    if found.halt.is_some() || !found.more.is_empty() {
         // A start has the time to read it, and more to compare it with.
         let why = "a partition was attached with rows in it".to_owned();
         return Err(ControlError::Republished(why));
     }
-    for Halt { reason, remedy } in found.moved {
+    for LookMoved { reason, remedy } in found.moved {
         tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
     }
     let left = context.streamed().doubtful(&found.newer, before.lsn, None);
     if !left.is_empty() {
         let until = repair::end_of_wal(session.client()).await?;
-        let snapshot = snapshot.snapshot.clone();
-        context.streamed().wait_for(Awaited { until, rows: left, snapshot });
+        let (snapshot, partitions) = (snapshot.snapshot.clone(), found.partitions);
+        context.streamed().wait_for(Awaited { until, rows: left, snapshot, partitions });
     }
     Ok(())
 }

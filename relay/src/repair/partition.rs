@@ -1,0 +1,247 @@
+//! One partition that was attached: which of its rows a snapshot shows, and what is said of them.
+
+use tokio_postgres::{Client, Row};
+
+use super::sql::{NOW, full_xid, identifier, literal, written_after};
+use crate::{
+    core::{
+        halt::Halt,
+        leaves::Leaves,
+        progress::NotSentRecord,
+        published::Published,
+        streamed::{Doubtful, RowKey},
+    },
+    route::{Mapping, TableName, XID},
+};
+
+/// Rows that are counted.
+const COUNTED_MAX: u32 = 100_000;
+
+/// What is looked at, and since when.
+#[derive(Clone, Copy, Debug)]
+pub struct Since<'a> {
+    /// The tables' columns.
+    pub mapping: &'a Mapping,
+    /// Tables of which the column `xid` is the transaction that inserted the row.
+    pub stamped: &'a [TableName],
+    /// The partitions that there are.
+    pub published: &'a Published,
+    /// What was there before, as `pg_snapshot`.
+    pub lower: &'a str,
+    /// The partitions that it shows.
+    pub leaves: &'a Leaves,
+    /// All of `published` are known to be attached since.
+    pub every: bool,
+}
+
+/// Rows of which another version was inserted: moved there, or updated.
+#[derive(Debug)]
+pub struct LookMoved {
+    /// What they are taken for.
+    pub reason: String,
+    /// What a person can do if they are not that.
+    pub remedy: String,
+}
+
+/// A partition, and what is asked of it.
+pub(super) struct Partition {
+    pub(super) oid: u32,
+    pub(super) name: String,
+    root: String,
+    /// Whether a row was written before it was attached, by transaction ids.
+    pub(super) before: String,
+    /// The same, as a person types it.
+    pub(super) typed: String,
+    /// Its rows among the root's: the relay may read that one, and need not read this.
+    own: String,
+    /// Whether its `xid` is the transaction that inserted the row.
+    pub(super) stamped: bool,
+    columns: String,
+}
+
+/// Those that were attached since, or all of them. A snapshot shows subtransactions of an open transaction as ended, so
+/// what is in it is told by the leaves.
+pub(super) async fn attached(
+    client: &Client,
+    since: &Since<'_>,
+    all: bool,
+) -> Result<Vec<Partition>, tokio_postgres::Error> {
+    let Since { published, lower, leaves, .. } = since;
+    let full = full_xid("i.xmin", NOW);
+    let sql = format!(
+        "select c.oid::pg_catalog.regclass::pg_catalog.text, \
+             r.oid::pg_catalog.regclass::pg_catalog.text, \
+             f.xid::pg_catalog.text, c.oid::pg_catalog.int8, \
+             coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true'), \
+             n.nspname::pg_catalog.text, \
+             (select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by a.attnum) \
+              from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 \
+                 and not a.attisdropped and a.attgenerated = '' and a.attname <> '{XID}'), \
+             i.cmin::pg_catalog.text, r.relname::pg_catalog.text \
+         from pg_catalog.pg_inherits i \
+         join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition \
+             and not i.inhdetachpending \
+         join pg_catalog.pg_class r on r.oid = pg_catalog.pg_partition_root(c.oid) \
+         join pg_catalog.pg_namespace n on n.oid = r.relnamespace \
+         cross join lateral (select {full}) as f (xid) \
+         where c.oid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) \
+             and ({all} or {} or f.xid >= pg_catalog.pg_snapshot_xmin({}::pg_catalog.pg_snapshot) \
+                 and f.xid < {NOW} and not c.oid::pg_catalog.int8 = any ($2::pg_catalog.int8[])) \
+         order by 1",
+        written_after("f.xid", lower),
+        literal(lower)
+    );
+    let oids: Vec<i64> = published.attached.iter().map(|(oid, _)| i64::from(*oid)).collect();
+    let known: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
+    let rows = client.query(&sql, &[&oids, &known]).await?;
+    rows.iter().map(|row| Partition::read(row, since)).collect()
+}
+
+impl Partition {
+    pub(super) fn read(row: &Row, since: &Since<'_>) -> Result<Self, tokio_postgres::Error> {
+        let (oid, bounds): (i64, &str) = (row.try_get(3)?, row.try_get(4)?);
+        let (attached_by, command): (&str, &str) = (row.try_get(2)?, row.try_get(7)?);
+        let (schema, table): (&str, &str) = (row.try_get(5)?, row.try_get(8)?);
+        let version = full_xid("t.xmin", NOW);
+        let short = attached_by.parse::<u64>().unwrap_or_default() % (1 << 32);
+        Ok(Partition {
+            oid: u32::try_from(oid).unwrap_or_default(),
+            name: row.try_get(0)?,
+            root: row.try_get(1)?,
+            // In one transaction its commands tell the order.
+            before: format!(
+                "({version} < '{attached_by}'::pg_catalog.xid8 or {version} = \
+                 '{attached_by}'::pg_catalog.xid8 and t.cmin::pg_catalog.text::pg_catalog.int8 < \
+                 {command})"
+            ),
+            typed: format!(
+                "(age(xmin) > age('{short}'::xid) or xmin = '{short}' and cmin::text::int8 < {command})"
+            ),
+            // One that is partitioned itself has its rows below it. The bounds spare the other partitions a scan.
+            own: format!(
+                "t.tableoid = any (array(select p.relid::pg_catalog.oid \
+                    from pg_catalog.pg_partition_tree('{oid}'::pg_catalog.regclass) p)) and ({bounds})"
+            ),
+            stamped: since.stamped.iter().any(|name| name.is(schema, table)),
+            columns: row.try_get::<_, Option<String>>(6)?.unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn rows(&self) -> String {
+        format!("{} t where {}", self.root, self.own)
+    }
+
+    pub(super) async fn exceeds(
+        &self,
+        client: &Client,
+        rows_max: usize,
+    ) -> Result<bool, tokio_postgres::Error> {
+        let some = format!("select from {} limit {}", self.rows(), rows_max + 1);
+        let count = format!("select pg_catalog.count(*) > {rows_max} from ({some}) r");
+        client.query_one(&count, &[]).await?.try_get(0)
+    }
+
+    /// Its rows that the snapshot shows: in the version in which they were inserted, or in another one.
+    pub(super) async fn count(
+        &self,
+        client: &Client,
+        since: &Since<'_>,
+        inserted: bool,
+    ) -> Result<i64, tokio_postgres::Error> {
+        let sql = format!(
+            "select pg_catalog.count(*) from (select from {} and (t.{XID} = {}) = {inserted} \
+             and pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot) limit {})  r",
+            self.rows(),
+            full_xid("t.xmin", NOW),
+            literal(since.lower),
+            COUNTED_MAX + 1
+        );
+        client.query_one(&sql, &[]).await?.try_get(0)
+    }
+
+    /// Id, transaction, and whether that tells it to be inserted before, of each that the snapshot does not show.
+    pub(super) fn newer_rows(&self, since: &Since<'_>, and: &str) -> String {
+        let id = format!("t.{}", identifier(since.mapping.id_column()));
+        let before = &self.before;
+        let (xid, before, newer) = match self.stamped {
+            true => (
+                format!("t.{XID}::pg_catalog.text"),
+                format!("t.{XID} = {} and {before}", full_xid("t.xmin", NOW)),
+                format!(
+                    "not pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot)",
+                    literal(since.lower)
+                ),
+            ),
+            // It is not known which rows are newer.
+            false => ("'0'".to_owned(), "true".to_owned(), before.clone()),
+        };
+        format!(
+            "select pg_catalog.concat({id}), {xid}, {before} from {} and {newer} {and}",
+            self.rows()
+        )
+    }
+
+    pub(super) fn doubtful(&self, row: &Row) -> Result<Doubtful, tokio_postgres::Error> {
+        let (id, xid): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let xid: u64 = xid.parse().unwrap_or_default();
+        let short = u32::try_from(xid % (1 << 32)).unwrap_or_default();
+        let key = RowKey::new(id.as_bytes(), short);
+        Ok(Doubtful { key, xid, before: row.try_get(2)? })
+    }
+
+    /// Its newer rows that were inserted before it was attached, if the order of transaction ids is that of their commits.
+    pub(super) fn told_by_ids(&self, since: &Since<'_>) -> NotSentRecord {
+        let newer = match self.stamped {
+            true => format!(
+                "not pg_visible_in_snapshot(xid, {}) and {}",
+                literal(since.lower),
+                self.typed
+            ),
+            false => self.typed.clone(),
+        };
+        let rows = u64::from(COUNTED_MAX) + 1;
+        NotSentRecord { partition: self.oid, rows, which: newer }
+    }
+
+    /// What a person can do with rows that were inserted before it was attached.
+    pub(super) fn in_doubt(&self, rows: &str, which: &str) -> Halt {
+        let name = &self.name;
+        Halt::new(
+            format!(
+                "partition {name} was attached with rows that were inserted into it before ({rows}): \
+                 they were not in the stream, and are published only if it was a partition then"
+            ),
+            format!(
+                "to publish them, {}; if they are published, or to leave them out, run `outbox-relay resume --at \
+                 progress`",
+                self.statement(which)
+            ),
+        )
+    }
+
+    /// What a person can do with rows of which another version was inserted.
+    pub(super) fn look_moved(&self, rows: &str, which: &str) -> LookMoved {
+        let name = &self.name;
+        LookMoved {
+            reason: format!(
+                "partition {name} was attached with rows ({rows}) that another transaction has written than the one \
+                 in their column {XID}: they are taken for rows that were moved there, and were published where they \
+                 came from"
+            ),
+            remedy: format!(
+                "if instead they were inserted there before it was a partition, and then updated or rewritten, publish \
+                 them: {}",
+                self.statement(which)
+            ),
+        }
+    }
+
+    /// Moves rows through the stream.
+    pub(super) fn statement(&self, which: &str) -> String {
+        let Partition { name, root, columns, .. } = self;
+        format!(
+            "`with rows as (delete from {name} where {which} returning *) insert into {root} ({columns}) select \
+             {columns} from rows`"
+        )
+    }
+}
