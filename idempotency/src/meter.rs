@@ -55,6 +55,12 @@ impl Meter {
         counter!("outbox_inbox_conflicts_total", "consumer" => self.consumer()).increment(1);
     }
 
+    /// Keys that would have waited until a time that the database's clock had by mistake.
+    pub(crate) fn rescheduled(&self, keys: i64) {
+        counter!("outbox_inbox_rescheduled_keys_total", "consumer" => self.consumer())
+            .increment(keys.unsigned_abs());
+    }
+
     pub(crate) fn outage(&self) {
         counter!("outbox_inbox_outages_total", "consumer" => self.consumer()).increment(1);
     }

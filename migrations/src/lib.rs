@@ -100,6 +100,7 @@ const INBOX: &[Migration] = &[
     Migration { version: 11, name: "united", sql: include_str!("../inbox/V11__united.sql") },
     Migration { version: 12, name: "lanes", sql: include_str!("../inbox/V12__lanes.sql") },
     Migration { version: 13, name: "unclaimed", sql: include_str!("../inbox/V13__unclaimed.sql") },
+    Migration { version: 14, name: "clock", sql: include_str!("../inbox/V14__clock.sql") },
 ];
 
 impl Set {

@@ -10,6 +10,7 @@ mod batches;
 mod build;
 mod by_id;
 mod claim;
+mod clock;
 mod due;
 mod forgotten;
 mod hands;

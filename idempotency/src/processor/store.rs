@@ -45,6 +45,14 @@ impl Due {
             Due::At(time) => (DEFER_MIN.as_secs_f64(), Some(repertoire::time(time))),
         }
     }
+
+    /// For how many seconds a handler has deferred, by the clock by which it named the time; of all else the
+    /// database's clock tells.
+    fn asked(self) -> Option<f64> {
+        let Due::At(time) = self else { return None };
+        let asked = repertoire::time(time).duration_since(SystemTime::now()).unwrap_or_default();
+        Some(asked.max(DEFER_MIN).as_secs_f64())
+    }
 }
 
 /// Where one consumer's messages are put aside.
@@ -114,14 +122,17 @@ impl Shelf {
         due: Due,
         failure: &Failure,
     ) -> Result<(), InboxError> {
-        let sql = "insert into inbox.parked_lanes as l (consumer_id, lane, attempts, due_at, code, error) \
+        let sql = "insert into inbox.parked_lanes as l \
+                   (consumer_id, lane, attempts, due_at, code, error, asked) \
                values ($1, $2, $3, greatest($5, pg_catalog.now() \
-                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7) \
+                   operator(pg_catalog.+) pg_catalog.make_interval(secs => $4)), $6, $7, \
+                   pg_catalog.make_interval(secs => $8)) \
                on conflict (consumer_id, lane) do update set due_at = l.due_at returning 1";
         let (lane, (seconds, at)) = (self.ordering.lane(message), due.params());
         let (code, text) = self.why(failure);
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text];
+        let asked = due.asked();
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text, &asked];
         if open.query("parking a lane", sql, &params).await?.is_empty() {
             return Err(guard::kept_out_of("inbox.parked_lanes"));
         }
@@ -231,17 +242,20 @@ impl Shelf {
     ) -> Result<(), InboxError> {
         // clock_timestamp(): the handler may have taken long.
         let sql = "update inbox.parked_lanes set attempts = $3, code = $6, error = $7, \
+               set_at = pg_catalog.clock_timestamp(), asked = pg_catalog.make_interval(secs => $9), \
                due_at = greatest($5, pg_catalog.clock_timestamp() \
                    operator(pg_catalog.+) pg_catalog.make_interval(secs => $4) \
-                   operator(pg_catalog.+) case when $8 then least(interval '1 minute', \
-                       pg_catalog.clock_timestamp() operator(pg_catalog.-) since) \
+                   operator(pg_catalog.+) case when $8 then greatest(interval '0', \
+                       least(interval '1 minute', \
+                           pg_catalog.clock_timestamp() operator(pg_catalog.-) since)) \
                        else interval '0' end) \
                where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         let (seconds, at) = due.params();
         let grows = matches!(due, Due::Again);
         let (code, text) = self.why(failure);
-        let params: [&(dyn ToSql + Sync); 8] =
-            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text, &grows];
+        let asked = due.asked();
+        let params: [&(dyn ToSql + Sync); 9] =
+            [&self.consumer_id, &lane, &attempts, &seconds, &at, &code, &text, &grows, &asked];
         open.query("postponing a lane", sql, &params).await?;
         point(Point::Postponing);
         Ok(())

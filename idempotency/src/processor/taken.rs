@@ -276,7 +276,8 @@ impl Shelf {
         );
         format!(
             "update inbox.parked_lanes as l set due_at = pg_catalog.clock_timestamp() \
-                 operator(pg_catalog.+) interval '10 seconds' \
+                 operator(pg_catalog.+) interval '10 seconds', \
+                 set_at = pg_catalog.clock_timestamp(), asked = null \
              from (select l.lane from inbox.parked_lanes as l where {of} \
                  for no key update skip locked) as k \
              where {of} and k.lane operator(pg_catalog.=) l.lane"
@@ -287,6 +288,7 @@ impl Shelf {
     /// soon as someone sees that.
     async fn go_on(self, open: &Open, lane: Uuid) -> Result<(), InboxError> {
         let sql = "update inbox.parked_lanes set attempts = 0, due_at = pg_catalog.now(), \
+                     set_at = pg_catalog.now(), asked = null, \
                      code = null, error = null, since = pg_catalog.now() \
                  where consumer_id operator(pg_catalog.=) $1 and lane operator(pg_catalog.=) $2";
         open.query("going on with a parked lane", sql, &[&self.consumer_id, &lane]).await?;
@@ -311,7 +313,8 @@ impl Shelf {
                 and not exists (select from inbox.parked as p \
                     where p.consumer_id operator(pg_catalog.=) $1 and p.lane operator(pg_catalog.=) $2)";
         const LATER: &str = "update inbox.parked_lanes as l \
-            set due_at = pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '200 milliseconds' \
+            set due_at = pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '200 milliseconds', \
+                set_at = pg_catalog.clock_timestamp(), asked = null \
             from (select l.lane from inbox.parked_lanes as l \
                 where l.consumer_id operator(pg_catalog.=) $1 and l.lane operator(pg_catalog.=) $2 \
                     and not exists (select from inbox.parked as p \

@@ -49,6 +49,10 @@ impl Processor {
                 let error = chain(&error);
                 tracing::debug!(error, "whether the database has failed over is not known");
             }
+            if let Err(error) = self.look_at_the_clock().await {
+                let not_done = "keys that are due too late are not looked for";
+                self.pass_over(error, not_done, &mut refused).await;
+            }
             match self.observe().await {
                 Ok(waits) if !said => {
                     said = true;
@@ -123,9 +127,9 @@ impl Processor {
                 where consumer_id operator(pg_catalog.=) $1), \
             (select pg_catalog.count(*) from inbox.parked \
                 where consumer_id operator(pg_catalog.=) $1), \
-            coalesce((select extract(epoch from pg_catalog.clock_timestamp() \
+            greatest(0, (select extract(epoch from pg_catalog.clock_timestamp() \
                     operator(pg_catalog.-) pg_catalog.min(since)) from inbox.parked_lanes \
-                where consumer_id operator(pg_catalog.=) $1), 0)::double precision, \
+                where consumer_id operator(pg_catalog.=) $1))::double precision, \
             (select pg_catalog.count(*) from inbox.dead_letters \
                 where consumer_id operator(pg_catalog.=) $1 and state operator(pg_catalog.=) 'dead')";
         let inbox = &self.shared.inbox;

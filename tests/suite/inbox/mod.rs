@@ -4,6 +4,7 @@ mod anew;
 mod beside;
 mod bombs;
 mod cliffs;
+mod clock;
 mod clusters;
 mod command;
 mod committed;
