@@ -151,8 +151,9 @@ impl Runner {
     ///
     /// # Errors
     /// [`RunError`].
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
         self.reads_something()?;
+        self.processor = self.processor.reading(&self.topics);
         if let Some(pattern) = topics::odd_pattern(&self.topics, &self.config) {
             tracing::warn!(
                 pattern,

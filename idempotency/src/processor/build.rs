@@ -105,6 +105,7 @@ impl Processor {
             large: Large::default(),
             lookout: Arc::default(),
             in_hand: Arc::default(),
+            reads: None,
             plans: Arc::default(),
             told: Arc::default(),
             parked: Arc::default(),

@@ -133,11 +133,12 @@ impl Processor {
             Some((now, part)) if hands.has_some() => {
                 shelf.take_soon(sessions, now, part.min(max), large_too).await?
             }
-            Some((now, part)) => shelf.take(sessions, now, part.min(max), large_too).await?,
+            Some((now, part)) => shelf.take(sessions, now, part.min(max), large_too, None).await?,
             None => None,
         };
         if taken.is_none() {
-            taken = shelf.take(sessions, Which::Any, max, large_too).await?;
+            let reads = self.shared.reads.as_deref();
+            taken = shelf.take(sessions, Which::Any, max, large_too, reads).await?;
         }
         let is_large = taken.as_ref().is_some_and(Taken::is_large);
         if is_large {

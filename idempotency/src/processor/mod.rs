@@ -19,6 +19,7 @@ mod marked;
 mod payload;
 mod plans;
 mod position;
+mod reads;
 mod settle;
 mod store;
 mod taken;
@@ -143,6 +144,7 @@ struct Shared {
     /// Held by the one that looks whether parked lanes are due.
     lookout: Arc<tokio::sync::Mutex<()>>,
     in_hand: hands::Lanes,
+    reads: Option<Arc<reads::Reads>>,
     plans: Arc<plans::Plans>,
     /// Of failures that are tried again.
     told: Arc<told::Told>,

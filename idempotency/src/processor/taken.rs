@@ -6,7 +6,10 @@ use bytes::Bytes;
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
-use super::store::Shelf;
+use super::{
+    reads::{Reads, is_read},
+    store::Shelf,
+};
 use crate::{
     error::InboxError,
     message::{LARGE, Message, RawMessage, Source},
@@ -72,7 +75,7 @@ impl Shelf {
     ) -> Result<Option<Taken>, InboxError> {
         let mut wait = LOCKED.0;
         loop {
-            let taken = self.take(sessions, which, max, large_too).await?;
+            let taken = self.take(sessions, which, max, large_too, None).await?;
             if taken.is_some() || wait > LOCKED.1 {
                 return Ok(taken);
             }
@@ -84,7 +87,7 @@ impl Shelf {
     /// Begins, locks one of the lanes that no one has locked, and takes its first messages: at most `max`, and a
     /// mebibyte, but at least one, and no more than one where that has failed before, or where the lane is the next
     /// one. A lane whose first message is larger is left to others where `large_too` does not say otherwise. One
-    /// without messages is free again.
+    /// without messages is free again. Of any lanes, only those of topics in `reads`, if there is such a list.
     ///
     /// All of it is one round trip. The messages are looked for by a statement of their own, behind the
     /// lock: its snapshot has what whoever had the lane last has left.
@@ -94,6 +97,7 @@ impl Shelf {
         which: Which,
         max: i64,
         large_too: bool,
+        reads: Option<&Reads>,
     ) -> Result<Option<Taken>, InboxError> {
         const DOING: &str = "taking a parked lane up";
         let (lane, behind) = match which {
@@ -102,9 +106,11 @@ impl Shelf {
             Which::Next(lane, behind) => (Some(lane), Some(behind)),
         };
         let one = max == 1 || behind.is_some();
-        let (lock, take) = (lock(which), if one { take_one() } else { take_some() });
+        let take = if one { take_one() } else { take_some() };
+        let lock = lock(which, reads.is_some());
         let behind = behind.unwrap_or(i64::MIN);
-        let locking: [&(dyn ToSql + Sync); 3] = [&self.consumer_id, &lane, &large_too];
+        let mut locking: Vec<&(dyn ToSql + Sync)> = vec![&self.consumer_id, &lane, &large_too];
+        locking.extend(reads.iter().flat_map(|reads| reads.params()));
         let taking: [&(dyn ToSql + Sync); 2] =
             [&self.consumer_id, if one { &behind } else { &max }];
         let statements = [(lock.as_str(), &locking[..]), (take.as_str(), &taking[..])];
@@ -145,7 +151,7 @@ const SIZE: &str = "(coalesce(pg_catalog.octet_length(p.payload), 0) \
 /// Locks a lane, and sets `inbox.lane` until the end of the transaction, for the statement behind it,
 /// which is sent before anybody here knows the lane: to one that can't be where there is none. Says
 /// whether the lane's row may stay as it is while there are messages.
-fn lock(which: Which) -> String {
+fn lock(which: Which, of_topics: bool) -> String {
     const DUE: &str = "l.due_at operator(pg_catalog.<=) pg_catalog.now()";
     const SETTLED: &str = "l.attempts operator(pg_catalog.=) 0 and l.code is null \
         and l.due_at operator(pg_catalog.<=) pg_catalog.now() \
@@ -155,6 +161,17 @@ fn lock(which: Which) -> String {
         Which::This(_) => "l.lane operator(pg_catalog.=) $2".to_owned(),
         Which::Next(..) => format!("l.lane operator(pg_catalog.=) $2 and {DUE} and {SETTLED}"),
     };
+    // One without messages is anyone's.
+    let is_read = match of_topics {
+        true => format!(
+            "and coalesce((select {} from inbox.parked as p \
+                where p.consumer_id operator(pg_catalog.=) $1 \
+                    and p.lane operator(pg_catalog.=) l.lane \
+                order by p.seq limit 1), true)",
+            is_read("p.topic", "$4", "$5")
+        ),
+        false => String::new(),
+    };
     format!(
         "with due as (select l.lane, l.attempts, {SETTLED} as settled \
             from inbox.parked_lanes as l \
@@ -162,7 +179,7 @@ fn lock(which: Which) -> String {
                 and ($3 or coalesce((select {SIZE} from inbox.parked as p \
                     where p.consumer_id operator(pg_catalog.=) $1 \
                         and p.lane operator(pg_catalog.=) l.lane \
-                    order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) \
+                    order by p.seq limit 1), 0) operator(pg_catalog.<=) {LARGE}) {is_read} \
             order by l.due_at limit 1 for no key update skip locked) \
         select d.lane, d.attempts, d.settled, pg_catalog.set_config('inbox.lane', \
             coalesce(d.lane, '00000000-0000-0000-0000-000000000000')::pg_catalog.text, true), \

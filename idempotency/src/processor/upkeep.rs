@@ -32,7 +32,7 @@ impl Processor {
     pub(super) async fn upkeep(&self) -> Stop {
         let (mut maintained, mut said) = (Instant::now(), false);
         let (mut refused, mut timeline) = (HashSet::new(), None);
-        let losses = Told::default();
+        let (losses, mut left) = (Told::default(), HashSet::new());
         loop {
             if let Err(weakened @ InboxError::Setting(_)) = self.shared.inbox.is_whole().await {
                 return Stop::Inbox(weakened);
@@ -51,6 +51,10 @@ impl Processor {
             }
             if let Err(error) = self.look_at_the_clock().await {
                 let not_done = "keys that are due too late are not looked for";
+                self.pass_over(error, not_done, &mut refused).await;
+            }
+            if let Err(error) = self.look_at_what_is_left(&mut left).await {
+                let not_done = "parked messages of other topics are not looked for";
                 self.pass_over(error, not_done, &mut refused).await;
             }
             match self.observe().await {

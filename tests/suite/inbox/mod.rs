@@ -15,6 +15,7 @@ mod core;
 mod deliveries;
 mod dropped;
 pub(crate) mod effects;
+mod elsewhere;
 mod emptied;
 mod endings;
 mod escaped;
