@@ -7,7 +7,7 @@ use super::{
     aside::Called,
     settle::{Parts, Patience},
 };
-use crate::message::RawMessage;
+use crate::{error::InboxError, message::RawMessage};
 
 impl Processor {
     /// Gives each message its one effect, puts it aside, or finds that it was here before; returns
@@ -38,11 +38,21 @@ impl Processor {
             let called = Called::default();
             let parts = if batch.len() > 1 { Parts::Several } else { Parts::One };
             let small = || self.attempt(batch, false, &called);
-            let mut attempt = self.settle_within(&mut patience, parts, small).await?;
-            if matches!(attempt, Attempt::Large) {
+            let mut settled = self.settle_within(&mut patience, parts, small).await;
+            if let Ok(Attempt::Large) = settled {
                 let large = || self.attempt(batch, true, &called);
-                attempt = self.settle_within(&mut patience, parts, large).await?;
+                settled = self.settle_within(&mut patience, parts, large).await;
             }
+            let middle = range.start + batch.len() / 2;
+            let attempt = match settled {
+                // A message of it is why: those before that are taken.
+                Err(Stop::Inbox(InboxError::Unsafe(_))) if batch.len() > 1 => {
+                    open.push(middle..range.end);
+                    open.push(range.start..middle);
+                    continue;
+                }
+                settled => settled?,
+            };
             match attempt {
                 Attempt::Done | Attempt::Large | Attempt::Idle => {}
                 Attempt::Failed(failure) => match batch {
@@ -51,7 +61,6 @@ impl Processor {
                         if called.ended().is_some() {
                             self.bury_what_was_committed(batch, &called, &failure).await?;
                         }
-                        let middle = range.start + batch.len() / 2;
                         open.push(middle..range.end);
                         open.push(range.start..middle);
                     }

@@ -100,6 +100,7 @@ impl Processor {
             meter,
             marks: Arc::default(),
             passed: Arc::default(),
+            strange: Arc::default(),
             unmarked: Arc::default(),
             topics: Arc::default(),
             large: Large::default(),

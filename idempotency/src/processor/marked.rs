@@ -17,6 +17,7 @@ use super::{
     Dedup, Processor, Sorted,
     by_id::{self, Found},
     position,
+    stranger::{Stranger, continue_at},
     watermark::{self, Applied, Mark, Verdict},
 };
 use crate::{
@@ -53,12 +54,17 @@ impl Processor {
         let mut positions = Vec::with_capacity(messages.len());
         let mut partition = None;
         for message in messages {
-            let read = position::read(&message.headers, relay);
-            let (position, repaired) = read.map_err(|why| cannot_tell(message, &why))?;
             let placeless = || cannot_tell(message, "it has no partition and offset");
             let (number, offset) = message.source.place().ok_or_else(placeless)?;
+            let position = match position::read(&message.headers, relay) {
+                Ok(position) => Ok(position),
+                Err(Stranger::Message(why)) => Err(why),
+                Err(Stranger::Relay(other)) => {
+                    return Err(cannot_tell(message, &self.another_relay(message, relay, &other)));
+                }
+            };
             partition.get_or_insert_with(|| (Arc::clone(&message.source.topic), number));
-            positions.push((position, repaired, offset));
+            positions.push((position, offset));
         }
         let partition = partition.expect("there is at least one");
         let lanes: Vec<Uuid> =
@@ -86,7 +92,16 @@ impl Processor {
         let mut sorted = Sorted::default();
         let (mut verdicts, mut unclear) = (Vec::with_capacity(messages.len()), Vec::new());
         let mut by_position: HashSet<Uuid> = HashSet::new();
-        for (message, (position, repaired, offset)) in messages.iter().zip(&positions) {
+        for (message, (position, offset)) in messages.iter().zip(&positions) {
+            let (position, repaired) = match position {
+                Ok(position) => position,
+                Err(why) => {
+                    sorted.strange.push((message.source.clone(), why.clone()));
+                    sorted.outside.push(message);
+                    verdicts.push((None, *offset));
+                    continue;
+                }
+            };
             // Without a key it may have come before in another partition, and never in this one.
             let placeless = *repaired || message.key.is_none();
             if *repaired && message.key.is_some() {
@@ -96,7 +111,8 @@ impl Processor {
             let verdict = verdict.map_err(|why| {
                 let stored = inbox.repertoire().text(&partition.0);
                 let remedy = watermark::continue_by_id(inbox.consumer_id(), &stored);
-                cannot_tell(message, &format!("{why}. {remedy}"))
+                let leave_out = self.leave_out(message);
+                cannot_tell(message, &format!("{why}. {remedy}. {leave_out}"))
             })?;
             match verdict {
                 Verdict::Fresh => drop(by_position.insert(message.id.uuid())),
@@ -106,7 +122,7 @@ impl Processor {
                 _ if inbox.can_tell_in(&open, &message.id).await? => unclear.push(message),
                 _ => sorted.outside.push(message),
             }
-            verdicts.push((verdict, *offset));
+            verdicts.push((Some(verdict), *offset));
         }
         let Found { new: mut claimed, outside } = by_id::look_up(&open, inbox, unclear).await?;
         sorted.forgotten.extend(outside.iter().map(|message| message.id.uuid()));
@@ -115,6 +131,13 @@ impl Processor {
         let (mut applied, mut passed) = (Applied::default(), None);
         for ((message, (verdict, offset)), lane) in messages.iter().zip(verdicts).zip(lanes) {
             let id = message.id.uuid();
+            let Some(verdict) = verdict else {
+                // It may have come before, and then the mark is past it.
+                if offset >= mark.next_offset {
+                    mark.take(offset);
+                }
+                continue;
+            };
             let fresh = match verdict {
                 Verdict::Fresh => true,
                 Verdict::Duplicate => false,
@@ -139,6 +162,27 @@ impl Processor {
         }
         sorted.moved = Some(Moved { partition, mark, applied, passed });
         Ok((open, sorted))
+    }
+
+    fn another_relay(&self, message: &RawMessage, relay: &str, other: &str) -> String {
+        let leave_out = self.leave_out(message);
+        format!(
+            "it comes from the relay {other:?}, and Dedup::Watermark names {relay:?}; nothing of it was taken, and all \
+             before it was. If the relay was renamed, or the setting is wrong, name {other:?}. If both relays feed the \
+             topic, use Dedup::Rows. {leave_out}"
+        )
+    }
+
+    fn leave_out(&self, message: &RawMessage) -> String {
+        let inbox = &self.shared.inbox;
+        let topic = inbox.repertoire().text(&message.source.topic);
+        let (partition, offset) = message.source.place().unwrap_or_default();
+        let next = offset.saturating_add(1);
+        let typed = continue_at(inbox.consumer_id(), &topic, partition, next);
+        format!(
+            "To leave this one record out, so that it has no effect, stop all instances, type `{typed}` and start them \
+             again"
+        )
     }
 
     /// Moves the watermark, if there is one.

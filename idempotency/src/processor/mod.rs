@@ -22,6 +22,7 @@ mod position;
 mod reads;
 mod settle;
 mod store;
+mod stranger;
 mod taken;
 mod timeline;
 mod told;
@@ -47,7 +48,7 @@ use crate::{
     fault::{Point, point},
     handler::Work,
     inbox::Inbox,
-    message::RawMessage,
+    message::{RawMessage, Source},
     meter::{Meter, Outcome},
     ordering::OrderBy,
     retry::Retry,
@@ -55,6 +56,7 @@ use crate::{
     window::no_partition,
 };
 use aside::Called;
+#[cfg(feature = "testing")]
 pub(crate) use aside::untellable;
 #[cfg(feature = "kafka-plain")]
 pub(crate) use due::AT_ONCE;
@@ -87,9 +89,10 @@ pub enum Dedup {
     Rows,
     /// One row for each partition, moved by each transaction: where one relay feeds the topic, and
     /// nothing else. Messages of a partition are handled one after the other, so it is for
-    /// batches. A message of another relay stops the consumer; one that a repair published, or that comes at
-    /// a new offset behind the watermark, is looked up by its id. Change to it only after an orderly stop of
-    /// all instances: what rows know of, and the group's offsets do not, would take effect again.
+    /// batches. A record that names no relay is a dead letter (`no-relay`); one that names another relay stops
+    /// the consumer. One that a repair published, or that comes at a new offset behind the watermark, is looked
+    /// up by its id. Change to it only after an orderly stop of all instances: what rows know of, and the
+    /// group's offsets do not, would take effect again.
     Watermark {
         /// The relay's name, as the header `outbox-relay` has it.
         relay: String,
@@ -136,6 +139,8 @@ struct Shared {
     marks: Arc<Mutex<HashMap<marked::Partition, watermark::Mark>>>,
     /// Partitions of which was told that a message came behind their watermark.
     passed: Arc<Mutex<HashSet<marked::Partition>>>,
+    /// Topics and codes of records that did not come from the relay, of which was told.
+    strange: Arc<stranger::Told>,
     /// Partitions of which no watermark from before is left.
     unmarked: Arc<Mutex<HashSet<marked::Partition>>>,
     /// The broker's ids of topics, where they are known.
@@ -176,6 +181,8 @@ struct Sorted<'a> {
     fresh: Vec<&'a RawMessage>,
     waiting: Vec<&'a RawMessage>,
     outside: Vec<&'a RawMessage>,
+    /// Of those outside, what no relay has sent.
+    strange: Vec<(Source, stranger::Why)>,
     /// Ids of those outside that are claimed all the same.
     forgotten: HashSet<Uuid>,
     duplicates: usize,
@@ -256,7 +263,7 @@ impl Processor {
         shelf.append(&open, &sorted.waiting).await?;
         let mut buried = Vec::new();
         for message in &sorted.outside {
-            let failure = untellable(&message.id);
+            let failure = sorted.why(message);
             let new_code = shelf
                 .bury(&open, message, &failure, 0, 0, sorted.is_unclaimed(&message.id))
                 .await?;
@@ -310,6 +317,7 @@ impl Processor {
         self.has_parked(Outcome::Waiting, sorted.waiting.len());
         for (message, failure, new_code) in buried {
             self.announce(message, &failure, new_code);
+            self.tell_stranger(message, &failure);
         }
         Ok(Attempt::Done)
     }

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use super::stranger::Stranger;
 use crate::message::Headers;
 
 /// A place in the WAL of one timeline: start of the commit record, ordinal in the transaction.
@@ -37,18 +38,19 @@ pub(super) struct Position {
 ///
 /// # Errors
 /// It has no position, or another relay's name.
-pub(super) fn read(headers: &Headers, relay: &str) -> Result<(Position, bool), String> {
+pub(super) fn read(headers: &Headers, relay: &str) -> Result<(Position, bool), Stranger> {
     let text = |name, in_cloud_events| headers.text(name).or_else(|| headers.text(in_cloud_events));
     match text("outbox-relay", "ce_outboxrelay") {
         Some(name) if name == relay => {}
-        Some(name) => return Err(format!("it comes from the relay {name:?}, not from {relay:?}")),
-        None => return Err(format!("it names no relay, and {relay:?} is to feed the topic alone")),
+        Some(name) => return Err(Stranger::Relay(name.to_owned())),
+        None => return Err(Stranger::no_relay(relay)),
     }
     let position = text("outbox-position", "ce_outboxposition").unwrap_or_default();
-    let wrong = |_| format!("its position is {position:?}");
+    let wrong = |_| Stranger::no_position(format!("its position is {position:?}"));
     let mut position: Position = position.parse().map_err(wrong)?;
     if let Some(era) = text("outbox-era", "ce_outboxera") {
-        position.era = era.parse().map_err(|_| format!("its era is {era:?}"))?;
+        let wrong = |_| Stranger::no_position(format!("its era is {era:?}"));
+        position.era = era.parse().map_err(wrong)?;
     }
     Ok((position, text("outbox-repaired", "ce_outboxrepaired") == Some("1")))
 }
@@ -133,7 +135,7 @@ mod tests {
             ])
         };
         assert_eq!(read(&headers("orders"), "orders"), Ok((position("1:1:A0:0"), false)));
-        read(&headers("other"), "orders").expect_err("another relay");
-        read(&Headers::default(), "orders").expect_err("no relay");
+        assert_eq!(read(&headers("other"), "orders"), Err(Stranger::Relay("other".into())));
+        assert_eq!(read(&Headers::default(), "orders"), Err(Stranger::no_relay("orders")));
     }
 }

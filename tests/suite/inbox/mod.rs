@@ -54,6 +54,7 @@ mod settings;
 mod start;
 mod statements;
 mod storm;
+mod strange;
 mod told;
 mod topics;
 mod trouble;
