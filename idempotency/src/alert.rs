@@ -20,7 +20,8 @@ pub enum Alert {
         /// Of several that die in one moment, each may be the first.
         new_code: bool,
     },
-    /// Records of a partition from offset `from` to before `to` were deleted before they were read.
+    /// Records of a partition from offset `from` to before `to` were deleted before they were read, or are passed over
+    /// with `auto.offset.reset=latest` though the group has read other partitions of the topic.
     Skipped {
         /// The inbox's name.
         consumer: String,
@@ -28,7 +29,7 @@ pub enum Alert {
         topic: String,
         /// Its number.
         partition: i32,
-        /// Where reading was to continue.
+        /// Where reading was to continue, or the first record.
         from: i64,
         /// Where it continues.
         to: i64,

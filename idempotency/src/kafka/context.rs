@@ -142,9 +142,17 @@ impl Context {
         {
             self.counts.learn(&cluster);
         }
+        let mut known = HashMap::new();
         for partition in partitions(list) {
             let (topic, number) = &partition;
-            if starts.contains_key(&partition) || !self.counts.is_new(topic, *number) {
+            if starts.contains_key(&partition) {
+                continue;
+            }
+            if !self.counts.is_new(topic, *number) {
+                let known = known.entry(Arc::clone(topic));
+                if *known.or_insert_with(|| is_known(consumer, topic)) {
+                    self.pass_over(consumer, list, &partition);
+                }
                 continue;
             }
             tracing::warn!(
@@ -156,6 +164,39 @@ impl Context {
             );
             begin_at(list, &partition, Offset::Beginning);
         }
+    }
+
+    /// The group has read others of the topic's partitions, and not this one: it may have been added while no process
+    /// ran, or the first one stopped at once. What is there is not read, as was set, so that is said.
+    fn pass_over(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+        partition: &Partition,
+    ) {
+        let (topic, number) = partition;
+        let Ok((from, to)) = consumer.fetch_watermarks(topic, *number, ASK) else { return };
+        if from >= to {
+            return;
+        }
+        let consumer = self.processor.inbox().consumer().to_owned();
+        tracing::warn!(
+            consumer,
+            %topic,
+            partition = number,
+            from,
+            to,
+            "the group has offsets of other partitions of the topic and none of this one, which may have been added \
+             while no process ran: with auto.offset.reset=latest its records from offset {from} to before {to} have \
+             no effect here. To have them read, stop the consumer, type `{}` and start it again. If they were there \
+             before this group began, nothing is to be done",
+            self.processor.to_read_from(partition, from, &self.group)
+        );
+        // Exactly what was said is passed over, whatever comes meanwhile.
+        begin_at(list, partition, Offset::Offset(to));
+        self.processor.meter().skipped(topic, to - from);
+        let (topic, partition) = (topic.to_string(), *number);
+        self.processor.raise(&Alert::Skipped { consumer, topic, partition, from, to });
     }
 
     /// Where a partition would continue may be a place in another topic, which had its name before.
@@ -247,6 +288,18 @@ pub(super) fn list(shared: &Shared) -> TopicPartitionList {
         added.set_metadata(topics::mark(shared.topic_id(&topic).as_deref(), &shared.seal));
     }
     list
+}
+
+/// Whether the group has committed an offset of any of the topic's partitions.
+fn is_known(consumer: &BaseConsumer<Context>, topic: &str) -> bool {
+    let Ok(cluster) = consumer.fetch_metadata(Some(topic), ASK) else { return false };
+    let mut list = TopicPartitionList::new();
+    for partition in cluster.topics().iter().flat_map(|topic| topic.partitions()) {
+        list.add_partition(topic, partition.id());
+    }
+    let committed = consumer.committed_offsets(list, ASK);
+    let is_offset = |offset| matches!(offset, Offset::Offset(_));
+    committed.is_ok_and(|found| found.elements().iter().any(|one| is_offset(one.offset())))
 }
 
 fn begin_at(list: &mut TopicPartitionList, (topic, partition): &Partition, offset: Offset) {

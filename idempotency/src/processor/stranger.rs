@@ -7,8 +7,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-#[cfg(feature = "kafka-plain")]
-use super::marked::Partition;
 use super::{Processor, Sorted, aside::untellable};
 use crate::{failure::Failure, message::RawMessage};
 
@@ -66,7 +64,7 @@ impl Processor {
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn to_read_from(
         &self,
-        (topic, partition): &Partition,
+        (topic, partition): &(Arc<str>, i32),
         offset: i64,
         group: &str,
     ) -> String {

@@ -29,6 +29,7 @@ mod isolation;
 mod kafka;
 mod kit;
 mod late;
+mod latest;
 mod letters;
 mod lost;
 mod many;
