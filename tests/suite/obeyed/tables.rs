@@ -164,6 +164,8 @@ async fn the_events_of_a_table_that_was_dropped_arrive_once_it_is_made_again() {
     let topic = t.topic("orders").create(1).await;
     let event = || Event::to(topic.name()).key("k");
     let mut relay = published(&mut t, &topic, event()).await;
+    // A position inside its transaction would have `resume` send that again.
+    wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     t.commit([event(), event()]).await;
     let mut truth = t.committed().await;
