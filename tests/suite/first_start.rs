@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use outbox_harness::{Harness, event::Event, wait};
+use outbox_harness::{Harness, event::Event, relay::Settings, topic::Topic, wait};
 
-use crate::repair::{plan, run_into, wait_more};
+use crate::{
+    remedies::halted,
+    repair::{plan, run_into, wait_more},
+    rows::{insert, run},
+};
 
 #[tokio::test]
 async fn a_first_start_with_all_publishes_what_is_there_and_what_comes() {
@@ -162,4 +166,104 @@ async fn going_on_at_the_slot_asks_while_a_first_start_has_rows_to_publish() {
     assert!(!output.status.success() && said.contains("This leaves out"), "{said}");
     let _relay = settings.start().await;
     t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// A first start with rows to publish, that is killed while it does.
+async fn cut_short(t: &Harness, topic: &Topic, settings: &Settings) {
+    let insert = format!(
+        "insert into outbox.events (topic, key, payload, created_at) \
+         select '{}', 'k' || n % 7, '{{}}', '2001-05-05'::timestamptz + n * interval '1 ms' \
+             from generate_series(1, 300) n",
+        topic.name()
+    );
+    run(t, &insert).await;
+    run_into(settings, "repair-page-stored:2").await;
+}
+
+async fn counted(topic: &Topic, expected: usize) {
+    wait::until("all that is there arrives", wait::PATIENCE, || async {
+        let ids: BTreeSet<_> =
+            topic.records().await.iter().filter_map(|it| it.id().map(str::to_owned)).collect();
+        if ids.len() == expected { Ok(()) } else { Err(ids.len()) }
+    })
+    .await
+    .expect("no more and no less");
+}
+
+/// The slot is made by then: nothing that it was to come with is left out in silence.
+#[tokio::test]
+async fn rows_deleted_before_a_first_start_that_was_cut_short_continues_are_named() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let settings = t.relay().set_toml("batch.records_max", "50");
+    cut_short(&t, &topic, &settings).await;
+    let last = "delete from outbox.events where id in ( \
+        select id from outbox.events order by created_at desc limit 11)";
+    run(&t, last).await;
+    let output = settings.command(&["check"]).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("rows of outbox.events were deleted"), "{text}");
+    let mut relay = settings.clone().spawn();
+    let detail = halted(&relay).await;
+    for words in
+        ["the first start was cut short", "rows of outbox.events were deleted", "rows_kept"]
+    {
+        assert!(detail.contains(words), "{words:?} is not in: {detail}");
+    }
+    assert!(relay.sigterm().await.success());
+    let _relay = settings.set_toml("outbox.rows_kept", "true").start().await;
+    counted(&topic, 289).await;
+}
+
+/// A partition takes its rows with it.
+#[tokio::test]
+async fn a_partition_that_goes_before_a_first_start_that_was_cut_short_continues_is_named() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let settings = t.relay().set_toml("batch.records_max", "50");
+    let partition = "create table outbox.events_late partition of outbox.events \
+                     for values from ('2002-01-01') to ('2002-02-01')";
+    run(&t, partition).await;
+    let late = insert(&t, &topic, "'2002-01-05'").await;
+    cut_short(&t, &topic, &settings).await;
+    run(&t, "alter table outbox.events detach partition outbox.events_late").await;
+    let mut relay = settings.clone().spawn();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("partition outbox.events_late was detached since"), "{detail}");
+    let attach = "alter table outbox.events attach partition outbox.events_late \
+                  for values from ('2002-01-01') to ('2002-02-01')";
+    run(&t, attach).await;
+    assert!(relay.sigterm().await.success());
+    let _relay = settings.set_toml("outbox.rows_kept", "true").start().await;
+    counted(&topic, 301).await;
+    topic.records_with([late]).await;
+}
+
+/// What nobody touches continues without a question.
+#[tokio::test]
+async fn a_first_start_of_a_table_without_an_account_of_deletions_continues_and_says_what_is_not_known()
+ {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let table = "create table public.mine (like outbox.events including all); \
+         create publication mine for table public.mine with (publish = 'insert'); \
+         grant select on public.mine to public";
+    run(&t, table).await;
+    let settings = t.relay().set("postgres.publication", "mine").set("postgres.start", "all");
+    let settings =
+        settings.set_toml("outbox.tables", "[\"public.mine\"]").set_toml("batch.records_max", "50");
+    let insert = format!(
+        "insert into public.mine (topic, created_at) \
+         select '{}', now() + n * interval '1 ms' from generate_series(1, 300) n",
+        topic.name()
+    );
+    run(&t, &insert).await;
+    run_into(&settings, "repair-page-stored:2").await;
+    let relay = settings.start().await;
+    assert!(
+        relay.logs_contain("no trigger records each deletion from public.mine"),
+        "{}",
+        relay.log_text()
+    );
+    counted(&topic, 300).await;
 }

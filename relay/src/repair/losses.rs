@@ -32,7 +32,7 @@ pub async fn complete(
         let found = match lower {
             None => of_this_cluster(client, table).await?,
             Some(_) if rows_kept => None,
-            Some(lower) => gone(client, table, lower, leaves).await?,
+            Some(lower) => gone(client, table, lower, leaves, Published::ToSnapshot).await?,
         };
         if let Some(halt) = found {
             return Ok(Err(halt));
@@ -43,6 +43,15 @@ pub async fn complete(
         false => vanished(client, tables, lower, leaves).await?,
     };
     Ok(vanished.map_or(Ok(()), Err))
+}
+
+/// Which of the rows are known to be published.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Published {
+    /// Those that the snapshot shows.
+    ToSnapshot,
+    /// None for certain: it shows what a first start is to publish.
+    Unknown,
 }
 
 /// Whether anybody would know of rows that are deleted.
@@ -74,11 +83,12 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
 }
 
 /// Why rows that `lower` does not show may be gone; the newest of those that are there don't matter.
-async fn gone(
+pub(super) async fn gone(
     client: &Client,
     table: &Table,
     lower: &str,
     leaves: &Leaves,
+    published: Published,
 ) -> Result<Option<Halt>, tokio_postgres::Error> {
     const REMEDY: &str = "to publish all that is still in the table, set outbox.rows_kept = true, \
                           restart the relay, and take the setting out again afterwards: rows that \
@@ -87,6 +97,7 @@ async fn gone(
         return Ok(Some(halt));
     }
     let (name, snapshot) = (&table.name, literal(lower));
+    let unknown = published == Published::Unknown;
     // A deletion that the snapshot shows took rows that it shows as well. Before migration V11 a note
     // may stand for later ones.
     let noted = format!(
@@ -96,18 +107,26 @@ async fn gone(
          cross join lateral (select pg_catalog.to_jsonb(d)) as j (note) \
          cross join lateral (select coalesce( \
              (j.note ->> 'merged')::pg_catalog.xid8, d.writer)) as w (xid) \
-         where d.newest >= pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot) \
-             and ({} or not pg_catalog.jsonb_exists(j.note, 'merged')) \
+         cross join lateral (select \
+             d.newest >= pg_catalog.pg_snapshot_xmin({snapshot}::pg_catalog.pg_snapshot), {}) as n (late, since) \
+         where (n.late or {unknown} and n.since) \
+             and (n.since or not pg_catalog.jsonb_exists(j.note, 'merged')) \
          order by d.newest desc limit 1",
         written_after("w.xid", lower)
     );
     match client.query_opt(&noted, &[]).await {
         Ok(None) => {}
         Ok(Some(row)) => {
-            let (newest, published): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            let (newest, until): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            let known = match unknown {
+                true => "and it is not known which of them were published by then".to_owned(),
+                false => {
+                    format!("and only what was written before {until} is known to be published")
+                }
+            };
             let reason = format!(
-                "rows of {name} were deleted that may not be published: they are of transactions up \
-                 to {newest}, and only what was written before {published} is known to be published"
+                "rows of {name} were deleted that may not be published: they are of transactions up to {newest}, \
+                 {known}"
             );
             return Ok(Some(Halt::new(reason, REMEDY)));
         }
@@ -200,7 +219,7 @@ fn interrupted(table: &Table, lower: &str) -> String {
 
 /// A partition that is gone took its rows with it, and no trigger fires; nor does one for what is deleted while it is
 /// detached. One that a DETACH CONCURRENTLY has begun to detach, or that another table has, is detached.
-async fn vanished(
+pub(super) async fn vanished(
     client: &Client,
     tables: &[Table],
     lower: Option<&str>,

@@ -8,6 +8,7 @@
 
 mod attached;
 mod count;
+mod first;
 mod glance;
 mod id;
 mod losses;
@@ -24,6 +25,7 @@ pub use self::{
         Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, still_there,
     },
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
+    first::still_there,
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},
     page::{End, Page},

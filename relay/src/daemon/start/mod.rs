@@ -7,6 +7,7 @@ mod connect;
 mod connections;
 mod decided;
 mod decision;
+mod feeds;
 pub(crate) mod first;
 mod given_up;
 pub(super) mod rehearsal;

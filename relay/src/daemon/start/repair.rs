@@ -12,7 +12,7 @@ use std::{
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{connections::Connections, decision::survey, slot};
+use super::{connections::Connections, decision::survey, feeds, slot};
 use crate::{
     config::Config,
     core::{
@@ -31,10 +31,9 @@ use crate::{
         watch::{broker, control},
     },
     fault::{self, Point},
-    leader,
     metrics::Cause,
     pipeline::delivery::Delivery,
-    postgres::sql::{self, SqlSession},
+    postgres::sql::SqlSession,
     reconcile,
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::Router,
@@ -175,12 +174,19 @@ async fn nothing_gone(
         if let Some(gap) = gap {
             return Ended::Halted(reconcile::lacking(slot, gap, progress, &why));
         }
-        Ended::Halted(Halt::new(
-            format!(
-                "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
-                 left out, or the broker has lost what it had confirmed, and some may be missing: {}",
-                why.reason
+        let of_first = lower.is_none() && progress.position.is_none();
+        let what = match of_first {
+            true => format!(
+                "the first start was cut short while it published the rows that were there when slot {slot} was \
+                 made, and some may be missing"
             ),
+            false => format!(
+                "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
+                 left out, or the broker has lost what it had confirmed, and some may be missing"
+            ),
+        };
+        Ended::Halted(Halt::new(
+            format!("{what}: {}", why.reason),
             "to leave out what is not published, make a new slot and publish what is committed from \
              then on, run `outbox-relay resume --at now`",
         )
@@ -210,8 +216,18 @@ async fn complete(
     // Of an older snapshot they are not known; whatever has gone since then was delivered.
     let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
     let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
+    let failed = |e| Ended::retry(Cause::Postgres, READING, e);
     let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
-    complete.map_err(|e| Ended::retry(Cause::Postgres, READING, e))
+    let complete = complete.map_err(failed)?;
+    match &progress.repair {
+        Some(RepairRecord { upper, leaves, .. })
+            if lower.is_none() && complete.is_ok() && !upper.is_empty() =>
+        {
+            let there = repair::still_there(session.client(), tables, upper, leaves, kept).await;
+            there.map_err(failed)
+        }
+        _ => Ok(complete),
+    }
 }
 
 /// Halts where the tables are others than those of which everything is published, or may be.
@@ -262,17 +278,18 @@ pub(in crate::daemon) async fn run(
         if let (Some(lower), Some(witness)) = (&mut under_way.lower, delivery.progress().witness) {
             *lower = witness.cut(lower);
         }
-        let feeds = connect(context, session, tables.clone()).await?;
+        let feeds = feeds::connect(context, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;
         let mut reader = reader.map_err(unread)?;
+        // Asked again now that what is there can't go any more; of a first start it is asked from the moment on
+        // at which its slot was made.
+        reader.begun().await.map_err(unread)?;
         if lower.is_some() {
-            // Asked again now that what is there can't go any more.
-            reader.begun().await.map_err(unread)?;
             recognise(config, session, &tables, delivery.progress()).await?;
-            let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None };
-            nothing_gone(config, session, needed, delivery.progress()).await?;
         }
+        let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None };
+        nothing_gone(config, session, needed, delivery.progress()).await?;
         pages(context, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {
             return Ok(());
@@ -287,31 +304,6 @@ pub(in crate::daemon) async fn run(
         }
         never = broker::watch(probe, &context.parts.sink, &context.board) => match never {},
     }
-}
-
-/// A session for each table, on the server that this relay leads on.
-async fn connect(
-    context: &Context,
-    session: &SqlSession,
-    tables: Vec<Table>,
-) -> Result<Vec<(Table, SqlSession)>, Ended> {
-    let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
-    let leads = leader::leads(&context.config.postgres.slot, session.pid());
-    let application = format!("outbox-relay {} repair", context.config.name);
-    let mut feeds = Vec::with_capacity(tables.len());
-    for table in tables {
-        let feed = sql::connect(&context.parts.connect, &application)
-            .await
-            .map_err(|e| Ended::connect(READING, e))?;
-        let held = feed.client().query_one(&leads, &[]).await;
-        if !held.and_then(|row| row.try_get(0)).map_err(failed)? {
-            let error =
-                anyhow::anyhow!("{} is another server than {}", feed.host(), session.host());
-            return Err(Ended::retry(Cause::Postgres, READING, error));
-        }
-        feeds.push((table, feed));
-    }
-    Ok(feeds)
 }
 
 async fn pages(
