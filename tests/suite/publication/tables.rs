@@ -198,3 +198,33 @@ async fn a_table_that_is_announced_under_another_name_is_known_by_its_oid() {
         arrives(&t, &topic).await;
     }
 }
+
+/// It was created before the newest published event, and committed after it: by time alone it would be left out.
+#[tokio::test]
+async fn what_a_transaction_wrote_that_was_open_is_published_from_the_table_that_took_the_place() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    write(&mut t, &topic, 1).await;
+    let mut writer = t.database().connect(Role::Writer).await;
+    let open = writer.transaction().await.expect("a transaction");
+    let sql = "select outbox.publish($1, key => 'late', payload => '{}')::text";
+    let late: String = open.query_one(sql, &[&topic.name()]).await.expect("written").get(0);
+    write(&mut t, &topic, 2).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    open.commit().await.expect("committed");
+    write(&mut t, &topic, 2).await;
+    let rows = "insert into outbox.copy select * from outbox.events";
+    remake_table(&t, &[rows, "select outbox.note_deletions('outbox.copy')"]).await;
+    relay.restart();
+    let detail = says(&relay, "is another table").await;
+    let command = typed(&detail, "resume --at table");
+    obey(&t, &format!("{command} --yes")).await;
+    relay.wait_ready().await;
+    topic.records_with([late]).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_at_least_once();
+    assert_eq!(count.lost, 0, "{count}");
+}

@@ -31,7 +31,7 @@ use crate::{
         sql::{self, SqlSession},
     },
     progress_key::{self, KeyError},
-    reconcile, repair,
+    reconcile,
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::ReplicationConnection,
 };
@@ -130,9 +130,10 @@ pub(crate) async fn run(
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
     let known = stored.as_ref();
     let mapping = &parts.mapping;
-    left_out::unchanged(mapping, &session, decision, asked_about, known, confirmed).await?;
+    let facts = Facts { stored: known, confirmed, identity: &identity };
+    left_out::unchanged(mapping, &session, decision, asked_about, &facts).await?;
     let from_table = match decision {
-        Decision::AtTable => Some(since_newest(&parts, &session, stored.as_ref()).await?),
+        Decision::AtTable => Some(since_newest(&parts, &session, &facts).await?),
         _ => None,
     };
     let after = match decision {
@@ -239,21 +240,21 @@ fn key_failed(error: KeyError) -> anyhow::Error {
     }
 }
 
-/// Which events of the tables were created after the newest published one: those that this snapshot does
-/// not show.
+/// Which events of the tables were created after the newest published one, or are not known to be published: those
+/// that this snapshot does not show.
 async fn since_newest(
     parts: &Parts,
     session: &SqlSession,
-    stored: Option<&Progress>,
+    facts: &Facts<'_>,
 ) -> anyhow::Result<String> {
-    let until_ms = stored.and_then(Progress::published_until_ms).context(
+    let until_ms = facts.stored.and_then(Progress::published_until_ms).context(
         "stored progress does not say when the newest published event was created; `resume --at now` \
          publishes what is committed from then on",
     )?;
     let tables = left_out::tables(&parts.mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
     left_out::known_here(session, &tables, None).await?;
-    Ok(repair::before(session.client(), &tables, until_ms).await?)
+    left_out::published(session.client(), &tables, until_ms, facts).await
 }
 
 /// Where a cluster that `pg_upgrade` made continues. Transaction ids and the WAL's positions continue in it, so

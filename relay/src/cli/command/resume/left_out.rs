@@ -13,6 +13,7 @@ use crate::{
         position::RowPosition,
         printable::counted,
         progress::{Progress, RepairRecord, SnapshotRecord},
+        snapshot,
     },
     postgres::{catalog::table, sql::SqlSession},
     repair::{self, Around, Table},
@@ -37,16 +38,41 @@ pub(super) struct Facts<'a> {
     pub(super) identity: &'a SystemIdentity,
 }
 
+impl<'a> Facts<'a> {
+    /// The newest stored snapshot. One of another line of history says nothing of this one's transactions.
+    fn newest(&self) -> Option<&'a SnapshotRecord> {
+        let stored = self.stored?;
+        let is_here = stored.system_id == self.identity.system_id
+            && stored.timeline == self.identity.timeline
+            && stored.position?.resume_lsn() <= self.identity.flush_lsn
+            && stored.rolled_back.is_none();
+        stored.snapshots.first().filter(|_| is_here)
+    }
+}
+
+/// What of the tables `resume --at table` takes for published, as a snapshot: nothing of what was created later than
+/// `until_ms`, nor of what was written after the first of that; and, where stored progress is of this history,
+/// nothing that its newest snapshot does not show: a transaction that was open at that time has older rows.
+///
+/// # Errors
+/// The database's.
+pub(super) async fn published(
+    client: &Client,
+    tables: &[Table],
+    until_ms: i64,
+    facts: &Facts<'_>,
+) -> anyhow::Result<String> {
+    let by_time = repair::before(client, tables, until_ms).await?;
+    let both = || {
+        let last = snapshot::end(&by_time)?.saturating_sub(1);
+        snapshot::until(&facts.newest()?.snapshot, last)
+    };
+    Ok(both().unwrap_or(by_time))
+}
+
 fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
     let stored = facts.stored.and_then(|stored| Some((stored, stored.position?)));
-    // Snapshots of another line of history say nothing of this one's transactions.
-    let here = stored.filter(|(stored, position)| {
-        stored.system_id == facts.identity.system_id
-            && stored.timeline == facts.identity.timeline
-            && position.resume_lsn() <= facts.identity.flush_lsn
-            && stored.rolled_back.is_none()
-    });
-    let since = Part::Since(here.and_then(|(stored, _)| stored.snapshots.first()));
+    let since = Part::Since(facts.newest());
     match decision {
         // What is taken from the table is counted by itself.
         Decision::AtUpgrade | Decision::AtTable => Part::Nothing,
@@ -67,7 +93,6 @@ fn repairs(stored: &Progress) -> bool {
 }
 
 /// That what was asked about has not grown since: called with the lock held, before anything is changed.
-/// `confirmed` is the slot's position as it was when the question was asked.
 ///
 /// # Errors
 /// It has, or the database does not answer.
@@ -76,16 +101,15 @@ pub(super) async fn unchanged(
     session: &SqlSession,
     decision: Decision,
     asked: Asked,
-    stored: Option<&Progress>,
-    confirmed: Option<Lsn>,
+    facts: &Facts<'_>,
 ) -> anyhow::Result<()> {
     match decision {
-        Decision::AtSlot if confirmed != asked.confirmed => bail!(
+        Decision::AtSlot if facts.confirmed != asked.confirmed => bail!(
             "somebody has moved the slot meanwhile: more may be left out than was said. Nothing was changed; run \
              the command again"
         ),
         Decision::AtTable => {
-            let left_out = around(mapping, session, stored).await?.map_or(0, |it| it.left_out);
+            let left_out = around(mapping, session, facts).await?.map_or(0, |it| it.left_out);
             if left_out > asked.left_out {
                 bail!(
                     "meanwhile {} more were written that would be left out. Nothing was changed; run the command \
@@ -123,7 +147,7 @@ pub(super) async fn question(
 ) -> anyhow::Result<Option<String>> {
     asked.confirmed = facts.confirmed;
     if decision == Decision::AtTable {
-        return from_table(&parts.mapping, session, facts.stored, asked).await;
+        return from_table(&parts.mapping, session, facts, asked).await;
     }
     let what = match decision {
         Decision::AtSlot => "what was committed between stored progress and the slot's position",
@@ -164,22 +188,22 @@ pub(super) async fn question(
     Ok(Some(format!("This leaves out {what}: {how_many}.")))
 }
 
-/// What the tables publish again, and what of them is left out: rows are told by when they were created, and
-/// not by whether they were published.
+/// What the tables publish again, and what of them is left out: as [`published`] tells.
 async fn from_table(
     mapping: &Mapping,
     session: &SqlSession,
-    stored: Option<&Progress>,
+    facts: &Facts<'_>,
     asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
     // Refused when it is carried out, as is a table that can't be read.
-    let known = stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
+    let known =
+        facts.stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
     let Some((witness, until_ms)) = known else { return Ok(None) };
-    let Some(around) = around(mapping, session, stored).await? else { return Ok(None) };
+    let Some(around) = around(mapping, session, facts).await? else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     asked.left_out = around.left_out;
     let ahead = ahead(session.client(), until_ms).await?;
-    let question = in_question(around, &witness.created(), ahead);
+    let question = in_question(around, &witness.created(), ahead, facts.newest().is_some());
     // Whoever must type something first is told at the same time what the command will then ask.
     known_here(session, &tables, question.as_deref()).await?;
     Ok(question)
@@ -196,13 +220,14 @@ async fn ahead(client: &Client, until_ms: i64) -> anyhow::Result<bool> {
 async fn around(
     mapping: &Mapping,
     session: &SqlSession,
-    stored: Option<&Progress>,
+    facts: &Facts<'_>,
 ) -> anyhow::Result<Option<Around>> {
-    let known = stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
+    let known =
+        facts.stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
     let Some((witness, until_ms)) = known else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     let client = session.client();
-    let lower = repair::before(client, &tables, until_ms).await?;
+    let lower = published(client, &tables, until_ms, facts).await?;
     Ok(Some(repair::rows_around(client, &tables, &lower, witness.created_ms).await?))
 }
 
@@ -225,8 +250,8 @@ pub(super) async fn known_here(
 }
 
 /// `newest` is when the newest published event was created; `ahead`, whether this server's clock is behind
-/// that.
-fn in_question(around: Around, newest: &str, ahead: bool) -> Option<String> {
+/// that; `by_snapshot`, whether stored progress tells of this history what is published.
+fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> Option<String> {
     let Around { published, earlier, left_out } = around;
     if earlier == 0 && left_out == 0 {
         return None;
@@ -238,11 +263,21 @@ fn in_question(around: Around, newest: &str, ahead: bool) -> Option<String> {
         }
         false => "",
     };
+    let told = match by_snapshot {
+        true => {
+            "that were written before and that are published, as the newest snapshot of stored progress has it"
+        }
+        false => {
+            "that were written before: those that are not published by now are lost to consumers. Rows are told \
+             by created_at alone, because stored progress is not of this history: an event of a transaction that \
+             was open at that time is among them"
+        }
+    };
     let [published, earlier, left_out] = [published, earlier, left_out].map(repair::in_words);
     Some(format!(
         "The newest published event was created at {newest}{ahead}. This publishes {published} of the outbox \
          tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
-         out {left_out} that were written before: those that are not published by now are lost to consumers. After \
+         out {left_out} {told}. After \
          a dump the relay may halt once more, since the restore has made the triggers anew that record \
          deletions: what it then says to set publishes all of these."
     ))
@@ -301,70 +336,4 @@ async fn count(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::{leaves::Leaves, position::Position};
-
-    #[test]
-    fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
-        let around = |earlier, left_out| Around { published: 7, earlier, left_out };
-        assert_eq!(in_question(around(0, 0), "noon", false), None);
-        for (earlier, left_out) in [(2, 0), (0, 1)] {
-            let ask = |ahead| in_question(around(earlier, left_out), "noon", ahead);
-            let question = ask(false).expect("it is asked");
-            assert!(!question.contains("future"), "{question}");
-            assert!(
-                ask(true).expect("it is asked").contains("in the future of this server's clock")
-            );
-            let numbers =
-                [counted(7, "row"), repair::in_words(earlier), repair::in_words(left_out)];
-            for number in &numbers {
-                assert!(question.contains(number), "{number} is not in: {question}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
-        let stored = Progress {
-            position: Some(Position::UpTo(Lsn::new(1000))),
-            system_id: "7".into(),
-            timeline: 2,
-            snapshots: vec![SnapshotRecord {
-                lsn: Lsn::new(900),
-                taken_ms: 1,
-                snapshot: "5:5:".into(),
-                leaves: Leaves::default(),
-            }],
-            ..Progress::before_first_start("s")
-        };
-        let identity = |system_id: &str, timeline, flush_lsn| SystemIdentity {
-            system_id: system_id.into(),
-            timeline,
-            flush_lsn: Lsn::new(flush_lsn),
-        };
-        let here = identity("7", 2, 2000);
-        let rolled_back = identity("7", 2, 950);
-        let row = RowPosition { commit: Lsn::new(1000), ordinal: 0 };
-        let counted = Part::Since(stored.snapshots.first());
-        let unknown = Part::Since(None);
-        for (decision, stored, confirmed, identity, expected) in [
-            (Decision::AtUpgrade, Some(&stored), 1000, &identity("8", 1, 2000), Part::Nothing),
-            (Decision::AtSlot, Some(&stored), 1000, &here, Part::Nothing),
-            (Decision::AtSlot, Some(&stored), 1001, &here, counted),
-            (Decision::AtSlot, Some(&stored), 900, &rolled_back, Part::Nothing),
-            (Decision::AtSlot, Some(&stored), 1001, &identity("7", 1, 2000), unknown),
-            (Decision::AtSlot, None, 1001, &here, Part::Nothing),
-            (Decision::AtProgress, Some(&stored), 1000, &here, counted),
-            (Decision::AtNow, Some(&stored), 1000, &here, counted),
-            (Decision::AtNow, Some(&stored), 900, &rolled_back, unknown),
-            (Decision::AtNow, Some(&stored), 1000, &identity("8", 2, 2000), unknown),
-            (Decision::AtNow, None, 1000, &here, unknown),
-            (Decision::Skip(row), Some(&stored), 1000, &here, Part::Before(row)),
-        ] {
-            let confirmed = Some(Lsn::new(confirmed));
-            let found = part(decision, &Facts { stored, confirmed, identity });
-            assert_eq!(found, expected, "{decision:?} {confirmed:?} {identity:?}");
-        }
-    }
-}
+mod tests;

@@ -1,0 +1,64 @@
+use super::*;
+use crate::core::{leaves::Leaves, position::Position};
+
+#[test]
+fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
+    let around = |earlier, left_out| Around { published: 7, earlier, left_out };
+    assert_eq!(in_question(around(0, 0), "noon", false, false), None);
+    for (earlier, left_out) in [(2, 0), (0, 1)] {
+        let ask = |ahead| in_question(around(earlier, left_out), "noon", ahead, false);
+        let question = ask(false).expect("it is asked");
+        assert!(!question.contains("future"), "{question}");
+        assert!(ask(true).expect("it is asked").contains("in the future of this server's clock"));
+        let numbers = [counted(7, "row"), repair::in_words(earlier), repair::in_words(left_out)];
+        let known = in_question(around(earlier, left_out), "noon", false, true);
+        assert!(known.expect("it is asked").contains("that are published"));
+        for number in &numbers {
+            assert!(question.contains(number), "{number} is not in: {question}");
+        }
+    }
+}
+
+#[test]
+fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
+    let stored = Progress {
+        position: Some(Position::UpTo(Lsn::new(1000))),
+        system_id: "7".into(),
+        timeline: 2,
+        snapshots: vec![SnapshotRecord {
+            lsn: Lsn::new(900),
+            taken_ms: 1,
+            snapshot: "5:5:".into(),
+            leaves: Leaves::default(),
+        }],
+        ..Progress::before_first_start("s")
+    };
+    let identity = |system_id: &str, timeline, flush_lsn| SystemIdentity {
+        system_id: system_id.into(),
+        timeline,
+        flush_lsn: Lsn::new(flush_lsn),
+    };
+    let here = identity("7", 2, 2000);
+    let rolled_back = identity("7", 2, 950);
+    let row = RowPosition { commit: Lsn::new(1000), ordinal: 0 };
+    let counted = Part::Since(stored.snapshots.first());
+    let unknown = Part::Since(None);
+    for (decision, stored, confirmed, identity, expected) in [
+        (Decision::AtUpgrade, Some(&stored), 1000, &identity("8", 1, 2000), Part::Nothing),
+        (Decision::AtSlot, Some(&stored), 1000, &here, Part::Nothing),
+        (Decision::AtSlot, Some(&stored), 1001, &here, counted),
+        (Decision::AtSlot, Some(&stored), 900, &rolled_back, Part::Nothing),
+        (Decision::AtSlot, Some(&stored), 1001, &identity("7", 1, 2000), unknown),
+        (Decision::AtSlot, None, 1001, &here, Part::Nothing),
+        (Decision::AtProgress, Some(&stored), 1000, &here, counted),
+        (Decision::AtNow, Some(&stored), 1000, &here, counted),
+        (Decision::AtNow, Some(&stored), 900, &rolled_back, unknown),
+        (Decision::AtNow, Some(&stored), 1000, &identity("8", 2, 2000), unknown),
+        (Decision::AtNow, None, 1000, &here, unknown),
+        (Decision::Skip(row), Some(&stored), 1000, &here, Part::Before(row)),
+    ] {
+        let confirmed = Some(Lsn::new(confirmed));
+        let found = part(decision, &Facts { stored, confirmed, identity });
+        assert_eq!(found, expected, "{decision:?} {confirmed:?} {identity:?}");
+    }
+}
