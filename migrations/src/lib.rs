@@ -84,6 +84,7 @@ const OUTBOX: &[Migration] = &[
         name: "own_account",
         sql: include_str!("../outbox/V15__own_account.sql"),
     },
+    Migration { version: 16, name: "restored", sql: include_str!("../outbox/V16__restored.sql") },
 ];
 
 const INBOX: &[Migration] = &[

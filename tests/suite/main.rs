@@ -57,6 +57,7 @@ mod readme;
 mod releases;
 mod remedies;
 mod repair;
+mod restored;
 mod road;
 mod root;
 mod rows;

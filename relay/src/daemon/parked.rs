@@ -21,6 +21,7 @@ use crate::{
     dead_letter::{
         self, lost,
         notice::{self, Notice},
+        restored,
     },
     postgres::sql::SqlSession,
 };
@@ -158,8 +159,22 @@ async fn write_down(
     notice::leave(session.client(), &config.name, system_id, &said, lost).await
 }
 
+/// Tells of what came from a copy of the table, as long as it is parked.
+async fn tell_of_restored(context: &Context, session: &SqlSession) -> Result<(), Error> {
+    let found = restored::count(session.client(), &context.config.name).await?;
+    let said = found.as_ref().map(restored::in_words);
+    let all = said.as_ref().map(|(what, remedy)| format!("{what}; {remedy}"));
+    if context.board.parked_events_are_restored(all)
+        && let Some((what, remedy)) = said
+    {
+        tracing::warn!(remedy, "{what}");
+    }
+    Ok(())
+}
+
 /// Tells of what no one has dealt with; what is in the table again is dealt with.
 async fn tell(context: &Context, session: &SqlSession) -> Result<(), Error> {
+    tell_of_restored(context, session).await?;
     let config = &context.config;
     let client = session.client();
     let mut open = Vec::new();

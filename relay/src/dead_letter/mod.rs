@@ -20,6 +20,7 @@ mod message;
 pub mod notice;
 pub mod operator;
 pub mod pending;
+pub mod restored;
 mod store;
 mod table;
 

@@ -5,6 +5,7 @@ use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
 
 /// What they are about in [`Board::concern`].
 const LOST: &str = "parked events";
+const RESTORED: &str = "restored parked events";
 
 impl Board {
     /// How many lanes are parked.
@@ -66,6 +67,12 @@ impl Board {
         std::mem::replace(&mut self.state().lost_told, said.clone()) != said
     }
 
+    /// What there is to say of events that came into the table from a copy; `None` where none did. Returns whether
+    /// that is news.
+    pub fn parked_events_are_restored(&self, said: Option<String>) -> bool {
+        self.concern(RESTORED, said)
+    }
+
     /// Another relay leads.
     pub(super) fn parked_is_anothers(&self, state: &mut State) {
         for known in [&self.0.parked_lanes, &self.0.parked_events, &self.0.parked_lost] {
@@ -73,6 +80,7 @@ impl Board {
         }
         state.parked = None;
         state.concerns.remove(LOST);
+        state.concerns.remove(RESTORED);
     }
 
     /// What is parked has changed: it is to be counted soon.

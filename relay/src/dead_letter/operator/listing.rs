@@ -12,6 +12,8 @@ use super::{
 use crate::dead_letter::{
     answer::sorted,
     headers::{self, Repertoire},
+    notice::REASON as NOTICE,
+    restored::RESTORED,
 };
 
 /// A parked event, or one of history, as `list` gives it.
@@ -33,6 +35,9 @@ pub struct Entry {
     pub error: String,
     /// RFC 3339, UTC.
     pub parked_at: String,
+    /// Only where it came into the table from a copy of it: when. RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_at: Option<String>,
     /// Only where history is asked for, and for a single one: `parked`, `releasing`, `released` or
     /// `discarded`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,7 +110,9 @@ pub enum By {
 /// What is common to `list` and `show`.
 const ENTRY: &str = "id, event_id, topic, key, commit_lsn::text || ':' || ordinal, reason, error, \
     to_char(parked_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), state, \
-    to_char(changed_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    to_char(changed_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), \
+    case when restored_at > parked_at then \
+        to_char(restored_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') end";
 /// Rows that `list` reads at a time.
 const PAGE_ROWS: i32 = 1_000;
 
@@ -220,6 +227,27 @@ impl Operator<'_> {
         Err(OperatorError::NothingChosen { selection: selection.to_string(), there })
     }
 
+    /// How many parked events that a release of the selection takes came into the table from a copy of it.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn restored(&mut self, selection: &Selection) -> Result<u64, OperatorError> {
+        let failed = |e| sorted("counting parked events", e);
+        let transaction = self.client.transaction().await.map_err(failed)?;
+        let of = selection.parameters(repertoire(&transaction).await.map_err(failed)?);
+        // A lane is released whole.
+        let sql = format!(
+            "select count(*) from outbox.dead_letters \
+             where relay = $1 and {RESTORED} and state = 'parked' and reason <> '{NOTICE}' \
+                 and (({CHOSEN}) or lane in (select lane from outbox.dead_letters \
+                     where relay = $1 and state = 'parked' and lane is not null and {CHOSEN}))"
+        );
+        let parameters: [&(dyn ToSql + Sync); 5] =
+            [&self.relay, &of.ids, &of.topic, &of.key, &of.reason];
+        let row = transaction.query_one(&sql, &parameters).await.map_err(failed)?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
+    }
+
     /// One dead letter, whatever became of it.
     ///
     /// # Errors
@@ -249,13 +277,13 @@ pub(super) async fn read(
         .ok_or_else(|| OperatorError::Unknown { id, relay: relay.to_owned() })?;
     Ok(Letter {
         entry: entry(&row, true),
-        partition: row.get(10),
-        timestamp_ms: row.get(11),
-        fit: row.get(12),
-        headers: headers::again(&row.get(13), Repertoire::Unicode),
-        payload: value(row.get(14)),
-        discarded_by: row.get(15),
-        discarded_why: row.get(16),
+        partition: row.get(11),
+        timestamp_ms: row.get(12),
+        fit: row.get(13),
+        headers: headers::again(&row.get(14), Repertoire::Unicode),
+        payload: value(row.get(15)),
+        discarded_by: row.get(16),
+        discarded_why: row.get(17),
     })
 }
 
@@ -269,6 +297,7 @@ fn entry(row: &Row, with_state: bool) -> Entry {
         reason: row.get(5),
         error: row.get(6),
         parked_at: row.get(7),
+        restored_at: row.get(10),
         state: with_state.then(|| row.get(8)),
         changed_at: with_state.then(|| row.get(9)),
     }

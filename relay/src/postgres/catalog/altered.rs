@@ -133,7 +133,7 @@ with t as (select c.oid from pg_catalog.pg_class c \
         ('parked_at', 'timestamp with time zone', true, 'clock_timestamp()'), \
         ('changed_at', 'timestamp with time zone', true, 'clock_timestamp()'), \
         ('discarded_by', 'text', false, null), ('discarded_why', 'text', false, null), \
-        ('xid', 'xid', false, null)), \
+        ('xid', 'xid', false, null), ('restored_at', 'timestamp with time zone', false, null)), \
     columns as (select a.attname::pg_catalog.text as name, a.attnum, a.attnotnull as required, \
             pg_catalog.format_type(a.atttypid, a.atttypmod) as type, \
             a.atthasdef or a.attidentity <> '' as filled, \
@@ -230,5 +230,5 @@ select pg_catalog.jsonb_build_object( \
     ::pg_catalog.text \
 from pg_catalog.pg_trigger g join pg_catalog.pg_proc p on p.oid = g.tgfoid \
 where g.tgrelid = pg_catalog.to_regclass('outbox.dead_letters') and not g.tgisinternal \
-    and g.tgenabled in ('O', 'A') and g.tgname <> 'keep_until_settled' and g.tgtype & 20 <> 0 \
+    and g.tgenabled in ('O', 'A') and g.tgname not in ('keep_until_settled', 'note_restored') and g.tgtype & 20 <> 0 \
 order by g.tgname";

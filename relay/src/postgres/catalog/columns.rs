@@ -86,6 +86,7 @@ const COLUMNS: &[Column] = &[
     column(LETTERS, "discarded_by", "text", None, Rows::Stay),
     column(LETTERS, "discarded_why", "text", None, Rows::Stay),
     column(LETTERS, "xid", "xid", None, Rows::Stay),
+    column(LETTERS, "restored_at", "timestamptz", None, Rows::Stay),
     column(LEADERS, "slot", "text primary key", None, Rows::Go),
     column(LEADERS, "key", "bigint not null", None, Rows::Go),
     column(LEADERS, "pid", "int not null", None, Rows::Go),

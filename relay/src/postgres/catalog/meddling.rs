@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{error::InspectError, rows::rows};
 
 /// Triggers before each inserted row, and rules in place of an insert, of a table and its partitions: the
-/// statements that remove them.
+/// statements that remove them. The migrations' own is none.
 ///
 /// # Errors
 /// [`InspectError`].
@@ -23,6 +23,8 @@ select pg_catalog.to_jsonb(l.line)::pg_catalog.text from ( \
     select pg_catalog.format('drop trigger %I on %s', g.tgname, g.tgrelid::pg_catalog.regclass) as line \
     from pg_catalog.pg_trigger g join tables t on t.oid = g.tgrelid \
     where not g.tgisinternal and g.tgparentid = 0 and g.tgenabled in ('O', 'A') and g.tgtype & 7 = 7 \
+        and not exists (select from pg_catalog.pg_proc f join pg_catalog.pg_namespace m on m.oid = f.pronamespace \
+            where f.oid = g.tgfoid and m.nspname = 'outbox' and f.proname = 'note_restored') \
     union all \
     select pg_catalog.format('drop rule %I on %s', r.rulename, r.ev_class::pg_catalog.regclass) \
     from pg_catalog.pg_rewrite r join tables t on t.oid = r.ev_class \

@@ -130,6 +130,7 @@ async fn server(
         parking => parking?,
     });
     findings.extend(meddling::own(parts, client).await?);
+    findings.extend(meddling::restored(&config.name, client).await?);
     let publication_name = &config.postgres.publication;
     let mut events = events::Look::new(config, parts, client, found.is_some()).await?;
     let publication = slot::inspect_publication(client, publication_name).await?;

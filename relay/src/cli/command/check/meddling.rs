@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 use super::{Finding, problem, warning};
 use crate::{
     config::parts::Parts,
+    dead_letter::restored,
     postgres::catalog::{InspectError, altered, blame, meddling, table},
     route::TableName,
 };
@@ -66,6 +67,20 @@ fn finding(it: altered::Altered) -> Finding {
     }
     let meaning = "the relay halts as soon as it needs the table, and nothing is lost";
     problem(name, format!("{seen}: {meaning}"), remedy)
+}
+
+/// Parked events that came from a copy of their table.
+pub(super) async fn restored(
+    relay: &str,
+    client: &Client,
+) -> Result<Option<Finding>, InspectError> {
+    let found = restored::count(client, relay).await;
+    let found =
+        found.map_err(|source| InspectError::Query { what: "outbox.dead_letters", source })?;
+    Ok(found.map(|found| {
+        let (seen, remedy) = restored::in_words(&found);
+        warning("parking", seen, remedy)
+    }))
 }
 
 /// What keeps rows out of the relay's own tables, or loses them.

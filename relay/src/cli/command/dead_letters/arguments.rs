@@ -39,7 +39,10 @@ prints what it has changed; `show` prints the event.")]
   outbox-relay dead-letters release --all
 
 The relay delivers them, in order, when its stream has come to this command, and then what is
-committed later. An event that is refused again is parked again, with all behind it in its lane.")]
+committed later. An event that is refused again is parked again, with all behind it in its lane.
+
+It asks only about events that were put back into the table from a copy of it: those that were released
+or discarded after the copy was made would come a second time. Without a terminal it then needs --yes.")]
     Release(ReleaseArgs),
     /// Discard events permanently: they will not be delivered
     #[command(after_help = "Examples:
@@ -109,9 +112,9 @@ pub(in crate::cli) struct ReleaseArgs {
     /// Everything that is parked
     #[arg(long, conflicts_with_all = ["topic", "key", "reason"])]
     pub(super) all: bool,
-    /// Accepted for scripts; release never asks
+    /// Do not ask, even if events were put back from a copy of the table
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
 }
 
 /// What to discard.

@@ -15,7 +15,7 @@ use serde_json::json;
 pub(in crate::cli) use self::arguments::Action;
 use self::{
     arguments::{By, DiscardArgs, ListArgs, ReleaseArgs},
-    shown::{edited, how_far, letter, line, released, shown},
+    shown::{edited, heading, how_far, letter, line, released, shown},
 };
 use crate::{
     cli::{
@@ -58,8 +58,8 @@ async fn carried_out(
             let id = arguments.id;
             print(&edited(&operator.edit(id, &arguments.edit()?).await?, json));
         }
-        Action::Release(ReleaseArgs { ids, of, .. }) => {
-            release(&mut operator, of.selection(ids), json).await?;
+        Action::Release(ReleaseArgs { ids, of, all: _, yes }) => {
+            release(&mut operator, of.selection(ids), yes, json).await?;
         }
         Action::Discard(arguments) => discard(&mut operator, arguments, json).await?,
     }
@@ -84,6 +84,9 @@ async fn list(operator: &mut Operator<'_>, arguments: ListArgs, json: bool) -> a
             let entry = serde_json::to_string(&entry).expect("plain data has a JSON form");
             print(&format!("{}{entry}", if count == 0 { "[" } else { "," }));
         } else {
+            if count == 0 {
+                print(&heading(all));
+            }
             print(&printable::line(&line(&entry)));
         }
         count += 1;
@@ -124,7 +127,11 @@ async fn groups(
         operator.count(selection).await?;
         print("nothing is parked");
     }
-    for Group { topic, key, reason, events, first, parked_at } in &groups {
+    for (n, Group { topic, key, reason, events, first, parked_at }) in groups.iter().enumerate() {
+        if n == 0 {
+            let key = if key.is_some() { "  KEY" } else { "" };
+            print(&format!("{:>8}  TOPIC{key}  REASON  FIRST", "EVENTS"));
+        }
         let topic = printable::short(topic.as_deref().unwrap_or("(no topic)"));
         let key = key.as_ref().map_or_else(String::new, |key| format!("  {}", shown(key)));
         let reason = reason.as_deref().unwrap_or("-");
@@ -141,6 +148,7 @@ async fn groups(
 async fn release(
     operator: &mut Operator<'_>,
     selection: Selection,
+    yes: bool,
     json: bool,
 ) -> anyhow::Result<()> {
     if let [id] = selection.ids.as_slice() {
@@ -150,6 +158,20 @@ async fn release(
     let named = BTreeSet::from_iter(&selection.ids).len();
     if usize::try_from(total).is_ok_and(|total| total < named) {
         bail!("{total} of these {named} are parked; nothing was released: see `dead-letters list`");
+    }
+    let restored = operator.restored(&selection).await?;
+    if restored > 0 {
+        let question = format!(
+            "{restored} of these events were put back into outbox.dead_letters from a copy: those that were released \
+             or discarded after it was made come a second time, with the header outbox-repaired. To leave out what \
+             is in its topic, discard it first."
+        );
+        match yes {
+            // Whoever agreed in advance is told to what.
+            true => eprint(&question),
+            false if ask(&format!("{question} Release?"))? => {}
+            false => bail!("nothing was released"),
+        }
     }
     let begun = Instant::now();
     let (mut reported, mut alone) = (begun, false);

@@ -13,6 +13,12 @@ use crate::{
 /// Characters of an error in a list; `show` has it whole.
 const ERROR_MAX: usize = 1_000;
 
+/// What stands in the lines of a list; `history` has the state too.
+pub(super) fn heading(history: bool) -> String {
+    let state = if history { "  STATE" } else { "" };
+    format!("{:>8}{state}  {:<20}  TOPIC  KEY  REASON: ERROR  (PARKED AT)", "ID", "POSITION")
+}
+
 /// One line: number, position, topic, key, reason, error.
 pub(super) fn line(entry: &Entry) -> String {
     let Entry { id, position, reason, error, parked_at, .. } = entry;
@@ -20,7 +26,11 @@ pub(super) fn line(entry: &Entry) -> String {
     let key = shown(&entry.key);
     let error = printable::cut(error, ERROR_MAX);
     let state = entry.state.as_ref().map_or_else(String::new, |state| format!("  {state}"));
-    format!("{id:>8}{state}  {position:<20}  {topic}  {key}  {reason}: {error}  ({parked_at})")
+    let restored = entry.restored_at.as_ref();
+    let restored = restored.map_or_else(String::new, |at| format!("  (from a copy, {at})"));
+    format!(
+        "{id:>8}{state}  {position:<20}  {topic}  {key}  {reason}: {error}  ({parked_at}){restored}"
+    )
 }
 
 pub(super) fn shown(key: &Value) -> String {

@@ -1,0 +1,131 @@
+//! The table of parked events is put back to an older state: what was released or discarded meanwhile is parked
+//! again, and is not taken for what never was delivered.
+
+use outbox_harness::{
+    Harness,
+    event::Event,
+    relay::Relay,
+    topic::{Record, Topic},
+    wait,
+};
+
+use crate::{
+    checks::check,
+    dead_letters::{count_parked, dead_letters, list, try_dead_letters, wait_parked},
+    rows::run,
+};
+
+const COLUMNS: &str = "relay, system_id, commit_lsn, ordinal, event_id, lane, topic, key, partition, \
+    timestamp_ms, payload, headers, fit, reason, error, state, parked_at, changed_at, xid";
+
+/// As `pg_restore --data-only` does it, into the table that is there.
+async fn put_back(t: &Harness) {
+    run(t, "truncate outbox.dead_letters").await;
+    run(
+        t,
+        &format!("insert into outbox.dead_letters ({COLUMNS}) select {COLUMNS} from public.kept"),
+    )
+    .await;
+}
+
+async fn page_says(relay: &Relay, words: &str) -> String {
+    wait::until(words, wait::PATIENCE, || async {
+        match relay.page("/readyz").await {
+            page if page.contains(words) => Ok(page),
+            page => Err(page),
+        }
+    })
+    .await
+    .expect("it says so")
+}
+
+async fn arrived(topic: &Topic, count: usize) -> Vec<Record> {
+    wait::until("they arrive", wait::PATIENCE, || async {
+        match topic.records().await {
+            records if records.len() == count => Ok(records),
+            records => Err(records.len()),
+        }
+    })
+    .await
+    .expect("no more and no less")
+}
+
+/// Three events are parked, a copy is made of them, and then they are released and delivered.
+async fn released_since_the_copy(t: &mut Harness, headers: &str) -> (Topic, Relay) {
+    let missing = t.topic("missing");
+    // Longer than a day: what waits for its topic is not released once more by the relay itself.
+    let settings = t.relay().set("sink.topic_grace", "100ms").set("outbox.headers", headers);
+    let relay = settings.start().await;
+    t.commit((0..3).map(|_| Event::to(missing.name()).key("k").kind("t"))).await;
+    wait_parked(t, |parked| parked == 3).await;
+    run(t, "create table public.kept as select * from outbox.dead_letters").await;
+    let missing = missing.create(1).await;
+    dead_letters(t, &["release", "--all"]).await;
+    arrived(&missing, 3).await;
+    wait_parked(t, |parked| parked == 0).await;
+    (missing, relay)
+}
+
+#[tokio::test]
+async fn parked_events_that_are_put_back_from_a_copy_are_told_asked_about_and_marked() {
+    for (headers, mark) in [("outbox", "outbox-repaired"), ("cloudevents", "ce_outboxrepaired")] {
+        let mut t = Harness::start().await;
+        let (topic, mut relay) = released_since_the_copy(&mut t, headers).await;
+        assert_eq!(relay.page("/readyz").await, "ok\n");
+        if headers == "cloudevents" {
+            assert!(relay.sigterm().await.success());
+        }
+        put_back(&t).await;
+        if headers == "cloudevents" {
+            relay.restart();
+            relay.wait_ready().await;
+        }
+        let page = page_says(&relay, "put back into outbox.dead_letters from a copy").await;
+        assert!(page.starts_with("ok\nbut 3 parked events were put back"), "{page}");
+        assert!(
+            relay.logs_contain("were put back into outbox.dead_letters"),
+            "{}",
+            relay.log_text()
+        );
+        let findings = check(&t.relay()).await;
+        let found =
+            findings.iter().find(|found| found.seen.contains("put back into")).expect("a warning");
+        assert_eq!(
+            (found.name.as_str(), found.verdict.as_str()),
+            ("parking", "warning"),
+            "{found:?}"
+        );
+        assert!(list(&t).await.iter().all(|entry| entry["restored_at"].is_string()));
+
+        // Not unasked: what was delivered would come again.
+        let (code, _, words) = try_dead_letters(&t, &["release", "--all"]).await;
+        assert_eq!(code, Some(1), "{words}");
+        assert!(
+            words.contains("3 of these events were put back") && words.contains("--yes"),
+            "{words}"
+        );
+        assert_eq!(count_parked(&t).await, 3);
+        dead_letters(&t, &["release", "--all", "--yes"]).await;
+        let records = arrived(&topic, 6).await;
+        let marked = |record: &&Record| record.header(mark) == Some("1");
+        assert_eq!(
+            records.iter().filter(marked).count(),
+            3,
+            "what comes again says so: {records:?}"
+        );
+        wait::until("it is said no more", wait::PATIENCE, || async {
+            match relay.page("/readyz").await {
+                page if page == "ok\n" => Ok(()),
+                page => Err(page),
+            }
+        })
+        .await
+        .expect("nothing of the copy is parked");
+
+        // What is parked now is no copy.
+        let other = t.topic("other");
+        t.commit([Event::to(other.name()).key("k").kind("t")]).await;
+        wait_parked(&t, |parked| parked == 1).await;
+        dead_letters(&t, &["release", "--all"]).await;
+    }
+}
