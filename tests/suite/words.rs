@@ -1,15 +1,18 @@
 //! What is said, and done, about small things that a person on call meets.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use outbox_harness::{
     Harness,
     database::{Database, Role},
     event::Event,
     postgres::Postgres,
+    postgres_version::Version,
     relay::{Relay, STOP},
     servers, wait,
 };
+
+use serde_json::Value;
 
 use crate::{
     checks::check,
@@ -154,4 +157,96 @@ async fn check_prints_the_grants_that_the_halt_prints() {
     let findings = check(&t.relay()).await;
     let found = findings.iter().find(|found| found.name == "rights").expect("it is named");
     assert_eq!(typed(&found.remedy, "grant "), grants);
+}
+
+/// From PostgreSQL 17 on anything may run before a login ends, and no setting of the session limits it.
+#[tokio::test]
+async fn a_login_that_an_event_trigger_holds_up_is_told_in_time_with_what_ends_that() {
+    let (postgres, _server) = Postgres::private_version(Version::V17).await;
+    let t = Harness::with(postgres, servers::kafka().await).await;
+    let superuser = t.database().superuser();
+    let trigger = format!(
+        "create function public.slow() returns event_trigger language plpgsql as $$ begin \
+             if session_user = '{}' then perform pg_sleep(600); end if; end $$; \
+         create event trigger slow on login execute function public.slow()",
+        t.database().name_of(Role::Relay)
+    );
+    superuser.batch_execute(&trigger).await.expect("an event trigger");
+    let url = t.database().url(Role::Relay);
+    let join = if url.contains('?') { '&' } else { '?' };
+    let settings = t.relay().set("postgres.url", &format!("{url}{join}connect_timeout=2"));
+    let mut relay = settings.clone().spawn();
+    relay.wait_log("did not finish the login").await;
+    wait::until("it is told", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        let why = status["not_ready_because"].as_str().unwrap_or_default();
+        if why.contains("alter event trigger") { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .expect("by /readyz, too");
+    let findings = check(&settings).await;
+    let found = findings.iter().find(|found| found.verdict == "problem").expect("a problem");
+    assert!(found.seen.contains("where evtevent = 'login'"), "{found:?}");
+    let named = typed(&found.seen, "pg_event_trigger");
+    let named: String = superuser.query_one(named, &[]).await.expect("it can be typed").get(0);
+    superuser.batch_execute(&format!("alter event trigger {named} disable")).await.expect("ended");
+    relay.wait_ready().await;
+}
+
+/// A program that reads the answer reads the error as well.
+#[tokio::test]
+async fn under_json_an_error_is_an_object_with_what_is_to_be_done() {
+    let t = Harness::start().await;
+    let error = |output: &Output| -> Value {
+        let words = text(&output.stderr);
+        serde_json::from_str(&words).unwrap_or_else(|error| panic!("{error}: {words}"))
+    };
+    let output = t.relay().command(&["dead-letters", "show", "7", "--json"]).await;
+    let told = error(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told["error"].as_str().is_some_and(|what| what.contains("no relay of the name")),
+        "{told}"
+    );
+    assert!(told["remedy"].as_str().is_some_and(|remedy| remedy.contains("--name")), "{told}");
+    let output = t.relay().set("batch.bytes_max", "soon").command(&["check", "--json"]).await;
+    let told = error(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told["error"].as_str().is_some_and(|what| what.contains("batch.bytes_max")), "{told}");
+    assert!(told["remedy"].is_string(), "{told}");
+    let url = t.database().url(Role::Operator).replace(t.database().name(), "no_such_database");
+    let output =
+        t.relay().set("postgres.url", &url).command(&["dead-letters", "list", "--json"]).await;
+    let told = error(&output);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told["error"].is_string() && told["remedy"].is_string(), "{told}");
+    let output = t.relay().command(&["dead-letters", "list", "--by", "colour", "--json"]).await;
+    let told = error(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told["error"].as_str().is_some_and(|what| what.contains("--by")), "{told}");
+    // Without it a person reads.
+    let output = t.relay().command(&["dead-letters", "show", "7"]).await;
+    assert!(text(&output.stderr).starts_with("outbox-relay: "), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_list_of_dead_letters_says_what_its_columns_are() {
+    let mut t = Harness::start().await;
+    let missing = t.topic("missing");
+    let _relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    t.commit([Event::to(missing.name()).key("k")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    for (arguments, heading) in [
+        (&["list"][..], ["ID", "POSITION", "TOPIC"]),
+        (&["list", "--all"], ["ID", "STATE", "POSITION"]),
+        (&["list", "--by", "lane"], ["EVENTS", "TOPIC", "KEY"]),
+        (&["list", "--by", "reason"], ["EVENTS", "TOPIC", "REASON"]),
+    ] {
+        let output = t.relay().command(&[&["dead-letters"], arguments].concat()).await;
+        let shown = text(&output.stdout);
+        let first: Vec<&str> =
+            shown.lines().next().unwrap_or_default().split_whitespace().collect();
+        assert_eq!(first.get(..3), Some(&heading[..]), "{arguments:?}: {shown}");
+        assert_eq!(shown.lines().count(), 2, "{arguments:?}: {shown}");
+    }
 }

@@ -158,6 +158,19 @@ changed.")]
     Demo(demo::DemoArgs),
 }
 
+impl Command {
+    /// Whether a program reads what it prints: then its error is JSON, too.
+    pub(super) fn prints_json(&self) -> bool {
+        match self {
+            Command::Check { json, .. }
+            | Command::Status { json, .. }
+            | Command::DeadLetters { json, .. }
+            | Command::Inbox { json, .. } => *json,
+            _ => false,
+        }
+    }
+}
+
 /// Settings that have a flag.
 #[derive(Debug, Args)]
 pub(super) struct Flags {

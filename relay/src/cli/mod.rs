@@ -77,11 +77,15 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line to its end. The one place where errors become exit codes.
 async fn run(cli: Cli) -> ExitCode {
+    let json = cli.command.prints_json();
     match Box::pin(dispatch(cli)).await {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::ProblemsFound) => ExitCode::from(1),
         Err(error) => {
-            output::print_error(&error);
+            match json {
+                true => output::print_error_as_json(&error),
+                false => output::print_error(&error),
+            }
             // Also where a module found the problem later than `config`.
             ExitCode::from(if error.chain().any(|e| e.is::<Problems>()) { 2 } else { 1 })
         }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use outbox_migrations::Set;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::{
     cli::command::{
@@ -11,7 +11,9 @@ use crate::{
         migrate::{self, Migrated},
     },
     config::Problems,
-    core::printable,
+    core::{halt::Halt, printable},
+    dead_letter::DeadLetterError,
+    postgres::ConnectError,
 };
 
 /// Prints to standard output. A reader that has gone away (`| head`) is no error.
@@ -115,6 +117,51 @@ pub(super) fn migrated(migrated: &Migrated, set: Set) -> String {
             )
         })
         .collect()
+}
+
+/// Prints an error as a JSON object: `error`, `remedy` where it is known, and `causes`.
+pub(super) fn print_error_as_json(error: &anyhow::Error) {
+    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    causes.dedup();
+    let (what, remedy) = parts(error);
+    let mut object = Map::from_iter([("error".to_owned(), json!(what))]);
+    object.extend(remedy.map(|remedy| ("remedy".to_owned(), json!(remedy))));
+    let known = |cause: &String| cause != "db error" && !what.contains(cause.as_str());
+    let causes: Vec<String> = causes.into_iter().skip(1).filter(known).collect();
+    if !causes.is_empty() {
+        object.insert("causes".to_owned(), json!(causes));
+    }
+    let object = Value::from(object);
+    let _ = std::io::stderr().lock().write_all(format!("{object}\n").as_bytes());
+}
+
+/// What has happened, and what is to be done, of the first error that tells these apart.
+fn parts(error: &anyhow::Error) -> (String, Option<String>) {
+    for cause in error.chain() {
+        if let Some(Halt { reason, remedy }) = cause.downcast_ref() {
+            return (reason.clone(), Some(remedy.clone()));
+        }
+        if let Some(ConnectError::Permanent { what, remedy, .. }) = cause.downcast_ref() {
+            return (what.clone(), Some(remedy.clone()));
+        }
+        if let Some(DeadLetterError::Misconfigured { what, remedy }) = cause.downcast_ref() {
+            return (what.clone(), Some(remedy.clone()));
+        }
+        if let Some(Problems(problems)) = cause.downcast_ref() {
+            let remedies = problems.iter().map(|it| format!("{}: {}", it.key, it.remedy));
+            let what = problems.iter().map(|it| format!("{}: {}", it.key, it.what));
+            let joined = |texts: Vec<String>| texts.join("; ");
+            return (joined(what.collect()), Some(joined(remedies.collect())));
+        }
+    }
+    let said = error.to_string();
+    // What is said in one piece has what is to be done behind the last semicolon, if it names a command.
+    match said.rsplit_once("; ") {
+        Some((what, remedy)) if remedy.contains('`') || remedy.contains("--") => {
+            (what.to_owned(), Some(remedy.to_owned()))
+        }
+        _ => (said, None),
+    }
 }
 
 /// Prints an error with its causes, one a line.

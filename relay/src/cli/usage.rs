@@ -18,7 +18,14 @@ pub(super) fn explain(error: &clap::Error, arguments: impl Iterator<Item = OsStr
     }
     let typed: Vec<String> =
         arguments.skip(1).map(|typed| typed.to_string_lossy().into_owned()).collect();
-    super::output::eprint_lines(&masked(text, &typed));
+    let told = masked(text, &typed);
+    match typed.iter().any(|typed| typed == "--json") {
+        true => super::output::eprint_lines(&format!(
+            "{}\n",
+            serde_json::json!({ "error": told.trim().trim_start_matches("error: ") })
+        )),
+        false => super::output::eprint_lines(&told),
+    }
     2
 }
 

@@ -11,7 +11,10 @@ use crate::{core::printable, postgres::conninfo};
 /// Every setting that has a value, in the order of [`keys::KEYS`], with each table once.
 pub(super) fn print(config: &Config) -> String {
     let mut sections: Vec<(&str, String)> = Vec::new();
-    for key in keys::KEYS {
+    let shown = |key: &&keys::Key| {
+        is_of(config.sink.kind, key.name) || config.origin(key.name) != Origin::Default
+    };
+    for key in keys::KEYS.iter().filter(shown) {
         for (name, value) in values(config, key.name) {
             let (above, last) = split(key.name);
             let place = sections.iter().position(|(section, _)| *section == above);
@@ -35,6 +38,16 @@ pub(super) fn print(config: &Config) -> String {
         }
     }
     sections.iter().map(|(_, lines)| lines.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether the setting means something with that kind of sink. One that does not is shown where somebody has set it.
+fn is_of(kind: Kind, key: &str) -> bool {
+    let has_topics = matches!(kind, Kind::Kafka | Kind::Nats | Kind::Rabbit);
+    match key {
+        "sink.topic_grace" | "sink.reserved_topics" => has_topics,
+        "sink.create_topics" | "sink.created_topics_max" => kind == Kind::Kafka,
+        _ => true,
+    }
 }
 
 /// libpq's variables, of what the connection string lacks: as comments, for they are no settings here.

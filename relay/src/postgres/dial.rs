@@ -4,7 +4,18 @@
 //! `Startup`. One attempt, from the first packet to the end of authentication, is bounded by
 //! `connect_timeout`. Retrying later is the caller's.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+mod failure;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -13,6 +24,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
+use self::failure::Failure;
 use super::{
     conninfo::{ConnectSettings, Endpoint, Host, SslMode, TargetSession, TcpSettings},
     error::ConnectError,
@@ -95,39 +107,6 @@ impl CancelHandle {
             }
         };
         within(self.route.timeout, ask).await.map_err(|error| error.at(&self.route.host))
-    }
-}
-
-/// Where an attempt failed, which decides whether `sslmode` has another way.
-enum Failure {
-    Reach(ConnectError),
-    Handshake(ConnectError),
-    Startup { error: ConnectError, tls: bool },
-}
-
-impl Failure {
-    fn into_error(self) -> ConnectError {
-        match self {
-            Failure::Reach(error) | Failure::Handshake(error) | Failure::Startup { error, .. } => {
-                error
-            }
-        }
-    }
-
-    /// As libpq: `prefer` continues in plain text, `allow` with TLS, when the first way is refused.
-    fn leaves_another_way(&self, mode: SslMode) -> bool {
-        let refused = |error: &ConnectError| {
-            error.sqlstate().is_some_and(|sqlstate| sqlstate.starts_with("28"))
-        };
-        match (mode, self) {
-            (SslMode::Prefer, Failure::Handshake(_)) => true,
-            // In TLS 1.3 a client's certificate is refused after the handshake.
-            (SslMode::Prefer, Failure::Startup { error, tls: true }) => {
-                refused(error) || error.is_tls_verdict()
-            }
-            (SslMode::Allow, Failure::Startup { error, .. }) => refused(error),
-            _ => false,
-        }
     }
 }
 
@@ -245,12 +224,18 @@ impl<S: Startup> Dialer<'_, S> {
         for place in places {
             let tcp = self.settings.tcp;
             let route = Route { host: host.clone(), place, tcp, timeout: limit };
+            let connected = AtomicBool::new(false);
             let attempt = async {
-                let mut session = self.attempt(endpoint, route, &password).await?;
+                let mut session = self.attempt(endpoint, route, &password, &connected).await?;
                 self.require(&mut session, target).await?;
                 Ok(session)
             };
-            match within(limit, attempt).await.map_err(|error| error.at(&host)) {
+            let attempted =
+                within(limit, attempt).await.map_err(|error| match connected.load(Relaxed) {
+                    true => error.during_login().at(&host),
+                    false => error.at(&host),
+                });
+            match attempted {
                 Ok(session) => {
                     debug!(%host, "connected");
                     return Ok(session);
@@ -298,6 +283,7 @@ impl<S: Startup> Dialer<'_, S> {
         endpoint: &Endpoint,
         plain: Route,
         password: &Option<Secret>,
+        connected: &AtomicBool,
     ) -> Result<S::Session, ConnectError> {
         let mode = self.settings.tls.mode;
         let encrypted = self.encrypted(endpoint, &plain);
@@ -308,14 +294,14 @@ impl<S: Startup> Dialer<'_, S> {
             (SslMode::Prefer, Some(Ok(encrypted))) => (encrypted, Some(plain)),
             (_, Some(encrypted)) => (encrypted?, None),
         };
-        let failure = match self.once(first, password).await {
+        let failure = match self.once(first, password, connected).await {
             Ok(session) => return Ok(session),
             Err(failure) => failure,
         };
         match second {
             Some(second) if failure.leaves_another_way(mode) => {
                 let error = failure.into_error();
-                self.once(second, password).await.map_err(|failure| {
+                self.once(second, password, connected).await.map_err(|failure| {
                     let other = failure.into_error();
                     if error.sqlstate() == other.sqlstate() { error } else { error.and(other) }
                 })
@@ -349,8 +335,15 @@ impl<S: Startup> Dialer<'_, S> {
         Some(Ok(Route { place, ..plain.clone() }))
     }
 
-    async fn once(&self, route: Route, password: &Option<Secret>) -> Result<S::Session, Failure> {
+    /// `connected` is set once the line is open.
+    async fn once(
+        &self,
+        route: Route,
+        password: &Option<Secret>,
+        connected: &AtomicBool,
+    ) -> Result<S::Session, Failure> {
         let socket = route.open().await?;
+        connected.store(true, Relaxed);
         let tls = socket.is_tls();
         let line = Line { socket, route, password: password.clone() };
         self.startup.start(line).await.map_err(|error| Failure::Startup { error, tls })
@@ -386,8 +379,8 @@ async fn within<T>(
 ) -> Result<T, ConnectError> {
     match limit {
         None => step.await,
-        Some(limit) => timeout(limit, step).await.unwrap_or_else(|_| {
-            Err(ConnectError::transient(format!("no answer within {} s", limit.as_secs())))
-        }),
+        Some(limit) => {
+            timeout(limit, step).await.unwrap_or_else(|_| Err(ConnectError::late(limit)))
+        }
     }
 }

@@ -1,10 +1,15 @@
 //! Why there is no connection, sorted by what the caller must do.
 
+use std::time::Duration;
+
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
 /// Any error of a library below, kept as the cause.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How it begins where a server is silent.
+const LATE: &str = "no answer within";
 
 /// No connection was made.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,27 @@ impl ConnectError {
             remedy: remedy.into(),
             sqlstate: None,
             source: None,
+        }
+    }
+
+    /// Nothing came in time.
+    pub(crate) fn late(limit: Duration) -> Self {
+        ConnectError::transient(format!("{LATE} {} s", limit.as_secs()))
+    }
+
+    /// Of what came late, where the server had accepted the connection: what may hold it up.
+    pub(crate) fn during_login(self) -> Self {
+        match self {
+            ConnectError::Transient { what, sqlstate, source } if what.starts_with(LATE) => {
+                let what = format!(
+                    "{what} (connect_timeout): the server accepted the connection, and did not finish the login. On \
+                     PostgreSQL 17 and later an event trigger on login may hang: `select evtname from \
+                     pg_event_trigger where evtevent = 'login'` names it, and `alter event trigger … disable` ends \
+                     that"
+                );
+                ConnectError::Transient { what, sqlstate, source }
+            }
+            other => other,
         }
     }
 

@@ -103,7 +103,10 @@ async fn a_row_too_large_to_keep_is_delivered_with_the_payload_that_an_edit_give
     assert_eq!(wait_parked_again(&t).await, 1);
     for command in ["release", "discard"] {
         let (code, _, told) = try_dead_letters(&t, &[command, "--key", "a"]).await;
-        assert!(code == Some(2) && told.contains("not provided:\n  --topic <TOPIC>\n\n"), "{told}");
+        assert!(
+            code == Some(2) && told.contains(r"not provided:\n  --topic <TOPIC>\n\n"),
+            "{told}"
+        );
     }
     let (code, _, stderr) = try_dead_letters(&t, &["edit", &id, "--key", "a"]).await;
     assert!(code == Some(1) && stderr.contains("--payload"), "{code:?} {stderr}");

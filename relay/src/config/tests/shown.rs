@@ -48,6 +48,9 @@ fn effective_settings_print_as_toml_with_their_origins() {
     ] {
         let url = "[postgres]\nurl = \"postgres://relay@db/app\"\n";
         let printed = file(&format!("{url}{sink}")).expect("complete").print();
+        for kafkas in ["create_topics", "created_topics_max"] {
+            assert!(!printed.contains(kafkas), "{kafkas} means nothing there: {printed}");
+        }
         let tables: Vec<&str> = printed.lines().filter(|line| line.starts_with('[')).collect();
         assert_eq!(tables.len(), tables.iter().collect::<BTreeSet<_>>().len(), "{printed}");
     }
