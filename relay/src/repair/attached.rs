@@ -209,7 +209,7 @@ pub async fn not_sent(
 ///
 /// # Errors
 /// The database's.
-pub async fn still_there(
+pub async fn unmoved(
     client: &Client,
     since: &Since<'_>,
     record: &NotSentRecord,

@@ -21,9 +21,7 @@ mod undelivered;
 mod witness;
 
 pub use self::{
-    attached::{
-        Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, still_there,
-    },
+    attached::{Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, unmoved},
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     first::still_there,
     glance::{Place, ROWS_MAX, Which, glance},

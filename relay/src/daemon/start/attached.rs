@@ -129,7 +129,7 @@ async fn store_those_left(
 ) -> Result<Attached, tokio_postgres::Error> {
     let (mut left, mut not_sent) = (Vec::new(), None);
     for record in records {
-        if let Some(there) = repair::still_there(client, since, &record).await? {
+        if let Some(there) = repair::unmoved(client, since, &record).await? {
             left.push(record);
             not_sent.get_or_insert(there);
         }
