@@ -77,7 +77,8 @@ pub struct Awaited {
 }
 
 impl Streamed {
-    /// A stream begins behind what is `delivered`. One that begins where an earlier one has come to leaves nothing out.
+    /// A stream begins behind what is `delivered`. One that begins where an earlier one has come to leaves nothing out;
+    /// after another one, all is to be looked at anew.
     pub fn begin(&mut self, system_id: &str, timeline: u32, delivered: Position) {
         // The first rows of a transaction that is delivered in part are not noted again.
         let from = match delivered {
@@ -85,10 +86,9 @@ impl Streamed {
             Position::UpTo(end) => end,
         };
         let same = (self.history.0.as_str(), self.history.1) == (system_id, timeline);
-        if !same || from > self.reached {
-            self.recent.clear();
-            (self.from, self.reached) = (from, from);
-            self.history = (system_id.to_owned(), timeline);
+        if !same || delivered.resume_lsn() > self.reached {
+            let history = (system_id.to_owned(), timeline);
+            *self = Streamed { from, reached: from, history, ..Streamed::default() };
         }
     }
 
@@ -175,7 +175,7 @@ impl Streamed {
 
 #[cfg(test)]
 mod tests {
-    use crate::core::streamed::*;
+    use crate::core::{position::RowPosition, streamed::*};
 
     fn key(n: u32) -> RowKey {
         RowKey::new(&n.to_be_bytes(), 7)
@@ -240,6 +240,22 @@ mod tests {
         assert_eq!(after("1", 1, 130), keys([]));
         assert_eq!(after("1", 2, 115), keys([]));
         assert_eq!(after("2", 1, 115), keys([]));
+    }
+
+    #[test]
+    fn a_stream_that_ended_inside_a_transaction_is_continued_there() {
+        let row = |ordinal| Position::Row(RowPosition { commit: at(110), ordinal });
+        let mut streamed = Streamed::default();
+        streamed.begin("1", 1, Position::UpTo(at(100)));
+        assert_eq!(streamed.reach(at(110)), Ok(()));
+        streamed.sent(at(110), &[key(1)]);
+        streamed.begin("1", 1, row(0));
+        let rows = [doubtful(1, 7, false), doubtful(2, 7, false)];
+        assert_eq!(streamed.doubtful(&rows, at(105), None), keys([2]));
+        // A process that begins there does not know the first row.
+        let mut streamed = Streamed::default();
+        streamed.begin("1", 1, row(0));
+        assert_eq!(streamed.doubtful(&rows, at(110), None), keys([]));
     }
 
     #[test]

@@ -45,8 +45,9 @@ pub struct RouteIntake {
     moved: Vec<u32>,
     /// What tells rows that were not in the stream.
     streamed: Option<Arc<Mutex<Streamed>>>,
-    /// Of the open transaction, yet to be noted there.
+    /// Of the open transaction, yet to be noted there; and the start of its commit record.
     sent: Vec<RowKey>,
+    commit: Lsn,
 }
 
 impl RouteIntake {
@@ -62,13 +63,15 @@ impl RouteIntake {
             moved: Vec::new(),
             streamed: None,
             sent: Vec::new(),
+            commit: Lsn::ZERO,
         }
     }
 
     /// The same, noting there which rows have come.
     #[must_use]
-    pub fn noting(self, streamed: Arc<Mutex<Streamed>>) -> Self {
-        RouteIntake { streamed: Some(streamed), ..self }
+    pub fn noting(mut self, streamed: Arc<Mutex<Streamed>>) -> Self {
+        self.streamed = Some(streamed);
+        self
     }
 
     /// A row that was inserted has become the batch's last record.
@@ -79,16 +82,17 @@ impl RouteIntake {
         let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
         let Some(id) = last.as_ref().and_then(|record| record.event_id()) else { return };
         let xid = row.writer.filter(|_| self.router.is_stamped(row)).unwrap_or_default();
+        self.commit = row.position.commit;
         self.sent.push(RowKey::new(id, xid));
         if self.sent.len() >= SENT_MAX {
-            self.note_sent(row.position.commit);
+            self.note_sent();
         }
     }
 
-    fn note_sent(&mut self, commit: Lsn) {
+    fn note_sent(&mut self) {
         if let Some(streamed) = self.streamed.as_ref().filter(|_| !self.sent.is_empty()) {
             let mut streamed = streamed.lock().unwrap_or_else(PoisonError::into_inner);
-            streamed.sent(commit, &self.sent);
+            streamed.sent(self.commit, &self.sent);
         }
         self.sent.clear();
     }
@@ -108,6 +112,13 @@ impl RouteIntake {
              between partitions or copied, and count from their first insert; to publish a copy as \
              an event of its own, leave xid (and id) to the columns' defaults"
         );
+    }
+}
+
+/// A stream that ends inside a transaction may be continued behind the rows that it has sent of that.
+impl Drop for RouteIntake {
+    fn drop(&mut self) {
+        self.note_sent();
     }
 }
 
@@ -173,7 +184,7 @@ impl Intake for RouteIntake {
     }
 
     fn commit(&mut self, end: RowPosition, batch: &mut Batch) {
-        self.note_sent(end.commit);
+        self.note_sent();
         if self.announced.is_empty() {
             return;
         }
