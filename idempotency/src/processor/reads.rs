@@ -1,12 +1,12 @@
 //! The topics whose parked messages a process takes up: those that its runner reads. Others are left to the program that
 //! reads them, which has another handler; if there is none, that is said.
 
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
 use tokio_postgres::types::ToSql;
 
 use super::Processor;
-use crate::{error::InboxError, repertoire::Repertoire, transaction::Open};
+use crate::{error::InboxError, transaction::Open};
 
 /// After so long a time past due, no one seems to take them up.
 const LEFT: &str = "interval '2 minutes'";
@@ -21,7 +21,7 @@ pub(super) struct Reads {
 impl Reads {
     /// `^…` is a pattern. It counts by its fixed beginning, so rather too many topics are taken for its own.
     #[cfg(any(test, feature = "kafka-plain"))]
-    fn of(topics: &[String], repertoire: Repertoire) -> Self {
+    fn of(topics: &[String], repertoire: crate::repertoire::Repertoire) -> Self {
         let mut reads = Reads::default();
         for topic in topics {
             match topic.strip_prefix('^') {
@@ -67,7 +67,7 @@ impl Processor {
     #[cfg(feature = "kafka-plain")]
     pub(crate) fn reading(mut self, topics: &[String]) -> Self {
         let reads = Reads::of(topics, self.shared.inbox.repertoire());
-        Arc::make_mut(&mut self.shared).reads = Some(Arc::new(reads));
+        std::sync::Arc::make_mut(&mut self.shared).reads = Some(reads.into());
         self
     }
 
