@@ -49,7 +49,7 @@ pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
         }
         (true, false) => format!(
             "insert them again, with their ids: `insert into outbox.events ({COLUMNS}) select \
-             {COLUMNS} from outbox.events e where id in ({}) and {}`",
+             {COLUMNS} from outbox.events e where id in ({}) and {} order by created_at, id`",
             quoted(&lost.ids),
             unparked(relay)
         ),
@@ -61,14 +61,14 @@ pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
     let more = match (lost.ids.len(), more) {
         (0, _) | (_, 0) => String::new(),
         (_, more) if ours => format!(
-            "; and in the same way {more} more whose ids the relay did not keep: those of `select id, topic, \
-             key, created_at from outbox.events e where {} order by created_at desc` that are not in their \
-             topics",
+            "; but before these, for the order of each key, in the same way {more} more that were parked earlier, and \
+             whose ids the relay did not keep: those of `select id, topic, key, created_at from outbox.events e \
+             where {} order by created_at, id` that are not in their topics",
             unparked(relay)
         ),
         (_, more) => format!(
-            "; and in the same way {more} more whose ids the relay did not keep: those of {table} that \
-             are not in their topics"
+            "; but before these, for the order of each key, in the same way {more} more that were parked earlier, and \
+             whose ids the relay did not keep: those of {table} that are not in their topics"
         ),
     };
     format!(

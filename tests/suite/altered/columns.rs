@@ -243,6 +243,10 @@ async fn a_renamed_table_of_dead_letters_is_named_back_or_made_whole() {
         let other = t.topic("other");
         t.commit([Event::to(other.name()).key("b")]).await;
         let detail = says(&relay, "dead_letters_old is that table").await;
+        let found = check(&settings).await;
+        let absent = found.iter().find(|it| it.seen.contains("no outbox.dead_letters"));
+        let back = typed(&detail, "rename to dead_letters");
+        assert!(absent.is_some_and(|it| it.remedy.contains(back)), "{found:?}");
         if made_anew {
             obey(&t, typed(&detail, "outbox-relay migrate")).await;
             relay.wait_ready().await;

@@ -165,7 +165,9 @@ async fn nothing_gone(
     progress: &Progress,
 ) -> Result<(), Ended> {
     complete(config, session, tables, lower, progress).await?.map_err(|why| {
-        let from = progress.position.map_or_else(|| "the first event".into(), |p| p.to_string());
+        let from = progress
+            .position
+            .map_or_else(|| "the first event".into(), |at| at.resume_lsn().to_string());
         let slot = &config.postgres.slot;
         let until = match &progress.repair {
             Some(begun) if begun.is_begun() => format!("{from} and {}", begun.consistent_point),

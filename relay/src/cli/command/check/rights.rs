@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::{Finding, ok, problem, warning};
 use crate::{
     core::halt::Halt,
-    postgres::catalog::InspectError,
+    postgres::catalog::{InspectError, renamed},
     rights,
     route::{Mapping, TableName},
     sink::any::Settings,
@@ -28,7 +28,12 @@ pub(super) async fn rights(
     let absent: Vec<&str> = lacking.absent.iter().copied().filter(needed).collect();
     if !absent.is_empty() {
         let seen = format!("there is no {}", absent.join(", no "));
-        let remedy = "run `outbox-relay migrate` as the schema's owner";
+        let migrate = "run `outbox-relay migrate` as the schema's owner";
+        let found = match renamed::dead_letters(client).await? {
+            Some(back) => Some(back),
+            None => renamed::schema(client).await?,
+        };
+        let remedy = found.map_or(migrate.to_owned(), |back| format!("{back}; else {migrate}"));
         return Ok(vec![problem("migrations", seen, remedy)]);
     }
     let stopping = rights::stopping(client, &grants, rights::HALTS_WHEN_NEEDED).await;
