@@ -12,6 +12,7 @@ use outbox_harness::{
 use crate::{
     checks::check,
     dead_letters::{count_parked, dead_letters, list, try_dead_letters, wait_parked},
+    obeyed::{obey, typed},
     rows::run,
 };
 
@@ -64,6 +65,69 @@ async fn released_since_the_copy(t: &mut Harness, headers: &str) -> (Topic, Rela
     arrived(&missing, 3).await;
     wait_parked(t, |parked| parked == 0).await;
     (missing, relay)
+}
+
+/// Events that were parked after the copy was made are in no table any more.
+#[tokio::test]
+async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_says() {
+    for away in [false, true] {
+        let mut t = Harness::start().await;
+        let missing = t.topic("missing");
+        let settings = t.relay().set("sink.topic_grace", "100ms");
+        let mut relay = settings.clone().start().await;
+        let event = |key: &str| Event::to(missing.name()).key(key);
+        t.commit([event("a"), event("a")]).await;
+        wait_parked(&t, |parked| parked == 2).await;
+        run(&t, "create table public.kept as select * from outbox.dead_letters").await;
+        t.commit([event("a"), event("b"), event("b")]).await;
+        wait_parked(&t, |parked| parked == 5).await;
+        wait_known(&relay, 5).await;
+        if away {
+            // What is delivered stores what is parked by then.
+            let other = t.topic("other").create(1).await;
+            t.commit([Event::to(other.name()).key("k")]).await;
+            arrived(&other, 1).await;
+            assert!(relay.sigterm().await.success());
+        }
+        put_back(&t).await;
+        if away {
+            relay.restart();
+            relay.wait_ready().await;
+        }
+        let page = page_says(&relay, "outbox.dead_letters was emptied").await;
+        assert!(page.contains("while 3 events of 2 lanes were parked"), "{page}");
+        obey(&t, typed(&page, "insert into outbox.events")).await;
+        wait_parked(&t, |parked| parked == 5).await;
+        let missing = missing.create(1).await;
+        dead_letters(&t, &["release", "--all", "--yes"]).await;
+        let ids = "select array(select event_id from public.kept order by id)";
+        let kept: Vec<String> =
+            t.database().superuser().query_one(ids, &[]).await.expect("they are there").get(0);
+        let records = arrived(&missing, 5).await;
+        let of_a: Vec<_> = records.iter().filter(|it| it.key.as_deref() == Some(b"a")).collect();
+        assert_eq!(of_a.len(), 3);
+        assert_eq!([of_a[0].id(), of_a[1].id()], [Some(&*kept[0]), Some(&*kept[1])]);
+        wait::until("it is said no more", wait::PATIENCE, || async {
+            match relay.page("/readyz").await {
+                page if page == "ok\n" => Ok(()),
+                page => Err(page),
+            }
+        })
+        .await
+        .expect("it was dealt with");
+    }
+}
+
+/// The relay has counted so many.
+async fn wait_known(relay: &Relay, parked: u64) {
+    wait::until("they are counted", wait::PATIENCE, || async {
+        match relay.status().await.get("parked_events").and_then(|it| it.as_u64()) {
+            Some(found) if found == parked => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await
+    .expect("all of them");
 }
 
 #[tokio::test]

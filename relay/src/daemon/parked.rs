@@ -81,7 +81,18 @@ pub(super) async fn count(
                 write_down(context, session, system_id, &lost, &remade(&lost)).await?;
             }
         }
-        (None, _) => {}
+        (None, Some(system_id)) => {
+            // What is released or discarded keeps its row.
+            let before = board.parked_last().unwrap_or_default();
+            let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
+            if !absent.is_empty()
+                && keeps_rows(&context.config)
+                && let Some(lost) = lost::remade(&before, counted.events, absent)
+            {
+                write_down(context, session, system_id, &lost, &emptied(&lost)).await?;
+            }
+        }
+        (None, None) => {}
     }
     board.parked(&counted);
     tell(context, session).await
@@ -106,15 +117,23 @@ pub(super) async fn compare(
     let seen = context.board.parked_elsewhere(table);
     let Some(before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
     let has_another_past = stored.timeline != identity.timeline || stored.rolled_back.is_some();
-    if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past) {
+    // Progress may be older than what was released since and deleted: only rows from a copy tell.
+    let copied = keeps_rows(&context.config)
+        && restored::count(client, &context.config.name).await?.is_some();
+    if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past || copied)
+    {
         let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
         let there = dead_letter::count(client, &context.config.name).await?.events;
-        let (lost, said) = match elsewhere(&before) {
-            true => {
+        let (lost, said) = match (elsewhere(&before), has_another_past) {
+            (true, _) => {
                 let lost = lost::remade(&before, there, absent);
                 (lost.clone(), lost.as_ref().map(remade))
             }
-            false => {
+            (false, false) => {
+                let lost = lost::remade(&before, there, absent).filter(|lost| !lost.ids.is_empty());
+                (lost.clone(), lost.as_ref().map(emptied))
+            }
+            (false, true) => {
                 let lost = lost::cut_off(&before, there, absent);
                 (lost.clone(), lost.as_ref().map(cut_off))
             }
@@ -133,6 +152,19 @@ fn remade(lost: &ParkedRecord) -> String {
          no longer deliver them",
         lost::in_words(lost)
     )
+}
+
+fn emptied(lost: &ParkedRecord) -> String {
+    format!(
+        "outbox.dead_letters was emptied, or rows of it were deleted, while {} were parked in it: the relay can no \
+         longer deliver them",
+        lost::in_words(lost)
+    )
+}
+
+/// Rows of events that were released are there for longer than it takes to count again.
+fn keeps_rows(config: &Config) -> bool {
+    config.retention.keep_dead_letters.is_none_or(|keep| keep >= 6 * COUNT_INTERVAL)
 }
 
 fn cut_off(lost: &ParkedRecord) -> String {
