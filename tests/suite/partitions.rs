@@ -114,7 +114,7 @@ async fn older_rows_of_an_attached_table_halt_the_relay_and_arrive_as_the_halt_s
     wait_snapshot(&t).await;
     assert!(relay.sigterm().await.success());
     run(&t, ATTACH).await;
-    let words = ["outbox.events_old", "1 row", "before", "resume --at progress"];
+    let words = ["outbox.events_old", "1 row", "older", "resume --at progress"];
     check_says(&t.relay(), &words).await;
     relay.restart();
     let detail = halted(&relay).await;

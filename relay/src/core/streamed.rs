@@ -124,7 +124,8 @@ impl Streamed {
     }
 
     /// Leaves what may still be to come: what was sent is taken out, and, where not all that was sent since `since` is
-    /// remembered, also what transaction ids tell to be sent. No transaction above `published` was published by then.
+    /// remembered, also what transaction ids tell to be sent. No transaction above `published` was published by then;
+    /// `None` where that is not known, or none was: rather a row comes twice than never.
     pub fn doubtful(
         &self,
         rows: &[Doubtful],
@@ -134,7 +135,7 @@ impl Streamed {
         let remembers = self.from <= since;
         let sent: HashSet<RowKey> = self.recent.iter().map(|(_, key)| *key).collect();
         let may_be_sent = |row: &&Doubtful| {
-            remembers || row.before || published.is_some_and(|published| row.xid > published)
+            remembers || row.before || published.is_none_or(|published| row.xid > published)
         };
         let left = rows.iter().filter(|row| !sent.contains(&row.key)).filter(may_be_sent);
         left.map(|row| row.key).collect()
@@ -219,7 +220,7 @@ mod tests {
         let rows = [doubtful(1, 9, false), doubtful(2, 9, true), doubtful(3, 11, false)];
         // The relay has published up to transaction 10; the snapshot lies at 150.
         assert_eq!(streamed.doubtful(&rows, at(150), Some(10)), keys([2, 3]));
-        assert_eq!(streamed.doubtful(&rows, at(150), None), keys([2]));
+        assert_eq!(streamed.doubtful(&rows, at(150), None), keys([1, 2, 3]));
         assert_eq!(streamed.doubtful(&rows, at(200), Some(10)), keys([1, 2, 3]));
     }
 
@@ -255,7 +256,7 @@ mod tests {
         // A process that begins there does not know the first row.
         let mut streamed = Streamed::default();
         streamed.begin("1", 1, row(0));
-        assert_eq!(streamed.doubtful(&rows, at(110), None), keys([]));
+        assert_eq!(streamed.doubtful(&rows, at(110), Some(9)), keys([]));
     }
 
     #[test]
@@ -269,7 +270,8 @@ mod tests {
         assert_eq!(streamed.recent.len(), ROWS_MAX);
         assert_eq!(streamed.reach(at(u64::from(rows_max) + 20)), Ok(()));
         let forgotten = [doubtful(1, 7, false)];
-        assert_eq!(streamed.doubtful(&forgotten, at(11), None), keys([]), "it may have been sent");
-        assert_eq!(streamed.doubtful(&forgotten, at(12), None), keys([1]), "it was not");
+        let doubtful = |since| streamed.doubtful(&forgotten, at(since), Some(9));
+        assert_eq!(doubtful(11), keys([]), "it may have been sent");
+        assert_eq!(doubtful(12), keys([1]), "it was not");
     }
 }

@@ -88,7 +88,7 @@ pub async fn look_into(
         match looked.await {
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 let which = partition.typed.clone();
-                let halt = partition.in_doubt("it is not known how many", &which);
+                let halt = partition.unknown("it is not known how many", &which);
                 found.halt.get_or_insert(halt);
             }
             looked => looked?,
@@ -110,15 +110,18 @@ async fn older(
     let shown = format!("pg_visible_in_snapshot(xid, {})", literal(since.lower));
     // The halves of ids that are compared are near to one another, or the row is frozen, and old.
     let same = "xid::text::int8 % 4294967296 = xmin::text::int8";
-    for (is_same, moved) in [(same.to_owned(), false), (format!("not {same}"), true)] {
-        let which = format!("{is_same} and {shown}");
+    let future = "xid >= pg_snapshot_xmax(pg_current_snapshot())";
+    for (which, moved) in [
+        (format!("{same} and {shown}"), false),
+        (format!("(not {same} and {shown} or {future})"), true),
+    ] {
         let rows = partition.count(client, since, !moved).await?;
         if rows == 0 {
             continue;
         }
         let rows = in_words(rows);
         match moved {
-            false => drop(found.halt.get_or_insert(partition.in_doubt(&rows, &which))),
+            false => drop(found.halt.get_or_insert(partition.unknown(&rows, &which))),
             true => found.moved.push(partition.look_moved(&rows, &which)),
         }
     }
@@ -171,14 +174,17 @@ pub async fn not_sent(
         let rows = client.query_raw(&partition.newer_rows(since, ""), NOTHING).await?;
         pin_mut!(rows);
         let (mut count, mut ids) = (0, Vec::new());
+        let (mut own, mut others) = (BTreeSet::new(), BTreeSet::new());
         while let Some(row) = rows.try_next().await? {
             let doubtful = partition.doubtful(&row)?;
-            if missing.rows.contains(&doubtful.key) {
-                count += 1;
-                xids.insert(doubtful.xid);
-                if ids.len() <= NAMED_MAX {
-                    ids.push(row.try_get::<_, String>(0)?);
-                }
+            if !missing.rows.contains(&doubtful.key) {
+                others.insert(doubtful.xid);
+                continue;
+            }
+            count += 1;
+            own.insert(doubtful.xid);
+            if ids.len() <= NAMED_MAX {
+                ids.push(row.try_get::<_, String>(0)?);
             }
         }
         if count == 0 {
@@ -195,10 +201,15 @@ pub async fn not_sent(
         // Those that a person has moved through the stream are later ones.
         let which = match (partition.stamped, &ids) {
             (true, Some(_)) => shown(&now),
+            (true, None) if own.len() <= NAMED_MAX && own.is_disjoint(&others) => {
+                let own = own.iter().map(|xid| format!("'{xid}'")).collect::<Vec<_>>().join(", ");
+                format!("xid in ({own})")
+            }
             (true, None) => format!("not {} and {}", shown(since.lower), shown(&now)),
             (false, _) => partition.typed.clone(),
         };
         let which = ids.unwrap_or_default() + &which;
+        xids.append(&mut own);
         let Partition { oid, .. } = partition;
         records.push(NotSentRecord { partition: oid, rows: count, which });
     }

@@ -141,21 +141,26 @@ impl Partition {
         client.query_one(&count, &[]).await?.try_get(0)
     }
 
-    /// Its rows that the snapshot shows: in the version in which they were inserted, or in another one.
+    /// Its rows that the snapshot shows, in the version in which they were inserted, or in another one. A transaction that
+    /// is still to come is another cluster's, so its rows were copied.
     pub(super) async fn count(
         &self,
         client: &Client,
         since: &Since<'_>,
         inserted: bool,
     ) -> Result<i64, tokio_postgres::Error> {
-        let sql = format!(
-            "select pg_catalog.count(*) from (select from {} and (t.{XID} = {}) = {inserted} \
-             and pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot) limit {})  r",
-            self.rows(),
-            full_xid("t.xmin", NOW),
-            literal(since.lower),
-            COUNTED_MAX + 1
+        let shown = format!(
+            "pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot)",
+            literal(since.lower)
         );
+        let same = format!("t.{XID} = {}", full_xid("t.xmin", NOW));
+        let which = match inserted {
+            true => format!("{same} and {shown}"),
+            false => format!("(not {same} and {shown} or t.{XID} >= {NOW})"),
+        };
+        let rows = self.rows();
+        let some = format!("select from {rows} and {which} limit {}", COUNTED_MAX + 1);
+        let sql = format!("select pg_catalog.count(*) from ({some}) r");
         client.query_one(&sql, &[]).await?.try_get(0)
     }
 
@@ -168,7 +173,8 @@ impl Partition {
                 format!("t.{XID}::pg_catalog.text"),
                 format!("t.{XID} = {} and {before}", full_xid("t.xmin", NOW)),
                 format!(
-                    "not pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot)",
+                    "not pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot) \
+                     and t.{XID} < {NOW}",
                     literal(since.lower)
                 ),
             ),
@@ -203,16 +209,31 @@ impl Partition {
         NotSentRecord { partition: self.oid, rows, which: newer }
     }
 
-    /// What a person can do with rows that were inserted before it was attached.
+    /// What a person can do with rows that the stream has not sent.
     pub(super) fn in_doubt(&self, rows: &str, which: &str) -> Halt {
         let name = &self.name;
         Halt::new(
             format!(
-                "partition {name} was attached with rows that were inserted into it before ({rows}): \
-                 they were not in the stream, and are published only if it was a partition then"
+                "partition {name} was attached with rows that were inserted into it before ({rows}): they were not in \
+                 the stream"
             ),
             format!(
-                "to publish them, {}; if they are published, or to leave them out, run `outbox-relay resume --at \
+                "to publish them, {}; or, to leave them out, run `outbox-relay resume --at progress`",
+                self.statement(which)
+            ),
+        )
+    }
+
+    /// What a person can do with older rows that were inserted before it was attached.
+    pub(super) fn unknown(&self, rows: &str, which: &str) -> Halt {
+        let name = &self.name;
+        Halt::new(
+            format!(
+                "partition {name} was attached with rows that are older ({rows}): if it was a partition when they were \
+                 inserted, and was detached since, they are published; if it was none, they were not in the stream"
+            ),
+            format!(
+                "if it was none, publish them: {}; if it was one, or to leave them out, run `outbox-relay resume --at \
                  progress`",
                 self.statement(which)
             ),

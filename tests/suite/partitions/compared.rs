@@ -65,6 +65,39 @@ async fn rows_of_a_table_that_an_older_transaction_attaches_while_the_relay_is_a
     arrives(attached_by_an_older_transaction, true).await;
 }
 
+/// No published event tells by its transaction id which rows are later.
+#[tokio::test]
+async fn rows_of_an_attached_table_arrive_though_nothing_was_published_before() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    attached_by_an_older_transaction(&t, &topic).await;
+    relay.restart();
+    each_once(&topic, &[&ID.to_owned()]).await;
+}
+
+/// As a dump from another cluster has them: they are taken for copies.
+#[tokio::test]
+async fn rows_of_a_later_transaction_of_another_cluster_are_told_and_end_no_stream() {
+    let (t, topic, relay, first) = delivered().await;
+    run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
+    run(&t, &format!("update outbox.events_old set xid = '99999999'; {ATTACH}")).await;
+    let said = "rows of a partition that was attached are not published";
+    wait::until("it is told", wait::PATIENCE, || async {
+        relay.logs_contain(said).then_some(()).ok_or("not yet")
+    })
+    .await
+    .expect("in the log");
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &second]).await;
+    let log = relay.log_text();
+    let line = log.lines().find(|line| line.contains(said)).expect("a line").to_owned();
+    obey(&t, typed(&line, "with rows as")).await;
+    each_once(&topic, &[&first, &second, &ID.to_owned()]).await;
+}
+
 #[tokio::test]
 async fn rows_that_are_updated_before_the_relay_looks_arrive() {
     for away in [false, true] {
