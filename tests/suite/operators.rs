@@ -39,11 +39,12 @@ async fn a_name_or_topic_that_is_not_there_is_an_error_and_a_list_has_a_limit() 
     }
 
     let (_, stdout, _) = typed(&t, &["list"]).await;
-    assert_eq!(stdout.lines().count(), 101, "{stdout}");
+    // The headings, and what is left out, have a line each.
+    assert_eq!(stdout.lines().count(), 102, "{stdout}");
     assert!(stdout.contains("and 20 more"), "{stdout}");
     assert!(stdout.contains("\\u{1b}[31m") && !stdout.contains('\x1b'), "{stdout}");
     let (_, stdout, _) = typed(&t, &["list", "--limit", "120"]).await;
-    assert_eq!(stdout.lines().count(), 120, "{stdout}");
+    assert_eq!(stdout.lines().count(), 121, "{stdout}");
     let groups = dead_letters(&t, &["list", "--by", "lane"]).await;
     let groups = groups.as_array().expect("groups");
     assert_eq!(texts(groups, "key"), ["k0\x1b[31m", "k1\x1b[31m"]);
