@@ -261,8 +261,8 @@ impl Partition {
     pub(super) fn statement(&self, which: &str) -> String {
         let Partition { name, root, columns, .. } = self;
         format!(
-            "`with rows as (delete from {name} where {which} returning *) insert into {root} ({columns}) select \
-             {columns} from rows`"
+            "`with rows as (delete from {name} where {which} returning *) insert into {root} ({columns}) overriding \
+             system value select {columns} from rows`"
         )
     }
 }
