@@ -307,7 +307,10 @@ async fn a_table_without_an_account_halts_a_repair_until_somebody_says_that_rows
     let second = insert().await;
     relay.restart();
     let detail = halted(&relay).await;
-    assert!(detail.contains("no trigger records") && detail.contains("between up to "), "{detail}");
+    assert!(
+        detail.contains("no trigger records") && detail.contains("committed between "),
+        "{detail}"
+    );
     assert!(relay.sigterm().await.success());
     // With an account from now on, and the word that nothing is gone until now.
     run(&t, "select outbox.note_deletions('public.mine')").await;

@@ -60,7 +60,7 @@ pub(super) fn gone(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>, why: 
         None => "the first event".to_owned(),
         // What it lacks may be committed before what it had.
         Some(_) if loss.streams => newest.unwrap_or_else(|| "the slot's making".to_owned()),
-        Some(position) => position.to_string(),
+        Some(position) => position.resume_lsn().to_string(),
     };
     let reason = format!(
         "slot {} {}: events committed between {from} and {} may not be published, and {why}",

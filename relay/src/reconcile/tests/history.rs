@@ -56,7 +56,7 @@ fn a_row_inside_the_last_common_transaction_stays_as_it_is() {
 #[test]
 fn on_a_new_timeline_without_any_snapshot_before_it_a_missing_slot_halts() {
     let promoted = Row { slot: None, ..timeline(2, &[(1, 499)]) };
-    promoted.halts(&["between up to 0/1F3 and 0/7D0", "no stored snapshot", AT_NOW]);
+    promoted.halts(&["between 0/1F3 and 0/7D0", "no stored snapshot", AT_NOW]);
 }
 
 #[test]
