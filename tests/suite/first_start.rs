@@ -239,7 +239,7 @@ async fn a_partition_that_goes_before_a_first_start_that_was_cut_short_continues
     topic.records_with([late]).await;
 }
 
-/// What nobody touches continues without a question.
+/// If no row was deleted and no partition went, it continues without a question.
 #[tokio::test]
 async fn a_first_start_of_a_table_without_an_account_of_deletions_continues_and_says_what_is_not_known()
  {

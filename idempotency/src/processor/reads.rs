@@ -1,5 +1,5 @@
 //! The topics whose parked messages a process takes up: those that its runner reads. Others are left to the program that
-//! reads them, which has another handler; if there is none, that is said.
+//! reads them, which has another handler. If no program takes them up, a warning says so.
 
 use std::collections::HashSet;
 

@@ -21,7 +21,7 @@ pub struct Restored {
     pub at: String,
 }
 
-/// Counts them; `None` where there is none, as in a table of before migration V16.
+/// Counts them; `None` if no event came from a copy, or the table is older than migration V16.
 ///
 /// # Errors
 /// The table can't be read, or the session is broken.

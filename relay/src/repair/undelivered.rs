@@ -68,16 +68,20 @@ pub async fn is_in_tables(
             SimpleQueryMessage::Row(row) => row.get(0).map(|it| it == "true"),
             _ => None,
         })),
-        // It took too long; or a table lacks the column `xid`.
+        // It took too long; a table lacks the column `xid`; or, before PostgreSQL 18, the publication was missing when
+        // something was written, and the slot sends nothing from there on.
         Err(error)
             if error.code().is_some_and(|code| {
-                [SqlState::QUERY_CANCELED, SqlState::UNDEFINED_COLUMN].contains(code)
+                let unsaid = [
+                    SqlState::QUERY_CANCELED,
+                    SqlState::UNDEFINED_COLUMN,
+                    SqlState::UNDEFINED_OBJECT,
+                ];
+                unsaid.contains(code)
             }) =>
         {
             Ok(None)
         }
-        // Before PostgreSQL 18, a publication that was missing when something was written ends what it sends there.
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(Some(true)),
         Err(error) => Err(error),
     }
 }

@@ -83,7 +83,8 @@ async fn rows_of_an_attached_table_arrive_though_nothing_was_published_before() 
 async fn rows_of_a_later_transaction_of_another_cluster_are_told_and_end_no_stream() {
     let (t, topic, relay, first) = delivered().await;
     run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
-    run(&t, &format!("update outbox.events_old set xid = '99999999'; {ATTACH}")).await;
+    run(&t, "update outbox.events_old set xid = '99999999'").await;
+    run(&t, ATTACH).await;
     let said = "rows of a partition that was attached are not published";
     wait::until("it is told", wait::PATIENCE, || async {
         relay.logs_contain(said).then_some(()).ok_or("not yet")
@@ -105,20 +106,22 @@ async fn rows_that_are_updated_before_the_relay_looks_arrive() {
             let update = "update outbox.events set headers = '{\"a\": \"b\"}' where key = 'k' \
                           and created_at < '2002-01-01'";
             let insert = insert_old(topic, ID);
-            run(t, &format!("{TABLE}; {insert}; begin; {ATTACH}; {update}; commit")).await;
+            run(t, &format!("{TABLE}; {insert}")).await;
+            run(t, &format!("begin; {ATTACH}; {update}; commit")).await;
         };
         arrives(updated, away).await;
     }
 }
 
-/// It rewrites the rows, as a load that begins UNLOGGED does.
+/// Another transaction than the one that inserted them writes the rows anew, as where a load begins UNLOGGED.
 #[tokio::test]
 async fn rows_that_are_rewritten_before_the_table_is_attached_arrive() {
     let rewritten = async |t: &Harness, topic: &Topic| {
         let table = TABLE.replace("create table", "create unlogged table");
         let insert = insert_old(topic, ID);
-        run(t, &format!("{table}; {insert}; alter table outbox.events_old set logged; {ATTACH}"))
-            .await;
+        run(t, &format!("{table}; {insert}")).await;
+        run(t, "alter table outbox.events_old set logged").await;
+        run(t, ATTACH).await;
     };
     arrives(rewritten, true).await;
 }

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::{error::InspectError, rows::rows};
 
 /// Triggers before each inserted row, and rules in place of an insert, of a table and its partitions: the
-/// statements that remove them. The migrations' own is none.
+/// statements that remove them. The migrations' own triggers are not among them.
 ///
 /// # Errors
 /// [`InspectError`].
