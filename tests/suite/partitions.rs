@@ -3,6 +3,7 @@
 
 mod compared;
 mod kept;
+mod returned;
 
 use outbox_harness::{Harness, topic::Topic, wait};
 

@@ -14,6 +14,10 @@ use crate::core::{
     snapshot, witness::Witness,
 };
 
+mod partitions;
+
+pub use self::partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord};
+
 /// Of the whole record.
 const BYTES_MAX: usize = 64 << 10;
 /// A stored snapshot's text; some 70 open transactions have room in it.
@@ -77,21 +81,9 @@ pub struct Progress {
     /// Rows of partitions that were attached, which the stream does not have: the first few partitions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_sent: Vec<NotSentRecord>,
-}
-
-/// Partitions of which that is remembered.
-pub const NOT_SENT_MAX: usize = 4;
-
-/// Rows that were inserted into a table before it was attached as a partition.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NotSentRecord {
-    /// The partition's OID.
-    pub partition: u32,
-    /// How many.
-    pub rows: u64,
-    /// Which of its rows: a condition in SQL, of 8 KiB at most.
-    pub which: String,
+    /// Partitions that are none any more, or were none for a while: those that left last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<DepartedRecord>,
 }
 
 fn is_first(era: &u64) -> bool {
@@ -222,6 +214,7 @@ impl Progress {
             rolled_back: None,
             parked: None,
             not_sent: vec![],
+            departed: vec![],
         }
     }
 
@@ -317,6 +310,7 @@ impl Progress {
         if let Some(repair) = &mut cut.repair {
             repair.leaves = Leaves::default();
         }
+        cut.departed.clear();
         json(&cut).into()
     }
 
@@ -325,7 +319,9 @@ impl Progress {
         let long = |s: &&SnapshotRecord| s.snapshot.len() > SNAPSHOT_BYTES_MAX;
         let older = self.snapshots.iter().skip(1);
         let published = self.published.as_ref().and_then(Published::cut);
+        let departed = |departed: &DepartedRecord| departed.snapshot.len() > SNAPSHOT_BYTES_MAX;
         if published.is_none()
+            && !self.departed.iter().any(departed)
             && older.clone().all(|older| older.leaves.is_empty())
             && !self.snapshots.iter().any(|snapshot| long(&snapshot))
         {
@@ -334,9 +330,10 @@ impl Progress {
         let mut cut = self.clone();
         cut.published = published.or(cut.published);
         cut.snapshots.iter_mut().skip(1).for_each(|older| older.leaves = Leaves::default());
-        for record in &mut cut.snapshots {
-            if let Some(shorter) = snapshot::cut(&record.snapshot, SNAPSHOT_BYTES_MAX) {
-                record.snapshot = shorter;
+        let snapshots = cut.snapshots.iter_mut().map(|record| &mut record.snapshot);
+        for long in snapshots.chain(cut.departed.iter_mut().map(|record| &mut record.snapshot)) {
+            if let Some(shorter) = snapshot::cut(long, SNAPSHOT_BYTES_MAX) {
+                *long = shorter;
             }
         }
         Some(cut)

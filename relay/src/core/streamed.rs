@@ -6,7 +6,7 @@
 //! partition; what is left was inserted before. Pure; told by the stream, asked by a start and by the control session.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
@@ -14,6 +14,8 @@ use crate::core::{lsn::Lsn, position::Position};
 
 /// Rows that are remembered: 4 MiB.
 const ROWS_MAX: usize = 1 << 18;
+/// Looks that are remembered.
+const LOOKS_MAX: usize = 16;
 
 /// A row, by its id and the transaction that inserted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,10 +35,31 @@ impl RowKey {
 pub struct Doubtful {
     /// Which one.
     pub key: RowKey,
+    /// Its partition's OID.
+    pub partition: u32,
     /// The transaction that inserted it; 0 where the row does not name it.
     pub xid: u64,
-    /// Whether the order of transaction ids says that it was inserted before its table was attached.
-    pub before: bool,
+    /// The stream has it, or is to send it, or it was inserted before its table was attached: all that was sent is
+    /// remembered, or the order of transaction ids tells so.
+    pub certain: bool,
+}
+
+/// How far back it is remembered what was sent.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// All rows of commits from here on.
+    pub from: Lsn,
+    /// The first look since, with its snapshot.
+    pub look: Option<(Lsn, String)>,
+}
+
+/// Rows that are not remembered.
+#[derive(Debug, Default)]
+pub struct Compared {
+    /// The stream is to send them.
+    pub awaited: HashSet<RowKey>,
+    /// How many were sent as far as transaction ids tell, by partition.
+    pub taken_as_sent: BTreeMap<u32, u64>,
 }
 
 /// The stream has passed the look at a partition, and has not sent all of its rows.
@@ -53,6 +76,8 @@ pub struct Streamed {
     recent: VecDeque<(Lsn, RowKey)>,
     /// All rows of commits from here on are in `recent`.
     from: Lsn,
+    /// Snapshots that were taken since, oldest first: what one does not show was committed after its LSN, or not yet.
+    looks: VecDeque<(Lsn, String)>,
     /// How far the stream has come.
     reached: Lsn,
     /// Whose WAL that is: the cluster's identifier and the timeline.
@@ -72,8 +97,8 @@ pub struct Awaited {
     pub rows: HashSet<RowKey>,
     /// As `pg_snapshot`: all that it shows was committed before `until`.
     pub snapshot: String,
-    /// The OIDs of their partitions.
-    pub partitions: Vec<u32>,
+    /// The OIDs of their partitions, each with a snapshot that shows none of them.
+    pub partitions: BTreeMap<u32, String>,
 }
 
 impl Streamed {
@@ -123,22 +148,39 @@ impl Streamed {
         }
     }
 
-    /// Leaves what may still be to come: what was sent is taken out, and, where not all that was sent since `since` is
-    /// remembered, also what transaction ids tell to be sent. No transaction above `published` was published by then;
-    /// `None` where that is not known, or none was: rather a row comes twice than never.
-    pub fn doubtful(
-        &self,
-        rows: &[Doubtful],
-        since: Lsn,
-        published: Option<u64>,
-    ) -> HashSet<RowKey> {
-        let remembers = self.from <= since;
+    /// A look at the server was taken; what the snapshot does not show was committed after `lsn`.
+    pub fn look(&mut self, lsn: Lsn, snapshot: &str) {
+        while self.looks.front().is_some_and(|(oldest, _)| *oldest < self.from) {
+            self.looks.pop_front();
+        }
+        if self.looks.len() == LOOKS_MAX {
+            // Every other one, and the oldest stays.
+            let mut keep = [true, false].into_iter().cycle();
+            self.looks.retain(|_| keep.next().unwrap_or(true));
+        }
+        if lsn >= self.from {
+            self.looks.push_back((lsn, snapshot.to_owned()));
+        }
+    }
+
+    /// How far back it remembers.
+    pub fn memory(&self) -> Memory {
+        let look = self.looks.iter().find(|(lsn, _)| *lsn >= self.from).cloned();
+        Memory { from: self.from, look }
+    }
+
+    /// Tells apart what may still be to come: what was sent is taken out. Of rows that are not certain, no one above
+    /// `published` was published; `None` where that is not known, or none was: rather a row comes twice than never.
+    pub fn doubtful(&self, rows: &[Doubtful], published: Option<u64>) -> Compared {
         let sent: HashSet<RowKey> = self.recent.iter().map(|(_, key)| *key).collect();
-        let may_be_sent = |row: &&Doubtful| {
-            remembers || row.before || published.is_none_or(|published| row.xid > published)
-        };
-        let left = rows.iter().filter(|row| !sent.contains(&row.key)).filter(may_be_sent);
-        left.map(|row| row.key).collect()
+        let mut compared = Compared::default();
+        for row in rows.iter().filter(|row| !sent.contains(&row.key)) {
+            match row.certain || published.is_none_or(|published| row.xid > published) {
+                true => drop(compared.awaited.insert(row.key)),
+                false => *compared.taken_as_sent.entry(row.partition).or_default() += 1,
+            }
+        }
+        compared
     }
 
     /// Waits for these, too.
@@ -182,8 +224,8 @@ mod tests {
         RowKey::new(&n.to_be_bytes(), 7)
     }
 
-    fn doubtful(n: u32, xid: u64, before: bool) -> Doubtful {
-        Doubtful { key: key(n), xid, before }
+    fn doubtful(n: u32, xid: u64, certain: bool) -> Doubtful {
+        Doubtful { key: key(n), partition: 1, xid, certain }
     }
 
     fn at(lsn: u64) -> Lsn {
@@ -199,11 +241,11 @@ mod tests {
         let mut streamed = Streamed::default();
         streamed.begin("1", 1, Position::UpTo(at(100)));
         streamed.sent(at(110), &[key(1)]);
-        let rows = [1, 2, 3, 4].map(|n| doubtful(n, 7, false));
-        let left = streamed.doubtful(&rows, at(100), None);
+        let rows = [1, 2, 3, 4].map(|n| doubtful(n, 7, true));
+        let left = streamed.doubtful(&rows, Some(9)).awaited;
         assert_eq!(left, keys([2, 3, 4]));
         streamed.sent(at(120), &[key(2)]);
-        let (snapshot, partitions) = ("8:8:".to_owned(), vec![1]);
+        let (snapshot, partitions) = ("8:8:".to_owned(), BTreeMap::from([(1, "5:5:".to_owned())]));
         streamed.wait_for(Awaited { until: at(150), rows: left, snapshot, partitions });
         assert_eq!(streamed.reach(at(130)), Ok(()));
         streamed.sent(at(140), &[key(3)]);
@@ -218,29 +260,31 @@ mod tests {
         let mut streamed = Streamed::default();
         streamed.begin("1", 1, Position::UpTo(at(200)));
         let rows = [doubtful(1, 9, false), doubtful(2, 9, true), doubtful(3, 11, false)];
-        // The relay has published up to transaction 10; the snapshot lies at 150.
-        assert_eq!(streamed.doubtful(&rows, at(150), Some(10)), keys([2, 3]));
-        assert_eq!(streamed.doubtful(&rows, at(150), None), keys([1, 2, 3]));
-        assert_eq!(streamed.doubtful(&rows, at(200), Some(10)), keys([1, 2, 3]));
+        assert_eq!(streamed.memory().from, at(200));
+        // The relay has published up to transaction 10.
+        let compared = streamed.doubtful(&rows, Some(10));
+        assert_eq!(compared.awaited, keys([2, 3]));
+        assert_eq!(compared.taken_as_sent, BTreeMap::from([(1, 1)]));
+        assert_eq!(streamed.doubtful(&rows, None).awaited, keys([1, 2, 3]));
     }
 
     #[test]
     fn a_stream_that_continues_remembers_and_another_one_does_not() {
-        let rows = [doubtful(1, 7, false), doubtful(2, 7, false)];
+        let rows = [doubtful(1, 7, true), doubtful(2, 7, true)];
         let after = |system_id: &str, timeline, from| {
             let mut streamed = Streamed::default();
             streamed.begin("1", 1, Position::UpTo(at(100)));
             streamed.sent(at(110), &[key(1)]);
             assert_eq!(streamed.reach(at(120)), Ok(()));
             streamed.begin(system_id, timeline, Position::UpTo(at(from)));
-            streamed.doubtful(&rows, at(105), Some(9))
+            (streamed.memory().from <= at(105), streamed.doubtful(&rows, Some(9)).awaited)
         };
-        assert_eq!(after("1", 1, 115), keys([2]));
-        assert_eq!(after("1", 1, 120), keys([2]));
+        assert_eq!(after("1", 1, 115), (true, keys([2])));
+        assert_eq!(after("1", 1, 120), (true, keys([2])));
         // Another relay has streamed meanwhile; another server.
-        assert_eq!(after("1", 1, 130), keys([]));
-        assert_eq!(after("1", 2, 115), keys([]));
-        assert_eq!(after("2", 1, 115), keys([]));
+        assert_eq!(after("1", 1, 130), (false, keys([1, 2])));
+        assert_eq!(after("1", 2, 115), (false, keys([1, 2])));
+        assert_eq!(after("2", 1, 115), (false, keys([1, 2])));
     }
 
     #[test]
@@ -251,12 +295,13 @@ mod tests {
         assert_eq!(streamed.reach(at(110)), Ok(()));
         streamed.sent(at(110), &[key(1)]);
         streamed.begin("1", 1, row(0));
-        let rows = [doubtful(1, 7, false), doubtful(2, 7, false)];
-        assert_eq!(streamed.doubtful(&rows, at(105), None), keys([2]));
+        let rows = [doubtful(1, 7, true), doubtful(2, 7, true)];
+        assert!(streamed.memory().from <= at(105));
+        assert_eq!(streamed.doubtful(&rows, None).awaited, keys([2]));
         // A process that begins there does not know the first row.
         let mut streamed = Streamed::default();
         streamed.begin("1", 1, row(0));
-        assert_eq!(streamed.doubtful(&rows, at(110), Some(9)), keys([]));
+        assert!(streamed.memory().from > at(110));
     }
 
     #[test]
@@ -269,9 +314,26 @@ mod tests {
         }
         assert_eq!(streamed.recent.len(), ROWS_MAX);
         assert_eq!(streamed.reach(at(u64::from(rows_max) + 20)), Ok(()));
-        let forgotten = [doubtful(1, 7, false)];
-        let doubtful = |since| streamed.doubtful(&forgotten, at(since), Some(9));
-        assert_eq!(doubtful(11), keys([]), "it may have been sent");
-        assert_eq!(doubtful(12), keys([1]), "it was not");
+        assert_eq!(streamed.memory().from, at(12), "those before are forgotten");
+    }
+
+    #[test]
+    fn the_oldest_look_is_the_first_since_which_all_is_remembered() {
+        let look = |streamed: &Streamed| streamed.memory().look.map(|(_, snapshot)| snapshot);
+        let mut streamed = Streamed::default();
+        streamed.begin("1", 1, Position::UpTo(at(100)));
+        assert_eq!(look(&streamed), None);
+        streamed.look(at(90), "before");
+        assert_eq!(look(&streamed), None);
+        for n in 0..1_000 {
+            streamed.look(at(100 + n), &n.to_string());
+            assert!(streamed.looks.len() <= LOOKS_MAX);
+        }
+        assert_eq!(look(&streamed), Some("0".to_owned()));
+        streamed.from = at(1_050);
+        let oldest = look(&streamed).and_then(|it| it.parse::<u64>().ok());
+        assert!(oldest.is_some_and(|it| (950..1_000).contains(&it)), "{oldest:?}");
+        streamed.look(at(2_000), "new");
+        assert!(streamed.looks.iter().all(|(lsn, _)| *lsn >= at(1_050)));
     }
 }

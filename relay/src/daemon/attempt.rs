@@ -150,8 +150,9 @@ async fn stream(
     let (look, published) = started.look;
     let before =
         control::Before { published, snapshot: started.snapshot, lsn: started.from.resume_lsn() };
+    let departed = started.delivery.progress().departed.clone();
     let (stamped, seen, awaited) = (started.stamped, seen_tx, awaited_tx);
-    let eyes = control::Eyes { look, before, stamped, slot, seen, awaited };
+    let eyes = control::Eyes { look, before, departed, stamped, slot, seen, awaited };
     let intake = RouteIntake::new(started.router, started.from, &config.name, board.clone())
         .noting(Arc::clone(&context.streamed));
     let decoder = Decoder::new(giver, intake, started.recognition, config.batch.record_bytes_max)

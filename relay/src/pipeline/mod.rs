@@ -23,7 +23,7 @@ use self::{
 use crate::{
     core::{
         position::{Confirmable, Position},
-        progress::{Progress, SnapshotRecord},
+        progress::{DepartedRecord, Progress, SnapshotRecord},
         published::Published,
         record::{Announced, Batch, BatchLimits},
         witness::Witness,
@@ -40,6 +40,8 @@ pub struct Seen {
     pub snapshot: SnapshotRecord,
     /// How the tables were published: no row can be missing from the stream by then.
     pub published: Published,
+    /// Partitions that have left.
+    pub departed: Vec<DepartedRecord>,
 }
 
 /// Delivers batches until the source ends.
@@ -163,9 +165,10 @@ impl Course for StreamCourse {
             let newest = progress.snapshots.first().map(|newest| newest.snapshot.as_str());
             progress.witness = Witness::after(progress.witness, seen, newest);
         }
-        while let Ok(Seen { snapshot, published }) = self.seen.try_recv() {
+        while let Ok(Seen { snapshot, published, departed }) = self.seen.try_recv() {
             self.ladder.offer(snapshot);
             progress.published = Some(published);
+            progress.departed = departed;
         }
         let was_passing = self.passing.take().is_some();
         self.passing = self.ladder.passed(position.resume_lsn());

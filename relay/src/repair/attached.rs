@@ -5,20 +5,21 @@
 //! they came from; what was rewritten looks the same, so it is told. Of newer rows the stream itself says which it has
 //! (`Streamed`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{TryStreamExt as _, pin_mut};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
     count::in_words,
-    partition::{LookMoved, Partition, Since, attached},
+    partition::{Known, Partition, Since, TO_COME, Taken, attached, shown},
     sql::{identifier, literal},
 };
 use crate::core::{
     halt::Halt,
     lsn::Lsn,
     progress::NotSentRecord,
+    snapshot,
     streamed::{Awaited, Doubtful},
 };
 
@@ -43,9 +44,9 @@ pub struct Found {
     /// Partitions with more rows than were looked at: those rows that transaction ids tell to be inserted before.
     pub more: Vec<NotSentRecord>,
     /// Partitions with older rows that look moved.
-    pub moved: Vec<LookMoved>,
-    /// The partitions that were looked at.
-    pub partitions: Vec<u32>,
+    pub moved: Vec<Taken>,
+    /// The partitions that were looked at, each with the snapshot that does not show the newer rows.
+    pub partitions: BTreeMap<u32, String>,
 }
 
 /// Whether one was attached after the snapshot at all.
@@ -59,8 +60,8 @@ pub async fn any_attached_since(
     attached(client, since, since.every).await.map(|found| !found.is_empty())
 }
 
-/// Looks into the partitions that were attached after the snapshot. Of those that it shows, the stream has had what it
-/// shows of them. Not more than `rows_max` newer rows are read.
+/// Looks into the partitions that were attached after the snapshot. Of those that were partitions before, the stream has
+/// had what a snapshot of then shows of them. Not more than `rows_max` newer rows are read.
 ///
 /// # Errors
 /// The database's.
@@ -70,24 +71,22 @@ pub async fn look_into(
     rows_max: Option<usize>,
 ) -> Result<Found, tokio_postgres::Error> {
     let mut found = Found::default();
-    let known = since.leaves.oids();
     for partition in attached(client, since, since.every).await? {
-        found.partitions.push(partition.oid);
+        let known = since.known(partition.oid);
+        found.partitions.insert(partition.oid, known.lower.to_owned());
         let looked = async {
             if let Some(rows_max) = rows_max
                 && partition.exceeds(client, rows_max).await?
             {
-                found.more.push(partition.told_by_ids(since));
+                found.more.push(partition.told_by_ids(&known));
                 return Ok(());
             }
-            if !known.contains(&partition.oid) {
-                older(client, since, &partition, &mut found).await?;
-            }
-            newer(client, since, &partition, rows_max, &mut found).await
+            older(client, &known, &partition, &mut found).await?;
+            newer(client, since, (&partition, &known), rows_max, &mut found).await
         };
         match looked.await {
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                let which = partition.typed.clone();
+                let which = partition.before.clone();
                 let halt = partition.unknown("it is not known how many", &which);
                 found.halt.get_or_insert(halt);
             }
@@ -97,25 +96,28 @@ pub async fn look_into(
     Ok(found)
 }
 
-/// Those that the snapshot shows.
+/// Those that are not compared, and were not there when it was a partition.
 async fn older(
     client: &Client,
-    since: &Since<'_>,
+    known: &Known<'_>,
     partition: &Partition,
     found: &mut Found,
 ) -> Result<(), tokio_postgres::Error> {
-    if !partition.stamped {
+    if !partition.stamped || known.published == Some(known.lower) {
         return Ok(());
     }
-    let shown = format!("pg_visible_in_snapshot(xid, {})", literal(since.lower));
+    let mut older = shown(known.lower);
+    if let Some(published) = known.published {
+        older = format!("{older} and not {}", shown(published));
+    }
     // The halves of ids that are compared are near to one another, or the row is frozen, and old.
     let same = "xid::text::int8 % 4294967296 = xmin::text::int8";
-    let future = "xid >= pg_snapshot_xmax(pg_current_snapshot())";
-    for (which, moved) in [
-        (format!("{same} and {shown}"), false),
-        (format!("(not {same} and {shown} or {future})"), true),
-    ] {
-        let rows = partition.count(client, since, !moved).await?;
+    let copied = match known.published {
+        None => format!("(not {same} and {older} or xid >= {TO_COME})"),
+        Some(_) => format!("not {same} and {older}"),
+    };
+    for (which, moved) in [(format!("{same} and {older}"), false), (copied, true)] {
+        let rows = partition.count(client, &which).await?;
         if rows == 0 {
             continue;
         }
@@ -128,11 +130,11 @@ async fn older(
     Ok(())
 }
 
-/// Those that it does not show.
+/// Those that are compared.
 async fn newer(
     client: &Client,
     since: &Since<'_>,
-    partition: &Partition,
+    (partition, known): (&Partition, &Known<'_>),
     rows_max: Option<usize>,
     found: &mut Found,
 ) -> Result<(), tokio_postgres::Error> {
@@ -141,19 +143,45 @@ async fn newer(
     let limit = format!("limit {}", room + 1);
     let before = format!("and {} {limit}", partition.before);
     for which in [limit, before] {
-        let rows = client.query_raw(&partition.newer_rows(since, &which), NOTHING).await?;
+        let rows = partition.doubtful_rows(since, known, &which);
+        let rows = client.query_raw(&rows, NOTHING).await?;
         pin_mut!(rows);
         let kept = found.newer.len();
         while let Some(row) = rows.try_next().await? {
-            found.newer.push(partition.doubtful(&row)?);
+            found.newer.push(partition.doubtful(known, &row)?);
         }
         if found.newer.len() - kept <= room {
             return Ok(());
         }
         found.newer.truncate(kept);
     }
-    found.more.push(partition.told_by_ids(since));
+    found.more.push(partition.told_by_ids(known));
     Ok(())
+}
+
+/// What is said of rows that are taken as sent, though not all is remembered: how many of each partition. No transaction
+/// above `published` was published.
+///
+/// # Errors
+/// The database's.
+pub async fn taken_as_sent(
+    client: &Client,
+    since: &Since<'_>,
+    counts: &BTreeMap<u32, u64>,
+    published: u64,
+) -> Result<Vec<Taken>, tokio_postgres::Error> {
+    let mut told = Vec::new();
+    if counts.is_empty() {
+        return Ok(told);
+    }
+    for partition in attached(client, since, true).await? {
+        let Some(rows) = counts.get(&partition.oid) else { continue };
+        let lower = shown(since.known(partition.oid).lower);
+        let which = format!("not {lower} and xid <= '{published}'");
+        let rows = in_words(i64::try_from(*rows).unwrap_or(i64::MAX));
+        told.push(partition.taken_as_sent(&rows, &which));
+    }
+    Ok(told)
 }
 
 /// Finds the rows that the stream has not sent, for a person and for progress, and the transactions that inserted them:
@@ -170,13 +198,16 @@ pub async fn not_sent(
     let now = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
     let now: String = client.query_one(now, &[]).await?.try_get(0)?;
     let partitions = attached(client, since, true).await?;
-    for partition in partitions.into_iter().filter(|it| missing.partitions.contains(&it.oid)) {
-        let rows = client.query_raw(&partition.newer_rows(since, ""), NOTHING).await?;
+    for partition in partitions {
+        let Some(lower) = missing.partitions.get(&partition.oid) else { continue };
+        let known = Known { lower, ..since.known(partition.oid) };
+        let rows = partition.doubtful_rows(since, &known, "");
+        let rows = client.query_raw(&rows, NOTHING).await?;
         pin_mut!(rows);
         let (mut count, mut ids) = (0, Vec::new());
         let (mut own, mut others) = (BTreeSet::new(), BTreeSet::new());
         while let Some(row) = rows.try_next().await? {
-            let doubtful = partition.doubtful(&row)?;
+            let doubtful = partition.doubtful(&known, &row)?;
             if !missing.rows.contains(&doubtful.key) {
                 others.insert(doubtful.xid);
                 continue;
@@ -197,7 +228,6 @@ pub async fn not_sent(
         let named = ids.len() <= NAMED_MAX && ids.iter().all(is_short);
         let ids = ids.iter().map(|id| literal(id)).collect::<Vec<_>>().join(", ");
         let ids = named.then(|| format!("{id}::text in ({ids}) and "));
-        let shown = |snapshot: &str| format!("pg_visible_in_snapshot(xid, {})", literal(snapshot));
         // Those that a person has moved through the stream are later ones.
         let which = match (partition.stamped, &ids) {
             (true, Some(_)) => shown(&now),
@@ -205,8 +235,12 @@ pub async fn not_sent(
                 let own = own.iter().map(|xid| format!("'{xid}'")).collect::<Vec<_>>().join(", ");
                 format!("xid in ({own})")
             }
-            (true, None) => format!("not {} and {}", shown(since.lower), shown(&now)),
-            (false, _) => partition.typed.clone(),
+            (true, None) => format!("not {} and {}", shown(lower), shown(&now)),
+            (false, Some(_)) => {
+                let end = snapshot::end(&now).unwrap_or_default() % (1 << 32);
+                format!("age(xmin) > age('{end}'::xid)")
+            }
+            (false, None) => partition.before.clone(),
         };
         let which = ids.unwrap_or_default() + &which;
         xids.append(&mut own);

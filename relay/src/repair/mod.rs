@@ -21,13 +21,16 @@ mod undelivered;
 mod witness;
 
 pub use self::{
-    attached::{Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, unmoved},
+    attached::{
+        Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, taken_as_sent,
+        unmoved,
+    },
     count::{Around, any_row, in_words, rows_around, rows_since, rows_there},
     first::still_there,
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},
     page::{End, Page},
-    partition::{LookMoved, Since},
+    partition::{Since, Taken},
     reader::{ReadError, Reader},
     tables::{Table, fits},
     undelivered::is_in_tables,

@@ -7,9 +7,10 @@ use crate::{
     core::{
         halt::Halt,
         leaves::Leaves,
-        progress::NotSentRecord,
+        lsn::Lsn,
+        progress::{DepartedRecord, NotSentRecord},
         published::Published,
-        streamed::{Doubtful, RowKey},
+        streamed::{Doubtful, Memory, RowKey},
     },
     route::{Mapping, TableName, XID},
 };
@@ -26,17 +27,54 @@ pub struct Since<'a> {
     pub stamped: &'a [TableName],
     /// The partitions that there are.
     pub published: &'a Published,
-    /// What was there before, as `pg_snapshot`.
-    pub lower: &'a str,
+    /// What was there before, as `pg_snapshot`, and the LSN that was read after it.
+    pub lower: (Lsn, &'a str),
     /// The partitions that it shows.
     pub leaves: &'a Leaves,
+    /// Those that left before.
+    pub departed: &'a [DepartedRecord],
+    /// How far back it is remembered what the stream has sent.
+    pub memory: &'a Memory,
     /// All of `published` are known to be attached since.
     pub every: bool,
 }
 
-/// Rows of which another version was inserted: moved there, or updated.
+/// What is known of the rows that a partition had before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    /// What this shows was sent, for it shows a partition: as `pg_snapshot`. `None` if it was none.
+    pub(super) published: Option<&'a str>,
+    /// What this does not show is compared with the stream. It is no older than `published`.
+    pub(super) lower: &'a str,
+    /// All that was sent since is remembered.
+    pub(super) is_remembered: bool,
+}
+
+impl<'a> Since<'a> {
+    /// Of a partition, by its OID.
+    pub(super) fn known(&self, partition: u32) -> Known<'a> {
+        let Since { lower: (lsn, lower), leaves, departed, memory, .. } = *self;
+        let left = || departed.iter().find(|it| it.partition == partition);
+        let was = match leaves.oids().contains(&partition) {
+            true => Some((lsn, lower)),
+            false => left().map(|it| (it.lsn, it.snapshot.as_str())),
+        };
+        let published = was.map(|(_, snapshot)| snapshot);
+        if let Some((_, lower)) = was.filter(|(lsn, _)| memory.from <= *lsn) {
+            return Known { published, lower, is_remembered: true };
+        }
+        if let Some((_, lower)) = was.filter(|(left, _)| *left >= lsn) {
+            return Known { published, lower, is_remembered: false };
+        }
+        let look = memory.look.as_ref().filter(|(at, _)| *at <= lsn);
+        let lower = look.map_or(lower, |(_, snapshot)| snapshot);
+        Known { published, lower, is_remembered: memory.from <= lsn }
+    }
+}
+
+/// Rows that are taken for published, and may not be.
 #[derive(Debug)]
-pub struct LookMoved {
+pub struct Taken {
     /// What they are taken for.
     pub reason: String,
     /// What a person can do if they are not that.
@@ -48,15 +86,21 @@ pub(super) struct Partition {
     pub(super) oid: u32,
     pub(super) name: String,
     root: String,
-    /// Whether a row was written before it was attached, by transaction ids.
+    /// Whether a row was written before it was attached, by transaction ids; as a person types it.
     pub(super) before: String,
-    /// The same, as a person types it.
-    pub(super) typed: String,
     /// Its rows among the root's: the relay may read that one, and need not read this.
     own: String,
     /// Whether its `xid` is the transaction that inserted the row.
     pub(super) stamped: bool,
     columns: String,
+}
+
+/// The first transaction id that is still to come, as a person types it.
+pub(super) const TO_COME: &str = "pg_snapshot_xmax(pg_current_snapshot())";
+
+/// Which rows a snapshot shows by their column `xid`, as a person types it.
+pub(super) fn shown(snapshot: &str) -> String {
+    format!("pg_visible_in_snapshot({XID}, {})", literal(snapshot))
 }
 
 /// Those that were attached since, or all of them. A snapshot shows subtransactions of an open transaction as ended, so
@@ -66,7 +110,7 @@ pub(super) async fn attached(
     since: &Since<'_>,
     all: bool,
 ) -> Result<Vec<Partition>, tokio_postgres::Error> {
-    let Since { published, lower, leaves, .. } = since;
+    let Since { published, lower: (_, lower), leaves, .. } = since;
     let full = full_xid("i.xmin", NOW);
     let sql = format!(
         "select c.oid::pg_catalog.regclass::pg_catalog.text, \
@@ -102,7 +146,6 @@ impl Partition {
         let (oid, bounds): (i64, &str) = (row.try_get(3)?, row.try_get(4)?);
         let (attached_by, command): (&str, &str) = (row.try_get(2)?, row.try_get(7)?);
         let (schema, table): (&str, &str) = (row.try_get(5)?, row.try_get(8)?);
-        let version = full_xid("t.xmin", NOW);
         let short = attached_by.parse::<u64>().unwrap_or_default() % (1 << 32);
         Ok(Partition {
             oid: u32::try_from(oid).unwrap_or_default(),
@@ -110,11 +153,6 @@ impl Partition {
             root: row.try_get(1)?,
             // In one transaction its commands tell the order.
             before: format!(
-                "({version} < '{attached_by}'::pg_catalog.xid8 or {version} = \
-                 '{attached_by}'::pg_catalog.xid8 and t.cmin::pg_catalog.text::pg_catalog.int8 < \
-                 {command})"
-            ),
-            typed: format!(
                 "(age(xmin) > age('{short}'::xid) or xmin = '{short}' and cmin::text::int8 < {command})"
             ),
             // One that is partitioned itself has its rows below it. The bounds spare the other partitions a scan.
@@ -141,72 +179,76 @@ impl Partition {
         client.query_one(&count, &[]).await?.try_get(0)
     }
 
-    /// Its rows that the snapshot shows, in the version in which they were inserted, or in another one. A transaction that
-    /// is still to come is another cluster's, so its rows were copied.
+    /// How many of its rows these are; counted up to [`COUNTED_MAX`] and one.
     pub(super) async fn count(
         &self,
         client: &Client,
-        since: &Since<'_>,
-        inserted: bool,
+        which: &str,
     ) -> Result<i64, tokio_postgres::Error> {
-        let shown = format!(
-            "pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot)",
-            literal(since.lower)
-        );
-        let same = format!("t.{XID} = {}", full_xid("t.xmin", NOW));
-        let which = match inserted {
-            true => format!("{same} and {shown}"),
-            false => format!("(not {same} and {shown} or t.{XID} >= {NOW})"),
-        };
-        let rows = self.rows();
-        let some = format!("select from {rows} and {which} limit {}", COUNTED_MAX + 1);
+        let some = format!("select from {} and ({which}) limit {}", self.rows(), COUNTED_MAX + 1);
         let sql = format!("select pg_catalog.count(*) from ({some}) r");
         client.query_one(&sql, &[]).await?.try_get(0)
     }
 
-    /// Id, transaction, and whether that tells it to be inserted before, of each that the snapshot does not show.
-    pub(super) fn newer_rows(&self, since: &Since<'_>, and: &str) -> String {
+    /// Which of its rows a snapshot does not show.
+    pub(super) fn newer(&self, snapshot: &str) -> String {
+        match self.stamped {
+            // A transaction that is still to come is another cluster's, so its rows were copied.
+            true => format!("not {} and {XID} < {TO_COME}", shown(snapshot)),
+            false => written_after(&full_xid("xmin", NOW), snapshot),
+        }
+    }
+
+    /// Which of its rows are compared with the stream.
+    fn compared(&self, known: &Known<'_>) -> String {
+        let newer = self.newer(known.lower);
+        match self.stamped || known.published.is_some() {
+            true => newer,
+            // It is not known which rows are older.
+            false => format!("({newer} or {})", self.before),
+        }
+    }
+
+    /// Id, transaction, and whether that tells it to be inserted before, of each that is compared with the stream.
+    pub(super) fn doubtful_rows(&self, since: &Since<'_>, known: &Known<'_>, and: &str) -> String {
         let id = format!("t.{}", identifier(since.mapping.id_column()));
         let before = &self.before;
-        let (xid, before, newer) = match self.stamped {
+        let (xid, before) = match self.stamped {
             true => (
                 format!("t.{XID}::pg_catalog.text"),
                 format!("t.{XID} = {} and {before}", full_xid("t.xmin", NOW)),
-                format!(
-                    "not pg_catalog.pg_visible_in_snapshot(t.{XID}, {}::pg_catalog.pg_snapshot) \
-                     and t.{XID} < {NOW}",
-                    literal(since.lower)
-                ),
             ),
-            // It is not known which rows are newer.
-            false => ("'0'".to_owned(), "true".to_owned(), before.clone()),
+            false => ("'0'".to_owned(), before.clone()),
         };
         format!(
-            "select pg_catalog.concat({id}), {xid}, {before} from {} and {newer} {and}",
-            self.rows()
+            "select pg_catalog.concat({id}), {xid}, {before} from {} and {} {and}",
+            self.rows(),
+            self.compared(known)
         )
     }
 
-    pub(super) fn doubtful(&self, row: &Row) -> Result<Doubtful, tokio_postgres::Error> {
+    pub(super) fn doubtful(
+        &self,
+        known: &Known<'_>,
+        row: &Row,
+    ) -> Result<Doubtful, tokio_postgres::Error> {
         let (id, xid): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
         let xid: u64 = xid.parse().unwrap_or_default();
         let short = u32::try_from(xid % (1 << 32)).unwrap_or_default();
-        let key = RowKey::new(id.as_bytes(), short);
-        Ok(Doubtful { key, xid, before: row.try_get(2)? })
+        let (key, partition) = (RowKey::new(id.as_bytes(), short), self.oid);
+        // Without a transaction there is nothing else to tell by.
+        let certain = known.is_remembered || !self.stamped || row.try_get(2)?;
+        Ok(Doubtful { key, partition, xid, certain })
     }
 
     /// Its newer rows that were inserted before it was attached, if the order of transaction ids is that of their commits.
-    pub(super) fn told_by_ids(&self, since: &Since<'_>) -> NotSentRecord {
-        let newer = match self.stamped {
-            true => format!(
-                "not pg_visible_in_snapshot(xid, {}) and {}",
-                literal(since.lower),
-                self.typed
-            ),
-            false => self.typed.clone(),
+    pub(super) fn told_by_ids(&self, known: &Known<'_>) -> NotSentRecord {
+        let which = match self.stamped {
+            true => format!("not {} and {}", shown(known.lower), self.before),
+            false => self.before.clone(),
         };
         let rows = u64::from(COUNTED_MAX) + 1;
-        NotSentRecord { partition: self.oid, rows, which: newer }
+        NotSentRecord { partition: self.oid, rows, which }
     }
 
     /// What a person can do with rows that the stream has not sent.
@@ -241,9 +283,9 @@ impl Partition {
     }
 
     /// What a person can do with rows of which another version was inserted.
-    pub(super) fn look_moved(&self, rows: &str, which: &str) -> LookMoved {
+    pub(super) fn look_moved(&self, rows: &str, which: &str) -> Taken {
         let name = &self.name;
-        LookMoved {
+        Taken {
             reason: format!(
                 "partition {name} was attached with rows ({rows}) that another transaction has written than the one \
                  in their column {XID}: they are taken for rows that were moved there, and were published where they \
@@ -252,6 +294,22 @@ impl Partition {
             remedy: format!(
                 "if instead they were inserted there before it was a partition, and then updated or rewritten, publish \
                  them: {}",
+                self.statement(which)
+            ),
+        }
+    }
+
+    /// What a person can do with rows that were sent as far as transaction ids tell.
+    pub(super) fn taken_as_sent(&self, rows: &str, which: &str) -> Taken {
+        let name = &self.name;
+        Taken {
+            reason: format!(
+                "partition {name} was attached shortly before the relay was restarted: some of its rows ({rows}) are \
+                 taken for published, because their transactions are older than the newest published event; whether \
+                 they were inserted before it was attached is not known"
+            ),
+            remedy: format!(
+                "look in their topics for them; if they are missing, publish them: {}",
                 self.statement(which)
             ),
         }

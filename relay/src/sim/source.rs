@@ -64,7 +64,7 @@ impl Source<'_> {
                         leaves: Leaves::default(),
                     };
                     let published = Published::default();
-                    let _ = seen.try_send(Seen { snapshot, published });
+                    let _ = seen.try_send(Seen { snapshot, published, departed: Vec::new() });
                 }
             }
             if let Err(error) = decoder.decode(&mut unread) {

@@ -40,6 +40,7 @@ fn sample() -> Progress {
         witness: None,
         rolled_back: None,
         not_sent: vec![],
+        departed: vec![],
         parked: None,
     }
 }

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use crate::{
     core::{
         halt::Halt,
+        identity::SystemIdentity,
         progress::{NOT_SENT_MAX, NotSentRecord, Progress, SnapshotRecord},
         published::Published,
         snapshot,
@@ -14,7 +15,7 @@ use crate::{
     daemon::{context::Context, ended::Ended, locks},
     metrics::Cause,
     postgres::sql::{self, SqlSession},
-    repair::{self, LookMoved, Since},
+    repair::{self, Since, Taken},
     route::TableName,
 };
 
@@ -39,7 +40,7 @@ pub(super) async fn look(
     context: &Context,
     session: &SqlSession,
     stored: Option<&mut Progress>,
-    (snapshot, published): (&str, &Published),
+    (identity, snapshot, published): (&SystemIdentity, &str, &Published),
     stamped: &[TableName],
 ) -> Result<Attached, Ended> {
     // A repair that was begun has its own snapshots; and a person has decided to take what is there.
@@ -48,15 +49,21 @@ pub(super) async fn look(
     let (Some(position), Some(lower)) = (stored.position, stored.snapshots.first().cloned()) else {
         return Ok(Attached::default());
     };
+    context.streamed().begin(&stored.system_id, stored.timeline, position);
+    if (&stored.system_id, stored.timeline) != (&identity.system_id, identity.timeline) {
+        stored.departed.clear(); // Of another history.
+    }
+    let (memory, departed) = (context.streamed().memory(), stored.departed.clone());
     let since = Since {
         mapping: &context.parts.mapping,
         stamped,
         published,
-        lower: &lower.snapshot,
+        lower: (lower.lsn, &lower.snapshot),
         leaves: &lower.leaves,
+        departed: &departed,
+        memory: &memory,
         every: false,
     };
-    context.streamed().begin(&stored.system_id, stored.timeline, position);
     let missing = context.streamed().missing().cloned();
     let any = repair::any_attached_since(session.client(), &since).await.map_err(failed)?;
     if !any && missing.is_none() && stored.not_sent.is_empty() {
@@ -76,7 +83,7 @@ pub(super) async fn look(
     if let Some(halt) = found.halt {
         return Err(Ended::Halted(halt));
     }
-    for LookMoved { reason, remedy } in found.moved {
+    for Taken { reason, remedy } in found.moved {
         tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
     }
     if !found.more.is_empty() {
@@ -84,11 +91,17 @@ pub(super) async fn look(
         return not_sent.map_err(failed);
     }
     let witness = stored.witness.map(|witness| witness.xid);
-    let left = context.streamed().doubtful(&found.newer, lower.lsn, witness);
-    if !left.is_empty() {
+    let compared = context.streamed().doubtful(&found.newer, witness);
+    let taken = compared.taken_as_sent;
+    let taken = repair::taken_as_sent(client, &since, &taken, witness.unwrap_or_default()).await;
+    for Taken { reason, remedy } in taken.map_err(failed)? {
+        tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
+    }
+    if !compared.awaited.is_empty() {
         let until = repair::end_of_wal(client).await.map_err(failed)?;
-        let (snapshot, partitions) = (snapshot.to_owned(), found.partitions);
-        context.streamed().wait_for(Awaited { until, rows: left, snapshot, partitions });
+        let (rows, snapshot, partitions) =
+            (compared.awaited, snapshot.to_owned(), found.partitions);
+        context.streamed().wait_for(Awaited { until, rows, snapshot, partitions });
     }
     Ok(attached)
 }

@@ -8,7 +8,11 @@ use super::{
     slot,
 };
 use crate::{
-    core::{position::Position, progress::Progress, published::Published},
+    core::{
+        position::Position,
+        progress::{DepartedRecord, Progress},
+        published::Published,
+    },
     daemon::{advice, context::Context, ended::Ended, tables::Tables},
     metrics::Cause,
     reconcile::Decision,
@@ -43,6 +47,10 @@ pub(super) async fn carry_out(
     let slot = &config.postgres.slot;
     match &decision {
         Decision::Stream { from } => {
+            if let Some(newest) = progress.snapshots.first() {
+                let (was, at) = (newest.leaves.oids(), (newest.lsn, newest.snapshot.as_str()));
+                DepartedRecord::note(&mut progress.departed, was, at, &published);
+            }
             progress.published = Some(published);
             Ok(Next::Stream(*from))
         }

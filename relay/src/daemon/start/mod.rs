@@ -124,7 +124,7 @@ pub(super) async fn start(
     let oid = |name: &TableName| Some((published.tables.get(&name.to_string())?.oid, name.clone()));
     let oids: Vec<(u32, TableName)> = parts.mapping.tables().iter().filter_map(oid).collect();
     let stamped = &tables.stamped;
-    let now = (snapshot.as_str(), &published);
+    let now = (&identity, snapshot.as_str(), &published);
     let attached = attached::look(context, session, stored.as_mut(), now, stamped).await?;
     if let Some(stored) = stored.as_ref().filter(|_| attached.noted) {
         store(&mut connections.sink, stored).await?;
@@ -257,6 +257,7 @@ async fn start_stream(
     let confirmed = confirmed(config, session, from).await?;
     let recognition = Recognition::new(known, from, confirmed);
     context.streamed().begin(&progress.system_id, progress.timeline, from);
+    context.streamed().look(from.resume_lsn(), &snapshot);
     let look = (look, progress.published.clone().unwrap_or_default());
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());

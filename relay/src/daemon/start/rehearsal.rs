@@ -110,7 +110,7 @@ async fn decide(
         .await
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
     let mut again = false;
-    let now = (snapshot.as_str(), &published);
+    let now = (&identity, snapshot.as_str(), &published);
     let attached = attached::look(context, session, stored.as_mut(), now, &tables.stamped).await?;
     loop {
         let found = decision::Found {

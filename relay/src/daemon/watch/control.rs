@@ -20,7 +20,7 @@ use crate::{
     causes,
     core::{
         lsn::Lsn,
-        progress::SnapshotRecord,
+        progress::{DepartedRecord, SnapshotRecord},
         published::{Published, Since},
         streamed::Awaited,
     },
@@ -30,7 +30,7 @@ use crate::{
         catalog::{InspectError, publication::Look},
         sql::{SessionLost, SqlSession},
     },
-    repair::{self, LookMoved},
+    repair::{self, Taken},
     route::TableName,
     state::Board,
 };
@@ -146,7 +146,8 @@ async fn look_at(session: &SqlSession, look: &Look) -> Result<Looked, ControlErr
     let lsn = inserted.before_page_header(row.try_get::<_, i64>(3)?.unsigned_abs());
     let leaves = published.leaves();
     let snapshot = SnapshotRecord { lsn, taken_ms: row.try_get(2)?, snapshot, leaves };
-    Ok(Looked { seen: Seen { snapshot, published }, wal_end })
+    let departed = Vec::new();
+    Ok(Looked { seen: Seen { snapshot, published, departed }, wal_end })
 }
 
 /// Where what the control session sees goes.
@@ -155,6 +156,8 @@ pub(in crate::daemon) struct Eyes {
     pub(in crate::daemon) look: Look,
     /// As it was when the stream began.
     pub(in crate::daemon) before: Before,
+    /// Partitions that had left by then.
+    pub(in crate::daemon) departed: Vec<DepartedRecord>,
     /// Tables of which the column `xid` is the transaction that inserted the row.
     pub(in crate::daemon) stamped: Vec<TableName>,
     pub(in crate::daemon) slot: String,
@@ -185,7 +188,7 @@ pub(in crate::daemon) async fn run(
     stop: CancellationToken,
 ) -> Result<(), ControlError> {
     let board = &context.board;
-    let Eyes { look, mut before, stamped, slot, seen, awaited } = eyes;
+    let Eyes { look, mut before, mut departed, stamped, slot, seen, awaited } = eyes;
     let answer_max = ANSWER_MAX.min(context.config.leader.timeout);
     let (mut tail, mut skipped, mut held) =
         (Tail::default(), locks::Skipped::default(), Held::default());
@@ -203,7 +206,7 @@ pub(in crate::daemon) async fn run(
             look_at(session, &look).await
         };
         let looked = timeout(answer_max, looks).await;
-        let looked = match looked.map_err(|_elapsed| ControlError::Silent(answer_max))? {
+        let mut looked = match looked.map_err(|_elapsed| ControlError::Silent(answer_max))? {
             Ok(looked) => looked,
             // The server answers, and that it does is all that the stream needs to know meanwhile.
             Err(error) if locks::passes(&error) => {
@@ -217,11 +220,11 @@ pub(in crate::daemon) async fn run(
         unseen.passed();
         board.concern(LOOKS, None);
         board.server_wal_end(looked.wal_end);
-        let Seen { snapshot, published } = &looked.seen;
+        let Seen { snapshot, published, .. } = &looked.seen;
         if let Since::Broken(why) = published.since(&before.published, false) {
             return Err(ControlError::Republished(why));
         }
-        match attached(context, session, &before, &looked.seen, &stamped).await {
+        match attached(context, session, (&before, &departed), &looked.seen, &stamped).await {
             Ok(()) => skipped.passed(),
             // No snapshot counts until it was looked into: later ones would hide its rows.
             Err(error) if locks::passes(&error) => {
@@ -230,6 +233,9 @@ pub(in crate::daemon) async fn run(
             }
             Err(error) => return Err(error),
         }
+        let was = before.published.attached.iter().map(|(oid, _)| *oid);
+        DepartedRecord::note(&mut departed, was, (before.lsn, &before.snapshot), published);
+        context.streamed().look(before.lsn, &snapshot.snapshot);
         before = Before {
             published: published.clone(),
             snapshot: snapshot.snapshot.clone(),
@@ -246,6 +252,7 @@ pub(in crate::daemon) async fn run(
         awaited.send_replace(looked.seen.snapshot.lsn);
         // Until the stream has told of a partition's rows, a snapshot that shows it would hide them.
         if !context.streamed().waits() {
+            looked.seen.departed.clone_from(&departed);
             // A queue that is full waits for a delivery; the pulse is needed all the same.
             let _ = seen.try_send(looked.seen);
         }
@@ -256,8 +263,8 @@ pub(in crate::daemon) async fn run(
 async fn attached(
     context: &Context,
     session: &SqlSession,
-    before: &Before,
-    Seen { snapshot, published: now }: &Seen,
+    (before, departed): (&Before, &[DepartedRecord]),
+    Seen { snapshot, published: now, .. }: &Seen,
     stamped: &[TableName],
 ) -> Result<(), ControlError> {
     let known = &before.published.attached;
@@ -266,12 +273,15 @@ async fn attached(
     if anew.attached.is_empty() {
         return Ok(());
     }
+    let memory = context.streamed().memory();
     let since = repair::Since {
         mapping: &context.parts.mapping,
         stamped,
         published: &anew,
-        lower: &before.snapshot,
+        lower: (before.lsn, &before.snapshot),
         leaves: &before.published.leaves(),
+        departed,
+        memory: &memory,
         every: true,
     };
     let found = repair::look_into(session.client(), &since, Some(repair::GLANCED_MAX)).await?;
@@ -280,10 +290,10 @@ async fn attached(
         let why = "a partition was attached with rows in it".to_owned();
         return Err(ControlError::Republished(why));
     }
-    for LookMoved { reason, remedy } in found.moved {
+    for Taken { reason, remedy } in found.moved {
         tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
     }
-    let left = context.streamed().doubtful(&found.newer, before.lsn, None);
+    let left = context.streamed().doubtful(&found.newer, None).awaited;
     if !left.is_empty() {
         let until = repair::end_of_wal(session.client()).await?;
         let (snapshot, partitions) = (snapshot.snapshot.clone(), found.partitions);

@@ -12,6 +12,7 @@ fn a_tail_is_flushed_once_for_what_was_delivered_and_only_if_nobody_else_does() 
                 leaves: Leaves::default(),
             },
             published: Published::default(),
+            departed: vec![],
         },
         wal_end: Lsn::new(flushed),
     };
