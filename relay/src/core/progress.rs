@@ -22,6 +22,8 @@ pub use self::partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord};
 const BYTES_MAX: usize = 64 << 10;
 /// A stored snapshot's text; some 70 open transactions have room in it.
 const SNAPSHOT_BYTES_MAX: usize = 800;
+/// Those that are stored where there is little room.
+const SNAPSHOTS_LEFT: usize = 12;
 /// Of the snapshot at which a repair ends, which can't be cut: some 2,600 open transactions.
 pub const UPPER_BYTES_MAX: usize = 28 << 10;
 /// Of an id in a repair's cursor.
@@ -311,6 +313,7 @@ impl Progress {
             repair.leaves = Leaves::default();
         }
         cut.departed.clear();
+        cut.snapshots.truncate(SNAPSHOTS_LEFT);
         json(&cut).into()
     }
 

@@ -30,7 +30,8 @@ const COMPARED_MAX: usize = 1_000_000;
 pub const GLANCED_MAX: usize = 10_000;
 /// Rows that are named by their ids, and how long these may be.
 const NAMED_MAX: usize = 100;
-const NAMED_BYTES_MAX: usize = 64;
+const NAMED_BYTES_MAX: usize = 40;
+const SNAPSHOT_BYTES_MAX: usize = 800;
 
 const NOTHING: [&(dyn tokio_postgres::types::ToSql + Sync); 0] = [];
 
@@ -197,57 +198,96 @@ pub async fn not_sent(
     let (mut records, mut xids) = (Vec::new(), BTreeSet::new());
     let now = "select pg_catalog.pg_current_snapshot()::pg_catalog.text";
     let now: String = client.query_one(now, &[]).await?.try_get(0)?;
-    let partitions = attached(client, since, true).await?;
-    for partition in partitions {
+    let now = snapshot::end(&now).unwrap_or(u64::MAX);
+    for partition in attached(client, since, true).await? {
         let Some(lower) = missing.partitions.get(&partition.oid) else { continue };
         let known = Known { lower, ..since.known(partition.oid) };
         let rows = partition.doubtful_rows(since, &known, "");
         let rows = client.query_raw(&rows, NOTHING).await?;
         pin_mut!(rows);
-        let (mut count, mut ids) = (0, Vec::new());
-        let (mut own, mut others) = (BTreeSet::new(), BTreeSet::new());
+        let mut found = Missing::default();
         while let Some(row) = rows.try_next().await? {
             let doubtful = partition.doubtful(&known, &row)?;
-            if !missing.rows.contains(&doubtful.key) {
-                others.insert(doubtful.xid);
-                continue;
-            }
-            count += 1;
-            own.insert(doubtful.xid);
-            if ids.len() <= NAMED_MAX {
-                ids.push(row.try_get::<_, String>(0)?);
+            match missing.rows.contains(&doubtful.key) {
+                true => found.add(doubtful.xid, row.try_get(0)?),
+                false => drop(found.others.insert(doubtful.xid)),
             }
         }
-        if count == 0 {
+        if found.rows == 0 {
             continue;
         }
-        let id = identifier(since.mapping.id_column());
+        let which = found.condition(&partition, since.mapping.id_column(), lower, now);
+        let (rows, partition_oid) = (found.rows, partition.oid);
+        let exact = partition.count(client, &which).await? == i64::try_from(rows).unwrap_or(0);
+        records.push(NotSentRecord { partition: partition_oid, rows, which, exact });
+        if partition.stamped {
+            xids.append(&mut found.own);
+        }
+    }
+    Ok((records, xids))
+}
+
+/// Rows of one partition that the stream has not sent.
+#[derive(Default)]
+struct Missing {
+    rows: u64,
+    /// The first of their ids.
+    ids: Vec<String>,
+    /// The transactions that inserted them, and those that inserted the partition's other rows.
+    own: BTreeSet<u64>,
+    others: BTreeSet<u64>,
+}
+
+impl Missing {
+    fn add(&mut self, xid: u64, id: &str) {
+        self.rows += 1;
+        self.own.insert(xid);
+        if self.ids.len() <= NAMED_MAX {
+            self.ids.push(id.to_owned());
+        }
+    }
+
+    /// Which rows these are, as a person types it, in some 7 KB at most: exactly, where there is a short way to say so.
+    /// Those that somebody moves through the stream get transactions from `now` on.
+    fn condition(&self, partition: &Partition, id: &str, lower: &str, now: u64) -> String {
         let is_short = |id: &String| {
             id.len() <= NAMED_BYTES_MAX && id.bytes().all(|byte| byte.is_ascii_graphic())
         };
-        let named = ids.len() <= NAMED_MAX && ids.iter().all(is_short);
-        let ids = ids.iter().map(|id| literal(id)).collect::<Vec<_>>().join(", ");
-        let ids = named.then(|| format!("{id}::text in ({ids}) and "));
-        // Those that a person has moved through the stream are later ones.
-        let which = match (partition.stamped, &ids) {
-            (true, Some(_)) => shown(&now),
-            (true, None) if own.len() <= NAMED_MAX && own.is_disjoint(&others) => {
-                let own = own.iter().map(|xid| format!("'{xid}'")).collect::<Vec<_>>().join(", ");
-                format!("xid in ({own})")
-            }
-            (true, None) => format!("not {} and {}", shown(lower), shown(&now)),
-            (false, Some(_)) => {
-                let end = snapshot::end(&now).unwrap_or_default() % (1 << 32);
-                format!("age(xmin) > age('{end}'::xid)")
-            }
-            (false, None) => partition.before.clone(),
+        let named = self.ids.len() <= NAMED_MAX && self.ids.iter().all(is_short);
+        let ids = self.ids.iter().map(|id| literal(id)).collect::<Vec<_>>().join(", ");
+        let ids = format!("{}::text in ({ids})", identifier(id));
+        if !partition.stamped {
+            return match named {
+                true => format!("{ids} and age(xmin) > age('{}'::xid)", now % (1 << 32)),
+                false => partition.before.clone(),
+            };
+        }
+        let range = match (self.own.first(), self.own.last()) {
+            (Some(first), Some(last)) => *first..=*last,
+            _ => 0..=0,
         };
-        let which = ids.unwrap_or_default() + &which;
-        xids.append(&mut own);
-        let Partition { oid, .. } = partition;
-        records.push(NotSentRecord { partition: oid, rows: count, which });
+        let between: BTreeSet<u64> = self.others.range(range.clone()).copied().collect();
+        let apart = self.own.is_disjoint(&between);
+        if apart && self.own.len() <= NAMED_MAX {
+            return format!("xid in ({})", listed(&self.own));
+        }
+        if apart && between.len() <= NAMED_MAX {
+            let within = format!("xid between '{}' and '{}'", range.start(), range.end());
+            return match between.is_empty() {
+                true => within,
+                false => format!("{within} and xid not in ({})", listed(&between)),
+            };
+        }
+        if named {
+            return format!("{ids} and xid in ({})", listed(&self.own));
+        }
+        let lower = snapshot::cut(lower, SNAPSHOT_BYTES_MAX).unwrap_or_default();
+        format!("not {} and xid < '{now}'", shown(&lower))
     }
-    Ok((records, xids))
+}
+
+fn listed(xids: &BTreeSet<u64>) -> String {
+    xids.iter().map(|xid| format!("'{xid}'")).collect::<Vec<_>>().join(", ")
 }
 
 /// What a person can do with rows that were not sent; `None` where they are there no more.
@@ -269,7 +309,7 @@ pub async fn unmoved(
     }
     let name = partition.name.clone();
     let rows = i64::try_from(record.rows).unwrap_or(i64::MAX);
-    Ok(Some((name, partition.in_doubt(&in_words(rows), &record.which))))
+    Ok(Some((name, partition.in_doubt(&in_words(rows), &record.which, record.exact))))
 }
 
 /// Where the server's WAL ends by now; what was committed until then is sent soon.

@@ -9,7 +9,7 @@ use super::{
 use crate::{core::printable::counted, route::TableName};
 
 /// Rows are counted up to here.
-const COUNTED_MAX: i64 = 100_000;
+pub(super) const COUNTED_MAX: i64 = 100_000;
 
 /// How many rows are there now, at most one more than `COUNTED_MAX`; `None` where one of the
 /// tables may not be read.

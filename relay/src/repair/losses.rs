@@ -7,7 +7,7 @@ use outbox_migrations::grants::{RELAY, lacking};
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
-    sql::{full_xid, literal, written_after},
+    sql::{full_xid, literal, shown_name, written_after},
     tables::Table,
 };
 use crate::{
@@ -233,7 +233,7 @@ pub(super) async fn vanished(
     });
     let sql = format!(
         "select v.oid::text, v.name, v.gone from ( \
-             select o.oid, c.oid::pg_catalog.regclass::text as name, \
+             select o.oid, {name} as name, \
                  case when c.relispartition \
                      then not pg_catalog.pg_partition_root(c.oid) = any (array[{}]) \
                      else not exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid) \
@@ -246,6 +246,7 @@ pub(super) async fn vanished(
         roots.collect::<Vec<_>>().join(", "),
         newer("i", lower),
         restored("c.oid", lower),
+        name = shown_name("c.oid::pg_catalog.regclass::pg_catalog.text"),
     );
     let Some(row) = client.query_opt(&sql, &[&oids]).await? else { return Ok(None) };
     let gone: bool = row.try_get(2)?;

@@ -2,7 +2,10 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::sql::{NOW, full_xid, identifier, literal, written_after};
+use super::{
+    count::COUNTED_MAX,
+    sql::{NOW, full_xid, identifier, is_odd, literal, shown_name, written_after},
+};
 use crate::{
     core::{
         halt::Halt,
@@ -14,9 +17,6 @@ use crate::{
     },
     route::{Mapping, TableName, XID},
 };
-
-/// Rows that are counted.
-const COUNTED_MAX: u32 = 100_000;
 
 /// What is looked at, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +85,8 @@ pub struct Taken {
 pub(super) struct Partition {
     pub(super) oid: u32,
     pub(super) name: String,
+    /// Whether that can't be typed.
+    odd: bool,
     root: String,
     /// Whether a row was written before it was attached, by transaction ids; as a person types it.
     pub(super) before: String,
@@ -112,16 +114,17 @@ pub(super) async fn attached(
 ) -> Result<Vec<Partition>, tokio_postgres::Error> {
     let Since { published, lower: (_, lower), leaves, .. } = since;
     let full = full_xid("i.xmin", NOW);
+    let name = "c.oid::pg_catalog.regclass::pg_catalog.text";
+    let bounds = "coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true')";
     let sql = format!(
-        "select c.oid::pg_catalog.regclass::pg_catalog.text, \
-             r.oid::pg_catalog.regclass::pg_catalog.text, \
-             f.xid::pg_catalog.text, c.oid::pg_catalog.int8, \
-             coalesce(pg_catalog.pg_get_partition_constraintdef(c.oid), 'true'), \
-             n.nspname::pg_catalog.text, \
+        "select c.oid::pg_catalog.int8 as oid, {name} as name, {odd} as odd, \
+             r.oid::pg_catalog.regclass::pg_catalog.text as root, \
+             n.nspname::pg_catalog.text as schema, r.relname::pg_catalog.text as table, \
+             f.xid::pg_catalog.text as attached_by, i.cmin::pg_catalog.text as command, \
+             case when {odd_bounds} then 'true' else {bounds} end as bounds, \
              (select pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by a.attnum) \
               from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 \
-                 and not a.attisdropped and a.attgenerated = '' and a.attname <> '{XID}'), \
-             i.cmin::pg_catalog.text, r.relname::pg_catalog.text \
+                 and not a.attisdropped and a.attgenerated = '' and a.attname <> '{XID}') as columns \
          from pg_catalog.pg_inherits i \
          join pg_catalog.pg_class c on c.oid = i.inhrelid and c.relispartition \
              and not i.inhdetachpending \
@@ -131,9 +134,12 @@ pub(super) async fn attached(
          where c.oid::pg_catalog.int8 = any ($1::pg_catalog.int8[]) \
              and ({all} or {} or f.xid >= pg_catalog.pg_snapshot_xmin({}::pg_catalog.pg_snapshot) \
                  and f.xid < {NOW} and not c.oid::pg_catalog.int8 = any ($2::pg_catalog.int8[])) \
-         order by 1",
+         order by 2",
         written_after("f.xid", lower),
-        literal(lower)
+        literal(lower),
+        name = shown_name(name),
+        odd = is_odd(name),
+        odd_bounds = is_odd(bounds),
     );
     let oids: Vec<i64> = published.attached.iter().map(|(oid, _)| i64::from(*oid)).collect();
     let known: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
@@ -143,14 +149,16 @@ pub(super) async fn attached(
 
 impl Partition {
     pub(super) fn read(row: &Row, since: &Since<'_>) -> Result<Self, tokio_postgres::Error> {
-        let (oid, bounds): (i64, &str) = (row.try_get(3)?, row.try_get(4)?);
-        let (attached_by, command): (&str, &str) = (row.try_get(2)?, row.try_get(7)?);
-        let (schema, table): (&str, &str) = (row.try_get(5)?, row.try_get(8)?);
+        let (oid, bounds): (i64, &str) = (row.try_get("oid")?, row.try_get("bounds")?);
+        let (attached_by, command): (&str, &str) =
+            (row.try_get("attached_by")?, row.try_get("command")?);
+        let (schema, table): (&str, &str) = (row.try_get("schema")?, row.try_get("table")?);
         let short = attached_by.parse::<u64>().unwrap_or_default() % (1 << 32);
         Ok(Partition {
             oid: u32::try_from(oid).unwrap_or_default(),
-            name: row.try_get(0)?,
-            root: row.try_get(1)?,
+            name: row.try_get("name")?,
+            odd: row.try_get("odd")?,
+            root: row.try_get("root")?,
             // In one transaction its commands tell the order.
             before: format!(
                 "(age(xmin) > age('{short}'::xid) or xmin = '{short}' and cmin::text::int8 < {command})"
@@ -161,7 +169,7 @@ impl Partition {
                     from pg_catalog.pg_partition_tree('{oid}'::pg_catalog.regclass) p)) and ({bounds})"
             ),
             stamped: since.stamped.iter().any(|name| name.is(schema, table)),
-            columns: row.try_get::<_, Option<String>>(6)?.unwrap_or_default(),
+            columns: row.try_get::<_, Option<String>>("columns")?.unwrap_or_default(),
         })
     }
 
@@ -247,20 +255,24 @@ impl Partition {
             true => format!("not {} and {}", shown(known.lower), self.before),
             false => self.before.clone(),
         };
-        let rows = u64::from(COUNTED_MAX) + 1;
-        NotSentRecord { partition: self.oid, rows, which }
+        let rows = COUNTED_MAX.unsigned_abs() + 1;
+        NotSentRecord { partition: self.oid, rows, which, exact: false }
     }
 
-    /// What a person can do with rows that the stream has not sent.
-    pub(super) fn in_doubt(&self, rows: &str, which: &str) -> Halt {
+    /// What a person can do with rows that the stream has not sent. `exact`: these are all that the condition names.
+    pub(super) fn in_doubt(&self, rows: &str, which: &str, exact: bool) -> Halt {
         let name = &self.name;
+        let more = match exact {
+            true => "",
+            false => " (others that may be published already come with them)",
+        };
         Halt::new(
             format!(
                 "partition {name} was attached with rows that were inserted into it before ({rows}): they were not in \
                  the stream"
             ),
             format!(
-                "to publish them, {}; or, to leave them out, run `outbox-relay resume --at progress`",
+                "to publish them{more}, {}; or, to leave them out, run `outbox-relay resume --at progress`",
                 self.statement(which)
             ),
         )
@@ -317,10 +329,22 @@ impl Partition {
 
     /// Moves rows through the stream.
     pub(super) fn statement(&self, which: &str) -> String {
-        let Partition { name, root, columns, .. } = self;
+        let Partition { oid, name, root, columns, .. } = self;
+        let move_from = |name: &str| {
+            format!(
+                "`with rows as (delete from {name} where {which} returning *) insert into {root} ({columns}) overriding \
+                 system value select {columns} from rows`"
+            )
+        };
+        if !self.odd {
+            return move_from(name);
+        }
+        // It can't be typed, and nor could a schema with such a name.
+        let (schema, _) = name.rsplit_once('.').unwrap_or(("public", name));
         format!(
-            "`with rows as (delete from {name} where {which} returning *) insert into {root} ({columns}) overriding \
-             system value select {columns} from rows`"
+            "give it a name that can be typed, `do $$ begin execute format('alter table %s rename to partition_{oid}', \
+             {oid}::regclass); end $$`; then {}",
+            move_from(&format!("{schema}.partition_{oid}"))
         )
     }
 }

@@ -23,6 +23,21 @@ pub(super) fn hexadecimal(value: &str) -> String {
     )
 }
 
+/// A name from the catalogs, as it can be read and typed. Where the server does not know what its bytes are, and so can't
+/// send them, each byte that is not ASCII is a question mark.
+pub(super) fn shown_name(name: &str) -> String {
+    format!(
+        "case when {IS_ODD_SERVER} then pg_catalog.regexp_replace({name}, '[^ -~]', '?', 'g') else {name} end"
+    )
+}
+
+/// Whether a name from the catalogs can't be sent as it is.
+pub(super) fn is_odd(name: &str) -> String {
+    format!("({IS_ODD_SERVER} and {name} ~ '[^ -~]')")
+}
+
+const IS_ODD_SERVER: &str = "pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
+
 /// The first transaction id that is still to come.
 pub(super) const NOW: &str = "pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
 

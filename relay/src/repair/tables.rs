@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     id::Id,
-    sql::{full_xid, hexadecimal, identifier, literal, visible},
+    sql::{NOW, full_xid, hexadecimal, identifier, literal, visible},
 };
 use crate::{
     core::{
@@ -195,6 +195,7 @@ impl Table {
         if let Some(lower) = &under_way.lower {
             let _ = write!(wanted, " and not {}", visible(lower));
         }
+        let wanted = wanted + &self.of_then(under_way);
         let (past, wanted) = self.past(under_way, &moment, &id, among, wanted);
         // `offset 0` has each row's size computed once.
         format!(
@@ -215,6 +216,21 @@ impl Table {
                   when t.{created_at} > '2000-01-01' then {max} else {min} end",
             max = i64::MAX,
             min = -i64::MAX
+        )
+    }
+
+    /// Leaves out what was inserted into a table that was attached since: whoever streams asks about that. Rows that were
+    /// moved there belong to this repair.
+    fn of_then(&self, under_way: &RepairRecord) -> String {
+        let oids = under_way.leaves.oids();
+        if oids.is_empty() || self.only {
+            return String::new();
+        }
+        let oids = oids.iter().map(|oid| format!("{oid}::pg_catalog.oid")).collect::<Vec<_>>();
+        format!(
+            " and (t.tableoid = any (array[{}]) or t.{XID} <> {})",
+            oids.join(", "),
+            full_xid("t.xmin", NOW)
         )
     }
 

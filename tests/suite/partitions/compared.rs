@@ -41,7 +41,7 @@ async fn arrives(attach: impl AsyncFn(&Harness, &Topic), away: bool) -> (Harness
 }
 
 /// The table's owner attaches it in a transaction that had its id before the rows were inserted.
-async fn attached_by_an_older_transaction(t: &Harness, topic: &Topic) {
+pub(super) async fn attached_by_an_older_transaction(t: &Harness, topic: &Topic) {
     run(t, TABLE).await;
     let config = t.database().config(Role::Owner);
     let owner = config.get_user().expect("a role");

@@ -1,13 +1,20 @@
 //! Partitions that are detached for a while: what they had is published, and nobody is asked about it; what was inserted
 //! meanwhile was not in the stream.
 
-use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic, wait};
+use outbox_harness::{
+    Harness,
+    database::{Database, Role},
+    relay::Relay,
+    topic::Topic,
+    wait,
+};
+use outbox_migrations::Set;
 
-use super::{ATTACH, ID, TABLE, insert_old};
+use super::{ATTACH, ID, TABLE, compared::attached_by_an_older_transaction, insert_old};
 use crate::{
     obeyed::{obey, typed},
     remedies::halted,
-    repair::wait_snapshot,
+    repair::{drop_slot, run_into, wait_snapshot},
     rows::{each_once, insert, run},
 };
 
@@ -202,4 +209,141 @@ async fn rows_that_are_taken_for_published_after_a_kill_are_told_and_arrive_as_t
     obey(&t, typed(&line, "with rows as")).await;
     ids.push(ID.to_owned());
     each_once(&topic, &all(&ids)).await;
+}
+
+/// A repair reads the partitions that there were when it began; of one that came meanwhile the stream's start decides.
+#[tokio::test]
+async fn rows_of_a_partition_that_is_attached_while_a_repair_runs_come_once() {
+    let (t, topic, mut relay, mut ids) = delivered().await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    ids.push(insert(&t, &topic, "now()").await);
+    run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
+    run_into(&t.relay(), "repair-begun").await;
+    run(&t, ATTACH).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("(1 row)") && detail.contains("outbox.events_old"), "{detail}");
+    each_once(&topic, &all(&ids)).await;
+    obey(&t, typed(&detail, "with rows as")).await;
+    ids.push(ID.to_owned());
+    each_once(&topic, &all(&ids)).await;
+}
+
+/// Nothing but the stream tells what of them is published.
+#[tokio::test]
+async fn rows_without_a_transaction_are_compared_with_the_stream_whoever_attached_their_table() {
+    for updated in [false, true] {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        run(&t, "alter table outbox.events drop column xid cascade").await;
+        let relay = t.relay().set("postgres.start", "now").start().await;
+        let first = insert(&t, &topic, "now()").await;
+        each_once(&topic, &[&first]).await;
+        wait_snapshot(&t).await;
+        let update =
+            "update outbox.events set headers = '{\"a\": \"b\"}' where created_at < '2002-01-01'";
+        match updated {
+            true => {
+                let insert = insert_old(&topic, ID);
+                run(&t, &format!("begin; {TABLE}; {insert}; {ATTACH}; {update}; commit")).await;
+            }
+            false => attached_by_an_older_transaction(&t, &topic).await,
+        }
+        let detail = halted(&relay).await;
+        assert!(detail.contains("outbox.events_old") && detail.contains("(1 row)"), "{detail}");
+        obey(&t, typed(&detail, "with rows as")).await;
+        let second = insert(&t, &topic, "now()").await;
+        each_once(&topic, &[&first, &ID.to_owned(), &second]).await;
+    }
+}
+
+/// They have more transactions than are named each, and other rows, which are published, have the ids of some.
+#[tokio::test]
+async fn the_statement_for_rows_of_many_transactions_leaves_out_what_is_published() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let relay = t.relay().start().await;
+    let mut ids = vec![insert(&t, &topic, "now()").await];
+    each_once(&topic, &all(&ids)).await;
+    wait_snapshot(&t).await;
+    // So that a repair would ask: rows may have gone with it.
+    run(&t, &format!("{TABLE}; truncate outbox.events_default")).await;
+    relay.freeze();
+    for n in 0..150 {
+        let id = format!("0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4{n:03}");
+        run(&t, &insert_old(&topic, &id)).await;
+        ids.push(id);
+    }
+    run(&t, ATTACH).await;
+    for n in 0..7 {
+        ids.push(insert(&t, &topic, &format!("'2001-01-0{}'", n + 1)).await);
+    }
+    // One of them twice: once in the stream, and once not.
+    let twice = ids[1].clone();
+    let again = format!(
+        "insert into outbox.events (id, topic, key, created_at) \
+         values ('{twice}', '{}', 'k', '2001-06-06')",
+        topic.name()
+    );
+    run(&t, &again).await;
+    relay.thaw();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("(150 rows)"), "{detail}");
+    obey(&t, typed(&detail, "with rows as")).await;
+    let records = topic.records_with(ids.iter().cloned()).await;
+    assert_eq!(records.len(), ids.len() + 1, "the one that is there twice comes twice");
+}
+
+/// Its name has no form in UTF-8, in which the relay speaks with the server.
+#[tokio::test]
+async fn a_partition_whose_name_can_not_be_sent_holds_nothing_up_and_its_rows_arrive() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let database = Database::create_empty_with("encoding 'SQL_ASCII' locale 'C'").await;
+    let mut owner = database.connect(Role::Owner).await;
+    for set in [Set::Outbox, Set::Inbox] {
+        outbox_migrations::apply(&mut owner, set).await.expect("migrated");
+    }
+    database.grant().await;
+    let run = async |sql: &str| {
+        let done = database.superuser().batch_execute(sql).await;
+        done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    };
+    let odd = |sql: &str| {
+        let sql = sql.replace('\'', "''");
+        format!(
+            "do $$ begin execute replace('{sql}', 'ODD', quote_ident(convert_from('\\x65e9', 'SQL_ASCII'))); end $$"
+        )
+    };
+    let topic_name = topic.name();
+    let insert = |id: &str| {
+        format!(
+            "insert into outbox.ODD (id, topic, key, created_at) \
+             values ('{id}', '{topic_name}', 'k', '2001-05-05')"
+        )
+    };
+    run(&odd("create table outbox.ODD (like outbox.events including all)")).await;
+    let late = ["0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a01", "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a02"];
+    run(&odd(&insert(late[0]))).await;
+    let mut relay = t.relay_of(&database).start().await;
+    let attach = "alter table outbox.events attach partition outbox.ODD \
+                  for values from ('2001-01-01') to ('2002-01-01')";
+    run(&odd(attach)).await;
+    let detail = halted(&relay).await;
+    assert!(detail.contains("e?") && detail.contains("(1 row)"), "{detail}");
+    run(typed(&detail, "do $$")).await;
+    run(typed(&detail, "with rows as")).await;
+    topic.records_with([late[0].to_owned()]).await;
+    // Later ones need no one.
+    assert!(relay.sigterm().await.success());
+    run(&format!(
+        "insert into outbox.events (id, topic, key) values ('{}', '{topic_name}', 'k')",
+        late[1]
+    ))
+    .await;
+    relay.restart();
+    let records = topic.records_with(late.map(str::to_owned)).await;
+    assert_eq!(records.len(), 2);
+    assert!(relay.sigterm().await.success());
 }

@@ -46,6 +46,8 @@ pub struct NotSentRecord {
     pub partition: u32,
     /// How many.
     pub rows: u64,
-    /// Which of its rows: a condition in SQL, of 8 KiB at most.
+    /// Which of its rows: a condition in SQL, of 7,000 bytes at most.
     pub which: String,
+    /// It names these rows, and no others.
+    pub exact: bool,
 }

@@ -151,6 +151,20 @@ fn the_stored_record_stays_below_64_kib_whatever_is_open_in_the_database() {
     let newest = &read.snapshots.first().expect("kept").snapshot;
     assert!(!read.snapshots[0].leaves.is_empty() && read.snapshots[1].leaves.is_empty());
     assert!(newest.starts_with("7000000000:70000") && newest.len() > 700, "{newest}");
+    // What a repair is yet to be begun for.
+    progress.repair = None;
+    let which = "9".repeat(7_000);
+    let not_sent = NotSentRecord { partition: u32::MAX, rows: u64::MAX, which, exact: false };
+    progress.not_sent = vec![not_sent; NOT_SENT_MAX];
+    let snapshot = progress.snapshots.first().expect("some").snapshot.clone();
+    for partition in 0..20 {
+        let at = (Lsn::new(u64::MAX), snapshot.as_str());
+        DepartedRecord::note(&mut progress.departed, [partition], at, &Published::default());
+    }
+    let stored = progress.encode();
+    assert!(stored.len() < BYTES_MAX, "{}", stored.len());
+    let read = Progress::decode(&stored).expect("readable");
+    assert_eq!(read.not_sent, progress.not_sent);
 }
 
 #[test]

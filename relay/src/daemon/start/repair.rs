@@ -145,6 +145,8 @@ pub(super) async fn foresee(
     let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
     session.client().batch_execute(&limit).await.map_err(failed)?;
     let found = tokio::time::timeout(LOOK_MAX, looks).await;
+    // The repair itself may take its time. What still runs ends first.
+    session.client().batch_execute("reset statement_timeout").await.map_err(failed)?;
     match found {
         Ok(Ok(())) => Ok(true),
         Ok(Err(Ended::Retry { error, .. }))
