@@ -101,6 +101,12 @@ struct MemoryArgs {
     /// Most bytes of messages that the consumer may have in memory, in MiB
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     in_flight_mib: u32,
+    /// Only compressed topics
+    #[arg(long)]
+    compressed: bool,
+    /// A property for the consumer's librdkafka; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE", value_parser = property)]
+    kafka: Vec<(String, String)>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -226,6 +232,11 @@ enum Scenario {
     Huge,
     /// 1,000 commits of one row a second
     Latency,
+}
+
+fn property(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 fn main() -> ExitCode {

@@ -1,7 +1,8 @@
-//! What a consumer has in memory at most, beside its setting: small messages and large ones, handled as they
-//! come, and waiting once for a service. The member is the suite's, a process of its own for each row.
+//! What a consumer has in memory at most, beside its setting: small messages and large ones, plain and
+//! compressed, handled as they come, and waiting once for a service. The member is the suite's, a process of
+//! its own for each row.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use anyhow::{Result, ensure};
 use outbox_harness::{
@@ -9,7 +10,7 @@ use outbox_harness::{
     database::Database,
     kafka::Kafka,
     member::Plan,
-    servers,
+    servers, text,
     topic::Topic,
     wait,
 };
@@ -23,6 +24,8 @@ use crate::{
 
 const MIB: usize = 1 << 20;
 const PARTITIONS: i32 = 4;
+/// Of a compressed topic: more than the responses of one partition each.
+const COMPRESSED_PARTITIONS: i32 = 12;
 /// What it may take beside the setting.
 const BESIDE_MIB: usize = 64;
 /// Until all of a row has taken effect.
@@ -35,18 +38,43 @@ struct Load {
     bytes: usize,
     /// How long the handler takes, so that more is there than it can take.
     pause_ms: u64,
+    /// What the producer packs batches with.
+    codec: Option<&'static str>,
+    text: Text,
 }
 
-const LOADS: [Load; 3] = [
-    Load { messages: 12_000, bytes: 16 << 10, pause_ms: 4 },
-    Load { messages: 400, bytes: MIB, pause_ms: 50 },
-    Load { messages: 64, bytes: 8 * MIB, pause_ms: 200 },
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Text {
+    /// One byte, repeated: no codec has less to store.
+    Byte,
+    /// JSON: zstd packs it to an eighth, lz4 to a fifth.
+    Orders,
+}
+
+const fn plain(messages: usize, bytes: usize, pause_ms: u64) -> Load {
+    Load { messages, bytes, pause_ms, codec: None, text: Text::Byte }
+}
+
+const fn packed(codec: &'static str, text: Text) -> Load {
+    Load { codec: Some(codec), text, ..plain(24_000, 16 << 10, 4) }
+}
+
+const LOADS: [Load; 7] = [
+    plain(12_000, 16 << 10, 4),
+    plain(400, MIB, 50),
+    plain(64, 8 * MIB, 200),
+    packed("zstd", Text::Orders),
+    packed("lz4", Text::Orders),
+    packed("zstd", Text::Byte),
+    packed("lz4", Text::Byte),
 ];
 
 #[derive(Debug, Serialize)]
 struct Row {
     messages: usize,
     bytes: usize,
+    codec: Option<&'static str>,
+    text: Text,
     /// Handled as they come; else each fails once, and waits.
     live: bool,
     idle_mib: usize,
@@ -68,9 +96,15 @@ pub(crate) async fn run(args: &MemoryArgs) -> Result<Memory> {
     let kafka = servers::kafka().await;
     let mut memory =
         Memory { in_flight_mib: usize::try_from(args.in_flight_mib)?, rows: Vec::new() };
+    let set: BTreeMap<String, String> = args.kafka.iter().cloned().collect();
     for load in LOADS {
-        for live in [true, false] {
-            let row = row(kafka, load, live, memory.in_flight_mib * MIB).await?;
+        if args.compressed && load.codec.is_none() {
+            continue;
+        }
+        // How messages were packed does not matter to those that wait.
+        let ways: &[bool] = if load.codec.is_some() { &[true] } else { &[true, false] };
+        for &live in ways {
+            let row = row(kafka, load, live, memory.in_flight_mib * MIB, &set).await?;
             progress(&format!("{row:?}"));
             memory.rows.push(row);
         }
@@ -78,22 +112,30 @@ pub(crate) async fn run(args: &MemoryArgs) -> Result<Memory> {
     Ok(memory)
 }
 
-async fn row(kafka: &'static Kafka, load: Load, live: bool, in_flight: usize) -> Result<Row> {
+async fn row(
+    kafka: &'static Kafka,
+    load: Load,
+    live: bool,
+    in_flight: usize,
+    set: &BTreeMap<String, String>,
+) -> Result<Row> {
     let database = Database::create_inbox().await;
     make_effects(&database).await;
-    let Load { messages, bytes, pause_ms } = load;
+    let Load { messages, bytes, pause_ms, codec, text } = load;
+    let partitions = if codec.is_some() { COMPRESSED_PARTITIONS } else { PARTITIONS };
     let largest = [("max.message.bytes", "10000000")];
     let topic = Topic::new(kafka, format!("{}.load", database.name()));
-    let topic = topic.create_with(PARTITIONS, &largest).await;
+    let topic = topic.create_with(partitions, &largest).await;
     let dir = tempfile::tempdir()?;
     let plan = Plan {
         in_flight_bytes: Some(in_flight),
         live,
         pause_ms: Some((pause_ms, pause_ms)),
+        kafka: set.clone(),
         program: Some(std::env::current_exe()?),
         ..Plan::default()
     };
-    let idle = Topic::new(kafka, format!("{}.idle", database.name())).create(PARTITIONS).await;
+    let idle = Topic::new(kafka, format!("{}.idle", database.name())).create(partitions).await;
     let mut consumer = Consumer::start(dir.path(), "idle", &database, kafka, &idle, &plan);
     consumer.wait_log("partitions assigned").await;
     let idle_mib = mib(&consumer)?;
@@ -111,7 +153,8 @@ async fn row(kafka: &'static Kafka, load: Load, live: bool, in_flight: usize) ->
     .await?;
     let peak_mib = mib(&consumer)?;
     ensure!(consumer.sigterm().await.success(), "the loaded one ends in order");
-    Ok(Row { messages, bytes, live, idle_mib, peak_mib })
+    topic.delete().await;
+    Ok(Row { messages, bytes, codec, text, live, idle_mib, peak_mib })
 }
 
 fn mib(consumer: &Consumer) -> Result<usize> {
@@ -120,11 +163,19 @@ fn mib(consumer: &Consumer) -> Result<usize> {
 
 /// A key for each message.
 fn fill(kafka: &Kafka, topic: &str, load: Load) -> Result<()> {
-    let producer: ThreadedProducer<DefaultProducerContext> =
-        kafka.client().set("message.max.bytes", "10000000").create()?;
-    let payload = vec![b'x'; load.bytes];
+    let mut client = kafka.client();
+    client.set("message.max.bytes", "10000000");
+    if let Some(codec) = load.codec {
+        // Full batches, as a busy producer sends them.
+        client.set("compression.codec", codec).set("linger.ms", "200");
+    }
+    let producer: ThreadedProducer<DefaultProducerContext> = client.create()?;
     for n in 0..load.messages {
         let key = n.to_string();
+        let payload = match load.text {
+            Text::Byte => vec![b'x'; load.bytes],
+            Text::Orders => text::orders(load.bytes),
+        };
         let mut record = BaseRecord::to(topic).key(&key).payload(&payload);
         while let Err((_full, again)) = producer.send(record) {
             std::thread::sleep(Duration::from_millis(1));
@@ -136,9 +187,12 @@ fn fill(kafka: &Kafka, topic: &str, load: Load) -> Result<()> {
 }
 
 impl Memory {
-    /// Whether each stays within the setting and what it may take beside it.
+    /// Whether each stays within the setting and what it may take beside it, but for the one byte that codecs pack
+    /// to next to nothing.
     pub(crate) fn held(&self) -> bool {
-        self.rows.iter().all(|row| row.peak_mib <= self.in_flight_mib + BESIDE_MIB)
+        let bounded = |row: &&Row| row.codec.is_none() || row.text == Text::Orders;
+        let most = self.in_flight_mib + BESIDE_MIB;
+        self.rows.iter().filter(bounded).all(|row| row.peak_mib <= most)
     }
 
     pub(crate) fn json(&self) -> String {
@@ -152,12 +206,13 @@ impl Memory {
              | messages | each | | idle MiB | peak MiB | peak over idle |\n|---|---|---|---|---|---|\n",
             in_flight_mib + BESIDE_MIB
         );
-        for Row { messages, bytes, live, idle_mib, peak_mib } in rows {
+        for Row { messages, bytes, codec, text: of, live, idle_mib, peak_mib } in rows {
             let (kib, over) = (bytes >> 10, peak_mib.saturating_sub(*idle_mib));
+            let packed = codec.map_or_else(String::new, |codec| format!(", {of:?}, {codec}"));
             let how = if *live { "as they come" } else { "each fails once" };
             let _ = writeln!(
                 text,
-                "| {messages} | {kib} KiB | {how} | {idle_mib} | {peak_mib} | {over} |"
+                "| {messages} | {kib} KiB{packed} | {how} | {idle_mib} | {peak_mib} | {over} |"
             );
         }
         text

@@ -48,6 +48,7 @@ fn contestants(question: Question) -> Vec<Contestant> {
         Question::Keyless => {
             vec![of(Way::BATCH_WATERMARK, 200_000), of(Way::BATCH, 200_000)]
         }
+        Question::Fetch => vec![of(Way::BATCH_OFF, 300_000), of(Way::BATCH_OFF_8_MIB, 300_000)],
         Question::Parked => vec![of(Way::PARKED, 8_000), of(Way::TWO_ROWS, 8_000)],
         Question::Wait5 => waiting(5, 30_000),
         Question::Wait20 => waiting(20, 10_000),

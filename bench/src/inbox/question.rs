@@ -17,6 +17,8 @@ pub(crate) enum Question {
     Watermark,
     /// Batches of messages without a key: a watermark against rows
     Keyless,
+    /// Batches without memory: what is fetched at once by default, against 8 MiB
+    Fetch,
     /// Forty keys that waited for a service, against the same messages as they come
     Parked,
     /// Handlers that wait 5 ms, 64 at once, against what that allows
@@ -26,12 +28,13 @@ pub(crate) enum Question {
 }
 
 impl Question {
-    pub(super) const ALL: [Question; 8] = [
+    pub(super) const ALL: [Question; 9] = [
         Question::Rows,
         Question::Clearing,
         Question::Batch,
         Question::Watermark,
         Question::Keyless,
+        Question::Fetch,
         Question::Parked,
         Question::Wait5,
         Question::Wait20,
@@ -49,7 +52,11 @@ impl Question {
     /// Of the first by the second.
     pub(super) fn floor(self) -> f64 {
         match self {
-            Question::Rows | Question::Clearing | Question::Wait5 | Question::Wait20 => 0.9,
+            Question::Rows
+            | Question::Clearing
+            | Question::Fetch
+            | Question::Wait5
+            | Question::Wait20 => 0.9,
             Question::Batch => 8.0,
             Question::Watermark => 0.95,
             Question::Keyless | Question::Parked => 0.5,

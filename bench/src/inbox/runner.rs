@@ -50,6 +50,8 @@ pub(super) struct Way {
     parked: bool,
     /// Whether sessions are left as handlers leave them.
     left: bool,
+    /// Most bytes that librdkafka fetches at once; the runner's default where there is none.
+    fetch: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,7 @@ impl Way {
         two_rows: false,
         parked: false,
         left: false,
+        fetch: None,
     };
     pub(super) const LEFT: Way = Way { left: true, ..Way::ROWS };
     pub(super) const TWO_ROWS: Way = Way { two_rows: true, ..Way::ROWS };
@@ -75,6 +78,7 @@ impl Way {
     pub(super) const OFF: Way = Way { dedup: Memory::Off, ..Way::ROWS };
     pub(super) const BATCH: Way = Way { batch: true, ..Way::ROWS };
     pub(super) const BATCH_OFF: Way = Way { dedup: Memory::Off, ..Way::BATCH };
+    pub(super) const BATCH_OFF_8_MIB: Way = Way { fetch: Some("8388608"), ..Way::BATCH_OFF };
     pub(super) const BATCH_WATERMARK: Way = Way { dedup: Memory::Watermark, ..Way::BATCH };
 
     pub(super) fn waiting(wait: Duration) -> Way {
@@ -100,7 +104,8 @@ impl Way {
             Memory::Watermark => "a watermark",
         };
         let sessions = if self.left { ", sessions left as they are" } else { "" };
-        format!("runner, {size}, {memory}{sessions}")
+        let fetch = if self.fetch.is_some() { ", 8 MiB fetched at once" } else { "" };
+        format!("runner, {size}, {memory}{sessions}{fetch}")
     }
 
     fn processor(self, inbox: Inbox, counter: Counter, world: &Arc<World>) -> Processor {
@@ -186,6 +191,9 @@ pub(super) async fn run(
     let inbox = Inbox::open(database.pool(Role::Consumer, connections), group).await?;
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", kafka.brokers()).set("group.id", group);
+    if let Some(bytes) = way.fetch {
+        config.set("fetch.max.bytes", bytes);
+    }
     let mut runner =
         Runner::new(way.processor(inbox, watch.counter(), &world), config, &[topic.name()]);
     if let Some(handlers) = way.concurrency {

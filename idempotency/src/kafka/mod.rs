@@ -65,6 +65,20 @@ fn ahead_kib(limits: Limits) -> usize {
     (limits.bytes / 8 / 1024).clamp(1024, 16 * 1024)
 }
 
+/// Most bytes of a response, as the broker has stored them. librdkafka unpacks all of it, whatever is ahead by
+/// then: each broker may bring this times the ratio of compression beyond the limit. Only a batch that is larger
+/// comes whole. Fewer bytes cost a member with hundreds of partitions its throughput: each request names them all.
+const AT_ONCE: usize = 1_000_000;
+
+/// `fetch.max.bytes` and `message.max.bytes`: librdkafka refuses a client whose first is below the second, which is
+/// of no other use to a consumer. So either may be given alone.
+fn at_once(given: &ClientConfig) -> [(&'static str, usize); 2] {
+    let [fetch, message] = ["fetch.max.bytes", "message.max.bytes"];
+    let number = |name| given.get(name).and_then(|value| value.trim().parse::<usize>().ok());
+    let most = number(fetch).unwrap_or_else(|| number(message).unwrap_or(0).max(AT_ONCE));
+    [(fetch, most), (message, most.clamp(1_000, AT_ONCE))]
+}
+
 fn beside_what_is_fetched(limits: Limits) -> Limits {
     let bytes = limits.bytes.saturating_sub(ahead_kib(limits) * 1024);
     Limits { bytes: bytes.max(limits.bytes / 2), ..limits }
@@ -88,8 +102,9 @@ impl Runner {
     /// knows. Unless set, `auto.offset.reset` is `earliest`, so that a new group misses nothing,
     /// `partition.assignment.strategy` is `cooperative-sticky` (but with `group.protocol=consumer`,
     /// where the broker assigns), `isolation.level` is `read_committed`, topics and partitions that appear
-    /// later are looked for every 5 s (`topic.metadata.refresh.interval.ms`), and what librdkafka fetches
-    /// ahead is bounded by [`Runner::in_flight`]. A topic that is named twice counts once.
+    /// later are looked for every 5 s (`topic.metadata.refresh.interval.ms`), what librdkafka fetches
+    /// ahead is bounded by [`Runner::in_flight`], and what it fetches at once from a broker is a million bytes
+    /// (`fetch.max.bytes`), which it unpacks in memory. A topic that is named twice counts once.
     pub fn new(processor: Processor, config: ClientConfig, topics: &[&str]) -> Self {
         let concurrency = if processor.batch_max() > 1 { 4 } else { 16 };
         let mut named = HashSet::new();
@@ -280,6 +295,9 @@ impl Runner {
 fn settings(given: &ClientConfig, limits: Limits) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("queued.max.messages.kbytes", ahead_kib(limits).to_string());
+    for (name, bytes) in at_once(given) {
+        config.set(name, bytes.to_string());
+    }
     for (name, value) in [
         ("auto.offset.reset", "earliest"),
         ("auto.commit.interval.ms", "1000"),
@@ -319,6 +337,29 @@ mod tests {
             let limits = Limits { messages: 1, bytes: usize::MAX };
             let made: Result<BaseConsumer, _> = settings(&given, limits).create();
             assert!(made.is_ok(), "{protocol}: {:?}", made.err());
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_at_once_may_be_given_by_either_setting_alone() {
+        let [fetch, message] = ["fetch.max.bytes", "message.max.bytes"];
+        let cases: [(&[(&str, &str)], &str); 5] = [
+            (&[], "1000000"),
+            (&[(fetch, "131072")], "131072"),
+            (&[(fetch, "50000000")], "50000000"),
+            (&[(message, "10000000")], "10000000"),
+            (&[(fetch, "131072"), (message, "1000")], "131072"),
+        ];
+        for (set, expected) in cases {
+            let mut given = ClientConfig::new();
+            given.set("group.id", "a");
+            for (name, value) in set {
+                given.set(*name, *value);
+            }
+            let settings = settings(&given, Limits::default());
+            let made: Result<BaseConsumer, _> = settings.create();
+            assert_eq!(settings.get(fetch), Some(expected), "{set:?}");
+            assert!(made.is_ok(), "{set:?}: {:?}", made.err());
         }
     }
 }
