@@ -52,7 +52,9 @@ pub(crate) fn lacking(found: &Capacity, own: Own, role: &str) -> Vec<Lack> {
             "slots",
             !own.slot && full(found.replication_slots, found.max_replication_slots),
             slots(found),
-            "raise max_replication_slots, and restart the server".into(),
+            "drop one that no one needs (`select * from pg_replication_slots`), or raise max_replication_slots, and \
+             restart the server"
+                .into(),
         ),
         lack(
             "senders",

@@ -242,8 +242,8 @@ impl Tasks {
                     Err(_elapsed) => {
                         tracing::warn!(
                             to = parts.sink.name(),
-                            "a write that does not end is given up with the lead: what it was to write is written \
-                             once more by whoever leads next, with the same ids"
+                            "gave up a write that does not end: whoever leads next writes those events once more, with \
+                             the same ids"
                         );
                         break;
                     }

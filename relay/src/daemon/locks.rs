@@ -19,7 +19,7 @@ use crate::{
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Has each statement of the session wait for a lock no longer than a second. Several may wait one after the
-/// other before the session looks dead, after `leader_timeout`.
+/// other before the session looks dead, after `leader.timeout`.
 pub(super) async fn limit(
     session: &SqlSession,
     leader_timeout: Duration,

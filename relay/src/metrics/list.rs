@@ -86,6 +86,6 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
     metric("outbox_relay_lost_parked_events", "gauge", "", "Events that were parked and that outbox.dead_letters has lost, until someone has dealt with it; absent while it is not known"),
     metric("outbox_relay_dead_letters_deleted_total", "counter", "", "Released and discarded dead letters that were deleted because they were older than retention.keep_dead_letters"),
-    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`, `locked`", "WAL messages with the prefix outbox that announce no release of this relay"),
+    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`, `locked`", "WAL messages with the prefix outbox that were ignored. Of `locked` and `not_visible` the release is announced again; the others announce none of this relay"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];

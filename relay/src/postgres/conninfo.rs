@@ -212,13 +212,6 @@ impl ConnectSettings {
         &self.user
     }
 
-    /// The same server and role, another database.
-    #[must_use]
-    pub fn with_database(mut self, database: impl Into<String>) -> Self {
-        self.database = database.into();
-        self
-    }
-
     /// Host, port and database for a log line, such as `db.internal:5432/app`.
     pub fn describe(&self) -> String {
         let hosts: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();

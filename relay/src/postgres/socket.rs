@@ -74,11 +74,6 @@ impl Socket {
             .map_err(|error| ConnectError::io(&format!("can't connect to {address}"), error))
     }
 
-    /// Whether the peer is on this machine's Unix socket, where reads are small and cheap.
-    pub fn is_unix(&self) -> bool {
-        matches!(self, Socket::Unix(_))
-    }
-
     /// Whether the line is encrypted.
     pub fn is_tls(&self) -> bool {
         matches!(self, Socket::Tls(_))

@@ -63,7 +63,7 @@ pub(super) fn gone(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>, why: 
         Some(position) => position.resume_lsn().to_string(),
     };
     let reason = format!(
-        "slot {} {}: events committed between {from} and {} may not be published, and {why}",
+        "slot {} {}: events committed between {from} and {} may be unpublished, and {why}",
         facts.slot_name, loss.what, facts.identity.flush_lsn
     );
     match loss.streams {

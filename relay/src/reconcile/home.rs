@@ -47,7 +47,7 @@ pub(super) fn lost(facts: &Facts<'_>) -> Halt {
     };
     Halt::new(
         format!(
-            "slot {} does not exist, and {found}. Events committed before {} may not be published",
+            "slot {} does not exist, and {found}. Events committed before {} may be unpublished",
             facts.slot_name, facts.identity.flush_lsn
         ),
         format!(

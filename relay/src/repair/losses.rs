@@ -125,7 +125,7 @@ pub(super) async fn gone(
                 }
             };
             let reason = format!(
-                "rows of {name} were deleted that may not be published: they are of transactions up to {newest}, \
+                "rows of {name} were deleted that may be unpublished: they are of transactions up to {newest}, \
                  {known}"
             );
             return Ok(Some(Halt::new(reason, REMEDY)));
@@ -252,7 +252,7 @@ pub(super) async fn vanished(
     let gone: bool = row.try_get(2)?;
     Ok(Some(match row.try_get::<_, Option<String>>(1)? {
         Some(name) if gone => Halt::new(
-            format!("partition {name} was detached since: rows of it may not be published"),
+            format!("partition {name} was detached since: rows of it may be unpublished"),
             format!(
                 "attach {name} again; then, if no row of it was deleted meanwhile, or all of them were \
                  published before, {KEPT}"
@@ -261,7 +261,7 @@ pub(super) async fn vanished(
         Some(name) => Halt::new(
             format!(
                 "partition {name} was detached for a while since: no one has recorded whether rows of it were \
-                 deleted meanwhile that may not be published"
+                 deleted meanwhile that may be unpublished"
             ),
             format!("if none was deleted, {KEPT}"),
         ),

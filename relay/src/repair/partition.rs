@@ -284,7 +284,7 @@ impl Partition {
         Halt::new(
             format!(
                 "partition {name} was attached with rows that are older ({rows}): if it was a partition when they were \
-                 inserted, and was detached since, they are published; if it was none, they were not in the stream"
+                 inserted, and was detached since, they are published; if it was none, they are not"
             ),
             format!(
                 "if it was none, publish them: {}; if it was one, or to leave them out, run `outbox-relay resume --at \
@@ -299,12 +299,11 @@ impl Partition {
         let name = &self.name;
         Taken {
             reason: format!(
-                "partition {name} was attached with rows ({rows}) that another transaction has written than the one \
-                 in their column {XID}: they are taken for rows that were moved there, and were published where they \
-                 came from"
+                "partition {name} was attached with rows ({rows}) that were last written by another transaction than \
+                 the one in their column {XID}: the relay assumes that they were moved here, and were published before"
             ),
             remedy: format!(
-                "if instead they were inserted there before it was a partition, and then updated or rewritten, publish \
+                "if instead they were inserted here before it was a partition, and then updated or rewritten, publish \
                  them: {}",
                 self.statement(which)
             ),

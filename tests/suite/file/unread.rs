@@ -65,7 +65,7 @@ async fn a_lead_that_is_lost_while_nobody_reads_is_given_up_and_taken_again() {
                where application_name like '%outbox%' and datname = current_database() \
                    and pid <> pg_backend_pid() and usename <> session_user";
     t.database().superuser().query(end, &[]).await.expect("ended");
-    relay.wait_log("a write that does not end is given up with the lead").await;
+    relay.wait_log("gave up a write that does not end").await;
     wait::until("it leads again, and waits again", wait::PATIENCE, || async {
         match relay.log_text().matches("nothing can be written now").count() {
             2.. => Ok(()),

@@ -113,7 +113,13 @@ async fn half<T>(
 ) -> (Vec<Finding>, Option<T>) {
     timeout(HALF_MAX, looks).await.unwrap_or_else(|_elapsed| {
         let seen = format!("{SILENT} {} s", HALF_MAX.as_secs());
-        let remedy = "check that it is up and that the network lets it through";
+        let remedy = match name {
+            "PostgreSQL" => {
+                "check that it is up, that the network lets it through, and that no login trigger holds up sessions \
+                 (event triggers on login, of PostgreSQL 17 or later)"
+            }
+            _ => "check that it is up and that the network lets it through",
+        };
         (vec![problem(name, seen, remedy)], None)
     })
 }

@@ -1,6 +1,6 @@
 //! The order of start-up, from the leader's lock on: read progress → fence → read progress again
-//! → complete releases → parked lanes → reconcile → slot → `START_REPLICATION`. Each step assumes
-//! the ones before it.
+//! → complete releases → parked lanes → tables and publication → partitions that were attached
+//! → reconcile → slot, or a repair → `START_REPLICATION`. Each step assumes the ones before it.
 
 mod attached;
 mod connect;
@@ -64,8 +64,8 @@ use crate::{
 
 /// Goes through the steps; `session` holds the leader's lock, `ready` was made while standing by.
 /// Not to be confused with readiness: a start may wait for long for open transactions. Cancel
-/// safe: nothing is delivered or confirmed here but the progress records of a first start, and
-/// what the server still does is in `unfinished`.
+/// safe: nothing is delivered or confirmed here. Progress may be stored, and releases that are
+/// delivered are finished. What the server still does is in `unfinished`.
 pub(super) async fn start(
     context: &Context,
     session: &Arc<SqlSession>,

@@ -176,7 +176,7 @@ pub(in crate::daemon) struct Before {
 }
 
 /// Takes snapshots until told to stop, and looks at the publication. A snapshot that finds no room
-/// is dropped. Gives up before standbys do: after `leader_timeout` without an answer they may have
+/// is dropped. Gives up before standbys do: after `leader.timeout` without an answer they may have
 /// deposed this relay.
 ///
 /// # Errors

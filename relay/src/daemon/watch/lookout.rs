@@ -1,5 +1,5 @@
 //! Looks again and again while the relay streams, at what `control` does not see: whether the tables are still
-//! published, and whether the relay's claim stands.
+//! published, whether the relay's claim stands, who stands by, and what keeps WAL.
 
 use std::time::Duration;
 
@@ -23,13 +23,11 @@ use crate::{
     state::Board,
 };
 
-/// So often.
+/// Time between two looks.
 const TABLES_INTERVAL: Duration = Duration::from_secs(5);
-/// What the board is told of the relay's claim.
+/// Concerns, as the board names them.
 const CLAIM: &str = "leader's claim";
-/// And of the WAL that is kept.
 const WAL_KEPT: &str = "WAL kept";
-/// And of the synchronous standbys.
 const STANDBYS: &str = "standbys";
 
 /// Returns what ends the attempt. Cancel safe.
