@@ -30,7 +30,7 @@ pub const UPPER_BYTES_MAX: usize = 28 << 10;
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
 /// The format that this relay writes. It reads those before it: what they lack has a default.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// How far delivery has come, and what a repair or a restart needs to continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -218,7 +218,9 @@ pub async fn not_sent(
         }
         let which = found.condition(&partition, since.mapping.id_column(), lower, now);
         let (rows, partition_oid) = (found.rows, partition.oid);
-        let exact = partition.count(client, &which).await? == i64::try_from(rows).unwrap_or(0);
+        let alone = partition.count(client, &which).await? == i64::try_from(rows).unwrap_or(0);
+        // Without `xid` a row that was sent before all is remembered looks like one that was not.
+        let exact = alone && (partition.stamped || known.is_remembered);
         records.push(NotSentRecord { partition: partition_oid, rows, which, exact });
         if partition.stamped {
             xids.append(&mut found.own);

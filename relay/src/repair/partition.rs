@@ -209,11 +209,12 @@ impl Partition {
 
     /// Which of its rows are compared with the stream.
     fn compared(&self, known: &Known<'_>) -> String {
-        let newer = self.newer(known.lower);
-        match self.stamped || known.published.is_some() {
-            true => newer,
+        match (self.stamped, known.published) {
+            (true, _) => self.newer(known.lower),
+            // Without `xid` no one is asked about rows in between, so they are compared.
+            (false, Some(published)) => self.newer(published),
             // It is not known which rows are older.
-            false => format!("({newer} or {})", self.before),
+            (false, None) => format!("({} or {})", self.newer(known.lower), self.before),
         }
     }
 
@@ -262,14 +263,16 @@ impl Partition {
     /// What a person can do with rows that the stream has not sent. `exact`: these are all that the condition names.
     pub(super) fn in_doubt(&self, rows: &str, which: &str, exact: bool) -> Halt {
         let name = &self.name;
-        let more = match exact {
-            true => "",
-            false => " (others that may be published already come with them)",
+        let (sent, more) = match exact {
+            true => ("they were not in the stream", ""),
+            false => (
+                "not all of them were in the stream, as far as is known",
+                " (some may be published already, and come again)",
+            ),
         };
         Halt::new(
             format!(
-                "partition {name} was attached with rows that were inserted into it before ({rows}): they were not in \
-                 the stream"
+                "partition {name} was attached with rows that were inserted into it before ({rows}): {sent}"
             ),
             format!(
                 "to publish them{more}, {}; or, to leave them out, run `outbox-relay resume --at progress`",

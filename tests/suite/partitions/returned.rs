@@ -258,6 +258,24 @@ async fn rows_without_a_transaction_are_compared_with_the_stream_whoever_attache
     }
 }
 
+/// A relay that was restarted meanwhile does not know which of them are published, and says so.
+#[tokio::test]
+async fn rows_without_a_transaction_that_came_meanwhile_are_asked_about_after_a_restart() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, "alter table outbox.events drop column xid cascade").await;
+    let mut relay = t.relay().set("postgres.start", "now").start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    goes_and_comes(&t, &mut relay, While::IsRestarted, &insert_there(&topic, ID)).await;
+    let detail = halted(&relay).await;
+    assert!(detail.contains("(1 row)") && detail.contains("as far as is known"), "{detail}");
+    obey(&t, typed(&detail, "with rows as")).await;
+    let second = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first, &ID.to_owned(), &second]).await;
+}
+
 /// They have more transactions than are named each, and other rows, which are published, have the ids of some.
 #[tokio::test]
 async fn the_statement_for_rows_of_many_transactions_leaves_out_what_is_published() {

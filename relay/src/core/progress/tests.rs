@@ -49,7 +49,7 @@ fn sample() -> Progress {
 #[test]
 fn the_stored_form_is_the_documented_one() {
     let stored = concat!(
-        r#"{"version":4,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+        r#"{"version":5,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
         r#""system_id":"7312345678901234567","timeline":1,"published":{"publication":"16391:733","#,
         r#""tables":{"outbox.events":{"oid":16385,"own":["table 16392:733"],"above":[]}},"#,
         r#""whole":"769e"},"gap":null,"snapshots":[{"lsn":"0/10","#,
@@ -70,10 +70,10 @@ fn the_stored_form_is_the_documented_one() {
 }
 
 #[test]
-fn records_of_versions_1_to_3_are_read_and_the_first_says_nothing_of_the_publication() {
+fn records_of_versions_1_to_4_are_read_and_the_first_says_nothing_of_the_publication() {
     let stored = String::from_utf8(sample().encode().to_vec()).expect("text");
-    for version in [r#""version":2"#, r#""version":3"#] {
-        let older = stored.replace(r#""version":4"#, version);
+    for version in [2, 3, 4] {
+        let older = stored.replace(r#""version":5"#, &format!(r#""version":{version}"#));
         assert_eq!(Progress::decode(older.as_bytes()).expect("readable"), sample());
     }
     let stored = concat!(
@@ -104,8 +104,8 @@ fn a_later_era_and_a_rollback_are_stored() {
 
 #[test]
 fn a_newer_version_is_refused_with_its_number() {
-    let error = Progress::decode(br#"{"version":5,"anything":{}}"#).expect_err("refused");
-    assert!(error.to_string().contains("format version 5"), "{error}");
+    let error = Progress::decode(br#"{"version":6,"anything":{}}"#).expect_err("refused");
+    assert!(error.to_string().contains("format version 6"), "{error}");
 }
 
 /// Brokers refuse records above a megabyte or less, and then nothing could be delivered any more.

@@ -76,7 +76,9 @@ pub(super) async fn carry_out(
             let readable = readable.map_err(Ended::Halted)?;
             let nothing_to_read = match &decision {
                 Decision::Repair { lower, replace } => {
-                    let (lower, gap) = (lower.as_deref(), gap.as_deref());
+                    // A slot that is gone has nothing that could be published instead.
+                    let gap = gap.as_deref().filter(|_| *replace);
+                    let lower = lower.as_deref();
                     let needed = Needed { tables: &readable, lower, gap };
                     repair::begin(context, connections, needed, progress, *replace).await?
                 }

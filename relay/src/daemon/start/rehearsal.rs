@@ -162,6 +162,8 @@ async fn foresee(
     let readable = tables.repair.as_ref().map_err(|halt| Ended::Halted(halt.clone()))?;
     let nothing = || Progress::before_first_start(&config.postgres.slot);
     let progress = progress.clone().unwrap_or_else(nothing);
-    let needed = Needed { tables: readable, lower, gap: gap.as_deref() };
+    let has_slot = !matches!(decision, Decision::Repair { replace: false, .. });
+    let gap = gap.as_deref().filter(|_| has_slot);
+    let needed = Needed { tables: readable, lower, gap };
     repair::foresee(config, session, needed, &progress).await
 }
