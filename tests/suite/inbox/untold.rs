@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use outbox_harness::database::Database;
+use outbox_harness::{database::Database, host::report, wait};
 use outbox_idempotency::{
     Dedup, Failure, Message, MessageId, Processor, RawMessage, Tx,
     dead_letters::{self, Selection},
@@ -43,10 +43,24 @@ async fn replay(database: &Database, processor: &Processor) {
     background.stop().await;
 }
 
+/// A call that finds the table busy leaves the days to the next one.
 async fn keep_longer(database: &Database, processor: &Processor) {
     let keep = "update inbox.settings set retention_days = 60";
     database.superuser().batch_execute(keep).await.expect("updated");
-    processor.inbox().maintain().await.expect("maintained");
+    let missing = "select count(*) from generate_series(0, 60) as d (n) \
+        where inbox.partition_of((now() at time zone 'utc')::date - d.n) is null";
+    wait::until("all days are kept", wait::PATIENCE, || async {
+        processor.inbox().maintain().await.map_err(|error| error.to_string())?;
+        match number(database, missing).await {
+            0 => Ok(()),
+            days => {
+                report(&format!("{days} days were not made: the table was busy"));
+                Err(format!("{days} are missing"))
+            }
+        }
+    })
+    .await
+    .expect("a call makes them");
 }
 
 async fn open(database: &Database, dedup: Dedup, broken: &Arc<AtomicBool>) -> Processor {
