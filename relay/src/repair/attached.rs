@@ -220,7 +220,7 @@ pub async fn not_sent(
         let (rows, partition_oid) = (found.rows, partition.oid);
         let alone = partition.count(client, &which).await? == i64::try_from(rows).unwrap_or(0);
         // Without `xid` a row that was sent before all is remembered looks like one that was not.
-        let exact = alone && (partition.stamped || known.is_remembered);
+        let exact = alone && (partition.stamped || since.known(partition.oid).is_whole());
         records.push(NotSentRecord { partition: partition_oid, rows, which, exact });
         if partition.stamped {
             xids.append(&mut found.own);

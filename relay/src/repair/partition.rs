@@ -50,6 +50,13 @@ pub(super) struct Known<'a> {
     pub(super) is_remembered: bool,
 }
 
+impl Known<'_> {
+    /// All that was sent of its rows is shown by `published`, or remembered.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_remembered && self.published.is_none_or(|published| published == self.lower)
+    }
+}
+
 impl<'a> Since<'a> {
     /// Of a partition, by its OID.
     pub(super) fn known(&self, partition: u32) -> Known<'a> {
