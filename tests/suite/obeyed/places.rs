@@ -103,6 +103,15 @@ async fn whoever_read_standard_output_may_go_and_another_gets_what_it_did_not_se
     let reader = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(&pipe).expect("open");
     let mut relay = settings.clone().stdout(&pipe).start().await;
     drop::<File>(reader);
+    // A process that another test is starting has its copy until it runs another program.
+    wait::until("no one reads the pipe", wait::PATIENCE, || async {
+        match OpenOptions::new().write(true).custom_flags(NONBLOCK).open(&pipe) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+            opened => Err(format!("{opened:?}")),
+        }
+    })
+    .await
+    .expect("it is closed");
     t.commit([Event::to("orders").key("a"), Event::to("orders").key("b")]).await;
     says(&relay, "whoever read standard output has gone").await;
     // "Start the relay again with a reader".
