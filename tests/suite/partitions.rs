@@ -5,7 +5,7 @@ mod compared;
 mod kept;
 mod returned;
 
-use outbox_harness::{Harness, topic::Topic, wait};
+use outbox_harness::{Harness, relay::Relay, topic::Topic, wait};
 
 use crate::{
     remedies::halted,
@@ -30,6 +30,17 @@ pub(crate) fn insert_old(topic: &Topic, id: &str) -> String {
 }
 
 pub(crate) const ID: &str = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+
+/// The line of the log that names rows which are taken for published.
+async fn told(relay: &Relay) -> String {
+    let said = "rows of a partition that was attached are not published";
+    wait::until("it is told", wait::PATIENCE, || async {
+        let log = relay.log_text();
+        log.lines().find(|line| line.contains(said)).map(str::to_owned).ok_or("not yet")
+    })
+    .await
+    .expect("in the log")
+}
 
 /// One in which `attached` is done while the relay streams, and while it is away.
 async fn what_was_inserted_before_arrives(attached: impl Fn(&Topic) -> String) {

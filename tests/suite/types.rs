@@ -129,17 +129,23 @@ async fn numbers_below_a_domain_are_repaired_in_their_order() {
     ids_of_one_moment_are_all_repaired("public.number", &["2", "9", "10", "11"]).await;
 }
 
-/// Its texts are bytes: one of them may not hold up all others.
-#[tokio::test]
-async fn bytes_of_a_database_without_an_encoding_are_published_as_they_are() {
-    let t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
+/// A database whose server does not know what its texts' bytes are, with all migrations and grants.
+pub(crate) async fn without_encoding() -> Database {
     let database = Database::create_empty_with("encoding 'SQL_ASCII' locale 'C'").await;
     let mut owner = database.connect(Role::Owner).await;
     for set in [Set::Outbox, Set::Inbox] {
         outbox_migrations::apply(&mut owner, set).await.expect("migrated");
     }
     database.grant().await;
+    database
+}
+
+/// Its texts are bytes: one of them may not hold up all others.
+#[tokio::test]
+async fn bytes_of_a_database_without_an_encoding_are_published_as_they_are() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let database = without_encoding().await;
     let insert = |key: &'static str| {
         let (database, topic) = (&database, topic.name());
         async move {

@@ -50,7 +50,7 @@ pub(super) struct Way {
     parked: bool,
     /// Whether sessions are left as handlers leave them.
     left: bool,
-    /// Most bytes that librdkafka fetches at once; the runner's default where there is none.
+    /// Most bytes that librdkafka fetches at once; `None` leaves the default of the runner.
     fetch: Option<&'static str>,
 }
 

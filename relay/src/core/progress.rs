@@ -246,6 +246,7 @@ impl Progress {
             leaves: Leaves::default(),
         }];
         self.repair = Some(RepairRecord::announced(Some(lower)));
+        self.departed.clear();
     }
 
     /// What was created after this is not known to be published, in milliseconds since the Unix epoch;
@@ -265,6 +266,8 @@ impl Progress {
     /// before anything else is decided.
     pub fn note_rollback(&mut self, end: Lsn) {
         self.rolled_back = Some(end);
+        // Transaction ids are given again: a snapshot of before tells nothing of rows that come now.
+        self.departed.clear();
     }
 
     /// Positions that are given from now on may be lower than those before. By the clock, so that it

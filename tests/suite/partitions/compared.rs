@@ -1,9 +1,9 @@
 //! The rows of a partition that is attached are compared with what the stream sends: those that it does not send arrive
 //! all the same, whatever the order of transaction ids, and those that it sends don't come again.
 
-use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic, wait};
+use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic};
 
-use super::{ATTACH, ID, PARTITION, TABLE, insert_old};
+use super::{ATTACH, ID, PARTITION, TABLE, insert_old, told};
 use crate::{
     obeyed::{obey, typed},
     remedies::halted,
@@ -85,16 +85,9 @@ async fn rows_of_a_later_transaction_of_another_cluster_are_told_and_end_no_stre
     run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
     run(&t, "update outbox.events_old set xid = '99999999'").await;
     run(&t, ATTACH).await;
-    let said = "rows of a partition that was attached are not published";
-    wait::until("it is told", wait::PATIENCE, || async {
-        relay.logs_contain(said).then_some(()).ok_or("not yet")
-    })
-    .await
-    .expect("in the log");
+    let line = told(&relay).await;
     let second = insert(&t, &topic, "now()").await;
     each_once(&topic, &[&first, &second]).await;
-    let log = relay.log_text();
-    let line = log.lines().find(|line| line.contains(said)).expect("a line").to_owned();
     obey(&t, typed(&line, "with rows as")).await;
     each_once(&topic, &[&first, &second, &ID.to_owned()]).await;
 }
@@ -215,14 +208,7 @@ async fn older_rows_that_were_updated_before_are_told_and_arrive_as_the_log_says
     relay.restart();
     relay.wait_ready().await;
     run(&t, ATTACH).await;
-    let said = "rows of a partition that was attached are not published";
-    wait::until("it is told", wait::PATIENCE, || async {
-        relay.logs_contain(said).then_some(()).ok_or("not yet")
-    })
-    .await
-    .expect("in the log");
-    let log = relay.log_text();
-    let line = log.lines().find(|line| line.contains(said)).expect("a line").to_owned();
+    let line = told(&relay).await;
     assert!(line.contains("1 row") && line.contains("outbox.events_old"), "{line}");
     obey(&t, typed(&line, "with rows as")).await;
     each_once(&topic, &[&first, &second, &ID.to_owned()]).await;

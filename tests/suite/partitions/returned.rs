@@ -1,21 +1,15 @@
-//! Partitions that are detached for a while: what they had is published, and nobody is asked about it; what was inserted
+//! Partitions that are detached for a while: what they had is published, and no one is asked about it; what was inserted
 //! meanwhile was not in the stream.
 
-use outbox_harness::{
-    Harness,
-    database::{Database, Role},
-    relay::Relay,
-    topic::Topic,
-    wait,
-};
-use outbox_migrations::Set;
+use outbox_harness::{Harness, database::Role, relay::Relay, topic::Topic};
 
-use super::{ATTACH, ID, TABLE, compared::attached_by_an_older_transaction, insert_old};
+use super::{ATTACH, ID, TABLE, compared::attached_by_an_older_transaction, insert_old, told};
 use crate::{
     obeyed::{obey, typed},
     remedies::halted,
     repair::{drop_slot, run_into, wait_snapshot},
     rows::{each_once, insert, run},
+    types::without_encoding,
 };
 
 const DETACH: &str = "alter table outbox.events detach partition outbox.events_default";
@@ -196,14 +190,7 @@ async fn rows_that_are_taken_for_published_after_a_kill_are_told_and_arrive_as_t
     run(&t, "update outbox.events_old set headers = '{\"a\": \"b\"}'").await;
     run(&t, ATTACH).await;
     relay.restart();
-    let said = "rows of a partition that was attached are not published";
-    wait::until("it is told", wait::PATIENCE, || async {
-        relay.logs_contain(said).then_some(()).ok_or("not yet")
-    })
-    .await
-    .expect("in the log");
-    let log = relay.log_text();
-    let line = log.lines().find(|line| line.contains(said)).expect("a line").to_owned();
+    let line = told(&relay).await;
     assert!(line.contains("1 row") && line.contains("taken for published"), "{line}");
     each_once(&topic, &all(&ids)).await;
     obey(&t, typed(&line, "with rows as")).await;
@@ -230,17 +217,23 @@ async fn rows_of_a_partition_that_is_attached_while_a_repair_runs_come_once() {
     each_once(&topic, &all(&ids)).await;
 }
 
+/// A relay that has delivered an event of a table whose rows don't say which transaction inserted them.
+async fn without_xid() -> (Harness, Topic, Relay, String) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    run(&t, "alter table outbox.events drop column xid cascade").await;
+    let relay = t.relay().set("postgres.start", "now").start().await;
+    let first = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&first]).await;
+    wait_snapshot(&t).await;
+    (t, topic, relay, first)
+}
+
 /// Nothing but the stream tells what of them is published.
 #[tokio::test]
 async fn rows_without_a_transaction_are_compared_with_the_stream_whoever_attached_their_table() {
     for updated in [false, true] {
-        let t = Harness::start().await;
-        let topic = t.topic("orders").create(1).await;
-        run(&t, "alter table outbox.events drop column xid cascade").await;
-        let relay = t.relay().set("postgres.start", "now").start().await;
-        let first = insert(&t, &topic, "now()").await;
-        each_once(&topic, &[&first]).await;
-        wait_snapshot(&t).await;
+        let (t, topic, relay, first) = without_xid().await;
         let update =
             "update outbox.events set headers = '{\"a\": \"b\"}' where created_at < '2002-01-01'";
         match updated {
@@ -261,13 +254,7 @@ async fn rows_without_a_transaction_are_compared_with_the_stream_whoever_attache
 /// A relay that was restarted meanwhile does not know which of them are published, and says so.
 #[tokio::test]
 async fn rows_without_a_transaction_that_came_meanwhile_are_asked_about_after_a_restart() {
-    let t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    run(&t, "alter table outbox.events drop column xid cascade").await;
-    let mut relay = t.relay().set("postgres.start", "now").start().await;
-    let first = insert(&t, &topic, "now()").await;
-    each_once(&topic, &[&first]).await;
-    wait_snapshot(&t).await;
+    let (t, topic, mut relay, first) = without_xid().await;
     goes_and_comes(&t, &mut relay, While::IsRestarted, &insert_there(&topic, ID)).await;
     let detail = halted(&relay).await;
     assert!(detail.contains("(1 row)") && detail.contains("as far as is known"), "{detail}");
@@ -328,12 +315,7 @@ async fn the_statement_for_rows_of_many_transactions_leaves_out_what_is_publishe
 async fn a_partition_whose_name_can_not_be_sent_holds_nothing_up_and_its_rows_arrive() {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    let database = Database::create_empty_with("encoding 'SQL_ASCII' locale 'C'").await;
-    let mut owner = database.connect(Role::Owner).await;
-    for set in [Set::Outbox, Set::Inbox] {
-        outbox_migrations::apply(&mut owner, set).await.expect("migrated");
-    }
-    database.grant().await;
+    let database = without_encoding().await;
     let run = async |sql: &str| {
         let done = database.superuser().batch_execute(sql).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error:?}"));

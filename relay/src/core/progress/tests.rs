@@ -94,7 +94,11 @@ fn a_later_era_and_a_rollback_are_stored() {
     assert!(stored.ends_with(br#""repair":null,"era":1790000000}"#), "{stored:?}");
     assert_eq!(Progress::decode(&stored).expect("readable"), progress);
     let mut seen = sample();
+    let left = (Lsn::new(8), "10:20:");
+    DepartedRecord::note(&mut seen.departed, [7], left, &Published::default());
+    assert_eq!(seen.departed.len(), 1);
     seen.note_rollback(Lsn::new(16));
+    assert!(seen.departed.is_empty(), "its snapshot is of another history");
     let stored = seen.encode();
     assert!(stored.ends_with(br#""repair":null,"rolled_back":"0/10"}"#), "{stored:?}");
     assert_eq!(Progress::decode(&stored).expect("readable"), seen);
