@@ -3,13 +3,15 @@
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
-    sql::{identifier, visible},
+    sql::{identifier, shown_name, visible},
     tables::Table,
 };
 use crate::{core::printable::counted, route::TableName};
 
 /// Rows are counted up to here.
 pub(super) const COUNTED_MAX: i64 = 100_000;
+/// Tables that are named with the number of their rows.
+const NAMED_MAX: usize = 8;
 
 /// How many rows are there now, at most one more than `COUNTED_MAX`; `None` where one of the
 /// tables may not be read.
@@ -39,7 +41,16 @@ pub async fn rows_there(
     Ok(Some(rows))
 }
 
-/// How many rows are there that a `pg_snapshot` does not show, at most one more than `COUNTED_MAX`.
+/// Rows that a `pg_snapshot` does not show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowsSince {
+    /// How many, at most one more than `COUNTED_MAX`.
+    pub rows: i64,
+    /// How many of these each table and partition has, the one with most first.
+    pub by_table: Vec<(String, i64)>,
+}
+
+/// Counts the rows that a `pg_snapshot` does not show.
 ///
 /// # Errors
 /// The database's.
@@ -47,18 +58,44 @@ pub async fn rows_since(
     client: &Client,
     tables: &[Table],
     snapshot: &str,
-) -> Result<i64, tokio_postgres::Error> {
-    let mut rows = 0;
+) -> Result<RowsSince, tokio_postgres::Error> {
+    let mut since = RowsSince::default();
     for table in tables {
         let query = format!(
-            "select pg_catalog.count(*) from (select from {} t where not {} limit {}) t",
+            "select {}, count from ( \
+                 select t.tableoid, pg_catalog.count(*) as count from ( \
+                     select t.tableoid from {} t where not {} limit {}) t group by 1) c",
+            shown_name("c.tableoid::pg_catalog.regclass::pg_catalog.text"),
             table.from(),
             visible(snapshot),
-            COUNTED_MAX + 1 - rows
+            COUNTED_MAX + 1 - since.rows
         );
-        rows += client.query_one(&query, &[]).await?.try_get::<_, i64>(0)?;
+        for row in client.query(&query, &[]).await? {
+            let (name, rows): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+            since.rows += rows;
+            since.by_table.push((name, rows));
+        }
     }
-    Ok(rows)
+    since.by_table.sort_by(|(a, more), (b, rows)| (rows, a).cmp(&(more, b)));
+    Ok(since)
+}
+
+impl RowsSince {
+    /// As a person reads it: how many, and where the most of them are.
+    pub fn in_words(&self) -> String {
+        let all = in_words(self.rows);
+        let named = self.by_table.iter().take(NAMED_MAX);
+        let mut named: Vec<String> =
+            named.map(|(name, rows)| format!("{} in {name}", in_words(*rows))).collect();
+        match self.by_table.len().saturating_sub(NAMED_MAX) {
+            0 => {}
+            more => named.push(format!("the rest in {}", counted(more as u64, "other table"))),
+        }
+        match named.is_empty() {
+            true => format!("{all} of the outbox tables"),
+            false => format!("{all} of the outbox tables ({})", named.join(", ")),
+        }
+    }
 }
 
 /// What a repair after a snapshot does with rows of the tables; each number is at most one more than
@@ -122,5 +159,26 @@ pub fn in_words(rows: i64) -> String {
     match rows {
         rows if rows > COUNTED_MAX => format!("more than {COUNTED_MAX} rows"),
         rows => counted(rows.unsigned_abs(), "row"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_table_is_named_with_its_rows() {
+        let of = |counts: &[i64]| {
+            let table = |(at, rows): (usize, &i64)| (format!("outbox.p{at}"), *rows);
+            let by_table = counts.iter().enumerate().map(table).collect();
+            RowsSince { rows: counts.iter().sum(), by_table }.in_words()
+        };
+        assert_eq!(of(&[]), "0 rows of the outbox tables");
+        assert_eq!(
+            of(&[6, 1]),
+            "7 rows of the outbox tables (6 rows in outbox.p0, 1 row in outbox.p1)"
+        );
+        let many = of(&[1; 11]);
+        assert!(many.ends_with("1 row in outbox.p7, the rest in 3 other tables)"), "{many}");
     }
 }

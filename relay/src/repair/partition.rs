@@ -37,6 +37,28 @@ pub struct Since<'a> {
     pub memory: &'a Memory,
     /// All of `published` are known to be attached since.
     pub every: bool,
+    /// Where a relay that halts has left its slot; `None` while it streams.
+    pub slot: Option<SlotAt<'a>>,
+}
+
+/// A slot as a relay that halts has left it.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotAt<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it has confirmed; `None` where there is no slot.
+    pub confirmed: Option<Lsn>,
+}
+
+impl SlotAt<'_> {
+    /// That no relay has continued since, as a person types it: each confirms more, or makes a new slot.
+    fn unchanged(&self) -> String {
+        let of_slot = format!("select from pg_replication_slots where slot_name = '{}'", self.name);
+        match self.confirmed {
+            Some(lsn) => format!("exists ({of_slot} and confirmed_flush_lsn = '{lsn}')"),
+            None => format!("not exists ({of_slot})"),
+        }
+    }
 }
 
 /// What is known of the rows that a partition had before.
@@ -102,6 +124,8 @@ pub(super) struct Partition {
     /// Whether its `xid` is the transaction that inserted the row.
     pub(super) stamped: bool,
     columns: String,
+    /// Whether no relay has continued since it halted, as a person types it.
+    still_halted: Option<String>,
 }
 
 /// The first transaction id that is still to come, as a person types it.
@@ -177,6 +201,7 @@ impl Partition {
             ),
             stamped: since.stamped.iter().any(|name| name.is(schema, table)),
             columns: row.try_get::<_, Option<String>>("columns")?.unwrap_or_default(),
+            still_halted: since.slot.map(|slot| slot.unchanged()),
         })
     }
 
@@ -283,7 +308,7 @@ impl Partition {
             ),
             format!(
                 "to publish them{more}, {}; or, to leave them out, run `outbox-relay resume --at progress`",
-                self.statement(which)
+                self.statement_while_halted(which)
             ),
         )
     }
@@ -299,7 +324,7 @@ impl Partition {
             format!(
                 "if it was none, publish them: {}; if it was one, or to leave them out, run `outbox-relay resume --at \
                  progress`",
-                self.statement(which)
+                self.statement_while_halted(which)
             ),
         )
     }
@@ -336,8 +361,19 @@ impl Partition {
         }
     }
 
+    /// Moves rows through the stream, unless a relay has continued meanwhile and published them itself.
+    fn statement_while_halted(&self, which: &str) -> String {
+        match &self.still_halted {
+            None => self.statement(which),
+            Some(still_halted) => format!(
+                "{} (it moves none once the relay has continued)",
+                self.statement(&format!("({which}) and {still_halted}"))
+            ),
+        }
+    }
+
     /// Moves rows through the stream.
-    pub(super) fn statement(&self, which: &str) -> String {
+    fn statement(&self, which: &str) -> String {
         let Partition { oid, name, root, columns, .. } = self;
         let move_from = |name: &str| {
             format!(

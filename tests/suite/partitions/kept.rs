@@ -133,14 +133,11 @@ async fn what_the_slot_has_of_a_partition_that_was_detached_for_a_while_arrives(
     assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
 }
 
-/// Made, filled and detached since the newest snapshot: no table shows them, and the slot has them.
-#[tokio::test]
-async fn what_the_slot_has_of_a_partition_that_is_gone_arrives_though_another_was_attached_with_rows()
- {
+/// Events that only the slot has, for their partition was made, filled and detached since the newest snapshot; and then
+/// one that it lacks, for its table was attached with it. Tells what the halt says of that.
+async fn only_in_the_slot_and_not_in_it() -> (Harness, Topic, Relay, Vec<String>, String) {
     let (t, topic, mut relay, mut ids) = away().await;
-    let gone = "create table outbox.events_gone partition of outbox.events \
-        for values from ('2003-01-01') to ('2004-01-01')";
-    run(&t, gone).await;
+    run(&t, &format!("create table outbox.events_gone partition of outbox.events {GONE}")).await;
     ids.push(insert(&t, &topic, "'2003-05-05'").await);
     run(&t, "alter table outbox.events detach partition outbox.events_gone").await;
     let filled = format!(
@@ -160,10 +157,32 @@ async fn what_the_slot_has_of_a_partition_that_is_gone_arrives_though_another_wa
     let detail = halted(&relay).await;
     assert!(detail.contains("outbox.events_new was attached with rows"), "{detail}");
     assert!(detail.contains("1 row"), "{detail}");
+    (t, topic, relay, ids, detail)
+}
+
+const GONE: &str = "for values from ('2003-01-01') to ('2004-01-01')";
+
+#[tokio::test]
+async fn what_the_slot_has_of_a_partition_that_is_gone_arrives_though_another_was_attached_with_rows()
+ {
+    let (t, topic, relay, ids, detail) = only_in_the_slot_and_not_in_it().await;
     obey(&t, typed(&detail, "with rows as")).await;
     // The relay looks again by itself, and sees that none is left.
     each_once(&topic, &all(&ids)).await;
     assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
+/// With the partition back the tables have all, so the relay publishes from them, and whoever types what the halt said
+/// is too late.
+#[tokio::test]
+async fn the_statement_of_a_halt_that_has_ended_by_itself_moves_nothing() {
+    let (t, topic, relay, mut ids, detail) = only_in_the_slot_and_not_in_it().await;
+    run(&t, &format!("alter table outbox.events attach partition outbox.events_gone {GONE}")).await;
+    each_once(&topic, &all(&ids)).await;
+    assert!(relay.logs_contain("making a new slot"), "{}", relay.log_text());
+    obey(&t, typed(&detail, "with rows as")).await;
+    ids.push(insert(&t, &topic, "now()").await);
+    each_once(&topic, &all(&ids)).await;
 }
 
 #[tokio::test]

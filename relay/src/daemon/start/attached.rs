@@ -3,6 +3,7 @@
 
 use tokio_postgres::Client;
 
+use super::decision::survey;
 use crate::{
     core::{
         halt::Halt,
@@ -15,7 +16,7 @@ use crate::{
     daemon::{context::Context, ended::Ended, locks},
     metrics::Cause,
     postgres::sql::{self, SqlSession},
-    repair::{self, Since, Taken},
+    repair::{self, Since, SlotAt, Taken},
     route::TableName,
 };
 
@@ -54,6 +55,8 @@ pub(super) async fn look(
         stored.departed.clear(); // Of another history.
     }
     let (memory, departed) = (context.streamed().memory(), stored.departed.clone());
+    let (slot, _) = survey(&context.config, session).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
     let since = Since {
         mapping: &context.parts.mapping,
         stamped,
@@ -63,6 +66,7 @@ pub(super) async fn look(
         departed: &departed,
         memory: &memory,
         every: false,
+        slot: Some(SlotAt { name: &context.config.postgres.slot, confirmed }),
     };
     let missing = context.streamed().missing().cloned();
     let any = repair::any_attached_since(session.client(), &since).await.map_err(failed)?;

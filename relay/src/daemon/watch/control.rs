@@ -283,6 +283,7 @@ async fn attached(
         departed,
         memory: &memory,
         every: true,
+        slot: None,
     };
     let found = repair::look_into(session.client(), &since, Some(repair::GLANCED_MAX)).await?;
     if found.halt.is_some() || !found.more.is_empty() {

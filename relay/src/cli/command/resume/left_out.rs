@@ -317,19 +317,17 @@ async fn count(
         Err(why) => return Ok(Err(why)),
     };
     let SnapshotRecord { snapshot, leaves, .. } = since;
-    let rows = repair::rows_since(client, &tables, snapshot).await?;
+    let since = repair::rows_since(client, &tables, snapshot).await?;
     let kept = config.outbox.rows_kept;
     let gone = repair::complete(client, &tables, Some(snapshot), leaves, kept).await?.err();
-    Ok(Ok(match (rows, gone) {
+    let counted = since.in_words();
+    Ok(Ok(match (since.rows, gone) {
         (0, None) => None,
-        (rows, None) => Some(format!(
-            "at most {} of the outbox tables, of which those of the last second before progress may \
-             be published",
-            repair::in_words(rows)
+        (_, None) => Some(format!(
+            "at most {counted}, of which those of the last second before progress may be published"
         )),
-        (rows, Some(halt)) => Some(format!(
-            "at most {} of the outbox tables, and others whose number can't be known: {}",
-            repair::in_words(rows),
+        (_, Some(halt)) => Some(format!(
+            "at most {counted}, and others whose number can't be known: {}",
             halt.reason
         )),
     }))
