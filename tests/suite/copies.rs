@@ -7,7 +7,8 @@ use crate::{
     file::{all_written, to_file},
     obeyed::typed,
     remedies::halted,
-    repair::drop_slot,
+    repair::{drop_slot, wait_snapshot},
+    rows::{each_once, insert, run},
 };
 
 const PARTITIONS: i32 = 8;
@@ -26,7 +27,7 @@ async fn a_relay_of_a_copy_in_the_same_cluster_halts_until_it_has_a_name_of_its_
     let (own, copied_path) = to_file(&copy);
     let copied = own.clone().set("name", t.database().name());
     let halt = halted(&copied.clone().spawn()).await;
-    assert!(halt.contains("set postgres.slot to a name of its own"), "{halt}");
+    assert!(halt.contains("give this relay a name and a postgres.slot of its own"), "{halt}");
     let halt = halted(&copied.set("postgres.slot", "outbox_of_a_copy").spawn()).await;
     assert!(halt.contains("give this relay another name"), "{halt}");
     // The copy knows that another relay has delivered its rows: to publish them here is a decision.
@@ -41,6 +42,38 @@ async fn a_relay_of_a_copy_in_the_same_cluster_halts_until_it_has_a_name_of_its_
     t.commit([Event::to("orders").key("a")]).await;
     let records = all_written(&t, &path).await;
     check::compare(&t.committed().await, &records, PARTITIONS).assert_exactly_once();
+}
+
+/// The database is renamed, and a copy of it gets its name: what was committed since the relay stopped is in the slot of
+/// the one, and in the tables of the other.
+#[tokio::test]
+async fn a_copy_that_takes_the_place_of_its_database_continues_as_the_halt_says() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let mut ids = vec![insert(&t, &topic, "now()").await];
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    for _ in 0..3 {
+        ids.push(insert(&t, &topic, "now()").await);
+    }
+    let copy = Harness::over(t.database().copied().await, t.kafka()).await;
+    t.reconnect().await;
+    let slot = format!("outbox_{}", t.database().name());
+    let settings = copy.relay().set("name", t.database().name());
+    // "Set postgres.slot back": no step leads round in a circle.
+    let other = settings.clone().set("postgres.slot", "outbox_of_a_copy").spawn();
+    let halt = halted(&other).await;
+    assert!(halt.contains(&format!("belongs to slot {slot}")), "{halt}");
+    assert!(!halt.contains("resume --at slot"), "{halt}");
+    drop(other);
+    let mut relay = settings.set("postgres.slot", &slot).spawn();
+    let halt = halted(&relay).await;
+    run(&t, typed(&halt, "pg_drop_replication_slot")).await;
+    relay.wait_ready().await;
+    ids.push(insert(&copy, &topic, "now()").await);
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
 }
 
 #[tokio::test]

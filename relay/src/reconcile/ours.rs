@@ -15,7 +15,7 @@ use crate::{
 pub fn is_ours(facts: &Facts<'_>) -> Result<(), Halt> {
     if let Some(progress) = facts.progress {
         same_cluster(progress, facts)?;
-        same_slot(progress, facts.slot_name)?;
+        same_slot(progress, facts)?;
     }
     match facts.slot {
         Some(slot) => fits(facts, slot),
@@ -61,7 +61,8 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
     ))
 }
 
-fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
+fn same_slot(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
+    let slot_name = facts.slot_name;
     if progress.slot == slot_name {
         return Ok(());
     }
@@ -71,10 +72,35 @@ fn same_slot(progress: &Progress, slot_name: &str) -> Result<(), Halt> {
             progress.position.map_or_else(|| "nothing".to_owned(), |p| p.to_string()),
             progress.slot
         ),
-        "set postgres.slot back, or give this relay another name; to continue where the other slot is, and \
-         leave out what was committed between stored progress and that, run `outbox-relay resume --at \
-         slot`",
+        match facts.slot {
+            Some(_) => {
+                "set postgres.slot back, or give this relay another name; to continue where the other slot is, and \
+                 leave out what was committed between stored progress and that, run `outbox-relay resume --at \
+                 slot`"
+            }
+            None => {
+                "set postgres.slot back (if that slot is gone, the relay makes it anew, and publishes from the table \
+                 what it had not sent), or give this relay another name"
+            }
+        },
     ))
+}
+
+/// A slot of another database has its name. Where progress says that this slot is the relay's, this database may have
+/// taken the place of that one.
+fn another_databases(facts: &Facts<'_>, owner: &str) -> Halt {
+    let name = facts.slot_name;
+    let found = format!("slot {name} belongs to database {owner}, not {}", facts.database);
+    let remedy = match facts.progress {
+        None => "set postgres.slot to a name of its own".to_owned(),
+        Some(_) => format!(
+            "if this is another database, give this relay a name and a postgres.slot of its own; if it has taken the \
+             place of {owner} (that was renamed, and this is a copy of it), drop the slot, connected to {owner}: {}: the \
+             relay makes it anew here, and publishes from the table what it had not sent",
+            drop_slot(name)
+        ),
+    };
+    Halt::new(found, remedy)
 }
 
 fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
@@ -92,12 +118,7 @@ fn fits(facts: &Facts<'_>, slot: &SlotState) -> Result<(), Halt> {
         return Err(Halt::new(found, anew()));
     }
     if slot.database.as_deref() != Some(facts.database) {
-        let found = format!(
-            "slot {name} belongs to database {}, not {}",
-            slot.database.as_deref().unwrap_or("none"),
-            facts.database
-        );
-        return Err(Halt::new(found, other));
+        return Err(another_databases(facts, slot.database.as_deref().unwrap_or("none")));
     }
     if slot.two_phase {
         return Err(Halt::new(
