@@ -104,6 +104,22 @@ impl Relay {
         }
     }
 
+    /// That `/readyz` says nothing but `ok`, and perhaps that lanes are parked.
+    ///
+    /// # Errors
+    /// What it says.
+    ///
+    /// # Panics
+    /// When it is not 200.
+    pub async fn nothing_of_concern(&self) -> Result<(), String> {
+        let page = self.page("/readyz").await;
+        let parked = |line: &str| line.contains("parked") && line.contains("later events wait");
+        match page.lines().all(|line| line == "ok" || parked(line)) {
+            true => Ok(()),
+            false => Err(page),
+        }
+    }
+
     /// `/status`.
     ///
     /// # Panics

@@ -219,14 +219,9 @@ async fn a_parked_event_that_the_new_primary_does_not_have_is_named_and_comes_by
 }
 
 async fn nothing_is_said(relay: &Relay) {
-    wait::until("it is said no more", wait::PATIENCE, || async {
-        match relay.page("/readyz").await {
-            page if page == "ok\n" => Ok(()),
-            page => Err(page),
-        }
-    })
-    .await
-    .expect("it is dealt with");
+    wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
+        .await
+        .expect("it is dealt with");
 }
 
 /// The relay ends at the first record that covers them, before it has counted what is parked.

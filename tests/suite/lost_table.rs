@@ -48,14 +48,9 @@ async fn events_that_were_parked_in_a_table_that_is_dropped_are_named_and_can_be
     assert_eq!(writer.execute(again.as_str(), &[]).await.expect("it can be typed"), 3);
     // Still refused, they are parked once more: whoever obeyed again would send them twice.
     wait_parked(&t, |parked| parked == 3).await;
-    wait::until("it is said no more", wait::PATIENCE, || async {
-        match relay.page("/readyz").await {
-            page if page == "ok\n" => Ok(()),
-            page => Err(page),
-        }
-    })
-    .await
-    .expect("they are there");
+    wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
+        .await
+        .expect("they are there");
     let missing = missing.create(1).await;
     let release = t.relay().command(&["dead-letters", "release", "--all"]).await;
     assert!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));

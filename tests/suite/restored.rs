@@ -107,14 +107,9 @@ async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_say
         let of_a: Vec<_> = records.iter().filter(|it| it.key.as_deref() == Some(b"a")).collect();
         assert_eq!(of_a.len(), 3);
         assert_eq!([of_a[0].id(), of_a[1].id()], [Some(&*kept[0]), Some(&*kept[1])]);
-        wait::until("it is said no more", wait::PATIENCE, || async {
-            match relay.page("/readyz").await {
-                page if page == "ok\n" => Ok(()),
-                page => Err(page),
-            }
-        })
-        .await
-        .expect("it was dealt with");
+        wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
+            .await
+            .expect("it was dealt with");
     }
 }
 
@@ -177,14 +172,9 @@ async fn parked_events_that_are_put_back_from_a_copy_are_told_asked_about_and_ma
             3,
             "what comes again says so: {records:?}"
         );
-        wait::until("it is said no more", wait::PATIENCE, || async {
-            match relay.page("/readyz").await {
-                page if page == "ok\n" => Ok(()),
-                page => Err(page),
-            }
-        })
-        .await
-        .expect("nothing of the copy is parked");
+        wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
+            .await
+            .expect("nothing of the copy is parked");
 
         // What is parked now is no copy.
         let other = t.topic("other");

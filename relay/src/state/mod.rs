@@ -349,7 +349,8 @@ impl Board {
 
     /// What there is of concern.
     pub fn concerns(&self) -> Vec<String> {
-        self.state().concerns.values().cloned().collect()
+        let parked = self.waits_parked();
+        self.state().concerns.values().cloned().chain(parked).collect()
     }
 
     /// The position confirmed to PostgreSQL.

@@ -1,7 +1,10 @@
 //! What is parked, as the board knows it: counted now and then, and told of what is parked meanwhile.
 
 use super::{Board, State};
-use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
+use crate::core::{
+    printable::counted,
+    progress::{PARKED_IDS_MAX, ParkedRecord},
+};
 
 /// What they are about in [`Board::concern`].
 const LOST: &str = "parked events";
@@ -71,6 +74,22 @@ impl Board {
     /// that is news.
     pub fn parked_events_are_restored(&self, said: Option<String>) -> bool {
         self.concern(RESTORED, said)
+    }
+
+    /// How much is parked, in words; `None` where nothing is.
+    pub(super) fn waits_parked(&self) -> Option<String> {
+        let lanes = self.0.parked_lanes.get().filter(|lanes| *lanes > 0)?;
+        let events = match self.0.parked_events.get()? {
+            0 => return None,
+            // More lanes than were counted: the number of events is not known yet.
+            events if events < lanes => String::new(),
+            events => format!(" ({})", counted(events, "event")),
+        };
+        let (are, their) = if lanes == 1 { ("is", "its") } else { ("are", "their") };
+        Some(format!(
+            "{} {are} parked{events}, and {their} later events wait: `outbox-relay dead-letters list` says why",
+            counted(lanes, "lane")
+        ))
     }
 
     /// Another relay leads.

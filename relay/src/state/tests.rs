@@ -187,8 +187,11 @@ fn events_that_are_parked_are_not_known_while_more_lanes_are_parked_than_were_co
     assert_eq!(board.status().parked_events, Some(2));
     board.parked_lanes(20);
     assert_eq!((board.status().parked_lanes, board.status().parked_events), (Some(20), None));
+    let says = |words: &str| board.concerns().iter().any(|concern| concern.starts_with(words));
+    assert!(says("20 lanes are parked, and their later events wait"), "{:?}", board.concerns());
     board.parked(&ParkedRecord { lanes: 20, events: 200, ..ParkedRecord::default() });
     assert_eq!(board.status().parked_events, Some(200));
+    assert!(says("20 lanes are parked (200 events), and"), "{:?}", board.concerns());
 }
 
 #[test]
