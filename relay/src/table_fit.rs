@@ -190,7 +190,7 @@ fn missing(publication: Option<&PublicationState>, name: &TableName, mapping: &M
         .collect();
     let remedy = match back.is_empty() {
         true => make.to_owned(),
-        false => format!("{}; else {make}", back.join("; ")),
+        false => format!("if outbox.tables is wrong, correct it; {}; else {make}", back.join("; ")),
     };
     Halt::new(format!("there is no table {name}"), remedy)
 }

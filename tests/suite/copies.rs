@@ -27,7 +27,7 @@ async fn a_relay_of_a_copy_in_the_same_cluster_halts_until_it_has_a_name_of_its_
     let (own, copied_path) = to_file(&copy);
     let copied = own.clone().set("name", t.database().name());
     let halt = halted(&copied.clone().spawn()).await;
-    assert!(halt.contains("give this relay a name and a postgres.slot of its own"), "{halt}");
+    assert!(halt.contains("give it a name and a postgres.slot of its own"), "{halt}");
     let halt = halted(&copied.set("postgres.slot", "outbox_of_a_copy").spawn()).await;
     assert!(halt.contains("give this relay another name"), "{halt}");
     // The copy knows that another relay has delivered its rows: to publish them here is a decision.

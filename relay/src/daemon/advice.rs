@@ -50,14 +50,7 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
 pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
     match ended {
         Ended::Retry { cause, doing, error } => {
-            let sqlstate = sqlstate_of(&error);
-            let remedy = match error.chain().any(|cause| cause.is::<ConnectError>()) {
-                true => shortage::at_connect,
-                false => shortage::remedy,
-            };
-            let short = sqlstate.as_deref().and_then(|code| remedy(code, settings));
-            let short = short.or_else(|| too_many_files(&error));
-            let error = match short {
+            let error = match against_shortage(&error, settings) {
                 Some(remedy) => {
                     let error = causes::of(error.as_ref());
                     anyhow::anyhow!(
@@ -70,6 +63,23 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
         }
         ended => ended,
     }
+}
+
+/// What to type where the server, or this process, has run out of something.
+pub(super) fn against_shortage(
+    error: &anyhow::Error,
+    settings: &ConnectSettings,
+) -> Option<String> {
+    let remedy = match error.chain().any(|cause| cause.is::<ConnectError>()) {
+        true => shortage::at_connect,
+        false => shortage::remedy,
+    };
+    let of_code = |code: String| {
+        let senders = || shortage::of_senders(&causes::of(error.as_ref()));
+        let senders = Some(()).filter(|()| code == TOO_MANY).and_then(|()| senders());
+        senders.or_else(|| remedy(&code, settings))
+    };
+    sqlstate_of(error).and_then(of_code).or_else(|| too_many_files(error))
 }
 
 /// Where it is this process that has run out of something.

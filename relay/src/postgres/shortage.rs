@@ -24,6 +24,15 @@ pub(crate) fn of_a_statement(sqlstate: &str) -> Option<&'static str> {
     text(sqlstate).filter(|text| !text.contains('{'))
 }
 
+/// As [`remedy`], by what the server has said: of the limits that 53300 means, this is no role's and no database's.
+pub(crate) fn of_senders(error: &str) -> Option<String> {
+    let text = "the server has no walsender left. Who has them: `select pid, usename, application_name, backend_type, \
+                client_addr, backend_start from pg_stat_activity where backend_type = 'walsender'`; end what is not needed with \
+                `select pg_terminate_backend(pid)`, or raise the limit: `alter system set max_wal_senders = 20` (or \
+                what you need), and restart the server";
+    error.contains("max_wal_senders").then(|| text.to_owned())
+}
+
 fn text(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
         "53100" => {
@@ -41,11 +50,11 @@ fn text(sqlstate: &str) -> Option<&'static str> {
         }
         "53300" => {
             "all connections are taken that the server, the database or the role may have \
-             (max_connections, max_wal_senders, connection limit). Who has them: `select pid, usename, \
+             (max_connections, connection limit). Who has them: `select pid, usename, \
              application_name, backend_type, state, backend_start from pg_stat_activity order by \
              backend_start`; end what is not needed with `select pg_terminate_backend(pid)`, or raise \
              the limit: `alter role {role} connection limit -1`, `alter database {database} connection limit -1`, or \
-             the setting, and restart the server"
+             max_connections, and restart the server"
         }
         "53400" => {
             "a limit of the server's configuration is reached. For replication slots: drop one \
@@ -66,7 +75,7 @@ mod tests {
         for (sqlstate, words) in [
             ("53100", &["disk is full", "pg_replication_slots"][..]),
             ("53200", &["no memory", "max_locks_per_transaction", "from pg_locks"]),
-            ("53300", &["max_wal_senders", "pg_stat_activity", "connection limit -1"]),
+            ("53300", &["max_connections", "pg_stat_activity", "connection limit -1"]),
             ("53400", &["temp_file_limit = -1", "max_replication_slots"]),
         ] {
             let remedy = text(sqlstate).expect("there is one");

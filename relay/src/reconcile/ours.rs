@@ -94,7 +94,8 @@ fn another_databases(facts: &Facts<'_>, owner: &str) -> Halt {
     let remedy = match facts.progress {
         None => "set postgres.slot to a name of its own".to_owned(),
         Some(_) => format!(
-            "if this is another database, give this relay a name and a postgres.slot of its own; if it has taken the \
+            "if postgres.url is wrong, correct it; if the relay is to serve this database as well, give it a name and a \
+             postgres.slot of its own here; if this database has taken the \
              place of {owner} (that was renamed, and this is a copy of it), drop the slot, connected to {owner}: {}: the \
              relay makes it anew here, and publishes from the table what it had not sent",
             drop_slot(name)

@@ -12,7 +12,8 @@ use tokio_postgres::{Client, error::SqlState};
 
 use super::{
     count::in_words,
-    partition::{Known, Partition, Since, TO_COME, Taken, attached, shown},
+    partition::{Partition, TO_COME, Taken, attached, shown},
+    since::{Known, Since},
     sql::{identifier, literal},
 };
 use crate::core::{

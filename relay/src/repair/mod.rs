@@ -15,6 +15,7 @@ mod losses;
 mod page;
 mod partition;
 mod reader;
+mod since;
 mod sql;
 mod tables;
 mod undelivered;
@@ -30,8 +31,9 @@ pub use self::{
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},
     page::{End, Page},
-    partition::{Since, SlotAt, Taken},
+    partition::Taken,
     reader::{ReadError, Reader},
+    since::{Since, SlotAt},
     tables::{Table, fits},
     undelivered::is_in_tables,
     witness::{Recognised, before, recognise},

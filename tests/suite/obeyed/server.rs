@@ -79,6 +79,11 @@ async fn a_server_without_wal_senders_is_named_by_check_and_by_the_run_and_one_i
     assert!(findings.iter().all(|found| found.verdict != "problem"), "{findings:#?}");
 }
 
+async fn checked(own: &Own) -> String {
+    let output = own.t.relay().command(&["check"]).await;
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Backups and standbys of others.
 #[tokio::test]
 async fn a_server_whose_wal_senders_others_have_is_told_with_who_has_them() {
@@ -108,6 +113,9 @@ async fn a_server_whose_wal_senders_others_have_is_told_with_who_has_them() {
     let relay = own.t.relay().spawn();
     relay.wait_log("from pg_stat_activity").await;
     let log = relay.log_text();
+    let raise = typed(&log, "alter system set max_wal_senders").to_owned();
+    let told = checked(&own).await;
+    assert!(told.contains(&raise) && !told.contains("pg_hba.conf"), "{told}");
     let who = typed(&log, "from pg_stat_activity").to_owned();
     let found = database.superuser().query(&who, &[]).await.expect("the remedy is SQL");
     let sender = found.iter().find(|row| row.get::<_, Option<&str>>(3) == Some("walsender"));

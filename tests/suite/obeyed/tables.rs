@@ -224,6 +224,28 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
     }
 }
 
+/// Its rows are all in the stream, so nothing is to be repaired once it is spelt right.
+#[tokio::test]
+async fn a_table_whose_name_was_misspelt_in_the_settings_costs_no_repair() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let event = || Event::to(topic.name()).key("k");
+    let mut relay = published(&mut t, &topic, event()).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    t.commit([event()]).await;
+    let misspelt = t.relay().set_toml("outbox.tables", "[\"outbox.event\"]").spawn();
+    let detail = says(&misspelt, "there is no table outbox.event").await;
+    assert!(detail.contains("if outbox.tables is wrong, correct it"), "{detail}");
+    t.commit([event()]).await;
+    drop(misspelt);
+    relay.restart();
+    relay.wait_ready().await;
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
 /// A column that is added again is empty, and what the writers fill is not in it.
 #[tokio::test]
 async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {

@@ -70,7 +70,7 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
         let rehearsal = async {
             let rehearsed = start::rehearsed(config, parts, &session, has_progress, &findings);
             let found = Box::pin(rehearsed).await;
-            (found.into_iter().collect(), None::<()>)
+            (found, None::<()>)
         };
         let foreseen = events::foreseen(parts, expected, looked);
         let ((found, _), (topics, _)) =

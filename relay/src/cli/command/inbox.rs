@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::{
     cli::{
+        arguments::listed,
         ask::ask,
         output::{members, print},
     },
@@ -62,7 +63,7 @@ pub(in crate::cli) enum Action {
     /// Show one with its payload and headers
     Show {
         /// Its number in the list
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = listed)]
         id: i64,
     },
     /// Replay: the consumer handles them again
@@ -98,7 +99,7 @@ pub(in crate::cli) struct Of {
 #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["id", "code", "topic", "all"]))]
 pub(in crate::cli) struct Chosen {
     /// The dead letter with this number
-    #[arg(value_name = "ID", conflicts_with_all = ["code", "topic", "all"])]
+    #[arg(value_name = "ID", value_parser = listed, conflicts_with_all = ["code", "topic", "all"])]
     id: Option<i64>,
     #[command(flatten)]
     of: Of,

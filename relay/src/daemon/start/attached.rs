@@ -27,6 +27,8 @@ pub(super) struct Attached {
     pub(super) not_sent: Option<(String, Halt)>,
     /// Progress says so now, and is to be stored.
     pub(super) noted: bool,
+    /// Others that are taken for published.
+    pub(super) taken: Vec<Taken>,
 }
 
 const DOING: &str = "looking into the partitions that were attached";
@@ -87,27 +89,23 @@ pub(super) async fn look(
     if let Some(halt) = found.halt {
         return Err(Ended::Halted(halt));
     }
-    for Taken { reason, remedy } in found.moved {
-        tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
-    }
+    let mut taken = found.moved;
     if !found.more.is_empty() {
         let not_sent = store_those_left(client, &since, stored, found.more).await;
-        return not_sent.map_err(failed);
+        return Ok(Attached { taken, ..not_sent.map_err(failed)? });
     }
     let witness = stored.witness.map(|witness| witness.xid);
     let compared = context.streamed().doubtful(&found.newer, witness);
-    let taken = compared.taken_as_sent;
-    let taken = repair::taken_as_sent(client, &since, &taken, witness.unwrap_or_default()).await;
-    for Taken { reason, remedy } in taken.map_err(failed)? {
-        tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
-    }
+    let witness = witness.unwrap_or_default();
+    let sent = repair::taken_as_sent(client, &since, &compared.taken_as_sent, witness).await;
+    taken.extend(sent.map_err(failed)?);
     if !compared.awaited.is_empty() {
         let until = repair::end_of_wal(client).await.map_err(failed)?;
         let (rows, snapshot, partitions) =
             (compared.awaited, snapshot.to_owned(), found.partitions);
         context.streamed().wait_for(Awaited { until, rows, snapshot, partitions });
     }
-    Ok(attached)
+    Ok(Attached { taken, ..attached })
 }
 
 /// Writes into progress what the stream has not sent, as far as it is still there.
@@ -154,5 +152,5 @@ async fn store_those_left(
     left.truncate(NOT_SENT_MAX);
     let noted = left != stored.not_sent;
     stored.not_sent = left;
-    Ok(Attached { not_sent, noted })
+    Ok(Attached { not_sent, noted, taken: Vec::new() })
 }

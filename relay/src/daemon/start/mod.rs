@@ -57,6 +57,7 @@ use crate::{
         sql::SqlSession,
     },
     reconcile::{self, Reconciled},
+    repair::Taken,
     route::{Format, Origin, Router, TableName, quoted},
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::StreamOptions,
@@ -126,6 +127,7 @@ pub(super) async fn start(
     let stamped = &tables.stamped;
     let now = (&identity, snapshot.as_str(), &published);
     let attached = attached::look(context, session, stored.as_mut(), now, stamped).await?;
+    attached.taken.iter().for_each(Taken::tell);
     if let Some(stored) = stored.as_ref().filter(|_| attached.noted) {
         store(&mut connections.sink, stored).await?;
     }

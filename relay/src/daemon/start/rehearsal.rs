@@ -13,7 +13,7 @@ use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, progress::Progress},
     daemon::{
-        advice::{TOO_MANY, sqlstate_of},
+        advice::{TOO_MANY, against_shortage, sqlstate_of},
         context::Context,
         ended::Ended,
         tables::{self, Tables},
@@ -22,6 +22,7 @@ use crate::{
     postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},
     reconcile::{Decision, Reconciled},
+    repair::Taken,
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
     state::Board,
@@ -31,12 +32,13 @@ use crate::{
 /// How the start would end.
 #[derive(Debug)]
 pub(crate) enum Rehearsed {
-    /// It would do this. `looked`: whether the tables said in time that nothing that it needs is gone.
-    Starts { decision: Decision, looked: bool },
+    /// It would do this. `looked`: whether the tables said in time that nothing that it needs is gone; `taken`: rows that
+    /// it would take for published.
+    Starts { decision: Decision, looked: bool, taken: Vec<Taken> },
     /// A person must decide first.
     Halts(Halt),
-    /// It would try again: something does not answer.
-    Fails(String),
+    /// It would try again: something does not answer. `remedy` is empty where that is not known.
+    Fails { error: String, remedy: String },
 }
 
 /// Goes through what a start looks at. `has_progress`: where there is none, it is not made.
@@ -52,17 +54,17 @@ pub(crate) async fn rehearse(
     let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
     let context = &Context { config, parts, board, streamed: Arc::default() };
     match decide(context, session, has_progress).await {
-        Ok((decision, looked)) => Rehearsed::Starts { decision, looked },
+        Ok((decision, looked, taken)) => Rehearsed::Starts { decision, looked, taken },
         Err(
             Ended::Halted(halt)
             | Ended::NoLeaders(halt)
             | Ended::NoDeadLetters(halt)
             | Ended::WrittenOtherwise(halt),
         ) => Rehearsed::Halts(halt),
-        Err(Ended::Fenced) => Rehearsed::Fails("fenced at the broker".into()),
-        Err(Ended::NeedsText(error)) => Rehearsed::Fails(error.to_string()),
-        Err(Ended::RolledBack(error)) => Rehearsed::Fails(error.to_string()),
-        Err(Ended::Unpublished(error)) => Rehearsed::Fails(error.to_string()),
+        Err(Ended::Fenced) => fails(&"fenced at the broker"),
+        Err(Ended::NeedsText(error)) => fails(&error),
+        Err(Ended::RolledBack(error)) => fails(&error),
+        Err(Ended::Unpublished(error)) => fails(&error),
         // The relay that streams may have the only one.
         Err(Ended::Retry { ref error, .. })
             if sqlstate_of(error).as_deref() == Some(TOO_MANY)
@@ -70,19 +72,26 @@ pub(crate) async fn rehearse(
                     decision::survey(&context.config, session).await =>
         {
             let pid = active_pid.unwrap_or_default();
-            Rehearsed::Starts { decision: Decision::Wait { pid, making: false }, looked: true }
+            let decision = Decision::Wait { pid, making: false };
+            Rehearsed::Starts { decision, looked: true, taken: Vec::new() }
         }
         Err(Ended::Retry { doing, error, .. }) => {
-            Rehearsed::Fails(format!("{doing}: {}", causes::of(error.as_ref())))
+            let remedy = against_shortage(&error, &context.parts.connect).unwrap_or_default();
+            let error = format!("{doing}: {}", causes::of(error.as_ref()));
+            Rehearsed::Fails { error, remedy }
         }
     }
+}
+
+fn fails(error: &dyn ToString) -> Rehearsed {
+    Rehearsed::Fails { error: error.to_string(), remedy: String::new() }
 }
 
 async fn decide(
     context: &Context,
     session: &Arc<SqlSession>,
     has_progress: bool,
-) -> Result<(Decision, bool), Ended> {
+) -> Result<(Decision, bool, Vec<Taken>), Ended> {
     let config = &context.config;
     standby::not_anothers(context, session).await?;
     let mut replication = connect::connect_replication(context).await?;
@@ -111,7 +120,9 @@ async fn decide(
         .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
     let mut again = false;
     let now = (&identity, snapshot.as_str(), &published);
-    let attached = attached::look(context, session, stored.as_mut(), now, &tables.stamped).await?;
+    let mut attached =
+        attached::look(context, session, stored.as_mut(), now, &tables.stamped).await?;
+    let taken = std::mem::take(&mut attached.taken);
     loop {
         let found = decision::Found {
             identity: &identity,
@@ -138,7 +149,7 @@ async fn decide(
                 again = true;
                 stored.note_rollback(another.from);
             }
-            (seen, _) => return seen.map(|looked| (decided.decision, looked)),
+            (seen, _) => return seen.map(|looked| (decided.decision, looked, taken)),
         }
     }
 }

@@ -291,9 +291,7 @@ async fn attached(
         let why = "a partition was attached with rows in it".to_owned();
         return Err(ControlError::Republished(why));
     }
-    for Taken { reason, remedy } in found.moved {
-        tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
-    }
+    found.moved.iter().for_each(Taken::tell);
     let left = context.streamed().doubtful(&found.newer, None).awaited;
     if !left.is_empty() {
         let until = repair::end_of_wal(session.client()).await?;

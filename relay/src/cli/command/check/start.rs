@@ -1,6 +1,6 @@
 //! What a start would do, and whether it could park an event.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use tokio_postgres::Client;
 
@@ -18,6 +18,7 @@ use crate::{
         sql::SqlSession,
     },
     reconcile::Decision,
+    repair::Taken,
 };
 
 const NAME: &str = "start";
@@ -29,10 +30,10 @@ pub(super) async fn rehearsed(
     session: &Arc<SqlSession>,
     has_progress: bool,
     before: &[Finding],
-) -> Option<Finding> {
+) -> Vec<Finding> {
     let name = &config.postgres.slot;
     let rehearsed = daemon::rehearse(config, parts, session, has_progress).await;
-    Some(match rehearsed {
+    vec![match rehearsed {
         Rehearsed::Halts(halt) => {
             let is_part = |finding: &&Finding| {
                 finding.verdict == Verdict::Problem && halt.reason.contains(&finding.seen)
@@ -40,23 +41,32 @@ pub(super) async fn rehearsed(
             let parts = before.iter().filter(is_part);
             let parts: Vec<&str> = parts.map(|finding| finding.seen.as_str()).collect();
             if parts.join("; ") == halt.reason {
-                return None;
+                return Vec::new();
             }
             problem(NAME, halt.reason, halt.remedy)
         }
-        Rehearsed::Fails(error) => problem(
+        Rehearsed::Fails { error, remedy } if !remedy.is_empty() => problem(NAME, error, remedy),
+        Rehearsed::Fails { error, .. } => problem(
             NAME,
             error,
             "see that pg_hba.conf lets the role connect to the database, that no pooler is between, \
              and that the brokers answer",
         ),
-        Rehearsed::Starts { decision, looked } => {
+        Rehearsed::Starts { decision, looked, taken } => {
             // What can't be asked is not said.
             let open = slot::writers_waited_for(session.client()).await.unwrap_or_default();
             let found = starts(name, &decision, looked);
-            after_problems(waiting(found, &decision, open), before)
+            let found = after_problems(waiting(found, &decision, open), before);
+            // A relay that streams knows more of them.
+            let taken = match decision {
+                Decision::Wait { .. } => Vec::new(),
+                _ => taken,
+            };
+            let told =
+                taken.into_iter().map(|Taken { reason, remedy }| warning(NAME, reason, remedy));
+            return iter::once(found).chain(told).collect();
         }
-    })
+    }]
 }
 
 /// What a start would do if nothing else kept it from starting.

@@ -6,7 +6,10 @@ use anyhow::Context;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use crate::dead_letter::{Edit, operator::Selection};
+use crate::{
+    cli::arguments::listed,
+    dead_letter::{Edit, operator::Selection},
+};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -19,7 +22,7 @@ pub(in crate::cli) enum Action {
     /// Show one dead letter with its payload and headers
     Show {
         /// Its number in the list
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = listed)]
         id: i64,
     },
     /// Change a parked event before it is released
@@ -105,7 +108,7 @@ impl OfArgs {
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["ids", "topic", "key", "reason", "all"]))]
 pub(in crate::cli) struct ReleaseArgs {
     /// Numbers in the list; the whole lane of each is released
-    #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
+    #[arg(value_name = "ID", value_parser = listed, conflicts_with_all = ["topic", "key", "reason", "all"])]
     pub(super) ids: Vec<i64>,
     #[command(flatten)]
     pub(super) of: OfArgs,
@@ -122,7 +125,7 @@ pub(in crate::cli) struct ReleaseArgs {
 #[command(group = ArgGroup::new("which").required(true).multiple(true).args(["ids", "topic", "key", "reason", "all"]))]
 pub(in crate::cli) struct DiscardArgs {
     /// Their numbers in the list
-    #[arg(value_name = "ID", conflicts_with_all = ["topic", "key", "reason", "all"])]
+    #[arg(value_name = "ID", value_parser = listed, conflicts_with_all = ["topic", "key", "reason", "all"])]
     pub(super) ids: Vec<i64>,
     #[command(flatten)]
     pub(super) of: OfArgs,
@@ -141,7 +144,7 @@ pub(in crate::cli) struct DiscardArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct EditArgs {
     /// Its number in the list
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = listed)]
     pub(super) id: i64,
     /// New topic
     #[arg(long, value_name = "TOPIC")]
