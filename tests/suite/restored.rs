@@ -10,7 +10,7 @@ use outbox_harness::{
 };
 
 use crate::{
-    checks::check,
+    checks::{Finding, check},
     dead_letters::{count_parked, dead_letters, list, try_dead_letters, wait_parked},
     obeyed::{obey, typed},
     rows::run,
@@ -96,6 +96,15 @@ async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_say
         }
         let page = page_says(&relay, "outbox.dead_letters was emptied").await;
         assert!(page.contains("while 3 events of 2 lanes were parked"), "{page}");
+        let findings = check(&t.relay()).await;
+        let lost = |it: &&Finding| it.seen.contains("parked events are lost: outbox.dead_letters");
+        let found = findings.iter().find(lost).expect("check says it too");
+        assert_eq!(found.verdict, "problem");
+        if !away {
+            // Whoever deletes rows of the table every night deletes what tells of it as well.
+            run(&t, "delete from outbox.dead_letters where reason = 'lost'").await;
+            written_again(&t).await;
+        }
         obey(&t, typed(&page, "insert into outbox.events")).await;
         wait_parked(&t, |parked| parked == 5).await;
         let missing = missing.create(1).await;
@@ -111,6 +120,21 @@ async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_say
             .await
             .expect("it was dealt with");
     }
+}
+
+/// The row that tells of what is lost.
+async fn written_again(t: &Harness) {
+    wait::until("it is written down again", wait::PATIENCE, || async {
+        let rows = "select count(*) from outbox.dead_letters where reason = 'lost'";
+        let row =
+            t.database().superuser().query_one(rows, &[]).await.map_err(|it| it.to_string())?;
+        match row.get::<_, i64>(0) {
+            1 => Ok(()),
+            rows => Err(format!("{rows} rows")),
+        }
+    })
+    .await
+    .expect("the relay knows of it");
 }
 
 /// The relay has counted so many.

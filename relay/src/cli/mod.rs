@@ -7,6 +7,7 @@
 mod arguments;
 mod ask;
 mod command;
+mod listed;
 mod output;
 mod signal;
 mod usage;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::{
     config::{Config, parts::Parts},
     core::{record::BatchLimits, streamed::Streamed},
+    dead_letter::notice::Notice,
     state::Board,
 };
 
@@ -17,12 +18,19 @@ pub(super) struct Context {
     pub(super) board: Board,
     /// Which rows the stream has sent lately, in whichever attempt.
     pub(super) streamed: Arc<Mutex<Streamed>>,
+    /// Losses of parked events that were told: whoever deletes their rows does not end that.
+    pub(super) losses: Arc<Mutex<Vec<Notice>>>,
 }
 
 impl Context {
     /// Never held across an await.
     pub(super) fn streamed(&self) -> MutexGuard<'_, Streamed> {
         self.streamed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Never held across an await.
+    pub(super) fn losses(&self) -> MutexGuard<'_, Vec<Notice>> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Of each batch, in the stream and in a repair.

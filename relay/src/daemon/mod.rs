@@ -99,8 +99,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     helpers.spawn(watch::broker::watch_quota(parts.sink.clone(), board.clone()));
 
     let (config, parts) = (Arc::new(config), Arc::new(parts));
-    let streamed = Arc::default();
-    let supervised = supervise(Context { config, parts, board: board.clone(), streamed }, &stop);
+    let (streamed, losses) = Default::default();
+    let context = Context { config, parts, board: board.clone(), streamed, losses };
+    let supervised = supervise(context, &stop);
     let deadline = async {
         stop.cancelled().await;
         board.phase(Phase::Stopping);

@@ -209,8 +209,15 @@ async fn tell(context: &Context, session: &SqlSession) -> Result<(), Error> {
     tell_of_restored(context, session).await?;
     let config = &context.config;
     let client = session.client();
+    let known = context.losses().clone();
+    let mut found = notice::open(client, &config.name).await?;
+    if known.iter().any(|it| !found.contains(it))
+        && notice::restore(client, &config.name, &known).await?
+    {
+        found = notice::open(client, &config.name).await?;
+    }
     let mut open = Vec::new();
-    for notice in notice::open(client, &config.name).await? {
+    for notice in found {
         let Notice { id, lost, .. } = &notice;
         let all_are_known = !lost.ids.is_empty() && lost.events <= lost.ids.len() as u64;
         if all_are_known && dead_letter::absent(client, &config.name, &lost.ids).await?.is_empty() {
@@ -222,14 +229,10 @@ async fn tell(context: &Context, session: &SqlSession) -> Result<(), Error> {
         }
         open.push(notice);
     }
-    let said = open.iter().map(|Notice { id, said, .. }| {
-        format!(
-            "{said}. This is said until it is dealt with: `outbox-relay dead-letters discard {id} --name {}`",
-            config.name
-        )
-    });
-    let said = said.collect::<Vec<_>>().join("; and ");
+    let said: Vec<String> = open.iter().map(|notice| notice.in_words(&config.name)).collect();
+    let said = said.join("; and ");
     let events = open.iter().map(|notice| notice.lost.events).sum();
+    context.losses().clone_from(&open);
     if context.board.parked_events_are_lost((!open.is_empty()).then_some((events, said.clone())))
         && !open.is_empty()
     {

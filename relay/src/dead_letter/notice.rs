@@ -26,6 +26,17 @@ pub struct Notice {
     pub said: String,
     /// What is lost; nothing where that can't be read.
     pub lost: ParkedRecord,
+    system_id: String,
+}
+
+impl Notice {
+    /// As a person reads it, with the command that ends it.
+    pub fn in_words(&self, relay: &str) -> String {
+        let Notice { id, said, .. } = self;
+        format!(
+            "{said}. This is said until it is dealt with: `outbox-relay dead-letters discard {id} --name {relay}`"
+        )
+    }
 }
 
 /// Writes it down; once, however often the same loss is found.
@@ -60,7 +71,7 @@ fn place(what: &[u8]) -> i64 {
 /// # Errors
 /// The table can't be read, or the session is broken.
 pub async fn open(client: &Client, relay: &str) -> Result<Vec<Notice>, Error> {
-    let sql = "select id, error, payload from outbox.dead_letters \
+    let sql = "select id, error, payload, system_id from outbox.dead_letters \
                where relay = $1 and commit_lsn = '0/0' and reason = $2 and state = 'parked' \
                order by id limit $3";
     let rows = client.query(sql, &[&relay, &REASON, &TOLD_MAX]).await?;
@@ -68,9 +79,27 @@ pub async fn open(client: &Client, relay: &str) -> Result<Vec<Notice>, Error> {
         .map(|row| {
             let what: Option<&[u8]> = row.try_get(2)?;
             let lost = what.and_then(|what| serde_json::from_slice(what).ok()).unwrap_or_default();
-            Ok(Notice { id: row.try_get(0)?, said: row.try_get(1)?, lost })
+            let (id, said, system_id) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
+            Ok(Notice { id, said, lost, system_id })
         })
         .collect()
+}
+
+/// Writes down again which of `known` have no row any more: whoever deals with one leaves its row. Returns whether any
+/// was gone.
+///
+/// # Errors
+/// The table can't be read or written, or the session is broken.
+pub async fn restore(client: &Client, relay: &str, known: &[Notice]) -> Result<bool, Error> {
+    let mut any = false;
+    for Notice { id, said, lost, system_id } in known {
+        let there = "select exists (select from outbox.dead_letters where id = $1)";
+        if !client.query_one(there, &[id]).await?.try_get::<_, bool>(0)? {
+            leave(client, relay, system_id, said, lost).await?;
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 /// No one need deal with it any more.

@@ -10,8 +10,8 @@ use tokio_postgres::Client;
 
 use crate::{
     cli::{
-        arguments::listed,
         ask::ask,
+        listed::listed,
         output::{members, print},
     },
     config::Config,

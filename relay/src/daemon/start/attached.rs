@@ -3,7 +3,7 @@
 
 use tokio_postgres::Client;
 
-use super::decision::survey;
+use super::survey::survey;
 use crate::{
     core::{
         halt::Halt,
@@ -52,6 +52,9 @@ pub(super) async fn look(
     let (Some(position), Some(lower)) = (stored.position, stored.snapshots.first().cloned()) else {
         return Ok(Attached::default());
     };
+    if is_another(stored.published.as_ref(), published) {
+        return Ok(Attached::default());
+    }
     context.streamed().begin(&stored.system_id, stored.timeline, position);
     if (&stored.system_id, stored.timeline) != (&identity.system_id, identity.timeline) {
         stored.departed.clear(); // Of another history.
@@ -106,6 +109,13 @@ pub(super) async fn look(
         context.streamed().wait_for(Awaited { until, rows, snapshot, partitions });
     }
     Ok(Attached { taken, ..attached })
+}
+
+/// A table that was made anew, as from a dump, has partitions of its own: that is told, and these were not attached.
+fn is_another(was: Option<&Published>, now: &Published) -> bool {
+    let Some(was) = was else { return false };
+    let mut both = was.tables.iter().filter_map(|(name, was)| Some((was, now.tables.get(name)?)));
+    both.any(|(was, now)| was.oid != now.oid)
 }
 
 /// Writes into progress what the stream has not sent, as far as it is still there.

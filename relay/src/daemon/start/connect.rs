@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use super::decision::{believe, facts, survey};
+use super::{
+    decision::{believe, facts},
+    survey::survey,
+};
 use crate::{
     config::Config,
     core::{halt::Halt, identity::SystemIdentity},

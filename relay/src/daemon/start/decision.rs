@@ -3,16 +3,13 @@
 
 use bytes::Bytes;
 
-use super::{attached::Attached, first};
+use super::{attached::Attached, first, survey::survey};
 use crate::{
     config::{Config, parts::Parts},
     core::{halt::Halt, identity::SystemIdentity, progress::Progress, published::Published},
     daemon::{context::Context, ended::Ended},
     metrics::Cause,
-    postgres::{
-        catalog::slot::{self, SlotState},
-        sql::SqlSession,
-    },
+    postgres::sql::SqlSession,
     progress_key::{self, KeyError, Known},
     reconcile::{self, Believed, Claims, Facts, Reconciled},
     repair::{self, Table},
@@ -229,22 +226,4 @@ pub(super) fn tell_of_a_lost_tail(stored: Option<&Progress>, carried: Option<&Pr
              transactions are not in this database; use synchronous replication to prevent that"
         );
     }
-}
-
-/// The slot, if it exists, and the database that the session is in.
-pub(super) async fn survey(
-    config: &Config,
-    session: &SqlSession,
-) -> Result<(Option<SlotState>, String), Ended> {
-    const DOING: &str = "looking at the slot";
-    let slot = slot::inspect(session.client(), &config.postgres.slot)
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    let database = session
-        .client()
-        .query_one("select current_database()::text", &[])
-        .await
-        .and_then(|row| row.try_get::<_, String>(0))
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
-    Ok((slot, database))
 }

@@ -2,8 +2,8 @@
 
 use super::{
     attached::Attached,
-    decision::survey,
     repair::{self, Needed},
+    survey::survey,
 };
 use crate::{
     core::{halt::Halt, lsn::Lsn},

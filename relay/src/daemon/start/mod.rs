@@ -14,6 +14,7 @@ pub(super) mod rehearsal;
 pub(super) mod repair;
 mod slot;
 pub(super) mod standby;
+mod survey;
 
 use std::sync::Arc;
 
@@ -25,9 +26,9 @@ use self::{
     connections::Connections,
     decided::{Decided, Next, carry_out},
     decision::{
-        Found, believe, decide, identify, next_xid, note_delivered, open_key, survey,
-        tell_of_a_lost_tail,
+        Found, believe, decide, identify, next_xid, note_delivered, open_key, tell_of_a_lost_tail,
     },
+    survey::survey,
 };
 use crate::{
     config::Config,

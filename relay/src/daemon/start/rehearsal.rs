@@ -7,6 +7,7 @@ use super::{
     attached, connect, decision, given_up,
     repair::{self, Needed},
     standby,
+    survey::survey,
 };
 use crate::{
     causes,
@@ -52,7 +53,8 @@ pub(crate) async fn rehearse(
     // No one asks a rehearsal for its state.
     let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
     let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
-    let context = &Context { config, parts, board, streamed: Arc::default() };
+    let (streamed, losses) = Default::default();
+    let context = &Context { config, parts, board, streamed, losses };
     match decide(context, session, has_progress).await {
         Ok((decision, looked, taken)) => Rehearsed::Starts { decision, looked, taken },
         Err(
@@ -69,7 +71,7 @@ pub(crate) async fn rehearse(
         Err(Ended::Retry { ref error, .. })
             if sqlstate_of(error).as_deref() == Some(TOO_MANY)
                 && let Ok((Some(SlotState { active: true, active_pid, .. }), _)) =
-                    decision::survey(&context.config, session).await =>
+                    survey(&context.config, session).await =>
         {
             let pid = active_pid.unwrap_or_default();
             let decision = Decision::Wait { pid, making: false };

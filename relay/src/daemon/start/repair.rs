@@ -12,7 +12,7 @@ use std::{
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{connections::Connections, decision::survey, feeds, slot};
+use super::{connections::Connections, feeds, slot, survey::survey};
 use crate::{
     config::Config,
     core::{
@@ -76,7 +76,8 @@ pub(super) async fn begin(
             slot = name,
             gap,
             "rows may be missing from the stream: making a new slot, and publishing from the \
-             outbox tables what was committed since the last snapshot"
+             outbox tables what was committed since the last snapshot; what was missing may come \
+             behind later events of its key"
         ),
         (Some(position), None) => tracing::warn!(
             slot = name, after = %position,

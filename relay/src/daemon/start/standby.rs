@@ -103,6 +103,7 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
             {
                 return Ok(());
             }
+            context.losses().clear(); // They are another's to tell by now.
             // Its client may know a password that has changed.
             if board.broker_answers() {
                 answered = Instant::now();

@@ -116,7 +116,9 @@ impl Limits {
                 "the topic {topic} takes at most {max} bytes of an event (max.message.bytes), and \
                  {record_bytes_max} bytes may be added to the outbox: larger events will be parked"
             );
-            let limit = (max.saturating_sub(HEADERS_BYTES)).max(1);
+            // A limit below this would refuse every event.
+            let limit = max.saturating_sub(HEADERS_BYTES);
+            let published_in = published_in.filter(|_| limit >= HEADERS_BYTES);
             let command = alter_topic(
                 settings,
                 topic,

@@ -9,7 +9,7 @@ use crate::{
     config::{Config, parts::Parts},
     core::{position::Position, printable::counted},
     daemon::{self, Rehearsed},
-    dead_letter,
+    dead_letter::{self, notice},
     postgres::{
         catalog::{
             InspectError,
@@ -143,7 +143,13 @@ fn starts(slot: &str, decision: &Decision, looked: bool) -> Finding {
 pub(super) async fn parking(config: &Config, client: &Client) -> Result<Finding, InspectError> {
     const NAME: &str = "parking";
     let parked = dead_letter::count(client, &config.name).await;
-    let parked = parked.map_err(|source| InspectError::Query { what: "parked events", source })?;
+    let failed = |source| InspectError::Query { what: "parked events", source };
+    let lost = notice::open(client, &config.name).await.map_err(failed)?;
+    if !lost.is_empty() {
+        let lost: Vec<String> = lost.iter().map(|it| it.in_words(&config.name)).collect();
+        return Ok(problem(NAME, format!("parked events are lost: {}", lost.join("; and ")), ""));
+    }
+    let parked = parked.map_err(failed)?;
     Ok(match parked.events {
         0 => ok(NAME, "may park events; none is parked".into()),
         events => warning(

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use crate::{
-    cli::arguments::listed,
+    cli::listed::listed,
     dead_letter::{Edit, operator::Selection},
 };
 
