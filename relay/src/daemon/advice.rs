@@ -153,23 +153,28 @@ mod tests {
     #[test]
     fn a_shortage_is_told_with_its_remedy_wherever_the_server_named_it() {
         let settings = ConnectSettings::parse("postgres://r@h/d").expect("a URL");
-        let server =
-            || ServerError { sqlstate: "53300".into(), message: "zu viele".into(), detail: None };
-        let stream = StreamError::Server { code: "53300".into(), message: "zu viele".into() };
-        let refused = || QueryError::Refused { doing: "starting", error: server() };
-        for error in [
-            anyhow::Error::new(ConnectError::server(&server())),
-            anyhow::Error::new(stream),
-            anyhow::Error::new(refused()),
-            anyhow::Error::new(StartError::Transient(refused())).context("starting"),
+        for (said, words) in [
+            ("zu viele", "connection limit -1"),
+            ("max_wal_senders (10) überschritten", "alter system set max_wal_senders"),
         ] {
-            let Ended::Retry { error, .. } =
-                advised(Ended::retry(Cause::Postgres, "x", error), &settings)
-            else {
-                panic!("it is tried again")
-            };
-            let error = format!("{error:#}");
-            assert!(error.contains("zu viele") && error.contains("max_wal_senders"), "{error}");
+            let server =
+                || ServerError { sqlstate: "53300".into(), message: said.into(), detail: None };
+            let stream = StreamError::Server { code: "53300".into(), message: said.into() };
+            let refused = || QueryError::Refused { doing: "starting", error: server() };
+            for error in [
+                anyhow::Error::new(ConnectError::server(&server())),
+                anyhow::Error::new(stream),
+                anyhow::Error::new(refused()),
+                anyhow::Error::new(StartError::Transient(refused())).context("starting"),
+            ] {
+                let Ended::Retry { error, .. } =
+                    advised(Ended::retry(Cause::Postgres, "x", error), &settings)
+                else {
+                    panic!("it is tried again")
+                };
+                let error = format!("{error:#}");
+                assert!(error.contains(said) && error.contains(words), "{error}");
+            }
         }
     }
 }
