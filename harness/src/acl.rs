@@ -35,7 +35,7 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn allow(&self, principal: &str, operation: Operation) {
-        let client: AdminClient<_> = self.kafka().client().create().expect("an admin client");
+        let client = self.kafka().admin().expect("an admin client");
         let (name, principal) = (self.name().to_owned(), principal.to_owned());
         let kind = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
         let asked =
@@ -49,7 +49,7 @@ impl Topic {
 /// # Panics
 /// When the broker refuses.
 pub async fn allow_transactions(kafka: &Kafka, id: &str, principal: &str) {
-    let client: AdminClient<_> = kafka.client().create().expect("an admin client");
+    let client = kafka.admin().expect("an admin client");
     let (id, principal) = (id.to_owned(), principal.to_owned());
     let kind = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TRANSACTIONAL_ID;
     let asked = tokio::task::spawn_blocking(move || {
@@ -63,7 +63,7 @@ pub async fn allow_transactions(kafka: &Kafka, id: &str, principal: &str) {
 /// # Panics
 /// When the broker refuses.
 pub async fn forbid_creation(kafka: &Kafka, principal: &str) {
-    let client: AdminClient<_> = kafka.client().create().expect("an admin client");
+    let client = kafka.admin().expect("an admin client");
     let principal = principal.to_owned();
     let asked = tokio::task::spawn_blocking(move || {
         use sys::{

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Deref,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use outbox_relay::throwaway;
 use rdkafka::{
     ClientConfig,
+    admin::AdminClient,
+    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     metadata::MetadataTopic,
 };
@@ -277,6 +280,11 @@ impl Kafka {
         config
     }
 
+    /// A client that asks for changes.
+    pub(crate) fn admin(&self) -> Result<Admin> {
+        Ok(Admin(Some(self.client().create()?)))
+    }
+
     /// Names of all topics.
     ///
     /// # Panics
@@ -299,6 +307,24 @@ impl Kafka {
 
     pub(crate) fn is_external(&self) -> bool {
         self.external
+    }
+}
+
+/// An admin client that no one waits for when it is dropped: its thread takes up to 100 ms to end.
+pub(crate) struct Admin(Option<AdminClient<DefaultClientContext>>);
+
+impl Deref for Admin {
+    type Target = AdminClient<DefaultClientContext>;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        let _detached = std::thread::spawn(move || drop(client));
     }
 }
 

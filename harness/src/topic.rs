@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     admin::{
-        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
-        TopicReplication,
+        AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
     },
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
@@ -107,7 +106,7 @@ impl Topic {
         replicas: i32,
         settings: &[(&str, &str)],
     ) -> Self {
-        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let admin = self.kafka.admin().expect("an admin client");
         let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(replicas));
         let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
         let outcomes = admin.create_topics([&new], &AdminOptions::new()).await;
@@ -144,7 +143,7 @@ impl Topic {
     }
 
     async fn setting(&self, setting: &str) -> Result<Option<String>> {
-        let admin: AdminClient<_> = self.kafka.client().create()?;
+        let admin = self.kafka.admin()?;
         let topic = ResourceSpecifier::Topic(&self.name);
         let found = admin.describe_configs([&topic], &AdminOptions::new()).await?;
         let entries = found.into_iter().flatten().flat_map(|resource| resource.entries);
@@ -160,7 +159,7 @@ impl Topic {
     }
 
     async fn try_set_all(&self, settings: &[(&str, &str)]) -> Result<()> {
-        let admin: AdminClient<_> = self.kafka.client().create()?;
+        let admin = self.kafka.admin()?;
         let topic = AlterConfig::new(ResourceSpecifier::Topic(&self.name));
         let change = settings.iter().fold(topic, |change, (name, value)| change.set(name, value));
         for outcome in admin.alter_configs([&change], &AdminOptions::new()).await? {
@@ -174,7 +173,7 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn delete(&self) {
-        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let admin = self.kafka.admin().expect("an admin client");
         let outcomes = admin.delete_topics(&[&self.name], &AdminOptions::new()).await;
         for outcome in outcomes.expect("the broker answers") {
             outcome.expect("the topic is deleted");
@@ -187,7 +186,7 @@ impl Topic {
     /// # Panics
     /// When the broker refuses.
     pub async fn grow(&self, partitions: usize) {
-        let admin: AdminClient<_> = self.kafka.client().create().expect("an admin client");
+        let admin = self.kafka.admin().expect("an admin client");
         let more = NewPartitions::new(&self.name, partitions);
         let outcomes = admin.create_partitions([&more], &AdminOptions::new()).await;
         for outcome in outcomes.expect("the broker answers") {
@@ -234,7 +233,10 @@ impl Topic {
     /// # Errors
     /// When the broker does not answer.
     pub fn partitions(&self) -> Result<Option<i32>> {
-        let consumer: BaseConsumer = self.kafka.client().create()?;
+        self.partitions_by(&self.kafka.client().create()?)
+    }
+
+    fn partitions_by(&self, consumer: &BaseConsumer) -> Result<Option<i32>> {
         // All topics: asking for one by its name could create it.
         let metadata = consumer.fetch_metadata(None, ASK)?;
         let found = metadata.topics().iter().find(|topic| topic.name() == self.name);
@@ -330,7 +332,6 @@ struct Reader {
 
 impl Reader {
     fn open(topic: &Topic) -> Result<Self> {
-        let partitions = topic.partitions()?.with_context(|| format!("no topic {}", topic.name))?;
         let consumer: BaseConsumer = topic
             .kafka
             .client()
@@ -340,6 +341,10 @@ impl Reader {
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "20")
             .create()?;
+        let there = topic.partitions_by(&consumer)?;
+        let partitions = there.with_context(|| format!("no topic {}", topic.name))?;
+        // A client that does not know a partition's leader yet asks for its beginning 500 ms later.
+        consumer.fetch_metadata(Some(&topic.name), ASK)?;
         let mut assignment = TopicPartitionList::new();
         for partition in 0..partitions {
             assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
@@ -360,8 +365,7 @@ impl Reader {
         match self.consumer.poll(Duration::from_millis(20)) {
             Some(Ok(message)) => {
                 self.ended.remove(&message.partition());
-                let record = record(&message);
-                self.records.push(record);
+                self.records.push(record(&message));
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(self.ended.insert(partition)),
             Some(Err(error)) => return Err(error).context("reading"),
