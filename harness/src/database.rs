@@ -3,7 +3,10 @@
 //! Each is a copy of one template, made on first use by the owner's role, so the grants that the
 //! documentation gives are the ones that every test runs with.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use outbox_migrations::Set;
@@ -24,6 +27,9 @@ const SEQUENCES: &str = "
     grant usage on schema test to outbox_writer;
     grant select, insert, update on test.lanes to outbox_writer;
 ";
+
+/// How long a session that is told to end may take.
+const ENDS: Duration = Duration::from_secs(5);
 
 /// A database that is dropped, with its slots, when this is.
 #[derive(Debug)]
@@ -281,12 +287,19 @@ impl Drop for Database {
 
 async fn drop_database(postgres: &Postgres, name: &str) -> Result<()> {
     let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
-    maintenance
-        .execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1",
-            &[&name],
-        )
-        .await?;
+    // All at once, and looked for often: the server itself looks every 100 ms whether one has ended, and one
+    // after another.
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+    maintenance.execute(end, &[&name]).await?;
+    let left = "select count(*) from pg_stat_activity where datname = $1";
+    // Whoever stays longer is for `force` below, which tells if it can't.
+    let _left = wait::until("its sessions have ended", ENDS, || async {
+        match maintenance.query_one(left, &[&name]).await.map(|row| row.get::<_, i64>(0)) {
+            Ok(0) => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
     maintenance
         .execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
