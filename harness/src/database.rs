@@ -3,33 +3,16 @@
 //! Each is a copy of one template, made on first use by the owner's role, so the grants that the
 //! documentation gives are the ones that every test runs with.
 
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
-};
-
-use anyhow::{Context, Result};
-use outbox_migrations::Set;
+use anyhow::Result;
 use tokio_postgres::Config;
 
 pub use crate::rights::{Grant, Role};
 use crate::{
     host,
     postgres::{PASSWORD, Postgres, Session},
-    rights::{documented, named},
-    servers, wait,
+    rights::documented,
+    servers, template, wait,
 };
-
-/// What the writers of `load` need to number events: not part of the product.
-const SEQUENCES: &str = "
-    create schema test;
-    create table test.lanes (lane text primary key, last bigint not null);
-    grant usage on schema test to outbox_writer;
-    grant select, insert, update on test.lanes to outbox_writer;
-";
-
-/// How long a session that is told to end may take.
-const ENDS: Duration = Duration::from_secs(5);
 
 /// A database that is dropped, with its slots, when this is.
 #[derive(Debug)]
@@ -53,7 +36,7 @@ impl Database {
     /// # Panics
     /// When the server does not answer.
     pub async fn create_in(postgres: &'static Postgres) -> Self {
-        let template = template(postgres).await;
+        let template = template::outbox(postgres).await;
         Self::copy(postgres, &template).await.expect("a database for the test")
     }
 
@@ -79,7 +62,7 @@ impl Database {
     /// # Panics
     /// When the server does not answer.
     pub async fn create_empty_in(postgres: &'static Postgres, options: &str) -> Self {
-        template(postgres).await; // Makes the roles.
+        template::outbox(postgres).await; // Makes the roles.
         let template = format!("template0 {options}");
         let database = Self::copy(postgres, &template).await.expect("a database for the test");
         let grants = documented(1, &database.name).expect("docs/ROLES.md has its statements");
@@ -92,12 +75,9 @@ impl Database {
     /// # Panics
     /// As [`Database::create`].
     pub async fn create_inbox() -> Self {
-        let database = Self::create().await;
-        let mut owner = database.connect(Role::Owner).await;
-        outbox_migrations::apply(&mut owner, Set::Inbox).await.expect("the inbox is migrated");
-        let grants = documented(3, &database.name).expect("docs/ROLES.md has its statements");
-        owner.batch_execute(&grants).await.expect("the documented grants");
-        database
+        let postgres = servers::postgres().await;
+        let template = template::inbox(postgres).await;
+        Self::copy(postgres, &template).await.expect("a database for the test")
     }
 
     /// The documented grants, for both sets, which are there.
@@ -137,7 +117,7 @@ impl Database {
     }
 
     async fn copy(postgres: &'static Postgres, template: &str) -> Result<Self> {
-        let name = unique_name("t");
+        let name = template::unique_name("t");
         let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
         maintenance.batch_execute(&format!("create database {name} template {template}")).await?;
         let superuser = postgres.connect(&postgres.superuser(&name)).await?;
@@ -276,113 +256,11 @@ impl Drop for Database {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?
-                .block_on(drop_database(postgres, &name))
+                .block_on(template::remove(postgres, &name))
         })
         .join();
         if let Ok(Err(error)) = dropped {
             host::report(&format!("dropping {}: {error:#}", self.name));
         }
-    }
-}
-
-async fn drop_database(postgres: &Postgres, name: &str) -> Result<()> {
-    let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
-    // All at once, and looked for often: the server itself looks every 100 ms whether one has ended, and one
-    // after another.
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
-    maintenance.execute(end, &[&name]).await?;
-    let left = "select count(*) from pg_stat_activity where datname = $1";
-    // Whoever stays longer is for `force` below, which tells if it can't.
-    let _left = wait::until("its sessions have ended", ENDS, || async {
-        match maintenance.query_one(left, &[&name]).await.map(|row| row.get::<_, i64>(0)) {
-            Ok(0) => Ok(()),
-            found => Err(format!("{found:?}")),
-        }
-    })
-    .await;
-    maintenance
-        .execute(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots \
-             where database = $1",
-            &[&name],
-        )
-        .await?;
-    maintenance.batch_execute(&format!("drop database if exists {name} with (force)")).await?;
-    Ok(())
-}
-
-/// Name that no other test of this or another run has; letters, digits and underscores.
-pub(crate) fn unique_name(prefix: &str) -> String {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    format!("{prefix}{}_{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
-}
-
-async fn template(postgres: &'static Postgres) -> String {
-    let template = postgres
-        .template
-        .get_or_init(|| async {
-            make_template(postgres)
-                .await
-                .map_err(|error| format!("making the template database: {error:#}"))
-        })
-        .await;
-    match template {
-        Ok(name) => name.clone(),
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// Roles once per cluster, then one database as `docs/ROLES.md` has it made.
-async fn make_template(postgres: &'static Postgres) -> Result<String> {
-    let name = unique_name("outbox_template_");
-    let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
-    maintenance.batch_execute(&documented(0, &name)?).await.context("creating the roles")?;
-    // Of the cluster, so once: two tests that grant it at the same time clash in pg_auth_members.
-    let publishes = named("grant outbox_writer to inbox_consumer", &name);
-    maintenance.batch_execute(&publishes).await.context("consumers that publish")?;
-    for role in Role::ALL {
-        let statement = format!("alter role {} password '{PASSWORD}'", role.name());
-        maintenance.batch_execute(&statement).await?;
-    }
-    maintenance.batch_execute(&format!("create database {name} template template0")).await?;
-    maintenance.batch_execute(&documented(1, &name)?).await?;
-    if postgres.is_external() {
-        clear_at_exit(postgres, &name);
-    }
-
-    let mut owner = postgres.connect(&postgres.role(&Role::Owner.name(), &name)).await?;
-    outbox_migrations::apply(&mut owner, Set::Outbox).await?;
-    owner.batch_execute(&documented(2, &name)?).await.context("the grants of docs/ROLES.md")?;
-    let superuser = postgres.connect(&postgres.superuser(&name)).await?;
-    superuser.batch_execute(&named(SEQUENCES, &name)).await?;
-    Ok(name)
-}
-
-/// A cluster that is not ours keeps neither template nor roles. Only an orderly exit does this: a
-/// killed run leaves them, named by its process id.
-fn clear_at_exit(postgres: &'static Postgres, template: &str) {
-    static TEMPLATE: std::sync::OnceLock<(&Postgres, String)> = std::sync::OnceLock::new();
-    extern "C" fn clear() {
-        let Some((postgres, template)) = TEMPLATE.get() else { return };
-        let cleared = std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-                drop_database(postgres, template).await?;
-                let maintenance = postgres.connect(&postgres.superuser("postgres")).await?;
-                for role in Role::ALL {
-                    maintenance.batch_execute(&format!("drop role {}", role.name())).await?;
-                }
-                anyhow::Ok(())
-            })
-        })
-        .join();
-        if let Ok(Err(error)) = cleared {
-            host::report(&format!("clearing OUTBOX_TEST_POSTGRES: {error:#}"));
-        }
-    }
-    if TEMPLATE.set((postgres, template.to_owned())).is_ok() {
-        // SAFETY: `clear` has the signature that atexit takes and does not unwind: the thread
-        // that may panic is joined.
-        let registered = unsafe { libc::atexit(clear) };
-        assert_eq!(registered, 0, "atexit takes a handler");
     }
 }

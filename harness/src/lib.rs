@@ -38,6 +38,7 @@ pub mod relay;
 mod rights;
 pub mod servers;
 pub mod storm;
+mod template;
 pub mod text;
 pub mod topic;
 pub mod wait;

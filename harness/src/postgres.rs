@@ -49,8 +49,9 @@ pub struct Postgres {
     socket_dir: Option<PathBuf>,
     /// Whether it was there before the run: then nothing of ours may stay in it.
     external: bool,
-    /// Name of the database that those of tests are copies of, once it was made.
-    pub(crate) template: OnceCell<Result<String, String>>,
+    /// Names of the databases that those of tests are copies of, once they were made.
+    pub(crate) outbox_template: OnceCell<Result<String, String>>,
+    pub(crate) inbox_template: OnceCell<Result<String, String>>,
 }
 
 /// A connection that is closed when dropped.
@@ -189,7 +190,8 @@ impl Postgres {
     }
 
     fn new(superuser: Config, socket_dir: Option<PathBuf>, external: bool) -> Self {
-        Postgres { superuser, socket_dir, external, template: OnceCell::new() }
+        let (outbox_template, inbox_template) = (OnceCell::new(), OnceCell::new());
+        Postgres { superuser, socket_dir, external, outbox_template, inbox_template }
     }
 
     async fn wait_ready(&self) -> Result<()> {
