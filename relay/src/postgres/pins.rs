@@ -33,6 +33,8 @@ const PINS: &[(&str, &str)] = &[
     ("lc_numeric", "C"),
     ("lc_time", "C"),
     ("xmlbinary", "base64"),
+    // Questions about the catalog look costly to the planner, and are answered sooner than they are compiled.
+    ("jit", "off"),
     // How the server reads and writes SQL.
     ("standard_conforming_strings", "on"),
     ("quote_all_identifiers", "off"),
