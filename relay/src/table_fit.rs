@@ -192,7 +192,14 @@ fn missing(publication: Option<&PublicationState>, name: &TableName, mapping: &M
         true => make.to_owned(),
         false => format!("if outbox.tables is wrong, correct it; {}; else {make}", back.join("; ")),
     };
-    Halt::new(format!("there is no table {name}"), remedy)
+    Halt::new(format!("{NO_TABLE}{name}"), remedy)
+}
+
+const NO_TABLE: &str = "there is no table ";
+
+/// The table of which that reason says that there is none.
+pub(crate) fn absent(reason: &str) -> Option<&str> {
+    reason.strip_prefix(NO_TABLE)
 }
 
 /// Tables that are named as what another may be called now.

@@ -105,7 +105,7 @@ impl Config {
     pub(crate) fn renewed(&self, before: &Parts) -> Option<Parts> {
         self.sink.properties_file.as_ref()?;
         let parts = self.parts().inspect_err(|error| {
-            tracing::warn!(%error, "sink.properties_file can't be used now; what was read last is");
+            tracing::warn!(%error, "sink.properties_file can't be used now: the relay uses what it has read last");
         });
         let mut parts = parts.ok()?;
         // What is known of the brokers remains true.

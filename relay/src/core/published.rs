@@ -160,6 +160,15 @@ impl Published {
         Since::Whole
     }
 
+    /// Whether it has a table of that name, or that is not known.
+    pub fn may_have(&self, name: &str) -> bool {
+        let known = match self.short {
+            true => self.tables.contains_key(&digest(name)),
+            false => self.tables.contains_key(name),
+        };
+        known || self.digests.is_some()
+    }
+
     /// Tables that are there now and were: name, now, and then. One that is no longer in the settings is
     /// no one's concern; one that is there no more is not published, and says so itself.
     fn of_both<'a, 'b>(

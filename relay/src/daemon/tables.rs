@@ -13,7 +13,7 @@ use crate::{
         sql::SqlSession,
     },
     repair::Table,
-    route::{Format, TableName},
+    route::{Format, Mapping, TableName},
     sink::any::AnySink,
     table_fit::{self, Fit, Unfit},
 };
@@ -29,10 +29,6 @@ pub(super) struct Tables {
     pub(super) stamped: Vec<TableName>,
     /// Why rows that are written now are not in the stream.
     pub(super) unpublished: Option<Halt>,
-    /// Tables that do not exist.
-    absent: Vec<TableName>,
-    /// Why rows of a table that exists are not in the stream.
-    hidden: Option<String>,
     /// Why rows that are written from now on would not serve.
     pub(super) misfit: Option<Halt>,
     /// Whether a time of theirs has no zone.
@@ -64,8 +60,6 @@ pub(super) async fn inspect(
         format: least,
         stamped: vec![],
         unpublished: None,
-        absent: vec![],
-        hidden: None,
         misfit: None,
         zoneless: false,
         repair: Ok(Vec::new()),
@@ -93,13 +87,7 @@ pub(super) async fn inspect(
                     found.stamped.push(table.clone());
                 }
             }
-            Err(Unfit::Unpublished(halt)) => {
-                match &state {
-                    Some(_) => found.hidden = Some(halt.reason.clone()),
-                    None => found.absent.push(table.clone()),
-                }
-                found.unpublished = Some(halt);
-            }
+            Err(Unfit::Unpublished(halt)) => found.unpublished = Some(halt),
             Err(Unfit::Columns(misfits)) => {
                 // It carries every type, whatever shape the rows in the stream have.
                 found.format = Format::Text;
@@ -118,16 +106,8 @@ pub(super) async fn unpublished(
     sink: &mut AnySink,
     stored: Option<Progress>,
 ) -> Ended {
-    // A table that has never been there, as where its name in the settings is misspelt, has no rows.
-    let was_there = |progress: &Progress, table: &TableName| {
-        let published = progress.published.as_ref();
-        published.is_none_or(|published| published.tables.contains_key(&table.to_string()))
-    };
-    let lost = |progress: &Progress| tables.absent.iter().any(|it| was_there(progress, it));
-    let hides = |progress: &Progress| tables.hidden.is_some() || lost(progress);
-    let streamed =
-        stored.filter(|progress| progress.position.is_some()).filter(|progress| hides(progress));
-    let reason = tables.hidden.clone().unwrap_or_else(|| halt.reason.clone());
+    let streamed = stored.filter(|progress| progress.position.is_some());
+    let reason = halt.reason.clone();
     let told = table_fit::until_obeyed(halt, streamed.is_some(), tables.repair.as_ref().err());
     if let Some(mut progress) = streamed
         && progress.gap.is_none()
@@ -138,4 +118,15 @@ pub(super) async fn unpublished(
         }
     }
     Ended::Halted(told)
+}
+
+/// Takes back what [`unpublished`] has noted of a table that only the settings knew, for as long as its name was
+/// misspelt there: no row can be missing.
+pub(super) fn forget_misspelt(stored: &mut Progress, mapping: &Mapping) {
+    let Some(name) = stored.gap.as_deref().and_then(table_fit::absent) else { return };
+    let is_set = mapping.tables().iter().any(|table| table.to_string() == name);
+    let was_there = stored.published.as_ref().is_none_or(|published| published.may_have(name));
+    if !is_set && !was_there {
+        stored.gap = None;
+    }
 }

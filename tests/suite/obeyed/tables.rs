@@ -1,8 +1,8 @@
 //! A table of one's own, corrected halt by halt until its rows are published.
 
 use outbox_harness::{
-    Harness, check, event::Event, postgres::Postgres, postgres_version::Version, relay::Settings,
-    servers, topic::Topic,
+    Harness, check, database::Role, event::Event, postgres::Postgres, postgres_version::Version,
+    relay::Settings, servers, topic::Topic,
 };
 
 use super::{obey, published, says, typed};
@@ -244,6 +244,39 @@ async fn a_table_whose_name_was_misspelt_in_the_settings_costs_no_repair() {
     t.commit([event()]).await;
     t.count(&topic, 1).await.assert_exactly_once();
     assert!(!relay.logs_contain("making a new slot"), "{}", relay.log_text());
+}
+
+/// The settings name it first; what is written between its creation and its publication is not in the stream.
+#[tokio::test]
+async fn the_rows_of_a_further_table_that_is_made_while_the_relay_waits_for_it_arrive() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let event = || Event::to(topic.name()).key("k");
+    let mut relay = published(&mut t, &topic, event()).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    let tables = "[\"outbox.events\", \"outbox.further\"]";
+    let mut relay = t.relay().set_toml("outbox.tables", tables).spawn();
+    says(&relay, "there is no table outbox.further").await;
+    obey(&t, "create table outbox.further (like outbox.events including all)").await;
+    obey(&t, &format!("grant select on outbox.further to {}", t.database().name_of(Role::Relay)))
+        .await;
+    let insert = "insert into outbox.further (id, topic, key)";
+    let id = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+    obey(&t, &format!("{insert} values ('{id}', '{}', 'k')", topic.name())).await;
+    obey(&t, "alter publication outbox add table outbox.further").await;
+    // The first halt is ended, and what becomes of the row is told or done.
+    let arrives = topic.records_with([id.to_owned()]);
+    let asked = async {
+        relay.wait_log("no trigger records each deletion").await;
+        obey(&t, "select outbox.note_deletions('outbox.further')").await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = arrives => {}
+        () = asked => unreachable!("it is pending"),
+    }
+    relay.wait_ready().await;
 }
 
 /// A column that is added again is empty, and what the writers fill is not in it.

@@ -114,6 +114,9 @@ pub(super) async fn start(
     if let Some(halt) = tables.unpublished.take() {
         return Err(tables::unpublished(halt, &tables, &mut connections.sink, stored).await);
     }
+    if let Some(stored) = stored.as_mut() {
+        tables::forget_misspelt(stored, &parts.mapping);
+    }
     if tables.zoneless {
         tracing::warn!("created_at is a timestamp without time zone, and is taken as UTC");
     }

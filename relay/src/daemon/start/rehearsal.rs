@@ -115,6 +115,9 @@ async fn decide(
         let unrepairable = tables.repair.as_ref().err();
         return Err(Ended::Halted(table_fit::until_obeyed(halt, streamed, unrepairable)));
     }
+    if let Some(stored) = stored.as_mut() {
+        tables::forget_misspelt(stored, &context.parts.mapping);
+    }
     let look = connect::look(context, &replication);
     let (snapshot, published) = look
         .at(session.client())

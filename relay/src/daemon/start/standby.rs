@@ -243,9 +243,9 @@ impl Seen {
         if holder.silent_for.is_none() && !std::mem::replace(&mut self.said_hidden, true) {
             tracing::warn!(
                 leader = %holder,
-                "the leader's signs of life are hidden, so it can't be replaced when it hangs: \
-                 leave track_activities on, and where the relays log in as different roles grant \
-                 pg_read_all_stats and pg_signal_backend to what they are members of"
+                "the leader's signs of life are hidden, so this relay can't replace it if it hangs: \
+                 set track_activities = on; and if the relays log in as different roles, grant \
+                 pg_read_all_stats and pg_signal_backend to each of these"
             );
         }
     }

@@ -79,8 +79,8 @@ pub(in crate::daemon) async fn watch_progress_topic(probe: AnyProbe, board: &Boa
             tracing::warn!(
                 reason,
                 remedy,
-                "progress may be lost, because what keeps it, or a right on it, was changed: the next start halts, or \
-                 finds no progress, and the relay halts before that where the brokers refuse a record of progress"
+                "progress may be lost, because the topic or stream that keeps it, or a right on it, was changed: the relay \
+                 halts at its next start, or sooner if the brokers refuse to store progress"
             );
         }
         sleep(TOPIC_INTERVAL).await;

@@ -160,8 +160,8 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
             self.suspected.notify_one();
             tracing::info!(
                 events = suspected,
-                "the broker refuses many events, and asking about each would keep others waiting: \
-                 these are parked as suspected, and asked about by and by"
+                "the broker refuses many events, and to ask it about each would keep others waiting: \
+                 these are parked with the reason `suspected`, and the broker is asked about them later"
             );
         }
         self.board.parked_lanes(self.lanes.len());
