@@ -194,11 +194,19 @@ async fn a_parked_event_that_the_new_primary_does_not_have_is_named_and_comes_by
     assert!(said.contains("without about 25 events ") && said.contains(" 5 more "), "{said}");
     let again = typed(said, "insert into outbox.events").replace('\\', "");
     let (_, named) = again.split_once(" in (").expect("ids");
-    assert_eq!(named.split(")").next().expect("ids").split(", ").count(), 20, "{named}");
-    // A repair has read them again here, and they are parked again: what is typed doubles none.
-    obey(&f.t, &again).await;
+    let named = named.split(")").next().expect("ids");
+    assert_eq!(named.split(", ").count(), 20, "{named}");
+    // A repair has read them again, and they are parked again, so that what is typed doubles none; or, where a
+    // snapshot that shows them was stored before, none is, and those that are not named come first.
     let rows = f.t.database().superuser().query(typed(said, "select id, topic"), &[]).await;
-    rows.expect("the statement is SQL");
+    let rows = rows.expect("the statement is SQL");
+    let rows = rows.iter().filter(|row| row.get::<_, &str>("topic") == missing.name());
+    let quoted = rows.map(|row| format!("'{}'", row.get::<_, uuid::Uuid>("id")));
+    let others: Vec<String> = quoted.filter(|id| !named.contains(id)).collect();
+    if !others.is_empty() {
+        obey(&f.t, &again.replace(named, &others.join(", "))).await;
+    }
+    obey(&f.t, &again).await;
     let missing = missing.create(1).await;
     obey(&f.t, &format!("outbox-relay dead-letters release --all --name {}", f.name())).await;
     let records = missing.records_with(truth.iter().map(|row| row.id.clone())).await;

@@ -47,6 +47,12 @@ pub struct Table {
 /// [`Halt`] with what is missing, and the SQL or setting that corrects it.
 pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<Table, Halt> {
     let columns = &table.columns;
+    if !table.usable {
+        return Err(Halt::new(
+            format!("the relay's role {} may not use the schema of {name}", table.role),
+            format!("`grant usage on schema {} to {}`", quoted(&name.schema), table.role),
+        ));
+    }
     if !table.readable {
         return Err(Halt::new(
             format!("the relay's role {} may not read {name}", table.role),

@@ -54,6 +54,19 @@ impl Kind {
         }
     }
 
+    /// Whether PostgreSQL may have a cast to that type, as SQL names it.
+    pub(super) fn casts_to(self, wanted: &str) -> bool {
+        let is_int = |kind| matches!(kind, Kind::Int2 | Kind::Int4 | Kind::Int8);
+        match wanted {
+            "text" => true,
+            _ if matches!(self, Kind::Text | Kind::Other) => true,
+            "jsonb" => self == Kind::Json,
+            "timestamptz" => self == Kind::Timestamp,
+            "int" => is_int(self),
+            _ => false,
+        }
+    }
+
     /// For messages: `type jsonb`.
     pub(super) fn name(self, oid: u32) -> Cow<'static, str> {
         Cow::Borrowed(match self {

@@ -338,17 +338,21 @@ impl<'r> Planner<'r> {
 
     fn unfit(&mut self, role: Role, setting: &str, name: &str, type_oid: u32) {
         let (table, column, wanted) = (&self.table, quoted(name), role.sql_type());
-        let kind = Kind::from_oid(type_oid).name(type_oid);
+        let kind = Kind::from_oid(type_oid);
+        let alter = match kind.casts_to(wanted) {
+            true => format!(
+                ", or `alter table {table} alter column {column} type {wanted} using {column}::{wanted}`"
+            ),
+            false => String::new(),
+        };
+        let kind = kind.name(type_oid);
         let serving = self.serving(role).join(", ");
         self.misfits.push(Misfit {
             column: name.to_owned(),
             what: format!(
                 "{table} has a column {column} of {kind}, which can't serve as {setting}"
             ),
-            remedy: format!(
-                "name another column in {setting}, or `alter table {table} alter column {column} \
-                 type {wanted} using {column}::{wanted}`"
-            ),
+            remedy: format!("name another column in {setting}{alter}"),
             earlier: (!serving.is_empty()).then(|| {
                 format!("where another column held it then ({serving}?), name that in {setting}")
             }),

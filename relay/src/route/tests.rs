@@ -260,10 +260,11 @@ fn a_table_that_does_not_fit_is_refused_with_all_that_is_wrong_and_its_remedy() 
         "outbox.events publishes no column key, which outbox.columns.key names",
         "`alter table outbox.events add column key text`",
         "a column headers of type int, which can't serve as outbox.columns.headers",
-        "`alter table outbox.events alter column headers type jsonb using headers::jsonb`",
+        "name another column in outbox.columns.headers",
     ] {
         assert!(text.contains(part), "{text}");
     }
+    assert!(!text.contains("headers::jsonb"), "there is no such cast: {text}");
     table.columns.push(Column { name: "customer".into(), type_oid: TEXT });
     let error = router(&settings(), Format::Text).relation(&table).unwrap_err();
     let RelationError::DoesNotFit(misfits) = &error else { panic!("{error}") };

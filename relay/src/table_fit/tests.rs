@@ -42,6 +42,7 @@ fn events() -> TableState {
         kind: "p".into(),
         persistence: "p".into(),
         readable: true,
+        usable: true,
         columns,
         ..TableState::default()
     }

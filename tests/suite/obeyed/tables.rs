@@ -279,6 +279,35 @@ async fn the_rows_of_a_further_table_that_is_made_while_the_relay_waits_for_it_a
     relay.wait_ready().await;
 }
 
+/// The stream needs no right on a table; whoever reads the table does.
+#[tokio::test]
+async fn a_schema_that_the_relay_may_not_use_is_granted_as_check_and_the_halt_say() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let role = t.database().name_of(Role::Relay);
+    let id = "0190a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b";
+    for statement in [
+        "create schema shop",
+        "create table shop.events (like outbox.events including all)",
+        &format!("grant select on shop.events to {role}"),
+        "select outbox.note_deletions('shop.events')",
+        "alter publication outbox add table shop.events",
+        &format!("insert into shop.events (id, topic) values ('{id}', '{}')", topic.name()),
+    ] {
+        obey(&t, statement).await;
+    }
+    let settings = t.relay().set_toml("outbox.tables", "[\"shop.events\"]");
+    let settings = settings.set("postgres.start", "all");
+    let findings = checks::check(&settings).await;
+    let found = findings.iter().find(|found| found.remedy.contains("grant usage on schema shop"));
+    assert_eq!(found.expect("check says it").verdict, "problem", "{findings:#?}");
+    let mut relay = settings.spawn();
+    let detail = says(&relay, "may not use the schema of shop.events").await;
+    obey(&t, typed(&detail, "grant usage on schema")).await;
+    relay.wait_ready().await;
+    assert_eq!(topic.records_with([id.to_owned()]).await.len(), 1);
+}
+
 /// A column that is added again is empty, and what the writers fill is not in it.
 #[tokio::test]
 async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {

@@ -49,7 +49,13 @@ pub enum OperatorError {
         now: i64,
     },
     /// It is not parked any more.
-    #[error("dead letter {id} is {state}, not parked: it can't be changed any more")]
+    #[error(
+        "dead letter {id} is {state}, not parked: {}",
+        match state.as_str() {
+            "releasing" => "wait until it is delivered, or parked again, and then look at the list",
+            _ => "it can't be changed any more",
+        }
+    )]
     NotParked {
         /// Its number.
         id: i64,

@@ -20,6 +20,9 @@ pub struct TableState {
     pub root: Option<String>,
     /// Whether the role may read it.
     pub readable: bool,
+    /// Whether the role may use its schema: without that it can't be read.
+    #[serde(default)]
+    pub usable: bool,
     /// The role that asks, as SQL writes it.
     #[serde(default)]
     pub role: String,
@@ -101,6 +104,7 @@ select pg_catalog.jsonb_build_object( \
     'root', (select p.relid::pg_catalog.text from pg_catalog.pg_partition_ancestors(c.oid) p \
              where p.relid = pg_catalog.pg_partition_root(c.oid) and p.relid <> c.oid), \
     'readable', pg_catalog.has_table_privilege(c.oid, 'select'), \
+    'usable', pg_catalog.has_schema_privilege(c.relnamespace, 'usage'), \
     'role', pg_catalog.quote_ident(current_user), \
     'row_security', pg_catalog.row_security_active(c.oid), \
     'deletions_noted', (select bool_and(exists ( \

@@ -79,7 +79,7 @@ impl<'a> Look<'a> {
         name: &TableName,
         state: &TableState,
     ) -> Result<Option<Finding>, InspectError> {
-        if !state.readable || state.row_security {
+        if !state.usable || !state.readable || state.row_security {
             return Ok(None); // That is a finding of its own.
         }
         self.looked = true;

@@ -82,8 +82,8 @@ pub(super) fn released(released: &Released, json: bool) -> String {
     if !unfit.is_empty() {
         let unfit: Vec<String> = unfit.iter().map(ToString::to_string).collect();
         text.push_str(&format!(
-            "\nthese can't be sent as they are, and will be parked again with what is behind them; \
-             edit or discard them: {}",
+            "\nbut these of them can't be sent as they are, and will be parked again, with what is behind them: \
+             once they are, edit or discard them: {}",
             unfit.join(", ")
         ));
     }
