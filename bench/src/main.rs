@@ -265,7 +265,8 @@ fn main() -> ExitCode {
                 Command::Inbox(args) => {
                     let mut report = Report::of_this_machine(sink::Sink::Kafka).await?;
                     report.comparisons = inbox::run(&args).await?;
-                    Ok((if args.json { report.json() } else { report.text() }, true))
+                    let held = report.comparisons.iter().all(inbox::Comparison::held);
+                    Ok((if args.json { report.json() } else { report.text() }, held))
                 }
                 Command::Memory(args) => {
                     let memory = memory::run(&args).await?;

@@ -44,6 +44,9 @@ pub(crate) struct Comparison {
     ratio: f64,
     /// The first is measured, the second is what it is a ratio of.
     contestants: Vec<Contestant>,
+    /// Below the floor, the run counts as failed.
+    #[serde(skip)]
+    is_cliff: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +57,11 @@ struct Contestant {
 }
 
 impl Comparison {
+    /// Whether no cliff was found; the other floors are compared by whoever reads them.
+    pub(crate) fn held(&self) -> bool {
+        !self.is_cliff || self.ratio >= self.floor
+    }
+
     pub(super) fn new(
         question: Question,
         floor: f64,
@@ -66,6 +74,7 @@ impl Comparison {
                 turns,
             })
             .collect();
+        let is_cliff = question.is_cliff();
         let ratio = match contestants.as_slice() {
             [first, second, ..] => {
                 let pairs = first.turns.iter().zip(&second.turns);
@@ -74,11 +83,11 @@ impl Comparison {
             _ => 0.0,
         };
         let question = format!("{question:?}").to_lowercase();
-        Comparison { question, floor, ratio, contestants }
+        Comparison { question, floor, ratio, contestants, is_cliff }
     }
 
     pub(crate) fn table(&self, text: &mut String) {
-        let Comparison { question, floor, ratio, contestants } = self;
+        let Comparison { question, floor, ratio, contestants, .. } = self;
         // Writing to a String does not fail.
         let _ = writeln!(
             text,

@@ -49,6 +49,11 @@ impl Question {
         }
     }
 
+    /// Whether the two are to be near to one another on any machine.
+    pub(super) fn is_cliff(self) -> bool {
+        matches!(self, Question::Keyless | Question::Parked)
+    }
+
     /// Of the first by the second.
     pub(super) fn floor(self) -> f64 {
         match self {

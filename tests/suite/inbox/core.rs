@@ -297,6 +297,8 @@ async fn a_database_that_goes_away_is_unavailable_and_the_next_call_finds_out_wh
     };
     let error = inbox.once(&id, cut).await.expect_err("the session is gone");
     assert!(matches!(error, OnceError::Work(_)), "{error:?}");
+    let source = std::error::Error::source(&error).expect("the work's own error");
+    assert!(source.downcast_ref::<tokio_postgres::Error>().is_some(), "{source:?}");
     let again = || inbox.once(&id, |tx| async move { effect(&tx, id).await });
     let once = wait::until("a new connection", wait::PATIENCE, again).await;
     assert_eq!(once.expect("no failure"), Once::Applied(1));

@@ -12,6 +12,7 @@ mod compacted;
 mod conformance;
 mod contended;
 mod core;
+mod counted;
 mod deliveries;
 mod dropped;
 pub(crate) mod effects;

@@ -14,6 +14,7 @@ use rdkafka::{
 };
 
 use super::{
+    counted::Counted,
     effects::{Step, assert_once_and_in_order, database, effects, number},
     records::{Member, topic, until_effects},
     watermark::watermark,
@@ -138,6 +139,7 @@ async fn cut(topic: &Topic, before: i64) {
 
 #[tokio::test]
 async fn records_that_were_cut_before_they_were_read_are_counted_and_alerted() {
+    let counted = Counted::everywhere();
     let database = database().await;
     let topic = topic(&database, "cut").await.create(1).await;
     send(&topic, steps("a", 1..=3)).await;
@@ -175,6 +177,8 @@ async fn records_that_were_cut_before_they_were_read_are_counted_and_alerted() {
     alerted.await.expect("an alert");
     until_no_lag(&database, &topic, 1).await;
     member.stop().await;
+    let skipped = counted.all("outbox_inbox_skipped_offsets_total consumer=billing topic=");
+    assert_eq!(skipped, [(topic.name().to_owned(), 5)].into());
 }
 
 #[tokio::test]

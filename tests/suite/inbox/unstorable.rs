@@ -16,9 +16,11 @@ use outbox_idempotency::{
     dead_letters::{self, Page, Selection},
 };
 use outbox_migrations::{Set, apply};
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, message, number, with},
+    rights::Log,
     watermark::{self, published},
 };
 
@@ -92,6 +94,7 @@ async fn no_failure_ends_the_consumer_in_any_encoding() {
         let long = Retry::exponential(Duration::MAX, Duration::MAX);
         let processor = Processor::new(inbox(&database).await, handler).retry(long);
         let processor = processor.on_alert(|_| panic!("a hook"));
+        let (log, _written) = Log::written(LevelFilter::ERROR);
         for (n, (what, _, code)) in failures().into_iter().enumerate() {
             let sent = message(what, i32::try_from(n).expect("few"));
             processor.process(std::slice::from_ref(&sent)).await.expect(what);
@@ -107,6 +110,9 @@ async fn no_failure_ends_the_consumer_in_any_encoding() {
             };
             assert_eq!(number(&database, &stored).await, 1, "{encoding}: {what}");
         }
+        let said = log.text();
+        assert!(said.contains("a hook of on_alert panicked; the consumer continues"), "{said}");
+        assert!(!said.contains("a defect of this crate"), "{said}");
         let operator = database.connect(Role::Operator).await;
         let all = Selection::default();
         let listed = dead_letters::list(&*operator, &all, Page::first(99)).await;
