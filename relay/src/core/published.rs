@@ -1,11 +1,11 @@
 //! What decides which rows the stream has: the publication, and how it names the tables, as the
 //! catalogs had it at one moment.
 //!
-//! A row that is written while its table is published under no name, or another one, is not in the
-//! stream, and nothing in the stream says so: looking from time to time sees only what is the case
-//! then. So the identities of the catalogs' rows are remembered, which a change assigns again also
-//! where it is taken back: where they are the same as before, nothing was changed in between. Pure;
-//! read by `source::publication`, kept in the progress record, compared by `reconcile`.
+//! A row that is written while its table is published under no name, or another one, is not in the stream, and nothing
+//! there says so; a look sees only what is the case then. So the identities of the catalogs' rows are remembered, which a
+//! change assigns again also where it is taken back. Pure; read by `source::publication`, kept in the progress record.
+
+mod known;
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -158,15 +158,6 @@ impl Published {
             );
         }
         Since::Whole
-    }
-
-    /// Whether it has a table of that name, or that is not known.
-    pub fn may_have(&self, name: &str) -> bool {
-        let known = match self.short {
-            true => self.tables.contains_key(&digest(name)),
-            false => self.tables.contains_key(name),
-        };
-        known || self.digests.is_some()
     }
 
     /// Tables that are there now and were: name, now, and then. One that is no longer in the settings is

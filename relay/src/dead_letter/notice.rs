@@ -93,8 +93,10 @@ pub async fn open(client: &Client, relay: &str) -> Result<Vec<Notice>, Error> {
 pub async fn restore(client: &Client, relay: &str, known: &[Notice]) -> Result<bool, Error> {
     let mut any = false;
     for Notice { id, said, lost, system_id } in known {
-        let there = "select exists (select from outbox.dead_letters where id = $1)";
-        if !client.query_one(there, &[id]).await?.try_get::<_, bool>(0)? {
+        let there = "select exists (select from outbox.dead_letters \
+                         where id = $1 and relay = $2 and commit_lsn = '0/0' and reason = $3)";
+        let there = client.query_one(there, &[id, &relay, &REASON]).await?;
+        if !there.try_get::<_, bool>(0)? {
             leave(client, relay, system_id, said, lost).await?;
             any = true;
         }

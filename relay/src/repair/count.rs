@@ -3,10 +3,13 @@
 use tokio_postgres::{Client, error::SqlState};
 
 use super::{
-    sql::{identifier, shown_name, visible},
+    sql::{identifier, literal, shown_name, visible},
     tables::Table,
 };
-use crate::{core::printable::counted, route::TableName};
+use crate::{
+    core::{leaves::Leaves, printable::counted},
+    route::TableName,
+};
 
 /// Rows are counted up to here.
 pub(super) const COUNTED_MAX: i64 = 100_000;
@@ -50,7 +53,8 @@ pub struct RowsSince {
     pub by_table: Vec<(String, i64)>,
 }
 
-/// Counts the rows that a `pg_snapshot` does not show.
+/// Counts the rows that a `pg_snapshot` does not show, and all rows of partitions that are not among `leaves`, those
+/// that it shows: they were attached since.
 ///
 /// # Errors
 /// The database's.
@@ -58,19 +62,24 @@ pub async fn rows_since(
     client: &Client,
     tables: &[Table],
     snapshot: &str,
+    leaves: &Leaves,
 ) -> Result<RowsSince, tokio_postgres::Error> {
     let mut since = RowsSince::default();
+    let leaves: Vec<i64> = leaves.oids().into_iter().map(i64::from).collect();
     for table in tables {
         let query = format!(
             "select {}, count from ( \
                  select t.tableoid, pg_catalog.count(*) as count from ( \
-                     select t.tableoid from {} t where not {} limit {}) t group by 1) c",
+                     select t.tableoid from {} t where not {} or t.tableoid <> {}::pg_catalog.regclass \
+                         and pg_catalog.cardinality($1::pg_catalog.int8[]) > 0 \
+                         and t.tableoid::pg_catalog.int8 <> all ($1) limit {}) t group by 1) c",
             shown_name("c.tableoid::pg_catalog.regclass::pg_catalog.text"),
             table.from(),
             visible(snapshot),
+            literal(&table.sql_name()),
             COUNTED_MAX + 1 - since.rows
         );
-        for row in client.query(&query, &[]).await? {
+        for row in client.query(&query, &[&leaves]).await? {
             let (name, rows): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             since.rows += rows;
             since.by_table.push((name, rows));

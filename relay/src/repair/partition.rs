@@ -19,6 +19,8 @@ use crate::{
 /// Rows that are taken for published, and may not be.
 #[derive(Debug)]
 pub struct Taken {
+    /// The table that the partition is one of.
+    pub root: String,
     /// What they are taken for.
     pub reason: String,
     /// What a person can do if they are not that.
@@ -28,7 +30,7 @@ pub struct Taken {
 impl Taken {
     /// Logs it.
     pub fn tell(&self) {
-        let Taken { reason, remedy } = self;
+        let Taken { reason, remedy, .. } = self;
         tracing::warn!(reason, remedy, "rows of a partition that was attached are not published");
     }
 }
@@ -256,6 +258,7 @@ impl Partition {
     pub(super) fn look_moved(&self, rows: &str, which: &str) -> Taken {
         let name = &self.name;
         Taken {
+            root: self.root.clone(),
             reason: format!(
                 "partition {name} was attached with rows ({rows}) that were last written by another transaction than \
                  the one in their column {XID}: the relay assumes that they were moved here, and were published before"
@@ -272,6 +275,7 @@ impl Partition {
     pub(super) fn taken_as_sent(&self, rows: &str, which: &str) -> Taken {
         let name = &self.name;
         Taken {
+            root: self.root.clone(),
             reason: format!(
                 "partition {name} was attached shortly before the relay was restarted: some of its rows ({rows}) are \
                  taken for published, because their transactions are older than the newest published event; whether \

@@ -304,11 +304,12 @@ impl<I: Intake> Stream<I> {
 
 /// Whether the batch is to be handed over, where the last one was `given` that long ago. Records are
 /// due at once; a position alone at most once a second. So are announcements, which anybody may forge,
-/// unless the last one was true (`released`): a release of many comes in many pieces.
+/// unless the last one was true (`released`), for a release of many comes in many pieces, or there are so many that
+/// what comes behind them would have to wait.
 fn is_due(batch: &Batch, released: bool, given: Duration) -> bool {
     let announced = !batch.announced.is_empty();
     !batch.is_empty()
-        || (announced && released)
+        || (announced && (released || batch.is_full()))
         || ((announced || batch.position.is_some()) && given >= IDLE_PROGRESS_INTERVAL)
 }
 
@@ -328,6 +329,12 @@ mod tests {
         let first = RowPosition { commit: Lsn::new(1), ordinal: 0 };
         batch.announced.push(Announced { id: "r".to_owned(), xid: 1, first, after: 0 });
         assert!(is_due(&batch, true, soon));
+        let mut many = Batch::new(BatchLimits { records_max: 10, bytes_max: 1000 });
+        while !many.is_full() {
+            assert!(!is_due(&many, false, soon));
+            many.announced.push(batch.announced[0].clone());
+        }
+        assert!(is_due(&many, false, soon), "no more fit");
         assert!(!is_due(&batch, false, soon), "it may be forged, and costs a look");
         assert!(is_due(&batch, false, late));
     }

@@ -1,5 +1,7 @@
 //! Another table in the place of the published one: what it has is not taken for what the old one had.
 
+use std::time::Duration;
+
 use outbox_harness::{Harness, database::Role, wait};
 
 use super::{after_three, arrives, run, stopped_after_three, write};
@@ -227,4 +229,63 @@ async fn what_a_transaction_wrote_that_was_open_is_published_from_the_table_that
     let count = t.count(&topic, 2).await;
     count.assert_at_least_once();
     assert_eq!(count.lost, 0, "{count}");
+}
+
+/// A look that finds no table must not forget how it was published: what comes back may be published anew.
+#[tokio::test]
+async fn a_table_that_is_away_while_its_publication_changes_loses_no_row() {
+    const AWAY: [(&str, &str, &str, &str, &str); 2] = [
+        (
+            "alter table public.t rename to gone",
+            "alter publication outbox drop table public.gone",
+            "public.gone",
+            "alter publication outbox add table public.gone",
+            "alter table public.gone rename to t",
+        ),
+        (
+            "alter table public.t set schema aside",
+            "alter publication outbox set table outbox.events",
+            "aside.t",
+            "alter table aside.t set schema public",
+            "alter publication outbox add table public.t",
+        ),
+    ];
+    for (leave, hide, other, back, end) in AWAY {
+        let t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        for statement in [
+            "create schema aside",
+            "create table public.t (like outbox.events including all)",
+            "select outbox.note_deletions('public.t')",
+            "alter publication outbox add table public.t",
+            &format!("grant select on public.t to {}", t.database().name_of(Role::Relay)),
+        ] {
+            run(&t, statement).await;
+        }
+        let tables = "[\"outbox.events\", \"public.t\"]";
+        let mut relay = t.relay().set_toml("outbox.tables", tables).start().await;
+        let insert_into = async |table: &str| {
+            let insert = format!(
+                "insert into {table} (topic, key) values ('{}', 'k') returning id::text",
+                topic.name()
+            );
+            let row = t.database().superuser().query_one(&insert, &[]).await;
+            row.expect("inserted").get::<_, String>(0)
+        };
+        let mut ids = vec![insert_into("public.t").await];
+        topic.records_with(ids.clone()).await;
+        wait_snapshot(&t).await;
+        run(&t, leave).await;
+        // Looks are a second apart.
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        run(&t, hide).await;
+        for _ in 0..3 {
+            ids.push(insert_into(other).await);
+        }
+        run(&t, back).await;
+        run(&t, end).await;
+        ids.push(insert_into("public.t").await);
+        topic.records_with(ids).await;
+        relay.wait_ready().await;
+    }
 }

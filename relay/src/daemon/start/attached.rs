@@ -52,9 +52,6 @@ pub(super) async fn look(
     let (Some(position), Some(lower)) = (stored.position, stored.snapshots.first().cloned()) else {
         return Ok(Attached::default());
     };
-    if is_another(stored.published.as_ref(), published) {
-        return Ok(Attached::default());
-    }
     context.streamed().begin(&stored.system_id, stored.timeline, position);
     if (&stored.system_id, stored.timeline) != (&identity.system_id, identity.timeline) {
         stored.departed.clear(); // Of another history.
@@ -93,6 +90,7 @@ pub(super) async fn look(
         return Err(Ended::Halted(halt));
     }
     let mut taken = found.moved;
+    taken.retain(|it| !made_anew(stored.published.as_ref(), published, &it.root));
     if !found.more.is_empty() {
         let not_sent = store_those_left(client, &since, stored, found.more).await;
         return Ok(Attached { taken, ..not_sent.map_err(failed)? });
@@ -111,11 +109,10 @@ pub(super) async fn look(
     Ok(Attached { taken, ..attached })
 }
 
-/// A table that was made anew, as from a dump, has partitions of its own: that is told, and these were not attached.
-fn is_another(was: Option<&Published>, now: &Published) -> bool {
-    let Some(was) = was else { return false };
-    let mut both = was.tables.iter().filter_map(|(name, was)| Some((was, now.tables.get(name)?)));
-    both.any(|(was, now)| was.oid != now.oid)
+/// A table that was made anew, as from a dump, has partitions whose rows look moved: that is told by itself.
+fn made_anew(was: Option<&Published>, now: &Published, root: &str) -> bool {
+    let both = || Some((was?.tables.get(root)?, now.tables.get(root)?));
+    both().is_some_and(|(was, now)| was.oid != now.oid)
 }
 
 /// Writes into progress what the stream has not sent, as far as it is still there.

@@ -220,7 +220,7 @@ pub(in crate::daemon) async fn run(
         unseen.passed();
         board.concern(LOOKS, None);
         board.server_wal_end(looked.wal_end);
-        let Seen { snapshot, published, .. } = &looked.seen;
+        let Seen { published, .. } = &looked.seen;
         if let Since::Broken(why) = published.since(&before.published, false) {
             return Err(ControlError::Republished(why));
         }
@@ -233,6 +233,8 @@ pub(in crate::daemon) async fn run(
             }
             Err(error) => return Err(error),
         }
+        looked.seen.published.remember(&before.published);
+        let Seen { snapshot, published, .. } = &looked.seen;
         let was = before.published.attached.iter().map(|(oid, _)| *oid);
         DepartedRecord::note(&mut departed, was, (before.lsn, &before.snapshot), published);
         context.streamed().look(before.lsn, &snapshot.snapshot);

@@ -63,7 +63,7 @@ pub(super) async fn rehearsed(
                 _ => taken,
             };
             let told =
-                taken.into_iter().map(|Taken { reason, remedy }| warning(NAME, reason, remedy));
+                taken.into_iter().map(|Taken { reason, remedy, .. }| warning(NAME, reason, remedy));
             return iter::once(found).chain(told).collect();
         }
     }]

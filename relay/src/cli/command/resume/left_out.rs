@@ -317,7 +317,7 @@ async fn count(
         Err(why) => return Ok(Err(why)),
     };
     let SnapshotRecord { snapshot, leaves, .. } = since;
-    let since = repair::rows_since(client, &tables, snapshot).await?;
+    let since = repair::rows_since(client, &tables, snapshot, leaves).await?;
     let kept = config.outbox.rows_kept;
     let gone = repair::complete(client, &tables, Some(snapshot), leaves, kept).await?.err();
     let counted = since.in_words();
