@@ -145,6 +145,13 @@ async fn older_rows_of_an_attached_table_can_be_left_out() {
     let mut relay = t.relay().start().await;
     run(&t, TABLE).await;
     run(&t, &insert_old(&topic, ID)).await;
+    let another = format!(
+        "create table outbox.events_older (like outbox.events including all); \
+         insert into outbox.events_older (topic, key, created_at) \
+             select '{}', 'k', '1991-05-05' from generate_series(1, 2)",
+        topic.name()
+    );
+    run(&t, &another).await;
     let first = insert(&t, &topic, "now()").await;
     each_once(&topic, &[&first]).await;
     wait_snapshot(&t).await;
@@ -153,15 +160,9 @@ async fn older_rows_of_an_attached_table_can_be_left_out() {
     relay.restart();
     halted(&relay).await;
     // The halt names the first table, and the command leaves out what another has as well: so it asks.
-    let another = format!(
-        "create table outbox.events_older (like outbox.events including all); \
-         insert into outbox.events_older (topic, key, created_at) \
-             select '{}', 'k', '1991-05-05' from generate_series(1, 2); \
-         alter table outbox.events attach partition outbox.events_older \
-             for values from ('1991-01-01') to ('1992-01-01')",
-        topic.name()
-    );
-    run(&t, &another).await;
+    let attach = "alter table outbox.events attach partition outbox.events_older \
+        for values from ('1991-01-01') to ('1992-01-01')";
+    run(&t, attach).await;
     let output = t.relay().command(&["resume", "--at", "progress"]).await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("2 rows in outbox.events_older"), "{said}");
