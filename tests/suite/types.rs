@@ -3,13 +3,14 @@
 use outbox_harness::{
     Harness,
     database::{Database, Role},
+    topic::{Record, Topic},
     wait,
 };
 use outbox_migrations::Set;
 
 use crate::{
     remedies::halted,
-    repair::drop_slot,
+    repair::{drop_slot, wait_snapshot},
     rows::{check_says, each_once, insert, run},
 };
 
@@ -114,9 +115,17 @@ async fn ids_of_one_moment_are_all_repaired(id_type: &str, ids: &[&str]) {
     relay.restart();
     let all: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
     topic.records_with(all.clone()).await;
-    let found: Vec<_> =
-        topic.records().await.iter().map(|r| r.id().expect("an id").trim().to_owned()).collect();
-    assert_eq!(found, all);
+    let ids_of = |records: Vec<Record>| -> Vec<String> {
+        records.iter().map(|record| record.id().expect("an id").to_owned()).collect()
+    };
+    assert_eq!(ids_of(topic.records().await), all);
+    // The stream says the same of the same rows.
+    run(&t, &insert).await;
+    let twice = wait::until("they are streamed", wait::PATIENCE, || async {
+        let found = ids_of(topic.records().await);
+        if found.len() == 2 * all.len() { Ok(found) } else { Err(format!("{found:?}")) }
+    });
+    assert_eq!(twice.await.expect("each once more"), [all.clone(), all].concat());
 }
 
 #[tokio::test]
@@ -124,9 +133,91 @@ async fn ids_that_differ_in_case_alone_are_all_repaired() {
     ids_of_one_moment_are_all_repaired("public.citext", &["A", "B", "a", "b"]).await;
 }
 
+/// Blanks at their ends count for nothing to the type, and are sent by the stream and by a repair.
+#[tokio::test]
+async fn ids_of_a_fixed_length_are_all_repaired_and_are_what_the_stream_makes_of_them() {
+    let padded = ["a   ", "ab  ", "abc ", "b   ", "bbbb"];
+    ids_of_one_moment_are_all_repaired("character(4)", &padded).await;
+}
+
 #[tokio::test]
 async fn numbers_below_a_domain_are_repaired_in_their_order() {
     ids_of_one_moment_are_all_repaired("public.number", &["2", "9", "10", "11"]).await;
+}
+
+/// What the server, the role or the writer takes for its zone says nothing of a time without one.
+async fn a_time_without_a_zone_is_utc(key_type: &str) {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let (database, role) = (t.database().name(), t.database().name_of(Role::Relay));
+    // Fourteen hours ahead of UTC, and eleven behind it.
+    let make = format!(
+        "create domain word as text; \
+         create table public.mine (like outbox.events including defaults); \
+         alter table public.mine alter column created_at type timestamp, \
+             alter column key type {key_type}; \
+         create publication mine for table public.mine with (publish = 'insert'); \
+         grant select on public.mine to public; grant usage on type word to public; \
+         alter database {database} set timezone = 'Pacific/Kiritimati'; \
+         alter role {role} in database {database} set timezone = 'Pacific/Pago_Pago'"
+    );
+    run(&t, &make).await;
+    let settings = t
+        .relay()
+        .set("postgres.publication", "mine")
+        .set_toml("outbox.tables", "[\"public.mine\"]")
+        .set_toml("outbox.rows_kept", "true");
+    let output = settings.command(&["check"]).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    for words in ["public.mine.created_at is a timestamp without time zone", "taken as UTC"] {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+
+    let mut relay = settings.start().await;
+    assert!(relay.logs_contain("created_at is a timestamp without time zone, and is taken as UTC"));
+    let streamed = insert_at(&t, &topic, "now() at time zone 'utc'").await;
+    is_dated(&topic, &streamed, None).await;
+    // As a default makes it where the writer's zone is another: it is taken as it is.
+    let local = insert_at(&t, &topic, "now() at time zone 'America/New_York'").await;
+    is_dated(&topic, &local, None).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let repaired = insert_at(&t, &topic, "now() at time zone 'utc'").await;
+    relay.restart();
+    is_dated(&topic, &repaired, Some("1")).await;
+}
+
+/// Returns the event's id, and its time in milliseconds if that is UTC.
+async fn insert_at(t: &Harness, topic: &Topic, created_at: &str) -> (String, i64) {
+    let sql = format!(
+        "insert into public.mine (topic, key, created_at) values ('{}', 'k', {created_at}) \
+         returning id::text, floor(extract(epoch from created_at) * 1000)::bigint",
+        topic.name()
+    );
+    let row = t.database().superuser().query_one(&sql, &[]).await.expect("inserted");
+    (row.get(0), row.get(1))
+}
+
+async fn is_dated(topic: &Topic, (id, created_ms): &(String, i64), repaired: Option<&str>) {
+    let record = wait::until("it arrives", wait::PATIENCE, || async {
+        let mut records = topic.records().await.into_iter();
+        records.find(|record| record.id() == Some(id.as_str())).ok_or("not yet")
+    });
+    let record = record.await.expect("a record");
+    assert_eq!(record.timestamp_ms, Some(*created_ms), "{record:?}");
+    assert_eq!(record.header("outbox-repaired"), repaired, "{record:?}");
+}
+
+#[tokio::test]
+async fn a_time_without_a_zone_is_taken_as_utc_whatever_anybodys_zone_is() {
+    a_time_without_a_zone_is_utc("text").await;
+}
+
+#[tokio::test]
+async fn a_time_without_a_zone_is_taken_as_utc_in_the_text_format_too() {
+    a_time_without_a_zone_is_utc("word").await;
 }
 
 /// A database whose server does not know what its texts' bytes are, with all migrations and grants.
