@@ -200,20 +200,29 @@ async fn rows_that_the_server_could_not_decode_are_refused_at_the_table() {
     // Stored compressed, so that its size there says nothing.
     let source = format!("create table source as select {} as value", numbers(2_100));
     superuser.batch_execute(&source).await.expect("a table");
-    for (column, value, taken) in [
-        ("key", "repeat('k', 10000000)", true),
-        ("payload", &numbers(100), true),
-        ("headers", &numbers(100), true),
-        ("key", "repeat('k', 268435456)", false),
-        ("payload", &numbers(2_100), false),
-        ("headers", "(select value from source)", false),
+    for (columns, values, taken) in [
+        ("topic, key", "'t', repeat('k', 10000000)", true),
+        ("topic, type", "'t', repeat('k', 10000000)", true),
+        ("topic", "repeat('t', 10000000)", true),
+        ("topic, payload", &format!("'t', {}", numbers(100)), true),
+        ("topic, headers", &format!("'t', {}", numbers(100)), true),
+        ("topic, key", "'t', repeat('k', 268435456)", false),
+        ("topic, type", "'t', repeat('k', 268435456)", false),
+        ("topic", "repeat('t', 268435456)", false),
         (
-            "key, payload, headers",
-            &format!("repeat('k', 9000000), {0}, {0}", numbers(1_000)),
+            "topic, key, type",
+            "repeat('t', 90000000), repeat('k', 90000000), repeat('y', 90000000)",
+            false,
+        ),
+        ("topic, payload", &format!("'t', {}", numbers(2_100)), false),
+        ("topic, headers", "'t', (select value from source)", false),
+        (
+            "topic, key, payload, headers",
+            &format!("'t', repeat('k', 9000000), {0}, {0}", numbers(1_000)),
             false,
         ),
     ] {
-        let sql = format!("insert into outbox.events (topic, {column}) values ('t', {value})");
+        let sql = format!("insert into outbox.events ({columns}) values ({values})");
         match superuser.batch_execute(&sql).await {
             Ok(()) => assert!(taken, "{sql}"),
             Err(error) => {
