@@ -147,20 +147,36 @@ async fn lines_that_die_during_a_repair_are_noticed_and_it_goes_on() {
     t.count(&topic, 1).await.assert_exactly_once();
 }
 
+/// A command, who types it, and the table that it needs first: while that is locked, it waits.
+const COMMANDS: [(&[&str], Role, &str); 6] = [
+    (&["dead-letters", "list"], Role::Operator, "outbox.dead_letters"),
+    (&["dead-letters", "release", "--all"], Role::Operator, "outbox.dead_letters"),
+    (&["dead-letters", "discard", "--all", "--yes"], Role::Operator, "outbox.dead_letters"),
+    (&["resume", "--at", "now", "--yes"], Role::Relay, "outbox.relay_keys"),
+    (&["resume", "--at", "slot", "--yes"], Role::Relay, "outbox.leaders"),
+    (&["migrate"], Role::Owner, "outbox.migrations"),
+];
+
 #[tokio::test]
 async fn an_operators_command_whose_line_dies_ends_with_the_reason() {
-    let t = Harness::start().await;
-    let line = line(&t).await;
+    // None is dropped before all have ended: that holds up the lines of the others.
+    let tests = futures_util::future::join_all(COMMANDS.map(|_| Harness::start())).await;
+    let dies = tests.iter().zip(COMMANDS).map(|(t, command)| ends_with_the_reason(t, command));
+    futures_util::future::join_all(dies).await;
+}
+
+async fn ends_with_the_reason(t: &Harness, (command, role, table): (&[&str], Role, &str)) {
+    let line = line(t).await;
     let superuser = t.database().superuser();
-    let lock = "begin; lock table outbox.dead_letters in access exclusive mode";
-    superuser.batch_execute(lock).await.expect("locked");
-    let settings = through(&t, t.relay(), Role::Operator, &line);
+    let lock = format!("begin; lock table {table} in access exclusive mode");
+    superuser.batch_execute(&lock).await.expect("locked");
+    let settings = through(t, t.relay(), role, &line);
     let dies = async {
         let waits = "select count(*) from pg_locks l join pg_database d on d.oid = l.database \
                      where d.datname = current_database() and not granted";
         wait::until("the command waits", wait::PATIENCE, || async {
             let row = superuser.query_one(waits, &[]).await.map_err(|e| e.to_string())?;
-            if row.get::<_, i64>(0) == 1 { Ok(()) } else { Err("not yet".to_owned()) }
+            if row.get::<_, i64>(0) == 1 { Ok(()) } else { Err(format!("not yet: {command:?}")) }
         })
         .await
         .expect("it has asked");
@@ -168,10 +184,10 @@ async fn an_operators_command_whose_line_dies_ends_with_the_reason() {
         superuser.batch_execute("commit").await.expect("the server answers");
         Instant::now()
     };
-    let (output, since) = tokio::join!(settings.command(&["dead-letters", "list"]), dies);
+    let (output, since) = tokio::join!(settings.command(command), dies);
     let took = since.elapsed();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("PostgreSQL has not answered"), "{said}");
-    assert!(took < SEEN, "{took:?}");
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+    assert!(said.contains("PostgreSQL has not answered"), "{command:?}: {said}");
+    assert!(took < SEEN, "{command:?}: {took:?}");
 }
