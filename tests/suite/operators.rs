@@ -173,3 +173,60 @@ async fn a_selection_is_discarded_as_it_was_when_somebody_was_asked() {
     assert!(error.to_string().contains("had 2 parked events and has 1"), "{error}");
     assert_eq!(count_parked(&t).await, 1);
 }
+
+/// Ends a line and begins one of its own, clears a screen, colours, turns the direction of writing.
+pub(crate) const HOSTILE: &str = "a\nPROBLEM  forged\x1b[2J\u{9b}31m\r\x7f\u{202e}b";
+
+/// What people see of a text from outside has all of it spelled out, and nothing in it that steers.
+pub(crate) fn is_harmless(what: &str, seen: &str) {
+    shows_no_control(what, seen);
+    let spelled_out = r"a\nPROBLEM  forged\u{1b}[2J\u{9b}31m\r\u{7f}\u{202e}b";
+    assert!(seen.contains(spelled_out), "{what} says nothing of it: {seen:?}");
+}
+
+fn shows_no_control(what: &str, seen: &str) {
+    let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    assert!(!seen.contains(steers), "{what}: {seen:?}");
+    assert!(!seen.lines().any(|line| line.starts_with("PROBLEM  forged")), "{what}: {seen:?}");
+}
+
+/// Of who writes rows, and of who makes tables.
+#[tokio::test]
+async fn texts_of_others_are_spelled_out_wherever_people_see_them() {
+    let t = Harness::start().await;
+    let make = "create table public.mine (like outbox.events including defaults); \
+         alter table public.mine alter column id type text; \
+         create publication mine for table public.mine with (publish = 'insert'); \
+         grant select on public.mine to public";
+    run(&t, make).await;
+    let settings = t
+        .relay()
+        .set("postgres.publication", "mine")
+        .set_toml("outbox.tables", "[\"public.mine\"]")
+        .set_toml("outbox.rows_kept", "true");
+    let relay = settings.clone().start().await;
+    let insert = "insert into public.mine (id, topic, key, type, headers) \
+                  select t, t, t, t, jsonb_build_object(t, t) from (select $1::text) as a (t)";
+    t.database().superuser().execute(insert, &[&HOSTILE]).await.expect("inserted");
+    wait_parked(&t, |parked| parked == 1).await;
+    let id = list(&t).await[0]["id"].to_string();
+    for arguments in [&["list"][..], &["list", "--by", "lane"], &["show", &id]] {
+        let (_, seen, _) = typed(&t, arguments).await;
+        is_harmless(&arguments.join(" "), &seen);
+    }
+    let (code, _, stderr) = typed(&t, &["release", "--topic", "typo"]).await;
+    assert_eq!(code, Some(1));
+    is_harmless("release", &stderr);
+
+    run(&t, &format!("create table public.\"{HOSTILE}\" () inherits (public.mine)")).await;
+    relay.wait_log("halted").await;
+    let admin = relay.admin().to_string();
+    for arguments in [&["check"][..], &["status", "--admin", &admin]] {
+        let output = settings.command(arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        is_harmless(arguments[0], &String::from_utf8_lossy(&output.stdout));
+    }
+    is_harmless("the log", &relay.log_text());
+    // What it shows comes from /status, as text (`textContent`).
+    shows_no_control("the page", &relay.page("/").await);
+}

@@ -5,6 +5,7 @@ use outbox_idempotency::{Failure, Message, Processor, Tx};
 use serde_json::Value;
 
 use super::effects::{Step, database, inbox, message, number, take};
+use crate::operators::{HOSTILE, is_harmless};
 
 #[tokio::test]
 async fn an_operator_lists_shows_replays_and_discards() {
@@ -79,4 +80,34 @@ async fn an_operator_lists_shows_replays_and_discards() {
     assert_eq!((code, text.as_str()), (Some(0), "there are no dead letters\n"));
     let (code, text) = run(&["replay", "--all"]).await;
     assert_eq!((code, text.as_str()), (Some(0), "0 replayed\n"));
+}
+
+/// They come from whoever produces records, and from what handlers make of them.
+#[tokio::test]
+async fn texts_of_others_are_spelled_out_in_what_a_consumer_gave_up() {
+    let t = Harness::start().await;
+    let database = database().await;
+    let handler =
+        |_: Tx, _: Message<Step>| async { Err::<(), _>(Failure::permanent("no", HOSTILE)) };
+    let processor = Processor::new(inbox(&database).await, handler);
+    processor.process(&[message("a", 1)]).await.expect("settled");
+    let hostile = "update inbox.dead_letters set topic = $1, code = $1, key = convert_to($1, 'UTF8'), \
+                       payload = convert_to($1, 'UTF8'), headers = jsonb_build_object($1, $1); \
+                   ";
+    database.superuser().execute(hostile, &[&HOSTILE]).await.expect("as others' records have it");
+    let consumer = "update inbox.consumers set name = $1";
+    database.superuser().execute(consumer, &[&HOSTILE]).await.expect("renamed");
+    let settings = t.relay_of(&database).set("postgres.url", &database.url(Role::Operator));
+    let id = number(&database, "select id from inbox.dead_letters").await.to_string();
+    for arguments in [
+        &["list"][..],
+        &["list", "--by", "code"],
+        &["show", &id],
+        &["list", "--consumer", "typo"],
+        &["discard", "--code", "typo", "--yes"],
+    ] {
+        let output = settings.command(&[&["inbox", "dead-letters"], arguments].concat()).await;
+        let seen = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        is_harmless(&arguments.join(" "), &seen);
+    }
 }
