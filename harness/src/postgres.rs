@@ -6,6 +6,7 @@
 use std::{
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -138,6 +139,24 @@ impl Postgres {
     pub fn programs() -> PathBuf {
         let chosen = std::env::var_os("OUTBOX_TEST_POSTGRES_BIN").map(PathBuf::from);
         chosen.or_else(throwaway::installed).expect("initdb: apt-get install postgresql")
+    }
+
+    /// The directory of programs whose `pg_upgrade` keeps slots: those of
+    /// `OUTBOX_TEST_POSTGRES_18_BIN` or `OUTBOX_TEST_POSTGRES_17_BIN`, else the installed ones, if they
+    /// are new enough. What is fetched of another version has no `pg_upgrade`.
+    pub fn programs_that_keep_slots() -> Option<PathBuf> {
+        let named = ["OUTBOX_TEST_POSTGRES_18_BIN", "OUTBOX_TEST_POSTGRES_17_BIN"];
+        let named = named.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        named.chain([Self::programs()]).find(|bin| {
+            // Beside the real `initdb`: what is in PATH may be a link to it alone.
+            let initdb = bin.join("initdb").canonicalize().unwrap_or_default();
+            let version = Command::new(&initdb).arg("--version").output();
+            let version = version.map(|output| output.stdout).unwrap_or_default();
+            let version = String::from_utf8_lossy(&version);
+            let digits = |part: &str| part.split('.').next().and_then(|n| n.parse::<u32>().ok());
+            let major = version.split_whitespace().find_map(digits);
+            major >= Some(17) && initdb.with_file_name("pg_upgrade").is_file()
+        })
     }
 
     /// As [`Postgres::private`], of another version than the suite runs on.

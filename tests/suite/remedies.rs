@@ -71,6 +71,46 @@ async fn a_cluster_that_pg_upgrade_made_goes_on_as_the_halt_says_and_loses_nothi
     t.count(&topic, 2).await.assert_exactly_once();
 }
 
+/// From 17 on the new cluster has the slot, if all of it was confirmed: what is committed afterwards is streamed,
+/// and the table is not read. Where no such `pg_upgrade` is installed nothing is looked at.
+#[tokio::test]
+async fn a_cluster_that_pg_upgrade_made_with_its_slot_goes_on_where_the_slot_is() {
+    let Some(programs) = Postgres::programs_that_keep_slots() else {
+        eprintln!("no pg_upgrade of 17 or later: OUTBOX_TEST_POSTGRES_18_BIN names its directory");
+        return;
+    };
+    let ((postgres, mut server), kafka) =
+        tokio::join!(Postgres::private_of(&programs), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    t.load(&plan(&topic)).await.finish().await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    wait::until("its lag is 0", wait::PATIENCE, || async {
+        let status = relay.status().await;
+        if status.get("lag_bytes") == Some(&0.into()) { Ok(()) } else { Err(status) }
+    })
+    .await
+    .expect("all is confirmed");
+    assert!(relay.sigterm().await.success());
+
+    let (upgraded, _server) = Postgres::upgrade(&mut server).await;
+    t.fail_over(upgraded).await;
+    let slots = "select count(*) from pg_replication_slots";
+    let row = t.database().superuser().query_one(slots, &[]).await.expect("a count");
+    assert_eq!(row.get::<_, i64>(0), 1, "it has the slot");
+    t.load(&plan(&topic)).await.finish().await;
+    let mut relay = t.relay().spawn();
+    let detail = halted(&relay).await;
+    obey(&t.relay(), &detail, 0).await;
+    relay.wait_ready().await;
+    t.commit([Event::to(topic.name()).key("after")]).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    let records = topic.records().await;
+    assert!(!records.iter().any(|record| record.header("outbox-repaired").is_some()));
+}
+
 /// A cluster of its own knows nothing of the other's transactions.
 #[tokio::test]
 async fn a_cluster_that_pg_upgrade_did_not_make_is_not_taken_for_one() {

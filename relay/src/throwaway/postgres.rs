@@ -53,7 +53,8 @@ impl LocalPostgres {
     }
 
     /// Ends this one for ever; returns the cluster that `pg_upgrade` makes of it, by the same release. It
-    /// has another system identifier, and before 17 none of its slots.
+    /// has another system identifier, and before 17 none of its slots; from then on all of each must be
+    /// confirmed.
     ///
     /// # Errors
     /// What `pg_upgrade` said, or what could not be made or started.
@@ -68,9 +69,10 @@ impl LocalPostgres {
         upgrade.args(["--new-port", &free_port()?.to_string(), "--old-bindir"]).arg(bin);
         upgrade.arg("--new-bindir").arg(bin).arg("--old-datadir").arg(self.dir.data());
         upgrade.arg("--new-datadir").arg(dir.data());
-        // Without them the old one does not start: it has slots.
+        // Without them the old one does not start: it has slots; and the new one takes none.
         let settings = self.settings.iter().map(|setting| format!("-c {setting}"));
-        upgrade.arg("--old-options").arg(settings.collect::<Vec<_>>().join(" "));
+        let settings = settings.collect::<Vec<_>>().join(" ");
+        upgrade.arg("--old-options").arg(&settings).arg("--new-options").arg(settings);
         run(upgrade, &dir.theirs)?;
         Self::launch(self.user, &self.bin, self.settings.clone(), dir)
     }
