@@ -1,6 +1,6 @@
 //! Rows that are moved within the database: they are published once.
 
-use outbox_harness::{Harness, wait};
+use outbox_harness::{Harness, topic::Record, wait};
 use serde_json::Value;
 
 use super::{each_once, insert, run};
@@ -66,6 +66,53 @@ async fn rows_that_are_moved_are_published_once_in_the_text_format_too() {
     let word = "create domain word as text; grant usage on type word to public; \
                 alter table outbox.events alter column key type word";
     moved_rows_are_published_once(word).await;
+}
+
+/// Nothing tells such a row from a new one: it comes again with its id, in the stream, and `check` says so.
+#[tokio::test]
+async fn rows_that_are_moved_in_a_table_without_xid_are_published_again_with_their_ids() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let make = "create table public.mine (id uuid not null default gen_random_uuid(), topic text not null, \
+             key text, payload jsonb, created_at timestamptz not null) partition by range (created_at); \
+         create table public.old partition of public.mine for values from (minvalue) to ('2020-01-01'); \
+         create table public.new partition of public.mine for values from ('2020-01-01') to (maxvalue); \
+         create publication mine for table public.mine \
+             with (publish = 'insert', publish_via_partition_root = true); \
+         grant select on public.mine, public.old, public.new to public";
+    run(&t, make).await;
+    let settings = ["type", "headers", "partition"].into_iter().fold(
+        t.relay()
+            .set("postgres.publication", "mine")
+            .set_toml("outbox.tables", "[\"public.mine\"]")
+            .set_toml("outbox.rows_kept", "true"),
+        |settings, column| settings.set_toml(&format!("outbox.columns.{column}"), "false"),
+    );
+    let output = settings.command(&["check"]).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("rows that are moved between its partitions are published again"), "{said}");
+
+    let relay = settings.start().await;
+    let insert = format!(
+        "insert into public.mine (topic, key, created_at) values ('{}', 'k', now()) returning id::text",
+        topic.name()
+    );
+    let insert = || async {
+        let row = t.database().superuser().query_one(&insert, &[]).await;
+        row.expect("inserted").get::<_, String>(0)
+    };
+    let (moved, stays) = (insert().await, insert().await);
+    each_once(&topic, &[&moved, &stays]).await;
+    run(&t, &format!("update public.mine set created_at = '2001-06-06' where id = '{moved}'"))
+        .await;
+    let last = insert().await;
+    let records = topic.records_with([last.clone()]).await;
+    let ids: Vec<_> = records.iter().filter_map(Record::id).collect();
+    assert_eq!(ids, [&moved, &stays, &moved, &last], "{records:?}");
+    let again = &records[2];
+    assert_eq!(again.header("outbox-repaired"), None, "{again:?}");
+    assert_eq!(relay.status().await.get("rows_moved"), Some(&Value::from(0)));
 }
 
 #[tokio::test]

@@ -88,7 +88,10 @@ pub(super) fn rows(
         .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
     match repairable {
         Err(halt) => {
-            let seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
+            let mut seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
+            if state.kind == "p" && !fit.stamped {
+                seen += "; and rows that are moved between its partitions are published again";
+            }
             warning("rows", seen, halt.remedy)
         }
         // The default is right, so only the publication's column list can keep it out of the stream.
