@@ -4,10 +4,13 @@
 
 use std::{ffi::CString, ptr};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rdkafka::{
     admin::AdminClient,
-    bindings::{self as sys, rd_kafka_resp_err_t as code},
+    bindings::{
+        self as sys, rd_kafka_ResourcePatternType_t as Pattern,
+        rd_kafka_ResourceType_t as Resource, rd_kafka_resp_err_t as code,
+    },
     client::DefaultClientContext,
 };
 
@@ -26,6 +29,18 @@ pub enum Operation {
     Read,
     /// Sees its settings.
     DescribeConfigs,
+}
+
+impl Operation {
+    fn native(self) -> sys::rd_kafka_AclOperation_t {
+        use sys::rd_kafka_AclOperation_t as Native;
+        match self {
+            Operation::Describe => Native::RD_KAFKA_ACL_OPERATION_DESCRIBE,
+            Operation::Write => Native::RD_KAFKA_ACL_OPERATION_WRITE,
+            Operation::Read => Native::RD_KAFKA_ACL_OPERATION_READ,
+            Operation::DescribeConfigs => Native::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS,
+        }
+    }
 }
 
 impl Topic {
@@ -82,11 +97,63 @@ pub async fn forbid_creation(kafka: &Kafka, principal: &str) {
                 Permission::RD_KAFKA_ACL_PERMISSION_TYPE_DENY,
             ),
         ] {
-            enter(&client, cluster, "kafka-cluster", principal, operation, permission)?;
+            let name = ("kafka-cluster", Pattern::RD_KAFKA_RESOURCE_PATTERN_LITERAL);
+            enter(&client, cluster, name, principal, operation, permission)?;
         }
         Ok::<_, anyhow::Error>(())
     });
     asked.await.expect("no panic").expect("it is entered");
+}
+
+/// Enters what a command such as `kafka-acls --bootstrap-server HOST:PORT --add --allow-principal User:relay …` says.
+///
+/// # Panics
+/// When it is no such command, or the broker refuses.
+pub async fn obey(kafka: &Kafka, command: &str) {
+    let client = kafka.admin().expect("an admin client");
+    let owned = command.to_owned();
+    let entered = tokio::task::spawn_blocking(move || enter_all(&client, &owned)).await;
+    entered.expect("no panic").unwrap_or_else(|error| panic!("`{command}`: {error:#}"));
+}
+
+fn enter_all(client: &AdminClient<DefaultClientContext>, command: &str) -> Result<()> {
+    let (mut words, mut operations) = (command.split_whitespace(), Vec::new());
+    ensure!(words.next() == Some("kafka-acls"), "no such command");
+    let (mut principal, mut resource, mut pattern) =
+        (None, None, Pattern::RD_KAFKA_RESOURCE_PATTERN_LITERAL);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().with_context(|| format!("{word} has no value"));
+        match word {
+            "--add" => {}
+            "--bootstrap-server" => _ = value()?,
+            "--allow-principal" => principal = Some(value()?),
+            "--operation" => operations.push(match value()? {
+                "Read" => Operation::Read.native(),
+                "Write" => Operation::Write.native(),
+                "DescribeConfigs" => Operation::DescribeConfigs.native(),
+                "Create" => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_CREATE,
+                other => bail!("operation {other}"),
+            }),
+            "--topic" => resource = Some((Resource::RD_KAFKA_RESOURCE_TOPIC, value()?)),
+            "--transactional-id" => {
+                resource = Some((Resource::RD_KAFKA_RESOURCE_TRANSACTIONAL_ID, value()?));
+            }
+            "--resource-pattern-type" => {
+                pattern = match value()? {
+                    "prefixed" => Pattern::RD_KAFKA_RESOURCE_PATTERN_PREFIXED,
+                    other => bail!("pattern {other}"),
+                }
+            }
+            other => bail!("option {other}"),
+        }
+    }
+    let (kind, name) = resource.context("no resource")?;
+    let principal = principal.context("no principal")?;
+    ensure!(!operations.is_empty(), "no operation");
+    let permission = sys::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW;
+    operations.into_iter().try_for_each(|operation| {
+        enter(client, kind, (name, pattern), principal, operation, permission)
+    })
 }
 
 fn allow(
@@ -96,22 +163,21 @@ fn allow(
     principal: &str,
     operation: Operation,
 ) -> Result<()> {
-    let operation = match operation {
-        Operation::Describe => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE,
-        Operation::Write => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE,
-        Operation::Read => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ,
-        Operation::DescribeConfigs => {
-            sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS
-        }
-    };
     let permission = sys::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW;
-    enter(client, kind, name, principal, operation, permission)
+    enter(
+        client,
+        kind,
+        (name, Pattern::RD_KAFKA_RESOURCE_PATTERN_LITERAL),
+        principal,
+        operation.native(),
+        permission,
+    )
 }
 
 fn enter(
     client: &AdminClient<DefaultClientContext>,
     kind: sys::rd_kafka_ResourceType_t,
-    name: &str,
+    (name, pattern): (&str, sys::rd_kafka_ResourcePatternType_t),
     principal: &str,
     operation: sys::rd_kafka_AclOperation_t,
     permission: sys::rd_kafka_AclPermissionType_t,
@@ -124,7 +190,7 @@ fn enter(
         let mut binding = sys::rd_kafka_AclBinding_new(
             kind,
             name.as_ptr(),
-            sys::rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
+            pattern,
             principal.as_ptr(),
             c"*".as_ptr(),
             operation,

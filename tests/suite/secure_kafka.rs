@@ -5,6 +5,7 @@
 //! A broker of its own, with certificates of its own; everything the relay does goes through the
 //! secured listener, the making of its progress topic included.
 
+mod documented;
 mod rights;
 
 use std::{path::PathBuf, process::Output};

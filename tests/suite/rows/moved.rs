@@ -91,7 +91,10 @@ async fn rows_that_are_moved_in_a_table_without_xid_are_published_again_with_the
     let output = settings.command(&["check"]).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("rows that are moved between its partitions are published again"), "{said}");
+    assert!(
+        said.contains("rows that are moved between its partitions are published again"),
+        "{said}"
+    );
 
     let relay = settings.start().await;
     let insert = format!(
