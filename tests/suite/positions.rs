@@ -180,6 +180,8 @@ async fn a_watermark_goes_on_by_itself_after_pg_upgrade() {
     let mut story = Story::on(postgres, "exactly-once").await;
     assert!(story.relay.sigterm().await.success());
     story.commit("meanwhile").await;
+    // Before 17 it is not brought along; from then on it is refused with what it has left.
+    drop_slot(&story.t).await;
     let (upgraded, _server) = Postgres::upgrade(&mut server).await;
     story.t.fail_over(upgraded).await;
     story.settings = story.t.relay();
