@@ -57,6 +57,7 @@ ci:
 # What takes longer than CI may (some two hours): run before a release, and put seed and figures into the docs.
 long seed="7" minutes="20":
     cargo test -p outbox-tests --test suite -- --ignored matrix::
+    cargo test -p outbox-tests --test suite -- --ignored remedies::
     OUTBOX_CONFORMANCE_SCALE=33 cargo test -p outbox-tests --test suite conformance::
     OUTBOX_SIM_SEEDS=100000 cargo test -p outbox-relay --lib sim::
     cargo run --release -p outbox-bench -- soak --minutes {{minutes}} --seed {{seed}}
