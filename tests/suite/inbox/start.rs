@@ -73,8 +73,20 @@ async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
         .expect("it is said");
         let said = std::fs::read_to_string(&log).expect("a log");
         assert!(!said.contains("give the pool"), "32 are enough: {said}");
+        let silent = logged_at(&said, "no Kafka broker has answered yet")
+            - logged_at(&said, "the consumer starts");
+        // Three seconds, where the machine has time.
+        assert!(silent.rem_euclid(86_400.0) < 15.0, "{silent} s: {said}");
         running.kill().await.expect("it is ended");
     }
+}
+
+/// The second of the day at which the line with these words was written.
+fn logged_at(said: &str, words: &str) -> f64 {
+    let line = said.lines().find(|line| line.contains(words)).expect(words);
+    let (_, time) = line.split_once('T').expect("a time");
+    let time = time.split('Z').next().expect("its end");
+    time.split(':').fold(0.0, |all, part| all * 60.0 + part.parse::<f64>().expect("a number"))
 }
 
 #[tokio::test]
