@@ -197,7 +197,7 @@ fn missing(publication: Option<&PublicationState>, name: &TableName, mapping: &M
 
 const NO_TABLE: &str = "there is no table ";
 
-/// The table of which that reason says that there is none.
+/// The table that is missing, if that is the reason.
 pub(crate) fn absent(reason: &str) -> Option<&str> {
     reason.strip_prefix(NO_TABLE)
 }

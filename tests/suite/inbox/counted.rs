@@ -65,7 +65,7 @@ impl Recorder for Counted {
     }
 }
 
-/// One that fails for good, one behind it, one that is well, and a copy of that.
+/// One message fails at every attempt, one waits behind it, one succeeds, and a copy of the last comes.
 #[tokio::test]
 async fn what_becomes_of_each_message_is_counted() {
     let counted = Counted::default();
