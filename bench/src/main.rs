@@ -104,6 +104,12 @@ struct MemoryArgs {
     /// Only compressed topics
     #[arg(long)]
     compressed: bool,
+    /// Only the largest messages
+    #[arg(long, conflicts_with = "compressed")]
+    large: bool,
+    /// How often each row is measured; its highest peak counts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// A property for the consumer's librdkafka; may be given more than once
     #[arg(long, value_name = "NAME=VALUE", value_parser = property)]
     kafka: Vec<(String, String)>,

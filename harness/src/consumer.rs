@@ -163,6 +163,14 @@ impl Consumer {
         self.process.peak_memory_bytes()
     }
 
+    /// The memory that it has resident now, in bytes: `VmRSS` of `/proc`.
+    ///
+    /// # Panics
+    /// When it has ended, or this is not Linux.
+    pub fn memory_bytes(&self) -> u64 {
+        self.process.memory_bytes()
+    }
+
     /// How often its log has `text`, in all its lives.
     pub fn log_count(&self, text: &str) -> usize {
         self.process.log_text().matches(text).count()

@@ -126,6 +126,14 @@ impl Process {
         self.in_proc("VmHWM:") << 10
     }
 
+    /// The memory that it has resident now, in bytes.
+    ///
+    /// # Panics
+    /// As [`Process::in_proc`].
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.in_proc("VmRSS:") << 10
+    }
+
     /// Its log so far, of all its lives.
     pub(crate) fn log_text(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()

@@ -28,7 +28,6 @@ use crate::{
     error::InboxError,
     failure::{Failure, Kind},
     fault::{Point, point},
-    heap,
     meter::Outcome,
     transaction::Open,
     window::no_partition,
@@ -141,13 +140,18 @@ impl Processor {
             taken = shelf.take(sessions, Which::Any, max, large_too, reads).await?;
         }
         let is_large = taken.as_ref().is_some_and(Taken::is_large);
-        if is_large {
-            heap::large_blocks_apart();
-        }
+        let is_there = match &mut taken {
+            Some(taken) => shelf.read_large(taken).await?,
+            None => true,
+        };
         drop(turn);
         let Some(Taken { open, lane, attempts, heads, more }) = taken else {
             return Ok(Attempt::Idle);
         };
+        if !is_there {
+            open.rollback().await?;
+            return Ok(Attempt::Done);
+        }
         if !hands.hold(lane) {
             open.rollback().await?;
             return Ok(Attempt::Idle);

@@ -27,6 +27,8 @@ pub(super) struct Head {
     pub(super) replays: i32,
     /// It was given up without a claim, since its day was not kept.
     pub(super) unclaimed: bool,
+    /// Bytes of its payload, if that is large: [`Shelf::read_large`] has not read it yet, and the message is without.
+    pub(super) unread: Option<usize>,
     pub(super) message: RawMessage,
 }
 
@@ -59,7 +61,7 @@ pub(super) enum Which {
 
 impl Taken {
     pub(super) fn is_large(&self) -> bool {
-        self.heads.iter().any(|head| head.message.is_large())
+        self.heads.iter().any(|head| head.unread.is_some() || head.message.is_large())
     }
 }
 
@@ -128,7 +130,7 @@ impl Shelf {
             open.rollback().await?;
             return Ok(None);
         }
-        let more = rows.last().map_or(Ok(false), |row| row.try_get(13)).map_err(read)?;
+        let more = rows.last().map_or(Ok(false), |row| row.try_get(14)).map_err(read)?;
         if !settled {
             self.go_on(&open, lane).await?;
         }
@@ -194,18 +196,26 @@ fn lock(which: Which, of_topics: bool) -> String {
 const OF_THE_LANE: &str = "p.consumer_id operator(pg_catalog.=) $1 \
     and p.lane operator(pg_catalog.=) pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid";
 
-/// The columns that [`head`] reads.
-const TAKEN: &str = "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
-    p.key, p.payload, p.headers, p.day, p.produced_at, p.stored_at, p.unclaimed";
+/// The columns that [`head`] reads: of a large payload only its size.
+fn taken() -> String {
+    let is_large = format!("pg_catalog.octet_length(p.payload) operator(pg_catalog.>) {LARGE}");
+    format!(
+        "p.seq, p.replays, p.message_id, p.topic, p.partition, p.record_offset, \
+        p.key, case when {is_large} then null else p.payload end as payload, p.headers, p.day, \
+        p.produced_at, p.stored_at, p.unclaimed, \
+        case when {is_large} then pg_catalog.octet_length(p.payload) end as unread"
+    )
+}
 
 /// Takes the first message behind a place, and says whether there are more.
 fn take_one() -> String {
+    let taken = taken();
     format!(
         "delete from inbox.parked as p \
         where {OF_THE_LANE} and p.seq operator(pg_catalog.=) (select p.seq \
             from inbox.parked as p where {OF_THE_LANE} and p.seq operator(pg_catalog.>) $2 \
             order by p.seq limit 1) \
-        returning {TAKEN}, exists (select from inbox.parked as later \
+        returning {taken}, exists (select from inbox.parked as later \
             where later.consumer_id operator(pg_catalog.=) p.consumer_id \
                 and later.lane operator(pg_catalog.=) p.lane \
                 and later.seq operator(pg_catalog.>) p.seq)"
@@ -214,6 +224,7 @@ fn take_one() -> String {
 
 /// Takes the first messages; the last row's last column says whether there are more.
 fn take_some() -> String {
+    let taken = taken();
     format!(
         "with gone as (delete from inbox.parked as p \
             where {OF_THE_LANE} and p.seq operator(pg_catalog.=) any (array(select h.seq from ( \
@@ -226,7 +237,7 @@ fn take_some() -> String {
                         pg_catalog.current_setting('inbox.lane')::pg_catalog.uuid)) as h \
                 where h.place operator(pg_catalog.=) 1 \
                     or coalesce(h.bytes, 0) operator(pg_catalog.<=) {LARGE})) \
-            returning {TAKEN}) \
+            returning {taken}) \
         select gone.*, exists (select from inbox.parked as p where {OF_THE_LANE} \
             and p.seq operator(pg_catalog.>) (select pg_catalog.max(seq) from gone)) \
         from gone order by seq"
@@ -235,8 +246,14 @@ fn take_some() -> String {
 
 fn head(row: &Row, attempt: u32) -> Result<Head, tokio_postgres::Error> {
     let message = message(row, attempt)?;
-    let unclaimed = row.try_get(12)?;
-    Ok(Head { seq: row.try_get(0)?, replays: row.try_get(1)?, unclaimed, message })
+    let unread: Option<i32> = row.try_get(13)?;
+    Ok(Head {
+        seq: row.try_get(0)?,
+        replays: row.try_get(1)?,
+        unclaimed: row.try_get(12)?,
+        unread: unread.and_then(|bytes| usize::try_from(bytes).ok()),
+        message,
+    })
 }
 
 /// From the third of the columns on.

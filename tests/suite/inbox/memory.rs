@@ -1,6 +1,12 @@
 //! What a consumer has in memory stays within its setting, also where messages wait and are taken up
 //! again.
 
+use std::{
+    cell::RefCell,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
 use outbox_harness::{
     consumer::{Consumer, effects_so_far, make_effects},
     database::Database,
@@ -10,7 +16,10 @@ use outbox_harness::{
     topic::Topic,
     wait,
 };
+use outbox_idempotency::{Failure, Message, Processor, Retry, Tx};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+
+use super::effects::{self, inbox, message, with};
 
 const MIB: usize = 1 << 20;
 /// Of `in_flight`.
@@ -24,24 +33,53 @@ const PACKED: usize = 12_000;
 /// Of messages that fail at first, so that each is parked, and taken up again.
 #[tokio::test]
 async fn large_messages_that_wait_for_a_retry_keep_within_in_flight_and_64_mib() {
-    let kafka = servers::kafka().await;
     let database = Database::create_inbox().await;
     make_effects(&database).await;
-    let largest = [("max.message.bytes", "10000000")];
-    let topic = Topic::new(kafka, format!("{}.large", database.name()));
-    let topic = topic.create_with(4, &largest).await;
-    let mut client = kafka.client();
-    let producer: FutureProducer =
-        client.set("message.max.bytes", "10000000").create().expect("a producer");
-    let payload = vec![b'x'; 4 * MIB];
-    for n in 0..MESSAGES {
-        let key = n.to_string();
-        let record = FutureRecord::to(topic.name()).key(&key).payload(&payload);
-        producer.send(record, wait::PATIENCE).await.expect("it is stored");
-    }
+    let topic = topic_of_large(&database).await;
+    produce(&topic, MESSAGES, 4 * MIB).await;
     let plan = Plan { in_flight_bytes: Some(SETTING), ..Plan::default() };
     let peak = peak(&database, &topic, &plan, MESSAGES).await;
     assert!(peak <= SETTING + BESIDE, "{} MiB", peak / MIB);
+}
+
+/// For as long as a handler takes: the driver keeps what it has read for a connection for as long as it is in use, so what
+/// is read of a message as a whole would be there twice.
+#[tokio::test]
+async fn a_large_message_that_is_tried_again_is_in_memory_once() {
+    const EACH: usize = 16 * MIB;
+    let kafka = servers::kafka().await;
+    let database = Database::create_inbox().await;
+    make_effects(&database).await;
+    let topic = topic_of_large(&database).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let pause_ms = Some((1_000, 1_000));
+    let plan = Plan { in_flight_bytes: Some(64 * MIB), pause_ms, ..Plan::default() };
+    let mut consumer = Consumer::start(dir.path(), "a", &database, kafka, &topic, &plan);
+    consumer.wait_log("partitions assigned").await;
+    let before = consumer.memory_bytes();
+    produce(&topic, 2, EACH).await;
+    let at_work = "select count(*) from pg_stat_activity where state = 'idle in transaction' \
+        and datname = current_database() and 2 = (select count(*) from inbox.parked)";
+    let seen = RefCell::new(Vec::new());
+    wait::until("both take effect", wait::PATIENCE, || async {
+        if effects::number(&database, at_work).await == 2 {
+            seen.borrow_mut().push(consumer.memory_bytes().saturating_sub(before));
+        }
+        match effects_so_far(&database).await {
+            2 => Ok(()),
+            some => Err(format!("{some}")),
+        }
+    })
+    .await
+    .expect("they do");
+    // In most of that time; when the first has come to an end, the other is alone for a moment.
+    let mut seen = seen.into_inner();
+    seen.sort_unstable();
+    let more = usize::try_from(seen[seen.len() / 2]).expect("a size");
+    host::report(&format!("two of 16 MiB: {} MiB", more / MIB));
+    assert!((2 * EACH..3 * EACH).contains(&more), "{} MiB for two of 16 MiB", more / MIB);
+    assert!(consumer.sigterm().await.success());
+    topic.delete().await;
 }
 
 /// librdkafka unpacks what it has fetched, and fetches by what the broker has stored.
@@ -78,6 +116,24 @@ async fn a_topic_that_is_packed_to_an_eighth_keeps_within_in_flight_and_64_mib_t
     topic.delete().await;
 }
 
+async fn topic_of_large(database: &Database) -> Topic {
+    let topic = Topic::new(servers::kafka().await, format!("{}.large", database.name()));
+    topic.create_with(4, &[("max.message.bytes", "20000000")]).await
+}
+
+/// A key for each.
+async fn produce(topic: &Topic, messages: i64, bytes: usize) {
+    let mut client = servers::kafka().await.client();
+    let producer: FutureProducer =
+        client.set("message.max.bytes", "20000000").create().expect("a producer");
+    let payload = vec![b'x'; bytes];
+    for n in 0..messages {
+        let key = n.to_string();
+        let record = FutureRecord::to(topic.name()).key(&key).payload(&payload);
+        producer.send(record, wait::PATIENCE).await.expect("it is stored");
+    }
+}
+
 /// Of a consumer that handles all of them.
 async fn peak(database: &Database, topic: &Topic, plan: &Plan, messages: i64) -> usize {
     let kafka = servers::kafka().await;
@@ -95,4 +151,52 @@ async fn peak(database: &Database, topic: &Topic, plan: &Plan, messages: i64) ->
     host::report(&format!("{}: peak {} MiB", topic.name(), peak / MIB));
     assert!(consumer.sigterm().await.success());
     peak
+}
+
+/// Read back in one piece, in some of a mebibyte, or in the most that there are; alone, and behind others of its key.
+#[tokio::test]
+async fn a_large_message_that_waited_is_what_it_was() {
+    let database = effects::database().await;
+    let seen: Arc<Mutex<Vec<bytes::Bytes>>> = Arc::default();
+    let handler = {
+        let seen = Arc::clone(&seen);
+        move |_: Tx, message: Message<Option<bytes::Bytes>>| {
+            let outcome = match message.attempt {
+                1 if message.key.as_deref() == Some(b"first") => Err(Failure::transient("later")),
+                _ => Ok(seen.lock().expect("nobody panicked").extend(message.payload)),
+            };
+            async move { outcome }
+        }
+    };
+    let soon = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));
+    let processor = Processor::raw(inbox(&database).await, handler).retry(soon);
+    let sizes = [MIB, MIB + 1, 10, 3 * MIB, 20 * MIB + 7, 0];
+    // No two places of a mebibyte are alike, and no codec packs it.
+    let payload = |bytes: usize| {
+        let mut state = bytes as u64;
+        let next = |()| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_be_bytes()[0]
+        };
+        bytes::Bytes::from_iter(std::iter::repeat_n((), bytes).map(next))
+    };
+    let sent: Vec<_> = (0..)
+        .zip(sizes)
+        .map(|(n, bytes)| with(message("first", n), |m| m.payload = Some(payload(bytes))))
+        .collect();
+    processor.process(&sent).await.expect("settled");
+    let stop = wait::until("all are handled", wait::PATIENCE, || async {
+        match seen.lock().expect("nobody panicked").len() {
+            all if all == sizes.len() => Ok(()),
+            some => Err(format!("{some}")),
+        }
+    });
+    tokio::select! {
+        stop = processor.background() => panic!("{stop:?}"),
+        done = stop => done.expect("they are"),
+    }
+    let seen = seen.lock().expect("nobody panicked");
+    for (seen, sent) in seen.iter().zip(&sent) {
+        assert!(Some(seen) == sent.payload.as_ref(), "{} bytes", seen.len());
+    }
 }
