@@ -1,6 +1,6 @@
 //! A broker that allows nothing but what an entry allows: docs/KAFKA-ACLS.md has all that a relay needs.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use outbox_harness::{
     Harness, acl,
@@ -12,9 +12,12 @@ use outbox_harness::{
     servers, wait,
 };
 
+use tokio::sync::OnceCell;
+
 use super::PASSWORD;
-use crate::dead_letters::{
-    count_parked, dead_letters, wait_parked, wait_parked_again, wait_records,
+use crate::{
+    dead_letters::{count_parked, dead_letters, wait_parked, wait_parked_again, wait_records},
+    obeyed::typed,
 };
 
 const PAGE: &str = include_str!("../../../docs/KAFKA-ACLS.md");
@@ -30,8 +33,21 @@ fn commands(name: &str, words: &str) -> Vec<String> {
         .collect()
 }
 
-/// The broker, and where the relay's principal logs in. Whoever comes without a login may do all.
-async fn strict() -> (&'static Kafka, String, LocalKafka) {
+/// A broker that allows nothing but what an entry allows. Whoever comes without a login may do all.
+#[derive(Clone, Copy)]
+struct Strict {
+    kafka: &'static Kafka,
+    /// Where the relay's principal logs in.
+    login: &'static str,
+}
+
+/// The one broker of this file.
+async fn strict() -> Strict {
+    static BROKER: OnceCell<Strict> = OnceCell::const_new();
+    *BROKER.get_or_init(start).await
+}
+
+async fn start() -> Strict {
     let address = || format!("localhost:{}", host::free_port());
     let (plain, login, controller) = (address(), address(), address());
     let listeners = format!("PLAINTEXT://{plain},LOGIN://{login}");
@@ -61,7 +77,10 @@ async fn strict() -> (&'static Kafka, String, LocalKafka) {
     );
     let local = tokio::task::spawn_blocking(move || LocalKafka::start(&properties, &[]));
     let local = local.await.expect("no panic").expect("a broker");
-    (Kafka::private(&plain).await, login, local)
+    let kafka = Kafka::private(&plain).await;
+    // Dropping the handle would end the broker; the guardian does that at the end.
+    mem::forget(local);
+    Strict { kafka, login: login.leak() }
 }
 
 fn settings(t: &Harness, login: &str) -> Settings {
@@ -120,14 +139,14 @@ async fn is_all_it_needs(mut t: Harness, settings: Settings, allowed: Vec<String
 
 #[tokio::test]
 async fn the_documented_acls_are_all_that_a_relay_needs_where_nothing_else_is_allowed() {
-    let ((kafka, login, _broker), postgres) = tokio::join!(strict(), servers::postgres());
+    let (Strict { kafka, login }, postgres) = tokio::join!(strict(), servers::postgres());
     let t = Harness::with(postgres, kafka).await;
-    let (all, name) = (settings(&t, &login), t.database().name().to_owned());
+    let (all, name) = (settings(&t, login), t.database().name().to_owned());
     let five = commands(&name, "--allow-principal User:RELAY");
     assert_eq!(five.len(), 5, "{five:?}");
     let without_topic = Harness::with(postgres, kafka).await;
     let events = commands(without_topic.database().name(), "--topic orders.");
-    let in_postgres = settings(&without_topic, &login)
+    let in_postgres = settings(&without_topic, login)
         .set("sink.delivery", "at-least-once")
         .set("sink.progress", "postgres");
     tokio::join!(
@@ -135,4 +154,58 @@ async fn the_documented_acls_are_all_that_a_relay_needs_where_nothing_else_is_al
         // "The rights on topics of events only."
         is_all_it_needs(without_topic, in_postgres, events),
     );
+}
+
+/// A topic that is there, and one that is to be made. Each command is typed as it is printed.
+#[tokio::test]
+async fn check_names_write_and_create_on_topics_of_events_and_obeyed_everything_arrives() {
+    let (Strict { kafka, login }, postgres) = tokio::join!(strict(), servers::postgres());
+    let mut t = Harness::with(postgres, kafka).await;
+    let settings = settings(&t, login);
+    let there = t.topic("orders").create(2).await;
+    let new = t.topic("new");
+    for command in commands(t.database().name(), "outbox-relay-") {
+        acl::obey(kafka, &command).await;
+    }
+    t.commit([&there, &there, &new].map(|topic| Event::to(topic.name()).key("k"))).await;
+
+    // A topic that is not there is not told from one that may not be seen.
+    let (code, said) = check(&settings).await;
+    assert_eq!(code, Some(0), "events of other topics are delivered: {said}");
+    for (topic, events) in [(&there, 2), (&new, 1)] {
+        let parked = format!(
+            "{events} of 3 events that may wait can't be delivered to the topic {}",
+            topic.name()
+        );
+        let lacks = format!("lacks Write on the topic {}", topic.name());
+        assert!(said.contains(&parked) && said.contains(&lacks), "{said}");
+        let command = typed(&said, &format!("--topic {}", topic.name()));
+        assert!(command.contains("--operation Write --operation DescribeConfigs "), "{command}");
+        acl::obey(kafka, command).await;
+    }
+    let (code, said) = check(&settings).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("lacks Write") && !said.contains("not_authorised"), "{said}");
+    let told = format!(
+        "1 of 3 events that may wait can't be delivered to the topic {} (unknown_topic)",
+        new.name()
+    );
+    assert!(
+        said.contains(&told) && !said.contains(&format!("the topic {} (", there.name())),
+        "{said}"
+    );
+    let command = typed(&said, &format!("--topic {}", new.name()));
+    assert!(command.contains("--operation Create "), "{command}");
+    acl::obey(kafka, command).await;
+    let (code, said) = check(&settings).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("would take the newest events"), "{said}");
+
+    let relay = settings.set("postgres.start", "all").start().await;
+    let truth = t.committed().await;
+    for (topic, events) in [(&there, 2), (&new, 1)] {
+        let ids = truth.iter().filter(|row| row.topic == topic.name()).map(|row| row.id.clone());
+        assert_eq!(topic.records_with(ids).await.len(), events, "{}", relay.log_text());
+    }
+    assert_eq!(count_parked(&t).await, 0);
 }

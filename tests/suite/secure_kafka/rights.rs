@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outbox_harness::{
     Harness,
-    acl::{Operation, allow_transactions},
+    acl::{self, Operation, allow_transactions},
     check,
     event::Event,
     relay::Relay,
@@ -15,8 +15,9 @@ use outbox_harness::{
 };
 
 use super::{Case, NEWCOMER, PASSWORD, PRINCIPAL};
-use crate::dead_letters::{
-    count_parked, dead_letters, list, texts, wait_parked, wait_parked_again,
+use crate::{
+    dead_letters::{count_parked, dead_letters, list, texts, wait_parked, wait_parked_again},
+    obeyed::typed,
 };
 
 /// Nothing, or no more than to see it; in the middle of the stream, or from the first event on.
@@ -29,7 +30,8 @@ async fn parks_what_it_may_not_write(delivery: &str) {
     let relay = settings.start().await;
     let revoked = case.topic.clone();
     let free = case.other("free").await;
-    let (t, event) = (&mut case.harness, |topic: &Topic| Event::to(topic.name()).key("k"));
+    let (t, broker) = (&mut case.harness, case.broker.plain);
+    let event = |topic: &Topic| Event::to(topic.name()).key("k");
     t.commit([event(&revoked), event(&free), event(&hidden), event(&seen), event(&free)]).await;
     wait_parked(t, |parked| parked == 2).await;
     revoked.allow("User:somebody", Operation::Write).await;
@@ -45,13 +47,19 @@ async fn parks_what_it_may_not_write(delivery: &str) {
     free.records_with(truth.into_iter().map(|row| row.id)).await;
     assert!(relay.logs_contain("not_authorised"), "{}", relay.log_text());
     let entries = list(t).await;
-    for (reason, error) in texts(&entries, "reason").into_iter().zip(texts(&entries, "error")) {
-        let told = reason == "not_authorised" && error.contains("grant");
+    let errors = texts(&entries, "error").into_iter().zip(texts(&entries, "topic"));
+    for (reason, (error, topic)) in texts(&entries, "reason").into_iter().zip(errors) {
+        let told = reason == "not_authorised"
+            && error.contains(&format!("lacks Write on the topic {topic}"));
         assert!(told || reason == "lane_parked", "{reason}: {error}");
     }
 
+    // Refused at a look before anything was sent, and by the broker that was sent it.
     for topic in [&hidden, &seen, &revoked] {
-        topic.allow(PRINCIPAL, Operation::Write).await;
+        let mut told = texts(&entries, "error").into_iter();
+        let end = format!("--operation Write --operation DescribeConfigs --topic {}", topic.name());
+        let error = told.find(|error| error.contains(&end)).expect("a command for the topic");
+        acl::obey(broker, typed(error, &end)).await;
     }
     let deadline = Instant::now() + wait::PATIENCE;
     while count_parked(t).await > 0 {

@@ -9,7 +9,10 @@ use rdkafka::{
 };
 
 use super::{context::Context, settings::Settings};
-use crate::sink::SinkError;
+use crate::{
+    core::record::Batch,
+    sink::{RefusedRecord, SinkError},
+};
 
 /// Above every broker's `transaction.max.timeout.ms` but one that is set to the largest number.
 const TIMEOUT_THAT_NO_BROKER_TAKES: &str = "2147483647";
@@ -47,6 +50,33 @@ pub(super) fn lacking(
         ),
         remedy: grant(settings, operations, &format!("--topic {topic}")),
     }
+}
+
+/// The word for a topic of events that the relay's principal may not write to.
+pub(super) const NOT_AUTHORISED: &str = "not_authorised";
+
+/// What it means for a topic's events that they may not be written there, and what gives the right, as
+/// docs/KAFKA-ACLS.md has it.
+pub(super) fn may_not_write(settings: &Settings, topic: &str) -> String {
+    let grant = grant(settings, &["Write", "DescribeConfigs"], &format!("--topic {topic}"));
+    format!(
+        "the relay's principal lacks Write on the topic {topic}: its events are parked, all others continue; \
+         {grant}; then `outbox-relay dead-letters release --topic {topic}`"
+    )
+}
+
+/// Refusals as brokers' codes tell them, with the topic and what gives the right where that is why.
+pub(super) fn with_grants(
+    settings: &Settings,
+    batch: &Batch,
+    mut refused: Vec<RefusedRecord>,
+) -> Vec<RefusedRecord> {
+    for refused in refused.iter_mut().filter(|refused| refused.reason == NOT_AUTHORISED) {
+        if let Some(record) = batch.get(refused.index) {
+            refused.error = may_not_write(settings, record.topic);
+        }
+    }
+    refused
 }
 
 /// Asks whether the transactional id may be used, and fences no one: a broker looks at the right,

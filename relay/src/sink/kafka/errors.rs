@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
+    acl,
     context::{Failure, PROGRESS_OPAQUE},
     native::producer::TransactionError,
 };
@@ -55,9 +56,9 @@ fn fate(code: RDKafkaErrorCode) -> Fate {
              that is lower), or publish a reference to the data",
         ),
         Code::TopicAuthorizationFailed => Fate::Refused(
-            "not_authorised",
+            acl::NOT_AUTHORISED,
             "the relay may not write to the topic",
-            "grant the relay's principal Describe and Write on the topic",
+            "see docs/KAFKA-ACLS.md",
         ),
         Code::InvalidTimestamp => Fate::Refused(
             "invalid_timestamp",

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::{
     absent::SharedAttempts,
+    acl,
     errors::unavailable,
     lookup::Lookup,
     outlet::{Load, Outlet, Undelivered},
@@ -245,6 +246,7 @@ impl Worker {
                 }
                 Err(Undelivered::Refused(records, rest)) => {
                     let records = topics.acquit(batch, records);
+                    let records = acl::with_grants(settings, batch, records);
                     let fewer = fewer(&records, rest, range.len());
                     if fewer == Fewer::No || tries >= TRIES_MAX {
                         topics.ended(batch, range, &records);

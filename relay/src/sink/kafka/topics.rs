@@ -17,6 +17,7 @@ use std::{
 use self::name::{reserved, unnameable};
 use super::{
     absent::{Absences, SharedAttempts},
+    acl,
     errors::{refused, sort},
     limits::{self, Limits},
     lookup::{Found, Lookup, Seen},
@@ -261,25 +262,33 @@ impl Topics {
         let mut missing = Vec::new();
         for name in valid {
             match seen.get(name) {
-                Some(Seen { found, limits, .. }) => match self.note(name, *found, limits.clone()) {
-                    Noted::There => {}
-                    Noted::Missing => missing.push(name),
-                    Noted::Refused(refusal) => {
-                        look.absent.insert(name, refusal);
+                Some(Seen { found, limits, .. }) => {
+                    match self.note(name, *found, limits.clone(), look.settings) {
+                        Noted::There => {}
+                        Noted::Missing => missing.push(name),
+                        Noted::Refused(refusal) => {
+                            look.absent.insert(name, refusal);
+                        }
                     }
-                },
+                }
                 None => missing.push(name),
             }
         }
         let (made, refused) = self.absences.settle(missing, look.settings, look.lookup, look.stop);
         for (name, Seen { found, limits, .. }) in made {
-            self.note(name, found, limits);
+            self.note(name, found, limits, look.settings);
         }
         look.absent.extend(refused);
         Ok(())
     }
 
-    fn note(&mut self, name: &str, found: Found, limits: Option<Limits>) -> Noted {
+    fn note(
+        &mut self,
+        name: &str,
+        found: Found,
+        limits: Option<Limits>,
+        settings: &Settings,
+    ) -> Noted {
         let refused = match found {
             Found::Partitions(partitions) => {
                 match self.known.get_mut(name) {
@@ -297,13 +306,7 @@ impl Topics {
             // What is known holds until the broker knows better.
             Found::Unclear if self.known.contains_key(name) => return Noted::There,
             Found::Unclear | Found::Missing => None,
-            Found::NotAuthorised => {
-                let error = format!(
-                    "the relay's principal may not write to the topic {name}: grant it Describe \
-                     and Write"
-                );
-                Some(("not_authorised", error))
-            }
+            Found::NotAuthorised => Some((acl::NOT_AUTHORISED, acl::may_not_write(settings, name))),
             Found::Internal => Some(reserved(name, "the broker says that it is internal")),
             Found::Invalid => Some(("invalid_topic", format!("the broker refuses {name:?}"))),
         };

@@ -75,7 +75,8 @@ impl<'a> Forecast<'a> {
         let seen = seen.map_err(|error| sort("looking up topics", error, None))?;
         let mut missing = Vec::new();
         for name in valid {
-            match seen.get(name).map(|seen| topics.note(name, seen.found, seen.limits.clone())) {
+            let noted = |seen: &Seen| topics.note(name, seen.found, seen.limits.clone(), settings);
+            match seen.get(name).map(noted) {
                 Some(Noted::There) => {}
                 Some(Noted::Refused(refusal)) => drop(refusals.insert(name, refusal)),
                 Some(Noted::Missing) | None => missing.push(name),
