@@ -32,7 +32,7 @@ use crate::{
 /// How long a broker may take from start to its first answer.
 const START: Duration = Duration::from_secs(90);
 /// How long one question for metadata may take; well above a broker's first answer.
-const ASK: Duration = Duration::from_secs(2);
+pub(crate) const ASK: Duration = Duration::from_secs(2);
 
 /// A running broker.
 #[derive(Debug)]

@@ -8,9 +8,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::local_kafka;
 
-/// Tools that messages name, and the classes behind the scripts in Kafka's `bin`.
-const CLASSES: [(&str, &str); 2] = [
+/// Tools that messages name, and those that move partitions, with the classes behind the scripts in Kafka's `bin`.
+const CLASSES: [(&str, &str); 4] = [
     ("kafka-configs", "kafka.admin.ConfigCommand"),
+    ("kafka-leader-election", "org.apache.kafka.tools.LeaderElectionCommand"),
+    ("kafka-reassign-partitions", "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"),
     ("kafka-transactions", "org.apache.kafka.tools.TransactionsCommand"),
 ];
 

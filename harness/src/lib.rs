@@ -26,6 +26,7 @@ pub mod kafka_tools;
 pub mod load;
 pub mod local_kafka;
 pub mod member;
+mod moves;
 pub mod murmur2;
 pub mod nats;
 pub mod postgres;

@@ -34,6 +34,8 @@ struct Seen {
     ready: Option<(Instant, bool, String)>,
     /// The first answer of `/livez` that was none or not 200.
     dead: Option<String>,
+    /// The first reason of `/readyz` that only a person could end.
+    halted: Option<String>,
 }
 
 impl Probes {
@@ -89,6 +91,12 @@ impl Probes {
         assert_eq!(lock(&self.seen).dead, None, "/livez holds through an outage");
     }
 
+    /// # Panics
+    /// When `/readyz` has said once that the relay is halted.
+    pub fn assert_never_halted(&self) {
+        assert_eq!(lock(&self.seen).halted, None, "no one has to do anything");
+    }
+
     async fn turned(&self, wanted: bool, limit: Duration, since: Instant) -> String {
         let what = format!("/readyz says that ready is {wanted}");
         let left = (since + limit).saturating_duration_since(Instant::now());
@@ -119,6 +127,9 @@ async fn look(admin: SocketAddr, seen: Arc<Mutex<Seen>>) {
                 seen.dead.get_or_insert(error);
             }
             let (is_ready, text) = ready.unwrap_or_else(|error| (false, format!("{error:#}")));
+            if text.starts_with("halted:") {
+                seen.halted.get_or_insert_with(|| text.clone());
+            }
             let at = match &seen.ready {
                 Some((at, was, _)) if *was == is_ready => *at,
                 _ => Instant::now(),

@@ -2,6 +2,7 @@
 //! the truth, the relay comes back without a hand, and nothing is lost, doubled or misplaced.
 
 mod day;
+mod moves;
 
 use std::time::Duration;
 
