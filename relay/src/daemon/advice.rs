@@ -39,8 +39,7 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
     match ended {
         Ended::Retry { cause: Cause::Broker, doing, error } => {
             let explained = sink.explained(error.as_ref(), board.broker_is_silent());
-            let error = explained.map_or(error, anyhow::Error::msg);
-            Ended::Retry { cause: Cause::Broker, doing, error }
+            Ended::retry(Cause::Broker, doing, explained.map_or(error, anyhow::Error::msg))
         }
         ended => ended,
     }
@@ -49,18 +48,16 @@ pub(super) fn with_silent_brokers(ended: Ended, sink: &Settings, board: &Board) 
 /// The same, with what to type where the server has run out of something.
 pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
     match ended {
-        Ended::Retry { cause, doing, error } => {
-            let error = match against_shortage(&error, settings) {
-                Some(remedy) => {
-                    let error = causes::of(error.as_ref());
-                    anyhow::anyhow!(
-                        "{error}: nothing is lost, and what waits is published later; {remedy}"
-                    )
-                }
-                None => error,
-            };
-            Ended::Retry { cause, doing, error }
-        }
+        Ended::Retry { cause, doing, error } => match against_shortage(&error, settings) {
+            Some(remedy) => {
+                let error = causes::of(error.as_ref());
+                let advised = anyhow::anyhow!(
+                    "{error}: nothing is lost, and what waits is published later; {remedy}"
+                );
+                Ended::retry(cause, doing, advised)
+            }
+            None => Ended::Retry { cause, doing, error },
+        },
         ended => ended,
     }
 }

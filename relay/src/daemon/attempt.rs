@@ -114,7 +114,7 @@ async fn begin(
         // Boxed: it would be part of each caller's future.
         never = Box::pin(stuck::watch(&context.parts.connect, &session, &context.board)) => match never {},
         lost = control::pulse(context, &session) => {
-            return Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost));
+            return Err(Ended::postgres("holding the leader's lock", lost));
         }
     };
     Ok((session, started))
@@ -256,7 +256,7 @@ impl Tasks {
                     .map_err(|e| stream_ended(e, &config.postgres, parts.mapping.tables(), format)),
                 Task::Pipeline(result) => result.map_err(pipeline_ended),
                 Task::Control(result) => {
-                    result.map_err(|e| Ended::retry(Cause::Postgres, "looking at PostgreSQL", e))
+                    result.map_err(|e| Ended::postgres("looking at PostgreSQL", e))
                 }
                 Task::Watch => Ok(()),
                 Task::Tables(result) | Task::Missing(result) | Task::Waiting(result) => result,

@@ -49,6 +49,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
+    /// Each call is a state that the relay tries to outlast: docs/RETRIES.md has a line for it.
     pub(super) fn retry(
         cause: Cause,
         doing: &'static str,
@@ -57,13 +58,18 @@ impl Ended {
         Ended::Retry { cause, doing, error: error.into() }
     }
 
+    /// PostgreSQL, or the line to it, has failed with an error of its own.
+    pub(super) fn postgres(doing: &'static str, error: impl Into<anyhow::Error>) -> Self {
+        Ended::retry(Cause::Postgres, doing, error)
+    }
+
     /// The table of dead letters can't be used.
     pub(super) fn dead_letters(doing: &'static str, error: DeadLetterError) -> Self {
         match error {
             DeadLetterError::Misconfigured { what, remedy } => {
                 Ended::NoDeadLetters(Halt::new(what, remedy))
             }
-            error @ DeadLetterError::Database { .. } => Ended::retry(Cause::Postgres, doing, error),
+            error @ DeadLetterError::Database { .. } => Ended::postgres(doing, error),
         }
     }
 
@@ -72,7 +78,7 @@ impl Ended {
             ConnectError::Permanent { what, remedy, .. } => {
                 Ended::Halted(Halt::new(format!("{doing}: {what}"), remedy))
             }
-            error @ ConnectError::Transient { .. } => Ended::retry(Cause::Postgres, doing, error),
+            error @ ConnectError::Transient { .. } => Ended::postgres(doing, error),
         }
     }
 
@@ -140,7 +146,7 @@ pub(super) fn stream_ended(
             "streaming from PostgreSQL",
             undecodable(&error, slot, tables),
         ),
-        error => Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error),
+        error => Ended::postgres("streaming from PostgreSQL", error),
     }
 }
 

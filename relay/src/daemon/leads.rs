@@ -22,16 +22,16 @@ pub(super) fn lock_failed(session: &SqlSession) -> impl Fn(tokio_postgres::Error
     |error| match leader::unusable(&error) {
         Some(halt) => Ended::NoLeaders(halt),
         None => {
-            let is_read_only = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-            let mut error = anyhow::Error::new(error);
-            if is_read_only {
-                error = error.context(format!(
-                    "{} is a standby, or read-only: with several hosts, add target_session_attrs=read-write to \
-                     postgres.url; with one, name the primary there",
-                    session.host()
-                ));
+            const DOING: &str = "asking for the leader's lock";
+            if error.code() != Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+                return Ended::postgres(DOING, error);
             }
-            Ended::retry(Cause::Postgres, "asking for the leader's lock", error)
+            let error = anyhow::Error::new(error).context(format!(
+                "{} is a standby, or read-only: with several hosts, add target_session_attrs=read-write to \
+                 postgres.url; with one, name the primary there",
+                session.host()
+            ));
+            Ended::retry(Cause::Postgres, DOING, error)
         }
     }
 }

@@ -107,7 +107,7 @@ pub(super) async fn named(session: &SqlSession, ended: Ended) -> Ended {
                 "another session holds a lock that the relay needs: {held}. Nothing is lost, and events of \
                  every key wait until it is gone"
             ));
-            Ended::Retry { cause, doing, error }
+            Ended::retry(cause, doing, error)
         }
         ended => ended,
     }

@@ -11,7 +11,6 @@ use tokio_postgres::{Client, Error};
 use super::{context::Context, ended::Ended};
 use crate::{
     config::{Config, parts::Parts},
-    metrics::Cause,
     postgres::sql::SqlSession,
 };
 
@@ -19,7 +18,7 @@ use crate::{
 pub(super) async fn settle(context: &Context, session: &SqlSession) -> Result<(), Ended> {
     const DOING: &str = "looking at the synchronous standbys";
     let client = session.client();
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(DOING, e);
     let names = client.query_one(NAMES, &[]).await.and_then(|row| row.try_get::<_, String>(0));
     let names = names.map_err(failed)?;
     if !counts(&names, &application(&context.config, &context.parts)) {

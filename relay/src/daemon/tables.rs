@@ -7,7 +7,6 @@
 use super::{context::Context, ended::Ended, steps::store};
 use crate::{
     core::{halt::Halt, progress::Progress},
-    metrics::Cause,
     postgres::{
         catalog::{slot, table},
         sql::SqlSession,
@@ -52,7 +51,7 @@ pub(super) async fn inspect(
 ) -> Result<Tables, Ended> {
     let parts = &context.parts;
     const DOING: &str = "looking at the outbox tables";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(DOING, e);
     let client = session.client();
     let name = &context.config.postgres.publication;
     let publication = slot::inspect_publication(client, name).await.map_err(failed)?;

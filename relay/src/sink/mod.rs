@@ -206,6 +206,11 @@ pub enum SinkError {
     },
 }
 
+/// "Not now." Each call is a state that the relay tries to outlast, and docs/RETRIES.md has a line for it.
+pub(crate) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>) -> SinkError {
+    SinkError::Unavailable { doing: doing.into(), source: source.into() }
+}
+
 impl SinkError {
     /// With one more thing to do, where a person must do something.
     pub(crate) fn and_remedy(mut self, more: &str) -> Self {
@@ -218,10 +223,10 @@ impl SinkError {
 
     /// What a sink says that is used after an outcome that it does not know: retry is replay, by another one.
     pub(crate) fn spent() -> Self {
-        SinkError::Unavailable {
-            doing: "using the sink".into(),
-            source: "an earlier outcome is uncertain: the sink must be opened again".into(),
-        }
+        unavailable(
+            "using the sink",
+            "an earlier outcome is uncertain: the sink must be opened again",
+        )
     }
 }
 

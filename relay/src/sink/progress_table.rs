@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio_postgres::error::SqlState;
 
-use super::{ProgressStore, SinkError, Stored, StoredProgress};
+use super::{ProgressStore, SinkError, Stored, StoredProgress, unavailable};
 use crate::{
     core::progress_home::ProgressHome,
     fault::{self, Point},
@@ -130,6 +130,6 @@ fn sorted(doing: &str, error: tokio_postgres::Error) -> SinkError {
                 .into(),
             remedy: "`grant select, insert, delete on outbox.progress to` the relay's role".into(),
         },
-        _ => SinkError::Unavailable { doing: doing.to_owned(), source: error.into() },
+        _ => unavailable(doing, error),
     }
 }

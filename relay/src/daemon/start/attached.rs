@@ -14,7 +14,6 @@ use crate::{
         streamed::Awaited,
     },
     daemon::{context::Context, ended::Ended, locks},
-    metrics::Cause,
     postgres::sql::{self, SqlSession},
     repair::{self, Since, SlotAt, Taken},
     route::TableName,
@@ -34,7 +33,7 @@ pub(super) struct Attached {
 const DOING: &str = "looking into the partitions that were attached";
 
 fn failed(error: tokio_postgres::Error) -> Ended {
-    Ended::retry(Cause::Postgres, DOING, error)
+    Ended::postgres(DOING, error)
 }
 
 /// Looks into them. What is yet to be compared with the stream waits in the context; a rehearsal, which has none, goes by

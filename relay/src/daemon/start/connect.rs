@@ -72,7 +72,7 @@ pub(super) async fn still_leads(
     const DOING: &str = "looking whether this relay still leads";
     let question = leader::leads(&config.postgres.slot, session.pid());
     let rows = replication.simple_query(&question).await;
-    let rows = rows.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let rows = rows.map_err(|e| Ended::postgres(DOING, e))?;
     if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
         return Ok(());
     }

@@ -20,10 +20,7 @@ use crate::{
 pub(super) async fn identify(
     replication: &mut ReplicationConnection,
 ) -> Result<SystemIdentity, Ended> {
-    replication
-        .identify_system()
-        .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "identifying the cluster", e))
+    replication.identify_system().await.map_err(|e| Ended::postgres("identifying the cluster", e))
 }
 
 pub(super) async fn open_key(config: &Config, session: &SqlSession) -> Result<Known, Ended> {
@@ -38,7 +35,7 @@ pub(super) async fn note_delivered(config: &Config, session: &SqlSession) -> Res
 pub(super) fn key_failed(error: KeyError) -> Ended {
     match error {
         KeyError::Halt(halt) => Ended::Halted(halt),
-        KeyError::Database(e) => Ended::retry(Cause::Postgres, "reading the relay's key", e),
+        KeyError::Database(e) => Ended::postgres("reading the relay's key", e),
     }
 }
 
@@ -130,12 +127,12 @@ pub(super) async fn decide(
         Some(progress) if progress.timeline < identity.timeline => replication
             .timeline_history(identity.timeline)
             .await
-            .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?,
+            .map_err(|e| Ended::postgres(DOING, e))?,
         _ => vec![],
     };
     let predecessor = predecessor(context, session, stored).await?;
     let owner = progress_key::another_of_slot(session, &config.name, &config.postgres.slot).await;
-    let owner = owner.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let owner = owner.map_err(|e| Ended::postgres(DOING, e))?;
     let facts = Facts {
         progress: stored,
         slot: slot.as_ref(),
@@ -185,7 +182,7 @@ async fn predecessor(
     stored: Option<&Progress>,
 ) -> Result<Option<String>, Ended> {
     const DOING: &str = "looking for other relays of this database";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(DOING, e);
     if stored.is_some() || context.config.postgres.start.is_some() {
         return Ok(None);
     }
@@ -205,8 +202,7 @@ async fn predecessor(
 /// transactions that run, such as of a commit that waits for a standby and was sent and delivered meanwhile.
 /// `age` counts from the server's own counter, and assigns none.
 pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
-    let failed =
-        |e| Ended::retry(Cause::Postgres, "identifying the cluster", anyhow::Error::new(e));
+    let failed = |e| Ended::postgres("identifying the cluster", e);
     let sql = "select next::text::int8 \
                    operator(pg_catalog.+) greatest(pg_catalog.age(next::pg_catalog.xid), 0) \
                from pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as it (next)";

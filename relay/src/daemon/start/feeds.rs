@@ -15,7 +15,7 @@ pub(super) async fn connect(
     tables: Vec<Table>,
 ) -> Result<Vec<(Table, SqlSession)>, Ended> {
     const DOING: &str = "connecting to read the outbox tables for a repair";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(DOING, e);
     let leads = leader::leads(&context.config.postgres.slot, session.pid());
     let application = format!("outbox-relay {} repair", context.config.name);
     let mut feeds = Vec::with_capacity(tables.len());

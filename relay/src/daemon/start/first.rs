@@ -8,7 +8,6 @@ use crate::{
     core::{position::Position, progress::Progress},
     daemon::{context::Context, ended::Ended, steps::store},
     fault::{self, Point},
-    metrics::Cause,
     postgres::sql::SqlSession,
     repair,
     route::{Mapping, TableName},
@@ -52,7 +51,7 @@ pub(super) async fn make(
 async fn tell_of_rows_left_out(session: &SqlSession, tables: &[TableName]) -> Result<(), Ended> {
     const DOING: &str = "counting the rows that are there";
     let found = repair::rows_there(session.client(), tables).await;
-    let rows = match found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
+    let rows = match found.map_err(|e| Ended::postgres(DOING, e))? {
         Some(0) => return Ok(()),
         Some(rows) => repair::in_words(rows),
         None => "an unknown number of rows (the role may not read them)".to_owned(),

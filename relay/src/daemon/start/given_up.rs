@@ -8,7 +8,6 @@ use super::{
 use crate::{
     core::{halt::Halt, lsn::Lsn},
     daemon::{context::Context, ended::Ended, locks},
-    metrics::Cause,
     postgres::{
         catalog::slot::SlotState,
         sql::{self, SqlSession},
@@ -65,7 +64,7 @@ pub(super) async fn loses_nothing(
 /// `None` where that is not known.
 async fn has_all(context: &Context, delivered: Option<Lsn>) -> Result<Option<bool>, Ended> {
     const DOING: &str = "comparing the slot with the tables";
-    let failed = |e| Ended::retry(Cause::Postgres, DOING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(DOING, e);
     let Some(delivered) = delivered else { return Ok(None) };
     let (postgres, tables) = (&context.config.postgres, context.parts.mapping.tables());
     let application = format!("outbox-relay {} slot", context.config.name);

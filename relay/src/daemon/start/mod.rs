@@ -105,7 +105,7 @@ pub(super) async fn start(
     let origin = Origin { system_id, timeline, era };
     let parked = read_parked(config, session, origin.clone(), stored.as_mut()).await?;
     let compared = parked::compare(context, session, stored.as_ref(), &identity).await;
-    compared.map_err(|e| Ended::retry(Cause::Postgres, "looking for parked events", e))?;
+    compared.map_err(|e| Ended::postgres("looking for parked events", e))?;
 
     let charset = charset(session, parts.connect.user()).await?;
 
@@ -125,7 +125,7 @@ pub(super) async fn start(
         .look
         .at(session.client())
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
+        .map_err(|e| Ended::postgres("looking at the publication", e))?;
     let oid = |name: &TableName| Some((published.tables.get(&name.to_string())?.oid, name.clone()));
     let oids: Vec<(u32, TableName)> = parts.mapping.tables().iter().filter_map(oid).collect();
     let stamped = &tables.stamped;
@@ -255,7 +255,7 @@ async fn start_stream(
     let accepted = replication
         .start_replication(slot, Recognition::start(known, from), &options)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "starting replication", e))?;
+        .map_err(|e| Ended::postgres("starting replication", e))?;
     fault::point(Point::StreamStarted);
     // A relay that was frozen until here may have been replaced, and its successor gone again: what
     // it knows of progress would be too old to confirm.
@@ -310,7 +310,7 @@ async fn charset(session: &SqlSession, role: &str) -> Result<Charset, Ended> {
                 format!("`grant usage on language plpgsql to {}`", quoted(role)),
             ))
         }
-        _ => Ended::retry(Cause::Postgres, DOING, error),
+        _ => Ended::postgres(DOING, error),
     })
 }
 

@@ -19,7 +19,6 @@ use crate::{
         ended::Ended,
         tables::{self, Tables},
     },
-    metrics::Cause,
     postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},
     reconcile::{Decision, Reconciled},
@@ -122,7 +121,7 @@ async fn decide(
     let (snapshot, published) = look
         .at(session.client())
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, "looking at the publication", e))?;
+        .map_err(|e| Ended::postgres("looking at the publication", e))?;
     let mut again = false;
     let now = (&identity, snapshot.as_str(), &published);
     let mut attached =

@@ -143,7 +143,7 @@ pub(super) async fn foresee(
         nothing_gone(config, session, needed, progress).await
     };
     let limit = format!("set statement_timeout = {}", LOOK_MAX.as_millis());
-    let failed = |e| Ended::retry(Cause::Postgres, READING, anyhow::Error::new(e));
+    let failed = |e| Ended::postgres(READING, e);
     session.client().batch_execute(&limit).await.map_err(failed)?;
     let found = tokio::time::timeout(LOOK_MAX, looks).await;
     // The repair itself may take its time. What still runs ends first.
@@ -221,7 +221,7 @@ async fn complete(
     // Of an older snapshot they are not known; whatever has gone since then was delivered.
     let newest = progress.snapshots.first().filter(|newest| Some(&*newest.snapshot) == lower);
     let leaves = newest.map(|newest| newest.leaves.clone()).unwrap_or_default();
-    let failed = |e| Ended::retry(Cause::Postgres, READING, e);
+    let failed = |e| Ended::postgres(READING, e);
     let complete = repair::complete(session.client(), tables, lower, &leaves, kept).await;
     let complete = complete.map_err(failed)?;
     match &progress.repair {
@@ -257,13 +257,13 @@ async fn recognise(
         }
         // It may not read the account of deletions, and `nothing_gone` says so.
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(()),
-        Err(error) => Err(Ended::retry(Cause::Postgres, READING, error)),
+        Err(error) => Err(Ended::postgres(READING, error)),
     }
 }
 
 async fn no_row(session: &SqlSession, tables: &[Table]) -> Result<bool, Ended> {
     let found = repair::any_row(session.client(), tables).await;
-    found.map(|any| !any).map_err(|e| Ended::retry(Cause::Postgres, READING, e))
+    found.map(|any| !any).map_err(|e| Ended::postgres(READING, e))
 }
 
 /// Delivers what is left of the repair in stored progress, and stores its end. `Ok` also when it was
@@ -305,7 +305,7 @@ pub(in crate::daemon) async fn run(
         ended = work => ended,
         // The delivery under way is dropped half-way: its outcome is looked up at the next start.
         lost = control::pulse(context, session) => {
-            Err(Ended::retry(Cause::Postgres, "holding the leader's lock", lost))
+            Err(Ended::postgres("holding the leader's lock", lost))
         }
         never = broker::watch(probe, &context.parts.sink, &context.board) => match never {},
     }
@@ -357,7 +357,7 @@ async fn end(
     fault::point(Point::RepairDelivered);
     let query = "select (extract(epoch from clock_timestamp()) * 1000)::int8";
     let now = session.client().query_one(query, &[]).await.and_then(|row| row.try_get(0));
-    let now_ms = now.map_err(|e| Ended::retry(Cause::Postgres, READING, e))?;
+    let now_ms = now.map_err(|e| Ended::postgres(READING, e))?;
     let rows = delivery.progress().repair.as_ref().map_or(0, |repair| repair.delivered);
     let first = delivery.progress().position.is_none();
     let mut nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
@@ -380,7 +380,7 @@ async fn end(
 fn unread(error: ReadError) -> Ended {
     match error {
         ReadError::Unfit(halt) => Ended::Halted(halt),
-        error => Ended::retry(Cause::Postgres, READING, error),
+        error => Ended::postgres(READING, error),
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn make(
             }
         }
     }
-    .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    .map_err(|e| Ended::postgres(DOING, e))?;
     fault::point(Point::SlotMade);
     unfinished.end();
     tracing::info!(slot = name, consistent_point = %created.consistent_point, "made the slot");
@@ -54,7 +54,7 @@ pub(super) async fn make(
 pub(super) async fn drop(name: &str, replication: &mut ReplicationConnection) -> Result<(), Ended> {
     tracing::warn!(slot = name, "dropping the slot, to make a new one");
     let dropped = replication.drop_slot(name).await;
-    dropped.map_err(|e| Ended::retry(Cause::Postgres, "dropping the replication slot", e))
+    dropped.map_err(|e| Ended::postgres("dropping the replication slot", e))
 }
 
 /// Names what the slot waits for: every transaction that had written before it was begun.
@@ -95,7 +95,7 @@ async fn exported_snapshot(
         let snapshot = SnapshotRecord { lsn, taken_ms, snapshot, leaves };
         anyhow::Ok((snapshot, published))
     };
-    read.await.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))
+    read.await.map_err(|e| Ended::postgres(DOING, e))
 }
 
 /// The server may export a snapshot of which xmax is below xmin: it moves xmin past whatever has ended

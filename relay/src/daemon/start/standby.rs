@@ -156,11 +156,11 @@ pub(super) async fn could_lead(context: &Context, session: &SqlSession) -> Resul
         rights::NOTHING_IS_PUBLISHED,
     )
     .await;
-    if let Some(halt) = lacking.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))? {
+    if let Some(halt) = lacking.map_err(|e| Ended::postgres(DOING, e))? {
         return Err(Ended::Halted(halt));
     }
     let found = slot::capacity(session.client()).await;
-    let found = found.map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+    let found = found.map_err(|e| Ended::postgres(DOING, e))?;
     match capacity::halt(&capacity::lasting(&found, context.parts.connect.user())) {
         Some(halt) => Err(Ended::Halted(halt)),
         None => Ok(()),
@@ -204,7 +204,7 @@ async fn evict(session: &SqlSession, slot: &str, role: &str) -> Result<(), Ended
 /// A process of an older leader, which logged in as another role, is in the way.
 fn not_ended(doing: &'static str, role: &str, error: tokio_postgres::Error) -> Ended {
     if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-        return Ended::retry(Cause::Postgres, doing, error);
+        return Ended::postgres(doing, error);
     }
     Ended::Halted(Halt::new(
         format!(

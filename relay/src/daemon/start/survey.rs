@@ -3,7 +3,6 @@
 use crate::{
     config::Config,
     daemon::ended::Ended,
-    metrics::Cause,
     postgres::{
         catalog::slot::{self, SlotState},
         sql::SqlSession,
@@ -18,12 +17,12 @@ pub(super) async fn survey(
     const DOING: &str = "looking at the slot";
     let slot = slot::inspect(session.client(), &config.postgres.slot)
         .await
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+        .map_err(|e| Ended::postgres(DOING, e))?;
     let database = session
         .client()
         .query_one("select current_database()::text", &[])
         .await
         .and_then(|row| row.try_get::<_, String>(0))
-        .map_err(|e| Ended::retry(Cause::Postgres, DOING, e))?;
+        .map_err(|e| Ended::postgres(DOING, e))?;
     Ok((slot, database))
 }

@@ -13,7 +13,6 @@ use crate::{
     core::lsn::Lsn,
     daemon::{context::Context, ended::Ended, locks},
     dead_letter::{self, DeadLetterError},
-    metrics::Cause,
     postgres::sql::SqlSession,
     state::Board,
 };
@@ -34,7 +33,7 @@ pub(in crate::daemon) async fn watch(context: &Context, session: &SqlSession) ->
                 return Ended::dead_letters(DOING, error);
             }
             Err(error) => {
-                return Ended::retry(Cause::Postgres, "announcing a release again", error);
+                return Ended::postgres("announcing a release again", error);
             }
         }
     }

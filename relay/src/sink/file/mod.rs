@@ -20,7 +20,7 @@ use std::{
 
 pub use self::settings::Settings;
 use self::{line::write_line, output::Output, waiting::Waiting};
-use super::{Delivered, Sink, SinkError};
+use super::{Delivered, Sink, SinkError, unavailable};
 use crate::core::record::Batch;
 
 /// Bytes of lines that are gathered before they are written.
@@ -149,14 +149,14 @@ impl Probe {
                 ),
             ),
         };
-        SinkError::Unavailable { doing, source: source.into() }
+        unavailable(doing, source)
     }
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, SinkError> + Send + 'static,
 ) -> Result<T, SinkError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(SinkError::Unavailable { doing: "writing the file".into(), source: error.into() })
-    })
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(unavailable("writing the file", error)))
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{line::LINE_BEGINS, locked, stdout, waiting::Waiting};
-use crate::sink::SinkError;
+use crate::sink::{SinkError, unavailable};
 
 /// Bytes that are read at a time, from the end, to find where the last whole line ends.
 const TAIL: usize = 1 << 16;
@@ -89,12 +89,11 @@ impl Output {
 
 /// What this process wrote before it gave up has not come to an end.
 fn earlier() -> SinkError {
-    SinkError::Unavailable {
-        doing: "writing to standard output".into(),
-        source: "an earlier delivery of this relay was given up and still waits for it; nothing more is \
-                 written until that has ended"
-            .into(),
-    }
+    unavailable(
+        "writing to standard output",
+        "an earlier delivery of this relay was given up and still waits for it; nothing more is \
+         written until that has ended",
+    )
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
@@ -129,7 +128,7 @@ fn lock(path: &Path, file: &mut File) -> Result<(), SinkError> {
         Err(TryLockError::WouldBlock) => {
             let source = locked::by_whom(file);
             let doing = format!("locking {}", path.display());
-            return Err(SinkError::Unavailable { doing, source: source.into() });
+            return Err(unavailable(doing, source));
         }
         Err(TryLockError::Error(error)) => return Err(at(path, error)),
     }
@@ -229,14 +228,14 @@ fn failed(name: &str, error: io::Error) -> SinkError {
             what: format!("whoever read {name} has gone: {error}; nothing more is published"),
             remedy: "start the relay again with a reader".into(),
         },
-        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => SinkError::Unavailable {
-            doing: format!(
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => unavailable(
+            format!(
                 "writing {name} (free space there, or raise the limit; events wait in PostgreSQL meanwhile, and the \
                  lines of the batch under way come again)"
             ),
-            source: error.into(),
-        },
-        _ => SinkError::Unavailable { doing: format!("writing {name}"), source: error.into() },
+            error,
+        ),
+        _ => unavailable(format!("writing {name}"), error),
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     context::{Failure, PROGRESS_OPAQUE},
     native::producer::TransactionError,
 };
-use crate::sink::{BoxError, RefusedRecord, SinkError};
+use crate::sink::{BoxError, RefusedRecord, SinkError, unavailable};
 
 /// What an error says of the record that failed with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,11 +209,6 @@ pub(super) fn sort_code(
         Some(remedy) => unavailable(format!("{doing}: {remedy}"), error),
         None => unavailable(doing.to_owned(), error),
     }
-}
-
-/// "Not now."
-pub(super) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>) -> SinkError {
-    SinkError::Unavailable { doing: doing.into(), source: source.into() }
 }
 
 /// What a person can do about it while the relay continues trying.

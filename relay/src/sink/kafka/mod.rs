@@ -49,7 +49,6 @@ use tokio::sync::oneshot;
 
 use self::{
     absent::SharedAttempts,
-    errors::unavailable,
     probe::make_lookup,
     progress_reader::Until,
     stop::Stop,
@@ -67,6 +66,7 @@ pub(super) use self::{
 };
 use super::{
     Delivered, ProgressStore, Publisher, Receipt, Sink, SinkError, Stored, StoredProgress,
+    unavailable,
 };
 use crate::{
     core::record::{Batch, BatchLimits},

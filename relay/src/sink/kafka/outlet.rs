@@ -16,7 +16,7 @@ use rdkafka::{
 
 use super::{
     context::{Context, Failure, PROGRESS_OPAQUE},
-    errors::{Verdict, judge, sort, unavailable},
+    errors::{Verdict, judge, sort},
     lookup::Lookup,
     native::{Outgoing, Producer, Topic},
     progress_log::{self, Sealer},
@@ -29,7 +29,7 @@ use crate::{
         printable::counted,
         record::{Batch, RefusedRecord},
     },
-    sink::{Rest, SinkError},
+    sink::{Rest, SinkError, unavailable},
 };
 
 /// Topic handles kept; beyond that all are given back.

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    errors::{sort, unavailable},
+    errors::sort,
     lookup::{Found, Lookup},
     progress_topic,
     settings::{Delivery, Settings},
 };
-use crate::sink::SinkError;
+use crate::sink::{SinkError, unavailable};
 
 /// For one look.
 pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);

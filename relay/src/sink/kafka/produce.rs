@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     context::Failure,
-    errors::{Verdict, is_refusal, unavailable},
+    errors::{Verdict, is_refusal},
     limits,
     native::Outgoing,
     outlet::{HANDLES_MAX, Load, OnRefusal, Outlet, REFRESH_TIMEOUT, Undelivered},
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     core::{header, record::Record},
     fault::{self, Point},
-    sink::{Rest, SinkError, message::created_at},
+    sink::{Rest, SinkError, message::created_at, unavailable},
 };
 
 impl Outlet {

@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{
     context::Context,
-    errors::{sort, unavailable},
+    errors::sort,
     hidden::{StableEnd, Waits},
     lookup::Lookup,
     native::{Consumer, PartitionReader, Read, Topic},
@@ -22,7 +22,10 @@ use super::{
     settings::Settings,
     stop::{SLICE, Stop},
 };
-use crate::{seal::SealKey, sink::SinkError};
+use crate::{
+    seal::SealKey,
+    sink::{SinkError, unavailable},
+};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A reader that waits says so, and asks the broker for a sign of life, this often.

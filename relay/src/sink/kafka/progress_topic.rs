@@ -11,7 +11,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::{
     acl, admin,
-    errors::{code_of, sort, unavailable},
+    errors::{code_of, sort},
     limits::Limits,
     lookup::{Found, Lookup},
     settings::{Settings, TopicCreation},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     fault::{self, Point},
-    sink::SinkError,
+    sink::{SinkError, unavailable},
 };
 
 /// The newest segment is never compacted, so each start reads up to one and what the cleaner has not come to.

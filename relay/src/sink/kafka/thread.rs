@@ -19,7 +19,6 @@ use tokio::sync::oneshot;
 use super::{
     absent::SharedAttempts,
     acl,
-    errors::unavailable,
     lookup::Lookup,
     outlet::{Load, Outlet, Undelivered},
     progress_log::{self, Found, Sealer},
@@ -33,7 +32,9 @@ use crate::{
     core::record::Batch,
     fault::{self, Point},
     seal::SealKey,
-    sink::{ALONE_MAX, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress},
+    sink::{
+        ALONE_MAX, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress, unavailable,
+    },
 };
 
 /// How often log lines of an idle client are written out.

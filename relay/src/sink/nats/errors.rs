@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::settings::Settings;
-use crate::sink::{BoxError, SinkError};
+use crate::sink::{BoxError, SinkError, unavailable};
 
 /// Nothing is stored, and the stream's last message of a subject is another one than was expected.
 pub(super) const WRONG_LAST: [u16; 2] = [10_071, 10_164];
@@ -64,8 +64,4 @@ fn create(settings: &Settings) -> String {
         settings.stream,
         settings.progress_subject()
     )
-}
-
-pub(super) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>) -> SinkError {
-    SinkError::Unavailable { doing: doing.into(), source: source.into() }
 }

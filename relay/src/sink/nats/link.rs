@@ -16,11 +16,11 @@ use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    errors::{ApiError, Failed, unavailable},
+    errors::{ApiError, Failed},
     forbidden::Forbidden,
     settings::Settings,
 };
-use crate::sink::SinkError;
+use crate::sink::{SinkError, unavailable};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a server may take to answer a question.

@@ -25,7 +25,7 @@ use bytes::Bytes;
 
 pub(super) use self::preflight::examine;
 use self::{
-    errors::{Failed, WRONG_LAST, unavailable},
+    errors::{Failed, WRONG_LAST},
     link::Link,
     message::{Outgoing, Rules},
     progress::ProgressSubject,
@@ -37,6 +37,7 @@ pub use self::{
 };
 use super::{
     ProgressStore, Publisher, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress,
+    unavailable,
 };
 use crate::{
     core::{printable::counted, record::Batch},

@@ -12,12 +12,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    errors::{Failed, NO_MESSAGE, WRONG_LAST, unavailable},
+    errors::{Failed, NO_MESSAGE, WRONG_LAST},
     link::{ASK_LIMIT, EXPECTED, Link},
 };
 use crate::{
     seal::SealKey,
-    sink::{SinkError, StoredProgress},
+    sink::{SinkError, StoredProgress, unavailable},
 };
 
 const SEAL: &str = "outbox-relay-seal";

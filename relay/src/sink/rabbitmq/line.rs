@@ -17,7 +17,7 @@ use rustls::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{address::Address, settings::Settings};
-use crate::sink::{BoxError, SinkError};
+use crate::sink::{BoxError, SinkError, unavailable};
 
 /// Of the network, the login and the first channel together.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -173,10 +173,6 @@ fn misread(key: &'static str, file: &Path, error: impl std::fmt::Display) -> Sin
         what: format!("{key}: {} can't be used: {error}", file.display()),
         remedy: "name a readable file in PEM; events wait in PostgreSQL meanwhile".into(),
     }
-}
-
-pub(super) fn unavailable(doing: impl Into<String>, source: impl Into<BoxError>) -> SinkError {
-    SinkError::Unavailable { doing: doing.into(), source: source.into() }
 }
 
 /// Hands on what the broker says. Whoever waits may be gone.

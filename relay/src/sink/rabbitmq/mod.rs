@@ -23,12 +23,12 @@ use tokio::time::Instant;
 pub(super) use self::preflight::examine;
 use self::{
     flight::{Flight, Outcome},
-    line::{Answer, Line, Returned, unavailable},
+    line::{Answer, Line, Returned},
     message::Destination,
     topology::Topology,
 };
 pub use self::{probe::Probe, settings::Settings, template::Template};
-use super::{Delivered, RefusedRecord, Rest, Sink, SinkError, lane_order::LaneOrder};
+use super::{Delivered, RefusedRecord, Rest, Sink, SinkError, lane_order::LaneOrder, unavailable};
 use crate::{
     core::{
         printable::counted,

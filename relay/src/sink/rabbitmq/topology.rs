@@ -16,8 +16,8 @@ use amqprs::{
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
-use super::{line::unavailable, settings::Settings};
-use crate::sink::SinkError;
+use super::settings::Settings;
+use crate::sink::{SinkError, unavailable};
 
 /// What is known may be this old.
 const KNOWN_FOR: Duration = Duration::from_secs(30);
