@@ -330,6 +330,8 @@ pub(crate) fn until_obeyed(halt: Halt, streamed: bool, unrepairable: Option<&Hal
     }
     let Halt { reason, remedy } = halt;
     let reason = format!("{reason}: what is written meanwhile may not be in the stream");
+    // Nothing is done to a table that the settings are to name no more.
+    let unrepairable = unrepairable.filter(|_| remedy.contains('`'));
     let (remedy, then) = match unrepairable {
         None => (remedy, BY_ITSELF.to_owned()),
         // A right is granted first: with it, the rest is published from the table by itself.

@@ -4,24 +4,29 @@ use outbox_harness::{
     Harness, database::Role, event::Event, host, postgres::Postgres, servers, wait,
 };
 
+/// Ends the stream of the database's relay, which begins anew.
+pub(crate) async fn cut(t: &Harness) {
+    let cut = "select count(pg_terminate_backend(active_pid)) from pg_replication_slots \
+               where database = current_database() and active";
+    wait::until("the relay's connection is cut", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(cut, &[]).await;
+        match row.map_err(|e| e.to_string())?.get::<_, i64>(0) {
+            0 => Err("no active slot".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await
+    .expect("a relay streams");
+}
+
 #[tokio::test]
 async fn a_cut_replication_connection_is_made_again_and_nothing_is_doubled() {
     let mut t = Harness::start().await;
     let topic = t.topic("orders").create(2).await;
     let _relay = t.relay().start().await;
-    for round in 0..3 {
+    for _ in 0..3 {
         t.commit((0..50).map(|_| Event::to(topic.name()).key("k"))).await;
-        let cut = "select count(pg_terminate_backend(active_pid)) from pg_replication_slots \
-                   where database = current_database() and active";
-        wait::until("the relay's connection is cut", wait::PATIENCE, || async {
-            let row = t.database().superuser().query_one(cut, &[]).await;
-            match row.map_err(|e| e.to_string())?.get::<_, i64>(0) {
-                0 => Err("no active slot".to_owned()),
-                _ => Ok(()),
-            }
-        })
-        .await
-        .unwrap_or_else(|error| panic!("round {round}: {error:#}"));
+        cut(&t).await;
     }
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 2).await.assert_exactly_once();

@@ -124,6 +124,15 @@ pub(crate) async fn one_published() -> (Harness, Topic, Relay) {
     (t, topic, relay)
 }
 
+/// The same, once a snapshot is stored and the relay has stopped: a position inside its transaction would have
+/// `resume` send that again.
+pub(crate) async fn one_published_and_stopped() -> (Harness, Topic, Relay) {
+    let (t, topic, mut relay) = one_published().await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    (t, topic, relay)
+}
+
 /// Between backticks is what is typed.
 pub(crate) fn typed<'a>(text: &'a str, words: &str) -> &'a str {
     let mut commands = text.split('`').skip(1).step_by(2);

@@ -23,8 +23,9 @@ use outbox_harness::{
 };
 
 use crate::{
-    checks,
+    checks, connect,
     dead_letters::{dead_letters, wait_parked},
+    obeyed::says,
 };
 
 const PARTITIONS: i32 = 4;
@@ -243,7 +244,7 @@ async fn a_queue_that_rejects_when_it_is_full_loses_nothing_and_keeps_each_lane_
 }
 
 #[tokio::test]
-async fn tls_a_size_and_a_login_that_the_broker_refuses_are_named() {
+async fn tls_a_size_a_login_and_a_file_that_can_not_be_used_are_named_and_all_arrives() {
     let mut t = Harness::start().await;
     let authority = Authority::new("an authority");
     let identity = authority.issue("rabbit", &["localhost", "127.0.0.1"]);
@@ -275,11 +276,12 @@ async fn tls_a_size_and_a_login_that_the_broker_refuses_are_named() {
     problem(&settings, &["certificate"]).await;
     let stranger = file("stranger.pem", &Authority::new("a stranger").certificate());
     problem(&settings.clone().set("sink.rabbitmq.ca_file", &stranger), &["certificate"]).await;
-    let settings = settings.set("sink.rabbitmq.ca_file", &trusted);
+    let ca = file("ca.pem", &authority.certificate());
+    let settings = settings.set("sink.rabbitmq.ca_file", &ca);
     let wrong = format!("amqps://guest:wrong@127.0.0.1:{port}");
     let login = settings.clone().set("sink.rabbitmq.url", &wrong);
     problem(&login, &["check user, password and virtual host"]).await;
-    let _relay = settings.start().await;
+    let mut relay = settings.start().await;
     let topic = topic(&t);
     let sized = |key: &str, bytes: usize| {
         let payload = serde_json::Value::String("x".repeat(bytes));
@@ -290,6 +292,17 @@ async fn tls_a_size_and_a_login_that_the_broker_refuses_are_named() {
     let (reason, error) = to_blame(&t).await;
     assert!(reason == "too_large" && error.contains("max_message_size"), "{reason}: {error}");
     ids_arrive(&exchange, 2).await;
+
+    // As where a mounted secret is replaced.
+    let away = dir.join("away.pem");
+    std::fs::rename(&ca, &away).expect("moved");
+    connect::cut(&t).await;
+    t.commit([sized("a", 10), sized("c", 10)]).await;
+    let detail = says(&relay, "sink.rabbitmq.ca_file: ").await;
+    assert!(detail.contains("name a readable file in PEM"), "{detail}");
+    std::fs::rename(&away, &ca).expect("moved");
+    relay.wait_ready().await;
+    ids_arrive(&exchange, 4).await;
 }
 
 #[tokio::test]

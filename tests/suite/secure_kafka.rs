@@ -24,6 +24,8 @@ use outbox_harness::{
 use outbox_relay::throwaway;
 use tokio::sync::OnceCell;
 
+use crate::{connect, obeyed::says};
+
 const USER: &str = "relay";
 const PASSWORD: &str = "correct-horse";
 const PRINCIPAL: &str = "User:relay";
@@ -319,4 +321,30 @@ async fn authorities_that_the_system_trusts_need_no_setting() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("1 authorities of SSL_CERT_FILE="), "{said}");
     case.deliver(settings).await;
+}
+
+/// As where a mounted secret is replaced: each start of the clients reads it.
+#[tokio::test]
+async fn a_certificate_that_is_away_while_the_relay_runs_is_named_and_read_once_it_is_back() {
+    let mut case = Case::new().await;
+    let (root, away) = (case.harness.dir().join("root.crt"), case.harness.dir().join("away.crt"));
+    std::fs::copy(case.broker.file("root.crt"), &root).expect("copied");
+    let settings = case
+        .relay_by_password("PLAIN", PASSWORD)
+        .set("sink.properties.\"ssl.ca.location\"", root.to_str().expect("UTF-8"));
+    let mut relay = settings.start().await;
+    let event = Event::to(case.topic.name()).key("k");
+    case.harness.commit([event.clone()]).await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
+    std::fs::rename(&root, &away).expect("moved");
+    connect::cut(&case.harness).await;
+    let detail = says(&relay, "ssl.ca.location").await;
+    assert!(
+        detail.contains("root.crt can't be read") && detail.contains("put it back"),
+        "{detail}"
+    );
+    case.harness.commit([event]).await;
+    std::fs::rename(&away, &root).expect("moved");
+    relay.wait_ready().await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
 }

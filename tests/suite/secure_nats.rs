@@ -13,6 +13,8 @@ use outbox_harness::{
 };
 use serde_json::json;
 
+use crate::{connect, obeyed::says};
+
 /// With characters that must be encoded in a URL.
 const PASSWORD: &str = "pass@word:/%";
 
@@ -170,6 +172,25 @@ async fn a_key_that_the_server_does_not_know_any_more_is_named_and_the_new_one_i
     assert!(rejected > 0);
     tokio::time::sleep(Duration::from_secs(9)).await;
     assert_eq!(secured.nats.rejected(), rejected);
+}
+
+/// As where a mounted secret is replaced.
+#[tokio::test]
+async fn a_file_with_a_key_that_is_away_is_named_and_read_once_it_is_back() {
+    let mut secured = Secured::start(rights).await;
+    let (seed, away) = (secured.dir.path().join("relay.nk"), secured.dir.path().join("away.nk"));
+    let mut relay = secured.settings.clone().start().await;
+    secured.commit().await;
+    secured.all_arrive(3).await;
+    std::fs::rename(&seed, &away).expect("moved");
+    connect::cut(&secured.t).await;
+    let detail = says(&relay, "sink.nats.nkey_file can't be used").await;
+    assert!(detail.contains("name a file that the relay may read"), "{detail}");
+    secured.commit().await;
+    assert_eq!(secured.records().await, 3);
+    std::fs::rename(&away, &seed).expect("moved");
+    relay.wait_ready().await;
+    secured.all_arrive(6).await;
 }
 
 #[tokio::test]

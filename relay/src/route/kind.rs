@@ -54,6 +54,18 @@ impl Kind {
         }
     }
 
+    /// Whether it is the type that SQL names so.
+    pub(super) fn is(self, wanted: &str) -> bool {
+        matches!(
+            (self, wanted),
+            (Kind::Text, "text")
+                | (Kind::Jsonb, "jsonb")
+                | (Kind::Int4, "int")
+                | (Kind::Timestamptz, "timestamptz")
+                | (Kind::Uuid, "uuid")
+        )
+    }
+
     /// Whether PostgreSQL may have a cast to that type, as SQL names it.
     pub(super) fn casts_to(self, wanted: &str) -> bool {
         let is_int = |kind| matches!(kind, Kind::Int2 | Kind::Int4 | Kind::Int8);

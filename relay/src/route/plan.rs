@@ -115,6 +115,8 @@ impl Mapping {
     /// All that is wrong, never an empty list.
     pub fn format_for(&self, relation: &Relation) -> Result<Format, Vec<Misfit>> {
         let plan = self.plan_with(relation, &[])?;
+        // Beside the present one it must be like it: rows that only it has a value for would halt the relay.
+        self.plan_with(relation, &self.former_columns)?;
         Ok(if plan.text_column.is_some() { Format::Text } else { Format::Binary })
     }
 
@@ -245,7 +247,7 @@ impl<'r> Planner<'r> {
         if let (Some(_), Some((former, column))) = (present, before) {
             // While writers change over, some fill the one and some the other.
             if Kind::from_oid(column.type_oid) != kind {
-                self.unlike(name, &column.name);
+                self.unlike(role, (name, kind), column);
                 return None;
             }
             let former = self.at(former, kind)?;
@@ -254,18 +256,33 @@ impl<'r> Planner<'r> {
         Some(slot)
     }
 
-    fn unlike(&mut self, name: &str, former: &str) {
-        let table = &self.table;
-        let alike =
-            format!("take {former} out of outbox.former_columns, or give both columns one type");
+    fn unlike(&mut self, role: Role, (name, kind): (&str, Kind), former: &Column) {
+        let (table, wanted) = (&self.table, role.sql_type());
+        let both = [(name, kind), (&former.name, Kind::from_oid(former.type_oid))];
+        let alike = both.iter().all(|(_, kind)| kind.is(wanted) || kind.casts_to(wanted));
+        let others = both.iter().filter(|(_, kind)| !kind.is(wanted));
+        let changes: Vec<String> = others
+            .map(|(column, _)| quoted(column))
+            .map(|column| format!("alter column {column} type {wanted} using {column}::{wanted}"))
+            .collect();
+        let alike = match alike {
+            true => {
+                format!("give both columns one type: `alter table {table} {}`", changes.join(", "))
+            }
+            false => "give both columns one type".to_owned(),
+        };
+        let former = &former.name;
+        // A value that only the former one has would be left out.
+        let unless =
+            format!("has a value in {former} alone, take {former} out of outbox.former_columns");
         self.misfits.push(Misfit {
             column: name.to_owned(),
             what: format!(
                 "{table} has both {name} and {former}, which outbox.former_columns says was its name, and \
                  their types differ"
             ),
-            remedy: alike.clone(),
-            earlier: Some(alike),
+            remedy: format!("{alike}; or, where no row {unless}"),
+            earlier: Some(format!("where none of these rows {unless}")),
         });
     }
 

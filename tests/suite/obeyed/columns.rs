@@ -1,9 +1,11 @@
 //! Columns of the outbox that rows of the stream don't have, or have otherwise: the table was changed and
 //! changed back, or the publication lists some of them only.
 
+use std::collections::BTreeSet;
+
 use outbox_harness::{Harness, event::Event, relay::Settings, topic::Topic, wait};
 
-use super::{obey, published, says, typed};
+use super::{obey, one_published_and_stopped, published, says, typed};
 use crate::{checks, repair::repeated};
 
 /// A row that names no column which comes and goes.
@@ -153,4 +155,46 @@ async fn a_column_xid_that_a_column_list_leaves_out_is_published_again_as_check_
     let again = checks::check(&t.relay()).await;
     let rows = again.iter().find(|found| found.name == "rows").expect("check looks at the rows");
     assert_eq!(rows.verdict, "ok", "{rows:?}");
+}
+
+/// Some writers fill the former column, which is of another type.
+#[tokio::test]
+async fn a_former_column_of_another_type_is_made_alike_as_the_halt_says_and_every_payload_arrives()
+{
+    let (t, topic, _stopped) = one_published_and_stopped().await;
+    let insert = async |column: &str, n: u32| {
+        let values = format!("('{}', 'k', '{{\"n\": {n}}}')", topic.name());
+        obey(&t, &format!("insert into outbox.events (topic, key, {column}) values {values}"))
+            .await;
+    };
+    obey(&t, "alter table outbox.events add column body text").await;
+    insert("body", 1).await;
+    insert("payload", 2).await;
+    let settings = t.relay().set("outbox.former_columns.body", "payload");
+    let mut relay = settings.clone().spawn();
+    says(&relay, "and their types differ").await;
+    let findings = checks::check(&settings).await;
+    let found = findings.iter().find(|found| found.seen.contains("and their types differ"));
+    let found = found.expect("check says it too");
+    assert!(
+        found.remedy.contains("where no row has a value in body alone, take body out"),
+        "{found:?}"
+    );
+    let detail = says(&relay, "a change of the table does not reach these rows").await;
+    obey(&t, typed(&detail, "alter column body type jsonb")).await;
+    insert("body", 3).await;
+    let detail = says(&relay, "to publish them from the table").await;
+    drop_slot(&t, typed(&detail, "pg_drop_replication_slot")).await;
+    relay.wait_ready().await;
+    insert("payload", 4).await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!((count.committed, count.lost, count.out_of_order), (5, 0, 0), "{count}");
+    let records = topic.records().await;
+    repeated(&records);
+    let payloads = records.iter().filter_map(|record| record.payload.as_deref());
+    let payloads: BTreeSet<String> =
+        payloads.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect();
+    for n in 1..=4 {
+        assert!(payloads.contains(&format!("{{\"n\": {n}}}")), "{n}: {payloads:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use outbox_harness::{Harness, check, event::Event, file, wait};
@@ -35,7 +35,7 @@ async fn whatever_is_wrong_with_the_file_is_fixed_as_the_halt_says_and_loses_no_
     let (path, older) = (folder.join("lines"), folder.join("older"));
     std::fs::create_dir(&folder).expect("created");
     let settings = settings.set("sink.file.path", path.to_str().expect("UTF-8"));
-    let mut relay = settings.start().await;
+    let mut relay = settings.clone().start().await;
     t.commit([Event::to("orders").key("a")]).await;
     all_in(&t, &[&path]).await;
 
@@ -65,6 +65,26 @@ async fn whatever_is_wrong_with_the_file_is_fixed_as_the_halt_says_and_loses_no_
     std::fs::remove_dir(&path).expect("removed");
     relay.wait_ready().await;
     all_in(&t, &[&moved.join("lines"), &older, &path]).await;
+
+    assert!(relay.sigterm().await.success());
+    let pipe = pipe(&t);
+    let mut to_pipe = settings.set("sink.file.path", pipe.to_str().expect("UTF-8")).spawn();
+    t.commit([Event::to("orders").key("a")]).await;
+    let detail = says(&to_pipe, "is not a regular file; nothing is published").await;
+    assert!(detail.contains("set sink.file.path to a file"), "{detail}");
+    assert!(to_pipe.sigterm().await.success());
+    relay.restart();
+    relay.wait_ready().await;
+    all_in(&t, &[&moved.join("lines"), &older, &path]).await;
+}
+
+/// A named pipe.
+fn pipe(t: &Harness) -> PathBuf {
+    let pipe = t.dir().join("pipe");
+    let name = std::ffi::CString::new(pipe.to_str().expect("UTF-8")).expect("no NUL");
+    // SAFETY: a path that ends in NUL, and a mode.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "a pipe");
+    pipe
 }
 
 #[tokio::test]
@@ -96,10 +116,7 @@ async fn whoever_read_standard_output_may_go_and_another_gets_what_it_did_not_se
     let mut t = Harness::start().await;
     let (settings, path) = to_file(&t);
     let settings = settings.set("sink.kind", "stdout").without("sink.file.path");
-    let pipe = t.dir().join("pipe");
-    let name = std::ffi::CString::new(pipe.to_str().expect("UTF-8")).expect("no NUL");
-    // SAFETY: a path that ends in NUL, and a mode.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "a pipe");
+    let pipe = pipe(&t);
     let reader = OpenOptions::new().read(true).custom_flags(NONBLOCK).open(&pipe).expect("open");
     let mut relay = settings.clone().stdout(&pipe).start().await;
     drop::<File>(reader);

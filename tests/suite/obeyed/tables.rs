@@ -5,7 +5,7 @@ use outbox_harness::{
     relay::Settings, servers, topic::Topic,
 };
 
-use super::{obey, published, says, typed};
+use super::{obey, one_published_and_stopped, says, typed};
 use crate::{
     checks,
     repair::{drop_slot, wait_snapshot},
@@ -135,11 +135,7 @@ async fn a_table_that_lacks_what_a_repair_needs_is_fixed_as_the_halts_say_and_lo
 /// It comes back empty, and without its default.
 #[tokio::test]
 async fn ids_of_a_column_that_was_dropped_and_added_again_are_given_as_the_halt_says() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let mut relay = published(&mut t, &topic, Event::to(topic.name()).key("k")).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
+    let (t, topic, mut relay) = one_published_and_stopped().await;
     let sql = "alter table outbox.events drop column id cascade; alter table outbox.events add column id uuid";
     obey(&t, sql).await;
     obey(&t, &format!("insert into outbox.events (topic, key) values ('{}', 'k')", topic.name()))
@@ -160,13 +156,8 @@ async fn ids_of_a_column_that_was_dropped_and_added_again_are_given_as_the_halt_
 /// The events of before are in the WAL, and their table is nowhere.
 #[tokio::test]
 async fn the_events_of_a_table_that_was_dropped_arrive_once_it_is_made_again() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
+    let (mut t, topic, mut relay) = one_published_and_stopped().await;
     let event = || Event::to(topic.name()).key("k");
-    let mut relay = published(&mut t, &topic, event()).await;
-    // A position inside its transaction would have `resume` send that again.
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
     t.commit([event(), event()]).await;
     let mut truth = t.committed().await;
     obey(&t, "drop table outbox.events").await;
@@ -195,12 +186,8 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
             "schema outbox",
         ),
     ] {
-        let mut t = Harness::start().await;
-        let topic = t.topic("orders").create(1).await;
+        let (mut t, topic, mut relay) = one_published_and_stopped().await;
         let event = || Event::to(topic.name()).key("k");
-        let mut relay = published(&mut t, &topic, event()).await;
-        wait_snapshot(&t).await;
-        assert!(relay.sigterm().await.success());
         t.commit([event(), event()]).await;
         obey(&t, done).await;
         let insert = format!("insert into {other} (topic, key) values ('{}', 'k')", topic.name());
@@ -227,12 +214,8 @@ async fn a_table_that_was_renamed_is_named_back_and_loses_no_row_of_either_name(
 /// Its rows are all in the stream, so nothing is to be repaired once it is spelt right.
 #[tokio::test]
 async fn a_table_whose_name_was_misspelt_in_the_settings_costs_no_repair() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
+    let (mut t, topic, mut relay) = one_published_and_stopped().await;
     let event = || Event::to(topic.name()).key("k");
-    let mut relay = published(&mut t, &topic, event()).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
     t.commit([event()]).await;
     let misspelt = t.relay().set_toml("outbox.tables", "[\"outbox.event\"]").spawn();
     let detail = says(&misspelt, "there is no table outbox.event").await;
@@ -249,12 +232,7 @@ async fn a_table_whose_name_was_misspelt_in_the_settings_costs_no_repair() {
 /// The settings name it first; what is written between its creation and its publication is not in the stream.
 #[tokio::test]
 async fn the_rows_of_a_further_table_that_is_made_while_the_relay_waits_for_it_arrive() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
-    let event = || Event::to(topic.name()).key("k");
-    let mut relay = published(&mut t, &topic, event()).await;
-    wait_snapshot(&t).await;
-    assert!(relay.sigterm().await.success());
+    let (t, topic, _stopped) = one_published_and_stopped().await;
     let tables = "[\"outbox.events\", \"outbox.further\"]";
     let mut relay = t.relay().set_toml("outbox.tables", tables).spawn();
     says(&relay, "there is no table outbox.further").await;
@@ -311,11 +289,8 @@ async fn a_schema_that_the_relay_may_not_use_is_granted_as_check_and_the_halt_sa
 /// A column that is added again is empty, and what the writers fill is not in it.
 #[tokio::test]
 async fn a_column_that_was_renamed_is_named_before_any_that_could_be_added() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("orders").create(1).await;
+    let (mut t, topic, mut relay) = one_published_and_stopped().await;
     let event = || Event::to(topic.name()).key("k");
-    let mut relay = published(&mut t, &topic, event()).await;
-    assert!(relay.sigterm().await.success());
     t.commit([event()]).await;
     obey(&t, "alter table outbox.events rename payload to body").await;
     let insert = format!(
@@ -361,5 +336,27 @@ async fn rows_that_a_dump_brought_are_published_once_they_are_stamped_as_the_hal
     obey(&t, typed(&detail, "update outbox.events")).await;
     relay.wait_ready().await;
     t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+}
+
+/// Somebody's session has it; the table that the settings named before is a permanent one.
+#[tokio::test]
+async fn a_temporary_table_is_refused_and_with_a_permanent_one_nothing_is_lost_or_repeated() {
+    let (mut t, topic, mut relay) = one_published_and_stopped().await;
+    let event = || Event::to(topic.name()).key("k");
+    t.commit([event()]).await;
+    obey(&t, "create temp table mine (like outbox.events including all)").await;
+    let schema = "select pg_my_temp_schema()::regnamespace::text";
+    let schema: String = t.database().superuser().query_one(schema, &[]).await.expect("it").get(0);
+    let tables = serde_json::json!([format!("{schema}.mine")]).to_string();
+    let temporary = t.relay().set_toml("outbox.tables", &tables).spawn();
+    let detail = says(&temporary, "is temporary: its rows are not in the WAL").await;
+    assert!(detail.contains("set outbox.tables to a permanent table"), "{detail}");
+    assert!(!detail.contains("grant"), "no right on that table helps: {detail}");
+    t.commit([event()]).await;
+    drop(temporary);
+    relay.restart();
+    relay.wait_ready().await;
+    t.commit([event()]).await;
     t.count(&topic, 1).await.assert_exactly_once();
 }

@@ -10,6 +10,7 @@ mod admin;
 mod context;
 mod errors;
 mod explained;
+mod files;
 mod hidden;
 mod limits;
 mod lookup;

@@ -280,10 +280,24 @@ fn spare(name: &str, partitions: i32) {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::{mocking::MockCluster, types::RDKafkaRespErr};
+
     use super::{super::settings::sample, *};
 
     fn policy(value: &str) -> HashMap<String, String> {
         [("cleanup.policy".to_owned(), value.to_owned())].into()
+    }
+
+    #[test]
+    fn a_name_that_brokers_refuse_is_told_with_what_to_choose() {
+        let brokers = MockCluster::new(1).expect("a broker of the client library's own");
+        let settings = sample(&brokers.bootstrap_servers());
+        let lookup = Lookup::new(&settings).expect("a client");
+        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION;
+        brokers.topic_error(&settings.progress_topic(), refused).expect("set");
+        let error = inspect(&settings, &lookup).expect_err("it is refused").to_string();
+        let told = "the broker refuses the progress topic's name outbox-relay-progress-orders; choose another `name`";
+        assert_eq!(error, told);
     }
 
     #[test]

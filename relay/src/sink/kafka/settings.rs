@@ -14,7 +14,7 @@ use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError, producer
 
 use super::{
     context::Context,
-    property,
+    files, property,
     reach::Reach,
     roots::{self, Roots, Trust},
 };
@@ -167,7 +167,9 @@ impl Settings {
         let mut problems: Vec<Finding> = self
             .properties
             .iter()
-            .filter_map(|(name, value)| property::refuse(name, value))
+            .filter_map(|(name, value)| {
+                property::refuse(name, value).or_else(|| files::unreadable(name, value))
+            })
             .collect();
         let servers = ["bootstrap.servers", "metadata.broker.list"];
         if !servers
