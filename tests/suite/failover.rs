@@ -1,5 +1,6 @@
 //! A standby takes over on a new timeline, and a slot is lost to a limit on WAL: servers of their own.
 
+mod astray;
 mod limit;
 
 use outbox_harness::{
@@ -72,7 +73,6 @@ impl Failover {
         self.t.load(&plan(&self.topic)).await.finish().await;
     }
 
-    /// The relay's.
     fn name(&self) -> String {
         self.t.relay().value("name")
     }
@@ -85,7 +85,7 @@ impl Failover {
 
 #[tokio::test]
 async fn a_promoted_standby_that_has_everything_loses_and_repeats_nothing() {
-    let mut f = Failover::begin().await;
+    let mut f = astray::is_told(Failover::begin().await).await;
     // Not delivered, but replicated.
     f.relay.freeze();
     f.t.load(&plan(&f.topic)).await.finish().await;

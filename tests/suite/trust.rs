@@ -3,6 +3,7 @@
 mod halts;
 mod page;
 mod places;
+mod retries;
 
 use std::{fs, path::Path};
 

@@ -79,25 +79,26 @@ fn signal(relay: &Relay, signal: &str) {
     assert!(sent.expect("there is such a program").success());
 }
 
+/// Gives a running relay another limit, as prlimit takes it.
+pub(crate) fn limit(relay: &Relay, limit: &str) {
+    let limited = Command::new("prlimit")
+        .args([limit, "--pid", &relay.pid().to_string()])
+        .stdout(Stdio::null())
+        .status();
+    assert!(limited.expect("there is such a program").success());
+}
+
 #[tokio::test]
 async fn too_few_files_are_named_with_what_raises_the_limit() {
     let t = Harness::start().await;
     let mut relay = t.relay().start().await;
-    let limited = Command::new("prlimit")
-        .args(["--nofile=12:", "--pid", &relay.pid().to_string()])
-        .stdout(Stdio::null())
-        .status();
-    assert!(limited.expect("there is such a program").success());
+    limit(&relay, "--nofile=12:");
     // What it has open stays; the next connection is one too many.
     let ended = "select pg_terminate_backend(active_pid) from pg_replication_slots \
                  where database = current_database() and active";
     t.database().superuser().batch_execute(ended).await.expect("ended");
     relay.wait_log("has as many files open as it may").await;
-    let raised = Command::new("prlimit")
-        .args(["--nofile=1024:", "--pid", &relay.pid().to_string()])
-        .stdout(Stdio::null())
-        .status();
-    assert!(raised.expect("there is such a program").success());
+    limit(&relay, "--nofile=1024:");
     relay.wait_ready().await;
 }
 

@@ -18,6 +18,9 @@ pub(super) fn stop_on_signal() -> io::Result<CancellationToken> {
         true => None,
         false => Some(signal(SignalKind::hangup())?),
     };
+    // A limit on the size of files is an error of the write then, and not the process's end. The handler outlives
+    // its listener.
+    drop(signal(SignalKind::from_raw(libc::SIGXFSZ))?);
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     // Lives as long as the process: it owns nothing, and ends with the runtime.

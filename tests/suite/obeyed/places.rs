@@ -11,7 +11,7 @@ use outbox_harness::{Harness, check, event::Event, file, wait};
 use super::{obey, says, typed};
 use crate::{
     file::{all_written, to_file},
-    remedies,
+    remedies, words,
 };
 
 /// Waits until all that is committed is in these files.
@@ -85,6 +85,34 @@ fn pipe(t: &Harness) -> PathBuf {
     // SAFETY: a path that ends in NUL, and a mode.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0, "a pipe");
     pipe
+}
+
+/// As on a full disk: the system refuses a line in its middle. The relay's log may not grow either.
+#[tokio::test]
+async fn a_file_that_may_not_grow_is_named_and_gets_every_line_once_it_may() {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.start().await;
+    let events = || ["a", "b", "a"].map(|key| Event::to("orders").key(key));
+    t.commit(events()).await;
+    all_written(&t, &path).await;
+    let bytes = std::fs::metadata(&path).expect("a file").len();
+    words::limit(&relay, &format!("--fsize={}:", bytes + bytes / 2));
+    t.commit(events()).await;
+    wait::until("the relay says what to do", wait::PATIENCE, || async {
+        let page = relay.try_status().await.map_err(|error| error.to_string())?.to_string();
+        match page.contains("free space there, or raise the limit") {
+            true => Ok(()),
+            false => Err(page),
+        }
+    })
+    .await
+    .expect("it does");
+    words::limit(&relay, "--fsize=unlimited:");
+    relay.wait_ready().await;
+    t.commit(events()).await;
+    all_in(&t, &[&path]).await;
+    assert!(relay.sigterm().await.success());
 }
 
 #[tokio::test]
