@@ -12,7 +12,7 @@ use crate::core::{
 /// Reason of an event that was not refused itself.
 pub const BEHIND: &str = "lane_parked";
 /// What there is to say of such an event.
-pub const BEHIND_ERROR: &str = "it waits behind an earlier event of its lane";
+pub const BEHIND_ERROR: &str = "it was parked behind an earlier event of its lane";
 
 /// An event to be parked.
 #[derive(Clone, Copy, Debug)]
