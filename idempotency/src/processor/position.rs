@@ -39,7 +39,9 @@ pub(super) struct Position {
 /// # Errors
 /// It has no position, or another relay's name.
 pub(super) fn read(headers: &Headers, relay: &str) -> Result<(Position, bool), Stranger> {
-    let text = |name, in_cloud_events| headers.text(name).or_else(|| headers.text(in_cloud_events));
+    // Each has all of its names in one of two forms, and only in that form are they closed to the row's own headers.
+    let native = headers.bytes("outbox-relay").is_some();
+    let text = |name, in_cloud_events| headers.text(if native { name } else { in_cloud_events });
     match text("outbox-relay", "ce_outboxrelay") {
         Some(name) if name == relay => {}
         Some(name) => return Err(Stranger::Relay(name.to_owned())),
@@ -124,6 +126,30 @@ mod tests {
         ] {
             assert!(wrong.parse::<Position>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_rows_own_headers_say_nothing_where_the_relays_have_another_form() {
+        let of = |names: [&str; 2], more: [(&str, &str); 2]| {
+            let relays = [(names[0], "orders"), (names[1], "1:1:A0:0")];
+            Headers::from_iter(
+                relays.into_iter().chain(more).map(|(name, value)| (name, Some(value))),
+            )
+        };
+        let (native, cloud) =
+            (["outbox-relay", "outbox-position"], ["ce_outboxrelay", "ce_outboxposition"]);
+        let own = [("ce_outboxera", "18446744073709551615"), ("ce_outboxrepaired", "1")];
+        assert_eq!(read(&of(native, own), "orders"), Ok((position("1:1:A0:0"), false)));
+        assert_eq!(
+            read(&of(cloud, [("ce_outboxera", "7"), ("ce_outboxrepaired", "1")]), "orders"),
+            Ok((position("1:1:A0:0@7"), true))
+        );
+        assert_eq!(
+            read(&of(native, [("outbox-era", "7"), ("outbox-repaired", "1")]), "orders"),
+            Ok((position("1:1:A0:0@7"), true))
+        );
+        let mixed = [native[0], cloud[1]];
+        assert!(read(&of(mixed, own), "orders").is_err(), "its position is the row's");
     }
 
     #[test]
