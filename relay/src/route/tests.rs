@@ -356,7 +356,7 @@ fn a_column_is_found_by_its_former_name_where_a_row_has_no_present_one() {
     unlike.columns.last_mut().expect("one").type_oid = 25;
     let found = mapping.plan(&unlike).expect_err("jsonb and text");
     assert!(found[0].what.contains("both payload and body"), "{found:?}");
-    assert!(found[0].remedy.contains("alter column body type jsonb"), "{found:?}");
+    assert!(found[0].remedy.contains("alter column payload type jsonb"), "{found:?}");
     assert!(mapping.format_for(&unlike).is_err(), "check says it too");
     assert!(mapping.format_for(&columns(&["body"])).is_err(), "a repair goes by the present name");
 }
