@@ -18,6 +18,8 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 use outbox_migrations::grants::{Grant, INBOX_OPERATOR, OPERATOR};
 
+#[cfg(test)]
+pub(crate) use self::command::resume::{Decision as Resume, Here, between, decided};
 pub use self::output::print;
 use self::{
     arguments::{Cli, Command, quiet, relay_settings, sources},

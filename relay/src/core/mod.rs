@@ -11,6 +11,7 @@ pub mod header;
 pub mod identity;
 pub(crate) mod landmark;
 pub mod leaves;
+pub mod look;
 pub mod lsn;
 pub mod position;
 pub mod printable;

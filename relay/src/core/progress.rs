@@ -15,6 +15,7 @@ use crate::core::{
 };
 
 mod partitions;
+mod slot;
 
 pub use self::partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord};
 

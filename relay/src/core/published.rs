@@ -41,6 +41,9 @@ pub struct Published {
     /// What lies below the tables: OID, and the `xmin` of the catalog's row that attaches it. Not stored.
     #[serde(default, skip_serializing)]
     pub attached: Vec<(u32, u32)>,
+    /// Those of them whose rows are not in the WAL, by name. Not stored.
+    #[serde(default, skip_serializing)]
+    pub unlogged: Vec<String>,
 }
 
 /// How a publication names a table.
@@ -247,14 +250,9 @@ mod tests {
                 PublishedTable { oid: *oid, own: words(own), above: words(above), stamp: None };
             ((*name).to_owned(), table)
         };
-        Published {
-            publication: publication.to_owned(),
-            tables: tables.iter().map(table).collect(),
-            short: false,
-            digests: None,
-            whole: whole.to_owned(),
-            attached: vec![],
-        }
+        let (publication, whole) = (publication.to_owned(), whole.to_owned());
+        let tables = tables.iter().map(table).collect();
+        Published { publication, tables, whole, ..Published::default() }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     watch::{broker, control, lookout, missing, retention, stuck, suspects, waiting},
 };
 use crate::{
-    core::{lsn::Lsn, position::Confirmable},
+    core::{look::Before, lsn::Lsn, position::Confirmable},
     dead_letter::{history::History, pending::Pending},
     metrics::Cause,
     pipeline::{Pipeline, PipelineError, intake::RouteIntake},
@@ -148,8 +148,7 @@ async fn stream(
     });
     let slot = config.postgres.slot.clone();
     let (look, published) = started.look;
-    let before =
-        control::Before { published, snapshot: started.snapshot, lsn: started.from.resume_lsn() };
+    let before = Before { published, snapshot: started.snapshot, lsn: started.from.resume_lsn() };
     let departed = started.delivery.progress().departed.clone();
     let (stamped, seen, awaited) = (started.stamped, seen_tx, awaited_tx);
     let eyes = control::Eyes { look, before, departed, stamped, slot, seen, awaited };

@@ -50,6 +50,8 @@ impl Started {
 pub(super) struct Repairing {
     pub(super) delivery: Delivery<AnySink, Store>,
     pub(super) probe: AnyProbe,
+    /// Which tables there are.
+    pub(super) look: Look,
     pub(super) tables: Vec<Table>,
     pub(super) origin: Origin,
     pub(super) charset: Charset,

@@ -105,16 +105,14 @@ pub(super) async fn unpublished(
     sink: &mut AnySink,
     stored: Option<Progress>,
 ) -> Ended {
-    let streamed = stored.filter(|progress| progress.position.is_some());
+    let streamed = stored.as_ref().is_some_and(|progress| progress.position.is_some());
     let reason = halt.reason.clone();
-    let told = table_fit::until_obeyed(halt, streamed.is_some(), tables.repair.as_ref().err());
-    if let Some(mut progress) = streamed
-        && progress.gap.is_none()
+    let told = table_fit::until_obeyed(halt, streamed, tables.repair.as_ref().err());
+    if let Some(mut progress) = stored
+        && progress.note_gap(&reason)
+        && let Err(ended) = store(sink, &progress).await
     {
-        progress.gap = Some(reason);
-        if let Err(ended) = store(sink, &progress).await {
-            return ended;
-        }
+        return ended;
     }
     Ended::Halted(told)
 }

@@ -3,6 +3,7 @@
 //! Takes batches from the source, one at a time and in order, has them delivered or parked
 //! (`delivery`), carries out the releases that they announce, and tells the source what is stored.
 
+mod ahead;
 pub mod delivery;
 mod error;
 pub mod intake;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::error::PipelineError;
 use self::{
+    ahead::Ahead,
     delivery::{Course, Delivery, Origin},
     ladder::Ladder,
 };
@@ -65,7 +67,8 @@ impl<P: Publisher, D: DeadLetters + 'static> Pipeline<P, D> {
         limits: BatchLimits,
     ) -> Self {
         let ladder = Ladder::new(delivery.progress().snapshots.clone());
-        let course = StreamCourse { ladder, passing: None, seen, confirmed };
+        let ahead = Ahead::default();
+        let course = StreamCourse { ladder, passing: None, ahead, seen, confirmed };
         Pipeline { taker, delivery, course, limits }
     }
 
@@ -154,6 +157,7 @@ struct StreamCourse {
     ladder: Ladder,
     /// The ladder with what the delivery under way passes: it counts once that is stored.
     passing: Option<Ladder>,
+    ahead: Ahead,
     seen: mpsc::Receiver<Seen>,
     confirmed: watch::Sender<Confirmable>,
 }
@@ -166,10 +170,11 @@ impl Course for StreamCourse {
             progress.witness = Witness::after(progress.witness, seen, newest);
         }
         while let Ok(Seen { snapshot, published, departed }) = self.seen.try_recv() {
+            self.ahead.offer(snapshot.lsn, published, progress);
             self.ladder.offer(snapshot);
-            progress.published = Some(published);
             progress.departed = departed;
         }
+        self.ahead.pass(position.resume_lsn(), progress);
         let was_passing = self.passing.take().is_some();
         self.passing = self.ladder.passed(position.resume_lsn());
         match &self.passing {
@@ -186,6 +191,7 @@ impl Course for StreamCourse {
         if let Some(ladder) = self.passing.take() {
             self.ladder = ladder;
         }
+        self.ahead.stored(progress);
         let position = progress.position.expect("it was advanced to one");
         self.confirmed.send_replace(proof.confirms(position));
     }

@@ -2,6 +2,7 @@
 
 use super::{
     facts::Facts,
+    gap::gap,
     halts::{FROM_TABLE, Loss, drop_slot, gone, moved},
     home,
 };
@@ -10,7 +11,6 @@ use crate::core::{
     lsn::Lsn,
     position::Position,
     progress::{Progress, RepairRecord},
-    published::Since,
 };
 
 /// What to do.
@@ -43,25 +43,6 @@ pub enum Decision {
         /// Whether it is making the slot.
         making: bool,
     },
-}
-
-/// Why rows may be missing from the stream that continues from stored progress: written while their
-/// table was not published as it had been. What the stream does have can't say so.
-pub(super) fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
-    let inside = matches!(progress.position, Some(Position::Row(_)));
-    if let Some(why) = &progress.gap {
-        return Some(why.clone());
-    }
-    if let (Some(now), Some(earlier)) = (facts.published, &progress.published)
-        && let Since::Broken(why) = now.since(earlier, inside)
-    {
-        return Some(why);
-    }
-    if facts.unpublished_once {
-        return Some("the publication was missing when they were written".to_owned());
-    }
-    let attached = |name| format!("partition {name} was attached with rows in it");
-    facts.attached.map(attached)
 }
 
 /// What a slot is good for.

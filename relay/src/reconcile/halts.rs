@@ -1,6 +1,6 @@
 //! What is said where events can't be found, or are not known to be published, and what to type.
 
-use super::facts::Facts;
+use super::{facts::Facts, gap::gap};
 use crate::core::{halt::Halt, lsn::Lsn, progress::Progress};
 
 /// What of the events is not in the stream any more.
@@ -19,8 +19,8 @@ impl<'a> Loss<'a> {
 }
 
 /// The slot streams, may lack rows, and the table turns out not to have them all.
-pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
-    let from = progress.snapshots.first().map(|snapshot| snapshot.lsn).unwrap_or_default();
+fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
+    let from = progress.unshown_since().unwrap_or_default();
     Halt::new(
         format!(
             "slot {slot} may lack rows, because {gap}, and some events committed between {from} and now may \
@@ -28,6 +28,54 @@ pub(crate) fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) ->
             why.reason
         ),
         format!("{ON}; {ANEW}"),
+    )
+    .unless(&why.remedy)
+}
+
+/// Since when events may be unpublished. What the slot `lacks`, as what a repair is to read, may be committed before what
+/// was delivered.
+fn since(progress: &Progress, lacks: bool) -> String {
+    match progress.position {
+        None => "the first event".to_owned(),
+        Some(_) if lacks || progress.repair.is_some() => progress
+            .unshown_since()
+            .map_or_else(|| "the slot's making".to_owned(), |at| at.to_string()),
+        Some(position) => position.resume_lsn().to_string(),
+    }
+}
+
+/// The tables turn out not to have all rows that a repair is to read, as `why` says. `gap` is what the slot lacks, if it
+/// does, and it `streams` the others.
+pub(crate) fn incomplete(
+    slot: &str,
+    (gap, streams): (Option<&str>, bool),
+    lower: Option<&str>,
+    progress: &Progress,
+    why: &Halt,
+) -> Halt {
+    if let Some(gap) = gap.filter(|_| streams) {
+        return lacking(slot, gap, progress, why);
+    }
+    let from = since(progress, gap.is_some());
+    let until = match &progress.repair {
+        Some(begun) if begun.is_begun() => format!("{from} and {}", begun.consistent_point),
+        _ => format!("{from} and now"),
+    };
+    let of_first = lower.is_none() && progress.position.is_none();
+    let what = match of_first {
+        true => format!(
+            "the first start was cut short while it published the rows that were there when slot {slot} was \
+             made, and some may be missing"
+        ),
+        false => format!(
+            "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
+             left out, or the broker has lost what it had confirmed, and some may be missing"
+        ),
+    };
+    Halt::new(
+        format!("{what}: {}", why.reason),
+        "to leave out what is not published, make a new slot and publish what is committed from \
+         then on, run `outbox-relay resume --at now`",
     )
     .unless(&why.remedy)
 }
@@ -55,13 +103,7 @@ pub(super) const FROM_TABLE: &str = "if the table has their rows, whether they s
 
 /// What the slot would have sent can't be found.
 pub(super) fn gone(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>, why: &str) -> Halt {
-    let newest = progress.snapshots.first().map(|snapshot| snapshot.lsn.to_string());
-    let from = match progress.position {
-        None => "the first event".to_owned(),
-        // What it lacks may be committed before what it had.
-        Some(_) if loss.streams => newest.unwrap_or_else(|| "the slot's making".to_owned()),
-        Some(position) => position.resume_lsn().to_string(),
-    };
+    let from = since(progress, loss.streams || gap(facts, progress).is_some());
     let reason = format!(
         "slot {} {}: events committed between {from} and {} may be unpublished, and {why}",
         facts.slot_name, loss.what, facts.identity.flush_lsn

@@ -7,6 +7,7 @@
 
 mod choice;
 mod facts;
+mod gap;
 mod halts;
 mod history;
 mod home;
@@ -24,10 +25,11 @@ pub use self::{
 };
 pub(crate) use self::{
     choice::of_another,
-    halts::{drop_slot, lacking, only_in_slot},
+    halts::{drop_slot, incomplete, only_in_slot},
 };
 use self::{
-    choice::{gap, with_progress, without_progress},
+    choice::{with_progress, without_progress},
+    gap::gap,
     history::carry_over,
 };
 use crate::{

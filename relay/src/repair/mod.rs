@@ -13,6 +13,7 @@ mod glance;
 mod id;
 mod losses;
 mod page;
+mod pages;
 mod partition;
 mod reader;
 mod since;
@@ -21,6 +22,8 @@ mod tables;
 mod undelivered;
 mod witness;
 
+#[cfg(test)]
+pub(crate) use self::pages::{Found as FoundRow, Pages};
 pub use self::{
     attached::{
         Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, taken_as_sent,

@@ -12,17 +12,16 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
 use super::{
-    page::{Cursor, Page, position},
+    page::Page,
+    pages::{Found, Pages},
     tables::{self, Table},
 };
 use crate::{
     core::{
         charset::{self, Charset},
-        epoch,
         halt::Halt,
         progress::RepairRecord,
         record::Batch,
-        row::{Row, Tuple},
     },
     postgres::sql::SqlSession,
     route::{RelationError, Router},
@@ -46,13 +45,7 @@ pub enum ReadError {
 /// The rows of all tables, in one order.
 pub struct Reader {
     feeds: Vec<Feed>,
-    under_way: RepairRecord,
-    record_bytes_max: usize,
-    router: Router,
-    charset: Charset,
-    next_ordinal: u64,
-    /// The cursor of the last row that moved it.
-    reached: Option<Cursor>,
+    pages: Pages,
 }
 
 impl Reader {
@@ -65,21 +58,21 @@ impl Reader {
         tables: Vec<(Table, SqlSession)>,
         under_way: RepairRecord,
         record_bytes_max: usize,
-        mut router: Router,
+        router: Router,
         charset: Charset,
     ) -> Result<Self, ReadError> {
         let among = tables.len();
+        let mut pages = Pages::new(&under_way, record_bytes_max, router, charset);
         let mut feeds = Vec::with_capacity(among);
         for (number, (table, session)) in (1..).zip(tables) {
             let table = table.numbered(number);
-            router.relation(&table.relation).map_err(unfit)?;
+            pages.relation(&table.relation).map_err(unfit)?;
             let raw = has_another_encoding(&session).await?;
             let select = table.select(&under_way, record_bytes_max, among, raw);
             let rows = Box::pin(session.client().simple_query_raw(&select).await?);
             feeds.push(Feed { rows, table, raw, next: None, ended: false, _session: session });
         }
-        let (next_ordinal, reached) = (under_way.delivered, under_way.cursor.clone());
-        Ok(Reader { feeds, under_way, record_bytes_max, router, charset, next_ordinal, reached })
+        Ok(Reader { feeds, pages })
     }
 
     /// Waits until every table's statement has its snapshot: what is deleted from then on is read.
@@ -96,40 +89,18 @@ impl Reader {
     /// # Errors
     /// [`ReadError`].
     pub async fn page(&mut self, batch: &mut Batch) -> Result<Page, ReadError> {
-        let mut page = Page { first: self.next_ordinal, ..Page::default() };
+        let mut page = self.pages.begin();
         while !batch.is_full() {
             let Some(index) = self.earliest().await? else { break };
             let Some(feed) = self.feeds.get_mut(index) else { break };
             let Some(found) = feed.next.take() else { break };
-            let ordinal = self.next_ordinal;
-            self.next_ordinal += 1;
             let now_us = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
             let now_us = i64::try_from(now_us).unwrap_or(i64::MAX);
-            let row = Row {
-                position: position(&self.under_way, ordinal),
-                relation: &feed.table.relation,
-                commit_time_us: found.moment_us.min(now_us).saturating_sub(epoch::POSTGRES_US),
-                writer: None,
-                tuple: Tuple {
-                    column_count: found.column_count,
-                    bytes: &found.values,
-                    truncated: found.size_bytes > self.record_bytes_max,
-                },
-                charset: &self.charset,
-                size_bytes: found.size_bytes,
-            };
-            if let Err(refused) = self.router.route(&row, batch) {
-                self.router.keep(&row, *refused, batch);
-            }
+            self.pages.add(&feed.table.relation, found, now_us, batch, &mut page);
             batch.first_received.get_or_insert_with(Instant::now);
-            // One that was read because it was changed lies before the cursor, and does not move it.
-            let own = (found.moment_us, found.id);
-            let cursor = if found.past { own } else { self.reached.take().unwrap_or(own) };
-            self.reached = Some(cursor.clone());
-            page.cursors.push(cursor);
         }
         let next = self.earliest().await?.and_then(|index| self.feeds.get(index)?.next.as_ref());
-        page.next = next.map(|found| (found.moment_us, found.id.clone()));
+        page.is_followed_by(next);
         Ok(page)
     }
 
@@ -148,7 +119,7 @@ impl Reader {
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("under_way", &self.under_way).finish_non_exhaustive()
+        f.debug_struct("Reader").field("pages", &self.pages).finish_non_exhaustive()
     }
 }
 
@@ -169,17 +140,6 @@ struct Feed {
     ended: bool,
     /// Lives as long as its statement.
     _session: SqlSession,
-}
-
-/// A row.
-struct Found {
-    moment_us: i64,
-    id: String,
-    size_bytes: usize,
-    past: bool,
-    column_count: u16,
-    /// As a tuple of the stream has them.
-    values: Vec<u8>,
 }
 
 /// Columns of the statement before the mapped ones.

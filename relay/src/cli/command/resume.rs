@@ -16,18 +16,20 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
-pub(crate) use self::decision::Decision;
+pub(crate) use self::decision::{Decision, Here, between, decided};
 use self::{
-    decision::{between, decided, skipped},
+    decision::skipped,
     left_out::{Asked, Facts},
 };
 use crate::{
     config::{Config, parts::Parts},
-    core::{identity::SystemIdentity, position::Position, progress::Progress},
+    core::{
+        identity::SystemIdentity, position::Position, progress::Progress, published::Published,
+    },
     fault::{self, Point},
     leader,
     postgres::{
-        catalog::slot,
+        catalog::{publication::Look, slot},
         sql::{self, SqlSession},
     },
     progress_key::{self, KeyError},
@@ -144,7 +146,9 @@ pub(crate) async fn run(
         }
     };
     let now = SystemTime::now();
-    let mut next = decided(stored, decision, after, slot_name, &identity, now);
+    let published = published(config, &parts, &session, &replication).await?;
+    let here = Here { slot_name, identity: &identity, published, now };
+    let mut next = decided(stored, decision, after, here);
     if let Some(lower) = from_table {
         next.repair_after(lower, identity.flush_lsn, now);
     }
@@ -157,6 +161,21 @@ pub(crate) async fn run(
         )?;
     }
     Ok(Outcome { before, after })
+}
+
+/// How the tables are published by now.
+async fn published(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    replication: &ReplicationConnection,
+) -> anyhow::Result<Published> {
+    let tables = parts.mapping.tables().iter();
+    let tables = tables.map(|it| (it.to_string(), it.schema.as_str(), it.table.as_str()));
+    let publication = &config.postgres.publication;
+    let look = Look::new(replication.server_version_num(), publication, tables);
+    let (_, published) = look.at(session.client()).await?;
+    Ok(published)
 }
 
 /// What is known of this relay's progress. What another stored counts for nothing, unless it is a

@@ -25,6 +25,7 @@ fn sample() -> Progress {
             digests: None,
             whole: "769e".into(),
             attached: vec![],
+            unlogged: vec![],
         }),
         gap: None,
         snapshots: vec![SnapshotRecord {

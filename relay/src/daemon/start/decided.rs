@@ -8,11 +8,7 @@ use super::{
     slot,
 };
 use crate::{
-    core::{
-        position::Position,
-        progress::{DepartedRecord, Progress},
-        published::Published,
-    },
+    core::{position::Position, progress::Progress, published::Published},
     daemon::{advice, context::Context, ended::Ended, tables::Tables},
     metrics::Cause,
     reconcile::Decision,
@@ -28,8 +24,8 @@ pub(super) struct Decided {
 
 /// What comes of it.
 pub(super) enum Next {
-    /// The stream, from there.
-    Stream(Position),
+    /// The stream, from there, with how the tables are published.
+    Stream(Position, Published),
     /// A repair reads these first.
     Repair(Vec<Table>),
 }
@@ -47,24 +43,17 @@ pub(super) async fn carry_out(
     let slot = &config.postgres.slot;
     match &decision {
         Decision::Stream { from } => {
-            if let Some(newest) = progress.snapshots.first() {
-                let (was, at) = (newest.leaves.oids(), (newest.lsn, newest.snapshot.as_str()));
-                DepartedRecord::note(&mut progress.departed, was, at, &published);
-            }
-            progress.published = Some(published);
-            Ok(Next::Stream(*from))
+            progress.continue_slot(&published);
+            Ok(Next::Stream(*from, published))
         }
         Decision::MakeSlot { replace } => {
             tables.must_fit()?;
             if *replace {
                 slot::drop(slot, &mut connections.replication).await?;
             }
-            progress.gap = None;
-            progress.not_sent.clear();
-            progress.published = Some(published);
-            // What was delivered of a release stays delivered, whatever became of the slot.
-            progress.snapshots.clear();
-            first::make(context, connections, progress).await.map(Next::Stream)
+            progress.announce_slot(published);
+            let from = first::make(context, connections, progress).await?;
+            Ok(Next::Stream(from, progress.published.clone().unwrap_or_default()))
         }
         Decision::Wait { pid, making } => {
             let error = advice::held(connections.session, slot, *pid, *making).await;
@@ -77,9 +66,8 @@ pub(super) async fn carry_out(
             let nothing_to_read = match &decision {
                 Decision::Repair { lower, replace } => {
                     // A slot that is gone has nothing that could be published instead.
-                    let gap = gap.as_deref().filter(|_| *replace);
-                    let lower = lower.as_deref();
-                    let needed = Needed { tables: &readable, lower, gap };
+                    let (lower, gap) = (lower.as_deref(), gap.as_deref());
+                    let needed = Needed { tables: &readable, lower, gap, streams: *replace };
                     repair::begin(context, connections, needed, progress, *replace).await?
                 }
                 _ => None,
@@ -89,7 +77,10 @@ pub(super) async fn carry_out(
                 note_delivered(config, connections.session).await?;
                 *noted = true;
             }
-            Ok(nothing_to_read.map_or(Next::Repair(readable), Next::Stream))
+            Ok(match nothing_to_read {
+                Some(from) => Next::Stream(from, progress.published.clone().unwrap_or_default()),
+                None => Next::Repair(readable),
+            })
         }
     }
 }

@@ -39,10 +39,8 @@ pub(super) async fn make(
         );
     }
     let (snapshot, published) = slot::make(context, connections).await?;
-    progress.published = Some(published);
     let position = Position::UpTo(snapshot.lsn);
-    progress.begin(snapshot.lsn);
-    progress.snapshots = vec![snapshot];
+    progress.begin_slot(snapshot, published);
     store(&mut connections.sink, progress).await?;
     fault::point(Point::SlotStored);
     Ok(position)

@@ -48,7 +48,8 @@ pub(super) async fn loses_nothing(
         }
         (None, _) => Ok(()),
         (Some(_), Some(true)) => {
-            let needed = Needed { tables, lower: lower.as_deref(), gap: Some(gap) };
+            let (lower, gap) = (lower.as_deref(), Some(gap.as_str()));
+            let needed = Needed { tables, lower, gap, streams: true };
             let foreseen = repair::foresee(&context.config, session, needed, progress).await;
             match (foreseen, &attached.not_sent) {
                 (Err(Ended::Halted(_) | Ended::RolledBack(_)), Some((_, halt))) => {

@@ -33,12 +33,8 @@ use self::{
 use crate::{
     config::Config,
     core::{
-        charset::Charset,
-        halt::Halt,
-        landmark::{Landmark, Recognition},
-        lsn::Lsn,
-        position::Position,
-        progress::Progress,
+        charset::Charset, halt::Halt, landmark::Recognition, lsn::Lsn, position::Position,
+        progress::Progress, published::Published,
     },
     daemon::{
         context::Context,
@@ -164,13 +160,14 @@ pub(super) async fn start(
     let decided = Decided { decision, gap, published };
     let next =
         carry_out(context, &mut connections, decided, &mut tables, &mut progress, &mut noted).await;
-    let from = match next? {
-        Next::Stream(from) => from,
+    let (from, published) = match next? {
+        Next::Stream(from, published) => (from, published),
         Next::Repair(tables) => {
-            let (sink, (dead_letters, lanes)) = (connections.sink, parked);
+            let Connections { sink, look, .. } = connections;
+            let (dead_letters, lanes) = parked;
             let probe = sink.probe();
             let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
-            let repairing = Repairing { delivery, probe, tables, origin, charset };
+            let repairing = Repairing { delivery, probe, look, tables, origin, charset };
             return Ok(Started::Repair(Box::new(repairing)));
         }
     };
@@ -185,15 +182,11 @@ pub(super) async fn start(
     if !noted {
         note_delivered(config, session).await?;
     }
-    progress.position = Some(from);
-    if let (Position::UpTo(end), None) = (from, progress.landmark) {
-        // Not known, or decided by a person: nothing more than that is known of what comes before.
-        progress.landmark = Some(Landmark::beginning(end));
-    }
+    progress.stream_from(from);
     let Tables { format, stamped, .. } = tables;
     let router = Router::new(parts.mapping.clone(), &origin, format);
     let router = router.with_stamped(stamped.clone()).with_oids(oids);
-    let stream = Stream { from, format, charset, router, snapshot, stamped };
+    let stream = Stream { from, format, charset, router, snapshot, published, stamped };
     start_stream(context, connections, parked, progress, stream).await
 }
 
@@ -203,7 +196,9 @@ struct Stream {
     format: Format,
     charset: Charset,
     router: Router,
+    /// Of the moment at which the tables were `published` so.
     snapshot: String,
+    published: Published,
     stamped: Vec<TableName>,
 }
 
@@ -229,7 +224,7 @@ async fn start_stream(
     connections: Connections<'_>,
     (mut dead_letters, lanes): (Store, Lanes),
     progress: Progress,
-    Stream { from, format, charset, router, snapshot, stamped }: Stream,
+    Stream { from, format, charset, router, snapshot, published, stamped }: Stream,
 ) -> Result<Started, Ended> {
     let Context { config, parts, board, .. } = context;
     let Connections { session, replication, mut sink, look, .. } = connections;
@@ -264,7 +259,7 @@ async fn start_stream(
     let recognition = Recognition::new(known, from, confirmed);
     context.streamed().begin(&progress.system_id, progress.timeline, from);
     context.streamed().look(from.resume_lsn(), &snapshot);
-    let look = (look, progress.published.clone().unwrap_or_default());
+    let look = (look, published);
     let (probe, watch) = (sink.probe(), sink.watch());
     let delivery = Delivery::new(sink, dead_letters, lanes, progress, board.clone());
     let streaming = Streaming {

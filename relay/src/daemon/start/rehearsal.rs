@@ -178,7 +178,6 @@ async fn foresee(
     let nothing = || Progress::before_first_start(&config.postgres.slot);
     let progress = progress.clone().unwrap_or_else(nothing);
     let has_slot = !matches!(decision, Decision::Repair { replace: false, .. });
-    let gap = gap.as_deref().filter(|_| has_slot);
-    let needed = Needed { tables: readable, lower, gap };
+    let needed = Needed { tables: readable, lower, gap: gap.as_deref(), streams: has_slot };
     repair::foresee(config, session, needed, &progress).await
 }

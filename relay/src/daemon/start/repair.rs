@@ -20,6 +20,7 @@ use crate::{
         landmark::AnotherHistory,
         position::Position,
         progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
+        published::Published,
         record::{Batch, BatchLimits},
     },
     daemon::{
@@ -53,8 +54,10 @@ pub(super) struct Needed<'a> {
     pub(super) tables: &'a [Table],
     /// The snapshot of which everything was delivered; without one, all rows that are there.
     pub(super) lower: Option<&'a str>,
-    /// Why a slot that streams is replaced.
+    /// What the slot lacks.
     pub(super) gap: Option<&'a str>,
+    /// It streams, and is replaced.
+    pub(super) streams: bool,
 }
 
 /// Recreates the slot, and stores in `progress` what is to be read. Returns where the stream begins
@@ -66,12 +69,12 @@ pub(super) async fn begin(
     progress: &mut Progress,
     replace: bool,
 ) -> Result<Option<Position>, Ended> {
-    let Needed { tables, lower, gap } = needed;
+    let Needed { tables, lower, gap, .. } = needed;
     let (config, session) = (&context.config, connections.session);
     let name = &config.postgres.slot;
     recognise(config, session, tables, progress).await?;
     nothing_gone(config, session, needed, progress).await?;
-    match (progress.position, gap) {
+    match (progress.position, gap.filter(|_| needed.streams)) {
         (Some(_), Some(gap)) => tracing::warn!(
             slot = name,
             gap,
@@ -88,18 +91,16 @@ pub(super) async fn begin(
             tracing::info!(slot = name, "publishing the rows that are in the outbox tables")
         }
     }
-    // Were the relay to die between making the slot and storing where it begins, the next start
-    // would find a slot past its progress; this record says that it is of no use to anybody.
-    progress.repair = Some(RepairRecord::announced(lower.map(str::to_owned)));
+    progress.announce_repair(lower);
     store(&mut connections.sink, progress).await?;
     fault::point(Point::RepairAnnounced);
     if replace {
         slot::drop(name, &mut connections.replication).await?;
     }
     let (upper, published) = slot::make(context, connections).await?;
-    progress.published = Some(published);
-    progress.gap = None;
-    progress.not_sent.clear();
+    // Open transactions were waited for, and may have dropped a table with the rows that are to be read.
+    same_tables(progress, &published)?;
+    progress.replace_slot(published);
     // Asked after it is made: what its snapshot shows is there by now.
     if lower.is_none() && no_row(session, tables).await? {
         let from = Position::UpTo(upper.lsn);
@@ -119,15 +120,18 @@ pub(super) async fn begin(
         );
         return Err(Ended::retry(Cause::Postgres, "beginning a repair", error));
     }
-    progress.repair = Some(RepairRecord {
-        consistent_point: upper.lsn,
-        upper: upper.snapshot,
-        leaves: upper.leaves,
-        ..RepairRecord::announced(lower.map(str::to_owned))
-    });
+    progress.begin_repair(lower, upper);
     store(&mut connections.sink, progress).await?;
     fault::point(Point::RepairBegun);
     Ok(None)
+}
+
+/// The next start says what can be done about it.
+fn same_tables(progress: &Progress, published: &Published) -> Result<(), Ended> {
+    progress.another_table(published).map_or(Ok(()), |table| {
+        let error = anyhow::anyhow!("{table} is another table than when the repair was decided");
+        Err(Ended::retry(Cause::Postgres, READING, error))
+    })
 }
 
 /// What [`begin`] and [`run`] ask of the tables before they publish from them, for a rehearsal. `false` where the
@@ -164,38 +168,12 @@ pub(super) async fn foresee(
 async fn nothing_gone(
     config: &Config,
     session: &SqlSession,
-    Needed { tables, lower, gap }: Needed<'_>,
+    Needed { tables, lower, gap, streams }: Needed<'_>,
     progress: &Progress,
 ) -> Result<(), Ended> {
+    let slot = &config.postgres.slot;
     complete(config, session, tables, lower, progress).await?.map_err(|why| {
-        let from = progress
-            .position
-            .map_or_else(|| "the first event".into(), |at| at.resume_lsn().to_string());
-        let slot = &config.postgres.slot;
-        let until = match &progress.repair {
-            Some(begun) if begun.is_begun() => format!("{from} and {}", begun.consistent_point),
-            _ => format!("{from} and now"),
-        };
-        if let Some(gap) = gap {
-            return Ended::Halted(reconcile::lacking(slot, gap, progress, &why));
-        }
-        let of_first = lower.is_none() && progress.position.is_none();
-        let what = match of_first {
-            true => format!(
-                "the first start was cut short while it published the rows that were there when slot {slot} was \
-                 made, and some may be missing"
-            ),
-            false => format!(
-                "the events committed between {until} are to come from the tables, because slot {slot} was lost or \
-                 left out, or the broker has lost what it had confirmed, and some may be missing"
-            ),
-        };
-        Ended::Halted(Halt::new(
-            format!("{what}: {}", why.reason),
-            "to leave out what is not published, make a new slot and publish what is committed from \
-             then on, run `outbox-relay resume --at now`",
-        )
-        .unless(&why.remedy))
+        Ended::Halted(reconcile::incomplete(slot, (gap, streams), lower, progress, &why))
     })
 }
 
@@ -275,14 +253,11 @@ pub(in crate::daemon) async fn run(
     repairing: Repairing,
 ) -> Result<(), Ended> {
     let config = &context.config;
-    let Repairing { mut delivery, probe, tables, origin, charset } = repairing;
+    let Repairing { mut delivery, probe, look, tables, origin, charset } = repairing;
     let router = Router::repairing(context.parts.mapping.clone(), &origin);
     let work = async {
-        let mut under_way = delivery.progress().repair.clone().expect("it was begun");
-        let lower = under_way.lower.clone();
-        if let (Some(lower), Some(witness)) = (&mut under_way.lower, delivery.progress().witness) {
-            *lower = witness.cut(lower);
-        }
+        let lower = delivery.progress().repair.as_ref().and_then(|it| it.lower.clone());
+        let under_way = delivery.progress().repair_to_read().expect("it was begun");
         let feeds = feeds::connect(context, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;
@@ -290,10 +265,13 @@ pub(in crate::daemon) async fn run(
         // Asked again now that what is there can't go any more; of a first start it is asked from the moment on
         // at which its slot was made.
         reader.begun().await.map_err(unread)?;
+        let failed = |e| Ended::retry(Cause::Postgres, READING, e);
+        let (_, published) = look.at(session.client()).await.map_err(failed)?;
+        same_tables(delivery.progress(), &published)?;
         if lower.is_some() {
             recognise(config, session, &tables, delivery.progress()).await?;
         }
-        let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None };
+        let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None, streams: false };
         nothing_gone(config, session, needed, delivery.progress()).await?;
         pages(context, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {

@@ -19,9 +19,10 @@ use super::{held::Held, late};
 use crate::{
     causes,
     core::{
+        look::Before,
         lsn::Lsn,
         progress::{DepartedRecord, SnapshotRecord},
-        published::{Published, Since},
+        published::Published,
         streamed::Awaited,
     },
     daemon::{context::Context, locks, parked},
@@ -166,15 +167,6 @@ pub(in crate::daemon) struct Eyes {
     pub(in crate::daemon) awaited: watch::Sender<Lsn>,
 }
 
-/// What the look before has seen.
-pub(in crate::daemon) struct Before {
-    pub(in crate::daemon) published: Published,
-    /// As `pg_snapshot`.
-    pub(in crate::daemon) snapshot: String,
-    /// What it does not show was committed after this.
-    pub(in crate::daemon) lsn: Lsn,
-}
-
 /// Takes snapshots until told to stop, and looks at the publication. A snapshot that finds no room
 /// is dropped. Gives up before standbys do: after `leader.timeout` without an answer they may have
 /// deposed this relay.
@@ -220,10 +212,7 @@ pub(in crate::daemon) async fn run(
         unseen.passed();
         board.concern(LOOKS, None);
         board.server_wal_end(looked.wal_end);
-        let Seen { published, .. } = &looked.seen;
-        if let Since::Broken(why) = published.since(&before.published, false) {
-            return Err(ControlError::Republished(why));
-        }
+        before.compare(&looked.seen.published).map_err(ControlError::Republished)?;
         match attached(context, session, (&before, &departed), &looked.seen, &stamped).await {
             Ok(()) => skipped.passed(),
             // No snapshot counts until it was looked into: later ones would hide its rows.
@@ -233,16 +222,9 @@ pub(in crate::daemon) async fn run(
             }
             Err(error) => return Err(error),
         }
-        looked.seen.published.remember(&before.published);
-        let Seen { snapshot, published, .. } = &looked.seen;
-        let was = before.published.attached.iter().map(|(oid, _)| *oid);
-        DepartedRecord::note(&mut departed, was, (before.lsn, &before.snapshot), published);
+        let Seen { snapshot, published, .. } = &mut looked.seen;
         context.streamed().look(before.lsn, &snapshot.snapshot);
-        before = Before {
-            published: published.clone(),
-            snapshot: snapshot.snapshot.clone(),
-            lsn: snapshot.lsn,
-        };
+        before.pass(snapshot, published, &mut departed);
         if tail.is_to_be_flushed(&looked, board.records_delivered()) {
             // A transaction that changes nothing: its commit is flushed soon, with all before it.
             let flush = "select pg_catalog.pg_current_xact_id()";

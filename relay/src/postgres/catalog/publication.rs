@@ -62,6 +62,11 @@ const WAYS: &str = "), ways (root, own, way) as ( \
          'attached', \
          coalesce((select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array( \
              oid::int8, xmin::int8) order by oid) from below), '[]'), \
+         'unlogged', \
+         coalesce((select pg_catalog.jsonb_agg(c.relname order by c.relname) from pg_catalog.pg_class c \
+             where (c.relpersistence <> 'p' or c.relkind = 'f') and ( \
+                 c.oid in (select oid from tree t where t.oid = t.root) \
+                 or c.relkind <> 'p' and c.oid in (select oid from below))), '[]'), \
          'whole', \
          (select pg_catalog.substr(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to( \
              coalesce(pg_catalog.string_agg(pg_catalog.concat(oid, ':', xmin), ',' order by oid), ''), \

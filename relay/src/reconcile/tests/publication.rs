@@ -13,6 +13,7 @@ fn published(oid: u32, way: &str) -> Published {
         digests: None,
         whole: way.into(),
         attached: vec![],
+        unlogged: vec![],
     }
 }
 
@@ -71,7 +72,7 @@ fn a_publication_that_the_stream_found_missing_is_repaired() {
 fn a_changed_publication_halts_where_the_table_cannot_be_read_for_a_repair() {
     let unrepairable = Some(Halt::new("it has no column xid", "add one"));
     let unfit = Row { unrepairable, ..republished() };
-    unfit.halts(&["between 0/384 and 0/7D0", "no column xid", "add one", AT_PROGRESS, AT_NOW]);
+    unfit.halts(&["between 0/1F4 and 0/7D0", "no column xid", "add one", AT_PROGRESS, AT_NOW]);
     let bare = Progress { snapshots: vec![], ..republished().progress.expect("stored") };
     let bare = Row { progress: Some(bare), ..republished() };
     bare.halts(&["no stored snapshot", AT_PROGRESS, AT_NOW]);
@@ -79,6 +80,33 @@ fn a_changed_publication_halts_where_the_table_cannot_be_read_for_a_repair() {
     anew.halts(&["outbox.events is another table", AT_PROGRESS, AT_NOW]);
     let without_slot = Row { slot: None, ..anew };
     without_slot.halts(&["outbox.events is another table", AT_NOW]);
+}
+
+/// What the slot lacks may be committed before what it had, and what the newest snapshot does not show before its place.
+#[test]
+fn an_interval_begins_before_all_that_may_be_missing() {
+    let unrepairable = || Some(Halt::new("it has no column xid", "add one"));
+    let between = |row: Row| row.halts(&["between 0/1F4 and 0/7D0"]);
+    between(Row { unrepairable: unrepairable(), ..republished() });
+    between(Row { unrepairable: unrepairable(), slot: None, ..republished() });
+    let announced = RepairRecord::announced(Some("900:900:".into()));
+    let announced = Progress { repair: Some(announced), ..progress(1000) };
+    let cut_short = Row { progress: Some(announced), slot: None, ..row() };
+    between(Row { unrepairable: unrepairable(), ..cut_short });
+    let lost = Row { unrepairable: unrepairable(), slot: None, ..row() };
+    lost.halts(&["between 0/3E8 and 0/7D0"]);
+    let why = Halt::new("rows were deleted", "restore them");
+    let of = |gap, streams, stored: &Progress| {
+        incomplete("outbox", (gap, streams), Some("900:900:"), stored, &why).reason
+    };
+    for (gap, streams) in [(Some("it was dropped"), true), (Some("it was dropped"), false)] {
+        let reason = of(gap, streams, &progress(1000));
+        assert!(reason.contains("between 0/1F4 and now"), "{reason}");
+    }
+    let reason = of(None, false, &progress(1000));
+    assert!(reason.contains("between 0/3E8 and now"), "{reason}");
+    let alone = Progress { snapshots: progress(1000).snapshots[1..].to_vec(), ..progress(1000) };
+    assert_eq!(alone.unshown_since(), Some(Lsn::new(500)), "it may be a slot's own");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::core::{
     lsn::Lsn,
     position::{Position, RowPosition},
     progress::Progress,
+    published::Published,
 };
 
 /// What was decided.
@@ -29,14 +30,22 @@ pub(crate) enum Decision {
     Skip(RowPosition),
 }
 
+/// What is there when it is decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Here<'a> {
+    pub(crate) slot_name: &'a str,
+    pub(crate) identity: &'a SystemIdentity,
+    /// How the tables are published.
+    pub(crate) published: Published,
+    pub(crate) now: SystemTime,
+}
+
 /// The progress that says what was decided.
-pub(super) fn decided(
+pub(crate) fn decided(
     stored: Option<Progress>,
     decision: Decision,
     position: Option<Position>,
-    slot_name: &str,
-    identity: &SystemIdentity,
-    now: SystemTime,
+    Here { slot_name, identity, published, now }: Here<'_>,
 ) -> Progress {
     let steps_back = may_step_back(stored.as_ref(), decision, identity);
     let mut next = stored.unwrap_or_else(|| Progress::before_first_start(slot_name));
@@ -55,7 +64,11 @@ pub(super) fn decided(
     if !matches!(decision, Decision::Skip(_)) {
         next.witness = None;
         next.repair = None;
-        next.published = None; // As it is by now.
+        // What only the slot has of a former table is not in this one, whatever the snapshots show.
+        if next.another_table(&published).is_some() {
+            next.snapshots.clear();
+        }
+        next.published = Some(published); // What is changed from now on counts.
         next.gap = None;
         next.not_sent.clear();
         next.rolled_back = None;
@@ -92,7 +105,7 @@ fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &Syste
 
 /// Inside a transaction places count what was sent of it, which may be something else by now: its
 /// events come again from its first.
-pub(super) fn between(position: Position) -> Position {
+pub(crate) fn between(position: Position) -> Position {
     Position::UpTo(position.resume_lsn())
 }
 
@@ -118,6 +131,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::core::{leaves::Leaves, progress::SnapshotRecord, published::PublishedTable};
+
+    fn at_place(identity: &SystemIdentity, now: SystemTime) -> Here<'_> {
+        let published = Published { publication: "1:90".into(), ..Published::default() };
+        Here { slot_name: "s", identity, published, now }
+    }
 
     fn row(commit: u64, ordinal: u64) -> RowPosition {
         RowPosition { commit: Lsn::new(commit), ordinal }
@@ -146,7 +165,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(99);
         let era = |stored: Option<&Progress>, decision, identity: &SystemIdentity| {
             let at = Some(Position::UpTo(Lsn::new(900)));
-            decided(stored.cloned(), decision, at, "s", identity, now).era
+            decided(stored.cloned(), decision, at, at_place(identity, now)).era
         };
         for (decision, stored, identity, expected) in [
             (Decision::AtSlot, Some(&stored), &here, 0),
@@ -167,6 +186,36 @@ mod tests {
         assert_eq!(era(Some(&grown), Decision::AtSlot, &here), 99, "its WAL has grown since");
         let later = Progress { era: 200, ..stored };
         assert_eq!(era(Some(&later), Decision::AtNow, &here), 201);
+    }
+
+    #[test]
+    fn what_only_the_slot_has_is_not_to_be_read_from_another_table() {
+        let snapshot = SnapshotRecord {
+            lsn: Lsn::new(900),
+            taken_ms: 0,
+            snapshot: "9:9:".into(),
+            leaves: Leaves::default(),
+        };
+        let table = |oid| {
+            let table = PublishedTable { oid, own: vec![], above: vec![], stamp: None };
+            let tables = [("o.e".to_owned(), table)].into();
+            Published { tables, publication: "1:90".into(), ..Published::default() }
+        };
+        let stored = Progress {
+            position: Some(Position::UpTo(Lsn::new(1000))),
+            snapshots: vec![snapshot],
+            published: Some(table(5)),
+            ..Progress::before_first_start("s")
+        };
+        let flush_lsn = Lsn::new(1500);
+        let identity = SystemIdentity { system_id: String::new(), timeline: 0, flush_lsn };
+        let next = |oid| {
+            let here = at_place(&identity, SystemTime::UNIX_EPOCH);
+            let here = Here { published: table(oid), ..here };
+            decided(Some(stored.clone()), Decision::AtProgress, stored.position, here)
+        };
+        assert_eq!((next(5).snapshots.len(), next(6).snapshots.len()), (1, 0));
+        assert_eq!(next(6).published, Some(table(6)), "a change from now on is seen");
     }
 
     #[test]
