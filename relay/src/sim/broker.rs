@@ -1,50 +1,41 @@
 //! The broker: one transaction at a time, epochs, commits whose answer may be lost; or one that stores each
 //! record by itself, and may refuse one and store the next.
 
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, ops::Range};
 
 use bytes::Bytes;
-use rand::Rng as _;
 
-use super::world::{Mutant, Shared, World, look, turns};
+use super::world::{Mutant, Sent, World};
 use crate::{
     core::{
-        position::{Position, RowPosition},
+        header,
+        position::Position,
         progress::Progress,
-        record::{Batch, BatchLimits, Record},
+        record::{Batch, Record},
     },
-    sink::{
-        ProgressStore, Publisher, Receipt, RefusedRecord, Rest, SinkError, Stored, StoredProgress,
-        lane_order::LaneOrder,
-    },
+    sink::{RefusedRecord, SinkError},
 };
 
 #[derive(Debug, Default)]
 pub(super) struct Broker {
-    epoch: u64,
-    open: Option<Transaction>,
-    transactions: u64,
-    committed: BTreeSet<u64>,
+    pub(super) epoch: u64,
+    pub(super) open: Option<Transaction>,
+    pub(super) transactions: u64,
+    pub(super) committed: BTreeSet<u64>,
     /// As the progress topic's newest record has it.
-    progress: Option<Bytes>,
+    pub(super) progress: Option<Bytes>,
     /// Its position.
     pub(super) position: Option<Position>,
 }
 
 #[derive(Debug)]
-struct Transaction {
-    id: u64,
-    epoch: u64,
-    records: Vec<(usize, RowPosition)>,
-    progress: Bytes,
+pub(super) struct Transaction {
+    pub(super) id: u64,
+    pub(super) epoch: u64,
+    pub(super) records: Vec<Sent>,
+    pub(super) progress: Bytes,
     /// Its commit is on the way.
-    asked: bool,
+    pub(super) asked: bool,
 }
 
 impl Broker {
@@ -67,13 +58,13 @@ impl World {
     pub(super) fn commit_arrives(&mut self) {
         let Some(open) = self.broker.open.take_if(|open| open.asked) else { return };
         self.broker.committed.insert(open.id);
-        for (id, position) in open.records {
-            self.consumed(id, position);
+        for sent in open.records {
+            self.consumed(sent);
         }
         self.store_progress(open.progress);
     }
 
-    fn store_progress(&mut self, mut bytes: Bytes) {
+    pub(super) fn store_progress(&mut self, mut bytes: Bytes) {
         let mut progress = Progress::decode(&bytes).unwrap();
         if self.is(Mutant::ForgetsReleases) {
             progress.releases.clear();
@@ -84,7 +75,7 @@ impl World {
         self.progressed(&progress);
     }
 
-    fn may_write(&self, epoch: u64) -> Result<(), SinkError> {
+    pub(super) fn may_write(&self, epoch: u64) -> Result<(), SinkError> {
         if epoch == self.broker.epoch || self.is(Mutant::FencesNobody) {
             return Ok(());
         }
@@ -92,7 +83,11 @@ impl World {
     }
 
     /// The records of the range that are refused. Of lane 0 the broker's client knows in advance.
-    fn refusals(&self, batch: &Batch, range: &Range<usize>) -> (Vec<RefusedRecord>, Vec<usize>) {
+    pub(super) fn refusals(
+        &self,
+        batch: &Batch,
+        range: &Range<usize>,
+    ) -> (Vec<RefusedRecord>, Vec<usize>) {
         let bad = |index: &usize| self.events[id(&batch.get(*index).unwrap())].bad;
         let bad: Vec<usize> = range.clone().filter(bad).collect();
         let known = |index: &usize| self.events[id(&batch.get(*index).unwrap())].lane == Some(0);
@@ -100,7 +95,7 @@ impl World {
     }
 }
 
-fn refused(index: usize, certain: bool) -> RefusedRecord {
+pub(super) fn refused(index: usize, certain: bool) -> RefusedRecord {
     RefusedRecord { index, reason: "too_large", error: "scripted".into(), certain }
 }
 
@@ -110,277 +105,8 @@ pub(super) fn id(record: &Record<'_>) -> usize {
     usize::from_str_radix(&id[24..], 16).unwrap()
 }
 
-/// A producer.
-pub(super) struct SimSink {
-    world: Shared,
-    epoch: u64,
-    /// Of the database, which is the fence where that keeps progress.
-    session: u64,
-}
-
-/// What is sent and not confirmed. Whoever sent it may end: any part of it arrives all the same.
-struct UnderWay {
-    world: Shared,
-    /// Index in the batch, id and position.
-    sent: Vec<(usize, usize, RowPosition)>,
-    /// Ids of those that the broker refuses.
-    refused: BTreeSet<usize>,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let world = &mut *look(&self.world);
-        for (_, id, position) in self.sent.drain(..) {
-            if !self.refused.contains(&id) && world.once_in(2) {
-                world.consumed(id, position);
-            }
-        }
-    }
-}
-
-fn unavailable() -> SinkError {
-    SinkError::Unavailable { doing: "scripted".into(), source: "scripted".into() }
-}
-
-impl SimSink {
-    pub(super) fn new(world: &Shared, session: u64) -> Self {
-        SimSink { world: Arc::clone(world), epoch: 0, session }
-    }
-
-    fn may_fail(&self, times: u32) -> Result<(), SinkError> {
-        if look(&self.world).fails_once_in(times) { Err(unavailable()) } else { Ok(()) }
-    }
-
-    async fn deliver_transaction(
-        &self,
-        batch: &Batch,
-        range: Range<usize>,
-        progress: Bytes,
-    ) -> Result<Stored, SinkError> {
-        let transaction = {
-            let world = &mut *look(&self.world);
-            world.may_write(self.epoch)?;
-            world.broker.transactions += 1;
-            let (id, epoch) = (world.broker.transactions, self.epoch);
-            world.broker.open =
-                Some(Transaction { id, epoch, records: Vec::new(), progress, asked: false });
-            id
-        };
-        turns(&self.world).await;
-        let refusals = {
-            let world = &mut *look(&self.world);
-            world.may_write(self.epoch)?;
-            let drop = usize::from(world.is(Mutant::DropsTheLast) && range.len() > 1);
-            let sent = batch.iter().take(range.end - drop).skip(range.start);
-            let sent = sent.map(|record| (id(&record), record.position)).collect();
-            let (certain, bad) = world.refusals(batch, &range);
-            let open = world.broker.open.as_mut().filter(|open| open.id == transaction);
-            open.ok_or_else(unavailable)?.records = sent;
-            match (certain.is_empty(), bad.is_empty()) {
-                (false, _) => certain,
-                (true, true) => Vec::new(),
-                // The wire's batch is refused as a whole.
-                (true, false) => range.clone().map(|index| refused(index, false)).collect(),
-            }
-        };
-        self.may_fail(60)?;
-        turns(&self.world).await;
-        {
-            let world = &mut *look(&self.world);
-            world.may_write(self.epoch)?;
-            if !refusals.is_empty() {
-                world.broker.open = None;
-                return Err(SinkError::Refused { records: refusals, rest: Rest::NotStored });
-            }
-            let open = world.broker.open.as_mut().filter(|open| open.id == transaction);
-            open.ok_or_else(unavailable)?.asked = true;
-            if world.is(Mutant::StoredTooEarly) {
-                return Ok(Stored::scripted());
-            }
-        }
-        turns(&self.world).await;
-        self.may_fail(40)?; // The commit may arrive all the same.
-        {
-            let world = &mut *look(&self.world);
-            if world.broker.open.as_ref().is_some_and(|open| open.id == transaction) {
-                world.commit_arrives();
-            } else if !world.broker.committed.contains(&transaction) {
-                return Err(SinkError::Fenced("aborted by a newer epoch".into()));
-            }
-        }
-        turns(&self.world).await;
-        self.may_fail(60)?; // The answer is lost.
-        Ok(Stored::scripted())
-    }
-
-    async fn deliver_plain(&self, batch: &Batch, range: Range<usize>) -> Result<(), SinkError> {
-        let (certain, bad) = look(&self.world).refusals(batch, &range);
-        if !certain.is_empty() {
-            return Err(SinkError::Refused { records: certain, rest: Rest::NotStored });
-        }
-        // What follows a refused record in its lane may be stored before it is parked.
-        for index in &bad {
-            let id = id(&batch.get(*index).unwrap());
-            look(&self.world).events[id].refused = true;
-        }
-        for index in range {
-            let record = batch.get(index).unwrap();
-            if !bad.contains(&index) {
-                look(&self.world).consumed(id(&record), record.position);
-            }
-            self.may_fail(80)?;
-            turns(&self.world).await;
-        }
-        if !bad.is_empty() {
-            let records = bad.into_iter().map(|index| refused(index, false)).collect();
-            return Err(SinkError::Refused { records, rest: Rest::Stored });
-        }
-        Ok(())
-    }
-
-    /// To a broker that stores each record by itself.
-    async fn deliver_by_lane(&self, batch: &Batch, range: Range<usize>) -> Result<(), SinkError> {
-        let (certain, bad) = look(&self.world).refusals(batch, &range);
-        if !certain.is_empty() {
-            return Err(SinkError::Refused { records: certain, rest: Rest::NotSent });
-        }
-        let many = look(&self.world).is(Mutant::SendsManyOfALane);
-        let mut order = LaneOrder::new(batch, range, many);
-        let refused_ids = bad.iter().map(|index| id(&batch.get(*index).unwrap())).collect();
-        let mut under_way =
-            UnderWay { world: Arc::clone(&self.world), sent: Vec::new(), refused: refused_ids };
-        let mut records = Vec::new();
-        loop {
-            while let Some(index) = order.take() {
-                let record = batch.get(index).unwrap();
-                under_way.sent.push((index, id(&record), record.position));
-            }
-            let Some(last) = under_way.sent.len().checked_sub(1) else { break };
-            let pick = look(&self.world).random.random_range(0..=last);
-            let (index, id, position) = under_way.sent.swap_remove(pick);
-            if bad.contains(&index) {
-                records.push(refused(index, true));
-            } else if look(&self.world).fails_once_in(20) {
-                order.again(index);
-            } else {
-                look(&self.world).consumed(id, position);
-                order.stored(index);
-            }
-            self.may_fail(80)?;
-            turns(&self.world).await;
-        }
-        if records.is_empty() {
-            return Ok(());
-        }
-        records.sort_by_key(|record| record.index);
-        Err(SinkError::Refused { records, rest: Rest::StoredButFollowers })
-    }
-
-    async fn store_alone(&self, progress: Bytes) -> Result<Stored, SinkError> {
-        {
-            let world = &mut *look(&self.world);
-            if world.apart && !world.is(Mutant::StoresUnheld) {
-                world.leads(self.session).map_err(|_| unavailable())?;
-            }
-            world.store_progress(progress);
-        }
-        turns(&self.world).await;
-        self.may_fail(40)?;
-        Ok(Stored::scripted())
-    }
-}
-
-impl ProgressStore for SimSink {
-    async fn peek(&mut self) -> Result<StoredProgress, SinkError> {
-        turns(&self.world).await;
-        Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
-    }
-
-    async fn fence(&mut self) -> Result<(), SinkError> {
-        turns(&self.world).await;
-        if look(&self.world).apart {
-            return Ok(());
-        }
-        {
-            let world = &mut *look(&self.world);
-            // A commit that the coordinator has begun is finished, any other is aborted.
-            if world.once_in(2) {
-                world.commit_arrives();
-            }
-            world.broker.epoch += 1;
-            self.epoch = world.broker.epoch;
-            let fences = |open: &mut Transaction| open.epoch < self.epoch;
-            if !world.is(Mutant::FencesNobody) {
-                world.broker.open.take_if(fences);
-            }
-        }
-        turns(&self.world).await;
-        self.may_fail(60)
-    }
-
-    async fn read(&mut self) -> Result<StoredProgress, SinkError> {
-        turns(&self.world).await;
-        self.may_fail(60)?;
-        Ok(StoredProgress::of_own(look(&self.world).broker.progress.clone()))
-    }
-
-    async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
-        turns(&self.world).await;
-        let exactly_once = look(&self.world).exactly_once;
-        if exactly_once {
-            let nothing = Batch::new(BatchLimits { records_max: 1, bytes_max: 1 });
-            return self.deliver_transaction(&nothing, 0..0, progress).await;
-        }
-        self.store_alone(progress).await
-    }
-}
-
-impl Publisher for SimSink {
-    fn delivery_limit(&self) -> Option<Duration> {
-        None
-    }
-
-    fn is_apart(&self) -> bool {
-        !look(&self.world).exactly_once
-    }
-
-    fn publish(
-        &mut self,
-        batch: &Arc<Batch>,
-        range: Range<usize>,
-        progress: Option<Bytes>,
-    ) -> impl Future<Output = Result<Receipt, SinkError>> + Send {
-        let batch = Arc::clone(batch);
-        let sink: &Self = self;
-        async move {
-            turns(&sink.world).await;
-            let (exactly_once, apart, by_lane) = {
-                let world = look(&sink.world);
-                let apart = world.apart && !world.is(Mutant::StoredTooEarly);
-                (world.exactly_once, apart, world.by_lane)
-            };
-            let delivered = if exactly_once {
-                let progress = progress.expect("a transaction has its progress");
-                sink.deliver_transaction(&batch, range, progress).await.map(Some)
-            } else {
-                let delivered = match by_lane {
-                    true => sink.deliver_by_lane(&batch, range).await,
-                    false => sink.deliver_plain(&batch, range).await,
-                };
-                match (delivered, progress.filter(|_| !apart)) {
-                    (Err(error), _) => Err(error),
-                    (Ok(()), None) => Ok(None),
-                    (Ok(()), Some(progress)) => sink.store_alone(progress).await.map(Some),
-                }
-            };
-            // The caller reuses the batch once it has the answer.
-            drop(batch);
-            Ok(Receipt { restamped: 0, progress: delivered? })
-        }
-    }
-
-    async fn wait_until(&self, _at: Instant) {
-        turns(&self.world).await;
-        turns(&self.world).await;
-    }
+/// As the consumer sees it.
+pub(super) fn sent(record: &Record<'_>) -> Sent {
+    let repaired = record.headers().any(|(name, _)| name == header::REPAIRED);
+    Sent { id: id(record), position: record.position, repaired }
 }

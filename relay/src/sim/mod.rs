@@ -1,17 +1,27 @@
 //! The relay in a simulated world: one thread, one seed, faults at every await.
 //!
 //! Real: the decoder, the intake and its router, the hand-over, the pipeline, parking, the progress
-//! record, reconciliation. Scripted: the server, its WAL and its stream (`server`, `source`), the broker (`broker`), the
-//! table of dead letters and its operator (`table`, `row`, `operator`), and the order in which everything takes its
-//! turn. What must hold is looked at with every change of the world (`world`), and what must be
+//! record, reconciliation; what the publication's state means (`table_fit`, `core::published`, `core::look`), what a start
+//! and a repair write into progress, the repair's pages, the halts' texts, and the progress that `resume` stores.
+//!
+//! Scripted: the server, its WAL, its slot and its stream (`server`, `source`), its catalogs (`catalog`), the broker and
+//! the relay's client of it (`broker`, `sink`), the table of dead letters and its operator (`table`, `row`,
+//! `operator`), what SQL answers of the outbox table (which rows a repair reads, whether some were deleted), and the order of
+//! the steps, which follows `daemon` (`start`, `repair`, `relay`). That order is written twice: a step that only `daemon`
+//! leaves out is not noticed here. What a thawed relay may still do to a slot, partitions, and a table's renaming are left
+//! out. What must hold is looked at with every change of the world (`world`), and what must be
 //! reached at the end. A failure names its seed; [`Mutant`]s show that it can fail.
 
 mod broker;
+mod catalog;
 mod operator;
 mod relay;
+mod repair;
 mod row;
 mod server;
+mod sink;
 mod source;
+mod start;
 mod table;
 mod world;
 

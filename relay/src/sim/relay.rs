@@ -11,35 +11,32 @@ use rand::Rng;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    broker::SimSink,
+    catalog,
+    repair::limits,
+    sink::SimSink,
     source::Source,
+    start::{Ended, Next, SLOT, SYSTEM, Start},
     table::SimTable,
-    world::{Mutant, Shared, look, turns},
+    world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
     core::{
-        identity::SystemIdentity,
         landmark::Recognition,
         position::{Confirmable, Position, RowPosition},
         progress::Progress,
-        record::BatchLimits,
     },
     dead_letter::DeadLetters,
     pipeline::{Pipeline, PipelineError, delivery::Delivery, intake::RouteIntake},
-    postgres::catalog::slot::SlotState,
-    reconcile::{self, Decision, Facts, Reconciled},
-    route::{Columns, Format, HeaderStyle, Origin, Preset, Router, Settings},
+    route::{Format, Origin, Router, TableName},
     sink::ProgressStore as _,
     source::{decoder::Decoder, handover::handover},
     state::Board,
 };
 
-const SLOT: &str = "outbox_sim";
-const SYSTEM: &str = "7312345678901234567";
 /// After so many turns without a fault everything has come to its end, or never will.
 const TURNS_MAX: u32 = 30_000;
 
-type Life = Pin<Box<dyn Future<Output = Result<(), String>>>>;
+type Life = Pin<Box<dyn Future<Output = Result<(), Ended>>>>;
 
 /// Gives turns until everything has come to its end.
 ///
@@ -51,13 +48,15 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
         first.system_id = SYSTEM.into();
         first.timeline = 1;
         let world = &mut *look(world);
-        first.position = Some(Position::UpTo(world.server.end()));
+        let (snapshot, published) = world.make_slot();
+        first.begin_slot(snapshot, published);
         world.first_progress(&first);
         (world.random.random_range(4..20), world.random.random_range(100..2_000))
     };
     let mut life: Option<(u64, Life)> = None;
     let mut frozen: Vec<Life> = Vec::new();
     let mut turns_left = TURNS_MAX;
+    let mut unpublished_once = false;
     loop {
         let mut ends = false;
         let mut freezes = false;
@@ -85,10 +84,19 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
                     }
                     _ => {}
                 }
+                if world.meddled {
+                    match world.random.random_range(0..400) {
+                        0..8 => world.alter(),
+                        8..16 => world.put_back(false),
+                        16 => world.delete(),
+                        _ => {}
+                    }
+                }
                 faulty_turns -= 1;
                 if faulty_turns == 0 {
                     world.faults = false;
                     world.fix(true);
+                    world.put_back(false);
                 }
             } else {
                 if frozen.is_empty() && writes == 0 && world.once_in(50) {
@@ -116,6 +124,12 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
         {
             look(world).ends_session();
             look(world).tell(|| format!("the relay {}", if freezes { "freezes" } else { "dies" }));
+            if ends {
+                unpublished_once = false; // Another process.
+                if look(world).meddled && look(world).once_in(16) {
+                    look(world).drop_slot();
+                }
+            }
             if ends && look(world).once_in(4) {
                 look(world).lose_announcements();
                 if look(world).once_in(2) {
@@ -135,21 +149,29 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
         }
         let (_, current) = life.get_or_insert_with(|| {
             let session = look(world).begins_session();
-            (session, Box::pin(live(Arc::clone(world), board.clone(), session)))
+            let life = live(Arc::clone(world), board.clone(), session, unpublished_once);
+            (session, Box::pin(life))
         });
         if let Poll::Ready(ended) = poll(current) {
-            look(world).tell(|| format!("the relay starts again: {ended:?}"));
             life = None;
-            look(world).ends_session();
+            let world = &mut *look(world);
+            world.tell(|| format!("the relay starts again: {ended:?}"));
+            world.ends_session();
+            match ended {
+                Ok(()) => unpublished_once = false,
+                Err(Ended::Unpublished) => unpublished_once = true,
+                Err(Ended::Halted(halt)) if world.once_in(3) => world.obey(&halt),
+                Err(Ended::Halted(_) | Ended::Retry(_)) => {}
+            }
         }
     }
 }
 
-fn poll(life: &mut Life) -> Poll<Result<(), String>> {
+fn poll(life: &mut Life) -> Poll<Result<(), Ended>> {
     life.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
-impl super::world::World {
+impl World {
     fn begins_session(&mut self) -> u64 {
         self.server.sessions += 1;
         self.server.leader = Some(self.server.sessions);
@@ -162,17 +184,22 @@ impl super::world::World {
     }
 }
 
-/// One life: `daemon::start`'s order, then the stream, until something ends it.
-async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
+/// One life: `daemon::start`'s order, then the stream or a repair, until something ends it.
+async fn live(
+    world: Shared,
+    board: Board,
+    session: u64,
+    unpublished_once: bool,
+) -> Result<(), Ended> {
     let mut sink = SimSink::new(&world, session);
-    let glance = sink.peek().await.map_err(|error| error.to_string())?;
-    sink.fence().await.map_err(|error| error.to_string())?;
-    let mut stored = sink.read().await.map_err(|error| error.to_string())?;
+    let glance = sink.peek().await?;
+    sink.fence().await?;
+    let mut stored = sink.read().await?;
     if look(&world).is(Mutant::ReadsBeforeFence) {
         stored = glance;
     }
     let mut progress = Progress::decode(&stored.own.expect("the first start stored some")).unwrap();
-    let mut table = SimTable { world: Arc::clone(&world), session };
+    let mut table = SimTable::new(&world, session);
     for release in progress.releases.iter().filter(|release| release.complete) {
         table.finish(release).await.map_err(|error| error.to_string())?;
     }
@@ -180,40 +207,48 @@ async fn live(world: Shared, board: Board, session: u64) -> Result<(), String> {
         .releases
         .retain(|release| !release.complete && look(&world).table.is_under_way(&release.id));
     turns(&world).await;
-    let from = decide(&world, session, &progress)?;
-    turns(&world).await;
     let lanes = {
         let world = &mut *look(&world);
         let max = if world.random.random_range(0..2) == 0 { 1 } else { 1_000 };
-        world.table.lanes(from, max, world.mutant)
+        world.table.lanes(progress.position, max, world.mutant)
     };
-    progress.position = Some(from);
+    let start = Start { world: &world, session, unpublished_once };
+    let next = start.decide(&mut sink, &mut progress).await?;
+    turns(&world).await;
+    let origin = Origin { system_id: SYSTEM.into(), timeline: 1, era: progress.era };
+    let (from, before, stamped) = match next {
+        Next::Stream { from, before, stamped } => (from, before, stamped),
+        Next::Repair => {
+            look(&world).tell(|| format!("session {session} repairs"));
+            let delivery = Delivery::new(sink, table, lanes, progress, board);
+            return start.repairs(delivery, &origin).await;
+        }
+    };
     look(&world).tell(|| format!("session {session} starts from {from}"));
     turns(&world).await;
     look(&world).leads(session)?;
     look(&world).announce_again();
     turns(&world).await;
 
-    let limits = {
-        let world = &mut *look(&world);
-        BatchLimits { records_max: world.random.random_range(1..8), bytes_max: 1 << 20 }
-    };
+    let limits = limits(&world);
     let (giver, taker) = handover(limits);
     let (confirmed_tx, confirmed_rx) = watch::channel(Confirmable::stored(from));
     let (seen_tx, seen_rx) = mpsc::channel(2);
     let known = progress.landmark;
-    let recognition = Recognition::new(known, from, look(&world).server.confirmed);
+    let confirmed = look(&world).server.confirmed;
+    if look(&world).server.slot.is_none() || confirmed > from.resume_lsn() {
+        return Err(Ended::Retry("the slot was moved meanwhile".into()));
+    }
+    let recognition = Recognition::new(known, from, confirmed);
     let delivered = believed(look(&world).mutant, from);
-    let intake = RouteIntake::new(router(look(&world).mutant), delivered, "sim", board.clone());
+    let router = router(look(&world).mutant, &origin, stamped);
+    let intake = RouteIntake::new(router, delivered, "sim", board.clone());
     let decoder = Decoder::new(giver, intake, recognition, 1 << 20);
     let delivery = Delivery::new(sink, table, lanes, progress, board);
     let pipeline = Pipeline::new(taker, delivery, seen_rx, confirmed_tx, limits);
-    let mut source =
-        pin!(Source { world: &world, session, start: Recognition::start(known, from) }.run(
-            decoder,
-            confirmed_rx,
-            seen_tx
-        ));
+    let start = Recognition::start(known, from);
+    let source = Source { world: &world, session, start, before, looked: None };
+    let mut source = pin!(source.run(decoder, confirmed_rx, seen_tx));
     let mut pipeline = pin!(pipeline.run());
     let (mut source_ended, mut pipeline_ended) = (None, None);
     poll_fn(|context| {
@@ -250,71 +285,10 @@ fn believed(mutant: Option<Mutant>, from: Position) -> Position {
     }
 }
 
-fn decide(world: &Shared, session: u64, progress: &Progress) -> Result<Position, String> {
-    let world = &mut *look(world);
-    world.leads(session)?;
-    let slot = SlotState {
-        plugin: Some("pgoutput".into()),
-        slot_type: "logical".into(),
-        database: Some("app".into()),
-        active: false,
-        active_pid: None,
-        restart_lsn: Some(world.server.confirmed),
-        confirmed_flush_lsn: Some(world.server.confirmed),
-        wal_status: Some("reserved".into()),
-        safe_wal_size: None,
-        two_phase: false,
-        conflicting: None,
-        invalidation_reason: None,
-        failover: None,
-    };
-    let identity =
-        SystemIdentity { system_id: SYSTEM.into(), timeline: 1, flush_lsn: world.server.end() };
-    let reconciled = reconcile::reconcile(&Facts {
-        progress: Some(progress),
-        slot: Some(&slot),
-        has_delivered: true,
-        ..Facts::new("sim", SLOT, "app", &identity)
-    });
-    match reconciled {
-        Ok(Reconciled { decision: Decision::Stream { from }, .. }) => Ok(from),
-        other => {
-            world.violated(format!("nobody moved the slot, and a start says {other:?}"));
-            Err("halted".into())
-        }
-    }
-}
-
-fn router(mutant: Option<Mutant>) -> Router {
-    let settings = Settings {
-        relay_name: "sim".into(),
-        tables: vec!["outbox.events".into()],
-        preset: Preset::Default,
-        columns: Columns {
-            key: Some("key".into()),
-            headers: Some("headers".into()),
-            ..Columns::default()
-        },
-        topic: None,
-        header_style: HeaderStyle::Outbox,
-        header_columns: vec![],
-        former_columns: vec![],
-        record_bytes_max: 1 << 20,
-    };
-    let origin = Origin { system_id: SYSTEM.into(), timeline: 1, era: 0 };
-    let mapping = settings.validate().unwrap();
+fn router(mutant: Option<Mutant>, origin: &Origin, stamped: Vec<TableName>) -> Router {
     let stamped = match mutant {
         Some(Mutant::PublishesMoved) => vec![],
-        _ => mapping.tables().to_vec(),
+        _ => stamped,
     };
-    Router::new(mapping, &origin, Format::Text).with_stamped(stamped)
-}
-
-impl super::world::World {
-    pub(super) fn leads(&self, session: u64) -> Result<(), String> {
-        if self.server.leader == Some(session) {
-            return Ok(());
-        }
-        Err("the session is lost".into())
-    }
+    Router::new(catalog::mapping(), origin, Format::Text).with_stamped(stamped)
 }

@@ -15,11 +15,15 @@ pub(super) enum State {
 
 #[derive(Clone, Debug)]
 pub(super) struct Row {
+    /// Given to one after the other.
+    pub(super) number: usize,
     pub(super) id: usize,
     pub(super) at: (Lsn, u64),
     pub(super) lane: Option<Lane>,
     pub(super) key: Option<Vec<u8>>,
     pub(super) fit: bool,
+    /// It says that it may have come before.
+    pub(super) repaired: bool,
     pub(super) state: State,
     pub(super) release: Option<String>,
     pub(super) place: Option<u64>,

@@ -1,22 +1,31 @@
-//! The server: its WAL, what it sends of it, and the clients that write it.
+//! The server: its WAL, what it sends of it, its slot, and the clients that write it.
 
 use rand::Rng;
 
-use super::world::{Event, World};
+use super::{
+    catalog::COLUMNS,
+    world::{Event, World},
+};
 use crate::{
     core::{
+        leaves::Leaves,
         lsn::Lsn,
         position::RowPosition,
+        progress::SnapshotRecord,
+        published::Published,
         row::{Column, Relation, Value},
     },
     dead_letter::Message,
     source::pgoutput::encode,
 };
 
-const TABLE: u32 = 7;
 const LANES: usize = 4;
 /// Milliseconds between two transactions, for the clock.
 const TICK_US: i64 = 50_000;
+/// When the first event was created, in microseconds since the Unix epoch: 2026-11-24 00:00.
+const EPOCH_US: i64 = 1_795_478_400_000_000;
+/// WAL records begin at multiples of it.
+const ALIGNMENT: u64 = 8;
 
 /// A committed transaction.
 #[derive(Debug)]
@@ -27,12 +36,18 @@ pub(super) struct Transaction {
     pub(super) end: Lsn,
     /// Begin, rows and messages, Commit, each as the plugin's message.
     pub(super) messages: Vec<Vec<u8>>,
+    /// The table that its rows are in.
+    pub(super) table: u32,
+    /// There was no publication when it was written: before PostgreSQL 18 the stream ends here.
+    pub(super) is_end: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) wal: Vec<Transaction>,
     pub(super) confirmed: Lsn,
+    /// Where the slot's stream begins; `None` where there is no slot.
+    pub(super) slot: Option<Lsn>,
     /// The session that holds the leader's lock.
     pub(super) leader: Option<u64>,
     pub(super) sessions: u64,
@@ -47,6 +62,7 @@ impl Server {
         Server {
             wal: Vec::new(),
             confirmed: first,
+            slot: Some(first),
             leader: None,
             sessions: 0,
             announcements: Vec::new(),
@@ -63,29 +79,33 @@ impl Server {
         let start = from.max(self.confirmed);
         self.wal.partition_point(|transaction| transaction.commit < start)
     }
+
+    /// `pg_current_snapshot()`: here transactions commit in the order of their ids.
+    pub(super) fn snapshot(&self) -> String {
+        let next = self.next_xid();
+        format!("{next}:{next}:")
+    }
+
+    /// The transaction that is written next.
+    pub(super) fn next_xid(&self) -> u64 {
+        self.wal.len() as u64 + 770
+    }
+
+    /// The database's clock, in milliseconds since the Unix epoch.
+    pub(super) fn now_ms(&self) -> i64 {
+        i64::try_from(self.wal.len()).unwrap() * 1000
+    }
 }
 
 /// The table of our migration.
-pub(super) fn relation() -> Vec<u8> {
+pub(super) fn relation(table: u32) -> Relation {
     let column = |(name, type_oid): (&str, u32)| Column { name: name.into(), type_oid };
-    let columns = [
-        ("id", 2950),
-        ("topic", 25),
-        ("key", 25),
-        ("type", 25),
-        ("payload", 3802),
-        ("headers", 3802),
-        ("partition", 23),
-        ("created_at", 1184),
-        ("xid", 5069),
-    ]
-    .map(column);
-    encode::relation(&Relation {
-        id: TABLE,
+    Relation {
+        id: table,
         schema: "outbox".into(),
         table: "events".into(),
-        columns: columns.into(),
-    })
+        columns: COLUMNS.map(column).into(),
+    }
 }
 
 /// As CopyData carries it.
@@ -118,25 +138,26 @@ impl World {
         let mut messages = Vec::new();
         for _ in 0..count {
             let ordinal = messages.len() as u64;
-            messages.push(self.event(RowPosition { commit, ordinal }));
-            if self.once_in(10) {
+            messages.extend(self.event(RowPosition { commit, ordinal }));
+            if self.once_in(10) && self.catalog.publishes() {
                 messages.push(self.moved());
             }
         }
-        self.commit(commit, end, messages);
+        self.commit(commit, end, messages, true);
     }
 
     /// A transaction that announces a release, and sometimes has rows too.
     pub(super) fn announce(&mut self, release: &str) {
         let (commit, end) = self.next_commit();
         let mut messages = Vec::new();
-        if self.once_in(4) {
-            messages.push(self.event(RowPosition { commit, ordinal: 0 }));
+        let has_row = self.once_in(4);
+        if has_row {
+            messages.extend(self.event(RowPosition { commit, ordinal: 0 }));
         }
         let message = Message { relay: "sim".into(), release: release.parse().unwrap() };
         let content = serde_json::to_vec(&message).unwrap();
         messages.push(encode::message(true, commit.get(), b"outbox", &content));
-        self.commit(commit, end, messages);
+        self.commit(commit, end, messages, has_row);
         self.server.announcements.push(commit);
     }
 
@@ -157,34 +178,34 @@ impl World {
 
     /// Often the next commit record starts where the last one ended.
     fn next_commit(&mut self) -> (Lsn, Lsn) {
-        let gap = if self.once_in(3) { 0 } else { self.random.random_range(1..50) };
+        let gap = if self.once_in(3) { 0 } else { self.random.random_range(1..7) * ALIGNMENT };
         let commit = self.server.end().get() + gap;
-        (Lsn::new(commit), Lsn::new(commit + self.random.random_range(1..9)))
+        (Lsn::new(commit), Lsn::new(commit + ALIGNMENT * self.random.random_range(1..3)))
     }
 
-    fn commit(&mut self, commit: Lsn, end: Lsn, rows: Vec<Vec<u8>>) {
+    /// `has_changes`: of some table, so that the server asks for the publication.
+    fn commit(&mut self, commit: Lsn, end: Lsn, rows: Vec<Vec<u8>>, has_changes: bool) {
         self.tell(|| format!("commit at {commit}, end {end}, {} messages", rows.len()));
         let time_us = i64::try_from(self.server.wal.len()).unwrap() * TICK_US;
-        let mut messages = vec![encode::begin(commit.get(), time_us, self.xid())];
+        let xid = u32::try_from(self.server.next_xid()).unwrap();
+        let mut messages = vec![encode::begin(commit.get(), time_us, xid)];
         messages.extend(rows);
         messages.push(encode::commit(commit.get(), end.get(), time_us));
-        self.server.wal.push(Transaction { commit, end, messages });
-    }
-
-    /// Of the transaction that is written.
-    fn xid(&self) -> u32 {
-        u32::try_from(self.server.wal.len()).unwrap() + 770
+        let is_end = has_changes && !self.catalog.has_publication() && !self.passes_over;
+        let table = self.catalog.table;
+        self.server.wal.push(Transaction { commit, end, messages, table, is_end });
     }
 
     /// A row of an earlier transaction comes into another partition.
     fn moved(&mut self) -> Vec<u8> {
         let id = self.random.random_range(0..self.events.len());
-        let lane = self.events[id].lane;
         self.tell(|| format!("event {id} is moved"));
-        row(id, lane, false, self.xid() - 1)
+        let event = Event { xid: self.server.next_xid() - 1, fit: true, ..self.events[id].clone() };
+        encode::insert(self.catalog.table, &row(id, &event).each_ref().map(value))
     }
 
-    fn event(&mut self, position: RowPosition) -> Vec<u8> {
+    /// An event is written; what the stream has of it, if anything.
+    fn event(&mut self, position: RowPosition) -> Option<Vec<u8>> {
         let id = self.events.len();
         let lane = (!self.once_in(8)).then(|| self.random.random_range(0..LANES));
         let lanes = lane.map(|lane| self.lanes.entry(lane).or_default());
@@ -193,9 +214,14 @@ impl World {
             events.len() as u64 - 1
         });
         let bad = self.faults && self.once_in(12);
-        let unfit = self.faults && self.once_in(40);
-        self.tell(|| format!("event {id} at {position}, lane {lane:?}, bad {bad}, unfit {unfit}"));
-        self.events.push(Event {
+        let fit = !(self.faults && self.once_in(40));
+        let hidden = !self.catalog.publishes();
+        self.tell(|| {
+            format!(
+                "event {id} at {position}, lane {lane:?}, bad {bad}, fit {fit}, hidden {hidden}"
+            )
+        });
+        let event = Event {
             lane,
             sequence,
             position,
@@ -203,28 +229,71 @@ impl World {
             discarded: false,
             refused: false,
             bad,
-            was_bad: bad || unfit,
-        });
-        row(id, lane, unfit, self.xid())
+            was_bad: bad || !fit,
+            fit,
+            xid: self.server.next_xid(),
+            table: self.catalog.table,
+            hidden,
+            deleted: false,
+            again: false,
+            left_out: false,
+        };
+        let message = encode::insert(self.catalog.table, &row(id, &event).each_ref().map(value));
+        self.events.push(event);
+        (!hidden).then_some(message)
+    }
+
+    /// Makes a slot, as of now: its snapshot, and how the tables are published in it.
+    pub(super) fn make_slot(&mut self) -> (SnapshotRecord, Published) {
+        let lsn = self.server.end();
+        self.server.slot = Some(lsn);
+        self.server.confirmed = lsn;
+        self.tell(|| format!("a slot is made at {lsn}"));
+        let snapshot = SnapshotRecord {
+            lsn,
+            taken_ms: self.server.now_ms(),
+            snapshot: self.server.snapshot(),
+            leaves: Leaves::default(),
+        };
+        (snapshot, self.catalog.published())
+    }
+
+    pub(super) fn drop_slot(&mut self) {
+        self.tell(|| "the slot is dropped".to_owned());
+        self.server.slot = None;
     }
 }
 
+/// When it was created, in microseconds since the Unix epoch.
+pub(super) fn created_us(id: usize) -> i64 {
+    EPOCH_US + i64::try_from(id).unwrap() * 1_001
+}
+
+fn value(text: &Option<String>) -> Value<'_> {
+    text.as_ref().map_or(Value::Null, |text| Value::Text(text.as_bytes()))
+}
+
 /// Of lane 0 the broker can tell which record it refuses.
-fn row(id: usize, lane: Option<usize>, unfit: bool, xid: u32) -> Vec<u8> {
-    let (id, key, xid) = (uuid(id), lane.map(|lane| lane.to_string()), xid.to_string());
-    let text = |text: &'static str| Value::Text(text.as_bytes());
-    encode::insert(
-        TABLE,
-        &[
-            Value::Text(id.as_bytes()),
-            text("orders"),
-            key.as_ref().map_or(Value::Null, |key| Value::Text(key.as_bytes())),
-            Value::Null,
-            text("{}"),
-            text(if unfit { r#"{"a": 1}"# } else { "{}" }),
-            Value::Null,
-            text("2026-11-24 00:01:27.123456+00"),
-            Value::Text(xid.as_bytes()),
-        ],
-    )
+fn row(id: usize, event: &Event) -> [Option<String>; COLUMNS.len()] {
+    let us = created_us(id) - EPOCH_US;
+    let created_at = format!("2026-11-24 00:00:{:02}.{:06}+00", us / 1_000_000, us % 1_000_000);
+    let text = |text: &str| Some(text.to_owned());
+    [
+        Some(uuid(id)),
+        text("orders"),
+        event.lane.map(|lane| lane.to_string()),
+        None,
+        text("{}"),
+        text(if event.fit { "{}" } else { r#"{"a": 1}"# }),
+        None,
+        Some(created_at),
+        Some(event.xid.to_string()),
+    ]
+}
+
+/// The row as a statement reads it: its values as a tuple of the stream has them.
+pub(super) fn tuple(id: usize, event: &Event) -> Vec<u8> {
+    let message = encode::insert(event.table, &row(id, event).each_ref().map(value));
+    // Its kind, the table, what follows, and the number of columns.
+    message[1 + 4 + 1 + 2..].to_vec()
 }

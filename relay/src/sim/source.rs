@@ -7,18 +7,20 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     server,
+    start::Ended,
     world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
     core::{
         leaves::Leaves,
+        look::Before,
         lsn::Lsn,
         position::{Confirmable, Position},
         progress::SnapshotRecord,
         published::Published,
     },
     pipeline::{Seen, intake::RouteIntake},
-    source::decoder::Decoder,
+    source::{decoder::Decoder, pgoutput::encode},
 };
 
 /// A connection that streams from `start`.
@@ -26,17 +28,22 @@ pub(super) struct Source<'w> {
     pub(super) world: &'w Shared,
     pub(super) session: u64,
     pub(super) start: Lsn,
+    /// What the look before has seen.
+    pub(super) before: Before,
+    /// A look is half done: its snapshot is taken, and the end of the WAL is yet to be asked for.
+    pub(super) looked: Option<(String, Published)>,
 }
 
 impl Source<'_> {
     pub(super) async fn run(
-        self,
+        mut self,
         mut decoder: Decoder<RouteIntake>,
         mut confirmed: watch::Receiver<Confirmable>,
         seen: mpsc::Sender<Seen>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Ended> {
         let next = look(self.world).server.first_after(self.start);
-        let mut sent = Sent { transaction: next, message: 0, knows_table: false };
+        let mut sent = Sent { transaction: next, message: 0, table: None };
+        let mut ended = Ok(());
         let (mut incoming, mut unread) = (Vec::new(), BytesMut::new());
         loop {
             turns(self.world).await;
@@ -44,27 +51,19 @@ impl Source<'_> {
                 let world = &mut *look(self.world);
                 world.leads(self.session)?;
                 if world.fails_once_in(200) {
-                    return Err("the connection broke".into());
+                    return Err("the connection broke".to_owned().into());
                 }
                 if incoming.is_empty() {
-                    sent.more(world, &mut incoming);
+                    sent.more(world, &mut incoming)?;
                 }
                 if unread.len() < 500 {
                     // Reads end anywhere.
                     let bytes = world.random.random_range(0..=incoming.len());
                     unread.extend(incoming.drain(..bytes));
                 }
-                if world.once_in(10) {
-                    let lsn = world.server.end();
-                    let taken_ms = i64::try_from(world.server.wal.len()).unwrap() * 1000;
-                    let snapshot = SnapshotRecord {
-                        lsn,
-                        taken_ms,
-                        snapshot: String::new(),
-                        leaves: Leaves::default(),
-                    };
-                    let published = Published::default();
-                    let _ = seen.try_send(Seen { snapshot, published, departed: Vec::new() });
+                if let Err(why) = self.look(world, &seen) {
+                    ended = Err(Ended::Retry(why));
+                    break;
                 }
             }
             if let Err(error) = decoder.decode(&mut unread) {
@@ -107,6 +106,36 @@ impl Source<'_> {
         if !pending {
             world.confirmed(confirmed.borrow().lsn());
         }
+        ended
+    }
+
+    /// What `daemon::watch` does beside the stream: now and then a look at the publication, in two statements, and one
+    /// at the tables.
+    fn look(&mut self, world: &mut World, seen: &mpsc::Sender<Seen>) -> Result<(), String> {
+        if world.once_in(60)
+            && let Some(halt) = world.catalog.inspect().unpublished
+        {
+            return Err(halt.reason);
+        }
+        if !world.once_in(5) {
+            return Ok(());
+        }
+        let Some((snapshot, mut published)) = self.looked.take() else {
+            self.looked = Some((world.server.snapshot(), world.catalog.published()));
+            return Ok(());
+        };
+        if !world.is(Mutant::LooksPast) {
+            self.before.compare(&published)?;
+        }
+        let snapshot = SnapshotRecord {
+            lsn: world.server.end(),
+            taken_ms: world.server.now_ms(),
+            snapshot,
+            leaves: Leaves::default(),
+        };
+        let mut departed = Vec::new();
+        self.before.pass(&snapshot, &mut published, &mut departed);
+        let _ = seen.try_send(Seen { snapshot, published, departed });
         Ok(())
     }
 }
@@ -115,13 +144,17 @@ impl Source<'_> {
 struct Sent {
     transaction: usize,
     message: usize,
-    knows_table: bool,
+    /// The table that was announced last.
+    table: Option<u32>,
 }
 
 impl Sent {
     /// The next message, or a keepalive. One in the middle of a transaction names the end of the
     /// WAL, which says nothing of what is still to be sent.
-    fn more(&mut self, world: &mut World, out: &mut Vec<u8>) {
+    ///
+    /// # Errors
+    /// The server can't decode what comes next.
+    fn more(&mut self, world: &mut World, out: &mut Vec<u8>) -> Result<(), Ended> {
         let next = world.server.wal.get(self.transaction);
         let until = match next {
             Some(next) if self.message == 0 => next.commit,
@@ -131,12 +164,15 @@ impl Sent {
         if world.once_in(if is_idle { 3 } else { 20 }) {
             // No wish for a reply.
             server::frame(b'k', until, &[0], out);
-            return;
+            return Ok(());
         }
-        let Some(transaction) = world.server.wal.get(self.transaction) else { return };
-        if self.message == 1 && !self.knows_table {
-            self.knows_table = true;
-            server::frame(b'w', Lsn::ZERO, &server::relation(), out);
+        let Some(transaction) = world.server.wal.get(self.transaction) else { return Ok(()) };
+        if transaction.is_end {
+            return Err(Ended::Unpublished);
+        }
+        if self.message == 1 && self.table.replace(transaction.table) != Some(transaction.table) {
+            let relation = encode::relation(&server::relation(transaction.table));
+            server::frame(b'w', Lsn::ZERO, &relation, out);
         }
         let message = &transaction.messages[self.message];
         server::frame(b'w', transaction.commit, message, out);
@@ -145,5 +181,6 @@ impl Sent {
             self.message = 0;
             self.transaction += 1;
         }
+        Ok(())
     }
 }

@@ -3,13 +3,14 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use super::{
-    broker::id,
+    broker::{self, id},
     row::{Row, State},
     server::uuid,
     world::{Mutant, Shared, World, look, turns},
 };
 use crate::{
     core::{
+        header,
         lsn::Lsn,
         position::{Position, RowPosition},
         progress::ReleaseRecord,
@@ -27,6 +28,8 @@ pub(super) struct Table {
     /// Of a mutant: answered, and not yet durable.
     pending: Vec<Row>,
     pub(super) releases: usize,
+    /// How many rows there ever were.
+    parked: usize,
 }
 
 impl Table {
@@ -51,9 +54,13 @@ impl Table {
         (!waiting.is_empty()).then(|| format!("dead letters {waiting:?} are left"))
     }
 
-    /// What is parked, and what is here past `progress`.
-    /// At most `max` lanes of it are known without asking.
-    pub(super) fn lanes(&self, progress: Position, max: usize, mutant: Option<Mutant>) -> Lanes {
+    /// What is parked, and what is here past `progress`. At most `max` lanes are known without asking.
+    pub(super) fn lanes(
+        &self,
+        progress: Option<Position>,
+        max: usize,
+        mutant: Option<Mutant>,
+    ) -> Lanes {
         let mut lanes = Lanes::new(max);
         for row in self.rows.iter().filter(|row| row.state != State::Released) {
             let (commit, ordinal) = row.at;
@@ -61,7 +68,8 @@ impl Table {
             if let Some(lane) = row.lane.filter(|_| row.waits()) {
                 lanes.park(lane, at);
             }
-            if !progress.covers(at) && mutant != Some(Mutant::ForgetsWhatIsThere) {
+            let is_past = progress.is_some_and(|progress| !progress.covers(at));
+            if is_past && mutant != Some(Mutant::ForgetsWhatIsThere) {
                 lanes.expect(at);
             }
         }
@@ -69,7 +77,9 @@ impl Table {
         lanes
     }
 
-    fn insert(&mut self, row: Row) {
+    fn insert(&mut self, mut row: Row) {
+        row.number = self.parked;
+        self.parked += 1;
         let place = self.rows.partition_point(|other| (other.at, other.id) < (row.at, row.id));
         if self.rows.get(place).is_none_or(|other| (other.at, other.id) != (row.at, row.id)) {
             self.rows.insert(place, row);
@@ -92,6 +102,8 @@ impl Table {
 pub(super) struct SimTable {
     pub(super) world: Shared,
     pub(super) session: u64,
+    /// Rows that were there when a repair asked for the first time.
+    known: Option<usize>,
 }
 
 fn lost() -> DeadLetterError {
@@ -99,6 +111,10 @@ fn lost() -> DeadLetterError {
 }
 
 impl SimTable {
+    pub(super) fn new(world: &Shared, session: u64) -> Self {
+        SimTable { world: Arc::clone(world), session, known: None }
+    }
+
     /// One statement: it may fail before or after it has taken effect.
     async fn statement<T>(
         &self,
@@ -108,8 +124,8 @@ impl SimTable {
         turns(&self.world).await;
         let done = {
             let world = &mut *look(&self.world);
-            let leads = world.server.leader == Some(self.session);
-            if !(leads || world.is(Mutant::LocksNobody)) || world.fails_once_in(50) {
+            let leads = world.leads(self.session).is_ok() || world.is(Mutant::LocksNobody);
+            if !leads || world.fails_once_in(50) {
                 return Err(lost());
             }
             let session = self.session;
@@ -181,11 +197,13 @@ impl DeadLetters for SimTable {
         let rows: Vec<Row> = letters
             .iter()
             .map(|Letter { record, lane, fit, .. }| Row {
+                number: 0,
                 id: id(record),
                 at: (record.position.commit, record.position.ordinal),
                 lane: *lane,
                 key: record.key.map(<[u8]>::to_vec),
                 fit: *fit,
+                repaired: broker::sent(record).repaired,
                 state: State::Parked,
                 release: None,
                 place: None,
@@ -205,9 +223,23 @@ impl DeadLetters for SimTable {
         .await
     }
 
-    /// A repair's question, and nothing is repaired here.
-    async fn find(&mut self, _batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
-        Ok(Vec::new())
+    async fn find(&mut self, batch: &Batch) -> Result<Vec<usize>, DeadLetterError> {
+        let ids: Vec<usize> = batch.iter().map(|record| id(&record)).collect();
+        let known = self.known;
+        let (there, known) = self
+            .statement("find", |world| {
+                // What this repair has parked itself is of rows that it has read before.
+                let known = known.unwrap_or(world.table.parked);
+                let rows = &world.table.rows;
+                let is_it = |row: &Row, id: usize| {
+                    row.id == id && row.state != State::Released && row.number < known
+                };
+                let there = |index: &usize| rows.iter().any(|row| is_it(row, ids[*index]));
+                ((0..ids.len()).filter(there).collect(), known)
+            })
+            .await?;
+        self.known = Some(known);
+        Ok(there)
     }
 
     async fn parked_of(
@@ -305,7 +337,10 @@ impl DeadLetters for SimTable {
                 partition: None,
                 timestamp_ms: None,
             });
-            record.header("outbox-id", uuid(row.id).as_bytes());
+            record.header(header::ID, uuid(row.id).as_bytes());
+            if row.repaired {
+                record.header(header::REPAIRED, b"1");
+            }
             record.finish();
             if !row.fit {
                 let (index, error) = (batch.len() - 1, "scripted".to_owned());
@@ -347,7 +382,7 @@ impl DeadLetters for SimTable {
         release: &ReleaseRecord,
     ) -> impl Future<Output = Result<(), DeadLetterError>> + Send {
         let release = release.clone();
-        let table = SimTable { world: Arc::clone(&self.world), session: self.session };
+        let table = SimTable::new(&self.world, self.session);
         async move {
             table
                 .statement("finish", |world| {

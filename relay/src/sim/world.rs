@@ -10,7 +10,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{broker::Broker, server::Server, table::Table};
+use super::{broker::Broker, catalog::Catalog, server::Server, table::Table};
 use crate::core::{
     lsn::Lsn,
     position::{Position, RowPosition},
@@ -54,6 +54,16 @@ pub(super) enum Mutant {
     StoresUnheld,
     /// Rows that were moved are taken for new ones.
     PublishesMoved,
+    /// A start takes the tables to have been published all the time as they are now.
+    ForgetsThePublication,
+    /// A look while the relay streams is not compared with the one before.
+    LooksPast,
+    /// A start that finds that rows are not published halts, and does not remember why.
+    ForgetsTheGap,
+    /// A repair begins after what was committed when it begins.
+    RepairsTooLittle,
+    /// A slot is replaced for a repair that nobody knows of.
+    AnnouncesNothing,
     /// Several records of a lane are under way at a broker that stores each by itself.
     SendsManyOfALane,
 }
@@ -77,6 +87,11 @@ impl Mutant {
         Mutant::ReadsBeforeFence,
         Mutant::StoresUnheld,
         Mutant::PublishesMoved,
+        Mutant::ForgetsThePublication,
+        Mutant::LooksPast,
+        Mutant::ForgetsTheGap,
+        Mutant::RepairsTooLittle,
+        Mutant::AnnouncesNothing,
         Mutant::SendsManyOfALane,
     ];
 }
@@ -97,6 +112,28 @@ pub(super) struct Event {
     pub(super) bad: bool,
     /// Whether it ever was, or can't be a record at all.
     pub(super) was_bad: bool,
+    /// It can be a record.
+    pub(super) fit: bool,
+    /// The transaction that wrote it, and the table that it is in.
+    pub(super) xid: u64,
+    pub(super) table: u32,
+    /// No stream has it: its table was not published when it was written.
+    pub(super) hidden: bool,
+    /// It is in its table no more.
+    pub(super) deleted: bool,
+    /// Its transaction comes again whole, as a person has decided.
+    pub(super) again: bool,
+    /// A person has decided not to publish it.
+    pub(super) left_out: bool,
+}
+
+/// A record on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) id: usize,
+    pub(super) position: RowPosition,
+    /// It says that it may have come before.
+    pub(super) repaired: bool,
 }
 
 #[derive(Debug)]
@@ -112,6 +149,13 @@ pub(super) struct World {
     /// Events of each lane, in order.
     pub(super) lanes: BTreeMap<usize, Vec<usize>>,
     pub(super) server: Server,
+    pub(super) catalog: Catalog,
+    /// Somebody changes the publication, deletes rows and loses slots.
+    pub(super) meddled: bool,
+    /// The server passes over what was written while there was no publication, as from PostgreSQL 18 on.
+    pub(super) passes_over: bool,
+    /// A person has decided to leave out what is not published when the next slot is made; from here on.
+    pub(super) leaves_out: Option<Lsn>,
     pub(super) broker: Broker,
     pub(super) table: Table,
     /// Whether anything still goes wrong.
@@ -136,6 +180,8 @@ impl World {
         let exactly_once = random.random_bool(0.6);
         let apart = !exactly_once && random.random_bool(0.6);
         let by_lane = apart && random.random_bool(0.5);
+        let meddled = random.random_bool(0.15);
+        let passes_over = random.random_bool(0.5);
         Arc::new(Mutex::new(World {
             random,
             mutant,
@@ -145,6 +191,10 @@ impl World {
             events: Vec::new(),
             lanes: BTreeMap::new(),
             server: Server::new(),
+            catalog: Catalog::new(),
+            meddled,
+            passes_over,
+            leaves_out: None,
             broker: Broker::default(),
             table: Table::default(),
             faults: true,
@@ -179,14 +229,15 @@ impl World {
     }
 
     /// A consumer can read it from now on.
-    pub(super) fn consumed(&mut self, id: usize, position: RowPosition) {
-        self.tell(|| format!("event {id} is delivered at {position}"));
+    pub(super) fn consumed(&mut self, Sent { id, position, repaired }: Sent) {
+        let mark = if repaired { ", repaired" } else { "" };
+        self.tell(|| format!("event {id} is delivered at {position}{mark}"));
         let Some(event) = self.events.get(id) else {
             return self.violated(format!("event {id} was never committed"));
         };
         if event.discarded && self.exactly_once {
             self.violated(format!("event {id} was discarded, and delivered at {position}"));
-        } else if event.delivered && self.exactly_once {
+        } else if event.delivered && self.exactly_once && !repaired && !event.again {
             self.violated(format!("event {id} was delivered twice, again at {position}"));
         } else if !event.delivered
             && let Some(lane) = event.lane
@@ -195,7 +246,10 @@ impl World {
             let before = self.lanes[&lane].iter().take(sequence);
             let missed = before.copied().find(|id| {
                 let earlier = &self.events[*id];
-                !(earlier.delivered || earlier.discarded || earlier.refused)
+                // What no stream has comes behind what the stream has.
+                let is_passed = earlier.hidden && !repaired;
+                let is_done = earlier.delivered || earlier.discarded || earlier.left_out;
+                !(is_done || earlier.refused || is_passed)
             });
             if let Some(missed) = missed {
                 self.violated(format!("event {id} overtook event {missed} of lane {lane}"));
@@ -216,7 +270,9 @@ impl World {
                 break;
             }
             let parked = || self.table.has(self.covered);
-            if !(event.delivered || event.discarded || parked()) {
+            // What no stream has is missed at the end.
+            let is_passed = event.hidden || event.left_out;
+            if !(event.delivered || event.discarded || is_passed || parked()) {
                 let (id, at) = (self.covered, event.position);
                 self.violated(format!("progress {position} covers event {id} at {at}, lost"));
             }
@@ -227,7 +283,8 @@ impl World {
     /// The server was told `lsn`, and may forget what is before it.
     pub(super) fn confirmed(&mut self, lsn: Lsn) {
         let durable = self.broker.position.map_or(Lsn::ZERO, Position::resume_lsn);
-        if lsn > durable {
+        // Where its making was cut short, a slot's own place is all that is known.
+        if lsn > durable.max(self.server.confirmed) {
             self.violated(format!("{lsn} was confirmed, while stored progress is {durable}"));
         }
         self.server.confirmed = self.server.confirmed.max(lsn);
@@ -238,8 +295,9 @@ impl World {
         let server = &mut self.server;
         let known = server.wal.partition_point(|earlier| earlier.end <= server.confirmed);
         let forgotten = self.random.random_range(0..=known.min(6));
+        let Some(begins) = server.slot else { return };
         if let Some(last) = (known - forgotten).checked_sub(1) {
-            let older = server.wal[last].end;
+            let older = server.wal[last].end.max(begins);
             self.server.confirmed = older;
             self.tell(|| format!("the server crashes, and knows {older} as confirmed"));
         }
@@ -248,7 +306,10 @@ impl World {
     /// What has not come to its end, when everything had time to.
     pub(super) fn unfinished(&self) -> Option<String> {
         let missing: BTreeSet<usize> = (0..self.events.len())
-            .filter(|id| !self.events[*id].delivered && !self.events[*id].discarded)
+            .filter(|id| {
+                let event = &self.events[*id];
+                !(event.delivered || event.discarded || event.left_out)
+            })
             .collect();
         if !missing.is_empty() {
             return Some(format!("events {missing:?} are missing"));
