@@ -49,7 +49,8 @@ pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
         }
         (true, false) => format!(
             "insert them again, with their ids: `insert into outbox.events ({COLUMNS}) select \
-             {COLUMNS} from outbox.events e where id in ({}) and {} order by created_at, id`",
+             {COLUMNS} from outbox.events e where id in ({}) and {} order by created_at, id` (it leaves out an id that \
+             several rows have, as any writer may give another's: insert the one that was parked)",
             quoted(&lost.ids),
             unparked(relay)
         ),
@@ -81,10 +82,13 @@ pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
 /// What is given again; `xid` is the new transaction's, for it is a new row.
 const COLUMNS: &str = "id, topic, key, type, payload, headers, partition, created_at";
 
-/// Of rows `e`: what is parked, or was released or discarded, is not to be inserted again.
+/// Of rows `e`: what is parked, or was released or discarded, is not to be inserted again. Nor is an id that several
+/// rows have, for any writer may give an event the id of another's.
 fn unparked(relay: &str) -> String {
     format!(
-        "not exists (select from outbox.dead_letters d where d.relay = '{}' and d.event_id = e.id::text)",
+        "not exists (select from outbox.dead_letters d where d.relay = '{}' and d.event_id = e.id::text) \
+         and not exists (select from outbox.events o where o.id = e.id \
+             and (o.tableoid, o.ctid) <> (e.tableoid, e.ctid))",
         relay.replace('\'', "''")
     )
 }
@@ -138,6 +142,8 @@ mod tests {
     fn the_remedy_names_the_ids_that_are_known_and_says_how_many_are_not() {
         let few = remedy(&parked(2, &["a", "b"]), "r", true);
         assert!(few.contains("where id in ('a', 'b') and not exists"), "{few}");
+        let alone = "o.id = e.id and (o.tableoid, o.ctid) <> (e.tableoid, e.ctid)";
+        assert!(few.contains(alone), "{few}");
         assert!(remedy(&parked(5, &["a"]), "r", true).contains("4 more"));
         let mapped = remedy(&parked(1, &["a"]), "r", false);
         assert!(!mapped.contains("outbox.events") && mapped.contains("'a'"), "{mapped}");

@@ -24,7 +24,7 @@ pub(crate) struct Holder {
 enum Who {
     Session {
         pid: i32,
-        /// `application_name`, or the role.
+        /// The role, and in quotes `application_name`.
         name: String,
         state: String,
         since: String,
@@ -107,10 +107,15 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
 }
 
 /// Who holds which table of this database so that it can't be written or even read, or rows of the
-/// relay's own tables.
+/// relay's own tables. Those first: and of others only tables that this role may read, for anyone may have temporary
+/// tables by the hundred.
 pub(crate) async fn of_tables(client: &Client) -> String {
     let sql = format!(
-        "with held as (select l.* from pg_catalog.pg_locks l \
+        "with held as (select l.*, c.relnamespace is distinct from \
+                 pg_catalog.to_regnamespace('outbox')::pg_catalog.oid as foreign_one \
+             from pg_catalog.pg_locks l \
+                 join pg_catalog.pg_class c on c.oid = l.relation and c.relpersistence <> 't' \
+                     and pg_catalog.has_table_privilege(c.oid, 'select') \
              where l.locktype = 'relation' and l.granted \
                  and l.pid is distinct from pg_catalog.pg_backend_pid() \
                  and l.database = (select oid from pg_catalog.pg_database \
@@ -122,14 +127,14 @@ pub(crate) async fn of_tables(client: &Client) -> String {
                          pg_catalog.to_regclass('outbox.dead_letters'), \
                          pg_catalog.to_regclass('outbox.leaders'), \
                          pg_catalog.to_regclass('outbox.relay_keys')))) \
-         select a.pid, {NAME}, '', '', l.relation::pg_catalog.regclass::text \
+         select a.pid, {NAME}, '', '', l.relation::pg_catalog.regclass::text, l.foreign_one \
          from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
          union \
          select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, \
-             l.relation::pg_catalog.regclass::text \
+             l.relation::pg_catalog.regclass::text, l.foreign_one \
          from {} where l.pid is null \
-         order by 1, 3 limit 3",
+         order by 6, 1, 3 limit 3",
         PREPARED.replacen("pg_catalog.pg_locks l", "held l", 1)
     );
     let rows = client.query(&sql, &[]).await.unwrap_or_default();
@@ -141,8 +146,10 @@ pub(crate) async fn of_tables(client: &Client) -> String {
     }
 }
 
-/// Of a session of `pg_stat_activity`.
-const NAME: &str = "coalesce(nullif(a.application_name, ''), a.usename::text, 'unknown')";
+/// Of a session of `pg_stat_activity`: its role, and what it calls itself, which may be any text.
+const NAME: &str = "coalesce(pg_catalog.quote_ident(a.usename), 'unknown') \
+     || coalesce(', application ' || pg_catalog.quote_literal( \
+         pg_catalog.translate(nullif(a.application_name, ''), '`', ' ')), '')";
 
 /// A process, its name, state and begin; or none, and a prepared transaction's owner, id and begin.
 fn read(row: &Row) -> Result<Holder, Error> {

@@ -155,7 +155,8 @@ impl fmt::Display for OpenTransaction {
             (None, None) => f.write_str("a transaction")?,
         }
         if let Some(application) = &self.application {
-            write!(f, " ({application})")?;
+            // Any text, which is not to be read as part of this one.
+            write!(f, " (application {})", literal(application))?;
         }
         if let Some(seconds) = self.age_seconds {
             write!(f, ", open for {seconds:.0} s")?;
@@ -304,6 +305,22 @@ pub async fn writers_waited_for(client: &Client) -> Result<Vec<OpenTransaction>,
 #[cfg(test)]
 mod tests {
     use crate::postgres::catalog::slot::*;
+
+    #[test]
+    fn what_a_session_calls_itself_can_not_be_read_as_advice() {
+        let application = "x), so run `outbox-relay resume --at now --yes`; (or";
+        let waits = OpenTransaction {
+            pid: Some(7),
+            prepared: None,
+            age_seconds: Some(3.0),
+            application: Some(application.to_owned()),
+            xid_age: 1,
+            user: None,
+            database: None,
+        };
+        let told = r"pid 7 (application E'x), so run \x60outbox-relay resume --at now --yes\x60; (or'), open for 3 s";
+        assert_eq!(waits.to_string(), told);
+    }
 
     #[test]
     fn slots_of_every_version_are_read() {
