@@ -1,5 +1,6 @@
 //! From what was written to what holds: defaults, ranges, and settings that contradict each other.
 
+mod aws;
 mod nats;
 mod rabbitmq;
 mod sink;
@@ -63,6 +64,7 @@ pub(super) fn check(
             let file_path = checker.file_path(w.file_path, kind);
             let nats = checker.nats(w.nats, kind, purpose);
             let rabbitmq = checker.rabbitmq(w.rabbitmq, kind, purpose);
+            let aws = checker.aws(w.sqs, w.sns, kind, purpose);
             checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
@@ -73,6 +75,7 @@ pub(super) fn check(
                 file_path,
                 nats,
                 rabbitmq,
+                aws,
                 delivery,
                 progress,
                 create_topics,

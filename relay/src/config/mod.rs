@@ -6,6 +6,7 @@
 //!
 //! Two stages: `written` is what the user typed, [`Config`] is what the program needs.
 
+mod aws;
 mod check;
 mod identity;
 pub mod keys;
@@ -29,6 +30,7 @@ use std::{
     time::Duration,
 };
 
+pub use aws::AwsConfig;
 pub use misnamed::misnamed;
 pub use nats::NatsConfig;
 pub use problem::{Origin, Problem, Problems};
@@ -181,6 +183,10 @@ pub enum Kind {
     Nats,
     /// Exchanges of RabbitMQ.
     Rabbit,
+    /// Queues of Amazon SQS.
+    Sqs,
+    /// Topics of Amazon SNS.
+    Sns,
 }
 
 /// The broker.
@@ -194,6 +200,8 @@ pub struct SinkConfig {
     pub nats: Option<NatsConfig>,
     /// With [`Kind::Rabbit`], the broker and how messages are addressed.
     pub rabbitmq: Option<RabbitConfig>,
+    /// With [`Kind::Sqs`] and [`Kind::Sns`], the service and how messages are addressed.
+    pub aws: Option<AwsConfig>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// Where the relay keeps its progress.

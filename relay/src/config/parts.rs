@@ -79,6 +79,12 @@ impl Config {
                 problems.extend(settings.problems());
                 sink::Settings::Rabbit(settings)
             }
+            Kind::Sqs | Kind::Sns => {
+                let aws = self.sink.aws.as_ref().expect("the kind is sqs or sns");
+                let settings = self.aws(aws);
+                problems.extend(settings.problems());
+                sink::Settings::Aws(settings)
+            }
         }
     }
 

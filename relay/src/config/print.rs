@@ -42,7 +42,7 @@ pub(super) fn print(config: &Config) -> String {
 
 /// Whether the setting means something with that kind of sink. One that does not is shown where somebody has set it.
 fn is_of(kind: Kind, key: &str) -> bool {
-    let has_topics = matches!(kind, Kind::Kafka | Kind::Nats | Kind::Rabbit);
+    let has_topics = !matches!(kind, Kind::File | Kind::Stdout);
     match key {
         "sink.topic_grace" | "sink.reserved_topics" => has_topics,
         "sink.create_topics" | "sink.created_topics_max" => kind == Kind::Kafka,
@@ -154,6 +154,8 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             Kind::Stdout => "stdout",
             Kind::Nats => "nats",
             Kind::Rabbit => "rabbitmq",
+            Kind::Sqs => "sqs",
+            Kind::Sns => "sns",
         })),
         "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
@@ -179,6 +181,9 @@ fn sink(c: &Config, key: &str) -> Option<String> {
         }
         key if key.starts_with("sink.nats.") => c.sink.nats.as_ref()?.shown(key),
         key if key.starts_with("sink.rabbitmq.") => c.sink.rabbitmq.as_ref()?.shown(key),
+        key if key.starts_with("sink.sqs.") || key.starts_with("sink.sns.") => {
+            c.sink.aws.as_ref()?.shown(key)
+        }
         _ => None,
     }
 }

@@ -3,6 +3,7 @@
 //! Not serde: it stops at the first mistake, and all of them are to be reported at once. Each
 //! setting is read by its own name (`reader`); one of a wrong type is left out.
 
+mod aws;
 mod nats;
 mod rabbitmq;
 
@@ -15,8 +16,9 @@ use super::{
     reader::{Given, Opt, Reader},
     sizes::Size,
 };
+use crate::sink::aws::Kind as AwsKind;
 
-pub(super) use self::{nats::WrittenNats, rabbitmq::WrittenRabbit};
+pub(super) use self::{aws::WrittenAws, nats::WrittenNats, rabbitmq::WrittenRabbit};
 
 /// Everything that can be given. No `Debug`: there are secrets in it.
 pub(super) struct Written {
@@ -41,6 +43,8 @@ pub(super) struct Written {
     pub(super) file_path: Opt<PathBuf>,
     pub(super) nats: WrittenNats,
     pub(super) rabbitmq: WrittenRabbit,
+    pub(super) sqs: WrittenAws,
+    pub(super) sns: WrittenAws,
     pub(super) create_topics: Opt<bool>,
     pub(super) create_partitions: Opt<u64>,
     pub(super) create_replication: Opt<u64>,
@@ -98,6 +102,8 @@ impl Written {
                     ("stdout", Kind::Stdout),
                     ("nats", Kind::Nats),
                     ("rabbitmq", Kind::Rabbit),
+                    ("sqs", Kind::Sqs),
+                    ("sns", Kind::Sns),
                 ],
             ),
             delivery: from.choice(
@@ -114,6 +120,8 @@ impl Written {
             file_path: from.path("sink.file.path"),
             nats: WrittenNats::read(&mut from),
             rabbitmq: WrittenRabbit::read(&mut from),
+            sqs: WrittenAws::read(&mut from, AwsKind::Sqs),
+            sns: WrittenAws::read(&mut from, AwsKind::Sns),
             create_topics: from
                 .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),

@@ -34,6 +34,10 @@ pub const KEY: &str = "outbox-key";
 pub const KEY_BASE64: &str = "outbox-key-base64";
 /// `1` where the record has no payload, which is something else than an empty one, in a message that can't say so.
 pub const TOMBSTONE: &str = "outbox-tombstone";
+/// How the payload is written where it is not the message's text as it is: `base64`, or `empty`.
+pub const ENCODING: &str = "outbox-encoding";
+/// The partition that the event itself names, in a message that has none.
+pub const PARTITION: &str = "outbox-partition";
 
 /// Stands in a refused event for headers of the row that can't be used; its value is the column's
 /// text. Never sent: no header has an empty name.

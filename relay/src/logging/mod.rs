@@ -32,8 +32,10 @@ use crate::{
 const MESSAGE_MAX: usize = 8_000;
 const FIELD_MAX: usize = 2_000;
 
-/// Libraries that tell of each attempt what the relay tells once; a filter that names one wins.
-const QUIET: [&str; 4] = ["librdkafka=error", "rdkafka=error", "hyper=warn", "tokio_postgres=warn"];
+/// Libraries that tell of each attempt what the relay tells once; a filter that names one wins. The AWS SDK, all of
+/// whose targets begin so, tells the ids of access keys.
+const QUIET: [&str; 5] =
+    ["librdkafka=error", "rdkafka=error", "hyper=warn", "tokio_postgres=warn", "aws=warn"];
 
 /// Starts logging for this process. A second call, as in tests, changes nothing.
 pub fn init(config: &LogConfig) {
@@ -156,11 +158,11 @@ mod tests {
     fn libraries_are_quiet_unless_they_are_named() {
         assert_eq!(
             directives("info"),
-            "info,librdkafka=error,rdkafka=error,hyper=warn,tokio_postgres=warn"
+            "info,librdkafka=error,rdkafka=error,hyper=warn,tokio_postgres=warn,aws=warn"
         );
         assert_eq!(
             directives("debug, librdkafka=debug"),
-            "debug, librdkafka=debug,rdkafka=error,hyper=warn,tokio_postgres=warn"
+            "debug, librdkafka=debug,rdkafka=error,hyper=warn,tokio_postgres=warn,aws=warn"
         );
         assert!(EnvFilter::try_new(directives("debug")).is_ok());
     }

@@ -10,6 +10,7 @@ pub use self::settings::Settings;
 use super::{
     ProgressStore, Publisher, Receipt, SinkError, Stored, StoredProgress,
     apart::Apart,
+    aws::{self, AwsSink},
     file::{self, FileSink},
     kafka::{self, KafkaSink},
     nats::{self, NatsSink},
@@ -31,6 +32,8 @@ pub enum AnySink {
     Nats(NatsSink),
     /// Progress is in the database.
     Rabbit(Apart<RabbitSink, ProgressTable>),
+    /// Progress is in the database.
+    Aws(Apart<AwsSink, ProgressTable>),
 }
 
 impl AnySink {
@@ -65,6 +68,11 @@ impl AnySink {
                 let progress = ProgressTable::new(Arc::clone(session), relay);
                 Ok(AnySink::Rabbit(Apart::new(sink, progress)))
             }
+            Settings::Aws(settings) => {
+                let sink = AwsSink::new(settings.clone());
+                let progress = ProgressTable::new(Arc::clone(session), relay);
+                Ok(AnySink::Aws(Apart::new(sink, progress)))
+            }
         }
     }
 
@@ -76,6 +84,7 @@ impl AnySink {
             AnySink::File(apart) => AnyProbe::File(apart.sink.probe()),
             AnySink::Nats(sink) => AnyProbe::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyProbe::Rabbit(apart.sink.probe()),
+            AnySink::Aws(apart) => AnyProbe::Aws(apart.sink.probe()),
         }
     }
 
@@ -87,6 +96,7 @@ impl AnySink {
             AnySink::File(_) => AnyWatch::None,
             AnySink::Nats(sink) => AnyWatch::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyWatch::Rabbit(apart.sink.probe()),
+            AnySink::Aws(apart) => AnyWatch::Aws(apart.sink.probe()),
         }
     }
 
@@ -96,7 +106,7 @@ impl AnySink {
         match self {
             AnySink::Kafka(sink) => sink.stop().await,
             AnySink::KafkaRecords(apart) => apart.sink.stop().await,
-            AnySink::File(_) | AnySink::Nats(_) | AnySink::Rabbit(_) => {}
+            AnySink::File(_) | AnySink::Nats(_) | AnySink::Rabbit(_) | AnySink::Aws(_) => {}
         }
     }
 }
@@ -110,6 +120,7 @@ macro_rules! each {
             AnySink::File($it) => $call,
             AnySink::Nats($it) => $call,
             AnySink::Rabbit($it) => $call,
+            AnySink::Aws($it) => $call,
         }
     };
 }
@@ -166,6 +177,8 @@ pub enum AnyProbe {
     Nats(nats::Probe),
     /// Of RabbitMQ.
     Rabbit(rabbitmq::Probe),
+    /// Of SQS or SNS.
+    Aws(aws::Probe),
 }
 
 impl AnyProbe {
@@ -179,6 +192,7 @@ impl AnyProbe {
             AnyProbe::File(probe) => probe.check().await,
             AnyProbe::Nats(probe) => probe.check().await,
             AnyProbe::Rabbit(probe) => probe.check().await,
+            AnyProbe::Aws(probe) => probe.check().await,
         }
     }
 }
@@ -191,7 +205,7 @@ impl AnyProbe {
     pub async fn progress_topic(&self) -> Result<(), SinkError> {
         match self {
             AnyProbe::Kafka(probe) => probe.progress_topic().await,
-            AnyProbe::File(_) | AnyProbe::Rabbit(_) => Ok(()),
+            AnyProbe::File(_) | AnyProbe::Rabbit(_) | AnyProbe::Aws(_) => Ok(()),
             AnyProbe::Nats(probe) => probe.progress_topic().await,
         }
     }
@@ -206,6 +220,8 @@ pub enum AnyWatch {
     Nats(nats::Probe),
     /// Topics that a queue of RabbitMQ may take.
     Rabbit(rabbitmq::Probe),
+    /// Queues of SQS, topics of SNS.
+    Aws(aws::Probe),
     /// No destination is ever missing.
     None,
 }
@@ -223,6 +239,7 @@ impl AnyWatch {
             AnyWatch::Kafka(watch) => watch.grace(),
             AnyWatch::Nats(watch) => watch.grace(),
             AnyWatch::Rabbit(watch) => watch.grace(),
+            AnyWatch::Aws(watch) => watch.grace(),
             AnyWatch::None => Duration::ZERO,
         }
     }
@@ -238,6 +255,9 @@ impl AnyWatch {
                 tokio::runtime::Handle::current().block_on(watch.appeared(topics))
             }
             AnyWatch::Rabbit(watch) => {
+                tokio::runtime::Handle::current().block_on(watch.appeared(topics))
+            }
+            AnyWatch::Aws(watch) => {
                 tokio::runtime::Handle::current().block_on(watch.appeared(topics))
             }
             AnyWatch::None => Ok(topics.to_vec()),

@@ -7,6 +7,7 @@
 
 pub mod any;
 pub mod apart;
+pub mod aws;
 pub mod doctor;
 pub mod file;
 pub mod kafka;

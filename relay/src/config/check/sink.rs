@@ -33,6 +33,8 @@ impl Checker<'_> {
                 "sink.delivery",
                 &given.origin,
                 match kind {
+                    Kind::Sqs => "SQS can't take records and progress in one step",
+                    Kind::Sns => "SNS can't take records and progress in one step",
                     Kind::Rabbit => "RabbitMQ can't take records and progress in one step",
                     _ => "a file can't take records and progress in one step",
                 },
@@ -51,7 +53,7 @@ impl Checker<'_> {
     ) -> Progress {
         let default = match kind {
             Kind::Kafka | Kind::Nats => Progress::Broker,
-            Kind::Rabbit | Kind::File | Kind::Stdout => Progress::Postgres,
+            Kind::Rabbit | Kind::Sqs | Kind::Sns | Kind::File | Kind::Stdout => Progress::Postgres,
         };
         let Some(given) = given else { return default };
         let (what, remedy) = match (kind, given.value) {
@@ -65,6 +67,9 @@ impl Checker<'_> {
             ),
             (Kind::Rabbit, Progress::Broker) => {
                 ("RabbitMQ can keep no progress", "write \"postgres\", or remove it")
+            }
+            (Kind::Sqs | Kind::Sns, Progress::Broker) => {
+                ("SQS and SNS can keep no progress", "write \"postgres\", or remove it")
             }
             (Kind::File | Kind::Stdout, Progress::Broker) => {
                 ("a file can keep no progress", "write \"postgres\", or remove it")
@@ -86,7 +91,7 @@ impl Checker<'_> {
                     "name the file, such as events.jsonl",
                 );
             }
-            (Some(given), Kind::Kafka | Kind::Nats | Kind::Rabbit | Kind::Stdout) => self.problem(
+            (Some(given), kind) if kind != Kind::File => self.problem(
                 KEY,
                 &given.origin,
                 "is for sink.kind = \"file\" only",

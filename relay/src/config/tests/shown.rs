@@ -45,6 +45,8 @@ fn effective_settings_print_as_toml_with_their_origins() {
         "[sink]\nkind = \"file\"\n[sink.file]\npath = \"/tmp/x\"\n",
         "[sink]\nkind = \"nats\"\n[sink.nats]\nurl = \"nats://n:4222\"\nstream = \"S\"\n",
         "[sink]\nkind = \"rabbitmq\"\n[sink.rabbitmq]\nurl = \"amqp://r:5672\"\n",
+        "[sink]\nkind = \"sqs\"\n[sink.sqs]\nregion = \"eu-west-1\"\n",
+        "[sink]\nkind = \"sns\"\n[sink.sns]\ntopic = \"arn:aws:sns:eu-west-1:1:{topic}.fifo\"\n",
     ] {
         let url = "[postgres]\nurl = \"postgres://relay@db/app\"\n";
         let printed = file(&format!("{url}{sink}")).expect("complete").print();

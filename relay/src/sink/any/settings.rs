@@ -7,6 +7,7 @@ use outbox_migrations::grants::{Grant, RELAY, RELAY_PROGRESS};
 use crate::{
     core::progress_home::ProgressHome,
     sink::{
+        aws,
         doctor::{Examined, Expected, Foreseen},
         file, kafka, nats, progress_table, rabbitmq,
     },
@@ -23,6 +24,8 @@ pub enum Settings {
     Nats(nats::Settings),
     /// `sink.kind = "rabbitmq"`.
     Rabbit(rabbitmq::Settings),
+    /// `sink.kind = "sqs"` or `"sns"`.
+    Aws(aws::Settings),
 }
 
 impl Settings {
@@ -33,6 +36,7 @@ impl Settings {
             Settings::File(settings) => settings.name(),
             Settings::Nats(settings) => settings.name(),
             Settings::Rabbit(settings) => settings.name(),
+            Settings::Aws(settings) => settings.name(),
         }
     }
 
@@ -40,7 +44,7 @@ impl Settings {
     pub fn answers(&self) -> Option<bool> {
         match self {
             Settings::Kafka(settings) => settings.reach.answers(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
@@ -48,7 +52,7 @@ impl Settings {
     pub fn waits_for(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.reach.waits_for(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
@@ -56,7 +60,7 @@ impl Settings {
     pub fn long_reading(&self) -> Option<(String, String)> {
         match self {
             Settings::Kafka(settings) => kafka::long_reading(settings),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
@@ -64,6 +68,7 @@ impl Settings {
     pub fn throttled(&self) -> Option<(String, String)> {
         match self {
             Settings::Kafka(settings) => settings.throttled(),
+            Settings::Aws(settings) => settings.throttled(),
             Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
@@ -72,7 +77,7 @@ impl Settings {
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {
             Settings::Kafka(_) => kafka::is_silence(error),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => false,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => false,
         }
     }
 
@@ -83,6 +88,7 @@ impl Settings {
             Settings::File(settings) => settings.name(),
             Settings::Nats(settings) => settings.name(),
             Settings::Rabbit(settings) => settings.name(),
+            Settings::Aws(settings) => settings.name(),
         }
     }
 
@@ -91,7 +97,7 @@ impl Settings {
     pub fn explained(&self, error: &(dyn Error + 'static), is_silent: bool) -> Option<String> {
         match self {
             Settings::Kafka(settings) => kafka::explained(settings, error, is_silent),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
@@ -104,7 +110,7 @@ impl Settings {
     pub fn trust(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.trust(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
@@ -122,6 +128,7 @@ impl Settings {
             Settings::File(settings) => settings.examine(),
             Settings::Nats(settings) => nats::examine(settings).await,
             Settings::Rabbit(settings) => rabbitmq::examine(settings).await,
+            Settings::Aws(settings) => aws::examine(settings).await,
         }
     }
 
@@ -129,6 +136,7 @@ impl Settings {
     pub async fn foresee(&self, expected: Expected) -> Foreseen {
         match self {
             Settings::Kafka(settings) => Some(kafka::foresee(settings.clone(), expected).await),
+            Settings::Aws(settings) => Some(aws::foresee(settings.clone(), expected).await),
             Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
@@ -140,6 +148,7 @@ impl Settings {
             Settings::File(_) => "file",
             Settings::Nats(_) => "NATS",
             Settings::Rabbit(_) => "RabbitMQ",
+            Settings::Aws(settings) => settings.kind(),
         }
     }
 
@@ -153,7 +162,9 @@ impl Settings {
         match self {
             Settings::Kafka(settings) if settings.keeps_progress() => settings.progress_home(),
             Settings::Nats(settings) => settings.progress_home(),
-            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) => progress_table::home(),
+            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => {
+                progress_table::home()
+            }
         }
     }
 
@@ -161,7 +172,7 @@ impl Settings {
     pub fn keeps_progress_in_database(&self) -> bool {
         match self {
             Settings::Kafka(settings) => !settings.keeps_progress(),
-            Settings::File(_) | Settings::Rabbit(_) => true,
+            Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => true,
             Settings::Nats(_) => false,
         }
     }
@@ -175,7 +186,7 @@ impl Settings {
     pub fn stream(&self) -> Option<&str> {
         match self {
             Settings::Nats(settings) => Some(&settings.stream),
-            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) => None,
+            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
         }
     }
 
