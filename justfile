@@ -9,6 +9,12 @@ check:
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# SQS and SNS: lints, documents and tests the relay with the AWS SDK in it, on emulators that are fetched.
+aws:
+    cargo clippy --workspace --all-targets --features outbox-tests/aws -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features outbox-tests/aws
+    cargo test -p outbox-tests --features aws --test suite -- aws:: aws_ --include-ignored
+
 # Every test, on real servers that start and stop by themselves.
 test *args:
     cargo test --workspace {{args}}
@@ -59,6 +65,7 @@ long seed="7" minutes="20":
     cargo test -p outbox-tests --test suite -- --ignored matrix::
     cargo test -p outbox-tests --test suite -- --ignored remedies::
     OUTBOX_CONFORMANCE_SCALE=33 cargo test -p outbox-tests --test suite conformance::
+    cargo test -p outbox-tests --features aws --test suite -- aws:: aws_ --include-ignored
     OUTBOX_SIM_SEEDS=100000 cargo test -p outbox-relay --lib sim::
     cargo run --release -p outbox-bench -- soak --minutes {{minutes}} --seed {{seed}}
     cargo run --release -p outbox-bench -- soak --sink nats --minutes {{minutes}} --seed {{seed}}

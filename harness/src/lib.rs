@@ -11,6 +11,7 @@
 //! and topics, so all run at once. Used by `tests`, `bench` and the examples' `books`.
 
 pub mod acl;
+pub mod aws;
 pub mod certificates;
 pub mod check;
 pub mod cluster;

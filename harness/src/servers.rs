@@ -8,11 +8,20 @@ use std::{future::Future, time::Instant};
 use anyhow::{Context, Result};
 use tokio::sync::OnceCell;
 
-use crate::{host::report, kafka::Kafka, nats::Nats, postgres::Postgres, rabbit::Rabbit};
+use crate::{
+    aws::{ElasticMq, Moto},
+    host::report,
+    kafka::Kafka,
+    nats::Nats,
+    postgres::Postgres,
+    rabbit::Rabbit,
+};
 
 static POSTGRES: OnceCell<Result<Postgres, String>> = OnceCell::const_new();
 static NATS: OnceCell<Result<Nats, String>> = OnceCell::const_new();
 static RABBIT: OnceCell<Result<Rabbit, String>> = OnceCell::const_new();
+static ELASTICMQ: OnceCell<Result<ElasticMq, String>> = OnceCell::const_new();
+static MOTO: OnceCell<Result<Moto, String>> = OnceCell::const_new();
 static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
 
 /// This run's PostgreSQL.
@@ -48,6 +57,32 @@ pub async fn rabbit() -> &'static Rabbit {
         let broker = Rabbit::start()?;
         broker.wait_ready().await;
         Ok(broker)
+    })
+    .await
+}
+
+/// This run's ElasticMQ.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn elasticmq() -> &'static ElasticMq {
+    shared(&ELASTICMQ, "ElasticMQ", || async {
+        let server = ElasticMq::start()?;
+        server.wait_ready().await;
+        Ok(server)
+    })
+    .await
+}
+
+/// This run's moto.
+///
+/// # Panics
+/// When none can be had, with what to install.
+pub async fn moto() -> &'static Moto {
+    shared(&MOTO, "moto", || async {
+        let server = Moto::start()?;
+        server.wait_ready().await;
+        Ok(server)
     })
     .await
 }

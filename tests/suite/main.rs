@@ -3,6 +3,8 @@
 mod alike;
 mod altered;
 mod arrows;
+#[cfg(feature = "aws")]
+mod aws;
 mod characters;
 mod checks;
 mod confirm;

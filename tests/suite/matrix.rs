@@ -40,6 +40,9 @@ enum Delivery {
     Rabbit,
     /// To Kafka, with progress in the database.
     KafkaRecords,
+    /// To a FIFO queue of SQS, with progress in the database.
+    #[cfg(feature = "aws")]
+    Sqs,
 }
 
 impl Delivery {
@@ -115,6 +118,10 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
         return way_to_nats(point);
     }
     if matches!(delivery, Delivery::Rabbit | Delivery::KafkaRecords) {
+        return way_to_records(point);
+    }
+    #[cfg(feature = "aws")]
+    if delivery == Delivery::Sqs {
         return way_to_records(point);
     }
     let exactly_once = delivery == Delivery::ExactlyOnce;
@@ -247,6 +254,35 @@ fn a_relay_to_rabbitmq_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in
 #[ignore = "as above: `just long` runs it"]
 fn to_kafka_with_progress_in_the_database_holds_through_a_crash_at_every_point() {
     all(Delivery::KafkaRecords, crashes(Delivery::KafkaRecords));
+}
+
+/// The points that are the sink's own; `just long` runs all.
+#[cfg(feature = "aws")]
+#[test]
+fn to_aws_sqs_nothing_is_lost_or_repeated_through_a_crash_while_it_delivers() {
+    let points = [Point::RecordsProduced, Point::RecordsStored, Point::ProgressInTable];
+    all(Delivery::Sqs, points.map(|point| (point, Way::Running(&[1, 4]))));
+}
+
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "minutes: `just long` runs it"]
+fn to_aws_sqs_nothing_is_lost_or_repeated_through_a_crash_at_every_point() {
+    all(Delivery::Sqs, crashes(Delivery::Sqs));
+}
+
+#[cfg(feature = "aws")]
+#[test]
+#[ignore = "as above: `just long` runs it"]
+fn a_relay_to_aws_sqs_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
+    let points = [
+        Point::BatchGiven,
+        Point::RecordsProduced,
+        Point::RecordsStored,
+        Point::Delivered,
+        Point::ProgressInTable,
+    ];
+    all(Delivery::Sqs, points.map(|point| (point, Way::Frozen(2))));
 }
 
 #[test]

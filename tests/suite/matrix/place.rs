@@ -20,6 +20,9 @@ pub(super) enum Place {
     Nats(Stream),
     Rabbit(Exchange),
     Kafka(Topic),
+    /// And a file of credentials.
+    #[cfg(feature = "aws")]
+    Sqs(outbox_harness::aws::Queue, PathBuf),
 }
 
 impl Place {
@@ -37,6 +40,12 @@ impl Place {
                 let broker = servers::rabbit().await;
                 Some(Place::Rabbit(broker.exchange(t.database().name(), PARTITIONS).await))
             }
+            #[cfg(feature = "aws")]
+            Delivery::Sqs => {
+                let name = format!("{}.fifo", t.database().name());
+                let queue = servers::elasticmq().await.queue(&name, PARTITIONS).await;
+                Some(Place::Sqs(queue, outbox_harness::aws::credentials(t.dir())))
+            }
             Delivery::KafkaRecords => {
                 Some(Place::Kafka(t.topic("orders").create(PARTITIONS).await))
             }
@@ -50,6 +59,8 @@ impl Place {
             Place::Nats(stream) => stream.name(),
             Place::Rabbit(exchange) => exchange.name(),
             Place::Kafka(topic) => topic.name(),
+            #[cfg(feature = "aws")]
+            Place::Sqs(queue, _) => queue.topic(),
         }
     }
 
@@ -62,6 +73,10 @@ impl Place {
                 .set(BROKERS, &brokers)
                 .set("sink.delivery", "at-least-once")
                 .set("sink.progress", "postgres"),
+            #[cfg(feature = "aws")]
+            Place::Sqs(queue, credentials) => {
+                crate::contract::aws::to_sqs(&queue.endpoint(), credentials, base)
+            }
             Place::File(path) => {
                 base.set("sink.kind", "file").set("sink.file.path", path.to_str().expect("UTF-8"))
             }
@@ -83,6 +98,8 @@ impl Place {
             Place::Nats(stream) => stream.records(&format!("{}.*", stream.name())).await,
             Place::Rabbit(exchange) => exchange.records().await,
             Place::Kafka(topic) => topic.records().await,
+            #[cfg(feature = "aws")]
+            Place::Sqs(queue, _) => queue.records().await,
         }
     }
 }
