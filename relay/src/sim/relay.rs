@@ -155,7 +155,10 @@ pub(super) fn run(world: &Shared, board: &Board) -> Result<(), String> {
         if let Poll::Ready(ended) = poll(current) {
             life = None;
             let world = &mut *look(world);
-            world.tell(|| format!("the relay starts again: {ended:?}"));
+            world.tell(|| match &ended {
+                Err(Ended::Retry(why)) => format!("the relay starts again: {why}"),
+                ended => format!("the relay starts again: {ended:?}"),
+            });
             world.ends_session();
             match ended {
                 Ok(()) => unpublished_once = false,
@@ -247,7 +250,7 @@ async fn live(
     let delivery = Delivery::new(sink, table, lanes, progress, board);
     let pipeline = Pipeline::new(taker, delivery, seen_rx, confirmed_tx, limits);
     let start = Recognition::start(known, from);
-    let source = Source { world: &world, session, start, before, looked: None };
+    let source = Source { world: &world, session, start, before: *before, looked: None };
     let mut source = pin!(source.run(decoder, confirmed_rx, seen_tx));
     let mut pipeline = pin!(pipeline.run());
     let (mut source_ended, mut pipeline_ended) = (None, None);

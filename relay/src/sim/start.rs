@@ -50,7 +50,7 @@ impl From<SinkError> for Ended {
 pub(super) enum Next {
     Stream {
         from: Position,
-        before: Before,
+        before: Box<Before>,
         /// As the streaming looks compare it.
         stamped: Vec<TableName>,
     },
@@ -117,7 +117,7 @@ impl Start<'_> {
             Decision::Wait { .. } => unreachable!("nobody else uses the slot"),
         };
         progress.stream_from(from);
-        let before = Before { published, snapshot, lsn: from.resume_lsn() };
+        let before = Box::new(Before { published, snapshot, lsn: from.resume_lsn() });
         Ok(Next::Stream { from, before, stamped: tables.stamped })
     }
 

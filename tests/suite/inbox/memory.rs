@@ -161,11 +161,14 @@ async fn a_large_message_that_waited_is_what_it_was() {
     let handler = {
         let seen = Arc::clone(&seen);
         move |_: Tx, message: Message<Option<bytes::Bytes>>| {
-            let outcome = match message.attempt {
-                1 if message.key.as_deref() == Some(b"first") => Err(Failure::transient("later")),
-                _ => Ok(seen.lock().expect("nobody panicked").extend(message.payload)),
-            };
-            async move { outcome }
+            let seen = Arc::clone(&seen);
+            async move {
+                if message.attempt == 1 {
+                    return Err(Failure::transient("later"));
+                }
+                seen.lock().expect("nobody panicked").extend(message.payload);
+                Ok(())
+            }
         }
     };
     let soon = Retry::exponential(Duration::from_millis(1), Duration::from_millis(1));

@@ -6,7 +6,7 @@ use outbox_relay_aws::{Said, Service, What};
 use tokio::sync::OnceCell;
 
 use super::settings::Settings;
-use crate::sink::SinkError;
+use crate::sink::{self, BoxError, SinkError};
 
 /// Cheap to clone; all clones share what was opened.
 #[derive(Clone, Debug)]
@@ -47,12 +47,11 @@ impl Client {
 /// Nothing is certain, or nothing is said of a record.
 pub(super) fn unavailable(doing: impl Into<String>, said: Said) -> SinkError {
     let source = match said.what {
-        What::Unknown => format!(
+        What::Unknown => BoxError::from(format!(
             "the service does not accept the relay's credentials, or its clock ({said}): see where the AWS SDK looks for \
              them, docs/AWS.md"
-        )
-        .into(),
+        )),
         _ => said.into(),
     };
-    SinkError::Unavailable { doing: doing.into(), source }
+    sink::unavailable(doing, source)
 }
