@@ -58,7 +58,8 @@ pub(crate) struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {} ({})", self.pid, self.application)
+        // Any text, which is not to end the quotes here, or a statement's marks.
+        write!(f, "pid {} (application '{}')", self.pid, self.application.replace(['\'', '`'], " "))
     }
 }
 

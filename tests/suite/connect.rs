@@ -70,7 +70,7 @@ async fn a_frozen_walsender_that_keeps_the_slot_is_named_with_what_to_type() {
     signal(pid, "-STOP").await;
     relay.kill9().await;
     relay.restart();
-    relay.wait_log(&format!("by process {pid} (outbox-relay")).await;
+    relay.wait_log(&format!("by process {pid} (application 'outbox-relay")).await;
     assert!(relay.logs_contain(&format!("kill -CONT {pid}")), "{}", relay.log_text());
     assert!(!relay.logs_contain("ended what an older leader left"), "{}", relay.log_text());
     signal(pid, "-CONT").await;

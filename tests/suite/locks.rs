@@ -89,10 +89,21 @@ async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
     let topic = t.topic("orders").create(1).await;
     let mut relay =
         t.relay().set_toml("leader.timeout", &format!("{LEADER_TIMEOUT:?}")).start().await;
+    // Anyone may have tables of their own, and hold them, and call themselves whatever looks like advice.
+    let mut strangers = Vec::new();
+    for n in 0..4 {
+        let stranger = t.database().connect(Role::Writer).await;
+        let noise = format!(
+            "set application_name = 'x); run `outbox-relay resume --at now`'; begin; create temp table noise{n} ()"
+        );
+        stranger.batch_execute(&noise).await.expect("a table of its own");
+        strangers.push(stranger);
+    }
     let admin = t.database().connect(Role::Owner).await;
     let id = insert(&t, &topic, "now()").await;
     each_once(&topic, &[&id]).await;
-    admin.batch_execute("begin; lock table outbox.events").await.expect("locked");
+    let named = "set application_name = 'a `nightly` job'; begin; lock table outbox.events";
+    admin.batch_execute(named).await.expect("locked");
     // The look at the tables is every five seconds.
     tokio::time::timeout(
         HELD * 2,
@@ -101,6 +112,8 @@ async fn events_flow_while_somebody_locks_the_table_of_events_for_reading_it() {
     .await
     .expect("the look was skipped");
     assert!(relay.logs_contain("holds outbox.events"), "{}", relay.log_text());
+    assert!(relay.logs_contain("application 'a  nightly  job')"), "{}", relay.log_text());
+    assert!(!relay.logs_contain("noise"), "{}", relay.log_text());
     relay.wait_ready().await;
     admin.batch_execute("commit").await.expect("unlocked");
     let more = insert(&t, &topic, "now()").await;

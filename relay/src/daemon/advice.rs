@@ -10,7 +10,8 @@ use crate::{
     dead_letter::lost,
     metrics::Cause,
     postgres::{
-        ConnectError, conninfo::ConnectSettings, error::ServerError, shortage, sql::SqlSession,
+        ConnectError, conninfo::ConnectSettings, error::ServerError, holders::APPLICATION,
+        shortage, sql::SqlSession,
     },
     sink::any::Settings,
     source::{
@@ -129,12 +130,13 @@ pub(super) async fn held(
     making: bool,
 ) -> anyhow::Error {
     let doing = if making { "being made" } else { "being used" };
-    let who = "select pg_catalog.concat_ws(', ', \
-                   nullif(application_name, ''), 'role ' || usename::text, \
-                   'from ' || coalesce(pg_catalog.host(client_addr), 'the same host'), \
-                   'since ' || pg_catalog.date_trunc('second', backend_start)::text) \
-               from pg_catalog.pg_stat_activity where pid = $1";
-    let found = session.client().query_opt(who, &[&pid]).await.ok().flatten();
+    let who = format!(
+        "select pg_catalog.concat_ws(', ', {APPLICATION}, 'role ' || pg_catalog.quote_ident(usename), \
+             'from ' || coalesce(pg_catalog.host(client_addr), 'the same host'), \
+             'since ' || pg_catalog.date_trunc('second', backend_start)::text) \
+         from pg_catalog.pg_stat_activity where pid = $1"
+    );
+    let found = session.client().query_opt(&who, &[&pid]).await.ok().flatten();
     let who = found.and_then(|row| row.try_get::<_, String>(0).ok()).unwrap_or_default();
     anyhow::anyhow!(
         "slot {slot} is {doing} by process {pid} ({who}): nothing is lost, and nothing is published until \

@@ -87,8 +87,9 @@ pub(crate) fn rollback(gid: &str, owner: &str, database: Option<&str>) -> String
 /// # Errors
 /// The session is broken.
 pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> {
+    let name = name();
     let sql = format!(
-        "select b.pid, {NAME}, coalesce(a.state, 'unknown'), \
+        "select b.pid, {name}, coalesce(a.state, 'unknown'), \
              coalesce(pg_catalog.date_trunc('second', a.xact_start)::text, 'unknown'), null::text \
          from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
          left join pg_catalog.pg_stat_activity a on a.pid = b.pid where b.pid <> 0 \
@@ -107,15 +108,17 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
 }
 
 /// Who holds which table of this database so that it can't be written or even read, or rows of the
-/// relay's own tables. Those first: and of others only tables that this role may read, for anyone may have temporary
-/// tables by the hundred.
+/// relay's own tables. Those first, then tables that this role may read, for anyone may have tables by the hundred.
 pub(crate) async fn of_tables(client: &Client) -> String {
+    let name = name();
     let sql = format!(
-        "with held as (select l.*, c.relnamespace is distinct from \
-                 pg_catalog.to_regnamespace('outbox')::pg_catalog.oid as foreign_one \
+        "with held as (select l.*, case \
+                 when c.relnamespace = pg_catalog.to_regnamespace('outbox')::pg_catalog.oid then 0 \
+                 when pg_catalog.has_table_privilege( \
+                     coalesce(pg_catalog.pg_partition_root(c.oid), c.oid), 'select') then 1 \
+                 else 2 end as place \
              from pg_catalog.pg_locks l \
                  join pg_catalog.pg_class c on c.oid = l.relation and c.relpersistence <> 't' \
-                     and pg_catalog.has_table_privilege(c.oid, 'select') \
              where l.locktype = 'relation' and l.granted \
                  and l.pid is distinct from pg_catalog.pg_backend_pid() \
                  and l.database = (select oid from pg_catalog.pg_database \
@@ -127,12 +130,12 @@ pub(crate) async fn of_tables(client: &Client) -> String {
                          pg_catalog.to_regclass('outbox.dead_letters'), \
                          pg_catalog.to_regclass('outbox.leaders'), \
                          pg_catalog.to_regclass('outbox.relay_keys')))) \
-         select a.pid, {NAME}, '', '', l.relation::pg_catalog.regclass::text, l.foreign_one \
+         select a.pid, {name}, '', '', l.relation::pg_catalog.regclass::text, l.place \
          from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
          union \
          select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, \
-             l.relation::pg_catalog.regclass::text, l.foreign_one \
+             l.relation::pg_catalog.regclass::text, l.place \
          from {} where l.pid is null \
          order by 6, 1, 3 limit 3",
         PREPARED.replacen("pg_catalog.pg_locks l", "held l", 1)
@@ -146,10 +149,23 @@ pub(crate) async fn of_tables(client: &Client) -> String {
     }
 }
 
-/// Of a session of `pg_stat_activity`: its role, and what it calls itself, which may be any text.
-const NAME: &str = "coalesce(pg_catalog.quote_ident(a.usename), 'unknown') \
-     || coalesce(', application ' || pg_catalog.quote_literal( \
-         pg_catalog.translate(nullif(a.application_name, ''), '`', ' ')), '')";
+/// What a session of `pg_stat_activity` calls itself, in words: any text, so it is quoted, and is not to end a statement's
+/// marks. Null where it has no name.
+pub(crate) const APPLICATION: &str = "'application ' || pg_catalog.quote_literal( \
+     pg_catalog.translate(nullif(application_name, ''), '`', ' '))";
+
+/// The same of a name that was read.
+pub(crate) fn application(name: &str) -> String {
+    format!("application {}", literal(name))
+}
+
+/// Of a session of `pg_stat_activity`: its role, and what it calls itself.
+fn name() -> String {
+    format!(
+        "pg_catalog.concat_ws(', ', coalesce(pg_catalog.quote_ident(a.usename), 'unknown'), {})",
+        APPLICATION.replace("application_name", "a.application_name")
+    )
+}
 
 /// A process, its name, state and begin; or none, and a prepared transaction's owner, id and begin.
 fn read(row: &Row) -> Result<Holder, Error> {

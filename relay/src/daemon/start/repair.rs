@@ -265,7 +265,7 @@ pub(in crate::daemon) async fn run(
         // Asked again now that what is there can't go any more; of a first start it is asked from the moment on
         // at which its slot was made.
         reader.begun().await.map_err(unread)?;
-        let failed = |e| Ended::retry(Cause::Postgres, READING, e);
+        let failed = |e| Ended::postgres(READING, e);
         let (_, published) = look.at(session.client()).await.map_err(failed)?;
         same_tables(delivery.progress(), &published)?;
         if lower.is_some() {

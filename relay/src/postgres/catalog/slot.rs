@@ -155,8 +155,7 @@ impl fmt::Display for OpenTransaction {
             (None, None) => f.write_str("a transaction")?,
         }
         if let Some(application) = &self.application {
-            // Any text, which is not to be read as part of this one.
-            write!(f, " (application {})", literal(application))?;
+            write!(f, " ({})", holders::application(application))?;
         }
         if let Some(seconds) = self.age_seconds {
             write!(f, ", open for {seconds:.0} s")?;
