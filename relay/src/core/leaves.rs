@@ -19,6 +19,7 @@ impl Leaves {
     pub fn of(oids: impl IntoIterator<Item = u32>) -> Self {
         let mut oids: Vec<u32> = oids.into_iter().collect();
         oids.sort_unstable();
+        oids.dedup();
         let (mut bytes, mut before) = (Vec::new(), 0);
         for oid in oids {
             let mut rest = oid - before;

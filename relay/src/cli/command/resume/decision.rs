@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use crate::core::{
     identity::SystemIdentity,
+    leaves::Leaves,
     lsn::Lsn,
     position::{Position, RowPosition},
     progress::Progress,
@@ -65,8 +66,15 @@ pub(crate) fn decided(
         next.witness = None;
         next.repair = None;
         // What only the slot has of a former table is not in this one, whatever the snapshots show.
-        if next.another_table(&published).is_some() {
+        // pg_upgrade has copied the rows, and given the tables new marks.
+        if decision != Decision::AtUpgrade && next.another_table(&published).is_some() {
             next.snapshots.clear();
+        }
+        // A person has decided to take what is there: partitions that are attached by now are no news.
+        let now = published.leaves().oids();
+        for snapshot in &mut next.snapshots {
+            let before = snapshot.leaves.oids();
+            snapshot.leaves = Leaves::of(before.into_iter().chain(now.iter().copied()));
         }
         next.published = Some(published); // What is changed from now on counts.
         next.gap = None;
