@@ -114,7 +114,7 @@ impl Start<'_> {
                 return Ok(Next::Repair);
             }
             Decision::FinishRepair => return Ok(Next::Repair),
-            Decision::Wait { .. } => unreachable!("nobody else uses the slot"),
+            Decision::Wait { .. } => unreachable!("no other relay uses the slot"),
         };
         progress.stream_from(from);
         let before = Box::new(Before { published, snapshot, lsn: from.resume_lsn() });
@@ -184,7 +184,7 @@ impl Start<'_> {
                 Err(Ended::Halted(halt))
             }
             other => {
-                world.violated(format!("nobody moved the slot, and a start says {other:?}"));
+                world.violated(format!("no one moved the slot, and a start says {other:?}"));
                 Err(Ended::Retry("halted".into()))
             }
         }

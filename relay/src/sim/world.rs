@@ -62,7 +62,7 @@ pub(super) enum Mutant {
     ForgetsTheGap,
     /// A repair begins after what was committed when it begins.
     RepairsTooLittle,
-    /// A slot is replaced for a repair that nobody knows of.
+    /// A slot is replaced for a repair that no progress tells of.
     AnnouncesNothing,
     /// Several records of a lane are under way at a broker that stores each by itself.
     SendsManyOfALane,
