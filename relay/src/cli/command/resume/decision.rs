@@ -217,13 +217,18 @@ mod tests {
         };
         let flush_lsn = Lsn::new(1500);
         let identity = SystemIdentity { system_id: String::new(), timeline: 0, flush_lsn };
-        let next = |oid| {
+        let decide = |decision, published| {
             let here = at_place(&identity, SystemTime::UNIX_EPOCH);
-            let here = Here { published: table(oid), ..here };
-            decided(Some(stored.clone()), Decision::AtProgress, stored.position, here)
+            decided(Some(stored.clone()), decision, stored.position, Here { published, ..here })
         };
+        let next = |oid| decide(Decision::AtProgress, table(oid));
         assert_eq!((next(5).snapshots.len(), next(6).snapshots.len()), (1, 0));
         assert_eq!(next(6).published, Some(table(6)), "a change from now on is seen");
+        let copied = decide(Decision::AtUpgrade, table(6));
+        assert_eq!(copied.snapshots.len(), 1, "pg_upgrade has its rows");
+        let attached = Published { attached: vec![(9, 1)], ..table(5) };
+        let known = decide(Decision::AtProgress, attached).snapshots.remove(0).leaves.oids();
+        assert_eq!(known, [9], "a partition that is attached by now is no news");
     }
 
     #[test]
