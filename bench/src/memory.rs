@@ -41,6 +41,8 @@ struct Load {
     pause_ms: u64,
     /// What the producer packs batches with.
     codec: Option<&'static str>,
+    /// The broker unpacks what it stores: the topic's `compression.type` is `uncompressed`.
+    stored_plain: bool,
     text: Text,
 }
 
@@ -53,14 +55,19 @@ enum Text {
 }
 
 const fn plain(messages: usize, bytes: usize, pause_ms: u64) -> Load {
-    Load { messages, bytes, pause_ms, codec: None, text: Text::Byte }
+    Load { messages, bytes, pause_ms, codec: None, stored_plain: false, text: Text::Byte }
 }
 
 const fn packed(codec: &'static str, text: Text) -> Load {
     Load { codec: Some(codec), text, ..plain(24_000, 16 << 10, 4) }
 }
 
-const LOADS: [Load; 7] = [
+/// One byte, which the broker unpacks.
+const fn unpacked(codec: &'static str) -> Load {
+    Load { stored_plain: true, ..packed(codec, Text::Byte) }
+}
+
+const LOADS: [Load; 9] = [
     plain(12_000, 16 << 10, 4),
     plain(400, MIB, 50),
     plain(64, LARGEST, 200),
@@ -68,6 +75,8 @@ const LOADS: [Load; 7] = [
     packed("lz4", Text::Orders),
     packed("zstd", Text::Byte),
     packed("lz4", Text::Byte),
+    unpacked("zstd"),
+    unpacked("lz4"),
 ];
 
 #[derive(Debug, Serialize)]
@@ -75,6 +84,7 @@ struct Row {
     messages: usize,
     bytes: usize,
     codec: Option<&'static str>,
+    stored_plain: bool,
     text: Text,
     /// Handled as they come; else each fails once, and waits.
     live: bool,
@@ -128,11 +138,12 @@ async fn row(
 ) -> Result<Row> {
     let database = Database::create_inbox().await;
     make_effects(&database).await;
-    let Load { messages, bytes, pause_ms, codec, text } = load;
+    let Load { messages, bytes, pause_ms, codec, stored_plain, text } = load;
     let partitions = if codec.is_some() { COMPRESSED_PARTITIONS } else { PARTITIONS };
-    let largest = [("max.message.bytes", "10000000")];
+    let stored = if stored_plain { "uncompressed" } else { "producer" };
+    let settings = [("max.message.bytes", "10000000"), ("compression.type", stored)];
     let topic = Topic::new(kafka, format!("{}.load", database.name()));
-    let topic = topic.create_with(partitions, &largest).await;
+    let topic = topic.create_with(partitions, &settings).await;
     let dir = tempfile::tempdir()?;
     let plan = Plan {
         in_flight_bytes: Some(in_flight),
@@ -161,7 +172,7 @@ async fn row(
     let peak_mib = mib(&consumer)?;
     ensure!(consumer.sigterm().await.success(), "the loaded one ends in order");
     topic.delete().await;
-    Ok(Row { messages, bytes, codec, text, live, idle_mib, peak_mib })
+    Ok(Row { messages, bytes, codec, stored_plain, text, live, idle_mib, peak_mib })
 }
 
 fn mib(consumer: &Consumer) -> Result<usize> {
@@ -195,9 +206,10 @@ fn fill(kafka: &Kafka, topic: &str, load: Load) -> Result<()> {
 
 impl Memory {
     /// Whether each stays within the setting and what it may take beside it, but for the one byte that codecs pack
-    /// to next to nothing.
+    /// to next to nothing, where it is stored so.
     pub(crate) fn held(&self) -> bool {
-        let bounded = |row: &&Row| row.codec.is_none() || row.text == Text::Orders;
+        let bounded =
+            |row: &&Row| row.codec.is_none() || row.stored_plain || row.text == Text::Orders;
         let most = self.in_flight_mib + BESIDE_MIB;
         self.rows.iter().filter(bounded).all(|row| row.peak_mib <= most)
     }
@@ -213,9 +225,12 @@ impl Memory {
              | messages | each | | idle MiB | peak MiB | peak over idle |\n|---|---|---|---|---|---|\n",
             in_flight_mib + BESIDE_MIB
         );
-        for Row { messages, bytes, codec, text: of, live, idle_mib, peak_mib } in rows {
+        for Row { messages, bytes, codec, stored_plain, text: of, live, idle_mib, peak_mib } in rows
+        {
             let (kib, over) = (bytes >> 10, peak_mib.saturating_sub(*idle_mib));
-            let packed = codec.map_or_else(String::new, |codec| format!(", {of:?}, {codec}"));
+            let stored = if *stored_plain { ", stored uncompressed" } else { "" };
+            let packed =
+                codec.map_or_else(String::new, |codec| format!(", {of:?}, {codec}{stored}"));
             let how = if *live { "as they come" } else { "each fails once" };
             let _ = writeln!(
                 text,

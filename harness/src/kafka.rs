@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     ops::Deref,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -41,7 +41,7 @@ pub struct Kafka {
     /// Whether it was there before the run: then no topic of ours may stay in it.
     external: bool,
     from_jars: bool,
-    lines: Mutex<Vec<Line>>,
+    lines: Lines,
 }
 
 /// A listener of its own for one test's proxy, whose port the broker tells its clients.
@@ -51,14 +51,29 @@ struct Line {
     proxy_port: u16,
 }
 
-/// Tests that break the line to the broker, and room for more.
+/// Those that no test uses now.
+type Lines = Arc<Mutex<Vec<Line>>>;
+
+/// A line in use.
+struct Lent {
+    line: Option<Line>,
+    from: Lines,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.from.lock().unwrap_or_else(PoisonError::into_inner).extend(self.line.take());
+    }
+}
+
+/// Tests that break the line to the broker at the same time, and room for more.
 const LINES: usize = 28;
 
 impl Kafka {
     pub(crate) async fn start() -> Result<Self> {
         if let Ok(brokers) = std::env::var("OUTBOX_TEST_KAFKA") {
             let kafka =
-                Kafka { brokers, external: true, from_jars: false, lines: Mutex::default() };
+                Kafka { brokers, external: true, from_jars: false, lines: Lines::default() };
             kafka.wait_ready(ASK * 5).await.context("OUTBOX_TEST_KAFKA")?;
             return Ok(kafka);
         }
@@ -102,7 +117,7 @@ impl Kafka {
             request.with_env_var(variable, value)
         });
         let container = docker::start(request).await?;
-        let lines = Mutex::new(lines);
+        let lines = Arc::new(Mutex::new(lines));
         let kafka = Kafka { brokers: advertised, external: false, from_jars: false, lines };
         kafka.wait_ready(START).await?;
         // Dropping the handle would stop the container; the guardian does that at the end.
@@ -115,7 +130,8 @@ impl Kafka {
         let own = Own::free();
         let lines = local_lines(LINES);
         let local = LocalKafka::start(&settings(&brokers, &brokers, &own, &lines), &[])?;
-        let kafka = Kafka { brokers, external: false, from_jars: true, lines: Mutex::new(lines) };
+        let kafka =
+            Kafka { brokers, external: false, from_jars: true, lines: Arc::new(Mutex::new(lines)) };
         let ready = kafka.wait_ready(START).await;
         ready.with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&local.log())))?;
         // Dropping the handle would end the broker; the guardian does that at the end.
@@ -133,7 +149,7 @@ impl Kafka {
     }
 
     async fn kept(brokers: &str, lines: Vec<Line>) -> &'static Self {
-        let lines = Mutex::new(lines);
+        let lines = Arc::new(Mutex::new(lines));
         let kafka = Kafka { brokers: brokers.to_owned(), external: false, from_jars: true, lines };
         kafka.wait_ready(START).await.expect("the broker answers");
         Box::leak(Box::new(kafka))
@@ -257,7 +273,9 @@ impl Kafka {
             "a listener for a proxy: unset OUTBOX_TEST_KAFKA, for the broker must be started with \
              them; if it was, raise kafka::LINES",
         );
-        Proxy::on(line.proxy_port, &line.listens).await.expect("the port that was set aside")
+        let (port, listens) = (line.proxy_port, line.listens.clone());
+        let lent = Lent { line: Some(line), from: Arc::clone(&self.lines) };
+        Proxy::on(port, &listens, lent).await.expect("the port that was set aside")
     }
 
     /// An address that answers, and leads its clients to one at which no one listens.

@@ -111,14 +111,14 @@ impl Proxy {
     /// # Panics
     /// When there is no free port.
     pub async fn to(server: &str) -> Self {
-        Self::on(0, server).await.expect("a free loopback port")
+        Self::on(0, server, ()).await.expect("a free loopback port")
     }
 
-    /// A proxy on a port that the server knows as its own.
+    /// A proxy on a port that the server knows as its own. `held` is dropped once the port is free again.
     ///
     /// # Errors
     /// The port is taken.
-    pub(crate) async fn on(port: u16, server: &str) -> Result<Self> {
+    pub(crate) async fn on(port: u16, server: &str, held: impl Send + 'static) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
         let listener = listener.with_context(|| format!("listening on {port}"))?;
         let port = listener.local_addr()?.port();
@@ -128,7 +128,12 @@ impl Proxy {
             trap: Mutex::new(None),
             accepted: AtomicU64::new(0),
         });
-        let task = AbortOnDropHandle::new(tokio::spawn(accept(listener, Arc::clone(&shared))));
+        let accepting = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            let _held = held; // Dropped after the listener, which `accept` takes with it.
+            accept(listener, accepting).await;
+        });
+        let task = AbortOnDropHandle::new(task);
         Ok(Proxy { port, shared, _task: task })
     }
 

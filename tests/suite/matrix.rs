@@ -7,6 +7,7 @@
 //! whose point was not passed fails.
 
 mod frozen;
+mod lines;
 mod place;
 mod story;
 
@@ -317,6 +318,18 @@ fn a_relay_that_freezes_anywhere_and_is_replaced_changes_nothing_when_it_thaws()
         Point::ReleaseStored,
     ];
     all(Delivery::ExactlyOnce, points.map(|point| (point, Way::Frozen(2))));
+}
+
+#[test]
+#[ignore = "ten minutes: `just long` runs it"]
+fn exactly_once_holds_and_is_back_in_time_with_a_dead_line_at_every_point() {
+    all(Delivery::ExactlyOnce, lines::everywhere(Delivery::ExactlyOnce));
+}
+
+#[test]
+#[ignore = "as above: `just long` runs it"]
+fn at_least_once_holds_and_is_back_in_time_with_a_dead_line_at_every_point() {
+    all(Delivery::AtLeastOnce, lines::everywhere(Delivery::AtLeastOnce));
 }
 
 #[test]

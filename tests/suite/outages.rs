@@ -143,7 +143,7 @@ async fn a_coordinator_that_moves_and_a_partition_without_a_leader() {
         event.insert(transaction.client()).await.expect("inserted");
     }
     transaction.commit().await.expect("committed");
-    day.probes.not_ready_within(SEEN, Instant::now()).await;
+    day.stops_and_says_so().await;
     broker.restart();
     kafka.wait_in_sync().await;
     day.recovers(Instant::now()).await;

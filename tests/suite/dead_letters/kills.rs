@@ -88,6 +88,8 @@ async fn what_a_release_puts_back_is_not_lost_when_the_relay_ends_before_it_is_c
     topic.set(LIMIT, "16000").await;
     dead_letters(&t, &["release", "--all"]).await;
     ended_at(&mut relay, "release-delivered").await;
+    // The broker has answered the commit, and may show it a moment later.
+    wait_records(&topic, 1).await;
     // Progress counts three places; the two that were put back are free.
     assert_eq!(sequences(&topic, "a").await, [1]);
     topic.set(LIMIT, "100000").await;

@@ -14,6 +14,7 @@ use outbox_harness::{
     event::{Committed, Event, SEQUENCE},
     load::{Load, Plan},
     postgres::Session,
+    proxy::Proxy,
     relay::{Relay, Settings},
     topic::{Record, Topic},
     wait,
@@ -23,7 +24,12 @@ use outbox_relay::{
     fault::Point,
 };
 
-use super::{Delivery, PARTITIONS, frozen::frozen_at, place::Place};
+use super::{
+    Delivery, PARTITIONS,
+    frozen::frozen_at,
+    lines::{Cut, Moment, cut_at},
+    place::Place,
+};
 
 /// Above this many bytes the broker refuses what is sent to the topic.
 const LIMIT: &str = "max.message.bytes";
@@ -56,6 +62,18 @@ pub(super) enum Way {
     Command,
     /// As `Running`, but the relay freezes there, a standby takes over, and it thaws.
     Frozen(u64),
+    /// The relay freezes there, and has a dead line when it thaws.
+    Cut(Cut),
+}
+
+impl Way {
+    /// Where the relay starts that has none: with what is in the table, or with what comes.
+    fn start(self) -> &'static str {
+        match self {
+            Way::Seeding(_) | Way::Cut(Cut { moment: Moment::Seeding, .. }) => "all",
+            _ => "now",
+        }
+    }
 }
 
 /// Lives through it.
@@ -78,7 +96,7 @@ pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
     let settings = t
         .relay()
         .set("sink.delivery", delivery.setting())
-        .set("postgres.start", if matches!(way, Way::Seeding(_)) { "all" } else { "now" })
+        .set("postgres.start", way.start())
         .set("leader.timeout", "2s")
         .set("sink.topic_grace", "100ms");
     let mut before = BTreeSet::new();
@@ -109,10 +127,8 @@ async fn live_in_peace(t: Harness, case: (Point, Delivery, Way), place: Place) {
         transactions: u64::MAX,
     };
     let load = Load::paced(t.database(), &plan, INTERVAL).await;
-    let settings = place
-        .settings(t.relay())
-        .set("postgres.start", if matches!(case.2, Way::Seeding(_)) { "all" } else { "now" })
-        .set("leader.timeout", "2s");
+    let settings =
+        place.settings(t.relay()).set("postgres.start", case.2.start()).set("leader.timeout", "2s");
     let writes = async || {
         let before = place.records().await.len();
         wait::until("more is written", wait::PATIENCE, || async {
@@ -145,13 +161,16 @@ async fn live_in_peace(t: Harness, case: (Point, Delivery, Way), place: Place) {
     drop(relays);
 }
 
+/// Relays that run at the end, and the line that they need.
+type Lives = (Vec<Relay>, Option<Proxy>);
+
 /// The relay's lives; the last one continues. `at_work` waits until it has done enough of what it does.
 async fn lives(
     t: &Harness,
     settings: Settings,
     case: (Point, Delivery, Way),
     at_work: impl AsyncFn(),
-) -> Vec<Relay> {
+) -> Lives {
     let (point, delivery, way) = case;
     let name = point.name();
     let mut relay = match way {
@@ -185,13 +204,19 @@ async fn lives(
         Way::Command => {
             let relay = settings.clone().spawn();
             commands_end_at(t, &settings, name).await;
-            return vec![relay];
+            return (vec![relay], None);
         }
-        Way::Frozen(passing) => return frozen_at(settings, name, passing, delivery).await,
+        Way::Frozen(passing) => {
+            return (frozen_at(settings, name, passing, delivery).await, None);
+        }
+        Way::Cut(cut) => {
+            let (relays, line) = cut_at(t, settings, name, cut, &at_work).await;
+            return (relays, Some(line));
+        }
     };
     relay.restart_with(None);
     relay.wait_ready().await;
-    vec![relay]
+    (vec![relay], None)
 }
 
 async fn ended_at(relay: &mut Relay, point: &str) {

@@ -90,6 +90,25 @@ impl Day {
         self.relay.log_text().matches("streaming from=").count()
     }
 
+    /// Waits until it is not ready, which an outage turns it within [`SEEN`] of the last delivery: what was under
+    /// way before may still come to its end.
+    pub(super) async fn stops_and_says_so(&self) {
+        let watch = async {
+            let mut last = (self.delivered().await, Instant::now());
+            loop {
+                sleep(Duration::from_millis(50)).await;
+                match self.delivered().await {
+                    now if now > last.0 => last = (now, Instant::now()),
+                    now => assert!(last.1.elapsed() < SEEN, "ready, and {now} are delivered"),
+                }
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            _ = self.probes.not_ready_within(wait::PATIENCE, Instant::now()) => {}
+        }
+    }
+
     pub(super) async fn recovers(&self, ended: Instant) {
         self.probes.ready_within(OVER, ended).await;
         self.flows().await;
