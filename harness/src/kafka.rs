@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeMap,
     ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,6 +23,7 @@ use testcontainers::{GenericImage, ImageExt, core::IntoContainerPort};
 
 use crate::{
     docker, host,
+    lines::{self, Line, Lines},
     local_kafka::{self, LocalKafka},
     proxy::Proxy,
     wait,
@@ -42,28 +42,6 @@ pub struct Kafka {
     external: bool,
     from_jars: bool,
     lines: Lines,
-}
-
-/// A listener of its own for one test's proxy, whose port the broker tells its clients.
-#[derive(Debug)]
-struct Line {
-    listens: String,
-    proxy_port: u16,
-}
-
-/// Those that no test uses now.
-type Lines = Arc<Mutex<Vec<Line>>>;
-
-/// A line in use.
-struct Lent {
-    line: Option<Line>,
-    from: Lines,
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.from.lock().unwrap_or_else(PoisonError::into_inner).extend(self.line.take());
-    }
 }
 
 /// Tests that break the line to the broker at the same time, and room for more.
@@ -117,7 +95,7 @@ impl Kafka {
             request.with_env_var(variable, value)
         });
         let container = docker::start(request).await?;
-        let lines = Arc::new(Mutex::new(lines));
+        let lines = Lines::of(lines);
         let kafka = Kafka { brokers: advertised, external: false, from_jars: false, lines };
         kafka.wait_ready(START).await?;
         // Dropping the handle would stop the container; the guardian does that at the end.
@@ -128,10 +106,9 @@ impl Kafka {
     async fn start_local() -> Result<Self> {
         let brokers = format!("127.0.0.1:{}", host::free_port());
         let own = Own::free();
-        let lines = local_lines(LINES);
+        let lines = lines::local(LINES);
         let local = LocalKafka::start(&settings(&brokers, &brokers, &own, &lines), &[])?;
-        let kafka =
-            Kafka { brokers, external: false, from_jars: true, lines: Arc::new(Mutex::new(lines)) };
+        let kafka = Kafka { brokers, external: false, from_jars: true, lines: Lines::of(lines) };
         let ready = kafka.wait_ready(START).await;
         ready.with_context(|| format!("Kafka's log:\n{}", throwaway::tail(&local.log())))?;
         // Dropping the handle would end the broker; the guardian does that at the end.
@@ -149,7 +126,7 @@ impl Kafka {
     }
 
     async fn kept(brokers: &str, lines: Vec<Line>) -> &'static Self {
-        let lines = Arc::new(Mutex::new(lines));
+        let lines = Lines::of(lines);
         let kafka = Kafka { brokers: brokers.to_owned(), external: false, from_jars: true, lines };
         kafka.wait_ready(START).await.expect("the broker answers");
         Box::leak(Box::new(kafka))
@@ -161,7 +138,7 @@ impl Kafka {
     /// When it does not start.
     pub async fn start_private(properties: &[(&str, &str)]) -> (&'static Self, LocalKafka) {
         let brokers = format!("127.0.0.1:{}", host::free_port());
-        let lines = local_lines(1);
+        let lines = lines::local(1);
         let mut all = settings(&brokers, &brokers, &Own::free(), &lines);
         all.extend(properties.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         let local = tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[]));
@@ -268,13 +245,7 @@ impl Kafka {
     /// # Panics
     /// When the broker is not ours, or more tests break lines than there are.
     pub async fn line(&self) -> Proxy {
-        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let line = line.expect(
-            "a listener for a proxy: unset OUTBOX_TEST_KAFKA, for the broker must be started with \
-             them; if it was, raise kafka::LINES",
-        );
-        let (port, listens) = (line.proxy_port, line.listens.clone());
-        let lent = Lent { line: Some(line), from: Arc::clone(&self.lines) };
+        let (port, listens, lent) = self.lines.lend();
         Proxy::on(port, &listens, lent).await.expect("the port that was set aside")
     }
 
@@ -283,8 +254,7 @@ impl Kafka {
     /// # Panics
     /// As [`Kafka::line`].
     pub fn leads_astray(&self) -> String {
-        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        line.expect("a listener of a broker of ours").listens
+        self.lines.take().listens
     }
 
     /// A client's settings, to be completed.
@@ -344,14 +314,6 @@ impl Drop for Admin {
         let client = self.0.take();
         let _detached = std::thread::spawn(move || drop(client));
     }
-}
-
-fn local_lines(count: usize) -> Vec<Line> {
-    let line = |_| Line {
-        listens: format!("127.0.0.1:{}", host::free_port()),
-        proxy_port: host::free_port(),
-    };
-    (0..count).map(line).collect()
 }
 
 /// Where the node listens for itself. What clients are told is an address outside a container,

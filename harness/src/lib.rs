@@ -24,6 +24,7 @@ pub mod host;
 pub mod impostors;
 pub mod kafka;
 pub mod kafka_tools;
+mod lines;
 pub mod load;
 pub mod local_kafka;
 pub mod member;

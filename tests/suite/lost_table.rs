@@ -1,6 +1,6 @@
 //! The table of parked events is dropped, and with it the only place where they were parked.
 
-use outbox_harness::{Harness, database::Role, event::Event, wait};
+use outbox_harness::{Harness, database::Role, event::Event, relay::Relay, wait};
 
 use crate::{
     dead_letters::wait_parked,
@@ -46,11 +46,15 @@ async fn events_that_were_parked_in_a_table_that_is_dropped_are_named_and_can_be
     );
     t.database().superuser().batch_execute(&select).await.expect("granted");
     assert_eq!(writer.execute(again.as_str(), &[]).await.expect("it can be typed"), 3);
-    // Still refused, they are parked once more: whoever obeyed again would send them twice.
+    // Still refused, they are parked once more. Others of the same ids would look alike, so a person says that it is
+    // dealt with.
+    wait_parked(&t, |parked| parked == 4).await;
+    let page = relay.page("/readyz").await;
+    obey(&t, typed(&page, "outbox-relay dead-letters discard")).await;
     wait_parked(&t, |parked| parked == 3).await;
     wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
         .await
-        .expect("they are there");
+        .expect("it is dealt with");
     let missing = missing.create(1).await;
     let release = t.relay().command(&["dead-letters", "release", "--all"]).await;
     assert!(release.status.success(), "{}", String::from_utf8_lossy(&release.stderr));
@@ -66,6 +70,47 @@ async fn events_that_were_parked_in_a_table_that_is_dropped_are_named_and_can_be
     relay.restart();
     relay.wait_ready().await;
     assert_eq!(relay.page("/readyz").await, "ok\n");
+}
+
+/// Any writer may give an event the id of another's.
+#[tokio::test]
+async fn an_event_under_the_id_of_a_lost_one_does_not_hide_the_loss() {
+    let mut t = Harness::start().await;
+    let missing = t.topic("missing");
+    let mut relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    t.commit((0..3).map(|_| Event::to(missing.name()).key("a"))).await;
+    wait_counted(&relay, 3).await;
+    relay.freeze();
+    let superuser = t.database().superuser();
+    let lost = "delete from outbox.dead_letters where id = (select max(id) from outbox.dead_letters) \
+                returning event_id";
+    let lost: String = superuser.query_one(lost, &[]).await.expect("a row").get(0);
+    let writer = t.database().connect(Role::Writer).await;
+    let again = format!(
+        "insert into outbox.events (id, topic, key) values ('{lost}', '{}', 'b')",
+        missing.name()
+    );
+    writer.batch_execute(&again).await.expect("no one forbids it");
+    relay.thaw();
+    relay.wait_log("parked events are lost to the relay").await;
+    wait_counted(&relay, 3).await;
+    // Nor does a further one take back what was said.
+    writer.batch_execute(&again).await.expect("inserted");
+    wait_counted(&relay, 4).await;
+    let page = relay.page("/readyz").await;
+    assert!(page.contains(&lost), "{page}");
+    assert!(relay.sigterm().await.success());
+}
+
+/// Waits until the relay says how many events are parked.
+async fn wait_counted(relay: &Relay, wanted: u64) {
+    wait::until("they are counted", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        let parked = status.get("parked_events").and_then(serde_json::Value::as_u64);
+        if parked == Some(wanted) { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .expect("soon");
 }
 
 /// What is back is not named, wherever it is in the table: to publish it again would double it.
@@ -108,6 +153,9 @@ async fn of_a_table_that_is_put_back_in_part_only_what_it_lacks_is_named() {
     relay.wait_ready().await;
     let page = relay.page("/readyz").await;
     obey(&t, typed(&page, "insert into outbox.events")).await;
+    wait_parked(&t, |parked| parked == 31).await;
+    let page = relay.page("/readyz").await;
+    obey(&t, typed(&page, "outbox-relay dead-letters discard")).await;
     wait_parked(&t, |parked| parked == 30).await;
     let missing = missing.create(1).await;
     // What was put back may have been released since the copy was made.

@@ -106,6 +106,9 @@ async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_say
             written_again(&t).await;
         }
         obey(&t, typed(&page, "insert into outbox.events")).await;
+        wait_parked(&t, |parked| parked == 6).await;
+        let page = page_says(&relay, "outbox.dead_letters was emptied").await;
+        obey(&t, typed(&page, "outbox-relay dead-letters discard")).await;
         wait_parked(&t, |parked| parked == 5).await;
         let missing = missing.create(1).await;
         dead_letters(&t, &["release", "--all", "--yes"]).await;

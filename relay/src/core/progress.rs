@@ -14,10 +14,14 @@ use crate::core::{
     snapshot, witness::Witness,
 };
 
+mod parked;
 mod partitions;
 mod slot;
 
-pub use self::partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord};
+pub use self::{
+    parked::{PARKED_IDS_MAX, ParkedId, ParkedRecord},
+    partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord},
+};
 
 /// Of the whole record.
 const BYTES_MAX: usize = 64 << 10;
@@ -31,7 +35,7 @@ pub const UPPER_BYTES_MAX: usize = 28 << 10;
 pub const CURSOR_BYTES_MAX: usize = 1 << 10;
 
 /// The format that this relay writes. It reads those before it: what they lack has a default.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// How far delivery has come, and what a repair or a restart needs to continue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,23 +110,6 @@ pub struct SnapshotRecord {
     /// The partitions that it shows; stored of the newest alone.
     #[serde(default, skip_serializing_if = "Leaves::is_empty")]
     pub leaves: Leaves,
-}
-
-/// Ids of parked events that are remembered.
-pub const PARKED_IDS_MAX: usize = 20;
-
-/// Events in `outbox.dead_letters` that are not delivered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ParkedRecord {
-    /// `pg_class.oid` of the table that has them.
-    pub table: u32,
-    /// Lanes; an event without one is none.
-    pub lanes: u64,
-    /// Events, those that are being released included.
-    pub events: u64,
-    /// Ids of those that were parked last, [`PARKED_IDS_MAX`] at most, of letters, digits and `-_.:` alone.
-    pub ids: Vec<String>,
 }
 
 /// A release of parked events.

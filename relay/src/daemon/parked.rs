@@ -115,11 +115,15 @@ pub(super) async fn compare(
     let elsewhere = |parked: &ParkedRecord| ![0, table].contains(&parked.table);
     // What this process saw last may be newer than what it could store.
     let seen = context.board.parked_elsewhere(table);
-    let Some(before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
+    let Some(mut before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
+    if stored.system_id != identity.system_id {
+        before.ids.clear(); // Their places were another cluster's.
+    }
     let has_another_past = stored.timeline != identity.timeline || stored.rolled_back.is_some();
     // Progress may be older than what was released since and deleted: only rows from a copy tell.
     let copied = keeps_rows(&context.config)
         && restored::count(client, &context.config.name).await?.is_some();
+    let mut known_lost = None;
     if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past || copied)
     {
         let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
@@ -140,9 +144,10 @@ pub(super) async fn compare(
         };
         if let (Some(lost), Some(said)) = (lost, said) {
             write_down(context, session, &identity.system_id, &lost, &said).await?;
+            known_lost = Some(lost);
         }
     }
-    context.board.parked_before(&before, table);
+    context.board.parked_before(&before, table, known_lost.as_ref());
     tell(context, session).await
 }
 

@@ -7,7 +7,7 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 use super::notice::REASON;
-use crate::core::progress::{PARKED_IDS_MAX, ParkedRecord};
+use crate::core::progress::{PARKED_IDS_MAX, ParkedId, ParkedRecord};
 
 /// Events that one statement counts: what parks and releases shares the session, and waits for no more
 /// than one of them.
@@ -52,14 +52,42 @@ async fn notices(client: &Client, relay: &str) -> Result<u64, Error> {
     Ok(row.try_get::<_, i64>(0)?.unsigned_abs())
 }
 
-/// Which of the events the table has no row of, whatever became of them there.
+/// Which of the events the table has no row of, whatever became of them there. Another event may have the same id,
+/// as [`ParkedId::is`] tells them apart.
 ///
 /// # Errors
 /// As [`count`].
-pub async fn absent(client: &Client, relay: &str, ids: &[String]) -> Result<Vec<String>, Error> {
-    let sql = "select a.event from unnest($2::text[]) a (event) where not exists ( \
-                   select from outbox.dead_letters d where d.relay = $1 and d.event_id = a.event)";
-    client.query(sql, &[&relay, &ids]).await?.iter().map(|row| row.try_get(0)).collect()
+pub async fn absent(
+    client: &Client,
+    relay: &str,
+    ids: &[ParkedId],
+) -> Result<Vec<ParkedId>, Error> {
+    // As the unique index has it where the place is known; else by the id's own index.
+    let sql = "select a.n::int8 from unnest($2::text[], $3::pg_lsn[], $4::int8[], $5::text[]) \
+                   with ordinality a (event, commit_lsn, ordinal, xid, n) \
+               where case when a.commit_lsn is null \
+                   then not exists (select from outbox.dead_letters d \
+                       where d.relay = $1 and d.event_id = a.event) \
+                   else not exists (select from outbox.dead_letters d \
+                       where d.relay = $1 and d.commit_lsn = a.commit_lsn and d.ordinal = a.ordinal \
+                           and hashtextextended(coalesce(d.event_id, ''), 0) = hashtextextended(a.event, 0)) \
+                       and not exists (select from outbox.dead_letters d \
+                           where d.relay = $1 and d.event_id = a.event and d.xid = a.xid::xid) \
+               end order by a.n";
+    let events: Vec<&str> = ids.iter().map(|id| id.id.as_str()).collect();
+    let place = |id: &ParkedId| {
+        id.place.and_then(|place| Some((place, i64::try_from(place.ordinal).ok()?)))
+    };
+    let commits: Vec<Option<PgLsn>> =
+        ids.iter().map(|id| place(id).map(|(place, _)| PgLsn::from(place.commit.get()))).collect();
+    let ordinals: Vec<Option<i64>> =
+        ids.iter().map(|id| place(id).map(|(_, ordinal)| ordinal)).collect();
+    let xids: Vec<Option<String>> =
+        ids.iter().map(|id| id.xid.map(|xid| xid.to_string())).collect();
+    let rows = client.query(sql, &[&relay, &events, &commits, &ordinals, &xids]).await?;
+    let numbers = rows.iter().map(|row| row.try_get::<_, i64>(0)).collect::<Result<Vec<_>, _>>()?;
+    let nth = |n: i64| ids.get(usize::try_from(n).ok()?.checked_sub(1)?).cloned();
+    Ok(numbers.into_iter().filter_map(nth).collect())
 }
 
 /// Adds ids that can be typed between quotes; of others there is only the number. `false` when it is another
@@ -71,13 +99,15 @@ async fn newest_ids(
 ) -> Result<bool, Error> {
     let sql = format!(
         "select 'outbox.dead_letters'::regclass::oid, \
-             array(select event_id from outbox.dead_letters \
+             array(select event_id || '@' || commit_lsn || ':' || ordinal \
+                       || coalesce('@' || xid::text, '') from outbox.dead_letters \
                    where relay = $1 and state in ('parked', 'releasing') \
                        and event_id ~ '^[0-9A-Za-z_.:-]{{1,64}}$' \
                    order by id desc limit {PARKED_IDS_MAX})"
     );
     let row = client.query_one(&sql, &[&relay]).await?;
-    counted.ids = row.try_get(1)?;
+    let ids: Vec<String> = row.try_get(1)?;
+    counted.ids = ids.into_iter().filter_map(|id| ParkedId::try_from(id).ok()).collect();
     Ok(row.try_get::<_, u32>(0)? == counted.table)
 }
 

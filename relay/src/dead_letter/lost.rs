@@ -6,13 +6,13 @@
 
 use crate::core::{
     printable::counted,
-    progress::{PARKED_IDS_MAX, ParkedRecord},
+    progress::{PARKED_IDS_MAX, ParkedId, ParkedRecord},
 };
 
 /// Of what was parked by `before`, how much the table that was made again does not have. `absent` are those of
 /// the ids of `before` that it has no row of, and `there` is how many events are parked in it: an event that is back
 /// among many others is not in any list of a few ids, so lists are not compared.
-pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<ParkedRecord> {
+pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<ParkedId>) -> Option<ParkedRecord> {
     let events = before.events.saturating_sub(there).max(absent.len() as u64);
     of(before, events, absent)
 }
@@ -20,7 +20,7 @@ pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<
 /// The same where the server has only a beginning of what was parked. A server has what was parked before some moment: where
 /// it has one of the last, it has all before that. Only where it has none of these, `there` tells about how
 /// many more it lacks.
-pub fn cut_off(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option<ParkedRecord> {
+pub fn cut_off(before: &ParkedRecord, there: u64, absent: Vec<ParkedId>) -> Option<ParkedRecord> {
     // Ids that the list can't hold are not in it, so the last ones may be missing from it.
     let has_the_last = before.ids.len() as u64 == before.events.min(PARKED_IDS_MAX as u64);
     if has_the_last && absent.len() < before.ids.len() {
@@ -30,7 +30,7 @@ pub fn cut_off(before: &ParkedRecord, there: u64, absent: Vec<String>) -> Option
     remade(before, there, absent)
 }
 
-fn of(before: &ParkedRecord, events: u64, ids: Vec<String>) -> Option<ParkedRecord> {
+fn of(before: &ParkedRecord, events: u64, ids: Vec<ParkedId>) -> Option<ParkedRecord> {
     let lanes = before.lanes.min(events);
     (events > 0).then_some(ParkedRecord { table: before.table, lanes, events, ids })
 }
@@ -93,8 +93,8 @@ fn unparked(relay: &str) -> String {
     )
 }
 
-fn quoted(ids: &[String]) -> String {
-    ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ")
+fn quoted(ids: &[ParkedId]) -> String {
+    ids.iter().map(|ParkedId { id, .. }| format!("'{id}'")).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -105,8 +105,8 @@ mod tests {
         ParkedRecord { table: 7, lanes: events, events, ids: texts(ids) }
     }
 
-    fn texts(ids: &[&str]) -> Vec<String> {
-        ids.iter().map(|id| (*id).to_owned()).collect()
+    fn texts(ids: &[&str]) -> Vec<ParkedId> {
+        ids.iter().map(|id| ParkedId { id: (*id).to_owned(), place: None, xid: None }).collect()
     }
 
     #[test]

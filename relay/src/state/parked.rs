@@ -3,7 +3,7 @@
 use super::{Board, State};
 use crate::core::{
     printable::counted,
-    progress::{PARKED_IDS_MAX, ParkedRecord},
+    progress::{PARKED_IDS_MAX, ParkedId, ParkedRecord},
 };
 
 /// What they are about in [`Board::concern`].
@@ -35,19 +35,25 @@ impl Board {
     }
 
     /// These were parked: whatever stored progress covers them knows it. `ids` are those of them that have
-    /// one, in their order.
-    pub fn parked_more(&self, events: u64, lanes: usize, ids: impl Iterator<Item = String>) {
-        let ids = ids.filter(|id| is_plain(id)).collect();
+    /// an id, in their order.
+    pub fn parked_more(&self, events: u64, lanes: usize, ids: impl Iterator<Item = ParkedId>) {
+        let ids = ids.filter(|it| is_plain(&it.id)).collect();
         let more = ParkedRecord { table: 0, lanes: lanes as u64, events, ids };
         let mut state = self.state();
         add(&mut state.parked_since, &more);
         add(state.parked.get_or_insert_default(), &more);
     }
 
-    /// What stored progress says was parked, where nothing was counted yet; it is in this table.
-    pub fn parked_before(&self, stored: &ParkedRecord, table: u32) {
+    /// What stored progress says was parked, where nothing was counted yet; it is in this table, but for what
+    /// is known to be lost.
+    pub fn parked_before(&self, stored: &ParkedRecord, table: u32, lost: Option<&ParkedRecord>) {
         let mut state = self.state();
-        state.parked.get_or_insert_with(|| ParkedRecord { table, ..stored.clone() }).table = table;
+        let parked = state.parked.get_or_insert_with(|| stored.clone());
+        parked.table = table;
+        if let Some(lost) = lost {
+            parked.events = parked.events.saturating_sub(lost.events);
+            parked.ids.retain(|id| !lost.ids.contains(id));
+        }
     }
 
     /// What was parked when it was last counted, in this table or any other, and since.
@@ -124,10 +130,11 @@ impl Board {
 
 /// `more` was parked after `parked`, though some of it may have been counted.
 fn add(parked: &mut ParkedRecord, more: &ParkedRecord) {
-    let known = more.ids.iter().filter(|id| parked.ids.contains(id)).count() as u64;
+    let is_of = |id: &ParkedId, ids: &[ParkedId]| ids.iter().any(|other| other.is(id));
+    let known = more.ids.iter().filter(|id| is_of(id, &parked.ids)).count() as u64;
     parked.events += more.events.saturating_sub(known);
     parked.lanes = parked.lanes.max(more.lanes);
-    parked.ids.retain(|id| !more.ids.contains(id));
+    parked.ids.retain(|id| !is_of(id, &more.ids));
     // The newest first.
     let newest = more.ids.iter().rev().take(PARKED_IDS_MAX);
     parked.ids.splice(0..0, newest.cloned());

@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::core::epoch;
+use crate::core::{epoch, progress::ParkedId};
 
 fn now_us() -> i64 {
     Timestamp::now().as_microsecond() - epoch::POSTGRES_US
@@ -212,7 +212,8 @@ fn the_last_error_says_since_when_it_is_over() {
 #[test]
 fn what_was_parked_is_known_before_it_is_counted_and_through_each_count() {
     let board = Board::new("orders", "s", "1");
-    let texts = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let id = |id: &&str| ParkedId { id: (*id).to_owned(), place: None, xid: None };
+    let texts = |ids: &[&str]| ids.iter().map(id).collect::<Vec<_>>();
     let park = |ids: &[&str]| board.parked_more(ids.len() as u64, 1, texts(ids).into_iter());
     let known = || board.parked_last().map(|parked| (parked.table, parked.events, parked.ids));
     park(&["a", "it's"]);
@@ -229,8 +230,15 @@ fn what_was_parked_is_known_before_it_is_counted_and_through_each_count() {
     assert_eq!(known(), Some((7, 2, texts(&["b", "a"]))), "also while it can't be counted");
     assert_eq!(board.parked_elsewhere(7), None);
     assert_eq!(board.parked_elsewhere(8).map(|parked| parked.events), Some(2));
-    board.parked_before(&counted(&[]), 8);
+    board.parked_before(&counted(&[]), 8, None);
     assert_eq!(board.parked_elsewhere(8), None);
+    assert_eq!(known(), Some((8, 2, texts(&["b", "a"]))));
+    board.parked_before(&counted(&[]), 9, Some(&ParkedRecord { events: 1, ..counted(&["a"]) }));
+    assert_eq!(
+        known(),
+        Some((9, 1, texts(&["b"]))),
+        "what is written down as lost is not missed again"
+    );
 }
 
 #[test]

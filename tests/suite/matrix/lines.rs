@@ -20,6 +20,8 @@ use super::{Delivery, story::Way, way};
 /// An outage shows within this, and its end within that (DESIGN: command line).
 const SEEN: Duration = Duration::from_secs(20);
 const OVER: Duration = Duration::from_secs(10);
+/// The longest that a broker may take for one answer: to the question that fences. Meanwhile the relay is not ready.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Within this a point is passed, or never will be.
 const REACHED: Duration = Duration::from_secs(40);
 
@@ -117,12 +119,11 @@ pub(super) async fn cut_at(
     match cut.death {
         Death::Stranded => delivers_again(&relay, thawed).await,
         Death::Frozen => {
-            wait::until("it gives the line up", SEEN, || async {
+            let gives_up = wait::until("it gives the line up", ANSWER + OVER, || async {
                 if gave_up(&relay) > before { Ok(()) } else { Err(relay.log_text()) }
-            })
-            .await
-            .expect("a wait has a limit");
-            probes.not_ready_within(SEEN, thawed).await;
+            });
+            let (given_up, _reason) = tokio::join!(gives_up, probes.not_ready_within(SEEN, thawed));
+            given_up.expect("a wait has a limit");
             line.heal();
             probes.ready_within(OVER, Instant::now()).await;
         }

@@ -50,7 +50,7 @@ fn sample() -> Progress {
 #[test]
 fn the_stored_form_is_the_documented_one() {
     let stored = concat!(
-        r#"{"version":5,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
+        r#"{"version":6,"position":{"row":{"commit":"1/10","ordinal":7}},"slot":"outbox_orders","#,
         r#""system_id":"7312345678901234567","timeline":1,"published":{"publication":"16391:733","#,
         r#""tables":{"outbox.events":{"oid":16385,"own":["table 16392:733"],"above":[]}},"#,
         r#""whole":"769e"},"gap":null,"snapshots":[{"lsn":"0/10","#,
@@ -71,10 +71,10 @@ fn the_stored_form_is_the_documented_one() {
 }
 
 #[test]
-fn records_of_versions_1_to_4_are_read_and_the_first_says_nothing_of_the_publication() {
+fn records_of_versions_1_to_5_are_read_and_the_first_says_nothing_of_the_publication() {
     let stored = String::from_utf8(sample().encode().to_vec()).expect("text");
-    for version in [2, 3, 4] {
-        let older = stored.replace(r#""version":5"#, &format!(r#""version":{version}"#));
+    for version in [2, 3, 4, 5] {
+        let older = stored.replace(r#""version":6"#, &format!(r#""version":{version}"#));
         assert_eq!(Progress::decode(older.as_bytes()).expect("readable"), sample());
     }
     let stored = concat!(
@@ -109,8 +109,8 @@ fn a_later_era_and_a_rollback_are_stored() {
 
 #[test]
 fn a_newer_version_is_refused_with_its_number() {
-    let error = Progress::decode(br#"{"version":6,"anything":{}}"#).expect_err("refused");
-    assert!(error.to_string().contains("format version 6"), "{error}");
+    let error = Progress::decode(br#"{"version":7,"anything":{}}"#).expect_err("refused");
+    assert!(error.to_string().contains("format version 7"), "{error}");
 }
 
 /// Brokers refuse records above a megabyte or less, and then nothing could be delivered any more.
@@ -140,7 +140,14 @@ fn the_stored_record_stays_below_64_kib_whatever_is_open_in_the_database() {
         table: u32::MAX,
         lanes: u64::MAX,
         events: u64::MAX,
-        ids: vec!["9".repeat(64); PARKED_IDS_MAX],
+        ids: vec![
+            ParkedId {
+                id: "9".repeat(64),
+                place: Some(RowPosition { commit: Lsn::new(u64::MAX), ordinal: u64::MAX }),
+                xid: Some(u32::MAX),
+            };
+            PARKED_IDS_MAX
+        ],
     });
     progress.repair = Some(RepairRecord {
         consistent_point: Lsn::new(u64::MAX),

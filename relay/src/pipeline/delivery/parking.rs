@@ -10,6 +10,7 @@ use crate::{
     core::{
         position::RowPosition,
         printable,
+        progress::ParkedId,
         record::{Batch, RefusedRecord},
     },
     dead_letter::{
@@ -137,8 +138,10 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
 
     /// These are parked by now, and durably.
     pub(super) fn are_parked(&mut self, letters: &[Letter<'_>]) {
-        let ids = letters.iter().filter_map(|letter| letter.record.event_id());
-        let ids = ids.map(|id| String::from_utf8_lossy(id).into_owned());
+        let ids = letters.iter().filter_map(|Letter { record, .. }| {
+            let id = String::from_utf8_lossy(record.event_id()?).into_owned();
+            Some(ParkedId { id, place: Some(record.position), xid: record.xid })
+        });
         self.board.parked_more(letters.len() as u64, self.lanes.len(), ids);
         self.are_back(letters);
     }

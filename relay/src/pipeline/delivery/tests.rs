@@ -102,8 +102,9 @@ async fn a_batch_of_which_all_is_parked_still_moves_progress() {
     let progress = delivery.publisher.progress.as_ref().expect("stored");
     assert_eq!(progress.position, Some(Position::UpTo(Lsn::new(2))));
     // No one has counted yet; were the table to lose them now, nothing else would know of them.
-    let parked = progress.parked.as_ref().map(|parked| (parked.events, parked.ids.as_slice()));
-    assert_eq!(parked, Some((2, ["1".to_owned(), "0".to_owned()].as_slice())));
+    let parked = progress.parked.as_ref().expect("it knows of them");
+    let ids: Vec<String> = parked.ids.iter().map(ToString::to_string).collect();
+    assert_eq!((parked.events, ids), (2, vec!["1@0/1:1".to_owned(), "0@0/1:0".to_owned()]));
 }
 
 #[tokio::test]
