@@ -20,7 +20,8 @@ use super::{Delivery, story::Way, way};
 /// An outage shows within this, and its end within that (DESIGN: command line).
 const SEEN: Duration = Duration::from_secs(20);
 const OVER: Duration = Duration::from_secs(10);
-/// The longest that a broker may take for one answer: to the question that fences. Meanwhile the relay is not ready.
+/// The longest waits: for a new connection to PostgreSQL (`connect_timeout`), and for the broker's answer to the request
+/// that fences. Meanwhile the relay is not ready.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Within this a point is passed, or never will be.
 const REACHED: Duration = Duration::from_secs(40);
