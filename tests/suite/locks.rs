@@ -1,6 +1,8 @@
 //! Locks that others hold on the relay's tables: no one's events wait for them but those that need the
 //! table, and whoever holds one is named.
 
+mod waits;
+
 use std::time::Duration;
 
 use outbox_harness::{

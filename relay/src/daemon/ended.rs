@@ -93,10 +93,14 @@ impl Ended {
     }
 }
 
+/// SQLSTATE query_canceled.
+const CANCELLED: &str = "57014";
+
 /// Whether the server may fail at the same place each time. What is too large for its memory is an internal
-/// error or a limit of its program, and not a shortage.
+/// error or a limit of its program, and not a shortage. What a person cancelled says nothing of that.
 fn may_be_undecodable(code: &str) -> bool {
-    !code.is_empty() && (!needs_time(code) || code.starts_with("XX"))
+    let was_cancelled = code == CANCELLED;
+    !code.is_empty() && !was_cancelled && (!needs_time(code) || code.starts_with("XX"))
 }
 
 fn undecodable(error: &StreamError, slot: &str, tables: &[TableName]) -> anyhow::Error {

@@ -18,6 +18,8 @@ pub(crate) struct Holder {
     who: Who,
     /// The table, where that is known.
     table: Option<String>,
+    /// It waits to lock the table alone, and whoever comes later waits behind it: for these processes.
+    behind: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +57,13 @@ impl Holder {
 
     /// With what is held, where that is known.
     pub(crate) fn in_words(&self) -> String {
-        let holds =
-            self.table.as_ref().map_or("is in the way".to_owned(), |it| format!("holds {it}"));
+        let holds = match (&self.table, &self.behind) {
+            (Some(table), Some(behind)) => format!(
+                "waits to lock {table}, which keeps others out as if it had the lock; it waits for {behind}"
+            ),
+            (Some(table), None) => format!("holds {table}"),
+            (None, _) => "is in the way".to_owned(),
+        };
         let ends = self.ends();
         match &self.who {
             Who::Session { pid, name, .. } => {
@@ -90,12 +97,12 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
     let name = name();
     let sql = format!(
         "select b.pid, {name}, coalesce(a.state, 'unknown'), \
-             coalesce(pg_catalog.date_trunc('second', a.xact_start)::text, 'unknown'), null::text \
+             coalesce(pg_catalog.date_trunc('second', a.xact_start)::text, 'unknown'), null::text, null::text \
          from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
          left join pg_catalog.pg_stat_activity a on a.pid = b.pid where b.pid <> 0 \
          union \
          select null, p.owner::text, p.gid, \
-             pg_catalog.date_trunc('second', p.prepared)::text, null \
+             pg_catalog.date_trunc('second', p.prepared)::text, null, null \
          from {PREPARED} join pg_catalog.pg_locks w on w.locktype = l.locktype \
              and (w.database, w.relation, w.page, w.tuple, w.virtualxid, w.transactionid, w.classid, \
                   w.objid, w.objsubid) is not distinct from \
@@ -107,8 +114,8 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
     client.query(&sql, &[&pid]).await?.iter().map(read).collect()
 }
 
-/// Who holds which table of this database so that it can't be written or even read, or rows of the
-/// relay's own tables. Those first, then tables that this role may read, for anyone may have tables by the hundred.
+/// Who holds which table of this database so that it can't be written or even read, or waits for such a lock, or holds
+/// rows of the relay's own tables. Those first, then tables that this role may read, for anyone may have tables by the hundred.
 pub(crate) async fn of_tables(client: &Client) -> String {
     let name = name();
     let sql = format!(
@@ -119,7 +126,7 @@ pub(crate) async fn of_tables(client: &Client) -> String {
                  else 2 end as place \
              from pg_catalog.pg_locks l \
                  join pg_catalog.pg_class c on c.oid = l.relation and c.relpersistence <> 't' \
-             where l.locktype = 'relation' and l.granted \
+             where l.locktype = 'relation' and (l.granted or l.mode = 'AccessExclusiveLock') \
                  and l.pid is distinct from pg_catalog.pg_backend_pid() \
                  and l.database = (select oid from pg_catalog.pg_database \
                                    where datname = pg_catalog.current_database()) \
@@ -130,14 +137,17 @@ pub(crate) async fn of_tables(client: &Client) -> String {
                          pg_catalog.to_regclass('outbox.dead_letters'), \
                          pg_catalog.to_regclass('outbox.leaders'), \
                          pg_catalog.to_regclass('outbox.relay_keys')))) \
-         select a.pid, {name}, '', '', l.relation::pg_catalog.regclass::text, l.place \
+         select a.pid, {name}, '', '', l.relation::pg_catalog.regclass::text, case when not l.granted then \
+             coalesce((select 'process ' || pg_catalog.string_agg(b.pid::text, ' and process ') \
+                 from pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) b (pid) where b.pid <> 0), \
+                 'a prepared transaction') end, l.place \
          from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
          union \
          select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, \
-             l.relation::pg_catalog.regclass::text, l.place \
-         from {} where l.pid is null \
-         order by 6, 1, 3 limit 3",
+             l.relation::pg_catalog.regclass::text, null, l.place \
+         from {} where l.pid is null and l.granted \
+         order by 7, 1, 3 limit 3",
         PREPARED.replacen("pg_catalog.pg_locks l", "held l", 1)
     );
     let rows = client.query(&sql, &[]).await.unwrap_or_default();
@@ -174,7 +184,7 @@ fn read(row: &Row) -> Result<Holder, Error> {
         Some(pid) => Who::Session { pid, name, state: third, since },
         None => Who::Prepared { gid: literal(&third), owner: name, since },
     };
-    Ok(Holder { who, table: row.try_get(4)? })
+    Ok(Holder { who, table: row.try_get(4)?, behind: row.try_get(5)? })
 }
 
 #[cfg(test)]
@@ -188,7 +198,8 @@ mod tests {
             owner: "app".to_owned(),
             since: "noon".to_owned(),
         };
-        let mut holder = Holder { who: prepared, table: Some("outbox.dead_letters".to_owned()) };
+        let mut holder =
+            Holder { who: prepared, table: Some("outbox.dead_letters".to_owned()), behind: None };
         let told = holder.in_words();
         assert!(told.contains("holds outbox.dead_letters"), "{told}");
         assert!(told.contains("`rollback prepared 'it''s'`, as app or a superuser"), "{told}");
@@ -198,5 +209,11 @@ mod tests {
         let told = holder.in_words();
         assert!(told.contains("process 7 (psql) holds outbox.dead_letters"), "{told}");
         assert!(holder.in_the_way_of_a_command().contains("`select pg_terminate_backend(7)`"));
+        holder.behind = Some("process 8".to_owned());
+        let told = holder.in_words();
+        assert!(
+            told.contains("waits to lock outbox.dead_letters") && told.contains("process 8;"),
+            "{told}"
+        );
     }
 }

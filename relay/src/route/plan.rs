@@ -358,7 +358,8 @@ impl<'r> Planner<'r> {
         let kind = Kind::from_oid(type_oid);
         let alter = match kind.casts_to(wanted) {
             true => format!(
-                ", or `alter table {table} alter column {column} type {wanted} using {column}::{wanted}`"
+                ", or `alter table {table} alter column {column} type {wanted} using {column}::{wanted}` (where \
+                 PostgreSQL says that its default can't be cast: drop the default first, and set it again afterwards)"
             ),
             false => String::new(),
         };

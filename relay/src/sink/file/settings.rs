@@ -49,12 +49,27 @@ impl Settings {
         Examined { seen: vec![seen], has_progress: Some(true) }
     }
 
-    /// Of a file that is there: who besides its owner may read it, and so lock it. Opens nothing.
+    /// Of a file that is there: who besides the relay's user may read it, and so lock it. Opens nothing.
     pub fn lockable_by_others(&self) -> Option<Finding> {
         let path = self.path.as_ref()?;
         // Of a device, others may need the same rights.
         let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
         let mode = metadata.mode() & 0o777;
+        // SAFETY: it takes nothing, touches no memory, and can't fail.
+        let user = unsafe { libc::geteuid() };
+        if metadata.uid() != user {
+            return Some(Finding {
+                key: "sink.file.path".into(),
+                what: format!(
+                    "{} belongs to the user with the number {}, and the relay runs as {user}: its owner reads every \
+                     event that is written there, and can change or lock the file",
+                    path.display(),
+                    metadata.uid()
+                ),
+                remedy: "have the relay make the file, in a directory to which it alone may write"
+                    .into(),
+            });
+        }
         (mode & 0o066 != 0).then(|| Finding {
             key: "sink.file.path".into(),
             what: format!(

@@ -48,12 +48,19 @@ fn fate(code: RDKafkaErrorCode) -> Fate {
         };
     }
     match code {
-        // librdkafka gives the first itself for a record above `message.max.bytes`.
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Fate::Refused(
+        // librdkafka gives this itself for a record above `message.max.bytes`.
+        Code::MessageSizeTooLarge => Fate::Refused(
             "too_large",
             "the record is larger than the topic or the relay's client takes",
             "raise the topic's max.message.bytes (and sink.properties.\"message.max.bytes\" where \
              that is lower), or publish a reference to the data",
+        ),
+        // A broker's word for RECORD_LIST_TOO_LARGE.
+        Code::MessageBatchTooLarge => Fate::Refused(
+            "too_large",
+            "the record is larger than a segment of the topic's log",
+            "raise the topic's segment.bytes (the brokers' default is log.segment.bytes), or publish a reference to the \
+             data",
         ),
         Code::TopicAuthorizationFailed => Fate::Refused(
             acl::NOT_AUTHORISED,

@@ -77,8 +77,8 @@ fn open_transaction(settings: &Settings, name: &str, stable: i64, high: i64) -> 
          {high}, which may be the newest progress. Whoever may write to that topic can have begun it. The broker ends \
          it after its transaction.timeout.ms, at most 15 minutes by the brokers' default for \
          transaction.max.timeout.ms; nothing is lost, and the relay continues by itself. Not to wait: `kafka-transactions \
-         --bootstrap-server {servers} abort --topic {name} --partition 0 --start-offset {stable}`; that none but the \
-         relay may write there, look with `kafka-acls --bootstrap-server {servers} --list --topic {name}`"
+         --bootstrap-server {servers} abort --topic {name} --partition 0 --start-offset {stable}` (while no relay of the name \
+         runs but this one, so that it is not a relay's own); that none but the relay may write there, look with `kafka-acls --bootstrap-server {servers} --list --topic {name}`"
     )
 }
 
