@@ -85,6 +85,11 @@ const OUTBOX: &[Migration] = &[
         sql: include_str!("../outbox/V15__own_account.sql"),
     },
     Migration { version: 16, name: "restored", sql: include_str!("../outbox/V16__restored.sql") },
+    Migration {
+        version: 17,
+        name: "restored_forms",
+        sql: include_str!("../outbox/V17__restored_forms.sql"),
+    },
 ];
 
 const INBOX: &[Migration] = &[

@@ -57,7 +57,12 @@ async fn released_since_the_copy(t: &mut Harness, headers: &str) -> (Topic, Rela
     // Longer than a day: what waits for its topic is not released once more by the relay itself.
     let settings = t.relay().set("sink.topic_grace", "100ms").set("outbox.headers", headers);
     let relay = settings.start().await;
-    t.commit((0..3).map(|_| Event::to(missing.name()).key("k").kind("t"))).await;
+    let event = || Event::to(missing.name()).key("k").kind("t");
+    // A row may have headers that look like the relay's in its other form.
+    let own = [("ce_outboxposition", "x"), ("ce_outboxrepaired", "0"), ("ce_outboxera", "9")];
+    let own = own.iter().filter(|_| headers == "outbox");
+    let odd = own.fold(event(), |event, (name, value)| event.header(name, value));
+    t.commit([event(), odd, event()]).await;
     wait_parked(t, |parked| parked == 3).await;
     run(t, "create table public.kept as select * from outbox.dead_letters").await;
     let missing = missing.create(1).await;
@@ -199,6 +204,9 @@ async fn parked_events_that_are_put_back_from_a_copy_are_told_asked_about_and_ma
             3,
             "what comes again says so: {records:?}"
         );
+        let own = |record: &&Record| record.header("ce_outboxposition") == Some("x");
+        let of_the_row = records.iter().filter(own).count();
+        assert_eq!(of_the_row, if headers == "outbox" { 2 } else { 0 }, "{records:?}");
         wait::until("it is said no more", wait::PATIENCE, || relay.nothing_of_concern())
             .await
             .expect("nothing of the copy is parked");

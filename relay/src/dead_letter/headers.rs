@@ -86,6 +86,30 @@ pub(super) fn is_own(name: &str) -> bool {
         || [cloudevents::RELAY, cloudevents::REPAIRED, cloudevents::ERA].contains(&name)
 }
 
+/// In which form the relay has written its own headers. Those of the other form are the row's.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    position: &'static str,
+    era: &'static str,
+    repaired: &'static str,
+}
+
+impl Form {
+    /// By the names that a record has: none of a row's own begins with `outbox-` beside the relay's.
+    fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Self {
+        match names.any(|name| name == header::POSITION) {
+            true => {
+                Form { position: header::POSITION, era: header::ERA, repaired: header::REPAIRED }
+            }
+            false => Form {
+                position: cloudevents::POSITION,
+                era: cloudevents::ERA,
+                repaired: cloudevents::REPAIRED,
+            },
+        }
+    }
+}
+
 /// Headers for a delivery: with the position, the era that goes with it, and, for what was parked in
 /// another one, the mark that its position says nothing. It may have been delivered in that era: a
 /// database that was put back does not know of the release.
@@ -94,28 +118,24 @@ pub(super) fn with_position(
     position: &str,
     era: u64,
 ) -> Vec<(String, Vec<u8>)> {
-    let (eras, rest): (Vec<_>, Vec<_>) =
-        kept.partition(|(name, _)| name == header::ERA || name == cloudevents::ERA);
+    let kept: Vec<_> = kept.collect();
+    let form = Form::of(kept.iter().map(|(name, _)| name.as_str()));
+    let (eras, rest): (Vec<_>, Vec<_>) = kept.into_iter().partition(|(name, _)| name == form.era);
     let now = if era == 0 { Vec::new() } else { era.to_string().into_bytes() };
     let then = eras.into_iter().next().map_or_else(Vec::new, |(_, era)| era);
-    let is_marked = |name: &str| name == header::REPAIRED || name == cloudevents::REPAIRED;
-    let mark = then != now && !rest.iter().any(|(name, _)| is_marked(name));
+    let mark = then != now && !rest.iter().any(|(name, _)| name == form.repaired);
     let mut headers = Vec::with_capacity(rest.len() + 2);
     for (name, value) in rest {
-        if !is_position(&name) {
+        if name != form.position {
             headers.push((name, value));
             continue;
         }
-        let (of_era, of_mark) = match name == header::POSITION {
-            true => (header::ERA, header::REPAIRED),
-            false => (cloudevents::ERA, cloudevents::REPAIRED),
-        };
         headers.push((name, position.as_bytes().to_vec()));
         if era != 0 {
-            headers.push((of_era.to_owned(), now.clone()));
+            headers.push((form.era.to_owned(), now.clone()));
         }
         if mark {
-            headers.push((of_mark.to_owned(), b"1".to_vec()));
+            headers.push((form.repaired.to_owned(), b"1".to_vec()));
         }
     }
     headers
@@ -126,8 +146,11 @@ pub(super) fn to_json<'a>(
     headers: impl Iterator<Item = (&'a str, &'a [u8])>,
     repertoire: Repertoire,
 ) -> Value {
+    let headers: Vec<_> = headers.collect();
+    let form = Form::of(headers.iter().map(|(name, _)| *name));
     headers
-        .map(|(name, value)| match is_position(name) {
+        .into_iter()
+        .map(|(name, value)| match name == form.position {
             // Its place among the others is kept.
             true => json!([name, ""]),
             false => json!([repertoire.value(name.as_bytes()), repertoire.value(value)]),
@@ -232,6 +255,14 @@ mod tests {
         let headers = [("outbox-position", &b"1:1:A:0"[..]), ("a", b"1")].into_iter();
         let json = to_json(headers, Repertoire::Ascii);
         assert_eq!(json, json!([["outbox-position", ""], ["a", "1"]]));
+        let headers =
+            [("ce_outboxposition", &b"x"[..]), ("outbox-position", b"1:1:A:0")].into_iter();
+        let json = to_json(headers, Repertoire::Ascii);
+        assert_eq!(
+            json,
+            json!([["ce_outboxposition", "x"], ["outbox-position", ""]]),
+            "the row's own"
+        );
     }
 
     #[test]
@@ -257,6 +288,17 @@ mod tests {
                     ("ce_outboxera", "5"),
                     ("ce_outboxrepaired", "1"),
                 ],
+            ),
+            // The row's own, in the other form.
+            (
+                vec![("ce_outboxera", "9"), ("ce_outboxposition", "x"), position],
+                0,
+                vec![("ce_outboxera", "9"), ("ce_outboxposition", "x"), given],
+            ),
+            (
+                vec![position, ("ce_outboxrepaired", "0")],
+                5,
+                vec![given, five, mark, ("ce_outboxrepaired", "0")],
             ),
         ] {
             let written = with_position(owned(&kept).into_iter(), "1:1:A:0", era);

@@ -54,31 +54,9 @@ impl Settings {
         let path = self.path.as_ref()?;
         // Of a device, others may need the same rights.
         let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
-        let mode = metadata.mode() & 0o777;
         // SAFETY: it takes nothing, touches no memory, and can't fail.
         let user = unsafe { libc::geteuid() };
-        if metadata.uid() != user {
-            return Some(Finding {
-                key: "sink.file.path".into(),
-                what: format!(
-                    "{} belongs to the user with the number {}, and the relay runs as {user}: its owner reads every \
-                     event that is written there, and can change or lock the file",
-                    path.display(),
-                    metadata.uid()
-                ),
-                remedy: "have the relay make the file, in a directory to which it alone may write"
-                    .into(),
-            });
-        }
-        (mode & 0o066 != 0).then(|| Finding {
-            key: "sink.file.path".into(),
-            what: format!(
-                "others than its owner may open {} (mode {mode:03o}): whoever may read it can lock it, and the \
-                 relay waits as long as the lock is held",
-                path.display()
-            ),
-            remedy: format!("`chmod 600 {}`, or let only those read it who may stop the relay", path.display()),
-        })
+        shared(path, (metadata.uid(), metadata.mode() & 0o777), user)
     }
 
     /// In a sentence.
@@ -87,5 +65,49 @@ impl Settings {
             Some(path) => path.display().to_string(),
             None => "standard output".into(),
         }
+    }
+}
+
+/// Who besides `user` may open a file of this owner and mode.
+fn shared(path: &Path, (owner, mode): (u32, u32), user: u32) -> Option<Finding> {
+    let (what, remedy) = if owner != user {
+        (
+            format!(
+                "{} belongs to the user with the number {owner}, and the relay runs as {user}: its owner reads every \
+                 event that is written there, and can change or lock the file",
+                path.display()
+            ),
+            "have the relay make the file, in a directory to which it alone may write".to_owned(),
+        )
+    } else if mode & 0o066 != 0 {
+        (
+            format!(
+                "others than its owner may open {} (mode {mode:03o}): whoever may read it can lock it, and the \
+                 relay waits as long as the lock is held",
+                path.display()
+            ),
+            format!(
+                "`chmod 600 {}`, or let only those read it who may stop the relay",
+                path.display()
+            ),
+        )
+    } else {
+        return None;
+    };
+    Some(Finding { key: "sink.file.path".into(), what, remedy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_may_open_or_own_is_told() {
+        let what = |file, user| Some(shared(Path::new("/f"), file, user)?.what);
+        assert_eq!(what((7, 0o600), 7), None);
+        assert!(what((7, 0o644), 7).is_some_and(|it| it.contains("(mode 644)")));
+        assert!(
+            what((7, 0o600), 0).is_some_and(|it| it.contains("number 7") && it.contains("as 0"))
+        );
     }
 }
