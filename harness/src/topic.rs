@@ -1,5 +1,7 @@
 //! A topic of a test's own, and what a consumer that reads committed records finds in it.
 
+mod reader;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -7,57 +9,23 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rdkafka::{
-    Message, Offset, TopicPartitionList,
+    Offset, TopicPartitionList,
     admin::{
         AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
     },
     consumer::{BaseConsumer, Consumer},
-    error::KafkaError,
-    message::Headers,
     producer::{FutureProducer, FutureRecord},
 };
 
+pub use self::reader::Record;
+use self::reader::{ASK, Isolation, Reader};
 use crate::{kafka, kafka::Kafka, wait};
-
-/// How long one question to the broker may take.
-const ASK: Duration = Duration::from_secs(10);
 
 /// A topic's name, and the broker it is in.
 #[derive(Clone, Debug)]
 pub struct Topic {
     kafka: &'static Kafka,
     name: String,
-}
-
-/// A record as a consumer sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Where it was found.
-    pub topic: String,
-    /// Where it was found.
-    pub partition: i32,
-    /// Where it was found.
-    pub offset: i64,
-    /// `None` where it has none.
-    pub key: Option<Vec<u8>>,
-    /// `None` is a tombstone.
-    pub payload: Option<Vec<u8>>,
-    /// In their order; text, as all of ours are.
-    pub headers: Vec<(String, String)>,
-    /// Milliseconds since the Unix epoch.
-    pub timestamp_ms: Option<i64>,
-}
-
-impl Record {
-    /// The value of the header `name`.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-    }
-
-    /// The event's id, with either style of headers.
-    pub fn id(&self) -> Option<&str> {
-        self.header("outbox-id").or_else(|| self.header("ce_id")).or_else(|| self.header("id"))
-    }
 }
 
 impl Topic {
@@ -233,14 +201,7 @@ impl Topic {
     /// # Errors
     /// When the broker does not answer.
     pub fn partitions(&self) -> Result<Option<i32>> {
-        self.partitions_by(&self.kafka.client().create()?)
-    }
-
-    fn partitions_by(&self, consumer: &BaseConsumer) -> Result<Option<i32>> {
-        // All topics: asking for one by its name could create it.
-        let metadata = consumer.fetch_metadata(None, ASK)?;
-        let found = metadata.topics().iter().find(|topic| topic.name() == self.name);
-        found.map(|topic| i32::try_from(topic.partitions().len()).context("partitions")).transpose()
+        reader::partitions(&self.name, &self.kafka.client().create()?)
     }
 
     /// Whether the broker has it.
@@ -261,18 +222,88 @@ impl Topic {
         self.fold(Vec::new(), |records, record| records.push(record)).await
     }
 
+    /// As [`Topic::records`], with what is in an open transaction, and what was taken back.
+    ///
+    /// # Panics
+    /// As [`Topic::records`].
+    pub async fn records_uncommitted(&self) -> Vec<Record> {
+        let take = |records: &mut Vec<Record>, record| records.push(record);
+        self.fold_of(Isolation::Uncommitted, Vec::new(), take).await
+    }
+
+    /// Where each partition ends: past its newest record, or past the newest before the first open
+    /// transaction. Both are the same where there is no open transaction.
+    ///
+    /// # Panics
+    /// When the broker does not answer.
+    pub async fn ends(&self) -> [Vec<i64>; 2] {
+        let topic = self.clone();
+        let asked = tokio::task::spawn_blocking(move || topic.try_ends());
+        asked.await.expect("no panic").expect("the broker answers")
+    }
+
+    fn try_ends(&self) -> Result<[Vec<i64>; 2]> {
+        let ends = |isolation: Isolation| {
+            let mut client = self.kafka.client();
+            let consumer: BaseConsumer =
+                client.set("isolation.level", isolation.level()).create()?;
+            let partitions = 0..reader::partitions(&self.name, &consumer)?.unwrap_or(0);
+            let end =
+                |partition| anyhow::Ok(consumer.fetch_watermarks(&self.name, partition, ASK)?.1);
+            partitions.map(end).collect::<Result<Vec<i64>>>()
+        };
+        Ok([ends(Isolation::Uncommitted)?, ends(Isolation::Committed)?])
+    }
+
+    /// Waits until the broker answers for each partition: metadata show a new one before that.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn is_served(&self) {
+        let topic = self.clone();
+        kafka::ask("each partition is served", move || topic.try_ends().map(drop))
+            .await
+            .expect("it is");
+    }
+
+    /// Deletes the records before `ends`, an offset for each partition.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn delete_records(&self, ends: &[i64]) {
+        let mut before = TopicPartitionList::new();
+        for (partition, end) in (0..).zip(ends) {
+            let offset = Offset::Offset(*end);
+            before.add_partition_offset(&self.name, partition, offset).expect("a list");
+        }
+        let admin = self.kafka.admin().expect("an admin client");
+        let deleted = admin.delete_records(&before, &AdminOptions::new()).await;
+        for partition in deleted.expect("the broker answers").elements() {
+            partition.error().expect("the records are deleted");
+        }
+    }
+
     /// As [`Topic::records`], one at a time, for more of them than memory should hold.
     ///
     /// # Panics
     /// As [`Topic::records`].
     pub async fn fold<T: Send + 'static>(
         &self,
+        all: T,
+        take: impl FnMut(&mut T, Record) + Send + 'static,
+    ) -> T {
+        self.fold_of(Isolation::Committed, all, take).await
+    }
+
+    async fn fold_of<T: Send + 'static>(
+        &self,
+        isolation: Isolation,
         mut all: T,
         mut take: impl FnMut(&mut T, Record) + Send + 'static,
     ) -> T {
         let topic = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let mut reader = Reader::open(&topic)?;
+            let mut reader = Reader::open(topic.kafka, &topic.name, isolation)?;
             while reader.ended.len() < reader.partitions {
                 reader.poll()?;
                 for record in reader.records.drain(..) {
@@ -296,7 +327,7 @@ impl Topic {
         let waited = tokio::task::spawn_blocking(move || {
             let deadline = Instant::now() + wait::PATIENCE;
             let mut reader = loop {
-                match Reader::open(&topic) {
+                match Reader::open(topic.kafka, &topic.name, Isolation::Committed) {
                     Err(error) if Instant::now() >= deadline => return Err(error),
                     Err(_) => std::thread::sleep(Duration::from_millis(20)),
                     Ok(reader) => break reader,
@@ -317,84 +348,5 @@ impl Topic {
         });
         waited.await.expect("no panic").expect("every expected record arrives");
         self.records().await
-    }
-}
-
-/// A consumer of all partitions from their beginnings.
-struct Reader {
-    consumer: BaseConsumer,
-    partitions: usize,
-    /// Partitions whose end was reached, and nothing came since.
-    ended: BTreeSet<i32>,
-    records: Vec<Record>,
-    deadline: Instant,
-}
-
-impl Reader {
-    fn open(topic: &Topic) -> Result<Self> {
-        let consumer: BaseConsumer = topic
-            .kafka
-            .client()
-            .set("group.id", "unused: partitions are assigned by hand")
-            .set("enable.auto.commit", "false")
-            .set("isolation.level", "read_committed")
-            .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "20")
-            .create()?;
-        let there = topic.partitions_by(&consumer)?;
-        let partitions = there.with_context(|| format!("no topic {}", topic.name))?;
-        // A client that does not know a partition's leader yet asks for its beginning 500 ms later.
-        consumer.fetch_metadata(Some(&topic.name), ASK)?;
-        let mut assignment = TopicPartitionList::new();
-        for partition in 0..partitions {
-            assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&assignment)?;
-        Ok(Reader {
-            consumer,
-            partitions: usize::try_from(partitions)?,
-            ended: BTreeSet::new(),
-            records: Vec::new(),
-            deadline: Instant::now() + wait::PATIENCE,
-        })
-    }
-
-    /// Takes what comes next: a record, or the news that a partition holds no more. What an open
-    /// transaction hides is past that end.
-    fn poll(&mut self) -> Result<()> {
-        match self.consumer.poll(Duration::from_millis(20)) {
-            Some(Ok(message)) => {
-                self.ended.remove(&message.partition());
-                self.records.push(record(&message));
-            }
-            Some(Err(KafkaError::PartitionEOF(partition))) => drop(self.ended.insert(partition)),
-            Some(Err(error)) => return Err(error).context("reading"),
-            None if Instant::now() >= self.deadline => {
-                bail!("read {} records and no more came", self.records.len())
-            }
-            None => {}
-        }
-        Ok(())
-    }
-}
-
-fn record(message: &rdkafka::message::BorrowedMessage<'_>) -> Record {
-    let headers = message.headers().map(|headers| {
-        headers
-            .iter()
-            .map(|header| {
-                let value = header.value.map(|value| String::from_utf8_lossy(value).into_owned());
-                (header.key.to_owned(), value.unwrap_or_default())
-            })
-            .collect()
-    });
-    Record {
-        topic: message.topic().to_owned(),
-        partition: message.partition(),
-        offset: message.offset(),
-        key: message.key().map(<[u8]>::to_vec),
-        payload: message.payload().map(<[u8]>::to_vec),
-        headers: headers.unwrap_or_default(),
-        timestamp_ms: message.timestamp().to_millis(),
     }
 }

@@ -10,6 +10,7 @@ mod frozen;
 mod lines;
 mod place;
 mod story;
+mod topics;
 
 use std::{
     collections::VecDeque,
@@ -180,8 +181,10 @@ fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
     assert!(only.is_some() || !cases.is_empty());
     let cases = Mutex::new(cases);
     let failed = Mutex::new(Vec::new());
+    // In the loop's condition, the lock would be held until its body ends: one case at a time.
+    let next = || locked(&cases).pop_front();
     let work = || {
-        while let Some((point, way)) = locked(&cases).pop_front() {
+        while let Some((point, way)) = next() {
             let name = format!("{} ({way:?}, {delivery:?})", point.name());
             let begun = Instant::now();
             // A runtime each, as a test has it: a case that clears up blocks no other.

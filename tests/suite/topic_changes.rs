@@ -125,6 +125,84 @@ async fn with_at_least_once_events_of_a_topic_that_is_deleted_are_parked_and_oth
     is_deleted_under_way("at-least-once").await;
 }
 
+/// The relay waits for one batch of the wire before it queues more than a topic takes in one. While it did,
+/// it did not see that the topic was gone, and all waited for ten seconds.
+async fn are_deleted_that_take_small_batches(delivery: &str) {
+    let mut t = Harness::start().await;
+    let other = t.topic("other").create(1).await;
+    let mut topics = Vec::new();
+    // Which of them a broker's answer names first decides whether librdkafka gives up by itself.
+    for n in 0..8 {
+        let small = [("max.message.bytes", "1500")];
+        topics.push(t.topic(&format!("orders-{n}")).create_with(1, &small).await);
+    }
+    let topics = &topics;
+    let all = |round| {
+        let of_each = move |n| topics.iter().filter_map(move |it| lanes(it.name(), round).nth(n));
+        (0..10).flat_map(of_each)
+    };
+    let relay = t.relay().set("sink.delivery", delivery).set("sink.topic_grace", "100ms");
+    let relay = relay.start().await;
+    t.commit(all("before").chain(lanes(other.name(), "others before"))).await;
+    round_is_there(&t, &other, "others before", 1).await.assert_at_least_once();
+    // Neither it nor its client hears of it before it delivers.
+    relay.freeze();
+    for topic in topics {
+        topic.delete().await;
+    }
+    t.commit(all("gone").chain(lanes(other.name(), "others"))).await;
+    relay.thaw();
+    round_is_there(&t, &other, "others", 1).await.assert_at_least_once();
+    wait_parked(&t, |parked| parked == 80).await;
+    assert!(!relay.logs_contain("transaction.timeout.ms"), "it timed out: {}", relay.log_text());
+}
+
+#[tokio::test]
+async fn topics_of_small_batches_that_are_deleted_hold_others_no_longer() {
+    are_deleted_that_take_small_batches("exactly-once").await;
+}
+
+#[tokio::test]
+async fn with_at_least_once_topics_of_small_batches_that_are_deleted_hold_others_no_longer() {
+    are_deleted_that_take_small_batches("at-least-once").await;
+}
+
+/// Those of a partition of which several were refused were taken for small enough, by the topic's former
+/// setting, and were neither stored nor parked.
+async fn takes_smaller_records_now(delivery: &str) {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(2).await;
+    let _relay = t.relay().set("sink.delivery", delivery).start().await;
+    let name = topic.name().to_owned();
+    t.commit(lanes(&name, "before")).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    topic.set("max.message.bytes", "10000").await;
+    let event = |partition, key| Event::to(&name).key(key).partition(partition);
+    let large = |event: Event| event.payload("large".repeat(4_000).into());
+    // The first may be delivered by itself, and the others wait for it together.
+    let events = [event(1, "d"), large(event(0, "a")), large(event(1, "b")), large(event(1, "c"))];
+    t.commit(events.map(|event| event.header("round", "after"))).await;
+    t.commit([event(0, "e"), event(1, "f")].map(|event| event.header("round", "later"))).await;
+    round_is_there(&t, &topic, "later", 2).await.assert_at_least_once();
+    wait_parked(&t, |parked| parked >= 3).await;
+    let parked = list(&t).await;
+    assert_eq!(texts(&parked, "key"), ["a", "b", "c"]);
+    assert_eq!(texts(&parked, "reason"), ["too_large"; 3]);
+    topic.set("max.message.bytes", "1000000").await;
+    dead_letters(&t, &["release", "--all"]).await;
+    round_is_there(&t, &topic, "after", 2).await.assert_at_least_once();
+}
+
+#[tokio::test]
+async fn all_that_a_topic_does_not_take_any_more_is_parked() {
+    takes_smaller_records_now("exactly-once").await;
+}
+
+#[tokio::test]
+async fn with_at_least_once_all_that_a_topic_does_not_take_any_more_is_parked() {
+    takes_smaller_records_now("at-least-once").await;
+}
+
 /// A broker that looks for old records every second.
 async fn tidy_broker() -> (&'static Kafka, outbox_harness::local_kafka::LocalKafka) {
     Kafka::start_private(&[

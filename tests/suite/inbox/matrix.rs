@@ -258,8 +258,10 @@ fn all(cases: impl IntoIterator<Item = (Point, Strategy, Way)>) {
     let cases = Mutex::new(cases);
     let failed = Mutex::new(Vec::new());
     let backlog = runtime().block_on(Backlog::publish());
+    // In the loop's condition, the lock would be held until its body ends: one case at a time.
+    let next = || locked(&cases).pop_front();
     let work = || {
-        while let Some((point, strategy, way)) = locked(&cases).pop_front() {
+        while let Some((point, strategy, way)) = next() {
             let name = format!("{} ({way:?}, {strategy:?})", point.name());
             let begun = Instant::now();
             // A runtime each, as a test has it: a case that clears up blocks no other.

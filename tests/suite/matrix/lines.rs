@@ -69,7 +69,7 @@ pub(super) fn everywhere(delivery: Delivery) -> impl Iterator<Item = (Point, Way
             Way::Seeding(passings) => (*passings.first()?, Moment::Seeding),
             Way::Stopping => (1, Moment::Stopping),
             // `lines` has the commands.
-            Way::Command | Way::Frozen(_) | Way::Cut(_) => return None,
+            Way::Command | Way::Frozen(_) | Way::Cut(_) | Way::Changed(..) => return None,
         };
         Some((*point, passing, moment))
     });

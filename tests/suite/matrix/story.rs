@@ -29,14 +29,15 @@ use super::{
     frozen::frozen_at,
     lines::{Cut, Moment, cut_at},
     place::Place,
+    topics::{self, Change},
 };
 
 /// Above this many bytes the broker refuses what is sent to the topic.
-const LIMIT: &str = "max.message.bytes";
+pub(super) const LIMIT: &str = "max.message.bytes";
 /// Payload of an event that is too large, now and then.
 const POISON_BYTES: usize = 120_000;
-const SCARCE: &str = "100000";
-const ENOUGH: &str = "1000000";
+pub(super) const SCARCE: &str = "100000";
+pub(super) const ENOUGH: &str = "1000000";
 const PARKED: &str = "select count(*) > 0 from outbox.dead_letters where state = 'parked'";
 const NONE_PARKED: &str =
     "select count(*) = 0 from outbox.dead_letters where state in ('parked', 'releasing')";
@@ -45,7 +46,7 @@ const NONE_RELEASING: &str =
 /// Of a writer's transactions.
 const INTERVAL: Duration = Duration::from_millis(25);
 /// Within this a point is passed, or never will be.
-const REACHED: Duration = Duration::from_secs(40);
+pub(super) const REACHED: Duration = Duration::from_secs(40);
 
 /// How the story gets to a point.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +65,8 @@ pub(super) enum Way {
     Frozen(u64),
     /// The relay freezes there, and has a dead line when it thaws.
     Cut(Cut),
+    /// The relay freezes at this passing, its topic is changed, and it thaws: a story of its own.
+    Changed(u64, Change),
 }
 
 impl Way {
@@ -81,6 +84,9 @@ impl Way {
 /// # Panics
 /// When the point is not passed, or anything is lost, doubled (exactly-once) or out of order.
 pub(super) async fn live(point: Point, delivery: Delivery, way: Way) {
+    if let Way::Changed(passing, change) = way {
+        return topics::live(point, delivery, passing, change).await;
+    }
     let t = Harness::start().await;
     if let Some(place) = Place::of(delivery, &t).await {
         return live_in_peace(t, (point, delivery, way), place).await;
@@ -213,6 +219,7 @@ async fn lives(
             let (relays, line) = cut_at(t, settings, name, cut, &at_work).await;
             return (relays, Some(line));
         }
+        Way::Changed(..) => unreachable!("it has a story of its own"),
     };
     relay.restart_with(None);
     relay.wait_ready().await;
@@ -261,7 +268,7 @@ fn said(output: &std::process::Output) -> String {
 }
 
 /// Poisons a lane, releases it while the poison is still refused, corrects it, releases it; for ever.
-async fn trouble(t: &Harness, topic: &Topic) {
+pub(super) async fn trouble(t: &Harness, topic: &Topic) {
     let mut writer = t.database().connect(Role::Writer).await;
     let mut operator = t.database().connect(Role::Operator).await;
     for lane in (0..5).cycle() {
@@ -275,7 +282,7 @@ async fn trouble(t: &Harness, topic: &Topic) {
     }
 }
 
-async fn poison(writer: &mut Session, topic: &Topic, key: &str) {
+pub(super) async fn poison(writer: &mut Session, topic: &Topic, key: &str) {
     let payload = "poison!".repeat(POISON_BYTES / 7 + 1);
     let transaction = writer.transaction().await.expect("a transaction begins");
     let event = Event::to(topic.name()).key(key).payload(payload.into());
@@ -293,7 +300,7 @@ async fn release(t: &Harness, operator: &mut Session) {
 }
 
 /// Releases until nothing is parked or being released: what comes meanwhile is parked behind.
-async fn release_all(t: &Harness, operator: &mut Session) {
+pub(super) async fn release_all(t: &Harness, operator: &mut Session) {
     let deadline = Instant::now() + wait::PATIENCE;
     while !is(t, NONE_PARKED).await {
         assert!(Instant::now() < deadline, "lanes are still parked after {:?}", wait::PATIENCE);
@@ -302,11 +309,11 @@ async fn release_all(t: &Harness, operator: &mut Session) {
     }
 }
 
-async fn is(t: &Harness, condition: &str) -> bool {
+pub(super) async fn is(t: &Harness, condition: &str) -> bool {
     t.database().superuser().query_one(condition, &[]).await.expect("an answer").get(0)
 }
 
-async fn until(t: &Harness, what: &str, condition: &str) {
+pub(super) async fn until(t: &Harness, what: &str, condition: &str) {
     wait::until(what, wait::PATIENCE, || async {
         if is(t, condition).await { Ok(()) } else { Err("not yet") }
     })

@@ -40,6 +40,9 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Of a delivery of which a topic is gone.
+pub(super) const GONE: Verdict = Verdict::Stale(RDKafkaErrorCode::UnknownTopicOrPartition);
+
 /// Between two looks at whether a record of the delivery under way has failed, and how long the
 /// answers for others that are in flight are waited for then.
 const LOAD_SLICE: Duration = Duration::from_millis(20);
@@ -213,21 +216,35 @@ impl Outlet {
         topics: &mut Topics,
         deadline: Instant,
     ) -> Result<Verdict, SinkError> {
+        if !self.flush_load(load, topics, deadline)? {
+            return Ok(GONE);
+        }
+        Ok(judge(&self.client.context().take_failures(), |index| {
+            let record = load.batch.get(index)?;
+            Some((record.topic, topics.peek(record.topic)?.partition(&record)))
+        }))
+    }
+
+    /// As [`Outlet::flush`], for records. Returns `false`, early, when a topic is gone meanwhile: librdkafka
+    /// holds its records until their time is over.
+    pub(super) fn flush_load(
+        &self,
+        load: &Load<'_>,
+        topics: &mut Topics,
+        deadline: Instant,
+    ) -> Result<bool, SinkError> {
         let mut look = Instant::now() + LOOK_AFTER;
         let mut failed = false;
         while !self.has_settled(&mut failed) {
             self.may_go_on(deadline, "waiting for the brokers to store records")?;
             if Instant::now() >= look {
                 if !topics.are_there(load.batch, load.range.clone(), load.lookup) {
-                    return Ok(Verdict::Stale(RDKafkaErrorCode::UnknownTopicOrPartition));
+                    return Ok(false);
                 }
                 look = Instant::now() + LOOK_AFTER;
             }
         }
-        Ok(judge(&self.client.context().take_failures(), |index| {
-            let record = load.batch.get(index)?;
-            Some((record.topic, topics.peek(record.topic)?.partition(&record)))
-        }))
+        Ok(true)
     }
 
     /// Waits until every queued record is stored or failed, and judges the failures.

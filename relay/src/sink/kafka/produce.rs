@@ -13,7 +13,7 @@ use super::{
     errors::{Verdict, is_refusal},
     limits,
     native::Outgoing,
-    outlet::{HANDLES_MAX, Load, OnRefusal, Outlet, REFRESH_TIMEOUT, Undelivered},
+    outlet::{GONE, HANDLES_MAX, Load, OnRefusal, Outlet, REFRESH_TIMEOUT, Undelivered},
     topics::{Topics, now_ms},
 };
 use crate::{
@@ -46,7 +46,9 @@ impl Outlet {
                 OnRefusal::GoOn,
             )? {
                 Verdict::Stored => {}
-                Verdict::Refused(records) => {
+                // Each was in a batch of its own, also where others of its partition were refused.
+                Verdict::Refused(mut records) => {
+                    records.iter_mut().for_each(|record| record.certain = true);
                     return Err(Undelivered::Refused(records, Rest::Stored));
                 }
                 Verdict::Stale(code) => {
@@ -79,20 +81,33 @@ impl Outlet {
         on_refusal: OnRefusal,
     ) -> Result<Verdict, SinkError> {
         let deadline = Instant::now() + self.limit;
-        self.send(load, topics, deadline, on_refusal)?;
-        self.settle_load(load, topics, deadline).inspect(|_| fault::point(Point::RecordsStored))
+        self.send(load, topics, deadline, on_refusal)
     }
 
-    /// Queues the records in order. One that can't be queued is noted as failed. Where a topic
-    /// takes smaller batches than the producer makes, what is queued for it is stored before there
-    /// is more than that.
+    /// Queues the records, waits for them, and judges the failures.
     pub(super) fn send(
         &mut self,
         load: &Load<'_>,
         topics: &mut Topics,
         deadline: Instant,
         on_refusal: OnRefusal,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Verdict, SinkError> {
+        if !self.queue_load(load, topics, deadline, on_refusal)? {
+            return Ok(GONE);
+        }
+        self.settle_load(load, topics, deadline).inspect(|_| fault::point(Point::RecordsStored))
+    }
+
+    /// Queues the records in order. One that can't be queued is noted as failed. Where a topic
+    /// takes smaller batches than the producer makes, what is queued for it is stored before there
+    /// is more than that. Returns `false`, early, when a topic is gone meanwhile.
+    fn queue_load(
+        &mut self,
+        load: &Load<'_>,
+        topics: &mut Topics,
+        deadline: Instant,
+        on_refusal: OnRefusal,
+    ) -> Result<bool, SinkError> {
         if self.handles.len() > HANDLES_MAX {
             self.handles.clear();
         }
@@ -116,7 +131,9 @@ impl Outlet {
             if let Some(max) = batch_bytes_max
                 && queued.is_full(&record, partition, max)
             {
-                self.flush(deadline)?;
+                if !self.flush_load(load, topics, deadline)? {
+                    return Ok(false);
+                }
                 queued = Queued::default();
                 queued.is_full(&record, partition, max);
                 if on_refusal == OnRefusal::Stop && self.client.context().has_failures() {
@@ -148,7 +165,7 @@ impl Outlet {
             }
         }
         fault::point(Point::RecordsProduced);
-        Ok(())
+        Ok(true)
     }
 }
 

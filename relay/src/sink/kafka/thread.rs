@@ -246,7 +246,11 @@ impl Worker {
                     return Err(error);
                 }
                 Err(Undelivered::Refused(records, rest)) => {
-                    let records = topics.acquit(batch, records);
+                    let records = match rest {
+                        Rest::NotStored => topics.acquit(batch, records),
+                        // What is left out here is not sent again: it would be lost.
+                        _ => records,
+                    };
                     let records = acl::with_grants(settings, batch, records);
                     let fewer = fewer(&records, rest, range.len());
                     if fewer == Fewer::No || tries >= TRIES_MAX {

@@ -173,7 +173,7 @@ impl Topics {
     }
 
     /// Leaves out those that can't be the ones that are meant: refused together with others for
-    /// their size, and small enough whatever they are sent with.
+    /// their size, and small enough whatever they are sent with. They are sent again.
     pub(super) fn acquit(&self, batch: &Batch, refused: Vec<RefusedRecord>) -> Vec<RefusedRecord> {
         let is_small = |refused: &RefusedRecord| {
             let record = batch.get(refused.index)?;

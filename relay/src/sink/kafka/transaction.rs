@@ -90,9 +90,7 @@ impl Outlet {
         let verdict = self
             .send_progress(progress, deadline)
             .inspect(|()| fault::point(Point::ProgressProduced))
-            .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop))
-            .and_then(|()| self.settle_load(load, topics, deadline))
-            .inspect(|_| fault::point(Point::RecordsStored));
+            .and_then(|()| self.send(load, topics, deadline, OnRefusal::Stop));
         let problem = match verdict {
             Ok(Verdict::Stored) => match self.commit(deadline, count) {
                 Ok(()) => {
