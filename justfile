@@ -62,7 +62,7 @@ ci:
 
 # What takes longer than CI may (some two hours): run before a release, and put seed and figures into the docs.
 long seed="7" minutes="20":
-    cargo test -p outbox-tests --test suite -- --ignored matrix::
+    OUTBOX_TEST_AT_ONCE=3 cargo test -p outbox-tests --test suite -- --ignored matrix:: --test-threads 1
     cargo test -p outbox-tests --test suite -- --ignored remedies::
     OUTBOX_CONFORMANCE_SCALE=33 cargo test -p outbox-tests --test suite conformance::
     cargo test -p outbox-tests --features aws --test suite -- aws:: aws_ --include-ignored

@@ -27,8 +27,6 @@ use self::story::{Way, live};
 
 /// Of the topic that all events have.
 const PARTITIONS: i32 = 4;
-/// Cases at once: each is mostly waiting.
-const AT_ONCE: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Delivery {
@@ -172,6 +170,12 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
     }
 }
 
+/// Cases of a matrix at once. One, beside the other tests of a run; a machine that does nothing else takes three
+/// (`OUTBOX_TEST_AT_ONCE`). Each has servers' sessions by the dozen, of which there are 300.
+pub(crate) fn at_once() -> usize {
+    std::env::var("OUTBOX_TEST_AT_ONCE").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
 /// Runs all of them to their ends, and fails with those that failed.
 fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
     let only = std::env::var("OUTBOX_TEST_POINT").ok();
@@ -199,7 +203,7 @@ fn all(delivery: Delivery, cases: impl IntoIterator<Item = (Point, Way)>) {
         }
     };
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once() {
             scope.spawn(work);
         }
     });

@@ -28,8 +28,6 @@ use outbox_harness::{
 };
 use outbox_idempotency::fault::Point;
 
-/// Cases at once: each mostly waits for the group to notice that a member has gone.
-const AT_ONCE: usize = 8;
 /// Within this a point is passed, or never will be.
 const REACHED: Duration = Duration::from_secs(40);
 /// Of each of the writers; a few events in each.
@@ -273,7 +271,7 @@ fn all(cases: impl IntoIterator<Item = (Point, Strategy, Way)>) {
         }
     };
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..crate::matrix::at_once() {
             scope.spawn(work);
         }
     });
