@@ -15,7 +15,7 @@ pub const PARKED_IDS_MAX: usize = 20;
 pub struct ParkedRecord {
     /// `pg_class.oid` of the table that has them.
     pub table: u32,
-    /// Lanes; an event without one is none.
+    /// Lanes that have parked events. An event that belongs to no lane counts for none.
     pub lanes: u64,
     /// Events, those that are being released included.
     pub events: u64,
