@@ -224,7 +224,8 @@ impl Partition {
             true => ("they were not in the stream", ""),
             false => (
                 "not all of them were in the stream, as far as is known",
-                " (some may be published already, and come again)",
+                " (some may be published already, and come again, with their ids; a consumer with a watermark handles \
+                 them again)",
             ),
         };
         Halt::new(
@@ -243,12 +244,14 @@ impl Partition {
         let name = &self.name;
         Halt::new(
             format!(
-                "partition {name} was attached with rows that are older ({rows}): if it was a partition when they were \
-                 inserted, and was detached since, they are published; if it was none, they are not"
+                "partition {name} was attached with rows that are older ({rows}), and the relay does not know which of \
+                 them are published: those that were inserted while it was a partition are, and those that were \
+                 inserted before, or while it was detached, are not"
             ),
             format!(
-                "if it was none, publish them: {}; if it was one, or to leave them out, run `outbox-relay resume --at \
-                 progress`",
+                "to lose none, publish all of them (what is published already comes again, with its id, and a consumer \
+                 with a watermark handles it again): {}; if all are published, or to leave them out, run \
+                 `outbox-relay resume --at progress`",
                 self.statement_while_halted(which)
             ),
         )

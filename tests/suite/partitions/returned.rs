@@ -136,6 +136,39 @@ async fn what_was_inserted_while_the_relay_was_restarted_is_asked_about() {
     }
 }
 
+/// It remembers of the last eight partitions that left what they had published.
+#[tokio::test]
+async fn older_rows_of_which_some_are_published_all_arrive_as_the_halt_says() {
+    let (t, topic, mut relay, ids) = delivered().await;
+    run(&t, DETACH).await;
+    wait_snapshot(&t).await;
+    run(&t, &insert_there(&topic, ID)).await;
+    let of_each = |make: fn(i32) -> String| (0..8).map(make).collect::<Vec<_>>().join("; ");
+    let others = of_each(|n| {
+        let bounds = format!("from ('199{n}-01-01') to ('199{n}-02-01')");
+        format!("create table outbox.y{n} partition of outbox.events for values {bounds}")
+    });
+    run(&t, &others).await;
+    wait_snapshot(&t).await;
+    run(&t, &of_each(|n| format!("alter table outbox.events detach partition outbox.y{n}"))).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    run(&t, BACK).await;
+    relay.restart();
+    let detail = halted(&relay).await;
+    for words in
+        ["that are older (11 rows)", "to lose none", "what is published already comes again"]
+    {
+        assert!(detail.contains(words), "{words:?} is not in: {detail}");
+    }
+    obey(&t, typed(&detail, "with rows as")).await;
+    let records = topic.records_with([ID.to_owned()]).await;
+    // Their transaction is one: who has the one has all.
+    let times = |id: &str| records.iter().filter(|record| record.id() == Some(id)).count();
+    assert_eq!((times(ID), records.len()), (1, 21));
+    assert!(ids.iter().all(|id| times(id) == 2), "each comes again, with its id");
+}
+
 /// No look has seen it away.
 #[tokio::test]
 async fn what_is_inserted_into_a_partition_between_two_looks_arrives() {

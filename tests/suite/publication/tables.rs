@@ -7,6 +7,7 @@ use outbox_harness::{Harness, database::Role, wait};
 use super::{after_three, arrives, run, stopped_after_three, write};
 use crate::{
     obeyed::{obey, says, typed},
+    partitions::{ATTACH, ID, TABLE, insert_old},
     remedies::halted,
     repair::{drop_slot, wait_snapshot},
     rows::insert,
@@ -112,6 +113,48 @@ async fn a_table_that_came_from_a_dump_is_published_from_the_newest_event_on_as_
     let count = t.count(&topic, 2).await;
     count.assert_at_least_once();
     assert_eq!(count.lost, 0);
+}
+
+/// Without the slot they are not told from the rows that the dump brought. The question says so, and how to lose none.
+#[tokio::test]
+async fn unpublished_rows_that_were_attached_to_a_table_from_a_dump_arrive_as_the_question_says() {
+    let (mut t, topic, mut relay) = stopped_after_three().await;
+    run(&t, &format!("{TABLE}; {}", insert_old(&topic, ID))).await;
+    relay.restart();
+    relay.wait_ready().await;
+    write(&mut t, &topic, 1).await;
+    arrives(&t, &topic).await;
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let copied = [
+        "drop table outbox.copy; create table outbox.copy (like outbox.events including all) \
+             partition by range (created_at); \
+         create table outbox.rest partition of outbox.copy default; \
+         insert into outbox.copy select * from outbox.events",
+        "select outbox.note_deletions('outbox.copy')",
+    ];
+    remake_table(&t, &copied).await;
+    relay.restart();
+    let detail = says(&relay, "is another table").await;
+    let command = typed(&detail, "resume --at table");
+    // Whoever types the command has read what was said before.
+    run(&t, ATTACH).await;
+    let output = t.relay().command(&["resume", "--at", "table"]).await;
+    let asked = String::from_utf8_lossy(&output.stderr).into_owned();
+    for words in ["It leaves out 5 rows", "answer no, detach it, run this command again"] {
+        assert!(asked.contains(words), "{words:?} is not in: {asked}");
+    }
+    run(&t, "alter table outbox.events detach partition outbox.events_old").await;
+    obey(&t, &format!("{command} --yes")).await;
+    relay.wait_ready().await;
+    run(&t, ATTACH).await;
+    let detail = halted(&relay).await;
+    obey(&t, typed(&detail, "with rows as")).await;
+    topic.records_with([ID.to_owned()]).await;
+    relay.wait_ready().await;
+    write(&mut t, &topic, 2).await;
+    arrives(&t, &topic).await;
 }
 
 /// Under its other name it is no table of the relay's; its rows are the outbox's all the same.

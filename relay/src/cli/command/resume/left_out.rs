@@ -265,7 +265,9 @@ fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> 
     };
     let told = match by_snapshot {
         true => {
-            "that were written before and that are published, as the newest snapshot of stored progress has it"
+            "that are taken for published, because they were written before the newest snapshot of stored progress. \
+             If a table whose rows are not published was attached as a partition since, answer no, detach it, run \
+             this command again, and attach it once the relay is ready: it then halts, and says how to publish them"
         }
         false => {
             "that were written before: those that are not published by now are lost to consumers. Rows are told \
