@@ -1,8 +1,11 @@
 //! A NATS server with JetStream, built once from its published module, in a directory of its own. It can
 //! be ended and started again, with all it had stored.
 
+mod program;
+
+pub use self::program::program;
+
 use std::{
-    fs::File,
     path::{Path, PathBuf},
     process::{Child, Command},
     time::Duration,
@@ -16,8 +19,6 @@ use serde_json::{Value, json};
 
 use crate::{host, process, topic::Record, wait};
 
-/// The version of the server's module, for CI too.
-const VERSION: &str = include_str!("../nats/version");
 /// Its settings, in its directory.
 const SETTINGS: &str = "server.conf";
 /// How long the server may take to answer.
@@ -53,6 +54,17 @@ impl Nats {
         let port = host::free_port();
         let server = spawn(&program, &dir, port)?;
         Ok(Nats { program, dir, port, server })
+    }
+
+    /// Names of its streams.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn streams(&self) -> Vec<String> {
+        let client = client(&self.address()).await;
+        let answer = api(&client, "STREAM.NAMES", &json!({})).await.expect("an answer");
+        let names = answer["streams"].as_array().cloned().unwrap_or_default();
+        names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     }
 
     /// `127.0.0.1:port`.
@@ -374,26 +386,4 @@ fn spawn(program: &Path, dir: &Path, port: u16) -> Result<Child> {
 fn copied(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("there is cp");
     assert!(done.success(), "{} is copied", from.display());
-}
-
-/// The server's program, in `target/harness`; the first process to come builds it.
-fn program() -> Result<PathBuf> {
-    let cache = host::cache_dir()?;
-    let version = VERSION.trim();
-    let program = cache.join(format!("nats-server-{version}")).join("nats-server");
-    let lock = File::create(cache.join("nats-server.lock"))?;
-    lock.lock().context("waiting for another process that builds nats-server")?;
-    if program.is_file() {
-        return Ok(program);
-    }
-    host::report(&format!("building nats-server {version} with Go (a minute, once)"));
-    let built = Command::new("go")
-        .args(["install", &format!("github.com/nats-io/nats-server/v2@v{version}")])
-        .env("GOBIN", program.parent().expect("a folder"))
-        .output()
-        .context("go did not start: install Go, which builds nats-server")?;
-    if !built.status.success() {
-        bail!("go could not build nats-server: {}", String::from_utf8_lossy(&built.stderr));
-    }
-    Ok(program)
 }

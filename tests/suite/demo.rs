@@ -2,11 +2,16 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
 
-use outbox_harness::{Harness, relay, wait};
+use outbox_harness::{
+    Harness,
+    nats::{self, Nats},
+    relay, wait,
+};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -28,10 +33,19 @@ fn entries(dir: &TempDir) -> Vec<String> {
 }
 
 fn start(dir: &TempDir, arguments: &[&str]) -> Child {
+    start_with(dir, arguments, &std::env::var("PATH").expect("PATH"))
+}
+
+fn start_with(dir: &TempDir, arguments: &[&str], path: &str) -> Child {
     Command::new(relay::binary().expect("a relay"))
         .arg("demo")
+        .env("PATH", path)
         .args(arguments)
         .env("TMPDIR", dir.path())
+        // Not this user's own programs of Go.
+        .env("HOME", dir.path())
+        .env_remove("GOBIN")
+        .env_remove("GOPATH")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -88,13 +102,47 @@ async fn the_demo_brings_its_own_servers_and_its_count_can_tell() {
 }
 
 #[tokio::test]
+async fn the_demo_on_nats_repeats_nothing_and_leaves_nothing() {
+    let program = nats::program().expect("a server's program");
+    let path = std::env::var("PATH").expect("PATH");
+    let path = format!("{path}:{}", program.parent().expect("its folder").display());
+    let server = Nats::start().expect("a server");
+    let url = format!("nats://{}", server.address());
+    let sizes = ["--events", "1500", "--writers", "4", "--kills", "2"];
+    for broker in [["--sink", "nats"], ["--nats", &url]] {
+        let dir = scratch();
+        let output = end(start_with(&dir, &[&broker, sizes.as_slice()].concat(), &path)).await;
+        let text = text(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        let ending = "\nrepeated by the broker 0 (atomic batches)\n\
+                      committed 1500 · delivered 1500 · lost 0 · duplicated 0 · out of order 0\n";
+        assert!(text.ends_with(ending), "{text}");
+        assert_eq!(text.matches("kill -9 of process").count(), 2, "{text}");
+        assert_eq!(entries(&dir), [""; 0]);
+    }
+    assert_eq!(server.streams().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_demo_without_a_nats_server_says_how_to_install_one() {
+    let dir = scratch();
+    let output = end(start_with(&dir, &["--sink", "nats"], "/usr/bin:/bin")).await;
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("`go install github.com/nats-io/nats-server/v2@latest`"), "{text}");
+    assert_eq!(entries(&dir), [""; 0]);
+}
+
+#[tokio::test]
 async fn ctrl_c_ends_the_demo_and_leaves_nothing() {
     let dir = scratch();
     // More than it gets to.
     let demo = start(&dir, &["--events", "1000000"]);
     wait::until("its relay runs", RUN, || async {
-        let running = entries(&dir).iter().any(|entry| entry.contains("outbox-demo-"));
-        if running { Ok(()) } else { Err("no relay's directory") }
+        let running = entries(&dir).iter().any(|entry| {
+            entry.contains("outbox-demo-") && Path::new(entry).join("relay.log").exists()
+        });
+        if running { Ok(()) } else { Err("no relay's log") }
     })
     .await
     .expect("it gets on");

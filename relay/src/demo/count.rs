@@ -5,7 +5,8 @@ use std::{
     fmt,
 };
 
-use serde::Serialize;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// An order, in the outbox or in the consumer's table.
@@ -16,6 +17,30 @@ pub(super) struct Order {
     pub(super) customer: String,
     /// From 1, without gaps, in the order in which the customer's orders were committed.
     pub(super) number: i64,
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    customer: String,
+    number: i64,
+}
+
+impl Order {
+    /// The order of a record, as `orders` writes it.
+    ///
+    /// # Errors
+    /// It is not as it was written.
+    pub(super) fn read(
+        id: Option<&[u8]>,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+    ) -> Result<Self> {
+        let id = id.and_then(|id| Uuid::try_parse_ascii(id).ok()).context("it has no event id")?;
+        let Payload { customer, number } = serde_json::from_slice(payload.unwrap_or_default())
+            .context("it has another payload than was written")?;
+        ensure!(key == Some(customer.as_bytes()), "it has another key than was written");
+        Ok(Order { id, customer, number })
+    }
 }
 
 /// The outcome of a comparison. Only the first two may differ from zero.

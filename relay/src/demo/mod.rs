@@ -2,8 +2,8 @@
 //!
 //! Writers commit orders with their events, and roll others back; a relay, a process of its own,
 //! publishes them while it is killed again and again; a consumer stores what they do. At the end
-//! the outbox table is compared with the effects. PostgreSQL is real, the relay is real, Kafka is
-//! the one that is given or librdkafka's mock. Nothing is left behind, however it ends. Prints
+//! the outbox table is compared with the effects. PostgreSQL is real, the relay is real, the broker is
+//! Kafka, the one that is given or librdkafka's mock, or NATS, a server that is given or an installed one. Nothing is left behind, however it ends. Prints
 //! nothing: `cli` does.
 
 mod broker;
@@ -33,6 +33,7 @@ use self::{
     update::unless_stopped,
 };
 pub use self::{
+    broker::Sink,
     count::Count,
     update::{Tell, Update},
 };
@@ -61,8 +62,8 @@ pub struct Options {
     pub kills: u32,
     /// A server to use instead of a throwaway one.
     pub postgres: Option<String>,
-    /// Brokers to use instead of the mock.
-    pub kafka: Option<String>,
+    /// The broker.
+    pub sink: Sink,
     /// Damage the effects before they are counted: then the count must tell.
     pub tamper: bool,
 }
@@ -79,14 +80,17 @@ pub struct Summary {
     pub repeated_by_broker: u64,
     /// How often the relay was killed.
     pub kills: u32,
-    /// Whether Kafka was the mock.
+    /// Whether the broker was Kafka's mock.
     pub mock: bool,
+    /// What it is, and why nothing is seen that was not committed.
+    #[serde(skip)]
+    pub seen_by: &'static str,
     /// From the first commit to the last effect.
     pub seconds: f64,
 }
 
 impl Summary {
-    /// Whether everything was as promised: on a real Kafka, nothing is even repeated.
+    /// Whether everything was as promised: by a real broker nothing is even repeated.
     pub fn is_as_promised(&self) -> bool {
         self.count.is_exactly_once() && (self.mock || self.repeated_by_broker == 0)
     }
@@ -130,17 +134,17 @@ async fn in_database(
 ) -> Result<Summary> {
     let tables = format!("{}{}", orders::TABLES, consumer::TABLES);
     database.migrate(&tables).await.context("making the demo's tables")?;
-    let broker = Broker::obtain(options.kafka.as_deref())?;
-    tell(Update::Line(broker.describe()));
-    // Not to be stopped half-way: a topic may be made by then.
-    broker.create(&names.topic, PARTITIONS.into(), &names.progress).await?;
     let dir = throwaway::directory("outbox-demo-")?;
     guardian::remove_at_exit(dir.path())?;
+    let broker = unless_stopped(stop, Broker::obtain(&options.sink, dir.path())).await?;
+    tell(Update::Line(broker.describe()));
+    // Not to be stopped half-way: a topic may be made by then.
+    broker.create(&names.topic, PARTITIONS, &names.progress).await?;
     // Dropped when stopped, and with it the relay and every open transaction.
     // Boxed: it holds every writer and the consumer.
     let play = Box::pin(play(options, names, database, &broker, dir.path(), tell));
     let outcome = unless_stopped(stop, play).await;
-    let deleted = broker.delete(&[&names.topic, &names.progress]).await;
+    let deleted = broker.delete(&names.topic, &names.progress).await;
     outcome.and_then(|summary| deleted.map(|()| summary))
 }
 
@@ -153,7 +157,8 @@ async fn play(
     dir: &Path,
     tell: Tell<'_>,
 ) -> Result<Summary> {
-    let relay = Relay::start(dir, &names.own, database, broker)?;
+    let sink = broker.settings(&names.topic, PARTITIONS);
+    let relay = Relay::start(dir, &names.own, database, &sink)?;
     let (delivered, seen) = watch::channel(0);
     let slot = format!("outbox_{}", names.own);
     let session = database.connect().await?;
@@ -166,8 +171,8 @@ async fn play(
     let ahead_max = (round * 2).clamp(1, AHEAD_MAX);
     let orders = Orders::new(&names.topic, options.events, ahead_max, seen.clone());
     let session = database.connect().await?;
-    let mut consumer =
-        Consumer::new(broker, &names.topic, PARTITIONS.into(), session, delivered).await?;
+    let reader = broker.reader(&names.topic, PARTITIONS).await?;
+    let mut consumer = Consumer::new(reader, session, delivered).await?;
     tell(Update::Line(format!(
         "{} writers commit {} events for {} customers, and roll others back; a consumer stores \
          what they do",
@@ -210,6 +215,7 @@ async fn play(
         repeated_by_broker: consumer.repeated(),
         kills: options.kills,
         mock: broker.is_mock(),
+        seen_by: broker.seen_by(),
         seconds: ended.duration_since(begun).as_secs_f64(),
     })
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tokio::process::{Child, Command};
 
-use super::{broker::Broker, database::Database};
+use super::database::Database;
 use crate::{
     config::keys::ENV_PREFIX,
     throwaway::{self, guardian},
@@ -28,22 +28,12 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// Writes the settings to `dir`, and starts it.
-    pub(super) fn start(
-        dir: &Path,
-        name: &str,
-        database: &Database,
-        broker: &Broker,
-    ) -> Result<Self> {
-        // A JSON string is a TOML basic string.
-        let text = |value: &str| serde_json::Value::from(value).to_string();
+    /// Writes the settings to `dir`, and starts it. `sink` is what they have from `[sink]` on.
+    pub(super) fn start(dir: &Path, name: &str, database: &Database, sink: &str) -> Result<Self> {
         let settings = format!(
-            "name = {}\n[postgres]\nurl = {}\n[sink]\ndelivery = {}\n[sink.properties]\n\
-             \"bootstrap.servers\" = {}\n[admin]\nlisten = \"off\"\n",
-            text(name),
-            text(database.url()),
-            text(broker.delivery()),
-            text(broker.servers()),
+            "name = {}\n[postgres]\nurl = {}\n[admin]\nlisten = \"off\"\n{sink}",
+            quoted(name),
+            quoted(database.url()),
         );
         std::fs::write(settings_file(dir), settings).context("writing the relay's settings")?;
         let (child, pid) = spawn(dir)?;
@@ -91,6 +81,11 @@ impl Relay {
         }
         Ok(())
     }
+}
+
+/// A value of the settings: a JSON string is a TOML basic string.
+pub(super) fn quoted(value: &str) -> String {
+    serde_json::Value::from(value).to_string()
 }
 
 fn settings_file(dir: &Path) -> PathBuf {

@@ -6,19 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, value_parser};
+use anyhow::bail;
+use clap::{Args, ValueEnum, value_parser};
 
 use crate::cli::{output::print, signal};
-use crate::demo::{self, Options, Summary, Update};
+use crate::demo::{self, Options, Sink, Summary, Update};
 
 pub(in crate::cli) const AFTER_HELP: &str = "\
 It creates everything it needs, and removes it at the end. PostgreSQL is the server of --postgres (the
 demo creates and drops a database of its own in it), else an installed one, started in a temporary
 directory, else a container. Kafka is the brokers of --kafka, else librdkafka's mock cluster, which
 has no transactions: there the relay delivers at least once and the consumer drops repetitions.
+NATS is the server of --nats, else an installed nats-server, started in a temporary directory.
 
 Examples:
   outbox-relay demo
+  outbox-relay demo --sink nats             exactly-once, proven on NATS JetStream
   outbox-relay demo --kafka localhost:9092  exactly-once, proven on a real Kafka
   outbox-relay demo --tamper; echo $?       see that the count detects damage
 
@@ -32,9 +35,15 @@ pub(in crate::cli) struct DemoArgs {
     /// Connection string of a server with wal_level = logical, to use instead of a throwaway one
     #[arg(long, value_name = "URL")]
     postgres: Option<String>,
-    /// Addresses of brokers, separated by commas, to use instead of the mock cluster
-    #[arg(long, value_name = "BROKERS")]
+    /// The broker to publish to
+    #[arg(long, value_enum, default_value_t = Kind::Kafka)]
+    sink: Kind,
+    /// Addresses of Kafka brokers, separated by commas, to use instead of the mock cluster
+    #[arg(long, value_name = "BROKERS", conflicts_with = "nats")]
     kafka: Option<String>,
+    /// A NATS server with JetStream to use, and with it --sink nats: nats://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    nats: Option<String>,
     /// Events to commit
     #[arg(long, default_value_t = 12_000, value_parser = value_parser!(u64).range(1..=1_000_000))]
     events: u64,
@@ -52,10 +61,24 @@ pub(in crate::cli) struct DemoArgs {
     json: bool,
 }
 
+/// A broker that the demo has, or can start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Kafka,
+    Nats,
+}
+
 /// Runs it, and returns whether all was as promised.
 pub(in crate::cli) async fn run(arguments: DemoArgs) -> anyhow::Result<bool> {
-    let DemoArgs { postgres, kafka, events, writers, kills, tamper, json } = arguments;
-    let options = Options { events, writers, kills, postgres, kafka, tamper };
+    let DemoArgs { postgres, sink, kafka, nats, events, writers, kills, tamper, json } = arguments;
+    let sink = match (sink, kafka, nats) {
+        (Kind::Nats, Some(_), _) => {
+            bail!("--kafka has no use with --sink nats: leave one of them out")
+        }
+        (Kind::Kafka, kafka, None) => Sink::Kafka(kafka),
+        (_, _, nats) => Sink::Nats(nats),
+    };
+    let options = Options { events, writers, kills, postgres, sink, tamper };
     let screen = RefCell::new(Screen::new(events));
     let stop = signal::stop_on_signal()?;
     let tell = |update: Update| screen.borrow_mut().show(&update);
@@ -113,11 +136,10 @@ fn write(text: &str) {
 
 /// The end of the output; its last line is the count.
 fn closing(summary: &Summary) -> String {
-    let Summary { count, rolled_back, repeated_by_broker, kills, mock, seconds } = summary;
-    let broker = if *mock { "mock: no transactions" } else { "read_committed" };
+    let Summary { count, rolled_back, repeated_by_broker, kills, seen_by, seconds, .. } = summary;
     format!(
         "\n{kills} kills in {seconds:.1} s · rolled back {rolled_back} · of these delivered \
-         {uncommitted}\nrepeated by the broker {repeated_by_broker} ({broker})\n{count}",
+         {uncommitted}\nrepeated by the broker {repeated_by_broker} ({seen_by})\n{count}",
         uncommitted = count.uncommitted,
     )
 }
@@ -136,6 +158,7 @@ mod tests {
             repeated_by_broker: 5,
             kills: 2,
             mock: true,
+            seen_by: "mock: no transactions",
             seconds: 1.26,
         };
         assert_eq!(

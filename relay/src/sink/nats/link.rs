@@ -72,7 +72,6 @@ impl Link {
         let servers = self.settings.url.expose().split(',');
         let servers: Result<Vec<ServerAddr>, _> = servers.map(|url| url.trim().parse()).collect();
         let servers = servers.map_err(|error| unavailable(doing(), error))?;
-        let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
         let (forbidden, lost) = (Arc::clone(&self.forbidden), Arc::new(AtomicBool::new(false)));
         let is_lost = Arc::clone(&lost);
         let mut options = ConnectOptions::new()
@@ -88,14 +87,7 @@ impl Link {
                 }
                 async move { tracing::debug!(%event, "NATS") }
             });
-        // The library reads them and does not use them.
-        match named {
-            Some((user, Some(password))) => {
-                options = options.user_and_password(decoded(user), decoded(password));
-            }
-            Some((token, None)) => options = options.token(decoded(token)),
-            None => {}
-        }
+        options = with_login(options, &servers);
         if let Some(file) = &self.settings.credentials_file {
             let text = read(file, "sink.nats.credentials_file")?;
             options = options
@@ -224,6 +216,15 @@ fn parsed<T: DeserializeOwned>(answer: &[u8]) -> Result<T, Failed> {
     match refusal.error {
         Some(error) => Err(Failed::Refused(error)),
         None => serde_json::from_slice(answer).map_err(|error| Failed::Unknown(error.into())),
+    }
+}
+
+/// With user and password, or the token, that the addresses have: the library reads them, and does not use them.
+pub(crate) fn with_login(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    match servers.iter().find_map(|server| Some((server.username()?, server.password()))) {
+        Some((user, Some(password))) => options.user_and_password(decoded(user), decoded(password)),
+        Some((token, None)) => options.token(decoded(token)),
+        None => options,
     }
 }
 

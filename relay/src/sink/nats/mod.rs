@@ -23,6 +23,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub(crate) use self::link::with_login;
 pub(super) use self::preflight::examine;
 use self::{
     errors::{Failed, WRONG_LAST},
