@@ -89,10 +89,13 @@ impl Books {
         books
     }
 
-    /// Whether each order is paid once, said to be so once, and all the money is there.
-    pub(crate) fn balance(&self) -> bool {
-        let Books { orders, paid, .. } = *self;
-        *self == Books { orders, paid, ..Books::default() } && orders == paid && orders > 0
+    /// Whether each order is paid once, said to be so once, and all the money is there; and, where the broker keeps the
+    /// order when a consumer dies, whether customers' orders were paid as they came.
+    pub(crate) fn balance(&self, in_order: bool) -> bool {
+        let Books { orders, paid, out_of_order, .. } = *self;
+        let out_of_order = if in_order { 0 } else { out_of_order };
+        let right = Books { orders, paid, out_of_order, ..Books::default() };
+        *self == right && orders == paid && orders > 0
     }
 }
 
@@ -118,16 +121,21 @@ mod tests {
         let order = |customer| Order { customer, amount_cents: 5 };
         let orders = BTreeMap::from([(1, order(7)), (2, order(7)), (3, order(8))]);
         let right = [(1, 5), (3, 5), (2, 5)];
-        let balance =
-            |payments: &[(i64, i64)], said: &[i64]| Books::of(&orders, payments, said).balance();
+        let balance = |payments: &[(i64, i64)], said: &[i64]| {
+            Books::of(&orders, payments, said).balance(true)
+        };
         assert!(balance(&right, &[3, 2, 1]));
         assert!(!balance(&right[..2], &[1, 3]), "unpaid");
         assert!(!balance(&[right[0], right[1], right[2], right[1]], &[1, 2, 3]), "paid twice");
         assert!(!balance(&[(1, 5), (2, 6), (3, 5)], &[1, 2, 3]), "another amount");
         assert!(!balance(&[(1, 5), (2, 5), (3, 5), (4, 5)], &[1, 2, 3, 4]), "no such order");
-        assert!(!balance(&[(2, 5), (1, 5), (3, 5)], &[1, 2, 3]), "out of order");
+        let swapped = [(2, 5), (1, 5), (3, 5)];
+        assert!(!balance(&swapped, &[1, 2, 3]), "out of order");
+        assert!(Books::of(&orders, &swapped, &[1, 2, 3]).balance(false));
         assert!(!balance(&right, &[1, 2]), "never said");
         assert!(!balance(&right, &[1, 2, 3, 3]), "said twice");
-        assert!(!Books { cents_missing: 1, ..Books::of(&orders, &right, &[1, 2, 3]) }.balance());
+        assert!(
+            !Books { cents_missing: 1, ..Books::of(&orders, &right, &[1, 2, 3]) }.balance(false)
+        );
     }
 }

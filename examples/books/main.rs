@@ -2,22 +2,22 @@
 //! again, and balances the books.
 //!
 //! ```text
-//! orders ─► PostgreSQL ─► relay ─► Kafka ─► payments ─► PostgreSQL ─► relay ─► Kafka (counted)
+//! orders ─► PostgreSQL ─► relay ─► broker ─► payments ─► PostgreSQL ─► relay ─► broker (counted)
 //! ```
 //!
-//! `examples/run [KILLS]`. Servers are found or started as for the tests: `OUTBOX_TEST_POSTGRES` and
+//! `examples/run [KILLS] [kafka|nats|rabbitmq]`. Servers are found or started as for the tests: `OUTBOX_TEST_POSTGRES` and
 //! `OUTBOX_TEST_KAFKA`, else Docker, else what is installed. Exit code 1 when the books don't balance.
 
 mod balance;
+mod broker;
 mod service;
 
 use std::{process::ExitCode, time::Duration, time::Instant};
 
-use anyhow::{Context, Result, ensure};
-use outbox_harness::{Harness, relay::Relay, topic::Topic, wait};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use anyhow::{Context, Result};
+use outbox_harness::{Harness, relay::Relay, wait};
 
-use self::{balance::Books, service::Service};
+use self::{balance::Books, broker::Broker, service::Service};
 
 /// Makes this program the relay, so that one build has all three.
 const AS_RELAY: &str = "BOOKS_AS_RELAY";
@@ -38,9 +38,9 @@ async fn main() -> ExitCode {
     }
     // A task, so that a panic of the harness is an exit code of ours.
     match tokio::spawn(run()).await {
-        Ok(Ok(books)) => {
+        Ok(Ok((books, in_order))) => {
             say(&books.to_string());
-            if books.balance() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            if books.balance(in_order) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Ok(Err(error)) => {
             say(&format!("error: {error:#}"));
@@ -50,46 +50,48 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<Books> {
+/// The books, and whether the broker keeps the order.
+async fn run() -> Result<(Books, bool)> {
     let kills = std::env::args().nth(1).map_or(Ok(KILLS), |kills| kills.parse());
-    let kills: usize = kills.context("usage: books [KILLS]")?;
-    let stage = Stage::set().await?;
+    let kills: usize = kills.context("usage: books [KILLS] [kafka|nats|rabbitmq]")?;
+    let broker = std::env::args().nth(2);
+    let stage = Stage::set(broker.as_deref().unwrap_or("kafka")).await?;
     let books = stage.play(kills).await;
-    stage.clear().await?;
-    books
+    stage.broker.clear(&stage.t).await?;
+    Ok((books?, stage.broker.keeps_order_when_a_consumer_dies()))
 }
 
 /// The servers, with tables and topics as the two services expect them.
 struct Stage {
     t: Harness,
-    orders: Topic,
-    payments: Topic,
+    broker: Broker,
     logs: tempfile::TempDir,
 }
 
 impl Stage {
-    async fn set() -> Result<Self> {
+    async fn set(broker: &str) -> Result<Self> {
         let t = Harness::start().await;
         let mut owner = t.database().connect(outbox_harness::database::Role::Owner).await;
         outbox_idempotency::migrate(&mut owner).await?;
         t.database().superuser().batch_execute(include_str!("../schema.sql")).await?;
-        let topic = |name: &str| Topic::new(t.kafka(), name.to_owned());
-        for name in ["orders", "payments"] {
-            ensure!(!topic(name).exists().await, "the broker has a topic {name} already");
-        }
-        let (orders, payments) =
-            (topic("orders").create(4).await, topic("payments").create(4).await);
+        let broker = Broker::set(broker, &t).await?;
         let logs = tempfile::Builder::new().prefix("outbox-books-").tempdir()?;
-        Ok(Stage { t, orders, payments, logs })
+        Ok(Stage { t, broker, logs })
     }
 
     async fn play(&self, kills: usize) -> Result<Books> {
         let begun = Instant::now();
         let (url, logs) = (self.t.database().superuser_settings(), self.logs.path());
         let program = std::env::current_exe()?;
-        let mut relay = self.t.relay().program(&program).env(AS_RELAY, "1").start().await;
-        let brokers = self.t.kafka().brokers();
-        let mut payments = Service::start("payments", &[&url, brokers], logs)?;
+        let settings = self.broker.relay(self.t.relay());
+        let mut relay = settings.program(&program).env(AS_RELAY, "1").start().await;
+        let (service, further) = self.broker.service(&self.t);
+        let pay = || {
+            let further = further.iter().map(String::as_str);
+            let arguments: Vec<&str> = std::iter::once(url.as_str()).chain(further).collect();
+            Service::start(service, &arguments, logs)
+        };
+        let mut payments = pay()?;
         let count = ORDERS.to_string();
         let place = || Service::start("orders", &[&url, &count], logs);
         say(&format!("orders, the relay and payments run; {kills} of them are to be killed"));
@@ -101,7 +103,7 @@ impl Stage {
                 1 => {
                     self.wait_for("more is paid", |_, now| now >= paid + PROGRESS).await?;
                     payments.kill9().await?;
-                    payments = Service::start("payments", &[&url, brokers], logs)?;
+                    payments = pay()?;
                     "payments"
                 }
                 2 => {
@@ -146,24 +148,16 @@ impl Stage {
         .await
     }
 
-    /// What `payments` has said, as a consumer that reads committed records sees it.
+    /// What `payments` has said, as a consumer sees it.
     async fn follow_ups(&self, expected: usize) -> Result<Vec<Vec<u8>>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let records = self.payments.records().await;
+            let payloads = self.broker.follow_ups().await?;
             // What is missing after that is counted as lost.
-            if records.len() >= expected || Instant::now() >= deadline {
-                return Ok(records.into_iter().filter_map(|record| record.payload).collect());
+            if payloads.len() >= expected || Instant::now() >= deadline {
+                return Ok(payloads);
             }
         }
-    }
-
-    /// The broker may not be ours.
-    async fn clear(&self) -> Result<()> {
-        let admin: AdminClient<_> = self.t.kafka().client().create()?;
-        let topics = [self.orders.name(), self.payments.name()];
-        admin.delete_topics(&topics, &AdminOptions::new()).await?;
-        Ok(())
     }
 }
 

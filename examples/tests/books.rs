@@ -4,13 +4,28 @@ use std::{path::Path, process::Command};
 
 #[test]
 fn the_books_balance_whatever_is_killed() {
+    balance("kafka", "· out of order 0 ·");
+}
+
+#[test]
+fn the_books_balance_on_nats_whatever_is_killed() {
+    balance("nats", "");
+}
+
+#[test]
+fn the_books_balance_on_rabbitmq_whatever_is_killed() {
+    balance("rabbitmq", "· out of order 0 ·");
+}
+
+fn balance(broker: &str, also: &str) {
     // Cargo builds examples with the tests, beside the programs, and names their path nowhere.
     let books = Path::new(env!("CARGO_BIN_EXE_orders")).with_file_name("examples").join("books");
-    let output = Command::new(books).arg("6").output().expect("it starts");
+    let output = Command::new(books).args(["6", broker]).output().expect("it starts");
     let text =
         [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned());
     let text = text.concat();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert_eq!(text.matches("kill -9 of").count(), 6, "{text}");
-    assert!(text.contains("· unpaid 0 · paid twice 0 · wrong 0 · out of order 0 ·"), "{text}");
+    assert!(text.contains("· unpaid 0 · paid twice 0 · wrong 0 · out of order "), "{text}");
+    assert!(text.contains(also), "{text}");
 }

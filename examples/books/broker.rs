@@ -1,0 +1,121 @@
+//! The broker between the services, as each wants it.
+
+use amqprs::FieldValue;
+use anyhow::{Context, Result, bail, ensure};
+use outbox_harness::{
+    Harness,
+    nats::{Nats, Stream},
+    rabbit::{Exchange, Rabbit},
+    relay::Settings,
+    topic::{Record, Topic},
+};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use serde_json::json;
+
+const PARTITIONS: i32 = 4;
+
+/// What `orders` and `payments` are published to, and read from.
+pub(crate) enum Broker {
+    Kafka { orders: Topic, payments: Topic },
+    Nats { server: Nats, stream: Stream },
+    RabbitMq { server: Rabbit, orders: Exchange, payments: Exchange },
+}
+
+impl Broker {
+    /// `kafka`, `nats` or `rabbitmq`, with all that events are published to.
+    pub(crate) async fn set(kind: &str, t: &Harness) -> Result<Self> {
+        match kind {
+            "kafka" => {
+                let topic = |name: &str| Topic::new(t.kafka(), name.to_owned());
+                for name in ["orders", "payments"] {
+                    ensure!(!topic(name).exists().await, "the broker has a topic {name} already");
+                }
+                let orders = topic("orders").create(PARTITIONS).await;
+                Ok(Broker::Kafka { orders, payments: topic("payments").create(PARTITIONS).await })
+            }
+            "nats" => {
+                let server = Nats::start()?;
+                let progress = format!("outbox-relay-progress.{}", t.database().name());
+                let subjects = ["orders.*", "payments.*", &progress];
+                let stream = server.stream("SHOP", &subjects, &json!({})).await;
+                Ok(Broker::Nats { server, stream })
+            }
+            "rabbitmq" => {
+                let server = Rabbit::start()?;
+                server.wait_ready().await;
+                let one = ("x-single-active-consumer", FieldValue::t(true));
+                let orders = server.exchange_with("orders", PARTITIONS, &[one]).await;
+                let payments = server.exchange("payments", PARTITIONS).await;
+                Ok(Broker::RabbitMq { server, orders, payments })
+            }
+            _ => bail!("{kind} is no broker of these examples: kafka, nats or rabbitmq"),
+        }
+    }
+
+    /// The settings of a relay that publishes to it.
+    pub(crate) fn relay(&self, settings: Settings) -> Settings {
+        let other = |settings: Settings| settings.without("sink.properties.\"bootstrap.servers\"");
+        let partitions = PARTITIONS.to_string();
+        match self {
+            Broker::Kafka { .. } => settings,
+            Broker::Nats { stream, .. } => other(settings)
+                .set("sink.kind", "nats")
+                .set("sink.nats.url", &format!("nats://{}", stream.server()))
+                .set("sink.nats.stream", stream.name())
+                .set_toml("sink.nats.partitions", &partitions),
+            Broker::RabbitMq { orders, .. } => other(settings)
+                .set("sink.kind", "rabbitmq")
+                .set("sink.rabbitmq.url", &orders.url())
+                .set_toml("sink.rabbitmq.partitions", &partitions),
+        }
+    }
+
+    /// The service that takes payments, and what it is started with beside the database.
+    pub(crate) fn service(&self, t: &Harness) -> (&'static str, Vec<String>) {
+        match self {
+            Broker::Kafka { .. } => ("payments", vec![t.kafka().brokers().to_owned()]),
+            Broker::Nats { server, stream } => {
+                let url = format!("nats://{}", server.address());
+                ("payments-nats", vec![url, stream.name().to_owned()])
+            }
+            Broker::RabbitMq { server, .. } => ("payments-rabbitmq", vec![server.url()]),
+        }
+    }
+
+    /// Whether what a service had when it died comes again before what is behind it.
+    pub(crate) fn keeps_order_when_a_consumer_dies(&self) -> bool {
+        !matches!(self, Broker::Nats { .. })
+    }
+
+    /// Payloads of what `payments` has said, as a consumer sees it that ignores ids which it has seen, where the relay
+    /// delivers at least once.
+    pub(crate) async fn follow_ups(&self) -> Result<Vec<Vec<u8>>> {
+        let records = match self {
+            Broker::Kafka { payments, .. } => payments.records().await,
+            Broker::Nats { stream, .. } => stream.records("payments.*").await,
+            Broker::RabbitMq { payments, .. } => first_of_each(payments.records().await)?,
+        };
+        Ok(records.into_iter().filter_map(|record| record.payload).collect())
+    }
+
+    /// Kafka may not be ours.
+    pub(crate) async fn clear(&self, t: &Harness) -> Result<()> {
+        if let Broker::Kafka { orders, payments } = self {
+            let admin: AdminClient<_> = t.kafka().client().create()?;
+            let topics = [orders.name(), payments.name()];
+            admin.delete_topics(&topics, &AdminOptions::new()).await?;
+        }
+        Ok(())
+    }
+}
+
+fn first_of_each(records: Vec<Record>) -> Result<Vec<Record>> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut first = Vec::new();
+    for record in records {
+        if seen.insert(record.id().context("a message without an id")?.to_owned()) {
+            first.push(record);
+        }
+    }
+    Ok(first)
+}

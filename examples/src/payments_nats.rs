@@ -1,0 +1,70 @@
+//! The same service as `payments`, from NATS JetStream.
+//!
+//! `cargo run -p outbox-examples --bin payments-nats -- POSTGRES_URL nats://HOST:PORT STREAM`, until Ctrl-C or SIGTERM.
+//!
+//! The server keeps what it has delivered from others for `ACK_WAIT`, and delivers what is behind that meanwhile. So where a
+//! process dies, orders of one customer may be paid in another order; each is paid once.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use async_nats::jetstream::{self, AckKind, consumer::pull};
+use deadpool_postgres::{Manager, Pool};
+use futures_util::StreamExt;
+use outbox_examples::{acknowledged, payment};
+use outbox_idempotency::{Inbox, Processor, Source, dispatch::Answer};
+use tokio_postgres::NoTls;
+
+const ACK_WAIT: Duration = Duration::from_secs(5);
+/// No more of it is delivered than this service may have in memory.
+const UNACKNOWLEDGED_MAX: i64 = 2_000;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().init();
+    let mut args = std::env::args().skip(1);
+    let mut argument = || args.next().context("usage: payments-nats POSTGRES_URL NATS_URL STREAM");
+    let (database, server, stream) = (argument()?, argument()?, argument()?);
+
+    let manager = Manager::new(database.parse()?, NoTls);
+    let pool = Pool::builder(manager).max_size(32).build()?;
+    let processor = Processor::new(Inbox::open(pool, "payments/take").await?, payment::take);
+
+    let nats = jetstream::new(async_nats::connect(server).await?);
+    let stream = nats.get_stream_no_info(&stream).await?;
+    let settings = pull::Config {
+        durable_name: Some("payments".to_owned()),
+        filter_subject: "orders.*".to_owned(),
+        ack_wait: ACK_WAIT,
+        max_ack_pending: UNACKNOWLEDGED_MAX,
+        ..pull::Config::default()
+    };
+    let consumer = stream.get_or_create_consumer("payments", settings).await?;
+    let mut messages = consumer.messages().await?;
+
+    let receive = async || loop {
+        let message = messages.next().await.context("the stream of messages has ended")??;
+        let (message, handle) = message.split();
+        let headers = message.headers.unwrap_or_default();
+        let headers = headers.iter().flat_map(|(name, values)| {
+            values.iter().map(|value| (name.to_string(), Some(value.as_str().to_owned())))
+        });
+        let source = Source::of_queue("orders");
+        match acknowledged::message(source, headers.collect(), message.payload.into()) {
+            Some(message) => return Ok((message, Arc::new(handle))),
+            None => {
+                tracing::warn!(subject = %message.subject, "a message without an id is left out")
+            }
+        }
+    };
+    let tell = async |answer: Answer<Arc<jetstream::message::Acker>>| {
+        let told = match answer {
+            Answer::Acknowledge(handle) => handle.ack().await,
+            Answer::Return(handle, after) => handle.ack_with(AckKind::Nak(Some(after))).await,
+            Answer::Extend(handle) => handle.ack_with(AckKind::Progress).await,
+            _ => Ok(()),
+        };
+        told.map_err(anyhow::Error::from_boxed)
+    };
+    acknowledged::consume(processor, Some(ACK_WAIT), receive, tell, payment::stop()?).await
+}
