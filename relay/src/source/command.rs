@@ -5,15 +5,6 @@
 
 use crate::core::{charset::Charset, lsn::Lsn};
 
-/// Whether to keep the slot's starting snapshot for reading tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SnapshotAction {
-    /// Usable through `SET TRANSACTION SNAPSHOT` until the connection runs its next command.
-    Export,
-    /// No snapshot.
-    Nothing,
-}
-
 /// What pgoutput is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
@@ -41,27 +32,15 @@ fn identifier(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-pub(super) fn create_slot(
-    version: u32,
-    slot: &str,
-    snapshot: SnapshotAction,
-    failover: bool,
-) -> String {
+/// A slot, and the snapshot that it begins with.
+pub(super) fn create_slot(version: u32, slot: &str, failover: bool) -> String {
     let slot = identifier(slot);
     if version < 150_000 {
-        let snapshot = match snapshot {
-            SnapshotAction::Export => "EXPORT_SNAPSHOT",
-            SnapshotAction::Nothing => "NOEXPORT_SNAPSHOT",
-        };
-        return format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput {snapshot}");
+        return format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput EXPORT_SNAPSHOT");
     }
-    let snapshot = match snapshot {
-        SnapshotAction::Export => "export",
-        SnapshotAction::Nothing => "nothing",
-    };
     // Before 17 the option is unknown, and so is the thing.
     let failover = if failover && version >= 170_000 { ", FAILOVER true" } else { "" };
-    format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT '{snapshot}'{failover})")
+    format!("CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput (SNAPSHOT 'export'{failover})")
 }
 
 pub(super) fn drop_slot(slot: &str) -> String {
@@ -122,17 +101,14 @@ mod tests {
 
     #[test]
     fn commands_are_spelled_for_the_server_they_go_to() {
-        use SnapshotAction::{Export, Nothing};
-        for (version, snapshot, failover, expected) in [
-            (140_009, Export, true, "EXPORT_SNAPSHOT"),
-            (140_009, Nothing, false, "NOEXPORT_SNAPSHOT"),
-            (150_004, Export, true, "(SNAPSHOT 'export')"),
-            (160_000, Nothing, false, "(SNAPSHOT 'nothing')"),
-            (170_000, Export, true, "(SNAPSHOT 'export', FAILOVER true)"),
-            (180_000, Nothing, false, "(SNAPSHOT 'nothing')"),
+        for (version, failover, expected) in [
+            (140_009, true, "EXPORT_SNAPSHOT"),
+            (150_004, true, "(SNAPSHOT 'export')"),
+            (170_000, true, "(SNAPSHOT 'export', FAILOVER true)"),
+            (180_000, false, "(SNAPSHOT 'export')"),
         ] {
             let expected = format!("CREATE_REPLICATION_SLOT \"s\" LOGICAL pgoutput {expected}");
-            assert_eq!(create_slot(version, "s", snapshot, failover), expected);
+            assert_eq!(create_slot(version, "s", failover), expected);
         }
     }
 

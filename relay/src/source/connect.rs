@@ -16,7 +16,7 @@ pub use self::{
     connection::{Accepted, CreatedSlot, ReplicationConnection},
     error::{QueryError, StartError},
 };
-pub use super::command::{SnapshotAction, StreamOptions, is_slot_name};
+pub use super::command::{StreamOptions, is_slot_name};
 use crate::postgres::{conninfo::ConnectSettings, dial::dial, error::ConnectError};
 
 impl ReplicationConnection {

@@ -7,12 +7,11 @@ use crate::{
     core::{progress::SnapshotRecord, published::Published},
     daemon::{context::Context, ended::Ended, steps::doing},
     fault::{self, Point},
-    metrics::Cause,
     postgres::{
         catalog::{publication::Look, slot},
         sql::SqlSession,
     },
-    source::connect::{CreatedSlot, ReplicationConnection, SnapshotAction},
+    source::connect::{CreatedSlot, ReplicationConnection},
     state::{Board, Phase},
 };
 
@@ -34,7 +33,7 @@ pub(super) async fn make(
     let failover = replication.server_version_num() >= 170_000;
     unfinished.begin(replication.cancel_handle());
     let created = {
-        let create = replication.create_slot(name, SnapshotAction::Export, failover);
+        let create = replication.create_slot(name, failover);
         tokio::pin!(create);
         loop {
             tokio::select! {
@@ -73,12 +72,9 @@ async fn exported_snapshot(
     slot: &CreatedSlot,
 ) -> Result<(SnapshotRecord, Published), Ended> {
     const DOING: &str = "reading the slot's snapshot";
-    let name = slot.snapshot_name.as_deref().ok_or_else(|| {
-        Ended::retry(Cause::Postgres, DOING, anyhow::anyhow!("the server exported no snapshot"))
-    })?;
     let client = session.client();
     let read = async {
-        let quoted = name.replace('\'', "''");
+        let quoted = slot.snapshot_name.replace('\'', "''");
         client
             .batch_execute(&format!(
                 "begin isolation level repeatable read read only; \

@@ -17,7 +17,7 @@ use crate::{
         watch::{ASK_AFTER, Probe},
     },
     source::{
-        command::{self, SnapshotAction, StreamOptions},
+        command::{self, StreamOptions},
         wire::{Reply, Wire, malformed},
     },
 };
@@ -55,9 +55,8 @@ pub struct ReplicationConnection {
 pub struct CreatedSlot {
     /// Commits from here on are in the stream; what was committed before is in the snapshot.
     pub consistent_point: Lsn,
-    /// For `SET TRANSACTION SNAPSHOT`, with [`SnapshotAction::Export`]. Gone as soon as this
-    /// connection runs another command or closes.
-    pub snapshot_name: Option<String>,
+    /// For `SET TRANSACTION SNAPSHOT`. Gone as soon as this connection runs another command or closes.
+    pub snapshot_name: String,
 }
 
 impl ReplicationConnection {
@@ -153,16 +152,15 @@ impl ReplicationConnection {
     pub async fn create_slot(
         &mut self,
         slot: &str,
-        snapshot: SnapshotAction,
         failover: bool,
     ) -> Result<CreatedSlot, QueryError> {
         let doing = "creating the slot";
-        let sql = command::create_slot(self.server_version_num, slot, snapshot, failover);
+        let sql = command::create_slot(self.server_version_num, slot, failover);
         let mut row = self.row(doing, &sql).await?.into_iter().skip(1);
         let consistent_point = row.next().flatten().and_then(|text| text.parse().ok());
         Ok(CreatedSlot {
             consistent_point: consistent_point.ok_or_else(|| unreadable(doing))?,
-            snapshot_name: row.next().flatten(),
+            snapshot_name: row.next().flatten().ok_or_else(|| unreadable(doing))?,
         })
     }
 
