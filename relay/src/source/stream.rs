@@ -220,6 +220,7 @@ impl<I: Intake> Stream<I> {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
         self.last_heard = Instant::now();
+        self.board.heard(); // Also of a row that is not whole yet.
         Ok(())
     }
 

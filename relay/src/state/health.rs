@@ -10,6 +10,8 @@ use crate::core::printable::counted;
 
 /// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A server that works answers within this: it is asked every second.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Longer than a transaction of Kafka may take when all is well.
 pub const DELIVERY_MAX: Duration = Duration::from_secs(15);
 /// The brokers are asked every two seconds, and given three to answer.
@@ -108,8 +110,10 @@ pub(super) struct Vitals {
     pub(super) phase: Phase,
     /// How long the phase has held.
     pub(super) phase_for: Duration,
-    /// Time since PostgreSQL was last heard of; `None` before the first connection.
+    /// Time since PostgreSQL was last heard of, while it streams over that connection; `None` before the first.
     pub(super) silent_for: Option<Duration>,
+    /// Time since any connection was told where the server's WAL ends; `None` before that.
+    pub(super) answered_ago: Option<Duration>,
     /// For how long nothing was stored though it was tried; `None` where no delivery is under way.
     pub(super) delivering_for: Option<Duration>,
     /// For how long no event of the current batch was delivered or parked; `None` where there is no batch.
@@ -174,7 +178,11 @@ fn heard_from_postgres(now: &Vitals) -> Result<(), String> {
     match now.silent_for {
         None => Err("nothing was heard from PostgreSQL yet".into()),
         Some(silent) if silent > SILENCE_MAX => {
-            Err(format!("nothing was heard from PostgreSQL for {} s", silent.as_secs()))
+            // A walsender that decodes may send nothing for long; others of the server's processes answer.
+            let answers = now.answered_ago.is_some_and(|ago| ago < ANSWER_MAX);
+            let still = now.behind.as_ref().filter(|_| answers).and_then(Behind::stands_still);
+            let silent = || format!("nothing was heard from PostgreSQL for {} s", silent.as_secs());
+            Err(still.unwrap_or_else(silent))
         }
         Some(_) => Ok(()),
     }
@@ -240,6 +248,7 @@ mod tests {
             phase,
             phase_for: s(2),
             silent_for: Some(s(1)),
+            answered_ago: Some(s(1)),
             delivering_for: None,
             working_for: None,
             held_back: None,
@@ -301,6 +310,22 @@ mod tests {
         ] {
             assert_eq!(readiness(&vitals), Err(reason.to_owned()));
             assert_eq!(liveness(&vitals), Ok(()), "an outage is no reason for a restart");
+        }
+    }
+
+    /// As where a walsender decodes; where nothing answers, it may be anything.
+    #[test]
+    fn a_stream_that_is_silent_on_a_server_that_answers_is_said_to_stand_still() {
+        let behind = Behind { bytes: 3 << 20, late: s(16), still: s(16), receiving: None };
+        for (answered, words) in [(1, "PostgreSQL is decoding"), (16, "nothing was heard from")] {
+            let vitals = Vitals {
+                silent_for: Some(s(16)),
+                answered_ago: Some(s(answered)),
+                behind: Some(behind.clone()),
+                ..vitals(Phase::Streaming)
+            };
+            let why = readiness(&vitals).expect_err("no event flows");
+            assert!(why.contains(words), "{why}");
         }
     }
 

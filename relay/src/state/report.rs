@@ -165,6 +165,7 @@ impl Board {
             phase: state.phase.clone(),
             phase_for: now.saturating_sub(state.phase_since),
             silent_for: self.0.heard.age(now),
+            answered_ago: self.0.told.age(now),
             delivering_for: self.0.delivering.age(now).and(self.0.unstored.age(now)),
             working_for: self.0.working.age(now),
             held_back: state.held_back.clone(),
