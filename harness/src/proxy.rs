@@ -4,10 +4,12 @@
 //! (`kafka::Kafka::line`); PostgreSQL needs no more than another port in the URL. Everything that
 //! a test changes takes effect at once, also for bytes and connections under way.
 
+mod bent;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -24,6 +26,8 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use self::bent::{Bent, Matches, lock};
 
 /// Carried at once.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -84,10 +88,9 @@ struct Shared {
     server: String,
     faults: watch::Sender<Faults>,
     trap: Mutex<Option<Armed>>,
+    bent: Bent,
     accepted: AtomicU64,
 }
-
-type Matches = Box<dyn Fn(&[u8]) -> bool + Send>;
 
 struct Armed {
     from: From,
@@ -126,6 +129,7 @@ impl Proxy {
             server: server.to_owned(),
             faults: watch::Sender::new(Faults::default()),
             trap: Mutex::new(None),
+            bent: Bent::default(),
             accepted: AtomicU64::new(0),
         });
         let accepting = Arc::clone(&shared);
@@ -192,8 +196,20 @@ impl Proxy {
         self.change(|faults| faults.bytes_per_second = Some(bytes_per_second));
     }
 
+    /// New connections whose first bytes match lead to another server (`host:port`), as behind a balancer, until
+    /// [`Proxy::heal`]. Clients speak first.
+    pub fn divert(&self, matches: impl Fn(&[u8]) -> bool + Send + 'static, server: &str) {
+        self.shared.bent.divert(Box::new(matches), server);
+    }
+
+    /// Where the server sends these bytes in one run, as many others arrive, until [`Proxy::heal`].
+    pub fn alter(&self, these: &[u8], others: &[u8]) {
+        self.shared.bent.alter(these, others);
+    }
+
     /// No fault any more; what was held is carried. A trap stays.
     pub fn heal(&self) {
+        self.shared.bent.straighten();
         self.change(|faults| {
             let Faults { cuts, how, strandings, .. } = *faults;
             *faults = Faults { cuts, how, strandings, ..Faults::default() };
@@ -253,7 +269,7 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
     let connected = tokio::select! {
         biased; // A connection that is refused does not reach the server.
         how = &mut cut => Err(how),
-        connected = TcpStream::connect(&shared.server) => connected.map_err(|_| Cut::Reset),
+        connected = shared.bent.connect(&client, &shared.server) => connected.map_err(|_| Cut::Reset),
     };
     let how = match connected {
         Err(how) => how,
@@ -322,7 +338,10 @@ impl Pump<'_> {
                     return Ok(());
                 }
             };
-            let bytes = room.get(..read_bytes).unwrap_or_default();
+            let bytes = room.get_mut(..read_bytes).unwrap_or_default();
+            if self.from == From::Server {
+                self.shared.bent.pass(bytes);
+            }
             self.look(bytes)?;
             let delay = faults.borrow().delay;
             if !delay.is_zero() {
@@ -361,10 +380,6 @@ impl Pump<'_> {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits while nothing may pass; for ever, on a connection that is stranded.
