@@ -60,6 +60,7 @@ mod releases;
 mod remedies;
 mod repair;
 mod restored;
+mod retries;
 mod road;
 mod root;
 mod rows;

@@ -57,7 +57,10 @@ async fn arrives(t: &Harness, topic: &Topic) -> usize {
 
 /// A relay that has delivered three events, all of which lie behind it.
 async fn after_three() -> (Harness, Topic, Relay) {
-    let mut t = Harness::start().await;
+    after_three_on(Harness::start().await).await
+}
+
+async fn after_three_on(mut t: Harness) -> (Harness, Topic, Relay) {
     let topic = t.topic("orders").create(2).await;
     let relay = t.relay().start().await;
     write(&mut t, &topic, 3).await;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use outbox_harness::{Harness, database::Role, wait};
+use outbox_harness::{Harness, database::Role, postgres::Postgres, servers, wait};
 
-use super::{after_three, arrives, run, stopped_after_three, write};
+use super::{after_three, after_three_on, arrives, run, stopped_after_three, write};
 use crate::{
     obeyed::{obey, says, typed},
     partitions::{ATTACH, ID, TABLE, insert_old},
@@ -85,6 +85,33 @@ async fn what_a_table_put_in_the_place_of_the_published_one_lacks_is_named_in_th
     topic.records_with([behind, last]).await;
     let count = t.count(&topic, 2).await;
     assert_eq!((count.delivered, count.lost, count.duplicated), (2, 0, 0), "{count}");
+}
+
+/// The slot waits for a transaction that is open. What the former table had is in the one in its place.
+#[tokio::test]
+async fn a_table_that_is_replaced_while_the_slot_of_a_repair_is_made_halts_and_loses_nothing() {
+    // Slots of other tests would wait for the transaction, too.
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let (mut t, topic, mut relay) = after_three_on(Harness::with(postgres, kafka).await).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    write(&mut t, &topic, 2).await;
+    let open = t.database().connect(Role::Writer).await;
+    open.batch_execute("begin; select pg_current_xact_id()").await.expect("a transaction");
+    relay.restart();
+    relay.wait_log("the slot waits for open transactions").await;
+    let rows = "insert into outbox.copy select * from outbox.events";
+    remake_table(&t, &[rows, "select outbox.note_deletions('outbox.copy')"]).await;
+    open.batch_execute("commit").await.expect("it ends");
+    relay.wait_log("outbox.events is another table than when the repair was decided").await;
+    let detail = says(&relay, "is another table").await;
+    let command = typed(&detail, "resume --at table");
+    obey(&t, &format!("{command} --yes")).await;
+    relay.wait_ready().await;
+    write(&mut t, &topic, 2).await;
+    let count = t.count(&topic, 2).await;
+    count.assert_exactly_once();
+    assert_eq!(count.delivered, 7, "{count}");
 }
 
 /// As after the database was restored from a dump in its place.
