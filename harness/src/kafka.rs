@@ -146,7 +146,8 @@ impl Kafka {
         (Self::kept(&brokers, lines).await, local)
     }
 
-    /// Three brokers for one test, each with all the others' records; one may be away.
+    /// Three brokers for one test, each with all the others' records; one may be away. Their ids are 1 to 3, in
+    /// this order.
     ///
     /// # Panics
     /// When they don't start.
@@ -155,7 +156,7 @@ impl Kafka {
         let nodes: Vec<_> = (1..=3).map(|id| (id, address(), Own::free())).collect();
         let voter = |(id, _, own): &(i32, String, Own)| format!("{id}@{}", own.controller);
         let voters: Vec<_> = nodes.iter().map(voter).collect();
-        let mut starting = tokio::task::JoinSet::new();
+        let mut starting = Vec::new();
         for (id, broker, own) in &nodes {
             let mut all = settings(broker, broker, own, &[]);
             let further = [
@@ -171,10 +172,12 @@ impl Kafka {
                 ("broker.heartbeat.interval.ms", "500".to_owned()),
             ];
             all.extend(further.map(|(key, value)| (key.to_owned(), value)));
-            starting.spawn_blocking(move || LocalKafka::start(&all, &[]));
+            starting.push(tokio::task::spawn_blocking(move || LocalKafka::start(&all, &[])));
         }
-        let started = starting.join_all().await.into_iter().map(|broker| broker.expect("a broker"));
-        let started = started.collect();
+        let mut started = Vec::new();
+        for broker in starting {
+            started.push(broker.await.expect("no panic").expect("a broker"));
+        }
         let brokers: Vec<_> = nodes.into_iter().map(|(_, broker, _)| broker).collect();
         let kafka = Self::private(&brokers.join(",")).await;
         wait::until("all brokers are there", START, || kafka.lists(brokers.len()))

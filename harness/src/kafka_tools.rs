@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use crate::local_kafka;
 
 /// Tools that messages name, and those that move partitions, with the classes behind the scripts in Kafka's `bin`.
-const CLASSES: [(&str, &str); 4] = [
+const CLASSES: [(&str, &str); 5] = [
     ("kafka-configs", "kafka.admin.ConfigCommand"),
     ("kafka-leader-election", "org.apache.kafka.tools.LeaderElectionCommand"),
     ("kafka-reassign-partitions", "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"),
+    ("kafka-topics", "org.apache.kafka.tools.TopicCommand"),
     ("kafka-transactions", "org.apache.kafka.tools.TransactionsCommand"),
 ];
 

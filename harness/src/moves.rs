@@ -67,6 +67,15 @@ impl Kafka {
         .expect("the brokers obey");
     }
 
+    /// Which broker leads partition 0 of a topic; -1 where none does.
+    ///
+    /// # Panics
+    /// When the topic is missing, or no broker answers.
+    pub async fn leader(&self, topic: &str) -> i32 {
+        let (places, _) = self.places(&[topic]).await;
+        places.first().expect("it is there").leader
+    }
+
     /// Every partition of the topics, and the cluster's brokers.
     async fn places(&self, topics: &[&str]) -> (Vec<Place>, Vec<i32>) {
         let client = self.client();

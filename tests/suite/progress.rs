@@ -2,6 +2,7 @@
 
 mod before;
 mod filled;
+mod unready;
 
 use std::time::Duration;
 

@@ -8,11 +8,11 @@ use serde_json::Value;
 
 const PARTITIONS: i32 = 2;
 
-/// Sets what a client id may produce in a second.
-async fn limit(t: &Harness, client: &str, bytes_per_second: u32) {
+/// Sets what a client id may do in a second, such as `producer_byte_rate=10`.
+async fn limit(t: &Harness, client: &str, quota: &str) {
     let command = format!(
         "kafka-configs --bootstrap-server {} --alter --entity-type clients --entity-name {client} \
-         --add-config producer_byte_rate={bytes_per_second}",
+         --add-config {quota}",
         t.kafka().brokers()
     );
     kafka_tools::run(&command).await;
@@ -51,7 +51,7 @@ async fn a_quota_is_named_until_it_is_removed(mode: &str) {
     delivered(&t, &topic, mode).await;
 
     let client = format!("outbox-relay-{}", t.database().name());
-    limit(&t, &client, 10).await;
+    limit(&t, &client, "producer_byte_rate=10").await;
     commit(&mut t, &topic, 20).await;
     relay.wait_log("throttled").await;
     let concern = wait::until("the quota is of concern", wait::PATIENCE, || async {
@@ -90,4 +90,36 @@ async fn a_quota_too_small_for_a_transaction_is_named_until_it_is_removed() {
 #[tokio::test]
 async fn a_quota_too_small_for_a_delivery_is_named_until_it_is_removed() {
     a_quota_is_named_until_it_is_removed("at-least-once").await;
+}
+
+/// The progress topic can't be read to its end: the broker answers all that is asked, and sends no records.
+#[tokio::test]
+async fn a_quota_too_small_for_the_stored_progress_is_named_until_it_is_removed() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(PARTITIONS).await;
+    let mut relay = t.relay().start().await;
+    commit(&mut t, &topic, 5).await;
+    delivered(&t, &topic, "exactly-once").await;
+    assert!(relay.sigterm().await.success());
+
+    let client = format!("outbox-relay-{}", t.database().name());
+    limit(&t, &client, "consumer_byte_rate=1").await;
+    commit(&mut t, &topic, 5).await;
+    relay.restart();
+    let why = wait::until("it says so", wait::PATIENCE, || async {
+        let status = relay.try_status().await?;
+        match status["not_ready_because"].as_str() {
+            Some(why) if why.contains("answers, but sends no records") => Ok(why.to_owned()),
+            _ => anyhow::bail!("{status}"),
+        }
+    });
+    let why = why.await.expect("it does");
+    let seen = kafka_tools::run(printed(&why, "kafka-configs")).await;
+    assert!(seen.contains("consumer_byte_rate=1"), "{seen}");
+    let remedy = why.split('`').find(|text| text.contains("--delete-config")).expect("one");
+    kafka_tools::run(remedy).await;
+    relay.wait_ready().await;
+    commit(&mut t, &topic, 5).await;
+    delivered(&t, &topic, "exactly-once").await;
+    assert!(relay.sigterm().await.success());
 }

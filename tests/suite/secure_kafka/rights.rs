@@ -278,3 +278,31 @@ async fn with_at_least_once_what_keeps_progress_from_being_stored_is_named_too()
 async fn a_transactional_id_that_is_taken_away_while_the_relay_streams_is_named() {
     goes_on_after("exactly-once", true).await;
 }
+
+/// Its own look says so, for it delivers nothing.
+#[tokio::test]
+async fn an_idle_relay_that_may_no_longer_see_its_progress_topic_says_what_it_lacks() {
+    let mut case = Case::new().await;
+    let name = case.harness.database().name().to_owned();
+    let progress = Topic::new(case.broker.plain, format!("outbox-relay-progress-{name}"));
+    let mut relay = case.relay_by_password("PLAIN", PASSWORD).start().await;
+    case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
+    // The first entry shuts out all others.
+    progress.allow("User:somebody", Operation::Describe).await;
+    let lacking = format!("lacks Read, Write, DescribeConfigs on the topic {}", progress.name());
+    let because = wait::until("it says so", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        match status["not_ready_because"].as_str() {
+            Some(because) if because.contains(&lacking) => Ok(because.to_owned()),
+            _ => Err(status.to_string()),
+        }
+    });
+    let because = because.await.expect("it does");
+    case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+    acl::obey(case.broker.plain, typed(&because, "kafka-acls")).await;
+    relay.wait_ready().await;
+    case.harness.commit([Event::to(case.topic.name()).key("k")]).await;
+    case.harness.count(&case.topic, 2).await.assert_exactly_once();
+    assert_eq!(count_parked(&case.harness).await, 0, "no event is to blame");
+}

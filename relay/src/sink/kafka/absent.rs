@@ -87,7 +87,7 @@ impl Absences {
             while created > 0 {
                 let seen = lookup.survey(&open, LOOKUP_TIMEOUT).unwrap_or_default();
                 open.retain(|name| match seen.get(*name) {
-                    Some(seen) if matches!(seen.found, Found::Partitions(_)) => {
+                    Some(seen) if matches!(seen.found, Some(Found::Partitions(_))) => {
                         made.push((*name, seen.clone()));
                         created = created.saturating_sub(1);
                         false
@@ -320,13 +320,14 @@ impl Watch {
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         let seen = lookup_all(&self.lookup, &names)?;
         if let Some(creation) = self.settings.create_topics {
-            let missing = |name: &&str| seen.get(*name).is_some_and(|s| s.found == Found::Missing);
+            let missing =
+                |name: &&str| seen.get(*name).is_some_and(|s| s.found == Some(Found::Missing));
             let missing: Vec<&str> = names.into_iter().filter(missing).collect();
             for names in missing.chunks(CREATED_AT_ONCE) {
                 create(&self.settings, names, creation, &self.attempts, LOOKUP_TIMEOUT);
             }
         }
-        let there = |seen: &Seen| !matches!(seen.found, Found::Missing | Found::Unclear);
+        let there = |seen: &Seen| !matches!(seen.found, None | Some(Found::Missing));
         Ok(seen.into_iter().filter(|(_, seen)| there(seen)).map(|(name, _)| name).collect())
     }
 }

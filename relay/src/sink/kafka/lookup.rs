@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use rdkafka::{
     consumer::Consumer as _,
     error::{KafkaError, RDKafkaErrorCode},
-    metadata::Metadata,
+    metadata::{Metadata, MetadataTopic},
 };
 
 use super::{
@@ -45,14 +45,13 @@ pub(super) enum Found {
     /// The broker keeps state of its own in it.
     Internal,
     Invalid,
-    /// The broker can't tell now: there may be no leader yet.
-    Unclear,
 }
 
 /// A topic, and what its settings refuse where they may be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
-    pub(super) found: Found,
+    /// `None`: the broker can't tell now.
+    pub(super) found: Option<Found>,
     pub(super) limits: Option<Limits>,
     /// How many times each record is stored; 0 where that is not known.
     pub(super) replicas: usize,
@@ -112,7 +111,7 @@ impl Lookup {
                 // Some brokers know no such request, and without a controller no one answers it.
                 _ => {
                     for name in names {
-                        let found = self.find(name, timeout).unwrap_or(Found::Unclear);
+                        let found = self.find(name, timeout).ok();
                         seen.insert((*name).to_owned(), Seen { found, limits: None, replicas: 0 });
                     }
                 }
@@ -127,20 +126,21 @@ impl Lookup {
         timeout: Duration,
     ) -> Vec<(String, Seen)> {
         let found = |told: &Option<Told>| match told {
-            Some(Ok(shape)) => refused(shape).unwrap_or_else(|| {
+            Some(Ok(shape)) => refused(shape).or_else(|| {
                 let count = i32::try_from(shape.partitions).ok().filter(|count| *count > 0);
-                count.map_or(Found::Unclear, Found::Partitions)
+                count.map(Found::Partitions)
             }),
-            Some(Err(code)) => absent(*code).unwrap_or(Found::Unclear),
-            None => Found::Missing,
+            Some(Err(code)) => absent(*code),
+            None => Some(Found::Missing),
         };
         let replicas = |told: &Option<Told>| match told {
             Some(Ok(shape)) => shape.replicas,
             _ => 0,
         };
-        let found: Vec<(String, Found, usize)> =
+        let found: Vec<(String, Option<Found>, usize)> =
             told.into_iter().map(|(name, told)| (name, found(&told), replicas(&told))).collect();
-        let there = found.iter().filter(|(_, found, _)| matches!(found, Found::Partitions(_)));
+        let there =
+            found.iter().filter(|(_, found, _)| matches!(found, Some(Found::Partitions(_))));
         let there: Vec<&str> = there.map(|(name, ..)| name.as_str()).collect();
         let mut settings = if there.is_empty() {
             HashMap::new()
@@ -188,6 +188,13 @@ impl Lookup {
     ) -> Result<bool, KafkaError> {
         // One topic, because the metadata of all may be large.
         Ok(self.is_controlled(&self.metadata(topic, timeout)?))
+    }
+
+    /// Whether a broker leads partition 0 of a topic that is there.
+    pub(super) fn is_led(&self, topic: &str, timeout: Duration) -> Result<bool, KafkaError> {
+        let metadata = self.metadata(topic, timeout)?;
+        let mut partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+        Ok(partitions.any(|partition| partition.id() == 0 && partition.leader() >= 0))
     }
 
     /// While brokers elect a controller they name none, and the mock cluster names one that it

@@ -60,7 +60,7 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
         // What there is in the database is looked at by whoever asks for it.
         false => Some(true),
     };
-    seen.extend(progress_topic.map(|found| progress(&settings.progress_topic(), found)));
+    seen.extend(progress_topic.map(|found| progress(settings, found)));
     let trust = settings.trust();
     seen.extend(trust.map(|trusted| Seen::fine("TLS to Kafka", format!("trusts {trusted}"))));
     let problems = problems.into_iter();
@@ -68,10 +68,15 @@ pub(in crate::sink) async fn examine(settings: &Settings) -> Examined {
     Examined { seen, has_progress }
 }
 
-fn progress(topic: &str, found: ProgressTopic) -> Seen {
+fn progress(settings: &Settings, found: ProgressTopic) -> Seen {
     const NAME: &str = "progress";
+    let topic = settings.progress_topic();
     match found {
         ProgressTopic::Missing => Seen::fine(NAME, format!("{topic} is made by the first start")),
+        ProgressTopic::Leaderless => {
+            let (what, remedy) = progress_topic::without_leader(settings, &topic);
+            Seen::problem(NAME, format!("{topic}: {what}"), remedy)
+        }
         ProgressTopic::Verified => Seen::fine(NAME, format!("{topic} is compacted")),
         ProgressTopic::Unverified(why) => Seen::warning(
             NAME,

@@ -31,15 +31,21 @@ impl Probe {
     /// Looks the progress topic up, where there is one, within three seconds. Cancel safe.
     ///
     /// # Errors
-    /// `Unavailable` if no broker answers, or the topic is gone or out of reach.
+    /// `Unavailable` if no broker answers, or the topic is gone; `Misconfigured` if it is out of reach.
     pub async fn check(&self) -> Result<(), SinkError> {
+        const DOING: &str = "asking the brokers for a sign of life";
         let lookup = Arc::clone(&self.lookup);
         let topic = self.topic.clone();
-        let is_needed = self.settings.delivery != Delivery::RecordsAlone;
+        let settings = Arc::clone(&self.settings);
+        let is_needed = settings.delivery != Delivery::RecordsAlone;
         blocking(move || match lookup.find(&topic, PROBE_TIMEOUT) {
-            Ok(Found::Partitions(_)) => Ok(()),
             // The broker has answered.
             Ok(_) if !is_needed => Ok(()),
+            Ok(Found::Partitions(_)) => match lookup.is_led(&topic, PROBE_TIMEOUT) {
+                Ok(false) => Err(progress_topic::leaderless(&settings, &topic)),
+                Ok(true) => Ok(()),
+                Err(error) => Err(sort(DOING, error, None)),
+            },
             Ok(Found::Missing) => Err(unavailable(
                 "looking for the relay's progress",
                 format!(
@@ -47,11 +53,8 @@ impl Probe {
                      relay starts again, and says what to decide"
                 ),
             )),
-            Ok(found) => Err(unavailable(
-                format!("looking up the progress topic {topic}"),
-                format!("the brokers answer {found:?}"),
-            )),
-            Err(error) => Err(sort("asking the brokers for a sign of life", error, None)),
+            Ok(found) => Err(progress_topic::out_of_reach(&settings, &topic, found)),
+            Err(error) => Err(sort(DOING, error, None)),
         })
         .await
     }
@@ -86,4 +89,16 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(unavailable("asking the brokers", error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_panics_is_told() {
+        let error = blocking::<()>(|| panic!("a defect")).await.expect_err("it has panicked");
+        let told = crate::causes::of(&error);
+        assert!(told.starts_with("asking the brokers") && told.contains("a defect"), "{told}");
+    }
 }

@@ -98,7 +98,8 @@ pub(super) fn read(
             // Also a sign of life: with the broker away, waiting would never end.
             lookup.watermarks(&name, REQUEST_TIMEOUT).map_err(failed)?;
             if !heard && started.elapsed() > 3 * REPORT_EVERY {
-                return Err(unavailable(doing, "the broker answers, but sends no records"));
+                let why = format!("the broker answers, but sends no records; {}", cause(settings));
+                return Err(unavailable(doing, why));
             }
             if is_hidden {
                 waits.tell(newest.position, high);
@@ -153,6 +154,17 @@ pub(in crate::sink) fn long_reading(settings: &Settings) -> Option<(String, Stri
         bytes >> 20
     );
     Some((what, who_fills_it(settings)))
+}
+
+/// What keeps records back, and what helps.
+fn cause(settings: &Settings) -> String {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    format!(
+        "it may be held back by a quota: {}; else look at its leader, which `kafka-topics --bootstrap-server \
+         {servers} --describe --topic {}` shows",
+        settings.without_quota("consumer_byte_rate"),
+        settings.progress_topic()
+    )
 }
 
 fn who_fills_it(settings: &Settings) -> String {

@@ -38,6 +38,8 @@ const CREATION_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) enum ProgressTopic {
     /// Not there yet; the relay creates it.
     Missing,
+    /// There, and no broker that has it is up.
+    Leaderless,
     /// There, and compacted.
     Verified,
     /// There; its settings could not be seen, for this reason.
@@ -53,27 +55,12 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
     match found {
         Found::Partitions(partitions) => spare(&name, partitions),
         Found::Missing => return Ok(ProgressTopic::Missing),
-        Found::NotAuthorised => {
-            // The brokers don't say whether it is there.
-            let needed = ["Read", "Write", "DescribeConfigs"];
-            return Err(acl::lacking(settings, &name, &needed, acl::NOTHING).and_remedy(
-                "if the topic does not exist yet, add `--operation Create`, or create it first",
-            ));
-        }
-        Found::Unclear => {
-            return Err(unavailable(
-                format!("looking up the progress topic {name}"),
-                "the broker can't tell now whether it exists",
-            ));
-        }
-        Found::Invalid | Found::Internal => {
-            return Err(SinkError::Misconfigured {
-                what: format!("the broker refuses the progress topic's name {name}"),
-                remedy: "choose another `name`".into(),
-            });
-        }
+        found => return Err(out_of_reach(settings, &name, found)),
     }
     let asked = format!("looking up the progress topic {name}");
+    if !lookup.is_led(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
+        return Ok(ProgressTopic::Leaderless);
+    }
     if !lookup.has_controller(&name, REQUEST_TIMEOUT).map_err(|error| sort(&asked, error, None))? {
         return Ok(ProgressTopic::Unverified("the brokers name no controller to ask".into()));
     }
@@ -87,6 +74,20 @@ pub(super) fn inspect(settings: &Settings, lookup: &Lookup) -> Result<ProgressTo
         Ok(found) => verify(settings, &found, replicas).map(|()| ProgressTopic::Verified),
         Err(error) => Ok(ProgressTopic::Unverified(error.to_string())),
     }
+}
+
+/// What to do about a topic of which brokers say neither where it is nor that it is missing.
+pub(super) fn out_of_reach(settings: &Settings, name: &str, found: Found) -> SinkError {
+    if found != Found::NotAuthorised {
+        return SinkError::Misconfigured {
+            what: format!("the broker refuses the progress topic's name {name}"),
+            remedy: "choose another `name`".into(),
+        };
+    }
+    // The brokers don't say whether it is there.
+    let needed = ["Read", "Write", "DescribeConfigs"];
+    acl::lacking(settings, name, &needed, acl::NOTHING)
+        .and_remedy("if the topic does not exist yet, add `--operation Create`, or create it first")
 }
 
 /// Creates the topic if it is missing, and verifies it.
@@ -106,13 +107,15 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
                 );
                 return Ok(());
             }
-            ProgressTopic::Missing if created && Instant::now() >= deadline => {
+            ProgressTopic::Missing | ProgressTopic::Leaderless
+                if created && Instant::now() < deadline => {}
+            ProgressTopic::Leaderless => return Err(leaderless(settings, &name)),
+            ProgressTopic::Missing if created => {
                 return Err(unavailable(
                     format!("creating the progress topic {name}"),
                     "it was created, and is still unknown to the broker",
                 ));
             }
-            ProgressTopic::Missing if created => {}
             ProgressTopic::Missing => {
                 create(settings, &name, lookup)?;
                 fault::point(Point::ProgressTopicMade);
@@ -123,6 +126,23 @@ pub(super) fn ensure(settings: &Settings, lookup: &Lookup, stop: &Stop) -> Resul
             return Err(unavailable("looking up the progress topic", "asked to stop"));
         }
     }
+}
+
+/// No broker leads its partition: what is stored there can't be read, and nothing be added.
+pub(super) fn leaderless(settings: &Settings, name: &str) -> SinkError {
+    let (what, remedy) = without_leader(settings, name);
+    unavailable(format!("looking up the progress topic {name}"), format!("{what}; {remedy}"))
+}
+
+/// What that is, and what to do.
+pub(super) fn without_leader(settings: &Settings, name: &str) -> (String, String) {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let what = "it has no leader, because no broker that has its records is up: nothing is lost, and the relay \
+                continues when one is";
+    let remedy = format!(
+        "`kafka-topics --bootstrap-server {servers} --describe --topic {name}` shows which brokers have it"
+    );
+    (what.into(), remedy)
 }
 
 fn create(settings: &Settings, name: &str, lookup: &Lookup) -> Result<(), SinkError> {
@@ -136,8 +156,31 @@ fn create(settings: &Settings, name: &str, lookup: &Lookup) -> Result<(), SinkEr
     created.map_err(|error| match code_of(&error) {
         Some(code) if may_not_create(code) => not_created(settings, name),
         Some(RDKafkaErrorCode::InvalidTopic) => in_the_way(settings, name, lookup),
-        _ => unavailable(format!("creating the progress topic {name}"), error),
+        code => {
+            let few = code == Some(RDKafkaErrorCode::InvalidReplicationFactor);
+            let few = few.then(|| format!(" ({})", too_few_brokers(settings, name, lookup)));
+            let few = few.unwrap_or_default();
+            unavailable(format!("creating the progress topic {name}{few}"), error)
+        }
     })
+}
+
+fn too_few_brokers(settings: &Settings, name: &str, lookup: &Lookup) -> String {
+    let brokers = lookup.cluster(name, REQUEST_TIMEOUT).map_or(1, |cluster| cluster.brokers.len());
+    format!(
+        "there are fewer brokers than their default.replication.factor: start the others, or run `{} \
+         --replication-factor {brokers}`",
+        creation(settings, name)
+    )
+}
+
+/// The command that creates it.
+fn creation(settings: &Settings, name: &str) -> String {
+    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    format!(
+        "kafka-topics --bootstrap-server {servers} --create --topic {name} --partitions 1 --config \
+         cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}"
+    )
 }
 
 fn may_not_create(code: RDKafkaErrorCode) -> bool {
@@ -148,15 +191,13 @@ fn may_not_create(code: RDKafkaErrorCode) -> bool {
 }
 
 fn not_created(settings: &Settings, name: &str) -> SinkError {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
     SinkError::Misconfigured {
         what: format!(
             "the progress topic {name} does not exist, and the relay's principal lacks Create on it"
         ),
         remedy: format!(
-            "create it: `kafka-topics --bootstrap-server {servers} --create --topic {name} \
-             --partitions 1 --config cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}`; \
-             or {}",
+            "create it: `{}`; or {}",
+            creation(settings, name),
             acl::grant(settings, &["Create"], &format!("--topic {name}"))
         ),
     }

@@ -8,8 +8,6 @@ impl Settings {
         let (broker, wait) = self.reach.throttled()?;
         let client = self.transactional_id();
         let client = self.properties.get("client.id").unwrap_or(&client);
-        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
-        let configs = format!("kafka-configs --bootstrap-server {servers}");
         let account = match self.properties.get("sasl.username") {
             Some(user) => format!("its user {user}"),
             None => "its user".into(),
@@ -21,11 +19,19 @@ impl Settings {
             wait.as_secs_f64(),
             self.delivery_limit(),
         );
-        let remedy = format!(
+        Some((what, self.without_quota("producer_byte_rate")))
+    }
+
+    /// What shows quotas, and what removes this one of the relay's clients.
+    pub(super) fn without_quota(&self, quota: &str) -> String {
+        let client = self.transactional_id();
+        let client = self.properties.get("client.id").unwrap_or(&client);
+        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
+        let configs = format!("kafka-configs --bootstrap-server {servers}");
+        format!(
             "raise or remove the quota: `{configs} --describe --entity-type clients` and `{configs} --describe \
              --entity-type users` show quotas, `{configs} --alter --entity-type clients --entity-name {client} \
-             --delete-config producer_byte_rate` removes one of this client id"
-        );
-        Some((what, remedy))
+             --delete-config {quota}` removes one of this client id"
+        )
     }
 }

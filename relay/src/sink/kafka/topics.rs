@@ -158,8 +158,8 @@ impl Topics {
         let names: Vec<&str> = names(batch, range).into_iter().collect();
         let Ok(seen) = lookup.survey(&names, LOOKUP_TIMEOUT) else { return true };
         let gone = |name: &str, seen: &Seen| match (seen.found, self.known.get(name)) {
-            (Found::Partitions(count), Some(known)) => count < known.partitions,
-            (Found::Missing | Found::NotAuthorised | Found::Invalid, _) => true,
+            (Some(Found::Partitions(count)), Some(known)) => count < known.partitions,
+            (Some(Found::Missing | Found::NotAuthorised | Found::Invalid), _) => true,
             _ => false,
         };
         !seen.iter().any(|(name, seen)| gone(name, seen))
@@ -285,12 +285,12 @@ impl Topics {
     fn note(
         &mut self,
         name: &str,
-        found: Found,
+        found: Option<Found>,
         limits: Option<Limits>,
         settings: &Settings,
     ) -> Noted {
         let refused = match found {
-            Found::Partitions(partitions) => {
+            Some(Found::Partitions(partitions)) => {
                 match self.known.get_mut(name) {
                     Some(target) => {
                         if target.see(name, partitions, limits) {
@@ -304,11 +304,13 @@ impl Topics {
                 return Noted::There;
             }
             // What is known holds until the broker knows better.
-            Found::Unclear if self.known.contains_key(name) => return Noted::There,
-            Found::Unclear | Found::Missing => None,
-            Found::NotAuthorised => Some((acl::NOT_AUTHORISED, acl::may_not_write(settings, name))),
-            Found::Internal => Some(reserved(name, "the broker says that it is internal")),
-            Found::Invalid => Some(("invalid_topic", format!("the broker refuses {name:?}"))),
+            None if self.known.contains_key(name) => return Noted::There,
+            None | Some(Found::Missing) => None,
+            Some(Found::NotAuthorised) => {
+                Some((acl::NOT_AUTHORISED, acl::may_not_write(settings, name)))
+            }
+            Some(Found::Internal) => Some(reserved(name, "the broker says that it is internal")),
+            Some(Found::Invalid) => Some(("invalid_topic", format!("the broker refuses {name:?}"))),
         };
         self.known.remove(name);
         refused.map_or(Noted::Missing, Noted::Refused)

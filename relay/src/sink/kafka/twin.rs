@@ -26,7 +26,8 @@ pub(super) fn in_the_way<'n>(
         let asked: Vec<&str> = candidates.iter().map(String::as_str).collect();
         let Ok(seen) = lookup.survey(&asked, timeout) else { return found };
         let there = |name: &String| {
-            let found = |seen: &Seen| matches!(seen.found, Found::Partitions(_) | Found::Internal);
+            let found =
+                |seen: &Seen| matches!(seen.found, Some(Found::Partitions(_) | Found::Internal));
             seen.get(name.as_str()).is_some_and(found)
         };
         if let Some(twin) = candidates.iter().find(|candidate| there(candidate)) {

@@ -129,7 +129,9 @@ impl<'a> Forecast<'a> {
         seen.sort_by_key(|(name, _)| *name);
         let mut found = Vec::new();
         for (name, Seen { found: there, limits, replicas }) in seen {
-            let (Found::Partitions(partitions), Some(limits)) = (there, limits) else { continue };
+            let (Some(Found::Partitions(partitions)), Some(limits)) = (there, limits) else {
+                continue;
+            };
             let unwritable = limits.unwritable(self.settings, name, *replicas);
             found.extend(unwritable.map(|(what, remedy)| Concern { stops: true, what, remedy }));
             let waits = waiting.get(name.as_str()).copied().unwrap_or_default();
