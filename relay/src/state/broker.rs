@@ -20,6 +20,11 @@ impl Board {
         state.broker_says = Some(what);
     }
 
+    /// What they said last, if that keeps events back.
+    pub fn what_broker_says(&self) -> Option<String> {
+        self.state().broker_says.clone()
+    }
+
     /// What the step of a start waits for, where that is known.
     pub fn waits_for(&self, what: Option<String>) {
         self.state().waits_for = what;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{delivered, load, peer, said, wait_confirmed, wait_delivers, wait_role};
-use outbox_harness::{Harness, event::Event, host::report, wait};
+use super::{delivered, load, peer, role, said, wait_confirmed, wait_delivers, wait_role};
+use outbox_harness::{Harness, event::Event, host::report, proxy::Proxy, wait};
 
 use crate::{
     remedies::halted,
@@ -169,4 +169,54 @@ async fn a_relay_that_is_set_to_the_slot_of_another_that_repairs_does_not_stand_
     let settings = peer(&t, 2).set("name", &format!("{name}_b")).set("postgres.slot", &slot);
     let second = settings.set("postgres.start", "now").spawn();
     assert!(halted(&second).await.contains(&format!("slot {slot} is used by relay {name}")));
+}
+
+/// Their lines are dead for longer than they wait: they begin again, and one of them leads once it can.
+#[tokio::test]
+async fn a_standby_that_can_not_reach_the_brokers_says_so_and_takes_over_when_it_can() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(8).await;
+    let [frozen, refused] = [t.kafka().line().await, t.kafka().line().await];
+    let mut leader = peer(&t, 1).start().await;
+    let behind = |n, line: &Proxy| {
+        peer(&t, n).set("sink.properties.\"bootstrap.servers\"", &line.address()).start()
+    };
+    let mut standbys = [behind(2, &frozen).await, behind(3, &refused).await];
+    for standby in &standbys {
+        wait_role(standby, "standby", wait::PATIENCE).await;
+    }
+    let load = load(&t, &topic).await;
+    wait_delivers(&leader).await;
+    frozen.freeze();
+    refused.refuse();
+    let told =
+        ["nothing could be delivered for 30s: asking the brokers", "the brokers do not answer"];
+    for (standby, told) in standbys.iter_mut().zip(told) {
+        standby.wait_log(&format!("doing=\"standing by\" error=\"{told}")).await;
+        standby.wait_for("/readyz", 503).await;
+    }
+    assert_eq!(role(&leader).await, "leader");
+    let before = delivered(&leader).await;
+    wait::until("the leader delivers more", wait::PATIENCE, || async {
+        match delivered(&leader).await {
+            now if now > before => Ok(()),
+            now => Err(now),
+        }
+    })
+    .await
+    .expect("it reaches them");
+    for (standby, line) in standbys.iter_mut().zip([&frozen, &refused]) {
+        line.heal();
+        standby.wait_ready().await;
+        wait_role(standby, "standby", wait::PATIENCE).await;
+    }
+    leader.kill9().await;
+    wait::until("one leads", wait::PATIENCE, || async {
+        let roles = futures_util::future::join_all(standbys.iter().map(role)).await;
+        if roles.iter().any(|role| role == "leader") { Ok(()) } else { Err(roles.join(", ")) }
+    })
+    .await
+    .expect("the lead is free");
+    load.stop().await;
+    t.count(&topic, 8).await.assert_exactly_once();
 }

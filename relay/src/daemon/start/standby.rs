@@ -108,8 +108,11 @@ async fn stand_by(context: &Context, session: &SqlSession, sink: &AnySink) -> Re
             if board.broker_answers() {
                 answered = Instant::now();
             } else if answered.elapsed() >= BROKER_SILENCE_MAX {
-                let error = anyhow::anyhow!("the brokers do not answer");
-                return Err(Ended::retry(Cause::Broker, "standing by", error));
+                let silent = || "the brokers do not answer".to_owned();
+                let why = board.what_broker_says().map_or_else(silent, |says| {
+                    format!("nothing could be delivered for {BROKER_SILENCE_MAX:?}: {says}")
+                });
+                return Err(Ended::retry(Cause::Broker, "standing by", anyhow::Error::msg(why)));
             }
             if seen.is_due() {
                 let holder = leader::holder(client, slot).await.map_err(lock_failed(session))?;
