@@ -1,6 +1,7 @@
 //! A NATS server with JetStream, built once from its published module, in a directory of its own. It can
 //! be ended and started again, with all it had stored.
 
+mod flood;
 mod program;
 
 pub use self::program::program;
@@ -124,8 +125,7 @@ impl Nats {
         copy
     }
 
-    /// Ends it, and puts back what was on disk then: as where a power cut takes what a server had confirmed and
-    /// not written yet. It is down afterwards.
+    /// Ends it, and puts back what was on disk then, as a power cut can that comes before a write. It is down then.
     ///
     /// # Panics
     /// When files can't be copied.

@@ -1,6 +1,8 @@
 //! A relay that publishes to a stream of NATS JetStream: exactly once, whatever is killed; and what it
 //! says and does where the stream, or somebody beside it, is not as it should be.
 
+mod claimed;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use outbox_harness::{
