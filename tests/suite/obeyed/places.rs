@@ -115,6 +115,38 @@ async fn a_file_that_may_not_grow_is_named_and_gets_every_line_once_it_may() {
     assert!(relay.sigterm().await.success());
 }
 
+/// Such as a folder that another program has put in order.
+#[tokio::test]
+async fn a_file_that_can_not_be_opened_is_named_with_the_systems_words_and_gets_every_line_once_it_can()
+ {
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let older = path.with_extension("older");
+    let mut relay = settings.start().await;
+    let events = || ["a", "b", "a"].map(|key| Event::to("orders").key(key));
+    t.commit(events()).await;
+    all_written(&t, &path).await;
+    std::fs::rename(&path, &older).expect("renamed");
+    // A link that leads to itself.
+    std::os::unix::fs::symlink(&path, &path).expect("a link");
+    t.commit(events()).await;
+    let told = format!("writing {}: Too many levels of symbolic links", path.display());
+    wait::until("the relay says so", wait::PATIENCE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?;
+        match status["not_ready_because"].as_str() {
+            Some(why) if why.contains(&told) => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    })
+    .await
+    .expect("it does");
+    std::fs::remove_file(&path).expect("removed");
+    relay.wait_ready().await;
+    t.commit(events()).await;
+    all_in(&t, &[&older, &path]).await;
+    assert!(relay.sigterm().await.success());
+}
+
 #[tokio::test]
 async fn a_table_of_progress_that_was_dropped_is_made_again_and_the_slot_has_the_rest() {
     let mut t = Harness::start().await;
