@@ -160,10 +160,32 @@ fn assert_passes(error: &SinkError) {
 
 /// Panics unless a publisher with an uncertain outcome takes nothing more: retry is replay.
 async fn assert_ended(life: &mut Life, given: &[Given]) {
-    let error = life.publish(given, "none").await.expect_err("an outcome is uncertain");
-    assert!(matches!(error, SinkError::Unavailable { .. }), "{error:?}");
-    let error = life.sink.store("none".into()).await.expect_err("an outcome is uncertain");
-    assert!(matches!(error, SinkError::Unavailable { .. }), "{error:?}");
+    let published = life.publish(given, "none").await.map(drop);
+    let stored = life.sink.store("none".into()).await.map(drop);
+    for answer in [published, stored] {
+        let error = answer.expect_err("an outcome is uncertain");
+        assert!(matches!(error, SinkError::Unavailable { .. }), "{error:?}");
+        assert!(format!("{error:?}").contains("the sink must be opened again"), "{error:?}");
+    }
+}
+
+pub(super) async fn records_without_progress_are_stored_only_where_it_follows_them<K: Kind>() {
+    let bench = Bench::<K>::new().await;
+    let given = bench.records(0..30);
+    let mut life = bench.begin().await;
+    let batch = batch(&given);
+    let alone = life.sink.publish(&batch, 0..batch.len(), None).await;
+    if K::CAN.one_step {
+        let error = alone.expect_err("they go together");
+        assert!(matches!(error, SinkError::Unavailable { .. }), "{error:?}");
+        drop(life);
+        bench.begin_again().await.deliver(&given, "1").await;
+    } else {
+        assert!(alone.expect("delivered").progress.is_none());
+        drop(life.sink.store("1".into()).await.expect("stored"));
+    }
+    assert_eq!(bench.begin_again().await.found.as_deref(), Some(&b"1"[..]));
+    assert_eq!(bench.assert_delivered(&given).await.len(), given.len(), "each once");
 }
 
 pub(super) async fn a_delivery_that_was_dropped_half_way_ends_the_publisher<K: Kind>() {

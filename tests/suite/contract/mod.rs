@@ -34,6 +34,7 @@ macro_rules! cases {
             a_record_up_to_the_limit_is_delivered_and_one_beyond_it_is_refused,
             what_is_away_refuses_no_record_and_takes_all_of_them_when_it_is_back,
             a_delivery_that_was_dropped_half_way_ends_the_publisher,
+            records_without_progress_are_stored_only_where_it_follows_them,
             stored_progress_is_read_back_whenever_the_publisher_ends,
             progress_is_found_by_its_own_name_alone,
             one_that_was_replaced_stores_no_progress_that_counts,

@@ -160,3 +160,15 @@ async fn blocking<T: Send + 'static>(
         .await
         .unwrap_or_else(|error| Err(unavailable("writing the file", error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_that_panics_is_told() {
+        let error = blocking::<()>(|| panic!("a defect")).await.expect_err("it has panicked");
+        let told = crate::causes::of(&error);
+        assert!(told.starts_with("writing the file") && told.contains("a defect"), "{told}");
+    }
+}

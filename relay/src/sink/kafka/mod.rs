@@ -196,10 +196,9 @@ impl ProgressStore for KafkaSink {
     }
 
     async fn store(&mut self, progress: Bytes) -> Result<Stored, SinkError> {
-        const DOING: &str = "storing progress";
         let nothing = Arc::new(Batch::new(BatchLimits { records_max: 1, bytes_max: 1 }));
-        let receipt = self.publish(&nothing, 0..0, Some(progress)).await?;
-        receipt.progress.ok_or_else(|| unavailable(DOING, "the records went without it"))
+        self.publish(&nothing, 0..0, Some(progress)).await?;
+        Ok(Stored(()))
     }
 }
 
@@ -238,5 +237,51 @@ impl Publisher for KafkaSink {
     ) -> Result<Receipt, SinkError> {
         let batch = Arc::clone(batch);
         self.ask("delivering", |reply| Command::Deliver { batch, range, progress, reply }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{settings::sample, *};
+    use crate::causes;
+
+    /// No one listens where its broker should be.
+    fn sink(delivery: Delivery) -> KafkaSink {
+        let settings = Settings { delivery, ..sample("127.0.0.1:1") };
+        KafkaSink::start(settings, SealKey::random()).expect("it waits for no broker")
+    }
+
+    fn told<T>(answer: Result<T, SinkError>) -> String {
+        let error = answer.err().expect("it is used out of turn");
+        assert!(matches!(error, SinkError::Unavailable { .. }), "{error:?}");
+        causes::of(&error)
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_has_ended_is_told() {
+        let mut sink = sink(Delivery::ExactlyOnce);
+        let (commands, received) = sync_channel(1);
+        sink.commands = Some(commands);
+        // As where it panics: what it was asked goes with it.
+        let (answer, ()) = tokio::join!(sink.fence(), async { drop(received.recv()) });
+        assert_eq!(told(answer), "fencing: the Kafka thread has ended");
+        drop(received);
+        assert_eq!(told(sink.fence().await), "fencing: the Kafka thread is busy or has ended");
+    }
+
+    #[tokio::test]
+    async fn what_delivers_before_it_has_read_progress_says_so_and_is_spent() {
+        let mut sink = sink(Delivery::ExactlyOnce);
+        let early = told(sink.store("1".into()).await);
+        assert_eq!(early, "delivering: progress was not read behind a fence before");
+        let spent = told(sink.store("1".into()).await);
+        assert!(spent.ends_with("the sink must be opened again"), "{spent}");
+    }
+
+    #[tokio::test]
+    async fn progress_that_is_kept_elsewhere_is_not_stored_in_a_topic() {
+        let mut sink = sink(Delivery::RecordsAlone);
+        let told = told(sink.store("1".into()).await);
+        assert_eq!(told, "storing progress: these settings keep none in a topic");
     }
 }

@@ -119,9 +119,8 @@ impl Outlet {
             let (target, batch_bytes_max) = match last.take() {
                 Some((topic, target, max)) if topic == record.topic => (target, max),
                 _ => {
-                    let target = topics.target(record.topic).cloned().ok_or_else(|| {
-                        unavailable(format!("storing to {}", record.topic), "it was not looked up")
-                    })?;
+                    let target = topics.target(record.topic).cloned();
+                    let target = target.expect("all topics of a delivery are looked up before it");
                     self.open(record.topic)?;
                     let max = topics.batch_bytes_max(&target);
                     (target, max)

@@ -145,7 +145,7 @@ fn tls(settings: &Settings) -> Result<tokio_rustls::TlsConnector, SinkError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| unavailable("preparing TLS", error))?
+        .expect("ring has what these versions need")
         .with_root_certificates(roots);
     let config = match &settings.certificate {
         None => builder.with_no_client_auth(),
