@@ -133,8 +133,8 @@ async fn a_file_that_can_not_be_opened_is_named_with_the_systems_words_and_gets_
     let told = format!("writing {}: Too many levels of symbolic links", path.display());
     wait::until("the relay says so", wait::PATIENCE, || async {
         let status = relay.try_status().await.map_err(|error| error.to_string())?;
-        match status["not_ready_because"].as_str() {
-            Some(why) if why.contains(&told) => Ok(()),
+        match status["detail"].as_str() {
+            Some(why) if why.contains(&told) && status["phase"] == "retrying" => Ok(()),
             _ => Err(status.to_string()),
         }
     })

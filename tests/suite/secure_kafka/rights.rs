@@ -279,7 +279,7 @@ async fn a_transactional_id_that_is_taken_away_while_the_relay_streams_is_named(
     goes_on_after("exactly-once", true).await;
 }
 
-/// Its own look says so, for it delivers nothing.
+/// It delivers nothing that could fail, and says so all the same.
 #[tokio::test]
 async fn an_idle_relay_that_may_no_longer_see_its_progress_topic_says_what_it_lacks() {
     let mut case = Case::new().await;
