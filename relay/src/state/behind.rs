@@ -51,7 +51,8 @@ impl Behind {
                  take long, also such as the WAL has in few bytes because they compress well"
             ),
             None => "PostgreSQL is decoding and has sent nothing of it: a large transaction, also of other tables, \
-                     or many changes of the catalog, such as temporary tables"
+                     or many changes of the catalog, such as temporary tables. Or the line to it is dead; then the \
+                     relay connects again by itself"
                 .to_owned(),
         };
         let wait = approximate(self.bytes);

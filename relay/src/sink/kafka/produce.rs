@@ -19,7 +19,7 @@ use super::{
 use crate::{
     core::{header, record::Record},
     fault::{self, Point},
-    sink::{Rest, SinkError, message::created_at, unavailable},
+    sink::{Rest, SinkError, message::created_at},
 };
 
 impl Outlet {
