@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::{core::charset::Charset, source::pgoutput::{Message, decode, decode_insert_prefix, frame}};
+use outbox_fuzz::{core::charset::Charset, source::pgoutput::{Message, decode, decode_large_insert, frame}};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(frame::Frame::XLogData(data)) = frame::decode_frame(bytes) {
@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
         let announced = insert.tuple.column_count();
         assert!(values.filter(|value| value.is_ok()).count() <= announced);
     }
-    if let Ok(Some(insert)) = decode_insert_prefix(bytes) {
+    if let Ok(insert) = decode_large_insert(bytes) {
         let mut values = insert.tuple.columns();
         while let Some(value) = values.next() {
             if value.is_err() {

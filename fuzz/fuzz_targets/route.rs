@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::{core::{charset::Charset, lsn::Lsn, position::RowPosition, record::{Batch, BatchLimits}, row::{Column, Relation, Row}}, route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings}, source::pgoutput::{Message, decode, decode_insert_prefix}};
+use outbox_fuzz::{core::{charset::Charset, lsn::Lsn, position::RowPosition, record::{Batch, BatchLimits}, row::{Column, Relation, Row}}, route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings}, source::pgoutput::{Message, decode, decode_large_insert}};
 
 const TYPES: [u32; 16] =
     [16, 17, 19, 20, 21, 23, 25, 114, 1042, 1043, 1114, 1184, 1700, 2950, 3802, 5069];
@@ -59,7 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Message::Insert(insert)) => insert.tuple,
         other => panic!("an Insert is decoded as {other:?}"),
     };
-    let cut = decode_insert_prefix(&insert).expect("an Insert").expect("an Insert").tuple;
+    let cut = decode_large_insert(&insert).expect("an Insert").tuple;
     let mut batch = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 20 });
     for tuple in [whole, cut] {
         let row = Row {

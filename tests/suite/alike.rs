@@ -110,3 +110,38 @@ async fn of_one_transactions_events_that_share_all_only_those_are_left_out_that_
     assert_eq!(alike.arrived(&t).await, ["20", "3"]);
     assert_eq!(list(&t).await.len(), 1, "it is parked once");
 }
+
+/// The stream has it in many pieces, and keeps its small columns.
+#[tokio::test]
+async fn an_event_that_is_far_too_large_is_parked_once_though_a_repair_reads_it_again() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = settings(&t).start().await;
+    insert(&t, &topic, "now()").await;
+    wait_snapshot(&t).await;
+    let large = format!(
+        "insert into outbox.events (topic, key, type, payload, created_at) values \
+             ('{0}', 'a', 'small', to_jsonb(repeat('x', 3000000)), '2026-01-01'), \
+             ('{0}', 'b', repeat('t', 3000000), null, '2026-01-02'), \
+             ('{0}', 'c', 'small', to_jsonb(repeat('y', 3000000)), '2026-01-03')",
+        topic.name()
+    );
+    run(&t, &large).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    relay.kill9().await;
+    drop_slot(&t).await;
+    // Else the newest snapshot may show them.
+    let last = insert(&t, &topic, "now()").await;
+    relay.restart();
+    topic.records_with([last]).await;
+    let entries = list(&t).await;
+    assert_eq!(entries.len(), 3, "{entries:?}");
+    let times = "select to_char(to_timestamp(timestamp_ms / 1000), 'DD') || ' ' || key::text \
+                 from outbox.dead_letters order by id";
+    let rows = t.database().superuser().query(times, &[]).await.expect("rows");
+    let times: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(times.len(), 3, "{times:?}");
+    for (number, time) in (1..).zip(&times) {
+        assert!(time.starts_with(&format!("0{number} ")), "{times:?}");
+    }
+}

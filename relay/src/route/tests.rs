@@ -7,7 +7,7 @@ use self::rows::*;
 use super::*;
 use crate::{
     core::{charset::Charset, lsn::Lsn, position::RowPosition, record::BatchLimits, row::Column},
-    source::pgoutput::{Message, decode, decode_insert_prefix, encode, golden},
+    source::pgoutput::{Message, decode, decode_large_insert, encode, golden},
 };
 
 #[test]
@@ -190,7 +190,7 @@ fn a_row_cut_off_is_refused_with_what_came_before_the_cut() {
     let mut router = router(&settings, Format::Text);
     router.relation(&events).unwrap();
     let mut refused_at = |len: usize| {
-        let insert = decode_insert_prefix(bytes.split_at(len).0).unwrap().unwrap();
+        let insert = decode_large_insert(bytes.split_at(len).0).unwrap();
         let position = RowPosition { commit: Lsn::ZERO, ordinal: 0 };
         let (tuple, size_bytes) = (insert.tuple, 20_000_000);
         let row = Row {

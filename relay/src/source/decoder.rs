@@ -11,6 +11,7 @@ use super::{
     copy,
     handover::Giver,
     intake::{Intake, IntakeError},
+    oversized::Oversized,
     pgoutput::{
         self, LogicalMessage, Message,
         frame::{Frame, XLOG_DATA_HEADER_BYTES, decode_frame},
@@ -32,7 +33,7 @@ use crate::{
 const MESSAGE_BYTES_MAX: usize = 1 << 10;
 /// How much of such a message is kept: enough for flags, LSN and our prefix.
 const MESSAGE_PREFIX_BYTES: usize = 64;
-/// How much of a row above the size limit is kept, to read its id, topic and key.
+/// How much of another message above the size limit is kept.
 const OVERSIZED_PREFIX_BYTES: usize = 64 << 10;
 
 /// Why the stream ended. Nothing is lost: what was not stored is sent again after a reconnect.
@@ -108,6 +109,8 @@ pub(crate) struct Decoder<I> {
     pub(crate) recognition: Recognition,
     /// Bytes of an oversized frame that are still to be discarded.
     skip_bytes: usize,
+    /// A row above the size limit that is coming in.
+    oversized: Option<Oversized>,
     /// Frames above this are not stored.
     frame_bytes_max: usize,
     /// Of names.
@@ -138,6 +141,7 @@ impl<I: Intake> Decoder<I> {
             reached: recognition.delivered(),
             recognition,
             skip_bytes: 0,
+            oversized: None,
             frame_bytes_max,
             charset: Charset::AsItIs,
         }
@@ -158,8 +162,20 @@ impl<I: Intake> Decoder<I> {
                 done += skipped;
                 self.skip_bytes -= skipped;
             }
+            if let Some(oversized) = &mut self.oversized {
+                done += oversized.feed(unread.get(done..).unwrap_or_default())?;
+                if !oversized.is_whole() {
+                    break;
+                }
+            }
             if self.giver.filling.is_full() {
                 break;
+            }
+            if let Some(oversized) = self.oversized.take() {
+                let (insert, size_bytes) = oversized.into_parts();
+                let insert = pgoutput::decode_large_insert(&insert)?;
+                self.message(Message::Insert(insert), size_bytes)?;
+                continue;
             }
             let rest = unread.get(done..).unwrap_or_default();
             let Some((tag, body_bytes)) = copy::header(rest)? else { break };
@@ -168,8 +184,14 @@ impl<I: Intake> Decoder<I> {
                 break;
             };
             self.frame(tag, body, body_bytes, &mut heard)?;
-            self.skip_bytes = body_bytes - kept_bytes;
             done += copy::HEADER_BYTES + kept_bytes;
+            let left = body_bytes - kept_bytes;
+            match kept_bytes {
+                XLOG_DATA_HEADER_BYTES if left > 0 => {
+                    self.oversized = Some(Oversized::new(left, body_bytes, self.frame_bytes_max));
+                }
+                _ => self.skip_bytes = left,
+            }
         }
         unread.advance(done);
         Ok(heard)
@@ -185,6 +207,10 @@ impl<I: Intake> Decoder<I> {
         let is_wal_data = *rest.get(copy::HEADER_BYTES)? == b'w';
         Some(match *rest.get(TAG_AT)? {
             b'M' if is_wal_data => MESSAGE_PREFIX_BYTES,
+            // Its columns are read as they come.
+            pgoutput::INSERT if is_wal_data && body_bytes > self.frame_bytes_max => {
+                XLOG_DATA_HEADER_BYTES
+            }
             _ if body_bytes > self.frame_bytes_max => OVERSIZED_PREFIX_BYTES.min(body_bytes),
             _ => body_bytes,
         })
@@ -202,7 +228,7 @@ impl<I: Intake> Decoder<I> {
                 Frame::XLogData(wal) => {
                     heard.wal_end = Some(wal.wal_end);
                     if body.len() < size_bytes {
-                        return self.oversized(wal.data, size_bytes);
+                        return self.cut(wal.data);
                     }
                     self.message(pgoutput::decode(wal.data, &self.charset)?, size_bytes)
                 }
@@ -232,10 +258,12 @@ impl<I: Intake> Decoder<I> {
     }
 
     /// Only the beginning of the message was kept. It counts, and a row is refused by name.
-    fn oversized(&mut self, data: &[u8], size_bytes: usize) -> Result<(), StreamError> {
-        if let Some(insert) = pgoutput::decode_insert_prefix(data)? {
-            self.message(Message::Insert(insert), size_bytes)?;
-        } else if let Some((transactional, prefix)) = pgoutput::decode_message_prefix(data)? {
+    /// The beginning of a message that is not stored; an Insert's columns come afterwards.
+    fn cut(&mut self, data: &[u8]) -> Result<(), StreamError> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        if let Some((transactional, prefix)) = pgoutput::decode_message_prefix(data)? {
             if transactional {
                 self.next_position("Message")?;
             }

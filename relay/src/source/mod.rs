@@ -8,6 +8,7 @@ mod copy;
 pub mod decoder;
 pub mod handover;
 pub mod intake;
+mod oversized;
 pub mod pgoutput;
 pub mod stream;
 mod wire;

@@ -35,7 +35,7 @@ pub fn decode<'a>(bytes: &'a [u8], charset: &Charset) -> Result<Message<'a>, Mal
     let r = &mut reader;
     match r.u8("message tag")? {
         // First, because nearly every message is one. Its tuple takes all that is left.
-        b'I' => insert(r, false).map(Message::Insert),
+        INSERT => insert(r, false).map(Message::Insert),
         b'B' => {
             let begin = Begin {
                 final_lsn: lsn(r, "final LSN of a Begin")?,
@@ -77,18 +77,17 @@ pub fn decode<'a>(bytes: &'a [u8], charset: &Charset) -> Result<Message<'a>, Mal
     }
 }
 
-/// Decodes the beginning of an Insert that was too large to keep. Its tuple is truncated, so
-/// that a refusal can name the row by what columns come first. `None` when the message is no
-/// Insert, and so can be skipped.
+/// An Insert's tag.
+pub const INSERT: u8 = b'I';
+
+/// Decodes an Insert whose large columns were left out: it is told as truncated.
 ///
 /// # Errors
 /// [`Malformed`] when not even the table is there.
-pub fn decode_insert_prefix(bytes: &[u8]) -> Result<Option<Insert<'_>>, Malformed> {
+pub fn decode_large_insert(bytes: &[u8]) -> Result<Insert<'_>, Malformed> {
     let mut reader = Reader::new(bytes);
-    if reader.u8("message tag")? != b'I' {
-        return Ok(None);
-    }
-    insert(&mut reader, true).map(Some)
+    marker(&mut reader, "tag of an Insert", &[INSERT])?;
+    insert(&mut reader, true)
 }
 
 /// Decodes the beginning of a Message that was too large to keep: whether it is transactional, and

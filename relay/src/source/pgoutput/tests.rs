@@ -122,7 +122,7 @@ proptest! {
         let bytes = encode::insert(id, &view(&values));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share")]
         let cut = 8 + ((bytes.len() - 8) as f64 * kept) as usize;
-        let insert = decode_insert_prefix(bytes.split_at(cut).0).unwrap().unwrap();
+        let insert = decode_large_insert(bytes.split_at(cut).0).unwrap();
         let read: Vec<_> = insert.tuple.columns().map(|value| value.unwrap()).collect();
         prop_assert!(view(&values).starts_with(&read));
     }
@@ -169,7 +169,7 @@ proptest! {
         let mut bytes = vec![tag];
         bytes.extend(body);
         let _ = read_all(&bytes);
-        let _ = decode_insert_prefix(&bytes).map(|insert| insert.map(|i| i.tuple.columns().count()));
+        let _ = decode_large_insert(&bytes).map(|insert| insert.tuple.columns().count());
     }
 }
 
