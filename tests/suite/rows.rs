@@ -5,9 +5,10 @@ mod moved;
 
 use std::collections::BTreeMap;
 
-use outbox_harness::{Harness, relay::Settings, topic::Topic, wait};
+use outbox_harness::{Harness, database::Role, relay::Settings, topic::Topic, wait};
 
 use crate::{
+    obeyed::{obey, typed},
     remedies::halted,
     repair::{drop_slot, wait_snapshot},
 };
@@ -228,6 +229,29 @@ async fn another_default_of_xid_halts_the_relay_with_the_interval() {
         let later = insert(&t, &topic, "now()").await;
         topic.records_with([first, later]).await;
     }
+}
+
+/// It sets the default of `xid` once more, to what it is.
+#[tokio::test]
+async fn the_printed_script_while_the_relay_streams_loses_and_repeats_nothing_as_the_halt_says() {
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let mut ids = vec![insert(&t, &topic, "now()").await];
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    wait_snapshot(&t).await;
+    let owner = t.database().connect(Role::Owner).await;
+    owner.batch_execute(&outbox_migrations::Set::Outbox.print()).await.expect("it may be repeated");
+    ids.push(insert(&t, &topic, "now()").await);
+    let detail = halted(&relay).await;
+    // What comes first is what loses nothing.
+    assert!(detail.contains("; if the default was only set to what it was"), "{detail}");
+    let command = typed(&detail, "resume --at progress");
+    ids.push(insert(&t, &topic, "now()").await);
+    obey(&t, &format!("{command} --yes")).await;
+    relay.wait_ready().await;
+    ids.push(insert(&t, &topic, "now()").await);
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
 }
 
 /// One row may not make the statement fail that reads all.

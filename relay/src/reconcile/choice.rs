@@ -3,7 +3,7 @@
 use super::{
     facts::Facts,
     gap::gap,
-    halts::{FROM_TABLE, Loss, drop_slot, gone, moved},
+    halts::{FROM_TABLE, Loss, THE_SAME, drop_slot, gone, moved},
     home,
 };
 use crate::core::{
@@ -228,7 +228,7 @@ fn begun(
                 (Some(Halt { reason, remedy }), _) => {
                     Err(gone(facts, progress, loss, reason).unless(remedy))
                 }
-                (None, Some(why)) => Err(gone(facts, progress, loss, &why)),
+                (None, Some(Anew { why, .. })) => Err(gone(facts, progress, loss, &why)),
             }
         }
     }
@@ -256,8 +256,13 @@ fn repair(
 ) -> Result<Decision, Halt> {
     let Some(why) = facts.unrepairable else {
         return match (progress, made_anew(facts, progress)) {
-            (Some(progress), Some(why)) if lower.is_some() => {
-                Err(gone(facts, progress, loss, &why).unless(FROM_TABLE))
+            (Some(progress), Some(Anew { why, remedy })) if lower.is_some() => {
+                let halt = gone(facts, progress, loss, &why).unless(FROM_TABLE);
+                // Without the slot its rows are to be read from the table.
+                Err(match remedy.filter(|_| loss.streams) {
+                    Some(remedy) => halt.unless(remedy),
+                    None => halt,
+                })
             }
             _ => Ok(Decision::Repair { lower, replace: facts.slot.is_some() }),
         };
@@ -274,17 +279,25 @@ fn repair(
 }
 
 /// Why rows of before are not in a table of that name, or can't be known there.
-fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<String> {
+struct Anew {
+    why: String,
+    /// What continues with what the slot has, where that may be all.
+    remedy: Option<&'static str>,
+}
+
+fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<Anew> {
     let earlier = progress?.published.as_ref()?;
     if let Some(table) = facts.published?.restamped(earlier) {
-        return Some(format!(
+        let why = format!(
             "rows that were inserted into {table} while its column xid had another default can't be \
              told from moved ones"
-        ));
+        );
+        return Some(Anew { why, remedy: Some(THE_SAME) });
     }
     let table = facts.published?.made_anew(earlier)?;
-    Some(format!(
+    let why = format!(
         "{table} is another table than the one that they were written into, so they can't be read from \
          it"
-    ))
+    );
+    Some(Anew { why, remedy: None })
 }

@@ -101,6 +101,12 @@ pub(super) const FROM_TABLE: &str = "if the table has their rows, whether they s
                           what was created since the newest published event, some of it again, with \
                           `outbox-relay resume --at table`";
 
+/// Where the default of the column xid was set.
+pub(super) const THE_SAME: &str = "if the default was only set to what it was, as the script of `outbox-relay migrate \
+                                   --print` does, the slot has all rows and nothing is left out: run `outbox-relay \
+                                   resume --at progress`, and agree to its question, which also counts rows that \
+                                   the slot has";
+
 /// What the slot would have sent can't be found.
 pub(super) fn gone(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>, why: &str) -> Halt {
     let from = since(progress, loss.streams || gap(facts, progress).is_some());
