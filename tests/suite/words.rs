@@ -19,6 +19,7 @@ use crate::{
     dead_letters::{count_parked, list, wait_parked},
     grants::change,
     obeyed::{one_published, says, typed},
+    rows::{each_once, insert},
 };
 
 fn text(bytes: &[u8]) -> String {
@@ -192,6 +193,48 @@ async fn a_login_that_an_event_trigger_holds_up_is_told_in_time_with_what_ends_t
     let named: String = superuser.query_one(named, &[]).await.expect("it can be typed").get(0);
     superuser.batch_execute(&format!("alter event trigger {named} disable")).await.expect("ended");
     relay.wait_ready().await;
+}
+
+/// PostgreSQL takes the lock before it sees that the role has no right, and each login reads this catalog.
+#[tokio::test]
+async fn a_login_that_a_lock_on_a_catalog_holds_up_is_told_with_what_ends_that_on_the_servers_host()
+{
+    let (postgres, _server) = Postgres::private().await;
+    let t = Harness::with(postgres, servers::kafka().await).await;
+    let topic = t.topic("orders").create(1).await;
+    let url = t.database().url(Role::Relay);
+    let join = if url.contains('?') { '&' } else { '?' };
+    let settings = t.relay().set("postgres.url", &format!("{url}{join}connect_timeout=2"));
+    let mut relay = settings.start().await;
+    let reader = t.database().connect(Role::Writer).await;
+    reader.batch_execute("begin; select from pg_database limit 1").await.expect("anyone may");
+    let writer = t.database().connect(Role::Writer).await;
+    let pid = "select pg_backend_pid()";
+    let pid: i32 = writer.query_one(pid, &[]).await.expect("a number").get(0);
+    let alter = "set lock_timeout = '1min'; \
+                 alter materialized view pg_catalog.pg_database depends on extension plpgsql";
+    let waiting = tokio::spawn(async move { writer.batch_execute(alter).await });
+    // `pg_stat_activity` would read the catalog, and wait as well.
+    let waits = "select count(*) from pg_locks where not granted and pid = $1";
+    wait::until("it waits", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(waits, &[&pid]).await.expect("a count");
+        (row.get::<_, i64>(0) == 1).then_some(()).ok_or("not yet")
+    })
+    .await
+    .expect("for the lock");
+    relay.kill9().await;
+    relay.restart();
+    relay.wait_log("`ps ax | grep 'postgres.*waiting'` shows that process").await;
+    // As it is said: the title of the process has the word, and the number is this one's.
+    let title = std::fs::read(format!("/proc/{pid}/cmdline")).expect("it runs");
+    let title = String::from_utf8_lossy(&title).into_owned();
+    assert!(title.contains("postgres") && title.contains("waiting"), "{title}");
+    // SAFETY: kill takes any numbers, and this process waits.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert!(waiting.await.expect("no panic").is_err(), "it was ended");
+    relay.wait_ready().await;
+    let id = insert(&t, &topic, "now()").await;
+    each_once(&topic, &[&id]).await;
 }
 
 /// A program that reads the answer reads the error as well.

@@ -69,7 +69,9 @@ impl ConnectError {
                     "{what} (connect_timeout): the server accepted the connection, and did not finish the login. On \
                      PostgreSQL 17 and later an event trigger on login may hang: `select evtname from \
                      pg_event_trigger where evtevent = 'login'` names it, and `alter event trigger … disable` ends \
-                     that"
+                     that. If no role can log in, someone waits to lock a catalog that each login reads: on the \
+                     server's host, `ps ax | grep 'postgres.*waiting'` shows that process, and `kill` with its number \
+                     ends it (never `kill -9`)"
                 );
                 ConnectError::Transient { what, sqlstate, source }
             }

@@ -117,7 +117,35 @@ pub(crate) async fn of(client: &Client, pid: i32) -> Result<Vec<Holder>, Error> 
 /// Who holds which table of this database so that it can't be written or even read, or waits for such a lock, or holds
 /// rows of the relay's own tables. Those first, then tables that this role may read, for anyone may have tables by the hundred.
 pub(crate) async fn of_tables(client: &Client) -> String {
+    let held = held(client, "true").await.unwrap_or_default();
+    match held.is_empty() {
+        true => "who holds it is in pg_locks".to_owned(),
+        false => held.join(", "),
+    }
+}
+
+/// The same of the relay's own tables, where it keeps writers or the relay out, and lasts longer than a statement. Of a
+/// session of another role only who monitors is told when it began.
+///
+/// # Errors
+/// The session is broken.
+pub(crate) async fn long(client: &Client) -> Result<Vec<String>, Error> {
+    let which = format!(
+        "l.place = 0 and l.mode in {KEEP_OUT} \
+             and coalesce(l.waitstart, a.xact_start, '-infinity') \
+                 < pg_catalog.clock_timestamp() - interval '2 s'"
+    );
+    held(client, &which).await
+}
+
+/// Modes in which a table can't be written.
+const KEEP_OUT: &str =
+    "('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')";
+
+/// At most three. `which` is of `l`, a lock, and of `a`, its session or the prepared transaction's NULL.
+async fn held(client: &Client, which: &str) -> Result<Vec<String>, Error> {
     let name = name();
+    let prepared = which.replace("a.xact_start", "null::timestamptz");
     let sql = format!(
         "with held as (select l.*, case \
                  when c.relnamespace = pg_catalog.to_regnamespace('outbox')::pg_catalog.oid then 0 \
@@ -126,13 +154,12 @@ pub(crate) async fn of_tables(client: &Client) -> String {
                  else 2 end as place \
              from pg_catalog.pg_locks l \
                  join pg_catalog.pg_class c on c.oid = l.relation and c.relpersistence <> 't' \
-             where l.locktype = 'relation' and (l.granted or l.mode = 'AccessExclusiveLock') \
+             where l.locktype = 'relation' and (l.granted or l.mode in {KEEP_OUT}) \
                  and l.pid is distinct from pg_catalog.pg_backend_pid() \
                  and l.database = (select oid from pg_catalog.pg_database \
                                    where datname = pg_catalog.current_database()) \
                  and l.relation >= 16384 \
-                 and (l.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', \
-                                 'AccessExclusiveLock') \
+                 and (l.mode in {KEEP_OUT} \
                      or l.mode in ('RowShareLock', 'RowExclusiveLock') and l.relation in ( \
                          pg_catalog.to_regclass('outbox.dead_letters'), \
                          pg_catalog.to_regclass('outbox.leaders'), \
@@ -141,22 +168,18 @@ pub(crate) async fn of_tables(client: &Client) -> String {
              coalesce((select 'process ' || pg_catalog.string_agg(b.pid::text, ' and process ') \
                  from pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) b (pid) where b.pid <> 0), \
                  'a prepared transaction') end, l.place \
-         from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid where l.pid is not null \
+         from held l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
+         where l.pid is not null and {which} \
          union \
          select null, p.owner::text, p.gid, \
              pg_catalog.date_trunc('second', p.prepared)::text, \
              l.relation::pg_catalog.regclass::text, null, l.place \
-         from {} where l.pid is null and l.granted \
+         from {} where l.pid is null and l.granted and {prepared} \
          order by 7, 1, 3 limit 3",
         PREPARED.replacen("pg_catalog.pg_locks l", "held l", 1)
     );
-    let rows = client.query(&sql, &[]).await.unwrap_or_default();
-    let held: Vec<String> =
-        rows.iter().filter_map(|row| Some(read(row).ok()?.in_words())).collect();
-    match held.is_empty() {
-        true => "who holds it is in pg_locks".to_owned(),
-        false => held.join(", "),
-    }
+    let rows = client.query(&sql, &[]).await?;
+    Ok(rows.iter().filter_map(|row| Some(read(row).ok()?.in_words())).collect())
 }
 
 /// What a session of `pg_stat_activity` calls itself, in words: any text, so it is quoted, and is not to end a statement's

@@ -115,8 +115,9 @@ async fn half<T>(
         let seen = format!("{SILENT} {} s", HALF_MAX.as_secs());
         let remedy = match name {
             "PostgreSQL" => {
-                "check that it is up, that the network lets it through, and that no login trigger holds up sessions \
-                 (event triggers on login, of PostgreSQL 17 or later)"
+                "check that it is up, that the network lets it through, and that nothing holds up logins: an event \
+                 trigger on login (PostgreSQL 17 or later), or someone who waits to lock a catalog that each login reads \
+                 (on its host, `ps ax | grep 'postgres.*waiting'` shows the process, and `kill` with its number ends it)"
             }
             _ => "check that it is up and that the network lets it through",
         };

@@ -200,6 +200,20 @@ async fn server(
             ok("slot", format!("{name} is {used}, confirmed up to {confirmed}"))
         }
     });
+    let held = holders::long(client)
+        .await
+        .map_err(|source| InspectError::Query { what: "locks of the relay's tables", source })?;
+    if !held.is_empty() {
+        findings.push(warning(
+            "locks",
+            format!(
+                "writers, the relay, or both are kept out of a table: {}",
+                held.join(", ")
+            ),
+            "wait until it is gone, or end it; PostgreSQL takes a lock before it looks at rights, so it may \
+             be of a role that has none on the table",
+        ));
+    }
     if !server.in_recovery {
         let kept = kept::look(client, name).await?;
         findings.extend(kept.map(|kept| neighbours::keeping(&kept, name)));
