@@ -64,8 +64,8 @@ impl Nats {
     pub async fn streams(&self) -> Vec<String> {
         let client = client(&self.address()).await;
         let answer = api(&client, "STREAM.NAMES", &json!({})).await.expect("an answer");
-        let names = answer["streams"].as_array().cloned().unwrap_or_default();
-        names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect()
+        let names = answer.get("streams").and_then(Value::as_array);
+        names.into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect()
     }
 
     /// `127.0.0.1:port`.

@@ -176,7 +176,6 @@ impl Config {
             records_max: self.batch.records_max,
             bytes_max: self.batch.bytes_max,
             record_bytes_max: self.batch.record_bytes_max,
-            progress_replication_factor: None,
             roots: kafka::SystemRoots::default(),
             reach: kafka::Reach::default(),
         }

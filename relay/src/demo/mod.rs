@@ -171,7 +171,7 @@ async fn play(
     let ahead_max = (round * 2).clamp(1, AHEAD_MAX);
     let orders = Orders::new(&names.topic, options.events, ahead_max, seen.clone());
     let session = database.connect().await?;
-    let reader = broker.reader(&names.topic, PARTITIONS).await?;
+    let reader = broker.reader(&names.topic, PARTITIONS)?;
     let mut consumer = Consumer::new(reader, session, delivered).await?;
     tell(Update::Line(format!(
         "{} writers commit {} events for {} customers, and roll others back; a consumer stores \

@@ -3,6 +3,7 @@
 use outbox_harness::{
     Harness, event::Event, kafka::Kafka, kafka_tools, relay::Relay, servers, topic::Topic, wait,
 };
+use serde_json::Value;
 
 use super::progress;
 use crate::obeyed::typed;
@@ -15,7 +16,7 @@ async fn commit(t: &mut Harness, topic: &Topic) {
 async fn not_ready(relay: &Relay, words: &str) -> String {
     wait::until(words, wait::PATIENCE, || async {
         let status = relay.try_status().await.map_err(|error| error.to_string())?;
-        match status["not_ready_because"].as_str() {
+        match status.get("not_ready_because").and_then(Value::as_str) {
             Some(why) if why.contains(words) => Ok(why.to_owned()),
             _ => Err(status.to_string()),
         }

@@ -83,10 +83,10 @@ impl Broker {
         }
     }
 
-    pub(super) async fn reader(&self, topic: &str, partitions: u8) -> Result<Reader> {
+    pub(super) fn reader(&self, topic: &str, partitions: u8) -> Result<Reader> {
         match self {
             Broker::Kafka(kafka) => Ok(Reader::Kafka(kafka.reader(topic, partitions)?)),
-            Broker::Nats(nats) => Ok(Reader::Nats(nats.reader(topic).await?)),
+            Broker::Nats(nats) => Ok(Reader::Nats(nats.reader(topic))),
         }
     }
 }

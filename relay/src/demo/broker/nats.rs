@@ -121,8 +121,8 @@ impl Nats {
         deleted.with_context(|| format!("deleting the stream {topic}"))
     }
 
-    pub(super) async fn reader(&self, topic: &str) -> Result<NatsReader> {
-        Ok(NatsReader { client: self.client.clone(), stream: topic.to_owned(), next: 1 })
+    pub(super) fn reader(&self, topic: &str) -> NatsReader {
+        NatsReader { client: self.client.clone(), stream: topic.to_owned(), next: 1 }
     }
 
     async fn api(&self, request: &str, body: &Value) -> Result<()> {

@@ -25,6 +25,8 @@ use crate::{
 
 /// The newest segment is never compacted, so each start reads up to one and what the cleaner has not come to.
 const SEGMENT_BYTES: &str = "4194304";
+/// As many replicas as is the brokers' default.
+const CREATION: TopicCreation = TopicCreation { partitions: 1, replication_factor: -1 };
 /// A progress record is smaller, with all that its batch has beside it.
 const RECORD_BYTES_MAX: usize = 66_000;
 /// By so much the relay's clock and a broker's may differ, with the time that a record is under way.
@@ -146,13 +148,9 @@ pub(super) fn without_leader(settings: &Settings, name: &str) -> (String, String
 }
 
 fn create(settings: &Settings, name: &str, lookup: &Lookup) -> Result<(), SinkError> {
-    let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
-    let replicas = settings.progress_replication_factor;
-    let replicas = replicas.map_or_else(|| "the brokers' default".to_owned(), |n| n.to_string());
-    tracing::info!(topic = name, replicas, "creating the progress topic");
-    let creation = TopicCreation { partitions: 1, replication_factor };
+    tracing::info!(topic = name, "creating the progress topic");
     let config = [("cleanup.policy", "compact"), ("segment.bytes", SEGMENT_BYTES)];
-    let created = admin::create_topic(settings, name, creation, &config);
+    let created = admin::create_topic(settings, name, CREATION, &config);
     created.map_err(|error| match code_of(&error) {
         Some(code) if may_not_create(code) => not_created(settings, name),
         Some(RDKafkaErrorCode::InvalidTopic) => in_the_way(settings, name, lookup),
@@ -239,9 +237,7 @@ fn in_the_way(settings: &Settings, name: &str, lookup: &Lookup) -> SinkError {
 /// `Misconfigured` if not.
 pub(super) fn may_create(settings: &Settings, lookup: &Lookup) -> Result<(), SinkError> {
     let name = settings.progress_topic();
-    let replication_factor = settings.progress_replication_factor.unwrap_or(-1);
-    let creation = TopicCreation { partitions: 1, replication_factor };
-    let failed = admin::may_create_topics(settings, &[&name], creation).unwrap_or_default();
+    let failed = admin::may_create_topics(settings, &[&name], CREATION).unwrap_or_default();
     match failed.first().map(|(_, code)| *code) {
         Some(code) if may_not_create(code) => Err(not_created(settings, &name)),
         Some(RDKafkaErrorCode::InvalidTopic) => Err(in_the_way(settings, &name, lookup)),

@@ -31,7 +31,8 @@ impl Settings {
         format!(
             "raise or remove the quota: `{configs} --describe --entity-type clients` and `{configs} --describe \
              --entity-type users` show quotas, `{configs} --alter --entity-type clients --entity-name {client} \
-             --delete-config {quota}` removes one of this client id"
+             --delete-config {quota}` removes one of this client id. If another is shown, put its name in place of \
+             {quota}; and --entity-default in place of --entity-name, if it is the default of all clients"
         )
     }
 }

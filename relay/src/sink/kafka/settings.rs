@@ -67,8 +67,6 @@ pub struct Settings {
     pub bytes_max: usize,
     /// Bytes of one record, at most.
     pub record_bytes_max: usize,
-    /// Replication factor of the progress topic; `None` is the broker's default.
-    pub progress_replication_factor: Option<i32>,
     /// The system's trusted certificates, once they were needed.
     pub roots: SystemRoots,
     /// Which brokers do not answer, as the clients made from these settings see it.
@@ -94,7 +92,6 @@ impl fmt::Debug for Settings {
             .field("records_max", &self.records_max)
             .field("bytes_max", &self.bytes_max)
             .field("record_bytes_max", &self.record_bytes_max)
-            .field("progress_replication_factor", &self.progress_replication_factor)
             .finish()
     }
 }
@@ -189,13 +186,6 @@ impl Settings {
                 key: "sink.create_topics".into(),
                 what: "partitions and replication_factor must be at least 1".into(),
                 remedy: "replication_factor may also be -1, the broker's default".into(),
-            });
-        }
-        if self.progress_replication_factor.is_some_and(|factor| !valid_replication(factor)) {
-            problems.push(Finding {
-                key: "sink.progress_replication_factor".into(),
-                what: "it must be at least 1".into(),
-                remedy: "leave it out for the broker's default".into(),
             });
         }
         if let Some(Err(what)) = self.system_roots() {
@@ -380,7 +370,6 @@ pub(super) fn sample(servers: &str) -> Settings {
         records_max: 10_000,
         bytes_max: 16 << 20,
         record_bytes_max: 16 << 20,
-        progress_replication_factor: None,
         roots: SystemRoots::default(),
         reach: Reach::default(),
     }
