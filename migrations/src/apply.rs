@@ -10,14 +10,14 @@ use crate::{Set, former};
 
 /// Key of the session's advisory lock: `outboxmg` in ASCII. One for all sets, since sets may meet
 /// in one database and a migration takes moments.
-const LOCK_KEY: i64 = 0x6F75_7462_6F78_6D67;
+pub(crate) const LOCK_KEY: i64 = 0x6F75_7462_6F78_6D67;
 
 /// How long others may wait behind a migration that waits for them.
-const LOCK_TIMEOUT: &str = "200ms";
+pub(crate) const LOCK_TIMEOUT: &str = "200ms";
 /// Lets those through that have waited.
-const PAUSE: &str = "select pg_sleep(0.2)";
+pub(crate) const PAUSE: &str = "select pg_sleep(0.2)";
 /// Of one call: some minute.
-const ATTEMPTS_MAX: u32 = 150;
+pub(crate) const ATTEMPTS_MAX: u32 = 150;
 
 /// A migration that was not there before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ fn is_busy(error: &refinery_core::Error) -> bool {
     cause.and_then(tokio_postgres::Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }
 
-fn database(doing: &str, source: tokio_postgres::Error) -> MigrateError {
+pub(crate) fn database(doing: &str, source: tokio_postgres::Error) -> MigrateError {
     MigrateError::Database { doing: doing.to_owned(), source: source.into() }
 }
 

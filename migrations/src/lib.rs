@@ -20,6 +20,8 @@ pub mod grants;
 #[cfg(feature = "apply")]
 mod history;
 #[cfg(feature = "apply")]
+mod made;
+#[cfg(feature = "apply")]
 mod recreate;
 
 use std::{fmt, str::FromStr};
@@ -28,6 +30,8 @@ use std::{fmt, str::FromStr};
 pub use apply::{Applied, MigrateError, apply};
 #[cfg(feature = "apply")]
 pub use history::{Difference, differences};
+#[cfg(feature = "apply")]
+pub use made::{Made, missing_outbox, restore_outbox};
 #[cfg(feature = "apply")]
 pub use recreate::{meaning, recreate_inbox};
 

@@ -16,6 +16,7 @@ mod crash;
 mod dead_letters;
 mod delivery;
 mod demo;
+mod dropped;
 mod encodings;
 mod failover;
 mod file;

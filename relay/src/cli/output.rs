@@ -95,11 +95,20 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
 
 /// What a migration did.
 pub(super) fn migrated(migrated: &Migrated, set: Set) -> String {
-    let Migrated { applied, made_again } = migrated;
+    let Migrated { applied, made_again, restored } = migrated;
+    let mut text = String::new();
     if !made_again.is_empty() {
         let tables = made_again.join(", ");
         let meaning = migrate::meaning(set, made_again);
-        return format!("{set}: {tables} had been dropped: {meaning}\n");
+        text.push_str(&format!("{set}: {tables} had been dropped: {meaning}\n"));
+    }
+    for made in restored {
+        let grants =
+            if made.has_grants() { "; now grant what docs/ROLES.md lists on it" } else { "" };
+        text.push_str(&format!("{set}: {made} was missing, and is put back{grants}\n"));
+    }
+    if !text.is_empty() {
+        return text;
     }
     if applied.is_empty() {
         return format!(

@@ -64,8 +64,7 @@ pub fn accounted_for(table: &Table) -> Result<(), Halt> {
     }
     let name = &table.name;
     let from_now_on = if name.is("outbox", "events") {
-        "to have them recorded from now on, run `outbox-relay migrate`; or, where that says up to date, as the table's \
-         owner, `select outbox.note_deletions('outbox.events')`"
+        "to have them recorded from now on, run `outbox-relay migrate` as the schema's owner"
             .to_owned()
     } else {
         format!("to have them recorded from now on, `select outbox.note_deletions('{name}')`")

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use outbox_migrations::{
-    Applied, Set,
+    Applied, Made, Set,
     grants::{RELAY, RELAY_PROGRESS, lacking},
 };
 use tokio_postgres::Client;
@@ -16,6 +16,8 @@ pub(crate) struct Migrated {
     pub applied: Vec<Applied>,
     /// Tables that the history has and somebody had dropped.
     pub made_again: Vec<&'static str>,
+    /// Functions, triggers and defaults that somebody had dropped.
+    pub restored: Vec<&'static Made>,
 }
 
 /// Brings the database up to date. Two at once do not clash: the second waits, and finds
@@ -47,7 +49,11 @@ pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
         Set::Inbox => outbox_migrations::recreate_inbox(session.client_mut()).await?,
         _ => Vec::new(),
     };
-    Ok(Migrated { applied, made_again })
+    let restored = match set {
+        Set::Outbox => outbox_migrations::restore_outbox(session.client_mut()).await?,
+        _ => Vec::new(),
+    };
+    Ok(Migrated { applied, made_again, restored })
 }
 
 /// What the tables that were recreated mean for a person.

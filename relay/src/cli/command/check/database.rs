@@ -111,7 +111,11 @@ async fn server(
     }
     let is_whole = passed(&ours);
     findings.extend(ours);
-    findings.extend(migrations::differing(client).await?);
+    let differing = migrations::differing(client).await?;
+    if is_whole && differing.is_empty() {
+        findings.extend(migrations::dropped(client).await?);
+    }
+    findings.extend(differing);
     if is_whole {
         let (altered, lacks) = meddling::altered(parts, &config.name, client).await?;
         findings.extend(altered);

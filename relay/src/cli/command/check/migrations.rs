@@ -1,6 +1,6 @@
 //! Whether the database has what this version's migrations make, and a history that it continues.
 
-use outbox_migrations::{Difference, Set, differences};
+use outbox_migrations::{Difference, Made, Set, differences, missing_outbox};
 use tokio_postgres::{Client, Error};
 
 use super::{Finding, ok, problem, warning};
@@ -65,6 +65,24 @@ fn finding(difference: &Difference) -> Finding {
              backup",
         ),
     }
+}
+
+/// Functions, triggers and defaults that somebody has dropped. To be asked of a database that has all migrations, and
+/// no newer ones.
+pub(super) async fn dropped(client: &Client) -> Result<Vec<Finding>, InspectError> {
+    let missing = missing_outbox(client).await;
+    let missing =
+        missing.map_err(|source| InspectError::Query { what: "what is missing", source })?;
+    let finding = |made: &&Made| {
+        let means = made.means()?;
+        let grants = match made.has_grants() {
+            true => ", which puts it back; then grant what docs/ROLES.md lists on it",
+            false => ", which puts it back",
+        };
+        let remedy = format!("run `outbox-relay migrate` as the schema's owner{grants}");
+        Some(problem(NAME, format!("{made} {}: {means}", made.is()), remedy))
+    };
+    Ok(missing.iter().filter_map(finding).collect())
 }
 
 /// `None` where the database refuses to say.
