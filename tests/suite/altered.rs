@@ -4,6 +4,7 @@
 
 mod blamed;
 mod columns;
+mod room;
 
 use outbox_harness::{Harness, database::Role, wait};
 

@@ -69,7 +69,9 @@ impl Ended {
             DeadLetterError::Misconfigured { what, remedy } => {
                 Ended::NoDeadLetters(Halt::new(what, remedy))
             }
-            error @ DeadLetterError::Database { .. } => Ended::postgres(doing, error),
+            error @ (DeadLetterError::Database { .. } | DeadLetterError::Refused { .. }) => {
+                Ended::postgres(doing, error)
+            }
         }
     }
 

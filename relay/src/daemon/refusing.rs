@@ -43,11 +43,12 @@ pub(super) async fn halt(
     let found = blame::explaining(client, answer(error), is_parking(error), &tables, relay).await;
     let found = found.ok()?;
     if found.is_empty() {
-        return None;
+        let code = answer(error).map(DbError::code).filter(|code| blame::may_explain(code));
+        let code = code.filter(|_| is_parking(error))?;
+        return Some(Ended::Halted(unexplained(doing, error, code)));
     }
     let (seen, remedy) = altered::in_words(&found);
-    let error = causes::of(error.as_ref());
-    let error = if error.starts_with(doing) { error } else { format!("{doing}: {error}") };
+    let error = in_words(doing, error);
     let halt = Halt::new(
         format!(
             "{error}. {seen}. The table was left as it was, and nothing is lost: what is not \
@@ -59,6 +60,28 @@ pub(super) async fn halt(
         true => Ended::NoDeadLetters(halt),
         false => Ended::Halted(halt),
     })
+}
+
+fn in_words(doing: &str, error: &anyhow::Error) -> String {
+    let error = causes::of(error.as_ref());
+    // PostgreSQL's details end with one of their own.
+    let error = error.trim_end_matches('.');
+    if error.starts_with(doing) { error.to_owned() } else { format!("{doing}: {error}") }
+}
+
+/// Nothing was found, and waiting ends it as little.
+fn unexplained(doing: &str, error: &anyhow::Error, code: &SqlState) -> Halt {
+    Halt::new(
+        format!(
+            "{} (SQLSTATE {}). PostgreSQL refuses what the relay writes to outbox.dead_letters, and the relay found no change of \
+             that table that explains it. Nothing is lost: what is not published yet waits, and is published or \
+             parked once the table takes it",
+            in_words(doing, error),
+            code.code()
+        ),
+        "look at the table with `\\d+ outbox.dead_letters` in psql, and undo what is not the relay's: PostgreSQL's \
+         text says what refuses the event; the relay tries again by itself",
+    )
 }
 
 /// Whether the client could not read or write a value, as of a column of another type.

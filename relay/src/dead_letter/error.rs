@@ -14,6 +14,15 @@ pub enum DeadLetterError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// It has answered that it does not take these events: a person must look at the table.
+    #[error("parking events ({events})")]
+    Refused {
+        /// Which: the first of them, and how many more.
+        events: String,
+        /// The database's answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// There is no such table: a person must make it.
     #[error("{what}; {remedy}")]
     Misconfigured {

@@ -23,22 +23,37 @@ use crate::{
         lane::Lane,
         table::Letter,
     },
+    postgres::catalog::blame,
     route::{Origin, reason},
 };
 
 /// What sets the next id right.
 const NEXT_ID: &str = "select setval(pg_get_serial_sequence('outbox.dead_letters', 'id'), max(id)) \
                        from outbox.dead_letters";
+/// Characters of an id or a topic in a text.
+const SHOWN_MAX: usize = 64;
 /// Statements that give ids, until one finds them free.
 const IDS_TRIED: usize = 5;
 
 impl Store {
-    /// Parks letters that are few enough for one statement. Where the table's ids have fallen behind its rows,
-    /// as in a copy that was made row by row, the relay gives them ids itself: only the owner can set them right.
+    /// Parks letters that are few enough for one statement.
     pub(super) async fn insert(&mut self, letters: &[Letter<'_>]) -> Result<(), DeadLetterError> {
         let columns = Columns::of(letters, self.repertoire);
+        self.insert_numbered(&columns).await.map_err(|error| columns.named_in(error))
+    }
+
+    /// Where the table's ids have fallen behind its rows, as in a copy that was made row by row, or where its sequence is
+    /// at its end, the relay gives ids itself: only the owner can set them right.
+    async fn insert_numbered(&mut self, columns: &Columns<'_>) -> Result<(), DeadLetterError> {
         if !self.gives_ids {
-            match self.insert_columns(&columns).await {
+            match self.insert_columns(columns).await {
+                Err(error) if is_at_end(&error) => {
+                    tracing::warn!(
+                        "the sequence of outbox.dead_letters has no id left, as after an alter sequence; events are \
+                         parked with ids after the highest. `outbox-relay check` has the statement that sets it right"
+                    );
+                    self.gives_ids = true;
+                }
                 Err(error) if is_taken(&error) => {
                     tracing::warn!(
                         "the next id of outbox.dead_letters is of a parked event already, as in a copy of \
@@ -52,21 +67,22 @@ impl Store {
         }
         // A relay of another name may take the same id at this moment.
         for _ in 1..IDS_TRIED {
-            match self.insert_columns(&columns).await {
+            match self.insert_columns(columns).await {
                 Err(error) if is_taken(&error) => {}
                 parked => return parked,
             }
         }
-        self.insert_columns(&columns).await
+        self.insert_columns(columns).await
     }
 
     async fn insert_columns(&self, columns: &Columns<'_>) -> Result<(), DeadLetterError> {
-        let (id, given) = match self.gives_ids {
+        let (id, given, overriding) = match self.gives_ids {
             true => (
                 "id, ",
                 "(select coalesce(max(id), 0) from outbox.dead_letters) + row_number() over (), ",
+                "overriding system value ",
             ),
-            false => ("", ""),
+            false => ("", "", ""),
         };
         let written = self
             .execute(
@@ -76,7 +92,7 @@ impl Store {
             &format!(
                 "insert into outbox.dead_letters as d ({id}relay, system_id, commit_lsn, ordinal, \
                  event_id, lane, topic, key, partition, timestamp_ms, payload, headers, fit, reason, \
-                 error, xid) \
+                 error, xid) {overriding}\
              select {given}$1, $2, n.* \
              from unnest($3::pg_lsn[], $4::int8[], $5::text[], $6::uuid[], $7::text[], $8::bytea[], \
                  $9::int4[], $10::int8[], $11::bytea[], $12::jsonb[], $13::bool[], $14::text[], \
@@ -215,6 +231,12 @@ fn is_taken(error: &DeadLetterError) -> bool {
         && source.as_db_error().and_then(|error| error.detail()).is_some_and(of_id)
 }
 
+/// Whether the sequence has no id left.
+fn is_at_end(error: &DeadLetterError) -> bool {
+    let DeadLetterError::Database { source, .. } = error else { return false };
+    source.code() == Some(&SqlState::SEQUENCE_GENERATOR_LIMIT_EXCEEDED)
+}
+
 /// Letters as the arrays of one statement.
 #[derive(Default)]
 struct Columns<'a> {
@@ -255,6 +277,23 @@ impl<'a> Columns<'a> {
             columns.errors.push(repertoire.sanitised(letter.error));
         }
         columns
+    }
+
+    /// An answer that the table will give again says which events it was about.
+    fn named_in(&self, error: DeadLetterError) -> DeadLetterError {
+        let DeadLetterError::Database { doing, source } = error else { return error };
+        if !source.code().is_some_and(blame::may_explain) {
+            return DeadLetterError::Database { doing, source };
+        }
+        let text = |it: Option<&Option<String>>| it.cloned().flatten().unwrap_or_default();
+        let (id, topic) = (text(self.event_ids.first()), text(self.topics.first()));
+        let short = |text: &str| text.chars().take(SHOWN_MAX).collect::<String>();
+        let more = match self.commits.len() {
+            0 | 1 => String::new(),
+            all => format!(" and {} more", all - 1),
+        };
+        let events = format!("event {} of topic {}{more}", short(&id), short(&topic));
+        DeadLetterError::Refused { events, source }
     }
 }
 

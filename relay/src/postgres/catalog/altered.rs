@@ -1,7 +1,7 @@
 //! What an administrator has changed on the relay's own tables, so that these refuse rows or hide them.
 //!
 //! What keeps rows out and says nothing is in `meddling`; columns that are gone, in `columns`; which change is to
-//! blame for an error, in `blame`.
+//! blame for an error, in `blame`; what may be, though most refuses nothing, in `suspects`.
 
 use serde::Deserialize;
 use tokio_postgres::Client;
@@ -43,8 +43,12 @@ pub(super) enum Kind {
     Index,
     /// A column is gone.
     Absent,
-    /// A trigger of somebody's.
+    /// A trigger of somebody's, or what else is computed of each row.
     Trigger,
+    /// A long value does not find room: an index on it, or a column that is not moved out of the row.
+    Room,
+    /// The sequence ends or repeats ids, which the relay gives then.
+    Ids,
 }
 
 /// What undoes a change.
@@ -70,7 +74,12 @@ impl Altered {
 
     /// Whether it refuses rows only if they are as it says.
     pub fn may(&self) -> bool {
-        matches!(self.kind, Kind::Refuses | Kind::Trigger)
+        matches!(self.kind, Kind::Refuses | Kind::Trigger | Kind::Room)
+    }
+
+    /// Whether it refuses nothing: the relay numbers parked events itself where no id is free.
+    pub fn is_of_ids(&self) -> bool {
+        self.kind == Kind::Ids
     }
 }
 
@@ -81,14 +90,6 @@ impl Altered {
 /// [`InspectError`].
 pub(super) async fn look(client: &Client, tables: &[&str]) -> Result<Vec<Altered>, InspectError> {
     rows(client, "what was changed on the relay's tables", SQL, &[&tables]).await
-}
-
-/// Triggers of others on `outbox.dead_letters` that may refuse a row. Most only look on.
-///
-/// # Errors
-/// [`InspectError`].
-pub(super) async fn triggers(client: &Client) -> Result<Vec<Altered>, InspectError> {
-    rows(client, "triggers", TRIGGERS, &[]).await
 }
 
 /// All changes as one sentence and what to type.
@@ -137,6 +138,8 @@ with t as (select c.oid from pg_catalog.pg_class c \
     columns as (select a.attname::pg_catalog.text as name, a.attnum, a.attnotnull as required, \
             pg_catalog.format_type(a.atttypid, a.atttypmod) as type, \
             a.atthasdef or a.attidentity <> '' as filled, \
+            a.attlen = -1 and a.attstorage = 'p' as is_plain, \
+            a.attname::pg_catalog.text in ('relay', 'system_id', 'reason', 'state', 'discarded_by') as is_short, \
             exists (select from ours where ours.name = a.attname::pg_catalog.text) as ours \
         from pg_catalog.pg_attribute a join t on t.oid = a.attrelid \
         where a.attnum > 0 and not a.attisdropped), \
@@ -146,7 +149,7 @@ with t as (select c.oid from pg_catalog.pg_class c \
 hashtextextended(COALESCE(event_id, ''''::text), 0::bigint)', false) as is_position, \
             exists (select from pg_catalog.generate_series(1, i.indnkeyatts) k \
                 where pg_catalog.pg_get_indexdef(i.indexrelid, k, true) = 'id') as has_id, \
-            i.indisvalid and i.indimmediate and i.indisunique and i.indpred is null as is_whole, \
+            c.relam, i.indisvalid and i.indimmediate and i.indisunique and i.indpred is null as is_whole, \
             c.relname::pg_catalog.text as relname \
         from pg_catalog.pg_index i join t on t.oid = i.indrelid \
         join pg_catalog.pg_class c on c.oid = i.indexrelid), \
@@ -217,18 +220,33 @@ then %2$I::text::bytea else convert_to(%2$I::text, ''UTF8'') end%4$s' else '%2$I
 no event can be parked', \
         'create unique index dead_letters_position on outbox.dead_letters (relay, commit_lsn, ordinal, \
 hashtextextended(coalesce(event_id, ''''), 0))' \
-    from t where not exists (select from indexes i where i.is_position and i.is_whole)) \
+    from t where not exists (select from indexes i where i.is_position and i.is_whole) \
+    union all \
+    select 8, 'room', i.relname, pg_catalog.format( \
+            'the index %s of outbox.dead_letters is not the relay''s, and has no room for a long value', \
+            i.indexrelid::pg_catalog.regclass), \
+        pg_catalog.format('drop index %s', i.indexrelid::pg_catalog.regclass) \
+    from indexes i join pg_catalog.pg_am m on m.oid = i.relam \
+    where m.amname <> 'hash' and not i.indisunique and not i.indisexclusion and i.indisready and exists ( \
+        select from pg_catalog.pg_attribute k \
+        where k.attrelid = i.indexrelid and k.attlen = -1 and not exists (select from columns c \
+            where c.attnum = i.indkey[k.attnum - 1] and c.is_short)) \
+    union all \
+    select 8, 'room', c.name, pg_catalog.format( \
+            'the column %I of outbox.dead_letters has storage plain: a long value has no room in its row', c.name), \
+        pg_catalog.format('alter table outbox.dead_letters alter column %I set storage extended', c.name) \
+    from columns c where c.ours and c.is_plain and not c.is_short \
+    union all \
+    select 9, 'ids', null, pg_catalog.format( \
+            'the sequence %s of the column id of outbox.dead_letters ends, descends or begins again, unlike the one \
+that the relay made', s.seqrelid::pg_catalog.regclass), \
+        pg_catalog.format('alter sequence %1$s as bigint increment by 1 no minvalue no maxvalue start with 1 restart \
+no cycle; select setval(%1$L, max(id)) from outbox.dead_letters', s.seqrelid::pg_catalog.regclass) \
+    from pg_catalog.pg_sequence s join pg_catalog.pg_depend d on d.objid = s.seqrelid \
+            and d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.deptype in ('a', 'i') \
+        join t on t.oid = d.refobjid and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+        join columns c on c.attnum = d.refobjsubid and c.name = 'id' \
+    where s.seqmax < 9223372036854775807 or s.seqincrement < 0 or s.seqcycle) \
 select pg_catalog.jsonb_build_object('kind', f.kind, 'seen', f.seen, \
     'remedy', pg_catalog.jsonb_build_object('sql', f.remedy), 'of', f.name)::pg_catalog.text \
 from found f order by f.place, f.name";
-
-const TRIGGERS: &str = "\
-select pg_catalog.jsonb_build_object( \
-    'seen', pg_catalog.format('the trigger %I of outbox.dead_letters may be what refuses it', g.tgname), \
-    'kind', 'trigger', 'of', p.proname, 'remedy', pg_catalog.jsonb_build_object( \
-        'sql', pg_catalog.format('alter table outbox.dead_letters disable trigger %I', g.tgname))) \
-    ::pg_catalog.text \
-from pg_catalog.pg_trigger g join pg_catalog.pg_proc p on p.oid = g.tgfoid \
-where g.tgrelid = pg_catalog.to_regclass('outbox.dead_letters') and not g.tgisinternal \
-    and g.tgenabled in ('O', 'A') and g.tgname not in ('keep_until_settled', 'note_restored') and g.tgtype & 20 <> 0 \
-order by g.tgname";

@@ -9,9 +9,10 @@ use tokio_postgres::{
 };
 
 use super::{
-    altered::{self, Altered, Kind, triggers},
+    altered::{self, Altered, Kind},
     columns,
     error::InspectError,
+    suspects,
 };
 
 /// What was changed on those of the relay's tables that are named, in an order in which the remedies work. Who asks
@@ -73,22 +74,22 @@ pub async fn explaining(
     if !guilty.is_empty() {
         return Ok(guilty);
     }
+    let found = only(&found, |it| told.may_blame(it));
+    let all = suspects::look(client).await?;
+    let named = only(&all, |it| told.names(it));
+    if !named.is_empty() {
+        return Ok(named);
+    }
     if !told.by_trigger && !found.is_empty() {
         return Ok(found);
     }
-    let all = triggers(client).await?;
-    let named = only(&all, |it| told.names(it));
-    Ok(match (named.is_empty(), all.is_empty()) {
-        (false, _) => named,
-        (true, false) => all,
-        (true, true) => found,
-    })
+    Ok(if all.is_empty() { found } else { all })
 }
 
 /// Whether the server has refused what a statement is or was to write, and will do so again.
 #[must_use]
 pub fn may_explain(code: &SqlState) -> bool {
-    ["09", "22", "23", "27", "38", "39", "42", "44", "P0"]
+    ["09", "0A", "21", "22", "23", "27", "38", "39", "42", "44", "54", "P0"]
         .iter()
         .any(|class| code.code().starts_with(class))
 }
@@ -112,6 +113,8 @@ struct Told {
     value: bool,
     /// `ON CONFLICT` finds no index.
     no_index: bool,
+    /// A row or an entry of an index is too large.
+    too_large: bool,
     /// It happened in a function, or at another table: a trigger's doing.
     by_trigger: bool,
     /// In which function.
@@ -129,21 +132,34 @@ impl Told {
             value: error.table().is_none() && code.code().starts_with("22")
                 || *code == SqlState::DATATYPE_MISMATCH,
             no_index: *code == SqlState::INVALID_COLUMN_REFERENCE,
+            too_large: code.code().starts_with("54"),
             by_trigger: error.where_().is_some() || error.table().is_some() && !ours,
             context: error.where_().unwrap_or_default().to_owned(),
         }
     }
 
-    /// Whether it happened in the function of this trigger.
-    fn names(&self, trigger: &Altered) -> bool {
-        trigger.of.as_ref().is_some_and(|function| self.context.contains(&format!("{function}(")))
+    /// Whether it happened in the function of this trigger, or this index refused it.
+    fn names(&self, suspect: &Altered) -> bool {
+        suspect.of.as_ref().is_some_and(|name| {
+            self.context.contains(&format!("{name}(")) || self.constraint.as_ref() == Some(name)
+        })
+    }
+
+    /// Whether it can have to do with it at all.
+    fn may_blame(&self, it: &Altered) -> bool {
+        match it.kind {
+            Kind::Ids => false,
+            Kind::Room => self.too_large,
+            _ => true,
+        }
     }
 
     fn blames(&self, it: &Altered) -> bool {
         let is = |named: &Option<String>| named.is_some() && *named == it.of;
         match it.kind {
-            Kind::Hides | Kind::Trigger => false,
+            Kind::Hides | Kind::Trigger | Kind::Ids => false,
             Kind::Refuses => is(&self.constraint),
+            Kind::Room => is(&self.constraint) || self.too_large && self.constraint.is_none(),
             Kind::Null => is(&self.column),
             Kind::Type => self.value,
             Kind::Index | Kind::Absent => self.no_index,
@@ -176,6 +192,9 @@ mod tests {
             change(Kind::Null, Some("state")),
             change(Kind::Type, Some("reason")),
             change(Kind::Index, None),
+            change(Kind::Room, Some("long")),
+            change(Kind::Room, Some("payload")),
+            change(Kind::Ids, None),
         ];
         let named = |name: &str| Some(name.to_owned());
         for (told, expected) in [
@@ -183,6 +202,8 @@ mod tests {
             (Told { column: named("state"), ..Told::default() }, vec![3]),
             (Told { value: true, ..Told::default() }, vec![4]),
             (Told { no_index: true, ..Told::default() }, vec![5]),
+            (Told { too_large: true, ..Told::default() }, vec![6, 7]),
+            (Told { too_large: true, constraint: named("long"), ..Told::default() }, vec![6]),
             (Told { constraint: named("state"), ..Told::default() }, vec![]),
             (Told::default(), vec![]),
         ] {
@@ -199,5 +220,7 @@ mod tests {
         assert!(told.names(&change(Kind::Trigger, Some("refuse"))));
         assert!(!told.names(&change(Kind::Trigger, Some("outbox"))));
         assert!(!told.names(&change(Kind::Trigger, None)));
+        let told = Told { constraint: Some("refuse".to_owned()), ..Told::default() };
+        assert!(told.names(&change(Kind::Trigger, Some("refuse"))));
     }
 }

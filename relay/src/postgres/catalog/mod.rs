@@ -12,6 +12,7 @@ pub mod renamed;
 mod rows;
 pub mod slot;
 pub mod standby_slots;
+mod suspects;
 pub mod table;
 
 pub use self::error::InspectError;

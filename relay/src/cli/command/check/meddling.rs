@@ -57,10 +57,14 @@ pub(super) async fn altered(
 }
 
 fn finding(it: altered::Altered) -> Finding {
-    let may = it.may();
+    let (may, is_of_ids) = (it.may(), it.is_of_ids());
     let parks = it.seen.contains("outbox.dead_letters");
     let name = if it.is_absent() && !parks { "migrations" } else { "parking" };
     let (seen, remedy) = altered::in_words(&[it]);
+    if is_of_ids {
+        let meaning = "where it gives none that is free, the relay numbers parked events after the highest id";
+        return warning(name, format!("{seen}: {meaning}"), remedy);
+    }
     if may {
         let meaning = "if it refuses one, the relay halts, and nothing is lost";
         return warning(name, format!("{seen}: {meaning}"), remedy);
