@@ -114,7 +114,8 @@ async fn is_put_back((function, named): &(&str, &[&str])) {
         let found = of_it.iter().find(|it| it.seen.contains(words)).expect(words);
         assert!(found.verdict == "problem" && found.name == "migrations", "{found:?}");
     }
-    obey(&t, typed(&of_it[0].remedy, "migrate")).await;
+    let first = of_it.first().expect("it is named");
+    obey(&t, typed(&first.remedy, "migrate")).await;
     let found = check(&settings).await;
     let left: Vec<_> = found.iter().filter(|it| it.verdict == "problem").collect();
     assert!(left.is_empty(), "{function}: {left:#?}");
