@@ -14,7 +14,7 @@ pub(super) const LATE: &str = "lateness";
 /// Less may be a record that an idle server has written half of, until its next look.
 pub(super) const BEHIND_BYTES_MIN: u64 = 256 << 10;
 /// An idle stream moves each second. No shorter than a delivery may take.
-const STILL_MAX: Duration = Duration::from_secs(15);
+pub(super) const STILL_MAX: Duration = Duration::from_secs(15);
 /// From then on what is delivered is called late.
 const LATE_MIN: Duration = Duration::from_secs(10);
 

@@ -74,6 +74,7 @@ impl Board {
             state.last_batch = Some(LastBatch { records, bytes, seconds: took.as_secs_f64() });
             state.last_age = newest_commit_us.map(|commit| (now, age_of_commit(commit)));
         }
+        self.settle(&mut state, records > 0);
     }
 
     /// That the stream is late though it moves; forgotten when the phase ends.

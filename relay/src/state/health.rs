@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::behind::Behind;
+use super::behind::{Behind, STILL_MAX};
 use crate::core::printable::counted;
 
 /// The stream asks the server for a reply every few seconds, so a longer silence is an outage.
@@ -135,6 +135,8 @@ pub(super) struct Vitals {
     /// What failed last, until events flow again or another relay leads: each attempt takes a moment, and
     /// the cause lasts.
     pub(super) trouble: Option<String>,
+    /// The last stream died, and this one has not delivered anything since.
+    pub(super) is_unproven: bool,
     /// Time since the daemon's last heartbeat.
     pub(super) beat_ago: Duration,
 }
@@ -148,6 +150,7 @@ pub(super) fn readiness(now: &Vitals) -> Result<(), String> {
             heard_from_brokers(now)?;
             goes_on(now)?;
             now.held_back.clone().map_or(Ok(()), Err)?;
+            flows_again(now)?;
             now.behind.as_ref().and_then(Behind::stands_still).map_or(Ok(()), Err)
         }
         Phase::Retrying { next_attempt_in, .. } => {
@@ -221,6 +224,15 @@ fn goes_on(now: &Vitals) -> Result<(), String> {
     }
 }
 
+/// From when a new stream could be said to stand still, it is judged by itself.
+fn flows_again(now: &Vitals) -> Result<(), String> {
+    let is_new = now.phase == Phase::Streaming && now.phase_for <= STILL_MAX;
+    let trouble = now.trouble.as_ref().filter(|_| now.is_unproven && is_new);
+    trouble.map_or(Ok(()), |trouble| {
+        Err(format!("{trouble}; trying again: streaming, and nothing is delivered yet"))
+    })
+}
+
 fn silent_brokers(now: &Vitals) -> String {
     now.broker_error.as_ref().map_or_else(String::new, |(time, who)| {
         format!("; no answer for {} s from {who}", time.as_secs())
@@ -259,6 +271,7 @@ mod tests {
             broker_says: None,
             waits_for: None,
             trouble: None,
+            is_unproven: false,
             beat_ago: s(1),
         }
     }

@@ -5,6 +5,7 @@
 mod behind;
 mod broker;
 mod delivery;
+mod died;
 pub mod health;
 mod known;
 mod lag;
@@ -112,6 +113,8 @@ struct State {
     waits_for: Option<String>,
     /// What failed last, until the relay has come further.
     trouble: Option<String>,
+    /// Where the WAL ended when the stream died that this one follows, until this one is known to flow.
+    died_at: Option<Lsn>,
     lag: Lag,
     /// When the summary was last made, and the records delivered by then.
     summary: (Duration, u64),
@@ -166,6 +169,7 @@ impl Board {
                 broker_says: None,
                 waits_for: None,
                 trouble: None,
+                died_at: None,
                 lag: Lag::new(),
                 summary: (Duration::ZERO, 0),
             }),
@@ -230,6 +234,7 @@ impl Board {
         }
         let now = self.now();
         let mut state = self.state();
+        self.stream_ends(&mut state, &phase);
         state.held_back = None;
         state.concerns.remove(behind::LATE);
         state.stuck = None;
@@ -249,16 +254,16 @@ impl Board {
             Phase::Retrying { .. } => state.trouble = Some(phase.detail()),
             Phase::Halted { .. } => state.trouble = Some(format!("halted: {}", phase.detail())),
             Phase::Starting { .. } | Phase::Stopping => {}
-            Phase::Standby { .. } | Phase::Streaming | Phase::Repairing { .. } => {
-                state.trouble = None;
-                state.trouble_is_over();
-            }
+            // Whether it does better than the last one is to be seen.
+            Phase::Streaming if state.died_at.is_some() => {}
+            Phase::Standby { .. } | Phase::Streaming | Phase::Repairing { .. } => state.flows(),
         }
         if matches!(phase, Phase::Retrying { .. } | Phase::Halted { .. }) {
             state.error_is_trouble = true;
         }
         state.phase = phase;
         state.phase_since = now;
+        self.settle(&mut state, false);
         self.0.flowed.set(now);
     }
 
@@ -315,7 +320,9 @@ impl Board {
         let end = self.0.wal_end.get().unwrap_or_default();
         if self.0.sampled.age(now).is_none_or(|age| age >= Duration::from_secs(1)) {
             self.0.sampled.set(now);
-            self.state().lag.sample(now, Lsn::new(end));
+            let mut state = self.state();
+            state.lag.sample(now, Lsn::new(end));
+            self.settle(&mut state, false);
         }
     }
 
@@ -378,17 +385,6 @@ impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         // Plain values, each whole by itself: still good after a panic elsewhere.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// A retry succeeded, or a halt is over: the relay continues.
-    fn trouble_is_over(&mut self) {
-        if std::mem::take(&mut self.error_is_trouble)
-            && let Some(error) = &mut self.last_error
-        {
-            error.over_since = Some(format!("{:.0}", Timestamp::now()));
-        }
     }
 }
 

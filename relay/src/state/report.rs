@@ -179,6 +179,7 @@ impl Board {
             broker_says: state.broker_says.clone(),
             waits_for: state.waits_for.clone(),
             trouble: state.trouble.clone(),
+            is_unproven: state.died_at.is_some(),
             beat_ago: self.0.beat.age(now).unwrap_or(now),
         }
     }
