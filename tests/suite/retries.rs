@@ -5,7 +5,7 @@ mod crowded;
 mod defective;
 mod slow;
 mod two_servers;
-mod undecodable;
+pub(crate) mod undecodable;
 
 use outbox_harness::{
     Harness,

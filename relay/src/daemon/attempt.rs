@@ -251,8 +251,9 @@ impl Tasks {
             let Some(task) = task else { break };
             let is_source = matches!(task, Ok(Task::Stream(_)));
             let result = task.and_then(|task| match task {
-                Task::Stream(result) => result
-                    .map_err(|e| stream_ended(e, &config.postgres, parts.mapping.tables(), format)),
+                Task::Stream(result) => {
+                    result.map_err(|e| stream_ended(e, &config.postgres, &parts.mapping, format))
+                }
                 Task::Pipeline(result) => result.map_err(pipeline_ended),
                 Task::Control(result) => {
                     result.map_err(|e| Ended::postgres("looking at PostgreSQL", e))

@@ -1,14 +1,14 @@
 //! Why an attempt ended, and what each error of its parts asks of the daemon.
 
+use super::undecodable;
 use crate::{
     config::PostgresConfig,
     core::{halt::Halt, landmark::AnotherHistory},
     dead_letter::DeadLetterError,
     metrics::Cause,
     pipeline::PipelineError,
-    postgres::{ConnectError, error::needs_time},
-    reconcile::drop_slot,
-    route::{Format, TableName},
+    postgres::ConnectError,
+    route::{Format, Mapping},
     sink::SinkError,
     source::{decoder::StreamError, intake::IntakeError},
 };
@@ -95,33 +95,10 @@ impl Ended {
     }
 }
 
-/// SQLSTATE query_canceled.
-const CANCELLED: &str = "57014";
-
-/// Whether the server may fail at the same place each time. What is too large for its memory is an internal
-/// error or a limit of its program, and not a shortage. What a person cancelled says nothing of that.
-fn may_be_undecodable(code: &str) -> bool {
-    let was_cancelled = code == CANCELLED;
-    !code.is_empty() && !was_cancelled && (!needs_time(code) || code.starts_with("XX"))
-}
-
-fn undecodable(error: &StreamError, slot: &str, tables: &[TableName]) -> anyhow::Error {
-    let tables = tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    anyhow::anyhow!(
-        "{error}. Nothing is lost, and everything waits: the relay tries again. If it stays so, the \
-         server can't decode what comes next, as a row of {tables} that is about 1 GB as text: drop the \
-         slot, {}, and the relay makes a new one and publishes \
-         from the table what this one would have sent, but for what is too large, which it parks; or it \
-         halts with the interval. If it can't read the table either, make that row smaller with an \
-         update: pg_column_size(payload), or of another column, finds it",
-        drop_slot(slot)
-    )
-}
-
 pub(super) fn stream_ended(
     error: StreamError,
     names: &PostgresConfig,
-    tables: &[TableName],
+    mapping: &Mapping,
     format: Format,
 ) -> Ended {
     let PostgresConfig { publication, slot, .. } = names;
@@ -147,10 +124,10 @@ pub(super) fn stream_ended(
         {
             Ended::NeedsText(message)
         }
-        StreamError::Server { ref code, .. } if may_be_undecodable(code) => Ended::retry(
+        StreamError::Server { ref code, .. } if undecodable::may_be(code) => Ended::retry(
             Cause::Postgres,
             "streaming from PostgreSQL",
-            undecodable(&error, slot, tables),
+            undecodable::of_stream(&error, slot, mapping.tables(), mapping.id_column()),
         ),
         error => Ended::postgres("streaming from PostgreSQL", error),
     }
@@ -162,27 +139,6 @@ pub(super) fn pipeline_ended(error: PipelineError) -> Ended {
         PipelineError::DeadLetters(error) => Ended::dead_letters("parking events", error),
         error @ PipelineError::Malformed { .. } => {
             Ended::retry(Cause::Postgres, "reading a row", error)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_server_can_not_decode_is_told_with_the_tables_and_what_to_type() {
-        for (code, told) in
-            [("54000", true), ("22021", true), ("XX000", true), ("53400", false), ("57P01", false)]
-        {
-            assert_eq!(may_be_undecodable(code), told, "{code}");
-        }
-        let table = TableName { schema: "app".into(), table: "mine".into() };
-        let error = StreamError::Server { code: "XX000".into(), message: "invalid size".into() };
-        let error = undecodable(&error, "s", &[table]).to_string();
-        for word in ["invalid size", "Nothing is lost", "app.mine", "pg_drop_replication_slot('s')"]
-        {
-            assert!(error.contains(word), "{word:?} is not in: {error}");
         }
     }
 }

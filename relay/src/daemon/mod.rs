@@ -19,6 +19,7 @@ pub(crate) mod start;
 mod started;
 mod steps;
 mod tables;
+mod undecodable;
 mod unfinished;
 mod watch;
 

@@ -2,7 +2,9 @@
 
 use outbox_harness::{
     Harness,
+    database::Role,
     event::Event,
+    postgres,
     relay::{Relay, Settings},
     topic::Topic,
     wait,
@@ -30,10 +32,21 @@ fn shown_by(out: &str) -> String {
     )
 }
 
-/// Rows that have such a value, in one transaction.
-async fn odd(t: &Harness, topic: &Topic, sequence: std::ops::RangeInclusive<usize>) {
+/// The table of events has a column of that type, which can be shown.
+pub(crate) async fn odd_column(t: &Harness) {
+    for statement in [TYPE, &shown_by("textout"), COLUMN] {
+        run(t, statement).await;
+    }
+}
+
+/// A transaction of another table, which a walsender reads and sends nothing of.
+const LONG: &str = "create table public.other (n bigint); \
+    insert into public.other select n from generate_series(1, 400000) n; ";
+
+/// Rows that have such a value, in one transaction, behind what comes `before` them in it.
+async fn odd(t: &Harness, topic: &Topic, before: &str, sequence: std::ops::RangeInclusive<usize>) {
     let rows = format!(
-        "insert into outbox.events (topic, key, headers, odd) \
+        "{before}insert into outbox.events (topic, key, headers, odd) \
          select '{}', 'odd', jsonb_build_object('sequence', n::text), 'odd' \
          from generate_series({}, {}) n",
         topic.name(),
@@ -44,33 +57,44 @@ async fn odd(t: &Harness, topic: &Topic, sequence: std::ops::RangeInclusive<usiz
 }
 
 /// One row was delivered while it could be shown; three that can't be shown by now wait, and one behind them.
-async fn undecodable(settings: impl Fn(Settings) -> Settings) -> (Harness, Topic, Relay) {
+async fn undecodable(
+    before: &str,
+    settings: impl Fn(Settings) -> Settings,
+) -> (Harness, Topic, Relay) {
     let t = Harness::start().await;
     let topic = t.topic("orders").create(1).await;
-    for statement in [TYPE, &shown_by("textout"), COLUMN] {
-        run(&t, statement).await;
-    }
+    odd_column(&t).await;
     let relay = settings(t.relay()).start().await;
-    odd(&t, &topic, 1..=1).await;
+    odd(&t, &topic, "", 1..=1).await;
     t.count(&topic, 1).await.assert_exactly_once();
     wait_snapshot(&t).await;
     run(&t, &shown_by("any_out")).await;
-    odd(&t, &topic, 2..=4).await;
+    odd(&t, &topic, before, 2..=4).await;
     insert(&t, &topic, "now()").await;
     (t, topic, relay)
 }
 
-/// Types the statement that drops the slot; between two attempts it is not active.
+/// Types the statement that drops the slot, once, while the relay runs.
 async fn drop_as_told(t: &Harness, relay: &Relay) {
     let words =
         ["Nothing is lost, and everything waits", "the server can't decode", "outbox.events"];
     let told = says(relay, &words).await;
-    let statement = typed(&told, "pg_drop_replication_slot");
-    wait::until("the slot is dropped", wait::PATIENCE, || async {
-        t.database().superuser().batch_execute(statement).await
-    })
-    .await
-    .expect("between two attempts it is not active");
+    run(t, typed(&told, "pg_drop_replication_slot")).await;
+}
+
+/// Types a statement that names rows in warnings: their ids.
+fn found_as_told(t: &Harness, statement: &str) -> Vec<String> {
+    let psql = std::process::Command::new(postgres::program("psql").expect("psql"))
+        .args(["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-c", statement])
+        .arg(t.database().url(Role::Owner))
+        .output()
+        .expect("psql runs");
+    let told = String::from_utf8_lossy(&psql.stderr);
+    assert!(psql.status.success(), "{told}");
+    let ids = told.lines().filter_map(|line| line.strip_prefix("WARNING:  "));
+    ids.filter_map(|line| line.split_once(" of outbox.events: "))
+        .map(|(id, _)| id.to_owned())
+        .collect()
 }
 
 async fn all_arrive(mut t: Harness, topic: Topic, mut relay: Relay) {
@@ -86,7 +110,7 @@ async fn all_arrive(mut t: Harness, topic: Topic, mut relay: Relay) {
 #[tokio::test]
 async fn a_row_that_the_server_can_not_decode_is_published_from_the_table_once_the_slot_is_dropped()
 {
-    let (t, topic, relay) = undecodable(|settings| settings).await;
+    let (t, topic, relay) = undecodable("", |settings| settings).await;
     let told = says(&relay, &["If it stays so"]).await;
     assert!(told.contains("cannot display a value"), "{told}");
     // It stays so, whatever there is by now.
@@ -97,11 +121,50 @@ async fn a_row_that_the_server_can_not_decode_is_published_from_the_table_once_t
 
 /// As of a row that takes more than 1 GB as text, in a column that the relay reads.
 #[tokio::test]
-async fn a_row_that_can_not_be_read_from_the_table_either_is_published_once_it_can() {
-    let (t, topic, relay) = undecodable(|settings| settings.set("outbox.columns.key", "odd")).await;
+async fn a_row_that_can_not_be_read_from_the_table_either_is_found_and_published_once_it_can() {
+    let (t, topic, relay) =
+        undecodable("", |settings| settings.set("outbox.columns.key", "odd")).await;
     drop_as_told(&t, &relay).await;
-    says(&relay, &["reading the outbox tables", "cannot display a value"]).await;
+    let words = ["reading the outbox tables", "cannot display a value", "Nothing is lost"];
+    let told = says(&relay, &words).await;
     assert_eq!(topic.records().await.len(), 1, "everything waits");
+    // One of them was published; it can't be read any more either.
+    let found = found_as_told(&t, typed(&told, "raise warning"));
+    assert_eq!(found.len(), 4, "{found:?}");
+    for id in found {
+        run(&t, &format!("update outbox.events set odd = null where id = '{id}'")).await;
+    }
+    all_arrive(t, topic, relay).await;
+}
+
+/// The walsender reads a long transaction of another table before it fails, so each stream lives for a while.
+#[tokio::test]
+async fn a_relay_whose_stream_dies_again_and_again_is_not_ready_and_its_slot_is_dropped_as_it_says()
+{
+    let (t, topic, relay) = undecodable(LONG, |settings| settings).await;
+    says(&relay, &["the server can't decode"]).await;
+    let (mut ready, mut told, mut died, mut streamed) = (0, Vec::new(), 0, false);
+    let looks = async {
+        while died < 3 {
+            let status = relay.status().await;
+            let streams = status["phase"] == "streaming";
+            died += u32::from(streamed && !streams);
+            streamed = streams;
+            ready += u32::from(status["ready"] == true);
+            told.extend(streams.then(|| status["not_ready_because"].to_string()));
+        }
+    };
+    tokio::time::timeout(wait::PATIENCE, looks).await.expect("the next streams die as well");
+    assert_eq!(ready, 0, "of {} looks at a stream", told.len());
+    assert!(told.iter().all(|why| why.contains("nothing is delivered yet")), "{told:?}");
     run(&t, &shown_by("textout")).await;
+    let told = says(&relay, &["the server can't decode"]).await;
+    wait::until("it has the slot", wait::PATIENCE, || async {
+        let status = relay.status().await;
+        (status["phase"] == "streaming").then_some(()).ok_or(status)
+    })
+    .await
+    .expect("it has the slot");
+    run(&t, typed(&told, "pg_drop_replication_slot")).await;
     all_arrive(t, topic, relay).await;
 }

@@ -29,6 +29,7 @@ use crate::{
         ended::{Ended, pipeline_ended},
         started::Repairing,
         steps::store,
+        undecodable,
         watch::{broker, control},
     },
     fault::{self, Point},
@@ -37,7 +38,7 @@ use crate::{
     postgres::sql::SqlSession,
     reconcile,
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
-    route::Router,
+    route::{Mapping, Router},
     sink::any::AnySink,
     state::Phase,
 };
@@ -261,6 +262,7 @@ pub(in crate::daemon) async fn run(
         let feeds = feeds::connect(context, session, tables.clone()).await?;
         let bytes_max = config.batch.record_bytes_max;
         let reader = Reader::open(feeds, under_way, bytes_max, router, charset).await;
+        let unread = |error| unread(error, &context.parts.mapping);
         let mut reader = reader.map_err(unread)?;
         // Asked again now that what is there can't go any more; of a first start it is asked from the moment on
         // at which its slot was made.
@@ -312,7 +314,9 @@ async fn pages(
         let page = tokio::select! {
             biased; // A relay that was asked to stop begins no new page.
             () = stop.cancelled() => break,
-            page = reader.page(&mut batch) => page.map_err(unread)?,
+            page = reader.page(&mut batch) => {
+                page.map_err(|error| unread(error, &context.parts.mapping))?
+            }
         };
         let mut page = page;
         if page.is_empty() {
@@ -355,10 +359,13 @@ async fn end(
     Ok(())
 }
 
-fn unread(error: ReadError) -> Ended {
+fn unread(error: ReadError, mapping: &Mapping) -> Ended {
     match error {
         ReadError::Unfit(halt) => Ended::Halted(halt),
-        error => Ended::postgres(READING, error),
+        error => match undecodable::of_table(&error, mapping) {
+            Some(told) => Ended::postgres(READING, told),
+            None => Ended::postgres(READING, error),
+        },
     }
 }
 
