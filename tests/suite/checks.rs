@@ -1,5 +1,7 @@
 //! `check` finds in advance what would halt `run`, by the same looks, and disturbs no one.
 
+mod events;
+
 use outbox_harness::{Harness, database::Role, event::Event, relay::Settings, wait};
 use serde_json::Value;
 

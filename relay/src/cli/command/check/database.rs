@@ -1,9 +1,15 @@
 //! The database: whether it is of this version, and whether tables, publication and slot serve.
 
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
+
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::{
-    Finding,
+    Finding, HALF_MAX,
     capacity::capacity,
     events, identity, meddling, migrations, neighbours, ok, passed, problem,
     rights::{rights, writers},
@@ -32,7 +38,7 @@ pub(super) async fn looked_at(
     config: &Config,
     parts: &Parts,
 ) -> (Vec<Finding>, Option<(SqlSession, (Expected, bool))>) {
-    let mut findings = Vec::new();
+    let (mut findings, begun) = (Vec::new(), Instant::now());
     for host in parts.connect.unverified_hosts() {
         let seen = format!("the connection to {host} is not verified");
         let remedy = "add sslmode=verify-full (and sslrootcert) to postgres.url";
@@ -56,14 +62,20 @@ pub(super) async fn looked_at(
             return (findings, None);
         }
     };
-    let mut seen = Vec::new();
-    match server(config, parts, session.client(), &mut seen).await {
-        Ok(expected) => {
+    let (mut seen, looking) = (Vec::new(), Looking::at("its settings and the relay's rights"));
+    let left = HALF_MAX.saturating_sub(MARGIN + begun.elapsed());
+    match timeout(left, server(config, parts, session.client(), &mut seen, &looking)).await {
+        Err(_elapsed) => {
+            findings.extend(seen);
+            findings.push(looking.too_long());
+            (findings, None)
+        }
+        Ok(Ok(expected)) => {
             let go_on = passed(&seen) || seen.iter().any(|finding| finding.name == "slot");
             findings.extend(seen);
             (findings, expected.filter(|_| go_on).map(|expected| (session, expected)))
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             findings.extend(seen);
             findings.push(match locks::refused(&error) {
                 true => locked(session.client()).await,
@@ -86,6 +98,7 @@ async fn server(
     parts: &Parts,
     client: &Client,
     findings: &mut Vec<Finding>,
+    looking: &Looking,
 ) -> Result<Option<(Expected, bool)>, InspectError> {
     let limited = client.batch_execute(LOCK_WAIT).await;
     limited.map_err(|source| InspectError::Query { what: "limiting waits for locks", source })?;
@@ -128,6 +141,7 @@ async fn server(
         findings.extend(tables::of_others(config, &parts.mapping, client).await?);
         return Ok(None);
     }
+    looking.next_at("outbox.dead_letters");
     // Somebody's lock on the parked events says nothing of all the rest.
     findings.push(match start::parking(config, client).await {
         Err(error) if locks::refused(&error) => locked(client).await,
@@ -141,6 +155,7 @@ async fn server(
     let mapping = &parts.mapping;
     let mut known = Vec::new();
     for table in mapping.tables() {
+        looking.next_at(format!("what {table} is like"));
         let state = table::inspect(client, &table.schema, &table.table).await?;
         let publication = publication.as_ref();
         let fits = table_fit::all(publication_name, publication, table, state.as_ref(), mapping);
@@ -157,10 +172,13 @@ async fn server(
             findings.push(tables::rows(publication_name, table, fit, &state, mapping, kept));
             findings.extend(settings::zone(table, &state, mapping));
             findings.extend(meddling::events(table, client).await?);
+            findings.extend(tables::unlimited(table, client).await?);
+            looking.next_at(format!("the newest events in {table}, and those that wait"));
             findings.extend(events.at(table, &state).await?);
         }
         known.push((table, state));
     }
+    looking.next_at("the publication and the slots");
     findings.extend(tables::same_ids(&known, mapping));
     findings.extend(events::unmapped(mapping, client).await?);
     findings.extend(identity::lacking(mapping, client).await?);
@@ -224,6 +242,35 @@ async fn server(
         findings.extend(neighbours::idle(&slot::idle_slots(client, name).await?));
     }
     Ok(Some((events.expected, events.looked)))
+}
+
+/// What is left of the half's time to say what took it.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// At what, so that it can be said if it takes too long: the server is there, and is at work.
+struct Looking(RefCell<String>);
+
+impl Looking {
+    fn at(what: impl Into<String>) -> Self {
+        Looking(RefCell::new(what.into()))
+    }
+
+    fn next_at(&self, what: impl Into<String>) {
+        self.0.replace(what.into());
+    }
+
+    fn too_long(&self) -> Finding {
+        problem(
+            "PostgreSQL",
+            format!(
+                "it answers, but a look at {} took too long, and what comes after it was not looked at",
+                self.0.borrow()
+            ),
+            "run check again when the server has less to do; if it stays so, a row may take long to read, as one \
+             of hundreds of MB does: `select pid, wait_event, query from pg_stat_activity where \
+             application_name = 'outbox-relay check'` shows what it is at",
+        )
+    }
 }
 
 /// No one else is to wait for long behind a look.

@@ -75,6 +75,35 @@ pub(super) fn same_ids(tables: &[(&TableName, TableState)], mapping: &Mapping) -
     })
 }
 
+/// The constraint of the migrations that keeps out what PostgreSQL could not decode.
+const LIMIT: &str = "add constraint events_bytes check (octet_length(topic) + octet_length(coalesce(key, '')) \
+    + octet_length(coalesce(type, '')) + octet_length(headers::text) \
+    + coalesce(octet_length(payload::text), 0) <= 268435456) not valid";
+
+/// That our table of events has lost its limit.
+pub(super) async fn unlimited(
+    name: &TableName,
+    client: &Client,
+) -> Result<Option<Finding>, InspectError> {
+    if !name.is("outbox", "events") {
+        return Ok(None);
+    }
+    let sql = "select not exists (select from pg_catalog.pg_constraint \
+               where conrelid operator(pg_catalog.=) 'outbox.events'::pg_catalog.regclass \
+                   and conname operator(pg_catalog.=) 'events_bytes')";
+    let missing = client.query_one(sql, &[]).await.and_then(|row| row.try_get::<_, bool>(0));
+    let failed = |source| InspectError::Query { what: "the constraints of outbox.events", source };
+    Ok(missing.map_err(failed)?.then(|| {
+        warning(
+            "table",
+            "outbox.events lacks the constraint events_bytes of the migrations: PostgreSQL can't decode a row of \
+             nearly 1 GB, and no later event would be published"
+                .to_owned(),
+            format!("`alter table outbox.events {LIMIT}`"),
+        )
+    }))
+}
+
 /// What the relay can tell of a table's rows when they come again, or their slot is lost.
 pub(super) fn rows(
     publication_name: &str,
@@ -125,5 +154,21 @@ pub(super) fn rows(
                  row that is moved to another partition is not published again"
             ),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use outbox_migrations::Set;
+
+    use super::*;
+
+    #[test]
+    fn the_constraint_is_the_only_one_that_the_migrations_add_to_the_events_and_has_their_words() {
+        let files = Set::Outbox.migrations().iter().map(|migration| migration.sql);
+        let words = files.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+        let words = words.replace("( ", "(").replace(" )", ")");
+        assert_eq!(words.matches("add constraint ").count(), 1);
+        assert!(words.contains(LIMIT), "{LIMIT}");
     }
 }
