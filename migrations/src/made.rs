@@ -210,7 +210,7 @@ fn statements(sql: &'static str) -> Vec<&'static str> {
 
 /// Which of the functions, triggers and defaults that the migrations of the set `outbox` make are not there, or, of
 /// triggers, do not fire. To be asked of a database that has all of this version's migrations. Tables and columns that
-/// are not there themselves have nothing missing.
+/// are not there themselves have nothing missing, nor has a column that may be null, which somebody has changed.
 ///
 /// # Errors
 /// The database's.
@@ -250,7 +250,7 @@ where not case o.kind \
         where g.tgrelid operator(pg_catalog.=) c.oid \
             and g.tgname::pg_catalog.text operator(pg_catalog.=) o.two \
             and g.tgenabled operator(pg_catalog.=) 'A' and p.pronamespace operator(pg_catalog.=) n.oid) \
-    else a.attname is null or a.atthasdef end \
+    else a.attname is null or a.atthasdef or not a.attnotnull end \
 order by o.place";
 
 /// Makes again what [`missing_outbox`] names, and returns it, all in one transaction. [`crate::apply`] comes first. It
