@@ -1,7 +1,11 @@
 //! The broker between the services, as each wants it.
 
-use amqprs::FieldValue;
-use anyhow::{Context, Result, bail, ensure};
+use amqprs::{
+    BasicProperties, FieldValue,
+    channel::BasicPublishArguments,
+    connection::{Connection, OpenConnectionArguments},
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use outbox_harness::{
     Harness,
     nats::{Nats, Stream},
@@ -13,6 +17,8 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use serde_json::json;
 
 const PARTITIONS: i32 = 4;
+/// Messages of somebody else, without an id: more than a service may have unanswered.
+const STRAYS: usize = 2_100;
 
 /// What `orders` and `payments` are published to, and read from.
 pub(crate) enum Broker {
@@ -38,6 +44,11 @@ impl Broker {
                 let progress = format!("outbox-relay-progress.{}", t.database().name());
                 let subjects = ["orders.*", "payments.*", &progress];
                 let stream = server.stream("SHOP", &subjects, &json!({})).await;
+                let stranger = async_nats::connect(server.address()).await?;
+                for _ in 0..STRAYS {
+                    stranger.publish("orders.0", "{}".into()).await?;
+                }
+                stranger.flush().await?;
                 Ok(Broker::Nats { server, stream })
             }
             "rabbitmq" => {
@@ -46,6 +57,15 @@ impl Broker {
                 let one = ("x-single-active-consumer", FieldValue::t(true));
                 let orders = server.exchange_with("orders", PARTITIONS, &[one]).await;
                 let payments = server.exchange("payments", PARTITIONS).await;
+                let arguments = OpenConnectionArguments::try_from(server.url().as_str());
+                let arguments = arguments.map_err(|error| anyhow!("{error}"))?;
+                let stranger = Connection::open(&arguments).await?;
+                let channel = stranger.open_channel(None).await?;
+                for _ in 0..STRAYS {
+                    let to = BasicPublishArguments::new("orders", "0");
+                    channel.basic_publish(BasicProperties::default(), b"{}".to_vec(), to).await?;
+                }
+                channel.close().await?;
                 Ok(Broker::RabbitMq { server, orders, payments })
             }
             _ => bail!("{kind} is no broker of these examples: kafka, nats or rabbitmq"),

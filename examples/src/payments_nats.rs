@@ -53,7 +53,9 @@ async fn main() -> anyhow::Result<()> {
         match acknowledged::message(source, headers.collect(), message.payload.into()) {
             Some(message) => return Ok((message, Arc::new(handle))),
             None => {
-                tracing::warn!(subject = %message.subject, "a message without an id is left out")
+                tracing::warn!(subject = %message.subject, "a message without an id is left out");
+                // Unanswered it would come again without end.
+                handle.ack_with(AckKind::Term).await.map_err(anyhow::Error::from_boxed)?;
             }
         }
     };

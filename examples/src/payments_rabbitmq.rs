@@ -71,7 +71,11 @@ async fn main() -> anyhow::Result<()> {
         let body = message.content.unwrap_or_default();
         match acknowledged::message(Source::of_queue("orders"), headers.collect(), body) {
             Some(message) => return Ok((message, handle)),
-            None => tracing::warn!("a message without an id is left out"),
+            None => {
+                tracing::warn!("a message without an id is left out");
+                // Unanswered it would take up room for as long as the channel lasts. A dead-letter exchange gets it.
+                channel.basic_nack(BasicNackArguments::new(handle, false, false)).await?;
+            }
         }
     };
     let tell = async |answer: Answer<u64>| {

@@ -120,7 +120,7 @@ mod tests {
     fn a_stream_that_lives_is_judged_by_itself_and_one_that_only_starts_is_not_blamed() {
         let board = follows(6);
         let later = board.now() + STILL_MAX + Duration::from_secs(1);
-        let why = health::readiness(&board.vitals(later)).expect_err("it stands still");
+        let why = health::readiness(&board.vitals(later)).expect_err("nothing is delivered");
         assert!(!why.contains("out of memory"), "{why}");
         assert!(board.vitals(later).behind.is_some_and(|it| it.stands_still().is_some()));
         let board = Board::new("orders", "s", "1");

@@ -224,7 +224,7 @@ fn goes_on(now: &Vitals) -> Result<(), String> {
     }
 }
 
-/// From when a new stream could be said to stand still, it is judged by itself.
+/// After so long a new stream is judged by itself: that it does not move can be said by then.
 fn flows_again(now: &Vitals) -> Result<(), String> {
     let is_new = now.phase == Phase::Streaming && now.phase_for <= STILL_MAX;
     let trouble = now.trouble.as_ref().filter(|_| now.is_unproven && is_new);
