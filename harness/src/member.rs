@@ -289,7 +289,9 @@ fn passing(point: Point) {
 
 impl Armed {
     fn happen(&self) {
-        let _ = writeln!(std::io::stderr(), "fault: {}", self.point.name());
+        // In one write: a line of the log that another thread writes would come between two.
+        let line = format!("fault: {}\n", self.point.name());
+        let _ = std::io::stderr().write_all(line.as_bytes());
         // To this thread: a signal to the process waits for its first thread to run, and this one would
         // continue meanwhile.
         // SAFETY: raise takes any number and touches no memory of ours.

@@ -214,7 +214,9 @@ mod armed {
     impl Fault {
         /// Not `abort`, which writes a core: a signal, as a kernel out of memory sends it.
         fn happen(&self) {
-            let _ = writeln!(std::io::stderr(), "fault: {}", self.point.name());
+            // In one write: a line of the log that another thread writes would come between two.
+            let line = format!("fault: {}\n", self.point.name());
+            let _ = std::io::stderr().write_all(line.as_bytes());
             // To this thread: a signal to the process waits for its first thread to run, and this one
             // would continue meanwhile.
             // SAFETY: raise takes any number and touches no memory of ours.
