@@ -8,7 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
-    processor::{PARKED, soon},
+    processor::{PARKED, WAITING, soon},
     rights::Log,
     sessions::work_off,
 };
@@ -50,7 +50,7 @@ async fn a_key_that_was_parked_while_the_clock_was_ahead_waits_no_longer_than_it
         assert_eq!(number(&database, PARKED).await, 3);
         was_ahead(&database, by).await;
         let (log, _until_the_end) = Log::written(LevelFilter::WARN);
-        work_off(&processor, &database, PARKED).await;
+        work_off(&processor, &database, WAITING).await;
         assert_eq!(effects(&database).await.len(), 3, "{by}");
         let text = log.text();
         assert_eq!(text.matches(WARNING).count(), 1, "{text}");

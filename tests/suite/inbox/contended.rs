@@ -15,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
-    processor::PARKED,
+    processor::{PARKED, WAITING},
     rights::Log,
     sessions::{DEAD, work_off},
 };
@@ -142,7 +142,7 @@ async fn of_a_batch_that_waited_and_meets_another_transaction_the_message_that_m
     let database = database().await;
     let processor = two_that_wait(inbox(&database).await, "collides").await;
     assert_eq!(number(&database, PARKED).await, 2);
-    work_off(&processor, &database, PARKED).await;
+    work_off(&processor, &database, WAITING).await;
     let culprit = "select count(*) from inbox.dead_letters where record_offset = 2 and code = 'sqlstate-40001'";
     assert_eq!((number(&database, culprit).await, number(&database, DEAD).await), (1, 1));
     assert_eq!(effects(&database).await, [Step { key: "collides".into(), n: 1 }]);
@@ -172,6 +172,6 @@ async fn of_messages_that_waited_those_before_one_that_is_locked_take_effect() {
         first = first => first.expect("no one is in its way"),
     }
     held.rollback().await.expect("it ends");
-    work_off(&processor, &database, PARKED).await;
+    work_off(&processor, &database, WAITING).await;
     assert_eq!((number(&database, DEAD).await, effects(&database).await.len()), (0, 2));
 }

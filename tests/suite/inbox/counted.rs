@@ -14,7 +14,7 @@ use outbox_idempotency::{Classify as _, Message, Processor, Tx};
 
 use super::{
     effects::{Step, database, inbox, message, take},
-    processor::{Background, PARKED, soon, until_zero},
+    processor::{Background, WAITING, soon, until_zero},
 };
 
 /// Keeps what is counted, by name and labels. A gauge is kept as the bits of its number.
@@ -84,7 +84,7 @@ async fn what_becomes_of_each_message_is_counted() {
     processor.process(&sent).await.expect("settled");
     processor.process(&sent[2..]).await.expect("settled");
     let background = Background::start(&processor);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     let outcomes = || counted.all("outbox_inbox_messages_total consumer=billing outcome=");
     let expected = [("applied", 2), ("dead", 1), ("duplicate", 1), ("parked", 1), ("waiting", 1)];
     let expected: BTreeMap<String, u64> =

@@ -25,7 +25,7 @@ use super::{
         Step, assert_once_and_in_order, database, effects, inbox, message, number, take, with,
     },
     letters::all,
-    processor::{Background, PARKED, soon, until_zero},
+    processor::{Background, WAITING, soon, until_zero},
 };
 
 type Handle = (String, i32);
@@ -283,7 +283,7 @@ async fn what_has_no_position_waits_dies_and_is_replayed_without_one_and_with_it
                    and produced_at is null = (stored_at is not null)";
     assert_eq!(number(&database, without).await, 2, "parked");
     let background = Background::start(&processor);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
 
     let letters = all(&database, Selection::default().with_topic("payments")).await;
     assert_eq!(letters.len(), 2);
@@ -310,7 +310,7 @@ async fn what_has_no_position_waits_dies_and_is_replayed_without_one_and_with_it
     broken.store(false, Relaxed);
     let client: &tokio_postgres::Client = database.superuser();
     assert_eq!(dead_letters::replay(client, &Selection::default()).await.expect("replayed"), 2);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     background.stop().await;
     assert_eq!(effects(&database).await.len(), 2);
     let seen = seen.lock().expect("no panic");

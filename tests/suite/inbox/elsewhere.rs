@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, with},
-    processor::{PARKED, soon},
+    processor::{PARKED, WAITING, soon},
     records::{Member, topic},
     rights::Log,
 };
@@ -79,7 +79,7 @@ async fn a_processor_without_a_runner_takes_up_messages_of_every_topic() {
     park(&database, "one", 1).await;
     park(&database, "other", 2).await;
     let processor = program(&database, "any").await;
-    super::sessions::work_off(&processor, &database, PARKED).await;
+    super::sessions::work_off(&processor, &database, WAITING).await;
     assert_eq!(effects(&database).await.len(), 2);
 }
 

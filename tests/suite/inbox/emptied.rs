@@ -11,7 +11,7 @@ use outbox_idempotency::{Dedup, Failure, Message, Processor, RawMessage, Tx};
 use super::{
     effects::{Step, database, effects, inbox, number, take},
     forgotten::losses,
-    processor::PARKED,
+    processor::WAITING,
     sessions::work_off,
     watermark::{published, steps, watermark},
 };
@@ -74,7 +74,7 @@ async fn messages_that_somebody_truncates_are_told_and_take_effect_again_only_wi
             again.push(other);
             let restarted = open(&database, dedup.clone(), &fixed).await;
             restarted.process(&again).await.expect("settled");
-            work_off(&restarted, &database, PARKED).await;
+            work_off(&restarted, &database, WAITING).await;
             let lost = if table == "parked" { 2 } else { 3 };
             let of = format!("select count(*) from effects where n = {lost}");
             assert_eq!(number(&database, &of).await, 1, "{dedup:?} {table}: {text}");
@@ -116,7 +116,7 @@ async fn what_is_said_of_a_dropped_table_brings_its_messages_back() {
         owner.batch_execute(&typed).await.expect("it can be typed");
         let restarted = open(&database, dedup.clone(), &fixed).await;
         restarted.process(&all()).await.expect("settled");
-        work_off(&restarted, &database, PARKED).await;
+        work_off(&restarted, &database, WAITING).await;
         for n in steps(&[2, 3]) {
             let of = format!("select count(*) from effects where n = {}", n.n);
             assert_eq!(number(&database, &of).await, 1, "{dedup:?}: {text}");

@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 
 use super::{
     effects::{Step, assert_once_and_in_order, database, effects, inbox, message, number, take},
-    processor::{Background, DEAD, PARKED, soon, step, until_zero},
+    processor::{Background, DEAD, PARKED, WAITING, soon, step, until_zero},
 };
 
 const KEPT: &str = "select count(*) from inbox.dead_letters where code = 'transaction-kept'";
@@ -49,7 +49,7 @@ async fn a_parked_message_whose_handler_keeps_its_transaction_is_called_once_mor
     let messages: Vec<_> = keys.iter().flat_map(|key| (1..=2).map(|n| message(key, n))).collect();
     processor.process(&messages).await.expect("settled");
     let (one, other) = (Background::start(&processor), Background::start(&processor));
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     one.stop().await;
     other.stop().await;
     let mut calls = calls.lock().expect("no panic").clone();
@@ -90,7 +90,7 @@ async fn of_a_parked_batch_the_message_is_given_up_for_which_the_transaction_is_
     assert_eq!(number(&database, PARKED).await, 9);
     fixed.store(true, SeqCst);
     let background = Background::start(&processor);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     background.stop().await;
     let expected = [1, 2, 3, 5, 6, 8, 9].map(|n| step("a", n));
     assert_once_and_in_order(&effects(&database).await, expected);
@@ -127,11 +127,11 @@ async fn a_parked_message_whose_transaction_is_kept_is_announced_once() {
     let messages: Vec<_> = keys.iter().map(|key| message(key, 1)).collect();
     processor.process(&messages).await.expect("settled");
     let background = Background::start(&processor);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     // Whatever a worker still believes of these it says before it takes others.
     let messages: Vec<_> = keys.iter().map(|key| message(key, 2)).collect();
     processor.process(&messages).await.expect("settled");
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     background.stop().await;
     assert_eq!((number(&database, DEAD).await, number(&database, KEPT).await), (16, 16));
     let said = alerts.lock().expect("no panic").clone();

@@ -16,7 +16,7 @@ use outbox_idempotency::{
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take, with},
-    processor::{Background, DEAD, PARKED, soon, step, until_zero},
+    processor::{Background, DEAD, PARKED, WAITING, soon, step, until_zero},
 };
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn a_message_that_fails_too_often_is_a_dead_letter_and_its_key_goes_on() {
     let background = Background::start(&processor);
     for key in ["a", "b"] {
         processor.process(&[message(key, 1), message(key, 2)]).await.expect("settled");
-        until_zero(&database, PARKED).await;
+        until_zero(&database, WAITING).await;
     }
     background.stop().await;
     assert_eq!(effects(&database).await, [step("a", 2), step("b", 2)]);
@@ -101,7 +101,7 @@ async fn a_message_behind_one_that_waited_is_tried_as_often_and_its_key_goes_on(
     assert_eq!(number(&database, PARKED).await, 5);
     fixed.store(true, SeqCst);
     let background = Background::start(&processor);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     background.stop().await;
     assert_eq!(effects(&database).await, [1, 2, 4, 5].map(|n| step("a", n)));
     assert_eq!(*attempts.lock().expect("no panic"), [1, 2, 3, 4]);
@@ -138,7 +138,7 @@ async fn what_fails_permanently_behind_a_parked_message_is_called_once() {
     let messages: Vec<_> = keys.iter().flat_map(|key| (1..=5).map(|n| message(key, n))).collect();
     processor.process(&messages).await.expect("settled");
     let (one, other) = (Background::start(&processor), Background::start(&processor));
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     one.stop().await;
     other.stop().await;
     assert_eq!(number(&database, DEAD).await, i64::try_from(KEYS * 4).expect("few"));
@@ -240,13 +240,13 @@ async fn a_replay_is_handled_once_in_its_order_and_a_discard_never() {
     let background = Background::start(&processor);
     // Still broken: they die again, and count their replays.
     assert_eq!(dead_letters::replay(client, &code).await.expect("replayed"), 3);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     let again = all(&database, code.clone()).await;
     assert_eq!(again.iter().map(|letter| letter.replays).collect::<Vec<_>>(), [1, 1, 1]);
     broken.store(false, SeqCst);
     assert_eq!(dead_letters::replay(client, &code).await.expect("replayed"), 3);
     assert_eq!(dead_letters::replay(client, &code).await.expect("nothing left"), 0);
-    until_zero(&database, PARKED).await;
+    until_zero(&database, WAITING).await;
     background.stop().await;
     assert_eq!(effects(&database).await, [step("a", 1), step("a", 2), step("a", 3)]);
     assert_eq!(number(&database, DEAD).await, 0);

@@ -13,7 +13,7 @@ use outbox_idempotency::{Classify as _, Inbox, Message, Processor, RawMessage, R
 
 use super::{
     effects::{Step, database, message, number, take},
-    processor::{Background, PARKED, until_zero},
+    processor::{Background, PARKED, WAITING, until_zero},
 };
 
 /// Parked messages that were read without an index; sessions say so when they end.
@@ -54,7 +54,7 @@ async fn plans_that_were_made_while_little_was_parked_are_not_used_for_a_backlog
             processor.process(&few).await.expect("settled");
             away.store(false, SeqCst);
             let background = Background::start(&processor);
-            until_zero(&database, PARKED).await;
+            until_zero(&database, WAITING).await;
             background.stop().await;
         }
     }

@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take, with},
-    processor::PARKED,
+    processor::WAITING,
     rights::Log,
     sessions::work_off,
     watermark::{batches, published, steps, watermark, with_header},
@@ -79,10 +79,10 @@ async fn a_record_of_no_relay_is_a_dead_letter_and_the_others_of_its_batch_take_
         let client: &tokio_postgres::Client = database.superuser();
         let all = Selection::default().with_code("no-relay");
         assert_eq!(dead_letters::replay(client, &all).await.expect("replayed"), 2);
-        work_off(&processor, &database, PARKED).await;
+        work_off(&processor, &database, WAITING).await;
         assert_eq!(effects(&database).await, steps(&[1, 2, 3, 4, 8, 7]));
         another.process(&batch).await.expect("nothing new");
-        work_off(&processor, &database, PARKED).await;
+        work_off(&processor, &database, WAITING).await;
         assert_eq!(number(&database, "select count(*) from effects").await, 6);
         assert_eq!(number(&database, DEAD).await, 1);
     }
@@ -100,7 +100,7 @@ async fn a_record_of_no_relay_with_the_id_of_one_that_took_effect_has_none_when_
     let client: &tokio_postgres::Client = database.superuser();
     let replayed = dead_letters::replay(client, &Selection::default()).await.expect("replayed");
     assert_eq!(replayed, 1);
-    work_off(&processor, &database, PARKED).await;
+    work_off(&processor, &database, WAITING).await;
     assert_eq!(effects(&database).await, steps(&[1]));
 }
 

@@ -14,10 +14,9 @@ use tokio::task::JoinSet;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
+    processor::{PARKED, WAITING},
     sessions::{DEAD, work_off},
 };
-
-const PARKED: &str = "select count(*) from inbox.parked";
 
 /// No room is waited for in its place for a minute, and all else for some seconds.
 const FULL: &str = "53100";
@@ -108,7 +107,7 @@ async fn trouble_of_the_database_counts_no_attempt_and_holds_no_other_key() {
     for done in full.join_all().await {
         done.expect("settled");
     }
-    work_off(&processor, &database, PARKED).await;
+    work_off(&processor, &database, WAITING).await;
     assert_eq!(number(&database, DEAD).await, 0, "it was no message's fault");
     assert_eq!(effects(&database).await.len(), 2 * (waiting + 2), "each took effect once");
 }

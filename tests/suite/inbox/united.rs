@@ -19,7 +19,7 @@ use crate::grants::change;
 use super::{
     effects::{Step, database, effects, inbox, message, number, take},
     forgotten::losses,
-    processor::PARKED,
+    processor::{PARKED, WAITING},
     rights::Log,
     sessions::work_off,
     watermark::{published, watermark},
@@ -83,7 +83,7 @@ async fn whoever_has_two_numbers_unites_them_and_nothing_that_waits_is_lost_or_d
     let united = open(&database, &fixed).await;
     united.process(&all).await.expect("settled");
     change(&database, "update inbox.parked_lanes set due_at = now()").await;
-    work_off(&united, &database, PARKED).await;
+    work_off(&united, &database, WAITING).await;
     assert_eq!(keys(&database).await, ["a", "b", "p1", "p2", "p3", "p4"], "each once");
     assert_eq!(number(&database, GIVEN_UP).await, 3);
 
@@ -146,7 +146,7 @@ async fn unite_and_work_off(
     database.connect(Role::Owner).await.batch_execute(&unite).await.expect("united");
     change(database, "update inbox.parked_lanes set due_at = now()").await;
     let united = open(database, fixed).await.dedup(watermark());
-    work_off(&united, database, PARKED).await;
+    work_off(&united, database, WAITING).await;
 }
 
 #[tokio::test]

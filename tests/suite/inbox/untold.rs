@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     effects::{Step, database, effects, inbox, message, number, take, with},
-    processor::{Background, DEAD, PARKED, until_zero},
+    processor::{Background, DEAD, WAITING, until_zero},
     watermark::{published, steps, stored_again, watermark},
 };
 
@@ -39,7 +39,7 @@ async fn replay(database: &Database, processor: &Processor) {
     let client: &tokio_postgres::Client = database.superuser();
     let background = Background::start(processor);
     dead_letters::replay(client, &Selection::default()).await.expect("replayed");
-    until_zero(database, PARKED).await;
+    until_zero(database, WAITING).await;
     background.stop().await;
 }
 
