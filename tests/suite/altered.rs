@@ -87,6 +87,13 @@ const CASES: &[Case] = &[
         "outbox.dead_letters lacks its unique index",
         "create unique index dead_letters_position",
     ),
+    // What has its name is in the way of the statement that makes it.
+    case(
+        "drop index outbox.dead_letters_position; \
+         create index dead_letters_position on outbox.dead_letters (relay, commit_lsn)",
+        "outbox.dead_letters lacks its unique index",
+        "create unique index dead_letters_position",
+    ),
     case(
         "alter table outbox.dead_letters drop column payload",
         "outbox.dead_letters lacks the column payload",

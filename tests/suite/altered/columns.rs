@@ -209,6 +209,28 @@ async fn a_column_that_an_older_version_did_not_have_is_added_by_migrate() {
     wait_parked(&t, |parked| parked == 1).await;
 }
 
+/// Someone has typed the printed script, and it ended half-way: there is no history then that says so.
+#[tokio::test]
+async fn a_script_that_was_run_by_hand_and_only_half_is_completed_by_migrate() {
+    let t = Harness::start().await;
+    let settings = t.relay().set("sink.topic_grace", "100ms");
+    let half = "alter table outbox.dead_letters drop column xid, drop column restored_at; \
+                drop index outbox.dead_letters_position; \
+                create unique index dead_letters_position on outbox.dead_letters (relay, commit_lsn, ordinal); \
+                alter table outbox.deletions drop column merged; drop table outbox.migrations";
+    run(&t, half).await;
+    let missing = t.topic("missing");
+    let sql = format!("insert into outbox.events (topic) values ('{}')", missing.name());
+    run(&t, &sql).await;
+    let relay = settings.spawn();
+    let halt = says(&relay, "outbox.dead_letters lacks the column xid").await;
+    for statement in ["add column", "create unique index"] {
+        assert!(!halt.contains(statement), "{halt}");
+    }
+    obey(&t, typed(&halt, "outbox-relay migrate")).await;
+    wait_parked(&t, |parked| parked == 1).await;
+}
+
 /// What is in it is still there: to add another would be to lose the account of deleted rows.
 #[tokio::test]
 async fn a_renamed_column_of_the_account_of_deleted_rows_is_named_back_as_the_halt_says() {

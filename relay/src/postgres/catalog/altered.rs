@@ -218,6 +218,8 @@ then %2$I::text::bytea else convert_to(%2$I::text, ''UTF8'') end%4$s' else '%2$I
     union all \
     select 7, 'index', null, 'outbox.dead_letters lacks its unique index on the position of an event, without which \
 no event can be parked', \
+        case when exists (select from indexes i where i.relname = 'dead_letters_position') \
+            then 'drop index if exists outbox.dead_letters_position; ' else '' end || \
         'create unique index dead_letters_position on outbox.dead_letters (relay, commit_lsn, ordinal, \
 hashtextextended(coalesce(event_id, ''''), 0))' \
     from t where not exists (select from indexes i where i.is_position and i.is_whole) \

@@ -110,8 +110,14 @@ const COLUMNS: &[Column] = &[
 const KEY_OF_PROGRESS: (&str, [&str; 2]) = (PROGRESS, ["relay", "seq"]);
 
 /// Whether the database lacks migrations, so that `migrate` is what adds columns; `None` where it does not say.
+/// Without a history, somebody has applied the files by hand, perhaps not all of them: `migrate` takes over what is
+/// there, and makes the rest.
 async fn is_behind(client: &Client) -> Option<bool> {
     let newest = outbox_migrations::Set::Outbox.migrations().iter().map(|m| m.version).max()?;
+    let known = "select pg_catalog.to_regclass('outbox.migrations') is not null";
+    if !client.query_one(known, &[]).await.ok()?.try_get::<_, bool>(0).ok()? {
+        return Some(true);
+    }
     let query = "select pg_catalog.max(version) from outbox.migrations";
     let applied: Option<i32> = client.query_one(query, &[]).await.ok()?.try_get(0).ok()?;
     Some(applied? < newest)
