@@ -145,13 +145,42 @@ pub(super) async fn question(
     facts: &Facts<'_>,
     asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
+    let question = of_events(config, parts, session, decision, facts, asked).await?;
+    Ok(question.map(|question| {
+        let stopped = facts.stored.and_then(|it| stops(&it.system_id, &facts.identity.system_id));
+        question + &stopped.unwrap_or_default()
+    }))
+}
+
+/// What the decision does to a relay of the same name at another server, whose progress is `stored`.
+fn stops(stored: &str, here: &str) -> Option<String> {
+    (stored != here).then(|| {
+        format!(
+            " Stored progress is of the cluster with system identifier {stored}: if a relay of this name still runs \
+             there, as where this is a copy of its database or another environment, this halts it. Then answer no, \
+             and give the relay here another name."
+        )
+    })
+}
+
+/// The part of the question that is about events.
+async fn of_events(
+    config: &Config,
+    parts: &Parts,
+    session: &SqlSession,
+    decision: Decision,
+    facts: &Facts<'_>,
+    asked: &mut Asked,
+) -> anyhow::Result<Option<String>> {
     asked.confirmed = facts.confirmed;
     if decision == Decision::AtTable {
         return from_table(&parts.mapping, session, facts, asked).await;
     }
     let what = match decision {
         Decision::AtSlot => "what was committed between stored progress and the slot's position",
-        Decision::AtProgress => "what the slot lacks",
+        Decision::AtProgress => {
+            "what the slot lacks, which is nothing unless the relay's halt says that the slot may lack rows"
+        }
         Decision::AtNow => {
             "what is committed by now and not published, and what is committed until the relay has made its new \
              slot"

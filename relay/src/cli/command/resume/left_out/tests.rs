@@ -62,3 +62,12 @@ fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
         assert_eq!(found, expected, "{decision:?} {confirmed:?} {identity:?}");
     }
 }
+
+#[test]
+fn whoever_decides_by_progress_of_another_cluster_is_told_that_a_relay_there_halts() {
+    assert_eq!(stops("7", "7"), None);
+    let told = stops("8", "7").expect("it is told");
+    for words in ["system identifier 8", "still runs there", "another name"] {
+        assert!(told.contains(words), "{words} is not in: {told}");
+    }
+}
