@@ -355,19 +355,22 @@ impl<S: Startup> Dialer<'_, S> {
         target: TargetSession,
     ) -> Result<(), ConnectError> {
         const RECOVERY: &str = "select pg_catalog.pg_is_in_recovery()";
-        let (query, wanted, asked_for) = match target {
+        const READ_ONLY: &str = "show transaction_read_only";
+        let (query, wanted, asked_for, is) = match target {
             TargetSession::Any | TargetSession::PreferStandby => return Ok(()),
-            TargetSession::ReadWrite => ("show transaction_read_only", "off", "read-write"),
-            TargetSession::ReadOnly => ("show transaction_read_only", "on", "read-only"),
-            TargetSession::Primary => (RECOVERY, "f", "primary"),
-            TargetSession::Standby => (RECOVERY, "t", "standby"),
+            TargetSession::ReadWrite => (READ_ONLY, "off", "read-write", "a standby, or read-only"),
+            TargetSession::ReadOnly => {
+                (READ_ONLY, "on", "read-only", "a primary that takes writes")
+            }
+            TargetSession::Primary => (RECOVERY, "f", "primary", "a standby"),
+            TargetSession::Standby => (RECOVERY, "t", "standby", "a primary"),
         };
         if self.startup.ask(session, query).await? == wanted {
             return Ok(());
         }
         // Transient: a failover may be under way.
         Err(ConnectError::transient(format!(
-            "the server is not what target_session_attrs={asked_for} asks for"
+            "the server is {is}, and not what target_session_attrs={asked_for} asks for"
         )))
     }
 }
