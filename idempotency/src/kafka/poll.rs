@@ -247,6 +247,17 @@ impl Poll {
     }
 }
 
+/// What a person looks at first.
+fn look_at(error: &KafkaError) -> &'static str {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
+    match error {
+        KafkaError::MessageConsumption(AllBrokersDown | BrokerTransportFailure | Resolve) => {
+            "are the brokers up, and is bootstrap.servers right?"
+        }
+        _ => "is each topic there?",
+    }
+}
+
 /// Most errors pass: brokers that are away, a topic that is not there yet.
 fn survivable(error: KafkaError) -> Result<(), RunError> {
     match error {
@@ -255,8 +266,22 @@ fn survivable(error: KafkaError) -> Result<(), RunError> {
             RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed,
         ) => Err(RunError::Fatal(error)),
         error => {
-            tracing::warn!(%error, "Kafka has an error for the consumer, which continues; is each topic there?");
+            tracing::warn!(%error, "Kafka has an error for the consumer, which continues; {}", look_at(&error));
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_connection_asks_for_the_brokers_and_any_other_for_the_topics() {
+        let look = |code| look_at(&KafkaError::MessageConsumption(code));
+        for code in [RDKafkaErrorCode::AllBrokersDown, RDKafkaErrorCode::BrokerTransportFailure] {
+            assert!(look(code).contains("bootstrap.servers"), "{code}");
+        }
+        assert!(look(RDKafkaErrorCode::UnknownTopicOrPartition).contains("topic"));
     }
 }
