@@ -24,10 +24,7 @@ pub(super) fn print(config: &Config) -> String {
                 sections.len() - 1
             });
             let Some((_, out)) = sections.get_mut(place) else { continue };
-            let origin = match (config.origin(&key.name.replace('*', &name)), key.name) {
-                (Origin::Default, "postgres.url") => config.origin("postgres.url_file"),
-                (origin, _) => origin,
-            };
+            let origin = origin(config, key.name, &name);
             let shown = if last == "*" { quoted(&name) } else { last.to_owned() };
             let line = format!("{shown} = {value}");
             // Writing to a string can't fail.
@@ -38,6 +35,22 @@ pub(super) fn print(config: &Config) -> String {
         }
     }
     sections.iter().map(|(_, lines)| lines.as_str()).collect::<Vec<_>>().join("\n")
+}
+
+/// Where the value was set, `name` standing for `*`. Of a value that is made of several settings: where those were.
+fn origin(config: &Config, key: &str, name: &str) -> String {
+    let whole = config.origin(&key.replace('*', name));
+    match key {
+        "postgres.url" if whole == Origin::Default => {
+            config.origin("postgres.url_file").to_string()
+        }
+        "sink.create_topics" if config.sink.create_topics.is_some() => {
+            let partitions = config.origin("sink.create_topics.partitions").to_string();
+            let replicas = config.origin("sink.create_topics.replication_factor").to_string();
+            if partitions == replicas { partitions } else { format!("{partitions}, {replicas}") }
+        }
+        _ => whole.to_string(),
+    }
 }
 
 /// Whether the setting means something with that kind of sink. One that does not is shown where somebody has set it.

@@ -31,6 +31,26 @@ fn secrets_in_files_of_their_own_are_read_and_never_shown() {
 }
 
 #[test]
+fn a_table_of_topics_to_create_prints_with_the_origins_of_its_parts() {
+    let shown = |text: &str, variables: &[(&str, &str)]| {
+        let config = load_from(text, variables, least(), Purpose::Relay).expect("complete");
+        let printed = config.print();
+        let line = printed.lines().find(|line| line.starts_with("create_topics")).expect("a line");
+        line.rsplit_once(" # ").expect("an origin").1.to_owned()
+    };
+    const WHOLE: &str = "OUTBOX_RELAY__SINK__CREATE_TOPICS";
+    const PARTITIONS: &str = "OUTBOX_RELAY__SINK__CREATE_TOPICS__PARTITIONS";
+    let table = "{ partitions = 6, replication_factor = 1 }";
+    let file = format!("[sink]\ncreate_topics = {table}\n");
+    assert_eq!(shown("", &[]), "default");
+    assert_eq!(shown("", &[(WHOLE, table)]), WHOLE);
+    assert!(shown(&file, &[]).ends_with(".toml"));
+    assert_eq!(shown(&file, &[(WHOLE, "false")]), WHOLE);
+    let both = shown(&file, &[(PARTITIONS, "3")]);
+    assert!(both.starts_with(&format!("{PARTITIONS}, ")) && both.ends_with(".toml"), "{both}");
+}
+
+#[test]
 fn effective_settings_print_as_toml_with_their_origins() {
     let sources = Sources { flags: least(), ..Sources::default() };
     let printed = load(&sources, Purpose::Relay).expect("complete").print();
