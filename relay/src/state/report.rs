@@ -8,7 +8,7 @@ use super::{
     behind::{BEHIND_BYTES_MIN, Behind, Lateness},
 };
 use crate::{
-    core::{lsn::Lsn, position::Position},
+    core::{lsn::Lsn, position::Position, printable::counted},
     metrics::Gauges,
     state::{
         health::{self, Vitals},
@@ -101,7 +101,8 @@ impl Board {
         let seconds = now.saturating_sub(before).as_secs_f64().max(0.001);
         let position = state.delivered.map_or_else(String::new, |p| format!(", delivered {p}"));
         Some(format!(
-            "{new} records in {seconds:.0} s ({:.0}/s), lag {:.1} s, {}{position}",
+            "{} in {seconds:.0} s ({:.0}/s), lag {:.1} s, {}{position}",
+            counted(new, "record"),
             new as f64 / seconds,
             lag.as_secs_f64(),
             approximate(lag_bytes),

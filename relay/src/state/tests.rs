@@ -32,6 +32,8 @@ fn a_board_follows_a_delivery() {
         "{line}"
     );
     assert_eq!(board.summary_line(), None);
+    board.delivered(Some(position), 1, 77, Duration::from_millis(4), Some(now_us()));
+    assert!(board.summary_line().is_some_and(|line| line.starts_with("1 record in 0 s")));
 }
 
 #[test]
