@@ -228,8 +228,8 @@ pub(crate) fn needs_time(sqlstate: &str) -> bool {
 fn remedy(error: &ServerError) -> Option<&'static str> {
     Some(match error.sqlstate.as_str() {
         "28P01" => {
-            "check the user and the password (url, passfile or PGPASSWORD), and restart the relay; what \
-             postgres.url_file names is read again by itself"
+            "correct the user or the password (postgres.url, passfile or PGPASSWORD), and restart the relay; with \
+             postgres.url_file no restart is needed: the relay reads that file again before each attempt"
         }
         "28000" if error.message.contains("does not exist") => {
             "correct the user in postgres.url or PGUSER; or, as a superuser, `create role {role} login \

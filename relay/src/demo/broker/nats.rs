@@ -53,7 +53,7 @@ impl Drop for Server {
 impl Nats {
     pub(super) async fn obtain(given: Option<&str>, dir: &Path) -> Result<Self> {
         if let Some(url) = given {
-            let client = connect(url).await.context("the NATS server of --nats")?;
+            let client = connect(url).await.context("can't connect to the NATS server of --nats: check its address and login, and that it is up")?;
             return Self::with(url.to_owned(), client, "the one of --nats", None);
         }
         let program = installed().with_context(|| {

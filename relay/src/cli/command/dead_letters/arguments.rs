@@ -35,14 +35,14 @@ Its place and what waits behind it stay as they are. An event that is given anot
 partition enters its new lane where it is released; that lane must not be parked itself. The command
 prints what it has changed; `show` prints the event.")]
     Edit(EditArgs),
-    /// Deliver parked events; always takes whole lanes
+    /// Deliver parked events: always whole lanes, each the parked events of one topic and key
     #[command(after_help = "Examples:
   outbox-relay dead-letters release 7
   outbox-relay dead-letters release --topic orders --key customer-1
   outbox-relay dead-letters release --all
 
-The relay delivers them, in order, when its stream has come to this command, and then what is
-committed later. An event that is refused again is parked again, with all behind it in its lane.
+The relay delivers them, in order, as soon as it has delivered what was committed before this command.
+What is committed later follows them. An event that is refused again is parked again, with all behind it in its lane.
 
 It asks only about events that were put back into the table from a copy of it: those that were released
 or discarded after the copy was made would come a second time. Without a terminal it then needs --yes.")]

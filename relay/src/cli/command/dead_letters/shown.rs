@@ -75,7 +75,7 @@ pub(super) fn released(released: &Released, json: bool) -> String {
         return "nothing is parked".into();
     }
     let mut text = format!(
-        "released {} of {}: the relay delivers them, in order, when its stream has come to this command",
+        "released {} of {}: the relay delivers them, in order, as soon as it has delivered what was committed before",
         counted(events.unsigned_abs(), "event"),
         counted(lanes.unsigned_abs(), "lane")
     );
