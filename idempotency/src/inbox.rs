@@ -95,7 +95,8 @@ impl Inbox {
     /// Cancel safe: call it again.
     ///
     /// # Errors
-    /// [`InboxError::Refused`] where the migration set `inbox` or a grant is missing,
+    /// [`InboxError::Refused`] where the server rejects the user, password or database, or where the
+    /// migration set `inbox` or a grant is missing,
     /// [`InboxError::Setting`] where a setting weakens what the inbox promises.
     pub async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
         match Self::opened(pool.clone(), consumer).await {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deadpool_postgres::{Object, Pool};
+use deadpool_postgres::{Object, Pool, PoolError};
 use futures_util::future;
 use outbox_migrations::grants;
 use tokio_postgres::{error::SqlState, types::ToSql};
@@ -78,6 +78,27 @@ const LOOK: &str = "select pg_catalog.current_setting('synchronous_commit'), \
             where s.name operator(pg_catalog.=) 'statement_timeout'), \
         pg_catalog.current_setting('server_encoding')";
 
+/// Why there is no first session. A wrong password, role or database does not pass by waiting.
+fn unopened(error: PoolError) -> InboxError {
+    const WRONG: [SqlState; 3] = [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        SqlState::UNDEFINED_DATABASE,
+    ];
+    match error {
+        PoolError::Backend(source) if source.code().is_some_and(|code| WRONG.contains(code)) => {
+            InboxError::Refused {
+                doing: "connecting to the consumer's database",
+                remedy: "the server rejected the connection, and nothing was consumed; correct the user, password or \
+                         database in the configuration of the pool"
+                    .into(),
+                source,
+            }
+        }
+        error => InboxError::Unavailable(Box::new(error)),
+    }
+}
+
 impl Sessions {
     /// Looks at what a session of the pool is like.
     ///
@@ -85,7 +106,7 @@ impl Sessions {
     /// [`InboxError::Setting`] where one weakens a promise and the role may not change it.
     pub(crate) async fn open(pool: Pool, consumer: &str) -> Result<Self, InboxError> {
         let refused = |error| InboxError::of("looking at the session's settings", error);
-        let client = pool.get().await.map_err(|e| InboxError::Unavailable(Box::new(e)))?;
+        let client = pool.get().await.map_err(unopened)?;
         let rows = client.query_typed(LOOK, &[]).await.map_err(refused)?;
         let row = rows.first().expect("a query without a table returns one row");
         let text = |n| row.try_get::<_, &str>(n).map_err(refused);

@@ -37,6 +37,24 @@ async fn a_setting_that_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn a_database_or_role_that_does_not_exist_is_called_wrong_and_not_unavailable() {
+    let database = Database::create_inbox().await;
+    let url = database.superuser_url();
+    let (server, _) = url.rsplit_once('/').expect("the database's name is last");
+    let (_, host) = url.split_once('@').expect("a role");
+    let absent = format!("{server}/absent_database");
+    let stranger = format!("postgres://absent_role:secret@{host}");
+    for (url, named) in [(absent, "absent_database"), (stranger, "absent_role")] {
+        let ended = consumer(&[("DATABASE_URL", &url), ("KAFKA", "127.0.0.1:1")]).output().await;
+        let ended = ended.expect("it runs");
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(!ended.status.success() && said.contains(named), "{said}");
+        assert!(said.contains("correct the user, password or database"), "{said}");
+        assert!(!said.contains("unavailable"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_consumer_says_how_it_starts_what_waits_and_that_no_broker_answers() {
     // No one listens on a port that is reserved; a broker that is frozen takes connections.
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
