@@ -18,6 +18,7 @@ use crate::checks::check;
 
 const README: &str = include_str!("../../README.md");
 const CONSUMER: &str = include_str!("../../docs/CONSUMER.md");
+const UPGRADING: &str = include_str!("../../docs/UPGRADING.md");
 const EXISTING: &str = include_str!("../../docs/EXISTING-TABLE.md");
 
 /// The blocks of a section, in order: language and text.
@@ -131,6 +132,28 @@ async fn readme_leads_from_nothing_to_an_effect_in_the_consumers_table() {
     let ended = consumer.wait().await.expect("it ends");
     assert!(ended.success(), "it leaves its group, as a container's is to: {ended}");
     relay.kill().await.expect("it is ended");
+    remove(&database).await;
+}
+
+/// Types what UPGRADING.md has for the relay `app`, and looks whether anything is left.
+async fn remove(database: &Database) {
+    let client = database.superuser();
+    let slots = "select slot_name::text, active from pg_replication_slots \
+                 where database = current_database()";
+    let slot = wait::until("the slot is free", wait::PATIENCE, || async {
+        let row = client.query_one(slots, &[]).await?;
+        anyhow::ensure!(!row.get::<_, bool>(1), "it is active");
+        Ok::<String, anyhow::Error>(row.get(0))
+    });
+    let slot = slot.await.expect("the relay has ended");
+    for (_, sql) in blocks_in(UPGRADING, "Removing a relay") {
+        client.batch_execute(&sql.replace("outbox_app", &slot)).await.expect(sql);
+    }
+    let left = "select (select count(*) from pg_replication_slots where database = current_database()) \
+                + (select count(*) from pg_publication) \
+                + (select count(*) from pg_namespace where nspname in ('outbox', 'inbox'))";
+    let left: i64 = client.query_one(left, &[]).await.expect("an answer").get(0);
+    assert_eq!(left, 0, "slots, publications and schemas that are left");
 }
 
 #[tokio::test]
