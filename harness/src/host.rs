@@ -1,6 +1,6 @@
 //! This machine: its terminal, its folders, its ports.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use outbox_relay::throwaway;
@@ -20,6 +20,14 @@ pub(crate) fn cache_dir() -> Result<PathBuf> {
     let dir = target.join("harness");
     std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     dir.canonicalize().with_context(|| format!("resolving {}", dir.display()))
+}
+
+/// Takes away what an interrupted run may have left.
+pub(crate) fn removed(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir)?;
+    }
+    Ok(())
 }
 
 /// A free port of the loopback interface, never the same one twice.

@@ -36,6 +36,7 @@ pub mod postgres_version;
 pub mod probes;
 mod process;
 pub mod proxy;
+pub mod python;
 pub mod rabbit;
 pub mod relay;
 mod rights;

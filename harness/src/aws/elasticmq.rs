@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command},
 };
 
@@ -106,7 +106,7 @@ fn libraries() -> Result<PathBuf> {
     host::report(&format!("fetching ElasticMQ {VERSION} with Maven (37 MB, once)"));
     // Into another directory first: an interrupted fetch must not look like a whole one.
     let partial = cache.join("elasticmq.partial");
-    removed(&partial)?;
+    host::removed(&partial)?;
     let maven = Command::new("mvn")
         .args(["--quiet", "--batch-mode", "--file"])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/aws/pom.xml"))
@@ -120,11 +120,4 @@ fn libraries() -> Result<PathBuf> {
     }
     std::fs::rename(&partial, &libraries)?;
     Ok(libraries)
-}
-
-pub(super) fn removed(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir)?;
-    }
-    Ok(())
 }

@@ -2,19 +2,18 @@
 //! its own.
 
 use std::{
-    fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use outbox_relay::throwaway::guardian;
 
-use super::{elasticmq::removed, http, queue::Queue, topic::SnsTopic};
-use crate::{host, process, wait};
+use super::{http, queue::Queue, topic::SnsTopic};
+use crate::{host, process, python, wait};
 
-/// Which versions: a change of it makes another environment.
-const REQUIREMENTS: &str = include_str!("../../aws/requirements.txt");
+/// Which versions.
+const REQUIREMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/aws/requirements.txt");
 
 /// A server; ended by KILL when dropped, with all it had.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl Moto {
     /// # Errors
     /// What to install.
     pub fn start() -> Result<Self> {
-        let environment = environment()?;
+        let environment = python::environment("moto", Path::new(REQUIREMENTS))?;
         let dir = tempfile::Builder::new().prefix("outbox-moto-").tempdir()?.keep();
         guardian::remove_at_exit(&dir)?;
         let port = host::free_port();
@@ -86,35 +85,4 @@ impl Drop for Moto {
         let _status = self.server.wait();
         guardian::forget(self.server.id());
     }
-}
-
-/// An environment of Python's with moto in it, from `target/harness`; the first process to come makes it.
-fn environment() -> Result<PathBuf> {
-    let version = REQUIREMENTS.lines().find_map(|line| line.strip_prefix("moto=="));
-    let cache = host::cache_dir()?;
-    let environment = cache.join(format!("moto-{}", version.context("a version of moto")?));
-    let lock = File::create(cache.join("moto.lock"))?;
-    lock.lock().context("waiting for another process that installs moto")?;
-    let done = environment.join("requirements.txt");
-    if std::fs::read_to_string(&done).is_ok_and(|text| text == REQUIREMENTS) {
-        return Ok(environment);
-    }
-    host::report("installing moto with pip (140 MB, once)");
-    // Its programs name their place, so it can't be made elsewhere and moved.
-    removed(&environment)?;
-    run(Command::new("python3").args(["-m", "venv"]).arg(&environment))
-        .context("python3 can't make an environment: install it (Debian: python3-venv)")?;
-    run(Command::new(environment.join("bin/pip"))
-        .args(["install", "--quiet", "--disable-pip-version-check", "--requirement"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/aws/requirements.txt")))?;
-    std::fs::write(&done, REQUIREMENTS)?;
-    Ok(environment)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let done = command.output().with_context(|| format!("{command:?} did not start"))?;
-    if !done.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&done.stderr));
-    }
-    Ok(())
 }
