@@ -1,4 +1,4 @@
--- What the two services own. Beside it: `outbox-relay migrate`, and `migrate --set inbox`.
+-- What the services own. Beside it: `outbox-relay migrate`, and `migrate --set inbox`.
 
 create table orders (
     id bigint generated always as identity primary key,
@@ -15,6 +15,12 @@ create table payments (
     id bigint generated always as identity primary key,
     order_id bigint not null, -- Not unique, on purpose: the inbox alone sees to that.
     amount_cents bigint not null
+);
+
+create table shipments (
+    id bigint generated always as identity primary key,
+    order_id bigint not null, -- Not unique either.
+    customer bigint not null
 );
 
 -- The shop, and a hundred customers with money.

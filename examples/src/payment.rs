@@ -2,20 +2,10 @@
 
 use outbox_idempotency::{Event, Failure, Message, Tx};
 use serde_json::json;
-use tokio::signal::{
-    ctrl_c,
-    unix::{SignalKind, signal},
-};
+
+use crate::OrderPlaced;
 
 const SHOP: i64 = 0;
-
-/// The event that `orders` publishes.
-#[derive(Debug, serde::Deserialize)]
-pub struct OrderPlaced {
-    order: i64,
-    customer: i64,
-    amount_cents: i64,
-}
 
 /// All of it happens, and once for each order, or nothing: whatever crashes, and however often the
 /// message comes. Nothing here has to think of that.
@@ -37,13 +27,4 @@ pub async fn take(tx: Tx, message: Message<OrderPlaced>) -> Result<(), Failure> 
     let event = Event::new("payments", json!({ "order": order, "amount_cents": amount_cents }));
     tx.publish(&event.key(&customer.to_string()).kind("OrderPaid")).await?;
     Ok(())
-}
-
-/// Ctrl-C, or the signal that whoever stops a container sends.
-///
-/// # Errors
-/// The system's.
-pub fn stop() -> std::io::Result<impl Future<Output = ()>> {
-    let mut term = signal(SignalKind::terminate())?;
-    Ok(async move { tokio::select!(_ = ctrl_c() => {}, _ = term.recv() => {}) })
 }

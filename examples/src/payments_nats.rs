@@ -1,6 +1,7 @@
 //! The same service as `payments`, from NATS JetStream.
 //!
-//! `cargo run -p outbox-examples --bin payments-nats -- POSTGRES_URL nats://HOST:PORT STREAM`, until Ctrl-C or SIGTERM.
+//! `cargo run -p outbox-examples --bin payments-nats -- POSTGRES_URL nats://HOST:PORT STREAM`, until Ctrl-C or SIGTERM. With
+//! `shipping` as its last argument it is the other service: another durable consumer of the stream, with an inbox of its own.
 //!
 //! The server keeps what it has delivered from others for `ACK_WAIT`, and delivers what is behind that meanwhile. So where a
 //! process dies, orders of one customer may be paid in another order; each is paid once.
@@ -9,11 +10,9 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use async_nats::jetstream::{self, AckKind, consumer::pull};
-use deadpool_postgres::{Manager, Pool};
 use futures_util::StreamExt;
-use outbox_examples::{acknowledged, payment};
-use outbox_idempotency::{Inbox, Processor, Source, dispatch::Answer};
-use tokio_postgres::NoTls;
+use outbox_examples::{acknowledged, service};
+use outbox_idempotency::{Source, dispatch::Answer};
 
 const ACK_WAIT: Duration = Duration::from_secs(5);
 /// No more of it is delivered than this service may have in memory.
@@ -21,25 +20,19 @@ const UNACKNOWLEDGED_MAX: i64 = 2_000;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().init();
-    let mut args = std::env::args().skip(1);
-    let mut argument = || args.next().context("usage: payments-nats POSTGRES_URL NATS_URL STREAM");
-    let (database, server, stream) = (argument()?, argument()?, argument()?);
-
-    let manager = Manager::new(database.parse()?, NoTls);
-    let pool = Pool::builder(manager).max_size(32).build()?;
-    let processor = Processor::new(Inbox::open(pool, "payments/take").await?, payment::take);
+    let usage = "usage: payments-nats POSTGRES_URL NATS_URL STREAM [payments|shipping]";
+    let (service, [server, stream]) = service::start(usage).await?;
 
     let nats = jetstream::new(async_nats::connect(server).await?);
     let stream = nats.get_stream_no_info(&stream).await?;
     let settings = pull::Config {
-        durable_name: Some("payments".to_owned()),
+        durable_name: Some(service.name.to_owned()),
         filter_subject: "orders.*".to_owned(),
         ack_wait: ACK_WAIT,
         max_ack_pending: UNACKNOWLEDGED_MAX,
         ..pull::Config::default()
     };
-    let consumer = stream.get_or_create_consumer("payments", settings).await?;
+    let consumer = stream.get_or_create_consumer(service.name, settings).await?;
     let mut messages = consumer.messages().await?;
 
     let receive = async || loop {
@@ -68,5 +61,5 @@ async fn main() -> anyhow::Result<()> {
         };
         told.map_err(anyhow::Error::from_boxed)
     };
-    acknowledged::consume(processor, Some(ACK_WAIT), receive, tell, payment::stop()?).await
+    acknowledged::consume(service.processor, Some(ACK_WAIT), receive, tell, service::stop()?).await
 }

@@ -2,7 +2,8 @@
 //!
 //! `cargo run -p outbox-examples --bin payments-rabbitmq -- POSTGRES_URL amqp://HOST:PORT`, until Ctrl-C or SIGTERM. It reads the
 //! queues `orders.0` to `orders.3`, as docs/RABBITMQ.md has them: with a single active consumer each, so that a customer's
-//! orders are paid as they came.
+//! orders are paid as they came. With `shipping` as its last argument it is the other service, with an inbox of its own: it reads
+//! `shipping.0` to `shipping.3`, which are bound to the same exchange by the same keys.
 
 use amqprs::{
     FieldValue,
@@ -14,11 +15,9 @@ use amqprs::{
     connection::{Connection, OpenConnectionArguments},
 };
 use anyhow::Context;
-use deadpool_postgres::{Manager, Pool};
-use outbox_examples::{acknowledged, payment};
-use outbox_idempotency::{Inbox, Processor, Source, dispatch::Answer};
+use outbox_examples::{acknowledged, service};
+use outbox_idempotency::{Source, dispatch::Answer};
 use tokio::sync::mpsc;
-use tokio_postgres::NoTls;
 
 const QUEUES: u8 = 4;
 /// No more is delivered from each queue than this service may have in memory.
@@ -26,14 +25,9 @@ const UNACKNOWLEDGED_MAX: u16 = 500;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().init();
-    let mut args = std::env::args().skip(1);
-    let mut argument = || args.next().context("usage: payments-rabbitmq POSTGRES_URL AMQP_URL");
-    let (database, broker) = (argument()?, argument()?);
-
-    let manager = Manager::new(database.parse()?, NoTls);
-    let pool = Pool::builder(manager).max_size(32).build()?;
-    let processor = Processor::new(Inbox::open(pool, "payments/take").await?, payment::take);
+    let usage = "usage: payments-rabbitmq POSTGRES_URL AMQP_URL [payments|shipping]";
+    let (service, [broker]) = service::start(usage).await?;
+    let queues = if service.name == "payments" { "orders" } else { service.name };
 
     let arguments = OpenConnectionArguments::try_from(broker.as_str())?;
     let connection = Connection::open(&arguments).await?;
@@ -42,8 +36,8 @@ async fn main() -> anyhow::Result<()> {
     channel.register_callback(DefaultChannelCallback).await?;
     channel.basic_qos(BasicQosArguments::new(0, UNACKNOWLEDGED_MAX, false)).await?;
     let (forward, mut messages) = mpsc::channel::<ConsumerMessage>(1);
-    for queue in 0..QUEUES {
-        let queue = format!("orders.{queue}");
+    for partition in 0..QUEUES {
+        let queue = format!("{queues}.{partition}");
         let consume = BasicConsumeArguments::new(&queue, "");
         let (_tag, mut delivered) = channel.basic_consume_rx(consume).await?;
         let forward = forward.clone();
@@ -90,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    acknowledged::consume(processor, None, receive, tell, payment::stop()?).await?;
+    acknowledged::consume(service.processor, None, receive, tell, service::stop()?).await?;
     channel.close().await?;
     Ok(connection.close().await?)
 }
