@@ -17,6 +17,23 @@ fn the_books_balance_on_rabbitmq_whatever_is_killed() {
     balance("rabbitmq", "· out of order 0 ·");
 }
 
+#[test]
+fn the_consumer_without_rust_runs_the_statements_of_its_page() {
+    let page = include_str!("../../docs/CONSUMER.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Without Rust\n"));
+    let program = include_str!("../python/inbox.py");
+    let fences: Vec<&str> = section.expect("it is there").split("```").collect();
+    let statements: Vec<&str> =
+        fences.iter().filter_map(|fence| fence.strip_prefix("sql\n")).map(str::trim_end).collect();
+    for statement in &statements {
+        assert!(program.contains(statement), "the program has not: {statement}");
+    }
+    // And no others: each is a constant of its own.
+    let in_program =
+        program.lines().filter(|line| line.contains(" = \"") && !line.starts_with(" ")).count();
+    assert_eq!(in_program, statements.len() + 1, "BURIED is told in words");
+}
+
 fn balance(broker: &str, also: &str) {
     // Cargo builds examples with the tests, beside the programs, and names their path nowhere.
     let books = Path::new(env!("CARGO_BIN_EXE_orders")).with_file_name("examples").join("books");
