@@ -1,20 +1,26 @@
 //! The broker between the services, as each wants it.
 
+use std::path::{Path, PathBuf};
+
 use amqprs::{
-    BasicProperties, FieldValue,
-    channel::BasicPublishArguments,
+    BasicProperties, FieldTable, FieldValue,
+    channel::{BasicPublishArguments, QueueBindArguments, QueueDeclareArguments},
     connection::{Connection, OpenConnectionArguments},
 };
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use outbox_harness::{
     Harness,
     nats::{Nats, Stream},
+    python,
     rabbit::{Exchange, Rabbit},
     relay::Settings,
     topic::{Record, Topic},
 };
 use rdkafka::admin::{AdminClient, AdminOptions};
 use serde_json::json;
+use tokio::process::Command;
+
+use crate::service::{self, Program};
 
 const PARTITIONS: i32 = 4;
 /// Messages of somebody else, without an id: more than a service may have unanswered.
@@ -22,22 +28,39 @@ const STRAYS: usize = 2_100;
 
 /// What `orders` and `payments` are published to, and read from.
 pub(crate) enum Broker {
-    Kafka { orders: Topic, payments: Topic },
-    Nats { server: Nats, stream: Stream },
-    RabbitMq { server: Rabbit, orders: Exchange, payments: Exchange },
+    /// With the `payments` in Python in this environment, or that in Rust.
+    Kafka {
+        orders: Topic,
+        payments: Topic,
+        python: Option<PathBuf>,
+    },
+    Nats {
+        server: Nats,
+        stream: Stream,
+    },
+    RabbitMq {
+        server: Rabbit,
+        orders: Exchange,
+        payments: Exchange,
+    },
 }
 
 impl Broker {
-    /// `kafka`, `nats` or `rabbitmq`, with all that events are published to.
+    /// `kafka`, `nats` or `rabbitmq`, with all that events are published to; `python` is Kafka with `payments` in Python.
     pub(crate) async fn set(kind: &str, t: &Harness) -> Result<Self> {
         match kind {
-            "kafka" => {
+            "kafka" | "python" => {
+                let python = match kind {
+                    "python" => Some(python_inbox(t).await?),
+                    _ => None,
+                };
                 let topic = |name: &str| Topic::new(t.kafka(), name.to_owned());
                 for name in ["orders", "payments"] {
                     ensure!(!topic(name).exists().await, "the broker has a topic {name} already");
                 }
                 let orders = topic("orders").create(PARTITIONS).await;
-                Ok(Broker::Kafka { orders, payments: topic("payments").create(PARTITIONS).await })
+                let payments = topic("payments").create(PARTITIONS).await;
+                Ok(Broker::Kafka { orders, payments, python })
             }
             "nats" => {
                 let server = Nats::start()?;
@@ -61,6 +84,17 @@ impl Broker {
                 let arguments = arguments.map_err(|error| anyhow!("{error}"))?;
                 let stranger = Connection::open(&arguments).await?;
                 let channel = stranger.open_channel(None).await?;
+                // The exchange gives a copy of each event to each service.
+                for partition in 0..PARTITIONS {
+                    let name = format!("shipping.{partition}");
+                    let mut queue = QueueDeclareArguments::durable_client_named(&name);
+                    let mut arguments = FieldTable::new();
+                    arguments.insert("x-queue-type".try_into()?, "quorum".into());
+                    arguments.insert("x-single-active-consumer".try_into()?, FieldValue::t(true));
+                    channel.queue_declare(queue.arguments(arguments).finish()).await?;
+                    let key = partition.to_string();
+                    channel.queue_bind(QueueBindArguments::new(&name, "orders", &key)).await?;
+                }
                 for _ in 0..STRAYS {
                     let to = BasicPublishArguments::new("orders", "0");
                     channel.basic_publish(BasicProperties::default(), b"{}".to_vec(), to).await?;
@@ -68,7 +102,7 @@ impl Broker {
                 channel.close().await?;
                 Ok(Broker::RabbitMq { server, orders, payments })
             }
-            _ => bail!("{kind} is no broker of these examples: kafka, nats or rabbitmq"),
+            _ => bail!("{kind} is none of kafka, python, nats and rabbitmq"),
         }
     }
 
@@ -90,16 +124,27 @@ impl Broker {
         }
     }
 
-    /// The service that takes payments, and what it is started with beside the database.
-    pub(crate) fn service(&self, t: &Harness) -> (&'static str, Vec<String>) {
-        match self {
+    /// `payments` or `shipping`, as it is started.
+    pub(crate) fn service(&self, name: &'static str, t: &Harness) -> Result<Program> {
+        let database = t.database().superuser_settings();
+        let (program, broker) = match self {
+            Broker::Kafka { python: Some(environment), .. } if name == "payments" => {
+                let script = of_python("payments.py").display().to_string();
+                let arguments =
+                    vec!["-B".to_owned(), script, database, t.kafka().brokers().to_owned()];
+                return Ok(Program { name, path: environment.join("bin/python"), arguments });
+            }
             Broker::Kafka { .. } => ("payments", vec![t.kafka().brokers().to_owned()]),
             Broker::Nats { server, stream } => {
                 let url = format!("nats://{}", server.address());
                 ("payments-nats", vec![url, stream.name().to_owned()])
             }
             Broker::RabbitMq { server, .. } => ("payments-rabbitmq", vec![server.url()]),
-        }
+        };
+        let mut arguments = vec![database];
+        arguments.extend(broker);
+        arguments.push(name.to_owned());
+        Ok(Program { name, path: service::beside(program)?, arguments })
     }
 
     /// Whether what a service had when it died comes again before what is behind it.
@@ -120,13 +165,30 @@ impl Broker {
 
     /// Kafka may not be ours.
     pub(crate) async fn clear(&self, t: &Harness) -> Result<()> {
-        if let Broker::Kafka { orders, payments } = self {
+        if let Broker::Kafka { orders, payments, .. } = self {
             let admin: AdminClient<_> = t.kafka().client().create()?;
             let topics = [orders.name(), payments.name()];
             admin.delete_topics(&topics, &AdminOptions::new()).await?;
         }
         Ok(())
     }
+}
+
+/// An environment for the service in Python, whose inbox does what kills alone would not show.
+async fn python_inbox(t: &Harness) -> Result<PathBuf> {
+    let environment = python::environment("books", &of_python("requirements.txt"))?;
+    let test = Command::new(environment.join("bin/python"))
+        .arg("-B")
+        .arg(of_python("test_inbox.py"))
+        .arg(t.database().superuser_settings())
+        .output()
+        .await?;
+    ensure!(test.status.success(), "test_inbox.py: {}", String::from_utf8_lossy(&test.stderr));
+    Ok(environment)
+}
+
+fn of_python(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(file)
 }
 
 fn first_of_each(records: Vec<Record>) -> Result<Vec<Record>> {

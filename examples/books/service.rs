@@ -1,10 +1,36 @@
-//! One of the two services as a process.
+//! One of the services as a process.
 
-use std::{fs::OpenOptions, path::Path, process::Stdio};
+use std::{
+    fs::OpenOptions,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, ensure};
 use outbox_relay::throwaway::{self, guardian};
 use tokio::process::{Child, Command};
+
+/// How a service is started.
+pub(crate) struct Program {
+    /// Of the service; not that of the program.
+    pub(crate) name: &'static str,
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: Vec<String>,
+}
+
+/// The program of that name beside this one.
+pub(crate) fn beside(name: &str) -> Result<PathBuf> {
+    let books = std::env::current_exe()?;
+    // target/<profile>/examples/books, and the services in target/<profile>.
+    let programs = books.ancestors().nth(2).context("a place among the build's programs")?;
+    let program = programs.join(name);
+    ensure!(
+        program.is_file(),
+        "no {name} in {}: cargo build -p outbox-examples",
+        programs.display()
+    );
+    Ok(program)
+}
 
 /// A service that runs; ended by KILL when dropped, and when this process ends.
 pub(crate) struct Service {
@@ -14,21 +40,11 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts the program of that name beside this one.
-    pub(crate) fn start(name: &str, arguments: &[&str], logs: &Path) -> Result<Self> {
-        let books = std::env::current_exe()?;
-        // target/<profile>/examples/books, and the two services in target/<profile>.
-        let programs = books.ancestors().nth(2).context("a place among the build's programs")?;
-        let program = programs.join(name);
-        ensure!(
-            program.is_file(),
-            "no {name} in {}: cargo build -p outbox-examples",
-            programs.display()
-        );
-        let log = logs.join(format!("{name}.log"));
+    pub(crate) fn start(program: &Program, logs: &Path) -> Result<Self> {
+        let log = logs.join(format!("{}.log", program.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = Command::new(program)
-            .args(arguments)
+        let child = Command::new(&program.path)
+            .args(&program.arguments)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
