@@ -129,6 +129,10 @@ pub(super) fn stream_ended(
             "streaming from PostgreSQL",
             undecodable::of_stream(&error, slot, mapping.tables(), mapping.id_column()),
         ),
+        StreamError::Server { ref code, ref message } if undecodable::lacks_wal(code, message) => {
+            let error = undecodable::without_wal(&error, slot);
+            Ended::retry(Cause::Postgres, "streaming from PostgreSQL", error)
+        }
         error => Ended::postgres("streaming from PostgreSQL", error),
     }
 }

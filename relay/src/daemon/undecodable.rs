@@ -40,6 +40,23 @@ pub(super) fn of_stream(
     )
 }
 
+/// SQLSTATE undefined_file, and the name of a segment in the server's words, whose language doesn't matter.
+pub(super) fn lacks_wal(code: &str, message: &str) -> bool {
+    let is_segment = |word: &str| word.len() == 24 && word.chars().all(|c| c.is_ascii_hexdigit());
+    code == "58P01" && message.split(|c: char| !c.is_ascii_alphanumeric()).any(is_segment)
+}
+
+/// The server calls the slot reserved all the same, so no start would see that it is lost.
+pub(super) fn without_wal(error: &dyn std::error::Error, slot: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{error}. Nothing is lost, and everything waits: a file of the server's WAL that the slot {slot} needs is \
+         gone, as after someone has deleted it, or pg_resetwal. If it can be put back into pg_wal, do that. \
+         Otherwise drop the slot: {}. The relay makes a new one and publishes from the table what this one would \
+         have sent; or it halts with the interval",
+        drop_in_use(slot)
+    )
+}
+
 /// The same of a repair that reads the tables; `None` where it is not a row that it fails at.
 pub(super) fn of_table(error: &ReadError, mapping: &Mapping) -> Option<anyhow::Error> {
     let ReadError::Database(source) = error else { return None };
@@ -90,6 +107,14 @@ fn drop_in_use(slot: &str) -> String {
 mod tests {
     use super::*;
     use crate::source::decoder::StreamError;
+
+    #[test]
+    fn a_segment_that_is_gone_is_told_from_another_file() {
+        let gone = "das angeforderte WAL-Segment 00000001000000000000000A wurde schon entfernt";
+        assert!(lacks_wal("58P01", gone));
+        assert!(!lacks_wal("58P01", "could not access file \"$libdir/odd\": No such file"));
+        assert!(!lacks_wal("57P01", gone));
+    }
 
     #[test]
     fn what_the_server_can_not_decode_is_told_with_the_tables_and_what_to_type() {

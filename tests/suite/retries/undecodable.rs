@@ -4,8 +4,9 @@ use outbox_harness::{
     Harness,
     database::Role,
     event::Event,
-    postgres,
+    postgres::{self, Postgres},
     relay::{Relay, Settings},
+    servers,
     topic::Topic,
     wait,
 };
@@ -167,4 +168,35 @@ async fn a_relay_whose_stream_dies_again_and_again_is_not_ready_and_its_slot_is_
     .expect("it has the slot");
     run(&t, typed(&told, "pg_drop_replication_slot")).await;
     all_arrive(t, topic, relay).await;
+}
+
+/// As in a hurry to make room on a full disk. The server says that the slot's WAL is there.
+#[tokio::test]
+async fn a_slot_whose_wal_somebody_has_deleted_is_dropped_as_it_says_and_nothing_is_lost() {
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    let event = || Event::to(topic.name()).key("k");
+    let mut relay = t.relay().start().await;
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    relay.kill9().await;
+    t.commit([event()]).await;
+    let segment = "select current_setting('data_directory') || '/pg_wal/' || pg_walfile_name(restart_lsn) \
+                   from pg_replication_slots";
+    let segment = t.database().superuser().query_one(segment, &[]).await.expect("a slot");
+    run(&t, "select pg_switch_wal()").await;
+    t.commit([event()]).await;
+    run(&t, "checkpoint").await;
+    std::fs::remove_file(segment.get::<_, String>(0)).expect("it was there");
+    relay.restart();
+    let told = says(&relay, &["Nothing is lost, and everything waits", "is gone"]).await;
+    run(&t, typed(&told, "pg_drop_replication_slot")).await;
+    relay.wait_ready().await;
+    t.commit([event()]).await;
+    let ids: Vec<_> = t.committed().await.iter().map(|row| row.id.clone()).collect();
+    let records = topic.records_with(ids).await;
+    assert_eq!(records.len(), 4, "each once");
+    assert!(relay.sigterm().await.success());
 }
