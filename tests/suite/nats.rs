@@ -218,6 +218,33 @@ async fn a_stream_that_begins_to_delete_what_was_not_read_is_named_while_the_rel
     all_arrive(&t, &stream).await;
 }
 
+/// Without a limit for the whole stream it deletes as much.
+#[tokio::test]
+async fn a_stream_that_begins_to_keep_few_of_each_subject_is_named_while_the_relay_streams() {
+    let t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let relay = to(&stream, t.relay()).start().await;
+    stream.change(&json!({ "max_msgs_per_subject": 1 })).await;
+    relay.wait_log("--max-msgs-per-subject=-1").await;
+}
+
+/// Progress that is stored elsewhere is not found, and each claim would look like another relay's.
+#[tokio::test]
+async fn a_stream_that_moves_progress_to_another_subject_is_named_and_flows_once_it_does_not() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let mut relay = to(&stream, t.relay()).start().await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    all_arrive(&t, &stream).await;
+    let elsewhere = json!({ "src": progress(&t), "dest": format!("{}.elsewhere", topic(&t)) });
+    stream.change(&json!({ "subject_transform": elsewhere })).await;
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    assert!(halted(&relay).await.contains("--no-transform"));
+    stream.change(&json!({ "subject_transform": null })).await;
+    relay.wait_ready().await;
+    all_arrive(&t, &stream).await;
+}
+
 #[tokio::test]
 async fn what_a_stranger_stores_under_the_progress_subject_does_not_count() {
     let mut t = Harness::start().await;

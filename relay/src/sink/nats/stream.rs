@@ -15,6 +15,8 @@ pub(super) struct Stream {
     /// Bytes of a message with its headers; not positive: no limit but the server's.
     max_msg_size: i64,
     max_msgs_per_subject: i64,
+    discard_new_per_subject: bool,
+    subject_transform: Option<Transform>,
     allow_atomic: bool,
     allow_rollup_hdrs: bool,
     allow_msg_ttl: bool,
@@ -25,6 +27,19 @@ pub(super) struct Stream {
     /// In nanoseconds; 0: for ever.
     max_age: i64,
     num_replicas: i64,
+}
+
+/// Messages of `src` are stored under another subject than they were published to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Transform {
+    src: String,
+}
+
+impl Transform {
+    fn moves(&self, subject: &str) -> bool {
+        self.src.is_empty() || matches(&self.src, subject)
+    }
 }
 
 #[derive(Deserialize)]
@@ -68,6 +83,19 @@ impl Stream {
 
     /// Whether it makes room by deleting, and what to type.
     pub(super) fn deletes_unread(&self, name: &str) -> Option<(String, String)> {
+        if self.max_msgs_per_subject > 0 && !(self.discard == "new" && self.discard_new_per_subject)
+        {
+            return Some((
+                format!(
+                    "the stream {name} keeps {} message(s) of each subject: older ones are deleted, whether they were \
+                     read or not",
+                    self.max_msgs_per_subject
+                ),
+                format!(
+                    "`nats stream edit {name} --max-msgs-per-subject=-1`, unless only the newest count"
+                ),
+            ));
+        }
         if self.discard == "new" || (self.max_msgs <= 0 && self.max_bytes <= 0) {
             return None;
         }
@@ -85,14 +113,14 @@ impl Stream {
     pub(super) fn advice(&self, name: &str) -> Vec<(String, String)> {
         let mut found = Vec::new();
         found.extend(self.deletes_unread(name));
-        if self.max_msgs_per_subject > 0 {
+        if self.subject_transform.is_some() {
             let what = format!(
-                "the stream {name} keeps {} message(s) of each subject: older ones are deleted, whether they were read or not",
-                self.max_msgs_per_subject
+                "the stream {name} stores messages under other subjects than they are published to \
+                 (subject_transform): who reads the events' own subjects does not see them"
             );
             found.push((
                 what,
-                "use a stream without that limit, unless only the newest count".into(),
+                format!("`nats stream edit {name} --no-transform`, unless it is meant"),
             ));
         }
         if self.num_replicas < 2 {
@@ -131,6 +159,14 @@ impl Stream {
             format!("it has no subject {progress_subject}, where progress is stored"),
             "add that subject to the stream, or set sink.nats.progress_subject to one that it has"
                 .into(),
+        );
+        demand(
+            !self.subject_transform.as_ref().is_some_and(|it| it.moves(progress_subject)),
+            format!(
+                "it stores what is published to {progress_subject} under another subject \
+                 (subject_transform), so progress is not found"
+            ),
+            format!("`nats stream edit {name} --no-transform`"),
         );
         demand(
             self.retention == "limits",
@@ -201,6 +237,7 @@ mod tests {
             Stream { allow_rollup_hdrs: false, ..fitting() },
             Stream { retention: "workqueue".into(), ..fitting() },
             Stream { sealed: true, ..fitting() },
+            Stream { subject_transform: Some(Transform::default()), ..fitting() },
             Stream { max_age: 1, ..fitting() },
         ] {
             wrong.verify("ORDERS", progress).expect_err("it does not fit");
