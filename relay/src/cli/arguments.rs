@@ -25,12 +25,12 @@ Examples:
   outbox-relay run     --postgres postgres://relay@db/app --kafka kafka:9092
   outbox-relay status
 
-These examples publish to Kafka. For NATS JetStream, RabbitMQ, SQS, SNS or a file, set sink.kind in outbox-relay.toml.
+These examples publish to Kafka. For NATS JetStream, RabbitMQ, SQS, SNS, Pulsar or a file, set sink.kind in outbox-relay.toml.
 Settings come from outbox-relay.toml, then from OUTBOX_RELAY__SECTION__KEY in the environment, then
 from flags; `outbox-relay config` prints the effective ones.
 Exit codes: 0 done, 1 failed or problems found, 2 wrong usage or settings.";
 
-/// Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, SQS, SNS, or a file
+/// Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, SQS, SNS, Pulsar, or a file
 #[derive(Debug, Parser)]
 #[command(name = "outbox-relay", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Cli {
@@ -275,7 +275,7 @@ mod tests {
     fn help_names_every_kind_of_sink() {
         let help = Cli::command().render_help().to_string();
         let (about, rest) = help.split_once("Usage:").expect("both");
-        for kind in ["Kafka", "NATS JetStream", "RabbitMQ", "SQS", "SNS", "file"] {
+        for kind in ["Kafka", "NATS JetStream", "RabbitMQ", "SQS", "SNS", "Pulsar", "file"] {
             assert!(about.contains(kind), "{about}");
         }
         assert!(rest.contains("sink.kind"), "{rest}");

@@ -2,6 +2,7 @@
 
 mod aws;
 mod nats;
+mod pulsar;
 mod rabbitmq;
 mod sink;
 
@@ -65,6 +66,7 @@ pub(super) fn check(
             let nats = checker.nats(w.nats, kind, purpose);
             let rabbitmq = checker.rabbitmq(w.rabbitmq, kind, purpose);
             let aws = checker.aws(w.sqs, w.sns, kind, purpose);
+            let pulsar = checker.pulsar(w.pulsar, kind, purpose);
             checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
@@ -76,6 +78,7 @@ pub(super) fn check(
                 nats,
                 rabbitmq,
                 aws,
+                pulsar,
                 delivery,
                 progress,
                 create_topics,

@@ -55,9 +55,9 @@ pub const KEYS: &[Key] = &[
     key("outbox.columns.created_at", "column or `false`", "`created_at`; with `debezium` none", "Column of the record's timestamp. Without it, the timestamp is the commit time."),
     key("outbox.header_columns.*", "header name", "", "Further columns that become headers: `tenant_id = \"tenant\"` sends column `tenant_id` as header `tenant`."),
     key("outbox.former_columns.*", "column", "", "Former name of a mapped column: with `body = \"payload\"` the relay reads `body` if a row has no `payload`, or null in it. For rows that were written before the column was renamed, and while writers switch to the new name. Remove it after these rows are published."),
-    key("sink.kind", "`kafka`, `nats`, `rabbitmq`, `sqs`, `sns`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; to a stream of NATS JetStream; to exchanges of RabbitMQ; to queues of Amazon SQS or topics of Amazon SNS, if the relay was built with `--features aws`; or, as lines of JSON, to a file or standard output. With all but `kafka` and `nats` the relay's progress is in the table `outbox.progress`."),
-    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `rabbitmq`, `sqs`, `sns`, `file` and `stdout` `at-least-once`, which is all that they can", "`exactly-once`: one Kafka transaction for each batch. `at-least-once`: no transactions except one at each start (none with `sink.progress = \"postgres\"`); this gives lower latency, and duplicates after a crash."),
-    key("sink.progress", "`broker` or `postgres`", "`broker`; with `rabbitmq`, `sqs`, `sns`, `file` and `stdout` `postgres`, which is all that they can", "Where the relay keeps its progress. `broker`: in Kafka's progress topic, or in the stream of NATS. `postgres`: in the table `outbox.progress`. With Kafka and `at-least-once`, `postgres` is for brokers without transactions or compacted topics: the relay then needs neither, only idempotent producers. After a change the relay halts at its next start; if it was stopped in an orderly way before, `resume --at slot` leaves out nothing."),
+    key("sink.kind", "`kafka`, `nats`, `rabbitmq`, `sqs`, `sns`, `pulsar`, `file` or `stdout`", "`kafka`", "Where records go: to Kafka topics; to a stream of NATS JetStream; to exchanges of RabbitMQ; to queues of Amazon SQS or topics of Amazon SNS, if the relay was built with `--features aws`; to topics of Apache Pulsar, if it was built with `--features pulsar`; or, as lines of JSON, to a file or standard output. With all but `kafka` and `nats` the relay's progress is in the table `outbox.progress`."),
+    key("sink.delivery", "`exactly-once` or `at-least-once`", "`exactly-once`; with `rabbitmq`, `sqs`, `sns`, `pulsar`, `file` and `stdout` `at-least-once`, which is all that they can", "`exactly-once`: one Kafka transaction for each batch. `at-least-once`: no transactions except one at each start (none with `sink.progress = \"postgres\"`); this gives lower latency, and duplicates after a crash."),
+    key("sink.progress", "`broker` or `postgres`", "`broker`; with `rabbitmq`, `sqs`, `sns`, `pulsar`, `file` and `stdout` `postgres`, which is all that they can", "Where the relay keeps its progress. `broker`: in Kafka's progress topic, or in the stream of NATS. `postgres`: in the table `outbox.progress`. With Kafka and `at-least-once`, `postgres` is for brokers without transactions or compacted topics: the relay then needs neither, only idempotent producers. After a change the relay halts at its next start; if it was stopped in an orderly way before, `resume --at slot` leaves out nothing."),
     key("sink.file.path", "path", "", "With `file`: the file to which lines are appended. If it is missing it is created, with mode 0600; an existing file keeps its mode. If another program renames it (log rotation), the next line goes to a new file."),
     key("sink.nats.url", "`nats://host:4222`", "", "With `nats`: the server, or several with commas between; `tls://` for TLS. User and password, or a token, can stand before the host: `nats://relay:secret@nats:4222`. Required with `nats`."),
     key("sink.nats.stream", "name", "", "With `nats`: the stream that takes the records, and the relay's progress. It must exist and allow atomic batches and roll-ups. Required with `nats`."),
@@ -95,6 +95,15 @@ pub const KEYS: &[Key] = &[
     key("sink.sns.ca_file", "path", "", "With `sns`: as `sink.sqs.ca_file`."),
     key("sink.sns.message_bytes_max", "size, 1 KiB to 1 MiB", "`1 MiB`", "With `sns`: as `sink.sqs.message_bytes_max`. A topic's `MaximumMessageSize` is 256 KiB unless someone has raised it."),
     key("sink.sns.requests_in_flight", "number, 1 to 256", "`32`", "With `sns`: as `sink.sqs.requests_in_flight`."),
+    key("sink.pulsar.url", "`pulsar://host:6650`", "", "With `pulsar`: a broker or proxy of the cluster, or several with commas between; `pulsar+ssl://` for TLS. Required with `pulsar`."),
+    key("sink.pulsar.topic", "text with `{topic}`", "`persistent://public/default/{topic}`", "With `pulsar`: the topic of a record, in its tenant and namespace. It must exist: the relay makes none."),
+    key("sink.pulsar.exclusive", "`true` or `false`", "`true`", "With `pulsar`: whether the relay is the only producer of its topics. Whoever else produces there is closed when the relay comes, and refused while it is there. A relay that was replaced can then store nothing more. With `false` others may produce there too, and what a replaced relay still had under way may come as copies."),
+    key("sink.pulsar.one_broker", "`true` or `false`", "`false`", "With `pulsar`: whether the relay sends everything to the address in `url`, and not to the addresses that brokers give of one another. For a single broker behind a forwarded port."),
+    key("sink.pulsar.message_bytes_max", "size, 1 KiB to 512 MiB", "`5 MiB`", "With `pulsar`: the size of a message, at most: payload, key and properties. If the brokers' `maxMessageSize` is smaller, that counts. A larger event is parked."),
+    key("sink.pulsar.token_file", "path", "", "With `pulsar`: a file with a token (JWT). Read again for each connection, and when a broker asks for a new one."),
+    key("sink.pulsar.ca_file", "path", "", "With `pulsar`: certificates that are trusted beside the system's, in PEM."),
+    key("sink.pulsar.certificate_file", "path", "", "With `pulsar`: the relay's own certificate, in PEM. Without a token, it also says who the relay is."),
+    key("sink.pulsar.key_file", "path", "", "With `pulsar`: the key of `certificate_file`, in PEM."),
     key("sink.create_topics", "`false` or a table", "`false`", "Whether the relay creates a missing topic. With `false`, events for a missing topic are parked immediately, and released if the topic appears within `sink.topic_grace`."),
     key("sink.create_topics.partitions", "number, 1 or more", "", "Partitions of a topic that the relay creates."),
     key("sink.create_topics.replication_factor", "number, 1 or more", "", "Replicas of a topic that the relay creates."),
@@ -177,7 +186,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 18] = [
+    const SECTIONS: [&str; 19] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -189,6 +198,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "sink.rabbitmq",
         "sink.sqs",
         "sink.sns",
+        "sink.pulsar",
         "sink.properties",
         "batch",
         "parking",

@@ -17,6 +17,7 @@ pub mod parts;
 mod print;
 mod problem;
 mod properties;
+mod pulsar;
 mod rabbitmq;
 mod reader;
 pub mod sizes;
@@ -35,6 +36,7 @@ pub use misnamed::misnamed;
 pub use nats::NatsConfig;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
+pub use pulsar::PulsarConfig;
 pub use rabbitmq::RabbitConfig;
 use sizes::Size;
 pub use sources::{Environment, Overrides, Sources};
@@ -187,6 +189,8 @@ pub enum Kind {
     Sqs,
     /// Topics of Amazon SNS.
     Sns,
+    /// Topics of Apache Pulsar.
+    Pulsar,
 }
 
 /// The broker.
@@ -202,6 +206,8 @@ pub struct SinkConfig {
     pub rabbitmq: Option<RabbitConfig>,
     /// With [`Kind::Sqs`] and [`Kind::Sns`], the service and how messages are addressed.
     pub aws: Option<AwsConfig>,
+    /// With [`Kind::Pulsar`], the cluster and how messages are addressed.
+    pub pulsar: Option<PulsarConfig>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// Where the relay keeps its progress.

@@ -85,6 +85,12 @@ impl Config {
                 problems.extend(settings.problems());
                 sink::Settings::Aws(settings)
             }
+            Kind::Pulsar => {
+                let pulsar = self.sink.pulsar.as_ref().expect("the kind is pulsar");
+                let settings = self.pulsar(pulsar);
+                problems.extend(settings.problems());
+                sink::Settings::Pulsar(settings)
+            }
         }
     }
 

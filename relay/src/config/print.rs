@@ -169,6 +169,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             Kind::Rabbit => "rabbitmq",
             Kind::Sqs => "sqs",
             Kind::Sns => "sns",
+            Kind::Pulsar => "pulsar",
         })),
         "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
@@ -197,6 +198,7 @@ fn sink(c: &Config, key: &str) -> Option<String> {
         key if key.starts_with("sink.sqs.") || key.starts_with("sink.sns.") => {
             c.sink.aws.as_ref()?.shown(key)
         }
+        key if key.starts_with("sink.pulsar.") => c.sink.pulsar.as_ref()?.shown(key),
         _ => None,
     }
 }

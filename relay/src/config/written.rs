@@ -5,6 +5,7 @@
 
 mod aws;
 mod nats;
+mod pulsar;
 mod rabbitmq;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -18,7 +19,9 @@ use super::{
 };
 use crate::sink::aws::Kind as AwsKind;
 
-pub(super) use self::{aws::WrittenAws, nats::WrittenNats, rabbitmq::WrittenRabbit};
+pub(super) use self::{
+    aws::WrittenAws, nats::WrittenNats, pulsar::WrittenPulsar, rabbitmq::WrittenRabbit,
+};
 
 /// Everything that can be given. No `Debug`: there are secrets in it.
 pub(super) struct Written {
@@ -45,6 +48,7 @@ pub(super) struct Written {
     pub(super) rabbitmq: WrittenRabbit,
     pub(super) sqs: WrittenAws,
     pub(super) sns: WrittenAws,
+    pub(super) pulsar: WrittenPulsar,
     pub(super) create_topics: Opt<bool>,
     pub(super) create_partitions: Opt<u64>,
     pub(super) create_replication: Opt<u64>,
@@ -104,6 +108,7 @@ impl Written {
                     ("rabbitmq", Kind::Rabbit),
                     ("sqs", Kind::Sqs),
                     ("sns", Kind::Sns),
+                    ("pulsar", Kind::Pulsar),
                 ],
             ),
             delivery: from.choice(
@@ -122,6 +127,7 @@ impl Written {
             rabbitmq: WrittenRabbit::read(&mut from),
             sqs: WrittenAws::read(&mut from, AwsKind::Sqs),
             sns: WrittenAws::read(&mut from, AwsKind::Sns),
+            pulsar: WrittenPulsar::read(&mut from),
             create_topics: from
                 .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),

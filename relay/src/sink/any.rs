@@ -15,6 +15,7 @@ use super::{
     kafka::{self, KafkaSink},
     nats::{self, NatsSink},
     progress_table::ProgressTable,
+    pulsar::{self, PulsarSink},
     rabbitmq::{self, RabbitSink},
 };
 use crate::{core::record::Batch, postgres::sql::SqlSession, seal::SealKey};
@@ -34,6 +35,8 @@ pub enum AnySink {
     Rabbit(Apart<RabbitSink, ProgressTable>),
     /// Progress is in the database.
     Aws(Apart<AwsSink, ProgressTable>),
+    /// Progress is in the database.
+    Pulsar(Apart<PulsarSink, ProgressTable>),
 }
 
 impl AnySink {
@@ -73,6 +76,11 @@ impl AnySink {
                 let progress = ProgressTable::new(Arc::clone(session), relay);
                 Ok(AnySink::Aws(Apart::new(sink, progress)))
             }
+            Settings::Pulsar(settings) => {
+                let sink = PulsarSink::new(settings.clone());
+                let progress = ProgressTable::new(Arc::clone(session), relay);
+                Ok(AnySink::Pulsar(Apart::new(sink, progress)))
+            }
         }
     }
 
@@ -85,6 +93,7 @@ impl AnySink {
             AnySink::Nats(sink) => AnyProbe::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyProbe::Rabbit(apart.sink.probe()),
             AnySink::Aws(apart) => AnyProbe::Aws(apart.sink.probe()),
+            AnySink::Pulsar(apart) => AnyProbe::Pulsar(apart.sink.probe()),
         }
     }
 
@@ -97,6 +106,7 @@ impl AnySink {
             AnySink::Nats(sink) => AnyWatch::Nats(sink.probe()),
             AnySink::Rabbit(apart) => AnyWatch::Rabbit(apart.sink.probe()),
             AnySink::Aws(apart) => AnyWatch::Aws(apart.sink.probe()),
+            AnySink::Pulsar(apart) => AnyWatch::Pulsar(apart.sink.probe()),
         }
     }
 
@@ -106,7 +116,11 @@ impl AnySink {
         match self {
             AnySink::Kafka(sink) => sink.stop().await,
             AnySink::KafkaRecords(apart) => apart.sink.stop().await,
-            AnySink::File(_) | AnySink::Nats(_) | AnySink::Rabbit(_) | AnySink::Aws(_) => {}
+            AnySink::File(_)
+            | AnySink::Nats(_)
+            | AnySink::Rabbit(_)
+            | AnySink::Aws(_)
+            | AnySink::Pulsar(_) => {}
         }
     }
 }
@@ -121,6 +135,7 @@ macro_rules! each {
             AnySink::Nats($it) => $call,
             AnySink::Rabbit($it) => $call,
             AnySink::Aws($it) => $call,
+            AnySink::Pulsar($it) => $call,
         }
     };
 }
@@ -179,6 +194,8 @@ pub enum AnyProbe {
     Rabbit(rabbitmq::Probe),
     /// Of SQS or SNS.
     Aws(aws::Probe),
+    /// Of Pulsar.
+    Pulsar(pulsar::Probe),
 }
 
 impl AnyProbe {
@@ -193,6 +210,7 @@ impl AnyProbe {
             AnyProbe::Nats(probe) => probe.check().await,
             AnyProbe::Rabbit(probe) => probe.check().await,
             AnyProbe::Aws(probe) => probe.check().await,
+            AnyProbe::Pulsar(probe) => probe.check().await,
         }
     }
 }
@@ -205,7 +223,9 @@ impl AnyProbe {
     pub async fn progress_topic(&self) -> Result<(), SinkError> {
         match self {
             AnyProbe::Kafka(probe) => probe.progress_topic().await,
-            AnyProbe::File(_) | AnyProbe::Rabbit(_) | AnyProbe::Aws(_) => Ok(()),
+            AnyProbe::File(_) | AnyProbe::Rabbit(_) | AnyProbe::Aws(_) | AnyProbe::Pulsar(_) => {
+                Ok(())
+            }
             AnyProbe::Nats(probe) => probe.progress_topic().await,
         }
     }
@@ -222,6 +242,8 @@ pub enum AnyWatch {
     Rabbit(rabbitmq::Probe),
     /// Queues of SQS, topics of SNS.
     Aws(aws::Probe),
+    /// Topics of Pulsar.
+    Pulsar(pulsar::Probe),
     /// No destination is ever missing.
     None,
 }
@@ -240,6 +262,7 @@ impl AnyWatch {
             AnyWatch::Nats(watch) => watch.grace(),
             AnyWatch::Rabbit(watch) => watch.grace(),
             AnyWatch::Aws(watch) => watch.grace(),
+            AnyWatch::Pulsar(watch) => watch.grace(),
             AnyWatch::None => Duration::ZERO,
         }
     }
@@ -258,6 +281,9 @@ impl AnyWatch {
                 tokio::runtime::Handle::current().block_on(watch.appeared(topics))
             }
             AnyWatch::Aws(watch) => {
+                tokio::runtime::Handle::current().block_on(watch.appeared(topics))
+            }
+            AnyWatch::Pulsar(watch) => {
                 tokio::runtime::Handle::current().block_on(watch.appeared(topics))
             }
             AnyWatch::None => Ok(topics.to_vec()),

@@ -16,6 +16,7 @@ mod message;
 pub mod nats;
 pub mod partition;
 pub mod progress_table;
+pub mod pulsar;
 pub mod rabbitmq;
 
 use std::{

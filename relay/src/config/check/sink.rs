@@ -35,6 +35,7 @@ impl Checker<'_> {
                 match kind {
                     Kind::Sqs => "SQS can't take records and progress in one step",
                     Kind::Sns => "SNS can't take records and progress in one step",
+                    Kind::Pulsar => "Pulsar can't take records and progress in one step",
                     Kind::Rabbit => "RabbitMQ can't take records and progress in one step",
                     _ => "a file can't take records and progress in one step",
                 },
@@ -53,7 +54,9 @@ impl Checker<'_> {
     ) -> Progress {
         let default = match kind {
             Kind::Kafka | Kind::Nats => Progress::Broker,
-            Kind::Rabbit | Kind::Sqs | Kind::Sns | Kind::File | Kind::Stdout => Progress::Postgres,
+            Kind::Rabbit | Kind::Sqs | Kind::Sns | Kind::Pulsar | Kind::File | Kind::Stdout => {
+                Progress::Postgres
+            }
         };
         let Some(given) = given else { return default };
         let (what, remedy) = match (kind, given.value) {
@@ -67,6 +70,9 @@ impl Checker<'_> {
             ),
             (Kind::Rabbit, Progress::Broker) => {
                 ("RabbitMQ can keep no progress", "write \"postgres\", or remove it")
+            }
+            (Kind::Pulsar, Progress::Broker) => {
+                ("the relay keeps no progress in Pulsar", "write \"postgres\", or remove it")
             }
             (Kind::Sqs | Kind::Sns, Progress::Broker) => {
                 ("SQS and SNS can keep no progress", "write \"postgres\", or remove it")

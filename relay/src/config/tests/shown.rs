@@ -67,6 +67,7 @@ fn effective_settings_print_as_toml_with_their_origins() {
         "[sink]\nkind = \"rabbitmq\"\n[sink.rabbitmq]\nurl = \"amqp://r:5672\"\n",
         "[sink]\nkind = \"sqs\"\n[sink.sqs]\nregion = \"eu-west-1\"\n",
         "[sink]\nkind = \"sns\"\n[sink.sns]\ntopic = \"arn:aws:sns:eu-west-1:1:{topic}.fifo\"\n",
+        "[sink]\nkind = \"pulsar\"\n[sink.pulsar]\nurl = \"pulsar://p:6650\"\n",
     ] {
         let url = "[postgres]\nurl = \"postgres://relay@db/app\"\n";
         let printed = file(&format!("{url}{sink}")).expect("complete").print();

@@ -9,7 +9,7 @@ use crate::{
     sink::{
         aws,
         doctor::{Examined, Expected, Foreseen},
-        file, kafka, nats, progress_table, rabbitmq,
+        file, kafka, nats, progress_table, pulsar, rabbitmq,
     },
 };
 
@@ -26,6 +26,8 @@ pub enum Settings {
     Rabbit(rabbitmq::Settings),
     /// `sink.kind = "sqs"` or `"sns"`.
     Aws(aws::Settings),
+    /// `sink.kind = "pulsar"`.
+    Pulsar(pulsar::Settings),
 }
 
 impl Settings {
@@ -37,6 +39,7 @@ impl Settings {
             Settings::Nats(settings) => settings.name(),
             Settings::Rabbit(settings) => settings.name(),
             Settings::Aws(settings) => settings.name(),
+            Settings::Pulsar(settings) => settings.name(),
         }
     }
 
@@ -44,7 +47,11 @@ impl Settings {
     pub fn answers(&self) -> Option<bool> {
         match self {
             Settings::Kafka(settings) => settings.reach.answers(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
@@ -52,7 +59,11 @@ impl Settings {
     pub fn waits_for(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.reach.waits_for(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
@@ -60,7 +71,11 @@ impl Settings {
     pub fn long_reading(&self) -> Option<(String, String)> {
         match self {
             Settings::Kafka(settings) => kafka::long_reading(settings),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
@@ -69,7 +84,9 @@ impl Settings {
         match self {
             Settings::Kafka(settings) => settings.throttled(),
             Settings::Aws(settings) => settings.throttled(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
+            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Pulsar(_) => {
+                None
+            }
         }
     }
 
@@ -77,7 +94,11 @@ impl Settings {
     pub fn is_silence(&self, error: &(dyn Error + 'static)) -> bool {
         match self {
             Settings::Kafka(_) => kafka::is_silence(error),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => false,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => false,
         }
     }
 
@@ -89,6 +110,7 @@ impl Settings {
             Settings::Nats(settings) => settings.name(),
             Settings::Rabbit(settings) => settings.name(),
             Settings::Aws(settings) => settings.name(),
+            Settings::Pulsar(settings) => settings.name(),
         }
     }
 
@@ -97,7 +119,11 @@ impl Settings {
     pub fn explained(&self, error: &(dyn Error + 'static), is_silent: bool) -> Option<String> {
         match self {
             Settings::Kafka(settings) => kafka::explained(settings, error, is_silent),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
@@ -110,7 +136,11 @@ impl Settings {
     pub fn trust(&self) -> Option<String> {
         match self {
             Settings::Kafka(settings) => settings.trust(),
-            Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::File(_)
+            | Settings::Nats(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
@@ -129,6 +159,7 @@ impl Settings {
             Settings::Nats(settings) => nats::examine(settings).await,
             Settings::Rabbit(settings) => rabbitmq::examine(settings).await,
             Settings::Aws(settings) => aws::examine(settings).await,
+            Settings::Pulsar(settings) => pulsar::examine(settings).await,
         }
     }
 
@@ -137,6 +168,7 @@ impl Settings {
         match self {
             Settings::Kafka(settings) => Some(kafka::foresee(settings.clone(), expected).await),
             Settings::Aws(settings) => Some(aws::foresee(settings.clone(), expected).await),
+            Settings::Pulsar(settings) => Some(pulsar::foresee(settings.clone(), expected).await),
             Settings::File(_) | Settings::Nats(_) | Settings::Rabbit(_) => None,
         }
     }
@@ -149,6 +181,7 @@ impl Settings {
             Settings::Nats(_) => "NATS",
             Settings::Rabbit(_) => "RabbitMQ",
             Settings::Aws(settings) => settings.kind(),
+            Settings::Pulsar(_) => "Pulsar",
         }
     }
 
@@ -162,9 +195,11 @@ impl Settings {
         match self {
             Settings::Kafka(settings) if settings.keeps_progress() => settings.progress_home(),
             Settings::Nats(settings) => settings.progress_home(),
-            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => {
-                progress_table::home()
-            }
+            Settings::Kafka(_)
+            | Settings::File(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => progress_table::home(),
         }
     }
 
@@ -172,7 +207,9 @@ impl Settings {
     pub fn keeps_progress_in_database(&self) -> bool {
         match self {
             Settings::Kafka(settings) => !settings.keeps_progress(),
-            Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => true,
+            Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) | Settings::Pulsar(_) => {
+                true
+            }
             Settings::Nats(_) => false,
         }
     }
@@ -186,7 +223,11 @@ impl Settings {
     pub fn stream(&self) -> Option<&str> {
         match self {
             Settings::Nats(settings) => Some(&settings.stream),
-            Settings::Kafka(_) | Settings::File(_) | Settings::Rabbit(_) | Settings::Aws(_) => None,
+            Settings::Kafka(_)
+            | Settings::File(_)
+            | Settings::Rabbit(_)
+            | Settings::Aws(_)
+            | Settings::Pulsar(_) => None,
         }
     }
 
