@@ -37,6 +37,8 @@ pub mod probes;
 mod process;
 pub mod proxy;
 pub mod python;
+#[cfg(feature = "pulsar")]
+pub mod pulsar;
 pub mod rabbit;
 pub mod relay;
 mod rights;

@@ -22,6 +22,8 @@ static NATS: OnceCell<Result<Nats, String>> = OnceCell::const_new();
 static RABBIT: OnceCell<Result<Rabbit, String>> = OnceCell::const_new();
 static ELASTICMQ: OnceCell<Result<ElasticMq, String>> = OnceCell::const_new();
 static MOTO: OnceCell<Result<Moto, String>> = OnceCell::const_new();
+#[cfg(feature = "pulsar")]
+static PULSAR: OnceCell<Result<crate::pulsar::Pulsar, String>> = OnceCell::const_new();
 static KAFKA: OnceCell<Result<Kafka, String>> = OnceCell::const_new();
 
 /// This run's PostgreSQL.
@@ -55,6 +57,20 @@ pub async fn nats() -> &'static Nats {
 pub async fn rabbit() -> &'static Rabbit {
     shared(&RABBIT, "RabbitMQ", || async {
         let broker = Rabbit::start()?;
+        broker.wait_ready().await;
+        Ok(broker)
+    })
+    .await
+}
+
+/// This run's Pulsar.
+///
+/// # Panics
+/// When none can be had, with what to install.
+#[cfg(feature = "pulsar")]
+pub async fn pulsar() -> &'static crate::pulsar::Pulsar {
+    shared(&PULSAR, "Pulsar", || async {
+        let broker = crate::pulsar::Pulsar::start()?;
         broker.wait_ready().await;
         Ok(broker)
     })

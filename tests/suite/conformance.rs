@@ -9,6 +9,8 @@ mod world;
 
 #[cfg(feature = "aws")]
 use crate::contract::aws::Sqs;
+#[cfg(feature = "pulsar")]
+use crate::contract::pulsar::Pulsar;
 use crate::contract::{
     file::File,
     kafka::{AtLeastOnce, ExactlyOnce, Kafka, RecordsAlone},
@@ -63,6 +65,8 @@ conforms! { aws_sqs: Sqs,
     what_is_refused_in_the_middle_parks_its_lane_and_holds_no_other,
     a_broker_that_does_not_answer_is_told_costs_no_memory_and_takes_all_afterwards,
 }
+#[cfg(feature = "pulsar")]
+conforms! { pulsar: Pulsar }
 // It is no broker: there is no line that could break, and it refuses nothing.
 conforms! { file: File,
     many_events_of_one_key_of_some_and_of_as_many_arrive_in_order,

@@ -54,6 +54,8 @@ mod prepared;
 mod progress;
 mod publication;
 mod publish;
+#[cfg(feature = "pulsar")]
+mod pulsar;
 mod quotas;
 mod rabbit;
 mod readme;

@@ -43,6 +43,9 @@ enum Delivery {
     /// To a FIFO queue of SQS, with progress in the database.
     #[cfg(feature = "aws")]
     Sqs,
+    /// To Pulsar, with progress in the database.
+    #[cfg(feature = "pulsar")]
+    Pulsar,
 }
 
 impl Delivery {
@@ -122,6 +125,10 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
     }
     #[cfg(feature = "aws")]
     if delivery == Delivery::Sqs {
+        return way_to_records(point);
+    }
+    #[cfg(feature = "pulsar")]
+    if delivery == Delivery::Pulsar {
         return way_to_records(point);
     }
     let exactly_once = delivery == Delivery::ExactlyOnce;
@@ -291,6 +298,35 @@ fn a_relay_to_aws_sqs_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_
         Point::ProgressInTable,
     ];
     all(Delivery::Sqs, points.map(|point| (point, Way::Frozen(2))));
+}
+
+/// The points that are the sink's own; `just long` runs all.
+#[cfg(feature = "pulsar")]
+#[test]
+fn to_pulsar_at_least_once_holds_through_a_crash_while_it_delivers() {
+    let points = [Point::RecordsProduced, Point::RecordsStored, Point::ProgressInTable];
+    all(Delivery::Pulsar, points.map(|point| (point, Way::Running(&[1, 4]))));
+}
+
+#[cfg(feature = "pulsar")]
+#[test]
+#[ignore = "minutes: `just long` runs it"]
+fn to_pulsar_at_least_once_holds_through_a_crash_at_every_point() {
+    all(Delivery::Pulsar, crashes(Delivery::Pulsar));
+}
+
+#[cfg(feature = "pulsar")]
+#[test]
+#[ignore = "as above: `just long` runs it"]
+fn a_relay_to_pulsar_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
+    let points = [
+        Point::BatchGiven,
+        Point::RecordsProduced,
+        Point::RecordsStored,
+        Point::Delivered,
+        Point::ProgressInTable,
+    ];
+    all(Delivery::Pulsar, points.map(|point| (point, Way::Frozen(2))));
 }
 
 #[test]

@@ -12,6 +12,8 @@ pub(crate) mod kafka;
 pub(crate) mod kind;
 pub(crate) mod nats;
 mod publisher;
+#[cfg(feature = "pulsar")]
+pub(crate) mod pulsar;
 pub(crate) mod rabbit;
 
 /// All cases for one kind. Each is a sentence that is true of it. What is in brackets is an attribute of each.
@@ -65,6 +67,10 @@ kinds! {
 #[cfg(feature = "aws")]
 kinds! {
     aws_sqs: super::aws::Sqs,
+}
+#[cfg(feature = "pulsar")]
+kinds! {
+    pulsar: super::pulsar::Pulsar,
 }
 // moto needs a minute and more for the hundreds of records of the two cases that are not here.
 #[cfg(feature = "aws")]

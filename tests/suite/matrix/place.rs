@@ -20,6 +20,8 @@ pub(super) enum Place {
     Nats(Stream),
     Rabbit(Exchange),
     Kafka(Topic),
+    #[cfg(feature = "pulsar")]
+    Pulsar(outbox_harness::pulsar::PulsarTopic),
     /// And a file of credentials.
     #[cfg(feature = "aws")]
     Sqs(outbox_harness::aws::Queue, PathBuf),
@@ -46,6 +48,11 @@ impl Place {
                 let queue = servers::elasticmq().await.queue(&name, PARTITIONS).await;
                 Some(Place::Sqs(queue, outbox_harness::aws::credentials(t.dir())))
             }
+            #[cfg(feature = "pulsar")]
+            Delivery::Pulsar => {
+                let name = t.database().name();
+                Some(Place::Pulsar(servers::pulsar().await.topic(name, PARTITIONS).await))
+            }
             Delivery::KafkaRecords => {
                 Some(Place::Kafka(t.topic("orders").create(PARTITIONS).await))
             }
@@ -59,6 +66,8 @@ impl Place {
             Place::Nats(stream) => stream.name(),
             Place::Rabbit(exchange) => exchange.name(),
             Place::Kafka(topic) => topic.name(),
+            #[cfg(feature = "pulsar")]
+            Place::Pulsar(topic) => topic.name(),
             #[cfg(feature = "aws")]
             Place::Sqs(queue, _) => queue.topic(),
         }
@@ -77,6 +86,8 @@ impl Place {
             Place::Sqs(queue, credentials) => {
                 crate::contract::aws::to_sqs(&queue.endpoint(), credentials, base)
             }
+            #[cfg(feature = "pulsar")]
+            Place::Pulsar(topic) => crate::contract::pulsar::to_pulsar(&topic.url(), base),
             Place::File(path) => {
                 base.set("sink.kind", "file").set("sink.file.path", path.to_str().expect("UTF-8"))
             }
@@ -98,6 +109,8 @@ impl Place {
             Place::Nats(stream) => stream.records(&format!("{}.*", stream.name())).await,
             Place::Rabbit(exchange) => exchange.records().await,
             Place::Kafka(topic) => topic.records().await,
+            #[cfg(feature = "pulsar")]
+            Place::Pulsar(topic) => topic.records().await,
             #[cfg(feature = "aws")]
             Place::Sqs(queue, _) => queue.records().await,
         }

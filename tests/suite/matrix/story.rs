@@ -165,6 +165,8 @@ async fn live_in_peace(t: Harness, case: (Point, Delivery, Way), place: Place) {
     match place {
         // The order is that in which a consumer sees each for the first time.
         Place::File(_) | Place::Rabbit(_) | Place::Kafka(_) => count.assert_at_least_once(),
+        #[cfg(feature = "pulsar")]
+        Place::Pulsar(_) => count.assert_at_least_once(),
         Place::Nats(_) => count.assert_exactly_once(),
         // What is sent again within five minutes is dropped there.
         #[cfg(feature = "aws")]
