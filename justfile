@@ -15,6 +15,12 @@ aws:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features outbox-tests/aws
     cargo test -p outbox-tests --features aws --test suite -- aws:: aws_ --include-ignored
 
+# Pulsar: lints, documents and tests the relay with its client in it, on a broker that is fetched.
+pulsar:
+    cargo clippy --workspace --all-targets --features outbox-tests/pulsar -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --features outbox-tests/pulsar
+    cargo test -p outbox-tests --features pulsar --test suite -- pulsar --include-ignored
+
 # Every test, on real servers that start and stop by themselves.
 test *args:
     cargo test --workspace {{args}}
@@ -66,6 +72,7 @@ long seed="7" minutes="20":
     cargo test -p outbox-tests --test suite -- --ignored remedies::
     OUTBOX_CONFORMANCE_SCALE=33 cargo test -p outbox-tests --test suite conformance::
     cargo test -p outbox-tests --features aws --test suite -- aws:: aws_ --include-ignored
+    cargo test -p outbox-tests --features pulsar --test suite -- pulsar --include-ignored
     OUTBOX_SIM_SEEDS=100000 cargo test -p outbox-relay --lib sim::
     cargo run --release -p outbox-bench -- soak --minutes {{minutes}} --seed {{seed}}
     cargo run --release -p outbox-bench -- soak --sink nats --minutes {{minutes}} --seed {{seed}}
