@@ -1,5 +1,5 @@
 //! A relay that publishes to Pulsar: nothing is lost and no lane out of order, whatever is killed; what the broker refuses is
-//! parked, and holds no other lane; a relay that was replaced is kept out.
+//! parked, and holds no other lane; other producers are kept out.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -191,6 +191,9 @@ async fn another_producer_is_kept_out_unless_others_are_let() {
         Err(_) => false,
     };
     assert!(!stored);
+    // It may have closed its own after it had published what was in the table.
+    t.commit([Event::to(orders.name()).key("a")]).await;
+    ids_arrive(&orders, 2).await;
     let (_cluster, beside) = producer(broker, &partition, Access::Shared).await;
     assert_eq!(beside.map(drop), Err(What::NotNow));
     drop(relay);
@@ -201,31 +204,9 @@ async fn another_producer_is_kept_out_unless_others_are_let() {
     let mut beside = opened.await.expect("the topic is free");
     let _relay = shared.start().await;
     t.commit([Event::to(orders.name()).key("a")]).await;
-    ids_arrive(&orders, 2).await;
+    ids_arrive(&orders, 3).await;
     beside.send(&message).await.expect("it is sent");
     assert_eq!(beside.receipt().await, Ok(Ok(())));
-}
-
-/// Of two relays, the one that freezes and thaws finds its producers closed.
-#[tokio::test]
-async fn a_relay_that_was_replaced_is_fenced_and_stores_nothing_more() {
-    let mut t = Harness::start().await;
-    let broker = servers::pulsar().await;
-    let orders = broker.topic(&topic(&t), 1).await;
-    let quick = |name: &str| to(broker, t.relay()).files(name).set("leader.timeout", "2s");
-    let plain = Event::to(orders.name()).key("a");
-    t.commit([plain.clone()]).await;
-    let old = quick("old").fault("records-produced:2:freeze").start().await;
-    ids_arrive(&orders, 1).await;
-    t.commit([plain.clone()]).await;
-    let _new = quick("new").start().await;
-    ids_arrive(&orders, 2).await;
-    t.commit([plain.clone()]).await;
-    ids_arrive(&orders, 3).await;
-    old.thaw();
-    old.wait_log("another producer has taken over").await;
-    t.commit([plain]).await;
-    all_arrive(&t, &orders).await.assert_at_least_once();
 }
 
 #[tokio::test]
@@ -254,6 +235,8 @@ async fn tls_a_token_and_a_file_that_can_not_be_used_are_named_and_all_arrives()
     let dir = t.dir().to_path_buf();
     let file = |name: &str, text: &str| {
         let path = dir.join(name);
+        // One that is there is replaced.
+        drop(std::fs::remove_file(&path));
         write_private(&path, text);
         path.to_str().expect("UTF-8").to_owned()
     };
@@ -268,7 +251,7 @@ async fn tls_a_token_and_a_file_that_can_not_be_used_are_named_and_all_arrives()
     broker.wait_ready().await;
     // No one reads it here: a consumer would need a token. The relay's count of confirmed events is the proof.
     broker.topic(&topic(&t), PARTITIONS).await;
-    let ca = file("ca.pem", "no certificate");
+    let ca = file("ca.pem", "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n");
     let token = file("token", "wrong");
     let settings = to_pulsar(&format!("pulsar+ssl://127.0.0.1:{port}"), t.relay())
         .set("sink.pulsar.ca_file", &ca)
@@ -280,10 +263,10 @@ async fn tls_a_token_and_a_file_that_can_not_be_used_are_named_and_all_arrives()
         let text = format!("{} {}", told.seen, told.remedy);
         assert!(text.contains(words), "{text}");
     };
-    problem("ertificate").await;
+    problem("can't be used").await;
     t.commit([Event::to(&topic(&t)).key("a")]).await;
     let mut relay = settings.clone().set("sink.topic_grace", "60s").spawn();
-    relay.wait_log("ertificate").await;
+    relay.wait_log("can't be used").await;
     file("ca.pem", &authority.certificate());
     relay.wait_log("does not know who asks").await;
     problem("does not know who asks").await;

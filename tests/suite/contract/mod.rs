@@ -70,7 +70,7 @@ kinds! {
 }
 #[cfg(feature = "pulsar")]
 kinds! {
-    pulsar: super::pulsar::Pulsar,
+    to_pulsar: super::pulsar::Pulsar,
 }
 // moto needs a minute and more for the hundreds of records of the two cases that are not here.
 #[cfg(feature = "aws")]
