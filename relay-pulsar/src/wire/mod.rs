@@ -29,13 +29,16 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A broker that does not serve a topic names another one, and that one may as well.
 const REDIRECTS_MAX: usize = 8;
 
+/// An address, and the broker behind it where it is a proxy's.
+type Line = (String, Option<String>);
+
 /// A cluster, by its protocol. Its connections end when it is dropped, and its producers with them.
 #[derive(Debug)]
 pub struct Wire {
     place: Place,
     connector: Option<Connector>,
     /// By address; a proxy's have the broker behind it as well.
-    connections: Mutex<HashMap<(String, Option<String>), Arc<Connection>>>,
+    connections: Mutex<HashMap<Line, Arc<Connection>>>,
 }
 
 impl Wire {
