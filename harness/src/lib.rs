@@ -36,9 +36,9 @@ pub mod postgres_version;
 pub mod probes;
 mod process;
 pub mod proxy;
-pub mod python;
 #[cfg(feature = "pulsar")]
 pub mod pulsar;
+pub mod python;
 pub mod rabbit;
 pub mod relay;
 mod rights;
