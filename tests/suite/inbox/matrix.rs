@@ -1,4 +1,4 @@
-//! The consumers' crash matrix: at every place where a crash matters, with rows, batches and
+//! The consumers' crash matrix: at every place where a crash matters, with rows, batches or
 //! watermarks, a real consumer is ended, or frozen while another member takes over; then what was
 //! committed is counted against what took effect.
 //!
@@ -287,13 +287,24 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn crashes(point: Point) -> Vec<(Point, Strategy, Way)> {
+    let case = |strategy| way(point, strategy).map(|way| (point, strategy, way));
+    Strategy::ALL.into_iter().filter_map(case).collect()
+}
+
+/// The strategies take turns.
 #[test]
 fn each_message_takes_effect_once_through_a_crash_at_every_point() {
-    all(Point::ALL.iter().flat_map(|point| {
-        Strategy::ALL
-            .into_iter()
-            .filter_map(|strategy| way(*point, strategy).map(|way| (*point, strategy, way)))
+    all(Point::ALL.iter().enumerate().filter_map(|(n, point)| {
+        let cases = crashes(*point);
+        cases.get(n % cases.len()).copied()
     }));
+}
+
+#[test]
+#[ignore = "three times as many cases: `just long` runs them"]
+fn with_every_strategy_each_message_takes_effect_once_through_a_crash_at_every_point() {
+    all(Point::ALL.iter().flat_map(|point| crashes(*point)));
 }
 
 #[test]
@@ -320,6 +331,6 @@ fn a_consumer_that_freezes_anywhere_and_is_replaced_does_no_harm_when_it_thaws()
 #[test]
 fn each_point_is_reached_with_some_strategy() {
     for point in Point::ALL {
-        assert!(Strategy::ALL.iter().any(|s| way(*point, *s).is_some()), "{}", point.name());
+        assert!(!crashes(*point).is_empty(), "{}", point.name());
     }
 }
