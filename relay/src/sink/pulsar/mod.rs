@@ -114,9 +114,13 @@ impl Sink for PulsarSink {
     ) -> Result<Delivered, SinkError> {
         // Of a delivery that is dropped half-way nothing may reach another one: its producers go with it.
         let mut producers = std::mem::take(&mut self.producers);
-        let topics = Box::pin(self.judged(batch, &range)).await?;
-        let delivery = Delivery::new(&self.client, batch, &topics, range);
-        let done = Box::pin(delivery.run(&mut producers)).await;
+        let done = match Box::pin(self.judged(batch, &range)).await {
+            Ok(topics) => {
+                let delivery = Delivery::new(&self.client, batch, &topics, range);
+                Box::pin(delivery.run(&mut producers)).await
+            }
+            Err(error) => Err(error),
+        };
         match &done {
             Ok(_) => self.producers = producers,
             Err(SinkError::Refused { records, .. }) => {

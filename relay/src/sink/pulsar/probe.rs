@@ -44,7 +44,8 @@ impl Probe {
     pub async fn appeared(&self, topics: &[String]) -> Result<Vec<String>, SinkError> {
         let mut found = Vec::new();
         for topic in topics {
-            if look(&self.client, &self.client.settings.topic.of(topic)).await?.is_ok() {
+            let looked = look(&self.client, &self.client.settings.topic.of(topic)).await;
+            if looked.inspect_err(|_| self.client.close())?.is_ok() {
                 found.push(topic.clone());
             }
         }

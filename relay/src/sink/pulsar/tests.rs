@@ -23,6 +23,8 @@ struct Script {
     /// After so many messages the producers end.
     ends_after: Option<usize>,
     is_fenced: bool,
+    /// No one says what there is.
+    is_silent: bool,
     /// Topic and payload.
     stored: Vec<(String, String)>,
     /// Sent and without an answer: now, and at most.
@@ -49,6 +51,7 @@ impl Cluster for Scripted {
 
     async fn partitions(&self, topic: &str) -> Result<Option<u32>, Said> {
         match topic.rsplit('/').next() {
+            _ if self.0.lock().unwrap().is_silent => Err(Said::uncertain("no answer within 10s")),
             Some("missing") => Err(Said::new(What::Missing, "")),
             Some("single") => Ok(None),
             _ => Ok(Some(PARTITIONS)),
@@ -120,7 +123,8 @@ impl Scripted {
 fn batch(records: &[(&str, &str, &str, usize)]) -> Arc<Batch> {
     let mut batch = Batch::new(BatchLimits { records_max: 10_000, bytes_max: 1 << 24 });
     for (ordinal, (topic, key, payload, bytes)) in (0..).zip(records) {
-        let payload = format!("{payload:<bytes$}", bytes = *bytes);
+        let padding = " ".repeat(bytes.saturating_sub(payload.len()));
+        let payload = format!("{payload}{padding}");
         let head = RecordHead {
             position: RowPosition { commit: Lsn::new(1), ordinal },
             topic,
@@ -221,4 +225,23 @@ async fn a_producer_that_ends_is_not_used_again_and_another_relay_is_named() {
         assert_eq!((fenced, unavailable), (is_fenced, !is_fenced), "{done:?}");
         assert_eq!(format!("{:?}", sink.producers), format!("{:?}", Producers::default()));
     }
+}
+
+#[tokio::test]
+async fn the_producers_stay_open_where_nothing_was_sent_and_all_ends_where_no_one_answers() {
+    let cluster = Scripted::default();
+    let all = batch(&[("single", "a", "1", 1), ("missing", "a", "2", 1)]);
+    let mut sink = cluster.sink();
+    drop(sink.deliver(&all, 0..1).await.expect("delivered"));
+    assert_eq!(
+        refused(sink.deliver(&all, 0..2).await),
+        (vec![(1, "unknown_topic")], Rest::NotSent)
+    );
+    drop(sink.deliver(&all, 0..1).await.expect("delivered"));
+    assert_eq!(cluster.0.lock().unwrap().opened, 1);
+    cluster.0.lock().unwrap().is_silent = true;
+    let done = sink.deliver(&batch(&[("later", "a", "3", 1)]), 0..1).await;
+    assert!(matches!(done, Err(SinkError::Unavailable { .. })), "{done:?}");
+    // A line that is dead without a word would be asked again and again.
+    assert_eq!(Arc::strong_count(&cluster.0), 1, "the sink has let go of the cluster");
 }
