@@ -78,19 +78,28 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// As many as a broker counts, or some more.
+    /// As many as a broker counts and some more, which are as many for each message of a producer: of two messages the broker
+    /// counts fewer for the one that has fewer here.
     pub fn bytes(&self) -> usize {
         /// Checksum, lengths, the producer's name, numbers.
         const OWN: usize = 200;
-        const OF_PROPERTY: usize = 16;
-        let properties: usize = self
-            .properties
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + OF_PROPERTY)
-            .sum();
-        let key = self.key.map_or(0, |key| key.len().div_ceil(3) * 4);
-        OWN + properties + key + self.payload.map_or(0, <[u8]>::len)
+        /// A field whose number needs two bytes, with a truth.
+        const MARK: usize = 3;
+        let field = |bytes: usize| 1 + varint(bytes as u64) + bytes;
+        let pair = |(name, value): &(&str, &str)| field(field(name.len()) + field(value.len()));
+        let properties: usize = self.properties.iter().map(pair).sum();
+        let key = self.key.map_or(0, |key| match std::str::from_utf8(key) {
+            Ok(_) => field(key.len()),
+            Err(_) => field(key.len().div_ceil(3) * 4) + MARK,
+        });
+        let time = self.event_time_ms.map_or(0, |time| 1 + varint(time));
+        OWN + properties + key + time + self.payload.map_or(MARK, <[u8]>::len)
     }
+}
+
+/// Bytes of a number as the protocol writes it.
+fn varint(number: u64) -> usize {
+    (number.max(1).ilog2() / 7 + 1) as usize
 }
 
 /// A cluster, and the right to use it.

@@ -256,19 +256,23 @@ async fn tls_a_token_and_a_file_that_can_not_be_used_are_named_and_all_arrives()
     let settings = to_pulsar(&format!("pulsar+ssl://127.0.0.1:{port}"), t.relay())
         .set("sink.pulsar.ca_file", &ca)
         .set("sink.pulsar.token_file", &token);
-    let problem = async |words: &str| {
-        let findings = checks::check(&settings).await;
+    let problem_of = async |settings: &Settings, words: &str| {
+        let findings = checks::check(settings).await;
         let told = findings.iter().find(|it| it.verdict == "problem" && it.name == "Pulsar");
         let told = told.unwrap_or_else(|| panic!("no problem in {findings:#?}"));
         let text = format!("{} {}", told.seen, told.remedy);
         assert!(text.contains(words), "{text}");
     };
+    let problem = async |words: &str| problem_of(&settings, words).await;
     problem("can't be used").await;
     t.commit([Event::to(&topic(&t)).key("a")]).await;
     let mut relay = settings.clone().set("sink.topic_grace", "60s").spawn();
     relay.wait_log("can't be used").await;
     file("ca.pem", &authority.certificate());
     relay.wait_log("does not know who asks").await;
+    let of_another_name = format!("pulsar+ssl://localhost:{port}");
+    let of_another_name = settings.clone().set("sink.pulsar.url", &of_another_name);
+    problem_of(&of_another_name, "not valid for name").await;
     problem("does not know who asks").await;
     file("token", pulsar::RELAY);
     // Without the right even the look at the topic is refused.

@@ -21,6 +21,8 @@ use crate::{topic::Record, wait};
 
 /// How long the broker may take to say something.
 const ASK: Duration = Duration::from_secs(10);
+/// Of a frame, with the message in it.
+const FRAME_MAX: usize = 128 << 20;
 /// No message is there: as the broker says it.
 const NONE: u64 = u64::MAX;
 
@@ -99,7 +101,9 @@ impl Line {
 
     async fn hear(&mut self) -> Result<(Command, Bytes)> {
         loop {
-            if let Some(heard) = frame::next(&mut self.read).map_err(anyhow::Error::msg)? {
+            if let Some(heard) =
+                frame::next(&mut self.read, FRAME_MAX).map_err(anyhow::Error::msg)?
+            {
                 return Ok(heard);
             }
             let bytes = timeout(ASK, self.stream.read_buf(&mut self.read)).await??;

@@ -26,7 +26,11 @@ use crate::{BYTES_MAX, Said, What};
 
 /// Frames that wait to be written. Whoever has one more waits.
 const FRAMES_MAX: usize = 64;
+/// Answers that wait to be written, before all frames.
+const ANSWERS_MAX: usize = 16;
 const READ_BYTES: usize = 64 << 10;
+/// What a broker says to a producer is far shorter.
+const FRAME_BYTES_MAX: usize = 1 << 20;
 /// A question is answered within this time.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -136,10 +140,10 @@ impl Connection {
             }
         };
         let (frames, to_write) = mpsc::channel(FRAMES_MAX);
+        let (answers, to_answer) = mpsc::channel(ANSWERS_MAX);
         let waiting = Arc::<Waiting>::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(write(writer, to_write, Arc::clone(&waiting)));
-        let answers = frames.clone();
+        tasks.spawn(write(writer, to_answer, to_write, Arc::clone(&waiting)));
         let told = Arc::clone(&waiting);
         tasks.spawn(async move {
             let why = listen(reader, read, &answers, &told, &login).await;
@@ -203,22 +207,32 @@ impl Connection {
     }
 
     pub(super) async fn send(&self, frame: Bytes) -> Result<(), Said> {
+        // What is written could still be taken for a while.
+        if !self.is_open() {
+            return Err(self.ended());
+        }
         self.frames.send(frame).await.map_err(|_| self.ended())
     }
 }
 
 async fn write(
     mut to: impl AsyncWrite + Unpin,
+    mut answers: mpsc::Receiver<Bytes>,
     mut frames: mpsc::Receiver<Bytes>,
     waiting: Arc<Waiting>,
 ) {
-    while let Some(first) = frames.recv().await {
-        let mut next = Some(first);
+    loop {
+        let mut next = tokio::select! {
+            biased;
+            Some(answer) = answers.recv() => Some(answer),
+            Some(frame) = frames.recv() => Some(frame),
+            else => return,
+        };
         while let Some(frame) = next {
             if let Err(error) = to.write_all(&frame).await {
                 return waiting.end(error.to_string());
             }
-            next = frames.try_recv().ok();
+            next = answers.try_recv().or_else(|_| frames.try_recv()).ok();
         }
         if let Err(error) = to.flush().await {
             return waiting.end(error.to_string());
@@ -231,7 +245,7 @@ async fn one(
     read: &mut BytesMut,
 ) -> Result<(Command, Bytes), Said> {
     loop {
-        if let Some(frame) = frame::next(read).map_err(Said::uncertain)? {
+        if let Some(frame) = frame::next(read, FRAME_BYTES_MAX).map_err(Said::uncertain)? {
             return Ok(frame);
         }
         match from.read_buf(read).await {
@@ -256,7 +270,6 @@ async fn listen(
             Err(said) => return said,
         };
         let answer = match command.kind() {
-            // A broker that waits for what is written sees from that that the client lives.
             Kind::Ping => {
                 Command { kind: Kind::Pong.into(), pong: Some(Empty {}), ..Command::default() }
             }
@@ -269,6 +282,7 @@ async fn listen(
                 continue;
             }
         };
+        // Where so many wait, the line is full, and a broker sees from what it reads that the client lives.
         drop(answers.try_send(frame::command(&answer)));
     }
 }

@@ -7,8 +7,6 @@ use super::proto::{Command, Metadata};
 
 /// Before a checksum.
 const MAGIC: u16 = 0x0e01;
-/// A broker's answers are short; a message that a consumer gets may be this long.
-const FRAME_MAX: usize = 128 << 20;
 
 /// A command alone.
 pub fn command(command: &Command) -> Bytes {
@@ -47,11 +45,11 @@ fn length(bytes: usize) -> u32 {
 /// The next frame of `read`: its command, and what is behind that. `None` until all of it is there.
 ///
 /// # Errors
-/// It is no frame.
-pub fn next(read: &mut BytesMut) -> Result<Option<(Command, Bytes)>, String> {
+/// It is no frame, or one of more than so many bytes.
+pub fn next(read: &mut BytesMut, bytes_max: usize) -> Result<Option<(Command, Bytes)>, String> {
     let Some(total) = read.first_chunk::<4>() else { return Ok(None) };
     let total = u32::from_be_bytes(*total) as usize;
-    if !(4..=FRAME_MAX).contains(&total) {
+    if !(4..=bytes_max).contains(&total) {
         return Err(format!("a frame of {total} bytes is none of Pulsar's"));
     }
     if read.len() < 4 + total {
@@ -143,22 +141,26 @@ mod tests {
         let whole = message(&send(), &metadata, b"payload");
         for cut in 0..whole.len() {
             let mut read = BytesMut::from(&whole[..cut]);
-            assert_eq!(next(&mut read), Ok(None), "{cut}");
+            assert_eq!(next(&mut read, 1_000), Ok(None), "{cut}");
         }
         let mut read = BytesMut::from(&[&whole[..], b"rest"].concat()[..]);
-        let (found, behind) = next(&mut read).expect("a frame").expect("all of it");
+        let (found, behind) = next(&mut read, 1_000).expect("a frame").expect("all of it");
         assert_eq!((found, &read[..]), (send(), &b"rest"[..]));
         assert_eq!(split(behind), Ok((metadata, Bytes::from_static(b"payload"))));
     }
 
     #[test]
     fn what_is_no_frame_is_an_error() {
-        for wrong in [&[0, 0, 0, 1, 0][..], &[0xff; 8], &[0, 0, 0, 4, 0, 0, 0, 9]] {
-            assert!(next(&mut BytesMut::from(wrong)).is_err(), "{wrong:?}");
+        let too_long = [0, 0, 3, 0xe9];
+        for wrong in [&[0, 0, 0, 1, 0][..], &[0xff; 8], &[0, 0, 0, 4, 0, 0, 0, 9], &too_long] {
+            let mut read = BytesMut::from(wrong);
+            assert!(next(&mut read, 1_000).is_err(), "{wrong:?}");
+            assert!(read.capacity() < 1_000, "nothing is made room for: {wrong:?}");
         }
         let mut whole = message(&send(), &Metadata::default(), b"payload").to_vec();
         *whole.last_mut().expect("a byte") ^= 1;
-        let (_, behind) = next(&mut BytesMut::from(&whole[..])).expect("a frame").expect("whole");
+        let (_, behind) =
+            next(&mut BytesMut::from(&whole[..]), 1_000).expect("a frame").expect("whole");
         assert!(split(behind).is_err());
         assert!(split(Bytes::from_static(&[0, 0])).is_err());
     }

@@ -6,6 +6,8 @@ mod connection;
 pub mod frame;
 mod producer;
 pub mod proto;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod token;
 
@@ -16,7 +18,7 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 use self::{
     connection::Connection,
     producer::WireProducer,
-    proto::{Command, Kind, Lookup, PartitionedMetadata},
+    proto::{Command, Kind, Lookup, LookupResponse, PartitionedMetadata},
     tls::Connector,
     token::Login,
 };
@@ -123,23 +125,11 @@ impl Wire {
             };
             let command =
                 Command { kind: Kind::Lookup.into(), lookup: Some(lookup), ..Command::default() };
-            let answer = asked.ask(id, &command).await?.lookup_response.unwrap_or_default();
+            let answer = asked.ask(id, &command).await?.lookup_response.ok_or_else(another)?;
             if self.place.one_broker {
                 return Ok(service);
             }
-            let url = if address.tls { &answer.url_tls } else { &answer.url };
-            let url = url.as_ref().filter(|url| !url.is_empty()).ok_or_else(|| {
-                Said::new(
-                    What::NotNow,
-                    "the cluster names no address of the topic's broker for this scheme",
-                )
-            })?;
-            let broker = parsed(url).ok_or_else(|| {
-                Said::new(
-                    What::NotNow,
-                    format!("the cluster names a broker at {url:?}, which is no address"),
-                )
-            })?;
+            let broker = named(address.tls, &answer)?;
             let next = match answer.proxy_through_service_url {
                 Some(true) => {
                     let behind = format!("{}:{}", broker.host, broker.port);
@@ -205,7 +195,7 @@ impl Wire {
             ..Command::default()
         };
         let answer = asked.ask(id, &command).await?.partitioned_metadata_response;
-        Ok(answer.and_then(|it| it.partitions).filter(|count| *count > 0))
+        Ok(answer.ok_or_else(another)?.partitions.filter(|count| *count > 0))
     }
 }
 
@@ -214,6 +204,27 @@ fn shown(address: &Address) -> String {
         true => format!("[{}]:{}", address.host, address.port),
         false => format!("{}:{}", address.host, address.port),
     }
+}
+
+/// To a question of this number.
+fn another() -> Said {
+    Said::uncertain("the broker answers with something else")
+}
+
+/// The broker that a lookup names. With TLS never one without: a token would go there.
+fn named(tls: bool, answer: &LookupResponse) -> Result<Address, Said> {
+    let wrong = |text: String| Said::new(What::NotNow, text);
+    let url = if tls { &answer.url_tls } else { &answer.url };
+    let url = url.as_ref().filter(|url| !url.is_empty()).ok_or_else(|| {
+        wrong("the cluster names no address of the topic's broker for this scheme".into())
+    })?;
+    let broker = parsed(url).ok_or_else(|| {
+        wrong(format!("the cluster names a broker at {url:?}, which is no address"))
+    })?;
+    if tls && !broker.tls {
+        return Err(wrong(format!("the cluster names a broker at {url:?}, which is without TLS")));
+    }
+    Ok(broker)
 }
 
 /// An address that a broker gives.
@@ -227,19 +238,4 @@ fn parsed(url: &str) -> Option<Address> {
     let (host, port) = place.trim_end_matches('/').rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     Some(Address { tls, host: host.to_owned(), port: port.parse().ok()? })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_broker_s_address_is_read() {
-        let read = |url| parsed(url).map(|it| (it.tls, shown(&it)));
-        assert_eq!(read("pulsar://a:6650"), Some((false, "a:6650".into())));
-        assert_eq!(read("pulsar+ssl://[::1]:6651/"), Some((true, "[::1]:6651".into())));
-        for wrong in ["", "a:1", "http://a:1", "pulsar://a", "pulsar://a:x"] {
-            assert_eq!(read(wrong), None, "{wrong}");
-        }
-    }
 }

@@ -70,13 +70,13 @@ impl WireProducer {
             awaited: 0,
         };
         let success = connection.ask(request_id, &command).await?.producer_success;
-        let success =
-            success.ok_or_else(|| Said::uncertain("the broker answers with something else"))?;
+        let success = success.ok_or_else(super::another)?;
         if success.producer_ready == Some(false) {
             return Err(Said::new(What::NotNow, "another producer has the topic to itself"));
         }
         opened.name = success.producer_name;
-        opened.epoch = success.topic_epoch;
+        // Brokers tell others as well in which epoch the topic is.
+        opened.epoch = success.topic_epoch.filter(|_| !matches!(mode, Mode::Shared));
         Ok(opened)
     }
 
@@ -144,7 +144,7 @@ impl Drop for WireProducer {
     }
 }
 
-fn metadata(producer: &str, sequence_id: u64, message: &Message<'_>) -> Metadata {
+pub(super) fn metadata(producer: &str, sequence_id: u64, message: &Message<'_>) -> Metadata {
     let (partition_key, is_base64) = match message.key.map(|key| (key, std::str::from_utf8(key))) {
         None => (None, None),
         Some((_, Ok(text))) => (Some(text.to_owned()), None),

@@ -3,6 +3,8 @@
 
 #![expect(missing_docs, reason = "the names are the protocol's")]
 
+use std::fmt;
+
 use prost::{Enumeration, Message};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
@@ -90,6 +92,7 @@ pub struct Command {
 pub struct Empty {}
 
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 pub struct Connect {
     #[prost(string, required, tag = "1")]
     pub client_version: String,
@@ -103,6 +106,13 @@ pub struct Connect {
     pub proxy_to_broker_url: Option<String>,
     #[prost(message, optional, tag = "10")]
     pub feature_flags: Option<FeatureFlags>,
+}
+
+impl fmt::Debug for Connect {
+    /// Without what it is known by.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect").field("by", &self.auth_method_name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -137,11 +147,19 @@ pub struct AuthResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
+#[prost(skip_debug)]
 pub struct AuthData {
     #[prost(string, optional, tag = "1")]
     pub auth_method_name: Option<String>,
     #[prost(bytes = "vec", optional, tag = "2")]
     pub auth_data: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for AuthData {
+    /// As above.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthData").field("by", &self.auth_method_name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
