@@ -20,6 +20,8 @@ const PARTITIONS: u32 = 3;
 struct Script {
     /// What the topic takes, which it tells no one.
     bytes_max: Option<usize>,
+    /// A message of this payload is not stored now.
+    not_now: Option<&'static str>,
     /// After so many messages the producers end.
     ends_after: Option<usize>,
     is_fenced: bool,
@@ -90,6 +92,10 @@ impl Producer for ScriptedProducer {
         }
         let payload = message.payload.unwrap_or_default();
         let text = String::from_utf8_lossy(payload).trim_end().to_owned();
+        if script.not_now == Some(text.as_str()) {
+            self.answers.push_back(Err(Said::new(What::NotNow, "PersistenceError")));
+            return Ok(());
+        }
         script.stored.push((self.topic.clone(), text));
         self.answers.push_back(Ok(()));
         Ok(())
@@ -244,4 +250,70 @@ async fn the_producers_stay_open_where_nothing_was_sent_and_all_ends_where_no_on
     assert!(matches!(done, Err(SinkError::Unavailable { .. })), "{done:?}");
     // A line that is dead without a word would be asked again and again.
     assert_eq!(Arc::strong_count(&cluster.0), 1, "the sink has let go of the cluster");
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_stored_now_is_sent_again_with_all_behind_it_and_is_not_parked() {
+    let cluster = Scripted::default();
+    cluster.0.lock().unwrap().not_now = Some("2");
+    let all = batch(&[("single", "a", "1", 1), ("single", "b", "2", 1), ("single", "c", "3", 1)]);
+    let mut sink = cluster.sink();
+    let done = sink.deliver(&all, 0..3).await;
+    assert!(matches!(done, Err(SinkError::Unavailable { .. })), "{done:?}");
+    assert_eq!(Arc::strong_count(&cluster.0), 1, "the sink has let go of the cluster");
+}
+
+#[tokio::test]
+async fn what_is_larger_than_the_brokers_take_is_not_sent_and_neither_is_its_key_behind_it() {
+    let cluster = Scripted::default();
+    let all = batch(&[
+        ("single", "a", "1", 10),
+        ("single", "a", "2", 600_000),
+        ("single", "a", "3", 10),
+        ("single", "b", "4", 10),
+    ]);
+    let done = cluster.sink().deliver(&all, 0..4).await;
+    assert_eq!(refused(done), (vec![(1, "too_large")], Rest::StoredButFollowers));
+    assert_eq!(cluster.payloads(), ["1", "4"]);
+}
+
+#[tokio::test]
+async fn events_without_a_key_that_name_their_partition_are_one_lane_and_others_are_none() {
+    for (partition, stored) in [(Some(0), &["1"][..]), (None, &["1", "3"])] {
+        let cluster = Scripted::default();
+        cluster.0.lock().unwrap().bytes_max = Some(5_000);
+        let mut all = Batch::new(BatchLimits { records_max: 10, bytes_max: 1 << 20 });
+        for (ordinal, bytes) in [(1, 1), (2, 9_000), (3, 1)] {
+            let payload = format!("{ordinal:<bytes$}");
+            let head = RecordHead {
+                position: RowPosition { commit: Lsn::new(1), ordinal },
+                topic: "single",
+                key: None,
+                payload: Some(payload.as_bytes()),
+                partition,
+                timestamp_ms: None,
+            };
+            all.start_record(head).finish();
+        }
+        let done = cluster.sink().deliver(&Arc::new(all), 0..3).await;
+        assert_eq!(refused(done), (vec![(1, "too_large")], Rest::StoredButFollowers));
+        assert_eq!(cluster.payloads(), stored);
+    }
+}
+
+#[tokio::test]
+async fn that_a_message_was_stored_says_nothing_of_a_larger_one() {
+    let cluster = Scripted::default();
+    cluster.0.lock().unwrap().bytes_max = Some(5_000);
+    let all = batch(&[
+        ("single", "a", "1", 2_000),
+        ("single", "a", "2", 4_000),
+        ("single", "b", "3", 4_000),
+        ("single", "a", "4", 6_000),
+        ("single", "a", "5", 4_000),
+        ("single", "b", "6", 4_000),
+    ]);
+    let done = cluster.sink().deliver(&all, 0..6).await;
+    assert_eq!(refused(done), (vec![(3, "too_large")], Rest::StoredButFollowers));
+    assert_eq!(cluster.payloads(), ["1", "2", "3", "6"]);
 }
