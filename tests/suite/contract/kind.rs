@@ -80,4 +80,6 @@ pub(crate) enum Fence {
     Claim,
     /// The database: its session has ended when another one leads. Records are not kept out.
     Session,
+    /// The database as above, and the broker keeps records out once the newer one has delivered.
+    SessionAndBroker,
 }

@@ -107,7 +107,7 @@ impl<K: Kind> Bench<K> {
 
     /// What happens to a leader before another one takes over.
     pub(super) async fn depose(&self, life: &Life) {
-        if K::CAN.fence == Fence::Session {
+        if matches!(K::CAN.fence, Fence::Session | Fence::SessionAndBroker) {
             let end = "select pg_terminate_backend($1, 5000)";
             let pid = life.session.pid();
             self.t.database().superuser().query_one(end, &[&pid]).await.expect("it is ended");

@@ -34,7 +34,7 @@ impl Kind for Pulsar {
         ],
         record_bytes: Some(BYTES_MAX),
         lines_in_headers: true,
-        fence: Fence::Broker,
+        fence: Fence::SessionAndBroker,
     };
 
     async fn make(t: &Harness, breakable: bool) -> Self {
