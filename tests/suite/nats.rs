@@ -2,6 +2,8 @@
 //! says and does where the stream, or somebody beside it, is not as it should be.
 
 mod claimed;
+mod full;
+mod rolled_up;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -11,4 +11,6 @@ pub struct ProgressHome {
     pub empty: String,
     /// Not in the database: it stays when that is recreated.
     pub is_outside: bool,
+    /// Events are there too: what deletes progress may have deleted them.
+    pub has_events: bool,
 }

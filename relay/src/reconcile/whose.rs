@@ -1,6 +1,6 @@
 //! Whose the stored progress is, before it is compared with anything. Pure.
 
-use super::home;
+use super::{halts::drop_slot, home};
 use crate::{
     core::{
         halt::Halt,
@@ -89,7 +89,8 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
             believed(None, Some(IGNORED))
         }
         (None, Some(_)) => {
-            Err(strangers_alone(relay, home, slot.is_some(), has_delivered, start_with_all))
+            let slot = slot.map(|_| slot_name);
+            Err(strangers_alone(relay, home, slot, has_delivered, start_with_all))
         }
     }
 }
@@ -97,18 +98,27 @@ pub fn believe(claims: Claims<'_>) -> Result<Believed, Halt> {
 /// Only another's record is there. It may be what an older version stored, or a relay with another key.
 fn strangers_alone(
     relay: &str,
-    ProgressHome { name, guard, empty, is_outside }: &ProgressHome,
-    slot: bool,
+    ProgressHome { name, guard, empty, is_outside, has_events }: &ProgressHome,
+    slot: Option<&str>,
     has_delivered: bool,
     start_with_all: bool,
 ) -> Halt {
     let leave = format!("{guard}; then");
     let (likely, cause) = match (slot, has_delivered, *is_outside) {
-        (false, false, true) => (
+        (None, false, true) => (
             "most likely the database was recreated, and the record is left from the old one. Otherwise ",
             "the database was recreated",
         ),
         _ => ("", "no relay of this name has published events of this database"),
+    };
+    // Removed first: an unsealed record beside a slot, and no row of relay_keys, looks like an older version's.
+    let every_row = |slot: &str| {
+        format!(
+            "; or, if {name} has lost events that were not read yet, as by a roll-up or a purge, which \
+             `--at slot` does not publish again, {empty}; then, {}, and drop the slot: {}",
+            home::every_row_of(relay, start_with_all, has_delivered),
+            drop_slot(slot)
+        )
     };
     let at_now = "to make a new slot and publish what is committed from then on, run `outbox-relay resume \
                   --at now`";
@@ -118,16 +128,17 @@ fn strangers_alone(
              it did store: {likely}the relay can't know which events are published"
         ),
         match (slot, has_delivered) {
-            (true, _) => format!(
+            (Some(slot), _) => format!(
                 "{leave}, to publish everything after the slot's position, run `outbox-relay resume \
-                 --at slot`"
+                 --at slot`{}",
+                if *has_events && has_delivered { every_row(slot) } else { String::new() }
             ),
-            (false, true) => format!(
+            (None, true) => format!(
                 "if the relay's row of outbox.relay_keys was changed, put it back from a backup; otherwise \
                  {leave}, {}, and {empty}; or, {at_now}",
                 home::every_row_of(relay, start_with_all, has_delivered)
             ),
-            (false, false) => format!(
+            (None, false) => format!(
                 "if {cause}, {empty}: the relay then starts as if the record had never \
                  been there. If someone else stored the record, first {guard}. If an older version of the relay \
                  has published events of this database, those that are still in the table may be published \
@@ -160,6 +171,7 @@ mod tests {
             guard: "leave Write to the relay".into(),
             empty: "delete the topic: `kafka-topics --delete`".into(),
             is_outside: true,
+            has_events: false,
         }
     }
 
@@ -228,6 +240,20 @@ mod tests {
             let first = lossless.iter().filter_map(|way| halt.remedy.find(way)).min();
             assert!(first <= halt.remedy.find(command), "what loses nothing comes first: {halt}");
         }
+    }
+
+    #[test]
+    fn where_events_are_lost_with_progress_the_way_that_publishes_every_row_is_named_too() {
+        let told = |has_events| {
+            let home = ProgressHome { has_events, ..topic() };
+            strangers_alone("orders", &home, Some("outbox"), true, true).remedy
+        };
+        assert!(!told(false).contains("every row"), "{}", told(false));
+        let remedy = told(true);
+        let steps =
+            ["--at slot`", "delete the topic", "delete from outbox.relay_keys", "drop_repl"];
+        let places = steps.map(|step| remedy.find(step).unwrap_or_else(|| panic!("{remedy}")));
+        assert!(places.is_sorted(), "{remedy}");
     }
 
     #[test]

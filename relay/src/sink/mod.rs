@@ -38,6 +38,9 @@ use crate::core::{
 /// batch, so that the broker's answer is about one.
 pub const ALONE_MAX: usize = 100;
 
+/// A progress record is smaller, with all that is stored beside it.
+const PROGRESS_BYTES_MAX: usize = 66_000;
+
 /// Any error of a library below, kept as the cause.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

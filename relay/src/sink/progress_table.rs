@@ -42,6 +42,7 @@ pub fn home() -> ProgressHome {
         guard: "let the relay's role alone write to outbox.progress".into(),
         empty: "delete the relay's rows of outbox.progress".into(),
         is_outside: false,
+        has_events: false,
     }
 }
 

@@ -59,10 +59,10 @@ pub(crate) struct Finding {
 
 /// Looks at everything. Problems come as findings, never as errors.
 pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
-    let ((mut findings, session), (sink, has_progress), halted) = tokio::join!(
+    let ((mut findings, session), (sink, has_progress), running) = tokio::join!(
         half("PostgreSQL", database::looked_at(config, parts)),
         half(parts.sink.kind(), sink(parts)),
-        Box::pin(running::halted(config))
+        Box::pin(running::asked(config))
     );
     findings.extend(sink);
     if let (Some((session, (expected, looked))), Some(has_progress)) = (session, has_progress) {
@@ -87,7 +87,7 @@ pub(crate) async fn run(config: &Config, parts: &Parts) -> Vec<Finding> {
     }
     // What was found here is newer than what the relay says.
     if passed(&findings) {
-        findings.extend(halted);
+        findings.extend(running);
     }
     findings
 }

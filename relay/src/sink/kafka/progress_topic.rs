@@ -20,15 +20,13 @@ use super::{
 };
 use crate::{
     fault::{self, Point},
-    sink::{SinkError, unavailable},
+    sink::{PROGRESS_BYTES_MAX, SinkError, unavailable},
 };
 
 /// The newest segment is never compacted, so each start reads up to one and what the cleaner has not come to.
 const SEGMENT_BYTES: &str = "4194304";
 /// As many replicas as is the brokers' default.
 const CREATION: TopicCreation = TopicCreation { partitions: 1, replication_factor: -1 };
-/// A progress record is smaller, with all that its batch has beside it.
-const RECORD_BYTES_MAX: usize = 66_000;
 /// By so much the relay's clock and a broker's may differ, with the time that a record is under way.
 const CLOCKS_DIFFER_MS: i64 = 60_000;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -258,9 +256,9 @@ fn verify(
     let policy = found.get("cleanup.policy").map_or("", String::as_str);
     let (what, config) = if policy != "compact" {
         (format!("cleanup.policy={policy}, which loses progress"), "cleanup.policy=compact")
-    } else if let Some(bytes) = limits.batch_bytes_max.filter(|bytes| *bytes < RECORD_BYTES_MAX) {
+    } else if let Some(bytes) = limits.batch_bytes_max.filter(|bytes| *bytes < PROGRESS_BYTES_MAX) {
         let what = format!(
-            "max.message.bytes={bytes}, and a progress record may have {RECORD_BYTES_MAX}: nothing more \
+            "max.message.bytes={bytes}, and a progress record may have {PROGRESS_BYTES_MAX}: nothing more \
              could be delivered once one is too large; nothing is lost"
         );
         (what, "max.message.bytes=1048588")

@@ -123,6 +123,7 @@ impl Settings {
                 self.progress_topic()
             ),
             is_outside: true,
+            has_events: false,
         }
     }
 

@@ -240,7 +240,7 @@ impl NatsSink {
         match records.is_empty() {
             true => Err(unavailable(
                 format!("storing {}", counted(range.len() as u64, "record")),
-                error,
+                error.explained(&self.link.settings),
             )),
             false => Ok(Refused::These(records)),
         }

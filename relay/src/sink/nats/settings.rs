@@ -58,8 +58,11 @@ impl Settings {
         ProgressHome {
             name: format!("the stream {stream}"),
             guard: format!("let the relay's user alone publish to {subject}"),
-            empty: format!("remove them: `nats stream purge {stream} --subject {subject} --force`"),
+            empty: format!(
+                "remove the records of progress: `nats stream purge {stream} --subject {subject} --force`"
+            ),
             is_outside: true,
+            has_events: true,
         }
     }
 
@@ -150,26 +153,27 @@ fn unreadable(file: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings() -> Settings {
-        Settings {
-            relay_name: "relay".into(),
-            url: Secret::new("nats://relay:secret@a:4222,tls://b"),
-            stream: "ORDERS".into(),
-            subject: Template::default(),
-            partitions: 1,
-            progress_subject: None,
-            credentials_file: None,
-            nkey_file: None,
-            ca_file: None,
-            certificate: None,
-            repairs_broker_loss: true,
-            topic_grace: Duration::ZERO,
-            reserved_topics: vec![],
-        }
+pub(super) fn of_a_test() -> Settings {
+    Settings {
+        relay_name: "relay".into(),
+        url: Secret::new("nats://relay:secret@a:4222,tls://b"),
+        stream: "ORDERS".into(),
+        subject: Template::default(),
+        partitions: 1,
+        progress_subject: None,
+        credentials_file: None,
+        nkey_file: None,
+        ca_file: None,
+        certificate: None,
+        repairs_broker_loss: true,
+        topic_grace: Duration::ZERO,
+        reserved_topics: vec![],
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{of_a_test as settings, *};
 
     #[test]
     fn where_progress_is_and_how_it_is_removed_is_told_in_words_of_nats() {

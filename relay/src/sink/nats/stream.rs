@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{link::Link, subject::matches};
-use crate::sink::SinkError;
+use crate::sink::{PROGRESS_BYTES_MAX, SinkError};
 
 /// A stream's settings, as far as they decide anything here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -113,6 +113,14 @@ impl Stream {
     pub(super) fn advice(&self, name: &str) -> Vec<(String, String)> {
         let mut found = Vec::new();
         found.extend(self.deletes_unread(name));
+        if self.message_bytes_max(PROGRESS_BYTES_MAX) < PROGRESS_BYTES_MAX {
+            let what = format!(
+                "the stream {name} takes messages of {} bytes (max_msg_size), and a progress record may have \
+                 {PROGRESS_BYTES_MAX}: larger events are parked, and once a progress record is larger, all events wait",
+                self.max_msg_size
+            );
+            found.push((what, format!("`nats stream edit {name} --max-msg-size=-1`")));
+        }
         if self.subject_transform.is_some() {
             let what = format!(
                 "the stream {name} stores messages under other subjects than they are published to \
@@ -244,6 +252,15 @@ mod tests {
         }
         let aging = Stream { max_age: 1, allow_msg_ttl: true, ..fitting() };
         aging.verify("ORDERS", progress).expect("progress can stay");
+    }
+
+    #[test]
+    fn a_limit_below_what_a_progress_record_may_have_is_named_in_advance() {
+        let told = |max_msg_size| {
+            let advice = Stream { max_msg_size, ..fitting() }.advice("ORDERS");
+            advice.iter().any(|(_, remedy)| remedy.contains("ORDERS --max-msg-size=-1"))
+        };
+        assert_eq!([-1, 0, 65_999, 66_000].map(told), [false, false, true, false]);
     }
 
     #[test]
