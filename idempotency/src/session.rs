@@ -115,7 +115,8 @@ impl Sessions {
             return Err(InboxError::Setting(format!(
                 "session_replication_role is {replication}, so foreign keys and triggers are off and \
                  effects would be stored that the database must refuse; type, as a superuser: alter \
-                 role {role} reset session_replication_role"
+                 role {role} reset session_replication_role, or, if it is set for the whole server: alter \
+                 system reset session_replication_role, and select pg_reload_conf()"
             )));
         }
         guard::look(&client).await?;

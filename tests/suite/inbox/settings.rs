@@ -92,7 +92,7 @@ async fn what_the_consumers_role_may_not_set_right_is_refused_with_what_to_type(
         (
             "alter role CONSUMER in database NAME set session_replication_role = replica",
             "session_replication_role",
-            "reset session_replication_role",
+            "alter system reset session_replication_role",
         ),
         (
             "alter table inbox.messages enable row level security",

@@ -13,6 +13,7 @@ use outbox_harness::{
 use outbox_relay::throwaway::{LocalPostgres, Shutdown};
 
 use super::{obey, says, typed};
+use crate::checks;
 
 const ALL_LOCKS: &str = "select count(pg_advisory_lock(n)) from generate_series(1, 10000000) n";
 
@@ -207,4 +208,31 @@ async fn a_server_that_can_not_decode_is_halted_at_in_the_words_of_check() {
     own.commit_one().await;
     own.set(command).await;
     own.t.count(&own.topic, 1).await.assert_exactly_once();
+}
+
+/// What a role or a database is set back to changes nothing here.
+#[tokio::test]
+async fn a_server_on_which_triggers_do_not_fire_is_named_by_check_with_what_resets_the_servers_setting()
+ {
+    let own = Own::start().await;
+    let told = async || {
+        let findings = checks::check(&own.t.relay()).await;
+        let told = findings.into_iter().find(|it| it.seen.contains("session_replication_role"));
+        told.map(|it| it.remedy)
+    };
+    obey(&own.t, "alter system set session_replication_role = replica").await;
+    obey(&own.t, "select pg_reload_conf()").await;
+    // Each process is told, and reads it in its own time.
+    let remedy = wait::until("check tells of it", wait::PATIENCE, || async {
+        told().await.ok_or("it has not yet")
+    });
+    let remedy = remedy.await.expect("it does");
+    for words in ["alter system reset", "pg_reload_conf"] {
+        obey(&own.t, typed(&remedy, words)).await;
+    }
+    wait::until("check tells no more of it", wait::PATIENCE, || async {
+        told().await.map_or(Ok(()), Err)
+    })
+    .await
+    .expect("it is corrected");
 }

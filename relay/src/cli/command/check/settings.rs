@@ -25,10 +25,11 @@ pub(super) async fn of_server(
     let failed = |source| InspectError::Query { what: "the server's settings", source };
     let found = standbys::look(client).await.map_err(failed)?;
     let standby = standby(&found, &standbys::application(config, parts));
-    let sql = "select pg_catalog.current_setting('session_replication_role')";
+    let sql = "select setting, source from pg_catalog.pg_settings \
+               where name operator(pg_catalog.=) 'session_replication_role'";
     let row = client.query_one(sql, &[]).await.map_err(failed)?;
-    let role: &str = row.try_get(0).map_err(failed)?;
-    let triggers = replication_role(role, parts.connect.database(), parts.connect.user());
+    let (role, source) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+    let triggers = replication_role(role, source, parts.connect.database(), parts.connect.user());
     Ok(standby.into_iter().chain(triggers).collect())
 }
 
@@ -49,7 +50,25 @@ fn standby(found: &Standbys, application: &str) -> Option<Finding> {
     Some(problem(NAME, seen, remedy))
 }
 
-fn replication_role(role: &str, database: &str, login: &str) -> Option<Finding> {
+/// `source` is as in `pg_settings`.
+fn replication_role(role: &str, source: &str, database: &str, login: &str) -> Option<Finding> {
+    let remedy = match source {
+        // Which file it is, a superuser alone is told.
+        "configuration file" => {
+            "as a superuser, `alter system reset session_replication_role`, or remove it from postgresql.conf if \
+             it is set there; then `select pg_reload_conf()`"
+        }
+        "global" => "as a superuser, `alter role all reset session_replication_role`",
+        "user" => "`alter role {role} reset session_replication_role`",
+        "database" => "`alter database {database} reset session_replication_role`",
+        "database user" => {
+            "`alter role {role} in database {database} reset session_replication_role`"
+        }
+        _ => {
+            "`alter role {role} reset session_replication_role`; `alter database {database} reset \
+             session_replication_role`"
+        }
+    };
     (role != "origin").then(|| {
         warning(
             "triggers",
@@ -57,12 +76,7 @@ fn replication_role(role: &str, database: &str, login: &str) -> Option<Finding> 
                 "the session has session_replication_role = {role}: only triggers that are always enabled \
                  fire for it, as those of this schema are"
             ),
-            named(
-                "`alter role {role} reset session_replication_role`; `alter database {database} reset \
-                 session_replication_role`",
-                database,
-                login,
-            ),
+            named(remedy, database, login),
         )
     })
 }
@@ -92,7 +106,19 @@ mod tests {
 
     #[test]
     fn a_session_whose_triggers_do_not_fire_is_named() {
-        assert!(replication_role("origin", "d", "r").is_none());
-        assert!(replication_role("replica", "d", "r").expect("named").seen.contains("replica"));
+        assert!(replication_role("origin", "default", "d", "r").is_none());
+        for (source, remedy) in [
+            ("user", "`alter role r reset session_replication_role`"),
+            ("database user", "`alter role r in database d reset session_replication_role`"),
+            ("database", "`alter database d reset session_replication_role`"),
+            ("global", "`alter role all reset session_replication_role`"),
+            ("configuration file", "`alter system reset session_replication_role`"),
+        ] {
+            let found = replication_role("replica", source, "d", "r").expect("named");
+            assert!(found.seen.contains("replica"), "{found:?}");
+            assert!(found.remedy.contains(remedy), "{found:?}");
+            let reloads = found.remedy.contains("`select pg_reload_conf()`");
+            assert_eq!(reloads, source == "configuration file", "{found:?}");
+        }
     }
 }
