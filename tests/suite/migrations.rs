@@ -4,6 +4,7 @@
 use std::process::{Command, Stdio};
 
 use outbox_harness::{
+    Harness,
     database::{Database, Role},
     postgres, wait,
 };
@@ -328,4 +329,20 @@ async fn a_table_of_events_that_was_dropped_is_made_again_with_its_publication()
     let published = "select count(*) from pg_publication_tables where pubname = 'outbox'";
     let row = t.database().superuser().query_one(published, &[]).await.expect("a count");
     assert_eq!(row.get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
+async fn a_limit_of_the_server_that_keeps_migrate_out_is_told_with_what_raises_it() {
+    let t = Harness::start().await;
+    let (owner, name) = (t.database().name_of(Role::Owner), t.database().name().to_owned());
+    for setting in ["temp_file_limit = 0", "work_mem = '64kB'"] {
+        let alter = format!("alter role {owner} in database {name} set {setting}");
+        t.database().superuser().batch_execute(&alter).await.expect("it is set");
+    }
+    let migrate = t.relay().set("postgres.url", &t.database().url(Role::Owner));
+    let output = migrate.command(&["migrate"]).await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    let remedy = format!("`alter role {owner} set temp_file_limit = -1`");
+    assert!(said.contains("temporary file size exceeds") && said.contains(&remedy), "{said}");
 }

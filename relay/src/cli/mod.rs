@@ -134,7 +134,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 Overrides::default().with("--postgres", "postgres.url", postgres.as_deref());
             let config = config::load(&sources(file, flags), Purpose::Database)?;
             logging::init(&quiet(&config));
-            let migrated = migrate::run(&config, set).await?;
+            let migrated = migrate::run(&config, set).await;
+            let migrated = migrated.map_err(|error| with_shortage(&config, error))?;
             print(&output::migrated(&migrated, set));
             Ok(Outcome::Done)
         }
@@ -196,6 +197,15 @@ fn warn_of(stray: &[(String, String)]) {
     }
 }
 
+/// The same error, with what to type where the server, or this process, has run out of something.
+fn with_shortage(config: &Config, error: anyhow::Error) -> anyhow::Error {
+    let settings = config.connect().ok();
+    match settings.and_then(|settings| daemon::against_shortage(&error, &settings)) {
+        Some(remedy) => error.context(remedy),
+        None => error,
+    }
+}
+
 /// An error for want of a right says which, and what to type.
 async fn explained<T>(
     config: &Config,
@@ -203,6 +213,7 @@ async fn explained<T>(
     done: anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let Err(error) = done else { return done };
+    let error = with_shortage(config, error);
     let answer = |error: &anyhow::Error| {
         let causes = &mut error.chain();
         causes.find_map(|it| it.downcast_ref::<tokio_postgres::Error>()?.as_db_error().cloned())

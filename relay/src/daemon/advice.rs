@@ -64,7 +64,7 @@ pub(super) fn advised(ended: Ended, settings: &ConnectSettings) -> Ended {
 }
 
 /// What to type where the server, or this process, has run out of something.
-pub(super) fn against_shortage(
+pub(crate) fn against_shortage(
     error: &anyhow::Error,
     settings: &ConnectSettings,
 ) -> Option<String> {

@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::advice::against_shortage;
 pub(crate) use self::start::rehearsal::{Rehearsed, rehearse};
 use self::{context::Context, ended::Ended, started::Learnt};
 use crate::{
