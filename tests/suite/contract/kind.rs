@@ -81,5 +81,6 @@ pub(crate) enum Fence {
     /// The database: its session has ended when another one leads. Records are not kept out.
     Session,
     /// The database as above, and the broker keeps records out once the newer one has delivered.
+    #[cfg_attr(not(feature = "pulsar"), expect(dead_code, reason = "that is Pulsar alone"))]
     SessionAndBroker,
 }
