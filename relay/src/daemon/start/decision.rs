@@ -15,7 +15,6 @@ use crate::{
     repair::{self, Table},
     sink::StoredProgress,
     source::connect::ReplicationConnection,
-    state::Board,
 };
 
 pub(super) async fn identify(
@@ -211,16 +210,8 @@ pub(super) async fn next_xid(session: &SqlSession) -> Result<u64, Ended> {
     row.try_get::<_, i64>(0).map(i64::unsigned_abs).map_err(failed)
 }
 
-/// What it is about in [`Board::concern`].
-const LOST_TAIL: &str = "lost tail";
-
-/// After a failover that lost the newest commits, consumers have events that the database has not. Progress knows it
-/// no more once it has moved on, so `board` tells of it as long as this process runs.
-pub(super) fn tell_of_a_lost_tail(
-    board: &Board,
-    stored: Option<&Progress>,
-    carried: Option<&Progress>,
-) {
+/// After a failover that lost the newest commits, consumers have events that the database has not.
+pub(super) fn tell_of_a_lost_tail(stored: Option<&Progress>, carried: Option<&Progress>) {
     let (Some(stored), Some(carried)) = (stored, carried) else { return };
     if let (Some(published), Some(kept)) = (stored.position, carried.position)
         && published != kept
@@ -230,12 +221,5 @@ pub(super) fn tell_of_a_lost_tail(
             "events were published past the point at which this server's timeline begins: their \
              transactions are not in this database; use synchronous replication to prevent that"
         );
-        let concern = format!(
-            "events were published past the point at which this server's timeline begins (published up to {published}, \
-             timeline {} begins at {kept}): consumers have them, and this database does not. Compare the two, then \
-             restart the relay, which tells of it until then",
-            carried.timeline
-        );
-        board.concern(LOST_TAIL, Some(concern));
     }
 }

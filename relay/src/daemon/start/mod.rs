@@ -144,7 +144,7 @@ pub(super) async fn start(
         decide(context, session, &mut connections.replication, stored.as_ref(), found).await?;
     given_up::loses_nothing(context, session, &tables.repair, &reconciled, &attached).await?;
     let Reconciled { progress: carried, decision, gap } = reconciled;
-    tell_of_a_lost_tail(board, stored.as_ref(), carried.as_ref());
+    tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
     let slot = &config.postgres.slot;
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
