@@ -73,10 +73,9 @@ pub fn remedy(lost: &ParkedRecord, relay: &str, ours: bool) -> String {
         ),
     };
     format!(
-        "put the rows of outbox.dead_letters back from a backup, if there is one; or, if {table} still has the \
-         events (it lacks those that somebody has deleted, and after a failover or a restore those whose transactions \
-         this server does not have: these are lost with everything else of their transactions), {again}{more}. \
-         They are published under their own ids, behind later events of their keys, or parked once more. Do it once"
+        "put the rows of outbox.dead_letters back from a backup, if there is one; or, as far as {table} still has the \
+         events, {again}{more}. They are published under their own ids, behind later events of their keys, or \
+         parked once more. Do it once"
     )
 }
 
