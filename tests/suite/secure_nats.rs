@@ -235,7 +235,8 @@ async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is
     let said = relay.status().await.to_string();
     assert!(said.contains(&format!("may not publish to outbox-relay-progress.{name}")), "{said}");
     assert!(took < Duration::from_secs(8), "{took:?}");
-    assert_eq!(secured.stream.last().await, last, "what asks is not stored");
+    // It asks every two seconds. Progress itself may be stored once more, since the WAL of other databases moves on.
+    assert!(secured.stream.last().await <= last + 1, "what asks is not stored");
     secured.nats.reload(&(secured.config)(rights(&name)));
     relay.wait_ready().await;
     eprintln!("noticed after {took:?}");
