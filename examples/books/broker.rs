@@ -102,7 +102,7 @@ impl Broker {
                 channel.close().await?;
                 Ok(Broker::RabbitMq { server, orders, payments })
             }
-            _ => bail!("{kind} is none of kafka, python, nats and rabbitmq"),
+            _ => bail!("unknown broker {kind}: choose kafka, python, nats or rabbitmq"),
         }
     }
 

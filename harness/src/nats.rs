@@ -283,6 +283,19 @@ impl Stream {
     /// # Panics
     /// As [`Stream::records`].
     pub async fn records_after(&self, filter: &str, offset: i64) -> Vec<Record> {
+        self.messages(filter, offset).await.iter().map(record).collect()
+    }
+
+    /// The bytes of each message under such subjects, whatever it is.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub async fn payloads(&self, filter: &str) -> Vec<Vec<u8>> {
+        let messages = self.messages(filter, 0).await;
+        messages.iter().map(|it| STANDARD.decode(&it.data).expect("Base64")).collect()
+    }
+
+    async fn messages(&self, filter: &str, offset: i64) -> Vec<Message> {
         let client = client(&self.server).await;
         let get = format!("STREAM.MSG.GET.{}", self.name);
         let mut found = Vec::new();
@@ -296,7 +309,7 @@ impl Stream {
                 Err(error) => panic!("{error}"),
             };
             from = message.seq + 1;
-            found.push(record(&message));
+            found.push(message);
         }
     }
 }

@@ -114,7 +114,7 @@ pub trait Cluster: Debug + Send + Sync {
     /// How many partitions a topic has; `None` where it is not partitioned. Makes no topic.
     ///
     /// # Errors
-    /// As above; [`What::Missing`] where there is none.
+    /// As above; [`What::Missing`] where the topic does not exist.
     async fn partitions(&self, topic: &str) -> Result<Option<u32>, Said>;
 
     /// Opens a producer of a topic that is not partitioned, or of a partition.

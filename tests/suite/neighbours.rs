@@ -209,7 +209,8 @@ async fn a_thousand_missing_topics_keep_nobody_waiting() {
     t.commit([Event::to(good.name()).key("behind")]).await;
     let took = arrives(&good, before + 1, begun).await;
     let seen = format!("others waited {took:?} for {MANY} missing topics, and {usual:?} for none");
-    assert!(took < OTHERS_WAIT + NOISE + 3 * usual, "{seen}");
+    assert!(took < OTHERS_WAIT + 3 * usual, "{seen}");
+    outbox_harness::host::report(&seen);
     wait_parked(&t, |parked| parked == i64::from(MANY)).await;
     relay.wait_for("/readyz", 200).await;
     assert!(!missing.exists().await, "looked up, never produced to");

@@ -50,7 +50,7 @@ pub fn next(read: &mut BytesMut, bytes_max: usize) -> Result<Option<(Command, By
     let Some(total) = read.first_chunk::<4>() else { return Ok(None) };
     let total = u32::from_be_bytes(*total) as usize;
     if !(4..=bytes_max).contains(&total) {
-        return Err(format!("a frame of {total} bytes is none of Pulsar's"));
+        return Err(format!("a frame of {total} bytes is not of Pulsar's protocol"));
     }
     if read.len() < 4 + total {
         read.reserve(4 + total - read.len());
@@ -69,7 +69,7 @@ pub fn next(read: &mut BytesMut, bytes_max: usize) -> Result<Option<(Command, By
 /// The message behind a command.
 ///
 /// # Errors
-/// It is none.
+/// It is not a message.
 pub fn split(mut behind: Bytes) -> Result<(Metadata, Bytes), String> {
     const SHORT: &str = "a message is cut short";
     if behind.first_chunk::<2>() == Some(&MAGIC.to_be_bytes()) {

@@ -1,5 +1,5 @@
-//! The commands of Pulsar's protocol that are spoken here, as `PulsarApi.proto` of version 4.0 numbers them. Of a field that
-//! is not read here there is none.
+//! The commands of Pulsar's protocol that are spoken here, as `PulsarApi.proto` of version 4.0 numbers them. Fields that are
+//! not read here are left out.
 
 #![expect(missing_docs, reason = "the names are the protocol's")]
 
