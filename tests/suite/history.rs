@@ -34,11 +34,19 @@ async fn wait_states(t: &Harness, wanted: &str) {
     .expect("as many as wanted");
 }
 
-async fn deleted(relay: &Relay) -> u64 {
-    let metrics = relay.page("/metrics").await;
+/// The rows are gone a moment before the relay counts them.
+async fn wait_deleted(relay: &Relay, wanted: u64) {
     let name = "outbox_relay_dead_letters_deleted_total ";
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{metrics}"))
+    wait::until("as many are counted as deleted", wait::PATIENCE, || async {
+        let metrics = relay.page("/metrics").await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        match line.and_then(|count| count.parse::<u64>().ok()) {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await
+    .expect("they are");
 }
 
 #[tokio::test]
@@ -82,7 +90,7 @@ async fn history_older_than_it_is_kept_is_deleted_and_nothing_else_is() {
     relay.restart();
     relay.wait_ready().await;
     wait_states(&t, "discarded 2, parked 1, released 1").await;
-    assert_eq!(deleted(&relay).await, 1200);
+    wait_deleted(&relay, 1200).await;
     assert!(relay.sigterm().await.success());
 
     // They are confirmed, and a repair would still read what they were written with.
@@ -98,7 +106,8 @@ async fn history_older_than_it_is_kept_is_deleted_and_nothing_else_is() {
     relay.restart();
     relay.wait_ready().await;
     wait_states(&t, "discarded 2, parked 1, released 1").await;
-    assert_eq!(deleted(&relay).await, 1, "a repair may read the others");
+    // A repair may read the others.
+    wait_deleted(&relay, 1).await;
     assert!(relay.sigterm().await.success());
 
     // As if they lay before the oldest snapshot.
@@ -108,7 +117,7 @@ async fn history_older_than_it_is_kept_is_deleted_and_nothing_else_is() {
     relay.restart();
     relay.wait_ready().await;
     wait_states(&t, "discarded 1, parked 1").await;
-    assert_eq!(deleted(&relay).await, 2);
+    wait_deleted(&relay, 2).await;
     let left = "select commit_lsn::text from outbox.dead_letters where state = 'discarded'";
     let left: String = t.database().superuser().query_one(left, &[]).await.expect("one").get(0);
     assert_eq!(left, "FFFFFFFF/0", "what the stream may still send is kept, whatever its age");

@@ -19,6 +19,24 @@ async fn a_missing_topic_is_waited_for_and_not_created() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_topic_is_released_in_order_when_the_topic_appears() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late");
+    let mut relay = t.relay().set("sink.topic_grace", "60s").start().await;
+    let name = topic.name().to_owned();
+    let event = |key: &str| Event::to(&name).key(key);
+    t.commit([event("a"), event("b"), event("a")]).await;
+    wait_parked(&t, |parked| parked == 3).await;
+    t.commit([event("a"), event("c")]).await;
+    wait_parked(&t, |parked| parked == 5).await;
+    let topic = topic.create(2).await;
+    t.commit([event("a")]).await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    wait_parked(&t, |parked| parked == 0).await;
+    relay.wait_for("/readyz", 200).await;
+}
+
+#[tokio::test]
 async fn create_topics_makes_a_missing_topic_as_it_says() {
     let mut t = Harness::start().await;
     let topic = t.topic("made");

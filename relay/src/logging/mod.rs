@@ -30,7 +30,8 @@ use crate::{
 
 /// Characters of a message, and of any other field.
 const MESSAGE_MAX: usize = 8_000;
-const FIELD_MAX: usize = 2_000;
+/// A statement to type names up to twenty events.
+const FIELD_MAX: usize = 4_000;
 
 /// Libraries that tell of each attempt what the relay tells once; a filter that names one wins. The AWS SDK, all of
 /// whose targets begin so, tells the ids of access keys.
