@@ -1,9 +1,5 @@
 //! From what was written to what holds: defaults, ranges, and settings that contradict each other.
 
-mod aws;
-mod nats;
-mod pulsar;
-mod rabbitmq;
 mod sink;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -14,6 +10,8 @@ use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, HeaderStyle, Kind, LeaderConfig, LogConfig,
     LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset, Purpose, RetentionConfig,
     SinkConfig, Size,
+    broker::Common,
+    checker::{Checker, value_or},
     problem::{Origin, Problem},
     reader::{Given, Opt},
     written::Written,
@@ -63,11 +61,16 @@ pub(super) fn check(
             let delivery = checker.delivery(w.delivery, kind);
             let progress = checker.progress(w.progress, kind, delivery);
             let file_path = checker.file_path(w.file_path, kind);
-            let nats = checker.nats(w.nats, kind, purpose);
-            let rabbitmq = checker.rabbitmq(w.rabbitmq, kind, purpose);
-            let aws = checker.aws(w.sqs, w.sns, kind, purpose);
-            let pulsar = checker.pulsar(w.pulsar, kind, purpose);
-            checker.kafkas_own(kind, &w.create_partitions, &w.properties_file, &w.properties);
+            checker.foreign(kind, &origins);
+            let common = Common {
+                relay_name: name.clone(),
+                topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
+                reserved_topics: value_or(
+                    w.reserved_topics,
+                    RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
+                ),
+            };
+            let broker = checker.broker(w.broker, kind, purpose, &common);
             let create_topics =
                 checker.create_topics(w.create_topics, w.create_partitions, w.create_replication);
             let (properties, properties_file) =
@@ -75,19 +78,13 @@ pub(super) fn check(
             SinkConfig {
                 kind,
                 file_path,
-                nats,
-                rabbitmq,
-                aws,
-                pulsar,
+                broker,
                 delivery,
                 progress,
                 create_topics,
                 created_topics_max: checker.created_topics_max(w.created_topics_max),
-                topic_grace: value_or(w.topic_grace, Duration::from_secs(10)),
-                reserved_topics: value_or(
-                    w.reserved_topics,
-                    RESERVED_BY_DEFAULT.map(str::to_owned).to_vec(),
-                ),
+                topic_grace: common.topic_grace,
+                reserved_topics: common.reserved_topics,
                 properties,
                 properties_file,
             }
@@ -108,10 +105,6 @@ pub(super) fn check(
     }
 }
 
-fn value_or<T>(given: Opt<T>, default: T) -> T {
-    given.map_or(default, |given| given.value)
-}
-
 fn columns(given: [Opt<Column>; 8]) -> Columns {
     // In the order of `written::COLUMNS`.
     let [id, topic, key, r#type, payload, headers, partition, created_at] =
@@ -119,32 +112,7 @@ fn columns(given: [Opt<Column>; 8]) -> Columns {
     Columns { id, topic, key, r#type, payload, headers, partition, created_at }
 }
 
-/// Collects problems; the checks of names are in `identity`.
-pub(super) struct Checker<'a> {
-    problems: &'a mut Vec<Problem>,
-}
-
 impl Checker<'_> {
-    pub(super) fn problem(
-        &mut self,
-        key: &str,
-        origin: &Origin,
-        what: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        self.problems.push(Problem {
-            key: key.to_owned(),
-            origin: origin.clone(),
-            what: what.into(),
-            remedy: remedy.into(),
-        });
-    }
-
-    /// Whether a problem of this key was reported while it was read: no second one then.
-    pub(super) fn is_reported(&self, key: &str) -> bool {
-        self.problems.iter().any(|problem| problem.key == key)
-    }
-
     /// Whether each is a qualified name; quoting is for `route` to judge.
     fn tables(&mut self, given: Opt<Vec<String>>, preset: Preset) -> Vec<String> {
         const KEY: &str = "outbox.tables";
@@ -244,18 +212,6 @@ impl Checker<'_> {
 
     fn created_topics_max(&mut self, given: Opt<u64>) -> usize {
         self.count("sink.created_topics_max", given, 1_000, 1_000_000)
-    }
-
-    fn count(&mut self, key: &str, given: Opt<u64>, default: usize, most: usize) -> usize {
-        let Some(given) = given else { return default };
-        match usize::try_from(given.value) {
-            Ok(max) if (1..=most).contains(&max) => max,
-            _ => {
-                let what = format!("{} is out of range", given.value);
-                self.problem(key, &given.origin, what, format!("use 1 to {most}"));
-                default
-            }
-        }
     }
 
     /// A repair may begin at a snapshot that is some minutes old, and must still find what was

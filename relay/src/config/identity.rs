@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{
     Purpose,
-    check::Checker,
+    checker::Checker,
     problem::Origin,
     reader::{Given, Opt},
 };

@@ -6,20 +6,19 @@
 //!
 //! Two stages: `written` is what the user typed, [`Config`] is what the program needs.
 
-mod aws;
+mod broker;
 mod check;
+mod checker;
 mod identity;
 pub mod keys;
 mod layers;
 mod misnamed;
-mod nats;
 pub mod parts;
 mod print;
 mod problem;
 mod properties;
-mod pulsar;
-mod rabbitmq;
 mod reader;
+mod shown;
 pub mod sizes;
 mod sources;
 mod written;
@@ -31,17 +30,16 @@ use std::{
     time::Duration,
 };
 
-pub use aws::AwsConfig;
 pub use misnamed::misnamed;
-pub use nats::NatsConfig;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
-pub use pulsar::PulsarConfig;
-pub use rabbitmq::RabbitConfig;
 use sizes::Size;
 pub use sources::{Environment, Overrides, Sources};
 
-use crate::core::{finding::Finding, secret::Secret};
+use crate::{
+    core::{finding::Finding, secret::Secret},
+    sink::any as sink,
+};
 
 /// The settings file that is read when none is named.
 pub const DEFAULT_FILE: &str = "outbox-relay.toml";
@@ -193,6 +191,34 @@ pub enum Kind {
     Pulsar,
 }
 
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 8] = [
+        Kind::Kafka,
+        Kind::File,
+        Kind::Stdout,
+        Kind::Nats,
+        Kind::Rabbit,
+        Kind::Sqs,
+        Kind::Sns,
+        Kind::Pulsar,
+    ];
+
+    /// As settings have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Kafka => "kafka",
+            Kind::File => "file",
+            Kind::Stdout => "stdout",
+            Kind::Nats => "nats",
+            Kind::Rabbit => "rabbitmq",
+            Kind::Sqs => "sqs",
+            Kind::Sns => "sns",
+            Kind::Pulsar => "pulsar",
+        }
+    }
+}
+
 /// The broker.
 #[derive(Clone, Debug)]
 pub struct SinkConfig {
@@ -200,14 +226,8 @@ pub struct SinkConfig {
     pub kind: Kind,
     /// With [`Kind::File`], the file.
     pub file_path: Option<PathBuf>,
-    /// With [`Kind::Nats`], the server and its stream.
-    pub nats: Option<NatsConfig>,
-    /// With [`Kind::Rabbit`], the broker and how messages are addressed.
-    pub rabbitmq: Option<RabbitConfig>,
-    /// With [`Kind::Sqs`] and [`Kind::Sns`], the service and how messages are addressed.
-    pub aws: Option<AwsConfig>,
-    /// With [`Kind::Pulsar`], the cluster and how messages are addressed.
-    pub pulsar: Option<PulsarConfig>,
+    /// With a kind that has a section of its own, what that says.
+    pub broker: Option<sink::Settings>,
     /// What a crash may cost.
     pub delivery: Delivery,
     /// Where the relay keeps its progress.

@@ -56,42 +56,13 @@ impl Config {
     }
 
     fn sink(&self, problems: &mut Vec<Finding>) -> sink::Settings {
-        match self.sink.kind {
-            Kind::Kafka => {
-                let settings = self.kafka();
-                problems.extend(settings.problems());
-                sink::Settings::Kafka(settings)
-            }
-            Kind::File | Kind::Stdout => {
-                let settings = file::Settings { path: self.sink.file_path.clone() };
-                problems.extend(settings.problems());
-                sink::Settings::File(settings)
-            }
-            Kind::Nats => {
-                let nats = self.sink.nats.as_ref().expect("the kind is nats");
-                let settings = self.nats(nats);
-                problems.extend(settings.problems());
-                sink::Settings::Nats(settings)
-            }
-            Kind::Rabbit => {
-                let rabbitmq = self.sink.rabbitmq.as_ref().expect("the kind is rabbitmq");
-                let settings = self.rabbitmq(rabbitmq);
-                problems.extend(settings.problems());
-                sink::Settings::Rabbit(settings)
-            }
-            Kind::Sqs | Kind::Sns => {
-                let aws = self.sink.aws.as_ref().expect("the kind is sqs or sns");
-                let settings = self.aws(aws);
-                problems.extend(settings.problems());
-                sink::Settings::Aws(settings)
-            }
-            Kind::Pulsar => {
-                let pulsar = self.sink.pulsar.as_ref().expect("the kind is pulsar");
-                let settings = self.pulsar(pulsar);
-                problems.extend(settings.problems());
-                sink::Settings::Pulsar(settings)
-            }
-        }
+        let settings = match (&self.sink.broker, self.sink.kind) {
+            (Some(broker), _) => broker.clone(),
+            (None, Kind::Kafka) => sink::Settings::Kafka(self.kafka()),
+            (None, _) => sink::Settings::File(file::Settings { path: self.sink.file_path.clone() }),
+        };
+        problems.extend(settings.problems());
+        settings
     }
 
     /// How to reach the database.

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{
-    Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Progress, Start, keys,
-    sizes::Size,
+    Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Progress, Start,
+    broker, keys,
+    shown::{path, quoted, size},
 };
 use crate::{core::printable, postgres::conninfo};
 
@@ -161,17 +162,8 @@ fn outbox(c: &Config, key: &str) -> Option<String> {
 
 fn sink(c: &Config, key: &str) -> Option<String> {
     match key {
-        "sink.kind" => Some(quoted(match c.sink.kind {
-            Kind::Kafka => "kafka",
-            Kind::File => "file",
-            Kind::Stdout => "stdout",
-            Kind::Nats => "nats",
-            Kind::Rabbit => "rabbitmq",
-            Kind::Sqs => "sqs",
-            Kind::Sns => "sns",
-            Kind::Pulsar => "pulsar",
-        })),
-        "sink.file.path" => c.sink.file_path.as_ref().map(|path| quoted(&path.to_string_lossy())),
+        "sink.kind" => Some(quoted(c.sink.kind.name())),
+        "sink.file.path" => c.sink.file_path.as_deref().map(path),
         "sink.delivery" => Some(quoted(match c.sink.delivery {
             Delivery::ExactlyOnce => "exactly-once",
             Delivery::AtLeastOnce => "at-least-once",
@@ -193,39 +185,13 @@ fn sink(c: &Config, key: &str) -> Option<String> {
             let patterns: Vec<_> = c.sink.reserved_topics.iter().map(|p| quoted(p)).collect();
             Some(format!("[{}]", patterns.join(", ")))
         }
-        key if key.starts_with("sink.nats.") => c.sink.nats.as_ref()?.shown(key),
-        key if key.starts_with("sink.rabbitmq.") => c.sink.rabbitmq.as_ref()?.shown(key),
-        key if key.starts_with("sink.sqs.") || key.starts_with("sink.sns.") => {
-            c.sink.aws.as_ref()?.shown(key)
-        }
-        key if key.starts_with("sink.pulsar.") => c.sink.pulsar.as_ref()?.shown(key),
-        _ => None,
+        key => broker::shown(c.sink.broker.as_ref()?, key),
     }
 }
 
 fn list(items: &[String]) -> String {
     let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
     format!("[{}]", items.join(", "))
-}
-
-/// A TOML basic string.
-pub(super) fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
-}
-
-fn size(bytes: usize) -> String {
-    quoted(&Size(bytes as u64).to_string())
 }
 
 fn duration(duration: std::time::Duration) -> String {

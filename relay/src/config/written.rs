@@ -3,26 +3,16 @@
 //! Not serde: it stops at the first mistake, and all of them are to be reported at once. Each
 //! setting is read by its own name (`reader`); one of a wrong type is left out.
 
-mod aws;
-mod nats;
-mod pulsar;
-mod rabbitmq;
-
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{
     Column, Delivery, HeaderStyle, Kind, LogFormat, Preset, Progress, Start,
+    broker::WrittenBroker,
     layers::Merged,
     problem::Problem,
     reader::{Given, Opt, Reader},
     sizes::Size,
 };
-use crate::sink::aws::Kind as AwsKind;
-
-pub(super) use self::{
-    aws::WrittenAws, nats::WrittenNats, pulsar::WrittenPulsar, rabbitmq::WrittenRabbit,
-};
-
 /// Everything that can be given. No `Debug`: there are secrets in it.
 pub(super) struct Written {
     pub(super) name: Opt<String>,
@@ -44,11 +34,7 @@ pub(super) struct Written {
     pub(super) delivery: Opt<Delivery>,
     pub(super) progress: Opt<Progress>,
     pub(super) file_path: Opt<PathBuf>,
-    pub(super) nats: WrittenNats,
-    pub(super) rabbitmq: WrittenRabbit,
-    pub(super) sqs: WrittenAws,
-    pub(super) sns: WrittenAws,
-    pub(super) pulsar: WrittenPulsar,
+    pub(super) broker: WrittenBroker,
     pub(super) create_topics: Opt<bool>,
     pub(super) create_partitions: Opt<u64>,
     pub(super) create_replication: Opt<u64>,
@@ -98,19 +84,7 @@ impl Written {
             columns: COLUMNS.map(|name| from.column(&format!("outbox.columns.{name}"))),
             header_columns: from.open("outbox.header_columns."),
             former_columns: from.open("outbox.former_columns."),
-            kind: from.choice(
-                "sink.kind",
-                &[
-                    ("kafka", Kind::Kafka),
-                    ("file", Kind::File),
-                    ("stdout", Kind::Stdout),
-                    ("nats", Kind::Nats),
-                    ("rabbitmq", Kind::Rabbit),
-                    ("sqs", Kind::Sqs),
-                    ("sns", Kind::Sns),
-                    ("pulsar", Kind::Pulsar),
-                ],
-            ),
+            kind: from.choice("sink.kind", &Kind::ALL.map(|kind| (kind.name(), kind))),
             delivery: from.choice(
                 "sink.delivery",
                 &[
@@ -123,11 +97,7 @@ impl Written {
                 &[("broker", Progress::Broker), ("postgres", Progress::Postgres)],
             ),
             file_path: from.path("sink.file.path"),
-            nats: WrittenNats::read(&mut from),
-            rabbitmq: WrittenRabbit::read(&mut from),
-            sqs: WrittenAws::read(&mut from, AwsKind::Sqs),
-            sns: WrittenAws::read(&mut from, AwsKind::Sns),
-            pulsar: WrittenPulsar::read(&mut from),
+            broker: WrittenBroker::read(&mut from),
             create_topics: from
                 .flag("sink.create_topics", "false, or { partitions = 6, replication_factor = 3 }"),
             create_partitions: from.number("sink.create_topics.partitions"),

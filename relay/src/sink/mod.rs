@@ -8,8 +8,10 @@
 pub mod any;
 pub mod apart;
 pub mod aws;
+mod directory;
 pub mod doctor;
 pub mod file;
+mod files;
 pub mod kafka;
 pub mod lane_order;
 mod message;

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{Checker, value_or};
 use crate::config::{
     CreateTopics, Delivery, Kind, Progress, Properties, Purpose,
+    checker::{Checker, value, value_or},
     problem::Origin,
     properties,
     reader::{Given, Opt},
@@ -32,13 +32,7 @@ impl Checker<'_> {
             self.problem(
                 "sink.delivery",
                 &given.origin,
-                match kind {
-                    Kind::Sqs => "SQS can't take records and progress in one step",
-                    Kind::Sns => "SNS can't take records and progress in one step",
-                    Kind::Pulsar => "Pulsar can't take records and progress in one step",
-                    Kind::Rabbit => "RabbitMQ can't take records and progress in one step",
-                    _ => "a file can't take records and progress in one step",
-                },
+                format!("{} can't take records and progress in one step", in_words(kind)),
                 "write \"at-least-once\": a crash repeats records with the same outbox-id",
             );
         }
@@ -61,25 +55,17 @@ impl Checker<'_> {
         let Some(given) = given else { return default };
         let (what, remedy) = match (kind, given.value) {
             (Kind::Kafka, Progress::Postgres) if delivery == Delivery::ExactlyOnce => (
-                "Kafka can't take records and a row of PostgreSQL in one step",
+                "Kafka can't take records and a row of PostgreSQL in one step".to_owned(),
                 "set sink.delivery to \"at-least-once\" as well, or write \"broker\"",
             ),
             (Kind::Nats, Progress::Postgres) => (
-                "records and progress are one batch of a stream, which is exactly-once",
+                "records and progress are one batch of a stream, which is exactly-once".to_owned(),
                 "write \"broker\", or remove it",
             ),
-            (Kind::Rabbit, Progress::Broker) => {
-                ("RabbitMQ can keep no progress", "write \"postgres\", or remove it")
-            }
-            (Kind::Pulsar, Progress::Broker) => {
-                ("the relay keeps no progress in Pulsar", "write \"postgres\", or remove it")
-            }
-            (Kind::Sqs | Kind::Sns, Progress::Broker) => {
-                ("SQS and SNS can keep no progress", "write \"postgres\", or remove it")
-            }
-            (Kind::File | Kind::Stdout, Progress::Broker) => {
-                ("a file can keep no progress", "write \"postgres\", or remove it")
-            }
+            (kind, Progress::Broker) if default == Progress::Postgres => (
+                format!("the relay keeps no progress in {}", in_words(kind)),
+                "write \"postgres\", or remove it",
+            ),
             (_, progress) => return progress,
         };
         self.problem("sink.progress", &given.origin, what, remedy);
@@ -87,47 +73,20 @@ impl Checker<'_> {
     }
 
     pub(super) fn file_path(&mut self, given: Opt<PathBuf>, kind: Kind) -> Option<PathBuf> {
-        const KEY: &str = "sink.file.path";
-        match (&given, kind) {
-            (None, Kind::File) if !self.is_reported(KEY) => {
-                self.problem(
-                    KEY,
-                    &Origin::Default,
-                    "is not set",
-                    "name the file, such as events.jsonl",
-                );
-            }
-            (Some(given), kind) if kind != Kind::File => self.problem(
-                KEY,
-                &given.origin,
-                "is for sink.kind = \"file\" only",
-                "remove it, or set sink.kind",
-            ),
-            _ => {}
+        if kind == Kind::File {
+            self.needed("sink.file.path", &given, "name the file, such as events.jsonl");
         }
-        given.map(|given| given.value)
+        value(given)
     }
 
-    /// What means something to Kafka only is no setting of another kind.
-    pub(super) fn kafkas_own(
-        &mut self,
-        kind: Kind,
-        partitions: &Opt<u64>,
-        file: &Opt<PathBuf>,
-        properties: &BTreeMap<String, Given<String>>,
-    ) {
-        if kind == Kind::Kafka {
-            return;
-        }
-        let property = properties.iter().next();
-        let given = [
-            partitions.as_ref().map(|it| ("sink.create_topics".to_owned(), &it.origin)),
-            file.as_ref().map(|it| ("sink.properties_file".to_owned(), &it.origin)),
-            property.map(|(name, it)| (format!("sink.properties.{name}"), &it.origin)),
-        ];
-        for (key, origin) in given.into_iter().flatten() {
-            let what = "is for sink.kind = \"kafka\" only";
-            self.problem(&key, origin, what, "remove it, or set sink.kind");
+    /// What means something to one kind only is no setting of another.
+    pub(super) fn foreign(&mut self, kind: Kind, origins: &BTreeMap<String, Origin>) {
+        for (key, origin) in origins {
+            let Some(owner) = owner(key).filter(|owner| *owner != kind) else { continue };
+            if !self.is_reported(key) {
+                let what = format!("is for sink.kind = \"{}\" only", owner.name());
+                self.problem(key, origin, what, "remove it, or set sink.kind");
+            }
         }
     }
 
@@ -203,5 +162,28 @@ impl Checker<'_> {
             self.problem(&key, &Origin::Default, "is not set", "set it, or give --kafka host:9092");
         }
         (all, file.map(|file| (file.value, own)))
+    }
+}
+
+/// The kind that alone has this setting; `None` where all have it.
+fn owner(key: &str) -> Option<Kind> {
+    let name = key.strip_prefix("sink.")?;
+    match name.split_once('.') {
+        Some(("properties" | "create_topics", _)) => Some(Kind::Kafka),
+        Some((section, _)) => Kind::ALL.into_iter().find(|kind| kind.name() == section),
+        None => (name == "properties_file").then_some(Kind::Kafka),
+    }
+}
+
+/// Its name in a sentence.
+fn in_words(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Kafka => "Kafka",
+        Kind::Nats => "NATS",
+        Kind::Rabbit => "RabbitMQ",
+        Kind::Sqs => "SQS",
+        Kind::Sns => "SNS",
+        Kind::Pulsar => "Pulsar",
+        Kind::File | Kind::Stdout => "a file",
     }
 }

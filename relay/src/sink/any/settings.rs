@@ -5,7 +5,7 @@ use std::error::Error;
 use outbox_migrations::grants::{Grant, RELAY, RELAY_PROGRESS};
 
 use crate::{
-    core::progress_home::ProgressHome,
+    core::{finding::Finding, progress_home::ProgressHome},
     sink::{
         aws,
         doctor::{Examined, Expected, Foreseen},
@@ -31,6 +31,18 @@ pub enum Settings {
 }
 
 impl Settings {
+    /// What can be seen to be wrong. Connects to nothing.
+    pub fn problems(&self) -> Vec<Finding> {
+        match self {
+            Settings::Kafka(settings) => settings.problems(),
+            Settings::File(settings) => settings.problems(),
+            Settings::Nats(settings) => settings.problems(),
+            Settings::Rabbit(settings) => settings.problems(),
+            Settings::Aws(settings) => settings.problems(),
+            Settings::Pulsar(settings) => settings.problems(),
+        }
+    }
+
     /// The broker, in a sentence.
     pub fn name(&self) -> String {
         match self {

@@ -97,7 +97,8 @@ impl AwsSink {
         }
         let names = messages.iter().map(|(_, it)| it.destination.as_str()).collect();
         let service = self.client.service().await?;
-        let absent = self.directory.absent(service, &settings, names).await?;
+        let look = async |name: String| directory::destination(service, &settings, &name).await;
+        let absent = self.directory.absent(names, look).await?;
         for (index, message) in &messages {
             let name = message.destination.as_str();
             if let Some(said) = absent.get(name) {

@@ -2,10 +2,10 @@
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use outbox_relay_aws::{BYTES_MAX, HAS_SDK, Kind, Place};
+use outbox_relay_aws::{HAS_SDK, Kind, Place};
 
 use super::{template::Template, throttle::Throttle};
-use crate::core::finding::Finding;
+use crate::{core::finding::Finding, sink::files};
 
 /// What helps a program without the SDK.
 const BUILD: &str = "build the relay with it: `cargo install outbox-relay --features aws`";
@@ -65,12 +65,17 @@ impl Settings {
         }
     }
 
+    /// Of the settings file.
+    fn section(&self) -> &'static str {
+        match self.kind {
+            Kind::Sqs => "sink.sqs",
+            Kind::Sns => "sink.sns",
+        }
+    }
+
     /// A setting's full name.
     pub(super) fn key(&self, name: &str) -> String {
-        match self.kind {
-            Kind::Sqs => format!("sink.sqs.{name}"),
-            Kind::Sns => format!("sink.sns.{name}"),
-        }
+        format!("{}.{name}", self.section())
     }
 
     /// Whether messages of a group stay in order.
@@ -149,20 +154,13 @@ impl Settings {
                 "write such as https://sqs.example.internal; credentials are not a part of it";
             problem(self.key("endpoint"), "is no URL of a service".into(), remedy);
         }
-        for (name, file) in
-            [("credentials_file", &self.credentials_file), ("ca_file", &self.ca_file)]
-        {
-            if let Some(file) = file
-                && let Err(error) = std::fs::File::open(file)
-            {
-                let what = format!("{}: {error}", file.display());
-                problem(self.key(name), what, "name a file that the relay may read");
-            }
-        }
-        if !(1_024..=BYTES_MAX).contains(&self.message_bytes_max) {
-            let what = format!("{} bytes are out of range", self.message_bytes_max);
-            problem(self.key("message_bytes_max"), what, "use 1 KiB to 1 MiB");
-        }
+        found.extend(files::unreadable(
+            self.section(),
+            [
+                ("credentials_file", self.credentials_file.as_ref()),
+                ("ca_file", self.ca_file.as_ref()),
+            ],
+        ));
         found
     }
 }
@@ -188,7 +186,7 @@ pub(super) fn example() -> Settings {
         account: None,
         credentials_file: None,
         ca_file: None,
-        message_bytes_max: BYTES_MAX,
+        message_bytes_max: outbox_relay_aws::BYTES_MAX,
         requests_in_flight: 4,
         topic_grace: Duration::ZERO,
         reserved_topics: vec![],
@@ -223,13 +221,12 @@ mod tests {
             endpoint: Some("https://user:secret@sns".into()),
             credentials_file: Some("/nowhere/credentials".into()),
             ca_file: Some("/nowhere/ca.pem".into()),
-            message_bytes_max: 2 << 20,
             ..example()
         };
         let mut found = wrong.problems();
         found.retain(|it| it.key != "sink.kind");
         let keys: Vec<_> = found.iter().map(|it| it.key.trim_start_matches("sink.sns.")).collect();
-        assert_eq!(keys, ["topic", "endpoint", "credentials_file", "ca_file", "message_bytes_max"]);
+        assert_eq!(keys, ["topic", "endpoint", "credentials_file", "ca_file"]);
         assert!(found.iter().all(|it| !it.what.contains("secret")));
         assert_eq!(example().problems().len(), usize::from(!HAS_SDK));
         assert_eq!(example().name(), "SQS at http://127.0.0.1:9324");

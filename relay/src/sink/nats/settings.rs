@@ -1,12 +1,12 @@
 //! What the NATS sink can be told.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use super::subject::Template;
-use crate::core::{finding::Finding, printable, progress_home::ProgressHome, secret::Secret};
+use crate::{
+    core::{finding::Finding, printable, progress_home::ProgressHome, secret::Secret},
+    sink::files,
+};
 
 /// Progress of all relays of a stream is below this subject, unless a setting says otherwise.
 pub const PROGRESS_PREFIX: &str = "outbox-relay-progress";
@@ -131,25 +131,18 @@ impl Settings {
             );
         }
         let (certificate, key) = self.certificate.as_ref().map(|(a, b)| (a, b)).unzip();
-        let files = [
-            ("sink.nats.credentials_file", self.credentials_file.as_ref()),
-            ("sink.nats.nkey_file", self.nkey_file.as_ref()),
-            ("sink.nats.ca_file", self.ca_file.as_ref()),
-            ("sink.nats.certificate_file", certificate),
-            ("sink.nats.key_file", key),
-        ];
-        for (name, file) in files {
-            if let Some(what) = file.and_then(|file| unreadable(file)) {
-                problem(name, what, "name a file that the relay may read");
-            }
-        }
+        found.extend(files::unreadable(
+            "sink.nats",
+            [
+                ("credentials_file", self.credentials_file.as_ref()),
+                ("nkey_file", self.nkey_file.as_ref()),
+                ("ca_file", self.ca_file.as_ref()),
+                ("certificate_file", certificate),
+                ("key_file", key),
+            ],
+        ));
         found
     }
-}
-
-fn unreadable(file: &Path) -> Option<String> {
-    let error = std::fs::File::open(file).err()?;
-    Some(format!("{}: {error}", file.display()))
 }
 
 #[cfg(test)]

@@ -89,12 +89,16 @@ impl PulsarSink {
             }
         }
         let names = judged.iter().map(|(_, _, topic)| topic.as_str()).collect();
-        let absent = self.directory.absent(&self.client, names).await?;
+        let client = &self.client;
+        let look = async |name: String| directory::look(client, &name).await;
+        let absent = self.directory.absent(names, look).await?;
         let mut topics = Vec::with_capacity(range.len());
         for (index, record, topic) in judged {
             let judged = match absent.get(&topic) {
                 Some(said) => Err(client::refusal(&topic, said)),
-                None => message::place(&record, &topic, self.directory.partitions(&topic)),
+                None => {
+                    message::place(&record, &topic, self.directory.get(&topic).copied().flatten())
+                }
             };
             match judged {
                 Ok(topic) => topics.push(topic),

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use outbox_relay_pulsar::{Access, Address, Place};
 
 use super::{address, template::Template};
-use crate::core::finding::Finding;
+use crate::{core::finding::Finding, sink::files};
 
 /// Which cluster, and how messages are addressed there.
 #[derive(Clone, Debug)]
@@ -80,19 +80,15 @@ impl Settings {
             problem("sink.pulsar.url", what, "name the one broker, or remove the setting");
         }
         let (certificate, key) = self.certificate.as_ref().map(|(a, b)| (a, b)).unzip();
-        for (name, file) in [
-            ("sink.pulsar.token_file", self.token_file.as_ref()),
-            ("sink.pulsar.ca_file", self.ca_file.as_ref()),
-            ("sink.pulsar.certificate_file", certificate),
-            ("sink.pulsar.key_file", key),
-        ] {
-            if let Some((file, error)) =
-                file.and_then(|it| Some((it, std::fs::File::open(it).err()?)))
-            {
-                let what = format!("{}: {error}", file.display());
-                problem(name, what, "name a file that the relay may read");
-            }
-        }
+        found.extend(files::unreadable(
+            "sink.pulsar",
+            [
+                ("token_file", self.token_file.as_ref()),
+                ("ca_file", self.ca_file.as_ref()),
+                ("certificate_file", certificate),
+                ("key_file", key),
+            ],
+        ));
         found
     }
 }

@@ -6,7 +6,10 @@ use super::{
     address::{self, Address},
     template::Template,
 };
-use crate::core::{finding::Finding, secret::Secret};
+use crate::{
+    core::{finding::Finding, secret::Secret},
+    sink::files,
+};
 
 /// Which broker, and how messages are addressed there.
 #[derive(Clone, Debug)]
@@ -73,18 +76,14 @@ impl Settings {
             problem("sink.rabbitmq.declare", what, remedy);
         }
         let (certificate, key) = self.certificate.as_ref().map(|(a, b)| (a, b)).unzip();
-        for (name, file) in [
-            ("sink.rabbitmq.ca_file", self.ca_file.as_ref()),
-            ("sink.rabbitmq.certificate_file", certificate),
-            ("sink.rabbitmq.key_file", key),
-        ] {
-            if let Some((file, error)) =
-                file.and_then(|it| Some((it, std::fs::File::open(it).err()?)))
-            {
-                let what = format!("{}: {error}", file.display());
-                problem(name, what, "name a file that the relay may read");
-            }
-        }
+        found.extend(files::unreadable(
+            "sink.rabbitmq",
+            [
+                ("ca_file", self.ca_file.as_ref()),
+                ("certificate_file", certificate),
+                ("key_file", key),
+            ],
+        ));
         found
     }
 }
