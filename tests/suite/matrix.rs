@@ -177,6 +177,20 @@ fn way(point: Point, delivery: Delivery) -> Option<Way> {
     }
 }
 
+/// Where progress is in the database: the points of a delivery at which a relay may have been replaced.
+const AROUND_A_DELIVERY: [Point; 5] = [
+    Point::BatchGiven,
+    Point::RecordsProduced,
+    Point::RecordsStored,
+    Point::Delivered,
+    Point::ProgressInTable,
+];
+
+/// The points that are such a sink's own; `just long` runs all.
+#[cfg(any(feature = "aws", feature = "pulsar"))]
+const OF_A_SINK: [Point; 3] =
+    [Point::RecordsProduced, Point::RecordsStored, Point::ProgressInTable];
+
 /// Cases of a matrix at once. One, beside the other tests of a run; a machine that does nothing else takes three
 /// (`OUTBOX_TEST_AT_ONCE`). Each has servers' sessions by the dozen, of which there are 300.
 pub(crate) fn at_once() -> usize {
@@ -255,14 +269,7 @@ fn to_rabbitmq_at_least_once_holds_through_a_crash_at_every_point() {
 #[test]
 #[ignore = "as above: `just long` runs it"]
 fn a_relay_to_rabbitmq_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
-    let points = [
-        Point::BatchGiven,
-        Point::RecordsProduced,
-        Point::RecordsStored,
-        Point::Delivered,
-        Point::ProgressInTable,
-    ];
-    all(Delivery::Rabbit, points.map(|point| (point, Way::Frozen(2))));
+    all(Delivery::Rabbit, AROUND_A_DELIVERY.map(|point| (point, Way::Frozen(2))));
 }
 
 #[test]
@@ -271,12 +278,10 @@ fn to_kafka_with_progress_in_the_database_holds_through_a_crash_at_every_point()
     all(Delivery::KafkaRecords, crashes(Delivery::KafkaRecords));
 }
 
-/// The points that are the sink's own; `just long` runs all.
 #[cfg(feature = "aws")]
 #[test]
 fn to_aws_sqs_nothing_is_lost_or_repeated_through_a_crash_while_it_delivers() {
-    let points = [Point::RecordsProduced, Point::RecordsStored, Point::ProgressInTable];
-    all(Delivery::Sqs, points.map(|point| (point, Way::Running(&[1, 4]))));
+    all(Delivery::Sqs, OF_A_SINK.map(|point| (point, Way::Running(&[1, 4]))));
 }
 
 #[cfg(feature = "aws")]
@@ -290,22 +295,13 @@ fn to_aws_sqs_nothing_is_lost_or_repeated_through_a_crash_at_every_point() {
 #[test]
 #[ignore = "as above: `just long` runs it"]
 fn a_relay_to_aws_sqs_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
-    let points = [
-        Point::BatchGiven,
-        Point::RecordsProduced,
-        Point::RecordsStored,
-        Point::Delivered,
-        Point::ProgressInTable,
-    ];
-    all(Delivery::Sqs, points.map(|point| (point, Way::Frozen(2))));
+    all(Delivery::Sqs, AROUND_A_DELIVERY.map(|point| (point, Way::Frozen(2))));
 }
 
-/// The points that are the sink's own; `just long` runs all.
 #[cfg(feature = "pulsar")]
 #[test]
 fn to_pulsar_at_least_once_holds_through_a_crash_while_it_delivers() {
-    let points = [Point::RecordsProduced, Point::RecordsStored, Point::ProgressInTable];
-    all(Delivery::Pulsar, points.map(|point| (point, Way::Running(&[1, 4]))));
+    all(Delivery::Pulsar, OF_A_SINK.map(|point| (point, Way::Running(&[1, 4]))));
 }
 
 #[cfg(feature = "pulsar")]
@@ -319,14 +315,7 @@ fn to_pulsar_at_least_once_holds_through_a_crash_at_every_point() {
 #[test]
 #[ignore = "as above: `just long` runs it"]
 fn a_relay_to_pulsar_that_freezes_anywhere_and_is_replaced_keeps_every_lane_in_order() {
-    let points = [
-        Point::BatchGiven,
-        Point::RecordsProduced,
-        Point::RecordsStored,
-        Point::Delivered,
-        Point::ProgressInTable,
-    ];
-    all(Delivery::Pulsar, points.map(|point| (point, Way::Frozen(2))));
+    all(Delivery::Pulsar, AROUND_A_DELIVERY.map(|point| (point, Way::Frozen(2))));
 }
 
 #[test]

@@ -40,8 +40,7 @@ fn topic(t: &Harness) -> String {
 }
 
 fn to(stream: &Stream, base: Settings) -> Settings {
-    base.without("sink.properties.\"bootstrap.servers\"")
-        .set("sink.kind", "nats")
+    base.to("nats")
         .set("sink.nats.url", &format!("nats://{}", stream.server()))
         .set("sink.nats.stream", stream.name())
         .set_toml("sink.nats.partitions", &PARTITIONS.to_string())

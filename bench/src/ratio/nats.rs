@@ -39,8 +39,7 @@ impl Place {
     pub(super) fn to(&self, settings: Settings, relay: &str) -> Settings {
         let progress = format!("{}.progress.{relay}", self.stream.name());
         settings
-            .without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "nats")
+            .to("nats")
             .set("sink.nats.url", &format!("nats://{}", self.stream.server()))
             .set("sink.nats.stream", self.stream.name())
             .set("sink.nats.progress_subject", &progress)

@@ -45,8 +45,7 @@ impl Place {
 
     pub(super) fn to(&self, settings: Settings) -> Settings {
         settings
-            .without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "rabbitmq")
+            .to("rabbitmq")
             .set("sink.delivery", "at-least-once")
             .set("sink.rabbitmq.url", &self.orders.url())
             .set("sink.rabbitmq.in_flight_per_lane", if self.many { "many" } else { "1" })

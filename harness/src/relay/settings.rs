@@ -71,6 +71,12 @@ impl Settings {
         self.values.get(key).expect(key).trim_matches('"').to_owned()
     }
 
+    /// Publishes to a sink of this kind in place of Kafka.
+    #[must_use]
+    pub fn to(self, kind: &str) -> Self {
+        self.without("sink.properties.\"bootstrap.servers\"").set("sink.kind", kind)
+    }
+
     /// Leaves a key out.
     #[must_use]
     pub fn without(mut self, key: &str) -> Self {

@@ -10,10 +10,9 @@ use outbox_harness::{
     relay::Settings,
     servers,
     topic::Record,
-    wait,
 };
 
-use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+use super::kind::{self, Can, Fence, Kind, Odd, PARTITIONS};
 
 /// As `message_bytes_max`: of payload and attributes together.
 const BYTES_MAX: usize = 100_000;
@@ -32,8 +31,7 @@ const CAN: Can = Can {
 
 /// Settings of a relay that publishes to SQS at this endpoint.
 pub(crate) fn to_sqs(endpoint: &str, credentials: &Path, base: Settings) -> Settings {
-    base.without("sink.properties.\"bootstrap.servers\"")
-        .set("sink.kind", "sqs")
+    base.to("sqs")
         .set("sink.sqs.endpoint", endpoint)
         .set("sink.sqs.region", REGION)
         .set("sink.sqs.credentials_file", credentials.to_str().expect("UTF-8"))
@@ -47,8 +45,7 @@ pub(crate) fn to_sns(
     name: &str,
     base: Settings,
 ) -> Settings {
-    base.without("sink.properties.\"bootstrap.servers\"")
-        .set("sink.kind", "sns")
+    base.to("sns")
         .set("sink.sns.topic", &arn.replace(name, "{topic}"))
         .set("sink.sns.endpoint", endpoint)
         .set("sink.sns.credentials_file", credentials.to_str().expect("UTF-8"))
@@ -64,20 +61,9 @@ struct Behind {
 
 impl Behind {
     async fn new(t: &Harness, queue: Queue, address: String, breakable: bool) -> Self {
-        let line = if breakable { Some(Proxy::to(&address).await) } else { None };
-        let address = line.as_ref().map_or(address, Proxy::address);
+        let (line, address) = kind::line(breakable, address).await;
         let credentials = credentials(t.dir());
         Behind { queue, credentials, endpoint: format!("http://{address}"), line }
-    }
-
-    async fn read(&self, least: usize) -> Vec<Record> {
-        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
-            match self.queue.records().await {
-                found if found.len() >= least => Ok(found),
-                found => Err(format!("{} of {least} records", found.len())),
-            }
-        });
-        found.await.expect("what is delivered can be read")
     }
 }
 
@@ -90,26 +76,18 @@ macro_rules! behind {
             self.0.queue.topic()
         }
 
-        async fn read(&self, least: usize) -> Vec<Record> {
-            self.0.read(least).await
+        async fn found(&self) -> Vec<Record> {
+            self.0.queue.records().await
         }
 
         /// An emulator stores nothing on a disk: this is that it has them.
         async fn assert_durable(&self, records: usize) {
-            let found = self.0.read(records).await;
+            let found = self.read(records).await;
             assert!(found.len() >= records, "{} of {records}", found.len());
         }
 
         fn line(&self) -> Option<&Proxy> {
             self.0.line.as_ref()
-        }
-
-        fn take_away(&self) {
-            self.line().expect("a breakable one").refuse();
-        }
-
-        fn give_back(&self) {
-            self.line().expect("a breakable one").heal();
         }
     };
 }

@@ -30,16 +30,14 @@ impl Kind for File {
     }
 
     fn settings(&self, base: Settings) -> Settings {
-        base.without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "file")
-            .set("sink.file.path", self.path.to_str().expect("UTF-8"))
+        base.to("file").set("sink.file.path", self.path.to_str().expect("UTF-8"))
     }
 
     fn destination(&self) -> &'static str {
         "orders"
     }
 
-    async fn read(&self, _: usize) -> Vec<Record> {
+    async fn found(&self) -> Vec<Record> {
         file::records(&self.path, PARTITIONS)
     }
 

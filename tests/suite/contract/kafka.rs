@@ -7,7 +7,6 @@ use outbox_harness::{
     proxy::Proxy,
     relay::Settings,
     topic::{Record, Topic},
-    wait,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
@@ -94,15 +93,8 @@ impl<W: Way> Kind for Kafka<W> {
         self.topic.name()
     }
 
-    async fn read(&self, least: usize) -> Vec<Record> {
-        // The broker tells readers of a commit a moment after it has told the relay.
-        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
-            match self.topic.records().await {
-                found if found.len() >= least => Ok(found),
-                found => Err(format!("{} of {least} records", found.len())),
-            }
-        });
-        found.await.expect("what is delivered can be read")
+    async fn found(&self) -> Vec<Record> {
+        self.topic.records().await
     }
 
     /// The broker counts a record below the high watermark once all replicas in sync have it.
@@ -122,13 +114,5 @@ impl<W: Way> Kind for Kafka<W> {
 
     fn line(&self) -> Option<&Proxy> {
         self.line.as_ref()
-    }
-
-    fn take_away(&self) {
-        self.line.as_ref().expect("a breakable one").refuse();
-    }
-
-    fn give_back(&self) {
-        self.line.as_ref().expect("a breakable one").heal();
     }
 }

@@ -1,6 +1,6 @@
 //! What the suite must know of a kind of sink.
 
-use outbox_harness::{Harness, proxy::Proxy, relay::Settings, topic::Record};
+use outbox_harness::{Harness, proxy::Proxy, relay::Settings, topic::Record, wait};
 
 /// Partitions of the destination, where the sink has any.
 pub(crate) const PARTITIONS: i32 = 4;
@@ -19,21 +19,48 @@ pub(crate) trait Kind: Sized {
     /// A destination that takes records.
     fn destination(&self) -> &str;
 
-    /// What an independent reader finds, each partition in its order. Where readers are told a moment
-    /// later than who stores, waits until it finds `least`.
-    async fn read(&self, least: usize) -> Vec<Record>;
+    /// What an independent reader finds now, each partition in its order.
+    async fn found(&self) -> Vec<Record>;
+
+    /// The same, once it finds `least`: readers may be told a moment later than who stores.
+    async fn read(&self, least: usize) -> Vec<Record> {
+        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
+            match self.found().await {
+                found if found.len() >= least => Ok(found),
+                found => Err(format!("{} of {least} records", found.len())),
+            }
+        });
+        found.await.expect("what is delivered can be read")
+    }
 
     /// Panics unless `records` are stored now, as durably as the sink says.
-    async fn assert_durable(&self, records: usize);
+    async fn assert_durable(&self, records: usize) {
+        let found = self.found().await;
+        assert!(found.len() >= records, "{} of {records}", found.len());
+    }
 
     /// The line to the broker of a `breakable` one; `None` where there is no broker.
     fn line(&self) -> Option<&Proxy>;
 
     /// Takes the place away.
-    fn take_away(&self);
+    fn take_away(&self) {
+        self.line().expect("a breakable one").refuse();
+    }
 
     /// Gives it back, with all that it had.
-    fn give_back(&self);
+    fn give_back(&self) {
+        self.line().expect("a breakable one").heal();
+    }
+}
+
+/// The line to a broker at `address`, where it may have to break, and the address to use.
+pub(crate) async fn line(breakable: bool, address: String) -> (Option<Proxy>, String) {
+    if !breakable {
+        return (None, address);
+    }
+    let line = Proxy::to(&address).await;
+    let address = line.address();
+    (Some(line), address)
 }
 
 /// What a kind of sink can.

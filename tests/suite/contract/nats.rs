@@ -7,11 +7,10 @@ use outbox_harness::{
     relay::Settings,
     servers,
     topic::Record,
-    wait,
 };
 use serde_json::json;
 
-use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+use super::kind::{self, Can, Fence, Kind, Odd, PARTITIONS};
 
 /// `max_msg_size` of the stream.
 const BYTES_MAX: usize = 100_000;
@@ -48,14 +47,12 @@ impl Kind for Nats {
         ];
         let subjects = subjects.each_ref().map(String::as_str);
         let stream = server.stream(name, &subjects, &json!({ "max_msg_size": BYTES_MAX })).await;
-        let line = if breakable { Some(Proxy::to(&server.address()).await) } else { None };
-        let server = line.as_ref().map_or_else(|| server.address(), Proxy::address);
+        let (line, server) = kind::line(breakable, server.address()).await;
         Nats { stream, topic, server, line }
     }
 
     fn settings(&self, base: Settings) -> Settings {
-        base.without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "nats")
+        base.to("nats")
             .set("sink.nats.url", &format!("nats://{}", self.server))
             .set("sink.nats.stream", self.stream.name())
             .set_toml("sink.nats.partitions", &PARTITIONS.to_string())
@@ -65,31 +62,12 @@ impl Kind for Nats {
         &self.topic
     }
 
-    async fn read(&self, least: usize) -> Vec<Record> {
-        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
-            match self.stream.records(&format!("{}.*", self.topic)).await {
-                found if found.len() >= least => Ok(found),
-                found => Err(format!("{} of {least} records", found.len())),
-            }
-        });
-        found.await.expect("what is delivered can be read")
-    }
-
     /// The server confirms what is in the stream; it writes to disk later, and says so.
-    async fn assert_durable(&self, records: usize) {
-        let found = self.stream.records(&format!("{}.*", self.topic)).await;
-        assert!(found.len() >= records, "{} of {records}", found.len());
+    async fn found(&self) -> Vec<Record> {
+        self.stream.records(&format!("{}.*", self.topic)).await
     }
 
     fn line(&self) -> Option<&Proxy> {
         self.line.as_ref()
-    }
-
-    fn take_away(&self) {
-        self.line.as_ref().expect("a breakable one").refuse();
-    }
-
-    fn give_back(&self) {
-        self.line.as_ref().expect("a breakable one").heal();
     }
 }

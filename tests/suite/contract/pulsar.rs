@@ -1,19 +1,17 @@
 //! A partitioned topic of Pulsar, with progress in the database.
 
 use outbox_harness::{
-    Harness, proxy::Proxy, pulsar::PulsarTopic, relay::Settings, servers, topic::Record, wait,
+    Harness, proxy::Proxy, pulsar::PulsarTopic, relay::Settings, servers, topic::Record,
 };
 
-use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+use super::kind::{self, Can, Fence, Kind, Odd, PARTITIONS};
 
 /// As `sink.pulsar.message_bytes_max`: of payload, key and properties together.
 const BYTES_MAX: usize = 100_000;
 
 /// Settings of a relay that publishes to the cluster at this address.
 pub(crate) fn to_pulsar(url: &str, base: Settings) -> Settings {
-    base.without("sink.properties.\"bootstrap.servers\"")
-        .set("sink.kind", "pulsar")
-        .set("sink.pulsar.url", url)
+    base.to("pulsar").set("sink.pulsar.url", url)
 }
 
 pub(crate) struct Pulsar {
@@ -40,8 +38,7 @@ impl Kind for Pulsar {
     async fn make(t: &Harness, breakable: bool) -> Self {
         let broker = servers::pulsar().await;
         let topic = broker.topic(&format!("{}.orders", t.database().name()), PARTITIONS).await;
-        let line = if breakable { Some(Proxy::to(&broker.address()).await) } else { None };
-        let address = line.as_ref().map_or_else(|| broker.address(), Proxy::address);
+        let (line, address) = kind::line(breakable, broker.address()).await;
         Pulsar { topic, url: format!("pulsar://{address}"), line }
     }
 
@@ -56,31 +53,12 @@ impl Kind for Pulsar {
         self.topic.name()
     }
 
-    async fn read(&self, least: usize) -> Vec<Record> {
-        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
-            match self.topic.records().await {
-                found if found.len() >= least => Ok(found),
-                found => Err(format!("{} of {least} records", found.len())),
-            }
-        });
-        found.await.expect("what is delivered can be read")
-    }
-
     /// The broker has written them to its ledger.
-    async fn assert_durable(&self, records: usize) {
-        let found = self.topic.records().await;
-        assert!(found.len() >= records, "{} of {records}", found.len());
+    async fn found(&self) -> Vec<Record> {
+        self.topic.records().await
     }
 
     fn line(&self) -> Option<&Proxy> {
         self.line.as_ref()
-    }
-
-    fn take_away(&self) {
-        self.line.as_ref().expect("a breakable one").refuse();
-    }
-
-    fn give_back(&self) {
-        self.line.as_ref().expect("a breakable one").heal();
     }
 }

@@ -7,10 +7,9 @@ use outbox_harness::{
     relay::Settings,
     servers,
     topic::Record,
-    wait,
 };
 
-use super::kind::{Can, Fence, Kind, Odd, PARTITIONS};
+use super::kind::{self, Can, Fence, Kind, Odd, PARTITIONS};
 
 /// One more than `sink.rabbitmq.message_bytes_max`, which is of the payload alone.
 const BYTES_MAX: usize = 100_000;
@@ -41,14 +40,12 @@ impl Kind for Rabbit {
         let broker: &'static Broker = servers::rabbit().await;
         let name = format!("{}.orders", t.database().name());
         let exchange = broker.exchange(&name, PARTITIONS).await;
-        let line = if breakable { Some(Proxy::to(&broker.address()).await) } else { None };
-        let broker = line.as_ref().map_or_else(|| broker.address(), Proxy::address);
+        let (line, broker) = kind::line(breakable, broker.address()).await;
         Rabbit { exchange, broker, line }
     }
 
     fn settings(&self, base: Settings) -> Settings {
-        base.without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "rabbitmq")
+        base.to("rabbitmq")
             .set("sink.rabbitmq.url", &format!("amqp://{}", self.broker))
             .set("sink.rabbitmq.message_bytes_max", &(BYTES_MAX - 1).to_string())
             .set_toml("sink.rabbitmq.partitions", &PARTITIONS.to_string())
@@ -58,31 +55,12 @@ impl Kind for Rabbit {
         self.exchange.name()
     }
 
-    async fn read(&self, least: usize) -> Vec<Record> {
-        let found = wait::until("a reader finds them", wait::PATIENCE, || async {
-            match self.exchange.records().await {
-                found if found.len() >= least => Ok(found),
-                found => Err(format!("{} of {least} records", found.len())),
-            }
-        });
-        found.await.expect("what is delivered can be read")
-    }
-
     /// The queues have confirmed them, as quorum queues do: on the disks of a majority.
-    async fn assert_durable(&self, records: usize) {
-        let found = self.exchange.records().await;
-        assert!(found.len() >= records, "{} of {records}", found.len());
+    async fn found(&self) -> Vec<Record> {
+        self.exchange.records().await
     }
 
     fn line(&self) -> Option<&Proxy> {
         self.line.as_ref()
-    }
-
-    fn take_away(&self) {
-        self.line.as_ref().expect("a breakable one").refuse();
-    }
-
-    fn give_back(&self) {
-        self.line.as_ref().expect("a breakable one").heal();
     }
 }

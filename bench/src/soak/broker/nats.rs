@@ -38,8 +38,7 @@ impl Broker {
 
     pub(super) fn to(&self, settings: Settings) -> Settings {
         settings
-            .without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "nats")
+            .to("nats")
             .set("sink.nats.url", &format!("nats://{}", self.line.address()))
             .set("sink.nats.stream", self.stream.name())
             .set_toml("sink.nats.partitions", &PARTITIONS.to_string())

@@ -37,8 +37,7 @@ impl Broker {
 
     pub(super) fn to(&self, settings: Settings) -> Settings {
         settings
-            .without("sink.properties.\"bootstrap.servers\"")
-            .set("sink.kind", "rabbitmq")
+            .to("rabbitmq")
             .set("sink.rabbitmq.url", &format!("amqp://{}", self.line.address()))
             .set_toml("sink.rabbitmq.partitions", &PARTITIONS.to_string())
     }
