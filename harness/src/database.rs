@@ -248,19 +248,22 @@ pub fn pool(config: Config, connections: usize) -> deadpool_postgres::Pool {
 }
 
 impl Drop for Database {
+    /// Where the server ends with this process, nothing waits for it: PostgreSQL waits in DROP DATABASE until each session
+    /// has noticed, and one whose login is under way on this very thread never would.
     fn drop(&mut self) {
         let (postgres, name) = (self.postgres, self.name.clone());
-        // Dropping must wait, or slots would pin WAL for the rest of the run; and it must not
-        // block the test's own runtime, so it has a thread and a runtime to itself.
+        // Not on the test's own runtime, which may be the one that drops it.
         let dropped = std::thread::spawn(move || {
-            tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?
-                .block_on(template::remove(postgres, &name))
-        })
-        .join();
-        if let Ok(Err(error)) = dropped {
-            host::report(&format!("dropping {}: {error:#}", self.name));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let done = runtime
+                .map_err(anyhow::Error::new)
+                .and_then(|runtime| runtime.block_on(template::remove(postgres, &name)));
+            if let Err(error) = done {
+                host::report(&format!("dropping {name}: {error:#}"));
+            }
+        });
+        if self.postgres.is_external() {
+            let _panicked = dropped.join();
         }
     }
 }

@@ -2,18 +2,20 @@
 //! be ended and started again, with all it had stored.
 
 mod flood;
+mod jetstream;
 mod program;
 mod stream;
 
 pub use self::{program::program, stream::Stream};
 
+use self::jetstream::{api, client, overwrite};
+
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command},
-    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use outbox_relay::throwaway::guardian;
 use serde_json::{Value, json};
 
@@ -21,8 +23,6 @@ use crate::{host, process, wait};
 
 /// Its settings, in its directory.
 const SETTINGS: &str = "server.conf";
-/// How long the server may take to answer.
-const ASK: Duration = Duration::from_secs(10);
 
 /// A server, running or not; ended by KILL when dropped.
 #[derive(Debug)]
@@ -178,43 +178,6 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// A new connection; it ends with the runtime that it was made in, so tests share none.
-async fn client(server: &str) -> async_nats::Client {
-    let connected = wait::until("NATS answers", wait::PATIENCE, || {
-        let (user, address) = server.rsplit_once('@').unwrap_or(("", server));
-        let options = async_nats::ConnectOptions::new();
-        let options = match user.split_once(':') {
-            Some((user, password)) => options.user_and_password(user.into(), password.into()),
-            None => options,
-        };
-        options.connect(address.to_owned())
-    });
-    connected.await.expect("the server is up")
-}
-
-/// Asks JetStream; `subject` is what comes behind its prefix.
-async fn api(client: &async_nats::Client, subject: &str, body: &Value) -> Result<Value> {
-    let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(ASK));
-    let answer = client.send_request(format!("$JS.API.{subject}"), request).await?;
-    let answer: Value = serde_json::from_slice(&answer.payload)?;
-    match answer.get("error") {
-        Some(error) => bail!("{error}"),
-        None => Ok(answer),
-    }
-}
-
-fn part(mut answer: Value, name: &str) -> Value {
-    answer.get_mut(name).expect("it is in the answer").take()
-}
-
-/// Sets what is in `settings`.
-fn overwrite(config: &mut Value, settings: &Value) {
-    let config = config.as_object_mut().expect("an object");
-    for (key, value) in settings.as_object().into_iter().flatten() {
-        config.insert(key.clone(), value.clone());
     }
 }
 

@@ -8,8 +8,10 @@ use tokio::time::{Instant, sleep};
 /// How long a test waits for what should take moments: long enough for a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Between two looks.
-const POLL: Duration = Duration::from_millis(10);
+/// Between two looks: a twentieth of the wait so far, within these bounds. Looks are not cheap (a new client of Kafka),
+/// and several tests wait at once.
+const POLL_MIN: Duration = Duration::from_millis(10);
+const POLL_MAX: Duration = Duration::from_millis(100);
 
 /// Probes until the answer is `Ok`, and returns it.
 ///
@@ -21,7 +23,8 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let end = Instant::now() + deadline;
+    let begun = Instant::now();
+    let end = begun + deadline;
     let mut last_seen = "no answer at all".to_owned();
     loop {
         // A probe that hangs must not outlive the deadline.
@@ -32,6 +35,6 @@ where
             Ok(Err(seen)) => bail!("{what}: not within {deadline:?}; last seen: {seen:#}"),
             Err(_) => bail!("{what}: not within {deadline:?}; last seen: {last_seen}"),
         }
-        sleep(POLL).await;
+        sleep((begun.elapsed() / 20).clamp(POLL_MIN, POLL_MAX)).await;
     }
 }

@@ -245,7 +245,7 @@ async fn events_for_a_queue_that_is_missing_wait_and_are_delivered_once_there_is
     let late = format!("{}-late.fifo", world.t.database().name());
     let late = servers::elasticmq().await.queue(&late, PARTITIONS).await;
     ids_arrive(&late, 2).await;
-    assert!(relay.logs_contain("missing topics have appeared"), "{}", relay.log_text());
+    relay.wait_log("missing topics have appeared").await;
 }
 
 #[tokio::test]

@@ -149,8 +149,10 @@ async fn what_is_put_back_waits_for_whoever_uses_the_table_and_no_one_waits_behi
     // Each time while it waits for the reader, which has the table until all are written.
     for _ in 0..3 {
         wait::until("it waits for the table", wait::PATIENCE, || async {
+            // Tables of other tests' databases have the same number.
             let sql = "select exists (select from pg_locks where not granted \
-                       and relation = 'outbox.events'::regclass)";
+                       and relation = 'outbox.events'::regclass \
+                       and database = (select oid from pg_database where datname = current_database()))";
             let waits = writer.query_one(sql, &[]).await.map_err(|error| error.to_string())?;
             waits.get::<_, bool>(0).then_some(()).ok_or("not now".to_owned())
         })

@@ -18,7 +18,10 @@ use outbox_harness::{
     topic::Record,
     wait,
 };
-use outbox_relay::sink::any;
+use outbox_relay::{
+    core::secret::Secret,
+    sink::{any, nats},
+};
 use serde_json::json;
 
 use crate::{
@@ -34,11 +37,7 @@ const ENDLESS: u64 = 1_000_000;
 /// Settings of a relay that writes to the file, and where that is.
 pub(crate) fn to_file(t: &Harness) -> (Settings, PathBuf) {
     let path = t.dir().join("records.jsonl");
-    let settings = t
-        .relay()
-        .without("sink.properties.\"bootstrap.servers\"")
-        .set("sink.kind", "file")
-        .set("sink.file.path", path.to_str().expect("UTF-8"));
+    let settings = t.relay().to("file").set("sink.file.path", path.to_str().expect("UTF-8"));
     (settings, path)
 }
 
@@ -163,7 +162,7 @@ async fn an_idle_relay_stores_no_progress_for_its_own_writes() {
         let query = "select (pg_current_wal_insert_lsn() - '0/0')::int8";
         t.database().superuser().query_one(query, &[]).await.expect("a number").get(0)
     };
-    let (before, begin) = (rows().await, end().await);
+    let (begin, before) = (end().await, rows().await);
     tokio::time::sleep(IDLE).await;
     let (after, end) = (rows().await, end().await);
     let added = after.lines().count() - before.lines().count();
@@ -360,7 +359,27 @@ async fn standard_output_gets_the_lines_and_nothing_else() {
 }
 
 #[test]
-fn the_role_needs_no_grant_on_progress_where_kafka_keeps_it() {
-    let settings = any::Settings::File(outbox_relay::sink::file::Settings { path: None });
-    assert!(settings.grants().iter().any(|grant| grant.object == "outbox.progress"));
+fn the_role_needs_a_grant_on_progress_where_the_database_keeps_it_and_none_where_a_stream_does() {
+    let stream = nats::Settings {
+        relay_name: "relay".into(),
+        url: Secret::new("nats://127.0.0.1"),
+        stream: "ORDERS".into(),
+        subject: nats::Template::default(),
+        partitions: 1,
+        progress_subject: None,
+        credentials_file: None,
+        nkey_file: None,
+        ca_file: None,
+        certificate: None,
+        repairs_broker_loss: true,
+        topic_grace: Duration::ZERO,
+        reserved_topics: Vec::new(),
+    };
+    let file = outbox_relay::sink::file::Settings { path: None };
+    for (settings, expected) in
+        [(any::Settings::File(file), true), (any::Settings::Nats(stream), false)]
+    {
+        let needs = settings.grants().iter().any(|grant| grant.object == "outbox.progress");
+        assert_eq!(needs, expected, "{settings:?}");
+    }
 }

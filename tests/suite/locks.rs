@@ -311,7 +311,8 @@ async fn events_flow_while_somebody_locks_a_partition_that_was_just_attached() {
         locking
     });
     let waiting = "select count(*) from pg_locks \
-                   where not granted and relation = 'outbox.events_old'::regclass";
+                   where not granted and relation = 'outbox.events_old'::regclass \
+                   and database = (select oid from pg_database where datname = current_database())";
     wait::until("it waits for the lock", DEADLINE, || async {
         let row = attaching.query_one(waiting, &[]).await.expect("a count");
         (row.get::<_, i64>(0) == 1).then_some(()).ok_or("not yet")

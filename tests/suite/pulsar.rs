@@ -121,7 +121,7 @@ async fn events_for_a_topic_that_is_missing_wait_and_are_delivered_once_there_is
     ids_arrive(&orders, 1).await;
     let late = broker.topic(&late, PARTITIONS).await;
     ids_arrive(&late, 2).await;
-    assert!(relay.logs_contain("missing topics have appeared"), "{}", relay.log_text());
+    relay.wait_log("missing topics have appeared").await;
 }
 
 /// The topic's own limit is told to no client: only a refusal tells it.

@@ -217,7 +217,9 @@ async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is
     secured.all_arrive(3).await;
     // Progress is stored, and the next time is far.
     let (mut last, mut since) = (secured.stream.last().await, Instant::now());
+    let begun = Instant::now();
     while since.elapsed() < Duration::from_secs(2) {
+        assert!(begun.elapsed() < wait::PATIENCE, "progress is stored again and again");
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = secured.stream.last().await;
         if now != last {

@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ASK, api, client, overwrite, part};
+use super::jetstream::{ASK, api, client, overwrite, part};
 use crate::topic::Record;
 
 /// A stream of a server.

@@ -11,6 +11,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
     message::Headers,
+    types::RDKafkaErrorCode,
 };
 
 use crate::{kafka::Kafka, wait};
@@ -88,10 +89,9 @@ impl Reader {
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "20")
             .create()?;
+        // It also tells the leaders: a client that does not know one yet asks for its beginning 500 ms later.
         let there = partitions(topic, &consumer)?;
         let partitions = there.with_context(|| format!("no topic {topic}"))?;
-        // A client that does not know a partition's leader yet asks for its beginning 500 ms later.
-        consumer.fetch_metadata(Some(topic), ASK)?;
         let mut assignment = TopicPartitionList::new();
         for partition in 0..partitions {
             assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
@@ -125,12 +125,20 @@ impl Reader {
     }
 }
 
-/// Number of a topic's partitions, `None` when there is no such topic.
+/// Number of a topic's partitions, `None` when there is no such topic. The consumer knows their leaders afterwards.
 pub(super) fn partitions(topic: &str, consumer: &BaseConsumer) -> Result<Option<i32>> {
-    // All topics: asking for one by its name could create it.
-    let metadata = consumer.fetch_metadata(None, ASK)?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    found.map(|topic| i32::try_from(topic.partitions().len()).context("partitions")).transpose()
+    // Of this one alone: a broker of a whole run has thousands. The client's settings keep this from creating it.
+    let metadata = consumer.fetch_metadata(Some(topic), ASK)?;
+    let found = metadata.topics().first().context("an answer about the topic")?;
+    match found.error().map(RDKafkaErrorCode::from) {
+        None => Ok(Some(i32::try_from(found.partitions().len()).context("partitions")?)),
+        Some(
+            RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::InvalidTopic,
+        ) => Ok(None),
+        Some(error) => bail!("{topic}: {error}"),
+    }
 }
 
 fn record(message: &rdkafka::message::BorrowedMessage<'_>) -> Record {

@@ -189,7 +189,8 @@ async fn what_another_worker_handles_after_a_transaction_was_kept_is_no_dead_let
 }
 
 const WAITS: &str = "select count(*) from pg_locks \
-    where not granted and relation = 'inbox.parked'::regclass and mode = 'AccessExclusiveLock'";
+    where not granted and relation = 'inbox.parked'::regclass and mode = 'AccessExclusiveLock' \
+    and database = (select oid from pg_database where datname = current_database())";
 
 async fn until_somebody_waits(client: &Client) {
     let waits = wait::until("somebody waits for the table", wait::PATIENCE, || async {
@@ -204,7 +205,8 @@ async fn until_somebody_waits(client: &Client) {
 /// A handler is at work, in a transaction that has taken from the table.
 async fn until_kept_by_a_handler(database: &Database) {
     let taken = "select count(*) from pg_locks \
-        where granted and relation = 'inbox.parked'::regclass and mode = 'RowExclusiveLock'";
+        where granted and relation = 'inbox.parked'::regclass and mode = 'RowExclusiveLock' \
+        and database = (select oid from pg_database where datname = current_database())";
     let at_work = wait::until("a handler is at work", wait::PATIENCE, || async {
         match number(database, taken).await {
             0 => Err("not yet"),
