@@ -1,4 +1,4 @@
-//! Publishes a PostgreSQL outbox to Kafka or NATS JetStream through logical replication: exactly once, in key order.
+//! Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, SQS, SNS, Pulsar, or a file.
 //!
 //! ```text
 //! PostgreSQL WAL ─► source ─────► route ─────► sink ─────► broker

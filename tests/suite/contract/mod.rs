@@ -72,7 +72,7 @@ kinds! {
 kinds! {
     to_pulsar: super::pulsar::Pulsar,
 }
-// moto needs a minute and more for the hundreds of records of the two cases that are not here.
+// moto is too slow for the three cases that are not here: two of them send hundreds of records.
 #[cfg(feature = "aws")]
 mod aws_sns {
     cases! { super::aws::Sns, [ignore = "moto is slow: `just long` runs it"]:

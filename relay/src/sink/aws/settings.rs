@@ -8,7 +8,8 @@ use super::{template::Template, throttle::Throttle};
 use crate::{core::finding::Finding, sink::files};
 
 /// What helps a program without the SDK.
-const BUILD: &str = "build the relay with it: `cargo install outbox-relay --features aws`";
+const BUILD: &str = "build the relay with it: `cargo install --locked --git https://github.com/outbox-relay/outbox-relay \
+                     outbox-relay --features aws`";
 
 /// Which service, and which queues or topics there.
 #[derive(Clone, Debug)]
