@@ -55,7 +55,7 @@ pub enum Purpose {
     Admin,
 }
 
-/// The settings that hold. No secret prints, not even with `{:?}`.
+/// The effective settings. No secret prints, not even with `{:?}`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Slot, transactional id and progress topic derive from it: `[a-z0-9_]{1,56}`.
