@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-/// Something that happened; what was committed, after that.
+/// An event that a person should know about. If it concerns a commit, the hook is called after that commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Alert {
@@ -17,7 +17,7 @@ pub enum Alert {
         /// Why.
         code: String,
         /// Whether the consumer had no dead letter with this code before: worth more than a count.
-        /// Of several that die in one moment, each may be the first.
+        /// If several messages become dead letters at the same moment, it may be true for each.
         new_code: bool,
     },
     /// Records of a partition from offset `from` to before `to` were deleted before they were read, or are passed over
@@ -47,9 +47,9 @@ pub enum Alert {
         /// Where it begins.
         to: i64,
     },
-    /// Where the group continues in a partition was committed by another program: another kind of member, or a
-    /// person who set it. Records before `offset` that the other one has read have no effect here. With rows;
-    /// reading by a watermark does not depend on the group's offsets.
+    /// Another program (another kind of member, or a person) committed this partition's offset. Records before
+    /// `offset` that it read have no effect here. Not raised where a watermark says where to continue, because
+    /// reading does not depend on the group's offset then.
     Foreign {
         /// The inbox's name.
         consumer: String,
@@ -61,7 +61,7 @@ pub enum Alert {
         offset: i64,
     },
     /// The consumer's database is a promoted standby by now. If replication was asynchronous, it may lack the last
-    /// effects. Each process says it that ran meanwhile, within about 15 s.
+    /// effects. Each process that ran meanwhile raises it, within about 15 s.
     FailedOver {
         /// The inbox's name.
         consumer: String,
@@ -69,8 +69,8 @@ pub enum Alert {
         seen: std::time::SystemTime,
     },
     /// Somebody else than the crate has had the inbox forget something: days that were truncated, dropped or
-    /// detached, rows that were deleted. Each process says it once, within about 15 s, an hour at most for days
-    /// that were dropped or detached and of which no message comes.
+    /// detached, rows that were deleted. Each process raises it once, within about 15 s. For a dropped or detached
+    /// day for which no message arrives it may take an hour.
     Forgotten {
         /// The inbox's name.
         consumer: String,

@@ -81,8 +81,8 @@ pub struct Letter {
     pub payload: Value,
 }
 
-/// Which of them: all that were neither replayed nor discarded, or those of them for which each condition that is
-/// given holds.
+/// Which dead letters to select. Without conditions: all that were neither replayed nor discarded. With conditions:
+/// those of them that meet all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     id: Option<i64>,
@@ -174,7 +174,7 @@ impl Page {
         Page { after: i64::MIN, limit }
     }
 
-    /// As many behind this number, the last one of the page before.
+    /// The next page: as many letters, after this id (the last id of the previous page).
     #[must_use]
     pub fn after(self, id: i64) -> Self {
         Page { after: id, ..self }
@@ -328,8 +328,8 @@ pub async fn show(client: &impl GenericClient, id: i64) -> Result<Option<Letter>
 }
 
 /// Lets the selected ones be handled again, each behind what waits of its key, in the order of
-/// their numbers; returns how many. A message that fails again is a new dead letter. One that was given up since its
-/// day was not kept is a duplicate if its day is kept now and a copy of it was taken meanwhile.
+/// their numbers; returns how many. A message that fails again is a new dead letter. A dead letter with the code
+/// `outside-window` counts as a duplicate if its day is kept now and a copy took effect in the meantime.
 ///
 /// # Errors
 /// The database's; nothing was changed.

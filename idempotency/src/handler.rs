@@ -48,7 +48,7 @@ where
 /// do the work of all. Every `async fn(Tx, Vec<Message<T>>) -> Result<(), Failure>` is one.
 ///
 /// The messages are new and in order within each key. When it fails, the batch is halved until the
-/// message is alone that can't be handled.
+/// failing message is alone.
 pub trait BatchHandler<T>: Send + Sync + 'static {
     /// Handles them; there is at least one. `tx` must not be kept.
     fn handle(

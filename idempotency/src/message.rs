@@ -62,7 +62,7 @@ pub struct Source {
     pub offset: Option<i64>,
 }
 
-/// Headers in their order; names may repeat. Of a name that is no UTF-8, what is none is U+FFFD.
+/// Headers in their order; names may repeat. Bytes of a name that are not UTF-8 become U+FFFD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers(pub(crate) Vec<(String, Option<Vec<u8>>)>);
 

@@ -12,8 +12,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OrderBy {
-    /// Those of one topic with one key; of those without a key, those of one partition. Of a broker without
-    /// partitions these are all of its queue that have no key.
+    /// Messages of one topic with the same key are in order. Messages without a key are in order per partition, or
+    /// per queue if the broker has no partitions.
     #[default]
     Key,
     /// Those of one partition, or of one queue where there are none.

@@ -148,9 +148,9 @@ impl<H: Clone> Deliveries<H> {
         }
     }
 
-    /// Takes nothing more in, returns what no worker has, and waits until workers have none: what is left after
-    /// `patience`. The workers and the task of the answers continue meanwhile; returns also the last answers that
-    /// this task has not taken. Cancel safe until it returns: call it again.
+    /// Stops: accepts no new messages, returns those that no worker has begun, and waits up to `patience` for the
+    /// workers. Returns how many messages workers still have, and the remaining answers. The workers and the task
+    /// of the answers continue meanwhile. Cancel safe until it returns: call it again.
     pub async fn drain(&self, patience: Duration) -> (usize, Vec<Answer<H>>) {
         self.queue.change(LaneScheduler::<EachMessage<H>>::close);
         let running = || self.queue.lanes().running();

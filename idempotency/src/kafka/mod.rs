@@ -133,8 +133,8 @@ impl Runner {
         self
     }
 
-    /// How many messages, or batches, are handled at once: 16, or 4 for batches. Each takes one
-    /// connection of the inbox's pool, and what continues beside them up to nine. A pool with fewer works, and
+    /// How many messages, or batches, are handled at the same time: 16, or 4 for batches. Each handler uses one
+    /// connection of the inbox's pool; background work uses up to nine more. A pool with fewer works, but is
     /// slower: nothing takes a second connection while it holds one.
     #[must_use]
     pub fn concurrency(mut self, handlers: usize) -> Self {

@@ -91,8 +91,8 @@ pub enum Dedup {
     /// nothing else. Messages of a partition are handled one after the other, so it is for
     /// batches. A record that names no relay is a dead letter (`no-relay`); one that names another relay stops
     /// the consumer. One that a repair published, or that comes at a new offset behind the watermark, is looked
-    /// up by its id. Change to it only after an orderly stop of all instances: what rows know of, and the
-    /// group's offsets do not, would take effect again.
+    /// up by its id. Change to it only after an orderly stop of all instances: otherwise messages that are
+    /// remembered as rows, but whose offsets were not committed, take effect again.
     Watermark {
         /// The relay's name, as the header `outbox-relay` has it.
         relay: String,

@@ -94,11 +94,12 @@ starts, waits, repairs, or has halted: the phase says which, and the reason), or
     /// Resume a halted relay with an explicit decision
     #[command(after_help = "Examples:
   outbox-relay resume --at slot              continue at the slot's confirmed position
-  outbox-relay resume --at progress          continue at stored progress; leave out what the slot lacks
+  outbox-relay resume --at progress          continue at stored progress; leave out events that
+                                             the slot lacks
   outbox-relay resume --at upgrade           continue after pg_upgrade; leave out nothing
   outbox-relay resume --at table             make a new slot; publish what was created since the
                                              newest published event
-  outbox-relay resume --at now               make a new slot; leave out what was missed
+  outbox-relay resume --at now               make a new slot; leave out what is not published yet
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
 The log and /readyz of a halted relay name the command to type. A halted relay looks again within ten

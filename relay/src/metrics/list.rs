@@ -74,7 +74,7 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_lag_seconds", "gauge", "", "How long what is not delivered has been waiting; 0 when all is delivered, absent while it is not known"),
     metric("outbox_relay_records_delivered_total", "counter", "", "Records stored by the broker, or in the file"),
     metric("outbox_relay_delivered_bytes_total", "counter", "", "Bytes of topics, keys, payloads and headers stored by the broker, or in the file"),
-    metric("outbox_relay_records_restamped_total", "counter", "", "Records whose timestamp is the time of their delivery, because by their event's the topic's retention would soon delete them"),
+    metric("outbox_relay_records_restamped_total", "counter", "", "Records whose timestamp is the time of their delivery, because, with the event's own timestamp, the topic's retention would soon delete them"),
     metric("outbox_relay_batches_total", "counter", "", "Deliveries, those that stored progress alone included"),
     metric("outbox_relay_batch_records", "histogram", "", "Records in a delivery that had any"),
     metric("outbox_relay_delivery_seconds", "histogram", "", "Time from handing a batch to the broker, or to the file, until it is stored; with Kafka its commit included"),
@@ -86,6 +86,6 @@ pub const METRICS: &[Metric] = &[
     metric("outbox_relay_parked_events", "gauge", "", "Events that are parked now; absent while it is not known"),
     metric("outbox_relay_lost_parked_events", "gauge", "", "Events that were parked and that outbox.dead_letters has lost, until someone has dealt with it; absent while it is not known"),
     metric("outbox_relay_dead_letters_deleted_total", "counter", "", "Released and discarded dead letters that were deleted because they were older than retention.keep_dead_letters"),
-    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`, `locked`", "WAL messages with the prefix outbox that were ignored. Of `locked` and `not_visible` the release is announced again; the others announce none of this relay"),
+    metric("outbox_relay_ignored_messages_total", "counter", "`reason`: `not_transactional`, `too_large`, `malformed`, `too_many`, `no_such_release`, `not_visible`, `locked`", "WAL messages with the prefix outbox that were ignored. For `locked` and `not_visible` the relay announces the release again. The other reasons are messages that announce no release of this relay"),
     metric("process_resident_memory_bytes", "gauge", "", "Memory of the process that is in RAM"),
 ];
