@@ -1,4 +1,5 @@
-//! Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, SQS, SNS, Pulsar, or a file.
+//! Publishes a PostgreSQL outbox through logical replication: to Kafka, NATS JetStream, RabbitMQ, SQS, SNS, Pulsar, or
+//! a file.
 //!
 //! ```text
 //! PostgreSQL WAL ─► source ─────► route ─────► sink ─────► broker
