@@ -150,7 +150,6 @@ async fn what_goes_to_a_missing_topic_is_parked_and_other_lanes_flow() {
     let missed = reasons.iter().filter(|reason| **reason == "unknown_topic").count();
     let line = format!("outbox_relay_parked_total{{reason=\"unknown_topic\"}} {missed}\n");
     assert!(metrics.contains(&line), "{metrics}");
-    // The first of a reason.
     relay.wait_log("an event can't be delivered").await;
     assert!(relay.sigterm().await.success());
 }

@@ -216,27 +216,6 @@ async fn a_thousand_missing_topics_keep_nobody_waiting() {
     assert!(!missing.exists().await, "looked up, never produced to");
 }
 
-#[tokio::test]
-async fn a_topic_that_appears_after_its_grace_is_released_by_a_person() {
-    let mut t = Harness::start().await;
-    let topic = t.topic("late");
-    let _relay = t.relay().set("sink.topic_grace", "100ms").start().await;
-    t.commit([Event::to(topic.name()).key("a")]).await;
-    wait_parked(&t, |parked| parked == 1).await;
-    let past = "select parked_at < clock_timestamp() - interval '1 s' from outbox.dead_letters";
-    wait::until("the grace is over", wait::PATIENCE, || async {
-        let row = t.database().superuser().query_one(past, &[]).await.map_err(|e| e.to_string())?;
-        if row.get(0) { Ok(()) } else { Err("not yet".to_owned()) }
-    })
-    .await
-    .expect("time passes");
-    let topic = topic.create(1).await;
-    t.commit([Event::to(topic.name()).key("b"), Event::to(topic.name()).key("a")]).await;
-    wait_parked(&t, |parked| parked == 2).await;
-    arrives(&topic, 1, Instant::now()).await;
-    assert_eq!(texts(&list(&t).await, "reason"), ["unknown_topic", "lane_parked"]);
-}
-
 /// No one knows in advance what compression makes of a record: the broker is asked.
 async fn compressed(delivery: &str) {
     let t = Harness::start().await;

@@ -3,7 +3,7 @@
 use outbox_harness::{Harness, event::Event, wait};
 
 use crate::dead_letters::{
-    dead_letters, list, texts, try_dead_letters, wait_parked, wait_parked_again,
+    dead_letters, list, texts, try_dead_letters, wait_parked, wait_parked_again, wait_records,
 };
 
 #[tokio::test]
@@ -34,6 +34,27 @@ async fn what_waits_for_its_topic_is_released_in_order_when_the_topic_appears() 
     t.count(&topic, 2).await.assert_exactly_once();
     wait_parked(&t, |parked| parked == 0).await;
     relay.wait_for("/readyz", 200).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_appears_after_its_grace_is_released_by_a_person() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("late");
+    let _relay = t.relay().set("sink.topic_grace", "100ms").start().await;
+    t.commit([Event::to(topic.name()).key("a")]).await;
+    wait_parked(&t, |parked| parked == 1).await;
+    let past = "select parked_at < clock_timestamp() - interval '1 s' from outbox.dead_letters";
+    wait::until("the grace is over", wait::PATIENCE, || async {
+        let row = t.database().superuser().query_one(past, &[]).await.map_err(|e| e.to_string())?;
+        if row.get(0) { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await
+    .expect("time passes");
+    let topic = topic.create(1).await;
+    t.commit([Event::to(topic.name()).key("b"), Event::to(topic.name()).key("a")]).await;
+    wait_parked(&t, |parked| parked == 2).await;
+    wait_records(&topic, 1).await;
+    assert_eq!(texts(&list(&t).await, "reason"), ["unknown_topic", "lane_parked"]);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::Common;
+use super::common::Common;
 use crate::{
     config::{
         Purpose,

@@ -2,18 +2,15 @@
 //! and how `config` shows that. Kafka's settings are librdkafka's, and a file has a path alone.
 
 mod aws;
+mod common;
 mod nats;
 mod pulsar;
 mod rabbitmq;
 
-use std::time::Duration;
-
+pub(super) use self::common::Common;
 use self::{aws::WrittenAws, nats::WrittenNats, pulsar::WrittenPulsar, rabbitmq::WrittenRabbit};
 use super::{Kind, Purpose, checker::Checker, reader::Reader};
-use crate::{
-    core::secret::MASK,
-    sink::{any as sink, aws::Kind as AwsKind},
-};
+use crate::sink::{any as sink, aws::Kind as AwsKind};
 
 /// What is written below the sections of all kinds. No `Debug`: there are secrets in it.
 pub(super) struct WrittenBroker {
@@ -22,13 +19,6 @@ pub(super) struct WrittenBroker {
     sqs: WrittenAws,
     sns: WrittenAws,
     pulsar: WrittenPulsar,
-}
-
-/// What every kind is told.
-pub(super) struct Common {
-    pub(super) relay_name: String,
-    pub(super) topic_grace: Duration,
-    pub(super) reserved_topics: Vec<String>,
 }
 
 impl WrittenBroker {
@@ -78,17 +68,4 @@ pub(super) fn shown(settings: &sink::Settings, key: &str) -> Option<String> {
         sink::Settings::Pulsar(settings) if section == "pulsar" => pulsar::shown(settings, name),
         _ => None,
     }
-}
-
-/// Several addresses, with what stands before each `@` hidden: user and password, or a token. `bare`: what an address
-/// without a scheme is shown as.
-fn without_secrets(urls: &str, bare: fn(&str) -> String) -> String {
-    let one = |url: &str| match url.split_once("://") {
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
-            Some((_, host)) => format!("{scheme}://{MASK}@{host}"),
-            None => url.to_owned(),
-        },
-        None => bare(url),
-    };
-    urls.split(',').map(|url| one(url.trim())).collect::<Vec<_>>().join(",")
 }

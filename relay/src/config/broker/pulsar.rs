@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Common;
+use super::common::Common;
 use crate::{
     config::{
         Purpose,

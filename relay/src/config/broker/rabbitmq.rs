@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Common, without_secrets};
+use super::common::{Common, without_secrets};
 use crate::{
     config::{
         Purpose,
