@@ -8,8 +8,9 @@ use outbox_harness::{
     certificates::{Authority, write_private},
     event::Event,
     nats::{Nats, Stream},
+    postgres::Postgres,
     relay::Settings,
-    wait,
+    servers, wait,
 };
 use serde_json::json;
 
@@ -33,7 +34,10 @@ struct Secured {
 impl Secured {
     /// `rights`: what the relay's user may publish to, but for its events.
     async fn start(rights: impl Fn(&str) -> Vec<String>) -> Self {
-        let t = Harness::start().await;
+        Self::start_in(Harness::start().await, rights).await
+    }
+
+    async fn start_in(t: Harness, rights: impl Fn(&str) -> Vec<String>) -> Self {
         let name = t.database().name().to_owned();
         let dir = tempfile::tempdir().expect("a directory");
         let authority = Authority::new("an authority");
@@ -211,7 +215,9 @@ async fn each_right_that_is_missing_is_named() {
 /// Nothing is to be delivered, and so nothing is stored either: the relay asks whether it may.
 #[tokio::test]
 async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is_noticed_soon() {
-    let mut secured = Secured::start(rights).await;
+    // Of its own: each mebibyte of others' WAL would have progress stored.
+    let ((postgres, _server), kafka) = tokio::join!(Postgres::private(), servers::kafka());
+    let mut secured = Secured::start_in(Harness::with(postgres, kafka).await, rights).await;
     let mut relay = secured.settings.clone().start().await;
     secured.commit().await;
     secured.all_arrive(3).await;
@@ -237,7 +243,7 @@ async fn a_right_to_store_progress_that_is_revoked_while_nothing_is_delivered_is
     let said = relay.status().await.to_string();
     assert!(said.contains(&format!("may not publish to outbox-relay-progress.{name}")), "{said}");
     assert!(took < Duration::from_secs(8), "{took:?}");
-    // Since the WAL of other databases moves on, progress itself may have been stored once more. What asks is empty.
+    // Since the server's own WAL moves on, progress itself may have been stored once more. What asks is empty.
     assert!(secured.stream.last().await <= last + 1, "what asks is not stored");
     let stored = secured.stream.payloads(&format!("outbox-relay-progress.{name}")).await;
     assert!(stored.len() == 1 && !stored.concat().is_empty(), "what asks is not stored");
