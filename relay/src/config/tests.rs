@@ -1,3 +1,4 @@
+mod broker;
 mod shown;
 
 use super::*;
