@@ -30,7 +30,7 @@ pub(crate) fn removed(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A free port of the loopback interface, never the same one twice.
+/// A free port of the loopback interface, never the same one twice, nor one that another process was given.
 ///
 /// # Panics
 /// When the loopback interface has none.
