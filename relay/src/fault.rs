@@ -152,12 +152,22 @@ mod armed {
         point: Point,
         /// Passings left until it happens.
         left: AtomicU64,
-        signal: libc::c_int,
+        way: Way,
     }
 
-    /// The text is not `point[:nth[:freeze]]`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Way {
+        Kill,
+        Freeze,
+        /// The thread or the task panics, as at a defect of the relay.
+        Panic,
+    }
+
+    /// The text is not `point[:nth[:freeze|:panic]]`.
     #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-    #[error("{0:?} is not a fault, which looks like committed, committed:3 or committed:3:freeze")]
+    #[error(
+        "{0:?} is not a fault, which looks like committed, committed:3, committed:3:freeze or committed:3:panic"
+    )]
     pub struct ParseFaultError(String);
 
     impl FromStr for Fault {
@@ -169,20 +179,21 @@ mod armed {
             let name = parts.next().unwrap_or_default();
             let point = Point::ALL.iter().copied().find(|point| point.name() == name);
             let nth: u64 = parts.next().unwrap_or("1").parse().map_err(|_| unknown())?;
-            let signal = match (parts.next(), parts.next()) {
-                (None, None) => libc::SIGKILL,
-                (Some("freeze"), None) => libc::SIGSTOP,
+            let way = match (parts.next(), parts.next()) {
+                (None, None) => Way::Kill,
+                (Some("freeze"), None) => Way::Freeze,
+                (Some("panic"), None) => Way::Panic,
                 _ => return Err(unknown()),
             };
             match point {
-                Some(point) if nth > 0 => Ok(Fault { point, left: AtomicU64::new(nth), signal }),
+                Some(point) if nth > 0 => Ok(Fault { point, left: AtomicU64::new(nth), way }),
                 _ => Err(unknown()),
             }
         }
     }
 
-    /// Arms the fault `point[:nth[:freeze]]`: at the nth passing (the first by default) the process
-    /// gets SIGKILL, or SIGSTOP where it is to freeze. Once per process.
+    /// Arms the fault `point[:nth[:freeze|:panic]]`: at the nth passing (the first by default) the process
+    /// gets SIGKILL, or SIGSTOP where it is to freeze, or the code that passes panics. Once per process.
     ///
     /// # Errors
     /// [`ParseFaultError`] when there is no such point.
@@ -199,6 +210,9 @@ mod armed {
 
     pub(crate) fn soon(point: Point) {
         if let Some(fault) = due(point) {
+            if fault.way == Way::Panic {
+                fault.happen();
+            }
             let _detached = thread::spawn(|| {
                 thread::sleep(MOMENT);
                 fault.happen();
@@ -217,10 +231,15 @@ mod armed {
             // In one write: a line of the log that another thread writes would come between two.
             let line = format!("fault: {}\n", self.point.name());
             let _ = std::io::stderr().write_all(line.as_bytes());
+            let signal = match self.way {
+                Way::Kill => libc::SIGKILL,
+                Way::Freeze => libc::SIGSTOP,
+                Way::Panic => panic!("as the fault {} asks", self.point.name()),
+            };
             // To this thread: a signal to the process waits for its first thread to run, and this one
             // would continue meanwhile.
             // SAFETY: raise takes any number and touches no memory of ours.
-            let sent = unsafe { libc::raise(self.signal) };
+            let sent = unsafe { libc::raise(signal) };
             assert_eq!(sent, 0, "a process may signal itself");
         }
     }
@@ -232,7 +251,9 @@ mod armed {
         #[test]
         fn a_fault_is_a_point_a_number_and_a_way() {
             let fault: Fault = "committed:3:freeze".parse().expect("a fault");
-            assert!(fault.point == Point::Committed && fault.signal == libc::SIGSTOP);
+            assert!(fault.point == Point::Committed && fault.way == Way::Freeze);
+            let fault: Fault = "committed:3:panic".parse().expect("a fault");
+            assert_eq!(fault.way, Way::Panic);
             assert_eq!(fault.left.into_inner(), 3);
             for wrong in ["", "comitted", "committed:0", "committed:x", "committed:1:melt", ":1"] {
                 assert!(wrong.parse::<Fault>().is_err(), "{wrong}");

@@ -6,8 +6,10 @@
 //! [`way`]: a new point does not compile before it says how the story gets there, and a case
 //! whose point was not passed fails.
 
+mod commands;
 mod frozen;
 mod lines;
+mod panics;
 mod place;
 mod story;
 mod topics;

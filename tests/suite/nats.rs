@@ -4,6 +4,7 @@
 mod claimed;
 mod full;
 mod rolled_up;
+mod sealed;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,6 +1,10 @@
 //! What is said, and done, about small things that a person on call meets.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
 
 use outbox_harness::{
     Harness,
@@ -8,7 +12,7 @@ use outbox_harness::{
     event::Event,
     postgres::Postgres,
     postgres_version::Version,
-    relay::{Relay, STOP},
+    relay::{self, Relay, STOP},
     servers, wait,
 };
 
@@ -82,8 +86,14 @@ fn signal(relay: &Relay, signal: &str) {
 
 /// Gives a running relay another limit, as prlimit takes it.
 pub(crate) fn limit(relay: &Relay, limit: &str) {
-    let limited = Command::new("prlimit")
-        .args([limit, "--pid", &relay.pid().to_string()])
+    limit_as(Vec::new(), relay, limit);
+}
+
+/// As [`limit`], with words before it that make it a user's.
+fn limit_as(user: Vec<String>, relay: &Relay, limit: &str) {
+    let limited = Command::new("env")
+        .args(user)
+        .args(["prlimit", limit, "--pid", &relay.pid().to_string()])
         .stdout(Stdio::null())
         .status();
     assert!(limited.expect("there is such a program").success());
@@ -101,6 +111,49 @@ async fn too_few_files_are_named_with_what_raises_the_limit() {
     relay.wait_log("has as many files open as it may").await;
     limit(&relay, "--nofile=1024:");
     relay.wait_ready().await;
+}
+
+#[tokio::test]
+async fn a_system_without_a_thread_left_is_named_with_what_raises_the_limit_and_loses_nothing() {
+    let mut t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let program = as_one_of_many(&t);
+    let mut relay = t.relay().program(&program).start().await;
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    limit_as(as_user(""), &relay, "--nproc=1:");
+    let ended = "select pg_terminate_backend(active_pid) from pg_replication_slots \
+                 where database = current_database() and active";
+    t.database().superuser().batch_execute(ended).await.expect("ended");
+    t.commit([Event::to(topic.name()).key("k")]).await;
+    relay.wait_log("the system gives the relay no further thread").await;
+    relay.wait_for("/readyz", 503).await;
+    limit_as(as_user(""), &relay, "--nproc=4096:");
+    relay.wait_ready().await;
+    t.count(&topic, 1).await.assert_exactly_once();
+    assert!(!relay.logs_contain("halted"), "{}", relay.log_text());
+}
+
+/// The relay as a user whose threads the system counts: root's are not counted.
+fn as_one_of_many(t: &Harness) -> PathBuf {
+    let program = t.dir().join("as-a-user");
+    let user = as_user("--inh-caps +dac_override --ambient-caps +dac_override").join(" ");
+    let relay = relay::binary().expect("it is built");
+    let script = format!("#!/bin/sh\nexec {user} '{}' \"$@\"\n", relay.display());
+    std::fs::write(&program, script).expect("written");
+    let mode = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(&program, mode).expect("it may be run");
+    program
+}
+
+/// What makes another user of root; no one else needs it.
+fn as_user(further: &str) -> Vec<String> {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let words = match unsafe { libc::geteuid() } {
+        0 => format!("setpriv --reuid 61234 --regid 61234 --clear-groups {further}"),
+        _ => String::new(),
+    };
+    words.split_whitespace().map(str::to_owned).collect()
 }
 
 #[tokio::test]

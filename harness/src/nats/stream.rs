@@ -67,6 +67,28 @@ impl Stream {
         api(&client, &purge, &json!({})).await.expect("it is purged");
     }
 
+    /// Removes it with all that is in it.
+    ///
+    /// # Panics
+    /// When the server refuses.
+    pub async fn remove(&self) {
+        let client = client(&self.server).await;
+        let remove = format!("STREAM.DELETE.{}", self.name);
+        api(&client, &remove, &json!({})).await.expect("it is removed");
+    }
+
+    /// Deletes the newest message that a subject has.
+    ///
+    /// # Panics
+    /// When there is none, or the server refuses.
+    pub async fn delete_newest(&self, subject: &str) {
+        let client = client(&self.server).await;
+        let newest = self.messages(subject, 0).await.pop().expect("a message");
+        let delete = format!("STREAM.MSG.DELETE.{}", self.name);
+        let message = json!({ "seq": newest.seq });
+        api(&client, &delete, &message).await.expect("it is deleted");
+    }
+
     /// Publishes a message as anybody may who has the right.
     ///
     /// # Panics

@@ -63,8 +63,13 @@ pub fn main() -> ExitCode {
         Err(error) => return ExitCode::from(usage::explain(&error, std::env::args_os())),
     };
     allocator::use_one_heap();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        // While it has one thread for work that blocks, a system without a further one is waited for. Without any,
+        // the runtime panics.
+        .thread_keep_alive(Duration::MAX)
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -77,12 +77,12 @@ pub(crate) fn against_shortage(
         let senders = Some(()).filter(|()| code == TOO_MANY).and_then(|()| senders());
         senders.or_else(|| remedy(&code, settings))
     };
-    sqlstate_of(error).and_then(of_code).or_else(|| too_many_files(error))
+    sqlstate_of(error).and_then(of_code).or_else(|| of_this_process(error))
 }
 
 /// Where it is this process that has run out of something.
-fn too_many_files(error: &anyhow::Error) -> Option<String> {
-    limits::is_of_files(&causes::of(error.as_ref())).then(|| limits::FILES.to_owned())
+fn of_this_process(error: &anyhow::Error) -> Option<String> {
+    limits::remedy(&causes::of(error.as_ref())).map(str::to_owned)
 }
 
 /// The table is missing, and these were parked in it.

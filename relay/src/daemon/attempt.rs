@@ -1,7 +1,8 @@
 //! One attempt: start, stream, end whole.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{mpsc, watch},
     task::{self, JoinSet},
@@ -60,13 +61,17 @@ pub(super) async fn run(
     learnt: Learnt,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
+    unless_it_panics("attempt", through(context, learnt, stop)).await
+}
+
+async fn through(context: &Context, learnt: Learnt, stop: &CancellationToken) -> Result<(), Ended> {
     let board = &context.board;
     let unfinished = Unfinished::default();
     // A stop during start-up drops it half-way: nothing was delivered, nothing confirmed.
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        begun = begin(context, learnt, &unfinished) => Some(begun),
+        begun = unless_it_panics("start", begin(context, learnt, &unfinished)) => Some(begun),
     };
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
@@ -249,7 +254,8 @@ impl Tasks {
                 },
             };
             let Some(task) = task else { break };
-            let is_source = matches!(task, Ok(Task::Stream(_)));
+            // One that has panicked may be the source.
+            let is_source = matches!(task, Ok(Task::Stream(_)) | Err(_));
             let result = task.and_then(|task| match task {
                 Task::Stream(result) => {
                     result.map_err(|e| stream_ended(e, &config.postgres, &parts.mapping, format))
@@ -289,15 +295,41 @@ impl Tasks {
         Some(ended.map_err(|panicked| {
             let known = self.names.iter().find(|(id, _)| *id == panicked.id());
             let name = known.map_or("unknown", |(_, name)| name);
-            let error = anyhow::anyhow!("the task {name} has panicked: {panicked}");
-            Ended::retry(Cause::Other, "running the relay's tasks", error)
+            has_panicked(name, panicked)
         }))
     }
+}
+
+/// A defect in what is no task of its own ends the attempt, not the process.
+async fn unless_it_panics<T>(
+    name: &str,
+    run: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Ended> {
+    match AssertUnwindSafe(run).catch_unwind().await {
+        Ok(ended) => ended,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Err(has_panicked(name, text.unwrap_or("see the lines before this one")))
+        }
+    }
+}
+
+fn has_panicked(name: &str, said: impl Display) -> Ended {
+    let error = anyhow::anyhow!("the task {name} has panicked: {said}");
+    Ended::retry(Cause::Other, "running the relay's tasks", error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_no_task_is_named() {
+        let outcome = unless_it_panics::<()>("start", async { panic!("by {}", "zero") }).await;
+        let Err(Ended::Retry { error, .. }) = outcome else { panic!("it is tried again") };
+        assert_eq!(error.to_string(), "the task start has panicked: by zero");
+    }
 
     #[tokio::test]
     async fn a_task_that_panics_is_named() {

@@ -1,16 +1,24 @@
-//! How many files this process may have open: each connection is one, and a limit that is too low shows in errors
-//! that name anything else.
+//! How many files this process may have open, and how many threads: each connection is a file, and a limit that is too
+//! low shows in errors that name anything else.
 
 use std::fs;
 use std::io;
 
-/// What to do.
-pub(super) const FILES: &str = "this process has as many files open as it may: raise the limit (`ulimit -n 1024` before it \
+const FILES: &str = "this process has as many files open as it may: raise the limit (`ulimit -n 1024` before it \
                                 is started, LimitNOFILE in a unit of systemd), and restart the relay";
+
+const THREADS: &str = "the system gives the relay no further thread: raise the limit (`ulimit -u`, TasksMax in a unit of \
+                       systemd, the container's limit of processes), or end other processes of this user or container";
+
+/// What to do, where an error's text says that this process has run out of files or threads.
+pub(super) fn remedy(text: &str) -> Option<&'static str> {
+    let of_threads = || text.contains("thread") && text.contains(&words(libc::EAGAIN));
+    if is_of_files(text) { Some(FILES) } else { of_threads().then_some(THREADS) }
+}
 
 /// Whether an error's text says that this process may open no further file. Rust gives the number beside the
 /// words; a client library in C gives the words alone, which are its C library's.
-pub(super) fn is_of_files(text: &str) -> bool {
+fn is_of_files(text: &str) -> bool {
     let of_process = words(libc::EMFILE);
     // The words for the whole machine's limit may begin with the same ones.
     let elsewhere = text.replace(&words(libc::ENFILE), "");
@@ -55,6 +63,17 @@ mod tests {
         let machine = io::Error::from_raw_os_error(libc::ENFILE).to_string();
         assert!(!is_of_files(&format!("connecting: {machine}")));
         assert!(!is_of_files("connection refused"));
+    }
+
+    #[test]
+    fn a_thread_that_can_not_be_made_is_told_from_a_read_that_would_wait() {
+        let error = io::Error::from_raw_os_error(libc::EAGAIN);
+        let started = format!("starting the Kafka thread: {error}");
+        assert!(remedy(&started).is_some_and(|remedy| remedy.contains("no further thread")));
+        let library =
+            "Client creation error: Failed to create thread: Resource temporarily unavailable (11)";
+        assert_eq!(remedy(library), remedy(&started));
+        assert_eq!(remedy(&format!("reading: {error}")), None);
     }
 
     #[test]

@@ -81,6 +81,47 @@ async fn a_certificate_that_no_one_vouches_for_is_not_believed() {
     assert!(!text.contains("certificate"), "{text}");
 }
 
+/// The files of a service are read at a start of the sink: one that is away later is a halt, and not a bad setting.
+#[tokio::test]
+async fn a_service_that_can_not_be_used_is_named_and_all_arrives_once_it_can() {
+    let mut world = World::new(".fifo").await;
+    let topic = world.topic();
+    let ca_file = world.t.dir().join("authorities.pem");
+    write_private(&ca_file, &Authority::new("an authority").certificate());
+    let settings = world.relay().set("sink.sqs.ca_file", ca_file.to_str().expect("UTF-8"));
+    let mut relay = settings.start().await;
+    world.t.commit([Event::to(&topic).key("a")]).await;
+    world.all_arrive().await.assert_exactly_once();
+    std::fs::remove_file(&ca_file).expect("removed");
+    let ended = "select pg_terminate_backend(active_pid) from pg_replication_slots \
+                 where database = current_database() and active";
+    world.t.database().superuser().batch_execute(ended).await.expect("ended");
+    world.t.commit([Event::to(&topic).key("a")]).await;
+    relay.wait_log("SQS can't be used").await;
+    assert!(relay.logs_contain("set sink.sqs.region and sink.sqs.ca_file"), "{}", relay.log_text());
+    write_private(&ca_file, &Authority::new("an authority").certificate());
+    relay.wait_ready().await;
+    world.all_arrive().await.assert_exactly_once();
+    relay.kill9().await;
+
+    let (relay, home) = (world.relay(), world.t.dir().to_owned());
+    let nowhere = || {
+        let settings = relay.clone().without("sink.sqs.region").files("nowhere");
+        let settings = settings.env("AWS_EC2_METADATA_DISABLED", "true");
+        settings.env("HOME", home.to_str().expect("UTF-8"))
+    };
+    let mut relay = nowhere().spawn();
+    // Nothing is to be delivered yet, and nothing could be.
+    relay.wait_log("streaming").await;
+    relay.wait_for("/readyz", 503).await;
+    world.t.commit([Event::to(&topic).key("a")]).await;
+    relay.wait_log("SQS can't be used").await;
+    relay.kill9().await;
+    let settings = nowhere().env("AWS_REGION", "elasticmq");
+    let _relay = settings.start().await;
+    world.all_arrive().await.assert_exactly_once();
+}
+
 /// Of openssl: it speaks TLS, and as much of HTTP as it does.
 struct TlsServer {
     port: u16,

@@ -69,7 +69,9 @@ pub(super) fn everywhere(delivery: Delivery) -> impl Iterator<Item = (Point, Way
             Way::Seeding(passings) => (*passings.first()?, Moment::Seeding),
             Way::Stopping => (1, Moment::Stopping),
             // `lines` has the commands.
-            Way::Command | Way::Frozen(_) | Way::Cut(_) | Way::Changed(..) => return None,
+            Way::Command | Way::Panicking(_) | Way::Frozen(_) | Way::Cut(_) | Way::Changed(..) => {
+                return None;
+            }
         };
         Some((*point, passing, moment))
     });
@@ -138,7 +140,7 @@ fn gave_up(relay: &Relay) -> usize {
     relay.log_text().matches("will try again").count()
 }
 
-async fn delivers_again(relay: &Relay, thawed: Instant) {
+pub(super) async fn delivers_again(relay: &Relay, thawed: Instant) {
     let delivered = async || {
         let status = relay.try_status().await.map_err(|error| format!("{error:#}"))?;
         let count = status.get("records_delivered").and_then(Value::as_u64);

@@ -26,8 +26,10 @@ use outbox_relay::{
 
 use super::{
     Delivery, PARTITIONS,
+    commands::commands_end_at,
     frozen::frozen_at,
     lines::{Cut, Moment, cut_at},
+    panics::{Panic, panicked_at},
     place::Place,
     topics::{self, Change},
 };
@@ -61,6 +63,8 @@ pub(super) enum Way {
     Stopping,
     /// An operator's command passes it, in its own process.
     Command,
+    /// The code that passes there panics, and the relay continues by itself.
+    Panicking(Panic),
     /// As `Running`, but the relay freezes there, a standby takes over, and it thaws.
     Frozen(u64),
     /// The relay freezes there, and has a dead line when it thaws.
@@ -73,7 +77,9 @@ impl Way {
     /// Where the relay starts that has none: with what is in the table, or with what comes.
     fn start(self) -> &'static str {
         match self {
-            Way::Seeding(_) | Way::Cut(Cut { moment: Moment::Seeding, .. }) => "all",
+            Way::Seeding(_)
+            | Way::Panicking(Panic { seeding: true, .. })
+            | Way::Cut(Cut { moment: Moment::Seeding, .. }) => "all",
             _ => "now",
         }
     }
@@ -220,6 +226,9 @@ async fn lives(
             commands_end_at(t, &settings, name).await;
             return (vec![relay], None);
         }
+        Way::Panicking(panic) => {
+            return (vec![panicked_at(settings, name, panic).await], None);
+        }
         Way::Frozen(passing) => {
             return (frozen_at(settings, name, passing, delivery).await, None);
         }
@@ -244,35 +253,6 @@ async fn ended_at(relay: &mut Relay, point: &str) {
 /// Waits until the relay has delivered enough to have parked something.
 async fn parks(t: &Harness) {
     until(t, "something is parked", "select count(*) > 0 from outbox.dead_letters").await;
-}
-
-/// Commands of each kind end half-way: whatever they changed is announced, or is not changed.
-async fn commands_end_at(t: &Harness, settings: &Settings, point: &str) {
-    let operator = settings
-        .clone()
-        .set("postgres.url", &t.database().url(Role::Operator))
-        .without("sink.properties.\"bootstrap.servers\"")
-        .without("sink.delivery")
-        .fault(point);
-    for _ in 0..3 {
-        wait::until(&format!("{point} is passed"), REACHED, || async {
-            let output = operator.command(&["dead-letters", "release", "--all"]).await;
-            match output.status.signal() {
-                Some(libc::SIGKILL) => Ok(()),
-                // Nothing was parked at this moment.
-                _ if output.status.success() => Err("nothing to release".to_owned()),
-                // The relay has not made its slot yet.
-                _ if said(&output).contains("no relay of the name") => Err(said(&output)),
-                _ => panic!("{}", said(&output)),
-            }
-        })
-        .await
-        .expect("it is passed");
-    }
-}
-
-fn said(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Poisons a lane, releases it while the poison is still refused, corrects it, releases it; for ever.

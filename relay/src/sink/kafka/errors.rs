@@ -176,6 +176,11 @@ fn is_fence(code: RDKafkaErrorCode) -> bool {
     )
 }
 
+/// Whether a client could not be made because the system has no thread left, which librdkafka tells in words alone.
+pub(super) fn lacks_a_thread(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::ClientCreation(reason) if reason.contains("thread"))
+}
+
 /// Sorts an error of a client as a whole. `doing` says what was under way, as in "committing a
 /// transaction"; `fatal` is the client's own fatal error, if it has one.
 pub(super) fn sort(

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    errors::sort,
+    errors::{self, sort},
     lookup::{Found, Lookup},
     progress_topic,
     settings::{Delivery, Settings},
@@ -74,6 +74,9 @@ impl Probe {
 
 pub(super) fn make_lookup(settings: &Settings) -> Result<Lookup, SinkError> {
     Lookup::new(settings).map_err(|error| {
+        if errors::lacks_a_thread(&error) {
+            return sort("starting a Kafka client", error, None);
+        }
         let problem = settings.problems().into_iter().next();
         let (what, remedy) = match problem {
             Some(problem) => (format!("{}: {}", problem.key, problem.what), problem.remedy),

@@ -203,7 +203,10 @@ impl Stream {
         demand(
             !self.sealed,
             "it is sealed: it takes nothing more".into(),
-            "use another stream".into(),
+            format!(
+                "a seal can't be taken off, and the stream keeps its subjects: once its messages are read, or copied with \
+                 `nats stream backup`, remove it with `nats stream rm {name}`, and make it again"
+            ),
         );
         if wrong.is_empty() {
             return Ok(());

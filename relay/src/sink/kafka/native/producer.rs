@@ -98,7 +98,7 @@ impl Producer {
                     }
                 }
             })
-            .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+            .map_err(|error| KafkaError::ClientCreation(format!("its polling thread: {error}")))?;
         Ok(Producer { inner, stop, poller: Some(poller) })
     }
 
