@@ -61,7 +61,7 @@ pub(super) async fn run(
     learnt: Learnt,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
-    unless_it_panics("attempt", through(context, learnt, stop)).await
+    unless_it_panics("attempt", Box::pin(through(context, learnt, stop))).await
 }
 
 async fn through(context: &Context, learnt: Learnt, stop: &CancellationToken) -> Result<(), Ended> {
@@ -71,7 +71,7 @@ async fn through(context: &Context, learnt: Learnt, stop: &CancellationToken) ->
     let begun = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        begun = unless_it_panics("start", begin(context, learnt, &unfinished)) => Some(begun),
+        begun = unless_it_panics("start", Box::pin(begin(context, learnt, &unfinished))) => Some(begun),
     };
     unfinished.cancel().await;
     let Some(begun) = begun else { return Ok(()) };
