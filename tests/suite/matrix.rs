@@ -6,6 +6,7 @@
 //! [`way`]: a new point does not compile before it says how the story gets there, and a case
 //! whose point was not passed fails.
 
+mod both;
 mod commands;
 mod frozen;
 mod lines;

@@ -5,6 +5,7 @@ mod claimed;
 mod full;
 mod rolled_up;
 mod sealed;
+mod sizes;
 
 use std::{collections::BTreeSet, time::Duration};
 

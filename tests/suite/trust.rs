@@ -22,6 +22,22 @@ fn every_line_of_trust_names_a_test_that_exists() {
     }
 }
 
+/// The table of cases that every broker is tried with.
+#[test]
+fn every_case_of_every_broker_names_tests_that_exist() {
+    let (page, sources) = (include_str!("../../docs/TESTING.md"), sources());
+    let (_, table) = page.split_once("## The same cases to every broker").expect("a section");
+    let (table, _) = table.split_once("\n## ").expect("another section");
+    let lines: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(lines.len() > 12, "{lines:?}");
+    for line in lines {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').skip(1).map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "{line}");
+        let named = cells.iter().filter(|cell| cell.contains('`'));
+        named.for_each(|cell| names_tests_that_exist(cell, &sources));
+    }
+}
+
 /// The last cell of a table's line names tests, each between backticks.
 pub(crate) fn names_tests_that_exist(line: &str, sources: &str) {
     let last = line.trim_end_matches('|').rsplit('|').next().expect("a cell");

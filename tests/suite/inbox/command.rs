@@ -29,7 +29,10 @@ async fn an_operator_lists_shows_replays_and_discards() {
     let json = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
 
     let (code, text) = run(&["list"]).await;
-    assert_eq!((code, text.lines().count()), (Some(0), 3), "{text}");
+    assert_eq!((code, text.lines().count()), (Some(0), 4), "{text}");
+    let heading = ["ID", "CONSUMER", "FROM", "KEY", "CODE:", "ERROR", "(DIED", "AT)"];
+    let first = text.lines().next().unwrap_or_default();
+    assert_eq!(first.split_whitespace().collect::<Vec<_>>(), heading, "{text}");
     assert!(text.contains("billing  steps/0@1  a  code-a: no"), "{text}");
     let (_, text) = run(&["list", "--code", "code-b", "--json"]).await;
     let list = json(&text);
@@ -65,9 +68,10 @@ async fn an_operator_lists_shows_replays_and_discards() {
     }
     assert_eq!(number(&database, "select count(*) from inbox.parked").await, 1);
     let (_, text) = run(&["list", "--limit", "1"]).await;
-    assert!(text.lines().count() == 2 && text.contains("… and 1 more: --limit N"), "{text}");
+    assert!(text.lines().count() == 3 && text.contains("… and 1 more: --limit N"), "{text}");
     let (_, text) = run(&["list", "--by", "code"]).await;
-    assert!(text.contains("1  billing  steps  code-a  from"), "{text}");
+    assert!(text.contains("MESSAGES  CONSUMER  TOPIC  CODE  FIRST ID"), "{text}");
+    assert!(text.contains("1  billing  steps  code-a  1\n"), "{text}");
     let (_, text) = run(&["list", "--by", "code", "--json"]).await;
     assert_eq!(json(&text)[1]["code"], "code-b", "{text}");
     let (_, text) = run(&["discard", "--all", "--yes", "--json"]).await;

@@ -11,7 +11,10 @@ use outbox_harness::{
     wait,
 };
 use outbox_idempotency::{Failure, Inbox, Message, Processor, RawMessage, Retry, Tx};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, dynamic_filter_fn},
+    layer::SubscriberExt as _,
+};
 
 use super::{
     effects::{Step, database, message, number, take},
@@ -36,6 +39,7 @@ impl Write for Log {
 impl Log {
     /// What this thread logs at `level` or above, until the second value is dropped.
     pub(super) fn written(level: LevelFilter) -> (Self, impl Sized) {
+        ask_at_each_line();
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -49,6 +53,13 @@ impl Log {
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
     }
+}
+
+/// While one thread reaches a line of the log for the first time, another one's `set_default` may pass unseen, and the line
+/// stays off for both: `tracing` has noted that no one wants it. With this it notes that each time is to be asked.
+fn ask_at_each_line() {
+    let no_one = tracing_subscriber::registry().with(dynamic_filter_fn(|_, _| false));
+    let _set_before = tracing::subscriber::set_global_default(no_one);
 }
 
 /// With its causes.

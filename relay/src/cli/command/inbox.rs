@@ -252,8 +252,9 @@ async fn groups(
     if groups.is_empty() {
         return none(client, selection).await;
     }
+    print(&format!("{:>8}  CONSUMER  TOPIC  CODE  FIRST ID", "MESSAGES"));
     for Group { consumer, topic, code, letters, first, .. } in &groups {
-        let line = format!("{letters:>8}  {consumer}  {topic}  {code}  from {first} on");
+        let line = format!("{letters:>8}  {consumer}  {topic}  {code}  {first}");
         print(&printable::line(&line));
     }
     if groups.len() as u64 == limit.unsigned_abs() {
@@ -287,6 +288,9 @@ async fn list(
                 let letter = serde_json::to_string(letter).expect("plain data has a JSON form");
                 print(&format!("{}{letter}", if count == 0 { "[" } else { "," }));
             } else {
+                if count == 0 {
+                    print(&format!("{:>8}  CONSUMER  FROM  KEY  CODE: ERROR  (DIED AT)", "ID"));
+                }
                 print(&printable::line(&line(letter)));
             }
             count += 1;
@@ -326,8 +330,8 @@ fn line(letter: &DeadLetter) -> String {
         other => printable::short(&other.to_string()).into_owned(),
     };
     let error = printable::cut(error, ERROR_MAX);
-    let state = if state == "dead" { String::new() } else { format!("  {state}") };
-    format!("{id:>8}{state}  {consumer}  {source}  {key}  {code}: {error}  ({died_at})")
+    let state = if state == "dead" { String::new() } else { format!(", {state}") };
+    format!("{id:>8}  {consumer}  {source}  {key}  {code}: {error}  ({died_at}{state})")
 }
 
 fn whole(letter: &Letter, json: bool) -> String {

@@ -36,8 +36,9 @@ impl ApiError {
         let full = |limit: &str| {
             format!(
                 "{self}: the stream {stream} is full, and deletes nothing by itself. {MEANING}; \
-                 `nats stream edit {stream} {limit}=-1` (or a higher limit), or purge subjects of events that \
-                 all have read, but never {progress}"
+                 `nats stream edit {stream} {limit}=-1` (or a higher limit), or delete what all have read: \
+                 `nats stream purge {stream} --subject SUBJECT --seq N`, where N is the first that is not read yet. \
+                 Without --seq a purge also deletes what the relay stores meanwhile. Never purge {progress}"
             )
         };
         let said = |words: &str| self.err_code == NOT_STORED && self.description.contains(words);

@@ -21,6 +21,11 @@ const HEADERS_FRAME: usize = 12;
 const HEADER_FRAME: usize = 4;
 /// Room for the headers of a batch.
 const BATCH_HEADERS: usize = 160;
+/// JetStream keeps the length of a message's headers in 16 bits; no setting raises that.
+const HEADERS_MAX: usize = 65_535;
+/// Of a subject. The server closes a connection that sends a longer line than its `max_control_line`, which is 4,096
+/// bytes unless it is set. The line also has where the server answers, and two sizes.
+const SUBJECT_MAX: usize = 4_000;
 
 /// A message of a batch.
 #[derive(Debug)]
@@ -44,7 +49,7 @@ impl Rules<'_> {
     pub(super) fn message(&self, record: &Record<'_>) -> Result<Outgoing, Refusal> {
         let subject = self.subject(record)?;
         let mut headers = HeaderMap::new();
-        let mut bytes = HEADERS_FRAME + BATCH_HEADERS + record.payload.map_or(0, <[u8]>::len);
+        let mut bytes = HEADERS_FRAME + BATCH_HEADERS;
         let mut add = |name: &str, value: &str| {
             bytes += name.len() + value.len() + HEADER_FRAME;
             headers.append(name, value);
@@ -54,6 +59,14 @@ impl Rules<'_> {
             add(name, value);
         }
         added(record, is_plain).for_each(|(name, value)| add(name, &value));
+        if bytes > HEADERS_MAX {
+            let error = format!(
+                "headers, key and type have {bytes} bytes, and those of a message in a stream have {HEADERS_MAX} at most: \
+                 put the data into the payload"
+            );
+            return Err(("too_large", error));
+        }
+        bytes += record.payload.map_or(0, <[u8]>::len);
         if bytes > self.bytes_max {
             let error = format!(
                 "the message has {bytes} bytes, and the stream {} takes {} (its max_msg_size, the server's \
@@ -83,6 +96,13 @@ impl Rules<'_> {
         let subject = self.settings.subject.subject(topic, partition);
         if subject == self.progress_subject || subject.starts_with(PROGRESS_PREFIX) {
             return Err(reserved(topic, "relays keep their progress there"));
+        }
+        if subject.len() > SUBJECT_MAX {
+            let error = format!(
+                "the subject would have {} bytes, and the relay sends {SUBJECT_MAX} at most: {ANOTHER}",
+                subject.len()
+            );
+            return Err(("invalid_topic", error));
         }
         if !self.stream.takes(&subject) {
             let error = format!(

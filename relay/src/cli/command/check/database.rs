@@ -282,8 +282,8 @@ async fn locked(client: &Client) -> Finding {
     problem(
         "locks",
         format!("another session holds a lock that keeps the relay from a table: {held}"),
-        "wait until it is gone, or end it; until then an event that must be parked keeps all others \
-         waiting. Then run check again",
+        "wait until it is gone, or end it, and run check again. Until then all events wait as soon as the relay \
+         needs that table: one of its own when an event must be parked, a catalog when it starts or looks",
     )
 }
 
