@@ -79,7 +79,11 @@ impl Broker {
                 let subjects = subjects.each_ref().map(String::as_str);
                 Place::Nats(server.stream(name, &subjects, &json!({})).await)
             }
-            Broker::Rabbit(broker) => Place::Rabbit(broker.exchange(name, PARTITIONS).await),
+            Broker::Rabbit(broker) => {
+                let exchange = broker.exchange(name, PARTITIONS).await;
+                broker.store_queues();
+                Place::Rabbit(exchange)
+            }
         }
     }
 
