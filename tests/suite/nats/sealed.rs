@@ -1,7 +1,9 @@
-//! A stream that nothing can be stored in any more, and one whose progress somebody has deleted.
+//! A stream that nothing can be stored in any more; one whose progress somebody has deleted; and one whose progress has
+//! another key.
 
 use outbox_harness::{
     Harness,
+    database::Role,
     event::Event,
     nats::Stream,
     relay::{Relay, Settings},
@@ -72,6 +74,36 @@ async fn progress_that_somebody_has_deleted_is_missed_and_what_the_halt_says_los
     t.commit([Event::to(&topic(&t)).key("a")]).await;
     relay.wait_log("resume --at slot").await;
     resumed(&settings, "slot").await;
+    relay.wait_ready().await;
+    none_is_lost(&t, &stream, &read).await;
+}
+
+/// A start claims the subject before it decides what becomes of what it found there; and it may halt in between.
+#[tokio::test]
+async fn progress_under_another_key_is_there_after_starts_that_halted() {
+    let mut t = Harness::start().await;
+    let stream = stream(&t, servers::nats().await, &json!({})).await;
+    let (settings, mut relay) = publishes(&mut t, &stream).await;
+    let read = stream.records(&format!("{}.>", t.database().name())).await;
+    assert!(relay.sigterm().await.success());
+    let odd = "alter table outbox.events alter column xid set default '5'::xid8";
+    let owner = t.database().connect(Role::Owner).await;
+    owner.batch_execute(odd).await.expect("changed");
+    t.commit((0..4).map(|n| Event::to(&topic(&t)).key(&format!("{n}"))).collect::<Vec<_>>()).await;
+    let put_back = "alter table outbox.events alter column xid set default pg_current_xact_id(); \
+                    truncate outbox.relay_keys";
+    owner.batch_execute(put_back).await.expect("put back");
+    t.commit([Event::to(&topic(&t)).key("a")]).await;
+    for _ in 0..3 {
+        relay.restart();
+        let said = halted(&relay).await;
+        assert!(said.contains("may lack rows"), "{said}");
+        relay.kill9().await;
+    }
+    relay.restart();
+    let said = halted(&relay).await;
+    assert!(said.contains("may lack rows") && said.contains("resume --at table"), "{said}");
+    resumed(&settings, "table").await;
     relay.wait_ready().await;
     none_is_lost(&t, &stream, &read).await;
 }

@@ -23,6 +23,9 @@ use crate::{
 const SEAL: &str = "outbox-relay-seal";
 /// The word of the claim that a record was stored under.
 const CLAIM: &str = "outbox-relay-claim";
+/// Of a claim that was made before anything of the relay's own was there: its payload is what it found, of somebody else. What
+/// becomes of that is decided later, perhaps by another start.
+const FOUND: &str = "outbox-relay-found";
 /// Of the server's headers: what came before may go.
 const ROLLUP: &str = "Nats-Rollup";
 /// Also one of the server's: no age ends this message.
@@ -71,6 +74,8 @@ struct Own {
     number: u64,
     word: String,
     value: Bytes,
+    /// What its claim found in place of a value.
+    found: Option<Bytes>,
 }
 
 impl ProgressSubject {
@@ -93,7 +98,7 @@ impl ProgressSubject {
             let own = own.unwrap_or_default();
             (self.last, self.number) = (last, own.number);
             self.stranger = stranger.or(self.stranger.take());
-            match self.store(link, own.value).await {
+            match self.store_claim(link, own.value).await {
                 Ok(()) => return Ok(()),
                 // Somebody stored between the look and the claim.
                 Err(Failed::Refused(error)) if WRONG_LAST.contains(&error.err_code) => {}
@@ -126,13 +131,27 @@ impl ProgressSubject {
         Ok(())
     }
 
+    /// What is stored takes the place of what it found, so it has that.
+    async fn store_claim(&mut self, link: &Link, value: Bytes) -> Result<(), Failed> {
+        let Some(found) = self.stranger.clone().filter(|_| value.is_empty()) else {
+            return self.store(link, value).await;
+        };
+        let mut headers = self.headers_of(&found_under(&self.subject), &found);
+        headers.insert(FOUND, "1");
+        let stored = link.store(self.subject.clone(), headers, found, ASK_LIMIT).await?;
+        self.stored_at(stored);
+        Ok(())
+    }
+
     /// Headers of the next record.
     pub(super) fn headers(&self, value: &Bytes) -> HeaderMap {
-        let seal = self.key.seal(
-            self.number + 1,
-            self.subject.as_bytes(),
-            Some(&sealed(&self.word, value)),
-        );
+        self.headers_of(&self.subject, value)
+    }
+
+    /// `name` is what the seal says that the value is.
+    fn headers_of(&self, name: &str, value: &Bytes) -> HeaderMap {
+        let seal =
+            self.key.seal(self.number + 1, name.as_bytes(), Some(&sealed(&self.word, value)));
         let mut headers = HeaderMap::new();
         headers.insert(SEAL, seal);
         headers.insert(CLAIM, self.word.as_str());
@@ -181,8 +200,9 @@ impl ProgressSubject {
             return Ok((None, None, 0));
         };
         let last = newest.seq;
-        if let Some(own) = self.own(&newest) {
-            return Ok((Some(own), None, last));
+        if let Some(mut own) = self.own(&newest) {
+            let found = own.found.take();
+            return Ok((Some(own), found, last));
         }
         let stranger = Some(data(&newest));
         let (mut own, mut from): (Option<Own>, u64) = (None, 1);
@@ -225,11 +245,21 @@ impl ProgressSubject {
             let found = headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             found.map(str::trim)
         };
-        let (word, value) = (header(CLAIM)?, data(message));
+        let (word, value) = (header(CLAIM)?.to_owned(), data(message));
         let seal = header(SEAL)?.as_bytes();
-        let number = self.key.verify(seal, self.subject.as_bytes(), Some(&sealed(word, &value)))?;
-        Some(Own { number, word: word.to_owned(), value })
+        let is_found = header(FOUND).is_some();
+        let name = if is_found { found_under(&self.subject) } else { self.subject.clone() };
+        let number = self.key.verify(seal, name.as_bytes(), Some(&sealed(&word, &value)))?;
+        Some(match is_found {
+            true => Own { number, word, value: Bytes::new(), found: Some(value) },
+            false => Own { number, word, value, found: None },
+        })
     }
+}
+
+/// What the seal of such a claim is made for: no subject has a space.
+fn found_under(subject: &str) -> String {
+    format!("found under {subject}")
 }
 
 /// What a seal is made over: the word has one length.
