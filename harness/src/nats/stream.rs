@@ -80,7 +80,7 @@ impl Stream {
     /// Deletes the newest message that a subject has.
     ///
     /// # Panics
-    /// When there is none, or the server refuses.
+    /// When the subject has no message, or the server refuses.
     pub async fn delete_newest(&self, subject: &str) {
         let client = client(&self.server).await;
         let newest = self.messages(subject, 0).await.pop().expect("a message");
