@@ -8,6 +8,7 @@ mod places;
 mod progress;
 mod roles;
 mod server;
+mod stamped;
 mod tables;
 
 use outbox_harness::{

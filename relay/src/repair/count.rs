@@ -89,6 +89,41 @@ pub async fn rows_since(
     Ok(since)
 }
 
+/// Counts the rows that a `pg_snapshot` shows although they were created later than `taken_ms`, when it was taken: their
+/// column `xid` had another default, or they came from elsewhere. At most one more than `COUNTED_MAX`.
+///
+/// # Errors
+/// The database's.
+pub async fn rows_younger(
+    client: &Client,
+    tables: &[Table],
+    snapshot: &str,
+    taken_ms: i64,
+) -> Result<i64, tokio_postgres::Error> {
+    let mut rows = 0;
+    for table in tables {
+        let condition =
+            format!("{} and ({}) / 1000 > {taken_ms}", visible(snapshot), table.moment());
+        rows += count(client, table, &condition, rows).await?;
+    }
+    Ok(rows)
+}
+
+/// How many rows of a table there are, where `so_far` are counted.
+async fn count(
+    client: &Client,
+    table: &Table,
+    condition: &str,
+    so_far: i64,
+) -> Result<i64, tokio_postgres::Error> {
+    let query = format!(
+        "select pg_catalog.count(*) from (select from {} t where {condition} limit {}) t",
+        table.from(),
+        COUNTED_MAX + 1 - so_far
+    );
+    client.query_one(&query, &[]).await?.try_get(0)
+}
+
 impl RowsSince {
     /// As a person reads it: how many, and where the most of them are.
     pub fn in_words(&self) -> String {
@@ -133,17 +168,12 @@ pub async fn rows_around(
     let mut around = Around::default();
     for table in tables {
         let earlier = format!("not {seen} and ({}) / 1000 <= {created_ms}", table.moment());
-        for (count, condition) in [
+        for (so_far, condition) in [
             (&mut around.published, format!("not {seen}")),
             (&mut around.earlier, earlier),
             (&mut around.left_out, seen.clone()),
         ] {
-            let query = format!(
-                "select pg_catalog.count(*) from (select from {} t where {condition} limit {}) t",
-                table.from(),
-                COUNTED_MAX + 1 - *count
-            );
-            *count += client.query_one(&query, &[]).await?.try_get::<_, i64>(0)?;
+            *so_far += count(client, table, &condition, *so_far).await?;
         }
     }
     Ok(around)

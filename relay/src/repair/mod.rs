@@ -29,7 +29,9 @@ pub use self::{
         Found, GLANCED_MAX, any_attached_since, end_of_wal, look_into, not_sent, taken_as_sent,
         unmoved,
     },
-    count::{Around, RowsSince, any_row, in_words, rows_around, rows_since, rows_there},
+    count::{
+        Around, RowsSince, any_row, in_words, rows_around, rows_since, rows_there, rows_younger,
+    },
     first::still_there,
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},

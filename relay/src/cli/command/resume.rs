@@ -266,7 +266,7 @@ async fn since_newest(
     session: &SqlSession,
     facts: &Facts<'_>,
 ) -> anyhow::Result<String> {
-    let until_ms = facts.stored.and_then(Progress::published_until_ms).context(
+    let until_ms = facts.published_until_ms().context(
         "stored progress does not say when the newest published event was created; `resume --at now` \
          publishes what is committed from then on",
     )?;

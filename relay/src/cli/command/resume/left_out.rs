@@ -14,6 +14,7 @@ use crate::{
         printable::counted,
         progress::{Progress, RepairRecord, SnapshotRecord},
         snapshot,
+        witness::{self, Witness},
     },
     postgres::{catalog::table, sql::SqlSession},
     repair::{self, Around, Table},
@@ -47,6 +48,13 @@ impl<'a> Facts<'a> {
             && stored.position?.resume_lsn() <= self.identity.flush_lsn
             && stored.rolled_back.is_none();
         stored.snapshots.first().filter(|_| is_here)
+    }
+
+    /// As [`Progress::published_until_ms`]. Where no published event is known, as after a repair that nothing came
+    /// after: all that the newest snapshot shows is published, or was left out by a person.
+    pub(super) fn published_until_ms(&self) -> Option<i64> {
+        let of_event = self.stored.and_then(Progress::published_until_ms);
+        of_event.or_else(|| self.newest().map(|newest| newest.taken_ms))
     }
 }
 
@@ -225,14 +233,17 @@ async fn from_table(
     asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
     // Refused when it is carried out, as is a table that can't be read.
-    let known =
-        facts.stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
-    let Some((witness, until_ms)) = known else { return Ok(None) };
+    let Some(until_ms) = facts.published_until_ms() else { return Ok(None) };
     let Some(around) = around(mapping, session, facts).await? else { return Ok(None) };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     asked.left_out = around.left_out;
     let ahead = ahead(session.client(), until_ms).await?;
-    let question = in_question(around, &witness.created(), ahead, facts.newest().is_some());
+    let newest = facts.stored.and_then(|stored| stored.witness).map(Witness::created);
+    let newest = newest.map_or_else(
+        || format!("No event was published since {}", witness::moment(until_ms)),
+        |created| format!("The newest published event was created at {created}"),
+    );
+    let question = in_question(around, &newest, ahead, facts.newest().is_some());
     // Whoever must type something first is told at the same time what the command will then ask.
     known_here(session, &tables, question.as_deref()).await?;
     Ok(question)
@@ -251,13 +262,12 @@ async fn around(
     session: &SqlSession,
     facts: &Facts<'_>,
 ) -> anyhow::Result<Option<Around>> {
-    let known =
-        facts.stored.and_then(|stored| Some((stored.witness?, stored.published_until_ms()?)));
-    let Some((witness, until_ms)) = known else { return Ok(None) };
+    let Some(until_ms) = facts.published_until_ms() else { return Ok(None) };
+    let created_ms = facts.stored.and_then(|stored| stored.witness).map(|it| it.created_ms);
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     let client = session.client();
     let lower = published(client, &tables, until_ms, facts).await?;
-    Ok(Some(repair::rows_around(client, &tables, &lower, witness.created_ms).await?))
+    Ok(Some(repair::rows_around(client, &tables, &lower, created_ms.unwrap_or(until_ms)).await?))
 }
 
 /// A repair would skip rows that a dump has brought from another cluster, as if nothing was lost.
@@ -278,7 +288,7 @@ pub(super) async fn known_here(
     }
 }
 
-/// `newest` is when the newest published event was created; `ahead`, whether this server's clock is behind
+/// `newest` says of the newest published event when it was created; `ahead`, whether this server's clock is behind
 /// that; `by_snapshot`, whether stored progress tells of this history what is published.
 fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> Option<String> {
     let Around { published, earlier, left_out } = around;
@@ -306,7 +316,7 @@ fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> 
     };
     let [published, earlier, left_out] = [published, earlier, left_out].map(repair::in_words);
     Some(format!(
-        "The newest published event was created at {newest}{ahead}. This publishes {published} of the outbox \
+        "{newest}{ahead}. This publishes {published} of the outbox \
          tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
          out {left_out} {told}. After \
          a dump the relay may halt once more, since the restore has made the triggers anew that record \
@@ -347,21 +357,30 @@ async fn count(
         Ok(tables) => tables,
         Err(why) => return Ok(Err(why)),
     };
-    let SnapshotRecord { snapshot, leaves, .. } = since;
+    let SnapshotRecord { snapshot, leaves, taken_ms, .. } = since;
     let since = repair::rows_since(client, &tables, snapshot, leaves).await?;
+    let younger = repair::rows_younger(client, &tables, snapshot, *taken_ms).await?;
     let kept = config.outbox.rows_kept;
     let gone = repair::complete(client, &tables, Some(snapshot), leaves, kept).await?.err();
-    let counted = since.in_words();
-    Ok(Ok(match (since.rows, gone) {
-        (0, None) => None,
-        (_, None) => Some(format!(
-            "at most {counted}, of which those of the last second before progress may be published"
-        )),
-        (_, Some(halt)) => Some(format!(
-            "at most {counted}, and others whose number can't be known: {}",
-            halt.reason
-        )),
-    }))
+    if since.rows == 0 && younger == 0 && gone.is_none() {
+        return Ok(Ok(None));
+    }
+    let mut counted = format!("at most {}", since.in_words());
+    if younger > 0 {
+        counted.push_str(&format!(
+            ", and {} more that were created later than the newest snapshot of stored progress, with the xid of an \
+             earlier transaction: from the slot they are not published, because a moved row looks like that; \
+             `outbox-relay resume --at table` publishes them",
+            repair::in_words(younger)
+        ));
+    }
+    counted.push_str(&match gone {
+        None => ", of which those of the last second before progress may be published".to_owned(),
+        Some(halt) => {
+            format!(", and others whose number can't be known: {}", halt.reason)
+        }
+    });
+    Ok(Ok(Some(counted)))
 }
 
 #[cfg(test)]

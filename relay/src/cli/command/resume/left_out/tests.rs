@@ -4,14 +4,14 @@ use crate::core::{leaves::Leaves, position::Position};
 #[test]
 fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
     let around = |earlier, left_out| Around { published: 7, earlier, left_out };
-    assert_eq!(in_question(around(0, 0), "noon", false, false), None);
+    assert_eq!(in_question(around(0, 0), "At noon", false, false), None);
     for (earlier, left_out) in [(2, 0), (0, 1)] {
-        let ask = |ahead| in_question(around(earlier, left_out), "noon", ahead, false);
+        let ask = |ahead| in_question(around(earlier, left_out), "At noon", ahead, false);
         let question = ask(false).expect("it is asked");
         assert!(!question.contains("future"), "{question}");
         assert!(ask(true).expect("it is asked").contains("in the future of this server's clock"));
         let numbers = [counted(7, "row"), repair::in_words(earlier), repair::in_words(left_out)];
-        let known = in_question(around(earlier, left_out), "noon", false, true);
+        let known = in_question(around(earlier, left_out), "At noon", false, true);
         assert!(known.expect("it is asked").contains("taken for published"));
         for number in &numbers {
             assert!(question.contains(number), "{number} is not in: {question}");
