@@ -165,3 +165,28 @@ async fn what_is_put_back_waits_for_whoever_uses_the_table_and_no_one_waits_behi
     let restored = restored.await.expect("no panic").expect("put back");
     assert_eq!(restored.len(), 2, "{restored:?}");
 }
+
+/// Whoever may not put triggers on a table is told whose it is, and what hands it over.
+#[tokio::test]
+async fn a_table_that_a_superuser_made_anew_is_handed_over_as_migrate_says() {
+    let t = Harness::start().await;
+    for statement in [
+        "create table outbox.anew (like outbox.events including all)",
+        "drop table outbox.events",
+        "alter table outbox.anew rename to events",
+    ] {
+        run(&t, statement).await;
+    }
+    let migrate = t.relay().set("postgres.url", &t.database().url(Role::Owner));
+    let refused = migrate.command(&["migrate"]).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    for words in ["outbox.events belongs to the role postgres", "none of them was put back"] {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+    obey(&t, typed(&said, "owner to")).await;
+    obey(&t, "outbox-relay migrate").await;
+    let owner = t.database().connect(Role::Owner).await;
+    let missing = missing_outbox(&owner).await.expect("asked");
+    assert_eq!(missing, Vec::<&outbox_migrations::Made>::new());
+}

@@ -44,16 +44,31 @@ pub(crate) async fn run(config: &Config, set: Set) -> anyhow::Result<Migrated> {
             });
         }
     };
-    let made_again = match set {
-        Set::Outbox => make_again(session.client_mut()).await?,
-        Set::Inbox => outbox_migrations::recreate_inbox(session.client_mut()).await?,
-        _ => Vec::new(),
-    };
-    let restored = match set {
-        Set::Outbox => outbox_migrations::restore_outbox(session.client_mut()).await?,
-        _ => Vec::new(),
+    let put_back = put_back(session.client_mut(), set).await;
+    let (made_again, restored) = match put_back {
+        Ok(done) => done,
+        Err(error) => {
+            // What is put on a table takes its owner, and the server's words don't say so.
+            let halt = anothers_tables(session.client(), set).await;
+            return Err(halt.map_or(error, anyhow::Error::from));
+        }
     };
     Ok(Migrated { applied, made_again, restored })
+}
+
+/// Makes again what somebody has dropped.
+async fn put_back(
+    client: &mut Client,
+    set: Set,
+) -> anyhow::Result<(Vec<&'static str>, Vec<&'static Made>)> {
+    Ok(match set {
+        Set::Outbox => {
+            let made_again = make_again(client).await?;
+            (made_again, outbox_migrations::restore_outbox(client).await?)
+        }
+        Set::Inbox => (outbox_migrations::recreate_inbox(client).await?, Vec::new()),
+        _ => Default::default(),
+    })
 }
 
 /// What the tables that were recreated mean for a person.
@@ -114,6 +129,39 @@ async fn of_another(client: &Client, set: Set) -> Option<Halt> {
              `alter schema {set} rename to {set}_of_a_stranger`; and migrate again"
         ),
     ))
+}
+
+/// Tables in the schema that another role owns, as where a superuser has made one anew: who migrates may not put triggers
+/// and defaults on them.
+async fn anothers_tables(client: &Client, set: Set) -> Option<Halt> {
+    let query = "select c.oid::pg_catalog.regclass::pg_catalog.text, \
+                     pg_catalog.quote_ident(o.rolname), pg_catalog.quote_ident(current_user) \
+                 from pg_catalog.pg_class c \
+                 join pg_catalog.pg_roles o on o.oid operator(pg_catalog.=) c.relowner \
+                 where c.relnamespace operator(pg_catalog.=) pg_catalog.to_regnamespace($1) \
+                     and c.relkind in ('r', 'p') and not pg_catalog.pg_has_role(c.relowner, 'usage') \
+                 order by 1";
+    let rows = client.query(query, &[&set.name()]).await.ok()?;
+    let (mut belongs, mut hand_over, mut role) = (Vec::new(), Vec::new(), String::new());
+    for row in &rows {
+        let (table, owner): (String, String) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+        role = row.try_get(2).ok()?;
+        belongs.push(format!("{table} belongs to the role {owner}"));
+        hand_over.push(format!("alter table {table} owner to {role}"));
+    }
+    (!rows.is_empty()).then(|| {
+        Halt::new(
+            format!(
+                "{}, and not to {role}, so {role} may not put back the triggers, functions and defaults that are \
+                 missing: none of them was put back",
+                belongs.join(", ")
+            ),
+            format!(
+                "as a superuser, `{}`; then run this command again, and grant what docs/ROLES.md lists",
+                hand_over.join("; ")
+            ),
+        )
+    })
 }
 
 /// The publication that the table of events was in before it was dropped: ours, and of nothing now. The
