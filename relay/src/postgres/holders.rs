@@ -158,7 +158,8 @@ async fn held(client: &Client, which: &str) -> Result<Vec<String>, Error> {
                  and l.pid is distinct from pg_catalog.pg_backend_pid() \
                  and l.database = (select oid from pg_catalog.pg_database \
                                    where datname = pg_catalog.current_database()) \
-                 and l.relation >= 16384 \
+                 and (l.relation >= 16384 or l.mode = 'AccessExclusiveLock' \
+                     and c.relnamespace = 'pg_catalog'::pg_catalog.regnamespace) \
                  and (l.mode in {KEEP_OUT} \
                      or l.mode in ('RowShareLock', 'RowExclusiveLock') and l.relation in ( \
                          pg_catalog.to_regclass('outbox.dead_letters'), \

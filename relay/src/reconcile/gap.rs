@@ -8,7 +8,8 @@ use crate::core::{position::Position, progress::Progress, published::Since};
 pub(super) fn gap(facts: &Facts<'_>, progress: &Progress) -> Option<String> {
     let inside = matches!(progress.position, Some(Position::Row(_)));
     if let Some(why) = &progress.gap {
-        return Some(why.clone());
+        // It was seen once, and may be put right by now.
+        return Some(format!("it was seen that {why}"));
     }
     if let (Some(now), Some(earlier)) = (facts.published, &progress.published)
         && let Since::Broken(why) = now.since(earlier, inside)

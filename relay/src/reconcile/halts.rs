@@ -37,6 +37,9 @@ fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
 fn since(progress: &Progress, lacks: bool) -> String {
     match progress.position {
         None => "the first event".to_owned(),
+        Some(_) if progress.repairs_as_decided() => {
+            "the first event that `resume --at table` named".to_owned()
+        }
         Some(_) if lacks || progress.repair.is_some() => progress
             .unshown_since()
             .map_or_else(|| "the slot's making".to_owned(), |at| at.to_string()),

@@ -47,8 +47,8 @@ pub struct Believed {
 
 const IGNORED: &str = "someone else has stored a record where this relay keeps its progress: it does not \
                        count. Only the relay's account may have the right to write there";
-const ADOPTED: &str =
-    "stored progress has no seal, because an older version wrote it: it is taken over, once";
+const ADOPTED: &str = "stored progress has no seal that this relay knows, because an older version wrote it or outbox.relay_keys was \
+     emptied: it is taken over, once";
 
 /// Decides what counts. What another stored never does, but for two cases in which the relay only
 /// halts because of it, or takes over what a version without seals has stored. What no version can have

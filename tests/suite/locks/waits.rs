@@ -114,3 +114,37 @@ async fn a_lock_that_a_writer_has_no_right_to_keeps_events_from_being_parked_and
     open.batch_execute("commit").await.expect("it ends");
     assert!(first.await.expect("no panic").is_err(), "the right is missing");
 }
+
+/// A catalog is anyone's to read, and to wait for a lock on.
+#[tokio::test]
+async fn a_catalog_that_somebody_waits_to_lock_is_named_by_relays_and_check_with_what_ends_it() {
+    const CATALOG: &str = "pg_catalog.pg_publication_rel";
+    const NAMED: &str = "waits to lock pg_publication_rel";
+    let t = Harness::start().await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = t.relay().start().await;
+    let mut ids = vec![insert(&t, &topic, "now()").await];
+    let open = t.database().connect(Role::Writer).await;
+    open.batch_execute(&format!("begin; select from {CATALOG} limit 1")).await.expect("read");
+    let alter = format!("alter materialized view {CATALOG} depends on extension plpgsql");
+    let waits = waiting(&t, &alter, CATALOG).await;
+    // A look that can't be taken ends no stream.
+    relay.wait_log(NAMED).await;
+    ids.push(insert(&t, &topic, "now()").await);
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+    relay.kill9().await;
+    relay.restart();
+    let page = wait::until("the start names it", DEADLINE, || async {
+        let status = relay.try_status().await.map_err(|error| error.to_string())?.to_string();
+        if status.contains(NAMED) { Ok(status) } else { Err(status) }
+    });
+    let page = page.await.expect("it waits");
+    let check = t.relay().command(&["check"]).await;
+    let check = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.contains(NAMED), "{check}");
+    run(&t, typed(&page, "select pg_terminate_backend")).await;
+    assert!(waits.await.expect("no panic").is_err(), "it was ended");
+    relay.wait_ready().await;
+    ids.push(insert(&t, &topic, "now()").await);
+    each_once(&topic, &ids.iter().collect::<Vec<_>>()).await;
+}

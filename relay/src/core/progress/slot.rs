@@ -92,6 +92,12 @@ impl Progress {
         Some(repair)
     }
 
+    /// The repair is one that a person has decided on: where in the WAL its first row was committed is not known.
+    pub fn repairs_as_decided(&self) -> bool {
+        // A decision takes the landmark, and no stream has given another since.
+        self.repair.is_some() && self.landmark.is_none()
+    }
+
     /// Rows are written that are not in the stream. Returns whether that is to be stored: where there may be a slot, and
     /// nothing is known to be missing yet.
     pub fn note_gap(&mut self, reason: &str) -> bool {

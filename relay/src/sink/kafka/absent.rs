@@ -134,7 +134,7 @@ pub(super) fn unknown(name: &str, settings: &Settings, twin: Option<&str>) -> St
         );
     }
     let or = if settings.create_topics.is_some() { "" } else { ", or set sink.create_topics" };
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     let grace = settings.topic_grace;
     format!(
         "the topic {name} does not exist: create it with `kafka-topics --bootstrap-server {servers} \

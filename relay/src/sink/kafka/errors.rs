@@ -247,6 +247,11 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
             "transaction.timeout.ms is above the broker's transaction.max.timeout.ms: lower \
              sink.properties.\"transaction.timeout.ms\" to that, and restart the relay"
         }
+        Code::ConcurrentTransactions => {
+            "the broker has not ended the relay's last transaction yet: nothing is lost. If that lasts longer than a \
+             minute, look which partition the broker's log names, and bring its leader back; if all have one, \
+             restart the broker that coordinates the transaction (docs/TROUBLESHOOTING.md)"
+        }
         _ => return None,
     })
 }

@@ -71,7 +71,7 @@ impl Drop for Waits<'_> {
 /// Why the end can't be read: the relay's own transactions were ended by its fence. What it hides could be
 /// read, and not whether it was committed.
 fn open_transaction(settings: &Settings, name: &str, stable: i64, high: i64) -> String {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     format!(
         "a transaction that is open in partition 0 of the topic {name} hides what lies from offset {stable} to the end, \
          {high}, which may be the newest progress. Whoever may write to that topic can have begun it. The broker ends \

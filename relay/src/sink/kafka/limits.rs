@@ -161,11 +161,12 @@ impl Limits {
     }
 
     /// Why the broker takes this record neither now nor later, whatever it is sent with. One that
-    /// is `compressed` on its way has no size that is known in advance.
+    /// is `compressed` on its way has no size that is known in advance. `servers` are named in what a person types.
     pub(super) fn refuse(
         &self,
         record: &Record<'_>,
         compressed: bool,
+        servers: &str,
         now_ms: i64,
     ) -> Option<(&'static str, String)> {
         if let Some(max) = self.batch_bytes_max.filter(|_| !compressed)
@@ -176,7 +177,7 @@ impl Limits {
             let bytes = batch_bytes(record);
             let error = format!(
                 "alone in a batch it has {bytes} bytes, and the topic's max.message.bytes is {max}: \
-                 raise it (`kafka-configs --bootstrap-server HOST:PORT --alter --entity-type topics \
+                 raise it (`kafka-configs --bootstrap-server {servers} --alter --entity-type topics \
                  --entity-name {} --add-config max.message.bytes={bytes}`), or publish a reference to \
                  the data",
                 record.topic
@@ -211,7 +212,7 @@ impl Limits {
 
 /// The command that gives a topic a setting.
 pub(super) fn alter_topic(settings: &Settings, topic: &str, setting: &str) -> String {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     format!(
         "`kafka-configs --bootstrap-server {servers} --alter --entity-type topics --entity-name \
          {topic} --add-config {setting}`"
@@ -294,7 +295,7 @@ mod tests {
         timestamp_ms: Option<i64>,
     ) -> Option<&'static str> {
         judged(key, payload, timestamp_ms, |record| {
-            limits.refuse(record, false, NOW_MS).map(|(reason, _)| reason)
+            limits.refuse(record, false, "h:1", NOW_MS).map(|(reason, _)| reason)
         })
     }
 
@@ -315,7 +316,7 @@ mod tests {
         for (max, expected) in [(wire - 1, Some("too_large")), (wire, None)] {
             let limits = limits(&[("max.message.bytes", &max.to_string())]);
             assert_eq!(reason(&limits, Some(b"k"), 500, None), expected);
-            let compressed = |record: &Record<'_>| limits.refuse(record, true, NOW_MS);
+            let compressed = |record: &Record<'_>| limits.refuse(record, true, "h:1", NOW_MS);
             assert_eq!(judged(Some(b"k"), 500, None, compressed), None, "it may shrink");
         }
     }

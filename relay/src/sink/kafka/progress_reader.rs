@@ -158,7 +158,7 @@ pub(in crate::sink) fn long_reading(settings: &Settings) -> Option<(String, Stri
 
 /// What keeps records back, and what helps.
 fn cause(settings: &Settings) -> String {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     format!(
         "it may be held back by a quota: {}; else look at its leader, which `kafka-topics --bootstrap-server \
          {servers} --describe --topic {}` shows",
@@ -168,7 +168,7 @@ fn cause(settings: &Settings) -> String {
 }
 
 fn who_fills_it(settings: &Settings) -> String {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     let name = settings.progress_topic();
     format!(
         "it usually has less than {} MiB. Look whether someone else writes there, with `kafka-acls \

@@ -12,7 +12,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{
     acl, admin,
     errors::{code_of, sort},
-    limits::Limits,
+    limits::{self, Limits},
     lookup::{Found, Lookup},
     settings::{Settings, TopicCreation},
     stop::{SLICE, Stop},
@@ -136,7 +136,7 @@ pub(super) fn leaderless(settings: &Settings, name: &str) -> SinkError {
 
 /// What that is, and what to do.
 pub(super) fn without_leader(settings: &Settings, name: &str) -> (String, String) {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     let what = "it has no leader, because no broker that has its records is up: nothing is lost, and the relay \
                 continues when one is";
     let remedy = format!(
@@ -172,7 +172,7 @@ fn too_few_brokers(settings: &Settings, name: &str, lookup: &Lookup) -> String {
 
 /// The command that creates it.
 fn creation(settings: &Settings, name: &str) -> String {
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     format!(
         "kafka-topics --bootstrap-server {servers} --create --topic {name} --partitions 1 --config \
          cleanup.policy=compact --config segment.bytes={SEGMENT_BYTES}"
@@ -203,7 +203,7 @@ fn not_created(settings: &Settings, name: &str) -> SinkError {
 /// topics can have made that one.
 fn in_the_way(settings: &Settings, name: &str, lookup: &Lookup) -> SinkError {
     let twins = twin::in_the_way(&[name], lookup, REQUEST_TIMEOUT);
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    let servers = settings.servers();
     let (beside, delete) = match twins.get(name) {
         Some(twin) => (
             format!("beside {twin}, whose name differs"),
@@ -254,30 +254,32 @@ fn verify(
         return Err(SinkError::Misconfigured { what, remedy });
     }
     let policy = found.get("cleanup.policy").map_or("", String::as_str);
-    let (what, config) = if policy != "compact" {
-        (format!("cleanup.policy={policy}, which loses progress"), "cleanup.policy=compact")
-    } else if let Some(bytes) = limits.batch_bytes_max.filter(|bytes| *bytes < PROGRESS_BYTES_MAX) {
-        let what = format!(
+    // All at once: each start that finds one more is a halt more.
+    let (mut what, mut config) = (Vec::new(), Vec::new());
+    if policy != "compact" {
+        what.push(format!("cleanup.policy={policy}, which loses progress"));
+        config.push("cleanup.policy=compact");
+    }
+    if let Some(bytes) = limits.batch_bytes_max.filter(|bytes| *bytes < PROGRESS_BYTES_MAX) {
+        what.push(format!(
             "max.message.bytes={bytes}, and a progress record may have {PROGRESS_BYTES_MAX}: nothing more \
              could be delivered once one is too large; nothing is lost"
-        );
-        (what, "max.message.bytes=1048588")
-    } else if limits.time_max_ms().is_some_and(|ms| ms < CLOCKS_DIFFER_MS) {
-        let what = format!(
+        ));
+        config.push("max.message.bytes=1048588");
+    }
+    if limits.time_max_ms().is_some_and(|ms| ms < CLOCKS_DIFFER_MS) {
+        what.push(format!(
             "a message.timestamp.*.max.ms below {CLOCKS_DIFFER_MS}, by which the broker refuses progress \
              records when clocks differ or a delivery is slow; nothing is lost, and nothing delivered"
-        );
-        (what, "message.timestamp.type=LogAppendTime")
-    } else {
+        ));
+        config.push("message.timestamp.type=LogAppendTime");
+    }
+    if what.is_empty() {
         return Ok(());
-    };
-    let servers = settings.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s);
+    }
     Err(SinkError::Misconfigured {
-        what: format!("the progress topic {name} has {what}"),
-        remedy: format!(
-            "run `kafka-configs --bootstrap-server {servers} --alter --entity-type topics \
-             --entity-name {name} --add-config {config}`"
-        ),
+        what: format!("the progress topic {name} has {}", what.join("; and ")),
+        remedy: format!("run {}", limits::alter_topic(settings, &name, &config.join(","))),
     })
 }
 
@@ -364,6 +366,13 @@ mod tests {
                 format!("--entity-name outbox-relay-progress-orders --add-config {remedy}`");
             assert!(said.contains(&command), "{said}");
         }
+        let mut found = policy("delete");
+        found.insert("max.message.bytes".to_owned(), "10".to_owned());
+        let said = verify(&settings, &found, 1).expect_err("two are wrong").to_string();
+        assert!(
+            said.contains("--add-config cleanup.policy=compact,max.message.bytes=1048588`"),
+            "{said}"
+        );
         assert_eq!(with("max.message.bytes", "1048588"), Ok(()));
         assert_eq!(with("message.timestamp.after.max.ms", "3600000"), Ok(()));
     }

@@ -26,7 +26,7 @@ impl Settings {
     pub(super) fn without_quota(&self, quota: &str) -> String {
         let client = self.transactional_id();
         let client = self.properties.get("client.id").unwrap_or(&client);
-        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
+        let servers = self.servers();
         let configs = format!("kafka-configs --bootstrap-server {servers}");
         format!(
             "raise or remove the quota: `{configs} --describe --entity-type clients` and `{configs} --describe \

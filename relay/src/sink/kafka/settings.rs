@@ -107,6 +107,13 @@ impl Settings {
         format!("outbox-relay-progress-{}", self.relay_name)
     }
 
+    /// Of a command that a person types.
+    pub(in crate::sink) fn servers(&self) -> &str {
+        let named = |name| self.properties.get(name);
+        let servers = named("bootstrap.servers").or_else(|| named("metadata.broker.list"));
+        servers.map_or("HOST:PORT", |servers| servers.trim())
+    }
+
     /// Whether progress is kept in a topic.
     pub(in crate::sink) fn keeps_progress(&self) -> bool {
         self.delivery != Delivery::RecordsAlone
@@ -114,7 +121,7 @@ impl Settings {
 
     /// What a person can do at the progress topic.
     pub(in crate::sink) fn progress_home(&self) -> ProgressHome {
-        let servers = self.properties.get("bootstrap.servers").map_or("HOST:PORT", |s| s.trim());
+        let servers = self.servers();
         ProgressHome {
             name: "the progress topic".into(),
             guard: "leave Write on that topic to the relay's principal alone".into(),

@@ -97,6 +97,7 @@ impl Target {
         &self,
         record: &Record<'_>,
         compressed: bool,
+        servers: &str,
         now_ms: i64,
     ) -> Option<Refusal> {
         if let Some(wanted) = record.partition
@@ -111,7 +112,7 @@ impl Target {
             return Some(("no_such_partition", error));
         }
         if let Some(limits) = &self.limits {
-            return limits.refuse(record, compressed, now_ms);
+            return limits.refuse(record, compressed, servers, now_ms);
         }
         let (least, at) = self.too_large_bytes?;
         (at.elapsed() < LEARNED_FOR && limits::batch_bytes(record) >= least).then(|| {

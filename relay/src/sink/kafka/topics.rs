@@ -44,6 +44,8 @@ pub(super) struct Topics {
     absences: Absences,
     /// Records shrink on the wire, no one knows how much.
     compressed: bool,
+    /// Brokers, as a person types them.
+    servers: String,
     /// Bytes of the largest batch that the producer makes by itself.
     batch_bytes: usize,
     delivery: u64,
@@ -58,6 +60,7 @@ impl Topics {
             known: HashMap::new(),
             absences: Absences::new(settings, attempts),
             compressed: settings.compresses(),
+            servers: settings.servers().to_owned(),
             batch_bytes: size.unwrap_or(1_000_000),
             delivery: 0,
             changed: Vec::new(),
@@ -340,7 +343,7 @@ impl Topics {
                 return Some(refused(index, reason, error));
             }
             let target = self.known.get(record.topic)?;
-            let (reason, error) = target.refuse(&record, self.compressed, now_ms)?;
+            let (reason, error) = target.refuse(&record, self.compressed, &self.servers, now_ms)?;
             Some(refused(index, reason, error))
         });
         judged.collect()

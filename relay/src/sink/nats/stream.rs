@@ -144,6 +144,18 @@ impl Stream {
     /// # Errors
     /// `Misconfigured` with all that keeps it from being the relay's.
     pub(super) fn verify(&self, name: &str, progress_subject: &str) -> Result<(), SinkError> {
+        // Whatever else is wrong with it, the server refuses every change of it.
+        if self.sealed {
+            return Err(SinkError::Misconfigured {
+                what: format!(
+                    "the stream {name} can't be used: it is sealed: it takes nothing more"
+                ),
+                remedy: format!(
+                    "a seal can't be taken off, and the stream keeps its subjects: once its messages are read, or \
+                     copied with `nats stream backup`, remove it with `nats stream rm {name}`, and make it again"
+                ),
+            });
+        }
         let mut wrong = Vec::new();
         let mut remedies = Vec::new();
         let mut demand = |holds: bool, what: String, remedy: String| {
@@ -165,7 +177,7 @@ impl Stream {
         demand(
             self.takes(progress_subject),
             format!("it has no subject {progress_subject}, where progress is stored"),
-            "add that subject to the stream, or set sink.nats.progress_subject to one that it has"
+            "add that subject to the stream, or set sink.nats.progress_subject to one that it has and nobody consumes"
                 .into(),
         );
         demand(
@@ -198,14 +210,6 @@ impl Stream {
             format!(
                 "`nats stream edit {name} --allow-msg-ttl`: the relay then stores its progress as a message that stays, and \
                  all others go at that age"
-            ),
-        );
-        demand(
-            !self.sealed,
-            "it is sealed: it takes nothing more".into(),
-            format!(
-                "a seal can't be taken off, and the stream keeps its subjects: once its messages are read, or copied with \
-                 `nats stream backup`, remove it with `nats stream rm {name}`, and make it again"
             ),
         );
         if wrong.is_empty() {
@@ -247,12 +251,14 @@ mod tests {
         for wrong in [
             Stream { allow_rollup_hdrs: false, ..fitting() },
             Stream { retention: "workqueue".into(), ..fitting() },
-            Stream { sealed: true, ..fitting() },
             Stream { subject_transform: Some(Transform::default()), ..fitting() },
             Stream { max_age: 1, ..fitting() },
         ] {
             wrong.verify("ORDERS", progress).expect_err("it does not fit");
         }
+        let sealed = Stream { sealed: true, allow_rollup_hdrs: false, ..fitting() };
+        let error = sealed.verify("ORDERS", progress).expect_err("it is sealed").to_string();
+        assert!(error.contains("nats stream rm") && !error.contains("nats stream edit"), "{error}");
         let aging = Stream { max_age: 1, allow_msg_ttl: true, ..fitting() };
         aging.verify("ORDERS", progress).expect("progress can stay");
     }

@@ -115,39 +115,23 @@ pub(super) fn rows(
 ) -> Finding {
     let repairable = repair::fits(name, state, mapping)
         .and_then(|table| if rows_kept { Ok(()) } else { repair::accounted_for(&table) });
-    match repairable {
-        Err(halt) => {
-            let mut seen = format!("a lost slot can't be repaired from {name}: {}", halt.reason);
-            if state.kind == "p" && !fit.stamped {
-                seen += "; and rows that are moved between its partitions are published again";
-            }
-            warning("rows", seen, halt.remedy)
-        }
-        // The default is right, so only the publication's column list can keep it out of the stream.
-        Ok(_) if !fit.stamped && state.columns.iter().any(|c| c.name == XID && c.is_stamp()) => {
-            let publication_name = quoted(publication_name);
-            warning(
-                "rows",
-                format!(
-                    "rows of {name} that are moved between its partitions are published again: the \
-                     column list of publication {publication_name} leaves out the column xid"
-                ),
-                format!(
-                    "{}; the relay may then make a new slot and publish from the table what was committed \
-                     since its newest snapshot, some of it again",
-                    table_fit::publish_whole(&publication_name, name)
-                ),
-            )
-        }
-        Ok(_) if !fit.stamped => warning(
-            "rows",
-            format!(
-                "rows of {name} that are moved between its partitions are published again: the \
-                 stream has no column xid whose default is pg_current_xact_id()"
-            ),
-            format!("`alter table {name} alter column xid set default pg_current_xact_id()`"),
-        ),
-        Ok(_) => ok(
+    let (mut seen, mut remedies) = (Vec::new(), Vec::new());
+    if let Err(halt) = repairable {
+        seen.push(format!("a lost slot can't be repaired from {name}: {}", halt.reason));
+        remedies.push(halt.remedy);
+    }
+    let has_xid = || state.columns.iter().any(|column| column.name == XID);
+    if !fit.stamped && (state.kind == "p" || seen.is_empty() || has_xid()) {
+        let (why, remedy) = unstamped(publication_name, name, state);
+        let rows = if seen.is_empty() { format!("rows of {name}") } else { "rows".to_owned() };
+        seen.push(format!(
+            "{rows} that are moved between its partitions are published again: {why}"
+        ));
+        remedies.extend(has_xid().then_some(remedy));
+    }
+    match seen.is_empty() {
+        false => warning("rows", seen.join("; and "), remedies.join("; ")),
+        true => ok(
             "rows",
             format!(
                 "if the slot is lost, the rows of {name} that are not published are published from the table; a \
@@ -155,6 +139,29 @@ pub(super) fn rows(
             ),
         ),
     }
+}
+
+/// Why the stream does not tell which transaction inserted a row, and what corrects that.
+fn unstamped(publication_name: &str, name: &TableName, state: &TableState) -> (String, String) {
+    // The default is right, so only the publication's column list can keep it out of the stream.
+    if state.columns.iter().any(|column| column.name == XID && column.is_stamp()) {
+        let publication_name = quoted(publication_name);
+        return (
+            format!("the column list of publication {publication_name} leaves out the column xid"),
+            format!(
+                "{}; the relay may then make a new slot and publish from the table what was committed since its \
+                 newest snapshot, some of it again",
+                table_fit::publish_whole(&publication_name, name)
+            ),
+        );
+    }
+    (
+        "the stream has no column xid whose default is pg_current_xact_id()".to_owned(),
+        format!(
+            "`alter table {name} alter column xid set default pg_current_xact_id()`; a relay that has published of \
+             the table then halts, because it can't tell which rows came meanwhile, and names what loses nothing"
+        ),
+    )
 }
 
 #[cfg(test)]
