@@ -1,6 +1,8 @@
 //! A relay that publishes to RabbitMQ: nothing is lost and no lane out of order, whatever is killed; what no queue
 //! takes, and what the broker refuses, is parked, and holds no other lane.
 
+mod login;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},

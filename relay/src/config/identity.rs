@@ -24,38 +24,16 @@ impl Checker<'_> {
         file: Opt<PathBuf>,
         purpose: Purpose,
     ) -> (Secret, Option<PathBuf>) {
-        if let (Some(url), Some(file)) = (&url, &file)
-            && url.origin.layer() == file.origin.layer()
-        {
-            self.problem(
-                "postgres.url_file",
-                &file.origin,
-                "contradicts postgres.url",
-                "give one of the two",
-            );
-        }
-        let path = file.as_ref().map(|file| file.value.clone());
-        let url = match (url, file) {
-            (Some(url), Some(file)) if file.origin.layer() > url.origin.layer() => {
-                self.url_from(&file)
+        let is_given = url.is_some() || file.is_some();
+        let keys = ("postgres.url", "postgres.url_file");
+        let Some((key, url, file)) = self.text_or_file(keys, url, file, "the connection string")
+        else {
+            if !is_given && purpose != Purpose::Admin && !self.is_reported(keys.1) {
+                let remedy = "set it, or postgres.url_file, or give --postgres postgres://user@host/database";
+                self.needed(keys.0, &Opt::<String>::None, remedy);
             }
-            (Some(url), _) => Some(("postgres.url", url)),
-            (None, Some(file)) => self.url_from(&file),
-            (None, None) => {
-                let given = ["postgres.url", "postgres.url_file"];
-                let silent = given.into_iter().any(|key| self.is_reported(key));
-                if purpose != Purpose::Admin && !silent {
-                    self.problem(
-                        "postgres.url",
-                        &Origin::Default,
-                        "is not set",
-                        "set it, or postgres.url_file, or give --postgres postgres://user@host/database",
-                    );
-                }
-                None
-            }
+            return (Secret::default(), None);
         };
-        let Some((key, url)) = url else { return (Secret::default(), None) };
         if conninfo::parameters(&url.value).is_none() {
             self.problem(
                 key,
@@ -64,11 +42,41 @@ impl Checker<'_> {
                 "write postgres://user@host/database or host=… dbname=…",
             );
         }
-        (Secret::new(url.value), path.filter(|_| key == "postgres.url_file"))
+        (Secret::new(url.value), file)
     }
 
-    fn url_from(&mut self, file: &Given<PathBuf>) -> Option<(&'static str, Given<String>)> {
-        const KEY: &str = "postgres.url_file";
+    /// Of a text and a file that has it, the one that counts: which of the `keys` that is, the text, and its file. In one
+    /// layer they contradict each other, and of two the later one wins. `holds` is what the file has.
+    pub(super) fn text_or_file(
+        &mut self,
+        (key, file_key): (&'static str, &'static str),
+        text: Opt<String>,
+        file: Opt<PathBuf>,
+        holds: &str,
+    ) -> Option<(&'static str, Given<String>, Option<PathBuf>)> {
+        match (text, file) {
+            (Some(text), Some(file)) if file.origin.layer() <= text.origin.layer() => {
+                if text.origin.layer() == file.origin.layer() {
+                    let what = format!("contradicts {key}");
+                    self.problem(file_key, &file.origin, what, "give one of the two");
+                }
+                Some((key, text, None))
+            }
+            (Some(text), None) => Some((key, text, None)),
+            (_, Some(file)) => {
+                let text = self.text_from(file_key, &file, holds)?;
+                Some((file_key, text, Some(file.value)))
+            }
+            (None, None) => None,
+        }
+    }
+
+    fn text_from(
+        &mut self,
+        key: &'static str,
+        file: &Given<PathBuf>,
+        holds: &str,
+    ) -> Option<Given<String>> {
         // A connection string typed here by mistake is not to be shown with its password.
         let path = file.value.display().to_string();
         let path =
@@ -76,12 +84,12 @@ impl Checker<'_> {
         let problem = match std::fs::read_to_string(&file.value) {
             Ok(text) if !text.trim().is_empty() => {
                 let value = text.trim().to_owned();
-                return Some((KEY, Given { value, origin: file.origin.clone() }));
+                return Some(Given { value, origin: file.origin.clone() });
             }
             Ok(_) => format!("{path} is empty"),
             Err(error) => format!("{path} can't be read: {error}"),
         };
-        self.problem(KEY, &file.origin, problem, "name a file that holds the connection string");
+        self.problem(key, &file.origin, problem, &format!("name a file that holds {holds}"));
         None
     }
 

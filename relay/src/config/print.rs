@@ -42,8 +42,8 @@ pub(super) fn print(config: &Config) -> String {
 fn origin(config: &Config, key: &str, name: &str) -> String {
     let whole = config.origin(&key.replace('*', name));
     match key {
-        "postgres.url" if whole == Origin::Default => {
-            config.origin("postgres.url_file").to_string()
+        "postgres.url" | "sink.rabbitmq.url" if whole == Origin::Default => {
+            config.origin(&format!("{key}_file")).to_string()
         }
         "sink.create_topics" if config.sink.create_topics.is_some() => {
             let partitions = config.origin("sink.create_topics.partitions").to_string();

@@ -212,7 +212,7 @@ fn all_problems_are_reported_at_once_each_with_its_key_origin_and_remedy() {
 fn single_mistakes_are_named_once() {
     let base =
         "[sink.properties]\nbootstrap.servers = \"a:1\"\n[postgres]\nurl = \"postgres://h/app\"\n";
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 9] = [
         (
             "[admin]\nlisten = \"9464\"",
             &[
@@ -228,6 +228,13 @@ fn single_mistakes_are_named_once() {
         (
             "url_file = \"/nowhere\"",
             &["postgres.url_file (FILE): contradicts postgres.url; give one of the two"],
+        ),
+        (
+            "[sink]\nkind = \"rabbitmq\"\n[sink.rabbitmq]\nurl = \"amqp://h\"\nurl_file = \"/nowhere\"",
+            &[
+                "sink.properties.bootstrap.servers (FILE): is for sink.kind = \"kafka\" only; remove it, or set sink.kind",
+                "sink.rabbitmq.url_file (FILE): contradicts sink.rabbitmq.url; give one of the two",
+            ],
         ),
         (
             "[outbox]\npreset = \"debezium\"",

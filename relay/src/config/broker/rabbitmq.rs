@@ -21,6 +21,7 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// All of it, each as it was given. No `Debug`: there are secrets in it.
 pub(in crate::config) struct WrittenRabbit {
     url: Opt<String>,
+    url_file: Opt<PathBuf>,
     exchange: Opt<String>,
     routing_key: Opt<String>,
     partitions: Opt<u64>,
@@ -36,6 +37,7 @@ impl WrittenRabbit {
     pub(in crate::config) fn read(from: &mut Reader<'_>) -> Self {
         WrittenRabbit {
             url: from.text("sink.rabbitmq.url"),
+            url_file: from.path("sink.rabbitmq.url_file"),
             exchange: from.text_or_empty("sink.rabbitmq.exchange"),
             routing_key: from.text_or_empty("sink.rabbitmq.routing_key"),
             partitions: from.number("sink.rabbitmq.partitions"),
@@ -57,10 +59,15 @@ impl Checker<'_> {
         purpose: Purpose,
         common: &Common,
     ) -> Settings {
-        if purpose == Purpose::Relay {
-            let remedy = "name the broker, such as amqp://relay:secret@rabbit:5672";
-            self.needed("sink.rabbitmq.url", &given.url, remedy);
+        let keys = ("sink.rabbitmq.url", "sink.rabbitmq.url_file");
+        let found = self.text_or_file(keys, given.url, given.url_file, "the broker's address");
+        if found.is_none() && purpose == Purpose::Relay && !self.is_reported(keys.1) {
+            let remedy = "name the broker, such as amqp://relay:secret@rabbit:5672, or set \
+                          sink.rabbitmq.url_file";
+            self.needed(keys.0, &Opt::<String>::None, remedy);
         }
+        let (url, url_file) =
+            found.map_or_else(Default::default, |(_, url, file)| (url.value, file));
         let mut template = |name: &str, given, default: Template| {
             let remedy = format!("write such as \"{default}\", the default");
             self.parsed(&format!("sink.rabbitmq.{name}"), given, default, &remedy)
@@ -69,7 +76,8 @@ impl Checker<'_> {
         let routing_key = template("routing_key", given.routing_key, Template::routing_key());
         Settings {
             relay_name: common.relay_name.clone(),
-            url: Secret::new(value_or(given.url, String::new())),
+            url: Secret::new(url),
+            url_file,
             exchange,
             routing_key,
             partitions: self.count("sink.rabbitmq.partitions", given.partitions, 1, 100_000),
@@ -93,6 +101,7 @@ pub(super) fn shown(settings: &Settings, name: &str) -> Option<String> {
     let (certificate, key) = settings.certificate.as_ref().map(|(a, b)| (path(a), path(b))).unzip();
     match name {
         "url" => Some(quoted(&hidden(settings.url.expose()))),
+        "url_file" => settings.url_file.as_deref().map(path),
         "exchange" => Some(quoted(&settings.exchange.to_string())),
         "routing_key" => Some(quoted(&settings.routing_key.to_string())),
         "partitions" => Some(settings.partitions.to_string()),

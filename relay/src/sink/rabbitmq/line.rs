@@ -94,7 +94,7 @@ impl Line {
 /// A connection; it ends when it is dropped.
 pub(super) async fn connect(settings: &Settings, purpose: &str) -> Result<Connection, SinkError> {
     let mut last: BoxError = "no address is given".into();
-    for address in settings.addresses() {
+    for address in settings.renewed().await {
         let mut arguments = OpenConnectionArguments::new(
             &address.host,
             address.port,
@@ -111,7 +111,7 @@ pub(super) async fn connect(settings: &Settings, purpose: &str) -> Result<Connec
         }
         match timeout(CONNECT_LIMIT, Connection::open(&arguments)).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => last = explained(&address, &error),
+            Ok(Err(error)) => last = explained(&address, &error, settings),
             Err(_) => last = format!("{address}: no answer within {CONNECT_LIMIT:?}").into(),
         }
     }
@@ -119,14 +119,15 @@ pub(super) async fn connect(settings: &Settings, purpose: &str) -> Result<Connec
 }
 
 /// A broker that refuses a login closes the connection without a word, unless the client asks for one.
-fn explained(address: &Address, error: &amqprs::error::Error) -> BoxError {
+fn explained(address: &Address, error: &amqprs::error::Error, settings: &Settings) -> BoxError {
     let text = error.to_string();
     let at_login =
         matches!(error, amqprs::error::Error::NetworkError(_)) && !text.contains("refused");
     match at_login {
         true => format!(
             "{address}: {text}. A broker that refuses a login closes the connection so: check user, password and \
-             virtual host, and that user guest is not used from another machine"
+             virtual host in {}; user guest can't be used from another machine",
+            settings.login()
         ),
         false => format!("{address}: {text}"),
     }

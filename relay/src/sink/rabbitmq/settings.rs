@@ -18,6 +18,8 @@ pub struct Settings {
     pub relay_name: String,
     /// Brokers of one cluster, separated by commas: `amqp://user:password@host:5672/vhost`.
     pub url: Secret,
+    /// Where `url` is from: read again for each connection.
+    pub url_file: Option<PathBuf>,
     /// Of a record.
     pub exchange: Template,
     /// Of a record.
@@ -51,6 +53,35 @@ impl Settings {
         address::all(self.url.expose()).unwrap_or_default()
     }
 
+    /// As the file has them by now: whoever changes passwords rewrites it. While it can't be read, as in the middle of
+    /// that, those that were read at the start count.
+    pub(super) async fn renewed(&self) -> Vec<Address> {
+        let Some(file) = &self.url_file else { return self.addresses() };
+        let read = tokio::fs::read_to_string(file).await.map_err(|error| error.to_string());
+        match read.and_then(|text| address::all(text.trim()).map_err(str::to_owned)) {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                tracing::warn!(
+                    file = %file.display(),
+                    error,
+                    "sink.rabbitmq.url_file can't be used now; what was read at the start is"
+                );
+                self.addresses()
+            }
+        }
+    }
+
+    /// What a person corrects where the login is refused.
+    pub(super) fn login(&self) -> String {
+        match &self.url_file {
+            Some(file) => format!(
+                "{} (sink.rabbitmq.url_file), which is read again for each connection",
+                file.display()
+            ),
+            None => "sink.rabbitmq.url, and restart the relay".to_owned(),
+        }
+    }
+
     /// What can be seen in advance. Connects to nothing.
     pub fn problems(&self) -> Vec<Finding> {
         let mut found = Vec::new();
@@ -60,7 +91,8 @@ impl Settings {
         if let Err(what) = address::all(self.url.expose()) {
             let remedy = "write amqp://user:password@host:5672/vhost, or amqps:// for TLS; several with commas \
                           between";
-            problem("sink.rabbitmq.url", what.into(), remedy);
+            let key = if self.url_file.is_some() { "url_file" } else { "url" };
+            problem(&format!("sink.rabbitmq.{key}"), what.into(), remedy);
         }
         if !self.exchange.has("{topic}") && !self.routing_key.has("{topic}") {
             let what =
@@ -93,6 +125,7 @@ pub(super) fn example() -> Settings {
     Settings {
         relay_name: "relay".into(),
         url: Secret::new("amqp://relay:secret@a,amqps://relay:secret@b:1/shop"),
+        url_file: None,
         exchange: Template::exchange(),
         routing_key: Template::routing_key(),
         partitions: 8,
