@@ -1,6 +1,8 @@
 //! A relay that publishes to Pulsar: nothing is lost and no lane out of order, whatever is killed; what the broker refuses is
 //! parked, and holds no other lane; other producers are kept out.
 
+mod administered;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use outbox_harness::{

@@ -40,6 +40,8 @@ pub const TOKENS: &str = "authenticationEnabled=true\nauthorizationEnabled=true\
     superUserRoles=admin\n\
     brokerClientAuthenticationPlugin=org.apache.pulsar.client.impl.auth.AuthenticationToken\n\
     brokerClientAuthenticationParameters=token:eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiJ9.c0qbPJxvfI7G-Gken90DyyFR6DvljA1lLfDNqJioP6Y\n";
+/// A line of `standalone.conf` with which a topic that is full is noticed soon.
+pub const QUOTAS: &str = "backlogQuotaCheckIntervalInSeconds=1\n";
 /// May do everything there.
 pub const ADMIN: &str =
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiJ9.c0qbPJxvfI7G-Gken90DyyFR6DvljA1lLfDNqJioP6Y";
@@ -170,6 +172,53 @@ impl Pulsar {
     pub fn let_produce(&self, role: &str) {
         let place = format!("namespaces/public/default/permissions/{role}");
         self.admin("POST", &place, "[\"produce\"]").expect("the broker takes it");
+    }
+
+    /// Gives a role the right to produce to one topic, or takes it away. Whoever produces there must ask again.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub fn may_produce(&self, role: &str, topic: &str, may: bool) {
+        let topic = format!("persistent/public/default/{topic}");
+        let place = format!("{topic}/permissions/{role}");
+        let changed = match may {
+            true => self.admin("POST", &place, "[\"produce\"]"),
+            false => self.admin("DELETE", &place, ""),
+        };
+        changed.expect("the broker takes it");
+        self.admin("PUT", &format!("{topic}/unload"), "").expect("the broker unloads it");
+    }
+
+    /// Has a topic take nothing more once a subscription, which no one reads, is behind by so many bytes. The broker must
+    /// look for that every second ([`QUOTAS`]).
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn fills_up(&self, topic: &str, bytes: usize) {
+        let place = format!("persistent/public/default/{topic}");
+        let quota = format!("{{\"limitSize\":{bytes},\"policy\":\"producer_exception\"}}");
+        let kind = "backlogQuotaType=destination_storage";
+        self.admin("PUT", &format!("{place}/subscription/slow"), "{}").expect("a subscription");
+        let limited = wait::until("the topic is limited", wait::PATIENCE, || async {
+            self.admin("POST", &format!("{place}/backlogQuota?{kind}"), &quota).map(drop)?;
+            match self.admin("GET", &format!("{place}/backlogQuotaMap"), "")? {
+                said if said.contains(&bytes.to_string()) => Ok(()),
+                said => bail!("it is {said:?}"),
+            }
+        });
+        limited.await.expect("the broker takes it");
+    }
+
+    /// The subscription of [`Pulsar::fills_up`] has read all.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub fn is_read(&self, topic: &str, partitions: i32) {
+        for partition in 0..partitions {
+            let place = format!("persistent/public/default/{topic}-partition-{partition}");
+            let skip = format!("{place}/subscription/slow/skip_all");
+            self.admin("POST", &skip, "").expect("the broker skips it");
+        }
     }
 
     /// What the admin interface says.
