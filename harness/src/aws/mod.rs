@@ -12,7 +12,7 @@ mod toll;
 mod topic;
 
 pub use self::{
-    account::{REGION, credentials},
+    account::{REGION, credentials, write_key},
     elasticmq::ElasticMq,
     moto::Moto,
     queue::Queue,

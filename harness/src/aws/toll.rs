@@ -30,8 +30,8 @@ pub enum Verdict {
     Fail(Vec<String>, bool),
 }
 
-/// By the bodies of the entries.
-type Script = Arc<Mutex<dyn FnMut(&[String]) -> Verdict + Send>>;
+/// By the key's id that a request is signed with, and the bodies of the entries.
+type Script = Arc<Mutex<dyn FnMut(&str, &[String]) -> Verdict + Send>>;
 
 /// Ends when it is dropped.
 #[derive(Debug)]
@@ -47,7 +47,18 @@ impl Toll {
     /// When there is no port.
     pub async fn before(
         server: &str,
-        script: impl FnMut(&[String]) -> Verdict + Send + 'static,
+        mut script: impl FnMut(&[String]) -> Verdict + Send + 'static,
+    ) -> Self {
+        Self::asking(server, move |_, bodies| script(bodies)).await
+    }
+
+    /// The same, by the id of the key, too.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub async fn asking(
+        server: &str,
+        script: impl FnMut(&str, &[String]) -> Verdict + Send + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -100,7 +111,10 @@ async fn answered(asked: &Message, server: &str, script: &Script) -> Result<(Str
         entry.get("MessageBody").and_then(Value::as_str).unwrap_or_default().to_owned()
     };
     let bodies: Vec<String> = entries.iter().map(body).collect();
-    let verdict = (script.lock().expect("no test panics with it"))(&bodies);
+    let signed = asked.header("authorization").unwrap_or_default();
+    let key = signed.split_once("Credential=").and_then(|(_, rest)| rest.split_once('/'));
+    let key = key.map_or("", |(key, _)| key);
+    let verdict = (script.lock().expect("no test panics with it"))(key, &bodies);
     let said = |code: &str, text: &str| {
         let said = json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": text });
         Ok(("400 Bad Request".to_owned(), serde_json::to_vec(&said)?))

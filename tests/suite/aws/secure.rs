@@ -3,18 +3,23 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use outbox_harness::{
+    aws::{Toll, Verdict, write_key},
     certificates::{Authority, write_private},
     event::Event,
     host,
     relay::Settings,
-    wait,
+    servers, wait,
 };
 
 use super::{SECRET, World};
-use crate::checks;
+use crate::{checks, dead_letters::wait_parked};
 
 #[tokio::test]
 async fn check_names_what_is_missing_and_shows_no_secret() {
@@ -120,6 +125,34 @@ async fn a_service_that_can_not_be_used_is_named_and_all_arrives_once_it_can() {
     let settings = nowhere().env("AWS_REGION", "elasticmq");
     let _relay = settings.start().await;
     world.all_arrive().await.assert_exactly_once();
+}
+
+/// As where keys are rotated: a new one is there, and then the old one is taken away.
+#[tokio::test]
+async fn a_key_that_is_replaced_while_the_relay_runs_is_read_from_its_file_and_all_arrives() {
+    const NEW: &str = "AKIANEWNEWNEWNEWNEWN";
+    let mut world = World::new(".fifo").await;
+    let only_new = Arc::new(AtomicBool::new(false));
+    let is_rotated = Arc::clone(&only_new);
+    let toll = Toll::asking(&servers::elasticmq().await.address(), move |key, _| {
+        match key == NEW || !is_rotated.load(SeqCst) {
+            true => Verdict::Pass,
+            false => Verdict::Refuse("InvalidClientTokenId", "The security token is invalid."),
+        }
+    })
+    .await;
+    let topic = world.topic();
+    let mut relay = world.relay_at(&toll.endpoint()).start().await;
+    world.t.commit([Event::to(&topic).key("a")]).await;
+    world.all_arrive().await.assert_exactly_once();
+    only_new.store(true, SeqCst);
+    world.t.commit([Event::to(&topic).key("a"), Event::to(&topic).key("b")]).await;
+    relay.wait_log("does not accept the relay's credentials").await;
+    relay.wait_for("/readyz", 503).await;
+    write_key(&world.credentials, NEW);
+    relay.wait_ready().await;
+    world.all_arrive().await.assert_exactly_once();
+    wait_parked(&world.t, |parked| parked == 0).await;
 }
 
 /// Of openssl: it speaks TLS, and as much of HTTP as it does.
