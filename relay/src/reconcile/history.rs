@@ -126,6 +126,10 @@ pub fn perhaps_put_back(stored: &Progress, slot: Option<&SlotState>) -> Halt {
     )
 }
 
+/// Where stored progress of another history does not say which are published.
+const EVERY_ROW: &str = "to publish every event that the table has, those that were published before once \
+                                    more, with their ids, run `outbox-relay resume --at table`";
+
 /// What loses nothing, where the server has a slot that streams or the time of the newest published event
 /// is known, before what leaves something out.
 fn from_its_slot(stored: &Progress, slot: Option<&SlotState>, leaving_out: &str) -> String {
@@ -148,7 +152,7 @@ fn from_the_table(stored: &Progress, leaving_out: &str) -> String {
              {leaving_out}",
             witness::moment(until_ms)
         ),
-        None => leaving_out.to_owned(),
+        None => format!("{EVERY_ROW}; {leaving_out}"),
     }
 }
 

@@ -54,7 +54,11 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
                      one's; or, if all of it was published \
                      before the dump, "
                 }
-                None => "",
+                None => {
+                    "publish every event that the table has, those that were published before once more, with \
+                     `outbox-relay resume --at table`, which loses nothing; or, if all of it was published before the \
+                     dump, "
+                }
             },
             home::forget(facts)
         ),

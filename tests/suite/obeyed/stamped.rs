@@ -1,8 +1,8 @@
 //! Rows whose column `xid` had another default for a while, so that they look moved.
 
-use outbox_harness::event::Event;
+use outbox_harness::{Harness, event::Event, postgres::Postgres, servers};
 
-use super::{obey, one_published_and_stopped, says, typed};
+use super::{obey, one_published_and_stopped, published, says, typed};
 use crate::repair::{drop_slot, repeated};
 
 /// What came before went through a repair, so no event of the stream says how far publishing has come.
@@ -65,5 +65,48 @@ async fn a_halt_after_a_decision_for_the_table_names_no_place_and_the_decision_m
     let _relay = t.relay().set_toml("outbox.rows_kept", "true").start().await;
     t.commit([Event::to(topic.name()).key("k")]).await;
     t.count(&topic, 1).await.assert_at_least_once();
+    repeated(&topic.records().await);
+}
+
+/// As after a repair that no event followed, and a dump into another cluster: whose transactions its snapshots don't know.
+#[tokio::test]
+async fn where_nothing_says_what_is_published_the_whole_table_is_as_the_halt_says() {
+    let ((first, _first), (second, _second), kafka) =
+        tokio::join!(Postgres::private(), Postgres::private(), servers::kafka());
+    let mut t = Harness::with(first, kafka).await;
+    let topic = t.topic("orders").create(1).await;
+    let mut relay = published(&mut t, &topic, Event::to(topic.name()).key("k")).await;
+    assert!(relay.sigterm().await.success());
+    drop_slot(&t).await;
+    let mut relay = t.relay().set_toml("outbox.rows_kept", "true").start().await;
+    assert!(relay.sigterm().await.success());
+    t.commit([Event::to(topic.name()).key("k")]).await;
+
+    let mut other = Harness::with(second, kafka).await;
+    let dump = "select jsonb_agg(to_jsonb(e))::text from outbox.events e";
+    let rows: String = t.database().superuser().query_one(dump, &[]).await.expect("rows").get(0);
+    let restore = "insert into outbox.events \
+                   select * from jsonb_populate_recordset(null::outbox.events, $1::text::jsonb)";
+    other.database().superuser().execute(restore, &[&rows]).await.expect("they are restored");
+    other.commit([Event::to(topic.name()).key("k")]).await;
+    let name = t.database().name();
+    let settings = other.relay().set("name", name).set("postgres.slot", &format!("outbox_{name}"));
+    let mut relay = settings.clone().set_toml("outbox.rows_kept", "true").spawn();
+    let detail = says(&relay, "publish every event that the table has").await;
+    let command = typed(&detail, "resume --at table").strip_prefix("outbox-relay ");
+    let command: Vec<&str> = command.expect("a command").split(' ').collect();
+    let asked = settings.command(&command).await;
+    let asked = String::from_utf8_lossy(&asked.stderr).into_owned();
+    let question = "Stored progress does not say which events are published. This publishes 3 rows";
+    assert!(asked.contains(question), "{asked}");
+    obey(&other, typed(&asked, "update outbox.events")).await;
+    let resumed = settings.command(&[command, vec!["--yes"]].concat()).await;
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    relay.wait_ready().await;
+    let ids = "select array_agg(id::text) from outbox.events";
+    let ids: Vec<String> =
+        other.database().superuser().query_one(ids, &[]).await.expect("ids").get(0);
+    assert_eq!(ids.len(), 3);
+    topic.records_with(ids).await;
     repeated(&topic.records().await);
 }

@@ -267,8 +267,8 @@ async fn since_newest(
     facts: &Facts<'_>,
 ) -> anyhow::Result<String> {
     let until_ms = facts.published_until_ms().context(
-        "stored progress does not say when the newest published event was created; `resume --at now` \
-         publishes what is committed from then on",
+        "there is no stored progress to compare the tables with; `outbox-relay resume --at now` publishes what is \
+         committed from then on",
     )?;
     let tables = left_out::tables(&parts.mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;

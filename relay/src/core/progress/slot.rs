@@ -94,8 +94,10 @@ impl Progress {
 
     /// The repair is one that a person has decided on: where in the WAL its first row was committed is not known.
     pub fn repairs_as_decided(&self) -> bool {
-        // A decision takes the landmark, and no stream has given another since.
-        self.repair.is_some() && self.landmark.is_none()
+        // As `repair_after` leaves it: a decision takes the landmark, and no stream has given another since.
+        let lower = self.repair.as_ref().and_then(|repair| repair.lower.as_deref());
+        let is_it = |only: &SnapshotRecord| lower == Some(only.snapshot.as_str());
+        matches!(self.snapshots.as_slice(), [only] if is_it(only)) && self.landmark.is_none()
     }
 
     /// Rows are written that are not in the stream. Returns whether that is to be stored: where there may be a slot, and

@@ -1,5 +1,7 @@
 //! The publication was changed.
 
+use std::time::SystemTime;
+
 use super::*;
 
 /// With a table that it publishes by its `way`.
@@ -93,6 +95,11 @@ fn an_interval_begins_before_all_that_may_be_missing() {
     let announced = Progress { repair: Some(announced), ..progress(1000) };
     let cut_short = Row { progress: Some(announced), slot: None, ..row() };
     between(Row { unrepairable: unrepairable(), ..cut_short });
+    let mut decided = progress(1000);
+    decided.repair_after("700:700:".into(), Lsn::new(1000), SystemTime::UNIX_EPOCH);
+    let decided = Row { progress: Some(decided), slot: None, ..row() };
+    Row { unrepairable: unrepairable(), ..decided }
+        .halts(&["between the first event that `resume --at table` named and 0/7D0"]);
     let lost = Row { unrepairable: unrepairable(), slot: None, ..row() };
     lost.halts(&["between 0/3E8 and 0/7D0"]);
     let why = Halt::new("rows were deleted", "restore them");

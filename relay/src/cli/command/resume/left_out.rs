@@ -31,6 +31,9 @@ enum Part<'a> {
     Before(RowPosition),
 }
 
+/// No row was created by then: that is counted in microseconds.
+const BEFORE_ALL_MS: i64 = i64::MIN / 1000;
+
 /// What the decision is compared with.
 pub(super) struct Facts<'a> {
     pub(super) stored: Option<&'a Progress>,
@@ -51,10 +54,12 @@ impl<'a> Facts<'a> {
     }
 
     /// As [`Progress::published_until_ms`]. Where no published event is known, as after a repair that nothing came
-    /// after: all that the newest snapshot shows is published, or was left out by a person.
+    /// after: all that the newest snapshot shows is published, or was left out by a person. Where there is none either,
+    /// nothing is known to be published. `None` where nothing is stored.
     pub(super) fn published_until_ms(&self) -> Option<i64> {
-        let of_event = self.stored.and_then(Progress::published_until_ms);
-        of_event.or_else(|| self.newest().map(|newest| newest.taken_ms))
+        let of_event = self.stored?.published_until_ms();
+        let of_snapshot = || self.newest().map(|newest| newest.taken_ms);
+        Some(of_event.or_else(of_snapshot).unwrap_or(BEFORE_ALL_MS))
     }
 }
 
@@ -238,11 +243,14 @@ async fn from_table(
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     asked.left_out = around.left_out;
     let ahead = ahead(session.client(), until_ms).await?;
-    let newest = facts.stored.and_then(|stored| stored.witness).map(Witness::created);
-    let newest = newest.map_or_else(
-        || format!("No event was published since {}", witness::moment(until_ms)),
-        |created| format!("The newest published event was created at {created}"),
-    );
+    let known = facts.stored.and_then(|stored| stored.witness).map(Witness::created);
+    let newest = match known {
+        Some(created) => format!("The newest published event was created at {created}"),
+        None if until_ms == BEFORE_ALL_MS => {
+            "Stored progress does not say which events are published".to_owned()
+        }
+        None => format!("No event was published since {}", witness::moment(until_ms)),
+    };
     let question = in_question(around, &newest, ahead, facts.newest().is_some());
     // Whoever must type something first is told at the same time what the command will then ask.
     known_here(session, &tables, question.as_deref()).await?;
@@ -263,11 +271,15 @@ async fn around(
     facts: &Facts<'_>,
 ) -> anyhow::Result<Option<Around>> {
     let Some(until_ms) = facts.published_until_ms() else { return Ok(None) };
-    let created_ms = facts.stored.and_then(|stored| stored.witness).map(|it| it.created_ms);
+    let created_ms = match facts.stored.and_then(|stored| stored.witness) {
+        Some(witness) => witness.created_ms,
+        None if until_ms == BEFORE_ALL_MS => i64::MAX,
+        None => until_ms,
+    };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
     let client = session.client();
     let lower = published(client, &tables, until_ms, facts).await?;
-    Ok(Some(repair::rows_around(client, &tables, &lower, created_ms.unwrap_or(until_ms)).await?))
+    Ok(Some(repair::rows_around(client, &tables, &lower, created_ms).await?))
 }
 
 /// A repair would skip rows that a dump has brought from another cluster, as if nothing was lost.
@@ -314,11 +326,14 @@ fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> 
              was open at that time is among them"
         }
     };
-    let [published, earlier, left_out] = [published, earlier, left_out].map(repair::in_words);
+    let leaves_out = match left_out {
+        0 => "It leaves out none that the tables have".to_owned(),
+        left_out => format!("It leaves out {} {told}", repair::in_words(left_out)),
+    };
+    let [published, earlier] = [published, earlier].map(repair::in_words);
     Some(format!(
         "{newest}{ahead}. This publishes {published} of the outbox \
-         tables; {earlier} of them were created by then, so they may come again, with their ids. It leaves \
-         out {left_out} {told}. After \
+         tables; {earlier} of them may come again, with their ids. {leaves_out}. After \
          a dump the relay may halt once more, since the restore has made the triggers anew that record \
          deletions: what it then says to set publishes all of these."
     ))
