@@ -89,7 +89,7 @@ impl Checker<'_> {
             Ok(_) => format!("{path} is empty"),
             Err(error) => format!("{path} can't be read: {error}"),
         };
-        self.problem(key, &file.origin, problem, &format!("name a file that holds {holds}"));
+        self.problem(key, &file.origin, problem, format!("name a file that holds {holds}"));
         None
     }
 

@@ -141,7 +141,9 @@ pub(super) async fn held(
     anyhow::anyhow!(
         "slot {slot} is {doing} by process {pid} ({who}): nothing is lost, and nothing is published until \
          it has ended. If it is not to be there, end it: `select pg_terminate_backend({pid})`. If it \
-         stays, it is frozen: `kill -CONT {pid}` on the server's host, or restart the server"
+         stays, it is at work on a transaction with many changes (then it uses the processor, or reads and deletes \
+         files; it ends when that is done), or it is frozen: `kill -CONT {pid}` on the server's host, or restart the \
+         server"
     )
 }
 

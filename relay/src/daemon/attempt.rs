@@ -86,7 +86,7 @@ async fn through(context: &Context, learnt: Learnt, stop: &CancellationToken) ->
             board.stored(streaming.delivery.progress());
             board.phase(Phase::Streaming);
             tracing::info!(from = %streaming.from.resume_lsn(), "streaming");
-            stream(context, stop, &session, *streaming).await
+            stream(context, stop, &session, (*streaming, learnt.silence_max)).await
         }
     };
     match ended {
@@ -131,7 +131,7 @@ async fn stream(
     context: &Context,
     stop: &CancellationToken,
     session: &Arc<SqlSession>,
-    started: Streaming,
+    (started, silence_max): (Streaming, Duration),
 ) -> Result<(), Ended> {
     let Context { config, board, .. } = context;
     let limits = context.batch_limits();
@@ -161,7 +161,8 @@ async fn stream(
         .noting(Arc::clone(&context.streamed));
     let decoder = Decoder::new(giver, intake, started.recognition, config.batch.record_bytes_max)
         .in_charset(started.charset);
-    let source = Stream::new(started.accepted, decoder, confirmed_rx, awaited_rx, board.clone());
+    let source = Stream::new(started.accepted, decoder, confirmed_rx, awaited_rx, board.clone())
+        .patient(silence_max);
     let pipeline = Pipeline::new(taker, started.delivery, seen_rx, confirmed_tx, limits);
 
     // Stopping the source ends the pipeline after its delivery, which ends the source in turn.

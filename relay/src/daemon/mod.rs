@@ -49,6 +49,7 @@ use crate::{
     },
     rights,
     route::Format,
+    source::decoder::StreamError,
     state::{Board, Phase},
 };
 
@@ -125,10 +126,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 
 async fn supervise(mut context: Context, stop: &CancellationToken) {
     let mut waits = Waits::new();
-    // The catalogue tells what rows need that are written now; older ones may need the other, and
-    // only the stream tells that. The text format carries all.
-    let mut learnt =
-        Learnt { format: Format::Binary, unpublished_once: false, another_history: None };
+    let mut learnt = Learnt::nothing();
     while !stop.is_cancelled() {
         let started = Instant::now();
         // Whoever changes passwords rewrites files.
@@ -267,6 +265,9 @@ fn told(ended: Ended, learnt: &mut Learnt, waits: &mut Waits, board: &Board) -> 
             backoff.next_wait()
         }
         Ended::Retry { cause, doing, error } => {
+            if let Some(StreamError::Silent(_)) = error.downcast_ref() {
+                learnt.was_silent();
+            }
             let wait = backoff.next_wait();
             let error = causes::of(error.as_ref());
             tracing::warn!(doing, error, retry_in = ?wait, "will try again");

@@ -1,5 +1,7 @@
 //! What a start begins with, and what it leads to: values that its steps hand on.
 
+use std::time::Duration;
+
 use crate::{
     core::{
         charset::Charset,
@@ -14,7 +16,7 @@ use crate::{
     repair::Table,
     route::{Format, Origin, Router, TableName},
     sink::any::{AnyProbe, AnySink, AnyWatch},
-    source::connect::Accepted,
+    source::{connect::Accepted, stream::SILENCE_MAX},
 };
 
 /// What only the stream has told so far; the catalogs say what holds for what is written now.
@@ -26,6 +28,30 @@ pub(super) struct Learnt {
     pub(super) unpublished_once: bool,
     /// What the last attempt has found instead of what was delivered; of no meaning after the next.
     pub(super) another_history: Option<AnotherHistory>,
+    /// How long the server may be silent before the connection is given up.
+    pub(super) silence_max: Duration,
+}
+
+impl Learnt {
+    /// How long it may be after more and more of these silences.
+    const SILENCE_MOST: Duration = Duration::from_secs(16 * 60);
+
+    /// The catalogue tells what rows need that are written now; older ones may need the other, and
+    /// only the stream tells that. The text format carries all.
+    pub(super) fn nothing() -> Self {
+        Learnt {
+            format: Format::Binary,
+            unpublished_once: false,
+            another_history: None,
+            silence_max: SILENCE_MAX,
+        }
+    }
+
+    /// The connection was given up after such a silence. What the server was at, it does from the beginning then: were it
+    /// given no more time, it would never come to an end.
+    pub(super) fn was_silent(&mut self) {
+        self.silence_max = (self.silence_max * 2).min(Self::SILENCE_MOST);
+    }
 }
 
 /// What a start leads to.
@@ -76,4 +102,19 @@ pub(super) struct Streaming {
     pub(super) charset: Charset,
     pub(super) router: Router,
     pub(super) accepted: Accepted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_silent_is_given_more_time_and_not_without_end() {
+        let mut learnt = Learnt::nothing();
+        let silences = (0..6).map(|_| {
+            learnt.was_silent();
+            learnt.silence_max.as_secs()
+        });
+        assert_eq!(silences.collect::<Vec<_>>(), [120, 240, 480, 960, 960, 960]);
+    }
 }

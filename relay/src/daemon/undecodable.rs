@@ -30,9 +30,10 @@ pub(super) fn of_stream(
 ) -> anyhow::Error {
     anyhow::anyhow!(
         "{error}. Nothing is lost, and everything waits: the relay tries again. If it stays so, the \
-         server can't decode what comes next, as a row of {} that is about 1 GB as text. First find the \
+         server can't decode what comes next, as a row of {} that is about 1 GB as text, or, before PostgreSQL 16, a \
+         WAL message of 1 GB, which any role can write. First find the \
          rows that it can't read from the table either: {} names each; make these smaller with an update. \
-         Then drop the slot: {}. The relay makes a new one and publishes from the table what this one would \
+         There may be none. Then drop the slot: {}. The relay makes a new one and publishes from the table what this one would \
          have sent, but for what is too large, which it parks; or it halts with the interval",
         named(tables),
         find(tables, id),

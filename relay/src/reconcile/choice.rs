@@ -161,7 +161,9 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
 pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<Decision, Halt> {
     let slot = use_of(facts);
     let gap = gap(facts, progress).map(|why| format!("may lack rows, because {why}"));
-    let gap = gap.as_deref().map(|what| Loss { what, streams: true });
+    // Where the stream has ended for want of its publication, it ends there again.
+    let streams = !facts.unpublished_once;
+    let gap = gap.as_deref().map(|what| Loss { what, streams });
     match (&progress.repair, progress.position) {
         (Some(under_way), _) if under_way.is_begun() => begun(facts, progress, under_way, slot?),
         // Announced: whatever slot is there, no one has read from it.
@@ -171,12 +173,16 @@ pub(super) fn with_progress(facts: &Facts<'_>, progress: &Progress) -> Result<De
         }
         (None, None) => match (slot?, gap) {
             (Use::Missing, _) => Ok(Decision::MakeSlot { replace: false }),
-            (Use::From(_), Some(loss)) => Err(gone(facts, progress, loss, NOTHING_KNOWN)),
+            (Use::From(_), Some(loss)) => {
+                Err(gone(facts, progress, loss, NOTHING_KNOWN).unless(FROM_TABLE))
+            }
             // Its making was announced, and nothing was ever delivered or confirmed.
             (Use::From(confirmed), None) => {
                 Ok(Decision::Stream { from: Position::UpTo(confirmed) })
             }
-            (Use::Lost, _) => Err(gone(facts, progress, Loss::slot(LOST), NOTHING_KNOWN)),
+            (Use::Lost, _) => {
+                Err(gone(facts, progress, Loss::slot(LOST), NOTHING_KNOWN).unless(FROM_TABLE))
+            }
         },
         (None, Some(position)) => match slot? {
             Use::Missing => anew(facts, progress, Loss::slot("does not exist")),
@@ -223,12 +229,18 @@ fn begun(
         }
         Use::From(_) | Use::Missing | Use::Lost => {
             let loss = Loss::slot("is being repaired");
-            match (facts.unrepairable, made_anew(facts, Some(progress))) {
+            let anew = made_anew(facts, Some(progress)).or_else(|| {
+                under_way.lower.as_ref()?;
+                unstamped(facts)
+            });
+            match (facts.unrepairable, anew) {
                 (None, None) => Ok(Decision::FinishRepair),
                 (Some(Halt { reason, remedy }), _) => {
                     Err(gone(facts, progress, loss, reason).unless(remedy))
                 }
-                (None, Some(Anew { why, .. })) => Err(gone(facts, progress, loss, &why)),
+                (None, Some(Anew { why, .. })) => {
+                    Err(gone(facts, progress, loss, &why).unless(FROM_TABLE))
+                }
             }
         }
     }
@@ -243,7 +255,7 @@ fn anew(facts: &Facts<'_>, progress: &Progress, loss: Loss<'_>) -> Result<Decisi
         (Some(_), Some(lower)) => repair(facts, Some(progress), Some(lower.snapshot.clone()), loss),
         (Some(_), None) => {
             let why = "no stored snapshot says which rows of the table are among them";
-            Err(gone(facts, progress, loss, why))
+            Err(gone(facts, progress, loss, why).unless(FROM_TABLE))
         }
     }
 }
@@ -255,7 +267,7 @@ fn repair(
     loss: Loss<'_>,
 ) -> Result<Decision, Halt> {
     let Some(why) = facts.unrepairable else {
-        return match (progress, made_anew(facts, progress)) {
+        return match (progress, made_anew(facts, progress).or_else(|| unstamped(facts))) {
             (Some(progress), Some(Anew { why, remedy })) if lower.is_some() => {
                 let halt = gone(facts, progress, loss, &why).unless(FROM_TABLE);
                 // Without the slot its rows are to be read from the table.
@@ -283,6 +295,16 @@ struct Anew {
     why: String,
     /// What continues with what the slot has, where that may be all.
     remedy: Option<&'static str>,
+}
+
+/// Rows that were inserted meanwhile may look as if they were there before.
+fn unstamped(facts: &Facts<'_>) -> Option<Anew> {
+    let table = facts.unstamped?;
+    let why = format!(
+        "the default of the column xid of {table} is not pg_current_xact_id(), so rows of it can't be told from those \
+         that are published"
+    );
+    Some(Anew { why, remedy: None })
 }
 
 fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<Anew> {

@@ -40,6 +40,8 @@ pub struct Facts<'a> {
     pub unpublished_once: bool,
     /// A partition that was attached with rows which the stream does not have.
     pub attached: Option<&'a str>,
+    /// A table whose rows don't have their transactions' ids now, so that a repair can't tell which are published.
+    pub unstamped: Option<&'a str>,
     /// Why the tables can't be read for a repair, if they can't, and what would correct that.
     pub unrepairable: Option<&'a Halt>,
     /// Progress of this relay was stored before, says the database.
@@ -76,6 +78,7 @@ impl<'a> Facts<'a> {
             published: None,
             unpublished_once: false,
             attached: None,
+            unstamped: None,
             unrepairable: None,
             has_delivered: false,
             progress_in_database: false,

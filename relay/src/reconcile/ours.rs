@@ -78,12 +78,12 @@ fn same_slot(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
         ),
         match facts.slot {
             Some(_) => {
-                "set postgres.slot back, or give this relay another name; to continue where the other slot is, and \
+                "set `name` or postgres.slot back, whichever was changed, or give this relay another name; to continue where the other slot is, and \
                  leave out what was committed between stored progress and that, run `outbox-relay resume --at \
                  slot`"
             }
             None => {
-                "set postgres.slot back (if that slot is gone, the relay makes it anew, and publishes from the table \
+                "set `name` or postgres.slot back, whichever was changed (if that slot is gone, the relay makes it anew, and publishes from the table \
                  what it had not sent), or give this relay another name"
             }
         },
@@ -96,12 +96,14 @@ fn another_databases(facts: &Facts<'_>, owner: &str) -> Halt {
     let name = facts.slot_name;
     let found = format!("slot {name} belongs to database {owner}, not {}", facts.database);
     let remedy = match facts.progress {
-        None => "set postgres.slot to a name of its own".to_owned(),
+        None => "if `name` was changed, set it back; else set postgres.slot to a name of its own"
+            .to_owned(),
         Some(_) => format!(
             "if postgres.url is wrong, correct it; if the relay is to serve this database as well, give it a name and a \
              postgres.slot of its own here; if this database has taken the \
              place of {owner} (that was renamed, and this is a copy of it), drop the slot, connected to {owner}: {}: the \
-             relay makes it anew here, and publishes from the table what it had not sent",
+             relay makes it anew here, and publishes from the table what it had not sent, or halts and names the command \
+             that does",
             drop_slot(name)
         ),
     };

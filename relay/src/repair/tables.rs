@@ -35,6 +35,8 @@ pub struct Table {
     pub(super) name: TableName,
     /// Whether an account is kept of rows that are deleted.
     pub(super) noted: bool,
+    /// Whether each row that is inserted has its transaction's id, by which it is told what is published.
+    stamped: bool,
     /// What inherits from it is no part of it: the stream has that under its own name.
     only: bool,
     id: Id,
@@ -67,6 +69,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
     }
     let find = |name: &str| columns.iter().find(|column| column.name == name);
     let xid = find(XID).filter(|column| column.type_oid == XID8);
+    let stamped = xid.is_some_and(table::Column::is_stamp);
     if !xid.is_some_and(|column| column.not_null) {
         let alter = match xid {
             Some(_) => format!(
@@ -139,6 +142,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         relation: Relation { id: 0, schema, table, columns },
         name: name.clone(),
         noted,
+        stamped,
         only,
         id,
         created_at: created_at.name.clone(),
@@ -146,6 +150,11 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
 }
 
 impl Table {
+    /// The first of which rows can't be told from published ones, by its name.
+    pub fn first_unstamped(tables: &[Table]) -> Option<String> {
+        tables.iter().find(|table| !table.stamped).map(|table| table.name.to_string())
+    }
+
     /// The same, told apart from others by its place among them.
     pub(super) fn numbered(mut self, number: u32) -> Self {
         self.relation.id = number;

@@ -51,7 +51,11 @@ pub enum StreamError {
         message: String,
     },
     /// The server was silent: reconnect.
-    #[error("no word from the server for {} s", .0.as_secs())]
+    #[error(
+        "no word from the server for {} s: nothing is lost, and the next time the relay waits for longer, since a \
+         server that decodes a large transaction says nothing meanwhile",
+        .0.as_secs()
+    )]
     Silent(Duration),
     /// The bytes don't follow the protocol: reconnect, and report it.
     #[error(transparent)]

@@ -45,10 +45,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_MIN: Duration = Duration::from_millis(5);
 /// Silence after which the server is asked for a reply.
 const ASK_AFTER: Duration = Duration::from_secs(5);
-/// Silence after which the connection is given up. A walsender that decodes a huge transaction
+/// Silence after which the connection is given up at first. A walsender that decodes a huge transaction
 /// of other tables may be silent for long, so this is no shorter than PostgreSQL's own default;
 /// an outage is noticed much earlier by the control session.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Progress is stored at most this often while no record moves it.
 const IDLE_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A status message that can't be written for this long means a dead connection.
@@ -68,6 +68,7 @@ pub struct Stream<I> {
     last_heard: Instant,
     given_at: Instant,
     reply_due: bool,
+    silence_max: Duration,
 }
 
 impl<I: Intake> Stream<I> {
@@ -93,7 +94,14 @@ impl<I: Intake> Stream<I> {
             last_heard: now,
             given_at: now,
             reply_due: false,
+            silence_max: SILENCE_MAX,
         }
+    }
+
+    /// Gives the connection up after so long a silence, instead of [`SILENCE_MAX`].
+    #[must_use]
+    pub(crate) fn patient(self, silence_max: Duration) -> Self {
+        Stream { silence_max, ..self }
     }
 
     /// Streams until told to stop, or until the connection or the pipeline ends. Told to stop, it
@@ -230,7 +238,7 @@ impl<I: Intake> Stream<I> {
             self.last_heard = Instant::now();
         }
         let silence = self.last_heard.elapsed();
-        if silence >= SILENCE_MAX {
+        if silence >= self.silence_max {
             return Err(StreamError::Silent(silence));
         }
         // A keepalive says how far the server has come without anything to send. By itself it sends

@@ -50,7 +50,8 @@ impl Behind {
                 "the transaction that was committed at {end} is being decoded, read or parked: large rows in it \
                  take long, also such as the WAL has in few bytes because they compress well"
             ),
-            None => "PostgreSQL is decoding and has sent nothing of it: a large transaction, also of other tables, \
+            None => "PostgreSQL is decoding and has sent nothing of it: a large transaction, also of other tables \
+                     or rolled back, above all one with many savepoints (a higher logical_decoding_work_mem helps), \
                      or many changes of the catalog, such as temporary tables. Or the line to it is dead; then the \
                      relay connects again by itself"
                 .to_owned(),
@@ -69,7 +70,8 @@ impl Behind {
         let late = || {
             format!(
                 "what is delivered is {} s late, and {} of WAL wait: the relay or PostgreSQL's decoding does not keep \
-                 up, as after an outage, under much load, or while many temporary tables are made",
+                 up, as after an outage, under much load, after a transaction with many savepoints, or while many \
+                 temporary tables are made",
                 self.late.as_secs(),
                 approximate(self.bytes)
             )

@@ -3,7 +3,10 @@
 use outbox_harness::{Harness, event::Event, postgres::Postgres, servers};
 
 use super::{obey, one_published_and_stopped, published, says, typed};
-use crate::repair::{drop_slot, repeated};
+use crate::{
+    checks,
+    repair::{drop_slot, repeated, wait_snapshot},
+};
 
 /// What came before went through a repair, so no event of the stream says how far publishing has come.
 #[tokio::test]
@@ -108,5 +111,85 @@ async fn where_nothing_says_what_is_published_the_whole_table_is_as_the_halt_say
         other.database().superuser().query_one(ids, &[]).await.expect("ids").get(0);
     assert_eq!(ids.len(), 3);
     topic.records_with(ids).await;
+    repeated(&topic.records().await);
+}
+
+/// A relay works with a wrong default of `xid`, and a repair could not tell what is published. The default was wrong before
+/// its first start, or somebody has obeyed the halt and left the default as it was.
+#[tokio::test]
+async fn a_slot_that_is_lost_while_xid_has_another_default_is_repaired_as_the_halt_says() {
+    const ODD: &str = "alter table outbox.events alter column xid set default '9'::xid8";
+    for at_first in [true, false] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let event = || Event::to(topic.name()).key("k");
+        let settings = t.relay().set_toml("outbox.rows_kept", "true");
+        if at_first {
+            obey(&t, ODD).await;
+        }
+        let mut relay = settings.clone().start().await;
+        t.commit([event()]).await;
+        t.count(&topic, 1).await.assert_exactly_once();
+        if !at_first {
+            // A position inside a transaction would have `resume` send that again.
+            wait_snapshot(&t).await;
+            obey(&t, ODD).await;
+            let words = "the default of the column xid of outbox.events was changed";
+            let detail = says(&relay, words).await;
+            obey(&t, &format!("{} --yes", typed(&detail, "resume --at progress"))).await;
+            relay.wait_ready().await;
+        }
+        t.commit([event()]).await;
+        t.count(&topic, 1).await.assert_at_least_once();
+        wait_snapshot(&t).await;
+        assert!(relay.sigterm().await.success());
+        t.commit((0..4).map(|_| event())).await;
+        drop_slot(&t).await;
+        let said = checks::check(&settings).await;
+        let is_said = |it: &checks::Finding| {
+            it.verdict == "problem"
+                && it.seen.contains("can't be told from those that are published")
+        };
+        assert!(said.iter().any(is_said), "{said:#?}");
+        relay.restart();
+        let detail = says(&relay, "xid of outbox.events is not pg_current_xact_id()").await;
+        let table = typed(&detail, "outbox-relay resume");
+        let arguments: Vec<&str> = table.split(' ').skip(1).collect();
+        let refused = settings.command(&arguments).await;
+        let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+        obey(&t, typed(&refused, "set default")).await;
+        obey(&t, &format!("{table} --yes")).await;
+        relay.wait_ready().await;
+        t.count(&topic, 1).await.assert_at_least_once();
+        repeated(&topic.records().await);
+    }
+}
+
+/// Without stored progress a decision leaves no snapshot; and the slot can't pass a place where its publication was missing.
+#[tokio::test]
+async fn where_progress_and_publication_were_lost_the_first_command_of_each_halt_loses_nothing() {
+    let (mut t, topic, mut relay) = one_published_and_stopped().await;
+    let event = || Event::to(topic.name()).key("k");
+    t.topic_named(&format!("outbox-relay-progress-{}", t.database().name())).delete().await;
+    t.commit([event(), event()]).await;
+    obey(&t, "drop publication outbox").await;
+    t.commit((0..3).map(|_| event())).await;
+    obey(
+        &t,
+        "create publication outbox for table outbox.events \
+         with (publish = 'insert', publish_via_partition_root = true)",
+    )
+    .await;
+    t.commit([event()]).await;
+    relay.restart();
+    let detail = says(&relay, "exists, confirmed up to").await;
+    obey(&t, &format!("{} --yes", typed(&detail, "outbox-relay resume"))).await;
+    let detail = says(&relay, "the publication was missing when they were written").await;
+    let first = typed(&detail, "outbox-relay");
+    assert!(first.contains("--at table") && !detail.contains("--at progress"), "{detail}");
+    obey(&t, &format!("{first} --yes")).await;
+    relay.wait_ready().await;
+    t.commit([event()]).await;
+    t.count(&topic, 1).await.assert_at_least_once();
     repeated(&topic.records().await);
 }

@@ -75,9 +75,12 @@ async fn put_back(
 pub(crate) fn meaning(set: Set, made_again: &[&str]) -> String {
     match set {
         Set::Inbox => outbox_migrations::meaning(made_again),
-        _ => "made again, without the rows that were in it; now grant what docs/ROLES.md lists. Where events were \
-              parked in it, the relay says how many, and how they are sent again, once it has started"
-            .to_owned(),
+        _ if made_again.contains(&"outbox.dead_letters") => {
+            "made again, without the rows that were in it; now grant what docs/ROLES.md lists. Where events were \
+             parked in it, the relay says how many, and how they are sent again, once it has started"
+                .to_owned()
+        }
+        _ => "made again, without the rows that were in it; now grant what docs/ROLES.md lists".to_owned(),
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod before;
 mod decision;
+mod facts;
+mod from_table;
 mod left_out;
 
 use std::{
@@ -17,10 +19,7 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 pub(crate) use self::decision::{Decision, Here, between, decided};
-use self::{
-    decision::skipped,
-    left_out::{Asked, Facts},
-};
+use self::{decision::skipped, facts::Facts, left_out::Asked};
 use crate::{
     config::{Config, parts::Parts},
     core::{
@@ -135,7 +134,7 @@ pub(crate) async fn run(
     let facts = Facts { stored: known, confirmed, identity: &identity };
     left_out::unchanged(mapping, &session, decision, asked_about, &facts).await?;
     let from_table = match decision {
-        Decision::AtTable => Some(since_newest(&parts, &session, &facts).await?),
+        Decision::AtTable => Some(from_table::since_newest(mapping, &session, &facts).await?),
         _ => None,
     };
     let after = match decision {
@@ -257,23 +256,6 @@ fn key_failed(error: KeyError) -> anyhow::Error {
             anyhow::Error::new(error).context("reading the relay's key from outbox.relay_keys")
         }
     }
-}
-
-/// Which events of the tables were created after the newest published one, or are not known to be published: those
-/// that this snapshot does not show.
-async fn since_newest(
-    parts: &Parts,
-    session: &SqlSession,
-    facts: &Facts<'_>,
-) -> anyhow::Result<String> {
-    let until_ms = facts.published_until_ms().context(
-        "there is no stored progress to compare the tables with; `outbox-relay resume --at now` publishes what is \
-         committed from then on",
-    )?;
-    let tables = left_out::tables(&parts.mapping, session).await?;
-    let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
-    left_out::known_here(session, &tables, None).await?;
-    left_out::published(session.client(), &tables, until_ms, facts).await
 }
 
 /// Where a cluster that `pg_upgrade` made continues. Transaction ids and the WAL's positions continue in it, so

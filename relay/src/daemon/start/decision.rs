@@ -133,8 +133,10 @@ pub(super) async fn decide(
     let predecessor = predecessor(context, session, stored).await?;
     let owner = progress_key::another_of_slot(session, &config.name, &config.postgres.slot).await;
     let owner = owner.map_err(|e| Ended::postgres(DOING, e))?;
+    let unstamped = tables.as_ref().ok().and_then(|tables| Table::first_unstamped(tables));
     let facts = Facts {
         progress: stored,
+        unstamped: unstamped.as_deref(),
         slot: slot.as_ref(),
         next_xid: Some(next_xid),
         history: &history,

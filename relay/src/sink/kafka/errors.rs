@@ -249,8 +249,9 @@ pub(super) fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
         }
         Code::ConcurrentTransactions => {
             "the broker has not ended the relay's last transaction yet: nothing is lost. If that lasts longer than a \
-             minute, look which partition the broker's log names, and bring its leader back; if all have one, \
-             restart the broker that coordinates the transaction (docs/TROUBLESHOOTING.md)"
+             minute, look which partition the broker's log names, and bring its leader back; if all have one, raise \
+             max.message.bytes of topics where it is below 1000, which keeps out the broker's own marker, and restart \
+             the broker that coordinates the transaction (docs/TROUBLESHOOTING.md)"
         }
         _ => return None,
     })

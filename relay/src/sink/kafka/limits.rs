@@ -141,6 +141,14 @@ impl Limits {
             let longer = alter_topic(settings, topic, "retention.ms=…");
             found.push((what, format!("to have their own times on them, first run {longer}")));
         }
+        if self.needs_key {
+            let what = format!(
+                "the topic {topic} is compacted (cleanup.policy): Kafka keeps the newest event of each key, and deletes \
+                 earlier ones, which a consumer that is behind never sees"
+            );
+            let command = alter_topic(settings, topic, "cleanup.policy=delete");
+            found.push((what, format!("if consumers need each event, run {command}")));
+        }
         let room = |kept: u64| kept.saturating_mul(u64::from(partitions.unsigned_abs()));
         if let Some(kept) = self.retention_bytes.filter(|kept| bytes > room(*kept)) {
             let what = format!(
@@ -178,9 +186,10 @@ impl Limits {
             let error = format!(
                 "alone in a batch it has {bytes} bytes, and the topic's max.message.bytes is {max}: \
                  raise it (`kafka-configs --bootstrap-server {servers} --alter --entity-type topics \
-                 --entity-name {} --add-config max.message.bytes={bytes}`), or publish a reference to \
+                 --entity-name {} --add-config max.message.bytes={}`), or publish a reference to \
                  the data",
-                record.topic
+                record.topic,
+                bytes + HEADERS_BYTES // A release or a repair adds headers.
             );
             return Some(("too_large", error));
         }

@@ -24,7 +24,8 @@ pub(super) async fn events(
             "triggers",
             format!(
                 "a trigger before each row, or a rule, may keep events out of {name} or change them, and \
-                 no one would notice: outbox.publish returns an id all the same"
+                 no one would notice: outbox.publish returns an id all the same. A row whose xid it changes is taken for \
+                 a moved one, and not published"
             ),
             format!(
                 "if it is to do neither, `{}`; a trigger that runs after each row may take its place",

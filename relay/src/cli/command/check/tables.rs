@@ -125,7 +125,8 @@ pub(super) fn rows(
         let (why, remedy) = unstamped(publication_name, name, state);
         let rows = if seen.is_empty() { format!("rows of {name}") } else { "rows".to_owned() };
         seen.push(format!(
-            "{rows} that are moved between its partitions are published again: {why}"
+            "{rows} that are moved between its partitions are published again, and a lost slot is not repaired without \
+             a person, because {why}"
         ));
         remedies.extend(has_xid().then_some(remedy));
     }

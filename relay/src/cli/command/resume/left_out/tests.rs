@@ -1,27 +1,5 @@
 use super::*;
-use crate::core::{leaves::Leaves, position::Position};
-
-#[test]
-fn what_the_table_repeats_and_leaves_out_is_asked_with_both_numbers() {
-    let around = |earlier, left_out| Around { published: 7, earlier, left_out };
-    assert_eq!(in_question(around(0, 0), "At noon", false, false), None);
-    for (earlier, left_out) in [(2, 0), (0, 1)] {
-        let ask = |ahead| in_question(around(earlier, left_out), "At noon", ahead, false);
-        let question = ask(false).expect("it is asked");
-        assert!(!question.contains("future"), "{question}");
-        assert!(ask(true).expect("it is asked").contains("in the future of this server's clock"));
-        let leaves_out = match left_out {
-            0 => "leaves out none".to_owned(),
-            left_out => repair::in_words(left_out),
-        };
-        let numbers = [counted(7, "row"), repair::in_words(earlier), leaves_out];
-        let known = in_question(around(earlier, left_out), "At noon", false, true);
-        assert_eq!(known.expect("it is asked").contains("taken for published"), left_out > 0);
-        for number in &numbers {
-            assert!(question.contains(number), "{number} is not in: {question}");
-        }
-    }
-}
+use crate::core::{identity::SystemIdentity, leaves::Leaves, position::Position};
 
 #[test]
 fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
