@@ -124,10 +124,7 @@ pub(super) fn rows(
     if !fit.stamped && (state.kind == "p" || seen.is_empty() || has_xid()) {
         let (why, remedy) = unstamped(publication_name, name, state);
         let rows = if seen.is_empty() { format!("rows of {name}") } else { "rows".to_owned() };
-        seen.push(format!(
-            "{rows} that are moved between its partitions are published again, and a lost slot is not repaired without \
-             a person, because {why}"
-        ));
+        seen.push(format!("{rows} that are moved between its partitions are published again{why}"));
         remedies.extend(has_xid().then_some(remedy));
     }
     match seen.is_empty() {
@@ -148,7 +145,9 @@ fn unstamped(publication_name: &str, name: &TableName, state: &TableState) -> (S
     if state.columns.iter().any(|column| column.name == XID && column.is_stamp()) {
         let publication_name = quoted(publication_name);
         return (
-            format!("the column list of publication {publication_name} leaves out the column xid"),
+            format!(
+                ": the column list of publication {publication_name} leaves out the column xid"
+            ),
             format!(
                 "{}; the relay may then make a new slot and publish from the table what was committed since its \
                  newest snapshot, some of it again",
@@ -157,7 +156,9 @@ fn unstamped(publication_name: &str, name: &TableName, state: &TableState) -> (S
         );
     }
     (
-        "the stream has no column xid whose default is pg_current_xact_id()".to_owned(),
+        ", and a lost slot is not repaired without a person: the stream has no column xid whose default is \
+         pg_current_xact_id()"
+            .to_owned(),
         format!(
             "`alter table {name} alter column xid set default pg_current_xact_id()`; a relay that has published of \
              the table then halts, because it can't tell which rows came meanwhile, and names what loses nothing"
