@@ -30,7 +30,7 @@ fn setting(name: &str) -> anyhow::Result<String> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().init(); // What the runner says: its start, what it is given, what waits.
+    tracing_subscriber::fmt().init(); // Prints its start, its partitions, and what waits.
     let database = setting("DATABASE_URL")?.parse()?;
     let manager = deadpool_postgres::Manager::new(database, tokio_postgres::NoTls);
     let pool = deadpool_postgres::Pool::builder(manager).max_size(32).build()?;
