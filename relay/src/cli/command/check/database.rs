@@ -307,7 +307,7 @@ async fn first_start(
         warning(
             "first start",
             format!("if it is the first one, it leaves out what is there already: {rows}"),
-            "set postgres.start to \"all\" to publish them; it can't be done later",
+            "set postgres.start to \"all\" to publish them; later, each would have to be inserted again, without its xid",
         )
     }))
 }
