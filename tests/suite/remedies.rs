@@ -176,7 +176,8 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     let settings = other.relay().set("name", name).set("postgres.slot", &format!("outbox_{name}"));
     let mut relay = settings.clone().spawn();
     let detail = halted(&relay).await;
-    assert!(detail.contains("`outbox-relay resume --at table`, which loses nothing"), "{detail}");
+    assert!(detail.contains("`outbox-relay resume --at table`: it goes by the time"), "{detail}");
+    assert!(detail.contains("asks first, with the number of older rows"), "{detail}");
 
     // One message has all that is to be typed, and what is agreed to by that.
     let output = settings.command(&["resume", "--at", "table"]).await;

@@ -33,7 +33,7 @@ pub(super) fn of_stream(
          server can't decode what comes next, as a row of {} that is about 1 GB as text, or, before PostgreSQL 16, a \
          WAL message of 1 GB, which any role can write. First find the \
          rows that it can't read from the table either: {} names each; make these smaller with an update. \
-         There may be none. Then drop the slot: {}. The relay makes a new one and publishes from the table what this one would \
+         If it was a message, there are no such rows. Then drop the slot: {}. The relay makes a new one and publishes from the table what this one would \
          have sent, but for what is too large, which it parks; or it halts with the interval",
         named(tables),
         find(tables, id),

@@ -177,7 +177,7 @@ impl Stream {
         demand(
             self.takes(progress_subject),
             format!("it has no subject {progress_subject}, where progress is stored"),
-            "add that subject to the stream, or set sink.nats.progress_subject to one that it has and nobody consumes"
+            "add that subject to the stream, or set sink.nats.progress_subject to a subject of the stream that no consumer reads"
                 .into(),
         );
         demand(

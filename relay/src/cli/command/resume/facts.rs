@@ -34,8 +34,8 @@ impl<'a> Facts<'a> {
     }
 
     /// As [`Progress::published_until_ms`]. Where no published event is known, as after a repair that nothing came
-    /// after: all that the newest snapshot shows is published, or was left out by a person. Where there is none either,
-    /// nothing is known to be published. `None` where nothing is stored.
+    /// after: all that the newest snapshot shows is published, or was left out by a person. Without a snapshot,
+    /// no row is known to be published. `None` where nothing is stored.
     pub(super) fn published_until_ms(&self) -> Option<i64> {
         let of_event = self.stored?.published_until_ms();
         let of_snapshot = || self.newest().map(|newest| newest.taken_ms);

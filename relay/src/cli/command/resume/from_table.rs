@@ -163,7 +163,7 @@ fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> 
         }
     };
     let leaves_out = match left_out {
-        0 => "It leaves out none that the tables have".to_owned(),
+        0 => "It leaves out no row of the tables".to_owned(),
         left_out => format!("It leaves out {} {told}", repair::in_words(left_out)),
     };
     let [published, earlier] = [published, earlier].map(repair::in_words);
@@ -212,7 +212,7 @@ mod tests {
                 ask(true).expect("it is asked").contains("in the future of this server's clock")
             );
             let leaves_out = match left_out {
-                0 => "leaves out none".to_owned(),
+                0 => "leaves out no row".to_owned(),
                 left_out => repair::in_words(left_out),
             };
             let numbers = [counted(7, "row"), repair::in_words(earlier), leaves_out];
