@@ -2,6 +2,7 @@
 
 use outbox_harness::{
     Harness,
+    database::Role,
     event::Event,
     load::Plan,
     postgres::Postgres,
@@ -148,9 +149,7 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     let t = Harness::with(postgres, kafka).await;
     let topic = t.topic("orders").create(2).await;
     let mut relay = t.relay().start().await;
-    let spend =
-        "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
-    t.database().superuser().batch_execute(spend).await.expect("ids");
+    spend_ids(&t).await;
     t.load(&plan(&topic)).await.finish().await;
     t.count(&topic, 2).await.assert_exactly_once();
     // A writer's clock runs ahead; Kafka takes up to an hour.
@@ -165,12 +164,7 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     t.load(&plan(&topic)).await.finish().await;
 
     let mut other = Harness::with(second, kafka).await;
-    let dump = "select jsonb_agg(to_jsonb(e))::text from outbox.events e";
-    let rows = t.database().superuser().query_one(dump, &[]).await.expect("rows");
-    let rows: &str = rows.get(0);
-    let restore = "insert into outbox.events \
-                   select * from jsonb_populate_recordset(null::outbox.events, $1::text::jsonb)";
-    other.database().superuser().execute(restore, &[&rows]).await.expect("they are restored");
+    restore(&t, &other).await;
     other.commit((0..10).map(|_| Event::to(topic.name()))).await;
     let name = t.database().name();
     let settings = other.relay().set("name", name).set("postgres.slot", &format!("outbox_{name}"));
@@ -193,9 +187,30 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     relay.wait_ready().await;
     // All of before was restored, and what had arrived comes again with its id.
+    all_published(&other, &topic).await;
+}
+
+/// Transaction ids go by.
+async fn spend_ids(t: &Harness) {
+    let spend =
+        "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$";
+    t.database().superuser().batch_execute(spend).await.expect("ids");
+}
+
+/// What a dump does with the rows of the table.
+async fn restore(t: &Harness, other: &Harness) {
+    let dump = "select jsonb_agg(to_jsonb(e))::text from outbox.events e";
+    let rows = t.database().superuser().query_one(dump, &[]).await.expect("rows");
+    let rows: &str = rows.get(0);
+    let restore = "insert into outbox.events \
+                   select * from jsonb_populate_recordset(null::outbox.events, $1::text::jsonb)";
+    other.database().superuser().execute(restore, &[&rows]).await.expect("they are restored");
+}
+
+async fn all_published(t: &Harness, topic: &Topic) {
     let ids = "select id::text from outbox.events";
-    let rows = other.database().superuser().query(ids, &[]).await.expect("rows");
-    wait::until("all of the new cluster is published", wait::PATIENCE, || async {
+    let rows = t.database().superuser().query(ids, &[]).await.expect("rows");
+    wait::until("all of the table is published", wait::PATIENCE, || async {
         let records = topic.records().await;
         let came = |id: &str| records.iter().any(|record| record.id() == Some(id));
         match rows.iter().filter(|row| !came(row.get(0))).count() {
@@ -205,6 +220,49 @@ async fn a_database_that_a_dump_has_moved_goes_on_as_the_halt_says_and_loses_not
     })
     .await
     .expect("nothing is lost");
+}
+
+/// A repair by time takes that event for published, since others that were created later are.
+#[tokio::test]
+async fn an_event_that_was_open_at_the_newest_published_one_comes_with_the_moment_that_is_asked_for()
+ {
+    let ((postgres, _first), (second, _second), kafka) =
+        tokio::join!(Postgres::private(), Postgres::private(), servers::kafka());
+    let t = Harness::with(postgres, kafka).await;
+    let topic = t.topic("orders").create(2).await;
+    let mut relay = t.relay().start().await;
+    let open = t.database().connect(Role::Owner).await;
+    open.batch_execute("begin").await.expect("it begins");
+    let insert =
+        "insert into outbox.events (topic, key) values ($1, 'open') returning created_at::text";
+    let row = open.query_one(insert, &[&topic.name()]).await.expect("it is written");
+    let began: String = row.get(0);
+    t.load(&plan(&topic)).await.finish().await;
+    t.count(&topic, 2).await.assert_exactly_once();
+    wait_snapshot(&t).await;
+    assert!(relay.sigterm().await.success());
+    open.batch_execute("commit").await.expect("it ends");
+
+    let other = Harness::with(second, kafka).await;
+    spend_ids(&other).await;
+    restore(&t, &other).await;
+    let name = t.database().name();
+    let settings = other.relay().set("name", name).set("postgres.slot", &format!("outbox_{name}"));
+    let mut relay = settings.clone().spawn();
+    let detail = halted(&relay).await;
+    assert!(detail.contains("`--since` and an earlier time publish those as well"), "{detail}");
+    let output = settings.command(&["resume", "--at", "table"]).await;
+    let words = String::from_utf8_lossy(&output.stderr);
+    let add = "add `--since` with the time when the oldest such transaction began";
+    assert!(!output.status.success() && words.contains(add), "{words}");
+    let at_now = settings.command(&["resume", "--at", "now", "--since", &began, "--yes"]).await;
+    let refused = String::from_utf8_lossy(&at_now.stderr);
+    assert!(!at_now.status.success() && refused.contains("`--at table` alone"), "{refused}");
+    let since = ["resume", "--at", "table", "--since", &began, "--yes"];
+    let output = settings.command(&since).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    all_published(&other, &topic).await;
 }
 
 /// Of the commands that a halt names, and of those that it does not, somebody types the wrong one first.

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use outbox_migrations::Set;
 
 use super::command::{dead_letters, demo, inbox, resume};
@@ -99,6 +101,8 @@ starts, waits, repairs, or has halted: the phase says which, and the reason), or
   outbox-relay resume --at upgrade           continue after pg_upgrade; leave out nothing
   outbox-relay resume --at table             make a new slot; publish what was created since the
                                              newest published event
+  outbox-relay resume --at table --since 2026-05-04T10:00:00Z
+                                             the same, and once more what was created since then
   outbox-relay resume --at now               make a new slot; leave out what is not published yet
   outbox-relay resume --skip 16/B374D848:12  leave this one event out
 
@@ -200,6 +204,10 @@ pub(super) struct ResumeArgs {
     /// The position of the event to leave out, as the relay names it
     #[arg(long, value_name = "POSITION")]
     skip: Option<RowPosition>,
+    /// With --at table: also publish again what was created since this moment, such as
+    /// 2026-05-04T10:00:00Z, which may be earlier than the newest published event
+    #[arg(long, value_name = "TIME", requires = "at", conflicts_with = "skip")]
+    since: Option<Timestamp>,
     /// Do not ask, even if more events are left out than the command names
     #[arg(long)]
     pub(super) yes: bool,
@@ -220,16 +228,24 @@ pub(super) enum At {
 }
 
 impl ResumeArgs {
-    pub(super) fn decision(&self) -> resume::Decision {
-        match (self.skip, self.at) {
+    /// # Errors
+    /// A moment, where the decision does not go by one.
+    pub(super) fn decision(&self) -> anyhow::Result<resume::Decision> {
+        if self.since.is_some() && !matches!(self.at, Some(At::Table)) {
+            bail!("--since goes with `--at table` alone: nothing was changed");
+        }
+        Ok(match (self.skip, self.at) {
             (Some(row), _) => resume::Decision::Skip(row),
             (None, Some(At::Slot)) => resume::Decision::AtSlot,
             (None, Some(At::Progress)) => resume::Decision::AtProgress,
             (None, Some(At::Upgrade)) => resume::Decision::AtUpgrade,
-            (None, Some(At::Table)) => resume::Decision::AtTable,
+            (None, Some(At::Table)) => {
+                let since_ms = self.since.map(Timestamp::as_millisecond);
+                resume::Decision::AtTable { since_ms }
+            }
             (None, Some(At::Now)) => resume::Decision::AtNow,
             (None, None) => unreachable!("one of them is required"),
-        }
+        })
     }
 }
 

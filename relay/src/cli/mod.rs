@@ -161,7 +161,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                 }
                 false => ask::ask(&format!("{question} Continue?")),
             };
-            let resumed = resume::run(&config, decision.decision(), agreed).await;
+            let resumed = resume::run(&config, decision.decision()?, agreed).await;
             let grants = config.parts()?.sink.grants();
             let outcome = explained(&config, &grants, resumed).await?;
             tell(&outcome.to_string());

@@ -51,8 +51,8 @@ fn same_cluster(progress: &Progress, facts: &Facts<'_>) -> Result<(), Halt> {
                 Some(_) => {
                     "publish what was created since the newest published event, some of it perhaps again, with \
                      `outbox-relay resume --at table`: it goes by the time at which rows were created, so it leaves out an older \
-                     row of a transaction that was open then, and asks first, with the number of older rows; or, if all \
-                     of it was published before the dump, "
+                     row of a transaction that was open then, and asks first, with the number of older rows; `--since` \
+                     and an earlier time publish those as well; or, if all of it was published before the dump, "
                 }
                 None => {
                     "publish every event that the table has, those that were published before once more, with \

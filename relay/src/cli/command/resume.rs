@@ -108,7 +108,8 @@ pub(crate) async fn run(
     let seen = decoded(sink.peek().await?, has_delivered, decision)?;
     let slot = slot::inspect(session.client(), slot_name).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
-    let facts = Facts { stored: seen.as_ref(), confirmed, identity: &identity };
+    let since_ms = since(decision);
+    let facts = Facts { stored: seen.as_ref(), confirmed, identity: &identity, since_ms };
     let mut asked_about = Asked::default();
     let question =
         left_out::question(config, &parts, &session, decision, &facts, &mut asked_about).await?;
@@ -131,15 +132,17 @@ pub(crate) async fn run(
     let confirmed = slot.and_then(|slot| slot.confirmed_flush_lsn);
     let known = stored.as_ref();
     let mapping = &parts.mapping;
-    let facts = Facts { stored: known, confirmed, identity: &identity };
+    let facts = Facts { stored: known, confirmed, identity: &identity, since_ms };
     left_out::unchanged(mapping, &session, decision, asked_about, &facts).await?;
     let from_table = match decision {
-        Decision::AtTable => Some(from_table::since_newest(mapping, &session, &facts).await?),
+        Decision::AtTable { .. } => {
+            Some(from_table::since_newest(mapping, &session, &facts).await?)
+        }
         _ => None,
     };
     let after = match decision {
         Decision::AtNow => None,
-        Decision::AtTable => Some(Position::UpTo(identity.flush_lsn)),
+        Decision::AtTable { .. } => Some(Position::UpTo(identity.flush_lsn)),
         decision => {
             Some(position(&session, slot_name, decision, stored.as_ref(), &identity).await?)
         }
@@ -160,6 +163,14 @@ pub(crate) async fn run(
         )?;
     }
     Ok(Outcome { before, after })
+}
+
+/// The moment that a person has named.
+fn since(decision: Decision) -> Option<i64> {
+    match decision {
+        Decision::AtTable { since_ms } => since_ms,
+        _ => None,
+    }
 }
 
 /// How the tables are published by now.
@@ -245,7 +256,7 @@ async fn position(
         }
         Decision::AtUpgrade => upgraded(session, stored, slot.as_ref(), identity).await,
         Decision::Skip(row) => skipped(before, row),
-        Decision::AtNow | Decision::AtTable => bail!("a new slot begins where it is made"),
+        Decision::AtNow | Decision::AtTable { .. } => bail!("a new slot begins where it is made"),
     }
 }
 

@@ -24,7 +24,10 @@ pub(crate) enum Decision {
     AtUpgrade,
     /// Make a new slot, and publish from the table what was created after the newest published event:
     /// where another history begins that gives transaction ids again.
-    AtTable,
+    AtTable {
+        /// Also what was created since then, in milliseconds since the Unix epoch, which comes again.
+        since_ms: Option<i64>,
+    },
     /// Drop the slot; the relay makes a new one and publishes what is committed from then on.
     AtNow,
     /// Leave this one event out.
@@ -105,9 +108,10 @@ fn may_step_back(stored: Option<&Progress>, decision: Decision, identity: &Syste
         // It is not known what was published; or a transaction that was sent in part may be counted
         // otherwise by now.
         (Decision::AtSlot, None)
-        | (Decision::AtProgress | Decision::AtUpgrade | Decision::AtTable | Decision::AtNow, _) => {
-            true
-        }
+        | (
+            Decision::AtProgress | Decision::AtUpgrade | Decision::AtTable { .. } | Decision::AtNow,
+            _,
+        ) => true,
     }
 }
 
@@ -184,7 +188,7 @@ mod tests {
             (Decision::AtProgress, Some(&stored), &here, 99),
             (Decision::AtUpgrade, Some(&stored), &identity("8", 1, 1500), 99),
             (Decision::AtNow, Some(&stored), &here, 99),
-            (Decision::AtTable, Some(&stored), &here, 99),
+            (Decision::AtTable { since_ms: None }, Some(&stored), &here, 99),
             (Decision::AtNow, None, &here, 99),
             (Decision::Skip(row(1000, 0)), Some(&stored), &here, 0),
         ] {

@@ -20,6 +20,8 @@ pub(super) struct Facts<'a> {
     /// The slot's position, if it has one.
     pub(super) confirmed: Option<Lsn>,
     pub(super) identity: &'a SystemIdentity,
+    /// What was created since then comes again: a person has said so. In milliseconds since the Unix epoch.
+    pub(super) since_ms: Option<i64>,
 }
 
 impl<'a> Facts<'a> {
@@ -35,11 +37,15 @@ impl<'a> Facts<'a> {
 
     /// As [`Progress::published_until_ms`]. Where no published event is known, as after a repair that nothing came
     /// after: all that the newest snapshot shows is published, or was left out by a person. Without a snapshot,
-    /// no row is known to be published. `None` where nothing is stored.
+    /// no row is known to be published. Earlier, if a person has named an earlier moment. `None` where nothing is
+    /// stored and no moment named.
     pub(super) fn published_until_ms(&self) -> Option<i64> {
-        let of_event = self.stored?.published_until_ms();
         let of_snapshot = || self.newest().map(|newest| newest.taken_ms);
-        Some(of_event.or_else(of_snapshot).unwrap_or(BEFORE_ALL_MS))
+        let of_progress = |stored: &Progress| {
+            stored.published_until_ms().or_else(of_snapshot).unwrap_or(BEFORE_ALL_MS)
+        };
+        let named = self.since_ms.map(|since_ms| since_ms.saturating_sub(1));
+        self.stored.map(of_progress).into_iter().chain(named).min()
     }
 }
 

@@ -35,8 +35,8 @@ pub(super) async fn since_newest(
     facts: &Facts<'_>,
 ) -> anyhow::Result<String> {
     let until_ms = facts.published_until_ms().context(
-        "there is no stored progress to compare the tables with; `outbox-relay resume --at now` publishes what is \
-         committed from then on",
+        "there is no stored progress to compare the tables with; with `--since` and a moment, this command publishes \
+         what was created since then, and `outbox-relay resume --at now` publishes what is committed from then on",
     )?;
     let tables = tables(mapping, session).await?;
     let tables = tables.map_err(|why| anyhow::anyhow!("the table can't be read: {why}"))?;
@@ -59,6 +59,7 @@ pub(super) async fn question(
     let known = facts.stored.and_then(|stored| stored.witness).map(Witness::created);
     let newest = match known {
         Some(created) => format!("The newest published event was created at {created}"),
+        None if facts.stored.is_none() => "There is no stored progress".to_owned(),
         None if until_ms == BEFORE_ALL_MS => {
             "Stored progress does not say which events are published".to_owned()
         }
@@ -98,7 +99,7 @@ async fn around(
     let Some(until_ms) = facts.published_until_ms() else { return Ok(None) };
     let created_ms = match facts.stored.and_then(|stored| stored.witness) {
         Some(witness) => witness.created_ms,
-        None if until_ms == BEFORE_ALL_MS => i64::MAX,
+        None if until_ms == BEFORE_ALL_MS || facts.stored.is_none() => i64::MAX,
         None => until_ms,
     };
     let Ok(tables) = tables(mapping, session).await? else { return Ok(None) };
@@ -159,7 +160,8 @@ fn in_question(around: Around, newest: &str, ahead: bool, by_snapshot: bool) -> 
         false => {
             "that were written before: those that are not published by now are lost to consumers. Rows are told \
              by created_at alone, because stored progress is not of this history: an event of a transaction that \
-             was open at that time is among them"
+             was open at that time is among them. To publish it, answer no, and add `--since` with the time when \
+             the oldest such transaction began: what was created since then comes again"
         }
     };
     let leaves_out = match left_out {

@@ -36,7 +36,7 @@ fn part<'a>(decision: Decision, facts: &Facts<'a>) -> Part<'a> {
     let since = Part::Since(facts.newest());
     match decision {
         // What is taken from the table is counted by itself.
-        Decision::AtUpgrade | Decision::AtTable => Part::Nothing,
+        Decision::AtUpgrade | Decision::AtTable { .. } => Part::Nothing,
         // What a repair has still to read is not in the slot.
         Decision::AtSlot if facts.stored.is_some_and(repairs) => since,
         // What is confirmed was delivered, unless somebody moved the slot.
@@ -69,7 +69,7 @@ pub(super) async fn unchanged(
             "somebody has moved the slot meanwhile: more may be left out than was said. Nothing was changed; run \
              the command again"
         ),
-        Decision::AtTable => {
+        Decision::AtTable { .. } => {
             let left_out = from_table::left_out(mapping, session, facts).await?;
             if left_out > asked.left_out {
                 bail!(
@@ -134,7 +134,7 @@ async fn of_events(
     asked: &mut Asked,
 ) -> anyhow::Result<Option<String>> {
     asked.confirmed = facts.confirmed;
-    if decision == Decision::AtTable {
+    if matches!(decision, Decision::AtTable { .. }) {
         let asks = from_table::question(&parts.mapping, session, facts).await?;
         asked.left_out = asks.left_out;
         return Ok(asks.question);

@@ -40,7 +40,7 @@ fn a_decision_asks_where_it_leaves_out_what_it_does_not_name() {
         (Decision::Skip(row), Some(&stored), 1000, &here, Part::Before(row)),
     ] {
         let confirmed = Some(Lsn::new(confirmed));
-        let found = part(decision, &Facts { stored, confirmed, identity });
+        let found = part(decision, &Facts { stored, confirmed, identity, since_ms: None });
         assert_eq!(found, expected, "{decision:?} {confirmed:?} {identity:?}");
     }
 }
