@@ -30,6 +30,7 @@ fn settings(options: u8) -> Settings {
         header_columns: vec![("extra".into(), "extra".into())],
         former_columns: vec![("former".into(), "payload".into())],
         record_bytes_max: if flag(3) { 64 } else { 1 << 20 },
+        share: None,
     }
 }
 

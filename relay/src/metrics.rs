@@ -114,6 +114,15 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything.
     pub fn new(name: &str, slot: &str, version: &str) -> Self {
+        Metrics::with(name, slot, version, false)
+    }
+
+    /// The same, and each series of the relay has its name as the label `relay`.
+    pub fn labelled(name: &str, slot: &str, version: &str) -> Self {
+        Metrics::with(name, slot, version, true)
+    }
+
+    fn with(name: &str, slot: &str, version: &str, labelled: bool) -> Self {
         let mut metrics = Metrics {
             registry: Registry::default(),
             ready: Gauge::default(),
@@ -144,7 +153,8 @@ impl Metrics {
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
-        metrics.register(&build);
+        let label = labelled.then(|| name.to_owned());
+        metrics.register(&build, label);
         // So that a rate exists from the first scrape on.
         for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
             let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
@@ -159,11 +169,20 @@ impl Metrics {
         metrics
     }
 
-    fn register(&mut self, build: &[(String, String)]) {
+    fn register(&mut self, build: &[(String, String)], label: Option<String>) {
         for metric in METRICS {
             // The library adds the suffix that the kind has.
             let name = metric.name.trim_end_matches("_total").trim_end_matches("_info");
-            let mut add = Adder { registry: &mut self.registry, name, help: metric.help };
+            // What the process has is not one relay's.
+            let label = label.as_ref().filter(|_| !name.starts_with("process_"));
+            let registry = match label {
+                Some(label) => {
+                    let label = ("relay".into(), label.clone().into());
+                    self.registry.sub_registry_with_label(label)
+                }
+                None => &mut self.registry,
+            };
+            let mut add = Adder { registry, name, help: metric.help };
             match metric.name {
                 "outbox_relay_build_info" => add.it(Info::new(build.to_vec())),
                 "outbox_relay_ready" => add.it(self.ready.clone()),

@@ -74,17 +74,17 @@ fn unusable(relay: &str) -> KeyError {
     ))
 }
 
-/// The relay of another name that was the last to deliver for the first time from this database.
+/// The relay with none of these names that was the last to deliver for the first time from this database.
 ///
 /// # Errors
 /// The database's.
 pub(crate) async fn another_that_delivered(
     session: &SqlSession,
-    relay: &str,
+    ours: &[&str],
 ) -> Result<Option<String>, tokio_postgres::Error> {
-    let read = "select relay from outbox.relay_keys where relay <> $1 and delivered_at is not null \
+    let read = "select relay from outbox.relay_keys where relay <> all ($1) and delivered_at is not null \
                 order by delivered_at desc limit 1";
-    session.client().query_opt(read, &[&relay]).await?.map(|row| row.try_get(0)).transpose()
+    session.client().query_opt(read, &[&ours]).await?.map(|row| row.try_get(0)).transpose()
 }
 
 /// The relay of another name that has delivered from this database, and whose default slot has this name.

@@ -66,6 +66,7 @@ mod restored;
 mod retries;
 mod road;
 mod root;
+mod routes;
 mod rows;
 mod schema;
 mod secure_kafka;

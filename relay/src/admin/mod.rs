@@ -1,6 +1,6 @@
 //! What operators see of a relay: health, metrics, status and a page, over HTTP.
 //!
-//! Promises answers that cost the relay nothing: all of them come from the [`Board`], none waits
+//! Promises answers that cost the relay nothing: all of them come from the [`Boards`], none waits
 //! for a database or a broker, and no client keeps another from its answer (`limited`). Reading
 //! only; nothing can be changed here, so there is no login. A web page that the operator's browser
 //! shows reads nothing here either (`hosts`). Started by `daemon`; the board is written by
@@ -29,7 +29,7 @@ pub use hosts::Hosts;
 use limited::Limited;
 pub use taken::serve_when_free;
 
-use crate::{core::printable, state::Board};
+use crate::{core::printable, state::boards::Boards};
 
 const PAGE: &str = include_str!("page.html");
 /// How long answers under way may still take after a stop.
@@ -66,10 +66,10 @@ pub async fn bind(listen: &str) -> Result<TcpListener, BindError> {
 pub async fn serve(
     listener: TcpListener,
     hosts: Hosts,
-    board: Board,
+    boards: Boards,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let serving = axum::serve(Limited::new(listener), router(hosts, board))
+    let serving = axum::serve(Limited::new(listener), router(hosts, boards))
         .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
     let patience = async {
@@ -82,7 +82,7 @@ pub async fn serve(
     }
 }
 
-fn router(hosts: Hosts, board: Board) -> Router {
+fn router(hosts: Hosts, boards: Boards) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/livez", get(livez))
@@ -90,7 +90,7 @@ fn router(hosts: Hosts, board: Board) -> Router {
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .fallback(nothing_there)
-        .with_state(board)
+        .with_state(boards)
         .layer(middleware::from_fn_with_state(hosts, only_known_hosts))
         .layer(middleware::map_response(for_every_answer))
 }
@@ -122,35 +122,35 @@ async fn only_known_hosts(State(hosts): State<Hosts>, request: Request, next: Ne
     }
 }
 
-async fn livez(State(board): State<Board>) -> Response {
-    health_answer(board.liveness(), &[])
+async fn livez(State(boards): State<Boards>) -> Response {
+    health_answer(boards.liveness().map(|()| Vec::new()))
 }
 
-async fn readyz(State(board): State<Board>) -> Response {
-    health_answer(board.readiness(), &board.concerns())
+async fn readyz(State(boards): State<Boards>) -> Response {
+    health_answer(boards.readiness())
 }
 
-fn health_answer(health: Result<(), String>, concerns: &[String]) -> Response {
+fn health_answer(health: Result<Vec<String>, Vec<String>>) -> Response {
     match health {
-        Ok(()) => {
+        Ok(concerns) => {
             let but = concerns.iter().map(|concern| format!("but {}\n", printable::line(concern)));
             iter::once("ok\n".to_owned()).chain(but).collect::<String>().into_response()
         }
         // Read in terminals; there may be text from rows in it.
         Err(why) => {
-            let why = format!("{}\n", printable::line(&why));
+            let why: String = why.iter().map(|why| format!("{}\n", printable::line(why))).collect();
             (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
         }
     }
 }
 
-async fn metrics(State(board): State<Board>) -> Response {
+async fn metrics(State(boards): State<Boards>) -> Response {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, TYPE)], board.render_metrics()).into_response()
+    ([(header::CONTENT_TYPE, TYPE)], boards.render_metrics()).into_response()
 }
 
-async fn status(State(board): State<Board>) -> Response {
-    Json(board.status()).into_response()
+async fn status(State(boards): State<Boards>) -> Response {
+    Json(boards.status()).into_response()
 }
 
 async fn nothing_there() -> Response {

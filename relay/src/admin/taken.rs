@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{BindError, Hosts, bind, serve};
-use crate::state::Board;
+use crate::state::boards::Boards;
 
 /// Between two tries.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(60);
 pub async fn serve_when_free(
     listen: String,
     hosts: Hosts,
-    board: Board,
+    boards: Boards,
     stop: CancellationToken,
 ) -> io::Result<()> {
     let mut told: Option<Instant> = None;
@@ -30,7 +30,7 @@ pub async fn serve_when_free(
         let error = match bind(&listen).await {
             Ok(listener) => {
                 tracing::info!(address = %listen, "admin endpoints are up");
-                return serve(listener, hosts, board, stop).await;
+                return serve(listener, hosts, boards, stop).await;
             }
             Err(BindError { source, .. }) => source,
         };

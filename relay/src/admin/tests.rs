@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     core::{lsn::Lsn, position::Position},
-    state::{Phase, status::Status},
+    state::{Board, Phase, status::Status},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,7 +22,7 @@ async fn server() -> Server {
     let board = Board::new("orders", "outbox_orders", "1.2.3");
     let stop = CancellationToken::new();
     let hosts = Hosts::new(&address, &[]);
-    let task = tokio::spawn(serve(listener, hosts, board.clone(), stop.clone()));
+    let task = tokio::spawn(serve(listener, hosts, board.clone().into(), stop.clone()));
     Server { address, board, stop, task }
 }
 

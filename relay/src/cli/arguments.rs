@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use outbox_migrations::Set;
@@ -135,8 +135,11 @@ changed.")]
         /// The relay's name [setting: name; default: the database's name]
         #[arg(long, global = true, display_order = BEHIND + 2)]
         name: Option<String>,
+        /// The route whose relay it is, if the settings have routes
+        #[arg(long, global = true, value_name = "NAME", display_order = BEHIND + 3)]
+        route: Option<String>,
         /// Print JSON
-        #[arg(long, global = true, display_order = BEHIND + 3)]
+        #[arg(long, global = true, display_order = BEHIND + 4)]
         json: bool,
         #[command(subcommand)]
         action: dead_letters::Action,
@@ -211,6 +214,9 @@ pub(super) struct ResumeArgs {
     /// Do not ask, even if more events are left out than the command names
     #[arg(long)]
     pub(super) yes: bool,
+    /// The route whose relay it is, if the settings have routes
+    #[arg(long, value_name = "NAME")]
+    pub(super) route: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -249,9 +255,42 @@ impl ResumeArgs {
     }
 }
 
-/// The settings for commands that concern the whole relay.
-pub(super) fn relay_settings(file: Option<PathBuf>, flags: &Flags) -> Result<Config, Problems> {
-    config::load_with(&sources(file, flags.overrides()), Purpose::Relay, parts::examine)
+/// The settings for commands that concern the whole relay: of each route, if there are any.
+pub(super) fn relay_settings(
+    file: Option<PathBuf>,
+    flags: &Flags,
+) -> Result<Vec<Config>, Problems> {
+    config::load_relays(&sources(file, flags.overrides()), Purpose::Relay, parts::examine)
+}
+
+/// What is the same for all relays of the process, as the log is.
+///
+/// # Errors
+/// None: there is always one.
+pub(super) fn of_process(configs: &[Config]) -> anyhow::Result<&Config> {
+    configs.first().context("there are no settings")
+}
+
+/// The relay that a command is for.
+///
+/// # Errors
+/// There are several, and none is named; or there is none of that name.
+pub(super) fn one_of(configs: Vec<Config>, named: Option<&str>) -> anyhow::Result<Config> {
+    let routes = configs.iter().filter_map(|it| it.route.as_ref());
+    let routes: Vec<&str> = routes.map(|route| route.name.as_str()).collect();
+    let there =
+        routes.iter().map(|route| format!("--route {route}")).collect::<Vec<_>>().join(" or ");
+    match named {
+        None if routes.is_empty() => {}
+        Some(named) if routes.contains(&named) => {}
+        None => bail!("the settings have several routes: add {there}. Nothing was changed"),
+        Some(named) if routes.is_empty() => {
+            bail!("the settings have no routes, so there is no route {named:?}: leave --route out")
+        }
+        Some(named) => bail!("the settings have no route {named:?}: give {there}"),
+    }
+    let is_it = |it: &Config| it.route.as_ref().map(|route| route.name.as_str()) == named;
+    configs.into_iter().find(is_it).context("there are no settings")
 }
 
 impl Flags {

@@ -22,7 +22,7 @@ use outbox_migrations::grants::{Grant, INBOX_OPERATOR, OPERATOR};
 pub(crate) use self::command::resume::{Decision as Resume, Here, between, decided};
 pub use self::output::print;
 use self::{
-    arguments::{Cli, Command, quiet, relay_settings, sources},
+    arguments::{Cli, Command, of_process, one_of, quiet, relay_settings, sources},
     command::{check, dead_letters, demo, inbox, migrate, resume, status},
     output::tell,
 };
@@ -109,8 +109,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
     }
     match cli.command {
         Command::Run(flags) => {
-            let config = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
-            logging::init(&config.log);
+            let configs = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
+            logging::init(&of_process(&configs)?.log);
             for (name, meant) in &stray {
                 tracing::warn!(
                     name,
@@ -118,14 +118,17 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
                     "a variable of the environment is no setting and is ignored"
                 );
             }
-            Box::pin(daemon::run(config, signal::stop_on_signal()?)).await?;
+            Box::pin(daemon::run(configs, signal::stop_on_signal()?)).await?;
             Ok(Outcome::Done)
         }
         Command::Check { flags, json } => {
-            let config = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
-            logging::init(&quiet(&config));
+            let configs = relay_settings(file, &flags).inspect_err(|_| warn_of(&stray))?;
+            logging::init(&quiet(of_process(&configs)?));
             let mut findings = check::stray(&stray);
-            findings.extend(check::run(&config, &config.parts()?).await);
+            for config in &configs {
+                let found = check::run(config, &config.parts()?).await;
+                findings.extend(found.into_iter().map(|finding| finding.of(config.route.as_ref())));
+            }
             // Its tables' texts are printable, and JSON is exact.
             print(&output::findings(&findings, json));
             Ok(check::passed(&findings).into())
@@ -146,11 +149,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         }
         Command::Status { admin, json } => {
             let flags = Overrides::default().with("--admin", "admin.listen", admin.as_deref());
-            let config = config::load(&sources(file, flags), Purpose::Admin)?;
-            Ok(status::run(&config, json).await?.into())
+            let sources = sources(file, flags);
+            let configs = config::load_relays(&sources, Purpose::Admin, |_| Vec::new())?;
+            Ok(status::run(&configs, json).await?.into())
         }
         Command::Resume { flags, decision } => {
-            let config = relay_settings(file, &flags)?;
+            let config = one_of(relay_settings(file, &flags)?, decision.route.as_deref())?;
             logging::init(&quiet(&config));
             let yes = decision.yes;
             let agreed = |question: &str| match yes {
@@ -167,11 +171,19 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             tell(&outcome.to_string());
             Ok(Outcome::Done)
         }
-        Command::DeadLetters { postgres, name, json, action } => {
+        Command::DeadLetters { postgres, name, route, json, action } => {
             let flags = Overrides::default()
                 .with("--postgres", "postgres.url", postgres.as_deref())
                 .with("--name", "name", name.as_deref());
-            let config = config::load(&sources(file, flags), Purpose::Database)?;
+            let sources = sources(file, flags);
+            let config = match (&name, &route) {
+                // Whoever names the relay needs no route.
+                (Some(_), None) => config::load(&sources, Purpose::Database)?,
+                _ => {
+                    let configs = config::load_relays(&sources, Purpose::Database, |_| Vec::new())?;
+                    one_of(configs, route.as_deref())?
+                }
+            };
             logging::init(&quiet(&config));
             let done = dead_letters::run(&config, action, json).await;
             explained(&config, OPERATOR, done).await?;
@@ -187,8 +199,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Command::Config(flags) => {
-            let config = relay_settings(file, &flags)?;
-            print(&config.print());
+            let configs = relay_settings(file, &flags)?;
+            print(&config::print(&configs));
             Ok(Outcome::Done)
         }
         Command::Demo(arguments) => Ok(demo::run(arguments).await?.into()),

@@ -64,7 +64,12 @@ pub(super) fn findings(findings: &[Finding], json: bool) -> String {
     }
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
     let mut text = String::new();
-    for Finding { name, verdict, seen, remedy } in findings {
+    let mut last = None;
+    for Finding { name, verdict, seen, remedy, route } in findings {
+        if let Some(route) = route.as_ref().filter(|_| *route != last) {
+            text.push_str(&format!("route {route}\n"));
+            last = Some(route.clone());
+        }
         let (seen, remedy) = (printable::line(seen), printable::line(remedy));
         let mark = match verdict {
             Verdict::Ok => "ok     ",

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AdminConfig, BatchConfig, Column, Columns, Config, HeaderStyle, Kind, LeaderConfig, LogConfig,
     LogFormat, OutboxConfig, ParkingConfig, PostgresConfig, Preset, Purpose, RetentionConfig,
-    SinkConfig, Size,
+    Route, SinkConfig, Size,
     broker::Common,
     checker::{Checker, value_or},
     problem::{Origin, Problem},
@@ -18,10 +18,11 @@ use super::{
 };
 use crate::core::destination::RESERVED_BY_DEFAULT;
 
-/// Checks everything. What is wrong is added to `problems`, and a default stands in for it so
+/// Checks everything. A route's relay is named after it, unless the route names it. What is wrong is added to `problems`, and a default stands in for it so
 /// that the checks after it still run; the result holds only if there is no problem.
 pub(super) fn check(
     written: Written,
+    route: Option<Route>,
     purpose: Purpose,
     origins: BTreeMap<String, Origin>,
     problems: &mut Vec<Problem>,
@@ -30,6 +31,10 @@ pub(super) fn check(
     let w = written;
     let (url, url_file) = checker.url(w.url, w.url_file, purpose);
     let name = checker.name(w.name, &url, purpose);
+    let name = match &route {
+        Some(route) if !route.is_named() => checker.name_of_route(name, &route.name),
+        _ => name,
+    };
     let slot = checker.slot(w.slot, &name);
     let publication = checker.identifier("postgres.publication", w.publication, "outbox");
     let preset = value_or(w.preset, Preset::Default);
@@ -101,6 +106,7 @@ pub(super) fn check(
             level: checker.level(w.log_level),
         },
         name,
+        route,
         origins,
     }
 }

@@ -133,6 +133,17 @@ impl Checker<'_> {
         }
     }
 
+    /// `<name>_<route>`.
+    pub(super) fn name_of_route(&mut self, name: String, route: &str) -> String {
+        let full = format!("{name}_{route}");
+        if full.len() > NAME_CHARS_MAX && is_plain_name(&name, NAME_CHARS_MAX) {
+            let what = format!("{full:?} is not valid, which this route's relay is called");
+            let remedy = "use a shorter name, or a shorter one for the route";
+            self.problem("name", &Origin::Default, what, remedy);
+        }
+        full
+    }
+
     pub(super) fn slot(&mut self, given: Opt<String>, name: &str) -> String {
         let Some(slot) = given else { return format!("outbox_{name}") };
         if !is_plain_name(&slot.value, IDENTIFIER_BYTES_MAX) {

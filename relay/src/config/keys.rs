@@ -1,5 +1,7 @@
 //! Every setting there is: the one list that reading, printing and `docs/CONFIG.md` agree with.
 
+use super::routes;
+
 /// One setting.
 #[derive(Debug)]
 pub struct Key {
@@ -113,6 +115,8 @@ pub const KEYS: &[Key] = &[
     key("sink.reserved_topics", "list of patterns", "Kafka Streams', Connect's and MirrorMaker's names", "Topics to which the relay never produces, because other programs keep state in them; `*` matches any text. Your list replaces the default `*-changelog`, `*-repartition`, `connect-configs`, `connect-offsets`, `connect-status`, `connect-cluster-configs`, `connect-cluster-offsets`, `connect-cluster-status` and `mm2-*.internal`. Always reserved: `__*`, `outbox-relay-progress-*`, `_schemas*`, `_confluent*` and what the broker calls internal."),
     key("sink.properties_file", "path", "", "File of `key=value` lines with further librdkafka properties, for a mounted secret; `sink.properties` overrides it. Read again when the relay reconnects."),
     key("sink.properties.*", "text, number or boolean", "", "Any librdkafka property; `bootstrap.servers` is required. `[sink.kafka.properties]` means the same, as `[sink.kafka]` does for `properties_file` and `create_topics`. In the environment `_` stands for `.`: `OUTBOX_RELAY__SINK__PROPERTIES__BOOTSTRAP_SERVERS`."),
+    key("routes.*.topics", "list of patterns", "all topics", "Topics whose events this route publishes; `*` matches any text. What no route takes is parked by the first one. Every other setting but `postgres.url`, `postgres.url_file`, `[admin]` and `[log]` may stand below `[routes.<r>]` too; docs/ROUTES.md."),
+    key("routes.*.required", "`true` or `false`", "`false`", "Whether `/readyz` answers 503 while this route alone is not ready. Otherwise it does so only while no route is ready."),
     key("batch.records_max", "number, 1 to 1000000", "`10000`", "Records in a batch, at most."),
     key("batch.bytes_max", "size, 64 KiB to 1 GiB", "`16 MiB`", "Bytes in a batch, at most; two batches are in memory at once, and with `at-least-once` up to two more of events that are being parked."),
     key("batch.record_bytes_max", "size, 1 KiB to `bytes_max`", "`16 MiB`, at most `bytes_max`", "The size of a row, at most. A larger row is refused, and is not kept in memory as a whole."),
@@ -149,6 +153,15 @@ pub(super) enum Place {
 }
 
 pub(super) fn place(full: &str) -> Place {
+    if let Some(of_route) = full.strip_prefix("routes") {
+        return match of_route.strip_prefix('.').map(|it| it.split_once('.')) {
+            None if of_route.is_empty() => Place::Section,
+            Some(None) => Place::Section,
+            Some(Some((_, "topics" | "required"))) => Place::Known,
+            Some(Some((_, key))) if routes::may_have(key) => place(key),
+            _ => Place::Unknown,
+        };
+    }
     let is_key = KEYS.iter().any(|key| match key.name.strip_suffix('*') {
         Some(open) => full.strip_prefix(open).is_some_and(|name| !name.is_empty()),
         None => key.name == full,
@@ -187,7 +200,7 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
 
 /// Keys without the open ones, and sections.
 fn names() -> impl Iterator<Item = &'static str> {
-    const SECTIONS: [&str; 19] = [
+    const SECTIONS: [&str; 20] = [
         "postgres",
         "outbox",
         "outbox.columns",
@@ -202,6 +215,7 @@ fn names() -> impl Iterator<Item = &'static str> {
         "sink.pulsar",
         "sink.properties",
         "batch",
+        "routes",
         "parking",
         "retention",
         "leader",

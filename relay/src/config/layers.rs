@@ -109,6 +109,12 @@ fn file(sources: &Sources, problems: &mut Vec<Problem>) -> Option<Layer> {
     match parsed {
         Ok(mut map) => {
             kafka_section(&mut map, &origin, problems);
+            if let Some(ValueKind::Table(routes)) = map.get_mut("routes").map(|it| &mut it.kind) {
+                for route in routes.values_mut() {
+                    let ValueKind::Table(route) = &mut route.kind else { continue };
+                    kafka_section(route, &origin, problems);
+                }
+            }
             sift(map, "", &origin, &mut layer, problems);
         }
         Err(problem) => {
@@ -282,7 +288,14 @@ fn inline_table(text: &str) -> Option<Map<String, Value>> {
 
 /// `SINK__PROPERTIES__BOOTSTRAP_SERVERS` → `sink.properties.bootstrap.servers`.
 fn env_key(name: &str) -> String {
-    let mut key = name.to_lowercase().replace("__", ".");
+    let key = name.to_lowercase().replace("__", ".");
+    if let Some((route, own)) = key.strip_prefix("routes.").and_then(|rest| rest.split_once('.')) {
+        return format!("routes.{route}.{}", of_relay(own.to_owned()));
+    }
+    of_relay(key)
+}
+
+fn of_relay(mut key: String) -> String {
     if let Some(rest) = key.strip_prefix("sink.kafka.")
         && OF_KAFKA.iter().any(|name| rest.split('.').next() == Some(name))
     {
@@ -304,8 +317,14 @@ fn flags(sources: &Sources) -> Layer {
 }
 
 fn unknown(key: String, origin: Origin) -> Problem {
+    let above = key.strip_prefix("routes.").and_then(|rest| Some(rest.split_once('.')?.1));
+    let above = above.filter(|above| keys::place(above) != Place::Unknown);
     let meant = keys::nearest(&key);
     let remedy = match meant {
+        _ if above.is_some() => format!(
+            "it is the same for all routes: write {} outside of [routes]",
+            above.unwrap_or_default()
+        ),
         Some(meant) if matches!(origin, Origin::Env(_)) => {
             format!("did you mean {} ({meant})?", keys::env_name(meant))
         }

@@ -19,6 +19,7 @@ mod print;
 mod problem;
 mod properties;
 mod reader;
+mod routes;
 mod shown;
 pub mod sizes;
 mod sources;
@@ -35,6 +36,7 @@ pub use kind::Kind;
 pub use misnamed::misnamed;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
+pub use routes::Route;
 use sizes::Size;
 pub use sources::{Environment, Overrides, Sources};
 
@@ -80,6 +82,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// The log.
     pub log: LogConfig,
+    /// Where this is one of several relays of the process.
+    pub route: Option<Route>,
     origins: BTreeMap<String, Origin>,
 }
 
@@ -317,37 +321,48 @@ pub enum LogFormat {
     Json,
 }
 
-/// Reads all sources and checks them together.
+/// Reads all sources and checks them together; of several routes only what stands above them.
 ///
 /// # Errors
 /// Everything that is wrong, in the order of sources, then of keys. Print it and exit with 2.
 pub fn load(sources: &Sources, purpose: Purpose) -> Result<Config, Problems> {
-    load_with(sources, purpose, |_| Vec::new())
+    let mut problems = Vec::new();
+    let (merged, file_was_read) = layers::merge(sources, &mut problems);
+    let purpose = if file_was_read { purpose } else { Purpose::Admin };
+    let config = routes::base(merged, purpose, &mut problems);
+    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
 }
 
-/// As [`load`], and asks the modules too, so that what only they can know is reported together
-/// with the rest. Where a problem was found already, a default stands in for the value that
+/// The settings of each relay: one, or one for each route. Asks the modules too, so that what only they can know is
+/// reported together with the rest. Where a problem was found already, a default stands in for the value that
 /// `modules` sees, and what it finds there is left out.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_with(
+pub fn load_relays(
     sources: &Sources,
     purpose: Purpose,
-    modules: impl FnOnce(&Config) -> Vec<Finding>,
-) -> Result<Config, Problems> {
+    modules: impl Fn(&Config) -> Vec<Finding>,
+) -> Result<Vec<Config>, Problems> {
     let mut problems = Vec::new();
     let (merged, file_was_read) = layers::merge(sources, &mut problems);
     let purpose = if file_was_read { purpose } else { Purpose::Admin };
-    let origins = merged.iter().map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
-    let written = written::Written::read(merged, &mut problems);
-    let config = check::check(written, purpose, origins, &mut problems);
-    for Finding { key, what, remedy } in modules(&config) {
-        if !problems.iter().any(|known| known.key == key) {
-            problems.push(Problem { origin: config.origin(&key), key, what, remedy });
+    let configs = routes::read(merged, purpose, &mut problems);
+    for config in &configs {
+        for Finding { key, what, remedy } in modules(config) {
+            let origin = config.origin(&key);
+            let key = config.route.as_ref().map_or_else(|| key.clone(), |route| route.full(&key));
+            if !problems.iter().any(|known| known.key == key) {
+                problems.push(Problem { origin, key, what, remedy });
+            }
         }
     }
-    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    if problems.is_empty() { Ok(configs) } else { Err(Problems(problems)) }
+}
+
+/// The effective settings of all relays as TOML, as [`Config::print`].
+pub fn print(configs: &[Config]) -> String {
+    print::print(configs)
 }
 
 impl Config {
@@ -358,7 +373,7 @@ impl Config {
 
     /// The effective settings as TOML, each with its origin, secrets as `***`.
     pub fn print(&self) -> String {
-        print::print(self)
+        print(std::slice::from_ref(self))
     }
 }
 

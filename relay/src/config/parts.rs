@@ -34,7 +34,7 @@ impl Parts {
 #[error("{}", .0.iter().map(|f| format!("{}: {}; {}", f.key, f.what, f.remedy)).collect::<Vec<_>>().join("; "))]
 pub struct Findings(pub Vec<Finding>);
 
-/// For [`config::load_with`](super::load_with): the checks that only the modules can make.
+/// For [`config::load_relays`](super::load_relays): the checks that only the modules can make.
 pub fn examine(config: &Config) -> Vec<Finding> {
     config.parts().err().map_or_else(Vec::new, |findings| findings.0)
 }
@@ -129,6 +129,11 @@ impl Config {
             header_columns: outbox.header_columns.clone().into_iter().collect(),
             former_columns: outbox.former_columns.clone().into_iter().collect(),
             record_bytes_max: self.batch.record_bytes_max,
+            share: self.route.as_ref().map(|route| route::Share {
+                ours: route.topics.clone(),
+                others: route.elsewhere.clone(),
+                takes_the_rest: route.parks_the_rest,
+            }),
         }
     }
 

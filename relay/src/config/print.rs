@@ -4,23 +4,39 @@ use std::fmt::Write as _;
 
 use super::{
     Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Progress, Start,
-    broker, keys,
+    broker, keys, routes,
     shown::{path, quoted, size},
 };
 use crate::{core::printable, postgres::conninfo};
 
+/// Of one relay, or of each route below what is the same for all of them.
+pub(super) fn print(configs: &[Config]) -> String {
+    let tables = configs.iter().map(|config| match &config.route {
+        None => settings(config, "", |_| true),
+        Some(route) => {
+            settings(config, &format!("routes.{}.", route.name), |key| !routes::is_of_process(key))
+        }
+    });
+    let of_process = configs.first().filter(|first| first.route.is_some());
+    let of_process = of_process.map(|first| settings(first, "", routes::is_of_process));
+    of_process.into_iter().chain(tables).collect::<Vec<_>>().join("\n")
+}
+
 /// Every setting that has a value, in the order of [`keys::KEYS`], with each table once.
-pub(super) fn print(config: &Config) -> String {
+fn settings(config: &Config, below: &str, is_here: impl Fn(&str) -> bool) -> String {
     let mut sections: Vec<(&str, String)> = Vec::new();
     let shown = |key: &&keys::Key| {
-        is_of(config.sink.kind, key.name) || config.origin(key.name) != Origin::Default
+        is_here(key.name)
+            && (is_of(config.sink.kind, key.name) || config.origin(key.name) != Origin::Default)
     };
     for key in keys::KEYS.iter().filter(shown) {
         for (name, value) in values(config, key.name) {
             let (above, last) = split(key.name);
             let place = sections.iter().position(|(section, _)| *section == above);
             let place = place.unwrap_or_else(|| {
-                let header = if above.is_empty() { String::new() } else { format!("[{above}]\n") };
+                let table = format!("{below}{above}");
+                let table = table.trim_end_matches('.');
+                let header = if table.is_empty() { String::new() } else { format!("[{table}]\n") };
                 sections.push((above, header));
                 sections.len() - 1
             });
@@ -40,6 +56,7 @@ pub(super) fn print(config: &Config) -> String {
 
 /// Where the value was set, `name` standing for `*`. Of a value that is made of several settings: where those were.
 fn origin(config: &Config, key: &str, name: &str) -> String {
+    let key = key.strip_prefix("routes.*.").unwrap_or(key);
     let whole = config.origin(&key.replace('*', name));
     match key {
         "postgres.url" | "sink.rabbitmq.url" if whole == Origin::Default => {
@@ -76,6 +93,7 @@ fn standing_in(url: &str) -> String {
 
 /// Table and name in it.
 fn split(key: &'static str) -> (&'static str, &'static str) {
+    let key = key.strip_prefix("routes.*.").unwrap_or(key);
     key.rsplit_once('.').unwrap_or(("", key))
 }
 
@@ -97,6 +115,8 @@ fn values(c: &Config, key: &str) -> Vec<(String, String)> {
         key if key.starts_with("outbox.") => outbox(c, key),
         key if key.starts_with("sink.") => sink(c, key),
         "name" => Some(quoted(&c.name)),
+        "routes.*.topics" => c.route.as_ref().and_then(|it| it.topics.as_deref()).map(list),
+        "routes.*.required" => c.route.as_ref().map(|it| it.required.to_string()),
         "postgres.url" => {
             let url = c.postgres.url.expose();
             (!url.is_empty()).then(|| quoted(&conninfo::masked(url)))

@@ -1,4 +1,5 @@
 mod broker;
+mod routes;
 mod shown;
 
 use super::*;
@@ -311,7 +312,7 @@ fn what_modules_find_is_reported_with_the_rest_and_never_twice() {
     };
     let sources =
         Sources { flags: least().with("--name", "name", Some("A")), ..Sources::default() };
-    let found = load_with(&sources, Purpose::Relay, |_| {
+    let found = load_relays(&sources, Purpose::Relay, |_| {
         vec![finding("name"), finding("sink.properties.bootstrap.servers")]
     });
     let problems = found.expect_err("two of them").0;

@@ -37,7 +37,8 @@ pub fn reserved_by<'a>(topic: &str, further: &'a [String]) -> Option<&'a str> {
     all.into_iter().find(|pattern| matches(pattern, topic))
 }
 
-fn matches(pattern: &str, text: &str) -> bool {
+/// Whether a text is one of a pattern's; a `*` stands for any number of characters.
+pub fn matches(pattern: &str, text: &str) -> bool {
     let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(head) else { return false };
     // The first place that fits leaves the most for the parts after it.

@@ -9,6 +9,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{
     context::Context,
@@ -225,7 +226,7 @@ struct Tasks {
 
 impl Tasks {
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = Task> + Send + 'static) {
-        self.names.push((self.running.spawn(task).id(), name));
+        self.names.push((self.running.spawn(task.in_current_span()).id(), name));
     }
 
     /// When one has ended, the others are told to: the source at once, the helpers behind it. Returns the

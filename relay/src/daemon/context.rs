@@ -6,7 +6,7 @@ use crate::{
     config::{Config, parts::Parts},
     core::{record::BatchLimits, streamed::Streamed},
     dead_letter::notice::Notice,
-    state::Board,
+    state::{Board, boards::OfRelay},
 };
 
 /// Made once, and passed along; a task that is spawned has a clone.
@@ -23,6 +23,28 @@ pub(super) struct Context {
 }
 
 impl Context {
+    pub(super) fn new(config: Config, parts: Parts) -> Self {
+        let (name, slot, version) =
+            (&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
+        let board = match config.route {
+            Some(_) => Board::of_route(name, slot, version),
+            None => Board::new(name, slot, version),
+        };
+        let (streamed, losses) = Default::default();
+        let (config, parts) = (Arc::new(config), Arc::new(parts));
+        Context { config, parts, board, streamed, losses }
+    }
+
+    /// Its board, as one of the process's.
+    pub(super) fn of_relay(&self) -> OfRelay {
+        let route = self.config.route.as_ref();
+        OfRelay {
+            route: route.map(|route| route.name.clone()),
+            required: route.is_none_or(|route| route.required),
+            board: self.board.clone(),
+        }
+    }
+
     /// Never held across an await.
     pub(super) fn streamed(&self) -> MutexGuard<'_, Streamed> {
         self.streamed.lock().unwrap_or_else(PoisonError::into_inner)

@@ -2,7 +2,7 @@
 
 use super::undecodable;
 use crate::{
-    config::PostgresConfig,
+    config::{PostgresConfig, Route},
     core::{halt::Halt, landmark::AnotherHistory},
     dead_letter::DeadLetterError,
     metrics::Cause,
@@ -49,6 +49,20 @@ pub(super) enum Ended {
 }
 
 impl Ended {
+    /// The same, with commands that are for that route's relay.
+    pub(super) fn of_route(self, route: &Route) -> Self {
+        let told = |Halt { reason, remedy }: Halt| {
+            Halt::new(route.in_commands(&reason), route.in_commands(&remedy))
+        };
+        match self {
+            Ended::Halted(halt) => Ended::Halted(told(halt)),
+            Ended::WrittenOtherwise(halt) => Ended::WrittenOtherwise(told(halt)),
+            Ended::NoLeaders(halt) => Ended::NoLeaders(told(halt)),
+            Ended::NoDeadLetters(halt) => Ended::NoDeadLetters(told(halt)),
+            ended => ended,
+        }
+    }
+
     /// Each call is a state that the relay tries to outlast: docs/RETRIES.md has a line for it.
     pub(super) fn retry(
         cause: Cause,

@@ -31,7 +31,8 @@ use std::{
 
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::Instrument as _;
 
 pub(crate) use self::advice::against_shortage;
 pub(crate) use self::start::rehearsal::{Rehearsed, rehearse};
@@ -50,7 +51,7 @@ use crate::{
     rights,
     route::Format,
     source::decoder::StreamError,
-    state::{Board, Phase},
+    state::{Board, Phase, boards::Boards},
 };
 
 /// Waiting time after a failed attempt: from the first to the last of these, doubling.
@@ -71,43 +72,49 @@ const NOT_IN_THIS_STATE: &str = "55000";
 /// A person at the log sees what is happening this often, while events flow.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs until `stop`. Returns when all that was delivered is confirmed, or after 8 s of trying.
+/// Runs all relays, one or one for each route, until `stop`. Returns when all that was delivered is confirmed, or after
+/// 8 s of trying.
 ///
 /// # Errors
 /// The admin address can never be used, such as one of another machine; a port that is only taken is
 /// waited for. Anything later is retried for ever.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let parts = config.parts()?;
-    warn_of_unverified(&parts);
-    tell_of_trust(&parts);
+pub async fn run(configs: Vec<Config>, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut relays = Vec::new();
+    for config in configs {
+        let parts = config.parts()?;
+        warn_of_unverified(&parts);
+        tell_of_trust(&parts);
+        relays.push(Context::new(config, parts));
+    }
     limits::warn_of_files();
-    let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
+    let boards = Boards::from(relays.iter().map(Context::of_relay).collect::<Vec<_>>());
     let mut helpers = JoinSet::new();
-    if let Some(address) = &config.admin.listen {
-        let hosts = Hosts::new(address, &config.admin.hosts);
-        let (board, stop) = (board.clone(), stop.clone());
-        match admin::bind(address).await {
+    // It is the process's: the same in all of them.
+    let admin = relays.first().map(|it| it.config.admin.clone());
+    if let Some((address, hosts)) = admin.and_then(|it| Some((it.listen?, it.hosts))) {
+        let hosts = Hosts::new(&address, &hosts);
+        let (boards, stop) = (boards.clone(), stop.clone());
+        match admin::bind(&address).await {
             Ok(listener) => {
                 tracing::info!(%address, "admin endpoints are up");
-                helpers.spawn(admin::serve(listener, hosts, board, stop));
+                helpers.spawn(admin::serve(listener, hosts, boards, stop));
             }
             // Any user of the host can take a port: that must not keep events from flowing.
             Err(error) if error.is_taken() => {
-                helpers.spawn(admin::serve_when_free(address.clone(), hosts, board, stop));
+                helpers.spawn(admin::serve_when_free(address, hosts, boards, stop));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    helpers.spawn(pulse(board.clone(), stop.clone()));
-    helpers.spawn(watch::broker::watch_quota(parts.sink.clone(), board.clone()));
+    helpers.spawn(pulse(boards.clone(), stop.clone()));
+    for Context { parts, board, .. } in &relays {
+        helpers.spawn(watch::broker::watch_quota(parts.sink.clone(), board.clone()));
+    }
 
-    let (config, parts) = (Arc::new(config), Arc::new(parts));
-    let (streamed, losses) = Default::default();
-    let context = Context { config, parts, board: board.clone(), streamed, losses };
-    let supervised = supervise(context, &stop);
+    let supervised = supervise_all(relays, &stop);
     let deadline = async {
         stop.cancelled().await;
-        board.phase(Phase::Stopping);
+        boards.iter().for_each(|it| it.board.phase(Phase::Stopping));
         tracing::info!("stopping: finishing the delivery under way");
         tokio::time::sleep(STOP_MAX).await;
     };
@@ -122,6 +129,28 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
     helpers.abort_all();
     Ok(())
+}
+
+/// One that ends by itself has panicked outside its attempts, and is begun again: the others are not to suffer from it.
+async fn supervise_all(mut relays: Vec<Context>, stop: &CancellationToken) {
+    if let (1, Some(only)) = (relays.len(), relays.pop_if(|it| it.config.route.is_none())) {
+        return supervise(only, stop).await;
+    }
+    let relays = relays.into_iter().map(|context| async move {
+        let span = context.of_relay().span();
+        while !stop.is_cancelled() {
+            let (relay, stop) = (context.clone(), stop.clone());
+            let running = async move { supervise(relay, &stop).await };
+            let running = AbortOnDropHandle::new(tokio::spawn(running.instrument(span.clone())));
+            if let Err(error) = running.await {
+                let error = causes::of(&error);
+                span.in_scope(|| tracing::error!(error, "a route has ended, and begins again"));
+                context.board.error(error);
+                tokio::time::sleep(RETRY_MAX).await;
+            }
+        }
+    });
+    futures_util::future::join_all(relays).await;
 }
 
 async fn supervise(mut context: Context, stop: &CancellationToken) {
@@ -148,7 +177,8 @@ async fn supervise(mut context: Context, stop: &CancellationToken) {
         let ended = ended.map_err(|ended| {
             let ended = advice::with_what_was_parked(ended, config, board);
             let ended = advice::with_silent_brokers(ended, &parts.sink, board);
-            advice::advised(ended, &parts.connect)
+            let ended = advice::advised(ended, &parts.connect);
+            config.route.iter().fold(ended, |ended, route| ended.of_route(route))
         });
         learnt.another_history = None;
         if started.elapsed() >= STEADY_AFTER {
@@ -357,16 +387,17 @@ fn tell_of_trust(parts: &Parts) {
 }
 
 /// Shows that the process makes progress, and what it does.
-async fn pulse(board: Board, stop: CancellationToken) -> io::Result<()> {
+async fn pulse(boards: Boards, stop: CancellationToken) -> io::Result<()> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     let mut summarised = Instant::now();
     while !stop.is_cancelled() {
         tick.tick().await;
-        board.beat();
+        boards.iter().for_each(|it| it.board.beat());
         if summarised.elapsed() >= SUMMARY_INTERVAL {
             summarised = Instant::now();
-            if let Some(line) = board.summary_line() {
-                tracing::info!("{line}");
+            for it in boards.iter() {
+                let Some(line) = it.board.summary_line() else { continue };
+                it.span().in_scope(|| tracing::info!("{line}"));
             }
         }
     }

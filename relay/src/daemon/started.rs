@@ -34,7 +34,7 @@ pub(super) struct Learnt {
 
 impl Learnt {
     /// How long it may be after more and more of these silences.
-    const SILENCE_MOST: Duration = Duration::from_secs(16 * 60);
+    const SILENCE_MOST: Duration = Duration::from_secs(1024 * 60);
 
     /// The catalogue tells what rows need that are written now; older ones may need the other, and
     /// only the stream tells that. The text format carries all.

@@ -24,9 +24,10 @@ const fn metric(
 
 /// Why an event is refused or parked: what the router says, what a broker says, and who waits behind
 /// another.
-pub const REASONS: [&str; 22] = [
+pub const REASONS: [&str; 23] = [
     "no_id",
     "no_topic",
+    "no_route",
     "no_type",
     "headers_shape",
     "reserved_header",

@@ -80,7 +80,13 @@ impl RouteIntake {
             return;
         }
         let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
-        let Some(id) = last.as_ref().and_then(|record| record.event_id()) else { return };
+        if let Some(id) = last.as_ref().and_then(|record| record.event_id()) {
+            self.note_id(row, id);
+        }
+    }
+
+    /// The stream has sent this row, whichever relay it is for.
+    fn note_id(&mut self, row: &Row<'_>, id: &[u8]) {
         let xid = row.writer.filter(|_| self.router.is_stamped(row)).unwrap_or_default();
         self.commit = row.position.commit;
         self.sent.push(RowKey::new(id, xid));
@@ -144,6 +150,13 @@ impl Intake for RouteIntake {
             Ok(Routed::Ignored) => return,
             Ok(Routed::Moved) => {
                 self.moved(row);
+                batch.pass(Position::Row(row.position), row.landmark());
+                return;
+            }
+            Ok(Routed::Elsewhere) => {
+                if let Some(id) = self.streamed.as_ref().and_then(|_| self.router.event_id(row)) {
+                    self.note_id(row, &id);
+                }
                 batch.pass(Position::Row(row.position), row.landmark());
                 return;
             }

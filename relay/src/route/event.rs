@@ -86,6 +86,16 @@ impl Scratch {
         Ok(())
     }
 
+    /// The topic, where it can be read.
+    pub(super) fn topic<'a>(
+        &'a mut self,
+        plan: &Plan,
+        row: &Row<'_>,
+        values: &Values<'a>,
+    ) -> Option<&'a str> {
+        read_topic(plan, row, values, &mut self.topic, &mut self.part).ok()
+    }
+
     /// Gives back what one large value blew up.
     #[inline]
     fn trim(&mut self) {
@@ -95,6 +105,12 @@ impl Scratch {
             }
         }
     }
+}
+
+/// The event's id, where it can be read.
+pub(super) fn id(plan: &Plan, row: &Row<'_>, values: &Values<'_>) -> Option<Vec<u8>> {
+    let mut buffer = Vec::new();
+    required_id(plan, row, values, &mut buffer).ok().map(<[u8]>::to_vec)
 }
 
 /// The whole refusal, with what can be read of the event.

@@ -1,6 +1,6 @@
 //! Settings that make sense: which column serves which purpose, whatever the tables look like.
 
-use super::{role::Role, style::HeaderStyle, table::TableName, template::Template};
+use super::{role::Role, share::Share, style::HeaderStyle, table::TableName, template::Template};
 use crate::core::finding::Finding;
 
 /// Distinct columns that may be mapped.
@@ -30,6 +30,7 @@ pub struct Mapping {
     /// Former name and present one: rows that were written before a column was renamed.
     pub(super) former_columns: Vec<(String, String)>,
     pub(super) record_bytes_max: usize,
+    pub(super) share: Option<Share>,
 }
 
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ mod plan;
 mod refusal;
 mod role;
 mod settings;
+mod share;
 mod style;
 mod table;
 mod template;
@@ -29,6 +30,7 @@ use self::{
     headers::{RelayHeaders, Reserved},
     plan::{Plan, UNMAPPED, Values},
     refusal::Refusal,
+    share::Whose,
 };
 pub use self::{
     mapping::{Format, Mapping},
@@ -36,6 +38,7 @@ pub use self::{
     plan::Misfit,
     refusal::reason,
     settings::{Columns, Preset, Settings},
+    share::Share,
     style::HeaderStyle,
     table::TableName,
     template::Template,
@@ -77,6 +80,8 @@ pub enum Routed {
     Added,
     /// Its table is not mapped.
     Ignored,
+    /// Its topic is another relay's.
+    Elsewhere,
     /// Another transaction than the one that the stream has it in wrote it: it was moved from one
     /// partition to another, or copied, and is published as what it was at first.
     Moved,
@@ -182,13 +187,35 @@ impl Router {
         {
             return Ok(Routed::Moved);
         }
+        let whose = match &self.mapping.share {
+            Some(share) if read.is_ok() => share.of(self.scratch.topic(plan, row, &values)),
+            _ => Whose::Ours,
+        };
+        if whose == Whose::Others {
+            return Ok(Routed::Elsewhere);
+        }
         let added = read
             .map_err(Refusal::malformed_row)
             .and_then(|()| self.scratch.add(plan, &self.mapping, &self.relay, row, &values, batch));
         match added {
-            Ok(()) => Ok(Routed::Added),
+            Ok(()) => {
+                if whose == Whose::Nobodys {
+                    let Refusal { reason, error } = Refusal::no_route();
+                    let index = batch.len() - 1;
+                    batch.unfit.push(RefusedRecord { index, reason, error, certain: true });
+                }
+                Ok(Routed::Added)
+            }
             Err(refusal) => Err(Box::new(event::refused(plan, row, &values, refusal))),
         }
+    }
+
+    /// The id of the row's event, as text.
+    pub fn event_id(&self, row: &Row<'_>) -> Option<Vec<u8>> {
+        let (_, plan) = self.plans.iter().find(|(known, _)| *known == row.relation.id)?;
+        let mut values: Values<'_> = [Value::Null; plan::SLOTS_MAX];
+        read(plan, &row.tuple, &mut values).ok()?;
+        event::id(plan, row, &values)
     }
 
     /// Whether the row's column `xid` is the transaction that inserted it.

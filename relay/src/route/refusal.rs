@@ -10,6 +10,8 @@ pub mod reason {
     pub const NO_ID: &str = "no_id";
     /// The topic, or a column of its template, is null or empty.
     pub const NO_TOPIC: &str = "no_topic";
+    /// No route takes the topic.
+    pub const NO_ROUTE: &str = "no_route";
     /// The type is null or empty, and CloudEvents requires one.
     pub const NO_TYPE: &str = "no_type";
     /// The headers are not a flat JSON object of strings with usable names.
@@ -37,6 +39,7 @@ pub mod reason {
         let words = [
             NO_ID,
             NO_TOPIC,
+            NO_ROUTE,
             NO_TYPE,
             HEADERS_SHAPE,
             RESERVED_HEADER,
@@ -101,6 +104,14 @@ impl Refusal {
             slot,
             "has a value that does not follow its type; look at the row, and correct or discard it",
         )
+    }
+
+    #[cold]
+    pub(super) fn no_route() -> Self {
+        let error = "no route takes this topic: add it to the topics of the route that is to publish it, in \
+                     [routes.<r>] of the settings, and restart the relay. A release publishes this event by the route whose \
+                     dead letter it is; if it is another one's, insert the event again, and discard this one";
+        Refusal { reason: reason::NO_ROUTE, error: error.to_owned() }
     }
 
     #[cold]

@@ -6,6 +6,7 @@ use super::{
     headers,
     mapping::{Mapping, TopicFrom},
     role::Role,
+    share::Share,
     style::HeaderStyle,
     table::TableName,
     template::Template,
@@ -34,6 +35,8 @@ pub struct Settings {
     pub former_columns: Vec<(String, String)>,
     /// Key, payload and headers of a record, `batch.record_bytes_max`.
     pub record_bytes_max: usize,
+    /// Where several relays share the tables.
+    pub share: Option<Share>,
 }
 
 /// A known layout of an outbox table.
@@ -102,6 +105,7 @@ impl Settings {
             header_columns: self.header_columns.clone(),
             former_columns: self.former_columns.clone(),
             record_bytes_max: self.record_bytes_max,
+            share: self.share.clone(),
         });
         if let Some(mapping) = &mapping {
             self.validate_former_columns(mapping, &mut problems);

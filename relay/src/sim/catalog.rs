@@ -218,6 +218,7 @@ pub(super) fn mapping() -> Mapping {
         header_columns: vec![],
         former_columns: vec![],
         record_bytes_max: 1 << 20,
+        share: None,
     };
     settings.validate().unwrap()
 }

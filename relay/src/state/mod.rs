@@ -3,6 +3,7 @@
 //! that is never held across an await.
 
 mod behind;
+pub mod boards;
 mod broker;
 mod delivery;
 mod died;
@@ -123,11 +124,20 @@ struct State {
 impl Board {
     /// A board that says `starting`.
     pub fn new(name: &str, slot: &str, version: &str) -> Self {
+        Board::with(name, slot, version, Metrics::new(name, slot, version))
+    }
+
+    /// The same, of one of several relays of the process: its metrics say which.
+    pub fn of_route(name: &str, slot: &str, version: &str) -> Self {
+        Board::with(name, slot, version, Metrics::labelled(name, slot, version))
+    }
+
+    fn with(name: &str, slot: &str, version: &str, metrics: Metrics) -> Self {
         let board = Board(Arc::new(Inner {
             name: name.to_owned(),
             slot: slot.to_owned(),
             version: version.to_owned(),
-            metrics: Metrics::new(name, slot, version),
+            metrics,
             born: Instant::now(),
             received: Known::default(),
             confirmed: Known::default(),

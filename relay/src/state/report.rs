@@ -42,6 +42,7 @@ impl Board {
         let state = self.state();
         let known = |at: &Known| at.get().map(Lsn::new);
         Status {
+            route: None,
             name: self.0.name.clone(),
             version: self.0.version.clone(),
             role: vitals.phase.role().into(),

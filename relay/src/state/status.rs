@@ -7,6 +7,9 @@ use crate::core::{lsn::Lsn, position::Position};
 /// The relay as of one moment. New fields may be added; none changes its meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
+    /// The route, in a process that has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
     /// The relay's name.
     pub name: String,
     /// Of the program.

@@ -14,6 +14,7 @@ fn mapping(tables: &[&str]) -> Mapping {
         header_columns: vec![],
         former_columns: vec![],
         record_bytes_max: 1 << 20,
+        share: None,
     };
     settings.validate().expect("they make sense")
 }

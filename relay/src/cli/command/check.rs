@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::{
-    config::{Config, parts::Parts},
+    config::{Config, Route, parts::Parts},
     sink::doctor::{Examined, Mark, Seen},
 };
 
@@ -55,6 +55,19 @@ pub(crate) struct Finding {
     pub seen: String,
     /// What fixes it; empty when nothing is to be corrected.
     pub remedy: String,
+    /// Which route it is about, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+}
+
+impl Finding {
+    /// The same, of that route.
+    #[must_use]
+    pub(crate) fn of(self, route: Option<&Route>) -> Self {
+        let Some(route) = route else { return self };
+        let remedy = route.in_commands(&self.remedy);
+        Finding { remedy, route: Some(route.name.clone()), ..self }
+    }
 }
 
 /// Looks at everything. Problems come as findings, never as errors.
@@ -133,19 +146,19 @@ async fn sink(parts: &Parts) -> (Vec<Finding>, Option<bool>) {
             Mark::Warning => Verdict::Warning,
             Mark::Problem => Verdict::Problem,
         };
-        Finding { name, verdict, seen, remedy }
+        Finding { name, verdict, seen, remedy, route: None }
     };
     (seen.into_iter().map(finding).collect(), has_progress)
 }
 
 fn ok(name: &'static str, seen: String) -> Finding {
-    Finding { name, verdict: Verdict::Ok, seen, remedy: String::new() }
+    Finding { name, verdict: Verdict::Ok, seen, remedy: String::new(), route: None }
 }
 
 fn warning(name: &'static str, seen: String, remedy: impl Into<String>) -> Finding {
-    Finding { name, verdict: Verdict::Warning, seen, remedy: remedy.into() }
+    Finding { name, verdict: Verdict::Warning, seen, remedy: remedy.into(), route: None }
 }
 
 fn problem(name: &'static str, seen: String, remedy: impl Into<String>) -> Finding {
-    Finding { name, verdict: Verdict::Problem, seen, remedy: remedy.into() }
+    Finding { name, verdict: Verdict::Problem, seen, remedy: remedy.into(), route: None }
 }

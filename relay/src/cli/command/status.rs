@@ -6,18 +6,22 @@ use anyhow::{Context, bail};
 
 use crate::{
     admin::client,
-    cli::output::print,
+    cli::{arguments::of_process, output::print},
     config::{Config, Origin},
     core::printable::{self, counted},
-    state::status::{LastError, Status, approximate},
+    state::{
+        boards::Answer,
+        status::{LastError, Status, approximate},
+    },
 };
 
 /// What to look at where something else answers.
 const TAKEN: &str = "If the relay runs, another program has its address: the relay's log says which one, and \
                      the relay takes the address once it is free";
 
-/// Fetches `/status` and prints it. Returns whether the relay is ready.
-pub(in crate::cli) async fn run(config: &Config, json: bool) -> anyhow::Result<bool> {
+/// Fetches `/status` and prints it. Returns whether the relay is ready, and each of several.
+pub(in crate::cli) async fn run(configs: &[Config], json: bool) -> anyhow::Result<bool> {
+    let config = of_process(configs)?;
     let Some(address) = config.admin.reach() else {
         bail!("admin.listen is off, so there is nothing to ask: set it, or give --admin HOST:PORT");
     };
@@ -25,11 +29,16 @@ pub(in crate::cli) async fn run(config: &Config, json: bool) -> anyhow::Result<b
     if code != 200 {
         bail!("{address} answers /status with code {code}: is it a relay's admin address? {TAKEN}");
     }
-    let status: Status = serde_json::from_str(&body)
+    let answer: Answer = serde_json::from_str(&body)
         .with_context(|| format!("what {address} answers is not a relay's status. {TAKEN}"))?;
-    is_asked_for(&status, config, &address)?;
-    print(&if json { body } else { table(&status) });
-    Ok(status.ready)
+    let relays = answer.relays();
+    for status in &relays {
+        let config = configs.iter().find(|it| it.name == status.name).or(configs.first());
+        config.map_or(Ok(()), |config| is_asked_for(status, config, &address))?;
+    }
+    let tables: Vec<String> = relays.iter().map(table).collect();
+    print(&if json { body } else { tables.join("\n") });
+    Ok(relays.iter().all(|status| status.ready))
 }
 
 /// Any user of the host can take a port that is free, and so can another relay. Who names an address on the
@@ -67,6 +76,7 @@ fn table(s: &Status) -> String {
         let records = counted(b.records, "record");
         format!("{records}, {}, {:.1} ms", approximate(b.bytes), b.seconds * 1000.0)
     });
+    let route = s.route.iter().map(|route| ("route", route.clone()));
     let rows = [
         ("relay", format!("{} {}", s.name, s.version)),
         ("phase", phase),
@@ -88,7 +98,7 @@ fn table(s: &Status) -> String {
     ];
     let mut out = String::new();
     let concerns = s.concerns.iter().map(|concern| ("of concern", concern.clone()));
-    for (name, value) in rows.into_iter().chain(concerns) {
+    for (name, value) in route.chain(rows).chain(concerns) {
         // Writing to a string can't fail.
         let _ = writeln!(out, "{name:<18} {}", printable::line(&value));
     }

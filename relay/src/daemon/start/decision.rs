@@ -188,9 +188,10 @@ async fn predecessor(
     if stored.is_some() || context.config.postgres.start.is_some() {
         return Ok(None);
     }
-    let other = progress_key::another_that_delivered(session, &context.config.name)
-        .await
-        .map_err(failed)?;
+    // The relays of other routes leave nothing to this one.
+    let beside = context.config.route.iter().flat_map(|route| &route.beside);
+    let ours: Vec<&str> = beside.chain([&context.config.name]).map(String::as_str).collect();
+    let other = progress_key::another_that_delivered(session, &ours).await.map_err(failed)?;
     match other {
         None => Ok(None),
         Some(other) => {

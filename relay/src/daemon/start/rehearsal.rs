@@ -25,7 +25,6 @@ use crate::{
     repair::Taken,
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
-    state::Board,
     table_fit,
 };
 
@@ -49,11 +48,7 @@ pub(crate) async fn rehearse(
     session: &Arc<SqlSession>,
     has_progress: bool,
 ) -> Rehearsed {
-    // No one asks a rehearsal for its state.
-    let board = Board::new(&config.name, &config.postgres.slot, env!("CARGO_PKG_VERSION"));
-    let (config, parts) = (Arc::new(config.clone()), Arc::new(parts.clone()));
-    let (streamed, losses) = Default::default();
-    let context = &Context { config, parts, board, streamed, losses };
+    let context = &Context::new(config.clone(), parts.clone());
     match decide(context, session, has_progress).await {
         Ok((decision, looked, taken)) => Rehearsed::Starts { decision, looked, taken },
         Err(

@@ -83,6 +83,10 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
                 {
                     (BEHIND, BEHIND_ERROR, true)
                 }
+                // It is a record, of no one's.
+                Some(refused) if refused.reason == reason::NO_ROUTE => {
+                    (reason::NO_ROUTE, refused.error.as_str(), true)
+                }
                 Some(refused) => (refused.reason, refused.error.as_str(), fit),
                 None if self.lanes.hold(lane, record.position) => (BEHIND, BEHIND_ERROR, true),
                 None => continue,

@@ -27,6 +27,7 @@ pub(super) fn settings() -> Settings {
         header_columns: vec![],
         former_columns: vec![],
         record_bytes_max: 1 << 20,
+        share: None,
     }
 }
 

@@ -1,14 +1,20 @@
 //! Asks the running relay, if it can be reached: the catalogs don't show what it has met in the stream.
 
 use super::{Finding, problem, warning};
-use crate::{admin::client, config::Config, core::printable, state::status::Status};
+use crate::{
+    admin::client,
+    config::Config,
+    core::printable,
+    state::{boards::Answer, status::Status},
+};
 
 /// Whether it is halted, or not ready. Ends within the client's patience.
 pub(super) async fn asked(config: &Config) -> Option<Finding> {
     let address = config.admin.reach()?;
     let (_, body) = client::get(&address, "/status").await.ok()?;
-    let status: Status = serde_json::from_str(&body).ok()?;
-    told(&status, &config.name, &config.postgres.slot)
+    let answer: Answer = serde_json::from_str(&body).ok()?;
+    let (name, slot) = (&config.name, &config.postgres.slot);
+    answer.relays().iter().find_map(|status| told(status, name, slot))
 }
 
 /// Any user of the host can take a port that is free, and so can another relay.

@@ -1,0 +1,224 @@
+//! Several relays in one process: each table `[routes.<r>]` is the settings of one.
+//!
+//! A route is a whole relay, with a name, a slot and a sink of its own. What its table does not say it takes from the
+//! settings above it; but if it names a kind of sink, nothing of `[sink]` is its own, since that is another one's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Config, Kind, Purpose,
+    layers::Merged,
+    problem::{Origin, Problem},
+    reader::Reader,
+    written::Written,
+};
+
+/// The table of routes.
+const ROUTES: &str = "routes";
+const TOPICS_EXAMPLE: &str = "[\"orders.*\"]";
+
+/// What is only a route's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// `[a-z0-9_]+`; the key of its table.
+    pub name: String,
+    /// Patterns of the topics that it takes; `None`: all.
+    pub topics: Option<Vec<String>>,
+    /// Patterns of the topics that the other routes take; `None`: one of them takes all.
+    pub elsewhere: Option<Vec<String>>,
+    /// Whether it parks what no route takes.
+    pub parks_the_rest: bool,
+    /// Whether `/readyz` answers 503 where it alone is not ready.
+    pub required: bool,
+    /// The relays that the other routes are.
+    pub beside: Vec<String>,
+    /// What its table says, by the keys without `routes.<r>.`.
+    own: BTreeSet<String>,
+}
+
+impl Route {
+    /// The text with commands that are for this route's relay.
+    pub fn in_commands(&self, text: &str) -> String {
+        ["resume", "dead-letters"].iter().fold(text.to_owned(), |text, command| {
+            let command = format!("outbox-relay {command} ");
+            text.replace(&command, &format!("{command}--route {} ", self.name))
+        })
+    }
+
+    /// Whether it has a name of its own; otherwise its relay is named after it.
+    pub(super) fn is_named(&self) -> bool {
+        self.own.contains("name")
+    }
+
+    /// The key under which a person finds a setting of its relay.
+    pub(super) fn full(&self, key: &str) -> String {
+        let of_own_sink = self.own.contains("sink.kind") && section(key) == "sink";
+        match self.own.contains(key) || of_own_sink {
+            true => format!("{ROUTES}.{}.{key}", self.name),
+            false => key.to_owned(),
+        }
+    }
+}
+
+/// Whether a route's table may have a setting of this name, because it is one relay's and not the process's.
+pub(super) fn may_have(key: &str) -> bool {
+    !is_of_process(key) && section(key) != ROUTES
+}
+
+/// Whether it is the same for all relays of the process.
+pub(super) fn is_of_process(key: &str) -> bool {
+    ["postgres.url", "postgres.url_file"].contains(&key) || ["admin", "log"].contains(&section(key))
+}
+
+fn section(key: &str) -> &str {
+    key.split('.').next().unwrap_or(key)
+}
+
+/// The settings without the routes' tables, and those of each route, by name.
+fn split(merged: Merged) -> (Merged, Vec<(Route, Merged)>) {
+    let mut base = Merged::new();
+    let mut tables: BTreeMap<String, Merged> = BTreeMap::new();
+    for (key, value) in merged {
+        let of_route = key.strip_prefix("routes.").and_then(|rest| rest.split_once('.'));
+        match of_route {
+            Some((route, own)) => {
+                tables.entry(route.to_owned()).or_default().insert(own.to_owned(), value);
+            }
+            None => {
+                base.insert(key, value);
+            }
+        }
+    }
+    let given = |(name, table): (String, Merged)| {
+        let own: BTreeSet<String> = table.keys().cloned().collect();
+        let has_sink = own.contains("sink.kind");
+        let mut merged = base.clone();
+        merged.retain(|key, _| !(has_sink && section(key) == "sink"));
+        merged.extend(table);
+        (Route { name, own, ..Route::default() }, merged)
+    };
+    let routes = tables.into_iter().map(given).collect();
+    (base, routes)
+}
+
+/// Each relay's settings: one, or one for each route.
+pub(super) fn read(merged: Merged, purpose: Purpose, problems: &mut Vec<Problem>) -> Vec<Config> {
+    let (base, routes) = split(merged);
+    if routes.is_empty() {
+        return vec![relay(base, None, purpose, problems)];
+    }
+    let mut configs = Vec::new();
+    for (mut route, merged) in routes {
+        let mut found = Vec::new();
+        own_settings(&mut route, &merged, problems);
+        let full = |key: &str| route.full(key);
+        let config = relay(merged, Some(route.clone()), purpose, &mut found);
+        configs.push(config);
+        for problem in found {
+            let problem = Problem { key: full(&problem.key), ..problem };
+            // What is above the routes is wrong for each of them, and is told once.
+            if !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
+    }
+    told_apart(&configs, problems);
+    beside(&mut configs);
+    configs
+}
+
+/// The settings above the routes, for a command that needs no relay of its own.
+pub(super) fn base(merged: Merged, purpose: Purpose, problems: &mut Vec<Problem>) -> Config {
+    relay(split(merged).0, None, purpose, problems)
+}
+
+fn relay(
+    merged: Merged,
+    route: Option<Route>,
+    purpose: Purpose,
+    problems: &mut Vec<Problem>,
+) -> Config {
+    let origins = merged.iter().map(|(key, (_, origin))| (key.clone(), origin.clone())).collect();
+    let written = Written::read(merged, problems);
+    super::check::check(written, route, purpose, origins, problems)
+}
+
+/// Reads what only a route has.
+fn own_settings(route: &mut Route, table: &Merged, problems: &mut Vec<Problem>) {
+    let name = &route.name;
+    let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.is_empty() || !name.bytes().all(is_plain) {
+        problems.push(Problem {
+            key: format!("{ROUTES}.{name}"),
+            origin: Origin::Default,
+            what: format!("{name:?} is not valid as a route's name"),
+            remedy: "use a-z, 0-9 and _: the relay's name is made of it".into(),
+        });
+    }
+    let key = |own: &str| format!("{ROUTES}.{name}.{own}");
+    let mut merged = Merged::new();
+    for own in ["topics", "required"] {
+        merged.extend(table.get(own).map(|value| (key(own), value.clone())));
+    }
+    let mut reader = Reader { merged, problems };
+    let topics = reader.list(&key("topics"), TOPICS_EXAMPLE);
+    let required = reader.flag(&key("required"), "true or false");
+    if let Some(topics) = topics.as_ref()
+        && (topics.value.is_empty() || topics.value.iter().any(|pattern| pattern.is_empty()))
+    {
+        problems.push(Problem {
+            key: key("topics"),
+            origin: topics.origin.clone(),
+            what: "takes no topic".into(),
+            remedy: format!(
+                "write patterns, such as {TOPICS_EXAMPLE}, or leave it out to take all"
+            ),
+        });
+    }
+    route.topics = topics.map(|topics| topics.value);
+    route.required = required.is_some_and(|required| required.value);
+}
+
+/// Two relays share neither name nor slot nor file.
+fn told_apart(configs: &[Config], problems: &mut Vec<Problem>) {
+    for (at, config) in configs.iter().enumerate() {
+        let route = config.route.as_ref().map_or("", |route| &route.name);
+        let mut twice = |own: &str, what: String, remedy: &str| {
+            let key = format!("{ROUTES}.{route}.{own}");
+            problems.push(Problem { key, origin: Origin::Default, what, remedy: remedy.into() });
+        };
+        for other in configs.iter().take(at) {
+            let of = other.route.as_ref().map_or("", |route| &route.name);
+            if other.name == config.name {
+                let what = format!("is {:?}, as that of route {of} is", config.name);
+                twice("name", what, "give each route a name of its own, or none");
+            }
+            if other.postgres.slot == config.postgres.slot {
+                let what = format!("is {:?}, as that of route {of} is", config.postgres.slot);
+                twice("postgres.slot", what, "leave it out, or give each route a slot of its own");
+            }
+            let is_file = |it: &Config| it.sink.kind == Kind::File && it.sink.file_path.is_some();
+            if is_file(other) && is_file(config) && other.sink.file_path == config.sink.file_path {
+                let what = format!("is the file of route {of}");
+                twice("sink.file.path", what, "give each route a file of its own");
+            }
+        }
+    }
+}
+
+/// What each route knows of the others.
+fn beside(configs: &mut [Config]) {
+    let of: Vec<(String, Option<Vec<String>>)> = configs
+        .iter()
+        .map(|it| (it.name.clone(), it.route.as_ref().and_then(|route| route.topics.clone())))
+        .collect();
+    for (at, config) in configs.iter_mut().enumerate() {
+        let Some(route) = &mut config.route else { continue };
+        let others = || of.iter().enumerate().filter(|(other, _)| *other != at).map(|(_, it)| it);
+        route.beside = others().map(|(name, _)| name.clone()).collect();
+        let patterns: Option<Vec<Vec<String>>> =
+            others().map(|(_, topics)| topics.clone()).collect();
+        route.elsewhere = patterns.map(|patterns| patterns.concat());
+        route.parks_the_rest = at == 0;
+    }
+}
