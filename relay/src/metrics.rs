@@ -153,8 +153,7 @@ impl Metrics {
         };
         let build = [("version", version), ("name", name), ("slot", slot)]
             .map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let label = labelled.then(|| name.to_owned());
-        metrics.register(&build, label);
+        metrics.register(&build, labelled.then_some(name));
         // So that a rate exists from the first scrape on.
         for cause in [Cause::Postgres, Cause::Broker, Cause::Fenced, Cause::Other] {
             let _ = metrics.reconnects.get_or_create(&CauseLabel { cause: cause.word() });
@@ -169,15 +168,15 @@ impl Metrics {
         metrics
     }
 
-    fn register(&mut self, build: &[(String, String)], label: Option<String>) {
+    fn register(&mut self, build: &[(String, String)], label: Option<&str>) {
         for metric in METRICS {
             // The library adds the suffix that the kind has.
             let name = metric.name.trim_end_matches("_total").trim_end_matches("_info");
             // What the process has is not one relay's.
-            let label = label.as_ref().filter(|_| !name.starts_with("process_"));
+            let label = label.filter(|_| !name.starts_with("process_"));
             let registry = match label {
                 Some(label) => {
-                    let label = ("relay".into(), label.clone().into());
+                    let label = ("relay".into(), label.to_owned().into());
                     self.registry.sub_registry_with_label(label)
                 }
                 None => &mut self.registry,

@@ -132,7 +132,7 @@ async fn relay_meets_none(postgres: &'static Postgres, server: &LocalPostgres) {
     wait_records(&missing, 1).await;
     wait_parked(&t, |parked| parked == 0).await;
     assert!(relay.sigterm().await.success());
-    let moved = t.relay().command(&["resume", "--at", "slot"]).await;
+    let moved = t.relay().command(&["resume", "--at", "slot", "--yes"]).await;
     assert!(moved.status.success(), "{moved:?}");
     log.assert_no_impostor();
 }

@@ -17,6 +17,7 @@ mod dead_letters;
 mod delivery;
 mod demo;
 mod dropped;
+mod dumped;
 mod encodings;
 mod failover;
 mod file;

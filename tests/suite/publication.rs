@@ -1,6 +1,7 @@
 //! The publication is changed and put back, dropped or recreated: what was written meanwhile is not in
 //! the stream, and arrives all the same; or the relay halts with the interval and the command.
 
+mod ends;
 mod tables;
 
 use crate::{

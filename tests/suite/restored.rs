@@ -130,6 +130,52 @@ async fn parked_events_that_a_copy_lacks_are_told_and_published_as_the_relay_say
     }
 }
 
+/// While no relay looks: it is stopped, killed, or about to connect again.
+#[tokio::test]
+async fn parked_events_that_are_deleted_while_no_relay_looks_are_told_and_published_as_it_says() {
+    const EMPTY: &str = "truncate outbox.dead_letters";
+    const ONE: &str = "delete from outbox.dead_letters where reason = 'lane_parked'";
+    for (away, done, lost) in [
+        ("stopped", EMPTY, "while 2 events of 1 lane were parked"),
+        ("killed", ONE, "while 1 event of 1 lane were parked"),
+        ("reconnecting", EMPTY, "while 2 events of 1 lane were parked"),
+    ] {
+        let mut t = Harness::start().await;
+        let topic = t.topic("orders").create(1).await;
+        let mut relay = t.relay().start().await;
+        let event = || Event::to(topic.name()).key("k");
+        t.commit([event().partition(7)]).await;
+        wait_parked(&t, |parked| parked == 1).await;
+        t.commit([event().partition(7), Event::to(topic.name()).key("other")]).await;
+        wait_parked(&t, |parked| parked == 2).await;
+        wait_known(&relay, 2).await;
+        // What is delivered stores what is parked by then.
+        t.commit([Event::to(topic.name()).key("other")]).await;
+        arrived(&topic, 2).await;
+        match away {
+            "stopped" => assert!(relay.sigterm().await.success()),
+            "killed" => relay.kill9().await,
+            _ => {}
+        }
+        run(&t, done).await;
+        if away == "reconnecting" {
+            let end = "select pg_terminate_backend(active_pid) from pg_replication_slots \
+                       where database = current_database()";
+            run(&t, end).await;
+            relay.wait_log("will try again").await;
+        } else {
+            relay.restart();
+        }
+        relay.wait_ready().await;
+        let page = page_says(&relay, "outbox.dead_letters was emptied").await;
+        assert!(page.contains(lost), "{away}: {page}");
+        obey(&t, typed(&page, "insert into outbox.events")).await;
+        // Both, and the row that tells of the loss.
+        wait_parked(&t, |parked| parked == 3).await;
+        assert!(relay.sigterm().await.success());
+    }
+}
+
 /// The row that tells of what is lost.
 async fn written_again(t: &Harness) {
     wait::until("it is written down again", wait::PATIENCE, || async {

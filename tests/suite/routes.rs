@@ -1,6 +1,6 @@
 //! `[routes.<r>]`: several relays in one process, each with a sink of its own; what happens to one of them is no other's trouble.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use outbox_harness::{
     Harness, check,
@@ -37,7 +37,7 @@ async fn committed(t: &Harness, of: impl Fn(&str) -> bool) -> Vec<Committed> {
 }
 
 /// Waits until the file has all of these, and returns the count.
-async fn all_in(path: &PathBuf, truth: &[Committed]) -> check::Count {
+async fn all_in(path: &Path, truth: &[Committed]) -> check::Count {
     wait::until("all is in the file", wait::PATIENCE, || async {
         let count = check::compare(truth, &file::records(path, PARTITIONS), PARTITIONS);
         if count.lost == 0 { Ok(count) } else { Err(format!("{count}")) }
@@ -46,18 +46,23 @@ async fn all_in(path: &PathBuf, truth: &[Committed]) -> check::Count {
     .expect("it is")
 }
 
+fn text<'a>(status: &'a Value, name: &str) -> &'a str {
+    status.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
 /// What a route says of itself.
 async fn of_route(relay: &Relay, route: &str) -> Result<Value, String> {
     let status = relay.try_status().await.map_err(|error| error.to_string())?;
-    let routes = status["routes"].as_array().cloned().expect("it has routes");
-    Ok(routes.into_iter().find(|it| it["route"] == route).expect("this one is among them"))
+    let routes = status.get("routes").and_then(Value::as_array).expect("it has routes");
+    let this = routes.iter().find(|it| text(it, "route") == route);
+    Ok(this.expect("this one is among them").clone())
 }
 
 async fn halted(relay: &Relay, route: &str) -> String {
     wait::until("the route halts", wait::PATIENCE, || async {
         let status = of_route(relay, route).await?;
-        match status["phase"].as_str() {
-            Some("halted") => Ok(status["detail"].as_str().unwrap_or_default().to_owned()),
+        match text(&status, "phase") {
+            "halted" => Ok(text(&status, "detail").to_owned()),
             _ => Err(status.to_string()),
         }
     })
@@ -195,6 +200,7 @@ async fn a_route_that_halts_is_resumed_as_it_says_while_the_others_flow() {
     let detail = halted(&relay, "users").await;
     t.commit(both()).await;
     all_in(&orders, &committed(&t, |of| of == "orders").await).await.assert_exactly_once();
+    relay.wait_ready().await;
     let ready = relay.page("/readyz").await;
     assert!(ready.starts_with("ok\nbut route users: halted: "), "{ready}");
 

@@ -32,7 +32,7 @@ pub(super) fn check(
     let (url, url_file) = checker.url(w.url, w.url_file, purpose);
     let name = checker.name(w.name, &url, purpose);
     let name = match &route {
-        Some(route) if !route.is_named() => checker.name_of_route(name, &route.name),
+        Some(route) if !route.is_named() => checker.name_of_route(&name, &route.name),
         _ => name,
     };
     let slot = checker.slot(w.slot, &name);

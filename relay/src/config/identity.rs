@@ -134,9 +134,9 @@ impl Checker<'_> {
     }
 
     /// `<name>_<route>`.
-    pub(super) fn name_of_route(&mut self, name: String, route: &str) -> String {
+    pub(super) fn name_of_route(&mut self, name: &str, route: &str) -> String {
         let full = format!("{name}_{route}");
-        if full.len() > NAME_CHARS_MAX && is_plain_name(&name, NAME_CHARS_MAX) {
+        if full.len() > NAME_CHARS_MAX && is_plain_name(name, NAME_CHARS_MAX) {
             let what = format!("{full:?} is not valid, which this route's relay is called");
             let remedy = "use a shorter name, or a shorter one for the route";
             self.problem("name", &Origin::Default, what, remedy);

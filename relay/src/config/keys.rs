@@ -1,7 +1,5 @@
 //! Every setting there is: the one list that reading, printing and `docs/CONFIG.md` agree with.
 
-use super::routes;
-
 /// One setting.
 #[derive(Debug)]
 pub struct Key {
@@ -158,7 +156,7 @@ pub(super) fn place(full: &str) -> Place {
             None if of_route.is_empty() => Place::Section,
             Some(None) => Place::Section,
             Some(Some((_, "topics" | "required"))) => Place::Known,
-            Some(Some((_, key))) if routes::may_have(key) => place(key),
+            Some(Some((_, key))) if may_have(key) => place(key),
             _ => Place::Unknown,
         };
     }
@@ -175,6 +173,24 @@ pub(super) fn place(full: &str) -> Place {
         (false, Some(_)) => Place::Section,
         (false, None) => Place::Unknown,
     }
+}
+
+/// The table of routes.
+pub(super) const ROUTES: &str = "routes";
+
+/// Whether a route's table may have a setting of this name, because it is one relay's and not the process's.
+pub(super) fn may_have(key: &str) -> bool {
+    !is_of_process(key) && section(key) != ROUTES
+}
+
+/// Whether it is the same for all relays of the process.
+pub(super) fn is_of_process(key: &str) -> bool {
+    ["postgres.url", "postgres.url_file"].contains(&key) || ["admin", "log"].contains(&section(key))
+}
+
+/// Its first part.
+pub(super) fn section(key: &str) -> &str {
+    key.split('.').next().unwrap_or(key)
 }
 
 /// What is written there, as plain text; empty for a key that there isn't.

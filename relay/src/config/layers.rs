@@ -15,6 +15,7 @@ use config::{ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 
 use super::{
     Sources,
+    env_key::{KAFKA, OF_KAFKA, env_key},
     keys::{self, ENV_PREFIX, Place},
     problem::{Origin, Problem},
 };
@@ -177,10 +178,6 @@ fn without_snippet(error: &str) -> String {
     lines.join(": ")
 }
 
-/// What is Kafka's may be written below `sink.kafka`, as each kind's own settings are.
-const KAFKA: &str = "sink.kafka";
-const OF_KAFKA: [&str; 3] = ["properties", "properties_file", "create_topics"];
-
 /// Moves what is below `sink.kafka` to the place that it has without.
 fn kafka_section(map: &mut Map<String, Value>, origin: &Origin, problems: &mut Vec<Problem>) {
     let Some(ValueKind::Table(sink)) = map.get_mut("sink").map(|sink| &mut sink.kind) else {
@@ -286,27 +283,6 @@ fn inline_table(text: &str) -> Option<Map<String, Value>> {
     }
 }
 
-/// `SINK__PROPERTIES__BOOTSTRAP_SERVERS` → `sink.properties.bootstrap.servers`.
-fn env_key(name: &str) -> String {
-    let key = name.to_lowercase().replace("__", ".");
-    if let Some((route, own)) = key.strip_prefix("routes.").and_then(|rest| rest.split_once('.')) {
-        return format!("routes.{route}.{}", of_relay(own.to_owned()));
-    }
-    of_relay(key)
-}
-
-fn of_relay(mut key: String) -> String {
-    if let Some(rest) = key.strip_prefix("sink.kafka.")
-        && OF_KAFKA.iter().any(|name| rest.split('.').next() == Some(name))
-    {
-        key = format!("sink.{rest}");
-    }
-    match key.strip_prefix("sink.properties.") {
-        Some(property) => format!("sink.properties.{}", property.replace('_', ".")),
-        None => key,
-    }
-}
-
 fn flags(sources: &Sources) -> Layer {
     let mut layer = Layer::default();
     for flag in &sources.flags.0 {
@@ -373,19 +349,6 @@ mod tests {
             without_snippet(error),
             "TOML parse error at line 2, column 7: invalid basic string"
         );
-    }
-
-    #[test]
-    fn variables_name_keys() {
-        for (name, key) in [
-            ("NAME", "name"),
-            ("BATCH__RECORD_BYTES_MAX", "batch.record_bytes_max"),
-            ("SINK__PROPERTIES__BOOTSTRAP_SERVERS", "sink.properties.bootstrap.servers"),
-            ("SINK__KAFKA__PROPERTIES__SASL_PASSWORD", "sink.properties.sasl.password"),
-            ("SINK__CREATE_TOPICS__PARTITIONS", "sink.create_topics.partitions"),
-        ] {
-            assert_eq!(env_key(name), key);
-        }
     }
 
     /// As in /tmp, where anybody can put one.

@@ -9,6 +9,7 @@
 mod broker;
 mod check;
 mod checker;
+mod env_key;
 mod identity;
 pub mod keys;
 mod kind;
@@ -19,6 +20,7 @@ mod print;
 mod problem;
 mod properties;
 mod reader;
+mod route;
 mod routes;
 mod shown;
 pub mod sizes;
@@ -36,7 +38,7 @@ pub use kind::Kind;
 pub use misnamed::misnamed;
 pub use problem::{Origin, Problem, Problems};
 pub use properties::Properties;
-pub use routes::Route;
+pub use route::Route;
 use sizes::Size;
 pub use sources::{Environment, Overrides, Sources};
 

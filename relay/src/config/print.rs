@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     Column, Config, Delivery, HeaderStyle, Kind, LogFormat, Origin, Preset, Progress, Start,
-    broker, keys, routes,
+    broker, keys,
     shown::{path, quoted, size},
 };
 use crate::{core::printable, postgres::conninfo};
@@ -14,11 +14,11 @@ pub(super) fn print(configs: &[Config]) -> String {
     let tables = configs.iter().map(|config| match &config.route {
         None => settings(config, "", |_| true),
         Some(route) => {
-            settings(config, &format!("routes.{}.", route.name), |key| !routes::is_of_process(key))
+            settings(config, &format!("routes.{}.", route.name), |key| !keys::is_of_process(key))
         }
     });
     let of_process = configs.first().filter(|first| first.route.is_some());
-    let of_process = of_process.map(|first| settings(first, "", routes::is_of_process));
+    let of_process = of_process.map(|first| settings(first, "", keys::is_of_process));
     of_process.into_iter().chain(tables).collect::<Vec<_>>().join("\n")
 }
 

@@ -7,72 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Config, Kind, Purpose,
+    keys::{ROUTES, section},
     layers::Merged,
     problem::{Origin, Problem},
     reader::Reader,
+    route::Route,
     written::Written,
 };
 
-/// The table of routes.
-const ROUTES: &str = "routes";
 const TOPICS_EXAMPLE: &str = "[\"orders.*\"]";
-
-/// What is only a route's.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
-    /// `[a-z0-9_]+`; the key of its table.
-    pub name: String,
-    /// Patterns of the topics that it takes; `None`: all.
-    pub topics: Option<Vec<String>>,
-    /// Patterns of the topics that the other routes take; `None`: one of them takes all.
-    pub elsewhere: Option<Vec<String>>,
-    /// Whether it parks what no route takes.
-    pub parks_the_rest: bool,
-    /// Whether `/readyz` answers 503 where it alone is not ready.
-    pub required: bool,
-    /// The relays that the other routes are.
-    pub beside: Vec<String>,
-    /// What its table says, by the keys without `routes.<r>.`.
-    own: BTreeSet<String>,
-}
-
-impl Route {
-    /// The text with commands that are for this route's relay.
-    pub fn in_commands(&self, text: &str) -> String {
-        ["resume", "dead-letters"].iter().fold(text.to_owned(), |text, command| {
-            let command = format!("outbox-relay {command} ");
-            text.replace(&command, &format!("{command}--route {} ", self.name))
-        })
-    }
-
-    /// Whether it has a name of its own; otherwise its relay is named after it.
-    pub(super) fn is_named(&self) -> bool {
-        self.own.contains("name")
-    }
-
-    /// The key under which a person finds a setting of its relay.
-    pub(super) fn full(&self, key: &str) -> String {
-        let of_own_sink = self.own.contains("sink.kind") && section(key) == "sink";
-        match self.own.contains(key) || of_own_sink {
-            true => format!("{ROUTES}.{}.{key}", self.name),
-            false => key.to_owned(),
-        }
-    }
-}
-
-/// Whether a route's table may have a setting of this name, because it is one relay's and not the process's.
-pub(super) fn may_have(key: &str) -> bool {
-    !is_of_process(key) && section(key) != ROUTES
-}
-
-/// Whether it is the same for all relays of the process.
-pub(super) fn is_of_process(key: &str) -> bool {
-    ["postgres.url", "postgres.url_file"].contains(&key) || ["admin", "log"].contains(&section(key))
-}
-
-fn section(key: &str) -> &str {
-    key.split('.').next().unwrap_or(key)
-}
 
 /// The settings without the routes' tables, and those of each route, by name.
 fn split(merged: Merged) -> (Merged, Vec<(Route, Merged)>) {
@@ -95,7 +38,7 @@ fn split(merged: Merged) -> (Merged, Vec<(Route, Merged)>) {
         let mut merged = base.clone();
         merged.retain(|key, _| !(has_sink && section(key) == "sink"));
         merged.extend(table);
-        (Route { name, own, ..Route::default() }, merged)
+        (Route::new(name, own), merged)
     };
     let routes = tables.into_iter().map(given).collect();
     (base, routes)

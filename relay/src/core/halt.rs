@@ -20,4 +20,15 @@ impl Halt {
     pub(crate) fn unless(self, remedy: &str) -> Self {
         Halt { remedy: format!("{remedy}; or, {}", self.remedy), ..self }
     }
+
+    /// With what is to be done before all else, and why.
+    pub(crate) fn first(self, why: &str, step: &str) -> Self {
+        let Halt { reason, remedy } = self;
+        Halt { reason: format!("{reason}; {why}"), remedy: format!("first, {step}; then {remedy}") }
+    }
+
+    /// Both texts, as `say` has them.
+    pub(crate) fn in_other_words(self, say: impl Fn(&str) -> String) -> Self {
+        Halt { reason: say(&self.reason), remedy: say(&self.remedy) }
+    }
 }

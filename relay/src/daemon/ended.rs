@@ -51,9 +51,7 @@ pub(super) enum Ended {
 impl Ended {
     /// The same, with commands that are for that route's relay.
     pub(super) fn of_route(self, route: &Route) -> Self {
-        let told = |Halt { reason, remedy }: Halt| {
-            Halt::new(route.in_commands(&reason), route.in_commands(&remedy))
-        };
+        let told = |halt: Halt| halt.in_other_words(|text| route.in_commands(text));
         match self {
             Ended::Halted(halt) => Ended::Halted(told(halt)),
             Ended::WrittenOtherwise(halt) => Ended::WrittenOtherwise(told(halt)),

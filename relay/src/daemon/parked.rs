@@ -12,6 +12,7 @@ use tokio_postgres::Error;
 
 use super::{context::Context, locks};
 use crate::{
+    causes,
     config::Config,
     core::{
         identity::SystemIdentity,
@@ -46,7 +47,14 @@ pub(super) async fn watch(
             Err(error) if locks::passes(&error) => {}
             // What reads the table for its work says why. To ask again would be harmful: it would
             // break a transaction that shares this session.
-            Err(_) => std::future::pending().await,
+            Err(error) => {
+                let error = causes::of(&error);
+                tracing::warn!(
+                    error,
+                    "what is parked can't be counted now; it is counted again when the relay reconnects"
+                );
+                std::future::pending().await
+            }
         }
         sleep(COUNT_SOON.max(begun.elapsed() * COUNT_SHARE)).await;
         // Cancel safe, both.
@@ -115,16 +123,20 @@ pub(super) async fn compare(
     let elsewhere = |parked: &ParkedRecord| ![0, table].contains(&parked.table);
     // What this process saw last may be newer than what it could store.
     let seen = context.board.parked_elsewhere(table);
-    let Some(mut before) = seen.or_else(|| stored.parked.clone()) else { return Ok(()) };
+    let of_progress = || stored.parked.clone().filter(elsewhere);
+    let Some(mut before) = seen
+        .or_else(of_progress)
+        .or_else(|| lost::either(stored.parked.as_ref(), context.board.parked_last()))
+    else {
+        return Ok(());
+    };
     if stored.system_id != identity.system_id {
         before.ids.clear(); // Their places were another cluster's.
     }
     let has_another_past = stored.timeline != identity.timeline || stored.rolled_back.is_some();
-    // Progress may be older than what was released since and deleted: only rows from a copy tell.
-    let copied = keeps_rows(&context.config)
-        && restored::count(client, &context.config.name).await?.is_some();
     let mut known_lost = None;
-    if stored.system_id == identity.system_id && (elsewhere(&before) || has_another_past || copied)
+    if stored.system_id == identity.system_id
+        && (elsewhere(&before) || has_another_past || keeps_rows(&context.config))
     {
         let absent = dead_letter::absent(client, &context.config.name, &before.ids).await?;
         let there = dead_letter::count(client, &context.config.name).await?.events;
@@ -134,8 +146,8 @@ pub(super) async fn compare(
                 (lost.clone(), lost.as_ref().map(remade))
             }
             (false, false) => {
-                let lost = lost::remade(&before, there, absent).filter(|lost| !lost.ids.is_empty());
-                (lost.clone(), lost.as_ref().map(emptied))
+                let lost = lost::deleted(&before, there, absent);
+                (lost.clone(), lost.as_ref().map(deleted))
             }
             (false, true) => {
                 let lost = lost::cut_off(&before, there, absent);
@@ -163,6 +175,15 @@ fn emptied(lost: &ParkedRecord) -> String {
     format!(
         "outbox.dead_letters was emptied, or rows of it were deleted, while {} were parked in it: the relay can no \
          longer deliver them",
+        lost::in_words(lost)
+    )
+}
+
+/// Progress may be older than a release.
+fn deleted(lost: &ParkedRecord) -> String {
+    format!(
+        "outbox.dead_letters was emptied, or rows of it were deleted, while {} were parked in it by the progress that \
+         the relay had stored: unless they were released or discarded since, the relay can no longer deliver them",
         lost::in_words(lost)
     )
 }

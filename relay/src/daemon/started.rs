@@ -6,6 +6,7 @@ use crate::{
     core::{
         charset::Charset,
         landmark::{AnotherHistory, Recognition},
+        lsn::Lsn,
         position::Position,
         progress::Progress,
         published::Published,
@@ -30,6 +31,8 @@ pub(super) struct Learnt {
     pub(super) another_history: Option<AnotherHistory>,
     /// How long the server may be silent before the connection is given up.
     pub(super) silence_max: Duration,
+    /// Up to where delivery had come when it was silent last.
+    silent_at: Option<Lsn>,
 }
 
 impl Learnt {
@@ -44,12 +47,18 @@ impl Learnt {
             unpublished_once: false,
             another_history: None,
             silence_max: SILENCE_MAX,
+            silent_at: None,
         }
     }
 
     /// The connection was given up after such a silence. What the server was at, it does from the beginning then: were it
     /// given no more time, it would never come to an end.
-    pub(super) fn was_silent(&mut self) {
+    pub(super) fn was_silent(&mut self, delivered: Option<Lsn>) {
+        // What it was at the last time, it has done since.
+        if delivered > self.silent_at {
+            self.silence_max = SILENCE_MAX;
+        }
+        self.silent_at = delivered;
         self.silence_max = (self.silence_max * 2).min(Self::SILENCE_MOST);
     }
 }
@@ -111,10 +120,13 @@ mod tests {
     #[test]
     fn a_server_that_was_silent_is_given_more_time_and_not_without_end() {
         let mut learnt = Learnt::nothing();
-        let silences = (0..6).map(|_| {
-            learnt.was_silent();
+        let mut silent = |at| {
+            learnt.was_silent(Some(Lsn::new(at)));
             learnt.silence_max.as_secs()
-        });
-        assert_eq!(silences.collect::<Vec<_>>(), [120, 240, 480, 960, 960, 960]);
+        };
+        assert_eq!([silent(7), silent(7), silent(7), silent(7)], [120, 240, 480, 960]);
+        let minutes = (0..9).map(|_| silent(7) / 60).last();
+        assert_eq!(minutes, Some(1024));
+        assert_eq!([silent(8), silent(8)], [120, 240], "it has come further since");
     }
 }

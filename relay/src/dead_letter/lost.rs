@@ -17,6 +17,30 @@ pub fn remade(before: &ParkedRecord, there: u64, absent: Vec<ParkedId>) -> Optio
     of(before, events, absent)
 }
 
+/// The same where rows of the table were deleted while no one counted. What is released or discarded keeps its row, so
+/// that an id without one says that it was deleted; `before` may be older than a release, so that its number says nothing
+/// unless its list of ids is full.
+pub fn deleted(before: &ParkedRecord, there: u64, absent: Vec<ParkedId>) -> Option<ParkedRecord> {
+    let events = match before.ids.len() == PARKED_IDS_MAX && absent.len() == PARKED_IDS_MAX {
+        true => before.events.saturating_sub(there).max(absent.len() as u64),
+        false => absent.len() as u64,
+    };
+    of(before, events, absent)
+}
+
+/// What was parked by stored progress and by what this process has counted: each may know what the other does not.
+pub fn either(stored: Option<&ParkedRecord>, seen: Option<ParkedRecord>) -> Option<ParkedRecord> {
+    let Some(mut both) = seen else { return stored.cloned() };
+    let Some(stored) = stored else { return Some(both) };
+    let more = stored.ids.iter().filter(|id| !both.ids.iter().any(|other| other.is(id)));
+    let more: Vec<ParkedId> = more.cloned().collect();
+    both.ids.extend(more);
+    both.ids.truncate(PARKED_IDS_MAX);
+    both.events = both.events.max(stored.events);
+    both.lanes = both.lanes.max(stored.lanes);
+    Some(both)
+}
+
 /// The same where the server has only a beginning of what was parked. A server has what was parked before some moment: where
 /// it has one of the last, it has all before that. Only where it has none of these, `there` tells about how
 /// many more it lacks.
@@ -107,6 +131,25 @@ mod tests {
 
     fn texts(ids: &[&str]) -> Vec<ParkedId> {
         ids.iter().map(|id| ParkedId { id: (*id).to_owned(), place: None, xid: None }).collect()
+    }
+
+    #[test]
+    fn what_was_deleted_while_no_one_counted_is_told_by_its_id() {
+        let before = parked(3, &["a", "b", "c"]);
+        assert_eq!(
+            deleted(&before, 0, texts(&["a"])),
+            Some(parked(1, &["a"])),
+            "two were released"
+        );
+        assert_eq!(deleted(&before, 0, vec![]), None, "all were");
+        let many: Vec<String> = (0..PARKED_IDS_MAX).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(deleted(&parked(50, &many), 0, texts(&many)), Some(parked(50, &many)));
+        assert_eq!(either(None, Some(parked(1, &["a"]))), Some(parked(1, &["a"])));
+        assert_eq!(
+            either(Some(&parked(3, &["a", "c"])), Some(parked(2, &["b", "a"]))),
+            Some(parked(3, &["b", "a", "c"]))
+        );
     }
 
     #[test]

@@ -274,7 +274,10 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
         if !course.advance(&mut self.progress, batch, range.end) {
             return Ok(());
         }
-        self.note_parked();
+        match course.origin() {
+            Origin::Release { .. } => self.note_released(batch, range.clone()),
+            Origin::Stream | Origin::Repair => self.note_parked(),
+        }
         let started = Instant::now();
         self.board.delivery_started();
         let receipt = self.publish(batch, range.clone()).await;

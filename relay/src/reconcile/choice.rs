@@ -118,8 +118,9 @@ pub(super) fn without_progress(facts: &Facts<'_>) -> Result<Decision, Halt> {
             match facts.has_delivered {
                 true => format!(
                     "to publish everything after the slot's position, some of it perhaps again, run `outbox-relay \
-                     resume --at slot`: what is before it was published; to leave that out, run \
-                     `outbox-relay resume --at now`{}",
+                     resume --at slot`: nothing is left out unless somebody has moved the slot or made it anew; if \
+                     somebody has, run `outbox-relay resume --at table --since TIME`, which publishes from the table \
+                     what was created since TIME; to leave all of it out, run `outbox-relay resume --at now`{}",
                     if facts.stream.is_some() {
                         format!(
                             "; or, if the stream has lost events that were not read yet, {}, and drop the slot: {}",
@@ -239,7 +240,7 @@ fn begun(
                     Err(gone(facts, progress, loss, reason).unless(remedy))
                 }
                 (None, Some(Anew { why, .. })) => {
-                    Err(gone(facts, progress, loss, &why).unless(FROM_TABLE))
+                    Err(stamping(facts, gone(facts, progress, loss, &why).unless(FROM_TABLE)))
                 }
             }
         }
@@ -271,10 +272,11 @@ fn repair(
             (Some(progress), Some(Anew { why, remedy })) if lower.is_some() => {
                 let halt = gone(facts, progress, loss, &why).unless(FROM_TABLE);
                 // Without the slot its rows are to be read from the table.
-                Err(match remedy.filter(|_| loss.streams) {
+                let halt = match remedy.filter(|_| loss.streams) {
                     Some(remedy) => halt.unless(remedy),
                     None => halt,
-                })
+                };
+                Err(stamping(facts, halt))
             }
             _ => Ok(Decision::Repair { lower, replace: facts.slot.is_some() }),
         };
@@ -305,6 +307,17 @@ fn unstamped(facts: &Facts<'_>) -> Option<Anew> {
          that are published"
     );
     Some(Anew { why, remedy: None })
+}
+
+/// What is done first where a default is still another one: whatever else is done, the next rows can't be told either.
+fn stamping(facts: &Facts<'_>, halt: Halt) -> Halt {
+    let Some(table) = facts.unstamped else { return halt };
+    halt.first(
+        "the column xid still has another default than pg_current_xact_id()",
+        &format!(
+            "as the table's owner, `alter table {table} alter column xid set default pg_current_xact_id()`"
+        ),
+    )
 }
 
 fn made_anew(facts: &Facts<'_>, progress: Option<&Progress>) -> Option<Anew> {

@@ -18,8 +18,39 @@ impl<'a> Loss<'a> {
     }
 }
 
-/// The slot streams, may lack rows, and the table turns out not to have them all.
-fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
+/// What a slot that a repair replaces could still send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// What it has.
+    Streams,
+    /// What was committed before its publication was missing: there the stream ends, each time.
+    Ends,
+    /// It is gone.
+    Gone,
+}
+
+impl Left {
+    /// `replaced`: it is there; `unpublished_once`: its stream has ended for want of the publication.
+    pub(crate) fn of(replaced: bool, unpublished_once: bool) -> Self {
+        match (replaced, unpublished_once) {
+            (false, _) => Left::Gone,
+            (true, true) => Left::Ends,
+            (true, false) => Left::Streams,
+        }
+    }
+
+    /// What leaves something out.
+    fn remedy(self) -> String {
+        match self {
+            Left::Streams => format!("{ON}; {ANEW}"),
+            Left::Ends | Left::Gone => ANEW.to_owned(),
+        }
+    }
+}
+
+/// The slot is there, may lack rows, and the table turns out not to have them all.
+fn lacking(slot: (&str, Left), gap: &str, progress: &Progress, why: &Halt) -> Halt {
+    let (slot, left) = slot;
     let from = progress.unshown_since().unwrap_or_default();
     Halt::new(
         format!(
@@ -27,7 +58,7 @@ fn lacking(slot: &str, gap: &str, progress: &Progress, why: &Halt) -> Halt {
              be missing from the table as well: {}",
             why.reason
         ),
-        format!("{ON}; {ANEW}"),
+        left.remedy(),
     )
     .unless(&why.remedy)
 }
@@ -48,16 +79,16 @@ fn since(progress: &Progress, lacks: bool) -> String {
 }
 
 /// The tables turn out not to have all rows that a repair is to read, as `why` says. `gap` is what the slot lacks, if it
-/// does, and it `streams` the others.
+/// does, and `left` what it has.
 pub(crate) fn incomplete(
     slot: &str,
-    (gap, streams): (Option<&str>, bool),
+    (gap, left): (Option<&str>, Left),
     lower: Option<&str>,
     progress: &Progress,
     why: &Halt,
 ) -> Halt {
-    if let Some(gap) = gap.filter(|_| streams) {
-        return lacking(slot, gap, progress, why);
+    if let Some(gap) = gap.filter(|_| left != Left::Gone) {
+        return lacking((slot, left), gap, progress, why);
     }
     let from = since(progress, gap.is_some());
     let until = match &progress.repair {
@@ -84,12 +115,13 @@ pub(crate) fn incomplete(
 }
 
 /// The stream may lack rows, and a repair would lose others: `why`.
-pub(crate) fn only_in_slot(slot: &str, gap: &str, why: &str) -> Halt {
+pub(crate) fn only_in_slot(slot: (&str, Left), gap: &str, why: &str) -> Halt {
+    let (slot, left) = slot;
     Halt::new(
         format!(
             "slot {slot} may lack rows, because {gap}, and a new slot would lose others: {why}"
         ),
-        format!("{ON}; {ANEW}"),
+        left.remedy(),
     )
 }
 

@@ -25,7 +25,7 @@ pub use self::{
 };
 pub(crate) use self::{
     choice::of_another,
-    halts::{drop_slot, incomplete, only_in_slot},
+    halts::{Left, drop_slot, incomplete, only_in_slot},
 };
 use self::{
     choice::{with_progress, without_progress},

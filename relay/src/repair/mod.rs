@@ -8,6 +8,7 @@
 
 mod attached;
 mod count;
+mod filled;
 mod first;
 mod glance;
 mod id;
@@ -32,6 +33,7 @@ pub use self::{
     count::{
         Around, RowsSince, any_row, in_words, rows_around, rows_since, rows_there, rows_younger,
     },
+    filled::is_filled,
     first::still_there,
     glance::{Place, ROWS_MAX, Which, glance},
     losses::{accounted_for, complete, foreign},

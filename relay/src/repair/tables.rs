@@ -36,7 +36,7 @@ pub struct Table {
     /// Whether an account is kept of rows that are deleted.
     pub(super) noted: bool,
     /// Whether each row that is inserted has its transaction's id, by which it is told what is published.
-    stamped: bool,
+    pub(super) stamped: bool,
     /// What inherits from it is no part of it: the stream has that under its own name.
     only: bool,
     id: Id,

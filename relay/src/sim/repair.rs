@@ -21,6 +21,7 @@ use crate::{
         snapshot,
     },
     pipeline::{PipelineError, delivery::Delivery},
+    reconcile::Left,
     repair::{End, FoundRow, Page, Pages},
     route::{Origin, Router},
 };
@@ -51,7 +52,7 @@ impl Start<'_> {
         let relation = relation(catalog.table);
         pages.relation(&relation).expect("it fits");
         turns(world).await;
-        self.complete(delivery.progress(), lower.as_deref(), (None, false))?;
+        self.complete(delivery.progress(), lower.as_deref(), (None, Left::Gone))?;
         let mut rows = rows.into_iter().peekable();
         let mut batch = Batch::new(limits(world));
         loop {

@@ -14,7 +14,7 @@ use crate::{
         published::Published, snapshot,
     },
     postgres::catalog::slot::SlotState,
-    reconcile::{self, Decision, Facts, Reconciled},
+    reconcile::{self, Decision, Facts, Left, Reconciled},
     route::TableName,
     sink::{ProgressStore as _, SinkError},
     table_fit,
@@ -210,7 +210,8 @@ impl Start<'_> {
             return Ok(());
         }
         let why = "it has rows that are no longer in the tables";
-        Err(Ended::Halted(reconcile::only_in_slot(SLOT, gap, why)))
+        let left = Left::of(true, self.unpublished_once);
+        Err(Ended::Halted(reconcile::only_in_slot((SLOT, left), gap, why)))
     }
 
     /// As `daemon::start::repair::begin`.
@@ -222,7 +223,7 @@ impl Start<'_> {
         gap: Option<&str>,
         replace: bool,
     ) -> Result<(), Ended> {
-        self.complete(progress, lower, (gap, replace))?;
+        self.complete(progress, lower, (gap, Left::of(replace, self.unpublished_once)))?;
         let of_now = look(self.world).server.snapshot();
         let lower = match look(self.world).is(Mutant::RepairsTooLittle) {
             true => Some(of_now.as_str()),
@@ -250,7 +251,7 @@ impl Start<'_> {
         &self,
         progress: &Progress,
         lower: Option<&str>,
-        gap: (Option<&str>, bool),
+        gap: (Option<&str>, Left),
     ) -> Result<(), Ended> {
         let gone = self.ask(|world| {
             let shows = |event: &&super::world::Event| {

@@ -5,6 +5,7 @@
 mod behind;
 pub mod boards;
 mod broker;
+pub mod concerns;
 mod delivery;
 mod died;
 pub mod health;
@@ -256,6 +257,7 @@ impl Board {
                 known.clear();
             }
             self.parked_is_anothers(&mut state);
+            concerns::are_anothers(&mut state);
             state.delivered = None;
             state.last_age = None;
             state.lag.reset();
@@ -336,19 +338,6 @@ impl Board {
         }
     }
 
-    /// Something that a person should change, and that keeps no event waiting; `None` when it is changed.
-    /// One for each `about`. Returns whether it is new.
-    pub fn concern(&self, about: &'static str, what: Option<String>) -> bool {
-        let mut state = self.state();
-        match what {
-            Some(what) => state.concerns.insert(about, what.clone()) != Some(what),
-            None => {
-                state.concerns.remove(about);
-                false
-            }
-        }
-    }
-
     /// Why the server sends nothing of what there is; `None` when it does. Returns whether that is new.
     pub fn held_back(&self, why: Option<String>) -> bool {
         let mut state = self.state();
@@ -362,12 +351,6 @@ impl Board {
         let mut state = self.state();
         let before = std::mem::replace(&mut state.stuck, why);
         before != state.stuck
-    }
-
-    /// What there is of concern.
-    pub fn concerns(&self) -> Vec<String> {
-        let parked = self.waits_parked();
-        self.state().concerns.values().cloned().chain(parked).collect()
     }
 
     /// The position confirmed to PostgreSQL.

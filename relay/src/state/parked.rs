@@ -44,6 +44,17 @@ impl Board {
         add(state.parked.get_or_insert_default(), &more);
     }
 
+    /// These are released: their rows may be deleted.
+    pub fn parked_less(&self, is_released: impl Fn(&ParkedId) -> bool) {
+        let mut state = self.state();
+        let State { parked, parked_since, .. } = &mut *state;
+        for known in [parked.as_mut(), Some(parked_since)].into_iter().flatten() {
+            let before = known.ids.len();
+            known.ids.retain(|id| !is_released(id));
+            known.events = known.events.saturating_sub((before - known.ids.len()) as u64);
+        }
+    }
+
     /// What stored progress says was parked, where nothing was counted yet; it is in this table, but for what
     /// is known to be lost.
     pub fn parked_before(&self, stored: &ParkedRecord, table: u32, lost: Option<&ParkedRecord>) {
@@ -104,8 +115,6 @@ impl Board {
             known.clear();
         }
         state.parked = None;
-        state.concerns.remove(LOST);
-        state.concerns.remove(RESTORED);
     }
 
     /// What is parked has changed: it is to be counted soon.

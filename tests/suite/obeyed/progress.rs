@@ -12,6 +12,7 @@ use outbox_harness::{
 
 use super::{obey, says, typed};
 use crate::{
+    file::{all_written, to_file},
     remedies,
     repair::{drop_slot, limit_wal, lose_wal, wait_snapshot},
 };
@@ -123,4 +124,38 @@ async fn without_progress_a_slot_that_lost_its_wal_is_replaced_by_every_row_as_t
     relay.wait_ready().await;
     let count = t.count(&topic, 1).await;
     assert_eq!((count.lost, count.duplicated), (0, 2), "those that were published: {count}");
+}
+
+/// A colleague has made the slot anew, and progress is gone: what lies before the slot's place is not known to be published.
+#[tokio::test]
+async fn a_slot_that_was_made_anew_without_progress_is_asked_about_and_the_table_has_what_it_lacks()
+{
+    let mut t = Harness::start().await;
+    let (settings, path) = to_file(&t);
+    let mut relay = settings.clone().start().await;
+    let began = "select now()::text";
+    let began: String =
+        t.database().superuser().query_one(began, &[]).await.expect("a time").get(0);
+    t.commit((0..3).map(|_| Event::to("orders").key("k"))).await;
+    all_written(&t, &path).await;
+    assert!(relay.sigterm().await.success());
+    t.commit((0..5).map(|_| Event::to("orders").key("k"))).await;
+    let slot = format!("outbox_{}", t.database().name());
+    obey(&t, &format!("select pg_drop_replication_slot('{slot}')")).await;
+    obey(&t, &format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    obey(&t, "delete from outbox.progress").await;
+    t.commit((0..2).map(|_| Event::to("orders").key("k"))).await;
+    relay.restart();
+    let detail = says(&relay, "nothing is left out unless somebody has moved the slot").await;
+    assert!(!detail.contains("what is before it was published"), "{detail}");
+    let output = settings.command(&["resume", "--at", "slot"]).await;
+    let asked = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && asked.contains("the tables have 10 rows"), "{asked}");
+    assert!(detail.contains("`outbox-relay resume --at table --since TIME`"), "{detail}");
+    let since = ["resume", "--at", "table", "--since", &began, "--yes"];
+    let output = settings.command(&since).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    relay.wait_ready().await;
+    let records = all_written(&t, &path).await;
+    check::compare(&t.committed().await, &records, 8).assert_at_least_once();
 }

@@ -19,7 +19,11 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 pub(crate) use self::decision::{Decision, Here, between, decided};
-use self::{decision::skipped, facts::Facts, left_out::Asked};
+use self::{
+    decision::skipped,
+    facts::{Facts, tables},
+    left_out::Asked,
+};
 use crate::{
     config::{Config, parts::Parts},
     core::{
@@ -32,7 +36,8 @@ use crate::{
         sql::{self, SqlSession},
     },
     progress_key::{self, KeyError},
-    reconcile,
+    reconcile, repair,
+    route::Mapping,
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
     source::connect::ReplicationConnection,
 };
@@ -140,15 +145,16 @@ pub(crate) async fn run(
         }
         _ => None,
     };
+    let published = published(config, &parts, &session, &replication).await?;
     let after = match decision {
         Decision::AtNow => None,
         Decision::AtTable { .. } => Some(Position::UpTo(identity.flush_lsn)),
         decision => {
-            Some(position(&session, slot_name, decision, stored.as_ref(), &identity).await?)
+            let stored = stored.as_ref();
+            Some(position(&session, slot_name, decision, stored, &identity, mapping).await?)
         }
     };
     let now = SystemTime::now();
-    let published = published(config, &parts, &session, &replication).await?;
     let here = Here { slot_name, identity: &identity, published, now };
     let mut next = decided(stored, decision, after, here);
     if let Some(lower) = from_table {
@@ -211,6 +217,7 @@ async fn position(
     decision: Decision,
     stored: Option<&Progress>,
     identity: &SystemIdentity,
+    mapping: &Mapping,
 ) -> anyhow::Result<Position> {
     let before = stored.and_then(|progress| progress.position);
     let slot = slot::inspect(session.client(), slot_name).await?;
@@ -254,7 +261,7 @@ async fn position(
                  by itself",
             )
         }
-        Decision::AtUpgrade => upgraded(session, stored, slot.as_ref(), identity).await,
+        Decision::AtUpgrade => upgraded(session, stored, slot.as_ref(), identity, mapping).await,
         Decision::Skip(row) => skipped(before, row),
         Decision::AtNow | Decision::AtTable { .. } => bail!("a new slot begins where it is made"),
     }
@@ -277,6 +284,7 @@ async fn upgraded(
     stored: Option<&Progress>,
     slot: Option<&slot::SlotState>,
     identity: &SystemIdentity,
+    mapping: &Mapping,
 ) -> anyhow::Result<Position> {
     // What it says of where events are would be wrong, and they would be left out unasked.
     if stored.is_some_and(|stored| stored.system_id == identity.system_id) {
@@ -295,14 +303,23 @@ async fn upgraded(
                    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
     let ids_continue: bool =
         session.client().query_one(goes_on, &[&newest.snapshot]).await?.try_get(0)?;
-    if !ids_continue || identity.flush_lsn < position.resume_lsn() {
-        let what = if ids_continue {
-            "WAL ends before"
-        } else {
-            "transaction ids are lower than those of"
-        };
+    // It keeps tables and rows as they were; a dump makes them anew.
+    let filled = async || match tables(mapping, session).await? {
+        Ok(tables) => Ok(repair::is_filled(session.client(), &tables, &newest.snapshot).await?),
+        Err(_) => anyhow::Ok(false), // The relay says so.
+    };
+    let other = if !ids_continue {
+        Some("transaction ids are lower than those of")
+    } else if identity.flush_lsn < position.resume_lsn() {
+        Some("WAL ends before")
+    } else if filled().await? {
+        Some("rows were written by other transactions than those of")
+    } else {
+        None
+    };
+    if let Some(other) = other {
         bail!(
-            "this cluster's {what} stored progress, so it was not \
+            "this cluster's {other} stored progress, so it was not \
              made by pg_upgrade from that one; `resume --at table` publishes from the table what was created \
              since the newest published event, and `resume --at now` what is committed from then on"
         );

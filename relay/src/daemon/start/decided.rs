@@ -11,7 +11,7 @@ use crate::{
     core::{position::Position, progress::Progress, published::Published},
     daemon::{advice, context::Context, ended::Ended, tables::Tables},
     metrics::Cause,
-    reconcile::Decision,
+    reconcile::{Decision, Left},
     repair::Table,
 };
 
@@ -20,6 +20,8 @@ pub(super) struct Decided {
     pub(super) decision: Decision,
     pub(super) gap: Option<String>,
     pub(super) published: Published,
+    /// Whether its stream has ended for want of the publication.
+    pub(super) unpublished_once: bool,
 }
 
 /// What comes of it.
@@ -34,7 +36,7 @@ pub(super) enum Next {
 pub(super) async fn carry_out(
     context: &Context,
     connections: &mut Connections<'_>,
-    Decided { decision, gap, published }: Decided,
+    Decided { decision, gap, published, unpublished_once }: Decided,
     tables: &mut Tables,
     progress: &mut Progress,
     noted: &mut bool,
@@ -67,7 +69,8 @@ pub(super) async fn carry_out(
                 Decision::Repair { lower, replace } => {
                     // A slot that is gone has nothing that could be published instead.
                     let (lower, gap) = (lower.as_deref(), gap.as_deref());
-                    let needed = Needed { tables: &readable, lower, gap, streams: *replace };
+                    let left = Left::of(*replace, unpublished_once);
+                    let needed = Needed { tables: &readable, lower, gap, left };
                     repair::begin(context, connections, needed, progress, *replace).await?
                 }
                 _ => None,

@@ -12,7 +12,7 @@ use crate::{
         catalog::slot::SlotState,
         sql::{self, SqlSession},
     },
-    reconcile::{self, Decision, Reconciled},
+    reconcile::{self, Decision, Left, Reconciled},
     repair::{Table, is_in_tables},
 };
 
@@ -22,7 +22,7 @@ pub(super) async fn loses_nothing(
     context: &Context,
     session: &SqlSession,
     tables: &Result<Vec<Table>, Halt>,
-    reconciled: &Reconciled,
+    (reconciled, left): (&Reconciled, Left),
     attached: &Attached,
 ) -> Result<(), Ended> {
     let Reconciled {
@@ -44,12 +44,12 @@ pub(super) async fn loses_nothing(
     match (&attached.not_sent, whole) {
         (None, Some(false)) => {
             let why = "it has rows that are no longer in the tables";
-            Err(Ended::Halted(reconcile::only_in_slot(slot, gap, why)))
+            Err(Ended::Halted(reconcile::only_in_slot((slot, left), gap, why)))
         }
         (None, _) => Ok(()),
         (Some(_), Some(true)) => {
             let (lower, gap) = (lower.as_deref(), Some(gap.as_str()));
-            let needed = Needed { tables, lower, gap, streams: true };
+            let needed = Needed { tables, lower, gap, left };
             let foreseen = repair::foresee(&context.config, session, needed, progress).await;
             match (foreseen, &attached.not_sent) {
                 (Err(Ended::Halted(_) | Ended::RolledBack(_)), Some((_, halt))) => {

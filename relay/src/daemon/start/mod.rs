@@ -53,7 +53,7 @@ use crate::{
         catalog::{InspectError, characters},
         sql::SqlSession,
     },
-    reconcile::{self, Reconciled},
+    reconcile::{self, Left, Reconciled},
     repair::Taken,
     route::{Format, Origin, Router, TableName, quoted},
     sink::{ProgressStore as _, StoredProgress, any::AnySink},
@@ -142,7 +142,10 @@ pub(super) async fn start(
     };
     let reconciled =
         decide(context, session, &mut connections.replication, stored.as_ref(), found).await?;
-    given_up::loses_nothing(context, session, &tables.repair, &reconciled, &attached).await?;
+    let left = Left::of(true, learnt.unpublished_once);
+    let looked =
+        given_up::loses_nothing(context, session, &tables.repair, (&reconciled, left), &attached);
+    looked.await?;
     let Reconciled { progress: carried, decision, gap } = reconciled;
     tell_of_a_lost_tail(stored.as_ref(), carried.as_ref());
     let slot = &config.postgres.slot;
@@ -157,7 +160,8 @@ pub(super) async fn start(
         note_delivered(config, session).await?;
         noted = true;
     }
-    let decided = Decided { decision, gap, published };
+    let unpublished_once = learnt.unpublished_once;
+    let decided = Decided { decision, gap, published, unpublished_once };
     let next =
         carry_out(context, &mut connections, decided, &mut tables, &mut progress, &mut noted).await;
     let (from, published) = match next? {

@@ -21,7 +21,7 @@ use crate::{
     },
     postgres::{catalog::slot::SlotState, sql::SqlSession},
     progress_key::{self, Known},
-    reconcile::{Decision, Reconciled},
+    reconcile::{Decision, Left, Reconciled},
     repair::Taken,
     route::Format,
     sink::{ProgressStore as _, any::AnySink},
@@ -135,7 +135,8 @@ async fn decide(
         let decided = decision::decide(context, session, &mut replication, progress, found);
         let decided = decided.await?;
         let (readable, attached) = (&tables.repair, &attached);
-        given_up::loses_nothing(context, session, readable, &decided, attached).await?;
+        let reconciled = (&decided, Left::Streams);
+        given_up::loses_nothing(context, session, readable, reconciled, attached).await?;
         if !matches!(decided.decision, Decision::Stream { .. } | Decision::Wait { .. })
             && let Some(halt) = &tables.misfit
         {
@@ -172,7 +173,7 @@ async fn foresee(
     let readable = tables.repair.as_ref().map_err(|halt| Ended::Halted(halt.clone()))?;
     let nothing = || Progress::before_first_start(&config.postgres.slot);
     let progress = progress.clone().unwrap_or_else(nothing);
-    let has_slot = !matches!(decision, Decision::Repair { replace: false, .. });
-    let needed = Needed { tables: readable, lower, gap: gap.as_deref(), streams: has_slot };
+    let left = Left::of(!matches!(decision, Decision::Repair { replace: false, .. }), false);
+    let needed = Needed { tables: readable, lower, gap: gap.as_deref(), left };
     repair::foresee(config, session, needed, &progress).await
 }

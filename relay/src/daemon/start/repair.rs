@@ -36,7 +36,7 @@ use crate::{
     metrics::Cause,
     pipeline::delivery::Delivery,
     postgres::sql::SqlSession,
-    reconcile,
+    reconcile::{self, Left},
     repair::{self, End, Page, ReadError, Reader, Recognised, Table},
     route::{Mapping, Router},
     sink::any::AnySink,
@@ -57,8 +57,8 @@ pub(super) struct Needed<'a> {
     pub(super) lower: Option<&'a str>,
     /// What the slot lacks.
     pub(super) gap: Option<&'a str>,
-    /// It streams, and is replaced.
-    pub(super) streams: bool,
+    /// What it could still send.
+    pub(super) left: Left,
 }
 
 /// Recreates the slot, and stores in `progress` what is to be read. Returns where the stream begins
@@ -75,7 +75,7 @@ pub(super) async fn begin(
     let name = &config.postgres.slot;
     recognise(config, session, tables, progress).await?;
     nothing_gone(config, session, needed, progress).await?;
-    match (progress.position, gap.filter(|_| needed.streams)) {
+    match (progress.position, gap.filter(|_| needed.left != Left::Gone)) {
         (Some(_), Some(gap)) => tracing::warn!(
             slot = name,
             gap,
@@ -169,12 +169,12 @@ pub(super) async fn foresee(
 async fn nothing_gone(
     config: &Config,
     session: &SqlSession,
-    Needed { tables, lower, gap, streams }: Needed<'_>,
+    Needed { tables, lower, gap, left }: Needed<'_>,
     progress: &Progress,
 ) -> Result<(), Ended> {
     let slot = &config.postgres.slot;
     complete(config, session, tables, lower, progress).await?.map_err(|why| {
-        Ended::Halted(reconcile::incomplete(slot, (gap, streams), lower, progress, &why))
+        Ended::Halted(reconcile::incomplete(slot, (gap, left), lower, progress, &why))
     })
 }
 
@@ -273,7 +273,8 @@ pub(in crate::daemon) async fn run(
         if lower.is_some() {
             recognise(config, session, &tables, delivery.progress()).await?;
         }
-        let needed = Needed { tables: &tables, lower: lower.as_deref(), gap: None, streams: false };
+        let needed =
+            Needed { tables: &tables, lower: lower.as_deref(), gap: None, left: Left::Gone };
         nothing_gone(config, session, needed, delivery.progress()).await?;
         pages(context, stop, &mut reader, &mut delivery).await?;
         if stop.is_cancelled() {

@@ -10,7 +10,7 @@ use crate::{
         SinkError,
         any::{AnyProbe, Settings},
     },
-    state::Board,
+    state::{Board, concerns::OF_PROCESS},
 };
 
 /// Asked this often, unless a delivery has just proven it.
@@ -90,13 +90,12 @@ pub(in crate::daemon) async fn watch_progress_topic(probe: AnyProbe, board: &Boa
 /// Tells the board and the log of a quota by which brokers slow the relay down, whatever the relay is at: under
 /// a small one it never gets as far as streaming for long. Ends only by being dropped, at any time.
 pub(in crate::daemon) async fn watch_quota(sink: Settings, board: Board) -> io::Result<()> {
-    const ABOUT: &str = "quota";
     let mut told: Option<Instant> = None;
     loop {
         sleep(QUOTA_INTERVAL).await;
         let throttled = sink.throttled();
         let text = throttled.as_ref().map(|(what, remedy)| format!("{what}; {remedy}"));
-        board.concern(ABOUT, text);
+        board.concern(OF_PROCESS, text);
         match throttled {
             Some((reason, remedy)) if told.is_none_or(|at| at.elapsed() >= QUOTA_TOLD_EVERY) => {
                 told = Some(Instant::now());

@@ -1,6 +1,7 @@
 //! Parks what a delivery can't deliver, and what follows it in its lane.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -48,6 +49,16 @@ impl<P: Publisher, D: DeadLetters + 'static> Delivery<P, D> {
         if let Some(parked) = self.board.parked_last() {
             self.progress.parked = (parked.events > 0).then_some(parked);
         }
+    }
+
+    /// What is released with this is not missed when its row is deleted, as history may be.
+    pub(super) fn note_released(&mut self, batch: &Batch, range: Range<usize>) {
+        let released = || batch.iter().skip(range.start).take(range.len());
+        let is_released = |known: &ParkedId| {
+            released().any(|record| record.event_id() == Some(known.id.as_bytes()))
+        };
+        self.board.parked_less(is_released);
+        self.note_parked();
     }
 
     /// Parks the records that are refused (`fit`: records all the same), and of those from `followers`

@@ -106,11 +106,13 @@ fn an_interval_begins_before_all_that_may_be_missing() {
     let of = |gap, streams, stored: &Progress| {
         incomplete("outbox", (gap, streams), Some("900:900:"), stored, &why).reason
     };
-    for (gap, streams) in [(Some("it was dropped"), true), (Some("it was dropped"), false)] {
+    for (gap, streams) in
+        [(Some("it was dropped"), Left::Streams), (Some("it was dropped"), Left::Gone)]
+    {
         let reason = of(gap, streams, &progress(1000));
         assert!(reason.contains("between 0/1F4 and now"), "{reason}");
     }
-    let reason = of(None, false, &progress(1000));
+    let reason = of(None, Left::Gone, &progress(1000));
     assert!(reason.contains("between 0/3E8 and now"), "{reason}");
     let alone = Progress { snapshots: progress(1000).snapshots[1..].to_vec(), ..progress(1000) };
     assert_eq!(alone.unshown_since(), Some(Lsn::new(500)), "it may be a slot's own");

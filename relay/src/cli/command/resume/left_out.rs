@@ -139,6 +139,9 @@ async fn of_events(
         asked.left_out = asks.left_out;
         return Ok(asks.question);
     }
+    if let (Decision::AtSlot, None, Some(confirmed)) = (decision, facts.stored, facts.confirmed) {
+        return before_the_slot(&parts.mapping, session, confirmed).await;
+    }
     let what = match decision {
         Decision::AtSlot => "what was committed between stored progress and the slot's position",
         Decision::AtProgress => {
@@ -178,6 +181,25 @@ async fn of_events(
         }
     };
     Ok(Some(format!("This leaves out {what}: {how_many}.")))
+}
+
+/// Where nothing is stored, what is before the slot is only known to be published while no one else has moved that.
+async fn before_the_slot(
+    mapping: &Mapping,
+    session: &SqlSession,
+    confirmed: Lsn,
+) -> anyhow::Result<Option<String>> {
+    let rows = match repair::rows_there(session.client(), mapping.tables()).await? {
+        Some(0) => return Ok(None),
+        Some(rows) => format!("the tables have {}", repair::in_words(rows)),
+        None => "the tables can't be read".to_owned(),
+    };
+    Ok(Some(format!(
+        "There is no stored progress, so what was committed before {confirmed}, where the slot is, counts as published. That \
+         is right unless somebody has moved the slot or made it anew: {rows}, and those of them that were committed \
+         before and are not published are left out. `outbox-relay resume --at table --since TIME` publishes what was \
+         created since TIME instead."
+    )))
 }
 
 fn in_words(events: i64) -> String {
