@@ -51,8 +51,9 @@ pub(super) fn lost(facts: &Facts<'_>) -> Halt {
             facts.slot_name, facts.identity.flush_lsn
         ),
         format!(
-            "{remedy}; or, to make a new slot and publish what is committed from then on, run \
-             `outbox-relay resume --at now`; or, {}, which it then does by itself",
+            "{remedy}; or, {}, which it then does by itself; or, to publish from the table what was created since \
+             TIME, run `outbox-relay resume --at table --since TIME`; or, to leave out what is not published, make a new \
+             slot and publish what is committed from then on, run `outbox-relay resume --at now`",
             every_row(facts)
         ),
     )
