@@ -5,7 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outbox_fuzz::{core::{charset::Charset, lsn::Lsn, position::RowPosition, record::{Batch, BatchLimits}, row::{Column, Relation, Row}}, route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings}, source::pgoutput::{Message, decode, decode_large_insert}};
+use outbox_fuzz::{core::{charset::Charset, lsn::Lsn, position::RowPosition, record::{Batch, BatchLimits}, row::{Column, Relation, Row}}, route::{Columns, Format, HeaderStyle, Origin, Preset, Routed, Router, Settings, Share}, source::pgoutput::{Message, decode, decode_large_insert}};
 
 const TYPES: [u32; 16] =
     [16, 17, 19, 20, 21, 23, 25, 114, 1042, 1043, 1114, 1184, 1700, 2950, 3802, 5069];
@@ -30,7 +30,11 @@ fn settings(options: u8) -> Settings {
         header_columns: vec![("extra".into(), "extra".into())],
         former_columns: vec![("former".into(), "payload".into())],
         record_bytes_max: if flag(3) { 64 } else { 1 << 20 },
-        share: None,
+        share: flag(4).then(|| Share {
+            ours: Some(vec!["o*".into()]),
+            others: flag(5).then(|| vec!["*x".into()]),
+            takes_the_rest: flag(6),
+        }),
     }
 }
 
@@ -80,6 +84,9 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(record.partition.is_none_or(|partition| partition >= 0));
                 assert!(record.timestamp_ms.is_none_or(|ms| ms >= 0));
                 assert!(record.headers().all(|(name, _)| !name.is_empty()));
+            }
+            Ok(Routed::Elsewhere) => {
+                assert_eq!(before, (batch.len(), batch.size_bytes()), "another's row left bytes");
             }
             Ok(Routed::Ignored | Routed::Moved) => panic!("the table is mapped"),
             Err(refused) => {

@@ -136,19 +136,29 @@ impl RabbitSink {
             order: LaneOrder::new(batch, range.clone(), self.settings.many_in_flight),
             flight: Flight::default(),
             refused: Vec::new(),
+            later: Later::default(),
             range: range.clone(),
         };
+        let mut until = Instant::now() + SILENCE_MAX;
         loop {
-            let until = Instant::now() + SILENCE_MAX;
             delivery.send(line, until).await?;
-            if delivery.flight.len() == 0 {
+            let later = delivery.later.at;
+            if delivery.flight.len() == 0 && later.is_none() {
                 break;
             }
-            let answer = tokio::time::timeout_at(until, line.answers.recv()).await;
-            let Ok(answer) = answer else { return Err(delivery.unconfirmed()) };
+            let wake = later.map_or(until, |later| later.min(until));
+            let answer = match tokio::time::timeout_at(wake, line.answers.recv()).await {
+                Ok(answer) => answer,
+                Err(_) if later == Some(wake) => {
+                    delivery.again();
+                    continue;
+                }
+                Err(_) => return Err(delivery.unconfirmed()),
+            };
+            until = Instant::now() + SILENCE_MAX;
             match answer {
                 Some(Answer::Confirmed { tag, multiple, stored }) => {
-                    delivery.confirmed(tag, multiple, stored).await;
+                    delivery.confirmed(tag, multiple, stored);
                 }
                 Some(Answer::Returned(returned)) => delivery.returned(&returned),
                 Some(Answer::Closed { code, text }) => return Err(delivery.closed(code, &text)),
@@ -198,10 +208,26 @@ struct Delivery<'a> {
     order: LaneOrder,
     flight: Flight,
     refused: Vec<RefusedRecord>,
+    later: Later,
     range: Range<usize>,
 }
 
+/// What a queue did not take now. It is sent again after a pause; the others go on meanwhile.
+#[derive(Debug, Default)]
+struct Later {
+    /// In the order in which the broker said so.
+    records: Vec<usize>,
+    /// `None` where there is none.
+    at: Option<Instant>,
+}
+
 impl Delivery<'_> {
+    /// What was put off may be sent now.
+    fn again(&mut self) {
+        let Later { records, .. } = std::mem::take(&mut self.later);
+        records.into_iter().rev().for_each(|index| self.order.again(index));
+    }
+
     /// Sends what may be sent.
     async fn send(&mut self, line: &mut Line, until: Instant) -> Result<(), SinkError> {
         while self.flight.len() < IN_FLIGHT_MAX && self.flight.bytes() < IN_FLIGHT_BYTES_MAX {
@@ -240,12 +266,14 @@ impl Delivery<'_> {
         self.destinations.get(index - self.range.start).expect("an index of the range")
     }
 
-    async fn confirmed(&mut self, tag: u64, multiple: bool, stored: bool) {
-        let mut not_now = Vec::new();
+    fn confirmed(&mut self, tag: u64, multiple: bool, stored: bool) {
         for (index, outcome) in self.flight.confirmed(tag, multiple, stored) {
             match outcome {
                 Outcome::Stored => self.order.stored(index),
-                Outcome::NotNow => not_now.push(index),
+                Outcome::NotNow => {
+                    self.later.records.push(index);
+                    self.later.at.get_or_insert_with(|| Instant::now() + NOT_NOW_PAUSE);
+                }
                 Outcome::Unroutable(text) => {
                     let Destination { exchange, routing_key } = &self
                         .destinations
@@ -260,10 +288,6 @@ impl Delivery<'_> {
                 }
             }
         }
-        if !not_now.is_empty() {
-            tokio::time::sleep(NOT_NOW_PAUSE).await;
-        }
-        not_now.into_iter().rev().for_each(|index| self.order.again(index));
     }
 
     fn returned(&mut self, returned: &Returned) {
@@ -365,3 +389,6 @@ fn missing(exchange: &str) -> String {
          sink.rabbitmq.declare = true; then `outbox-relay dead-letters release --reason unknown_topic`"
     )
 }
+
+#[cfg(test)]
+mod tests;
