@@ -242,3 +242,65 @@ async fn a_relay_becomes_a_route_beside_a_new_one() {
     }
     assert!(relay.sigterm().await.success());
 }
+
+/// The new route has passed the events of that topic over before it was its own, and the old one has not published them yet.
+#[tokio::test]
+async fn events_that_wait_while_their_topic_moves_to_another_route_are_published_by_the_former_one()
+{
+    let mut t = Harness::start().await;
+    let (settings, a) = to_file(&t, t.relay(), "a", "[\"x\", \"y\"]");
+    let (settings, b) = to_file(&t, settings, "b", "[\"z\"]");
+    let each = || ["x", "y", "z"].map(|it| Event::to(it).key("k"));
+    let mut relay = settings.clone().start().await;
+    t.commit(each()).await;
+    all_in(&a, &committed(&t, |of| of != "z").await).await.assert_exactly_once();
+    all_in(&b, &committed(&t, |of| of == "z").await).await.assert_exactly_once();
+    assert!(relay.sigterm().await.success());
+
+    // Its file takes nothing now.
+    let full = settings.clone().set("routes.a.sink.file.path", "/dev/full");
+    let mut relay = full.start().await;
+    for _ in 0..3 {
+        t.commit(each()).await;
+    }
+    all_in(&b, &committed(&t, |of| of == "z").await).await.assert_exactly_once();
+    wait::until("the route waits", wait::PATIENCE, || async {
+        let status = of_route(&relay, "a").await?;
+        if status["ready"] == Value::from(false) { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .expect("its file is full");
+    assert!(relay.sigterm().await.success());
+
+    let moved = settings.set_toml("routes.a.topics", "[\"y\"]");
+    let mut relay = moved.set_toml("routes.b.topics", "[\"x\", \"z\"]").start().await;
+    let waited = committed(&t, |of| of != "z").await;
+    all_in(&a, &waited).await.assert_exactly_once();
+    relay.wait_log("the route takes these topics no more").await;
+    // Who looks at the new one is told what that has not.
+    let told = "but route b: since this start the route takes the topics x; before, it passed them over, and the tables have 4 rows";
+    wait::until("it is told", wait::PATIENCE, || async {
+        let ready = relay.page("/readyz").await;
+        let is_told = ready.contains(told) && ready.contains("resume --route b --at table");
+        if is_told { Ok(()) } else { Err(ready) }
+    })
+    .await
+    .expect("it is");
+    let before = file::records(&b, PARTITIONS).len();
+    t.commit(each()).await;
+    all_in(&a, &committed(&t, |of| of == "y").await).await;
+    wait::until("the new route has both of its topics", wait::PATIENCE, || async {
+        match file::records(&b, PARTITIONS).len() {
+            now if now == before + 2 => Ok(()),
+            now => Err(format!("{before} and {now}")),
+        }
+    })
+    .await
+    .expect("it has");
+    let of_x = |path: &Path| {
+        let records = file::records(path, PARTITIONS);
+        records.iter().filter(|record| record.topic == "x").count()
+    };
+    assert_eq!((of_x(&a), of_x(&b)), (4, 1));
+    assert!(relay.sigterm().await.success());
+}

@@ -281,7 +281,9 @@ pub(super) fn one_of(configs: Vec<Config>, named: Option<&str>) -> anyhow::Resul
     let there =
         routes.iter().map(|route| format!("--route {route}")).collect::<Vec<_>>().join(" or ");
     match named {
-        None if routes.is_empty() => {}
+        None if routes.len() <= 1 => {
+            return configs.into_iter().next().context("there are no settings");
+        }
         Some(named) if routes.contains(&named) => {}
         None => bail!("the settings have several routes: add {there}. Nothing was changed"),
         Some(named) if routes.is_empty() => {

@@ -157,13 +157,18 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
             let config = one_of(relay_settings(file, &flags)?, decision.route.as_deref())?;
             logging::init(&quiet(&config));
             let yes = decision.yes;
-            let agreed = |question: &str| match yes {
-                // Whoever agreed in advance is told to what.
-                true => {
-                    output::eprint(question);
-                    Ok(true)
+            let route = config.route.clone();
+            let for_route = |text: &str| {
+                route.as_ref().map_or_else(|| text.to_owned(), |it| it.in_commands(text))
+            };
+            let agreed = |question: &str| {
+                let question = &for_route(question);
+                if !yes {
+                    return ask::ask(&format!("{question} Continue?"));
                 }
-                false => ask::ask(&format!("{question} Continue?")),
+                // Whoever agreed in advance is told to what.
+                output::eprint(question);
+                Ok(true)
             };
             let resumed = resume::run(&config, decision.decision()?, agreed).await;
             let grants = config.parts()?.sink.grants();

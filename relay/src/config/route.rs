@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::keys::{ROUTES, section};
+use crate::core::printable;
 
 /// What is only a route's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,10 +31,7 @@ impl Route {
 
     /// The text with commands that are for this route's relay.
     pub fn in_commands(&self, text: &str) -> String {
-        ["resume", "dead-letters"].iter().fold(text.to_owned(), |text, command| {
-            let command = format!("outbox-relay {command} ");
-            text.replace(&command, &format!("{command}--route {} ", self.name))
-        })
+        printable::for_route(text, &self.name)
     }
 
     /// Whether it has a name of its own; otherwise its relay is named after it.

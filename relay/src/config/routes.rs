@@ -14,6 +14,7 @@ use super::{
     route::Route,
     written::Written,
 };
+use crate::core::progress::TOPICS_BYTES_MAX;
 
 const TOPICS_EXAMPLE: &str = "[\"orders.*\"]";
 
@@ -116,6 +117,17 @@ fn own_settings(route: &mut Route, table: &Merged, problems: &mut Vec<Problem>) 
             remedy: format!(
                 "write patterns, such as {TOPICS_EXAMPLE}, or leave it out to take all"
             ),
+        });
+    }
+    let bytes = topics.iter().flat_map(|it| &it.value).map(String::len).sum::<usize>();
+    if let Some(topics) = topics.as_ref().filter(|_| bytes > TOPICS_BYTES_MAX) {
+        problems.push(Problem {
+            key: key("topics"),
+            origin: topics.origin.clone(),
+            what: format!(
+                "has {bytes} bytes of patterns, and progress has room for {TOPICS_BYTES_MAX}"
+            ),
+            remedy: "write fewer patterns, with * in them".into(),
         });
     }
     route.topics = topics.map(|topics| topics.value);

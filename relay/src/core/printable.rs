@@ -19,6 +19,21 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character != '\n' && is_hidden(character))
 }
 
+/// The text with its commands for that route's relay.
+pub fn for_route(text: &str, route: &str) -> String {
+    const OF_A_RELAY: [&str; 3] =
+        ["outbox-relay resume ", "outbox-relay dead-letters ", "`resume "];
+    let named = "--route ";
+    OF_A_RELAY.iter().fold(text.to_owned(), |text, command| {
+        let mut parts = text.split(command);
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |so_far, part| match part.starts_with(named) {
+            true => so_far + command + part,
+            false => format!("{so_far}{command}{named}{route} {part}"),
+        })
+    })
+}
+
 /// A text of a size that no one bounds, as a part of a line: cut where it is long, and then its length
 /// is said.
 pub fn short(text: &str) -> Cow<'_, str> {

@@ -17,10 +17,13 @@ use crate::core::{
 mod parked;
 mod partitions;
 mod slot;
+mod taken;
+mod topics;
 
 pub use self::{
     parked::{PARKED_IDS_MAX, ParkedId, ParkedRecord},
     partitions::{DepartedRecord, NOT_SENT_MAX, NotSentRecord},
+    topics::{FormerTopics, TOPICS_BYTES_MAX, TopicsRecord},
 };
 
 /// Of the whole record.
@@ -91,6 +94,9 @@ pub struct Progress {
     /// Partitions that are none any more, or were none for a while: those that left last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub departed: Vec<DepartedRecord>,
+    /// What it takes, as one of several routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topics: Option<TopicsRecord>,
 }
 
 fn is_first(era: &u64) -> bool {
@@ -205,6 +211,7 @@ impl Progress {
             parked: None,
             not_sent: vec![],
             departed: vec![],
+            topics: None,
         }
     }
 

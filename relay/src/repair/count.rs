@@ -180,6 +180,32 @@ pub async fn rows_around(
     Ok(around)
 }
 
+/// Rows of these topics. A `*` in a pattern stands for any text; `None` where no column says the topic.
+///
+/// # Errors
+/// The database's.
+pub async fn rows_of_topics(
+    client: &Client,
+    tables: &[Table],
+    patterns: &[String],
+) -> Result<Option<i64>, tokio_postgres::Error> {
+    let mut rows = 0;
+    for table in tables {
+        let Some(topic) = &table.topic else { return Ok(None) };
+        let any = patterns.iter().map(|pattern| {
+            let escaped = pattern.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+            format!(
+                "t.{}::pg_catalog.text operator(pg_catalog.~~) {}",
+                identifier(topic),
+                literal(&escaped.replace('*', "%"))
+            )
+        });
+        let any = any.collect::<Vec<_>>().join(" or ");
+        rows += count(client, table, &any, rows).await?;
+    }
+    Ok(Some(rows))
+}
+
 /// Whether there is a row at all.
 ///
 /// # Errors

@@ -30,7 +30,7 @@ pub async fn complete(
 ) -> Result<Result<(), Halt>, tokio_postgres::Error> {
     for table in tables {
         let found = match lower {
-            None => of_this_cluster(client, table).await?,
+            None => super::filled::of_this_cluster(client, table).await?,
             Some(_) if rows_kept => None,
             Some(lower) => gone(client, table, lower, leaves, Published::ToSnapshot).await?,
         };
@@ -326,51 +326,6 @@ async fn truncated(
         }
     }
     Ok(None)
-}
-
-/// Whether a table has rows that carry another cluster's transaction ids: a repair would skip them. Rows that were copied
-/// into a table whose relay is at home are to be skipped, so [`complete`] asks this only where every row is read.
-///
-/// # Errors
-/// The database's.
-pub async fn foreign(
-    client: &Client,
-    tables: &[Table],
-) -> Result<Option<Halt>, tokio_postgres::Error> {
-    let mut all: Option<Halt> = None;
-    for table in tables {
-        let Some(halt) = of_this_cluster(client, table).await? else { continue };
-        match &mut all {
-            None => all = Some(halt),
-            Some(all) => {
-                all.reason = format!("{}; {}", all.reason, halt.reason);
-                all.remedy = format!("{}; {}", all.remedy, halt.remedy);
-            }
-        }
-    }
-    Ok(all)
-}
-
-async fn of_this_cluster(
-    client: &Client,
-    table: &Table,
-) -> Result<Option<Halt>, tokio_postgres::Error> {
-    let query = format!(
-        "select exists (select from {} t where t.xid >= \
-             pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))",
-        table.from()
-    );
-    if !client.query_one(&query, &[]).await?.try_get::<_, bool>(0)? {
-        return Ok(None);
-    }
-    let name = &table.name;
-    Ok(Some(Halt::new(
-        format!("{name} has rows with the transaction ids of another cluster, from a dump"),
-        format!(
-            "`update {name} set xid = pg_current_xact_id() where xid >= \
-             pg_snapshot_xmax(pg_current_snapshot())`"
-        ),
-    )))
 }
 
 #[cfg(test)]

@@ -33,6 +33,11 @@ pub struct Page {
 }
 
 impl Page {
+    /// How many were read.
+    pub(super) fn rows(&self) -> usize {
+        self.cursors.len()
+    }
+
     /// Whether no row was left.
     pub fn is_empty(&self) -> bool {
         self.cursors.is_empty()

@@ -90,7 +90,8 @@ impl Reader {
     /// [`ReadError`].
     pub async fn page(&mut self, batch: &mut Batch) -> Result<Page, ReadError> {
         let mut page = self.pages.begin();
-        while !batch.is_full() {
+        // What is another route's fills no batch.
+        while !batch.is_full() && page.rows() < batch.limits().records_max {
             let Some(index) = self.earliest().await? else { break };
             let Some(feed) = self.feeds.get_mut(index) else { break };
             let Some(found) = feed.next.take() else { break };

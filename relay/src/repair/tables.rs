@@ -41,6 +41,8 @@ pub struct Table {
     only: bool,
     id: Id,
     created_at: String,
+    /// The column of the topic, where one has it.
+    pub(super) topic: Option<String>,
 }
 
 /// Whether a table can be read for a repair. That the mapping fits it is somebody else's question.
@@ -146,6 +148,7 @@ pub fn fits(name: &TableName, table: &TableState, mapping: &Mapping) -> Result<T
         only,
         id,
         created_at: created_at.name.clone(),
+        topic: mapping.topic_column().map(str::to_owned),
     })
 }
 

@@ -65,6 +65,14 @@ impl Mapping {
         self.column_of(Role::CreatedAt)
     }
 
+    /// The column of the topic, unless it is made of several.
+    pub fn topic_column(&self) -> Option<&str> {
+        match &self.topic {
+            TopicFrom::Column(column) => Some(column),
+            TopicFrom::Template(_) => None,
+        }
+    }
+
     fn column_of(&self, role: Role) -> Option<&str> {
         self.columns.iter().find(|(r, _)| *r == role).map(|(_, column)| column.as_str())
     }

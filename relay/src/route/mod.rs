@@ -45,6 +45,7 @@ pub use self::{
 };
 pub(crate) use self::{plan::XID, table::quoted};
 use crate::core::{
+    progress::FormerTopics,
     record::{Batch, Refused, RefusedRecord},
     row::{Malformed, Relation, Row, Tuple, Value},
 };
@@ -62,6 +63,8 @@ pub struct Router {
     /// The mapped tables announced so far, by OID. As few as the settings name.
     plans: Vec<(u32, Plan)>,
     scratch: Scratch,
+    /// Topics that were this relay's before.
+    former: Option<FormerTopics>,
 }
 
 /// What a table is to this relay.
@@ -115,6 +118,7 @@ impl Router {
             there: Vec::new(),
             plans: Vec::new(),
             scratch: Scratch::default(),
+            former: None,
         }
     }
 
@@ -132,6 +136,13 @@ impl Router {
     #[must_use]
     pub fn with_oids(mut self, tables: Vec<(u32, TableName)>) -> Self {
         self.there = tables;
+        self
+    }
+
+    /// The same, with what it still publishes of topics that were this relay's before.
+    #[must_use]
+    pub fn with_former(mut self, topics: Option<FormerTopics>) -> Self {
+        self.former = topics;
         self
     }
 
@@ -188,7 +199,16 @@ impl Router {
             return Ok(Routed::Moved);
         }
         let whose = match &self.mapping.share {
-            Some(share) if read.is_ok() => share.of(self.scratch.topic(plan, row, &values)),
+            Some(share) if read.is_ok() => {
+                let topic = self.scratch.topic(plan, row, &values);
+                let takes = |it: &FormerTopics| {
+                    topic.is_some_and(|topic| it.takes(topic, row.position.commit))
+                };
+                match share.of(topic) {
+                    _ if self.former.as_ref().is_some_and(takes) => Whose::Ours,
+                    whose => whose,
+                }
+            }
             _ => Whose::Ours,
         };
         if whose == Whose::Others {

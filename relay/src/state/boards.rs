@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Board, status::Status};
+use crate::core::printable;
 
 /// A relay's board, and what it means for the process.
 #[derive(Clone, Debug)]
@@ -120,7 +121,7 @@ impl OfRelay {
     /// With the name of its route, if it is one.
     fn told(&self, what: String) -> String {
         match &self.route {
-            Some(route) => format!("route {route}: {what}"),
+            Some(route) => format!("route {route}: {}", printable::for_route(&what, route)),
             None => what,
         }
     }

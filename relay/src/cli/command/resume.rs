@@ -27,7 +27,10 @@ use self::{
 use crate::{
     config::{Config, parts::Parts},
     core::{
-        identity::SystemIdentity, position::Position, progress::Progress, published::Published,
+        identity::SystemIdentity,
+        position::Position,
+        progress::{Progress, TopicsRecord},
+        published::Published,
     },
     fault::{self, Point},
     leader,
@@ -156,7 +159,14 @@ pub(crate) async fn run(
     };
     let now = SystemTime::now();
     let here = Here { slot_name, identity: &identity, published, now };
+    let is_nothing_stored = stored.is_none();
     let mut next = decided(stored, decision, after, here);
+    if is_nothing_stored && let Some(route) = &config.route {
+        // Not all topics, as of a relay that was no route.
+        let all = || vec!["*".to_owned()];
+        let topics = TopicsRecord { now: route.topics.clone().unwrap_or_else(all), former: None };
+        next.topics = Some(topics);
+    }
     if let Some(lower) = from_table {
         next.repair_after(lower, identity.flush_lsn, now);
     }

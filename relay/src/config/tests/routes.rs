@@ -149,6 +149,15 @@ fn commands_in_texts_name_the_route() {
     let route = found.first().and_then(|it| it.route.as_ref()).expect("a route");
     let text = "run `outbox-relay resume --at slot`, or `outbox-relay dead-letters release --all`; `outbox-relay migrate`";
     assert_eq!(
+        route.in_commands(&route.in_commands(text)),
+        route.in_commands(text),
+        "once is enough"
+    );
+    assert_eq!(
+        route.in_commands("the same `resume --at slot`"),
+        "the same `resume --route audit --at slot`"
+    );
+    assert_eq!(
         route.in_commands(text),
         "run `outbox-relay resume --route audit --at slot`, or `outbox-relay dead-letters --route audit release --all`; `outbox-relay migrate`"
     );

@@ -42,6 +42,7 @@ fn sample() -> Progress {
         rolled_back: None,
         not_sent: vec![],
         departed: vec![],
+        topics: None,
         parked: None,
     }
 }

@@ -15,6 +15,7 @@ pub(super) mod repair;
 mod slot;
 pub(super) mod standby;
 mod survey;
+mod topics;
 
 use std::sync::Arc;
 
@@ -152,6 +153,8 @@ pub(super) async fn start(
     let mut progress = carried.unwrap_or_else(|| Progress::before_first_start(slot));
     identity.clone_into_progress(&mut progress);
     progress.slot.clone_from(slot);
+    let end = identity.flush_lsn;
+    topics::take(context, session, &mut progress, end, &tables.repair).await?;
     if stored.is_some() && !has_own {
         store(&mut connections.sink, &progress).await?; // Sealed from here on.
     }
@@ -189,7 +192,8 @@ pub(super) async fn start(
     progress.stream_from(from);
     let Tables { format, stamped, .. } = tables;
     let router = Router::new(parts.mapping.clone(), &origin, format);
-    let router = router.with_stamped(stamped.clone()).with_oids(oids);
+    let former = progress.former_topics().cloned();
+    let router = router.with_stamped(stamped.clone()).with_oids(oids).with_former(former);
     let stream = Stream { from, format, charset, router, snapshot, published, stamped };
     start_stream(context, connections, parked, progress, stream).await
 }

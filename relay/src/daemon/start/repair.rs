@@ -18,8 +18,9 @@ use crate::{
     core::{
         halt::Halt,
         landmark::AnotherHistory,
+        lsn::Lsn,
         position::Position,
-        progress::{Progress, RepairRecord, UPPER_BYTES_MAX},
+        progress::{FormerTopics, Progress, RepairRecord, UPPER_BYTES_MAX},
         published::Published,
         record::{Batch, BatchLimits},
     },
@@ -255,7 +256,10 @@ pub(in crate::daemon) async fn run(
 ) -> Result<(), Ended> {
     let config = &context.config;
     let Repairing { mut delivery, probe, look, tables, origin, charset } = repairing;
-    let router = Router::repairing(context.parts.mapping.clone(), &origin);
+    // Rows of a table don't say where they were committed.
+    let former = delivery.progress().former_topics();
+    let former = former.map(|it| FormerTopics { until: Lsn::new(u64::MAX), ..it.clone() });
+    let router = Router::repairing(context.parts.mapping.clone(), &origin).with_former(former);
     let work = async {
         let lower = delivery.progress().repair.as_ref().and_then(|it| it.lower.clone());
         let under_way = delivery.progress().repair_to_read().expect("it was begun");
