@@ -266,7 +266,7 @@ async fn events_that_wait_while_their_topic_moves_to_another_route_are_published
     all_in(&b, &committed(&t, |of| of == "z").await).await.assert_exactly_once();
     wait::until("the route waits", wait::PATIENCE, || async {
         let status = of_route(&relay, "a").await?;
-        if status["ready"] == Value::from(false) { Ok(()) } else { Err(status.to_string()) }
+        if status["ready"] == false { Ok(()) } else { Err(status.to_string()) }
     })
     .await
     .expect("its file is full");
