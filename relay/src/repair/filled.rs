@@ -35,7 +35,7 @@ pub async fn is_filled(
 }
 
 /// Whether a table has rows that carry another cluster's transaction ids: a repair would skip them. Rows that were copied
-/// into a table whose relay is at home are to be skipped, so [`complete`] asks this only where every row is read.
+/// into a table whose relay is at home are to be skipped, so [`complete`](super::complete) asks this only where every row is read.
 ///
 /// # Errors
 /// The database's.
