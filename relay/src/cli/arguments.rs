@@ -274,7 +274,7 @@ pub(super) fn of_process(configs: &[Config]) -> anyhow::Result<&Config> {
 /// The relay that a command is for.
 ///
 /// # Errors
-/// There are several, and none is named; or there is none of that name.
+/// The settings have several routes and no name was given, or no route has that name.
 pub(super) fn one_of(configs: Vec<Config>, named: Option<&str>) -> anyhow::Result<Config> {
     let routes = configs.iter().filter_map(|it| it.route.as_ref());
     let routes: Vec<&str> = routes.map(|route| route.name.as_str()).collect();

@@ -219,7 +219,7 @@ impl Router {
             .and_then(|()| self.scratch.add(plan, &self.mapping, &self.relay, row, &values, batch));
         match added {
             Ok(()) => {
-                if whose == Whose::Nobodys {
+                if whose == Whose::NoRoutes {
                     let Refusal { reason, error } = Refusal::no_route();
                     let index = batch.len() - 1;
                     batch.unfit.push(RefusedRecord { index, reason, error, certain: true });

@@ -10,7 +10,7 @@ pub(super) enum Whose {
     /// Another's.
     Others,
     /// No relay's, and this one parks them.
-    Nobodys,
+    NoRoutes,
 }
 
 /// This relay's share of the topics. Of a topic that no relay takes, one of them is told to take care.
@@ -34,7 +34,7 @@ impl Share {
         match (any(ours), &self.others) {
             (true, _) => Whose::Ours,
             (false, Some(others)) if self.takes_the_rest && !any(others) => match topic {
-                Some(_) => Whose::Nobodys,
+                Some(_) => Whose::NoRoutes,
                 None => Whose::Ours, // It says why it can't be read.
             },
             (false, _) => Whose::Others,
@@ -61,7 +61,7 @@ mod tests {
             (Some("users.audit"), [Whose::Others, Whose::Ours]),
             // Both want it: it is published twice.
             (Some("orders.audit"), [Whose::Ours, Whose::Ours]),
-            (Some("payments.eu"), [Whose::Nobodys, Whose::Others]),
+            (Some("payments.eu"), [Whose::NoRoutes, Whose::Others]),
             (None, [Whose::Ours, Whose::Others]),
         ] {
             assert_eq!([first.of(topic), second.of(topic)], expected, "{topic:?}");

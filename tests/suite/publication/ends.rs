@@ -9,7 +9,7 @@ use crate::{
     repair::wait_snapshot,
 };
 
-/// The slot can't stream past where the publication was missing: a command that goes on with what it has leads back here.
+/// The slot can't stream past where the publication was missing: a command that continues with what it has leads back here.
 #[tokio::test]
 async fn where_the_stream_ends_for_want_of_its_publication_no_command_leads_back_to_the_same_halt()
 {
@@ -46,6 +46,7 @@ async fn where_the_stream_ends_for_want_of_its_publication_no_command_leads_back
     let kept = t.relay().set_toml("outbox.rows_kept", "true");
     let mut relay = kept.start().await;
     t.commit([event()]).await;
-    t.count(&topic, 1).await;
+    let count = t.count(&topic, 1).await;
+    assert_eq!((count.lost, count.out_of_order), (0, 0), "{count}");
     assert!(relay.sigterm().await.success());
 }

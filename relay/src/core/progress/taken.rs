@@ -7,6 +7,7 @@ use crate::core::{
 
 /// Of the former patterns that are kept; beyond that it is all topics.
 const FORMER_BYTES_MAX: usize = 8 << 10;
+
 impl Progress {
     /// Remembers what the route takes; `None`: the process is one relay, which takes all. `end` is the end of the WAL.
     /// Returns the patterns that it did not take before, though it has passed events over.

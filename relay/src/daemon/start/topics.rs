@@ -52,7 +52,7 @@ pub(super) async fn take(
     Ok(())
 }
 
-/// How many events of these topics there are, in words; `None` where there is none.
+/// How many events of these topics there are, in words; `None` if the tables have no such event.
 async fn passed_over(
     session: &SqlSession,
     tables: &Result<Vec<Table>, Halt>,

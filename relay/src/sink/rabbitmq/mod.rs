@@ -217,7 +217,7 @@ struct Delivery<'a> {
 struct Later {
     /// In the order in which the broker said so.
     records: Vec<usize>,
-    /// `None` where there is none.
+    /// When they are sent again; `None` while there are no such records.
     at: Option<Instant>,
 }
 
